@@ -1,0 +1,50 @@
+//! The integration with axum: the only file that knows it.
+
+use crate::{LastEventId, Rejection, SseItem, SseStream, StopReconnecting};
+use axum_core::{
+    body::Body,
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::request::Parts;
+use std::convert::Infallible;
+use tokio_stream::Stream;
+
+impl<S> IntoResponse for SseStream<S>
+where
+    S: Stream + Send + 'static,
+    S::Item: SseItem,
+{
+    fn into_response(self) -> Response {
+        self.into_response().map(Body::new)
+    }
+}
+
+impl IntoResponse for StopReconnecting {
+    fn into_response(self) -> Response {
+        self.into_response().map(Body::new)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for LastEventId {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self::from_parts(parts))
+    }
+}
+
+impl<S: Sync> OptionalFromRequestParts<S> for LastEventId {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
+        let last = Self::from_parts(parts);
+        Ok(last.id().is_some().then_some(last))
+    }
+}
+
+impl IntoResponse for Rejection {
+    fn into_response(self) -> Response {
+        (self.status(), self.to_string()).into_response()
+    }
+}

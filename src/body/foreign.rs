@@ -1,0 +1,297 @@
+//! The body of a response that passed through the layer.
+
+use super::{Adoption, Settings, heartbeat::Pulse};
+use crate::Event;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+pin_project! {
+    /// The body of a response that passed through an [`SseService`](crate::SseService).
+    ///
+    /// A body that is no event stream, or that is the one of an [`SseStream`](crate::SseStream), is passed through as it
+    /// is. Into every other event stream heartbeats are put, between its lines. It is never polled again after its end.
+    ///
+    /// # Errors
+    ///
+    /// Those of the body inside, after what came before them was passed on and the transport had an opportunity to
+    /// flush it.
+    ///
+    /// # Panics
+    ///
+    /// When a foreign event stream is polled outside of a tokio runtime that has its timer enabled, unless the layer has no
+    /// heartbeat.
+    pub struct ResponseBody<B>
+    where
+        B: Body,
+    {
+        #[pin]
+        body: B,
+        // Apart, so that the other responses do not carry it.
+        stream: Option<Pin<Box<ForeignStream<B::Error>>>>,
+    }
+}
+
+impl<B: Body> ResponseBody<B> {
+    pub(crate) fn untouched(body: B) -> Self {
+        Self { body, stream: None }
+    }
+
+    pub(crate) fn event_stream(body: B, settings: Arc<Settings>, adoption: Adoption) -> Self {
+        let opening = match settings.retry {
+            Some(retry) => Event::default().retry(retry).encode(),
+            None => Bytes::new(),
+        };
+        let stream = ForeignStream {
+            settings,
+            pulse: Pulse::default(),
+            opening,
+            lines: LineTracker::default(),
+            byte_order_mark: ByteOrderMark::default(),
+            held: None,
+            ended: false,
+            unflushed: false,
+            _adoption: adoption,
+        };
+        Self { body, stream: Some(Box::pin(stream)) }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        match this.stream {
+            None => this.body.poll_frame(cx),
+            Some(stream) => stream.as_mut().poll_frame(this.body, cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.stream {
+            None => self.body.is_end_stream(),
+            Some(stream) => {
+                stream.opening.is_empty() && stream.held.is_none() && (stream.ended || self.body.is_end_stream())
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.stream {
+            None => self.body.size_hint(),
+            // Heartbeats change the length.
+            Some(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody")
+            .field("body", &self.body)
+            .field("is_event_stream", &self.stream.is_some())
+            .finish()
+    }
+}
+
+/// What a body's `poll_frame` is ready with.
+type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
+
+pin_project! {
+    /// What the layer does to an event stream it knows nothing of but its bytes.
+    struct ForeignStream<E> {
+        settings: Arc<Settings>,
+        #[pin]
+        pulse: Pulse,
+        // Goes first.
+        opening: Bytes,
+        lines: LineTracker,
+        byte_order_mark: ByteOrderMark,
+        // What the body was ready with, when something else has to go before it.
+        held: Option<Outcome<E>>,
+        // The body inside is not polled again.
+        ended: bool,
+        // Whether the transport got something since it could last flush.
+        unflushed: bool,
+        // Tells an outer layer that this stream is taken care of.
+        _adoption: Adoption,
+    }
+}
+
+impl<E> ForeignStream<E> {
+    fn poll_frame<B>(self: Pin<&mut Self>, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    where
+        B: Body<Data = Bytes, Error = E>,
+    {
+        let mut this = self.project();
+        if !this.opening.is_empty() {
+            this.byte_order_mark.something_goes_first();
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(this.opening)))));
+        }
+        loop {
+            let outcome = match this.held.take() {
+                Some(held) => held,
+                None if *this.ended => None,
+                None => match body.as_mut().poll_frame(cx) {
+                    Poll::Ready(outcome) => outcome,
+                    Poll::Pending => break,
+                },
+            };
+            let data = match outcome {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.byte_order_mark.strip(data),
+                    Err(trailers) => match this.byte_order_mark.release() {
+                        None => return Poll::Ready(Some(Ok(trailers))),
+                        Some(rest) => {
+                            *this.held = Some(Some(Ok(trailers)));
+                            rest
+                        }
+                    },
+                },
+                end => {
+                    *this.ended = true;
+                    match this.byte_order_mark.release() {
+                        None if end.is_some() && std::mem::take(this.unflushed) => {
+                            // hyper drops what it has buffered when a body fails. It flushes when a body is pending.
+                            *this.held = Some(end);
+                            cx.waker().wake_by_ref();
+                            return Poll::Pending;
+                        }
+                        None => return Poll::Ready(end),
+                        Some(rest) => {
+                            *this.held = Some(end);
+                            rest
+                        }
+                    }
+                }
+            };
+            if !data.is_empty() {
+                this.lines.passed(&data);
+                this.pulse.sent();
+                *this.unflushed = true;
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+
+        *this.unflushed = false;
+        let Some(heartbeat) = &this.settings.heartbeat else { return Poll::Pending };
+        if !this.lines.is_at_line_start() {
+            return Poll::Pending;
+        }
+        ready!(this.pulse.as_mut().poll_due(heartbeat, cx));
+        this.pulse.sent();
+        this.byte_order_mark.something_goes_first();
+        Poll::Ready(Some(Ok(Frame::data(heartbeat.bytes(this.lines.is_between_events())))))
+    }
+}
+
+/// Where in the stream's lines the bytes that were passed on end.
+///
+/// Only the end of each chunk is looked at. A CR may be the first half of a CRLF, so a line is known to have ended when
+/// its LF was there.
+struct LineTracker {
+    /// The last three bytes, oldest first. A stream begins as if it came after a blank line.
+    last: [u8; 3],
+}
+
+impl Default for LineTracker {
+    fn default() -> Self {
+        Self { last: *b"\n\n\n" }
+    }
+}
+
+impl LineTracker {
+    #[inline]
+    fn passed(&mut self, chunk: &[u8]) {
+        let [_, b, c] = self.last;
+        self.last = match *chunk {
+            [.., x, y, z] => [x, y, z],
+            [y, z] => [c, y, z],
+            [z] => [b, c, z],
+            [] => return,
+        };
+    }
+
+    fn is_at_line_start(&self) -> bool {
+        self.last[2] == b'\n'
+    }
+
+    /// Whether the line that has just ended was blank.
+    fn is_between_events(&self) -> bool {
+        matches!(self.last, [_, b'\n', b'\n'] | [b'\n' | b'\r', b'\r', b'\n'])
+    }
+}
+
+/// A byte order mark is no part of the events, but only at the very beginning of the stream (HTML standard, §9.2.6:
+/// streams are decoded by UTF-8 decode). Behind something that was put before it, it has to go.
+#[derive(Clone, Copy)]
+enum ByteOrderMark {
+    /// Nothing was sent, and nothing put first.
+    Undecided,
+    /// Something was put first, and of the mark this many bytes came; they are kept back.
+    Expected(usize),
+    /// The stream has begun.
+    Passed,
+}
+
+impl Default for ByteOrderMark {
+    fn default() -> Self {
+        Self::Undecided
+    }
+}
+
+impl ByteOrderMark {
+    const BYTES: &[u8; 3] = b"\xEF\xBB\xBF";
+
+    fn something_goes_first(&mut self) {
+        if let Self::Undecided = self {
+            *self = Self::Expected(0);
+        }
+    }
+
+    /// What of a chunk can be passed on.
+    #[inline]
+    fn strip(&mut self, chunk: Bytes) -> Bytes {
+        match *self {
+            Self::Passed => chunk,
+            _ if chunk.is_empty() => chunk,
+            Self::Undecided => {
+                *self = Self::Passed;
+                chunk
+            }
+            Self::Expected(seen) => self.strip_expected(seen, chunk),
+        }
+    }
+
+    #[cold]
+    fn strip_expected(&mut self, seen: usize, chunk: Bytes) -> Bytes {
+        let (before, missing) = Self::BYTES.split_at(seen);
+        if chunk.starts_with(missing) {
+            *self = Self::Passed;
+            chunk.slice(missing.len()..)
+        } else if missing.starts_with(&chunk) {
+            *self = Self::Expected(seen + chunk.len());
+            Bytes::new()
+        } else {
+            *self = Self::Passed;
+            Bytes::from([before, &chunk].concat())
+        }
+    }
+
+    /// What was kept back of a mark that did not become whole before the end.
+    fn release(&mut self) -> Option<Bytes> {
+        match std::mem::replace(self, Self::Passed) {
+            Self::Expected(seen @ 1..) => Some(Bytes::from_static(&Self::BYTES[..seen])),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Bodies: where events become frames, and where silence is filled.
+
+mod adoption;
+mod foreign;
+mod frame;
+mod heartbeat;
+mod sse;
+
+pub(crate) use adoption::{Adoption, Settings};
+pub use foreign::ResponseBody;
+pub use heartbeat::Heartbeat;
+pub(crate) use sse::Options;
+pub use sse::SseBody;

@@ -1,0 +1,206 @@
+//! The body of our own streams.
+
+use super::{
+    Adoption, Heartbeat,
+    frame::Coalesce,
+    heartbeat::{Pulse, first_byte},
+};
+use crate::{BoxError, Event, SseItem};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio_stream::Stream;
+
+type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
+
+/// What a handler has set for its stream.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// `Some(None)` is: none at all.
+    pub(crate) heartbeat: Option<Option<Heartbeat>>,
+    pub(crate) retry: Option<Duration>,
+    pub(crate) end_with: Option<Event>,
+    pub(crate) on_error: Option<OnError>,
+}
+
+/// How many items are taken from a stream in one poll, however small they are.
+const MAX_READY: usize = 1024;
+
+static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
+
+pin_project! {
+    /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event stream bytes.
+    ///
+    /// Events that are ready at the same time become one frame of up to about 16 KiB; an event that is ready alone is a
+    /// frame at once. It ends when the stream ends, and it never polls the stream again after that. Dropping it drops the
+    /// stream.
+    ///
+    /// # Errors
+    ///
+    /// An error of the stream ends the body, after what came before it was passed on and the transport had an
+    /// opportunity to flush it; see [`SseStream::on_error`](crate::SseStream::on_error) for another end.
+    ///
+    /// # Panics
+    ///
+    /// When it is polled outside of a tokio runtime that has its timer enabled, unless it has no heartbeat.
+    pub struct SseBody<S> {
+        #[pin]
+        stream: Option<S>,
+        #[pin]
+        pulse: Pulse,
+        options: Option<Box<Options>>,
+        adoption: Adoption,
+        // The beginning of the next frame.
+        held: Bytes,
+        error: Option<BoxError>,
+        opened: bool,
+        // Whether the transport got something since it could last flush.
+        unflushed: bool,
+    }
+}
+
+impl<S> SseBody<S> {
+    pub(crate) fn new(stream: S, options: Option<Box<Options>>, adoption: Adoption) -> Self {
+        Self { stream: Some(stream), options, adoption, ..Self::ended() }
+    }
+
+    /// A body without a stream, which is at its end.
+    pub(crate) fn ended() -> Self {
+        Self {
+            stream: None,
+            pulse: Pulse::default(),
+            options: None,
+            adoption: Adoption::default(),
+            held: Bytes::new(),
+            error: None,
+            opened: false,
+            unflushed: false,
+        }
+    }
+}
+
+impl<S> Body for SseBody<S>
+where
+    S: Stream,
+    S::Item: SseItem,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let mut this = self.project();
+        let mut frame = Coalesce::default();
+        let mut stream_is_pending = false;
+        let opening = !std::mem::replace(this.opened, true);
+
+        let mut next = if opening { opening_hint(this.options, this.adoption) } else { std::mem::take(this.held) };
+        for _ in 0..MAX_READY {
+            if let Err(too_much) = frame.push(next) {
+                *this.held = too_much;
+                break;
+            }
+            if frame.is_full() {
+                break;
+            }
+            let Some(stream) = this.stream.as_mut().as_pin_mut() else { break };
+            next = match stream.poll_next(cx) {
+                Poll::Ready(Some(item)) => match item.into_events() {
+                    Ok(events) => events.into_bytes(),
+                    Err(error) => {
+                        this.stream.set(None);
+                        let on_error = this.options.as_mut().and_then(|options| options.on_error.take());
+                        match on_error.and_then(|on_error| on_error(&error)) {
+                            Some(event) => event.encode(),
+                            None => {
+                                *this.error = Some(error);
+                                break;
+                            }
+                        }
+                    }
+                },
+                Poll::Ready(None) => {
+                    this.stream.set(None);
+                    match this.options.as_mut().and_then(|options| options.end_with.take()) {
+                        Some(event) => event.encode(),
+                        None => break,
+                    }
+                }
+                Poll::Pending => {
+                    stream_is_pending = true;
+                    break;
+                }
+            };
+        }
+
+        if !frame.is_empty() {
+            *this.unflushed = true;
+            this.pulse.sent();
+            return Poll::Ready(Some(Ok(Frame::data(frame.into_bytes()))));
+        }
+        if this.error.is_some() {
+            // hyper drops what it has buffered when a body fails. It flushes when a body is pending.
+            if std::mem::take(this.unflushed) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            return Poll::Ready(this.error.take().map(Err));
+        }
+        if this.stream.is_none() {
+            return Poll::Ready(None);
+        }
+        *this.unflushed = false;
+        if !stream_is_pending {
+            // Nothing but empty chunks: let others have their turn.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let Some(heartbeat) = heartbeat(this.options, this.adoption) else { return Poll::Pending };
+        let beat = if opening {
+            first_byte()
+        } else {
+            ready!(this.pulse.as_mut().poll_due(heartbeat, cx));
+            heartbeat.bytes(true)
+        };
+        // Asked for its next frame at once, the body then sets its timer.
+        this.pulse.sent();
+        Poll::Ready(Some(Ok(Frame::data(beat))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_none() && self.held.is_empty() && self.error.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
+    }
+}
+
+/// The reconnection time, if the handler or else the layer has set one: it goes first.
+fn opening_hint(options: &Option<Box<Options>>, adoption: &Adoption) -> Bytes {
+    let own = options.as_ref().and_then(|options| options.retry);
+    match own.or_else(|| adoption.settings()?.retry) {
+        Some(retry) => Event::default().retry(retry).encode(),
+        None => Bytes::new(),
+    }
+}
+
+/// What the handler has set wins over what the layer has.
+fn heartbeat<'a>(options: &'a Option<Box<Options>>, adoption: &'a Adoption) -> Option<&'a Heartbeat> {
+    match (options.as_ref().and_then(|options| options.heartbeat.as_ref()), adoption.settings()) {
+        (Some(own), _) => own.as_ref(),
+        (None, Some(settings)) => settings.heartbeat.as_ref(),
+        (None, None) => Some(&DEFAULT_HEARTBEAT),
+    }
+}
+
+impl<S> fmt::Debug for SseBody<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SseBody").field("ended", &self.stream.is_none()).finish_non_exhaustive()
+    }
+}

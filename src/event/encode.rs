@@ -1,0 +1,189 @@
+//! The only place that writes wire bytes.
+//!
+//! An event is kept as the bytes it will be on the wire. They stand at the end of their buffer: the data, which is long
+//! and known first, is written once, and the short fields are put in front of it, into room that is kept there. So the
+//! fields come before the data whatever the order of the setters, nothing is moved, and the buffer is full to its last
+//! byte, which is what lets it become [`Bytes`] without a second allocation.
+//!
+//! A buffer inside of the value, for small events, was measured and left out: it costs more in moves than it saves in
+//! allocations.
+
+use bytes::{Buf, BufMut, Bytes};
+use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memmem};
+
+pub(super) const DATA: &[u8; 6] = b"data: ";
+pub(super) const NAME: &[u8; 7] = b"event: ";
+pub(super) const ID: &[u8; 4] = b"id: ";
+pub(super) const RETRY: &[u8; 7] = b"retry: ";
+pub(super) const COMMENT: &[u8; 2] = b": ";
+
+/// What is kept free in front of data that is set first: enough for an id, a name and a `retry` of usual length.
+const ROOM_FOR_FIELDS: usize = 64;
+
+/// What is kept free by a field that is set first, for data and further fields.
+const ROOM_FOR_DATA: usize = 256;
+
+/// The bytes of one event, complete at any time: the last one is the LF of its blank line.
+#[derive(Clone, Default)]
+pub(super) struct Wire {
+    /// Room, then the event. Empty for an event with nothing set.
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Wire {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        if self.buffer.is_empty() { b"\n" } else { &self.buffer[self.start..] }
+    }
+
+    #[inline]
+    pub(super) fn into_bytes(self) -> Bytes {
+        if self.buffer.is_empty() {
+            return Bytes::from_static(b"\n");
+        }
+        let mut bytes = Bytes::from(self.buffer);
+        bytes.advance(self.start);
+        bytes
+    }
+
+    /// An event of one text.
+    pub(super) fn new<const N: usize>(prefix: &'static [u8; N], text: &[u8]) -> Self {
+        let lines = Lines::of(prefix, text);
+        let mut buffer = Vec::with_capacity(ROOM_FOR_FIELDS + lines.len() + 1);
+        buffer.extend_from_slice(&[0; ROOM_FOR_FIELDS]);
+        lines.write(&mut buffer);
+        buffer.push(b'\n');
+        Self { buffer, start: ROOM_FOR_FIELDS }
+    }
+
+    /// Puts a line in front of the others.
+    #[inline]
+    pub(super) fn prepend<const N: usize>(mut self, prefix: &'static [u8; N], value: &[u8]) -> Self {
+        let length = N + value.len() + 1;
+        if self.start < length {
+            self = self.make_room(length);
+        }
+        self.start = put_line_at_end(&mut self.buffer[..self.start], prefix, value);
+        self
+    }
+
+    /// Puts a text of any number of lines before the blank line.
+    pub(super) fn append<const N: usize>(mut self, prefix: &'static [u8; N], text: &[u8]) -> Self {
+        if self.buffer.is_empty() {
+            return Self::new(prefix, text);
+        }
+        let lines = Lines::of(prefix, text);
+        let length = lines.len();
+        if self.start < length {
+            self = self.make_room(length);
+        }
+        let blank = self.buffer.len() - 1;
+        self.buffer.copy_within(self.start..blank, self.start - length);
+        self.start -= length;
+        lines.write(&mut &mut self.buffer[blank - length..blank]);
+        self
+    }
+
+    /// Takes away every line that begins with `prefix`.
+    #[cold]
+    pub(super) fn remove(self, prefix: &[u8]) -> Self {
+        let lines = self.as_bytes().split_inclusive(|&byte| byte == b'\n');
+        let kept = lines.filter(|line| !line.starts_with(prefix)).flatten().copied().collect();
+        Self { buffer: kept, start: 0 }
+    }
+
+    /// Makes the room in front of the event at least `length` bytes long, in the allocation that is there, if there is one.
+    #[cold]
+    fn make_room(mut self, length: usize) -> Self {
+        if self.buffer.is_empty() {
+            let room = length.max(ROOM_FOR_DATA);
+            self.buffer = vec![0; room + 1];
+            self.buffer[room] = b'\n';
+            self.start = room;
+        } else {
+            // What is there now becomes a part of the room, and a copy of it stands behind the new part.
+            let end = self.buffer.len();
+            self.buffer.reserve_exact(length + end - self.start);
+            self.buffer.resize(end + length, 0);
+            self.buffer.extend_from_within(self.start..end);
+            self.start = end + length;
+        }
+        self
+    }
+}
+
+/// Writes a line at the end of the room and returns where it starts. The caller has seen that it fits.
+fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], value: &[u8]) -> usize {
+    let start = room.len() - (N + value.len() + 1);
+    let (name, rest) = room[start..].split_at_mut(N);
+    let (text, line_end) = rest.split_at_mut(value.len());
+    name.copy_from_slice(prefix);
+    text.copy_from_slice(value);
+    line_end.copy_from_slice(b"\n");
+    start
+}
+
+/// A comment alone, without a blank line: it may stand in the middle of an event.
+pub(crate) fn comment_lines(text: &str) -> Bytes {
+    let mut lines = Vec::new();
+    Lines::of(COMMENT, text.as_bytes()).write(&mut lines);
+    Bytes::from(lines)
+}
+
+/// A text and the lines it makes on the wire: CRLF, CR and LF each end one.
+struct Lines<'a, const N: usize> {
+    prefix: &'static [u8; N],
+    text: &'a [u8],
+    /// How many LF and how many CR the text has, and how many of these are pairs that end one line.
+    lf: usize,
+    cr: usize,
+    crlf: usize,
+}
+
+impl<'a, const N: usize> Lines<'a, N> {
+    fn of(prefix: &'static [u8; N], text: &'a [u8]) -> Self {
+        let mut lines = Self { prefix, text, lf: 0, cr: 0, crlf: 0 };
+        if let Some(first) = memchr2(b'\n', b'\r', text) {
+            let rest = &text[first..];
+            lines.lf = memchr_iter(b'\n', rest).count();
+            if let Some(first) = memchr(b'\r', rest) {
+                let rest = &rest[first..];
+                lines.cr = memchr_iter(b'\r', rest).count();
+                lines.crlf = memmem::find_iter(rest, b"\r\n").count();
+            }
+        }
+        lines
+    }
+
+    /// The exact number of bytes that [`write`](Self::write) writes.
+    fn len(&self) -> usize {
+        let breaks = self.lf + self.cr - self.crlf;
+        self.text.len() - self.lf - self.cr + (breaks + 1) * (N + 1)
+    }
+
+    fn write(&self, out: &mut impl BufMut) {
+        let mut start = 0;
+        out.put_slice(self.prefix);
+        if self.cr > 0 {
+            for end in memchr2_iter(b'\n', b'\r', self.text) {
+                // The LF of a CRLF, whose CR ended the line.
+                if end > 0 && &self.text[end - 1..=end] == b"\r\n" {
+                    start = end + 1;
+                    continue;
+                }
+                out.put_slice(&self.text[start..end]);
+                out.put_u8(b'\n');
+                out.put_slice(self.prefix);
+                start = end + 1;
+            }
+        } else if self.lf > 0 {
+            for end in memchr_iter(b'\n', self.text) {
+                out.put_slice(&self.text[start..=end]);
+                out.put_slice(self.prefix);
+                start = end + 1;
+            }
+        }
+        out.put_slice(&self.text[start..]);
+        out.put_u8(b'\n');
+    }
+}

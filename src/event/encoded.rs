@@ -1,0 +1,70 @@
+use super::Event;
+use bytes::{Bytes, BytesMut};
+
+/// Bytes that hold whole events, encoded once for any number of clients.
+///
+/// A clone shares the bytes. It can be made of [`Event`]s only, so it is always a valid piece of an event stream.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{EncodedEvents, Event, SseStream};
+///
+/// let greeting: EncodedEvents = [Event::new("hello").id(1), Event::new("world").id(2)].into_iter().collect();
+/// assert_eq!(greeting.count(), 2);
+/// assert_eq!(greeting.as_bytes(), b"id: 1\ndata: hello\n\nid: 2\ndata: world\n\n");
+///
+/// // Each client gets the same bytes.
+/// let for_anna = SseStream::new(tokio_stream::once(greeting.clone()));
+/// let for_bob = SseStream::new(tokio_stream::once(greeting));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncodedEvents {
+    bytes: Bytes,
+    count: usize,
+}
+
+impl EncodedEvents {
+    /// How many events these are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is no event.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The bytes on the wire.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The bytes on the wire, shared.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+}
+
+impl From<Event> for EncodedEvents {
+    #[inline]
+    fn from(event: Event) -> Self {
+        Self { bytes: event.encode(), count: 1 }
+    }
+}
+
+impl FromIterator<Event> for EncodedEvents {
+    fn from_iter<I: IntoIterator<Item = Event>>(events: I) -> Self {
+        let mut bytes = BytesMut::new();
+        let mut count = 0;
+        for event in events {
+            bytes.extend_from_slice(&event.encode());
+            count += 1;
+        }
+        Self { bytes: bytes.freeze(), count }
+    }
+}

@@ -1,0 +1,339 @@
+//! The two fields whose text could break the format, as proofs that it does not.
+
+use super::{FieldError, FieldErrorKind};
+use std::{borrow::Borrow, fmt, hash, str::FromStr, sync::Arc};
+
+/// A text without CR, LF and NUL.
+///
+/// Short texts, and so the ids that are numbers, live in the value itself.
+#[derive(Clone)]
+enum Text {
+    Static(&'static str),
+    Inline { len: u8, bytes: [u8; Self::INLINE] },
+    Shared(Arc<str>),
+}
+
+impl Text {
+    /// What fits beside the discriminant and the length in three words.
+    const INLINE: usize = 22;
+
+    fn new(text: &str, what: &'static str) -> Result<Self, FieldError> {
+        match find_bad(text.as_bytes()) {
+            None => Ok(Self::checked(text)),
+            Some((position, kind)) => Err(FieldError::new(kind, what, position, text)),
+        }
+    }
+
+    fn checked(text: &str) -> Self {
+        let mut bytes = [0; Self::INLINE];
+        match bytes.get_mut(..text.len()) {
+            Some(inline) => {
+                inline.copy_from_slice(text.as_bytes());
+                // Not more than `INLINE`, which is less than 256.
+                Self::Inline { len: text.len() as u8, bytes }
+            }
+            None => Self::Shared(text.into()),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Static(text) => text.as_bytes(),
+            Self::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Shared(text) => text.as_bytes(),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Static(text) => text,
+            Self::Inline { .. } => str::from_utf8(self.as_bytes()).expect("it was copied from a str"),
+            Self::Shared(text) => text,
+        }
+    }
+}
+
+/// The first byte that a field's text cannot hold. A loop, and not `memchr`, so that literals are checked in a `const`.
+const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
+    let mut at = 0;
+    while at < text.len() {
+        match text[at] {
+            b'\n' | b'\r' => return Some((at, FieldErrorKind::LineBreak)),
+            0 => return Some((at, FieldErrorKind::Nul)),
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+/// The type of an event: what a page names in `addEventListener`.
+///
+/// It is never empty and holds no CR, LF or NUL, so an [`Event`](crate::Event) cannot be made to break its line. Text
+/// that is known only at run time goes through [`EventName::new`]; a literal converts by itself.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, EventName};
+///
+/// const CREATED: EventName = EventName::from_static("created");
+///
+/// Event::new("order 7").event(CREATED);
+/// Event::new("order 7").event("created");
+///
+/// let kind = String::from("created");
+/// Event::new("order 7").event(EventName::new(&kind)?);
+/// # Ok::<_, tower_sse::FieldError>(())
+/// ```
+///
+/// Text that nobody checked does not compile:
+///
+/// ```compile_fail,E0277
+/// # use tower_sse::Event;
+/// let kind = String::from("created");
+/// Event::new("order 7").event(kind);
+/// ```
+///
+/// ```compile_fail,E0597
+/// # use tower_sse::Event;
+/// let kind = String::from("created");
+/// Event::new("order 7").event(kind.as_str());
+/// ```
+#[derive(Clone)]
+pub struct EventName(Text);
+
+impl EventName {
+    /// Checks a text that is known only at run time.
+    ///
+    /// # Errors
+    ///
+    /// If the text is empty, or holds CR, LF or NUL.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, FieldError> {
+        let text = text.as_ref();
+        if text.is_empty() {
+            return Err(FieldError::new(FieldErrorKind::Empty, Self::WHAT, 0, text));
+        }
+        Text::new(text, Self::WHAT).map(Self)
+    }
+
+    /// An event name from a literal, checked at compile time when it is used in a `const`.
+    ///
+    /// # Panics
+    ///
+    /// If the text is empty, or holds CR, LF or NUL.
+    #[must_use]
+    pub const fn from_static(text: &'static str) -> Self {
+        assert!(!text.is_empty(), "an event name cannot be empty");
+        assert!(find_bad(text.as_bytes()).is_none(), "an event name cannot hold CR, LF or NUL");
+        Self(Text::Static(text))
+    }
+
+    const WHAT: &str = "event name";
+}
+
+/// The id of an event, which a client sends back as `Last-Event-ID` when it reconnects.
+///
+/// It holds no CR, LF or NUL. Text that is known only at run time goes through [`EventId::new`]; literals and integers
+/// convert by themselves. An empty id is legal: it makes the client forget the id it had.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, EventId};
+///
+/// Event::new("order 7").id(7);
+/// Event::new("order 7").id("2026-11-20/7");
+///
+/// let id = String::from("order-7");
+/// Event::new("order 7").id(EventId::new(&id)?);
+/// # Ok::<_, tower_sse::FieldError>(())
+/// ```
+///
+/// Text that nobody checked does not compile:
+///
+/// ```compile_fail,E0277
+/// # use tower_sse::Event;
+/// let id = String::from("order-7");
+/// Event::new("order 7").id(id);
+/// ```
+///
+/// ```compile_fail,E0597
+/// # use tower_sse::Event;
+/// let id = String::from("order-7");
+/// Event::new("order 7").id(id.as_str());
+/// ```
+#[derive(Clone)]
+pub struct EventId(Text);
+
+impl EventId {
+    /// Checks a text that is known only at run time.
+    ///
+    /// # Errors
+    ///
+    /// If the text holds CR, LF or NUL.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, FieldError> {
+        Text::new(text.as_ref(), Self::WHAT).map(Self)
+    }
+
+    /// An id from a literal, checked at compile time when it is used in a `const`.
+    ///
+    /// # Panics
+    ///
+    /// If the text holds CR, LF or NUL.
+    #[must_use]
+    pub const fn from_static(text: &'static str) -> Self {
+        assert!(find_bad(text.as_bytes()).is_none(), "an event id cannot hold CR, LF or NUL");
+        Self(Text::Static(text))
+    }
+
+    const WHAT: &str = "event id";
+}
+
+macro_rules! field {
+    ($Field:ident) => {
+        impl $Field {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                self.0.as_str()
+            }
+
+            /// The text as UTF-8 bytes.
+            #[must_use]
+            pub fn as_bytes(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+        }
+
+        /// For literals: see [`from_static`](Self::from_static), which panics on the same texts.
+        impl From<&'static str> for $Field {
+            fn from(text: &'static str) -> Self {
+                Self::from_static(text)
+            }
+        }
+
+        impl FromStr for $Field {
+            type Err = FieldError;
+
+            fn from_str(text: &str) -> Result<Self, FieldError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $Field {
+            type Error = FieldError;
+
+            fn try_from(text: String) -> Result<Self, FieldError> {
+                Self::new(text)
+            }
+        }
+
+        impl AsRef<str> for $Field {
+            fn as_ref(&self) -> &str {
+                self.as_str()
+            }
+        }
+
+        impl Borrow<str> for $Field {
+            fn borrow(&self) -> &str {
+                self.as_str()
+            }
+        }
+
+        impl fmt::Display for $Field {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self.as_str(), f)
+            }
+        }
+
+        impl fmt::Debug for $Field {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(self.as_str(), f)
+            }
+        }
+
+        impl PartialEq for $Field {
+            fn eq(&self, other: &Self) -> bool {
+                self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        impl Eq for $Field {}
+
+        impl PartialEq<str> for $Field {
+            fn eq(&self, other: &str) -> bool {
+                self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        impl PartialEq<&str> for $Field {
+            fn eq(&self, other: &&str) -> bool {
+                self.as_bytes() == other.as_bytes()
+            }
+        }
+
+        /// As the text hashes, since the value can be borrowed as one.
+        impl hash::Hash for $Field {
+            fn hash<H: hash::Hasher>(&self, state: &mut H) {
+                self.as_str().hash(state);
+            }
+        }
+    };
+}
+
+field!(EventName);
+field!(EventId);
+
+macro_rules! id_from_integer {
+    ($($Integer:ty)*) => {$(
+        impl From<$Integer> for EventId {
+            #[inline]
+            fn from(number: $Integer) -> Self {
+                Self(Text::checked(itoa::Buffer::new().format(number)))
+            }
+        }
+    )*};
+}
+
+id_from_integer!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_keeps_short_static_and_long_texts_alike() {
+        let long = "x".repeat(100);
+        for text in ["a", "1234567890123456789012", "12345678901234567890123", "é日本", long.as_str()] {
+            assert_eq!(EventId::new(text).unwrap(), text);
+            assert_eq!(EventName::new(text).unwrap().as_str(), text);
+        }
+        assert_eq!(EventId::from("a"), EventId::new("a").unwrap());
+        assert_eq!(size_of::<EventId>(), 24);
+    }
+
+    #[test]
+    fn a_field_refuses_what_would_end_its_line_or_be_ignored() {
+        for (text, kind) in [
+            ("a\nb", FieldErrorKind::LineBreak),
+            ("a\rb", FieldErrorKind::LineBreak),
+            ("\r\n", FieldErrorKind::LineBreak),
+            ("a\0", FieldErrorKind::Nul),
+        ] {
+            assert_eq!(EventId::new(text).unwrap_err().kind(), kind);
+            assert_eq!(EventName::new(text).unwrap_err().kind(), kind);
+            assert_eq!(text.parse::<EventId>().unwrap_err().kind(), kind);
+            assert_eq!(EventId::try_from(text.to_owned()).unwrap_err().kind(), kind);
+        }
+        assert_eq!(EventName::new("").unwrap_err().kind(), FieldErrorKind::Empty);
+        assert_eq!(EventId::new("").unwrap(), "");
+    }
+
+    #[test]
+    fn every_integer_is_an_id() {
+        assert_eq!(EventId::from(0u8), "0");
+        assert_eq!(EventId::from(i64::MIN), "-9223372036854775808");
+        assert_eq!(EventId::from(u64::MAX), "18446744073709551615");
+        assert_eq!(EventId::from(u128::MAX), "340282366920938463463374607431768211455");
+    }
+}

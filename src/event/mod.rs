@@ -1,0 +1,290 @@
+//! Events: what can be said, and that nothing wrong can be.
+
+mod encode;
+mod encoded;
+mod error;
+mod field;
+mod scratch;
+
+pub(crate) use encode::comment_lines;
+pub use encoded::EncodedEvents;
+pub use error::{FieldError, FieldErrorKind};
+pub use field::{EventId, EventName};
+#[cfg(feature = "json")]
+pub(crate) use scratch::with_scratch;
+
+use bytes::Bytes;
+use encode::{COMMENT, DATA, ID, NAME, RETRY, Wire};
+use std::{fmt, time::Duration};
+
+/// One server-sent event.
+///
+/// It is built from its data, and whatever text it is given a client reads the same text: see
+/// [what a client sees](#what-a-client-sees). A setter called again replaces what was set before; only
+/// [`comment`](Self::comment) adds.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::Event;
+///
+/// let event = Event::new("Anna: hello\nBob: hi").event("chat").id(7).retry(Duration::from_secs(3));
+/// assert_eq!(
+///     event.encode(),
+///     "retry: 3000\nid: 7\nevent: chat\ndata: Anna: hello\ndata: Bob: hi\n\n",
+/// );
+/// ```
+///
+/// # What a client sees
+///
+/// A parser that follows the [HTML standard, "Interpreting an event stream"][standard] dispatches exactly one message
+/// for each event that has data or a name, with the same fields. Leading spaces, empty lines, a trailing line end, NUL
+/// and every Unicode character survive. What the format cannot carry is *which* line end it was: CRLF, CR and LF in data
+/// each end one line, and a client sees each as one LF.
+///
+/// An event with neither data nor a name is no message: its id moves the client's cursor
+/// ([`checkpoint`](Self::checkpoint)), its `retry` sets the reconnection time, its comment is not seen.
+///
+/// # Cost
+///
+/// An event is kept as its wire bytes. It costs one allocation, and [`encode`](Self::encode) none beyond it.
+///
+/// [standard]: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+#[derive(Clone, Default)]
+#[must_use = "an event does nothing until a stream yields it"]
+pub struct Event {
+    wire: Wire,
+    /// Which fields are set: a union of `HAS_…`. A whole word, as the compiler then keeps the event in registers.
+    fields: usize,
+}
+
+const HAS_DATA: usize = 1;
+const HAS_NAME: usize = 2;
+const HAS_ID: usize = 4;
+const HAS_RETRY: usize = 8;
+
+impl Event {
+    /// An event with this data.
+    ///
+    /// Empty data is data: a client dispatches a message whose `data` is `""`.
+    #[inline]
+    pub fn new(data: impl AsRef<str>) -> Self {
+        Self { wire: Wire::new(DATA, data.as_ref().as_bytes()), fields: HAS_DATA }
+    }
+
+    /// An event with what `data` displays as its data: a number, a template, `format_args!`.
+    ///
+    /// It is formatted into a buffer that the thread keeps, so no `String` is allocated for it. If `data` reports an
+    /// error the event has what was written until then; render what may fail into a `String` first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::Event;
+    /// let (done, all) = (3, 8);
+    /// assert_eq!(Event::display(format_args!("{done}/{all}")).encode(), "data: 3/8\n\n");
+    /// ```
+    pub fn display(data: impl fmt::Display) -> Self {
+        scratch::with_scratch(|text| {
+            let _ended_early = fmt::write(&mut scratch::Text(text), format_args!("{data}"));
+            Self::from_utf8_bytes(text)
+        })
+    }
+
+    /// An event that moves the client's cursor and dispatches nothing: an `id` alone.
+    ///
+    /// Send one now and then where most of what happens is filtered out for this client: when it comes back it need not
+    /// have all of that looked through again.
+    pub fn checkpoint(id: impl Into<EventId>) -> Self {
+        Self::default().id(id)
+    }
+
+    /// `data` is the bytes of a `str`: the caller has made it as one.
+    pub(crate) fn from_utf8_bytes(data: &[u8]) -> Self {
+        Self { wire: Wire::new(DATA, data), fields: HAS_DATA }
+    }
+
+    /// Sets the data: any text, of any number of lines.
+    #[inline]
+    pub fn data(self, data: impl AsRef<str>) -> Self {
+        let this = self.replace(HAS_DATA, DATA);
+        Self { wire: this.wire.append(DATA, data.as_ref().as_bytes()), ..this }
+    }
+
+    /// Sets the type of the event: what a page names in `addEventListener`. Without it the type is `message`.
+    ///
+    /// An event that has a name and no data is sent with empty data, since a client drops a message that has no `data`
+    /// line at all.
+    // Inlined, as `id` is, to keep the event in registers between the setters; without it they cost twice as much.
+    #[inline(always)]
+    pub fn event(self, name: impl Into<EventName>) -> Self {
+        let name = name.into();
+        let this = self.replace(HAS_NAME, NAME);
+        Self { wire: this.wire.prepend(NAME, name.as_bytes()), ..this }
+    }
+
+    /// Sets the id, which the client sends back as `Last-Event-ID` when it reconnects.
+    #[inline(always)]
+    pub fn id(self, id: impl Into<EventId>) -> Self {
+        let id = id.into();
+        let this = self.replace(HAS_ID, ID);
+        Self { wire: this.wire.prepend(ID, id.as_bytes()), ..this }
+    }
+
+    /// Sets how long the client waits before it reconnects, in whole milliseconds (a fraction is cut off).
+    ///
+    /// It holds for the rest of the connection and the reconnections after it, not for this event alone.
+    pub fn retry(self, delay: Duration) -> Self {
+        let this = self.replace(HAS_RETRY, RETRY);
+        let milliseconds = delay.as_millis();
+        Self { wire: this.wire.prepend(RETRY, itoa::Buffer::new().format(milliseconds).as_bytes()), ..this }
+    }
+
+    /// Adds a comment: any text, of any number of lines. Clients do not see it; `curl -N` does.
+    pub fn comment(self, text: impl AsRef<str>) -> Self {
+        Self { wire: self.wire.append(COMMENT, text.as_ref().as_bytes()), ..self }
+    }
+
+    /// The bytes of this event on the wire, its blank line included.
+    ///
+    /// A clone of them shares the bytes, so an event for many clients is encoded once.
+    #[inline]
+    #[must_use]
+    pub fn encode(self) -> Bytes {
+        self.with_what_a_name_needs().wire.into_bytes()
+    }
+
+    /// Without its id: for events that no cursor may point to.
+    pub(crate) fn without_id(mut self) -> Self {
+        if self.fields & HAS_ID != 0 {
+            self.wire = self.wire.remove(ID);
+            self.fields &= !HAS_ID;
+        }
+        self
+    }
+
+    #[inline]
+    fn replace(mut self, field: usize, prefix: &[u8]) -> Self {
+        if self.fields & field != 0 {
+            self.wire = self.wire.remove(prefix);
+        }
+        self.fields |= field;
+        self
+    }
+
+    /// HTML standard, §9.2.6: with an empty data buffer (no `data` line) the event type is reset and nothing dispatched.
+    #[inline]
+    fn with_what_a_name_needs(self) -> Self {
+        if self.fields & (HAS_NAME | HAS_DATA) == HAS_NAME { self.data("") } else { self }
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Event").field(&String::from_utf8_lossy(self.wire.as_bytes())).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(event: Event) -> String {
+        String::from_utf8(event.encode().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn fields_come_before_the_data_whatever_the_order_of_the_setters() {
+        let fields_first = Event::default().event("e").id(1).data("d");
+        let data_first = Event::new("d").event("e").id(1);
+        assert_eq!(wire(fields_first), "id: 1\nevent: e\ndata: d\n\n");
+        assert_eq!(wire(data_first), "id: 1\nevent: e\ndata: d\n\n");
+    }
+
+    #[test]
+    fn each_kind_of_line_end_ends_one_line() {
+        assert_eq!(wire(Event::new("a\r\nb")), "data: a\ndata: b\n\n");
+        assert_eq!(wire(Event::new("a\rb\nc")), "data: a\ndata: b\ndata: c\n\n");
+        assert_eq!(wire(Event::new("\n\r\r\n\r\n\n")), "data: \ndata: \ndata: \ndata: \ndata: \ndata: \n\n");
+        assert_eq!(wire(Event::new("a\n")), "data: a\ndata: \n\n");
+        assert_eq!(wire(Event::new("a\r")), "data: a\ndata: \n\n");
+        assert_eq!(wire(Event::new("a\r\n")), "data: a\ndata: \n\n");
+        assert_eq!(wire(Event::new("a\u{2028}b\u{85}c\0")), "data: a\u{2028}b\u{85}c\0\n\n");
+    }
+
+    #[test]
+    fn a_setter_replaces_and_a_comment_adds() {
+        let event = Event::new("a\nb").id(1).event("x").comment("one").retry(Duration::from_secs(1));
+        let event = event.data("c").id(2).event("y").comment("two\r\nlines").retry(Duration::from_millis(5));
+        assert_eq!(wire(event), "retry: 5\nevent: y\nid: 2\n: one\ndata: c\n: two\n: lines\n\n");
+    }
+
+    #[test]
+    fn text_that_looks_like_a_field_stays_data_when_another_is_replaced() {
+        let event = Event::new("id: 7\nevent: no\ndata: x").id(1).id(2);
+        assert_eq!(wire(event), "id: 2\ndata: id: 7\ndata: event: no\ndata: data: x\n\n");
+    }
+
+    #[test]
+    fn what_is_too_long_for_the_room_makes_room() {
+        let long = "x".repeat(1000);
+        let id = EventId::new(&long).unwrap();
+        let name = EventName::new(&long).unwrap();
+        let expected = format!("event: {long}\nid: {long}\ndata: {long}\ndata: {long}\n\n");
+        let data = format!("{long}\n{long}");
+        assert_eq!(wire(Event::new(&data).id(id.clone()).event(name.clone())), expected);
+        assert_eq!(wire(Event::default().id(id.clone()).data(&data).event(name.clone())), expected);
+        assert_eq!(wire(Event::default().id(id).event(name).data(&data)), expected);
+    }
+
+    #[test]
+    fn an_event_with_nothing_set_is_a_blank_line() {
+        assert_eq!(wire(Event::default()), "\n");
+        assert_eq!(wire(Event::default().comment("c")), ": c\n\n");
+        assert_eq!(wire(Event::checkpoint(7)), "id: 7\n\n");
+        assert_eq!(wire(Event::new("")), "data: \n\n");
+    }
+
+    #[test]
+    fn a_name_alone_is_sent_with_empty_data() {
+        assert_eq!(wire(Event::default().event("close")), "event: close\ndata: \n\n");
+    }
+
+    #[test]
+    fn retry_is_in_milliseconds() {
+        assert_eq!(wire(Event::default().retry(Duration::from_micros(1999))), "retry: 1\n\n");
+        assert_eq!(wire(Event::default().retry(Duration::ZERO)), "retry: 0\n\n");
+        assert_eq!(wire(Event::default().retry(Duration::MAX)), "retry: 18446744073709551615999\n\n");
+    }
+
+    #[test]
+    fn without_its_id_an_event_keeps_the_rest() {
+        assert_eq!(wire(Event::new("d").id(1).event("e").without_id()), "event: e\ndata: d\n\n");
+        assert_eq!(wire(Event::new("d").without_id().id(2)), "id: 2\ndata: d\n\n");
+    }
+
+    #[test]
+    fn display_keeps_what_was_written_before_an_error() {
+        struct Fails;
+        impl fmt::Display for Fails {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("half\n")?;
+                Err(fmt::Error)
+            }
+        }
+        assert_eq!(wire(Event::display(Fails)), "data: half\ndata: \n\n");
+    }
+
+    #[test]
+    fn display_can_make_another_event_while_it_is_displayed() {
+        struct Nested;
+        impl fmt::Display for Nested {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "outer ")?;
+                write!(f, "{:?}", Event::display("inner"))
+            }
+        }
+        assert_eq!(wire(Event::display(Nested)), "data: outer Event(\"data: inner\\n\\n\")\n\n");
+    }
+}

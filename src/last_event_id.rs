@@ -1,0 +1,171 @@
+//! Where a client left off.
+
+use crate::EventId;
+use http::{HeaderName, Request, StatusCode, request::Parts};
+use percent_encoding::percent_decode;
+use std::{error::Error, fmt, str::FromStr};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The names under which clients that cannot set the header send the id in the query.
+const QUERY_NAMES: [&str; 6] =
+    ["lastEventId", "last-event-id", "Last-Event-ID", "lastEventID", "last_event_id", "evs_last_event_id"];
+
+/// The id of the last event a client has seen, which it sends when it reconnects.
+///
+/// As an axum extractor it never rejects: a client that comes for the first time has none. `Option<LastEventId>` is `None`
+/// then. Without axum, [`from_request`](Self::from_request) and [`from_parts`](Self::from_parts) read it.
+///
+/// # Where it is looked for
+///
+/// In the `Last-Event-ID` header first, which is UTF-8, as an `EventSource` sends it (HTML standard, §9.2.5). If there is
+/// none, in the query, for polyfills and clients that cannot set the header: as `lastEventId`, `last-event-id`,
+/// `Last-Event-ID`, `lastEventID`, `last_event_id` or `evs_last_event_id`, form-encoded. The first one that is an id is
+/// taken. One that is empty, is not UTF-8 or holds NUL, CR or LF is not there.
+///
+/// # Examples
+///
+/// ```
+/// use http::Request;
+/// use tower_sse::LastEventId;
+///
+/// let request = Request::builder().header("Last-Event-ID", "41").body(()).unwrap();
+/// let last = LastEventId::from_request(&request);
+/// assert_eq!(last.as_str(), Some("41"));
+/// assert_eq!(last.parse::<u64>().unwrap(), Some(41));
+///
+/// let request = Request::builder().uri("/feed?lastEventId=41").body(()).unwrap();
+/// assert_eq!(LastEventId::from_request(&request), last);
+/// ```
+///
+/// In an axum handler:
+///
+/// ```
+/// use tokio_stream::Stream;
+/// use tower_sse::{Event, LastEventId, Rejection, SseStream};
+///
+/// async fn count_on(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, Rejection> {
+///     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
+///     Ok(SseStream::new(tokio_stream::iter((next..).map(|n| Event::display(n).id(n)))))
+/// }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LastEventId(Option<EventId>);
+
+impl LastEventId {
+    /// Reads it from a request.
+    #[must_use]
+    pub fn from_request<B>(request: &Request<B>) -> Self {
+        Self::read(request.headers(), request.uri())
+    }
+
+    /// Reads it from the head of a request.
+    #[must_use]
+    pub fn from_parts(parts: &Parts) -> Self {
+        Self::read(&parts.headers, &parts.uri)
+    }
+
+    fn read(headers: &http::HeaderMap, uri: &http::Uri) -> Self {
+        let in_headers = headers.get_all(LAST_EVENT_ID).into_iter().find_map(|value| id_from(value.as_bytes()));
+        Self(in_headers.or_else(|| id_from_query(uri.query()?)))
+    }
+
+    /// The id, if there is one.
+    #[must_use]
+    pub fn id(&self) -> Option<&EventId> {
+        self.0.as_ref()
+    }
+
+    /// The id as text, if there is one.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        self.id().map(EventId::as_str)
+    }
+
+    /// The id, if there is one.
+    #[must_use]
+    pub fn into_id(self) -> Option<EventId> {
+        self.0
+    }
+
+    /// The id as a number, or whatever else parses; `None` if there is no id.
+    ///
+    /// # Errors
+    ///
+    /// If there is an id and it does not parse. As a response the [`Rejection`] is `400 Bad Request`; a handler that would
+    /// rather begin anew can ignore it.
+    pub fn parse<T>(&self) -> Result<Option<T>, Rejection>
+    where
+        T: FromStr,
+        T::Err: Into<crate::BoxError>,
+    {
+        let Some(id) = self.as_str() else { return Ok(None) };
+        id.parse().map(Some).map_err(|error: T::Err| Rejection { id: id.into(), source: error.into() })
+    }
+}
+
+impl From<EventId> for LastEventId {
+    /// An empty id is none.
+    fn from(id: EventId) -> Self {
+        Self((!id.as_bytes().is_empty()).then_some(id))
+    }
+}
+
+fn id_from(bytes: &[u8]) -> Option<EventId> {
+    let text = str::from_utf8(bytes).ok()?;
+    EventId::new(text).ok().filter(|id| !id.as_bytes().is_empty())
+}
+
+fn id_from_query(query: &str) -> Option<EventId> {
+    query.split('&').find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        let is_known = QUERY_NAMES.contains(&str::from_utf8(&form_decode(name)).ok()?);
+        if is_known { id_from(&form_decode(value)) } else { None }
+    })
+}
+
+/// As `application/x-www-form-urlencoded` is parsed (URL standard, §5.1), but that no byte is replaced.
+fn form_decode(text: &str) -> Vec<u8> {
+    percent_decode(text.replace('+', " ").as_bytes()).collect()
+}
+
+/// A [`LastEventId`] that does not parse. As a response, `400 Bad Request` with a sentence that names the id.
+///
+/// # Examples
+///
+/// ```
+/// use http::Request;
+/// use tower_sse::LastEventId;
+///
+/// let request = Request::builder().header("Last-Event-ID", "yesterday").body(()).unwrap();
+/// let rejection = LastEventId::from_request(&request).parse::<u64>().unwrap_err();
+/// assert_eq!(rejection.status(), 400);
+/// assert_eq!(rejection.to_string(), r#"the last event id "yesterday" is not one of this stream's; connect without it"#);
+/// ```
+#[derive(Debug)]
+pub struct Rejection {
+    id: Box<str>,
+    source: crate::BoxError,
+}
+
+impl Rejection {
+    /// `400 Bad Request`.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        StatusCode::BAD_REQUEST
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown: String = self.id.chars().take(64).collect();
+        let more = if shown.len() < self.id.len() { "…" } else { "" };
+        write!(f, "the last event id {shown:?}{more} is not one of this stream's; connect without it")
+    }
+}
+
+impl Error for Rejection {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.source)
+    }
+}

@@ -1,0 +1,219 @@
+//! The middleware: any event stream becomes a correct one.
+
+use crate::{
+    body::{Adoption, Heartbeat, ResponseBody, Settings},
+    headers,
+};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+/// A layer that makes every event stream that passes through it a correct one, and lets every other response alone.
+///
+/// It works on the responses of axum, tonic and anything else that is a [`Service`] of HTTP requests, whoever made them:
+/// an [`SseStream`](crate::SseStream), another framework's responder, a stream that is proxied from another server.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::{Heartbeat, SseLayer};
+///
+/// let layer = SseLayer::new()
+///     .heartbeat(Heartbeat::every(Duration::from_secs(20)))
+///     .retry(Duration::from_secs(3));
+///
+/// # #[cfg(feature = "axum")] {
+/// let app: axum::Router = axum::Router::new().layer(layer.clone());
+/// # }
+/// # let service = tower::service_fn(async |_: http::Request<()>| Ok::<_, std::io::Error>(http::Response::new(String::new())));
+/// let service = tower::ServiceBuilder::new().layer(layer).service(service);
+/// # let _: tower_sse::SseService<_> = service;
+/// ```
+///
+/// # Which responses are event streams
+///
+/// Those whose `Content-Type` is `text/event-stream`, in any case and with any parameters; and those with status 200 and
+/// no `Content-Type` to a request whose `Accept` names `text/event-stream`, which then get the header. Answers to `HEAD`,
+/// the statuses 204 and 304, and bodies that are already at their end are let alone.
+///
+/// # What it does to them
+///
+/// - **Headers.** What the handler has set wins; what is missing is added: `Content-Type: text/event-stream`,
+///   `Cache-Control: no-cache, no-transform` (a bare `no-cache` is completed to it), `X-Accel-Buffering: no`, and on
+///   HTTP/1 `Connection: keep-alive`. The content type is written in lower case. `Content-Length` goes, since heartbeats
+///   change the length.
+/// - **Heartbeats** after each interval of silence: see [`Heartbeat`]. They are put between the lines of a stream, never
+///   into one, so a client dispatches exactly the events that it would without the layer.
+/// - **An [`SseStream`](crate::SseStream)** takes the settings over into its own body; what the handler has set on it
+///   explicitly wins. So there is never a second heartbeat, also with several layers: the innermost one decides.
+///
+/// # Compression
+///
+/// A compressor holds events back until it has enough of them, so it is kept out on both sides. A request that accepts
+/// `text/event-stream` is passed on with `Accept-Encoding: identity`, for the compressors inside of the layer. This holds
+/// even if the answer then turns out to be something else, such as JSON: correct beats small. Compressors outside of the
+/// layer see a content type they know and `no-transform`; one that is told to compress everything will do so.
+///
+/// An event stream that already has a `Content-Encoding` is passed through without heartbeats, which would corrupt it.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct SseLayer {
+    settings: Arc<Settings>,
+}
+
+impl SseLayer {
+    /// A layer with the default heartbeat, an empty comment after 15 seconds of silence, and nothing else set.
+    pub fn new() -> Self {
+        Self { settings: Arc::new(Settings { heartbeat: Some(Heartbeat::default()), retry: None }) }
+    }
+
+    /// Keeps the streams alive in this way.
+    pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
+        self.with(|settings| settings.heartbeat = Some(heartbeat))
+    }
+
+    /// Sends no heartbeats, but for the streams whose handler has set one.
+    ///
+    /// A server learns that a client has gone only when it writes to it, so a stream that is silent for long is then held
+    /// for as long.
+    pub fn without_heartbeat(self) -> Self {
+        self.with(|settings| settings.heartbeat = None)
+    }
+
+    /// Tells the clients first how long to wait before they reconnect, in whole milliseconds. Without it they use their own
+    /// default, some seconds.
+    pub fn retry(self, delay: Duration) -> Self {
+        self.with(|settings| settings.retry = Some(delay))
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
+        set(Arc::make_mut(&mut self.settings));
+        self
+    }
+}
+
+impl Default for SseLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S> Layer<S> for SseLayer {
+    type Service = SseService<S>;
+
+    fn layer(&self, inner: S) -> SseService<S> {
+        SseService { inner, settings: Arc::clone(&self.settings) }
+    }
+}
+
+/// The service that an [`SseLayer`] makes.
+#[derive(Clone, Debug)]
+pub struct SseService<S> {
+    inner: S,
+    settings: Arc<Settings>,
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for SseService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body<Data = Bytes>,
+{
+    type Response = Response<ResponseBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    #[inline]
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> ResponseFuture<S::Future> {
+        let accepts = headers::accepts_event_stream(request.headers());
+        if accepts {
+            request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        ResponseFuture {
+            accepts,
+            is_head: request.method() == Method::HEAD,
+            version: request.version(),
+            settings: Arc::clone(&self.settings),
+            inner: self.inner.call(request),
+        }
+    }
+}
+
+pin_project! {
+    /// The response future of an [`SseService`].
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        inner: F,
+        settings: Arc<Settings>,
+        version: Version,
+        accepts: bool,
+        is_head: bool,
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body<Data = Bytes>,
+{
+    type Output = Result<Response<ResponseBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.inner.poll(cx))?;
+        if *this.is_head || !is_event_stream(&response, *this.accepts) {
+            return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
+        }
+
+        headers::complete(response.headers_mut());
+        if matches!(*this.version, Version::HTTP_10 | Version::HTTP_11) {
+            // Illegal in HTTP/2 (RFC 9113, §8.2.2).
+            response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
+        }
+        if is_encoded(response.headers()) || is_taken_care_of(&response, this.settings) {
+            return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
+        }
+        response.headers_mut().remove(CONTENT_LENGTH);
+        let adoption = Adoption::default();
+        response.extensions_mut().insert(adoption.clone());
+        let settings = Arc::clone(this.settings);
+        Poll::Ready(Ok(response.map(|body| ResponseBody::event_stream(body, settings, adoption))))
+    }
+}
+
+fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {
+    let is_of_type = match response.headers().get(CONTENT_TYPE) {
+        Some(value) => headers::is_event_stream(value),
+        None => accepts && response.status() == StatusCode::OK,
+    };
+    is_of_type
+        && !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        && !response.body().is_end_stream()
+}
+
+/// Whether bytes that are put into the body would corrupt it.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_ENCODING).into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// Whether the body is an event stream of ours, or already wrapped, and so needs no more than the settings.
+fn is_taken_care_of<B>(response: &Response<B>, settings: &Arc<Settings>) -> bool {
+    response.extensions().get::<Adoption>().is_some_and(|adoption| adoption.settle(settings))
+}

@@ -1,0 +1,230 @@
+//! The responder: what a handler returns.
+
+use crate::{
+    BoxError, EncodedEvents, Event,
+    body::{Adoption, Heartbeat, Options, SseBody},
+    headers,
+};
+use http::{Response, StatusCode};
+use std::{fmt, time::Duration};
+use tokio_stream::{Empty, Stream};
+
+/// A response of server-sent events, made of a plain stream.
+///
+/// Its items are [`Event`]s, [`EncodedEvents`], or `Result`s of these; [`SseStream::json`] takes values that serialize.
+/// It is an axum response (feature `axum`), and [`into_response`](Self::into_response) makes an [`http::Response`] of it
+/// for tower and hyper.
+///
+/// # Examples
+///
+/// ```
+/// # #[cfg(feature = "axum")] {
+/// use axum::{Router, routing::get};
+/// use std::time::Duration;
+/// use tokio_stream::{Stream, StreamExt, wrappers::IntervalStream};
+/// use tower_sse::{Event, SseStream};
+///
+/// async fn ticks() -> SseStream<impl Stream<Item = Event>> {
+///     let seconds = IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
+///     let mut count = 0_u64;
+///     SseStream::new(seconds.map(move |_| {
+///         count += 1;
+///         Event::display(count).event("tick").id(count)
+///     }))
+/// }
+///
+/// let app: Router = Router::new().route("/ticks", get(ticks));
+/// # }
+/// ```
+///
+/// # What it does by itself
+///
+/// Without any layer the status is 200, `Content-Type`, `Cache-Control` and `X-Accel-Buffering` are set, a first byte goes
+/// out at once (a comment, if there is no event yet), and a [`Heartbeat`] after every 15 seconds of silence. `Connection`
+/// is left to the [`SseLayer`](crate::SseLayer), which knows the HTTP version.
+///
+/// Events that are ready at the same time are sent as one frame. So a stream that is always ready and takes long for each
+/// item should yield to the runtime between them.
+///
+/// # When the stream ends
+///
+/// An `EventSource` takes the end of a response for a lost connection and comes back, with the last id it saw in
+/// `Last-Event-ID`. To say that there is no more, send an event that makes the page close its `EventSource`
+/// ([`end_with`](Self::end_with)), and answer a client that comes back nevertheless with
+/// [`SseStream::stop_reconnecting`].
+#[must_use = "a stream does nothing until it is returned as a response"]
+pub struct SseStream<S> {
+    stream: S,
+    /// Apart, as most streams have none.
+    options: Option<Box<Options>>,
+}
+
+impl<S> SseStream<S> {
+    /// A response of what the stream yields.
+    pub fn new(stream: S) -> Self
+    where
+        S: Stream + Send + 'static,
+        S::Item: SseItem,
+    {
+        Self { stream, options: None }
+    }
+
+    /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15 seconds of silence.
+    pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
+        self.with(|options| options.heartbeat = Some(Some(heartbeat)))
+    }
+
+    /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first byte before the first event.
+    ///
+    /// A server learns that a client has gone only when it writes to it, so a stream that is silent for long is then held
+    /// for as long.
+    pub fn without_heartbeat(self) -> Self {
+        self.with(|options| options.heartbeat = Some(None))
+    }
+
+    /// Tells the client first how long to wait before it reconnects, in whole milliseconds, whatever a layer says.
+    ///
+    /// Without it a client uses its own default, some seconds.
+    pub fn retry(self, delay: Duration) -> Self {
+        self.with(|options| options.retry = Some(delay))
+    }
+
+    /// Sends this event last, when the stream has ended by itself and without an error.
+    pub fn end_with(self, event: Event) -> Self {
+        self.with(|options| options.end_with = Some(event))
+    }
+
+    /// Decides what an error of the stream is to the client: a last event and a clean end, or, with `None`, what it is
+    /// without this: the end of the body, in the middle of the transfer.
+    ///
+    /// Either way it is the end of the stream, and what came before it is sent. This is also the place to log the error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream};
+    /// # let tokens = tokio_stream::iter([Ok(Event::new("Hel")), Err(std::io::Error::other("model gone"))]);
+    /// SseStream::new(tokens).on_error(|error| {
+    ///     eprintln!("answer cut short: {error}");
+    ///     Some(Event::display(error).event("error"))
+    /// })
+    /// # ;
+    /// ```
+    pub fn on_error(self, decide: impl FnOnce(&BoxError) -> Option<Event> + Send + 'static) -> Self {
+        self.with(|options| options.on_error = Some(Box::new(decide)))
+    }
+
+    /// The response, for tower and hyper. In an axum handler return the `SseStream` itself.
+    ///
+    /// An axum handler that returns `axum::response::Response` calls the trait's method,
+    /// `IntoResponse::into_response(stream)`, which boxes the body.
+    #[must_use]
+    pub fn into_response(self) -> Response<SseBody<S>> {
+        let adoption = Adoption::default();
+        let mut response = Response::new(SseBody::new(self.stream, self.options, adoption.clone()));
+        headers::complete(response.headers_mut());
+        response.extensions_mut().insert(adoption);
+        response
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Options)) -> Self {
+        set(self.options.get_or_insert_default());
+        self
+    }
+}
+
+impl SseStream<Empty<Event>> {
+    /// The answer to a client that should not come back: `204 No Content`, the one status for which an `EventSource` stops
+    /// reconnecting and fires no more than an `error` event (HTML standard, §9.2.5, "Processing model").
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::Stream;
+    /// use tower_sse::{Event, LastEventId, SseStream, StopReconnecting};
+    ///
+    /// async fn progress(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, StopReconnecting> {
+    ///     if last.as_str() == Some("done") {
+    ///         return Err(SseStream::stop_reconnecting());
+    ///     }
+    ///     Ok(SseStream::new(tokio_stream::once(Event::new("100 %").id("done"))))
+    /// }
+    /// ```
+    pub fn stop_reconnecting() -> StopReconnecting {
+        StopReconnecting(())
+    }
+}
+
+impl<S> fmt::Debug for SseStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SseStream").finish_non_exhaustive()
+    }
+}
+
+/// `204 No Content`: see [`SseStream::stop_reconnecting`].
+#[derive(Debug)]
+#[must_use = "it does nothing until it is returned as a response"]
+pub struct StopReconnecting(());
+
+impl StopReconnecting {
+    /// The response, for tower and hyper. In an axum handler return the value itself.
+    #[must_use]
+    pub fn into_response(self) -> Response<SseBody<Empty<Event>>> {
+        let mut response = Response::new(SseBody::ended());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response
+    }
+}
+
+/// What the stream of an [`SseStream`] can yield: [`Event`], [`EncodedEvents`], or a `Result` of one of these.
+///
+/// This trait is sealed.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an item of an `SseStream`",
+    label = "this stream's items are not events",
+    note = "its items can be `Event`, `EncodedEvents`, or a `Result` of one of these whose error converts to `BoxError`",
+    note = "map the stream to `Event`s, or use `SseStream::json` for items that serialize"
+)]
+pub trait SseItem: sealed::Sealed {
+    #[doc(hidden)]
+    fn into_events(self) -> Result<EncodedEvents, BoxError>;
+}
+
+impl SseItem for Event {
+    #[inline]
+    fn into_events(self) -> Result<EncodedEvents, BoxError> {
+        Ok(self.into())
+    }
+}
+
+impl SseItem for EncodedEvents {
+    #[inline]
+    fn into_events(self) -> Result<EncodedEvents, BoxError> {
+        Ok(self)
+    }
+}
+
+impl<E: Into<BoxError>> SseItem for Result<Event, E> {
+    #[inline]
+    fn into_events(self) -> Result<EncodedEvents, BoxError> {
+        self.map(Into::into).map_err(Into::into)
+    }
+}
+
+impl<E: Into<BoxError>> SseItem for Result<EncodedEvents, E> {
+    #[inline]
+    fn into_events(self) -> Result<EncodedEvents, BoxError> {
+        self.map_err(Into::into)
+    }
+}
+
+mod sealed {
+    use super::{EncodedEvents, Event};
+
+    pub trait Sealed {}
+
+    impl Sealed for Event {}
+    impl Sealed for EncodedEvents {}
+    impl<E> Sealed for Result<Event, E> {}
+    impl<E> Sealed for Result<EncodedEvents, E> {}
+}
