@@ -1,0 +1,4 @@
+//! What the tests and benchmarks share. It does not know the crate under test.
+
+pub mod script;
+pub mod whatwg;
