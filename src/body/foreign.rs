@@ -34,7 +34,7 @@ pin_project! {
         #[pin]
         body: B,
         // Apart, so that the other responses do not carry it.
-        stream: Option<Pin<Box<ForeignStream<B::Error>>>>,
+        stream: Option<Box<ForeignStream<B::Error>>>,
     }
 }
 
@@ -59,7 +59,7 @@ impl<B: Body> ResponseBody<B> {
             unflushed: false,
             _adoption: adoption,
         };
-        Self { body, stream: Some(Box::pin(stream)) }
+        Self { body, stream: Some(Box::new(stream)) }
     }
 }
 
@@ -72,7 +72,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
         let this = self.project();
         match this.stream {
             None => this.body.poll_frame(cx),
-            Some(stream) => stream.as_mut().poll_frame(this.body, cx),
+            Some(stream) => stream.poll_frame(this.body, cx),
         }
     }
 
@@ -106,41 +106,37 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
 /// What a body's `poll_frame` is ready with.
 type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
 
-pin_project! {
-    /// What the layer does to an event stream it knows nothing of but its bytes.
-    struct ForeignStream<E> {
-        settings: Arc<Settings>,
-        #[pin]
-        pulse: Pulse,
-        // Goes first.
-        opening: Bytes,
-        lines: LineTracker,
-        byte_order_mark: ByteOrderMark,
-        // What the body was ready with, when something else has to go before it.
-        held: Option<Outcome<E>>,
-        // The body inside is not polled again.
-        ended: bool,
-        // Whether the transport got something since it could last flush.
-        unflushed: bool,
-        // Tells an outer layer that this stream is taken care of.
-        _adoption: Adoption,
-    }
+/// What the layer does to an event stream it knows nothing of but its bytes.
+struct ForeignStream<E> {
+    settings: Arc<Settings>,
+    pulse: Pulse,
+    /// Goes first.
+    opening: Bytes,
+    lines: LineTracker,
+    byte_order_mark: ByteOrderMark,
+    /// What the body was ready with, when something else has to go before it.
+    held: Option<Outcome<E>>,
+    /// The body inside is not polled again.
+    ended: bool,
+    /// Whether the transport got something since it could last flush.
+    unflushed: bool,
+    /// Tells an outer layer that this stream is taken care of.
+    _adoption: Adoption,
 }
 
 impl<E> ForeignStream<E> {
-    fn poll_frame<B>(self: Pin<&mut Self>, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    fn poll_frame<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
     where
         B: Body<Data = Bytes, Error = E>,
     {
-        let mut this = self.project();
-        if !this.opening.is_empty() {
-            this.byte_order_mark.something_goes_first();
-            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(this.opening)))));
+        if !self.opening.is_empty() {
+            self.byte_order_mark.something_goes_first();
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.opening)))));
         }
         loop {
-            let outcome = match this.held.take() {
+            let outcome = match self.held.take() {
                 Some(held) => held,
-                None if *this.ended => None,
+                None if self.ended => None,
                 None => match body.as_mut().poll_frame(cx) {
                     Poll::Ready(outcome) => outcome,
                     Poll::Pending => break,
@@ -148,49 +144,49 @@ impl<E> ForeignStream<E> {
             };
             let data = match outcome {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => this.byte_order_mark.strip(data),
-                    Err(trailers) => match this.byte_order_mark.release() {
+                    Ok(data) => self.byte_order_mark.strip(data),
+                    Err(trailers) => match self.byte_order_mark.release() {
                         None => return Poll::Ready(Some(Ok(trailers))),
                         Some(rest) => {
-                            *this.held = Some(Some(Ok(trailers)));
+                            self.held = Some(Some(Ok(trailers)));
                             rest
                         }
                     },
                 },
                 end => {
-                    *this.ended = true;
-                    match this.byte_order_mark.release() {
-                        None if end.is_some() && std::mem::take(this.unflushed) => {
+                    self.ended = true;
+                    match self.byte_order_mark.release() {
+                        None if end.is_some() && std::mem::take(&mut self.unflushed) => {
                             // hyper drops what it has buffered when a body fails. It flushes when a body is pending.
-                            *this.held = Some(end);
+                            self.held = Some(end);
                             cx.waker().wake_by_ref();
                             return Poll::Pending;
                         }
                         None => return Poll::Ready(end),
                         Some(rest) => {
-                            *this.held = Some(end);
+                            self.held = Some(end);
                             rest
                         }
                     }
                 }
             };
             if !data.is_empty() {
-                this.lines.passed(&data);
-                this.pulse.sent();
-                *this.unflushed = true;
+                self.lines.passed(&data);
+                self.pulse.sent();
+                self.unflushed = true;
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
         }
 
-        *this.unflushed = false;
-        let Some(heartbeat) = &this.settings.heartbeat else { return Poll::Pending };
-        if !this.lines.is_at_line_start() {
+        self.unflushed = false;
+        let Some(heartbeat) = &self.settings.heartbeat else { return Poll::Pending };
+        if !self.lines.is_at_line_start() {
             return Poll::Pending;
         }
-        ready!(this.pulse.as_mut().poll_due(heartbeat, cx));
-        this.pulse.sent();
-        this.byte_order_mark.something_goes_first();
-        Poll::Ready(Some(Ok(Frame::data(heartbeat.bytes(this.lines.is_between_events())))))
+        ready!(self.pulse.poll_due(heartbeat, cx));
+        self.pulse.sent();
+        self.byte_order_mark.something_goes_first();
+        Poll::Ready(Some(Ok(Frame::data(heartbeat.bytes(self.lines.is_between_events())))))
     }
 }
 

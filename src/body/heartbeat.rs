@@ -2,7 +2,6 @@
 
 use crate::event::{Event, comment_lines};
 use bytes::Bytes;
-use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
@@ -94,42 +93,38 @@ pub(super) fn first_byte() -> Bytes {
     Bytes::from_static(EMPTY_COMMENT)
 }
 
-pin_project! {
-    /// The timer of one stream.
-    #[derive(Debug, Default)]
-    pub(super) struct Pulse {
-        #[pin]
-        timer: Option<Sleep>,
-        // When the silence began. `None`: something was sent since it was last asked.
-        silent_since: Option<Instant>,
-    }
+/// The timer of one stream.
+///
+/// It is allocated when the stream is silent for the first time, so a body is `Unpin` if what is in it is, and a stream that
+/// is over before that never has one.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    timer: Option<Pin<Box<Sleep>>>,
+    /// When the silence began. `None`: something was sent since it was last asked.
+    silent_since: Option<Instant>,
 }
 
 impl Pulse {
     /// Something was sent. This is all that an event costs.
     #[inline]
-    pub(super) fn sent(self: Pin<&mut Self>) {
-        *self.project().silent_since = None;
+    pub(super) fn sent(&mut self) {
+        self.silent_since = None;
     }
 
     /// To be asked when there is nothing to send: ready when the silence has lasted for the heartbeat's interval.
     ///
     /// It stays ready until [`sent`](Self::sent).
-    pub(super) fn poll_due(self: Pin<&mut Self>, heartbeat: &Heartbeat, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        let since = *this.silent_since.get_or_insert_with(Instant::now);
+    pub(super) fn poll_due(&mut self, heartbeat: &Heartbeat, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
         // An interval beyond the end of time is no heartbeat.
         let Some(due) = since.checked_add(heartbeat.every) else { return Poll::Pending };
-        if this.timer.is_none() {
-            this.timer.set(Some(sleep_until(due)));
-        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
         loop {
-            let Some(mut timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
             ready!(timer.as_mut().poll(cx));
             if timer.deadline() >= due {
                 return Poll::Ready(());
             }
-            timer.reset(due);
+            timer.as_mut().reset(due);
         }
     }
 }

@@ -52,7 +52,6 @@ pin_project! {
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
-        #[pin]
         pulse: Pulse,
         options: Option<Box<Options>>,
         adoption: Adoption,
@@ -164,7 +163,7 @@ where
         let beat = if opening {
             first_byte()
         } else {
-            ready!(this.pulse.as_mut().poll_due(heartbeat, cx));
+            ready!(this.pulse.poll_due(heartbeat, cx));
             heartbeat.bytes(true)
         };
         // Asked for its next frame at once, the body then sets its timer.

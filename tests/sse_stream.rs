@@ -1,0 +1,372 @@
+//! What an `SseStream` is as a body: when it yields what, how it ends, and what it releases.
+
+use bytes::Bytes;
+use futures_util::stream::{self, poll_fn};
+use http::{Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt;
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    sync::mpsc,
+    time::{advance, sleep},
+};
+use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
+use tokio_test::{assert_pending, task};
+use tower_sse::{EncodedEvents, Event, Heartbeat, SseBody, SseItem, SseStream};
+
+/// A body that is polled by hand.
+struct Polled<S>(task::Spawn<SseBody<S>>);
+
+impl<S> Polled<S>
+where
+    S: Stream,
+    S::Item: SseItem,
+{
+    fn new(stream: SseStream<S>) -> Self {
+        Self(task::spawn(stream.into_response().into_body()))
+    }
+
+    fn poll(&mut self) -> Poll<Option<Result<Bytes, String>>> {
+        self.0.enter(|cx, body| body.poll_frame(cx)).map(|frame| {
+            frame.map(|frame| frame.map(|frame| frame.into_data().unwrap()).map_err(|error| error.to_string()))
+        })
+    }
+
+    #[track_caller]
+    fn assert_data(&mut self, expected: &str) {
+        assert_eq!(self.poll(), Poll::Ready(Some(Ok(Bytes::copy_from_slice(expected.as_bytes())))));
+    }
+
+    #[track_caller]
+    fn assert_end(&mut self) {
+        assert_eq!(self.poll(), Poll::Ready(None));
+    }
+}
+
+fn channel() -> (mpsc::UnboundedSender<Event>, UnboundedReceiverStream<Event>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (sender, UnboundedReceiverStream::new(receiver))
+}
+
+/// A stream that panics when it is polled after its end, or after an error.
+fn strict<T: Send + 'static, E: Send + 'static>(items: Vec<Result<T, E>>) -> impl Stream<Item = Result<T, E>> + Send {
+    let mut items = items.into_iter();
+    let mut ended = false;
+    poll_fn(move |_| {
+        assert!(!ended, "the stream was polled after its end");
+        let item = items.next();
+        ended = !matches!(item, Some(Ok(_)));
+        Poll::Ready(item)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_sends_its_first_byte_at_once_and_then_a_heartbeat_after_every_interval() {
+    let (_sender, events) = channel();
+    let mut body = Polled::new(SseStream::new(events));
+    body.assert_data(":\n");
+    assert_pending!(body.poll());
+
+    for _ in 0..3 {
+        advance(Duration::from_millis(14_990)).await;
+        assert!(!body.0.is_woken());
+        assert_pending!(body.poll());
+        advance(Duration::from_millis(20)).await;
+        assert!(body.0.is_woken());
+        body.assert_data(":\n");
+        assert_pending!(body.poll());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_comes_a_full_interval_after_the_last_event() {
+    let (sender, events) = channel();
+    let mut body = Polled::new(SseStream::new(events).heartbeat(Heartbeat::every(Duration::from_secs(10))));
+    body.assert_data(":\n");
+    assert_pending!(body.poll());
+
+    advance(Duration::from_secs(7)).await;
+    sender.send(Event::new("a")).unwrap();
+    body.assert_data("data: a\n\n");
+    assert_pending!(body.poll());
+
+    // The timer was set for here. It is set anew, for ten seconds after the event.
+    advance(Duration::from_millis(3_001)).await;
+    assert!(body.0.is_woken());
+    assert_pending!(body.poll());
+    advance(Duration::from_millis(6_990)).await;
+    assert!(!body.0.is_woken());
+    advance(Duration::from_millis(20)).await;
+    assert!(body.0.is_woken());
+    body.assert_data(":\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_can_have_a_text_or_be_an_event_and_never_has_an_id() {
+    async fn second_frame(heartbeat: Heartbeat) -> Bytes {
+        let (_sender, events) = channel();
+        let mut body = SseStream::new(events).heartbeat(heartbeat).into_response().into_body();
+        body.frame().await;
+        body.frame().await.unwrap().unwrap().into_data().unwrap()
+    }
+    assert_eq!(second_frame(Heartbeat::default().comment("two\r\nlines")).await, ": two\n: lines\n");
+    let event = Event::default().event("ping").id(7);
+    assert_eq!(second_frame(Heartbeat::default().event(event)).await, "event: ping\ndata: \n\n");
+    // The shortest there is: not one that never lets go.
+    assert_eq!(second_frame(Heartbeat::every(Duration::ZERO)).await, ":\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_heartbeat_there_is_nothing_but_the_events() {
+    let (sender, events) = channel();
+    let mut body = Polled::new(SseStream::new(events).without_heartbeat());
+    assert_pending!(body.poll());
+    advance(Duration::from_secs(3600)).await;
+    assert!(!body.0.is_woken());
+    assert_pending!(body.poll());
+    sender.send(Event::new("a")).unwrap();
+    body.assert_data("data: a\n\n");
+}
+
+#[test]
+fn without_heartbeat_no_runtime_is_needed() {
+    let events = stream::iter([Event::new("a")]).chain(stream::pending().take(0));
+    let body = SseStream::new(events).without_heartbeat().into_response().into_body();
+    let collected = futures_executor::block_on(body.collect()).unwrap();
+    assert_eq!(collected.to_bytes(), "data: a\n\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interval_beyond_the_end_of_time_is_no_heartbeat() {
+    let (_sender, events) = channel();
+    let mut body = Polled::new(SseStream::new(events).heartbeat(Heartbeat::every(Duration::MAX)));
+    body.assert_data(":\n");
+    assert_pending!(body.poll());
+}
+
+#[tokio::test]
+async fn ready_events_are_one_frame_and_an_event_that_is_ready_alone_is_not_delayed() {
+    let (sender, events) = channel();
+    let mut body = Polled::new(SseStream::new(events));
+    sender.send(Event::new("a")).unwrap();
+    sender.send(Event::new("b")).unwrap();
+    body.assert_data("data: a\n\ndata: b\n\n");
+    sender.send(Event::new("c")).unwrap();
+    body.assert_data("data: c\n\n");
+}
+
+#[tokio::test]
+async fn a_frame_takes_no_more_than_about_16_kib_and_nothing_is_lost_between_frames() {
+    for size in [1, 100, 1000, 4000, 4090, 5000, 20_000, 70_000] {
+        let events: Vec<_> = (0..400_000 / size).map(|n| Event::new("x".repeat(size)).id(n)).collect();
+        let all: EncodedEvents = events.iter().cloned().collect();
+        let mut body = SseStream::new(stream::iter(events)).into_response().into_body();
+        let mut seen = Vec::new();
+        let mut frames = 0;
+        while let Some(frame) = body.frame().await {
+            let data = frame.unwrap().into_data().unwrap();
+            assert!(
+                data.len() <= (16 << 10) + 4096.max(size + 100),
+                "{} bytes in a frame, events of {size}",
+                data.len()
+            );
+            assert!(!data.is_empty());
+            seen.extend_from_slice(&data);
+            frames += 1;
+        }
+        assert!(seen == all.as_bytes(), "events of {size} bytes");
+        assert!(frames <= seen.len() / 4096 + 1 || frames <= seen.len() / size, "{frames} frames for {size}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_chunk_is_handed_on_without_a_copy() {
+    let chunk: EncodedEvents = [Event::new("x".repeat(10_000))].into_iter().collect();
+    let items = [EncodedEvents::from(Event::new("small")), chunk.clone()];
+    let mut body = SseStream::new(stream::iter(items)).into_response().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: small\n\n");
+    let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(data.as_ptr(), chunk.as_bytes().as_ptr());
+}
+
+#[tokio::test]
+async fn what_came_before_an_error_is_sent_before_the_error() {
+    let items = vec![Ok(Event::new("a")), Ok(Event::new("b")), Err(io::Error::other("broken"))];
+    let mut body = Polled::new(SseStream::new(strict(items)));
+    body.assert_data("data: a\n\ndata: b\n\n");
+    // The transport's opportunity to flush: hyper does so when a body is pending.
+    assert_pending!(body.poll());
+    assert!(body.0.is_woken());
+    assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".into()))));
+    body.assert_end();
+    body.assert_end();
+}
+
+#[tokio::test]
+async fn an_error_after_a_silence_comes_at_once() {
+    let (sender, receiver) = mpsc::unbounded_channel::<Result<Event, io::Error>>();
+    let mut body = Polled::new(SseStream::new(UnboundedReceiverStream::new(receiver)));
+    sender.send(Ok(Event::new("a"))).unwrap();
+    body.assert_data("data: a\n\n");
+    assert_pending!(body.poll());
+    sender.send(Err(io::Error::other("broken"))).unwrap();
+    assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".into()))));
+}
+
+#[tokio::test]
+async fn on_error_decides_between_a_last_event_and_the_broken_transfer() {
+    let items = || vec![Ok(Event::new("a")), Err(io::Error::other("broken"))];
+    let end_with = Event::new("never sent after an error");
+
+    let stream = SseStream::new(strict(items())).end_with(end_with.clone());
+    let mut body = Polled::new(stream.on_error(|error| Some(Event::display(error).event("error"))));
+    body.assert_data("data: a\n\nevent: error\ndata: broken\n\n");
+    body.assert_end();
+
+    let mut body = Polled::new(SseStream::new(strict(items())).end_with(end_with).on_error(|_| None));
+    body.assert_data("data: a\n\n");
+    assert_pending!(body.poll());
+    assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".into()))));
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_by_itself_ends_with_its_last_event() {
+    let items: Vec<Result<_, io::Error>> = vec![Ok(Event::new("a"))];
+    let stream = SseStream::new(strict(items)).retry(Duration::from_secs(3)).end_with(Event::default().event("close"));
+    let mut body = Polled::new(stream);
+    assert!(!body.0.is_end_stream());
+    body.assert_data("retry: 3000\n\ndata: a\n\nevent: close\ndata: \n\n");
+    assert!(body.0.is_end_stream());
+    body.assert_end();
+    body.assert_end();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reconnection_time_goes_first_and_at_once() {
+    let (_sender, events) = channel();
+    let mut body = Polled::new(SseStream::new(events).retry(Duration::from_millis(1500)));
+    body.assert_data("retry: 1500\n\n");
+    assert_pending!(body.poll());
+}
+
+#[tokio::test]
+async fn an_empty_stream_ends() {
+    let mut body = Polled::new(SseStream::new(stream::empty::<Event>()));
+    body.assert_end();
+    let mut body = Polled::new(SseStream::new(stream::empty::<Event>()).end_with(Event::new("bye")));
+    body.assert_data("data: bye\n\n");
+    body.assert_end();
+}
+
+#[tokio::test]
+async fn a_stream_of_nothing_but_empty_chunks_lets_others_have_their_turn() {
+    let mut body = Polled::new(SseStream::new(stream::repeat(EncodedEvents::default())));
+    assert_pending!(body.poll());
+    assert!(body.0.is_woken());
+}
+
+struct CountsDrops(Arc<AtomicUsize>);
+
+impl Drop for CountsDrops {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Stream for CountsDrops {
+    type Item = Event;
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Event>> {
+        Poll::Ready(None)
+    }
+}
+
+#[tokio::test]
+async fn the_stream_is_released_when_it_ends_and_when_the_body_is_dropped_polled_or_not() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    drop(SseStream::new(CountsDrops(Arc::clone(&drops))));
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+    drop(SseStream::new(CountsDrops(Arc::clone(&drops))).into_response());
+    assert_eq!(drops.load(Ordering::Relaxed), 2);
+
+    let mut body = Polled::new(SseStream::new(CountsDrops(Arc::clone(&drops))));
+    body.assert_end();
+    assert_eq!(drops.load(Ordering::Relaxed), 3, "it is not kept until the transport drops the body");
+    drop(body);
+    assert_eq!(drops.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn items_can_be_events_encoded_events_or_results_of_them() {
+    async fn all<S>(stream: S) -> Bytes
+    where
+        S: Stream + Send + 'static,
+        S::Item: SseItem,
+    {
+        SseStream::new(stream).into_response().into_body().collect().await.unwrap().to_bytes()
+    }
+    let event = || Event::new("a");
+    let encoded = || EncodedEvents::from(event());
+    assert_eq!(all(stream::iter([event()])).await, "data: a\n\n");
+    assert_eq!(all(stream::iter([encoded()])).await, "data: a\n\n");
+    assert_eq!(all(stream::iter([Ok::<_, io::Error>(event())])).await, "data: a\n\n");
+    assert_eq!(all(stream::iter([Ok::<_, String>(encoded())])).await, "data: a\n\n");
+
+    let json = SseStream::json(stream::iter([Some(1), None])).into_response().into_body();
+    assert_eq!(json.collect().await.unwrap().to_bytes(), "data: 1\n\ndata: null\n\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_its_own_pace_is_passed_on_at_that_pace() {
+    let ticks = Box::pin(stream::unfold(0, |n| async move {
+        sleep(Duration::from_secs(1)).await;
+        (n < 3).then(|| (Event::display(n), n + 1))
+    }));
+    let mut body = SseStream::new(ticks).without_heartbeat().into_response().into_body();
+    let mut frames = Vec::new();
+    while let Some(frame) = body.frame().await {
+        frames.push(frame.unwrap().into_data().unwrap());
+    }
+    assert_eq!(frames, ["data: 0\n\n", "data: 1\n\n", "data: 2\n\n"]);
+}
+
+#[test]
+fn the_response_has_the_headers_of_an_event_stream() {
+    let response = SseStream::new(stream::empty::<Event>()).into_response();
+    assert_eq!(response.status(), StatusCode::OK);
+    let headers: Vec<_> = response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    assert_eq!(
+        headers,
+        [
+            ("content-type", &b"text/event-stream"[..]),
+            ("cache-control", b"no-cache, no-transform"),
+            ("x-accel-buffering", b"no"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn stop_reconnecting_is_204_with_nothing_in_it() {
+    let response: Response<_> = SseStream::stop_reconnecting().into_response();
+    assert_eq!(response.status(), StatusCode::NO_CONTENT);
+    assert!(response.headers().is_empty());
+    assert!(response.body().is_end_stream());
+    assert_eq!(response.body().size_hint().exact(), Some(0));
+    assert!(response.into_body().frame().await.is_none());
+}
+
+/// What a stream costs while it is idle, beside the handler's own stream.
+#[test]
+fn an_idle_body_is_small() {
+    type Idle = stream::Pending<Event>;
+    assert!(size_of::<SseBody<Idle>>() <= 256, "{} bytes", size_of::<SseBody<Idle>>());
+}
