@@ -187,10 +187,14 @@ where
             // Illegal in HTTP/2 (RFC 9113, §8.2.2).
             response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
         }
-        if is_encoded(response.headers()) || is_taken_care_of(&response, this.settings) {
+        let is_taken_care_of = is_taken_care_of(&response, this.settings);
+        if !is_taken_care_of && is_encoded(response.headers()) {
             return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
         }
         response.headers_mut().remove(CONTENT_LENGTH);
+        if is_taken_care_of {
+            return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
+        }
         let adoption = Adoption::default();
         response.extensions_mut().insert(adoption.clone());
         let settings = Arc::clone(this.settings);
