@@ -4,6 +4,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE},
 };
+use memchr::{memchr, memchr_iter};
 
 const EVENT_STREAM: &str = "text/event-stream";
 
@@ -29,28 +30,37 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
 
 /// Whether a `Content-Type` is that of an event stream: in any case, with any parameters.
 pub(crate) fn is_event_stream(content_type: &HeaderValue) -> bool {
-    essence(content_type.as_bytes()).eq_ignore_ascii_case(EVENT_STREAM.as_bytes())
+    parameters_of_event_stream(content_type.as_bytes().trim_ascii_start()).is_some()
 }
 
 /// Whether an `Accept` header names the event stream, and does not refuse it by a weight of 0 (RFC 9110, §12.4.2).
 pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
-    headers.get_all(ACCEPT).into_iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b',')).any(|range| {
-        essence(range).eq_ignore_ascii_case(EVENT_STREAM.as_bytes()) && !parameters(range).any(is_weight_of_zero)
+    headers.get_all(ACCEPT).into_iter().any(|value| names_event_stream(value.as_bytes()))
+}
+
+/// Every request pays for this, so it looks only at where there is a hyphen: most headers have one or none.
+fn names_event_stream(ranges: &[u8]) -> bool {
+    let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
+    starts.into_iter().any(|start| {
+        let (before, range) = ranges.split_at(start);
+        let is_start = matches!(before.trim_ascii_end(), [] | [.., b',']);
+        let parameters = is_start.then(|| parameters_of_event_stream(range)).flatten();
+        parameters.is_some_and(|parameters| {
+            let end = memchr(b',', parameters).unwrap_or(parameters.len());
+            !parameters[..end].split(|&byte| byte == b';').any(is_weight_of_zero)
+        })
     })
 }
 
-/// The type without its parameters.
-fn essence(media_type: &[u8]) -> &[u8] {
-    let end = media_type.iter().position(|&byte| byte == b';').unwrap_or(media_type.len());
-    media_type[..end].trim_ascii()
-}
-
-fn parameters(media_type: &[u8]) -> impl Iterator<Item = &[u8]> {
-    media_type.split(|&byte| byte == b';').skip(1).map(<[u8]>::trim_ascii)
+/// What follows the type, if it is the event stream.
+fn parameters_of_event_stream(media_range: &[u8]) -> Option<&[u8]> {
+    let (essence, rest) = media_range.split_at_checked(EVENT_STREAM.len())?;
+    let is_whole = matches!(rest.trim_ascii_start(), [] | [b';' | b',', ..]);
+    (is_whole && essence.eq_ignore_ascii_case(EVENT_STREAM.as_bytes())).then_some(rest)
 }
 
 fn is_weight_of_zero(parameter: &[u8]) -> bool {
-    match parameter {
+    match parameter.trim_ascii() {
         [b'q' | b'Q', b'=', b'0', fraction @ ..] => fraction.iter().all(|&digit| digit == b'.' || digit == b'0'),
         _ => false,
     }
@@ -87,6 +97,10 @@ mod tests {
         assert!(accepts(&["text/event-stream"]));
         assert!(accepts(&["application/json, Text/Event-Stream;q=0.5"]));
         assert!(accepts(&["application/json", "text/html , text/event-stream"]));
+        assert!(accepts(&["x-a/b-c,text/event-stream , d-e/f"]));
+        assert!(accepts(&["text/event-stream;q=0,\ttext/event-stream;q=0.001"]));
+        assert!(!accepts(&["x-text/event-stream"]));
+        assert!(!accepts(&["text/event-stream-x", "text/event-streams"]));
         assert!(!accepts(&["text/event-stream;q=0"]));
         assert!(!accepts(&["text/event-stream; q=0.000"]));
         assert!(!accepts(&["*/*"]));

@@ -112,14 +112,14 @@ impl From<EventId> for LastEventId {
 }
 
 fn id_from(bytes: &[u8]) -> Option<EventId> {
-    let text = str::from_utf8(bytes).ok()?;
+    let text = std::str::from_utf8(bytes).ok()?;
     EventId::new(text).ok().filter(|id| !id.as_bytes().is_empty())
 }
 
 fn id_from_query(query: &str) -> Option<EventId> {
     query.split('&').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
-        let is_known = QUERY_NAMES.contains(&str::from_utf8(&form_decode(name)).ok()?);
+        let is_known = QUERY_NAMES.contains(&std::str::from_utf8(&form_decode(name)).ok()?);
         if is_known { id_from(&form_decode(value)) } else { None }
     })
 }

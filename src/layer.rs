@@ -140,6 +140,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> ResponseFuture<S::Future> {
         let accepts = headers::accepts_event_stream(request.headers());
         if accepts {
@@ -175,31 +176,41 @@ where
 {
     type Output = Result<Response<ResponseBody<B>>, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
+        let response = ready!(this.inner.poll(cx))?;
         if *this.is_head || !is_event_stream(&response, *this.accepts) {
             return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
         }
-
-        headers::complete(response.headers_mut());
-        if matches!(*this.version, Version::HTTP_10 | Version::HTTP_11) {
-            // Illegal in HTTP/2 (RFC 9113, §8.2.2).
-            response.headers_mut().entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
-        }
-        let is_taken_care_of = is_taken_care_of(&response, this.settings);
-        if !is_taken_care_of && is_encoded(response.headers()) {
-            return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
-        }
-        response.headers_mut().remove(CONTENT_LENGTH);
-        if is_taken_care_of {
-            return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
-        }
-        let adoption = Adoption::default();
-        response.extensions_mut().insert(adoption.clone());
-        let settings = Arc::clone(this.settings);
-        Poll::Ready(Ok(response.map(|body| ResponseBody::event_stream(body, settings, adoption))))
+        Poll::Ready(Ok(make_correct(response, *this.version, this.settings)))
     }
+}
+
+/// What the layer does to an event stream. Out of the way of the responses that are none.
+#[inline(never)]
+fn make_correct<B: Body>(
+    mut response: Response<B>,
+    version: Version,
+    settings: &Arc<Settings>,
+) -> Response<ResponseBody<B>> {
+    let is_taken_care_of = is_taken_care_of(&response, settings);
+    let headers = response.headers_mut();
+    headers::complete(headers);
+    if matches!(version, Version::HTTP_10 | Version::HTTP_11) {
+        // Illegal in HTTP/2 (RFC 9113, §8.2.2).
+        headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
+    }
+    if !is_taken_care_of && is_encoded(headers) {
+        return response.map(ResponseBody::untouched);
+    }
+    headers.remove(CONTENT_LENGTH);
+    if is_taken_care_of {
+        return response.map(ResponseBody::untouched);
+    }
+    let adoption = Adoption::default();
+    response.extensions_mut().insert(adoption.clone());
+    response.map(|body| ResponseBody::event_stream(body, Arc::clone(settings), adoption))
 }
 
 fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {

@@ -125,6 +125,8 @@ struct ForeignStream<E> {
 }
 
 impl<E> ForeignStream<E> {
+    // Out of the way of the responses that only pass through.
+    #[inline(never)]
     fn poll_frame<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
     where
         B: Body<Data = Bytes, Error = E>,
@@ -134,13 +136,21 @@ impl<E> ForeignStream<E> {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.opening)))));
         }
         loop {
-            let outcome = match self.held.take() {
-                Some(held) => held,
-                None if self.ended => None,
-                None => match body.as_mut().poll_frame(cx) {
-                    Poll::Ready(outcome) => outcome,
-                    Poll::Pending => break,
-                },
+            let polled = match self.held.take() {
+                Some(held) => Poll::Ready(held),
+                None if self.ended => Poll::Ready(None),
+                None => body.as_mut().poll_frame(cx),
+            };
+            // The frame is looked at and not taken apart: its size is what this path costs.
+            let outcome = match polled {
+                Poll::Ready(Some(Ok(ref frame))) if !self.byte_order_mark.is_expected() && frame.is_data() => {
+                    if let Some(data) = frame.data_ref() {
+                        self.pass(data);
+                    }
+                    return polled;
+                }
+                Poll::Ready(outcome) => outcome,
+                Poll::Pending => break,
             };
             let data = match outcome {
                 Some(Ok(frame)) => match frame.into_data() {
@@ -171,9 +181,7 @@ impl<E> ForeignStream<E> {
                 }
             };
             if !data.is_empty() {
-                self.lines.passed(&data);
-                self.pulse.sent();
-                self.unflushed = true;
+                self.pass(&data);
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
         }
@@ -187,6 +195,15 @@ impl<E> ForeignStream<E> {
         self.pulse.sent();
         self.byte_order_mark.something_goes_first();
         Poll::Ready(Some(Ok(Frame::data(heartbeat.bytes(self.lines.is_between_events())))))
+    }
+
+    fn pass(&mut self, data: &[u8]) {
+        if !data.is_empty() {
+            self.byte_order_mark = ByteOrderMark::Passed;
+            self.lines.passed(data);
+            self.pulse.sent();
+            self.unflushed = true;
+        }
     }
 }
 
@@ -229,20 +246,15 @@ impl LineTracker {
 
 /// A byte order mark is no part of the events, but only at the very beginning of the stream (HTML standard, §9.2.6:
 /// streams are decoded by UTF-8 decode). Behind something that was put before it, it has to go.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 enum ByteOrderMark {
     /// Nothing was sent, and nothing put first.
+    #[default]
     Undecided,
     /// Something was put first, and of the mark this many bytes came; they are kept back.
     Expected(usize),
     /// The stream has begun.
     Passed,
-}
-
-impl Default for ByteOrderMark {
-    fn default() -> Self {
-        Self::Undecided
-    }
 }
 
 impl ByteOrderMark {
@@ -254,22 +266,13 @@ impl ByteOrderMark {
         }
     }
 
-    /// What of a chunk can be passed on.
-    #[inline]
-    fn strip(&mut self, chunk: Bytes) -> Bytes {
-        match *self {
-            Self::Passed => chunk,
-            _ if chunk.is_empty() => chunk,
-            Self::Undecided => {
-                *self = Self::Passed;
-                chunk
-            }
-            Self::Expected(seen) => self.strip_expected(seen, chunk),
-        }
+    fn is_expected(self) -> bool {
+        matches!(self, Self::Expected(_))
     }
 
-    #[cold]
-    fn strip_expected(&mut self, seen: usize, chunk: Bytes) -> Bytes {
+    /// What of a chunk can be passed on. To be asked while a mark is expected.
+    fn strip(&mut self, chunk: Bytes) -> Bytes {
+        let Self::Expected(seen) = *self else { return chunk };
         let (before, missing) = Self::BYTES.split_at(seen);
         if chunk.starts_with(missing) {
             *self = Self::Passed;

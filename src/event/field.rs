@@ -47,7 +47,7 @@ impl Text {
     fn as_str(&self) -> &str {
         match self {
             Self::Static(text) => text,
-            Self::Inline { .. } => str::from_utf8(self.as_bytes()).expect("it was copied from a str"),
+            Self::Inline { .. } => std::str::from_utf8(self.as_bytes()).expect("it was copied from a str"),
             Self::Shared(text) => text,
         }
     }

@@ -1,4 +1,5 @@
 //! What the tests and benchmarks share. It does not know the crate under test.
 
+pub mod ratios;
 pub mod script;
 pub mod whatwg;
