@@ -14,7 +14,7 @@ use pin_project_lite::pin_project;
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 use tower_layer::Layer;
@@ -179,11 +179,13 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.inner.poll(cx))?;
-        if *this.is_head || !is_event_stream(&response, *this.accepts) {
-            return Poll::Ready(Ok(response.map(ResponseBody::untouched)));
-        }
-        Poll::Ready(Ok(make_correct(response, *this.version, this.settings)))
+        this.inner.poll(cx).map_ok(|response| {
+            if *this.is_head || !is_event_stream(&response, *this.accepts) {
+                response.map(ResponseBody::untouched)
+            } else {
+                make_correct(response, *this.version, this.settings)
+            }
+        })
     }
 }
 

@@ -1,4 +1,72 @@
-//! Server-sent events for the tower ecosystem.
+//! Server-sent events for the tower ecosystem: a middleware that makes any event stream a correct one, and an axum
+//! responder and extractor that let a handler return a plain stream.
+//!
+//! ```
+//! # #[cfg(feature = "axum")] {
+//! use axum::{Router, routing::get};
+//! use std::time::Duration;
+//! use tokio_stream::{Stream, StreamExt};
+//! use tower_sse::{Event, LastEventId, Rejection, SseLayer, SseStream};
+//!
+//! /// Counts, one number a second. A client that comes back goes on where it was.
+//! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, Rejection> {
+//!     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
+//!     let events = tokio_stream::iter(next..).map(|n| Event::display(n).event("count").id(n));
+//!     Ok(SseStream::new(events.throttle(Duration::from_secs(1))))
+//! }
+//!
+//! let app: Router = Router::new().route("/count", get(count)).layer(SseLayer::new());
+//! # }
+//! ```
+//!
+//! # The way of an event
+//!
+//! ```text
+//! Event ──encode──▶ wire bytes ──▶ SseStream (responder) ──▶ SseBody ─┐
+//!                                                                     ├─▶ SseLayer ──▶ hyper ──▶ client
+//! any other text/event-stream body ───────────────────────────────────┘
+//! client's Last-Event-ID ──▶ LastEventId ──▶ handler
+//! ```
+//!
+//! - [`Event`] is what is said. Its [name](EventName) and its [id](EventId) are types of their own, so that no text that a
+//!   user typed can break the format. [`EncodedEvents`] are events that are encoded once for many clients.
+//! - [`SseStream`] is what a handler returns. Its body, [`SseBody`], joins events that are ready at the same time into one
+//!   frame, and sends a [`Heartbeat`] when there are none.
+//! - [`SseLayer`] is for everything else: another framework's responder, a stream that is proxied from another server. It
+//!   adds the headers that are missing, keeps compressors away, and puts heartbeats between the lines. An [`SseStream`]
+//!   takes its settings over.
+//! - [`LastEventId`] is where a client left off, and [`SseStream::stop_reconnecting`] is how it is told to stay away.
+//!
+//! # Guarantees
+//!
+//! Each of them is a test; the names are those of the files under `tests/`.
+//!
+//! 1. For every byte sequence of a foreign event stream, however it is cut into chunks and wherever heartbeats fall, a parser
+//!    that follows the standard dispatches exactly the same events with and without the layer (`layer_is_transparent`).
+//! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches exactly one message with the
+//!    same fields; for every other one, none (`events`).
+//! 3. What was yielded before an error is sent before the stream ends (`sse_stream`, `http_versions`).
+//! 4. A response that is no event stream passes the layer as it is, without an allocation (`layer`, `allocations`, `grpc`).
+//!
+//! # Features
+//!
+//! | feature | default | what it is for | what it adds |
+//! |---|---|---|---|
+//! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
+//! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
+//!
+//! # Runtime
+//!
+//! Heartbeats need tokio's timer: a body that has one panics if it is polled outside of a tokio runtime with time enabled.
+//! Nothing else does, and no task is spawned.
+//!
+//! # What it does not do
+//!
+//! It is no server and no client. Cross-origin requests are tower-http's `CorsLayer`'s, authentication is the handler's.
+//!
+//! The format is that of the [HTML standard, "Server-sent events"][standard].
+//!
+//! [standard]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -21,5 +89,5 @@ pub use last_event_id::{LastEventId, Rejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use stream::{SseItem, SseStream, StopReconnecting};
 
-/// Any error, as tower and axum box it.
+/// Any error, boxed as tower and axum box it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -6,7 +6,7 @@ use crate::{
     headers,
 };
 use http::{Response, StatusCode};
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Mutex, time::Duration};
 use tokio_stream::{Empty, Stream};
 
 /// A response of server-sent events, made of a plain stream.
@@ -111,7 +111,7 @@ impl<S> SseStream<S> {
     /// # ;
     /// ```
     pub fn on_error(self, decide: impl FnOnce(&BoxError) -> Option<Event> + Send + 'static) -> Self {
-        self.with(|options| options.on_error = Some(Box::new(decide)))
+        self.with(|options| options.on_error = Mutex::new(Some(Box::new(decide))))
     }
 
     /// The response, for tower and hyper. In an axum handler return the `SseStream` itself.

@@ -174,7 +174,7 @@ fn a_byte_order_mark_behind_a_heartbeat_goes_however_it_is_cut() {
 #[test]
 fn what_looked_like_a_byte_order_mark_is_not_lost() {
     let first = Step::Silence(Duration::from_millis(1500));
-    let through = |steps: &[Step]| through(layer(), [&[first.clone()], steps].concat());
+    let through = |steps: &[Step]| through(layer(), [std::slice::from_ref(&first), steps].concat());
     assert_eq!(through(&[Step::chunk([0xEF]), Step::chunk([0xBB, b'x'])]), b":\n\xEF\xBBx");
     assert_eq!(through(&[Step::chunk([0xEF, 0xBB])]), b":\n\xEF\xBB");
     assert_eq!(through(&[Step::chunk([0xEF]), Step::Trailers(http::HeaderMap::new())]), b":\n\xEF");

@@ -12,6 +12,7 @@ use pin_project_lite::pin_project;
 use std::{
     fmt,
     pin::Pin,
+    sync::{Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -26,7 +27,12 @@ pub(crate) struct Options {
     pub(crate) heartbeat: Option<Option<Heartbeat>>,
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
-    pub(crate) on_error: Option<OnError>,
+    /// A mutex that is never locked: it makes a body `Sync` whose stream is, so that it can be boxed as such.
+    pub(crate) on_error: Mutex<Option<OnError>>,
+}
+
+fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
+    mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// How many items are taken from a stream in one poll, however small they are.
@@ -113,7 +119,7 @@ where
                     Ok(events) => events.into_bytes(),
                     Err(error) => {
                         this.stream.set(None);
-                        let on_error = this.options.as_mut().and_then(|options| options.on_error.take());
+                        let on_error = this.options.as_mut().and_then(|options| take_unlocked(&mut options.on_error));
                         match on_error.and_then(|on_error| on_error(&error)) {
                             Some(event) => event.encode(),
                             None => {
