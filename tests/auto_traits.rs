@@ -10,14 +10,14 @@ use tower_sse::*;
 macro_rules! has {
     ($Type:ty: $($Bound:tt)+) => {{
         trait Otherwise {
-            const HAS: bool = false;
+            const _HAS: bool = false;
         }
         impl<T: ?Sized> Otherwise for T {}
         struct Asked<T: ?Sized>(std::marker::PhantomData<T>);
         impl<T: ?Sized + $($Bound)+> Asked<T> {
-            const HAS: bool = true;
+            const _HAS: bool = true;
         }
-        <Asked<$Type>>::HAS
+        <Asked<$Type>>::_HAS
     }};
 }
 
