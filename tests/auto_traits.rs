@@ -1,63 +1,42 @@
-//! Which types can cross threads and be moved after they were polled: it is a part of the interface, and nobody writes it.
+//! Which types can cross threads, and be moved after they were polled: it is a part of the interface, and nobody writes it.
+//! These are checked when they are compiled.
 
 use bytes::Bytes;
-use futures_util::stream::Iter;
+use futures_util::stream::{Iter, Pending};
 use http_body_util::Full;
+use static_assertions::{assert_impl_all, assert_not_impl_any};
 use std::{cell::Cell, fmt::Debug, marker::PhantomPinned, rc::Rc};
 use tower_sse::*;
 
-/// Resolves to whether `$Type` has the trait: an inherent constant goes before one of a trait.
-macro_rules! has {
-    ($Type:ty: $($Bound:tt)+) => {{
-        trait Otherwise {
-            const _HAS: bool = false;
-        }
-        impl<T: ?Sized> Otherwise for T {}
-        struct Asked<T: ?Sized>(std::marker::PhantomData<T>);
-        impl<T: ?Sized + $($Bound)+> Asked<T> {
-            const _HAS: bool = true;
-        }
-        <Asked<$Type>>::_HAS
-    }};
-}
-
-macro_rules! table {
-    ($($Type:ty: $send:ident $sync:ident $unpin:ident;)*) => {$(
-        assert_eq!(has!($Type: Send), stringify!($send) == "Send", "{}: Send", stringify!($Type));
-        assert_eq!(has!($Type: Sync), stringify!($sync) == "Sync", "{}: Sync", stringify!($Type));
-        assert_eq!(has!($Type: Unpin), stringify!($unpin) == "Unpin", "{}: Unpin", stringify!($Type));
-        assert!(has!($Type: Debug), "{}: Debug", stringify!($Type));
-    )*};
-}
-
 type Plain = Iter<std::vec::IntoIter<Event>>;
-type Local = Iter<std::iter::Once<Rc<Cell<u8>>>>;
 
-#[test]
-fn types_are_send_sync_and_unpin_as_far_as_what_is_in_them() {
-    table! {
-        Event: Send Sync Unpin;
-        EventName: Send Sync Unpin;
-        EventId: Send Sync Unpin;
-        EncodedEvents: Send Sync Unpin;
-        FieldError: Send Sync Unpin;
-        JsonError: Send Sync Unpin;
-        Heartbeat: Send Sync Unpin;
-        LastEventId: Send Sync Unpin;
-        Rejection: Send Sync Unpin;
-        StopReconnecting: Send Sync Unpin;
-        SseStream<Plain>: Send Sync Unpin;
-        SseStream<Local>: NotSend NotSync Unpin;
-        SseStream<PhantomPinned>: Send Sync NotUnpin;
-        SseBody<Plain>: Send Sync Unpin;
-        SseStream<Cell<u8>>: Send NotSync Unpin;
-        SseBody<Local>: NotSend NotSync Unpin;
-        SseBody<PhantomPinned>: Send Sync NotUnpin;
-        SseLayer: Send Sync Unpin;
-        SseService<u8>: Send Sync Unpin;
-        SseService<Rc<u8>>: NotSend NotSync Unpin;
-        ResponseFuture<u8>: Send Sync Unpin;
-        ResponseFuture<PhantomPinned>: Send Sync NotUnpin;
-        ResponseBody<Full<Bytes>>: Send Sync Unpin;
-    }
-}
+assert_impl_all!(Event: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(EventName: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(EventId: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(EncodedEvents: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(FieldError: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(Rejection: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(Heartbeat: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(LastEventId: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(StopReconnecting: Send, Sync, Unpin, Debug);
+assert_impl_all!(SseLayer: Send, Sync, Unpin, Clone, Debug);
+
+// These are what is in them.
+assert_impl_all!(SseStream<Plain>: Send, Sync, Unpin, Debug);
+assert_impl_all!(SseBody<Plain>: Send, Sync, Unpin, Debug);
+assert_impl_all!(SseService<Plain>: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(ResponseFuture<Plain>: Send, Sync, Unpin, Debug);
+assert_impl_all!(ResponseBody<Full<Bytes>>: Send, Sync, Unpin, Debug);
+assert_impl_all!(SseStream<Pending<Cell<u8>>>: Send);
+assert_impl_all!(SseBody<Cell<u8>>: Send);
+assert_not_impl_any!(SseStream<Cell<u8>>: Sync);
+assert_not_impl_any!(SseBody<Cell<u8>>: Sync);
+assert_not_impl_any!(SseStream<Rc<u8>>: Send, Sync);
+assert_not_impl_any!(SseBody<Rc<u8>>: Send, Sync);
+assert_not_impl_any!(SseService<Rc<u8>>: Send, Sync);
+assert_not_impl_any!(ResponseFuture<Rc<u8>>: Send, Sync);
+assert_not_impl_any!(SseBody<PhantomPinned>: Unpin);
+assert_not_impl_any!(ResponseFuture<PhantomPinned>: Unpin);
+
+#[cfg(feature = "json")]
+assert_impl_all!(JsonError: Send, Sync, Unpin, std::error::Error);

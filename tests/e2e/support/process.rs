@@ -1,0 +1,75 @@
+//! Programs that do not outlive the test.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+const TO_START: Duration = Duration::from_secs(20);
+
+/// A running program, killed on drop.
+#[derive(Debug)]
+pub(crate) struct Process(Child);
+
+impl Process {
+    /// Starts it, and waits for the line of its output in which `find` finds what is to know of it.
+    pub(crate) fn start<T: Send + 'static>(
+        command: &mut Command,
+        find: impl Fn(&str) -> Option<T> + Send + 'static,
+    ) -> (Self, T) {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut process = Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")));
+        let output = process.0.stdout.take().expect("its output is piped");
+
+        let (found, wait_for_it) = mpsc::channel();
+        // It goes on reading to the end, as the program would wait when its pipe is full.
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if let Some(value) = find(&line) {
+                    let _no_longer_waited_for = found.send(value);
+                }
+            }
+        });
+        match wait_for_it.recv_timeout(TO_START) {
+            Ok(value) => (process, value),
+            Err(error) => panic!("{command:?} did not start: {error}; its error output is above"),
+        }
+    }
+
+    /// Waits for it to end by itself, but not for long.
+    pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            if matches!(self.0.try_wait(), Ok(Some(_)) | Err(_)) {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _already_ended = self.0.kill();
+        let _nothing_to_do_about_it = self.0.wait();
+    }
+}
+
+/// Where a program is that the tests cannot do without.
+pub(crate) fn installed(names: &[&str]) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    let found = found.into_iter().find(|file| file.is_file());
+    found.unwrap_or_else(|| {
+        panic!(
+            "{} is not installed: `apt-get install chromium chromium-driver`, or run scripts/test",
+            names.join(" or ")
+        )
+    })
+}

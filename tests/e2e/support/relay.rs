@@ -1,0 +1,177 @@
+//! A wire between browser and server that can be looked at, and cut.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// A TCP relay to one server. It is gone on drop, with its connections.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    wire: Arc<Wire>,
+    accepts: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Wire {
+    server: SocketAddr,
+    is_cut: AtomicBool,
+    /// Ends the connections that are open.
+    cuts: watch::Sender<u64>,
+    heads: Mutex<Vec<RequestHead>>,
+    connections: AtomicU64,
+    bytes_to_browser: AtomicU64,
+}
+
+/// The head of a request that came by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestHead(String);
+
+impl RequestHead {
+    /// Whether an `EventSource` has sent it: the page's own `fetch` accepts anything.
+    pub fn is_of_event_source(&self) -> bool {
+        self.header("accept") == Some("text/event-stream")
+    }
+
+    /// The path and query it asks for.
+    pub fn target(&self) -> &str {
+        self.0.split(' ').nth(1).unwrap_or_default()
+    }
+
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let fields = self.0.lines().skip(1).filter_map(|line| line.split_once(':'));
+        fields.into_iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+}
+
+impl Relay {
+    /// Listens on a free port, and passes on to the server, whether it is there yet or not.
+    ///
+    /// # Errors
+    ///
+    /// If there is no port.
+    pub async fn to(server: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let wire = Arc::new(Wire {
+            server,
+            is_cut: AtomicBool::new(false),
+            cuts: watch::Sender::new(0),
+            heads: Mutex::default(),
+            connections: AtomicU64::new(0),
+            bytes_to_browser: AtomicU64::new(0),
+        });
+        let address = listener.local_addr()?;
+        let accepts = tokio::spawn(Arc::clone(&wire).accept(listener));
+        Ok(Self { address, wire, accepts })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends all connections, and each new one at once, until [`mend`](Self::mend).
+    pub fn cut(&self) {
+        self.wire.is_cut.store(true, SeqCst);
+        self.wire.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Passes on again.
+    pub fn mend(&self) {
+        self.wire.is_cut.store(false, SeqCst);
+    }
+
+    /// The heads of all requests so far, in order.
+    pub fn heads(&self) -> Vec<RequestHead> {
+        self.wire.heads.lock().expect("no holder panics").clone()
+    }
+
+    /// How many connections the browser has made so far, those that were refused included.
+    pub fn connections(&self) -> u64 {
+        self.wire.connections.load(SeqCst)
+    }
+
+    /// How many bytes have gone to the browser so far.
+    pub fn bytes_to_browser(&self) -> u64 {
+        self.wire.bytes_to_browser.load(SeqCst)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.accepts.abort();
+        self.cut();
+    }
+}
+
+impl Wire {
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        while let Ok((browser, _)) = listener.accept().await {
+            self.connections.fetch_add(1, SeqCst);
+            // Before the look at `is_cut`: a cut between the two is then seen by one of them.
+            let mut cuts = self.cuts.subscribe();
+            if self.is_cut.load(SeqCst) {
+                continue;
+            }
+            let wire = Arc::clone(&self);
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = wire.pass(browser) => {}
+                    _ = cuts.changed() => {}
+                }
+            });
+        }
+    }
+
+    /// Until either side ends: what an HTTP/1 connection is over with.
+    async fn pass(&self, browser: TcpStream) -> io::Result<()> {
+        let server = TcpStream::connect(self.server).await?;
+        let (from_browser, to_browser) = browser.into_split();
+        let (from_server, to_server) = server.into_split();
+        tokio::select! {
+            ended = self.requests(from_browser, to_server) => ended,
+            ended = self.responses(from_server, to_browser) => ended,
+        }
+    }
+
+    /// The requests have no bodies, so heads are all there is.
+    async fn requests(&self, mut browser: OwnedReadHalf, mut server: OwnedWriteHalf) -> io::Result<()> {
+        let mut unread = Vec::new();
+        while browser.read_buf(&mut unread).await? > 0 {
+            while let Some(end) = unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                let head: Vec<u8> = unread.drain(..end + 4).collect();
+                let text = String::from_utf8_lossy(&head).into_owned();
+                self.heads.lock().expect("no holder panics").push(RequestHead(text));
+                server.write_all(&head).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn responses(&self, mut server: OwnedReadHalf, mut browser: OwnedWriteHalf) -> io::Result<()> {
+        let mut bytes = vec![0; 16 * 1024];
+        loop {
+            let n = server.read(&mut bytes).await?;
+            if n == 0 {
+                return Ok(());
+            }
+            browser.write_all(&bytes[..n]).await?;
+            self.bytes_to_browser.fetch_add(n as u64, SeqCst);
+        }
+    }
+}
