@@ -92,8 +92,9 @@ impl LastEventId {
     ///
     /// # Errors
     ///
-    /// If there is an id and it does not parse. As a response the [`Rejection`] is `400 Bad Request`; a handler that would
-    /// rather begin anew can ignore it.
+    /// If there is an id and it does not parse. As a response the [`Rejection`] is `400 Bad Request`, after which an
+    /// `EventSource` does not come back. A handler whose clients may hold ids of an older form ignores it and begins anew:
+    /// `last.parse().unwrap_or(None)`.
     pub fn parse<T>(&self) -> Result<Option<T>, Rejection>
     where
         T: FromStr,

@@ -14,6 +14,9 @@ use bytes::{Bytes, BytesMut};
 /// assert_eq!(greeting.count(), 2);
 /// assert_eq!(greeting.as_bytes(), b"id: 1\ndata: hello\n\nid: 2\ndata: world\n\n");
 ///
+/// let both: EncodedEvents = [greeting.clone(), Event::new("!").into()].into_iter().collect();
+/// assert_eq!(both.count(), 3);
+///
 /// // Each client gets the same bytes.
 /// let for_anna = SseStream::new(tokio_stream::once(greeting.clone()));
 /// let for_bob = SseStream::new(tokio_stream::once(greeting));
@@ -57,13 +60,15 @@ impl From<Event> for EncodedEvents {
     }
 }
 
-impl FromIterator<Event> for EncodedEvents {
-    fn from_iter<I: IntoIterator<Item = Event>>(events: I) -> Self {
+/// Joins events, or what was encoded before, into one piece. The bytes are copied.
+impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
+    fn from_iter<I: IntoIterator<Item = T>>(events: I) -> Self {
         let mut bytes = BytesMut::new();
         let mut count = 0;
-        for event in events {
-            bytes.extend_from_slice(&event.encode());
-            count += 1;
+        for events in events {
+            let events = events.into();
+            bytes.extend_from_slice(&events.bytes);
+            count += events.count;
         }
         Self { bytes: bytes.freeze(), count }
     }
