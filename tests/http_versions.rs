@@ -1,0 +1,477 @@
+//! Event streams on real connections: what HTTP/1.0, HTTP/1.1 and HTTP/2 clients get, byte by byte.
+
+use axum::{
+    Router,
+    body::Body,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures_util::{Stream, StreamExt};
+use http::{HeaderMap, Method, Request, StatusCode, Version, header};
+use std::{
+    convert::Infallible,
+    future, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+use support::{
+    client::{Answer, Http1, Http2, Protocol, within},
+    script::{Script, Step},
+    server::{Incoming, serve},
+};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc::{UnboundedSender, unbounded_channel},
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tower::{Layer, ServiceBuilder, service_fn};
+use tower_sse::{Event, SseLayer, SseStream};
+
+/// Whose event stream it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ours,
+    Foreign,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Ours, Self::Foreign];
+
+    fn response(self, events: impl Stream<Item = Event> + Send + 'static) -> Response {
+        match self {
+            Self::Ours => SseStream::new(events).into_response().map(Body::new),
+            Self::Foreign => foreign(Body::from_stream(events.map(|event| Ok::<_, Infallible>(event.encode())))),
+        }
+    }
+}
+
+fn foreign(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+/// `/two` is a stream of two events, of either kind.
+fn two_events(kind: Kind) -> Router {
+    let two = move || async move { kind.response(tokio_stream::iter([Event::new("one"), Event::new("two")])) };
+    Router::new().route("/two", get(two)).layer(SseLayer::new())
+}
+
+/// `/live` is a stream of what is sent here; it can be asked for once.
+fn live(kind: Kind) -> (UnboundedSender<Event>, Router) {
+    let (sender, receiver) = unbounded_channel();
+    let receiver = Arc::new(Mutex::new(Some(receiver)));
+    let handler = move || async move {
+        let receiver = receiver.lock().unwrap().take().expect("one request");
+        kind.response(UnboundedReceiverStream::new(receiver))
+    };
+    (sender, Router::new().route("/live", get(handler)).layer(SseLayer::new()))
+}
+
+async fn axum_serve(app: Router) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+/// All headers but the date, in order of their names, each with all its values.
+fn all_but_the_date(headers: &HeaderMap) -> Vec<(String, String)> {
+    let mut all: Vec<_> = headers
+        .iter()
+        .filter(|(name, _)| *name != header::DATE)
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+        .collect();
+    all.sort();
+    all
+}
+
+fn owned(headers: &[(&str, &str)]) -> Vec<(String, String)> {
+    headers.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn an_http_1_1_client_gets_the_headers_of_an_event_stream_and_no_others() {
+    for kind in Kind::ALL {
+        let bare = serve(two_events(kind)).await;
+        for address in [axum_serve(two_events(kind)).await, bare.address] {
+            let answer = Protocol::Http1.get(address, "/two", &[]).await;
+            assert_eq!((answer.version, answer.status), (Version::HTTP_11, StatusCode::OK));
+            assert_eq!(
+                all_but_the_date(&answer.headers),
+                owned(&[
+                    ("cache-control", "no-cache, no-transform"),
+                    ("connection", "keep-alive"),
+                    ("content-type", "text/event-stream"),
+                    ("transfer-encoding", "chunked"),
+                    ("x-accel-buffering", "no"),
+                ]),
+                "{kind:?}"
+            );
+            assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_http_2_client_gets_no_connection_header() {
+    for kind in Kind::ALL {
+        let bare = serve(two_events(kind)).await;
+        for address in [axum_serve(two_events(kind)).await, bare.address] {
+            let answer = Protocol::Http2.get(address, "/two", &[]).await;
+            assert_eq!((answer.version, answer.status), (Version::HTTP_2, StatusCode::OK));
+            assert_eq!(
+                all_but_the_date(&answer.headers),
+                owned(&[
+                    ("cache-control", "no-cache, no-transform"),
+                    ("content-type", "text/event-stream"),
+                    ("x-accel-buffering", "no"),
+                ]),
+                "{kind:?}"
+            );
+            assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n");
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_event_arrives_when_it_is_sent_and_not_at_the_end() {
+    for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|p| Kind::ALL.map(|kind| (p, kind))) {
+        let (events, app) = live(kind);
+        let address = axum_serve(app).await;
+        let mut answer = protocol.get(address, "/live", &[]).await;
+        for n in 1..=20 {
+            events.send(Event::display(n)).unwrap();
+            // The next one is sent when this one has come: a server that waits for more waits for ever.
+            answer.read_until(format!("data: {n}\n\n")).await;
+        }
+        drop(events);
+        assert_eq!(answer.complete().await.data().len(), 20, "{protocol:?} {kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_http_1_1_connection_serves_the_next_request_when_a_stream_has_ended() {
+    for kind in Kind::ALL {
+        let server = serve(two_events(kind)).await;
+        let mut connection = Http1::connect(server.address).await;
+        for _ in 0..3 {
+            let answer = connection.request("GET /two HTTP/1.1\r\nHost: localhost\r\n\r\n").await.complete().await;
+            assert_eq!(answer.data(), ["one", "two"]);
+            connection = answer.into_connection();
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_http_1_1_client_that_asks_to_close_is_told_so_and_gets_everything() {
+    for kind in Kind::ALL {
+        let server = serve(two_events(kind)).await;
+        let request = "GET /two HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = Http1::connect(server.address).await.request(request).await.complete().await;
+        assert_eq!(answer.headers[header::CONNECTION], "close");
+        assert_eq!(answer.data(), ["one", "two"]);
+        assert!(answer.into_connection().is_closed().await, "{kind:?}");
+    }
+}
+
+/// With and without the wish to keep the connection.
+const HTTP_1_0: [&str; 2] = ["GET /two HTTP/1.0\r\n\r\n", "GET /two HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"];
+
+#[tokio::test]
+async fn an_http_1_0_client_reads_to_the_close_and_has_every_event() {
+    for (request, kind) in HTTP_1_0.into_iter().flat_map(|request| Kind::ALL.map(|kind| (request, kind))) {
+        let bare = serve(two_events(kind)).await;
+        for address in [axum_serve(two_events(kind)).await, bare.address] {
+            let answer = Http1::connect(address).await.request(request).await;
+            assert_eq!((answer.version, answer.status), (Version::HTTP_10, StatusCode::OK));
+            assert!(!answer.headers.contains_key(header::TRANSFER_ENCODING), "there is no chunked in HTTP/1.0");
+            assert!(!answer.headers.contains_key(header::CONTENT_LENGTH));
+            // Without a length, the end of the body can be told by nothing but the close.
+            let answer = answer.complete().await;
+            assert_eq!(answer.text(), "data: one\n\ndata: two\n\n", "{kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_is_not_promised_a_connection_that_then_closes() {
+    for (request, kind) in HTTP_1_0.into_iter().flat_map(|request| Kind::ALL.map(|kind| (request, kind))) {
+        let server = serve(two_events(kind)).await;
+        let answer = Http1::connect(server.address).await.request(request).await;
+        let connection = answer.headers.get(header::CONNECTION);
+        assert!(connection.is_none_or(|value| value == "close"), "{connection:?} to {request:?}");
+    }
+}
+
+#[tokio::test]
+async fn many_streams_share_an_http_2_connection() {
+    const STREAMS: usize = 100;
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..STREAMS).map(|_| unbounded_channel()).unzip();
+    let receivers = Arc::new(Mutex::new(receivers.into_iter().map(Some).collect::<Vec<_>>()));
+    let handler = move |axum::extract::Path(n): axum::extract::Path<usize>| async move {
+        let receiver = receivers.lock().unwrap()[n].take().expect("one request each");
+        let kind = if n % 2 == 0 { Kind::Ours } else { Kind::Foreign };
+        kind.response(UnboundedReceiverStream::new(receiver))
+    };
+    let server = serve(Router::new().route("/{n}", get(handler)).layer(SseLayer::new())).await;
+    let connection = Http2::connect(server.address).await;
+
+    let mut answers: Vec<Answer> = Vec::new();
+    for n in 0..STREAMS {
+        answers.push(connection.get(&format!("/{n}"), &[]).await);
+    }
+    for round in 0..3 {
+        for (n, sender) in senders.iter().enumerate() {
+            sender.send(Event::display(format_args!("{n} {round}"))).unwrap();
+        }
+        for (n, answer) in answers.iter_mut().enumerate() {
+            answer.read_until(format!("data: {n} {round}\n\n")).await;
+        }
+    }
+    drop(senders);
+    for (n, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answer.complete().await.data(), [0, 1, 2].map(|round| format!("{n} {round}")));
+    }
+}
+
+#[tokio::test]
+async fn the_answer_to_head_is_the_same_with_and_without_the_layer() {
+    for kind in Kind::ALL {
+        let stream = move || async move { kind.response(tokio_stream::pending()) };
+        let app = Router::new().route("/", get(stream));
+        let plain = serve(app.clone()).await;
+        let layered = serve(app.layer(SseLayer::new())).await;
+        // The route itself strips the body off what a `get` handler answers, inside of this layer.
+        let inside = serve(Router::new().route("/", get(stream).layer(SseLayer::new()))).await;
+
+        let mut heads = Vec::new();
+        for address in [plain.address, layered.address, inside.address] {
+            let request = "HEAD / HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
+            let answer = Http1::connect(address).await.request(request).await;
+            heads.push((answer.status, all_but_the_date(&answer.headers)));
+            // Were there a body, it would be taken for the next answer.
+            let again = answer.complete().await.into_connection().request(request).await;
+            assert_eq!(again.status, StatusCode::OK);
+        }
+        assert_eq!(heads[0], heads[1], "{kind:?}");
+        assert_eq!(heads[0], heads[2], "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn stop_reconnecting_is_204_without_a_body() {
+    let app = Router::new().route("/", get(async || SseStream::stop_reconnecting()));
+    let axums_own = serve(Router::new().route("/", get(async || StatusCode::NO_CONTENT))).await;
+    for app in [app.clone(), app.layer(SseLayer::new())] {
+        let server = serve(app).await;
+        for protocol in Protocol::ALL {
+            let headers = [("accept", "text/event-stream")];
+            let answer = protocol.get(server.address, "/", &headers).await;
+            assert_eq!(answer.status, StatusCode::NO_CONTENT);
+            // axum adds a `content-length: 0` to it over HTTP/2.
+            let plain = protocol.get(axums_own.address, "/", &headers).await;
+            assert_eq!(all_but_the_date(&answer.headers), all_but_the_date(&plain.headers), "{protocol:?}");
+            assert_eq!(answer.complete().await.text(), "");
+        }
+    }
+    let without_axum =
+        service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(SseStream::stop_reconnecting().into_response()));
+    let server = serve(SseLayer::new().layer(without_axum)).await;
+    for protocol in Protocol::ALL {
+        let answer = protocol.get(server.address, "/", &[]).await;
+        assert_eq!(answer.status, StatusCode::NO_CONTENT);
+        assert_eq!(all_but_the_date(&answer.headers), [], "{protocol:?}");
+        assert_eq!(answer.complete().await.text(), "");
+    }
+}
+
+#[tokio::test]
+async fn after_stop_reconnecting_the_http_1_1_connection_serves_the_next_request() {
+    let app = Router::new().route("/", get(async || SseStream::stop_reconnecting())).layer(SseLayer::new());
+    let server = serve(app).await;
+    let mut connection = Http1::connect(server.address).await;
+    for _ in 0..3 {
+        let answer = connection.request("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        assert_eq!(answer.status, StatusCode::NO_CONTENT);
+        connection = answer.into_connection();
+    }
+}
+
+#[tokio::test]
+async fn a_plain_tower_service_needs_no_axum() {
+    let ours = service_fn(async |_: Request<Incoming>| {
+        Ok::<_, Infallible>(SseStream::new(tokio_stream::iter([Event::new("one"), Event::new("two")])).into_response())
+    });
+    let server = serve(ServiceBuilder::new().layer(SseLayer::new()).service(ours)).await;
+    for protocol in Protocol::ALL {
+        let answer = protocol.get(server.address, "/", &[]).await;
+        assert_eq!(answer.headers.contains_key(header::CONNECTION), protocol == Protocol::Http1);
+        assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n");
+    }
+
+    let foreign = service_fn(async |_: Request<Incoming>| {
+        let response = http::Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
+        Ok::<_, Infallible>(response.body(Script::of_chunks(["data: o", "ne\n\ndata: two\n\n"])).unwrap())
+    });
+    let server = serve(ServiceBuilder::new().layer(SseLayer::new()).service(foreign)).await;
+    for protocol in Protocol::ALL {
+        let answer = protocol.get(server.address, "/", &[]).await;
+        assert_eq!(answer.headers["x-accel-buffering"], "no");
+        assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n");
+    }
+}
+
+/// How a stream comes to its error.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    /// Event after event, and then the error: all are ready at once.
+    AllReady,
+    /// The runtime has a turn between the last event and the error.
+    AYield,
+}
+
+/// Three events, then an error.
+fn failing(kind: Kind, before: Before) -> Response {
+    let events = tokio_stream::iter([Event::new("one"), Event::new("two"), Event::new("three")]);
+    match (kind, before) {
+        (Kind::Ours, Before::AllReady) => {
+            let error = tokio_stream::once(Err(io::Error::other("broken")));
+            SseStream::new(events.map(Ok).chain(error)).into_response().map(Body::new)
+        }
+        (Kind::Ours, Before::AYield) => {
+            let error = futures_util::stream::once(async {
+                tokio::task::yield_now().await;
+                Err(io::Error::other("broken"))
+            });
+            SseStream::new(events.map(Ok).chain(error)).into_response().map(Body::new)
+        }
+        (Kind::Foreign, Before::AllReady) => {
+            let chunks = ["data: one\n\n", "data: two\n\nda", "ta: three\n\n"].map(Step::chunk);
+            foreign(Body::new(Script::new(chunks.into_iter().chain([Step::Fail("broken")]))))
+        }
+        (Kind::Foreign, Before::AYield) => {
+            let error = futures_util::stream::once(async {
+                tokio::task::yield_now().await;
+                Err(io::Error::other("broken"))
+            });
+            foreign(Body::from_stream(events.map(|event| Ok(event.encode())).chain(error)))
+        }
+    }
+}
+
+/// A race is lost sometimes only.
+const TRANSFERS: usize = 200;
+
+/// How many of the transfers lost an event.
+async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
+    let app = Router::new()
+        .route("/", get(move || async move { failing(kind, before) }))
+        .route("/fine", get(async || "fine"))
+        .layer(SseLayer::new());
+    let server = serve(app).await;
+    let shared = Http2::connect(server.address).await;
+
+    let transfer = async |n: usize| {
+        let answer = match protocol {
+            Protocol::Http1 => Ok(protocol.get(server.address, "/", &[]).await),
+            // On a connection that is new, and on one that is in use.
+            Protocol::Http2 => {
+                let connection = if n % 2 == 0 { shared.clone() } else { Http2::connect(server.address).await };
+                connection.request(Method::GET, "/", &[], "").await
+            }
+        };
+        match answer {
+            // Reset before its head was sent.
+            Err(_) => Vec::new(),
+            Ok(mut answer) => {
+                let end = answer.end().await;
+                assert!(end.is_err(), "{protocol:?} {kind:?} {before:?}: a broken transfer looked complete");
+                answer.data()
+            }
+        }
+    };
+    let transfers = futures_util::stream::iter((0..TRANSFERS).map(transfer)).buffer_unordered(4);
+    let lost = transfers.filter(|data| future::ready(data != &["one", "two", "three"])).count().await;
+    // A stream that fails is reset; it does not take its connection with it.
+    assert_eq!(shared.get("/fine", &[]).await.complete().await.text(), "fine");
+    lost
+}
+
+async fn assert_that_none_loses_an_event(protocol: Protocol) {
+    let mut losses_of = Vec::new();
+    for kind in Kind::ALL {
+        for before in [Before::AllReady, Before::AYield] {
+            losses_of.push((kind, before, losses(protocol, kind, before).await));
+        }
+    }
+    assert!(losses_of.iter().all(|&(.., lost)| lost == 0), "lost, of {TRANSFERS} transfers each: {losses_of:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_error_over_http_1_1_breaks_the_transfer_after_every_event_before_it() {
+    assert_that_none_loses_an_event(Protocol::Http1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_error_over_http_2_resets_the_stream_after_every_event_before_it() {
+    assert_that_none_loses_an_event(Protocol::Http2).await;
+}
+
+#[tokio::test]
+async fn an_error_that_on_error_makes_an_event_of_is_a_clean_end() {
+    let handler = async || {
+        let events = tokio_stream::iter([Ok(Event::new("one")), Err(io::Error::other("model gone"))]);
+        SseStream::new(events).on_error(|error| Some(Event::display(error).event("error")))
+    };
+    let app = Router::new().route("/", get(handler));
+    for app in [app.clone(), app.layer(SseLayer::new())] {
+        let server = serve(app).await;
+        for protocol in Protocol::ALL {
+            let answer = protocol.get(server.address, "/", &[]).await.complete().await;
+            assert_eq!(answer.text(), "data: one\n\nevent: error\ndata: model gone\n\n");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_frees_the_handlers_stream_at_once() {
+    for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|p| Kind::ALL.map(|kind| (p, kind))) {
+        let (events, app) = live(kind);
+        // No heartbeat comes in the meantime: it is the close that is seen, not a failing write.
+        let server = serve(app).await;
+        let mut answer = protocol.get(server.address, "/live", &[]).await;
+        events.send(Event::new("one")).unwrap();
+        answer.read_until("data: one\n\n").await;
+        drop(answer);
+        within(&format!("the handler's stream to be dropped ({protocol:?}, {kind:?})"), events.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_resets_one_http_2_stream_frees_that_one_alone() {
+    for kind in Kind::ALL {
+        let (gone, gone_app) = live(kind);
+        let (stays, stays_app) = live(kind);
+        let server = serve(Router::new().nest("/gone", gone_app).nest("/stays", stays_app)).await;
+        let connection = Http2::connect(server.address).await;
+        let mut gone_answer = connection.get("/gone/live", &[]).await;
+        let mut stays_answer = connection.get("/stays/live", &[]).await;
+        for (sender, answer) in [(&gone, &mut gone_answer), (&stays, &mut stays_answer)] {
+            sender.send(Event::new("one")).unwrap();
+            answer.read_until("data: one\n\n").await;
+        }
+        drop(gone_answer);
+        within("the stream that was reset to be dropped", gone.closed()).await;
+        stays.send(Event::new("two")).unwrap();
+        stays_answer.read_until("data: two\n\n").await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_before_the_first_event_frees_the_handlers_stream() {
+    for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|p| Kind::ALL.map(|kind| (p, kind))) {
+        let (events, app) = live(kind);
+        let server = serve(app).await;
+        drop(protocol.get(server.address, "/live", &[]).await);
+        within(&format!("the handler's stream to be dropped ({protocol:?}, {kind:?})"), events.closed()).await;
+    }
+}
