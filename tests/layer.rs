@@ -235,6 +235,8 @@ async fn an_error_of_a_foreign_stream_comes_after_what_came_before_it() {
     let mut poll = || body.enter(|cx, body| body.poll_frame(cx)).map_ok(|frame| frame.into_data().unwrap());
     assert!(matches!(poll(), Poll::Ready(Some(Ok(data))) if data == "data: a\n\n"));
     assert!(poll().is_pending());
+    // The transport has a quarter of a second to flush.
+    tokio::time::sleep(Duration::from_millis(250)).await;
     assert!(matches!(poll(), Poll::Ready(Some(Err(error))) if error.to_string() == "broken"));
     assert!(matches!(poll(), Poll::Ready(None)));
     assert!(matches!(poll(), Poll::Ready(None)));

@@ -1,6 +1,6 @@
 //! The body of a response that passed through the layer.
 
-use super::{Adoption, Settings, heartbeat::Pulse};
+use super::{Adoption, Settings, grace::Grace, heartbeat::Pulse};
 use crate::Event;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -20,13 +20,13 @@ pin_project! {
     ///
     /// # Errors
     ///
-    /// Those of the body inside, after what came before them was passed on and the transport had an opportunity to
-    /// flush it.
+    /// Those of the body inside, after what came before them was passed on and the transport had 250 milliseconds to flush
+    /// it.
     ///
     /// # Panics
     ///
-    /// When a foreign event stream is polled outside of a tokio runtime that has its timer enabled, unless the layer has no
-    /// heartbeat.
+    /// When a foreign event stream is polled in a tokio runtime that has no timer enabled, or, unless the layer has no
+    /// heartbeat, outside of any.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -56,7 +56,7 @@ impl<B: Body> ResponseBody<B> {
             byte_order_mark: ByteOrderMark::default(),
             held: None,
             ended: false,
-            unflushed: false,
+            grace: Grace::default(),
             _adoption: adoption,
         };
         Self { body, stream: Some(Box::new(stream)) }
@@ -118,8 +118,7 @@ struct ForeignStream<E> {
     held: Option<Outcome<E>>,
     /// The body inside is not polled again.
     ended: bool,
-    /// Whether the transport got something since it could last flush.
-    unflushed: bool,
+    grace: Grace,
     /// Tells an outer layer that this stream is taken care of.
     _adoption: Adoption,
 }
@@ -166,10 +165,8 @@ impl<E> ForeignStream<E> {
                 end => {
                     self.ended = true;
                     match self.byte_order_mark.release() {
-                        None if end.is_some() && std::mem::take(&mut self.unflushed) => {
-                            // hyper drops what it has buffered when a body fails. It flushes when a body is pending.
+                        None if end.is_some() && self.grace.poll(cx).is_pending() => {
                             self.held = Some(end);
-                            cx.waker().wake_by_ref();
                             return Poll::Pending;
                         }
                         None => return Poll::Ready(end),
@@ -186,7 +183,6 @@ impl<E> ForeignStream<E> {
             }
         }
 
-        self.unflushed = false;
         let Some(heartbeat) = &self.settings.heartbeat else { return Poll::Pending };
         if !self.lines.is_at_line_start() {
             return Poll::Pending;
@@ -202,7 +198,6 @@ impl<E> ForeignStream<E> {
             self.byte_order_mark = ByteOrderMark::Passed;
             self.lines.passed(data);
             self.pulse.sent();
-            self.unflushed = true;
         }
     }
 }

@@ -3,6 +3,7 @@
 mod adoption;
 mod foreign;
 mod frame;
+mod grace;
 mod heartbeat;
 mod sse;
 

@@ -3,6 +3,7 @@
 use super::{
     Adoption, Heartbeat,
     frame::Coalesce,
+    grace::Grace,
     heartbeat::{Pulse, first_byte},
 };
 use crate::{BoxError, Event, SseItem};
@@ -49,12 +50,12 @@ pin_project! {
     ///
     /// # Errors
     ///
-    /// An error of the stream ends the body, after what came before it was passed on and the transport had an
-    /// opportunity to flush it; see [`SseStream::on_error`](crate::SseStream::on_error) for another end.
+    /// An error of the stream ends the body, after what came before it was passed on and the transport had 250 milliseconds
+    /// to flush it; see [`SseStream::on_error`](crate::SseStream::on_error) for another end.
     ///
     /// # Panics
     ///
-    /// When it is polled outside of a tokio runtime that has its timer enabled, unless it has no heartbeat.
+    /// When it is polled in a tokio runtime that has no timer enabled, or, unless it has no heartbeat, outside of any.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
@@ -65,8 +66,7 @@ pin_project! {
         held: Bytes,
         error: Option<BoxError>,
         opened: bool,
-        // Whether the transport got something since it could last flush.
-        unflushed: bool,
+        grace: Grace,
     }
 }
 
@@ -85,7 +85,7 @@ impl<S> SseBody<S> {
             held: Bytes::new(),
             error: None,
             opened: false,
-            unflushed: false,
+            grace: Grace::default(),
         }
     }
 }
@@ -144,22 +144,16 @@ where
         }
 
         if !frame.is_empty() {
-            *this.unflushed = true;
             this.pulse.sent();
             return Poll::Ready(Some(Ok(Frame::data(frame.into_bytes()))));
         }
         if this.error.is_some() {
-            // hyper drops what it has buffered when a body fails. It flushes when a body is pending.
-            if std::mem::take(this.unflushed) {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+            ready!(this.grace.poll(cx));
             return Poll::Ready(this.error.take().map(Err));
         }
         if this.stream.is_none() {
             return Poll::Ready(None);
         }
-        *this.unflushed = false;
         if !stream_is_pending {
             // Nothing but empty chunks: let others have their turn.
             cx.waker().wake_by_ref();
