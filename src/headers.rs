@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE},
+    header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE},
 };
 use memchr::{memchr, memchr_iter};
 
@@ -54,6 +54,13 @@ fn names_event_stream(ranges: &[u8]) -> bool {
             !parameters[..end].split(|&byte| byte == b';').any(is_weight_of_zero)
         })
     })
+}
+
+/// Whether the client closes the connection after the response (RFC 9112, §9.6).
+pub(crate) fn asks_to_close(headers: &HeaderMap) -> bool {
+    let mut options =
+        headers.get_all(CONNECTION).into_iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 /// What follows the type, if it is the event stream.

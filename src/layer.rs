@@ -53,8 +53,8 @@ use tower_service::Service;
 ///
 /// - **Headers.** What the handler has set wins; what is missing is added: `Content-Type: text/event-stream`,
 ///   `Cache-Control: no-cache, no-transform` (a bare `no-cache` is completed to it), `X-Accel-Buffering: no`, and on
-///   HTTP/1 `Connection: keep-alive`. The content type is written in lower case. `Content-Length` goes, since heartbeats
-///   change the length.
+///   HTTP/1.1 `Connection: keep-alive`, unless the client asks to close. The content type is written in lower case.
+///   `Content-Length` goes, since heartbeats change the length.
 /// - **Heartbeats** after each interval of silence: see [`Heartbeat`]. They are put between the lines of a stream, never
 ///   into one, so a client dispatches exactly the events that it would without the layer.
 /// - **An [`SseStream`](crate::SseStream)** takes the settings over into its own body; what the handler has set on it
@@ -149,7 +149,9 @@ where
         ResponseFuture {
             accepts,
             is_head: request.method() == Method::HEAD,
-            version: request.version(),
+            // `Connection` is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be untrue: the end of a body without
+            // a length is the close (RFC 9112, §6.3).
+            keeps_connection: request.version() == Version::HTTP_11 && !headers::asks_to_close(request.headers()),
             settings: Arc::clone(&self.settings),
             inner: self.inner.call(request),
         }
@@ -163,7 +165,7 @@ pin_project! {
         #[pin]
         inner: F,
         settings: Arc<Settings>,
-        version: Version,
+        keeps_connection: bool,
         accepts: bool,
         is_head: bool,
     }
@@ -183,7 +185,7 @@ where
             if *this.is_head || !is_event_stream(&response, *this.accepts) {
                 response.map(ResponseBody::untouched)
             } else {
-                make_correct(response, *this.version, this.settings)
+                make_correct(response, *this.keeps_connection, this.settings)
             }
         })
     }
@@ -193,14 +195,13 @@ where
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
-    version: Version,
+    keeps_connection: bool,
     settings: &Arc<Settings>,
 ) -> Response<ResponseBody<B>> {
     let is_taken_care_of = is_taken_care_of(&response, settings);
     let headers = response.headers_mut();
     headers::complete(headers);
-    if matches!(version, Version::HTTP_10 | Version::HTTP_11) {
-        // Illegal in HTTP/2 (RFC 9113, §8.2.2).
+    if keeps_connection {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
     if !is_taken_care_of && is_encoded(headers) {

@@ -179,13 +179,22 @@ async fn the_bare_no_cache_of_other_responders_is_completed() {
 }
 
 #[tokio::test]
-async fn the_connection_header_is_for_http_1_only() {
+async fn the_connection_header_is_for_http_1_1_only() {
     for (version, expected) in
-        [(Version::HTTP_10, true), (Version::HTTP_11, true), (Version::HTTP_2, false), (Version::HTTP_3, false)]
+        [(Version::HTTP_10, false), (Version::HTTP_11, true), (Version::HTTP_2, false), (Version::HTTP_3, false)]
     {
         let request = Request::builder().version(version).body(()).unwrap();
         let response = through(eager(), request, events().body(Script::default()).unwrap()).await;
         assert_eq!(response.headers().contains_key(CONNECTION), expected, "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_connection_is_kept_that_the_client_asks_to_close() {
+    for (value, expected) in [("close", false), ("TE, Close", false), ("keep-alive", true), ("closed", true)] {
+        let request = Request::builder().version(Version::HTTP_11).header(CONNECTION, value).body(()).unwrap();
+        let response = through(eager(), request, events().body(Script::default()).unwrap()).await;
+        assert_eq!(response.headers().contains_key(CONNECTION), expected, "{value}");
     }
 }
 
