@@ -1,6 +1,7 @@
 //! Clients that see what is on the wire: of HTTP/1 written by hand, of HTTP/2 by hyper.
 
 use bytes::Bytes;
+use futures_util::stream::{Stream, unfold};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
@@ -287,6 +288,18 @@ impl Answer {
         let is_more = piece.is_some();
         self.body.extend(piece.unwrap_or_default());
         Ok(is_more)
+    }
+
+    /// The body, piece by piece as it comes.
+    pub fn into_pieces(self) -> impl Stream<Item = Result<Bytes, String>> + Send + 'static {
+        unfold(self, |mut answer| async {
+            let piece = match answer.more().await {
+                Ok(true) => Ok(Bytes::from(mem::take(&mut answer.body))),
+                Ok(false) => return None,
+                Err(error) => Err(error),
+            };
+            Some((piece, answer))
+        })
     }
 
     /// Reads to the end, and says which one it is: the end of the message, or a broken transfer.
