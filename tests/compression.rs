@@ -143,11 +143,11 @@ async fn assert_compressed_and_yet_timely(around: impl Fn(Router) -> Router) {
             while !text.contains(&event) {
                 let frame = within(&format!("{event:?} of {kind:?} as {coding}"), body.frame()).await;
                 let data = frame.expect("an open stream").unwrap().into_data().unwrap();
-                text.push_str(str::from_utf8(&data).unwrap());
+                text.push_str(std::str::from_utf8(&data).unwrap());
             }
         }
         drop(events);
-        text.push_str(str::from_utf8(&within("the end", body.collect()).await.unwrap().to_bytes()).unwrap());
+        text.push_str(std::str::from_utf8(&within("the end", body.collect()).await.unwrap().to_bytes()).unwrap());
         assert_eq!(support::whatwg::parse(text.as_bytes()).messages.len(), 3, "{kind:?} {coding}: {text:?}");
     }
 }

@@ -78,7 +78,7 @@ impl Bytes {
 
     fn trailer(&self, name: &str) -> Option<&str> {
         let (_, value) = self.trailers.iter().flatten().find(|(trailer, _)| trailer == name)?;
-        str::from_utf8(value).ok()
+        std::str::from_utf8(value).ok()
     }
 }
 

@@ -215,7 +215,8 @@ impl Http2 {
     ) -> Result<Answer, String> {
         let mut request = Request::builder().method(method).uri(format!("http://localhost{path}"));
         for (name, value) in headers {
-            request = request.header(*name, *value);
+            let value = HeaderValue::from_bytes(value.as_bytes()).expect("a header value");
+            request = request.header(*name, value);
         }
         let request = request.body(Full::new(body.into())).expect("a request");
         let response = within("the head of a response", self.requests.clone().send_request(request)).await;

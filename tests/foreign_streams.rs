@@ -1,0 +1,250 @@
+//! Event streams that others make, behind the layer on real connections: axum's own, proxied ones, hand-made ones.
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response, sse},
+    routing::get,
+};
+use futures_util::{Stream, StreamExt};
+use http::{StatusCode, header};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use support::{
+    client::{Answer, Protocol, within},
+    script::{Script, Step},
+    server::serve,
+    whatwg,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tower_sse::{Event, Heartbeat, SseLayer, SseStream};
+
+/// With heartbeats that come while a test looks on.
+fn fast() -> SseLayer {
+    SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(5)))
+}
+
+/// A handler's answer, made once.
+fn once<T>(value: T) -> impl Fn() -> T + Clone {
+    let value = Arc::new(Mutex::new(Some(value)));
+    move || value.lock().unwrap().take().expect("one request")
+}
+
+fn events(receiver: UnboundedReceiver<&'static str>) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+    UnboundedReceiverStream::new(receiver).map(|data| Ok(sse::Event::default().data(data)))
+}
+
+fn event_stream(body: impl Into<Body>) -> Response {
+    ([(header::CONTENT_TYPE, "text/event-stream")], body.into()).into_response()
+}
+
+fn script(steps: impl IntoIterator<Item = Step>) -> Body {
+    Body::new(Script::new(steps))
+}
+
+/// No header is there twice, and these are what an event stream has.
+fn assert_headers(answer: &Answer) {
+    for (name, expected) in [
+        (header::CONTENT_TYPE.as_str(), "text/event-stream"),
+        (header::CACHE_CONTROL.as_str(), "no-cache, no-transform"),
+        ("x-accel-buffering", "no"),
+    ] {
+        assert_eq!(answer.headers.get_all(name).into_iter().collect::<Vec<_>>(), [expected], "{name}");
+    }
+    for name in answer.headers.keys() {
+        assert_eq!(answer.headers.get_all(name).into_iter().count(), 1, "{name}");
+    }
+    assert!(!answer.headers.contains_key(header::CONTENT_LENGTH));
+    assert_eq!(answer.headers.contains_key(header::CONNECTION), answer.version == http::Version::HTTP_11);
+}
+
+#[tokio::test]
+async fn axums_own_responder_has_the_headers_and_the_heartbeats_of_the_layer() {
+    for protocol in Protocol::ALL {
+        let (sender, receiver) = unbounded_channel();
+        let response = once(sse::Sse::new(events(receiver)));
+        let app = Router::new().route("/", get(async move || response())).layer(fast());
+        let server = serve(app).await;
+
+        let mut answer = protocol.get(server.address, "/", &[]).await;
+        assert_headers(&answer);
+        answer.read_until(":\n:\n").await;
+        sender.send("one").unwrap();
+        answer.read_until("data: one\n\n:\n:\n").await;
+        drop(sender);
+        assert_eq!(answer.complete().await.data(), ["one"]);
+    }
+}
+
+#[tokio::test]
+async fn axums_own_responder_that_keeps_itself_alive_has_no_heartbeats_of_the_layer_as_well() {
+    for protocol in Protocol::ALL {
+        let (sender, receiver) = unbounded_channel();
+        let keep_alive = sse::KeepAlive::new().interval(Duration::from_millis(5)).text("axum");
+        let response = once(sse::Sse::new(events(receiver)).keep_alive(keep_alive));
+        // Though the layer's interval passes several times: its clock runs in silence alone.
+        let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(300)).comment("layer"));
+        let app = Router::new().route("/", get(async move || response())).layer(layer);
+        let server = serve(app).await;
+
+        let mut answer = protocol.get(server.address, "/", &[]).await;
+        assert_headers(&answer);
+        while whatwg::parse(&answer.body).comments.len() < 100 {
+            assert_eq!(answer.more().await, Ok(true));
+        }
+        sender.send("one").unwrap();
+        drop(sender);
+        let answer = answer.complete().await;
+        assert_eq!(answer.data(), ["one"]);
+        assert!(!answer.text().contains("layer"), "{}", answer.text());
+    }
+}
+
+/// A handler that asks another server, and hands on what it answers: status, headers and body.
+fn proxy(upstream: std::net::SocketAddr) -> Router {
+    let handler = async move |State(client): State<reqwest::Client>| {
+        let answer = client.get(format!("http://{upstream}/")).send().await.expect("an answer from upstream");
+        http::Response::<reqwest::Body>::from(answer).map(Body::new)
+    };
+    Router::new().route("/", get(handler)).with_state(reqwest::Client::builder().no_proxy().build().unwrap())
+}
+
+#[tokio::test]
+async fn a_proxied_stream_arrives_event_by_event_and_with_heartbeats() {
+    for protocol in Protocol::ALL {
+        let (sender, receiver) = unbounded_channel();
+        let response = once(sse::Sse::new(events(receiver)));
+        let upstream = serve(Router::new().route("/", get(async move || response()))).await;
+        let server = serve(proxy(upstream.address).layer(fast())).await;
+
+        let mut answer = protocol.get(server.address, "/", &[]).await;
+        assert_headers(&answer);
+        for (data, bytes) in [("one", "data: one\n\n"), ("two", "data: two\n\n")] {
+            sender.send(data).unwrap();
+            answer.read_until(format!("{bytes}:\n:\n")).await;
+        }
+        drop(sender);
+        assert_eq!(answer.complete().await.data(), ["one", "two"]);
+    }
+}
+
+#[tokio::test]
+async fn the_length_and_the_connection_headers_of_an_upstream_do_not_break_a_proxied_stream() {
+    const TEXT: &str = "data: one\n\ndata: two\n\n";
+    let handler = async || {
+        let steps = [Step::chunk(&TEXT[..11]), Step::Silence(Duration::from_millis(50)), Step::chunk(&TEXT[11..])];
+        ([(header::CONTENT_LENGTH, TEXT.len())], event_stream(script(steps)))
+    };
+    // The upstream has a layer of its own here, which sets `Connection`.
+    let upstreams = [
+        serve(Router::new().route("/", get(handler))).await,
+        serve(Router::new().route("/", get(handler)).layer(SseLayer::new())).await,
+    ];
+    for (protocol, upstream) in Protocol::ALL.into_iter().flat_map(|p| upstreams.iter().map(move |u| (p, u))) {
+        let server = serve(proxy(upstream.address).layer(fast())).await;
+        let answer = protocol.get(server.address, "/", &[]).await;
+        assert_headers(&answer);
+        let answer = answer.complete().await;
+        assert_eq!(answer.data(), ["one", "two"]);
+        assert!(answer.body.len() > TEXT.len(), "there were to be heartbeats");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_is_gone_for_the_upstream_of_a_proxied_stream() {
+    for protocol in Protocol::ALL {
+        let (sender, receiver) = unbounded_channel();
+        let response = once(sse::Sse::new(events(receiver)));
+        let upstream = serve(Router::new().route("/", get(async move || response()))).await;
+        let server = serve(proxy(upstream.address).layer(SseLayer::new())).await;
+
+        let mut answer = protocol.get(server.address, "/", &[]).await;
+        sender.send("one").unwrap();
+        answer.read_until("data: one\n\n").await;
+        drop(answer);
+        within("the stream of the upstream to be dropped", sender.closed()).await;
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_breaks_breaks_the_proxied_stream_after_every_event_before_it() {
+    let handler =
+        async || event_stream(script([Step::chunk("data: one\n\n"), Step::chunk("data: tw"), Step::Fail("x")]));
+    // It flushes before it breaks.
+    let upstream = serve(Router::new().route("/", get(handler)).layer(SseLayer::new())).await;
+    for protocol in Protocol::ALL {
+        let server = serve(proxy(upstream.address).layer(SseLayer::new())).await;
+        let mut answer = protocol.get(server.address, "/", &[]).await;
+        assert!(answer.end().await.is_err());
+        assert_eq!(answer.text(), "data: one\n\ndata: tw");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_comes_byte_by_byte_is_the_same_stream() {
+    let text =
+        "\u{feff}: hello\r\ndata: one\r\rid: 7\r\nevent: wide\r\ndata: né 日本 🦀\r\n\r\n:\n\ndata:\ndata: two\n\n";
+    let handler = async || {
+        // Heartbeats fall wherever a byte is late.
+        event_stream(script(
+            text.bytes().flat_map(|byte| [Step::chunk([byte]), Step::Silence(Duration::from_millis(3))]),
+        ))
+    };
+    let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(1)).comment("beat"));
+    let server = serve(Router::new().route("/", get(handler)).layer(layer)).await;
+    for protocol in Protocol::ALL {
+        let answer = protocol.get(server.address, "/", &[]).await.complete().await;
+        let (mut with, without) = (whatwg::parse(&answer.body), whatwg::parse(text.as_bytes()));
+        assert_eq!(without.messages.len(), 3);
+        assert!(with.comments.iter().any(|comment| comment == " beat"), "there were to be heartbeats");
+        with.comments.retain(|comment| comment != " beat");
+        assert_eq!(with, without, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_length_that_a_handler_sets_does_not_cut_the_stream_off() {
+    let ours = async || {
+        let events = tokio_stream::iter([Event::new("one"), Event::new("two")]);
+        ([(header::CONTENT_LENGTH, "5")], SseStream::new(events))
+    };
+    let foreign = async || {
+        let body = script([Step::chunk("data: one\n\n"), Step::chunk("data: two\n\n")]);
+        ([(header::CONTENT_LENGTH, "5")], event_stream(body))
+    };
+    let app = Router::new().route("/ours", get(ours)).route("/foreign", get(foreign));
+    for layer in [SseLayer::new(), SseLayer::new().without_heartbeat()] {
+        let server = serve(app.clone().layer(layer)).await;
+        for (protocol, path) in Protocol::ALL.into_iter().flat_map(|p| ["/ours", "/foreign"].map(|path| (p, path))) {
+            let answer = protocol.get(server.address, path, &[]).await;
+            assert_headers(&answer);
+            assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n", "{protocol:?} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_no_type_is_an_event_stream_to_a_client_that_accepts_one_and_to_no_other() {
+    let handler = async || script([Step::chunk("data: one\n\n"), Step::Silence(Duration::from_millis(50))]);
+    // A bare body: axum gives the type to what it makes of texts and bytes.
+    let app = Router::new().route("/", get(async move || Response::new(handler().await))).layer(fast());
+    let server = serve(app).await;
+    for protocol in Protocol::ALL {
+        let answer = protocol.get(server.address, "/", &[("accept", "text/event-stream")]).await;
+        assert_headers(&answer);
+        let answer = answer.complete().await;
+        assert_eq!(answer.data(), ["one"]);
+        assert!(answer.text().ends_with(":\n"), "there were to be heartbeats");
+
+        let answer = protocol.get(server.address, "/", &[("accept", "*/*")]).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        assert!(!answer.headers.contains_key(header::CONTENT_TYPE));
+        assert!(!answer.headers.contains_key(header::CACHE_CONTROL));
+        assert_eq!(answer.complete().await.text(), "data: one\n\n");
+    }
+}
