@@ -391,7 +391,7 @@ async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
             }
         }
     };
-    let transfers = futures_util::stream::iter((0..TRANSFERS).map(transfer)).buffer_unordered(4);
+    let transfers = futures_util::stream::iter((0..TRANSFERS).map(transfer)).buffer_unordered(50);
     let lost = transfers.filter(|data| future::ready(data != &["one", "two", "three"])).count().await;
     // A stream that fails is reset; it does not take its connection with it.
     assert_eq!(shared.get("/fine", &[]).await.complete().await.text(), "fine");
@@ -416,6 +416,33 @@ async fn an_error_over_http_1_1_breaks_the_transfer_after_every_event_before_it(
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_error_over_http_2_resets_the_stream_after_every_event_before_it() {
     assert_that_none_loses_an_event(Protocol::Http2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_long_replay_before_an_error_arrives_as_a_whole() {
+    const EVENTS: usize = 300;
+    for kind in Kind::ALL {
+        let handler = move || async move {
+            let events =
+                tokio_stream::iter(0..EVENTS).map(|n| Event::display(format_args!("{n} {}", "x".repeat(1_000))));
+            let events = events.map(Ok).chain(tokio_stream::once(Err(io::Error::other("broken"))));
+            match kind {
+                Kind::Ours => SseStream::new(events).into_response().map(Body::new),
+                Kind::Foreign => foreign(Body::from_stream(events.map(|event| event.map(|event| event.encode())))),
+            }
+        };
+        let server = serve(Router::new().route("/", get(handler)).layer(SseLayer::new())).await;
+        for protocol in Protocol::ALL {
+            let transfer = async |_| {
+                let mut answer = protocol.get(server.address, "/", &[]).await;
+                assert!(answer.end().await.is_err());
+                answer.data().len()
+            };
+            let transfers = futures_util::stream::iter((0..20).map(transfer)).buffer_unordered(4);
+            let events: Vec<_> = transfers.collect().await;
+            assert_eq!(events, [EVENTS; 20], "{protocol:?} {kind:?}");
+        }
+    }
 }
 
 #[tokio::test]
