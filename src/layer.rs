@@ -65,7 +65,8 @@ use tower_service::Service;
 /// A compressor holds events back until it has enough of them, so it is kept out on both sides. A request that accepts
 /// `text/event-stream` is passed on with `Accept-Encoding: identity`, for the compressors inside of the layer. This holds
 /// even if the answer then turns out to be something else, such as JSON: correct beats small. Compressors outside of the
-/// layer see a content type they know and `no-transform`; one that is told to compress everything will do so.
+/// layer see a content type they know and `no-transform`. One that is told to compress everything will do so; tower-http's
+/// still delivers each event when it is sent.
 ///
 /// An event stream that already has a `Content-Encoding` is passed through without heartbeats, which would corrupt it.
 #[derive(Clone, Debug)]
@@ -149,9 +150,7 @@ where
         ResponseFuture {
             accepts,
             is_head: request.method() == Method::HEAD,
-            // `Connection` is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be untrue: the end of a body without
-            // a length is the close (RFC 9112, §6.3).
-            keeps_connection: request.version() == Version::HTTP_11 && !headers::asks_to_close(request.headers()),
+            keeps_connection: may_keep_connection(&request, accepts),
             settings: Arc::clone(&self.settings),
             inner: self.inner.call(request),
         }
@@ -214,6 +213,15 @@ fn make_correct<B: Body>(
     let adoption = Adoption::default();
     response.extensions_mut().insert(adoption.clone());
     response.map(|body| ResponseBody::event_stream(body, Arc::clone(settings), adoption))
+}
+
+/// Whether the response may say `Connection: keep-alive`.
+///
+/// In HTTP/2 that is illegal (RFC 9113, §8.2.2), and in HTTP/1.0 untrue, where the end of a body without a length is the
+/// close (RFC 9112, §6.3). Whether the client asks to close is looked at where it asks for an event stream, as an
+/// `EventSource` does: other requests pay nothing for it.
+fn may_keep_connection<B>(request: &Request<B>, accepts: bool) -> bool {
+    request.version() == Version::HTTP_11 && !(accepts && headers::asks_to_close(request.headers()))
 }
 
 fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {

@@ -165,7 +165,7 @@ async fn an_http_1_1_connection_serves_the_next_request_when_a_stream_has_ended(
 async fn an_http_1_1_client_that_asks_to_close_is_told_so_and_gets_everything() {
     for kind in Kind::ALL {
         let server = serve(two_events(kind)).await;
-        let request = "GET /two HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let request = "GET /two HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\nConnection: close\r\n\r\n";
         let answer = Http1::connect(server.address).await.request(request).await.complete().await;
         assert_eq!(answer.headers[header::CONNECTION], "close");
         assert_eq!(answer.data(), ["one", "two"]);
