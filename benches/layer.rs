@@ -16,7 +16,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 use support::ratios::{self, Ratios};
-use tower::{Layer, Service, service_fn};
+use tower::{Layer, Service, service_fn, util::MapResponse};
 use tower_sse::SseLayer;
 
 /// What a browser sends when it loads a page.
@@ -92,6 +92,12 @@ fn main() {
     group.bench_function("bare", |bencher| {
         bencher.iter(|| call(&mut service, request()));
     });
+    // The least that a middleware with a body of its own can cost.
+    let mut service =
+        MapResponse::new(bare(), |response: Response<Full<Bytes>>| response.map(|body| (body, None::<Box<u8>>)));
+    group.bench_function("another body", |bencher| {
+        bencher.iter(|| call(&mut service, request()));
+    });
     let mut service = SseLayer::new().layer(bare());
     group.bench_function("layer", |bencher| {
         bencher.iter(|| call(&mut service, request()));
@@ -129,6 +135,8 @@ fn main() {
         ratios.difference(what, &format!("{group}/layer"), &format!("{group}/bare"), per, target);
     };
     adds("the layer adds to a response that is no event stream", "plain response", 1, "≤ 30 ns");
+    let (least, bare) = ("plain response/another body", "plain response/bare");
+    ratios.difference("a middleware that only has a body of its own adds", least, bare, 1, "");
     adds("… to each frame of its body", "1 MiB of text", 1024, "0 ns");
     adds("… to each frame of 100 B of an event stream", "events of 100 B", FRAMES, "≤ 20 ns");
     adds("… to each frame of 4 KiB of an event stream", "events of 4 KiB", FRAMES, "≤ 20 ns");

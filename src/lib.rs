@@ -89,5 +89,10 @@ pub use last_event_id::{LastEventId, Rejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use stream::{SseItem, SseStream, StopReconnecting};
 
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// Any error, boxed as tower and axum box it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
