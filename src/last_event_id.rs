@@ -18,7 +18,7 @@ const QUERY_NAMES: [&str; 6] =
 ///
 /// # Where it is looked for
 ///
-/// In the `Last-Event-ID` header first, which is UTF-8, as an `EventSource` sends it (HTML standard, §9.2.5). If there is
+/// In the `Last-Event-ID` header first, which is UTF-8, as an `EventSource` sends it (HTML standard, §9.2.4). If there is
 /// none, in the query, for polyfills and clients that cannot set the header: as `lastEventId`, `last-event-id`,
 /// `Last-Event-ID`, `lastEventID`, `last_event_id` or `evs_last_event_id`, form-encoded. The first one that is an id is
 /// taken. One that is empty, is not UTF-8 or holds NUL, CR or LF is not there.

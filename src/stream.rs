@@ -134,8 +134,8 @@ impl<S> SseStream<S> {
 }
 
 impl SseStream<Empty<Event>> {
-    /// The answer to a client that should not come back: `204 No Content`, the one status for which an `EventSource` stops
-    /// reconnecting and fires no more than an `error` event (HTML standard, §9.2.5, "Processing model").
+    /// The answer to a client that should not come back: `204 No Content`, by which the HTML standard lets a server tell an
+    /// `EventSource` to stop reconnecting. The page gets an `error` event and finds its `readyState` to be `CLOSED`.
     ///
     /// # Examples
     ///

@@ -239,7 +239,7 @@ impl LineTracker {
     }
 }
 
-/// A byte order mark is no part of the events, but only at the very beginning of the stream (HTML standard, §9.2.6:
+/// A byte order mark is no part of the events, but only at the very beginning of the stream (HTML standard, §9.2.5:
 /// streams are decoded by UTF-8 decode). Behind something that was put before it, it has to go.
 #[derive(Clone, Copy, Default)]
 enum ByteOrderMark {

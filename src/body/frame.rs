@@ -12,13 +12,16 @@ const LARGE: usize = 4 * 1024;
 const FIRST_COPY: usize = 2 * 1024;
 
 /// The frame under way. One chunk alone is never copied.
-#[derive(Default)]
 pub(super) struct Coalesce {
     alone: Bytes,
     joined: Vec<u8>,
 }
 
 impl Coalesce {
+    pub(super) fn beginning_with(chunk: Bytes) -> Self {
+        Self { alone: chunk, joined: Vec::new() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.alone.is_empty() && self.joined.is_empty()
     }

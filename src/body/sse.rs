@@ -100,21 +100,17 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        let mut frame = Coalesce::default();
         let mut stream_is_pending = false;
         let opening = !std::mem::replace(this.opened, true);
+        let first = if opening { opening_hint(this.options, this.adoption) } else { std::mem::take(this.held) };
+        let mut frame = Coalesce::beginning_with(first);
 
-        let mut next = if opening { opening_hint(this.options, this.adoption) } else { std::mem::take(this.held) };
         for _ in 0..MAX_READY {
-            if let Err(too_much) = frame.push(next) {
-                *this.held = too_much;
-                break;
-            }
             if frame.is_full() {
                 break;
             }
             let Some(stream) = this.stream.as_mut().as_pin_mut() else { break };
-            next = match stream.poll_next(cx) {
+            let chunk = match stream.poll_next(cx) {
                 Poll::Ready(Some(item)) => match item.into_events() {
                     Ok(events) => events.into_bytes(),
                     Err(error) => {
@@ -141,6 +137,10 @@ where
                     break;
                 }
             };
+            if let Err(too_much) = frame.push(chunk) {
+                *this.held = too_much;
+                break;
+            }
         }
 
         if !frame.is_empty() {
