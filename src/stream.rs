@@ -90,6 +90,16 @@ impl<S> SseStream<S> {
     }
 
     /// Sends this event last, when the stream has ended by itself and without an error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream};
+    /// # let steps = tokio_stream::empty::<Event>();
+    /// // In the page: source.addEventListener("close", () => source.close());
+    /// SseStream::new(steps).end_with(Event::default().event("close"))
+    /// # ;
+    /// ```
     pub fn end_with(self, event: Event) -> Self {
         self.with(|options| options.end_with = Some(event))
     }
@@ -118,6 +128,25 @@ impl<S> SseStream<S> {
     ///
     /// An axum handler that returns `axum::response::Response` calls the trait's method,
     /// `IntoResponse::into_response(stream)`, which boxes the body.
+    ///
+    /// # Examples
+    ///
+    /// A service for hyper, without any framework:
+    ///
+    /// ```
+    /// use http::{Request, Response};
+    /// use std::convert::Infallible;
+    /// use tokio_stream::Iter;
+    /// use tower_sse::{Event, SseBody, SseStream};
+    ///
+    /// type Events = Iter<std::array::IntoIter<Event, 2>>;
+    ///
+    /// let service = tower::service_fn(async |_: Request<()>| -> Result<Response<SseBody<Events>>, Infallible> {
+    ///     let events = tokio_stream::iter([Event::new("hello"), Event::new("world")]);
+    ///     Ok(SseStream::new(events).into_response())
+    /// });
+    /// # let _ = service;
+    /// ```
     #[must_use]
     pub fn into_response(self) -> Response<SseBody<S>> {
         let adoption = Adoption::default();

@@ -253,6 +253,17 @@ async fn an_error_of_a_foreign_stream_comes_after_what_came_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_error_in_the_middle_of_an_event_comes_after_its_first_half() {
+    for half in ["data: a\n", "data: ha", "data: a\r", "data: \u{e9}\n\ndat"] {
+        let body = Script::new([Step::chunk(half), Step::Fail("broken")]);
+        let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), half);
+        assert_eq!(body.frame().await.unwrap().unwrap_err().to_string(), "broken");
+        assert!(body.frame().await.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_error_of_a_foreign_stream_does_not_swallow_half_a_byte_order_mark() {
     let body = Script::new([Step::silence(2), Step::chunk([0xEF, 0xBB]), Step::Fail("broken")]);
     let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();

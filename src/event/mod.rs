@@ -96,6 +96,13 @@ impl Event {
     ///
     /// Send one now and then where most of what happens is filtered out for this client: when it comes back it need not
     /// have all of that looked through again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::Event;
+    /// assert_eq!(Event::checkpoint(1_000_000).encode(), "id: 1000000\n\n");
+    /// ```
     pub fn checkpoint(id: impl Into<EventId>) -> Self {
         Self::default().id(id)
     }
