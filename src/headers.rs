@@ -29,11 +29,13 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
 }
 
 /// Whether a `Content-Type` is that of an event stream: in any case, with any parameters.
+#[inline]
 pub(crate) fn is_event_stream(content_type: &HeaderValue) -> bool {
     parameters_of_event_stream(content_type.as_bytes().trim_ascii_start()).is_some()
 }
 
 /// Whether an `Accept` header names the event stream, and does not refuse it by a weight of 0 (RFC 9110, §12.4.2).
+#[inline]
 pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
     if headers.len() == headers.keys_len() {
         // No name stands twice, and to look for one value costs half.

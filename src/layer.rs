@@ -147,13 +147,10 @@ where
         if accepts {
             request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
-        ResponseFuture {
-            accepts,
-            is_head: request.method() == Method::HEAD,
-            keeps_connection: may_keep_connection(&request, accepts),
-            settings: Arc::clone(&self.settings),
-            inner: self.inner.call(request),
-        }
+        let is_head = request.method() == Method::HEAD;
+        let keeps_connection = may_keep_connection(&request, accepts);
+        let inner = self.inner.call(request);
+        ResponseFuture { inner, settings: Arc::clone(&self.settings), keeps_connection, accepts, is_head }
     }
 }
 
