@@ -281,8 +281,14 @@ async fn an_error_of_a_foreign_stream_does_not_swallow_half_a_byte_order_mark() 
 
 #[tokio::test(start_paused = true)]
 async fn without_heartbeat_the_layer_adds_nothing_to_a_silent_stream() {
-    let response = events().body(silent_once()).unwrap();
-    assert_eq!(text(through(SseLayer::new().without_heartbeat(), Request::new(()), response).await).await, WITHOUT);
+    let layer = SseLayer::new().without_heartbeat();
+    // Four times the default interval.
+    let steps = [Step::chunk("data: a\n\n"), Step::silence(60), Step::chunk("data: b\n\n")];
+    let response = events().body(Script::new(steps)).unwrap();
+    assert_eq!(text(through(layer.clone(), Request::new(()), response).await).await, WITHOUT);
+
+    let response = own_stream(Duration::from_secs(60)).into_response();
+    assert_eq!(text(through(layer, Request::new(()), response).await).await, "data: a\n\n");
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,27 +307,32 @@ async fn two_layers_put_one_heartbeat_into_a_foreign_stream() {
     assert_eq!(text(service.oneshot(Request::new(())).await.unwrap()).await, WITH_HEARTBEAT);
 }
 
-/// An `SseStream` of one event that is silent for two and a half seconds and then ends.
-fn own_stream() -> SseStream<impl stream::Stream<Item = Result<Event, io::Error>> + Send + Unpin + 'static> {
+/// An `SseStream` of one event that is silent for a while and then ends.
+fn own_stream(
+    silence: Duration,
+) -> SseStream<impl stream::Stream<Item = Result<Event, io::Error>> + Send + Unpin + 'static> {
     use tokio_stream::StreamExt;
-    let pause = Box::pin(tokio::time::sleep(Duration::from_millis(2500)));
+    let pause = Box::pin(tokio::time::sleep(silence));
     let pause = tokio_stream::StreamExt::filter_map(futures_util::FutureExt::into_stream(pause), |()| None);
     SseStream::new(tokio_stream::once(Ok(Event::new("a"))).chain(pause))
 }
 
+/// Two heartbeats of [`eager`], and a half.
+const A_WHILE: Duration = Duration::from_millis(2500);
+
 #[tokio::test(start_paused = true)]
 async fn an_sse_stream_takes_the_layers_settings_over_instead_of_being_wrapped() {
     let layer = eager().retry(Duration::from_millis(700));
-    let response = through(layer.clone(), Request::new(()), own_stream().into_response()).await;
+    let response = through(layer.clone(), Request::new(()), own_stream(A_WHILE).into_response()).await;
     assert_eq!(response.headers()[CONNECTION], "keep-alive");
     assert_eq!(text(response).await, "retry: 700\n\ndata: a\n\n:\n:\n");
 
     // Also when it was boxed on the way.
-    let boxed = own_stream().into_response().map(|body| body.boxed_unsync());
+    let boxed = own_stream(A_WHILE).into_response().map(|body| body.boxed_unsync());
     assert_eq!(text(through(layer.clone(), Request::new(()), boxed).await).await, "retry: 700\n\ndata: a\n\n:\n:\n");
 
     // And when somebody encoded it: it is the stream inside that beats, before the encoder.
-    let mut encoded = own_stream().into_response();
+    let mut encoded = own_stream(A_WHILE).into_response();
     encoded.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("rot26"));
     assert_eq!(text(through(layer, Request::new(()), encoded).await).await, "retry: 700\n\ndata: a\n\n:\n:\n");
 }
@@ -331,14 +342,11 @@ async fn what_the_handler_set_on_its_stream_wins_over_the_layer() {
     let layer = eager().retry(Duration::from_millis(700));
     let with = |stream: SseStream<_>| through(layer.clone(), Request::new(()), stream.into_response());
 
-    let slow = own_stream().heartbeat(Heartbeat::every(Duration::from_secs(2)).comment("own"));
+    let slow = own_stream(A_WHILE).heartbeat(Heartbeat::every(Duration::from_secs(2)).comment("own"));
     assert_eq!(text(with(slow).await).await, "retry: 700\n\ndata: a\n\n: own\n");
-    assert_eq!(text(with(own_stream().without_heartbeat()).await).await, "retry: 700\n\ndata: a\n\n");
-    let own_retry = own_stream().without_heartbeat().retry(Duration::from_millis(1));
+    assert_eq!(text(with(own_stream(A_WHILE).without_heartbeat()).await).await, "retry: 700\n\ndata: a\n\n");
+    let own_retry = own_stream(A_WHILE).without_heartbeat().retry(Duration::from_millis(1));
     assert_eq!(text(with(own_retry).await).await, "retry: 1\n\ndata: a\n\n");
-
-    let silent = SseLayer::new().without_heartbeat();
-    assert_eq!(text(through(silent, Request::new(()), own_stream().into_response()).await).await, "data: a\n\n");
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,13 +355,13 @@ async fn of_two_layers_the_inner_one_settles_an_sse_stream() {
     let service = ServiceBuilder::new()
         .layer(outer)
         .layer(eager())
-        .service(service_fn(async |_: Request<()>| Ok::<_, Infallible>(own_stream().into_response())));
+        .service(service_fn(async |_: Request<()>| Ok::<_, Infallible>(own_stream(A_WHILE).into_response())));
     assert_eq!(text(service.oneshot(Request::new(())).await.unwrap()).await, "data: a\n\n:\n:\n");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_a_foreign_one() {
-    let replaced = own_stream().into_response().map(|_| silent_once());
+    let replaced = own_stream(A_WHILE).into_response().map(|_| silent_once());
     assert_eq!(text(through(eager(), Request::new(()), replaced).await).await, WITH_HEARTBEAT);
 }
 
