@@ -19,7 +19,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// If the value does not serialize: its `Serialize` fails, or it has a map whose keys are no strings.
+    /// If the value does not serialize: its `Serialize` fails, or it has a map whose keys are not strings.
     ///
     /// # Examples
     ///
@@ -96,7 +96,7 @@ pub struct JsonError(serde_json::Error);
 
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the data of an event does not serialize to JSON")
+        f.write_str("the data of an event does not serialize to JSON: the keys of maps have to be strings, and no part may fail")
     }
 }
 

@@ -21,7 +21,7 @@ const QUERY_NAMES: [&str; 6] =
 /// In the `Last-Event-ID` header first, which is UTF-8, as an `EventSource` sends it (HTML standard, §9.2.4). If there is
 /// none, in the query, for polyfills and clients that cannot set the header: as `lastEventId`, `last-event-id`,
 /// `Last-Event-ID`, `lastEventID`, `last_event_id` or `evs_last_event_id`, form-encoded. The first one that is an id is
-/// taken. One that is empty, is not UTF-8 or holds NUL, CR or LF is not there.
+/// taken. One that is empty, is not UTF-8 or holds NUL, CR or LF counts as absent.
 ///
 /// # Examples
 ///
@@ -82,7 +82,7 @@ impl LastEventId {
         self.id().map(EventId::as_str)
     }
 
-    /// The id, if there is one.
+    /// The id, taken out, if there is one.
     #[must_use]
     pub fn into_id(self) -> Option<EventId> {
         self.0
@@ -125,7 +125,7 @@ fn id_from_query(query: &str) -> Option<EventId> {
     })
 }
 
-/// As `application/x-www-form-urlencoded` is parsed (URL standard, §5.1), but that no byte is replaced.
+/// As `application/x-www-form-urlencoded` is parsed (URL standard, §5.1), except that what is not UTF-8 is not replaced.
 fn form_decode(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }

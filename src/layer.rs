@@ -20,7 +20,7 @@ use std::{
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that makes every event stream that passes through it a correct one, and lets every other response alone.
+/// A layer that makes every event stream that passes through it a correct one, and leaves every other response alone.
 ///
 /// It works on the responses of axum, tonic and anything else that is a [`Service`] of HTTP requests, whoever made them:
 /// an [`SseStream`](crate::SseStream), another framework's responder, a stream that is proxied from another server.
@@ -47,23 +47,24 @@ use tower_service::Service;
 ///
 /// Those whose `Content-Type` is `text/event-stream`, in any case and with any parameters; and those with status 200 and
 /// no `Content-Type` to a request whose `Accept` names `text/event-stream`, which then get the header. Answers to `HEAD`,
-/// the statuses 204 and 304, and bodies that are already at their end are let alone.
+/// the statuses 204 and 304, and bodies that are already at their end are left alone.
 ///
 /// # What it does to them
 ///
 /// - **Headers.** What the handler has set wins; what is missing is added: `Content-Type: text/event-stream`,
 ///   `Cache-Control: no-cache, no-transform` (a bare `no-cache` is completed to it), `X-Accel-Buffering: no`, and on
-///   HTTP/1.1 `Connection: keep-alive`, unless the client asks to close. The content type is written in lower case.
+///   HTTP/1.1 `Connection: keep-alive`, unless a request that names `text/event-stream` asks to close. The content type is written in lower case.
 ///   `Content-Length` goes, since heartbeats change the length.
 /// - **Heartbeats** after each interval of silence: see [`Heartbeat`]. They are put between the lines of a stream, never
-///   into one, so a client dispatches exactly the events that it would without the layer.
+///   into one, so a client dispatches exactly the events that it would without the layer (and the heartbeats, if these are
+///   events).
 /// - **An [`SseStream`](crate::SseStream)** takes the settings over into its own body; what the handler has set on it
-///   explicitly wins. So there is never a second heartbeat, also with several layers: the innermost one decides.
+///   explicitly wins. So there is never a second heartbeat, even with several layers: the innermost one decides.
 ///
 /// # Compression
 ///
-/// A compressor holds events back until it has enough of them, so it is kept out on both sides. A request that accepts
-/// `text/event-stream` is passed on with `Accept-Encoding: identity`, for the compressors inside of the layer. This holds
+/// A compressor holds events back until it has enough of them, so it is kept out on both sides. A request whose
+/// `Accept` names `text/event-stream` (`*/*` does not) is passed on with `Accept-Encoding: identity`, for the compressors inside of the layer. This holds
 /// even if the answer then turns out to be something else, such as JSON: correct beats small. Compressors outside of the
 /// layer see a content type they know and `no-transform`. One that is told to compress everything will do so; tower-http's
 /// still delivers each event when it is sent.
@@ -88,8 +89,8 @@ impl SseLayer {
 
     /// Sends no heartbeats, but for the streams whose handler has set one.
     ///
-    /// A server learns that a client has gone only when it writes to it, so a stream that is silent for long is then held
-    /// for as long.
+    /// A client that closes its connection is noticed all the same. One that vanishes is noticed only when the server writes
+    /// to it, so its stream is then held for as long as it is silent.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = None)
     }

@@ -34,7 +34,7 @@
 //!   frame, and sends a [`Heartbeat`] when there are none.
 //! - [`SseLayer`] is for everything else: another framework's responder, a stream that is proxied from another server. It
 //!   adds the headers that are missing, keeps compressors away, and puts heartbeats between the lines. An [`SseStream`]
-//!   takes its settings over.
+//!   inside takes over its settings.
 //! - [`LastEventId`] is where a client left off, and [`SseStream::stop_reconnecting`] is how it is told to stay away.
 //!
 //! # Guarantees
@@ -45,8 +45,12 @@
 //!    that follows the standard dispatches exactly the same events with and without the layer (`layer_is_transparent`).
 //! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches exactly one message with the
 //!    same fields; for every other one, none (`events`).
-//! 3. What was yielded before an error is sent before the stream ends (`sse_stream`, `http_versions`).
-//! 4. A response that is no event stream passes the layer as it is, without an allocation (`layer`, `allocations`, `grpc`).
+//! 3. What was yielded before an error goes to the transport before the error, which then has 250 milliseconds to flush it
+//!    (`sse_stream`, `http_versions`).
+//! 4. A response that is not an event stream passes the layer as it is, without an allocation (`layer`, `allocations`,
+//!    `grpc`).
+//! 5. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
+//!    outside does that honours the content type or `no-transform` (`compression`).
 //!
 //! # Features
 //!
@@ -57,8 +61,9 @@
 //!
 //! # Runtime
 //!
-//! Heartbeats need tokio's timer: a body that has one panics if it is polled outside of a tokio runtime with time enabled.
-//! Nothing else does, and no task is spawned.
+//! Heartbeats, and the pause before an error, need tokio's timer: a body that needs it panics in a runtime that has none
+//! enabled. Outside of any tokio runtime it does so for a heartbeat only; [`SseStream::without_heartbeat`] runs on any
+//! executor. No task is spawned.
 //!
 //! # What it does not do
 //!

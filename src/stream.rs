@@ -76,8 +76,8 @@ impl<S> SseStream<S> {
 
     /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first byte before the first event.
     ///
-    /// A server learns that a client has gone only when it writes to it, so a stream that is silent for long is then held
-    /// for as long.
+    /// A client that closes its connection is noticed all the same. One that vanishes is noticed only when the server writes
+    /// to it, so its stream is then held for as long as it is silent.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = Some(None))
     }
@@ -107,7 +107,9 @@ impl<S> SseStream<S> {
     /// Decides what an error of the stream is to the client: a last event and a clean end, or, with `None`, what it is
     /// without this: the end of the body, in the middle of the transfer.
     ///
-    /// Either way it is the end of the stream, and what came before it is sent. This is also the place to log the error.
+    /// Either way it is the end of the stream, and what came before it goes out first. Before the broken end the transport has
+    /// 250 milliseconds to flush that, as hyper drops what it has buffered when a body fails; after a last event it has all
+    /// the time it needs. This is also the place to log the error.
     ///
     /// # Examples
     ///
@@ -163,8 +165,8 @@ impl<S> SseStream<S> {
 }
 
 impl SseStream<Empty<Event>> {
-    /// The answer to a client that should not come back: `204 No Content`, by which the HTML standard lets a server tell an
-    /// `EventSource` to stop reconnecting. The page gets an `error` event and finds its `readyState` to be `CLOSED`.
+    /// The answer to a client that should not come back: `204 No Content`, by which the HTML standard (§9.2.1) lets a server
+    /// tell an `EventSource` to stop reconnecting. The page gets an `error` event and finds its `readyState` to be `CLOSED`.
     ///
     /// # Examples
     ///

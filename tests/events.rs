@@ -191,7 +191,10 @@ fn a_raw_json_value_with_line_ends_stays_correct_and_on_one_line() {
 fn a_value_that_does_not_serialize_is_an_error_with_its_cause() {
     let map = std::collections::HashMap::from([(vec![1], 2)]);
     let error = Event::json(&map).unwrap_err();
-    assert_eq!(error.to_string(), "the data of an event does not serialize to JSON");
+    assert_eq!(
+        error.to_string(),
+        "the data of an event does not serialize to JSON: the keys of maps have to be strings, and no part may fail"
+    );
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "key must be a string");
 }
 

@@ -15,18 +15,18 @@ use std::{
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
-    /// A body that is no event stream, or that is the one of an [`SseStream`](crate::SseStream), is passed through as it
-    /// is. Into every other event stream heartbeats are put, between its lines. It is never polled again after its end.
+    /// Everything but a foreign event stream passes as it is, and so does a foreign event stream that is encoded. Into every
+    /// other one heartbeats are put, between its lines, and the body inside is never polled again after its end.
     ///
     /// # Errors
     ///
-    /// Those of the body inside, after what came before them was passed on and the transport had 250 milliseconds to flush
-    /// it.
+    /// Those of the body inside. Those of a foreign event stream come after what was passed on before them, when the
+    /// transport had 250 milliseconds to flush it.
     ///
     /// # Panics
     ///
-    /// When a foreign event stream is polled in a tokio runtime that has no timer enabled, or, unless the layer has no
-    /// heartbeat, outside of any.
+    /// A foreign event stream, when it needs a timer, for a heartbeat or before an error, in a tokio runtime that has none
+    /// enabled. Outside of any runtime, when it needs one for a heartbeat.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -239,7 +239,7 @@ impl LineTracker {
     }
 }
 
-/// A byte order mark is no part of the events, but only at the very beginning of the stream (HTML standard, §9.2.5:
+/// A byte order mark is no part of the events, but only at the very beginning of the stream (HTML standard, §9.2.6:
 /// streams are decoded by UTF-8 decode). Behind something that was put before it, it has to go.
 #[derive(Clone, Copy, Default)]
 enum ByteOrderMark {

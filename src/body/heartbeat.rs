@@ -11,8 +11,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// What keeps a silent stream alive: a comment, or an event, after each full interval in which nothing was sent.
 ///
-/// Proxies and load balancers close connections that are silent, often after 30 or 60 seconds, and a server learns that a
-/// client is gone only when it writes to it. The HTML standard advises a comment every 15 seconds or so ([§9.2.7,
+/// Proxies and load balancers close connections that are silent, often after 30 or 60 seconds. And while a client that
+/// closes its connection is noticed at once, one that vanishes (its network is gone) is noticed only when the server writes
+/// to it. The HTML standard advises a comment every 15 seconds or so ([§9.2.7,
 /// "Authoring notes"][notes]), which is the default.
 ///
 /// # Examples
@@ -57,14 +58,15 @@ impl Heartbeat {
         Self { every: interval.max(Duration::from_millis(1)), ..Self::DEFAULT }
     }
 
-    /// Sends this text as the comment, on as many comment lines as it has lines.
+    /// Sends this text as the comment, on as many comment lines as it has lines. It replaces an event that was set before.
     pub fn comment(self, text: impl AsRef<str>) -> Self {
         Self { comment: comment_lines(text.as_ref()), event: None, ..self }
     }
 
     /// Sends an event instead of a comment.
     ///
-    /// A stream of another framework that is silent in the middle of an event gets the comment, which is legal there.
+    /// A stream of another framework that is silent in the middle of an event gets the comment, which is legal there: the
+    /// one that was set before, or the empty one.
     ///
     /// An id that the event has is left out: a heartbeat is no place to come back to, and the client would send it as its
     /// `Last-Event-ID`.

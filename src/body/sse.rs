@@ -36,6 +36,12 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
+/// What the stream ended with, once everything before it is on its way.
+struct Failure {
+    error: BoxError,
+    grace: Grace,
+}
+
 /// How many items are taken from a stream in one poll, however small they are.
 const MAX_READY: usize = 1024;
 
@@ -44,9 +50,9 @@ static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
 pin_project! {
     /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event stream bytes.
     ///
-    /// Events that are ready at the same time become one frame of up to about 16 KiB; an event that is ready alone is a
-    /// frame at once. It ends when the stream ends, and it never polls the stream again after that. Dropping it drops the
-    /// stream.
+    /// Events that are ready at the same time become one frame, of up to about 16 KiB and 1024 items; an event that is ready
+    /// alone is a frame at once. Events of 4 KiB or more are not copied into a frame with others, and none is ever split. The
+    /// body ends when the stream ends, and never polls the stream again after that. Dropping it drops the stream.
     ///
     /// # Errors
     ///
@@ -55,7 +61,8 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// When it is polled in a tokio runtime that has no timer enabled, or, unless it has no heartbeat, outside of any.
+    /// When it needs a timer, for a heartbeat or before an error, in a tokio runtime that has none enabled. Outside of any
+    /// runtime, when it needs one for a heartbeat.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
@@ -64,9 +71,8 @@ pin_project! {
         adoption: Adoption,
         // The beginning of the next frame.
         held: Bytes,
-        error: Option<BoxError>,
+        failure: Option<Box<Failure>>,
         opened: bool,
-        grace: Grace,
     }
 }
 
@@ -83,9 +89,8 @@ impl<S> SseBody<S> {
             options: None,
             adoption: Adoption::default(),
             held: Bytes::new(),
-            error: None,
+            failure: None,
             opened: false,
-            grace: Grace::default(),
         }
     }
 }
@@ -119,7 +124,7 @@ where
                         match on_error.and_then(|on_error| on_error(&error)) {
                             Some(event) => event.encode(),
                             None => {
-                                *this.error = Some(error);
+                                *this.failure = Some(Box::new(Failure { error, grace: Grace::default() }));
                                 break;
                             }
                         }
@@ -147,9 +152,9 @@ where
             this.pulse.sent();
             return Poll::Ready(Some(Ok(Frame::data(frame.into_bytes()))));
         }
-        if this.error.is_some() {
-            ready!(this.grace.poll(cx));
-            return Poll::Ready(this.error.take().map(Err));
+        if let Some(failure) = this.failure {
+            ready!(failure.grace.poll(cx));
+            return Poll::Ready(this.failure.take().map(|failure| Err(failure.error)));
         }
         if this.stream.is_none() {
             return Poll::Ready(None);
@@ -172,7 +177,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_none() && self.held.is_empty() && self.error.is_none()
+        self.stream.is_none() && self.held.is_empty() && self.failure.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -136,6 +136,9 @@ impl EventName {
 /// It holds no CR, LF or NUL. Text that is known only at run time goes through [`EventId::new`]; literals and integers
 /// convert by themselves. An empty id is legal: it makes the client forget the id it had.
 ///
+/// It comes back in a header, where white space at its ends is cut off, and where servers refuse control characters: an id
+/// is better without them.
+///
 /// # Examples
 ///
 /// ```
@@ -205,7 +208,11 @@ macro_rules! field {
             }
         }
 
-        /// For literals: see [`from_static`](Self::from_static), which panics on the same texts.
+        /// For literals.
+        ///
+        /// # Panics
+        ///
+        /// On the texts on which [`from_static`](Self::from_static) does.
         impl From<&'static str> for $Field {
             fn from(text: &'static str) -> Self {
                 Self::from_static(text)

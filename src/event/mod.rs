@@ -19,7 +19,7 @@ use std::{fmt, time::Duration};
 
 /// One server-sent event.
 ///
-/// It is built from its data, and whatever text it is given a client reads the same text: see
+/// It is built from its data, and whatever text it is given, a client reads the same text: see
 /// [what a client sees](#what-a-client-sees). A setter called again replaces what was set before; only
 /// [`comment`](Self::comment) adds.
 ///
@@ -48,7 +48,9 @@ use std::{fmt, time::Duration};
 ///
 /// # Cost
 ///
-/// An event is kept as its wire bytes. It costs one allocation, and [`encode`](Self::encode) none beyond it.
+/// An event is kept as its wire bytes: one allocation, and none beyond it for [`encode`](Self::encode). It is more than one
+/// where the fields are longer than 64 bytes together, where more than about 200 bytes of data are set after a field, where
+/// something is set twice, and for more than 64 KiB of [`display`](Self::display) or [`json`](Self::json).
 ///
 /// [standard]: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 #[derive(Clone, Default)]
@@ -123,6 +125,10 @@ impl Event {
     ///
     /// An event that has a name and no data is sent with empty data, since a client drops a message that has no `data`
     /// line at all.
+    ///
+    /// # Panics
+    ///
+    /// If it is a literal that [`EventName::from_static`] refuses.
     // Inlined, as `id` is, to keep the event in registers between the setters; without it they cost twice as much.
     #[inline(always)]
     pub fn event(self, name: impl Into<EventName>) -> Self {
@@ -132,6 +138,10 @@ impl Event {
     }
 
     /// Sets the id, which the client sends back as `Last-Event-ID` when it reconnects.
+    ///
+    /// # Panics
+    ///
+    /// If it is a literal that [`EventId::from_static`] refuses.
     #[inline(always)]
     pub fn id(self, id: impl Into<EventId>) -> Self {
         let id = id.into();
