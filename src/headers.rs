@@ -22,7 +22,7 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
         }
     }
     // `no-cache` alone is what other responders of event streams set. Any other value is a handler's decision.
-    if headers.get(CACHE_CONTROL).is_none_or(|value| value == "no-cache") {
+    if headers.get_all(CACHE_CONTROL).into_iter().all(|value| value == "no-cache") {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     }
     headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));

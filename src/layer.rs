@@ -1,7 +1,7 @@
 //! The middleware: any event stream becomes a correct one.
 
 use crate::{
-    body::{Adoption, Heartbeat, ResponseBody, Settings},
+    body::{Adoption, Heartbeat, Offer, ResponseBody, Settings},
     headers,
 };
 use bytes::Bytes;
@@ -209,7 +209,7 @@ fn make_correct<B: Body>(
         return response.map(ResponseBody::untouched);
     }
     let adoption = Adoption::default();
-    response.extensions_mut().insert(adoption.clone());
+    response.extensions_mut().insert(adoption.offer());
     response.map(|body| ResponseBody::event_stream(body, Arc::clone(settings), adoption))
 }
 
@@ -239,5 +239,5 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 
 /// Whether the body is an event stream of ours, or already wrapped, and so needs no more than the settings.
 fn is_taken_care_of<B>(response: &Response<B>, settings: &Arc<Settings>) -> bool {
-    response.extensions().get::<Adoption>().is_some_and(|adoption| adoption.settle(settings))
+    response.extensions().get::<Offer>().is_some_and(|offer| offer.settle(settings))
 }

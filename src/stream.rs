@@ -128,6 +128,9 @@ impl<S> SseStream<S> {
 
     /// The response, for tower and hyper. In an axum handler return the `SseStream` itself.
     ///
+    /// A middleware that makes a new response of the body should keep the extensions: by them an
+    /// [`SseLayer`](crate::SseLayer) knows the body, and what was set on it.
+    ///
     /// An axum handler that returns `axum::response::Response` calls the trait's method,
     /// `IntoResponse::into_response(stream)`, which boxes the body.
     ///
@@ -152,9 +155,10 @@ impl<S> SseStream<S> {
     #[must_use]
     pub fn into_response(self) -> Response<SseBody<S>> {
         let adoption = Adoption::default();
-        let mut response = Response::new(SseBody::new(self.stream, self.options, adoption.clone()));
+        let offer = adoption.offer();
+        let mut response = Response::new(SseBody::new(self.stream, self.options, adoption));
         headers::complete(response.headers_mut());
-        response.extensions_mut().insert(adoption);
+        response.extensions_mut().insert(offer);
         response
     }
 

@@ -21,6 +21,8 @@ fn the_header_is_read_as_utf_8_bytes() {
     assert_eq!(from_header(b"41").as_str(), Some("41"));
     assert_eq!(from_header("né 日本 🦀".as_bytes()).as_str(), Some("né 日本 🦀"));
     assert_eq!(from_header(b"a\tb").as_str(), Some("a\tb"));
+    // It is not encoded there, so nothing is decoded.
+    assert_eq!(from_header(b"a%20b+c%").as_str(), Some("a%20b+c%"));
     let long = "x".repeat(8192);
     assert_eq!(from_header(long.as_bytes()).as_str(), Some(&*long));
 }

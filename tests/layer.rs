@@ -20,7 +20,10 @@ use std::{
     task::Poll,
     time::Duration,
 };
-use support::script::{Script, Step};
+use support::{
+    script::{Script, Step},
+    whatwg,
+};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_sse::{BoxError, Event, Heartbeat, ResponseBody, SseLayer, SseStream};
 
@@ -48,6 +51,11 @@ fn eager() -> SseLayer {
 /// A stream that is silent for a moment longer than a heartbeat of [`eager`].
 fn silent_once() -> Script {
     Script::new([Step::chunk("data: a\n\n"), Step::Silence(Duration::from_millis(1500)), Step::chunk("data: b\n\n")])
+}
+
+/// A stream that has nothing to say yet.
+fn waiting() -> Script {
+    Script::new([Step::Hang])
 }
 
 async fn text<B>(response: Response<B>) -> String
@@ -141,7 +149,7 @@ async fn every_other_response_passes_untouched_with_its_trailers_and_its_length(
 
 #[tokio::test]
 async fn missing_headers_are_added_and_what_the_handler_set_wins() {
-    let response = events().header(CONTENT_LENGTH, 9999).body(Script::default()).unwrap();
+    let response = events().header(CONTENT_LENGTH, 9999).body(waiting()).unwrap();
     let response = through(eager(), Request::new(()), response).await;
     let sorted = |headers: &HeaderMap| {
         let mut headers: Vec<_> =
@@ -167,15 +175,23 @@ async fn missing_headers_are_added_and_what_the_handler_set_wins() {
         let (name, value) = header.split_once(": ").unwrap();
         response.header(name, value)
     });
-    let response = through(eager(), Request::new(()), response.body(Script::default()).unwrap()).await;
+    let response = through(eager(), Request::new(()), response.body(waiting()).unwrap()).await;
     assert_eq!(sorted(response.headers()), own);
 }
 
 #[tokio::test]
 async fn the_bare_no_cache_of_other_responders_is_completed() {
-    let response = events().header(CACHE_CONTROL, "no-cache").body(Script::default()).unwrap();
+    let response = events().header(CACHE_CONTROL, "no-cache").body(waiting()).unwrap();
     let response = through(eager(), Request::new(()), response).await;
     assert_eq!(response.headers()[CACHE_CONTROL], "no-cache, no-transform");
+}
+
+#[tokio::test]
+async fn no_directive_of_the_handler_is_lost_where_it_stands_in_several_headers() {
+    let response = events().header(CACHE_CONTROL, "no-cache").header(CACHE_CONTROL, "private, no-store");
+    let response = through(eager(), Request::new(()), response.body(waiting()).unwrap()).await;
+    let values: Vec<_> = response.headers().get_all(CACHE_CONTROL).into_iter().collect();
+    assert_eq!(values, ["no-cache", "private, no-store"]);
 }
 
 #[tokio::test]
@@ -184,7 +200,7 @@ async fn the_connection_header_is_for_http_1_1_only() {
         [(Version::HTTP_10, false), (Version::HTTP_11, true), (Version::HTTP_2, false), (Version::HTTP_3, false)]
     {
         let request = Request::builder().version(version).body(()).unwrap();
-        let response = through(eager(), request, events().body(Script::default()).unwrap()).await;
+        let response = through(eager(), request, events().body(waiting()).unwrap()).await;
         assert_eq!(response.headers().contains_key(CONNECTION), expected, "{version:?}");
     }
 }
@@ -194,7 +210,7 @@ async fn no_connection_is_kept_that_the_client_asks_to_close() {
     for (value, expected) in [("close", false), ("TE, Close", false), ("keep-alive", true), ("closed", true)] {
         let request = Request::builder().version(Version::HTTP_11).header(ACCEPT, "text/event-stream");
         let request = request.header(CONNECTION, value).body(()).unwrap();
-        let response = through(eager(), request, events().body(Script::default()).unwrap()).await;
+        let response = through(eager(), request, events().body(waiting()).unwrap()).await;
         assert_eq!(response.headers().contains_key(CONNECTION), expected, "{value}");
     }
 }
@@ -295,7 +311,7 @@ async fn without_heartbeat_the_layer_adds_nothing_to_a_silent_stream() {
 async fn the_reconnection_time_goes_before_a_foreign_stream() {
     let response = events().body(silent_once()).unwrap();
     let response = through(eager().retry(Duration::from_millis(2500)), Request::new(()), response).await;
-    assert_eq!(text(response).await, format!("retry: 2500\n\n{WITH_HEARTBEAT}"));
+    assert_eq!(text(response).await, format!("retry: 2500\n{WITH_HEARTBEAT}"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -325,16 +341,16 @@ async fn an_sse_stream_takes_the_layers_settings_over_instead_of_being_wrapped()
     let layer = eager().retry(Duration::from_millis(700));
     let response = through(layer.clone(), Request::new(()), own_stream(A_WHILE).into_response()).await;
     assert_eq!(response.headers()[CONNECTION], "keep-alive");
-    assert_eq!(text(response).await, "retry: 700\n\ndata: a\n\n:\n:\n");
+    assert_eq!(text(response).await, "retry: 700\ndata: a\n\n:\n:\n");
 
     // Also when it was boxed on the way.
     let boxed = own_stream(A_WHILE).into_response().map(|body| body.boxed_unsync());
-    assert_eq!(text(through(layer.clone(), Request::new(()), boxed).await).await, "retry: 700\n\ndata: a\n\n:\n:\n");
+    assert_eq!(text(through(layer.clone(), Request::new(()), boxed).await).await, "retry: 700\ndata: a\n\n:\n:\n");
 
     // And when somebody encoded it: it is the stream inside that beats, before the encoder.
     let mut encoded = own_stream(A_WHILE).into_response();
     encoded.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("rot26"));
-    assert_eq!(text(through(layer, Request::new(()), encoded).await).await, "retry: 700\n\ndata: a\n\n:\n:\n");
+    assert_eq!(text(through(layer, Request::new(()), encoded).await).await, "retry: 700\ndata: a\n\n:\n:\n");
 }
 
 #[tokio::test(start_paused = true)]
@@ -343,10 +359,10 @@ async fn what_the_handler_set_on_its_stream_wins_over_the_layer() {
     let with = |stream: SseStream<_>| through(layer.clone(), Request::new(()), stream.into_response());
 
     let slow = own_stream(A_WHILE).heartbeat(Heartbeat::every(Duration::from_secs(2)).comment("own"));
-    assert_eq!(text(with(slow).await).await, "retry: 700\n\ndata: a\n\n: own\n");
-    assert_eq!(text(with(own_stream(A_WHILE).without_heartbeat()).await).await, "retry: 700\n\ndata: a\n\n");
+    assert_eq!(text(with(slow).await).await, "retry: 700\ndata: a\n\n: own\n");
+    assert_eq!(text(with(own_stream(A_WHILE).without_heartbeat()).await).await, "retry: 700\ndata: a\n\n");
     let own_retry = own_stream(A_WHILE).without_heartbeat().retry(Duration::from_millis(1));
-    assert_eq!(text(with(own_retry).await).await, "retry: 1\n\ndata: a\n\n");
+    assert_eq!(text(with(own_retry).await).await, "retry: 1\ndata: a\n\n");
 }
 
 #[tokio::test(start_paused = true)]
@@ -362,7 +378,52 @@ async fn of_two_layers_the_inner_one_settles_an_sse_stream() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_a_foreign_one() {
     let replaced = own_stream(A_WHILE).into_response().map(|_| silent_once());
+    // Also where somebody keeps a copy of what the response carried.
+    let _copy = replaced.extensions().clone();
     assert_eq!(text(through(eager(), Request::new(()), replaced).await).await, WITH_HEARTBEAT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reconnection_time_does_not_make_a_client_that_comes_back_forget_its_id() {
+    let layer = SseLayer::new().retry(Duration::from_secs(3));
+    let own = through(layer.clone(), Request::new(()), own_stream(A_WHILE).into_response().map(|_| waiting())).await;
+    let foreign = through(layer, Request::new(()), events().body(waiting()).unwrap()).await;
+    for mut response in [own, foreign] {
+        let first = response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+        let seen = whatwg::parse_after("41", &first);
+        assert_eq!((seen.reconnection_time.as_deref(), seen.last_event_id.as_str()), (Some("3000"), "41"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_follows_trailers() {
+    let steps = [Step::chunk("data: a\n\n"), Step::Trailers(HeaderMap::new()), Step::silence(60)];
+    let mut body = through(eager(), Request::new(()), events().body(Script::new(steps)).unwrap()).await.into_body();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    assert!(body.frame().await.unwrap().unwrap().is_trailers());
+    assert!(body.frame().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_is_not_at_its_end_while_something_of_it_is_kept_back() {
+    let layer = eager().retry(Duration::from_secs(3));
+    let body = Script::new([Step::chunk([0xEF, 0xBB])]);
+    let mut body = through(layer, Request::new(()), events().body(body).unwrap()).await.into_body();
+    let mut seen = Vec::new();
+    while !body.is_end_stream() {
+        let Some(frame) = body.frame().await else { break };
+        seen.extend_from_slice(&frame.unwrap().into_data().unwrap());
+    }
+    assert_eq!(seen, b"retry: 3000\n\xEF\xBB");
+}
+
+#[tokio::test]
+async fn a_chunk_of_ten_mebibytes_passes_uncopied() {
+    let chunk = Bytes::from("data: x\n\n".repeat(10 * 1024 * 1024 / 9));
+    let body = Script::new([Step::Chunk(chunk.clone())]);
+    let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
+    let passed = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!((passed.as_ptr(), passed.len()), (chunk.as_ptr(), chunk.len()));
 }
 
 #[tokio::test]

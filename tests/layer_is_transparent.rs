@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use http::{Request, Response, header::CONTENT_TYPE};
+use http_body::Body;
 use http_body_util::BodyExt;
 use proptest::{collection::vec, prelude::*, sample::select};
 use std::{convert::Infallible, time::Duration};
@@ -85,7 +86,14 @@ fn through(layer: SseLayer, steps: Vec<Step>) -> Vec<u8> {
             Ok::<_, Infallible>(Response::builder().header(CONTENT_TYPE, "text/event-stream").body(body).unwrap())
         }));
         let response = service.oneshot(Request::new(())).await.unwrap();
-        response.into_body().collect().await.unwrap().to_bytes().to_vec()
+        // As a transport reads it, which believes what a body says of its end.
+        let mut body = response.into_body();
+        let mut out = Vec::new();
+        while !body.is_end_stream() {
+            let Some(frame) = body.frame().await else { break };
+            out.extend_from_slice(frame.unwrap().data_ref().unwrap_or(&Bytes::new()));
+        }
+        out
     })
 }
 
@@ -94,8 +102,19 @@ fn layer() -> SseLayer {
     SseLayer::new().heartbeat(Heartbeat::every(Duration::from_secs(1)))
 }
 
-fn seen_by_a_page(source: EventSource) -> EventSource {
-    EventSource { comments: Vec::new(), ..source }
+/// What is seen by a page that has come back with an id.
+fn seen_by_a_page(stream: &[u8]) -> EventSource {
+    EventSource { comments: Vec::new(), ..whatwg::parse_after("41", stream) }
+}
+
+fn taken_out(heartbeat: &str, mut stream: &[u8]) -> Vec<u8> {
+    let mut rest = Vec::new();
+    while let Some(at) = stream.windows(heartbeat.len()).position(|window| window == heartbeat.as_bytes()) {
+        rest.extend_from_slice(&stream[..at]);
+        stream = &stream[at + heartbeat.len()..];
+    }
+    rest.extend_from_slice(stream);
+    rest
 }
 
 proptest! {
@@ -104,20 +123,31 @@ proptest! {
     #[test]
     fn with_comments_as_heartbeats(stream in stream()) {
         let out = through(layer(), stream.steps());
-        prop_assert_eq!(seen_by_a_page(whatwg::parse(&out)), seen_by_a_page(whatwg::parse(&stream.bytes)));
+        prop_assert_eq!(seen_by_a_page(&out), seen_by_a_page(&stream.bytes));
+    }
+
+    /// A parser does not see what comes after the last blank line; this does.
+    #[test]
+    fn and_no_byte_is_lost_or_changed(stream in stream()) {
+        let heartbeat = Heartbeat::every(Duration::from_secs(1)).comment("~beat~");
+        let out = through(SseLayer::new().heartbeat(heartbeat), stream.steps());
+        let rest = taken_out(": ~beat~\n", &out);
+        // The byte order mark may go.
+        let without_mark = stream.bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&stream.bytes);
+        prop_assert!(rest == stream.bytes || rest == without_mark, "{rest:?} of {:?}", stream.bytes);
     }
 
     #[test]
     fn with_comments_of_any_text_as_heartbeats(stream in stream(), text in "[a\r\n:\u{0} é]{0,6}") {
         let heartbeat = Heartbeat::every(Duration::from_secs(1)).comment(text);
         let out = through(SseLayer::new().heartbeat(heartbeat), stream.steps());
-        prop_assert_eq!(seen_by_a_page(whatwg::parse(&out)), seen_by_a_page(whatwg::parse(&stream.bytes)));
+        prop_assert_eq!(seen_by_a_page(&out), seen_by_a_page(&stream.bytes));
     }
 
     #[test]
     fn with_a_reconnection_time_put_first(stream in stream()) {
-        let mut with = seen_by_a_page(whatwg::parse(&through(layer().retry(Duration::from_secs(3)), stream.steps())));
-        let mut without = seen_by_a_page(whatwg::parse(&stream.bytes));
+        let mut with = seen_by_a_page(&through(layer().retry(Duration::from_secs(3)), stream.steps()));
+        let mut without = seen_by_a_page(&stream.bytes);
         // It is the stream's own, if it has one.
         let expected = without.reconnection_time.take().unwrap_or_else(|| "3000".into());
         prop_assert_eq!(with.reconnection_time.take(), Some(expected));
@@ -127,9 +157,13 @@ proptest! {
     #[test]
     fn with_events_as_heartbeats_which_come_between_the_others(stream in stream()) {
         let heartbeat = Heartbeat::every(Duration::from_secs(1)).event(Event::new("beat").event("heartbeat").id(1));
-        let mut with = whatwg::parse(&through(SseLayer::new().heartbeat(heartbeat), stream.steps()));
+        let mut with = seen_by_a_page(&through(SseLayer::new().heartbeat(heartbeat), stream.steps()));
         with.messages.retain(|message| message.r#type != "heartbeat");
-        prop_assert_eq!(seen_by_a_page(with), seen_by_a_page(whatwg::parse(&stream.bytes)));
+        let mut without = seen_by_a_page(&stream.bytes);
+        // By the letter of the standard each event sets it, and so does a heartbeat that is one.
+        with.last_event_id.clear();
+        without.last_event_id.clear();
+        prop_assert_eq!(with, without);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Heartbeat;
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -13,22 +13,30 @@ pub(crate) struct Settings {
     pub(crate) retry: Option<Duration>,
 }
 
-/// Shared by a body, which reads it from its first poll on, and the extensions of the response it is in.
-///
-/// The innermost layer is the one that settles it.
-#[derive(Clone, Debug, Default)]
+/// What a layer has settled for a body, which reads it from its first poll on. The innermost layer is the one that settles it.
+#[derive(Debug, Default)]
 pub(crate) struct Adoption(Arc<OnceLock<Arc<Settings>>>);
 
 impl Adoption {
-    /// Gives the body its settings, if no layer has done so before.
-    ///
-    /// Answers whether there is such a body: it may have been dropped, and the response been given another one.
-    pub(crate) fn settle(&self, settings: &Arc<Settings>) -> bool {
-        let _settled_before = self.0.set(Arc::clone(settings));
-        Arc::strong_count(&self.0) > 1
+    /// What goes into the extensions of the response, for a layer to find.
+    pub(crate) fn offer(&self) -> Offer {
+        Offer(Arc::downgrade(&self.0))
     }
 
     pub(super) fn settings(&self) -> Option<&Settings> {
         self.0.get().map(|settings| &**settings)
+    }
+}
+
+/// A body's offer to take a layer's settings over. It does not outlive the body, which may be dropped for another one.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer(Weak<OnceLock<Arc<Settings>>>);
+
+impl Offer {
+    /// Gives the body its settings, unless a layer has done so before. Answers whether there still is such a body.
+    pub(crate) fn settle(&self, settings: &Arc<Settings>) -> bool {
+        let Some(adoption) = self.0.upgrade() else { return false };
+        let _settled_before = adoption.set(Arc::clone(settings));
+        true
     }
 }

@@ -1,7 +1,7 @@
 //! The body of a response that passed through the layer.
 
 use super::{Adoption, Settings, grace::Grace, heartbeat::Pulse};
-use crate::Event;
+use crate::event::retry_line;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -45,7 +45,7 @@ impl<B: Body> ResponseBody<B> {
 
     pub(crate) fn event_stream(body: B, settings: Arc<Settings>, adoption: Adoption) -> Self {
         let opening = match settings.retry {
-            Some(retry) => Event::default().retry(retry).encode(),
+            Some(retry) => retry_line(retry),
             None => Bytes::new(),
         };
         let stream = ForeignStream {
@@ -56,10 +56,18 @@ impl<B: Body> ResponseBody<B> {
             byte_order_mark: ByteOrderMark::default(),
             held: None,
             ended: false,
+            data_ended: false,
             grace: Grace::default(),
             _adoption: adoption,
         };
         Self { body, stream: Some(Box::new(stream)) }
+    }
+}
+
+/// As tower-http's middleware needs it for answers of their own.
+impl<B: Body + Default> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::untouched(B::default())
     }
 }
 
@@ -79,9 +87,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     fn is_end_stream(&self) -> bool {
         match &self.stream {
             None => self.body.is_end_stream(),
-            Some(stream) => {
-                stream.opening.is_empty() && stream.held.is_none() && (stream.ended || self.body.is_end_stream())
-            }
+            Some(stream) => !stream.keeps_something_back() && (stream.ended || self.body.is_end_stream()),
         }
     }
 
@@ -118,6 +124,8 @@ struct ForeignStream<E> {
     held: Option<Outcome<E>>,
     /// The body inside is not polled again.
     ended: bool,
+    /// Trailers came, or an error, or the end: no heartbeat may follow.
+    data_ended: bool,
     grace: Grace,
     /// Tells an outer layer that this stream is taken care of.
     _adoption: Adoption,
@@ -126,7 +134,7 @@ struct ForeignStream<E> {
 impl<E> ForeignStream<E> {
     // Out of the way of the responses that only pass through.
     #[inline(never)]
-    fn poll_frame<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
     where
         B: Body<Data = Bytes, Error = E>,
     {
@@ -134,63 +142,62 @@ impl<E> ForeignStream<E> {
             self.byte_order_mark.something_goes_first();
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.opening)))));
         }
-        loop {
-            let polled = match self.held.take() {
-                Some(held) => Poll::Ready(held),
-                None if self.ended => Poll::Ready(None),
-                None => body.as_mut().poll_frame(cx),
-            };
+        let polled = match self.held.take() {
+            Some(held) => Poll::Ready(held),
+            None if self.ended => Poll::Ready(None),
+            None => body.poll_frame(cx),
+        };
+        match polled {
             // The frame is looked at and not taken apart: its size is what this path costs.
-            let outcome = match polled {
-                Poll::Ready(Some(Ok(ref frame))) if !self.byte_order_mark.is_expected() && frame.is_data() => {
-                    if let Some(data) = frame.data_ref() {
-                        self.pass(data);
-                    }
-                    return polled;
+            Poll::Ready(Some(Ok(ref frame))) if !self.byte_order_mark.is_expected() && frame.is_data() => {
+                if let Some(data) = frame.data_ref() {
+                    self.pass(data);
                 }
-                Poll::Ready(outcome) => outcome,
-                Poll::Pending => break,
-            };
-            let data = match outcome {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.byte_order_mark.strip(data),
-                    Err(trailers) => match self.byte_order_mark.release() {
-                        None => return Poll::Ready(Some(Ok(trailers))),
-                        Some(rest) => {
-                            self.held = Some(Some(Ok(trailers)));
-                            rest
-                        }
-                    },
-                },
-                end => {
-                    self.ended = true;
-                    match self.byte_order_mark.release() {
-                        None if end.is_some() && self.grace.poll(cx).is_pending() => {
-                            self.held = Some(end);
-                            return Poll::Pending;
-                        }
-                        None => return Poll::Ready(end),
-                        Some(rest) => {
-                            self.held = Some(end);
-                            rest
-                        }
-                    }
-                }
-            };
-            if !data.is_empty() {
-                self.pass(&data);
-                return Poll::Ready(Some(Ok(Frame::data(data))));
+                return polled;
             }
+            Poll::Ready(outcome) => return self.pass_with_mark(outcome, cx),
+            Poll::Pending => {}
         }
 
         let Some(heartbeat) = &self.settings.heartbeat else { return Poll::Pending };
-        if !self.lines.is_at_line_start() {
+        if self.data_ended || !self.lines.is_at_line_start() {
             return Poll::Pending;
         }
         ready!(self.pulse.poll_due(heartbeat, cx));
         self.pulse.sent();
         self.byte_order_mark.something_goes_first();
         Poll::Ready(Some(Ok(Frame::data(heartbeat.bytes(self.lines.is_between_events())))))
+    }
+
+    /// What is not plain data, or comes where a byte order mark may stand.
+    fn pass_with_mark(&mut self, outcome: Outcome<E>, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+        let outcome = match outcome.map(|result| result.map(Frame::into_data)) {
+            Some(Ok(Ok(data))) => {
+                let data = self.byte_order_mark.strip(data);
+                self.pass(&data);
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            Some(Ok(Err(trailers))) => Some(Ok(trailers)),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
+        self.ended = !matches!(outcome, Some(Ok(_)));
+        self.data_ended = true;
+        if let Some(rest) = self.byte_order_mark.release() {
+            self.held = Some(outcome);
+            return Poll::Ready(Some(Ok(Frame::data(rest))));
+        }
+        if let Some(Err(_)) = outcome {
+            if self.grace.poll(cx).is_pending() {
+                self.held = Some(outcome);
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(outcome)
+    }
+
+    fn keeps_something_back(&self) -> bool {
+        !self.opening.is_empty() || self.held.is_some() || matches!(self.byte_order_mark, ByteOrderMark::Expected(1..))
     }
 
     fn pass(&mut self, data: &[u8]) {

@@ -7,7 +7,7 @@ mod grace;
 mod heartbeat;
 mod sse;
 
-pub(crate) use adoption::{Adoption, Settings};
+pub(crate) use adoption::{Adoption, Offer, Settings};
 pub use foreign::ResponseBody;
 pub use heartbeat::Heartbeat;
 pub(crate) use sse::Options;

@@ -6,7 +6,7 @@ use super::{
     grace::Grace,
     heartbeat::{Pulse, first_byte},
 };
-use crate::{BoxError, Event, SseItem};
+use crate::{BoxError, Event, SseItem, event::retry_line};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -95,6 +95,13 @@ impl<S> SseBody<S> {
     }
 }
 
+/// At its end, as tower-http's middleware needs it for answers of their own.
+impl<S> Default for SseBody<S> {
+    fn default() -> Self {
+        Self::ended()
+    }
+}
+
 impl<S> Body for SseBody<S>
 where
     S: Stream,
@@ -162,7 +169,6 @@ where
         if !stream_is_pending {
             // Nothing but empty chunks: let others have their turn.
             cx.waker().wake_by_ref();
-            return Poll::Pending;
         }
         let Some(heartbeat) = heartbeat(this.options, this.adoption) else { return Poll::Pending };
         let beat = if opening {
@@ -189,7 +195,7 @@ where
 fn opening_hint(options: &Option<Box<Options>>, adoption: &Adoption) -> Bytes {
     let own = options.as_ref().and_then(|options| options.retry);
     match own.or_else(|| adoption.settings()?.retry) {
-        Some(retry) => Event::default().retry(retry).encode(),
+        Some(retry) => retry_line(retry),
         None => Bytes::new(),
     }
 }

@@ -10,6 +10,7 @@
 
 use bytes::{Buf, BufMut, Bytes};
 use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memmem};
+use std::time::Duration;
 
 pub(super) const DATA: &[u8; 6] = b"data: ";
 pub(super) const NAME: &[u8; 7] = b"event: ";
@@ -121,6 +122,14 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
     text.copy_from_slice(value);
     line_end.copy_from_slice(b"\n");
     start
+}
+
+/// A reconnection time alone, without a blank line: that would make a client that has come back forget its last event id,
+/// which is set to what this stream has said of it at every blank line (HTML standard, §9.2.6).
+pub(crate) fn retry_line(delay: Duration) -> Bytes {
+    let mut line = Vec::new();
+    Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);
+    Bytes::from(line)
 }
 
 /// A comment alone, without a blank line: it may stand in the middle of an event.

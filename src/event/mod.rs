@@ -6,7 +6,7 @@ mod error;
 mod field;
 mod scratch;
 
-pub(crate) use encode::comment_lines;
+pub(crate) use encode::{comment_lines, retry_line};
 pub use encoded::EncodedEvents;
 pub use error::{FieldError, FieldErrorKind};
 pub use field::{EventId, EventName};

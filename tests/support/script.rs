@@ -57,6 +57,10 @@ impl Body for Script {
     type Data = Bytes;
     type Error = io::Error;
 
+    fn is_end_stream(&self) -> bool {
+        self.ended || (self.steps.is_empty() && self.silence.is_none())
+    }
+
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         assert!(!self.ended, "the body was polled after its end");
         loop {

@@ -1,5 +1,5 @@
 //! A parser of event streams, written from the HTML standard and from nothing else:
-//! <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
+//! <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>.
 //!
 //! It is slow and says what the standard says, in its order and its words.
 
@@ -26,11 +26,18 @@ pub struct Message {
 
 /// Interprets a whole stream, up to its end.
 pub fn parse(stream: &[u8]) -> EventSource {
+    parse_after("", stream)
+}
+
+/// Interprets a whole stream that a client reads when it has come back with this id.
+///
+/// The id that it would send next stays until a blank line sets it to what this stream has said of it.
+pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     // "Streams must be decoded using the UTF-8 decode algorithm", which strips one byte order mark.
     let stream = stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream);
     let text = String::from_utf8_lossy(stream);
 
-    let mut source = EventSource::default();
+    let mut source = EventSource { last_event_id: last_event_id_string.to_owned(), ..EventSource::default() };
     let mut data = String::new();
     let mut event_type = String::new();
     let mut last_event_id = String::new();
@@ -142,6 +149,12 @@ mod tests {
         let source = parse(b"id: 1\nretry: 10\n\nid: 2\0\nretry: 1x\nretry:\nretry: -1\n\n");
         assert_eq!(source.last_event_id, "1");
         assert_eq!(source.reconnection_time.as_deref(), Some("10"));
+    }
+
+    #[test]
+    fn the_id_of_a_client_that_comes_back_stays_until_the_first_blank_line() {
+        assert_eq!(parse_after("7", b": comment\nretry: 1\n").last_event_id, "7");
+        assert_eq!(parse_after("7", b"\n").last_event_id, "");
     }
 
     #[test]
