@@ -1,6 +1,6 @@
 //! Where a client left off.
 
-use crate::EventId;
+use crate::{EventId, event::Shortened};
 use http::{HeaderName, Request, StatusCode, request::Parts};
 use percent_encoding::percent_decode;
 use std::{error::Error, fmt, str::FromStr};
@@ -159,9 +159,7 @@ impl Rejection {
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown: String = self.id.chars().take(64).collect();
-        let more = if shown.len() < self.id.len() { "…" } else { "" };
-        write!(f, "the last event id {shown:?}{more} is not one of this stream's; connect without it")
+        write!(f, "the last event id {} is not one of this stream's; connect without it", Shortened(&self.id))
     }
 }
 

@@ -38,5 +38,4 @@ assert_not_impl_any!(ResponseFuture<Rc<u8>>: Send, Sync);
 assert_not_impl_any!(SseBody<PhantomPinned>: Unpin);
 assert_not_impl_any!(ResponseFuture<PhantomPinned>: Unpin);
 
-#[cfg(feature = "json")]
 assert_impl_all!(JsonError: Send, Sync, Unpin, std::error::Error);

@@ -94,6 +94,18 @@ async fn assert_not_compressed(around: impl Fn(Router) -> Router) {
     }
 }
 
+/// Nobody can tell from `*/*` that the answer will be an event stream.
+#[tokio::test]
+async fn one_inside_that_compresses_everything_is_kept_out_only_where_the_request_names_the_event_stream() {
+    let (events, app) = live(Kind::Ours);
+    drop(events);
+    let app = app.layer(CompressionLayer::new().compress_when(everything)).layer(SseLayer::new());
+    let server = serve(app).await;
+    let request = [("accept", "*/*"), ("accept-encoding", "gzip")];
+    let answer = Protocol::Http1.get(server.address, "/live", &request).await;
+    assert_eq!(answer.headers[header::CONTENT_ENCODING], "gzip");
+}
+
 #[tokio::test]
 async fn the_compressor_inside_of_the_layer_is_kept_out() {
     assert_not_compressed(|app| app.layer(CompressionLayer::new()).layer(SseLayer::new())).await;

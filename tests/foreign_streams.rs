@@ -43,6 +43,11 @@ fn event_stream(body: impl Into<Body>) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body.into()).into_response()
 }
 
+/// A body of what is sent, when it is sent.
+fn chunks(receiver: UnboundedReceiver<&'static str>) -> Body {
+    Body::from_stream(UnboundedReceiverStream::new(receiver).map(Ok::<_, Infallible>))
+}
+
 fn script(steps: impl IntoIterator<Item = Step>) -> Body {
     Body::new(Script::new(steps))
 }
@@ -138,22 +143,22 @@ async fn a_proxied_stream_arrives_event_by_event_and_with_heartbeats() {
 #[tokio::test]
 async fn the_length_and_the_connection_headers_of_an_upstream_do_not_break_a_proxied_stream() {
     const TEXT: &str = "data: one\n\ndata: two\n\n";
-    let handler = async || {
-        let steps = [Step::chunk(&TEXT[..11]), Step::Silence(Duration::from_millis(50)), Step::chunk(&TEXT[11..])];
-        ([(header::CONTENT_LENGTH, TEXT.len())], event_stream(script(steps)))
-    };
-    // The upstream has a layer of its own here, which sets `Connection`.
-    let upstreams = [
-        serve(Router::new().route("/", get(handler))).await,
-        serve(Router::new().route("/", get(handler)).layer(SseLayer::new())).await,
-    ];
-    for (protocol, upstream) in Protocol::ALL.into_iter().flat_map(|p| upstreams.iter().map(move |u| (p, u))) {
+    // The upstream can have a layer of its own, which sets `Connection`.
+    for (protocol, has_layer) in Protocol::ALL.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+        let (sender, receiver) = unbounded_channel();
+        let body = once(chunks(receiver));
+        let handler = async move || ([(header::CONTENT_LENGTH, TEXT.len())], event_stream(body()));
+        let upstream = Router::new().route("/", get(handler));
+        let upstream = serve(if has_layer { upstream.layer(SseLayer::new()) } else { upstream }).await;
         let server = serve(proxy(upstream.address).layer(fast())).await;
-        let answer = protocol.get(server.address, "/", &[]).await;
+
+        let mut answer = protocol.get(server.address, "/", &[]).await;
         assert_headers(&answer);
-        let answer = answer.complete().await;
-        assert_eq!(answer.data(), ["one", "two"]);
-        assert!(answer.body.len() > TEXT.len(), "there were to be heartbeats");
+        sender.send(&TEXT[..11]).unwrap();
+        answer.read_until("data: one\n\n:\n:\n").await;
+        sender.send(&TEXT[11..]).unwrap();
+        drop(sender);
+        assert_eq!(answer.complete().await.data(), ["one", "two"]);
     }
 }
 
@@ -232,17 +237,18 @@ async fn a_wrong_length_that_a_handler_sets_does_not_cut_the_stream_off() {
 
 #[tokio::test]
 async fn a_body_of_no_type_is_an_event_stream_to_a_client_that_accepts_one_and_to_no_other() {
-    let handler = async || script([Step::chunk("data: one\n\n"), Step::Silence(Duration::from_millis(50))]);
-    // A bare body: axum gives the type to what it makes of texts and bytes.
-    let app = Router::new().route("/", get(async move || Response::new(handler().await))).layer(fast());
-    let server = serve(app).await;
     for protocol in Protocol::ALL {
-        let answer = protocol.get(server.address, "/", &[("accept", "text/event-stream")]).await;
+        // A bare body: axum gives the type to what it makes of texts and bytes.
+        let (sender, receiver) = unbounded_channel();
+        let response = once(Response::new(chunks(receiver)));
+        let server = serve(Router::new().route("/", get(async move || response())).layer(fast())).await;
+        let mut answer = protocol.get(server.address, "/", &[("accept", "text/event-stream")]).await;
         assert_headers(&answer);
-        let answer = answer.complete().await;
-        assert_eq!(answer.data(), ["one"]);
-        assert!(answer.text().ends_with(":\n"), "there were to be heartbeats");
+        sender.send("data: one\n\n").unwrap();
+        answer.read_until("data: one\n\n:\n:\n").await;
 
+        let handler = async || Response::new(script([Step::chunk("data: one\n\n")]));
+        let server = serve(Router::new().route("/", get(handler)).layer(fast())).await;
         let answer = protocol.get(server.address, "/", &[("accept", "*/*")]).await;
         assert_eq!(answer.status, StatusCode::OK);
         assert!(!answer.headers.contains_key(header::CONTENT_TYPE));

@@ -391,7 +391,7 @@ async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
             }
         }
     };
-    let transfers = futures_util::stream::iter((0..TRANSFERS).map(transfer)).buffer_unordered(50);
+    let transfers = futures_util::stream::iter((0..TRANSFERS).map(transfer)).buffer_unordered(20);
     let lost = transfers.filter(|data| future::ready(data != &["one", "two", "three"])).count().await;
     // A stream that fails is reset; it does not take its connection with it.
     assert_eq!(shared.get("/fine", &[]).await.complete().await.text(), "fine");

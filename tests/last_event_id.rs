@@ -98,7 +98,6 @@ fn an_id_that_does_not_parse_is_rejected_with_its_cause_and_a_short_sentence() {
     assert!(std::error::Error::source(&rejection).unwrap().is::<std::num::ParseIntError>());
 }
 
-#[cfg(feature = "axum")]
 mod in_axum {
     use axum::{Router, body::Body, response::Response, routing::get};
     use http::Request;

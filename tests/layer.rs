@@ -25,7 +25,7 @@ use support::{
     whatwg,
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_sse::{BoxError, Event, Heartbeat, ResponseBody, SseLayer, SseStream};
+use tower_sse::{BoxError, Event, Heartbeat, ResponseBody, SseBody, SseLayer, SseStream};
 
 /// What the layer makes of this response to this request.
 async fn through<B>(layer: SseLayer, request: Request<()>, response: Response<B>) -> Response<ResponseBody<B>>
@@ -424,6 +424,22 @@ async fn a_chunk_of_ten_mebibytes_passes_uncopied() {
     let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
     let passed = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!((passed.as_ptr(), passed.len()), (chunk.as_ptr(), chunk.len()));
+}
+
+/// tower-http's middleware that answers by itself asks for a body that has a default.
+#[tokio::test]
+async fn middleware_that_answers_by_itself_goes_around_the_layer() {
+    use tower_http::{cors::CorsLayer, timeout::TimeoutLayer};
+    let app = axum::Router::new().route("/", axum::routing::get(async || "hello")).layer(
+        ServiceBuilder::new()
+            .layer(CorsLayer::permissive())
+            .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_secs(9)))
+            .layer(eager()),
+    );
+    let preflight = Request::builder().method(Method::OPTIONS).uri("/").header("access-control-request-method", "GET");
+    let response = app.oneshot(preflight.body(axum::body::Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(response.headers()["access-control-allow-origin"], "*");
+    assert!(SseBody::<stream::Pending<Event>>::default().is_end_stream());
 }
 
 #[tokio::test]

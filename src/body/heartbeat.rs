@@ -68,6 +68,10 @@ impl Heartbeat {
     /// A stream of another framework that is silent in the middle of an event gets the comment, which is legal there: the
     /// one that was set before, or the empty one.
     ///
+    /// By the letter of the standard (§9.2.6), an event that reaches a client before this stream has given it an id makes a
+    /// client that has come back forget the id it had. A stream that is resumed should begin with one: an
+    /// [`Event::checkpoint`] will do.
+    ///
     /// An id that the event has is left out: a heartbeat is no place to come back to, and the client would send it as its
     /// `Last-Event-ID`.
     pub fn event(self, event: Event) -> Self {

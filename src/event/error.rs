@@ -61,10 +61,20 @@ impl fmt::Display for FieldError {
             FieldErrorKind::LineBreak => "a line break",
             FieldErrorKind::Nul => "a NUL",
         };
-        let shown: String = text.chars().take(64).collect();
-        let more = if shown.len() < text.len() { "…" } else { "" };
-        write!(f, "an {what} cannot hold {bad}: {shown:?}{more}, at byte {position}; remove it or encode it")
+        write!(f, "an {what} cannot hold {bad}: {}, at byte {position}; remove it or encode it", Shortened(text))
     }
 }
 
 impl Error for FieldError {}
+
+/// A text as a message quotes it: a client can send a long one.
+pub(crate) struct Shortened<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(64) {
+            Some((end, _)) => write!(f, "{:?}…", &self.0[..end]),
+            None => write!(f, "{:?}", self.0),
+        }
+    }
+}

@@ -8,6 +8,7 @@ mod scratch;
 
 pub(crate) use encode::{comment_lines, retry_line};
 pub use encoded::EncodedEvents;
+pub(crate) use error::Shortened;
 pub use error::{FieldError, FieldErrorKind};
 pub use field::{EventId, EventName};
 #[cfg(feature = "json")]

@@ -1,6 +1,6 @@
 //! What a benchmark prints at its end: how two of its measurements stand to each other.
 //!
-//! The machines are shared and noisy; a ratio of two medians of one run is what can be compared.
+//! Absolute times differ between machines and between runs; a ratio of two medians of one run can be compared.
 
 use criterion::Criterion;
 use std::path::{Path, PathBuf};

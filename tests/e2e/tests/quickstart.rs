@@ -159,13 +159,14 @@ async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::write(&file, screenshot).expect("the target folder can be written to");
 
-        let inner = page.browser.eval("innerWidth").await.as_u64();
+        let pixels = async |what| page.browser.eval(what).await.as_u64().expect("a number of pixels");
+        let inner = pixels("innerWidth").await;
         if let Window::Phone { width } = window {
             // A page that is too wide is zoomed out on a phone: there is more room inside of the window then.
-            assert_eq!(inner, Some(width.into()), "nothing makes the window wider: {}", file.display());
+            assert_eq!(inner, u64::from(width), "nothing makes the window wider: {}", file.display());
         }
-        let needed = page.browser.eval("document.documentElement.scrollWidth").await.as_u64();
-        assert!(needed <= inner, "{needed:?} of {inner:?} pixels are needed: {}", file.display());
+        let needed = pixels("document.documentElement.scrollWidth").await;
+        assert!(needed <= inner, "{needed} of {inner} pixels are needed: {}", file.display());
     }
 }
 
