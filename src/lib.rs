@@ -42,11 +42,12 @@
 //! Each of them is a test; the names are those of the files under `tests/`.
 //!
 //! 1. For every byte sequence of a foreign event stream, however it is cut into chunks and wherever heartbeats fall, a parser
-//!    that follows the standard dispatches exactly the same events with and without the layer (`layer_is_transparent`).
+//!    that follows the standard dispatches exactly the same events with and without the layer, but for heartbeats that are
+//!    events (`layer_is_transparent`).
 //! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches exactly one message with the
 //!    same fields; for every other one, none (`events`).
 //! 3. What was yielded before an error goes to the transport before the error, which then has 250 milliseconds to flush it
-//!    (`sse_stream`, `http_versions`).
+//!    (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer as it is, without an allocation (`layer`, `allocations`,
 //!    `grpc`).
 //! 5. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none

@@ -1,0 +1,163 @@
+//! Guarantee: what was yielded before an error reaches a client that reads, over HTTP/1.1 and HTTP/2, and then the client sees
+//! that the transfer is broken.
+
+use axum::{
+    Router,
+    body::Body,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures_util::StreamExt;
+use http::{Method, header};
+use std::{future, io};
+use support::{
+    client::{Http2, Protocol},
+    script::{Script, Step},
+    server::serve,
+};
+use tower_sse::{Event, SseLayer, SseStream};
+
+/// Whose event stream it is.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Ours,
+    Foreign,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Ours, Self::Foreign];
+}
+
+fn foreign(body: Body) -> Response {
+    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
+}
+
+/// How a stream comes to its error.
+#[derive(Clone, Copy, Debug)]
+enum Before {
+    /// Event after event, and then the error: all are ready at once.
+    AllReady,
+    /// The runtime has a turn between the last event and the error.
+    AYield,
+}
+
+/// Three events, then an error.
+fn failing(kind: Kind, before: Before) -> Response {
+    let events = tokio_stream::iter([Event::new("one"), Event::new("two"), Event::new("three")]);
+    let error = futures_util::stream::once(async move {
+        if let Before::AYield = before {
+            tokio::task::yield_now().await;
+        }
+        Err(io::Error::other("broken"))
+    });
+    let all = events.map(Ok).chain(error);
+    match (kind, before) {
+        (Kind::Ours, _) => SseStream::new(all).into_response().map(Body::new),
+        (Kind::Foreign, Before::AllReady) => {
+            let chunks = ["data: one\n\n", "data: two\n\nda", "ta: three\n\n"].map(Step::chunk);
+            foreign(Body::new(Script::new(chunks.into_iter().chain([Step::Fail("broken")]))))
+        }
+        (Kind::Foreign, Before::AYield) => foreign(Body::from_stream(all.map(|event| event.map(Event::encode)))),
+    }
+}
+
+/// A race is lost sometimes only.
+const TRANSFERS: usize = 200;
+
+/// How many of the transfers lost an event.
+async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
+    let app = Router::new()
+        .route("/", get(move || async move { failing(kind, before) }))
+        .route("/fine", get(async || "fine"))
+        .layer(SseLayer::new());
+    let server = serve(app).await;
+    let shared = Http2::connect(server.address).await;
+
+    let transfer = async |n: usize| {
+        let answer = match protocol {
+            Protocol::Http1 => Ok(protocol.get(server.address, "/", &[]).await),
+            // On a connection that is new, and on one that is in use.
+            Protocol::Http2 => {
+                let connection = if n % 2 == 0 { shared.clone() } else { Http2::connect(server.address).await };
+                connection.request(Method::GET, "/", &[], "").await
+            }
+        };
+        match answer {
+            // Reset before its head was sent.
+            Err(_) => Vec::new(),
+            Ok(mut answer) => {
+                let end = answer.end().await;
+                assert!(end.is_err(), "{protocol:?} {kind:?} {before:?}: a broken transfer looked complete");
+                answer.data()
+            }
+        }
+    };
+    let transfers = futures_util::stream::iter((0..TRANSFERS).map(transfer)).buffer_unordered(20);
+    let lost = transfers.filter(|data| future::ready(data != &["one", "two", "three"])).count().await;
+    // A stream that fails is reset; it does not take its connection with it.
+    assert_eq!(shared.get("/fine", &[]).await.complete().await.text(), "fine");
+    lost
+}
+
+async fn assert_that_none_loses_an_event(protocol: Protocol) {
+    let mut losses_of = Vec::new();
+    for kind in Kind::ALL {
+        for before in [Before::AllReady, Before::AYield] {
+            losses_of.push((kind, before, losses(protocol, kind, before).await));
+        }
+    }
+    assert!(losses_of.iter().all(|&(.., lost)| lost == 0), "lost, of {TRANSFERS} transfers each: {losses_of:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_error_over_http_1_1_breaks_the_transfer_after_every_event_before_it() {
+    assert_that_none_loses_an_event(Protocol::Http1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_error_over_http_2_resets_the_stream_after_every_event_before_it() {
+    assert_that_none_loses_an_event(Protocol::Http2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_long_replay_before_an_error_arrives_as_a_whole() {
+    const EVENTS: usize = 300;
+    for kind in Kind::ALL {
+        let handler = move || async move {
+            let events =
+                tokio_stream::iter(0..EVENTS).map(|n| Event::display(format_args!("{n} {}", "x".repeat(1_000))));
+            let events = events.map(Ok).chain(tokio_stream::once(Err(io::Error::other("broken"))));
+            match kind {
+                Kind::Ours => SseStream::new(events).into_response().map(Body::new),
+                Kind::Foreign => foreign(Body::from_stream(events.map(|event| event.map(|event| event.encode())))),
+            }
+        };
+        let server = serve(Router::new().route("/", get(handler)).layer(SseLayer::new())).await;
+        for protocol in Protocol::ALL {
+            let transfer = async |_| {
+                let mut answer = protocol.get(server.address, "/", &[]).await;
+                assert!(answer.end().await.is_err());
+                answer.data().len()
+            };
+            let transfers = futures_util::stream::iter((0..20).map(transfer)).buffer_unordered(4);
+            let events: Vec<_> = transfers.collect().await;
+            assert_eq!(events, [EVENTS; 20], "{protocol:?} {kind:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_on_error_makes_an_event_of_is_a_clean_end() {
+    let handler = async || {
+        let events = tokio_stream::iter([Ok(Event::new("one")), Err(io::Error::other("model gone"))]);
+        SseStream::new(events).on_error(|error| Some(Event::display(error).event("error")))
+    };
+    let app = Router::new().route("/", get(handler));
+    for app in [app.clone(), app.layer(SseLayer::new())] {
+        let server = serve(app).await;
+        for protocol in Protocol::ALL {
+            let answer = protocol.get(server.address, "/", &[]).await.complete().await;
+            assert_eq!(answer.text(), "data: one\n\nevent: error\ndata: model gone\n\n");
+        }
+    }
+}
