@@ -195,17 +195,17 @@ fn make_correct<B: Body>(
     keeps_connection: bool,
     settings: &Arc<Settings>,
 ) -> Response<ResponseBody<B>> {
-    let is_taken_care_of = is_taken_care_of(&response, settings);
+    let is_taken_over = hand_over(settings, &response);
     let headers = response.headers_mut();
     headers::complete(headers);
     if keeps_connection {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
-    if !is_taken_care_of && is_encoded(headers) {
+    if is_encoded(headers) && !is_taken_over {
         return response.map(ResponseBody::untouched);
     }
     headers.remove(CONTENT_LENGTH);
-    if is_taken_care_of {
+    if is_taken_over {
         return response.map(ResponseBody::untouched);
     }
     let adoption = Adoption::default();
@@ -237,7 +237,7 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// Whether the body is an event stream of ours, or already wrapped, and so needs no more than the settings.
-fn is_taken_care_of<B>(response: &Response<B>, settings: &Arc<Settings>) -> bool {
+/// Gives the settings to a body that is an event stream of ours, or already wrapped. Answers whether there was one.
+fn hand_over<B>(settings: &Arc<Settings>, response: &Response<B>) -> bool {
     response.extensions().get::<Offer>().is_some_and(|offer| offer.settle(settings))
 }
