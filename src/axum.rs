@@ -48,3 +48,10 @@ impl IntoResponse for Rejection {
         (self.status(), self.to_string()).into_response()
     }
 }
+
+#[cfg(feature = "hub")]
+impl IntoResponse for crate::hub::Error {
+    fn into_response(self) -> Response {
+        (self.status(), self.to_string()).into_response()
+    }
+}

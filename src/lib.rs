@@ -81,6 +81,8 @@ mod axum;
 mod body;
 mod event;
 mod headers;
+#[cfg(feature = "hub")]
+pub mod hub;
 #[cfg(feature = "json")]
 mod json;
 mod last_event_id;

@@ -1,5 +1,7 @@
 //! The responder: what a handler returns.
 
+#[cfg(feature = "hub")]
+use crate::hub;
 use crate::{
     BoxError, EncodedEvents, Event,
     body::{Adoption, Heartbeat, Options, SseBody},
@@ -57,6 +59,9 @@ pub struct SseStream<S> {
     stream: S,
     /// Apart, as most streams have none.
     options: Option<Box<Options>>,
+    /// What a subscription to a hub says of itself.
+    #[cfg(feature = "hub")]
+    opening: hub::Opening,
 }
 
 impl<S> SseStream<S> {
@@ -66,7 +71,12 @@ impl<S> SseStream<S> {
         S: Stream + Send + 'static,
         S::Item: SseItem,
     {
-        Self { stream, options: None }
+        Self {
+            #[cfg(feature = "hub")]
+            opening: hub::Opening::of(&stream),
+            stream,
+            options: None,
+        }
     }
 
     /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15 seconds of silence.
@@ -156,7 +166,13 @@ impl<S> SseStream<S> {
     pub fn into_response(self) -> Response<SseBody<S>> {
         let adoption = Adoption::default();
         let offer = adoption.offer();
-        let mut response = Response::new(SseBody::new(self.stream, self.options, adoption));
+        let body = SseBody::new(self.stream, self.options, adoption);
+        #[cfg(feature = "hub")]
+        let body = match self.opening {
+            hub::Opening { is_over: true, .. } => return no_content(),
+            hub::Opening { checkpoint, .. } => body.beginning_with(checkpoint),
+        };
+        let mut response = Response::new(body);
         headers::complete(response.headers_mut());
         response.extensions_mut().insert(offer);
         response
@@ -205,10 +221,14 @@ impl StopReconnecting {
     /// The response, for tower and hyper. In an axum handler return the value itself.
     #[must_use]
     pub fn into_response(self) -> Response<SseBody<Empty<Event>>> {
-        let mut response = Response::new(SseBody::ended());
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        response
+        no_content()
     }
+}
+
+fn no_content<S>() -> Response<SseBody<S>> {
+    let mut response = Response::new(SseBody::ended());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
 }
 
 /// What the stream of an [`SseStream`] can yield: [`Event`], [`EncodedEvents`], or a `Result` of one of these.
@@ -235,7 +255,7 @@ impl SseItem for Event {
 impl SseItem for EncodedEvents {
     #[inline]
     fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        Ok(self)
+        self.check()
     }
 }
 
@@ -249,7 +269,7 @@ impl<E: Into<BoxError>> SseItem for Result<Event, E> {
 impl<E: Into<BoxError>> SseItem for Result<EncodedEvents, E> {
     #[inline]
     fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.map_err(Into::into)
+        self.map_err(Into::into)?.check()
     }
 }
 

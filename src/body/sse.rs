@@ -81,6 +81,12 @@ impl<S> SseBody<S> {
         Self { stream: Some(stream), options, adoption, ..Self::ended() }
     }
 
+    /// Begins with these lines, whether or not there is an event yet.
+    #[cfg(feature = "hub")]
+    pub(crate) fn beginning_with(self, lines: Bytes) -> Self {
+        Self { held: lines, ..self }
+    }
+
     /// A body without a stream, which is at its end.
     pub(crate) fn ended() -> Self {
         Self {
@@ -114,7 +120,8 @@ where
         let mut this = self.project();
         let mut stream_is_pending = false;
         let opening = !std::mem::replace(this.opened, true);
-        let first = if opening { opening_hint(this.options, this.adoption) } else { std::mem::take(this.held) };
+        let held = std::mem::take(this.held);
+        let first = if opening { first_lines(this.options, this.adoption, held) } else { held };
         let mut frame = Coalesce::beginning_with(first);
 
         for _ in 0..MAX_READY {
@@ -191,12 +198,13 @@ where
     }
 }
 
-/// The reconnection time, if the handler or else the layer has set one: it goes first.
-fn opening_hint(options: &Option<Box<Options>>, adoption: &Adoption) -> Bytes {
+/// The reconnection time, if the handler or else the layer has set one, and what the stream begins with.
+fn first_lines(options: &Option<Box<Options>>, adoption: &Adoption, lines: Bytes) -> Bytes {
     let own = options.as_ref().and_then(|options| options.retry);
     match own.or_else(|| adoption.settings()?.retry) {
-        Some(retry) => retry_line(retry),
-        None => Bytes::new(),
+        Some(retry) if lines.is_empty() => retry_line(retry),
+        Some(retry) => [retry_line(retry), lines].concat().into(),
+        None => lines,
     }
 }
 

@@ -1,4 +1,5 @@
 use super::Event;
+use crate::BoxError;
 use bytes::{Bytes, BytesMut};
 
 /// Bytes that hold whole events, encoded once for any number of clients.
@@ -25,9 +26,37 @@ use bytes::{Bytes, BytesMut};
 pub struct EncodedEvents {
     bytes: Bytes,
     count: usize,
+    /// Not events, but the news that a client was too slow to get them: an error to a body.
+    #[cfg(feature = "hub")]
+    lagged: bool,
 }
 
 impl EncodedEvents {
+    /// `bytes` holds so many whole events.
+    pub(crate) fn from_parts(bytes: Bytes, count: usize) -> Self {
+        Self {
+            bytes,
+            count,
+            #[cfg(feature = "hub")]
+            lagged: false,
+        }
+    }
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn lagged() -> Self {
+        Self { lagged: true, ..Self::default() }
+    }
+
+    /// What a body makes of it.
+    #[inline]
+    pub(crate) fn check(self) -> Result<Self, BoxError> {
+        #[cfg(feature = "hub")]
+        if self.lagged {
+            return Err(crate::hub::Lagged(()).into());
+        }
+        Ok(self)
+    }
+
     /// How many events these are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -56,7 +85,7 @@ impl EncodedEvents {
 impl From<Event> for EncodedEvents {
     #[inline]
     fn from(event: Event) -> Self {
-        Self { bytes: event.encode(), count: 1 }
+        Self::from_parts(event.encode(), 1)
     }
 }
 
@@ -70,6 +99,6 @@ impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
             bytes.extend_from_slice(&events.bytes);
             count += events.count;
         }
-        Self { bytes: bytes.freeze(), count }
+        Self::from_parts(bytes.freeze(), count)
     }
 }

@@ -291,6 +291,15 @@ macro_rules! field {
 field!(EventName);
 field!(EventId);
 
+#[cfg(feature = "hub")]
+impl EventId {
+    /// An id of letters, digits and the like.
+    pub(crate) fn from_ascii(bytes: &[u8]) -> Self {
+        debug_assert!(bytes.iter().all(u8::is_ascii_graphic));
+        Self(Text::checked(std::str::from_utf8(bytes).unwrap_or_default()))
+    }
+}
+
 macro_rules! id_from_integer {
     ($($Integer:ty)*) => {$(
         impl From<$Integer> for EventId {

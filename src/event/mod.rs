@@ -198,6 +198,20 @@ impl Event {
     }
 }
 
+/// What a log does with an event before it has its id, and after.
+#[cfg(feature = "hub")]
+impl Event {
+    /// As it is encoded but for its id, which can still be set.
+    pub(crate) fn complete(self) -> Self {
+        self.with_what_a_name_needs()
+    }
+
+    /// What [`encode`](Self::encode) returns, of an event that is complete.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.wire.as_bytes()
+    }
+}
+
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Event").field(&String::from_utf8_lossy(self.wire.as_bytes())).finish()

@@ -2,10 +2,10 @@
 
 #[path = "support/browser.rs"]
 mod browser;
+#[path = "support/example.rs"]
+mod example;
 #[path = "support/process.rs"]
 mod process;
-#[path = "support/quickstart.rs"]
-mod quickstart;
 #[path = "support/relay.rs"]
 mod relay;
 #[path = "support/wait.rs"]
@@ -14,7 +14,7 @@ mod wait;
 mod wire;
 
 pub use browser::{Browser, Window};
-pub use quickstart::Quickstart;
+pub use example::Example;
 pub use relay::{Relay, RequestHead};
 pub use wait::{eventually, stays};
 pub use wire::{Message, read_until};

@@ -1,6 +1,6 @@
 //! The quickstart in a real browser: its page, its feed, and what happens when the connection is lost.
 
-use e2e::{Browser, Message, Quickstart, Relay, Window, eventually, read_until, stays};
+use e2e::{Browser, Example, Message, Relay, Window, eventually, read_until, stays};
 use fantoccini::Locator;
 use std::{path::Path, time::Duration};
 use tokio::time::sleep;
@@ -70,7 +70,7 @@ async fn after_a_restart_of_the_server_the_browser_comes_back_with_its_last_id_a
     page.is_in_state("reconnecting").await;
     let before = page.received().await;
     let last = before[before.len() - 1].id;
-    let server = Quickstart::start_at(address, EVERY);
+    let server = Example::start_at(address, "quickstart", &[&EVERY.as_millis().to_string()]);
     page.is_in_state("open").await;
 
     let received = page.receives("events of the new server", |received| received.len() >= before.len() + 10).await;
@@ -171,8 +171,8 @@ async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
 }
 
 /// The page of a new server, seen through a relay.
-async fn open_page(every: Duration, window: Window) -> (Quickstart, Relay, Page) {
-    let server = Quickstart::start(every);
+async fn open_page(every: Duration, window: Window) -> (Example, Relay, Page) {
+    let server = Example::start("quickstart", &[&every.as_millis().to_string()]);
     let relay = Relay::to(server.address()).await.expect("there is a free port");
     let page = Page { browser: Browser::start(window).await };
     page.browser.client().goto(&format!("http://{}/", relay.address())).await.expect("the page is there");

@@ -1,0 +1,286 @@
+//! What a hub costs: an event for each of many subscribers, an event for none, and history.
+//!
+//! The peer is what people write without a hub: a tokio `broadcast` channel, and axum's `Sse` which encodes each event for each
+//! subscriber. Both run on one thread, so the time is the CPU's.
+
+use axum::response::{
+    IntoResponse, Sse,
+    sse::{self, KeepAlive},
+};
+use bytes::Bytes;
+use criterion::{BatchSize, Throughput};
+use futures_util::StreamExt;
+use http_body::Body;
+use http_body_util::BodyExt;
+use std::{
+    convert::Infallible,
+    hint::black_box,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+use support::ratios::{self, Ratios};
+use tokio::{
+    runtime::{self, Runtime},
+    sync::broadcast,
+    task::{JoinSet, yield_now},
+};
+use tokio_stream::{Stream, wrappers::BroadcastStream};
+use tower_sse::{
+    Event, SseStream,
+    hub::{Hub, Start, Subscription, Topic},
+};
+
+const SUBSCRIBERS: usize = 1000;
+const BURST: usize = 25;
+const IDLE: usize = 10_000;
+const HISTORY: usize = 100_000;
+
+fn data() -> &'static str {
+    "x".repeat(128).leak()
+}
+
+fn now<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("a hub in memory waits for nothing"),
+    }
+}
+
+/// Reads bodies, each in a task of its own, and counts their bytes.
+struct Audience {
+    heard: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Audience {
+    fn of<B>(runtime: &Runtime, bodies: impl Iterator<Item = B>) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Debug + Send,
+    {
+        let heard = Arc::new(AtomicUsize::new(0));
+        let mut tasks = JoinSet::new();
+        for body in bodies {
+            let heard = heard.clone();
+            let read = async move {
+                let mut body = Box::pin(body);
+                while let Some(frame) = body.frame().await {
+                    heard.fetch_add(frame.unwrap().data_ref().map_or(0, Bytes::len), Ordering::Relaxed);
+                }
+            };
+            tasks.spawn_on(read, runtime.handle());
+        }
+        // Each has its first byte, and waits.
+        runtime.block_on(async {
+            for _ in 0..10 {
+                yield_now().await;
+            }
+        });
+        heard.store(0, Ordering::Relaxed);
+        Self { heard, _tasks: tasks }
+    }
+
+    /// Waits until everybody has heard at least so many bytes.
+    async fn hears(&self, bytes: usize) {
+        while self.heard.load(Ordering::Relaxed) < bytes * SUBSCRIBERS {
+            yield_now().await;
+        }
+        self.heard.store(0, Ordering::Relaxed);
+    }
+}
+
+fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize) {
+    let mut group = criterion.benchmark_group(format!("fan-out of {burst}"));
+    group.throughput(Throughput::Elements((SUBSCRIBERS * burst) as u64));
+    let data = data();
+    // The ids differ in length; the rest does not.
+    let least = burst * Event::new(data).encode().len();
+
+    let topic = Hub::new().topic("ticks");
+    let subscriptions = || SseStream::new(now(topic.subscribe(Start::Latest)).unwrap()).into_response().into_body();
+    let audience = Audience::of(runtime, (0..SUBSCRIBERS).map(|_| subscriptions()));
+    group.bench_function("tower-sse, published one by one", |bencher| {
+        bencher.iter(|| {
+            runtime.block_on(async {
+                for _ in 0..burst {
+                    topic.publish(Event::new(black_box(data))).await.unwrap();
+                }
+                audience.hears(least).await;
+            });
+        });
+    });
+    group.bench_function("tower-sse, published together", |bencher| {
+        bencher.iter(|| {
+            runtime.block_on(async {
+                topic.publish_all((0..burst).map(|_| Event::new(black_box(data)))).await.unwrap();
+                audience.hears(least).await;
+            });
+        });
+    });
+    drop(audience);
+
+    let (sender, _) = broadcast::channel::<(u64, Arc<str>)>(1024);
+    let bodies = || {
+        let events = BroadcastStream::new(sender.subscribe()).map(|message| {
+            let (id, data) = message.unwrap();
+            Ok::<_, Infallible>(sse::Event::default().id(id.to_string()).data(data))
+        });
+        Sse::new(events).keep_alive(KeepAlive::default()).into_response().into_body()
+    };
+    let audience = Audience::of(runtime, (0..SUBSCRIBERS).map(|_| bodies()));
+    let mut id = 0;
+    group.bench_function("broadcast and axum", |bencher| {
+        bencher.iter(|| {
+            runtime.block_on(async {
+                for _ in 0..burst {
+                    id += 1;
+                    sender.send((id, black_box(data).into())).unwrap();
+                }
+                audience.hears(least).await;
+            });
+        });
+    });
+    group.finish();
+}
+
+fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<Option<usize>> {
+    std::pin::Pin::new(subscription).poll_next(cx).map(|events| events.map(|events| events.as_bytes().len()))
+}
+
+fn publish(criterion: &mut criterion::Criterion) {
+    let mut group = criterion.benchmark_group("publish");
+    let data = data();
+    group.bench_function("to nobody", |bencher| {
+        let topic = Hub::new().topic("nobody");
+        bencher.iter_batched(|| Event::new(data), |event| now(topic.publish(event)).unwrap(), BatchSize::SmallInput);
+    });
+    group.bench_function("to nobody, the event and the handle made anew", |bencher| {
+        let hub = Hub::new();
+        bencher.iter(|| now(hub.topic("nobody").publish(Event::new(black_box(data)))).unwrap());
+    });
+    group.bench_function("to idle subscribers", |bencher| {
+        let topic: Topic = Hub::new().topic("idle");
+        let mut idle: Vec<_> = (0..IDLE).map(|_| now(topic.subscribe(Start::Latest)).unwrap()).collect();
+        let waker = Waker::from(Arc::new(Count::default()));
+        bencher.iter_custom(|iterations| {
+            let mut time = Duration::ZERO;
+            for _ in 0..iterations {
+                for subscription in &mut idle {
+                    while poll(subscription, &mut Context::from_waker(&waker)).is_ready() {}
+                }
+                let begin = Instant::now();
+                now(topic.publish(Event::new(data))).unwrap();
+                time += begin.elapsed();
+            }
+            time
+        });
+    });
+    group.bench_function("as many wakers", |bencher| {
+        let waker = Waker::from(Arc::new(Count::default()));
+        bencher.iter_batched(
+            || vec![waker.clone(); IDLE],
+            |wakers| wakers.into_iter().for_each(Waker::wake),
+            BatchSize::LargeInput,
+        );
+    });
+    group.finish();
+}
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl std::task::Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn replay(criterion: &mut criterion::Criterion) {
+    let hub = Hub::builder().max_events(HISTORY).max_bytes(usize::MAX).build();
+    let (whole, mixed) = (hub.topic("whole"), hub.topic("mixed"));
+    let event = || Event::new(data());
+    now(whole.publish_all((0..HISTORY).map(|_| event()))).unwrap();
+    let bytes = hub.stats().bytes;
+    for _ in 0..HISTORY / 2 {
+        now(mixed.publish(event())).unwrap();
+        now(hub.topic("other").publish(event())).unwrap();
+    }
+    let mut group = criterion.benchmark_group("replay");
+    group.throughput(Throughput::Bytes(bytes as u64));
+    let subscribe = || now(whole.subscribe(Start::Earliest)).unwrap();
+    let read = |mut subscription: Subscription| {
+        let mut read = 0;
+        while let Poll::Ready(Some(bytes)) = poll(&mut subscription, &mut Context::from_waker(Waker::noop())) {
+            read += bytes;
+        }
+        assert_eq!(read, bytes);
+    };
+    group.bench_function("out of the log", |bencher| bencher.iter_batched(subscribe, read, BatchSize::LargeInput));
+    group.bench_function("out of the log, two topics in turn", |bencher| {
+        bencher.iter_batched(
+            || now(hub.subscribe(["mixed", "other"], Start::Earliest)).unwrap(),
+            |mut subscription| {
+                while poll(&mut subscription, &mut Context::from_waker(Waker::noop())).is_ready() {}
+            },
+            BatchSize::LargeInput,
+        );
+    });
+    group.bench_function("as frames", |bencher| {
+        bencher.iter_batched(
+            || SseStream::new(subscribe()).without_heartbeat().into_response().into_body(),
+            |body| {
+                let mut body = pin!(body);
+                while let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())) {
+                    black_box(frame).unwrap();
+                }
+            },
+            BatchSize::LargeInput,
+        );
+    });
+    group.finish();
+    println!("\nreplay: {bytes} bytes; GB/s is bytes per ns");
+}
+
+fn main() {
+    let mut criterion = ratios::criterion();
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let context = runtime.enter();
+    fan_out(&mut criterion, &runtime, BURST);
+    fan_out(&mut criterion, &runtime, 1);
+    publish(&mut criterion);
+    replay(&mut criterion);
+    drop(context);
+
+    criterion.final_summary();
+    let ratios = Ratios::head();
+    let many = format!("fan-out of {BURST}/");
+    let together = |name: &str| format!("{many}{name}");
+    let per = SUBSCRIBERS * BURST;
+    let peer = together("broadcast and axum");
+    ratios.ratio("a delivery, bursts of 25", &together("tower-sse, published one by one"), &peer, per, "≤ 0.15");
+    ratios.ratio("the same, with publish_all", &together("tower-sse, published together"), &peer, per, "≤ 0.15");
+    let (alone, peer) = ("fan-out of 1/tower-sse, published one by one", "fan-out of 1/broadcast and axum");
+    ratios.ratio("a delivery, single events", alone, peer, SUBSCRIBERS, "≤ 0.5");
+    ratios.ratio(
+        "publish to 10,000, per subscriber",
+        "publish/to idle subscribers",
+        "publish/as many wakers",
+        IDLE,
+        "",
+    );
+    let fresh = "publish/to nobody, the event and the handle made anew";
+    ratios.ratio("publish to nobody", "publish/to nobody", fresh, 1, "≤ 300 ns");
+    ratios.ratio("replay, per event", "replay/out of the log", "replay/as frames", HISTORY, "≤ 77: 2 GB/s");
+    ratios.ratio(
+        "replay of two topics, per event",
+        "replay/out of the log, two topics in turn",
+        "replay/as frames",
+        HISTORY,
+        "",
+    );
+}

@@ -1,0 +1,81 @@
+use super::{
+    Hub, LagPolicy,
+    core::{Core, Limits},
+    log::Retention,
+};
+use std::{sync::Arc, time::Duration};
+
+/// How much a [`Hub`] holds, and for whom.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::hub::{Hub, LagPolicy};
+///
+/// let hub = Hub::builder()
+///     .max_events(1000)
+///     .max_bytes(256 << 10)
+///     .max_age(Duration::from_secs(10 * 60))
+///     .max_topics(5000)
+///     .lag_policy(LagPolicy::Disconnect)
+///     .build();
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Builder(Limits);
+
+impl Builder {
+    pub(super) const DEFAULT: Self = Self(Limits {
+        retention: Retention { max_events: 10_000, max_bytes: 8 << 20, max_age: Duration::from_secs(60 * 60) },
+        max_topics: 100_000,
+        lag_policy: LagPolicy::Gap,
+    });
+
+    /// How many events each topic holds at most. The default is 10,000.
+    ///
+    /// This, like the next two, is how far a client that comes back can go back, and how far one that is slow can fall behind.
+    /// A topic holds its newest event in any case, until that is too old.
+    pub fn max_events(mut self, events: usize) -> Self {
+        self.0.retention.max_events = events;
+        self
+    }
+
+    /// How many bytes of events, as they are sent, each topic holds at most. The default is 8 MiB.
+    ///
+    /// What it takes in memory is up to 16 KiB more, and some 16 bytes more for each event.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.0.retention.max_bytes = bytes;
+        self
+    }
+
+    /// For how long each topic holds an event at most, and how long a topic is remembered that is finished. The default is an
+    /// hour; [`Duration::MAX`] is for ever.
+    ///
+    /// A topic without subscribers is dropped when its last event is too old. The memory of events that are too old is given
+    /// back a while later, at most a sixteenth of this time; nobody gets them any more by then.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.0.retention.max_age = age;
+        self
+    }
+
+    /// How many topics there are at most. The default is 100,000. One more is an
+    /// [error](super::ErrorKind::TooManyTopics).
+    pub fn max_topics(mut self, topics: usize) -> Self {
+        self.0.max_topics = topics;
+        self
+    }
+
+    /// What becomes of a client that is so slow that events are let go before it has got them. The default is
+    /// [`LagPolicy::Gap`].
+    pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
+        self.0.lag_policy = policy;
+        self
+    }
+
+    /// The hub, in the memory of this process.
+    #[must_use]
+    pub fn build(self) -> Hub {
+        Hub { core: Arc::new(Core::new(self.0)) }
+    }
+}

@@ -1,0 +1,84 @@
+use crate::event::Shortened;
+use http::StatusCode;
+use std::fmt;
+
+/// Why a hub did not do what it was asked to.
+///
+/// As a response of an axum handler it has the [`status`](Self::status) and says the message.
+///
+/// # Examples
+///
+/// ```
+/// # use tower_sse::{Event, hub::{ErrorKind, Hub}};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+/// let answer = Hub::new().topic("answer-42");
+/// answer.finish().await?;
+/// let error = answer.publish(Event::new("one more thing")).await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Finished);
+/// assert_eq!(error.to_string(), r#"the topic "answer-42" is finished; publish to another one"#);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    kind: ErrorKind,
+    topic: Box<str>,
+    limit: usize,
+}
+
+/// The kinds of [`Error`]s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The topic is [finished](super::Topic::finish): nothing can be published to it any more. 410 Gone.
+    Finished,
+    /// There are as many topics as the hub may have, and this would be one more. 503 Service Unavailable.
+    TooManyTopics,
+    /// A subscription to no topic at all. 400 Bad Request.
+    NoTopics,
+}
+
+impl Error {
+    pub(super) fn finished(topic: &str) -> Self {
+        Self { kind: ErrorKind::Finished, topic: topic.into(), limit: 0 }
+    }
+
+    pub(super) fn too_many_topics(topic: &str, limit: usize) -> Self {
+        Self { kind: ErrorKind::TooManyTopics, topic: topic.into(), limit }
+    }
+
+    pub(super) fn no_topics() -> Self {
+        Self { kind: ErrorKind::NoTopics, topic: "".into(), limit: 0 }
+    }
+
+    /// What kind of error it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The status of a response that tells of it.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self.kind {
+            ErrorKind::Finished => StatusCode::GONE,
+            ErrorKind::TooManyTopics => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let topic = Shortened(&self.topic);
+        match self.kind {
+            ErrorKind::Finished => write!(f, "the topic {topic} is finished; publish to another one"),
+            ErrorKind::TooManyTopics => {
+                let limit = self.limit;
+                write!(f, "there is no room for the topic {topic}: the hub has {limit} topics, which is its max_topics")
+            }
+            ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,104 @@
+use crate::EventId;
+use std::{error::Error, fmt};
+
+/// Events that a subscriber should have had and cannot get any more.
+///
+/// [`Subscription::gap`](super::Subscription::gap) tells the handler before it answers. The client gets an event of type
+/// `gap`, whose data is JSON, before the first event that it can get:
+///
+/// ```text
+/// id: fzk2m5qa-407
+/// event: gap
+/// data: {"reason":"evicted","requested":"fzk2m5qa-100","resumed":"fzk2m5qa-408"}
+/// ```
+///
+/// Its id is a place in the log, from which a client that comes back goes on: nothing is skipped by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub(super) reason: GapReason,
+    pub(super) requested: EventId,
+    pub(super) resumed: Option<EventId>,
+}
+
+impl Gap {
+    /// Why they are missing.
+    #[must_use]
+    pub fn reason(&self) -> GapReason {
+        self.reason
+    }
+
+    /// After which event the subscriber wanted to go on: what it sent, whatever that was; or, if it was too slow, the last
+    /// that it got.
+    #[must_use]
+    pub fn requested(&self) -> &EventId {
+        &self.requested
+    }
+
+    /// The event with which it goes on instead, the oldest that is held; `None` if there is none yet.
+    #[must_use]
+    pub fn resumed(&self) -> Option<&EventId> {
+        self.resumed.as_ref()
+    }
+}
+
+/// Why events are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GapReason {
+    /// Some events after the one requested are no longer held. On the wire `evicted`.
+    Evicted,
+    /// The id is greater than any that this hub has issued. On the wire `future`.
+    Future,
+    /// The id is of another hub: of this server before it was restarted, or of another one. On the wire `other-epoch`.
+    OtherEpoch,
+    /// It is no id of a hub. On the wire `malformed`.
+    Malformed,
+    /// The subscriber was so slow that events were let go before it had got them. On the wire `lagged`.
+    Lagged,
+}
+
+impl GapReason {
+    /// As it is on the wire.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Evicted => "evicted",
+            Self::Future => "future",
+            Self::OtherEpoch => "other-epoch",
+            Self::Malformed => "malformed",
+            Self::Lagged => "lagged",
+        }
+    }
+}
+
+impl fmt::Display for GapReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What becomes of a subscriber that is so slow that events are let go before it has got them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LagPolicy {
+    /// It gets a [`Gap`] event and goes on with the oldest event that is held.
+    #[default]
+    Gap,
+    /// Its stream fails with [`Lagged`]. The client comes back with the last id that it got, and the handler, which is told
+    /// of the [`Gap`] then, can answer with a snapshot.
+    Disconnect,
+}
+
+/// The error with which the stream of a subscriber ends that was too slow, under [`LagPolicy::Disconnect`].
+///
+/// [`SseStream::on_error`](crate::SseStream::on_error) sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lagged(pub(crate) ());
+
+impl fmt::Display for Lagged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client was too slow: events that it had not got yet are no longer held")
+    }
+}
+
+impl Error for Lagged {}

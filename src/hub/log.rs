@@ -1,0 +1,370 @@
+//! The log of one topic: its last events as wire bytes, read by any number of cursors.
+//!
+//! Events stand one after the other in segments of 16 KiB at most, so that whatever a cursor is given next is one piece of
+//! memory. A segment that is full is sealed: from then on it is shared, and a piece of it costs no copy. Of the open one, which
+//! still grows, a piece is copied when it is asked for, and kept for those who ask for the same.
+
+use crate::{EncodedEvents, Event};
+use bytes::Bytes;
+use std::{
+    collections::VecDeque,
+    mem,
+    ops::{Add, Range, Sub},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// A segment takes no event that would make it longer than this. As long as a frame of an [`SseBody`](crate::SseBody).
+const SEGMENT: usize = 16 * 1024;
+
+/// An event from this size on is a segment of its own, and never copied.
+const LARGE: usize = 4 * 1024;
+
+/// How much that is no longer held an open segment may keep before it is moved together.
+const SLACK: usize = 512;
+
+/// How much a topic holds: as much as all of these allow, but at least its newest event until that is too old.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retention {
+    pub(super) max_events: usize,
+    pub(super) max_bytes: usize,
+    pub(super) max_age: Duration,
+}
+
+impl Retention {
+    /// When something that happened then is too old. `None`: not before the end of time.
+    pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
+        then.checked_add(self.max_age)
+    }
+
+    /// So that a small log does not keep much more than it holds.
+    fn segment(&self) -> usize {
+        (self.max_bytes / 4).min(SEGMENT)
+    }
+}
+
+/// A number of events, and of their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Amount {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+impl Add for Amount {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { events: self.events + more.events, bytes: self.bytes + more.bytes }
+    }
+}
+
+impl Sub for Amount {
+    type Output = Self;
+
+    fn sub(self, less: Self) -> Self {
+        Self { events: self.events - less.events, bytes: self.bytes - less.bytes }
+    }
+}
+
+/// What a cursor gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// The events that follow, or the first of them, and the number of the last of these.
+    Events(EncodedEvents, u64),
+    /// There is none yet.
+    Nothing,
+    /// Some of those that follow are no longer held.
+    Lost,
+}
+
+#[derive(Debug)]
+pub(super) struct Log {
+    sealed: VecDeque<Segment<Bytes>>,
+    open: Segment<Vec<u8>>,
+    /// What was last read of the open segment.
+    joined: Option<Box<Joined>>,
+    held: Amount,
+    newest: u64,
+    lost: u64,
+}
+
+#[derive(Debug)]
+struct Joined {
+    /// Who is at the number before its first event or later, but before that event, is at its place.
+    after: u64,
+    first: u64,
+    last: u64,
+    events: EncodedEvents,
+}
+
+impl Log {
+    /// An empty log of which everything up to this number is lost.
+    pub(super) fn new(lost: u64) -> Self {
+        Self {
+            sealed: VecDeque::new(),
+            open: Segment::new(Vec::new()),
+            joined: None,
+            held: Amount::default(),
+            newest: 0,
+            lost,
+        }
+    }
+
+    /// What is held.
+    pub(super) fn held(&self) -> Amount {
+        self.held
+    }
+
+    /// The number of the newest event that is not held any more, or a greater one that is smaller than any that is held.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// The number of the oldest event that is held among those after this one.
+    pub(super) fn first_after(&self, after: u64) -> Option<u64> {
+        if self.newest <= after {
+            return None;
+        }
+        let sealed = self.sealed.partition_point(|segment| segment.last() <= after);
+        match self.sealed.get(sealed) {
+            Some(segment) => segment.first_after(after),
+            None => self.open.first_after(after),
+        }
+    }
+
+    /// Whether nothing follows this one, held or lost.
+    pub(super) fn ends_at(&self, after: u64) -> bool {
+        self.newest.max(self.lost) <= after
+    }
+
+    /// When the oldest event that is held was added.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.sealed.front().map_or_else(|| self.open.oldest(), Segment::oldest)
+    }
+
+    /// Adds an event, whose id says the same number. Numbers rise.
+    pub(super) fn push(&mut self, number: u64, event: Event, retention: &Retention, now: Instant) {
+        let size = event.as_bytes().len();
+        let segment = retention.segment();
+        if size >= LARGE {
+            self.seal();
+            let mut alone = Segment::new(event.encode());
+            alone.note(number, size, now);
+            self.sealed.push_back(alone);
+        } else {
+            if self.open.bytes.len() + size > segment || !self.open.takes(now) {
+                self.seal();
+            }
+            if self.open.entries.is_empty() && !self.sealed.is_empty() {
+                // A busy topic: this one will be filled, too.
+                self.open.bytes.reserve_exact(segment.max(size));
+            }
+            self.open.bytes.extend_from_slice(event.as_bytes());
+            let end = self.open.bytes.len();
+            self.open.note(number, end, now);
+        }
+        self.newest = number;
+        self.held.events += 1;
+        self.held.bytes += size;
+    }
+
+    /// Lets go of what is too much or too old. Returns how much that was.
+    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
+        let before = self.held;
+        let too_much =
+            |held: Amount| held.events > 1 && (held.events > retention.max_events || held.bytes > retention.max_bytes);
+        while too_much(self.held) {
+            self.evict_oldest();
+        }
+        while let Some(expiry) = self.oldest().and_then(|oldest| retention.expiry(oldest)) {
+            if expiry > now {
+                break;
+            }
+            self.evict_oldest();
+        }
+        if self.open.dead_bytes() > self.open.live_bytes() + SLACK {
+            self.open.compact();
+        }
+        before - self.held
+    }
+
+    fn evict_oldest(&mut self) {
+        let (number, size) = match self.sealed.front_mut() {
+            Some(segment) => {
+                let evicted = segment.evict_oldest();
+                if segment.is_dead() {
+                    self.sealed.pop_front();
+                }
+                evicted
+            }
+            None => {
+                let evicted = self.open.evict_oldest();
+                if self.open.is_dead() {
+                    self.open = Segment::new(Vec::new());
+                    self.joined = None;
+                }
+                evicted
+            }
+        };
+        self.lost = number;
+        self.held.events -= 1;
+        self.held.bytes -= size;
+    }
+
+    /// What follows `after`, in one piece, and nothing beyond `through`. What is lost up to `told` is not counted as lost.
+    pub(super) fn read(&mut self, after: u64, told: u64, through: u64) -> Read {
+        let after = after.max(told);
+        if self.lost > after {
+            return Read::Lost;
+        }
+        if self.newest <= after {
+            return Read::Nothing;
+        }
+        let sealed = self.sealed.partition_point(|segment| segment.last() <= after);
+        match self.sealed.get(sealed) {
+            Some(segment) => segment.read(after, through, |bytes, range| bytes.slice(range)),
+            None => self.read_open(after, through),
+        }
+    }
+
+    fn read_open(&mut self, after: u64, through: u64) -> Read {
+        if let Some(joined) = &self.joined {
+            if joined.after <= after && after < joined.first && joined.last == self.newest.min(through) {
+                return Read::Events(joined.events.clone(), joined.last);
+            }
+        }
+        let read = self.open.read(after, through, |bytes, range| Bytes::copy_from_slice(&bytes[range]));
+        if let Read::Events(events, last) = &read {
+            let first = self.open.first_after(after).unwrap_or(*last);
+            self.joined = Some(Box::new(Joined { after, first, last: *last, events: events.clone() }));
+        }
+        read
+    }
+
+    fn seal(&mut self) {
+        self.joined = None;
+        let mut full = mem::replace(&mut self.open, Segment::new(Vec::new()));
+        if full.entries.is_empty() {
+            return;
+        }
+        full.compact();
+        full.bytes.shrink_to_fit();
+        full.entries.shrink_to_fit();
+        self.sealed.push_back(Segment { bytes: full.bytes.into(), entries: full.entries, dead: 0, born: full.born });
+    }
+}
+
+/// Events one after the other, of which the first few may be no longer held.
+#[derive(Debug)]
+struct Segment<B> {
+    bytes: B,
+    entries: Vec<Entry>,
+    /// How many of the entries are no longer held.
+    dead: usize,
+    /// When the first event was added.
+    born: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    number: u64,
+    /// Where it ends in the segment. Of the last one this is not looked at: it ends where the segment does.
+    end: u32,
+    /// When it was added: how many milliseconds after the segment was born.
+    age: u32,
+}
+
+impl<B: AsRef<[u8]>> Segment<B> {
+    fn new(bytes: B) -> Self {
+        Self { bytes, entries: Vec::new(), dead: 0, born: None }
+    }
+
+    /// Whether the time can be told by the segment's clock, which goes on for 49 days.
+    fn takes(&self, now: Instant) -> bool {
+        self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
+    }
+
+    /// Notes an event whose bytes are there.
+    fn note(&mut self, number: u64, end: usize, now: Instant) {
+        let born = *self.born.get_or_insert(now);
+        let age = now.saturating_duration_since(born).as_millis();
+        // The first cannot be reached where the end is looked at, the second not in a segment that takes the time.
+        let [end, age] = [end as u128, age].map(|value| u32::try_from(value).unwrap_or(u32::MAX));
+        self.entries.push(Entry { number, end, age });
+    }
+
+    fn is_dead(&self) -> bool {
+        self.dead == self.entries.len()
+    }
+
+    fn last(&self) -> u64 {
+        self.entries.last().map_or(0, |entry| entry.number)
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        Some(self.born? + Duration::from_millis(self.entries.get(self.dead)?.age.into()))
+    }
+
+    /// Where an entry begins in the bytes; for their number, where the bytes end.
+    fn start_of(&self, entry: usize) -> usize {
+        match entry.checked_sub(1) {
+            None => 0,
+            Some(_) if entry == self.entries.len() => self.bytes.as_ref().len(),
+            Some(before) => self.entries[before].end as usize,
+        }
+    }
+
+    fn dead_bytes(&self) -> usize {
+        self.start_of(self.dead)
+    }
+
+    fn live_bytes(&self) -> usize {
+        self.bytes.as_ref().len() - self.dead_bytes()
+    }
+
+    /// The number and the size of the oldest event that is held, which then is not. There is one.
+    fn evict_oldest(&mut self) -> (u64, usize) {
+        let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
+        self.dead += 1;
+        (self.entries[self.dead - 1].number, size)
+    }
+
+    fn entry_after(&self, after: u64) -> usize {
+        // Most are at the end.
+        let newest = self.entries.len().saturating_sub(1);
+        if newest > self.dead && self.entries[newest - 1].number <= after && self.entries[newest].number > after {
+            return newest;
+        }
+        self.entries.partition_point(|entry| entry.number <= after).max(self.dead)
+    }
+
+    fn first_after(&self, after: u64) -> Option<u64> {
+        self.entries.get(self.entry_after(after)).map(|entry| entry.number)
+    }
+
+    fn read(&self, after: u64, through: u64, slice: impl FnOnce(&B, Range<usize>) -> Bytes) -> Read {
+        let first = self.entry_after(after);
+        let end = match self.last() <= through {
+            true => self.entries.len(),
+            false => self.entries.partition_point(|entry| entry.number <= through),
+        };
+        if first >= end {
+            return Read::Nothing;
+        }
+        let bytes = slice(&self.bytes, self.start_of(first)..self.start_of(end));
+        Read::Events(EncodedEvents::from_parts(bytes, end - first), self.entries[end - 1].number)
+    }
+}
+
+impl Segment<Vec<u8>> {
+    /// Removes what is no longer held.
+    fn compact(&mut self) {
+        let start = self.dead_bytes();
+        self.bytes.drain(..start);
+        self.entries.drain(..self.dead);
+        self.dead = 0;
+        for entry in &mut self.entries {
+            entry.end -= start as u32;
+        }
+    }
+}

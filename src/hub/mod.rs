@@ -1,0 +1,195 @@
+//! A hub: topics that are published to, and clients that come back to where they were.
+//!
+//! ```
+//! # #[cfg(feature = "axum")] {
+//! use axum::{Router, extract::State, routing::{get, post}};
+//! use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
+//!
+//! async fn say(State(hub): State<Hub>, text: String) -> Result<(), Error> {
+//!     hub.topic("lobby").publish(Event::new(text)).await?;
+//!     Ok(())
+//! }
+//!
+//! async fn listen(State(hub): State<Hub>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+//!     Ok(SseStream::new(hub.topic("lobby").subscribe(last).await?))
+//! }
+//!
+//! let app: Router = Router::new().route("/", get(listen)).route("/", post(say)).with_state(Hub::new());
+//! # }
+//! ```
+//!
+//! # One log
+//!
+//! A hub is one ordered log, and a topic is a label in it: ids rise across all topics. So one `Last-Event-ID` is enough for
+//! [any number of topics](Hub::subscribe) on one connection, and a client that holds an id has, or was told that it missed, all
+//! that came before it in its topics.
+//!
+//! An event is encoded once, when it is published. A [`Subscription`] is a cursor, not a queue: what a client has not got yet is
+//! not kept for it, but by the topics for everybody. Who is at the same place gets the same memory, and a client that is slow
+//! or gone costs nothing but its cursor. History and what is live are one sequence, without a seam between them.
+//!
+//! Ids are opaque. In memory they are `<epoch>-<number>`, where the epoch is random: after a restart the ids of before are known
+//! not to be ours.
+//!
+//! # Where a client goes on
+//!
+//! | the client sends | it gets |
+//! |---|---|
+//! | no id, or an empty one | what is published from now on ([`Start::Latest`]), or what the handler says: `last.or(Start::Earliest)` |
+//! | the newest id | what is published from now on |
+//! | an id that is held, the oldest too | what follows it |
+//! | the last one before the oldest that is held | all that is held: nothing is missing |
+//! | an older one | a gap (`evicted`), then all that is held |
+//! | an id of an event of another topic | what followed that event in its own topics, with a gap (`evicted`) if some of it is no longer held |
+//! | one that is greater than any that was issued | a gap (`future`), then all that is held |
+//! | an id of another epoch: of before a restart, or of another hub | a gap (`other-epoch`), then all that is held |
+//! | anything else: `7`, `yesterday` | a gap (`malformed`), then all that is held |
+//! | the last id of a finished topic, or none and wants what comes from now on | `204 No Content`: an `EventSource` stays away |
+//! | another id of a finished topic | the same as if it were not finished, and then the end |
+//! | an id of a topic that was dropped for its age and made anew | what follows it; a gap (`evicted`) first, if events after it were lost |
+//!
+//! With many topics each row holds for each of them, and one gap is told for all. A place in the log grants nothing: a client gets
+//! the topics that the handler asks for, whatever its id points to.
+//!
+//! # Gaps
+//!
+//! What cannot be had any more is never passed over in silence: there is a [`Gap`] then, for the handler before it answers, and
+//! for the client as an event of type `gap` before those that follow. A client that is slower than what its topics hold gets one
+//! too, or is [disconnected](LagPolicy::Disconnect).
+//!
+//! # Late joiners
+//!
+//! A client that needs a state before it can make use of events [begins with a snapshot](Subscription::begin_with).
+//!
+//! # What is held, and for how long
+//!
+//! Each topic holds its last events, as many as all of [`max_events`](Builder::max_events), [`max_bytes`](Builder::max_bytes) and
+//! [`max_age`](Builder::max_age) allow. Time passes without traffic: one task for each hub, on the runtime of whoever published
+//! first, gives back the memory of what is too old, and drops topics that are.
+//!
+//! # Guarantees
+//!
+//! Tested in `tests/hub*.rs`.
+//!
+//! 1. Every event after a subscriber's place arrives once and in the order of the hub, or a gap is told.
+//! 2. No event can be seen before every one with a smaller id can be.
+//! 3. To publish never waits for a subscriber, and allocates nothing for each of them.
+//! 4. A client that is slow or has vanished costs bounded memory, and nobody else any time.
+//! 5. The events that the hub makes itself, gaps, snapshots and checkpoints, have no id but a place in the log to which all before
+//!    it was handed out or told as missing.
+
+mod builder;
+mod core;
+mod cursor;
+mod error;
+mod gap;
+mod janitor;
+mod log;
+mod response;
+mod start;
+mod subscription;
+mod sync;
+mod topic;
+mod waiters;
+
+pub use builder::Builder;
+pub use error::{Error, ErrorKind};
+pub use gap::{Gap, GapReason, LagPolicy, Lagged};
+pub(crate) use response::Opening;
+pub use start::Start;
+pub use subscription::Subscription;
+pub use topic::Topic;
+
+use self::core::Core;
+use std::{fmt, sync::Arc};
+
+/// Topics that are published to, and subscriptions that go on where a client was. See the [module](self).
+///
+/// A clone is the same hub.
+#[derive(Clone)]
+pub struct Hub {
+    core: Arc<Core>,
+}
+
+impl Hub {
+    /// A hub in the memory of this process, with the [builder's](Builder) defaults: 10,000 events, 8 MiB and an hour for each of
+    /// at most 100,000 topics.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// A hub that holds more, or less.
+    pub fn builder() -> Builder {
+        Builder::DEFAULT
+    }
+
+    /// A topic of this name, any text.
+    #[must_use]
+    pub fn topic(&self, name: impl AsRef<str>) -> Topic {
+        Topic::new(self.core.clone(), name.as_ref().into())
+    }
+
+    /// The events of many topics, in the order in which they were published, from a place in the log on.
+    ///
+    /// One connection for all of them, and one cursor: a browser allows six connections to a host on HTTP/1.1. Events do not say
+    /// of which topic they are; give them different [names](crate::Event::event), or say it in their data.
+    ///
+    /// # Errors
+    ///
+    /// If no topic is named, or if the hub would have more topics than it may.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
+    /// async fn dashboard(hub: &Hub, user: &str, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+    ///     let notices = format!("notices/{user}");
+    ///     Ok(SseStream::new(hub.subscribe(["orders", "alerts", &notices], last).await?))
+    /// }
+    /// ```
+    pub async fn subscribe<T: AsRef<str>>(
+        &self,
+        topics: impl IntoIterator<Item = T>,
+        start: impl Into<Start>,
+    ) -> Result<Subscription, Error> {
+        let names = topics.into_iter().map(|name| name.as_ref().into()).collect();
+        self.core.subscribe(names, start.into())
+    }
+
+    /// Figures for a status page.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.core.stats()
+    }
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stats().fmt(f)
+    }
+}
+
+/// What a hub has, and what it has done since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// How many topics there are.
+    pub topics: usize,
+    /// How many subscriptions there are; one to many topics is one.
+    pub subscriptions: usize,
+    /// How many events the topics hold.
+    pub events: usize,
+    /// How many bytes these are, as they are sent.
+    pub bytes: usize,
+    /// How many events were published.
+    pub published: u64,
+    /// How many gaps were told, or led to a disconnection.
+    pub gaps: u64,
+}

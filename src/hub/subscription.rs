@@ -1,0 +1,385 @@
+use super::{
+    Gap, LagPolicy,
+    core::{Core, TopicState, least},
+    log::Read,
+    waiters::Ticket,
+};
+use crate::{EncodedEvents, Event, EventId};
+use std::{
+    fmt, mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+use tokio_stream::Stream;
+
+/// The events of one or many topics, from a place in the log on, as they go to one client.
+///
+/// It is a stream for an [`SseStream`](crate::SseStream). Its items are already the bytes that are sent, shared with everybody
+/// who gets the same; an item can hold many events.
+///
+/// It is a cursor, not a queue: what the client has not got yet is kept nowhere but in the topics themselves, for as long as
+/// they keep it for everybody. A client that falls behind further than that is [told](Gap), and goes on as its
+/// [`LagPolicy`] says.
+///
+/// # What an `SseStream` makes of it
+///
+/// Given to [`SseStream::new`](crate::SseStream::new) as it is, and not inside of another stream,
+///
+/// - the response begins with the [`cursor`](Self::cursor), as an `id` line that dispatches nothing. So a client that loses its
+///   connection before the first event comes back to the same place, a new one too;
+/// - if there is nothing to send, as all its topics are finished and the client has what they held, the response is `204 No
+///   Content`, after which an `EventSource` does not come back.
+///
+/// # Ends
+///
+/// When all its topics are [finished](super::Topic::finish), after their last event. If it is behind under
+/// [`LagPolicy::Disconnect`], it ends with an item that has no events, by which the response [fails](super::Lagged).
+pub struct Subscription {
+    core: Arc<Core>,
+    /// None at the end.
+    readers: Box<[Reader]>,
+    /// Everything up to it was handed out, in all topics, or is lost and told.
+    cursor: u64,
+    /// The newest event of the hub when this began.
+    joined: u64,
+    /// Goes first.
+    opening: Option<Box<EncodedEvents>>,
+    gap: Option<Box<Gap>>,
+    waker: Option<Waker>,
+    lag_policy: LagPolicy,
+    is_resumed: bool,
+}
+
+impl Subscription {
+    pub(super) fn new(
+        core: Arc<Core>,
+        readers: Vec<Reader>,
+        lag_policy: LagPolicy,
+        cursor: u64,
+        joined: u64,
+        is_resumed: bool,
+        gap: Option<Gap>,
+    ) -> Self {
+        let mut this = Self {
+            core,
+            readers: readers.into(),
+            cursor,
+            joined,
+            opening: None,
+            gap: gap.map(Box::new),
+            waker: None,
+            lag_policy,
+            is_resumed,
+        };
+        this.opening = this.gap.as_ref().map(|gap| Box::new(this.gap_event(gap).into()));
+        this
+    }
+
+    /// What the client has missed, or, once it is a client, what it was last told that it has. The client gets the same as an
+    /// event.
+    #[must_use]
+    pub fn gap(&self) -> Option<&Gap> {
+        self.gap.as_deref()
+    }
+
+    /// Whether a client goes on here where it was, with nothing missed.
+    ///
+    /// It is `false` for a client that sent no id, and where there is a [gap](Self::gap): then it has no state, or not the
+    /// state, to which the next events are added. See [`begin_with`](Self::begin_with).
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
+    }
+
+    /// The place in the log up to which the client has, or was told that it missed, every event of its topics: the id with
+    /// which it gets what it has not been handed yet.
+    #[must_use]
+    pub fn cursor(&self) -> EventId {
+        self.core.id(self.cursor)
+    }
+
+    /// Whether there is nothing to hand out, now or later.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.opening.is_none()
+            && self.readers.iter().all(|reader| {
+                let contents = reader.topic.lock();
+                contents.finished.is_some() && contents.log.ends_at(self.cursor.max(reader.told))
+            })
+    }
+
+    /// Begins with this event, a snapshot: the state to which the next events are added. It gets the [`cursor`](Self::cursor)
+    /// as its id, instead of one that it may have.
+    ///
+    /// Where there is a [gap](Self::gap), it takes the place of the gap event and of what is still held: the subscription goes
+    /// on with what was published after it was made.
+    ///
+    /// The state has to be that of the cursor: neither with less, nor with what follows. Either nothing is published between
+    /// the subscription and the reading of the state, by a lock that those who publish hold, too; or the state knows the id of
+    /// the event that changed it last, and the subscription begins [after](super::Start::After) that.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio::sync::Mutex;
+    /// use tower_sse::{BoxError, Event, LastEventId, SseStream, hub::{Hub, Subscription}};
+    ///
+    /// struct Board { hub: Hub, scores: Mutex<Vec<u32>> }
+    ///
+    /// async fn score(board: &Board, points: u32) -> Result<(), BoxError> {
+    ///     let mut scores = board.scores.lock().await;
+    ///     board.hub.topic("scores").publish(Event::display(points)).await?;
+    ///     scores.push(points);
+    ///     Ok(())
+    /// }
+    ///
+    /// async fn watch(board: &Board, last: LastEventId) -> Result<SseStream<Subscription>, BoxError> {
+    ///     let scores = board.scores.lock().await;
+    ///     let mut events = board.hub.topic("scores").subscribe(last).await?;
+    ///     if !events.is_resumed() {
+    ///         events = events.begin_with(Event::json(&*scores)?.event("scores"));
+    ///     }
+    ///     Ok(SseStream::new(events))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn begin_with(mut self, snapshot: Event) -> Self {
+        if self.gap.is_some() {
+            self.cursor = self.joined;
+        }
+        let snapshot = snapshot.id(self.cursor());
+        self.opening = Some(Box::new(snapshot.into()));
+        self
+    }
+
+    /// What becomes of this client if it is too slow, instead of what the hub was built with.
+    #[must_use]
+    pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
+        self.lag_policy = policy;
+        self
+    }
+
+    /// What a response begins with, so that the client has a place to come back to before the first event.
+    pub(crate) fn checkpoint(&self) -> Option<Event> {
+        self.opening.is_none().then(|| Event::checkpoint(self.cursor()))
+    }
+
+    /// Its id is where the client goes on, whether or not it gets any further on this connection.
+    fn gap_event(&self, gap: &Gap) -> Event {
+        let data = serde_json::json!({
+            "reason": gap.reason.as_str(),
+            "requested": gap.requested.as_str(),
+            "resumed": gap.resumed.as_ref().map(EventId::as_str),
+        });
+        Event::display(data).event("gap").id(self.cursor())
+    }
+
+    fn remember_waker(&mut self, waker: &Waker) -> Option<Waker> {
+        if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            return None;
+        }
+        for reader in &mut self.readers {
+            reader.seen = None;
+        }
+        self.waker.replace(waker.clone())
+    }
+
+    fn step(&mut self) -> Step {
+        let Some(waker) = &self.waker else { return Step::Wait };
+        let (who, through) = match &mut self.readers[..] {
+            [] => return Step::Finished,
+            // Whatever is in a topic alone is in order.
+            [_] => (0, u64::MAX),
+            readers => match choose(readers, &self.core, self.cursor, waker) {
+                Ok(chosen) => chosen,
+                Err(step) => return step,
+            },
+        };
+        self.readers[who].read(self.cursor, through, waker)
+    }
+
+    /// Goes on with the oldest that is held.
+    fn skip(&mut self) -> Gap {
+        let requested = self.cursor();
+        let through = self.core.committed();
+        let mut cursor = u64::MAX;
+        let mut resumed = None;
+        for reader in &mut self.readers {
+            let contents = reader.topic.lock();
+            reader.told = contents.log.lost();
+            let from = self.cursor.max(reader.told);
+            cursor = cursor.min(from);
+            resumed = least(resumed, contents.log.first_after(from).filter(|number| *number <= through));
+            drop(contents);
+            reader.next = None;
+            reader.seen = None;
+        }
+        self.cursor = cursor;
+        Gap { reason: super::GapReason::Lagged, requested, resumed: resumed.map(|number| self.core.id(number)) }
+    }
+
+    fn leave(&mut self) {
+        if self.readers.is_empty() {
+            return;
+        }
+        for reader in &mut mem::take(&mut self.readers) {
+            self.core.leave(&reader.topic, &mut reader.ticket);
+        }
+        self.core.left();
+    }
+}
+
+impl Stream for Subscription {
+    type Item = EncodedEvents;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<EncodedEvents>> {
+        let this = self.get_mut();
+        if let Some(opening) = this.opening.take() {
+            return Poll::Ready(Some(*opening));
+        }
+        drop(this.remember_waker(cx.waker()));
+        match this.step() {
+            Step::Events(events, last) => {
+                this.cursor = last;
+                Poll::Ready(Some(events))
+            }
+            Step::Wait => Poll::Pending,
+            Step::Finished => {
+                this.leave();
+                Poll::Ready(None)
+            }
+            Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
+                this.core.count_gap();
+                this.leave();
+                Poll::Ready(Some(EncodedEvents::lagged()))
+            }
+            Step::Lost => {
+                this.core.count_gap();
+                let gap = this.skip();
+                let event = this.gap_event(&gap);
+                this.gap = Some(Box::new(gap));
+                Poll::Ready(Some(event.into()))
+            }
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("cursor", &self.cursor()).field("gap", &self.gap).finish_non_exhaustive()
+    }
+}
+
+/// What comes next.
+enum Step {
+    /// And the number of the last of them.
+    Events(EncodedEvents, u64),
+    Lost,
+    /// Nothing yet: the waker is where it will be woken.
+    Wait,
+    Finished,
+}
+
+/// One topic of a subscription.
+pub(super) struct Reader {
+    topic: Arc<TopicState>,
+    /// What is lost up to here is told.
+    told: u64,
+    /// The first event after the cursor, as long as it is known. Of one topic alone it is not looked for.
+    next: Option<u64>,
+    /// The version of the topic at which there was nothing after the cursor, and this began to wait. `None`: it does not.
+    seen: Option<u64>,
+    is_finished: bool,
+    ticket: Option<Ticket>,
+}
+
+impl Reader {
+    pub(super) fn new(topic: Arc<TopicState>, told: u64) -> Self {
+        Self { topic, told, next: None, seen: None, is_finished: false, ticket: None }
+    }
+
+    fn waits(&self) -> bool {
+        self.seen.is_some_and(|seen| seen == self.topic.version())
+    }
+
+    /// The events after the cursor, up to `through`.
+    fn read(&mut self, cursor: u64, through: u64, waker: &Waker) -> Step {
+        self.next = None;
+        if self.waits() {
+            return Step::Wait;
+        }
+        let mut contents = self.topic.lock();
+        match contents.log.read(cursor, self.told, through) {
+            Read::Events(events, last) => Step::Events(events, last),
+            Read::Lost => Step::Lost,
+            Read::Nothing if contents.finished.is_some() => Step::Finished,
+            Read::Nothing => {
+                self.seen = Some(self.topic.version());
+                let replaced = contents.waiters.wait(&mut self.ticket, waker.clone());
+                drop(contents);
+                drop(replaced);
+                Step::Wait
+            }
+        }
+    }
+
+    /// Finds out what comes next here; if there is nothing yet, waits for it. `false` if something is lost.
+    fn peek(&mut self, cursor: u64, waker: &Waker) -> bool {
+        if self.next.is_some() || self.is_finished || self.waits() {
+            return true;
+        }
+        let mut contents = self.topic.lock();
+        let from = cursor.max(self.told);
+        if contents.log.lost() > from {
+            return false;
+        }
+        self.next = contents.log.first_after(from);
+        let mut replaced = None;
+        if self.next.is_none() {
+            self.is_finished = contents.finished.is_some();
+            self.seen = Some(self.topic.version());
+            replaced = contents.waiters.wait(&mut self.ticket, waker.clone());
+        }
+        drop(contents);
+        drop(replaced);
+        true
+    }
+}
+
+/// Which of the topics is to be read, and up to where, so that all of them together are read in the order of the hub.
+fn choose(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Result<(usize, u64), Step> {
+    loop {
+        // Before the topics are looked at: what is committed by now will be found in them.
+        let committed = core.committed();
+        let mut first: Option<(u64, usize)> = None;
+        let mut second = u64::MAX;
+        for (i, reader) in readers.iter_mut().enumerate() {
+            // Told before anything that came after it: a client that is gone by then would come back with a later id.
+            if !reader.peek(cursor, waker) {
+                return Err(Step::Lost);
+            }
+            let Some(next) = reader.next else { continue };
+            match first {
+                Some((least, _)) if least < next => second = second.min(next),
+                _ => {
+                    second = first.map_or(second, |(least, _)| least);
+                    first = Some((next, i));
+                }
+            }
+        }
+        match first {
+            // It came after that; what came before it, elsewhere, may have been overlooked.
+            Some((next, _)) if next > committed => {}
+            Some((_, who)) => return Ok((who, committed.min(second - 1))),
+            None if readers.iter().all(|reader| reader.is_finished) => return Err(Step::Finished),
+            None => return Err(Step::Wait),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+use super::{Error, Start, Subscription, core::Core};
+use crate::{Event, EventId};
+use std::{fmt, sync::Arc};
+
+/// A label for events of a [`Hub`](super::Hub), and where they are kept.
+///
+/// It is a handle: cheap to make, to clone and to drop. A topic comes into being when something is published to it, when
+/// somebody subscribes to it, or when it is finished, and is dropped when nobody is subscribed and its last event is too old.
+/// What was lost with it is still told when it is made anew.
+#[derive(Clone)]
+pub struct Topic {
+    core: Arc<Core>,
+    name: Arc<str>,
+}
+
+impl Topic {
+    pub(super) fn new(core: Arc<Core>, name: Arc<str>) -> Self {
+        Self { core, name }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds an event, and returns the id that it got once it is in the log: those who subscribe from then on can have it.
+    ///
+    /// An id that the event has is replaced, as ids are places in the log of the hub. It is encoded here and never again, and
+    /// never waits for a subscriber. A comment, or a `retry` alone, is an event as well.
+    ///
+    /// # Errors
+    ///
+    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have.
+    ///
+    /// # Cancel safety
+    ///
+    /// In memory it does not wait for anything: it is done when it was polled once.
+    pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
+        let id = self.core.publish(&self.name, [event.without_id().complete()])?;
+        Ok(id.expect("one event was added, so there is a last one"))
+    }
+
+    /// Adds events that follow each other immediately, with one wake-up for all of them, and returns the id of the last;
+    /// `None` if there are none.
+    ///
+    /// All of them are read before the first is added, so the iterator can take its time.
+    ///
+    /// # Errors
+    ///
+    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have: then none is added.
+    ///
+    /// # Cancel safety
+    ///
+    /// In memory it does not wait for anything: it is done when it was polled once.
+    pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
+        let events: Vec<_> = events.into_iter().map(|event| event.without_id().complete()).collect();
+        if events.is_empty() {
+            return Ok(None);
+        }
+        self.core.publish(&self.name, events)
+    }
+
+    /// The events of this topic, from a place in the log on.
+    ///
+    /// What is held already and what is published later is one sequence: nothing is lost, repeated or out of order where the
+    /// one passes into the other. See the [table](super#where-a-client-goes-on) for what each id gets.
+    ///
+    /// # Errors
+    ///
+    /// If the topic would be one more than the hub may have.
+    pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
+        self.core.subscribe(vec![self.name.clone()], start.into())
+    }
+
+    /// Says that there will be no more events: a job that is done, an answer that is complete.
+    ///
+    /// Its subscriptions end after its last event. An `EventSource` takes that for a lost connection and comes back, and then
+    /// gets `204 No Content`, by which it knows. It is remembered for the hub's `max_age`. Finished twice is finished.
+    ///
+    /// # Errors
+    ///
+    /// If the topic would be one more than the hub may have.
+    pub async fn finish(&self) -> Result<(), Error> {
+        self.core.finish(&self.name)
+    }
+
+    /// How many subscriptions there are now.
+    ///
+    /// It counts those that were not dropped yet. A server drops one when the client closes its connection; for a client that
+    /// has vanished that is when a write to it fails, so it depends on heartbeats and on the timeouts of the transport.
+    #[must_use]
+    pub fn subscribers(&self) -> usize {
+        self.core.subscribers(&self.name)
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Topic").field(&self.name).finish()
+    }
+}

@@ -1,0 +1,146 @@
+//! Who is to be woken when a topic has something new.
+
+use std::task::Waker;
+
+/// The wakers of the subscriptions that wait.
+///
+/// All of them are taken at once, so that they are woken when no lock is held: to wake is to run somebody else's code. For the
+/// same reason every waker that is no longer needed is handed out, to be dropped later.
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    wakers: Vec<Option<Waker>>,
+    /// Entries of the above that can be used again.
+    vacant: Vec<u32>,
+    /// Counts how often all were taken: tickets of before mean nothing any more.
+    round: u64,
+    /// Memory for the next round.
+    spare: Vec<Option<Waker>>,
+}
+
+/// The place of one waker.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    round: u64,
+    place: u32,
+}
+
+impl Waiters {
+    /// Adds a waker, or puts it where the one of the ticket is. Returns what is to be dropped.
+    pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waker: Waker) -> Option<Waker> {
+        if let Some(entry) = self.entry(ticket.as_ref()) {
+            return entry.replace(waker);
+        }
+        let place = match self.vacant.pop() {
+            Some(place) => {
+                self.wakers[place as usize] = Some(waker);
+                place
+            }
+            None => {
+                self.wakers.push(Some(waker));
+                (self.wakers.len() - 1) as u32
+            }
+        };
+        *ticket = Some(Ticket { round: self.round, place });
+        None
+    }
+
+    /// Takes a waker back, to be dropped.
+    pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waker> {
+        let ticket = ticket.take();
+        let waker = self.entry(ticket.as_ref())?.take();
+        self.vacant.extend(ticket.map(|ticket| ticket.place));
+        waker
+    }
+
+    /// Takes all of them, to be woken.
+    pub(super) fn take(&mut self) -> Vec<Option<Waker>> {
+        if self.wakers.is_empty() {
+            return Vec::new();
+        }
+        self.round += 1;
+        self.vacant.clear();
+        std::mem::replace(&mut self.wakers, std::mem::take(&mut self.spare))
+    }
+
+    /// Gives back what was taken, once it is empty.
+    pub(super) fn give_back(&mut self, emptied: Vec<Option<Waker>>) {
+        if emptied.capacity() > self.spare.capacity() {
+            self.spare = emptied;
+        }
+    }
+
+    fn entry(&mut self, ticket: Option<&Ticket>) -> Option<&mut Option<Waker>> {
+        let ticket = ticket.filter(|ticket| ticket.round == self.round)?;
+        self.wakers.get_mut(ticket.place as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::Wake,
+    };
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn wake(waiters: &mut Waiters) -> usize {
+        let mut taken = waiters.take();
+        let woken = taken.drain(..).flatten().map(Waker::wake).count();
+        waiters.give_back(taken);
+        woken
+    }
+
+    #[test]
+    fn each_that_waits_is_woken_once() {
+        let count = Arc::new(Count::default());
+        let mut waiters = Waiters::default();
+        let mut tickets = [None, None, None];
+        for ticket in &mut tickets {
+            assert!(waiters.wait(ticket, count.clone().into()).is_none());
+        }
+        // Asked again, the second replaces its waker.
+        assert!(waiters.wait(&mut tickets[1], count.clone().into()).is_some());
+        assert_eq!(wake(&mut waiters), 3);
+        assert_eq!(wake(&mut waiters), 0);
+        assert_eq!(count.0.load(Ordering::Relaxed), 3);
+        assert!(waiters.wait(&mut tickets[1], count.clone().into()).is_none());
+        assert_eq!(wake(&mut waiters), 1);
+    }
+
+    #[test]
+    fn a_ticket_of_an_earlier_round_takes_nobodys_place() {
+        let mut waiters = Waiters::default();
+        let (mut early, mut late) = (None, None);
+        waiters.wait(&mut early, Waker::noop().clone());
+        wake(&mut waiters);
+        waiters.wait(&mut late, Waker::noop().clone());
+        assert!(waiters.leave(&mut early).is_none());
+        assert_eq!(wake(&mut waiters), 1);
+    }
+
+    #[test]
+    fn who_comes_and_goes_leaves_nothing_behind() {
+        let mut waiters = Waiters::default();
+        let mut stays = None;
+        waiters.wait(&mut stays, Waker::noop().clone());
+        for _ in 0..1000 {
+            let mut ticket = None;
+            waiters.wait(&mut ticket, Waker::noop().clone());
+            assert!(waiters.leave(&mut ticket).is_some());
+            assert!(waiters.leave(&mut ticket).is_none(), "it has left already");
+        }
+        assert!(waiters.wakers.len() <= 2 && waiters.vacant.len() <= 1, "{waiters:?}");
+    }
+}

@@ -1,0 +1,68 @@
+//! The examples, as a user runs them.
+
+use crate::process::Process;
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::PathBuf,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
+
+/// A running example, killed on drop.
+#[derive(Debug)]
+pub struct Example {
+    _process: Process,
+    address: SocketAddr,
+}
+
+impl Example {
+    /// Starts it on a port that is free, with these arguments after the address.
+    ///
+    /// # Panics
+    ///
+    /// If it does not build, or does not print where it listens.
+    pub fn start(name: &str, args: &[&str]) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name, args)
+    }
+
+    /// Starts it where another one was.
+    ///
+    /// # Panics
+    ///
+    /// If it does not build, or does not print where it listens.
+    pub fn start_at(address: SocketAddr, name: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program(name));
+        command.arg(address.to_string()).args(args);
+        let (process, address) = Process::start(&mut command, |line| {
+            let (_, url) = line.split_once("http://")?;
+            url.split(['/', ' ']).next()?.parse().ok()
+        });
+        Self { _process: process, address }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Built once, and where cargo says it has put it.
+fn program(name: &str) -> PathBuf {
+    static BUILT: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    built.get_or_insert_default().entry(name.to_owned()).or_insert_with(|| build(name)).clone()
+}
+
+fn build(name: &str) -> PathBuf {
+    let build = Command::new(env!("CARGO"))
+        .args(["build", "--package=tower-sse", "--example", name, "--message-format=json-render-diagnostics"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .output()
+        .expect("cargo runs");
+    assert!(build.status.success(), "{name} does not build:\n{}", String::from_utf8_lossy(&build.stderr));
+    let messages = String::from_utf8(build.stdout).expect("cargo writes UTF-8");
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut programs = messages.filter(|message| message["target"]["name"] == name);
+    programs.find_map(|message| Some(message["executable"].as_str()?.into())).expect("cargo names what it has built")
+}

@@ -1,0 +1,445 @@
+//! Topics and their subscribers: what arrives, as what, and what is told of it.
+
+use futures_util::FutureExt;
+use http_body::Body;
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+use support::whatwg::{self, Message};
+use tokio_stream::Stream;
+use tokio_test::{assert_pending, assert_ready, task};
+use tower_sse::{
+    EncodedEvents, Event, EventId, EventName, SseStream,
+    hub::{ErrorKind, GapReason, Hub, LagPolicy, Lagged, Start, Subscription, Topic},
+};
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("a hub in memory waits for nothing")
+}
+
+fn publish(topic: &Topic, data: &str) -> EventId {
+    now(topic.publish(Event::new(data))).unwrap()
+}
+
+fn subscribe(topic: &Topic, start: impl Into<Start>) -> task::Spawn<Subscription> {
+    task::spawn(now(topic.subscribe(start)).unwrap())
+}
+
+/// The next item, which is ready.
+#[track_caller]
+fn next(subscription: &mut task::Spawn<Subscription>) -> EncodedEvents {
+    assert_ready!(subscription.poll_next()).expect("it has not ended")
+}
+
+fn text(events: &EncodedEvents) -> &str {
+    std::str::from_utf8(events.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_subscription_gets_what_is_published_and_is_woken_for_it() {
+    let topic = Hub::new().topic("a");
+    let mut subscription = subscribe(&topic, Start::Latest);
+    assert_pending!(subscription.poll_next());
+    let id = publish(&topic, "one");
+    assert!(subscription.is_woken());
+    let events = next(&mut subscription);
+    assert_eq!(text(&events), format!("id: {id}\ndata: one\n\n"));
+    assert_eq!(events.count(), 1);
+    assert_eq!(subscription.cursor(), id);
+    assert_pending!(subscription.poll_next());
+
+    now(topic.finish()).unwrap();
+    assert!(subscription.is_woken());
+    assert_eq!(assert_ready!(subscription.poll_next()), None);
+    assert_eq!(assert_ready!(subscription.poll_next()), None, "it stays at its end");
+}
+
+#[test]
+fn an_event_keeps_its_fields_and_gets_the_id_of_the_hub() {
+    let topic = Hub::new().topic("a");
+    let mut subscription = subscribe(&topic, Start::Latest);
+    let name = EventName::from_static("name");
+    for (event, expected) in [
+        (Event::new("two\nlines").event(name.clone()).id("mine"), "event: name\ndata: two\ndata: lines\n\n"),
+        (Event::default().event(name), "event: name\ndata: \n\n"),
+        (Event::default().comment("only"), ": only\n\n"),
+        (Event::default(), "\n"),
+    ] {
+        let id = now(topic.publish(event)).unwrap();
+        assert_eq!(text(&next(&mut subscription)), format!("id: {id}\n{expected}"));
+    }
+}
+
+#[test]
+fn ids_rise_over_all_topics_of_a_hub() {
+    let hub = Hub::new();
+    let ids: Vec<_> = ["a", "b", "a", "c"].map(|name| publish(&hub.topic(name), "")).into();
+    let number = |id: &EventId| id.as_str().split_once('-').unwrap().1.parse::<u64>().unwrap();
+    assert_eq!(ids.iter().map(number).collect::<Vec<_>>(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn many_topics_come_in_the_order_in_which_they_were_published() {
+    let hub = Hub::new();
+    let mut expected = Vec::new();
+    for n in 0..2000_u32 {
+        let name = ["a", "b", "c"][(n.wrapping_mul(2_654_435_761) >> 29) as usize % 3];
+        now(hub.topic(name).publish(Event::display(n))).unwrap();
+        if name != "c" {
+            expected.push(n.to_string());
+        }
+    }
+    let mut subscription = task::spawn(now(hub.subscribe(["b", "a", "b"], Start::Earliest)).unwrap());
+    let mut got = Vec::new();
+    while let Poll::Ready(Some(events)) = subscription.poll_next() {
+        got.extend(whatwg::parse(events.as_bytes()).messages.into_iter().map(|message| message.data));
+    }
+    assert_eq!(got, expected);
+
+    publish(&hub.topic("c"), "not for it");
+    assert!(!subscription.is_woken());
+    publish(&hub.topic("a"), "for it");
+    assert!(subscription.is_woken());
+    assert!(text(&next(&mut subscription)).ends_with("data: for it\n\n"));
+    now(hub.topic("a").finish()).unwrap();
+    assert_pending!(subscription.poll_next());
+    now(hub.topic("b").finish()).unwrap();
+    assert_eq!(assert_ready!(subscription.poll_next()), None);
+}
+
+#[test]
+fn what_is_published_together_is_one_item_and_one_wake_up() {
+    let topic = Hub::new().topic("a");
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(count.clone());
+    let mut subscription = now(topic.subscribe(Start::Latest)).unwrap();
+    let mut poll = || Pin::new(&mut subscription).poll_next(&mut Context::from_waker(&waker));
+    assert_pending!(poll());
+    let last = now(topic.publish_all((0..25).map(Event::display))).unwrap().unwrap();
+    assert_eq!(count.0.load(Ordering::Relaxed), 1);
+    let events = assert_ready!(poll()).unwrap();
+    assert_eq!(events.count(), 25);
+    assert!(text(&events).ends_with(&format!("id: {last}\ndata: 24\n\n")));
+    assert_eq!(now(topic.publish_all([])).unwrap(), None);
+}
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn whoever_waits_is_woken_once_however_much_is_published_before_it_reads() {
+    let hub = Hub::new();
+    let count = Arc::new(Count::default());
+    let waker = Waker::from(count.clone());
+    let mut waiting: Vec<_> = (0..100).map(|_| now(hub.subscribe(["a", "b"], Start::Latest)).unwrap()).collect();
+    for subscription in &mut waiting {
+        assert_pending!(Pin::new(subscription).poll_next(&mut Context::from_waker(&waker)));
+    }
+    for _ in 0..10 {
+        publish(&hub.topic("a"), "");
+    }
+    assert_eq!(count.0.load(Ordering::Relaxed), 100);
+}
+
+#[test]
+fn the_waker_that_polled_last_is_woken() {
+    let hub = Hub::new();
+    for topics in [&["a"][..], &["a", "b"]] {
+        let mut subscription = now(hub.subscribe(topics, Start::Latest)).unwrap();
+        let counts: [_; 2] = std::array::from_fn(|_| Arc::new(Count::default()));
+        for count in &counts {
+            let waker = Waker::from(count.clone());
+            assert_pending!(Pin::new(&mut subscription).poll_next(&mut Context::from_waker(&waker)));
+        }
+        publish(&hub.topic("a"), "");
+        assert_eq!(counts.map(|count| count.0.load(Ordering::Relaxed)), [0, 1]);
+    }
+}
+
+/// Two that are at the same place get the same memory: an event is copied once, and not for each.
+#[test]
+fn who_is_at_the_same_place_gets_the_same_bytes() {
+    let topic = Hub::new().topic("a");
+    let mut live: Vec<_> = (0..3).map(|_| subscribe(&topic, Start::Latest)).collect();
+    let same = |items: Vec<EncodedEvents>| {
+        let pointers: Vec<_> = items.iter().map(|events| events.as_bytes().as_ptr()).collect();
+        assert!(pointers.iter().all(|pointer| *pointer == pointers[0]), "{pointers:?}");
+    };
+    publish(&topic, "alone");
+    same(live.iter_mut().map(next).collect());
+    for n in 0..25 {
+        publish(&topic, &n.to_string());
+    }
+    let bursts: Vec<_> = live.iter_mut().map(next).collect();
+    assert_eq!(bursts[0].count(), 25);
+    same(bursts);
+    publish(&topic, &"large".repeat(2000));
+    same(live.iter_mut().map(next).collect());
+}
+
+#[test]
+fn history_comes_in_large_pieces_that_are_not_copied() {
+    let topic = Hub::new().topic("a");
+    for n in 0..5000 {
+        publish(&topic, &format!("{n:0>100}"));
+    }
+    let pieces = || {
+        let mut subscription = subscribe(&topic, Start::Earliest);
+        let mut pieces = Vec::new();
+        while let Poll::Ready(Some(events)) = subscription.poll_next() {
+            pieces.push(events);
+        }
+        pieces
+    };
+    let (one, other) = (pieces(), pieces());
+    assert_eq!(one.iter().map(EncodedEvents::count).sum::<usize>(), 5000);
+    assert!(one.len() < 50, "{} pieces", one.len());
+    let pointers = |pieces: &[EncodedEvents]| pieces.iter().map(|piece| piece.as_bytes().as_ptr()).collect::<Vec<_>>();
+    assert_eq!(pointers(&one), pointers(&other));
+}
+
+#[test]
+fn the_newest_event_is_held_even_if_it_is_too_large_for_its_topic() {
+    for (max_events, max_bytes) in [(0, 1 << 20), (10, 0)] {
+        let topic = Hub::builder().max_events(max_events).max_bytes(max_bytes).build().topic("a");
+        let mut subscription = subscribe(&topic, Start::Latest);
+        for data in ["one", "two", &"three".repeat(5000)] {
+            publish(&topic, data);
+            assert!(text(&next(&mut subscription)).ends_with(&format!("data: {data}\n\n")));
+        }
+        assert_eq!(subscription.gap(), None);
+    }
+}
+
+fn messages(subscription: &mut task::Spawn<Subscription>) -> Vec<Message> {
+    let mut messages = Vec::new();
+    while let Poll::Ready(Some(events)) = subscription.poll_next() {
+        messages.extend(whatwg::parse(events.as_bytes()).messages);
+    }
+    messages
+}
+
+#[test]
+fn who_is_too_slow_is_told_and_goes_on_with_the_oldest_that_is_held() {
+    let hub = Hub::builder().max_events(3).build();
+    let topic = hub.topic("a");
+    let mut subscription = subscribe(&topic, Start::Latest);
+    let seen = publish(&topic, "1");
+    next(&mut subscription);
+    for data in ["2", "3", "4", "5"] {
+        publish(&topic, data);
+    }
+    let messages = messages(&mut subscription);
+    assert_eq!(messages[0].r#type, "gap");
+    let data: Vec<_> = messages[1..].iter().map(|message| &*message.data).collect();
+    assert_eq!(data, ["3", "4", "5"]);
+    let gap = subscription.gap().expect("a handler that reads by itself is told, too");
+    assert_eq!((gap.reason(), gap.requested()), (GapReason::Lagged, &seen));
+    assert_eq!(gap.resumed().map(EventId::as_str), Some(&*messages[1].last_event_id));
+    assert_eq!(hub.stats().gaps, 1);
+}
+
+/// The last event of a stream says that there is no more. One that is cut off has more, so it must not be sent.
+#[tokio::test(start_paused = true)]
+async fn who_is_too_slow_can_be_disconnected_and_comes_back_to_where_it_was() {
+    let hub = Hub::builder().max_events(3).lag_policy(LagPolicy::Disconnect).build();
+    let topic = hub.topic("a");
+    let stream = SseStream::new(topic.subscribe(Start::Latest).await.unwrap()).end_with(Event::new("no more"));
+    let seen = Arc::new(Mutex::new(None));
+    let stream = stream.on_error({
+        let seen = seen.clone();
+        move |error| {
+            *seen.lock().unwrap() = error.downcast_ref::<Lagged>().copied();
+            None
+        }
+    });
+    let mut body = task::spawn(stream.into_response().into_body());
+    let mut frame = move || body.enter(|cx, body| body.poll_frame(cx));
+    assert_ready!(frame()).unwrap().unwrap();
+    let last = publish(&topic, "1");
+    let first = assert_ready!(frame()).unwrap().unwrap().into_data().unwrap();
+    assert_eq!(first, format!("id: {last}\ndata: 1\n\n"));
+    for data in ["2", "3", "4", "5"] {
+        publish(&topic, data);
+    }
+    assert_pending!(frame());
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(assert_ready!(frame()).unwrap().unwrap_err().is::<Lagged>());
+    assert!(seen.lock().unwrap().is_some());
+    assert_eq!(topic.subscribers(), 0);
+
+    let back = topic.subscribe(last).await.unwrap();
+    assert_eq!(back.gap().map(|gap| gap.reason()), Some(GapReason::Evicted));
+    // What the handler says wins over what the hub was built with.
+    let mut told = task::spawn(back.lag_policy(LagPolicy::Gap));
+    for data in ["6", "7", "8"] {
+        publish(&topic, data);
+    }
+    let types: Vec<_> = messages(&mut told).into_iter().map(|message| message.r#type).collect();
+    assert_eq!(types, ["gap", "gap", "message", "message", "message"]);
+}
+
+#[test]
+fn a_snapshot_comes_first_and_its_id_is_the_state_it_shows() {
+    let topic = Hub::new().topic("a");
+    let seen = publish(&topic, "1");
+    let subscription = now(topic.subscribe(Start::Latest)).unwrap();
+    let begins = subscription.begin_with(Event::new("1").event("state").id("made up"));
+    publish(&topic, "2");
+    let mut subscription = task::spawn(begins);
+    let got = messages(&mut subscription);
+    assert_eq!((&*got[0].r#type, &*got[0].data, &*got[0].last_event_id), ("state", "1", seen.as_str()));
+    assert_eq!(got[1].data, "2");
+    assert_eq!(got.len(), 2);
+    // Who comes back with the snapshot's id gets the rest.
+    assert_eq!(messages(&mut subscribe(&topic, seen)).len(), 1);
+}
+
+#[test]
+fn a_snapshot_takes_the_place_of_a_gap_and_of_what_is_still_held() {
+    let topic = Hub::new().topic("a");
+    let newest = publish(&topic, "1");
+    let subscription = now(topic.subscribe(EventId::from("lost"))).unwrap();
+    assert!(subscription.gap().is_some() && !subscription.is_resumed());
+    let mut subscription = task::spawn(subscription.begin_with(Event::new("state")));
+    publish(&topic, "2");
+    let got = messages(&mut subscription);
+    assert_eq!(got.iter().map(|message| &*message.data).collect::<Vec<_>>(), ["state", "2"]);
+    assert_eq!(got[0].last_event_id, newest.as_str());
+}
+
+#[test]
+fn a_snapshot_of_a_state_that_knows_its_id_is_followed_by_what_came_after_that() {
+    let topic = Hub::new().topic("a");
+    let (as_of, _) = (publish(&topic, "1"), publish(&topic, "2"));
+    let subscription = now(topic.subscribe(as_of.clone())).unwrap();
+    let mut subscription = task::spawn(subscription.begin_with(Event::new("state")));
+    let got = messages(&mut subscription);
+    assert_eq!(got.iter().map(|message| &*message.data).collect::<Vec<_>>(), ["state", "2"]);
+    assert_eq!(got[0].last_event_id, as_of.as_str());
+}
+
+#[test]
+fn a_snapshot_of_a_finished_topic_is_sent_before_the_end() {
+    let topic = Hub::new().topic("a");
+    now(topic.finish()).unwrap();
+    let subscription = now(topic.subscribe(Start::Latest)).unwrap().begin_with(Event::new("state"));
+    assert!(!subscription.is_finished());
+    let stream = SseStream::new(subscription);
+    assert_eq!(stream.into_response().status(), 200);
+}
+
+#[test]
+fn subscribers_are_counted_until_they_are_dropped_or_at_their_end() {
+    let hub = Hub::new();
+    let (a, b) = (hub.topic("a"), hub.topic("b"));
+    let count = || (a.subscribers(), b.subscribers(), hub.stats().subscriptions);
+    assert_eq!(count(), (0, 0, 0));
+    let never_polled = now(a.subscribe(Start::Latest)).unwrap();
+    let body = SseStream::new(now(hub.subscribe(["a", "b", "a"], Start::Latest)).unwrap()).into_response();
+    let mut at_its_end = subscribe(&a, Start::Latest);
+    assert_eq!(count(), (3, 1, 3));
+    drop(body);
+    assert_eq!(count(), (2, 0, 2));
+    drop(never_polled);
+    assert_eq!(count(), (1, 0, 1));
+    now(a.finish()).unwrap();
+    assert_eq!(assert_ready!(at_its_end.poll_next()), None);
+    assert_eq!(count(), (0, 0, 0));
+}
+
+#[test]
+fn a_topic_that_is_finished_takes_no_more() {
+    let topic = Hub::new().topic("a");
+    publish(&topic, "1");
+    now(topic.finish()).unwrap();
+    now(topic.finish()).unwrap();
+    assert_eq!(now(topic.publish(Event::new("2"))).unwrap_err().kind(), ErrorKind::Finished);
+    assert_eq!(now(topic.publish_all([Event::new("2")])).unwrap_err().kind(), ErrorKind::Finished);
+    assert_eq!(messages(&mut subscribe(&topic, Start::Earliest)).len(), 1);
+}
+
+#[test]
+fn one_topic_too_many_is_an_error_and_leaves_nothing_behind() {
+    let hub = Hub::builder().max_topics(2).build();
+    publish(&hub.topic("a"), "");
+    let error = now(hub.subscribe(["a", "b", "c"], Start::Latest)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooManyTopics);
+    assert!(error.to_string().contains('"') && error.to_string().contains("max_topics"), "{error}");
+    assert_eq!(hub.stats().topics, 1);
+
+    let b = now(hub.subscribe(["a", "b", "b"], Start::Latest)).unwrap();
+    assert_eq!(now(hub.topic("c").publish(Event::new(""))).unwrap_err().kind(), ErrorKind::TooManyTopics);
+    assert_eq!(now(hub.topic("c").finish()).unwrap_err().kind(), ErrorKind::TooManyTopics);
+    drop(b);
+    publish(&hub.topic("c"), "there is room again");
+}
+
+#[test]
+fn a_topic_that_nothing_was_ever_published_to_is_gone_with_its_last_subscriber() {
+    let hub = Hub::new();
+    let (one, other) = (subscribe(&hub.topic("a"), Start::Latest), subscribe(&hub.topic("a"), Start::Latest));
+    assert_eq!(hub.stats().topics, 1);
+    drop(one);
+    assert_eq!(hub.stats().topics, 1);
+    drop(other);
+    assert_eq!(hub.stats().topics, 0);
+}
+
+#[test]
+fn a_subscription_to_no_topic_is_an_error() {
+    let error = now(Hub::new().subscribe([""; 0], Start::Latest)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoTopics);
+    assert_eq!(error.status(), 400);
+}
+
+#[test]
+fn any_text_is_the_name_of_a_topic() {
+    let hub = Hub::new();
+    for name in ["", " ", "a/b", "\r\n\0", "日本", &"x".repeat(10_000)] {
+        let mut subscription = subscribe(&hub.topic(name), Start::Latest);
+        publish(&hub.topic(String::from(name)), "1");
+        assert_eq!(next(&mut subscription).count(), 1);
+    }
+}
+
+/// A waker can be the last one to hold a task, and the task a subscription: nothing of the hub is locked when it is dropped.
+#[test]
+fn a_waker_that_holds_another_subscription_can_be_dropped_by_the_hub() {
+    struct Holds(Mutex<Option<Subscription>>);
+    impl Wake for Holds {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().unwrap().take());
+        }
+    }
+    let topic = Hub::new().topic("a");
+    let holds = || Waker::from(Arc::new(Holds(Mutex::new(Some(now(topic.subscribe(Start::Latest)).unwrap())))));
+    let mut subscription = now(topic.subscribe(Start::Latest)).unwrap();
+    let poll = |subscription: &mut Subscription, waker: &Waker| {
+        assert_pending!(Pin::new(subscription).poll_next(&mut Context::from_waker(waker)));
+    };
+    // Replaced.
+    poll(&mut subscription, &holds());
+    poll(&mut subscription, Waker::noop());
+    assert_eq!(topic.subscribers(), 1);
+    // Woken.
+    poll(&mut subscription, &holds());
+    publish(&topic, "1");
+    assert_eq!(Pin::new(&mut subscription).poll_next(&mut Context::from_waker(Waker::noop())).is_ready(), true);
+    assert_eq!(topic.subscribers(), 1);
+    // Left.
+    poll(&mut subscription, &holds());
+    drop(subscription);
+    assert_eq!(topic.subscribers(), 0);
+}

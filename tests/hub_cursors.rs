@@ -1,0 +1,294 @@
+//! Where a client goes on: each row of the table in the documentation of `tower_sse::hub`.
+
+use futures_util::FutureExt;
+use http_body::Body;
+use serde_json::{Value, json};
+use std::{task::Poll, time::Duration};
+use support::whatwg::{self, Message};
+use tokio_test::task;
+use tower_sse::{
+    Event, EventId, LastEventId, SseStream,
+    hub::{GapReason, Hub, Start, Subscription},
+};
+
+/// A hub that holds the last three events of each topic, for a minute.
+fn hub() -> Hub {
+    Hub::builder().max_events(3).max_age(Duration::from_secs(60)).build()
+}
+
+fn publish(hub: &Hub, topic: &str, data: &str) -> EventId {
+    hub.topic(topic).publish(Event::new(data)).now_or_never().unwrap().unwrap()
+}
+
+fn finish(hub: &Hub, topic: &str) {
+    hub.topic(topic).finish().now_or_never().unwrap().unwrap();
+}
+
+fn subscribe(hub: &Hub, topic: &str, start: impl Into<Start>) -> Subscription {
+    hub.topic(topic).subscribe(start).now_or_never().unwrap().unwrap()
+}
+
+fn subscribe_to<const N: usize>(hub: &Hub, topics: [&str; N], start: impl Into<Start>) -> Subscription {
+    hub.subscribe(topics, start).now_or_never().unwrap().unwrap()
+}
+
+/// The messages that are ready, and whether these were the last.
+fn ready(subscription: Subscription) -> (Vec<Message>, bool) {
+    let mut subscription = task::spawn(subscription);
+    let mut messages = Vec::new();
+    loop {
+        match subscription.poll_next() {
+            Poll::Ready(Some(events)) => messages.extend(whatwg::parse(events.as_bytes()).messages),
+            Poll::Ready(None) => return (messages, true),
+            Poll::Pending => return (messages, false),
+        }
+    }
+}
+
+#[track_caller]
+fn assert_gets(subscription: Subscription, data: &[&str]) {
+    assert_eq!(subscription.gap(), None);
+    let (messages, has_ended) = ready(subscription);
+    assert_eq!(messages.iter().map(|message| &*message.data).collect::<Vec<_>>(), data);
+    assert!(!has_ended);
+}
+
+/// A gap, to the handler and to the client, and then these; and a client that comes back with the gap's id gets these, too.
+#[track_caller]
+fn assert_gets_after_a_gap(hub: &Hub, topics: &[&str], requested: EventId, reason: GapReason, data: &[&str]) {
+    let subscription = hub.subscribe(topics, requested.clone()).now_or_never().unwrap().unwrap();
+    let gap = subscription.gap().expect("the handler is told").clone();
+    assert!(!subscription.is_resumed());
+    assert_eq!((gap.reason(), gap.requested()), (reason, &requested));
+
+    let (messages, _) = ready(subscription);
+    let [told, rest @ ..] = &*messages else { panic!("the client is told") };
+    assert_eq!(told.r#type, "gap");
+    assert_eq!(rest.iter().map(|message| &*message.data).collect::<Vec<_>>(), data);
+    assert_eq!(gap.resumed().map(EventId::as_str), rest.first().map(|first| &*first.last_event_id));
+    let said: Value = serde_json::from_str(&told.data).unwrap();
+    let resumed = gap.resumed().map(EventId::as_str);
+    assert_eq!(said, json!({ "reason": reason.as_str(), "requested": requested.as_str(), "resumed": resumed }));
+
+    let back = EventId::new(&told.last_event_id).unwrap();
+    let (again, _) = ready(hub.subscribe(topics, back).now_or_never().unwrap().unwrap());
+    let again: Vec<_> = again.iter().filter(|message| message.r#type != "gap").collect();
+    assert_eq!(again, rest.iter().collect::<Vec<_>>(), "the id of a gap is a place to come back to");
+}
+
+#[test]
+fn no_id_gets_what_is_published_from_now_on_or_what_the_handler_says() {
+    let hub = hub();
+    publish(&hub, "a", "1");
+    let none = LastEventId::default();
+    assert_gets(subscribe(&hub, "a", none.clone()), &[]);
+    assert_gets(subscribe(&hub, "a", Some(none.clone())), &[]);
+    assert_gets(subscribe(&hub, "a", None::<LastEventId>), &[]);
+    assert_gets(subscribe(&hub, "a", none.or(Start::Earliest)), &["1"]);
+
+    let subscription = subscribe(&hub, "a", Start::Latest);
+    publish(&hub, "a", "2");
+    assert!(!subscription.is_resumed());
+    assert_gets(subscription, &["2"]);
+}
+
+#[test]
+fn an_empty_id_is_none() {
+    let hub = hub();
+    publish(&hub, "a", "1");
+    let subscription = subscribe(&hub, "a", Start::After(EventId::from("")));
+    publish(&hub, "a", "2");
+    assert_gets(subscription, &["2"]);
+}
+
+#[test]
+fn the_earliest_that_is_held_is_no_gap() {
+    let hub = hub();
+    for data in ["1", "2", "3", "4", "5"] {
+        publish(&hub, "a", data);
+    }
+    assert_gets(subscribe(&hub, "a", Start::Earliest), &["3", "4", "5"]);
+    publish(&hub, "b", "6");
+    assert_gets(subscribe_to(&hub, ["b", "a"], Start::Earliest), &["3", "4", "5", "6"]);
+}
+
+#[test]
+fn the_newest_id_replays_nothing() {
+    let hub = hub();
+    publish(&hub, "a", "1");
+    let newest = publish(&hub, "a", "2");
+    let subscription = subscribe(&hub, "a", newest);
+    assert!(subscription.is_resumed());
+    publish(&hub, "a", "3");
+    assert_gets(subscription, &["3"]);
+}
+
+#[test]
+fn an_id_that_is_held_gets_what_follows_it() {
+    let hub = hub();
+    let ids = ["1", "2", "3"].map(|data| publish(&hub, "a", data));
+    assert_gets(subscribe(&hub, "a", ids[1].clone()), &["3"]);
+}
+
+#[test]
+fn the_oldest_id_gets_what_follows_it() {
+    let hub = hub();
+    let ids = ["1", "2", "3", "4"].map(|data| publish(&hub, "a", data));
+    assert_gets(subscribe(&hub, "a", ids[1].clone()), &["3", "4"]);
+}
+
+#[test]
+fn the_one_before_the_oldest_has_missed_nothing() {
+    let hub = hub();
+    let ids = ["1", "2", "3", "4"].map(|data| publish(&hub, "a", data));
+    assert_gets(subscribe(&hub, "a", ids[0].clone()), &["2", "3", "4"]);
+    // The place before everything, which a client can hold that came before the first event.
+    let before = self::hub();
+    let start = subscribe(&before, "a", Start::Latest).cursor();
+    let _ids = ["1", "2"].map(|data| publish(&before, "a", data));
+    assert_gets(subscribe(&before, "a", start), &["1", "2"]);
+}
+
+#[test]
+fn an_evicted_id_gets_a_gap_and_all_that_is_held() {
+    let hub = hub();
+    let ids = ["1", "2", "3", "4", "5"].map(|data| publish(&hub, "a", data));
+    assert_gets_after_a_gap(&hub, &["a"], ids[0].clone(), GapReason::Evicted, &["3", "4", "5"]);
+}
+
+#[test]
+fn an_id_of_another_topic_is_a_place_in_the_same_log() {
+    let hub = hub();
+    publish(&hub, "a", "1");
+    let other = publish(&hub, "b", "2");
+    publish(&hub, "b", "3");
+    publish(&hub, "a", "4");
+    assert_gets(subscribe(&hub, "a", other.clone()), &["4"]);
+    for data in ["5", "6", "7"] {
+        publish(&hub, "a", data);
+    }
+    assert_gets_after_a_gap(&hub, &["a"], other.clone(), GapReason::Evicted, &["5", "6", "7"]);
+    // Of a topic that the handler does not name, a client sees nothing.
+    assert_gets(subscribe(&hub, "c", other), &[]);
+}
+
+#[test]
+fn what_is_evicted_of_one_topic_only_is_a_gap_and_the_rest_is_there() {
+    let hub = hub();
+    let start = publish(&hub, "a", "1");
+    publish(&hub, "b", "2");
+    for data in ["3", "4", "5", "6"] {
+        publish(&hub, "a", data);
+    }
+    publish(&hub, "b", "7");
+    assert_gets_after_a_gap(&hub, &["a", "b"], start, GapReason::Evicted, &["2", "4", "5", "6", "7"]);
+}
+
+#[test]
+fn an_id_from_the_future_gets_a_gap_and_does_not_wait() {
+    let hub = hub();
+    publish(&hub, "a", "1");
+    let newest = publish(&hub, "a", "2");
+    let (epoch, _) = newest.as_str().split_once('-').unwrap();
+    for future in ["3", "18446744073709551615", "18446744073709551616", "99999999999999999999999999"] {
+        let future = EventId::new(format!("{epoch}-{future}")).unwrap();
+        assert_gets_after_a_gap(&hub, &["a"], future, GapReason::Future, &["1", "2"]);
+    }
+}
+
+#[test]
+fn an_id_of_another_epoch_gets_a_gap_and_all_that_is_held() {
+    let (before, after) = (hub(), hub());
+    let old = ["1", "2", "3"].map(|data| publish(&before, "a", data));
+    assert_gets_after_a_gap(&after, &["a"], old[1].clone(), GapReason::OtherEpoch, &[]);
+    publish(&after, "a", "4");
+    assert_gets_after_a_gap(&after, &["a"], old[1].clone(), GapReason::OtherEpoch, &["4"]);
+}
+
+#[test]
+fn an_id_that_was_never_issued_is_malformed() {
+    let hub = hub();
+    let issued = publish(&hub, "a", "1");
+    let (epoch, _) = issued.as_str().split_once('-').unwrap();
+    for id in ["7", "yesterday", "-", "\"}\n{", "a\u{7f}\u{2028}é", &format!("{epoch}-01"), &format!("{epoch}-"), epoch]
+    {
+        let Ok(id) = EventId::new(id.replace('\n', "\t")) else { unreachable!("no line end is left") };
+        assert_gets_after_a_gap(&hub, &["a"], id, GapReason::Malformed, &["1"]);
+    }
+}
+
+#[test]
+fn a_finished_topic_ends_after_its_last_event_and_stays_away_who_has_it() {
+    let hub = hub();
+    let ids = ["1", "2", "3", "4"].map(|data| publish(&hub, "a", data));
+    let listening = subscribe(&hub, "a", Start::Latest);
+    finish(&hub, "a");
+    assert_eq!(ready(listening), (Vec::new(), true));
+
+    let data = |start: Start| {
+        let (messages, has_ended) = ready(subscribe(&hub, "a", start));
+        assert!(has_ended);
+        messages.into_iter().map(|message| message.data).collect::<Vec<_>>()
+    };
+    assert_eq!(data(Start::Earliest), ["2", "3", "4"]);
+    assert_eq!(data(Start::After(ids[2].clone())), ["4"]);
+
+    let response = |start: Start| SseStream::new(subscribe(&hub, "a", start)).into_response();
+    for start in [Start::After(ids[3].clone()), Start::Latest] {
+        let response = response(start);
+        assert_eq!(response.status(), 204);
+        assert!(response.headers().is_empty() && response.body().is_end_stream());
+    }
+    assert_eq!(response(Start::After(ids[2].clone())).status(), 200);
+    let gap = response(Start::After(EventId::from("nonsense")));
+    assert_eq!(gap.status(), 200, "it has a gap to be told of");
+    // Others go on.
+    publish(&hub, "b", "5");
+    let both = subscribe_to(&hub, ["a", "b"], ids[3].clone());
+    assert!(!both.is_finished());
+    assert_gets(both, &["5"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_topic_lost_is_told_when_it_was_dropped_and_made_anew() {
+    let hub = hub();
+    let ids = ["1", "2"].map(|data| publish(&hub, "a", data));
+    publish(&hub, "b", "3");
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    assert_eq!(hub.stats().topics, 0);
+
+    assert_gets_after_a_gap(&hub, &["a"], ids[0].clone(), GapReason::Evicted, &[]);
+    publish(&hub, "a", "4");
+    assert_gets_after_a_gap(&hub, &["a"], ids[0].clone(), GapReason::Evicted, &["4"]);
+    // Who had all of it has missed nothing.
+    assert_gets(subscribe(&hub, "a", ids[1].clone()), &["4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finished_topic_is_forgotten_when_it_is_too_old() {
+    let hub = hub();
+    let last = publish(&hub, "a", "1");
+    finish(&hub, "a");
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(SseStream::new(subscribe(&hub, "a", last.clone())).into_response().status(), 204);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(hub.stats().topics, 0);
+    let anew = subscribe(&hub, "a", last);
+    publish(&hub, "a", "2");
+    assert_gets(anew, &["2"]);
+}
+
+/// A client that loses its connection before the first event comes back to the same place.
+#[tokio::test]
+async fn a_response_begins_with_a_place_to_come_back_to() {
+    let hub = hub();
+    publish(&hub, "a", "1");
+    let mut body = task::spawn(SseStream::new(subscribe(&hub, "a", Start::Latest)).into_response().into_body());
+    let Poll::Ready(Some(Ok(frame))) = body.enter(|cx, body| body.poll_frame(cx)) else { panic!("a first byte") };
+    let source = whatwg::parse(frame.data_ref().unwrap());
+    assert!(source.messages.is_empty());
+    drop(body);
+
+    publish(&hub, "a", "2");
+    assert_gets(subscribe(&hub, "a", EventId::new(source.last_event_id).unwrap()), &["2"]);
+}

@@ -1,0 +1,469 @@
+//! Clients that come, read, fall behind, vanish and come back in any order get every event of their topics once and in
+//! order, or are told of a gap: against a model that keeps everything and knows what a hub may have let go.
+
+use futures_util::FutureExt;
+use proptest::{collection::vec, prelude::*, sample::Index};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    task::Poll,
+    time::Duration,
+};
+use support::whatwg;
+use tokio_test::task;
+use tower_sse::{
+    Event, EventId, SseStream,
+    hub::{ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription},
+};
+
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+const MAX_AGE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish {
+        topic: usize,
+        sizes: Vec<usize>,
+    },
+    Subscribe {
+        topics: Vec<usize>,
+        start: Begin,
+    },
+    /// Reads so many items.
+    Read {
+        client: Index,
+        items: usize,
+    },
+    /// Loses the connection and comes back with the last id.
+    Resume {
+        client: Index,
+    },
+    Leave {
+        client: Index,
+    },
+    Finish {
+        topic: usize,
+    },
+    /// So much time that everything is too old.
+    Wait,
+}
+
+#[derive(Clone, Debug)]
+enum Begin {
+    Latest,
+    Earliest,
+    /// After an event of any topic, held or not.
+    After(Index),
+    Foreign(&'static str),
+    Future(u64),
+}
+
+fn step(largest: usize) -> impl Strategy<Value = Step> {
+    let topic = 0..TOPICS.len();
+    let begin = prop_oneof![
+        Just(Begin::Latest),
+        Just(Begin::Earliest),
+        any::<Index>().prop_map(Begin::After),
+        prop::sample::select(vec!["", "7", "nonsense", "aaaaaaaa-3", "aaaaaaaa-99999999999999999999"])
+            .prop_map(Begin::Foreign),
+        (1..u64::MAX / 2).prop_map(Begin::Future),
+    ];
+    prop_oneof![
+        8 => (topic.clone(), vec(0..largest, 0..8)).prop_map(|(topic, sizes)| Step::Publish { topic, sizes }),
+        3 => (vec(topic.clone(), 1..4), begin).prop_map(|(topics, start)| Step::Subscribe { topics, start }),
+        8 => (any::<Index>(), 1..20_usize).prop_map(|(client, items)| Step::Read { client, items }),
+        3 => any::<Index>().prop_map(|client| Step::Resume { client }),
+        1 => any::<Index>().prop_map(|client| Step::Leave { client }),
+        1 => topic.prop_map(|topic| Step::Finish { topic }),
+        1 => Just(Step::Wait),
+    ]
+}
+
+/// An event that was published.
+struct Published {
+    topic: usize,
+    data: String,
+    size: usize,
+    is_held: bool,
+}
+
+#[derive(Default)]
+struct Model {
+    /// By their numbers; the first is 1.
+    log: BTreeMap<u64, Published>,
+    finished: [Option<Finished>; 3],
+    max_events: usize,
+    max_bytes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Finished {
+    Remembered,
+    /// Too long ago, but somebody was still there.
+    Expired,
+}
+
+impl Model {
+    fn newest(&self) -> u64 {
+        self.log.last_key_value().map_or(0, |(number, _)| *number)
+    }
+
+    fn publish(&mut self, topic: usize, data: String, size: usize) {
+        self.log.insert(self.newest() + 1, Published { topic, data, size, is_held: true });
+        loop {
+            let held = || self.log.values().filter(|event| event.topic == topic && event.is_held);
+            let bytes: usize = held().map(|event| event.size).sum();
+            if held().count() <= 1 || (held().count() <= self.max_events && bytes <= self.max_bytes) {
+                break;
+            }
+            let oldest = self.log.values_mut().find(|event| event.topic == topic && event.is_held);
+            oldest.unwrap().is_held = false;
+        }
+    }
+}
+
+struct Client {
+    topics: BTreeSet<usize>,
+    subscription: task::Spawn<Subscription>,
+    /// Every event up to this one has arrived, or is excused.
+    position: u64,
+    /// What it was told that it missed.
+    excused: BTreeSet<u64>,
+    /// What the gap says that it begins with.
+    first_gap: Option<BTreeSet<u64>>,
+    last_id: EventId,
+    has_ended: bool,
+    was_cut_off: bool,
+}
+
+impl Client {
+    /// What it is entitled to and has not got.
+    fn due<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (u64, &'a Published)> {
+        let after = model.log.range(self.position + 1..).map(|(number, event)| (*number, event));
+        after.filter(|(number, event)| self.topics.contains(&event.topic) && !self.excused.contains(number))
+    }
+
+    fn listens_to(&self, topic: usize) -> bool {
+        self.topics.contains(&topic) && !self.has_ended && !self.was_cut_off
+    }
+
+    /// What it is due and cannot get any more.
+    fn lost(&self, model: &Model) -> BTreeSet<u64> {
+        self.due(model).filter(|(_, event)| !event.is_held).map(|(number, _)| number).collect()
+    }
+}
+
+struct World {
+    hub: Hub,
+    model: Model,
+    epoch: String,
+    clients: Vec<Client>,
+    policy: LagPolicy,
+}
+
+impl World {
+    fn number(&self, id: &str) -> u64 {
+        let (epoch, number) = id.split_once('-').unwrap();
+        assert_eq!(epoch, self.epoch, "an id of this hub");
+        number.parse().unwrap()
+    }
+
+    fn id(&self, number: u64) -> EventId {
+        EventId::new(format!("{}-{number}", self.epoch)).unwrap()
+    }
+
+    fn publish(&mut self, topic: usize, sizes: Vec<usize>) {
+        let data = |i: usize, size: usize| format!("{}/{topic}/{i} {}", self.model.newest(), "x".repeat(size));
+        let texts: Vec<_> = sizes.into_iter().enumerate().map(|(i, size)| data(i, size)).collect();
+        let handle = self.hub.topic(TOPICS[topic]);
+        let published = handle.publish_all(texts.iter().map(Event::new)).now_or_never().unwrap();
+        if self.model.finished[topic].is_some() && !texts.is_empty() {
+            assert_eq!(published.unwrap_err().kind(), ErrorKind::Finished);
+            return;
+        }
+        for text in texts {
+            let size = format!("id: {}\ndata: {text}\n\n", self.id(self.model.newest() + 1)).len();
+            self.model.publish(topic, text, size);
+        }
+        if let Some(id) = published.unwrap() {
+            assert_eq!(self.number(id.as_str()), self.model.newest());
+        }
+    }
+
+    fn subscribe(&mut self, topics: BTreeSet<usize>, start: Begin) {
+        let id = match &start {
+            Begin::Latest | Begin::Earliest => None,
+            Begin::After(index) => Some(self.id(index.index(self.model.newest() as usize + 1) as u64)),
+            Begin::Foreign(text) => Some(EventId::new(text).unwrap()),
+            Begin::Future(beyond) => Some(self.id(self.model.newest() + beyond)),
+        };
+        let position = match (&start, &id) {
+            (Begin::After(_), Some(id)) => self.number(id.as_str()),
+            (Begin::Latest, _) | (Begin::Foreign(""), _) => self.model.newest(),
+            _ => 0,
+        };
+        let reason = match &start {
+            Begin::Foreign("7" | "nonsense") => Some(GapReason::Malformed),
+            Begin::Foreign("aaaaaaaa-3" | "aaaaaaaa-99999999999999999999") => Some(GapReason::OtherEpoch),
+            Begin::Future(_) => Some(GapReason::Future),
+            _ => None,
+        };
+        let start = match start {
+            Begin::Latest => Start::Latest,
+            Begin::Earliest => Start::Earliest,
+            _ => Start::After(id.clone().unwrap()),
+        };
+        let is_earliest = start == Start::Earliest;
+        let names: Vec<_> = topics.iter().map(|topic| TOPICS[*topic]).collect();
+        let subscription = self.hub.subscribe(names, start).now_or_never().unwrap().unwrap();
+        let subscription = task::spawn(subscription);
+        let excused = BTreeSet::new();
+        let mut client = Client {
+            topics,
+            subscription,
+            position,
+            excused,
+            first_gap: None,
+            last_id: id.unwrap_or_else(|| EventId::from("")),
+            has_ended: false,
+            was_cut_off: false,
+        };
+        if is_earliest {
+            client.excused = client.lost(&self.model);
+        }
+        let is_lost = client.due(&self.model).any(|(_, event)| !event.is_held);
+        let expected = reason.or(is_lost.then_some(GapReason::Evicted));
+        let gap = client.subscription.gap();
+        assert_eq!(gap.map(|gap| gap.reason()), expected);
+        if let Some(gap) = gap {
+            assert_eq!(*gap.requested(), client.last_id);
+            let resumed = client.due(&self.model).find(|(_, event)| event.is_held);
+            assert_eq!(gap.resumed().cloned(), resumed.map(|(number, _)| self.id(number)));
+        }
+        let cursor = self.number(client.subscription.cursor().as_str());
+        let skipped = client.due(&self.model).find(|(number, event)| *number <= cursor && event.is_held);
+        assert!(skipped.is_none(), "the cursor is a place before everything that comes");
+        let is_over = expected.is_none()
+            && client.due(&self.model).next().is_none()
+            && client.topics.iter().all(|topic| self.model.finished[*topic].is_some());
+        assert_eq!(client.subscription.is_finished(), is_over);
+        // What a response would begin with.
+        if expected.is_none() {
+            client.last_id = client.subscription.cursor();
+        }
+        client.first_gap = client.subscription.gap().is_some().then(|| client.lost(&self.model));
+        self.clients.push(client);
+    }
+
+    fn read(&mut self, index: usize, items: usize) {
+        for _ in 0..items {
+            let client = &mut self.clients[index];
+            match client.subscription.poll_next() {
+                Poll::Ready(Some(events)) if events.is_empty() => {
+                    assert_eq!(self.policy, LagPolicy::Disconnect);
+                    assert!(client.due(&self.model).any(|(_, event)| !event.is_held), "cut off for a reason");
+                    client.was_cut_off = true;
+                    self.forget_topics();
+                }
+                Poll::Ready(Some(events)) => {
+                    let messages = whatwg::parse(events.as_bytes()).messages;
+                    assert_eq!(messages.len(), events.count());
+                    for message in messages {
+                        self.receive(index, &message);
+                    }
+                }
+                Poll::Ready(None) => {
+                    if !client.has_ended && !client.was_cut_off {
+                        assert!(client.due(&self.model).next().is_none(), "an end comes after the last event");
+                        assert!(client.topics.iter().all(|topic| self.model.finished[*topic].is_some()));
+                    }
+                    client.has_ended = true;
+                    self.forget_topics();
+                    return;
+                }
+                Poll::Pending => {
+                    let missing: Vec<_> = client.due(&self.model).map(|(number, _)| number).collect();
+                    assert!(missing.is_empty(), "it waits, and should have {missing:?}");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn receive(&mut self, index: usize, message: &whatwg::Message) {
+        let number = self.number(&message.last_event_id);
+        let client = &mut self.clients[index];
+        client.last_id = EventId::new(&message.last_event_id).unwrap();
+        if message.r#type == "gap" {
+            let data: serde_json::Value = serde_json::from_str(&message.data).unwrap();
+            assert!(data["requested"].is_string() && (data["resumed"].is_string() || data["resumed"].is_null()));
+            // The first one is as old as the subscription.
+            let excused = client.first_gap.take().unwrap_or_else(|| client.lost(&self.model));
+            client.excused.extend(excused);
+            let skipped = client.due(&self.model).find(|(due, _)| *due <= number);
+            assert!(skipped.is_none(), "the id of a gap is before everything that comes");
+            client.position = client.position.max(number);
+            return;
+        }
+        assert!(number > client.position, "an event twice, or too late");
+        let next = client.due(&self.model).next();
+        let (due, event) = next.expect("nothing that is not due");
+        assert_eq!(number, due, "the next that is due comes next");
+        assert_eq!(message.data, event.data);
+        client.position = number;
+    }
+
+    fn resume(&mut self, index: usize) {
+        let client = self.clients.swap_remove(index);
+        let Client { topics, last_id, position, excused, subscription, .. } = client;
+        drop(subscription);
+        self.forget_topics();
+        let known = last_id.as_str().strip_prefix(&format!("{}-", self.epoch)).and_then(|number| number.parse().ok());
+        // A client whose id was never one of this hub has nothing to come back to yet.
+        let Some(number) = known.filter(|number| *number <= self.model.newest()) else { return };
+        self.subscribe_after(topics, number);
+        let client = &self.clients[self.clients.len() - 1];
+        for (due, event) in self.model.log.range(..=number) {
+            let was_due = *due > position && client.topics.contains(&event.topic) && !excused.contains(due);
+            assert!(!was_due, "coming back with {last_id} passes over {due}");
+        }
+    }
+
+    fn subscribe_after(&mut self, topics: BTreeSet<usize>, number: u64) {
+        let names: Vec<_> = topics.iter().map(|topic| TOPICS[*topic]).collect();
+        let id = self.id(number);
+        let subscription = self.hub.subscribe(names, Start::After(id.clone())).now_or_never().unwrap().unwrap();
+        let mut client = Client {
+            topics,
+            subscription: task::spawn(subscription),
+            position: number,
+            excused: BTreeSet::new(),
+            first_gap: None,
+            last_id: id,
+            has_ended: false,
+            was_cut_off: false,
+        };
+        let is_lost = client.due(&self.model).any(|(_, event)| !event.is_held);
+        assert_eq!(client.subscription.gap().is_some(), is_lost);
+        assert_eq!(client.subscription.is_resumed(), !is_lost);
+        client.first_gap = client.subscription.gap().is_some().then(|| client.lost(&self.model));
+        self.clients.push(client);
+    }
+
+    /// A topic that holds nothing and that nobody listens to is dropped, once it need not be remembered as finished.
+    fn forget_topics(&mut self) {
+        for topic in 0..TOPICS.len() {
+            let is_held = self.model.log.values().any(|event| event.topic == topic && event.is_held);
+            let is_heard = self.clients.iter().any(|client| client.listens_to(topic));
+            if self.model.finished[topic] == Some(Finished::Expired) && !is_held && !is_heard {
+                self.model.finished[topic] = None;
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        tokio::time::advance(2 * MAX_AGE).await;
+        // The janitor has its turn.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        self.model.log.values_mut().for_each(|event| event.is_held = false);
+        self.model.finished.iter_mut().flatten().for_each(|finished| *finished = Finished::Expired);
+        self.forget_topics();
+        assert_eq!((self.hub.stats().events, self.hub.stats().bytes), (0, 0));
+    }
+}
+
+async fn play(steps: Vec<Step>, max_events: usize, max_bytes: usize, policy: LagPolicy) {
+    let hub = Hub::builder().max_events(max_events).max_bytes(max_bytes).max_age(MAX_AGE).lag_policy(policy).build();
+    let probe = hub.topic("probe").subscribe(Start::Latest).now_or_never().unwrap().unwrap();
+    let epoch = probe.cursor().as_str().split_once('-').unwrap().0.to_owned();
+    drop(probe);
+    let model = Model { max_events, max_bytes, ..Model::default() };
+    let mut world = World { hub, model, epoch, clients: Vec::new(), policy };
+    for step in steps {
+        let pick = |client: Index| (!world.clients.is_empty()).then(|| client.index(world.clients.len()));
+        match step {
+            Step::Publish { topic, sizes } => world.publish(topic, sizes),
+            Step::Subscribe { topics, start } => world.subscribe(topics.into_iter().collect(), start),
+            Step::Read { client, items } => {
+                if let Some(client) = pick(client) {
+                    world.read(client, items);
+                }
+            }
+            Step::Resume { client } => {
+                if let Some(client) = pick(client) {
+                    world.resume(client);
+                }
+            }
+            Step::Leave { client } => {
+                if let Some(client) = pick(client) {
+                    world.clients.swap_remove(client);
+                    world.forget_topics();
+                }
+            }
+            Step::Finish { topic } => {
+                world.hub.topic(TOPICS[topic]).finish().now_or_never().unwrap().unwrap();
+                world.model.finished[topic].get_or_insert(Finished::Remembered);
+            }
+            Step::Wait => world.wait().await,
+        }
+        for (topic, name) in TOPICS.into_iter().enumerate() {
+            let listening = world.clients.iter().filter(|client| client.listens_to(topic)).count();
+            assert_eq!(world.hub.topic(name).subscribers(), listening);
+        }
+        let held = || world.model.log.values().filter(|event| event.is_held);
+        assert_eq!(world.hub.stats().events, held().count());
+        assert_eq!(world.hub.stats().bytes, held().map(|event| event.size).sum::<usize>());
+    }
+    // Everybody gets all that is left.
+    for client in 0..world.clients.len() {
+        world.read(client, usize::MAX);
+    }
+}
+
+fn run(steps: Vec<Step>, max_events: usize, max_bytes: usize, policy: LagPolicy) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(play(steps, max_events, max_bytes, policy));
+}
+
+fn policies() -> impl Strategy<Value = LagPolicy> {
+    prop_oneof![Just(LagPolicy::Gap), Just(LagPolicy::Disconnect)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn with_short_histories_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+        steps in vec(step(50), 1..120), max_events in 1_usize..30, policy in policies(),
+    ) {
+        run(steps, max_events, usize::MAX, policy);
+    }
+
+    #[test]
+    fn with_small_histories_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+        steps in vec(step(400), 1..120), max_bytes in 0_usize..6000, policy in policies(),
+    ) {
+        run(steps, usize::MAX, max_bytes, policy);
+    }
+
+    #[test]
+    fn with_large_events_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+        steps in vec(step(9000), 1..120), max_bytes in 10_000_usize..200_000, policy in policies(),
+    ) {
+        run(steps, usize::MAX, max_bytes, policy);
+    }
+}
+
+#[test]
+fn a_response_to_who_has_it_all_is_204() {
+    let hub = Hub::new();
+    let topic = hub.topic("done");
+    let id = topic.publish(Event::new("all")).now_or_never().unwrap().unwrap();
+    topic.finish().now_or_never().unwrap().unwrap();
+    let response =
+        |start: Start| SseStream::new(topic.subscribe(start).now_or_never().unwrap().unwrap()).into_response();
+    assert_eq!(response(Start::After(id)).status(), 204);
+    assert_eq!(response(Start::Latest).status(), 204);
+    assert_eq!(response(Start::Earliest).status(), 200);
+}
