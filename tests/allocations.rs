@@ -2,14 +2,17 @@
 
 use allocation_counter::{AllocationInfo, measure};
 use bytes::Bytes;
-use futures_util::{FutureExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http::{HeaderValue, Request, Response, header::ACCEPT, header::CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::Full;
 use std::{convert::Infallible, hint::black_box, pin::pin};
 use tokio_test::{assert_pending, task};
 use tower::{Layer, Service, service_fn};
-use tower_sse::{Event, EventId, EventName, SseBody, SseLayer, SseStream};
+use tower_sse::{
+    Event, EventId, EventName, SseBody, SseLayer, SseStream,
+    hub::{Hub, Start, Subscription},
+};
 
 fn allocations(run: impl FnMut()) -> u64 {
     count(run).count_total
@@ -119,4 +122,102 @@ async fn a_frame_costs_no_allocation_for_each_of_its_events() {
     });
     assert_eq!(polled, 2, "one frame in each of the two runs");
     assert!(whole <= bare + 16, "{whole} allocations, of which the events alone are {bare}");
+}
+
+fn published<T>(future: impl Future<Output = Result<T, tower_sse::hub::Error>>) -> T {
+    future.now_or_never().expect("a hub in memory waits for nothing").unwrap()
+}
+
+#[test]
+fn an_idle_topic_holds_no_more_than_512_bytes() {
+    const TOPICS: usize = 100_000;
+    let hub = Hub::builder().max_topics(usize::MAX).build();
+    let names: Vec<_> = (0..TOPICS).map(|n| format!("notices/{n}")).collect();
+    published(hub.topic("warm up").finish());
+    let heap = measure(|| {
+        for name in &names {
+            published(hub.topic(name).finish());
+        }
+    });
+    let topic = heap.bytes_current as usize / TOPICS;
+    println!(
+        "an idle topic: {topic} bytes, its name of {} and its place in two maps included",
+        names[TOPICS - 1].len()
+    );
+    assert!(topic <= 512, "{topic} bytes");
+}
+
+/// The whole of a stream that waits for a topic, against one that waits for nothing.
+#[tokio::test(start_paused = true)]
+async fn an_idle_subscription_holds_no_more_than_256_bytes_beyond_its_body() {
+    const SUBSCRIPTIONS: usize = 1000;
+    fn wait<S>(stream: SseStream<S>) -> task::Spawn<SseBody<S>>
+    where
+        S: tokio_stream::Stream<Item: tower_sse::SseItem>,
+    {
+        let (parts, body) = stream.into_response().into_parts();
+        drop(parts);
+        let mut body = task::spawn(body);
+        assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
+        assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
+        body
+    }
+    let topic = Hub::new().topic("news");
+    let bare = |n| (0..n).map(|_| wait(SseStream::new(stream::pending::<Event>()))).collect::<Vec<_>>();
+    let subscribed =
+        |n| (0..n).map(|_| wait(SseStream::new(published(topic.subscribe(Start::Latest))))).collect::<Vec<_>>();
+    // Kept by the thread, the runtime's timer and the topic.
+    drop((bare(1), subscribed(1)));
+    let mut kept = (Vec::new(), Vec::new());
+    let without = measure(|| kept.0 = bare(SUBSCRIPTIONS)).bytes_current;
+    let with = measure(|| kept.1 = subscribed(SUBSCRIPTIONS)).bytes_current;
+    let subscription = (with - without) as usize / SUBSCRIPTIONS;
+    println!("an idle subscription: {subscription} bytes, {} of them inline", size_of::<Subscription>());
+    assert!(subscription <= 256, "{subscription} bytes, {} of them inline", size_of::<Subscription>());
+}
+
+/// To publish allocates for the event, however many there are to hear it.
+#[test]
+fn to_publish_allocates_nothing_for_a_subscriber() {
+    let allocations_with = |subscribers: usize| {
+        let topic = Hub::builder().max_events(10).build().topic("news");
+        let mut waiting: Vec<_> = (0..subscribers).map(|_| published(topic.subscribe(Start::Latest))).collect();
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut total = 0;
+        for round in 0..40 {
+            for subscription in &mut waiting {
+                while subscription.poll_next_unpin(&mut cx).is_ready() {}
+            }
+            let one = measure(|| drop(black_box(published(topic.publish(Event::new("hello world!"))))));
+            // The first ones make what the topic keeps.
+            total += if round < 20 { 0 } else { one.count_total };
+        }
+        total
+    };
+    assert_eq!(allocations_with(1000), allocations_with(1));
+}
+
+/// What a client does not read is held by the topic for everybody, and no longer than for everybody.
+#[test]
+fn a_client_that_does_not_read_costs_nothing_while_others_do() {
+    let held = |stalled: usize| {
+        let topic = Hub::builder().max_events(100).build().topic("news");
+        let mut reads = published(topic.subscribe(Start::Latest));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut stalled: Vec<_> = (0..stalled).map(|_| published(topic.subscribe(Start::Latest))).collect();
+        for subscription in &mut stalled {
+            assert_pending!(subscription.poll_next_unpin(&mut cx));
+        }
+        let mut publish = |events: usize| {
+            for _ in 0..events {
+                published(topic.publish(Event::new("x".repeat(128))));
+                while reads.poll_next_unpin(&mut cx).is_ready() {}
+            }
+        };
+        publish(1000);
+        measure(|| publish(10_000)).bytes_current
+    };
+    let (with, without) = (held(100), held(0));
+    println!("10,000 events that 100 clients do not read: {} bytes more than without these", with - without);
+    assert!(with - without <= 1024, "{with} bytes with, {without} without");
 }

@@ -1,0 +1,191 @@
+//! What is too old is gone, without traffic and without a task for each topic.
+
+use http_body::Body;
+use std::{task::Poll, time::Duration};
+use support::whatwg;
+use tokio::{runtime::Handle, time::sleep};
+use tokio_test::{assert_pending, task};
+use tower_sse::{
+    Event, EventId, SseStream,
+    hub::{Hub, Start, Subscription},
+};
+
+const MAX_AGE: Duration = Duration::from_secs(64);
+/// By then the memory of what is too old was given back.
+const A_WHILE: Duration = Duration::from_secs(4);
+
+fn hub() -> Hub {
+    Hub::builder().max_age(MAX_AGE).build()
+}
+
+async fn publish(hub: &Hub, topic: &str, data: &str) -> EventId {
+    hub.topic(topic).publish(Event::new(data)).await.unwrap()
+}
+
+async fn subscribe(hub: &Hub, topic: &str, start: impl Into<Start>) -> task::Spawn<Subscription> {
+    task::spawn(hub.topic(topic).subscribe(start).await.unwrap())
+}
+
+fn data(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
+    let mut data = Vec::new();
+    while let Poll::Ready(Some(events)) = subscription.poll_next() {
+        data.extend(whatwg::parse(events.as_bytes()).messages.into_iter().map(|message| message.data));
+    }
+    data
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_held_until_it_is_too_old_and_not_longer() {
+    let hub = hub();
+    publish(&hub, "a", "old").await;
+    sleep(MAX_AGE / 2).await;
+    publish(&hub, "a", "young").await;
+    sleep(MAX_AGE / 2 - Duration::from_millis(2)).await;
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["old", "young"]);
+    sleep(Duration::from_millis(4)).await;
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["young"]);
+    sleep(MAX_AGE / 2).await;
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_is_given_back_without_traffic() {
+    let hub = hub();
+    for topic in 0..1000 {
+        publish(&hub, &topic.to_string(), &"x".repeat(100)).await;
+    }
+    let listening = subscribe(&hub, "7", Start::Latest).await;
+    assert_eq!((hub.stats().topics, hub.stats().events), (1000, 1000));
+    sleep(MAX_AGE + A_WHILE).await;
+    assert_eq!((hub.stats().topics, hub.stats().events, hub.stats().bytes), (1, 0, 0));
+    drop(listening);
+    assert_eq!(hub.stats().topics, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_task_is_enough_for_all_topics_and_it_ends_when_there_is_nothing_to_do() {
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let hub = hub();
+    assert_eq!(tasks(), 0);
+    for round in 0..3 {
+        for topic in 0..100 {
+            publish(&hub, &format!("{round}/{topic}"), "").await;
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(tasks(), 1);
+        sleep(MAX_AGE + A_WHILE).await;
+        assert_eq!((tasks(), hub.stats().topics), (0, 0));
+    }
+    publish(&hub, "a", "").await;
+    assert_eq!(tasks(), 1);
+    drop(hub);
+    tokio::task::yield_now().await;
+    assert_eq!(tasks(), 0, "it does not outlive the hub");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_topic_is_looked_at_now_and_then_and_not_for_every_event() {
+    let hub = hub();
+    for _ in 0..1000 {
+        publish(&hub, "a", "").await;
+        sleep(MAX_AGE / 100).await;
+    }
+    assert!((100..=101).contains(&hub.stats().events), "{}", hub.stats().events);
+    let before = Handle::current().metrics().worker_park_count(0);
+    sleep(MAX_AGE + A_WHILE).await;
+    let wake_ups = Handle::current().metrics().worker_park_count(0) - before;
+    assert!(wake_ups < 100, "{wake_ups}");
+    assert_eq!(hub.stats().events, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_everything_is_told_of_no_gap_when_it_ages() {
+    let hub = hub();
+    let last = publish(&hub, "a", "1").await;
+    let mut listening = subscribe(&hub, "a", last.clone()).await;
+    assert_pending!(listening.poll_next());
+    sleep(2 * MAX_AGE).await;
+    assert_pending!(listening.poll_next());
+    publish(&hub, "a", "2").await;
+    assert_eq!(data(&mut listening), ["2"]);
+    assert_eq!(data(&mut subscribe(&hub, "a", last).await), ["2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_did_not_read_what_is_too_old_now_is_told() {
+    let hub = hub();
+    let mut stalled = subscribe(&hub, "a", Start::Latest).await;
+    publish(&hub, "a", "1").await;
+    sleep(2 * MAX_AGE).await;
+    let told = data(&mut stalled);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("lagged") && told[0].contains("\"resumed\":null"), "{told:?}");
+    publish(&hub, "a", "2").await;
+    assert_eq!(data(&mut stalled), ["2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn for_ever_is_for_ever() {
+    let hub = Hub::builder().max_age(Duration::MAX).build();
+    publish(&hub, "a", "1").await;
+    hub.topic("a").finish().await.unwrap();
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    sleep(Duration::from_secs(60 * 60 * 24 * 365)).await;
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["1"]);
+    assert!(hub.topic("a").publish(Event::new("2")).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clock_of_a_log_goes_on_for_longer_than_its_events_count_milliseconds() {
+    let day = Duration::from_secs(60 * 60 * 24);
+    let hub = Hub::builder().max_age(200 * day).build();
+    for n in 0..4 {
+        publish(&hub, "a", &n.to_string()).await;
+        sleep(60 * day).await;
+    }
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["1", "2", "3"]);
+}
+
+/// Those who publish and subscribe let go of what is too old where no task can.
+#[test]
+fn outside_of_a_runtime_topics_are_dropped_as_well() {
+    let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
+    let publish = |topic: &str| futures_executor::block_on(publish(&hub, topic, ""));
+    for topic in 0..100 {
+        publish(&topic.to_string());
+    }
+    std::thread::sleep(Duration::from_millis(2));
+    for _ in 0..100 {
+        publish("another");
+    }
+    assert!(hub.stats().topics <= 2, "{:?}", hub.stats());
+}
+
+/// A hub in a static outlives the runtime of whoever used it first.
+#[test]
+fn a_hub_goes_from_one_runtime_to_another() {
+    let hub = hub();
+    for _ in 0..3 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            publish(&hub, "a", "").await;
+            assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_subscription_has_the_heartbeat_of_any_stream() {
+    let hub = hub();
+    let stream = SseStream::new(hub.topic("a").subscribe(Start::Latest).await.unwrap());
+    let mut body = task::spawn(stream.into_response().into_body());
+    let mut frames = Vec::new();
+    for _ in 0..2 {
+        sleep(Duration::from_secs(16)).await;
+        while let Poll::Ready(Some(Ok(frame))) = body.enter(|cx, body| body.poll_frame(cx)) {
+            frames.push(frame.into_data().unwrap());
+        }
+        sleep(Duration::from_secs(16)).await;
+    }
+    assert!(frames[0].starts_with(b"id: ") && frames[1] == ":\n", "{frames:?}");
+}

@@ -1,0 +1,136 @@
+//! Nothing is lost, repeated or out of order, and nobody waits for ever, in whatever order the threads take their steps.
+
+use loom::{future::block_on, thread};
+use std::{future::poll_fn, pin::Pin};
+use tokio_stream::Stream;
+use tower_sse::{
+    Event,
+    hub::{Hub, Start, Subscription},
+};
+
+/// All orders in which a thread is interrupted at most so often.
+fn check(interruptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(interruptions);
+    builder.check(model);
+}
+
+fn publish(hub: &Hub, topic: &str, data: &str) {
+    block_on(hub.topic(topic).publish(Event::new(data))).unwrap();
+}
+
+fn subscribe(hub: &Hub, topics: &[&str], start: Start) -> Subscription {
+    block_on(hub.subscribe(topics, start)).unwrap()
+}
+
+/// Waits for so many events, and returns their data. The ids have to rise.
+fn read(subscription: &mut Subscription, events: usize) -> Vec<String> {
+    let mut data = Vec::new();
+    let mut last = 0;
+    while data.len() < events {
+        let next = block_on(poll_fn(|cx| Pin::new(&mut *subscription).poll_next(cx))).expect("it goes on");
+        for event in std::str::from_utf8(next.as_bytes()).unwrap().split_terminator("\n\n") {
+            let (id, rest) = event.split_once("\ndata: ").unwrap();
+            let id = id.split_once('-').unwrap().1.parse::<u64>().unwrap();
+            assert!(id > last, "{id} after {last}");
+            last = id;
+            data.push(rest.to_owned());
+        }
+    }
+    data
+}
+
+fn has_ended(subscription: &mut Subscription) -> bool {
+    block_on(poll_fn(|cx| Pin::new(&mut *subscription).poll_next(cx))).is_none()
+}
+
+#[test]
+fn a_reader_gets_each_event_and_the_end_while_they_are_published() {
+    check(3, || {
+        let hub = Hub::new();
+        let mut subscription = subscribe(&hub, &["a"], Start::Latest);
+        let publisher = thread::spawn(move || {
+            publish(&hub, "a", "1");
+            publish(&hub, "a", "2");
+            block_on(hub.topic("a").finish()).unwrap();
+        });
+        assert_eq!(read(&mut subscription, 2), ["1", "2"]);
+        assert!(has_ended(&mut subscription));
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn a_reader_of_two_topics_gets_the_events_of_two_publishers_in_their_order() {
+    check(2, || {
+        let hub = Hub::new();
+        let mut subscription = subscribe(&hub, &["a", "b"], Start::Latest);
+        let publishers = ["a", "b"].map(|topic| {
+            let hub = hub.clone();
+            thread::spawn(move || publish(&hub, topic, topic))
+        });
+        let mut got = read(&mut subscription, 2);
+        got.sort();
+        assert_eq!(got, ["a", "b"]);
+        publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
+    });
+}
+
+#[test]
+fn who_subscribes_while_events_are_published_gets_what_follows_its_place() {
+    check(3, || {
+        let hub = Hub::new();
+        publish(&hub, "a", "1");
+        let publisher = thread::spawn({
+            let hub = hub.clone();
+            move || publish(&hub, "a", "2")
+        });
+        let mut subscription = subscribe(&hub, &["a"], Start::Earliest);
+        assert_eq!(read(&mut subscription, 2), ["1", "2"]);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn all_that_wait_are_woken_while_others_leave() {
+    check(2, || {
+        let hub = Hub::new();
+        let mut stays = subscribe(&hub, &["a", "b"], Start::Latest);
+        let mut leaves = subscribe(&hub, &["a"], Start::Latest);
+        let leaver = thread::spawn(move || {
+            // It waits, and goes.
+            let mut polled = false;
+            block_on(poll_fn(|cx| {
+                if !std::mem::replace(&mut polled, true) {
+                    let _waits_or_not = Pin::new(&mut leaves).poll_next(cx);
+                }
+                std::task::Poll::Ready(())
+            }));
+            drop(leaves);
+        });
+        let publisher = thread::spawn({
+            let hub = hub.clone();
+            move || publish(&hub, "a", "1")
+        });
+        assert_eq!(read(&mut stays, 1), ["1"]);
+        leaver.join().unwrap();
+        publisher.join().unwrap();
+        assert_eq!(hub.topic("a").subscribers(), 1);
+    });
+}
+
+#[test]
+fn a_topic_that_is_left_while_somebody_comes_is_there() {
+    check(3, || {
+        let hub = Hub::new();
+        let leaves = subscribe(&hub, &["a"], Start::Latest);
+        let leaver = thread::spawn(move || drop(leaves));
+        let mut comes = subscribe(&hub, &["a"], Start::Latest);
+        publish(&hub, "a", "1");
+        assert_eq!(read(&mut comes, 1), ["1"]);
+        leaver.join().unwrap();
+        assert_eq!(hub.topic("a").subscribers(), 1);
+        drop(comes);
+        assert_eq!(hub.stats().topics, 1, "it holds an event");
+    });
+}
