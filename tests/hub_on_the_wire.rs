@@ -1,0 +1,177 @@
+//! Subscriptions on real connections: clients that come back, clients that vanish, clients that do not read.
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    routing::get,
+};
+use futures_util::StreamExt;
+use http::{StatusCode, header};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+use support::{
+    client::{Answer, Protocol, within},
+    server::{Server, serve},
+    whatwg,
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
+use tower_sse::{
+    Event, LastEventId, SseLayer, SseStream,
+    hub::{Error, Hub, Start, Subscription},
+};
+
+async fn follow(
+    State(hub): State<Hub>,
+    Path(topic): Path<String>,
+    last: LastEventId,
+) -> Result<SseStream<Subscription>, Error> {
+    Ok(SseStream::new(hub.topic(topic).subscribe(last.or(Start::Earliest)).await?).retry(Duration::from_secs(1)))
+}
+
+async fn server(hub: &Hub) -> Server {
+    let app = Router::new().route("/{topic}", get(follow)).with_state(hub.clone());
+    serve(app.layer(SseLayer::new())).await
+}
+
+async fn publish(hub: &Hub, topic: &str, data: &str) {
+    hub.topic(topic).publish(Event::new(data)).await.unwrap();
+}
+
+async fn back(protocol: Protocol, address: SocketAddr, path: &str, last_event_id: &str) -> Answer {
+    protocol.get(address, path, &[("last-event-id", last_event_id)]).await
+}
+
+#[tokio::test]
+async fn a_client_comes_back_to_where_it_was_as_often_as_it_likes() {
+    for protocol in Protocol::ALL {
+        let hub = Hub::new();
+        let server = server(&hub).await;
+        let mut got = Vec::new();
+        let mut answer = protocol.get(server.address, "/news", &[]).await;
+        for round in 0..10 {
+            let (while_there, while_away) = (format!("there {round}"), format!("away {round}"));
+            publish(&hub, "news", &while_there).await;
+            answer.read_until(format!("{while_there}\n\n")).await;
+            let source = whatwg::parse(answer.text().as_bytes());
+            got.extend(source.messages.into_iter().map(|message| message.data));
+            drop(answer);
+            publish(&hub, "news", &while_away).await;
+            answer = back(protocol, server.address, "/news", &source.last_event_id).await;
+        }
+        let mut expected: Vec<_> = (0..10).flat_map(|n| [format!("there {n}"), format!("away {n}")]).collect();
+        expected.pop();
+        assert_eq!(got, expected, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_comes_back_to_a_finished_topic_with_its_last_id_is_told_to_stay_away() {
+    let hub = Hub::new();
+    let server = server(&hub).await;
+    publish(&hub, "job", "50 %").await;
+    for protocol in Protocol::ALL {
+        let hub = Hub::clone(&hub);
+        let mut answer = protocol.get(server.address, "/job", &[]).await;
+        answer.read_until("50 %\n\n").await;
+        if hub.topic("job").publish(Event::new("100 %")).await.is_ok() {
+            hub.topic("job").finish().await.unwrap();
+        }
+        let answer = answer.complete().await;
+        assert_eq!(answer.data(), ["50 %", "100 %"]);
+        let last = whatwg::parse(answer.text().as_bytes()).last_event_id;
+
+        let away = back(protocol, server.address, "/job", &last).await.complete().await;
+        assert_eq!((away.status, away.text()), (StatusCode::NO_CONTENT, String::new()), "{protocol:?}");
+        assert!(!away.headers.contains_key(header::CONTENT_TYPE));
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_hub_is_a_response_that_says_what_is_wrong() {
+    let hub = Hub::builder().max_topics(0).build();
+    let server = server(&hub).await;
+    let answer = Protocol::ALL[0].get(server.address, "/news", &[]).await.complete().await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.text().contains("max_topics"), "{}", answer.text());
+}
+
+/// Looks now and then until it is so.
+async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    within(what, async {
+        while !is_so() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn subscribers_are_counted_exactly_when_connections_are_reset() {
+    let hub = Hub::new();
+    let server = server(&hub).await;
+    let news = hub.topic("news");
+    for _ in 0..3 {
+        let mut connections = Vec::new();
+        for _ in 0..50 {
+            connections.push(request(server.address).await.unwrap());
+        }
+        eventually("all are there", || news.subscribers() == 50).await;
+        for connection in connections.drain(25..) {
+            // No word of goodbye: the connection is reset.
+            connection.set_zero_linger().unwrap();
+        }
+        eventually("half of them are gone", || news.subscribers() == 25).await;
+        drop(connections);
+        eventually("all of them are gone", || news.subscribers() == 0).await;
+    }
+}
+
+/// A client that sends a request and does not read.
+async fn request(address: SocketAddr) -> io::Result<TcpStream> {
+    let mut connection = TcpStream::connect(address).await?;
+    connection.write_all(b"GET /news HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n").await?;
+    Ok(connection)
+}
+
+/// What the kernel and hyper take for a connection is all that a client gets that does not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_do_not_read_delay_nobody_and_are_not_waited_for() {
+    const EVENTS: usize = 5000;
+    let data = "x".repeat(1024);
+    let mut times = Vec::new();
+    for stalled in [0, 50] {
+        let hub = Hub::builder().max_events(100).build();
+        let server = server(&hub).await;
+        let mut connections = Vec::new();
+        for _ in 0..stalled {
+            connections.push(request(server.address).await.unwrap());
+        }
+        let mut pieces = Box::pin(Protocol::ALL[0].get(server.address, "/news", &[]).await.into_pieces());
+        eventually("all are there", || hub.topic("news").subscribers() == stalled + 1).await;
+        let begin = Instant::now();
+        let mut text = Vec::new();
+        let mut lines = 0;
+        for n in 0..EVENTS {
+            publish(&hub, "news", &format!("{n} {data}")).await;
+            // In step with the one that reads, so that it never falls behind: an event has three lines.
+            while n % 50 == 49 && lines < 3 * n {
+                let piece = within("the next piece", pieces.next()).await.unwrap().unwrap();
+                lines += piece.iter().filter(|byte| **byte == b'\n').count();
+                text.extend(piece);
+            }
+        }
+        while !text.ends_with(format!("{} {data}\n\n", EVENTS - 1).as_bytes()) {
+            text.extend(within("the rest", pieces.next()).await.unwrap().unwrap());
+        }
+        times.push(begin.elapsed());
+        let messages = whatwg::parse(&text).messages;
+        assert_eq!(messages.len(), EVENTS);
+        assert!(messages.iter().enumerate().all(|(n, message)| message.data.starts_with(&format!("{n} "))));
+        assert_eq!(hub.topic("news").subscribers(), stalled + 1, "nobody was thrown out");
+        assert_eq!(hub.stats().events, 100);
+    }
+    println!("{EVENTS} events of 1 KiB to one client: {:?}; beside 50 that do not read: {:?}", times[0], times[1]);
+}
