@@ -436,7 +436,7 @@ fn a_waker_that_holds_another_subscription_can_be_dropped_by_the_hub() {
     // Woken.
     poll(&mut subscription, &holds());
     publish(&topic, "1");
-    assert_eq!(Pin::new(&mut subscription).poll_next(&mut Context::from_waker(Waker::noop())).is_ready(), true);
+    assert_ready!(Pin::new(&mut subscription).poll_next(&mut Context::from_waker(Waker::noop())));
     assert_eq!(topic.subscribers(), 1);
     // Left.
     poll(&mut subscription, &holds());
