@@ -1,5 +1,5 @@
-//! Server-sent events for the tower ecosystem: a middleware that makes any event stream a correct one, and an axum
-//! responder and extractor that let a handler return a plain stream.
+//! Server-sent events for the tower ecosystem: a middleware that makes any event stream a correct one, an axum responder and
+//! extractor that let a handler return a plain stream, and a hub from which a client that comes back gets what it missed.
 //!
 //! ```
 //! # #[cfg(feature = "axum")] {
@@ -25,7 +25,7 @@
 //! Event ──encode──▶ wire bytes ──▶ SseStream (responder) ──▶ SseBody ─┐
 //!                                                                     ├─▶ SseLayer ──▶ hyper ──▶ client
 //! any other text/event-stream body ───────────────────────────────────┘
-//! client's Last-Event-ID ──▶ LastEventId ──▶ handler
+//! client's Last-Event-ID ──▶ LastEventId ──▶ Hub / Topic ──▶ Subscription (already wire bytes) ──▶ SseStream
 //! ```
 //!
 //! - [`Event`] is what is said. Its [name](EventName) and its [id](EventId) are types of their own, so that no text that a
@@ -36,6 +36,8 @@
 //!   adds the headers that are missing, keeps compressors away, and puts heartbeats between the lines. An [`SseStream`]
 //!   inside takes over its settings.
 //! - [`LastEventId`] is where a client left off, and [`SseStream::stop_reconnecting`] is how it is told to stay away.
+//! - A [`hub`] is for events that many clients get, and that those who come back get later: topics to publish to, with a
+//!   history, and subscriptions that go on where a client was.
 //!
 //! # Guarantees
 //!
@@ -50,7 +52,11 @@
 //!    (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer as it is, without an allocation (`layer`, `allocations`,
 //!    `grpc`).
-//! 5. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
+//! 5. Every event that a subscriber to a hub is entitled to arrives once and in order, or a gap is told (`hub_model`,
+//!    `hub_cursors`, `hub_stress`, `interleavings`).
+//! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time (`allocations`,
+//!    `hub_on_the_wire`).
+//! 7. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
 //!    outside does that honours the content type or `no-transform` (`compression`).
 //!
 //! # Features
@@ -59,12 +65,13 @@
 //! |---|---|---|---|
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
 //! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
+//! | `hub` | yes | [`hub`] | `serde_json` |
 //!
 //! # Runtime
 //!
 //! Heartbeats, and the pause before an error, need tokio's timer: a body that needs it panics in a runtime that has none
 //! enabled. Outside of any tokio runtime it does so for a heartbeat only; [`SseStream::without_heartbeat`] runs on any
-//! executor. No task is spawned.
+//! executor. No task is spawned for a stream; a [`hub`] has one task of its own.
 //!
 //! # What it does not do
 //!
