@@ -149,15 +149,21 @@ impl Wire {
         }
     }
 
-    /// The requests have no bodies, so heads are all there is.
+    /// A browser says how long a body is, so what follows it is the next head.
     async fn requests(&self, mut browser: OwnedReadHalf, mut server: OwnedWriteHalf) -> io::Result<()> {
         let mut unread = Vec::new();
+        let mut rest_of_body = 0;
         while browser.read_buf(&mut unread).await? > 0 {
-            while let Some(end) = unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                let head: Vec<u8> = unread.drain(..end + 4).collect();
-                let text = String::from_utf8_lossy(&head).into_owned();
-                self.heads.lock().expect("no holder panics").push(RequestHead(text));
-                server.write_all(&head).await?;
+            loop {
+                let body: Vec<u8> = unread.drain(..rest_of_body.min(unread.len())).collect();
+                server.write_all(&body).await?;
+                rest_of_body -= body.len();
+                let Some(end) = unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { break };
+                let bytes: Vec<u8> = unread.drain(..end + 4).collect();
+                let head = RequestHead(String::from_utf8_lossy(&bytes).into_owned());
+                rest_of_body = head.header("content-length").map_or(0, |length| length.parse().expect("a number"));
+                self.heads.lock().expect("no holder panics").push(head);
+                server.write_all(&bytes).await?;
             }
         }
         Ok(())
