@@ -389,11 +389,14 @@ fn one_topic_too_many_is_an_error_and_leaves_nothing_behind() {
 #[test]
 fn a_topic_that_nothing_was_ever_published_to_is_gone_with_its_last_subscriber() {
     let hub = Hub::new();
-    let (one, other) = (subscribe(&hub.topic("a"), Start::Latest), subscribe(&hub.topic("a"), Start::Latest));
+    let topic = hub.topic("a");
+    assert!(!topic.exists());
+    let (one, other) = (subscribe(&topic, Start::Latest), subscribe(&topic, Start::Latest));
     assert_eq!(hub.stats().topics, 1);
     drop(one);
-    assert_eq!(hub.stats().topics, 1);
+    assert!(topic.exists());
     drop(other);
+    assert!(!topic.exists());
     assert_eq!(hub.stats().topics, 0);
 }
 

@@ -262,6 +262,10 @@ impl Core {
         self.gaps.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn exists(&self, name: &str) -> bool {
+        lock(&self.registry).topics.contains_key(name)
+    }
+
     pub(super) fn subscribers(&self, name: &str) -> usize {
         let topic = lock(&self.registry).topics.get(name).cloned();
         topic.map_or(0, |topic| topic.lock().subscribers)

@@ -85,10 +85,38 @@ impl Topic {
         self.core.finish(&self.name)
     }
 
+    /// Whether it has come into being and is still there: it holds events, is remembered as finished, or has subscribers.
+    ///
+    /// Whoever subscribes to a topic makes it. Where a client chooses the name, this tells a topic that somebody has published
+    /// to from one that the client has made up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_sse::{BoxError, LastEventId, SseStream, hub::{Hub, Start, Subscription}};
+    ///
+    /// async fn progress(hub: &Hub, job: &str, last: LastEventId) -> Result<SseStream<Subscription>, StatusCode> {
+    ///     let job = hub.topic(format!("jobs/{job}"));
+    ///     if !job.exists() {
+    ///         return Err(StatusCode::NOT_FOUND);
+    ///     }
+    ///     let events = job.subscribe(last.or(Start::Earliest)).await;
+    ///     Ok(SseStream::new(events.map_err(|error| error.status())?))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.core.exists(&self.name)
+    }
+
     /// How many subscriptions there are now.
     ///
     /// It counts those that were not dropped yet. A server drops one when the client closes its connection; for a client that
     /// has vanished that is when a write to it fails, so it depends on heartbeats and on the timeouts of the transport.
+    ///
+    /// A browser may keep a page that was left, and its `EventSource` with it, to show it again. A page that is not to count
+    /// then closes its `EventSource` on `pagehide`.
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)
