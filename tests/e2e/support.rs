@@ -17,4 +17,4 @@ pub use browser::{Browser, Window};
 pub use example::Example;
 pub use relay::{Relay, RequestHead};
 pub use wait::{eventually, stays};
-pub use wire::{Message, read_until};
+pub use wire::{Message, read, read_until};

@@ -11,8 +11,8 @@ use tokio::{
 /// What a client is to dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Its id, a number that rises.
-    pub id: u64,
+    /// Its id, opaque.
+    pub id: String,
     /// Its type: `message` for one without a name.
     pub kind: String,
     /// Its data.
@@ -23,33 +23,46 @@ impl Message {
     /// From the object that a page has made of it.
     pub fn from_page(value: &Value) -> Option<Self> {
         let field = |name: &str| Some(value[name].as_str()?.to_owned());
-        Some(Self { id: field("id")?.parse().ok()?, kind: field("type")?, data: field("data")? })
+        Some(Self { id: field("id")?, kind: field("type")?, data: field("data")? })
     }
 }
 
-/// Reads the feed from its beginning, until and with the event of this id.
+/// Reads the feed from the oldest event that the server holds, until and with the event of this id.
+///
+/// # Panics
+///
+/// If the server ends the feed before, or does not come to the event in ten seconds.
+pub async fn read_until(server: SocketAddr, id: &str) -> Vec<Message> {
+    let mut messages = read(server, |messages| messages.iter().any(|message| message.id == id)).await;
+    let through = messages.iter().position(|message| message.id == id).expect("it was read until there");
+    messages.truncate(through + 1);
+    messages
+}
+
+/// Reads the feed from the oldest event that the server holds, as a newcomer, until that is enough.
 ///
 /// It asks in HTTP/1.0, so that the body is nothing but the event stream.
 ///
 /// # Panics
 ///
-/// If the server ends the feed before, or does not come to the event in ten seconds.
-pub async fn read_until(server: SocketAddr, id: u64) -> Vec<Message> {
+/// If the server ends the feed before, or does not send enough in ten seconds.
+pub async fn read(server: SocketAddr, is_enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
+    let mut response = Vec::new();
     let read = async {
         let mut stream = TcpStream::connect(server).await.expect("the server listens");
-        let request = format!("GET /events HTTP/1.0\r\nHost: {server}\r\nLast-Event-ID: 0\r\n\r\n");
+        let request = format!("GET /events HTTP/1.0\r\nHost: {server}\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("the server reads");
-        let mut response = Vec::new();
         loop {
             let n = stream.read_buf(&mut response).await.expect("the server writes");
-            assert!(n > 0, "the feed ended before the event {id}: {}", String::from_utf8_lossy(&response));
+            assert!(n > 0, "the feed ended: {}", String::from_utf8_lossy(&response));
             let messages = messages(&response);
-            if messages.last().is_some_and(|last| last.id >= id) {
-                return messages.into_iter().filter(|message| message.id <= id).collect();
+            if is_enough(&messages) {
+                return messages;
             }
         }
     };
-    timeout(Duration::from_secs(10), read).await.unwrap_or_else(|_| panic!("the feed does not come to the event {id}"))
+    let read = timeout(Duration::from_secs(10), read).await;
+    read.unwrap_or_else(|_| panic!("that is not enough: {}", String::from_utf8_lossy(&response)))
 }
 
 /// The whole events of a response, written apart from the library for one feed: lines end in LF, data is one line.
@@ -60,7 +73,7 @@ fn messages(response: &[u8]) -> Vec<Message> {
     let event = |lines: &str| {
         let field = |name: &str| lines.lines().find_map(|line| line.strip_prefix(name));
         let kind = field("event: ").unwrap_or("message").to_owned();
-        Some(Message { id: field("id: ")?.parse().ok()?, kind, data: field("data: ")?.to_owned() })
+        Some(Message { id: field("id: ")?.to_owned(), kind, data: field("data: ")?.to_owned() })
     };
     whole.split("\n\n").filter_map(event).collect()
 }

@@ -1,6 +1,6 @@
 //! The quickstart in a real browser: its page, its feed, and what happens when the connection is lost.
 
-use e2e::{Browser, Example, Message, Relay, Window, eventually, read_until, stays};
+use e2e::{Browser, Example, Message, Relay, Window, eventually, read, read_until, stays};
 use fantoccini::Locator;
 use std::{path::Path, time::Duration};
 use tokio::time::sleep;
@@ -30,13 +30,12 @@ async fn the_page_shows_each_event_and_the_wire_it_came_by() {
 
     page.receives("a peak", |received| received.iter().any(|message| message.kind == "peak")).await;
     let received = page.receives("twenty events", |received| received.len() >= 20).await;
-    assert!(received.is_sorted_by(|a, b| a.id < b.id), "the ids rise: {received:?}");
     assert!(received.iter().all(|message| message.kind == "message" || message.kind == "peak"), "{received:?}");
     let sample: serde_json::Value = serde_json::from_str(&received[0].data).expect("the data is JSON");
     assert!(
         sample["memory_used"].as_u64() > Some(0) && sample["memory_used"].as_u64() < sample["memory_total"].as_u64()
     );
-    assert_same(&received, &read_until(server.address(), received[received.len() - 1].id).await);
+    assert_same(&received, &read_until(server.address(), &received[received.len() - 1].id).await);
 
     for chart in ["#load path", "#memory path"] {
         eventually(SOON, "the chart is a line over several samples", async || {
@@ -61,7 +60,7 @@ async fn the_page_shows_each_event_and_the_wire_it_came_by() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_of_the_server_the_browser_comes_back_with_its_last_id_and_misses_nothing() {
+async fn after_a_restart_of_the_server_the_browser_is_told_of_the_gap_and_gets_everything_of_the_new_server() {
     let (server, relay, page) = open_page(EVERY, Window::Desktop).await;
     page.receives("some events", |received| received.len() >= 10).await;
 
@@ -69,18 +68,35 @@ async fn after_a_restart_of_the_server_the_browser_comes_back_with_its_last_id_a
     drop(server);
     page.is_in_state("reconnecting").await;
     let before = page.received().await;
-    let last = before[before.len() - 1].id;
+    let last = &before[before.len() - 1].id;
     let server = Example::start_at(address, "quickstart", &[&EVERY.as_millis().to_string()]);
     page.is_in_state("open").await;
 
     let received = page.receives("events of the new server", |received| received.len() >= before.len() + 10).await;
     let reconnection = relay.heads().into_iter().filter(|head| head.is_of_event_source()).nth(1);
     let reconnection = reconnection.expect("the relay has seen it");
-    assert_eq!(reconnection.header("last-event-id"), Some(&*last.to_string()));
+    assert_eq!(reconnection.header("last-event-id"), Some(&**last));
 
-    let published = read_until(server.address(), received[received.len() - 1].id).await;
-    assert!(published[0].id > last, "ids rise over a restart");
-    assert_same(&received, &[before, published].concat());
+    let (gap, news) = received[before.len()..].split_first().expect("there is more than before");
+    assert_eq!(received[..before.len()], before, "what the page had, it has");
+    assert_eq!(gap.kind, "gap", "it goes first: {gap:?}");
+    let told: serde_json::Value = serde_json::from_str(&gap.data).expect("the data is JSON");
+    assert_eq!((&told["reason"], &told["requested"]), (&"other-epoch".into(), &(&**last).into()));
+    assert_eq!(news, read_until(server.address(), &received[received.len() - 1].id).await, "from its first event on");
+
+    eventually(SOON, "the page says what is missing, and its wire shows it", async || {
+        let note = page.text_of("document.querySelector('#gap').textContent").await;
+        let wire = page.text_of("document.querySelector('#wire').textContent").await;
+        let is_told = note.contains("started anew") && note.contains(&**last) && wire.contains("event: gap\n");
+        if is_told { Ok(()) } else { Err((note, wire)) }
+    })
+    .await;
+    eventually(SOON, "the chart leaves out the time without samples, and goes on", async || {
+        let line = page.text_of("document.querySelector('#load path').getAttribute('d')").await;
+        let pieces: Vec<_> = line.split('M').skip(1).collect();
+        if pieces.len() >= 2 && pieces[pieces.len() - 1].contains('L') { Ok(()) } else { Err(line) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +109,7 @@ async fn what_is_published_while_the_connection_is_lost_arrives_once_and_in_orde
         relay.cut();
         page.is_in_state("reconnecting").await;
         let before = page.received().await;
-        let last = before[before.len() - 1].id;
+        let last = &before[before.len() - 1].id;
         let refused = relay.connections();
         eventually(SOON, "the browser tries again and is refused", async || match relay.connections() - refused {
             0 | 1 => Err("not twice yet"),
@@ -101,20 +117,22 @@ async fn what_is_published_while_the_connection_is_lost_arrives_once_and_in_orde
         })
         .await;
         // The server has gone on: there are events that the page cannot know of.
-        let missed = read_until(server.address(), last + 2000).await;
-        assert!(missed.iter().filter(|message| message.id > last).count() >= 100);
+        let after = |messages: &[Message]| messages.iter().rev().take_while(|message| message.id != *last).count();
+        let missed =
+            read(server.address(), |published| after(published) >= 150 && after(published) < published.len()).await;
         assert_eq!(page.received().await, before, "the connection is cut");
 
         relay.mend();
         page.is_in_state("open").await;
         let resumed = relay.heads().into_iter().rfind(|head| head.is_of_event_source()).expect("there is one");
-        assert_eq!(resumed.header("last-event-id"), Some(&*last.to_string()));
+        assert_eq!(resumed.header("last-event-id"), Some(&**last));
+        let newest = &missed[missed.len() - 1].id;
         let received = page
             .receives("what it missed, and more", |received| {
-                received.last().is_some_and(|newest| newest.id > missed[missed.len() - 1].id + 500)
+                received.iter().rev().skip(50).any(|message| message.id == *newest)
             })
             .await;
-        assert_same(&received, &read_until(server.address(), received[received.len() - 1].id).await);
+        assert_same(&received, &read_until(server.address(), &received[received.len() - 1].id).await);
     }
 }
 
@@ -143,7 +161,7 @@ async fn the_button_closes_the_feed_for_good_and_opens_it_where_it_was() {
     page.press_the_button().await;
     page.is_in_state("open").await;
     let received = page.receives("more events", |received| received.len() >= closed.len() + 40).await;
-    assert_same(&received, &read_until(server.address(), received[received.len() - 1].id).await);
+    assert_same(&received, &read_until(server.address(), &received[received.len() - 1].id).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,10 +239,10 @@ impl Page {
 /// All that was published from the first event the page received to the last, exactly once and in order.
 #[track_caller]
 fn assert_same(received: &[Message], published: &[Message]) {
-    let first = received[0].id;
-    let published: Vec<_> = published.iter().filter(|message| message.id >= first).cloned().collect();
+    let first = &received[0].id;
+    let published: Vec<_> = published.iter().skip_while(|message| message.id != *first).cloned().collect();
     let missing: Vec<_> = published.iter().filter(|message| !received.contains(message)).collect();
     assert!(missing.is_empty(), "published, and never received: {missing:?}");
-    let ids = |messages: &[Message]| messages.iter().map(|message| message.id).collect::<Vec<_>>();
+    let ids = |messages: &[Message]| messages.iter().map(|message| message.id.clone()).collect::<Vec<_>>();
     assert_eq!(ids(received), ids(&published), "received is what was published, once and in order");
 }
