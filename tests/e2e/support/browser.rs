@@ -13,7 +13,8 @@ use std::{
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Tests run beside each other, but more browsers than this starve each other on a small machine.
+/// Tests run beside each other, but more browsers than this starve each other on a small machine. A test that needs two waits
+/// for both at once: if each of two tests had one, both would wait for ever.
 static BROWSERS: Semaphore = Semaphore::const_new(2);
 
 /// A Chromium with an empty profile. It ends on drop, and its profile with it.
@@ -45,7 +46,21 @@ impl Browser {
     ///
     /// If it, or chromedriver, is not installed or does not start.
     pub async fn start(window: Window) -> Self {
-        let permit = BROWSERS.acquire().await.expect("never closed");
+        Self::start_with(BROWSERS.acquire().await.expect("never closed"), window).await
+    }
+
+    /// Starts two that know nothing of each other, as on two machines.
+    ///
+    /// # Panics
+    ///
+    /// If Chromium, or chromedriver, is not installed or does not start.
+    pub async fn start_two(windows: [Window; 2]) -> [Self; 2] {
+        let mut permit = BROWSERS.acquire_many(2).await.expect("never closed");
+        let another = permit.split(1).expect("it is for two");
+        [Self::start_with(permit, windows[0]).await, Self::start_with(another, windows[1]).await]
+    }
+
+    async fn start_with(permit: SemaphorePermit<'static>, window: Window) -> Self {
         let driver = Driver::start();
         let profile = tempfile::tempdir().expect("there is room for a profile");
         let user_data_dir = format!("--user-data-dir={}", profile.path().display());

@@ -149,7 +149,7 @@ impl Wire {
         }
     }
 
-    /// A browser says how long a body is, so what follows it is the next head.
+    /// Their heads are kept. Their bodies, which all have a length, are passed on.
     async fn requests(&self, mut browser: OwnedReadHalf, mut server: OwnedWriteHalf) -> io::Result<()> {
         let mut unread = Vec::new();
         let mut rest_of_body = 0;
@@ -158,10 +158,13 @@ impl Wire {
                 let body: Vec<u8> = unread.drain(..rest_of_body.min(unread.len())).collect();
                 server.write_all(&body).await?;
                 rest_of_body -= body.len();
+                if rest_of_body > 0 {
+                    break;
+                }
                 let Some(end) = unread.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { break };
                 let bytes: Vec<u8> = unread.drain(..end + 4).collect();
                 let head = RequestHead(String::from_utf8_lossy(&bytes).into_owned());
-                rest_of_body = head.header("content-length").map_or(0, |length| length.parse().expect("a number"));
+                rest_of_body = head.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
                 self.heads.lock().expect("no holder panics").push(head);
                 server.write_all(&bytes).await?;
             }
