@@ -18,26 +18,31 @@ pub(crate) struct Process(Child);
 
 impl Process {
     /// Starts it, and waits for the line of its output in which `find` finds what is to know of it.
-    pub(crate) fn start<T: Send + 'static>(
-        command: &mut Command,
-        find: impl Fn(&str) -> Option<T> + Send + 'static,
-    ) -> (Self, T) {
+    pub(crate) fn start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> (Self, T) {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut process = Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")));
         let output = process.0.stdout.take().expect("its output is piped");
 
-        let (found, wait_for_it) = mpsc::channel();
+        let (sender, lines) = mpsc::channel();
         // It goes on reading to the end, as the program would wait when its pipe is full.
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if let Some(value) = find(&line) {
-                    let _no_longer_waited_for = found.send(value);
-                }
+                let _no_longer_waited_for = sender.send(line);
             }
         });
-        match wait_for_it.recv_timeout(TO_START) {
-            Ok(value) => (process, value),
-            Err(error) => panic!("{command:?} did not start: {error}; its error output is above"),
+        let begin = Instant::now();
+        let mut written = Vec::new();
+        loop {
+            match lines.recv_timeout(TO_START.saturating_sub(begin.elapsed())) {
+                Ok(line) => match find(&line) {
+                    Some(value) => return (process, value),
+                    None => written.push(line),
+                },
+                Err(error) => panic!(
+                    "{command:?} did not start in {:?}: {error}; it wrote {written:?}, and its error output is above",
+                    begin.elapsed()
+                ),
+            }
         }
     }
 
