@@ -93,9 +93,8 @@ async fn listen(
         check_room(room)?;
     }
     let messages = chat.hub.subscribe(rooms, last.or(Start::Earliest)).await?;
-    // A place to come back to before the first message. Not before a gap is told: who comes back must not pass over it.
-    let place = messages.gap().is_none().then(|| Event::default().id(messages.cursor()).into());
-    Ok(SseStream::new(tokio_stream::iter(place).chain(messages.merge(WatchStream::new(chat.presence)))))
+    // One that comes back without an id, as it has not had a message yet, is a newcomer again: it gets all that is held.
+    Ok(SseStream::new(messages.merge(WatchStream::new(chat.presence))))
 }
 
 #[derive(Deserialize, Serialize)]
