@@ -341,6 +341,46 @@ fn a_snapshot_of_a_finished_topic_is_sent_before_the_end() {
 }
 
 #[test]
+fn of_a_state_a_client_gets_the_newest_and_misses_nothing() {
+    let hub = Hub::new();
+    let (said, here) = (hub.topic("said"), hub.topic("here").latest_only());
+    let mut slow = task::spawn(now(hub.subscribe(["said", "here"], Start::Latest)).unwrap());
+    assert_pending!(slow.poll_next());
+    publish(&here, "1");
+    publish(&said, "hello");
+    let last = publish(&here, "2");
+    publish(&said, "hi");
+    publish(&here, "3");
+    let data = |subscription: &mut task::Spawn<Subscription>| {
+        messages(subscription).into_iter().map(|message| message.data).collect::<Vec<_>>()
+    };
+    assert_eq!(data(&mut slow), ["hello", "hi", "3"]);
+    for start in [Start::Earliest, Start::After(EventId::from("lost"))] {
+        let mut comes = task::spawn(now(hub.subscribe(["said", "here"], start)).unwrap());
+        assert_eq!(data(&mut comes).split_off(usize::from(comes.gap().is_some())), ["hello", "hi", "3"]);
+    }
+    let mut back = task::spawn(now(hub.subscribe(["said", "here"], last)).unwrap());
+    assert!(back.is_resumed());
+    assert_eq!(data(&mut back), ["hi", "3"]);
+    assert_eq!((hub.stats().events, hub.stats().gaps), (3, 1));
+}
+
+#[test]
+fn a_stream_that_is_made_of_a_subscription_can_begin_with_its_place() {
+    let topic = Hub::new().topic("a");
+    let id = publish(&topic, "1");
+    let mut subscription = task::spawn(now(topic.subscribe(Start::Latest)).unwrap().begin_with_cursor());
+    let first = next(&mut subscription);
+    assert_eq!((text(&first), first.count()), (&*format!("id: {id}\n\n"), 0));
+    assert_pending!(subscription.poll_next());
+    // A snapshot and a gap have their own.
+    let snapshot = now(topic.subscribe(Start::Latest)).unwrap().begin_with(Event::new("state")).begin_with_cursor();
+    assert_eq!(messages(&mut task::spawn(snapshot)).len(), 1);
+    let gap = now(topic.subscribe(EventId::from("lost"))).unwrap().begin_with_cursor();
+    assert_eq!(messages(&mut task::spawn(gap))[0].r#type, "gap");
+}
+
+#[test]
 fn subscribers_are_counted_until_they_are_dropped_or_at_their_end() {
     let hub = Hub::new();
     let (a, b) = (hub.topic("a"), hub.topic("b"));

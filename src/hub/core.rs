@@ -63,6 +63,8 @@ pub(super) struct Contents {
     pub(super) waiters: Waiters,
     pub(super) finished: Option<Instant>,
     subscribers: usize,
+    /// Whether each event replaces the one before it.
+    latest_only: bool,
     /// Whether it is in the registry's `due`.
     is_due: bool,
 }
@@ -74,6 +76,7 @@ impl TopicState {
             waiters: Waiters::default(),
             finished: None,
             subscribers: 0,
+            latest_only: false,
             is_due: false,
         };
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
@@ -137,6 +140,7 @@ impl Core {
     pub(super) fn publish(
         self: &Arc<Self>,
         name: &Arc<str>,
+        latest_only: bool,
         events: impl IntoIterator<Item = Event>,
     ) -> Result<Option<EventId>, Error> {
         let now = Instant::now();
@@ -146,12 +150,16 @@ impl Core {
         if contents.finished.is_some() {
             return Err(Error::finished(name));
         }
+        contents.latest_only |= latest_only;
         let mut newest = None;
         for event in events {
             registry.newest += 1;
             let id = self.id(registry.newest);
             let before = contents.log.held();
             contents.log.push(registry.newest, event.id(id.clone()), &self.limits.retention, now);
+            if contents.latest_only {
+                contents.log.replace();
+            }
             contents.log.evict(&self.limits.retention, now);
             registry.held = registry.held + contents.log.held() - before;
             newest = Some(id);

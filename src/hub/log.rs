@@ -182,9 +182,16 @@ impl Log {
             }
             self.evict_oldest();
         }
-        if self.open.dead_bytes() > self.open.live_bytes() + SLACK {
-            self.open.compact();
+        before - self.held
+    }
+
+    /// Lets go of all but the newest, which stands for those before it: they are not lost. Returns how much that was.
+    pub(super) fn replace(&mut self) -> Amount {
+        let (before, lost) = (self.held, self.lost);
+        while self.held.events > 1 {
+            self.evict_oldest();
         }
+        self.lost = lost;
         before - self.held
     }
 
@@ -209,6 +216,9 @@ impl Log {
         self.lost = number;
         self.held.events -= 1;
         self.held.bytes -= size;
+        if self.open.dead_bytes() > self.open.live_bytes() + SLACK {
+            self.open.compact();
+        }
     }
 
     /// What follows `after`, in one piece, and nothing beyond `through`. What is lost up to `told` is not counted as lost.

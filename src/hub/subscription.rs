@@ -27,7 +27,8 @@ use tokio_stream::Stream;
 /// Given to [`SseStream::new`](crate::SseStream::new) as it is, and not inside of another stream,
 ///
 /// - the response begins with the [`cursor`](Self::cursor), as an `id` line that dispatches nothing. So a client that loses its
-///   connection before the first event comes back to the same place, a new one too;
+///   connection before the first event comes back to the same place, a new one too (elsewhere
+///   [`begin_with_cursor`](Self::begin_with_cursor) does this);
 /// - if there is nothing to send, as all its topics are finished and the client has what they held, the response is `204 No
 ///   Content`, after which an `EventSource` does not come back.
 ///
@@ -153,6 +154,29 @@ impl Subscription {
         self
     }
 
+    /// Begins with the [`cursor`](Self::cursor), as an `id` line that dispatches nothing.
+    ///
+    /// A response that is made of the subscription as it is does this by itself. It is for streams that are made of it: where
+    /// something without an id could come first, a client that loses its connection then would come back without one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_stream::{Stream, StreamExt};
+    /// # use tower_sse::{EncodedEvents, Event, LastEventId, SseStream, hub::{Error, Hub}};
+    /// # fn weather() -> impl Stream<Item = Event> + Send + 'static { tokio_stream::empty() }
+    /// async fn page(hub: &Hub, last: LastEventId) -> Result<SseStream<impl Stream<Item = EncodedEvents>>, Error> {
+    ///     let news = hub.topic("news").subscribe(last).await?.begin_with_cursor();
+    ///     Ok(SseStream::new(news.merge(weather().map(EncodedEvents::from))))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn begin_with_cursor(mut self) -> Self {
+        let cursor = EncodedEvents::from_parts(Event::checkpoint(self.cursor()).encode(), 0);
+        self.opening.get_or_insert_with(|| Box::new(cursor));
+        self
+    }
+
     /// What becomes of this client if it is too slow, instead of what the hub was built with.
     #[must_use]
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
@@ -187,16 +211,12 @@ impl Subscription {
 
     fn step(&mut self) -> Step {
         let Some(waker) = &self.waker else { return Step::Wait };
-        let (who, through) = match &mut self.readers[..] {
-            [] => return Step::Finished,
+        match &mut self.readers[..] {
+            [] => Step::Finished,
             // Whatever is in a topic alone is in order.
-            [_] => (0, u64::MAX),
-            readers => match choose(readers, &self.core, self.cursor, waker) {
-                Ok(chosen) => chosen,
-                Err(step) => return step,
-            },
-        };
-        self.readers[who].read(self.cursor, through, waker)
+            [only] => only.read(self.cursor, waker),
+            many => merge(many, &self.core, self.cursor, waker),
+        }
     }
 
     /// Goes on with the oldest that is held.
@@ -292,7 +312,7 @@ pub(super) struct Reader {
     topic: Arc<TopicState>,
     /// What is lost up to here is told.
     told: u64,
-    /// The first event after the cursor, as long as it is known. Of one topic alone it is not looked for.
+    /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked for.
     next: Option<u64>,
     /// The version of the topic at which there was nothing after the cursor, and this began to wait. `None`: it does not.
     seen: Option<u64>,
@@ -309,14 +329,13 @@ impl Reader {
         self.seen.is_some_and(|seen| seen == self.topic.version())
     }
 
-    /// The events after the cursor, up to `through`.
-    fn read(&mut self, cursor: u64, through: u64, waker: &Waker) -> Step {
-        self.next = None;
+    /// The events after the cursor; if there are none yet, waits for them.
+    fn read(&mut self, cursor: u64, waker: &Waker) -> Step {
         if self.waits() {
             return Step::Wait;
         }
         let mut contents = self.topic.lock();
-        match contents.log.read(cursor, self.told, through) {
+        match contents.log.read(cursor, self.told, u64::MAX) {
             Read::Events(events, last) => Step::Events(events, last),
             Read::Lost => Step::Lost,
             Read::Nothing if contents.finished.is_some() => Step::Finished,
@@ -353,8 +372,8 @@ impl Reader {
     }
 }
 
-/// Which of the topics is to be read, and up to where, so that all of them together are read in the order of the hub.
-fn choose(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Result<(usize, u64), Step> {
+/// The events after the cursor in all of these topics together, in the order of the hub: a run of one topic at a time.
+fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Step {
     loop {
         // Before the topics are looked at: what is committed by now will be found in them.
         let committed = core.committed();
@@ -363,7 +382,7 @@ fn choose(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Re
         for (i, reader) in readers.iter_mut().enumerate() {
             // Told before anything that came after it: a client that is gone by then would come back with a later id.
             if !reader.peek(cursor, waker) {
-                return Err(Step::Lost);
+                return Step::Lost;
             }
             let Some(next) = reader.next else { continue };
             match first {
@@ -377,9 +396,18 @@ fn choose(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Re
         match first {
             // It came after that; what came before it, elsewhere, may have been overlooked.
             Some((next, _)) if next > committed => {}
-            Some((_, who)) => return Ok((who, committed.min(second - 1))),
-            None if readers.iter().all(|reader| reader.is_finished) => return Err(Step::Finished),
-            None => return Err(Step::Wait),
+            Some((_, who)) => {
+                let reader = &mut readers[who];
+                reader.next = None;
+                match reader.topic.lock().log.read(cursor, reader.told, committed.min(second - 1)) {
+                    Read::Events(events, last) => return Step::Events(events, last),
+                    Read::Lost => return Step::Lost,
+                    // Another event has taken its place by now.
+                    Read::Nothing => {}
+                }
+            }
+            None if readers.iter().all(|reader| reader.is_finished) => return Step::Finished,
+            None => return Step::Wait,
         }
     }
 }

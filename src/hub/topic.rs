@@ -11,11 +11,36 @@ use std::{fmt, sync::Arc};
 pub struct Topic {
     core: Arc<Core>,
     name: Arc<str>,
+    latest_only: bool,
 }
 
 impl Topic {
     pub(super) fn new(core: Arc<Core>, name: Arc<str>) -> Self {
-        Self { core, name }
+        Self { core, name, latest_only: false }
+    }
+
+    /// Makes each event of this topic replace the one before it: a state and no history, such as who is here, or how far a job
+    /// is.
+    ///
+    /// Only the newest event is held. A client that comes, or comes back, gets that one if it does not have it; what it was
+    /// before is not missing, so there is no gap. It holds from the next event on that is published by this handle.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, hub::{Hub, Start}};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let presence = hub.topic("lobby/presence").latest_only();
+    /// presence.publish(Event::display(hub.topic("lobby").subscribers()).event("here")).await?;
+    /// // One connection for what is said and for who is there to hear it.
+    /// hub.subscribe(["lobby", "lobby/presence"], Start::Earliest).await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn latest_only(mut self) -> Self {
+        self.latest_only = true;
+        self
     }
 
     /// Its name.
@@ -37,7 +62,7 @@ impl Topic {
     ///
     /// In memory it does not wait for anything: it is done when it was polled once.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
-        let id = self.core.publish(&self.name, [event.without_id().complete()])?;
+        let id = self.core.publish(&self.name, self.latest_only, [event.without_id().complete()])?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -58,7 +83,7 @@ impl Topic {
         if events.is_empty() {
             return Ok(None);
         }
-        self.core.publish(&self.name, events)
+        self.core.publish(&self.name, self.latest_only, events)
     }
 
     /// The events of this topic, from a place in the log on.
