@@ -22,11 +22,10 @@ use std::{
     process::ExitCode,
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpListener, sync::watch, time::sleep};
-use tokio_stream::{Stream, StreamExt, wrappers::WatchStream};
+use tokio::{net::TcpListener, time::sleep};
 use tower_sse::{
-    BoxError, EncodedEvents, Event, LastEventId, SseLayer, SseStream,
-    hub::{Hub, Start},
+    BoxError, Event, LastEventId, SseLayer, SseStream,
+    hub::{Hub, Start, Subscription},
 };
 
 const ROOMS: [&str; 4] = ["lobby", "rust", "music", "random"];
@@ -34,12 +33,8 @@ const ROOMS: [&str; 4] = ["lobby", "rust", "music", "random"];
 const LONGEST_NAME: usize = 32;
 const LONGEST_TEXT: usize = 500;
 
-#[derive(Clone)]
-struct Chat {
-    hub: Hub,
-    /// How many are in each room, as an event. It is a state and no history, so it is no topic: who comes gets the newest.
-    presence: watch::Receiver<EncodedEvents>,
-}
+/// How many are in each room, beside the rooms themselves.
+const PRESENCE: &str = "presence";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -60,17 +55,16 @@ async fn run(address: &str) -> Result<(), BoxError> {
 
     // A room is remembered for an hour, and by newcomers for its last 500 messages.
     let hub = Hub::builder().max_events(500).max_age(Duration::from_secs(60 * 60)).build();
-    let (sender, presence) = watch::channel(EncodedEvents::default());
     let app = Router::new()
         .route("/", get(Html(include_str!("chat.html"))))
         .route("/events", get(listen))
         .route("/messages", post(say))
         .layer(DefaultBodyLimit::max(16 << 10))
-        .with_state(Chat { hub: hub.clone(), presence })
+        .with_state(hub.clone())
         .layer(SseLayer::new().retry(Duration::from_secs(1)));
     tokio::select! {
         served = axum::serve(listener, app).into_future() => Ok(served?),
-        counted = count(&hub, &sender) => counted,
+        counted = count(&hub) => counted,
     }
 }
 
@@ -82,19 +76,18 @@ struct Choice {
 
 /// The messages of some rooms, and who is there: `/events?rooms=lobby,rust`.
 async fn listen(
-    State(chat): State<Chat>,
+    State(hub): State<Hub>,
     Query(choice): Query<Choice>,
     last: LastEventId,
-) -> Result<SseStream<impl Stream<Item = EncodedEvents>>, ErrorResponse> {
-    let rooms: Vec<_> = choice.rooms.split(',').filter(|room| !room.is_empty()).collect();
+) -> Result<SseStream<Subscription>, ErrorResponse> {
+    let mut rooms: Vec<_> = choice.rooms.split(',').filter(|room| !room.is_empty()).collect();
     check(!rooms.is_empty(), || "name a room or more, as in /events?rooms=lobby,rust".into())?;
     check(rooms.len() <= ROOMS.len(), || format!("{} rooms are too many: name at most {}", rooms.len(), ROOMS.len()))?;
     for room in &rooms {
         check_room(room)?;
     }
-    let messages = chat.hub.subscribe(rooms, last.or(Start::Earliest)).await?;
-    // One that comes back without an id, as it has not had a message yet, is a newcomer again: it gets all that is held.
-    Ok(SseStream::new(messages.merge(WatchStream::new(chat.presence))))
+    rooms.push(PRESENCE);
+    Ok(SseStream::new(hub.subscribe(rooms, last.or(Start::Earliest)).await?))
 }
 
 #[derive(Deserialize, Serialize)]
@@ -108,7 +101,7 @@ struct Message {
 }
 
 /// Says something in a room. Who says it gets it as all the others do, by the connection.
-async fn say(State(chat): State<Chat>, Json(mut message): Json<Message>) -> Result<StatusCode, ErrorResponse> {
+async fn say(State(hub): State<Hub>, Json(mut message): Json<Message>) -> Result<StatusCode, ErrorResponse> {
     check_room(&message.room)?;
     for (field, longest, what) in
         [(&mut message.name, LONGEST_NAME, "name"), (&mut message.text, LONGEST_TEXT, "message")]
@@ -120,7 +113,7 @@ async fn say(State(chat): State<Chat>, Json(mut message): Json<Message>) -> Resu
     }
     message.time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_millis() as u64);
     let event = Event::json(&message).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    chat.hub.topic(&message.room).publish(event).await?;
+    hub.topic(&message.room).publish(event).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -135,12 +128,14 @@ fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Refusal>
 }
 
 /// Looks twice a second how many are in each room, and tells everybody when that has changed.
-async fn count(hub: &Hub, presence: &watch::Sender<EncodedEvents>) -> Result<(), BoxError> {
+async fn count(hub: &Hub) -> Result<(), BoxError> {
+    // Who comes gets the newest count, and not how it came about.
+    let presence = hub.topic(PRESENCE).latest_only();
     let mut told = BTreeMap::new();
     loop {
         let here = BTreeMap::from(ROOMS.map(|room| (room, hub.topic(room).subscribers())));
         if here != told {
-            presence.send_replace(Event::json(&here)?.event("presence").into());
+            presence.publish(Event::json(&here)?.event("presence")).await?;
             told = here;
         }
         sleep(Duration::from_millis(500)).await;

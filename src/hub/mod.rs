@@ -55,7 +55,10 @@
 //!
 //! What cannot be had any more is never passed over in silence: there is a [`Gap`] then, for the handler before it answers, and
 //! for the client as an event of type `gap` before those that follow. A client that is slower than what its topics hold gets one
-//! too, or is [disconnected](LagPolicy::Disconnect).
+//! too, or is [disconnected](LagPolicy::Disconnect). One that loses its connection again before it has caught up may be told
+//! twice. The name of the event is the hub's: give it to no event of yours.
+//!
+//! A topic that is a [state](Topic::latest_only) loses nothing when an event replaces the one before it.
 //!
 //! # Late joiners
 //!
