@@ -93,12 +93,16 @@ impl From<Event> for EncodedEvents {
 impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
     fn from_iter<I: IntoIterator<Item = T>>(events: I) -> Self {
         let mut bytes = BytesMut::new();
-        let mut count = 0;
+        let mut joined = Self::default();
         for events in events {
             let events = events.into();
             bytes.extend_from_slice(&events.bytes);
-            count += events.count;
+            joined.count += events.count;
+            #[cfg(feature = "hub")]
+            {
+                joined.lagged |= events.lagged;
+            }
         }
-        Self::from_parts(bytes.freeze(), count)
+        Self { bytes: bytes.freeze(), ..joined }
     }
 }

@@ -1,0 +1,60 @@
+//! What a review of the hub found.
+
+use futures_util::FutureExt;
+use http_body::Body;
+use std::{
+    task::Poll,
+    time::{Duration, Instant},
+};
+use support::whatwg;
+use tokio_test::task;
+use tower_sse::{
+    EncodedEvents, Event, EventId, SseStream,
+    hub::{Hub, LagPolicy, Start, Subscription},
+};
+
+fn now<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("a hub in memory waits for nothing")
+}
+
+fn publish(hub: &Hub, topic: &str, data: &str) -> EventId {
+    now(hub.topic(topic).publish(Event::new(data))).unwrap()
+}
+
+fn subscribe(hub: &Hub, topics: &[&str], start: impl Into<Start>) -> Subscription {
+    now(hub.subscribe(topics, start)).unwrap()
+}
+
+fn ready(subscription: &mut task::Spawn<Subscription>) -> (Vec<String>, bool) {
+    let mut data = Vec::new();
+    loop {
+        match subscription.poll_next() {
+            Poll::Ready(Some(events)) => {
+                data.extend(whatwg::parse(events.as_bytes()).messages.into_iter().map(|message| message.data));
+            }
+            Poll::Ready(None) => return (data, true),
+            Poll::Pending => return (data, false),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_client_was_too_slow_is_not_lost_when_events_are_joined() {
+    use tokio_stream::StreamExt;
+    let hub = Hub::builder().max_events(1).lag_policy(LagPolicy::Disconnect).build();
+    let subscription = subscribe(&hub, &["a"], Start::Latest);
+    publish(&hub, "a", "1");
+    publish(&hub, "a", "2");
+    let joined = subscription.map(|events| [events].into_iter().collect::<EncodedEvents>());
+    let body = SseStream::new(joined).end_with(Event::new("no more")).into_response().into_body();
+    let mut body = task::spawn(body);
+    let mut text = Vec::new();
+    for _ in 0..10 {
+        match body.enter(|cx, body| body.poll_frame(cx)) {
+            Poll::Ready(Some(Ok(frame))) => text.extend(frame.into_data().unwrap()),
+            Poll::Ready(Some(Err(_))) => return,
+            Poll::Ready(None) => panic!("a clean end: {:?}", String::from_utf8(text)),
+            Poll::Pending => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
