@@ -58,3 +58,19 @@ async fn that_a_client_was_too_slow_is_not_lost_when_events_are_joined() {
         }
     }
 }
+
+#[test]
+fn a_snapshot_after_a_lag_does_not_go_back() {
+    let hub = Hub::builder().max_events(3).build();
+    let mut subscription = task::spawn(subscribe(&hub, &["a"], Start::Latest));
+    for n in 0..10 {
+        publish(&hub, "a", &n.to_string());
+    }
+    let (got, _) = ready(&mut subscription);
+    assert_eq!(got.len(), 4);
+    let before = subscription.cursor();
+    let again = subscription.into_inner().begin_with(Event::new("state"));
+    assert_eq!(again.cursor(), before);
+    let mut again = task::spawn(again);
+    assert_eq!(ready(&mut again).0, ["state"]);
+}

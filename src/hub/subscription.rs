@@ -147,7 +147,12 @@ impl Subscription {
     #[must_use]
     pub fn begin_with(mut self, snapshot: Event) -> Self {
         if self.gap.is_some() {
-            self.cursor = self.joined;
+            // It can be further on, if some of it was read already.
+            self.cursor = self.cursor.max(self.joined);
+        }
+        for reader in &mut self.readers {
+            reader.next = None;
+            reader.seen = None;
         }
         let snapshot = snapshot.id(self.cursor());
         self.opening = Some(Box::new(snapshot.into()));
