@@ -74,3 +74,30 @@ fn a_snapshot_after_a_lag_does_not_go_back() {
     let mut again = task::spawn(again);
     assert_eq!(ready(&mut again).0, ["state"]);
 }
+
+#[test]
+fn a_gap_that_was_told_is_not_told_again_to_who_comes_back_with_its_id() {
+    let hub = Hub::builder().max_age(Duration::ZERO).build();
+    publish(&hub, "a", "1");
+    publish(&hub, "c", "2");
+    let mut last = EventId::from("other-epoch");
+    let mut gaps = 0;
+    for _ in 0..5 {
+        let subscription = subscribe(&hub, &["a", "b"], last);
+        gaps += u32::from(subscription.gap().is_some());
+        last = subscription.cursor();
+    }
+    assert_eq!(gaps, 1);
+}
+
+#[test]
+fn who_began_with_the_earliest_and_comes_back_before_the_first_event_missed_nothing() {
+    let hub = Hub::builder().max_events(2).build();
+    for n in 0..5 {
+        publish(&hub, "a", &n.to_string());
+    }
+    let cursor = subscribe(&hub, &["a", "new"], Start::Earliest).cursor();
+    let mut back = task::spawn(subscribe(&hub, &["a", "new"], cursor));
+    assert_eq!(back.gap(), None);
+    assert_eq!(ready(&mut back).0, ["3", "4"]);
+}

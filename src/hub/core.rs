@@ -226,8 +226,10 @@ impl Core {
                 reason = reason.or(Some(GapReason::Evicted));
             }
             let from = base.max(lost);
-            cursor = cursor.min(from);
-            resumed = least(resumed, contents.log.first_after(from));
+            let first = contents.log.first_after(from);
+            // As far on as nothing is between, so that a gap is not told again to whoever comes back from there.
+            cursor = cursor.min(first.map_or(newest, |first| first - 1));
+            resumed = least(resumed, first);
             drop(contents);
             readers.push(Reader::new(topic, lost));
         }

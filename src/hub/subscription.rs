@@ -234,8 +234,10 @@ impl Subscription {
             let contents = reader.topic.lock();
             reader.told = contents.log.lost();
             let from = self.cursor.max(reader.told);
-            cursor = cursor.min(from);
-            resumed = least(resumed, contents.log.first_after(from).filter(|number| *number <= through));
+            let first = contents.log.first_after(from);
+            // As far on as nothing is between.
+            cursor = cursor.min(first.map_or(from.max(through), |first| first - 1));
+            resumed = least(resumed, first.filter(|number| *number <= through));
             drop(contents);
             reader.next = None;
             reader.seen = None;
