@@ -101,3 +101,22 @@ fn who_began_with_the_earliest_and_comes_back_before_the_first_event_missed_noth
     assert_eq!(back.gap(), None);
     assert_eq!(ready(&mut back).0, ["3", "4"]);
 }
+
+#[test]
+fn a_runtime_that_nobody_drives_keeps_no_topics() {
+    let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let first = runtime();
+    first.block_on(async { publish(&hub, "first", "") });
+    let second = runtime();
+    second.block_on(async {
+        for topic in 0..100 {
+            publish(&hub, &topic.to_string(), "");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        for _ in 0..100 {
+            publish(&hub, "another", "");
+        }
+        assert!(hub.stats().topics <= 2, "{:?}", hub.stats());
+    });
+}

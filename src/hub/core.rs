@@ -168,7 +168,7 @@ impl Core {
         let wakers = topic.changed(&mut contents);
         self.committed.store(registry.newest, Ordering::Release);
         drop(contents);
-        self.call_janitor(&mut registry);
+        self.call_janitor(&mut registry, now);
         drop(registry);
         topic.wake(wakers);
         Ok(newest)
@@ -186,7 +186,7 @@ impl Core {
         registry.age(&topic, &mut contents, self.limits.retention.expiry(now));
         let wakers = topic.changed(&mut contents);
         drop(contents);
-        self.call_janitor(&mut registry);
+        self.call_janitor(&mut registry, now);
         drop(registry);
         topic.wake(wakers);
         Ok(())
@@ -233,7 +233,7 @@ impl Core {
             drop(contents);
             readers.push(Reader::new(topic, lost));
         }
-        self.call_janitor(&mut registry);
+        self.call_janitor(&mut registry, now);
         drop(registry);
 
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
@@ -306,13 +306,16 @@ impl Core {
     }
 
     /// Sees to it that there is a janitor if there is anything to do for one.
-    fn call_janitor(self: &Arc<Self>, registry: &mut Registry) {
+    fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
+        let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
         let is_there = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
-        if !registry.due.is_empty() && !is_there {
+        if !is_there {
             registry.janitor = janitor::spawn(self);
-            if registry.janitor.is_none() {
-                registry.sweep(4, &self.limits.retention);
-            }
+        }
+        // One whose runtime nobody drives is late.
+        let is_late = || now.saturating_duration_since(due) > self.limits.retention.max_age / 16;
+        if registry.janitor.is_none() || is_late() {
+            registry.sweep(4, &self.limits.retention);
         }
     }
 }
