@@ -3,7 +3,7 @@
 //! Two kinds of locks, always taken in this order: that of the registry, by whoever publishes, subscribes or finishes; and that
 //! of one topic, by these and by whoever reads it. An event gets its number and its place in its topic under both, so numbers
 //! rise in each topic, and when a number is [committed](Core::committed) every smaller one can be read. Readers take the lock
-//! of their topic alone. No waker is woken, and none is dropped, while a lock is held.
+//! of their topic alone. No waker is woken, cloned or dropped while a lock is held.
 
 use super::{
     Error, Gap, GapReason, LagPolicy, Start, Stats, Subscription,

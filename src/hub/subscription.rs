@@ -341,6 +341,8 @@ impl Reader {
         if self.waits() {
             return Step::Wait;
         }
+        // Not under the lock: to clone a waker is to run somebody else's code.
+        let waker = waker.clone();
         let mut contents = self.topic.lock();
         match contents.log.read(cursor, self.told, u64::MAX) {
             Read::Events(events, last) => Step::Events(events, last),
@@ -348,7 +350,7 @@ impl Reader {
             Read::Nothing if contents.finished.is_some() => Step::Finished,
             Read::Nothing => {
                 self.seen = Some(self.topic.version());
-                let replaced = contents.waiters.wait(&mut self.ticket, waker.clone());
+                let replaced = contents.waiters.wait(&mut self.ticket, waker);
                 drop(contents);
                 drop(replaced);
                 Step::Wait
@@ -361,6 +363,7 @@ impl Reader {
         if self.next.is_some() || self.is_finished || self.waits() {
             return true;
         }
+        let waker = waker.clone();
         let mut contents = self.topic.lock();
         let from = cursor.max(self.told);
         if contents.log.lost() > from {
@@ -371,7 +374,7 @@ impl Reader {
         if self.next.is_none() {
             self.is_finished = contents.finished.is_some();
             self.seen = Some(self.topic.version());
-            replaced = contents.waiters.wait(&mut self.ticket, waker.clone());
+            replaced = contents.waiters.wait(&mut self.ticket, waker);
         }
         drop(contents);
         drop(replaced);
