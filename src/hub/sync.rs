@@ -1,12 +1,12 @@
 //! What threads share, from std; and from loom where `tests/interleavings` compiles this crate to try every order of steps.
 
-#[cfg(loom)]
+#[cfg(tower_sse_loom)]
 pub(super) use loom::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 use std::sync::PoisonError;
-#[cfg(not(loom))]
+#[cfg(not(tower_sse_loom))]
 pub(super) use std::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, Ordering},
