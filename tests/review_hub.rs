@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 use http_body::Body;
 use std::{
     task::Poll,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use support::whatwg;
 use tokio_test::task;
@@ -119,4 +119,19 @@ fn a_runtime_that_nobody_drives_keeps_no_topics() {
         }
         assert!(hub.stats().topics <= 2, "{:?}", hub.stats());
     });
+}
+
+#[test]
+fn a_small_event_after_a_large_one_takes_no_memory_for_many() {
+    const TOPICS: usize = 1000;
+    let hub = Hub::builder().max_events(1).build();
+    let topics: Vec<_> = (0..TOPICS).map(|n| hub.topic(n.to_string())).collect();
+    let heap = allocation_counter::measure(|| {
+        for topic in &topics {
+            now(topic.publish(Event::new("x".repeat(5000)))).unwrap();
+            now(topic.publish(Event::new("x"))).unwrap();
+        }
+    });
+    let topic = heap.bytes_current as usize / TOPICS;
+    assert!(topic <= 1024, "{topic} bytes for one event");
 }

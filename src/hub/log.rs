@@ -155,8 +155,8 @@ impl Log {
             if self.open.bytes.len() + size > segment || !self.open.takes(now) {
                 self.seal();
             }
-            if self.open.entries.is_empty() && !self.sealed.is_empty() {
-                // A busy topic: this one will be filled, too.
+            if self.open.entries.is_empty() && self.sealed.back().is_some_and(|last| last.entries.len() > 1) {
+                // A busy topic, and not a large event: this one will be filled, too.
                 self.open.bytes.reserve_exact(segment.max(size));
             }
             self.open.bytes.extend_from_slice(event.as_bytes());
