@@ -75,9 +75,9 @@ impl Audience {
             };
             tasks.spawn_on(read, runtime.handle());
         }
-        // Each has its first byte, and waits.
+        // Each has its first byte, and waits: some 60 tasks have their turn between two of this one.
         runtime.block_on(async {
-            for _ in 0..10 {
+            for _ in 0..SUBSCRIBERS {
                 yield_now().await;
             }
         });
@@ -85,13 +85,18 @@ impl Audience {
         Self { heard, _tasks: tasks }
     }
 
-    /// Waits until everybody has heard at least so many bytes.
+    /// Waits until everybody has heard so many bytes: all that were published, as those who are left behind would read two
+    /// bursts for the price of one.
     async fn hears(&self, bytes: usize) {
         while self.heard.load(Ordering::Relaxed) < bytes * SUBSCRIBERS {
             yield_now().await;
         }
-        self.heard.store(0, Ordering::Relaxed);
+        assert_eq!(self.heard.swap(0, Ordering::Relaxed), bytes * SUBSCRIBERS);
     }
+}
+
+fn digits(number: usize) -> usize {
+    number.ilog10() as usize + 1
 }
 
 fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize) {
@@ -99,7 +104,7 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
     group.throughput(Throughput::Elements((SUBSCRIBERS * burst) as u64));
     let data = data();
     // The ids differ in length; the rest does not.
-    let least = burst * Event::new(data).encode().len();
+    let without_ids = burst * (Event::new(data).encode().len() + "id: \n".len());
 
     let topic = Hub::new().topic("ticks");
     let subscriptions = || SseStream::new(now(topic.subscribe(Start::Latest)).unwrap()).into_response().into_body();
@@ -107,18 +112,23 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
     group.bench_function("tower-sse, published one by one", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
+                let mut bytes = without_ids;
                 for _ in 0..burst {
-                    topic.publish(Event::new(black_box(data))).await.unwrap();
+                    bytes += topic.publish(Event::new(black_box(data))).await.unwrap().as_bytes().len();
                 }
-                audience.hears(least).await;
+                audience.hears(bytes).await;
             });
         });
     });
     group.bench_function("tower-sse, published together", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
-                topic.publish_all((0..burst).map(|_| Event::new(black_box(data)))).await.unwrap();
-                audience.hears(least).await;
+                let events = (0..burst).map(|_| Event::new(black_box(data)));
+                let last = topic.publish_all(events).await.unwrap().expect("there are events");
+                let (epoch, last) = last.as_str().split_once('-').expect("an id of a hub");
+                let last: usize = last.parse().expect("a number");
+                let ids = (last - burst..last).map(|before| epoch.len() + 1 + digits(before + 1));
+                audience.hears(without_ids + ids.sum::<usize>()).await;
             });
         });
     });
@@ -137,11 +147,13 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
     group.bench_function("broadcast and axum", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
+                let mut bytes = without_ids;
                 for _ in 0..burst {
                     id += 1;
+                    bytes += digits(id as usize);
                     sender.send((id, black_box(data).into())).unwrap();
                 }
-                audience.hears(least).await;
+                audience.hears(bytes).await;
             });
         });
     });
