@@ -43,7 +43,7 @@ impl Builder {
 
     /// How many bytes of events, as they are sent, each topic holds at most. The default is 8 MiB.
     ///
-    /// What it takes in memory is up to 16 KiB more, and some 16 bytes more for each event.
+    /// What it takes in memory is up to 48 KiB more, and some 16 bytes more for each event.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.0.retention.max_bytes = bytes;
         self
@@ -53,7 +53,7 @@ impl Builder {
     /// hour; [`Duration::MAX`] is for ever.
     ///
     /// A topic without subscribers is dropped when its last event is too old. The memory of events that are too old is given
-    /// back a while later, at most a sixteenth of this time; nobody gets them any more by then.
+    /// back a while later, at most a sixteenth of this time; whoever subscribes gets them no more by then.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = age;
         self

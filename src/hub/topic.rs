@@ -101,7 +101,8 @@ impl Topic {
     /// Says that there will be no more events: a job that is done, an answer that is complete.
     ///
     /// Its subscriptions end after its last event. An `EventSource` takes that for a lost connection and comes back, and then
-    /// gets `204 No Content`, by which it knows. It is remembered for the hub's `max_age`. Finished twice is finished.
+    /// gets `204 No Content`, by which it knows. It is remembered for the hub's `max_age`, and for as long as there is a
+    /// subscription to it and to other topics that go on; until then nothing can be published to it. Finished twice is finished.
     ///
     /// # Errors
     ///
