@@ -197,6 +197,21 @@ fn to_publish_allocates_nothing_for_a_subscriber() {
     assert_eq!(allocations_with(1000), allocations_with(1));
 }
 
+#[test]
+fn a_small_event_after_a_large_one_takes_no_memory_for_many() {
+    const TOPICS: usize = 1000;
+    let hub = Hub::builder().max_events(1).build();
+    let topics: Vec<_> = (0..TOPICS).map(|n| hub.topic(n.to_string())).collect();
+    let heap = measure(|| {
+        for topic in &topics {
+            published(topic.publish(Event::new("x".repeat(5000))));
+            published(topic.publish(Event::new("x")));
+        }
+    });
+    let topic = heap.bytes_current as usize / TOPICS;
+    assert!(topic <= 1024, "{topic} bytes for one event");
+}
+
 /// What a client does not read is held by the topic for everybody, and no longer than for everybody.
 #[test]
 fn a_client_that_does_not_read_costs_nothing_while_others_do() {

@@ -1,6 +1,6 @@
 //! Topics and their subscribers: what arrives, as what, and what is told of it.
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use http_body::Body;
 use std::{
     pin::Pin,
@@ -288,6 +288,54 @@ async fn who_is_too_slow_can_be_disconnected_and_comes_back_to_where_it_was() {
     }
     let types: Vec<_> = messages(&mut told).into_iter().map(|message| message.r#type).collect();
     assert_eq!(types, ["gap", "gap", "message", "message", "message"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_a_client_was_too_slow_is_not_lost_when_events_are_joined() {
+    let hub = Hub::builder().max_events(1).lag_policy(LagPolicy::Disconnect).build();
+    let subscription = now(hub.topic("a").subscribe(Start::Latest)).unwrap();
+    publish(&hub.topic("a"), "1");
+    publish(&hub.topic("a"), "2");
+    let joined = subscription.map(|events| [events].into_iter().collect::<EncodedEvents>());
+    let body = SseStream::new(joined).end_with(Event::new("no more")).into_response().into_body();
+    let mut body = task::spawn(body);
+    let mut text = Vec::new();
+    for _ in 0..10 {
+        match body.enter(|cx, body| body.poll_frame(cx)) {
+            Poll::Ready(Some(Ok(frame))) => text.extend(frame.into_data().unwrap()),
+            Poll::Ready(Some(Err(_))) => return,
+            Poll::Ready(None) => panic!("a clean end: {:?}", String::from_utf8(text)),
+            Poll::Pending => tokio::time::sleep(std::time::Duration::from_secs(1)).await,
+        }
+    }
+}
+
+/// `204` would keep the client away from what it has not got.
+#[test]
+fn one_that_was_cut_off_before_it_became_a_response_is_not_over() {
+    let topic = Hub::builder().max_events(1).lag_policy(LagPolicy::Disconnect).build().topic("a");
+    let mut subscription = subscribe(&topic, Start::Latest);
+    publish(&topic, "1");
+    publish(&topic, "2");
+    let last = next(&mut subscription);
+    assert!(last.is_lagged() && !last.is_empty() && last.count() == 0);
+    assert!(!subscription.is_finished());
+    assert_eq!(SseStream::new(subscription.into_inner()).into_response().status(), 200);
+}
+
+#[test]
+fn a_snapshot_after_a_lag_does_not_go_back() {
+    let hub = Hub::builder().max_events(3).build();
+    let mut subscription = subscribe(&hub.topic("a"), Start::Latest);
+    for n in 0..10 {
+        publish(&hub.topic("a"), &n.to_string());
+    }
+    assert_eq!(messages(&mut subscription).len(), 4);
+    let before = subscription.cursor();
+    let again = subscription.into_inner().begin_with(Event::new("state"));
+    assert_eq!(again.cursor(), before);
+    let mut again = task::spawn(again);
+    assert_eq!(messages(&mut again).len(), 1);
 }
 
 #[test]

@@ -72,8 +72,9 @@ fn assert_gets_after_a_gap(hub: &Hub, topics: &[&str], requested: EventId, reaso
 
     let back = EventId::new(&told.last_event_id).unwrap();
     let (again, _) = ready(hub.subscribe(topics, back).now_or_never().unwrap().unwrap());
-    let again: Vec<_> = again.iter().filter(|message| message.r#type != "gap").collect();
-    assert_eq!(again, rest.iter().collect::<Vec<_>>(), "the id of a gap is a place to come back to");
+    // With many topics it may be told once more: no place is after what one has lost and before what another holds.
+    let is_retold = topics.len() > 1 && again[0].r#type == "gap";
+    assert_eq!(&again[usize::from(is_retold)..], rest, "the id of a gap is a place to come back to");
 }
 
 #[test]
@@ -291,4 +292,29 @@ async fn a_response_begins_with_a_place_to_come_back_to() {
 
     publish(&hub, "a", "2");
     assert_gets(subscribe(&hub, "a", EventId::new(source.last_event_id).unwrap()), &["2"]);
+}
+
+#[test]
+fn a_gap_that_was_told_is_not_told_again_to_who_comes_back_with_its_id() {
+    let hub = Hub::builder().max_age(Duration::ZERO).build();
+    publish(&hub, "a", "1");
+    publish(&hub, "c", "2");
+    let mut last = EventId::from("other-epoch");
+    let mut gaps = 0;
+    for _ in 0..5 {
+        let subscription = subscribe_to(&hub, ["a", "b"], last);
+        gaps += u32::from(subscription.gap().is_some());
+        last = subscription.cursor();
+    }
+    assert_eq!(gaps, 1);
+}
+
+#[test]
+fn who_began_with_the_earliest_and_comes_back_before_the_first_event_missed_nothing() {
+    let hub = Hub::builder().max_events(2).build();
+    for n in 0..5 {
+        publish(&hub, "a", &n.to_string());
+    }
+    let cursor = subscribe_to(&hub, ["a", "new"], Start::Earliest).cursor();
+    assert_gets(subscribe_to(&hub, ["a", "new"], cursor), &["3", "4"]);
 }

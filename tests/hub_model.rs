@@ -47,6 +47,8 @@ enum Step {
     },
     /// So much time that everything is too old.
     Wait,
+    /// A quarter of that.
+    Pass,
 }
 
 #[derive(Clone, Debug)]
@@ -80,11 +82,19 @@ fn step(largest: usize) -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Without what ends a topic, whose time is another matter.
+fn step_in_time() -> impl Strategy<Value = Step> {
+    let lasting = step(300).prop_filter("a topic goes on", |step| !matches!(step, Step::Finish { .. } | Step::Wait));
+    prop_oneof![6 => lasting, 1 => Just(Step::Pass)]
+}
+
 /// An event that was published.
 struct Published {
     topic: usize,
     data: String,
     size: usize,
+    /// In quarters of the time for which an event is held.
+    at: u32,
     is_held: bool,
     is_replaced: bool,
 }
@@ -96,6 +106,7 @@ struct Model {
     finished: [Option<Finished>; 3],
     max_events: usize,
     max_bytes: usize,
+    now: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -117,7 +128,10 @@ impl Model {
                 event.is_held = false;
             }
         }
-        self.log.insert(self.newest() + 1, Published { topic, data, size, is_held: true, is_replaced: false });
+        self.log.insert(
+            self.newest() + 1,
+            Published { topic, data, size, at: self.now, is_held: true, is_replaced: false },
+        );
         loop {
             let held = || self.log.values().filter(|event| event.topic == topic && event.is_held);
             let bytes: usize = held().map(|event| event.size).sum();
@@ -270,7 +284,7 @@ impl World {
         for _ in 0..items {
             let client = &mut self.clients[index];
             match client.subscription.poll_next() {
-                Poll::Ready(Some(events)) if events.is_empty() => {
+                Poll::Ready(Some(events)) if events.is_lagged() => {
                     assert_eq!(self.policy, LagPolicy::Disconnect);
                     assert!(client.due(&self.model).any(|(_, event)| !event.is_held), "cut off for a reason");
                     client.was_cut_off = true;
@@ -373,6 +387,16 @@ impl World {
         }
     }
 
+    async fn pass(&mut self) {
+        tokio::time::advance(MAX_AGE / 4).await;
+        self.model.now += 1;
+        // Whoever comes gets nothing that is too old, whether a janitor was there or not.
+        drop(self.hub.subscribe(TOPICS, Start::Latest).await.unwrap());
+        for event in self.model.log.values_mut() {
+            event.is_held &= self.model.now - event.at < 4;
+        }
+    }
+
     async fn wait(&mut self) {
         tokio::time::advance(2 * MAX_AGE).await;
         // The janitor has its turn.
@@ -419,6 +443,7 @@ async fn play(steps: Vec<Step>, max_events: usize, max_bytes: usize, policy: Lag
                 world.model.finished[topic].get_or_insert(Finished::Remembered);
             }
             Step::Wait => world.wait().await,
+            Step::Pass => world.pass().await,
         }
         for (topic, name) in TOPICS.into_iter().enumerate() {
             let listening = world.clients.iter().filter(|client| client.listens_to(topic)).count();
@@ -458,6 +483,13 @@ proptest! {
         steps in vec(step(400), 1..120), max_bytes in 0_usize..6000, policy in policies(),
     ) {
         run(steps, usize::MAX, max_bytes, policy);
+    }
+
+    #[test]
+    fn while_time_passes_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+        steps in vec(step_in_time(), 1..120), policy in policies(),
+    ) {
+        run(steps, usize::MAX, usize::MAX, policy);
     }
 
     #[test]

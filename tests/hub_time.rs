@@ -161,6 +161,46 @@ fn outside_of_a_runtime_topics_are_dropped_as_well() {
     assert!(hub.stats().topics <= 2, "{:?}", hub.stats());
 }
 
+#[test]
+fn a_runtime_that_nobody_drives_keeps_no_topics() {
+    let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let first = runtime();
+    first.block_on(publish(&hub, "first", ""));
+    let second = runtime();
+    second.block_on(async {
+        for topic in 0..100 {
+            publish(&hub, &topic.to_string(), "").await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        for _ in 0..100 {
+            publish(&hub, "another", "").await;
+        }
+        assert!(hub.stats().topics <= 2, "{:?}", hub.stats());
+    });
+}
+
+/// To sleep panics there: once, and not for every event.
+#[test]
+fn in_a_runtime_without_timers_there_is_one_try_and_topics_are_dropped_as_well() {
+    let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        publish(&hub, "first", "").await;
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
+        // It has its turn, and then another one.
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+        for _ in 0..10 {
+            publish(&hub, "another", "").await;
+            assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+        }
+    });
+    assert_eq!(hub.stats().topics, 1);
+}
+
 /// A hub in a static outlives the runtime of whoever used it first.
 #[test]
 fn a_hub_goes_from_one_runtime_to_another() {

@@ -63,10 +63,25 @@ impl EncodedEvents {
         self.count
     }
 
-    /// Whether there is no event.
+    /// Whether there is nothing to hand on: no event, no line without one, and not the news of [`is_lagged`](Self::is_lagged).
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        #[cfg(feature = "hub")]
+        if self.lagged {
+            return false;
+        }
+        self.bytes.is_empty()
+    }
+
+    /// Whether this is the last item of a [`Subscription`](crate::hub::Subscription) whose client was too slow, under
+    /// [`LagPolicy::Disconnect`](crate::hub::LagPolicy::Disconnect): no events, but an error to the response.
+    ///
+    /// Whoever makes other items of the events has to hand it on, by an error for instance: a stream that merely ends looks
+    /// complete.
+    #[cfg(feature = "hub")]
+    #[must_use]
+    pub fn is_lagged(&self) -> bool {
+        self.lagged
     }
 
     /// The bytes on the wire.

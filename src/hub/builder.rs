@@ -21,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 ///     .lag_policy(LagPolicy::Disconnect)
 ///     .build();
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder(Limits);
 

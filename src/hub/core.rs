@@ -49,6 +49,8 @@ struct Registry {
     /// When a topic is to be looked at, because something in it will be too old then. The number tells topics apart.
     due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     janitor: Option<AbortHandle>,
+    /// The runtime of a janitor had no timers.
+    is_without_timers: bool,
 }
 
 pub(super) struct TopicState {
@@ -305,12 +307,17 @@ impl Core {
         next
     }
 
+    /// Who publishes and subscribes does the janitor's work from now on.
+    pub(super) fn is_without_timers(&self) {
+        lock(&self.registry).is_without_timers = true;
+    }
+
     /// Sees to it that there is a janitor if there is anything to do for one.
     fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
         let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
         let is_there = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
         if !is_there {
-            registry.janitor = janitor::spawn(self);
+            registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };
         }
         // One whose runtime nobody drives is late.
         let is_late = || now.saturating_duration_since(due) > self.limits.retention.max_age / 16;
@@ -377,7 +384,7 @@ impl Registry {
         self.held = self.held - contents.log.evict(retention, now);
         let changed = contents.log.oldest().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
-            // Not for every single event: what is too old is not read any more, whether it is still there or not.
+            // Not for every single event: whoever comes gets nothing that is too old, whether it is still there or not.
             let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.age(topic, &mut contents, Some(expiry.max(not_before)));
         }

@@ -18,7 +18,7 @@ use std::fmt;
 /// assert_eq!(error.to_string(), r#"the topic "answer-42" is finished; publish to another one"#);
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
     topic: Box<str>,

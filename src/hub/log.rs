@@ -176,10 +176,11 @@ impl Log {
         while too_much(self.held) {
             self.evict_oldest();
         }
-        while let Some(expiry) = self.oldest().and_then(|oldest| retention.expiry(oldest)) {
-            if expiry > now {
-                break;
-            }
+        let is_too_old = |then| retention.expiry(then).is_some_and(|expiry| expiry <= now);
+        while self.sealed.front().and_then(Segment::newest).is_some_and(is_too_old) {
+            self.evict_segment();
+        }
+        while self.oldest().is_some_and(is_too_old) {
             self.evict_oldest();
         }
         before - self.held
@@ -193,6 +194,15 @@ impl Log {
         }
         self.lost = lost;
         before - self.held
+    }
+
+    /// All of the oldest segment, which is sealed.
+    fn evict_segment(&mut self) {
+        if let Some(segment) = self.sealed.pop_front() {
+            self.lost = segment.last();
+            self.held.events -= segment.entries.len() - segment.dead;
+            self.held.bytes -= segment.live_bytes();
+        }
     }
 
     fn evict_oldest(&mut self) {
@@ -313,6 +323,10 @@ impl<B: AsRef<[u8]>> Segment<B> {
 
     fn oldest(&self) -> Option<Instant> {
         Some(self.born? + Duration::from_millis(self.entries.get(self.dead)?.age.into()))
+    }
+
+    fn newest(&self) -> Option<Instant> {
+        Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
     /// Where an entry begins in the bytes; for their number, where the bytes end.

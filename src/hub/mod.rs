@@ -46,7 +46,7 @@
 //! | anything else: `7`, `yesterday` | a gap (`malformed`), then all that is held |
 //! | the last id of a finished topic, or none and wants what comes from now on | `204 No Content`: an `EventSource` stays away |
 //! | another id of a finished topic | the same as if it were not finished, and then the end |
-//! | an id of a topic that was dropped for its age and made anew | what follows it; a gap (`evicted`) first, if events after it were lost |
+//! | an id of a topic that was dropped for its age and made anew | what follows it; a gap (`evicted`) first, if events after it were lost, or if so many topics were dropped since (10,000) that it is no longer known |
 //!
 //! With many topics each row holds for each of them, and one gap is told for all. A place in the log grants nothing: a client gets
 //! the topics that the handler asks for, whatever its id points to.
@@ -68,7 +68,8 @@
 //!
 //! Each topic holds its last events, as many as all of [`max_events`](Builder::max_events), [`max_bytes`](Builder::max_bytes) and
 //! [`max_age`](Builder::max_age) allow. Time passes without traffic: one task for each hub, on the runtime of whoever published
-//! first, gives back the memory of what is too old, and drops topics that are.
+//! first, gives back the memory of what is too old, and drops topics that are. It panics, once, if that runtime has no timers;
+//! then, and outside of any runtime, those who publish and subscribe do its work.
 //!
 //! # Guarantees
 //!
@@ -175,11 +176,11 @@ impl Default for Hub {
 
 impl fmt::Debug for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.stats().fmt(f)
+        f.debug_struct("Hub").field("stats", &self.stats()).finish()
     }
 }
 
-/// What a hub has, and what it has done since it was made.
+/// What a hub has in this process, and what it has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

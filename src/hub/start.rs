@@ -18,6 +18,7 @@ use crate::{EventId, LastEventId};
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Start {
     /// With the events that are published from now on.
     #[default]

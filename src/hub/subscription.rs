@@ -35,7 +35,10 @@ use tokio_stream::Stream;
 /// # Ends
 ///
 /// When all its topics are [finished](super::Topic::finish), after their last event. If it is behind under
-/// [`LagPolicy::Disconnect`], it ends with an item that has no events, by which the response [fails](super::Lagged).
+/// [`LagPolicy::Disconnect`], it ends with an item that [says so](EncodedEvents::is_lagged), by which the response
+/// [fails](super::Lagged).
+///
+/// It keeps its hub alive, so it does not end because every [`Hub`](super::Hub) and [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     core: Arc<Core>,
     /// None at the end.
@@ -50,6 +53,8 @@ pub struct Subscription {
     waker: Option<Waker>,
     lag_policy: LagPolicy,
     is_resumed: bool,
+    /// It ended because the client was too slow.
+    is_cut: bool,
 }
 
 impl Subscription {
@@ -72,13 +77,14 @@ impl Subscription {
             waker: None,
             lag_policy,
             is_resumed,
+            is_cut: false,
         };
         this.opening = this.gap.as_ref().map(|gap| Box::new(this.gap_event(gap).into()));
         this
     }
 
-    /// What the client has missed, or, once it is a client, what it was last told that it has. The client gets the same as an
-    /// event.
+    /// What the client has missed: when it came, or, if it was too slow later, since then. It gets the same as an event, unless
+    /// the subscription [begins with](Self::begin_with) a snapshot instead.
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
@@ -104,6 +110,7 @@ impl Subscription {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.opening.is_none()
+            && !self.is_cut
             && self.readers.iter().all(|reader| {
                 let contents = reader.topic.lock();
                 contents.finished.is_some() && contents.log.ends_at(self.cursor.max(reader.told))
@@ -117,8 +124,10 @@ impl Subscription {
     /// on with what was published after it was made.
     ///
     /// The state has to be that of the cursor: neither with less, nor with what follows. Either nothing is published between
-    /// the subscription and the reading of the state, by a lock that those who publish hold, too; or the state knows the id of
-    /// the event that changed it last, and the subscription begins [after](super::Start::After) that.
+    /// the subscription and the reading of the state, by a lock that those who publish hold, too, as below. Or the state knows
+    /// the id of the event that changed it last, and the subscription begins [after](super::Start::After) that, without a
+    /// gap: with one, the state is too old for what is held. [`Start::Earliest`](super::Start::Earliest) is no start for a
+    /// snapshot, as all that is held follows.
     ///
     /// # Examples
     ///
@@ -279,6 +288,7 @@ impl Stream for Subscription {
             Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
                 this.core.count_gap();
                 this.leave();
+                this.is_cut = true;
                 Poll::Ready(Some(EncodedEvents::lagged()))
             }
             Step::Lost => {

@@ -69,7 +69,8 @@ impl Topic {
     /// Adds events that follow each other immediately, with one wake-up for all of them, and returns the id of the last;
     /// `None` if there are none.
     ///
-    /// All of them are read before the first is added, so the iterator can take its time.
+    /// All of them are read before the first is added, so the iterator can take its time. If they are more than the topic
+    /// holds, everybody who listens has missed the first of them, and is told.
     ///
     /// # Errors
     ///
@@ -136,7 +137,7 @@ impl Topic {
         self.core.exists(&self.name)
     }
 
-    /// How many subscriptions there are now.
+    /// How many subscriptions there are now, in this process.
     ///
     /// It counts those that were not dropped yet. A server drops one when the client closes its connection; for a client that
     /// has vanished that is when a write to it fails, so it depends on heartbeats and on the timeouts of the transport.

@@ -134,3 +134,33 @@ fn a_topic_that_is_left_while_somebody_comes_is_there() {
         assert_eq!(hub.stats().topics, 1, "it holds an event");
     });
 }
+
+/// Held is one event of each topic, so either reader may come too late for one.
+#[test]
+fn who_comes_too_late_for_an_event_is_told_and_goes_on() {
+    check(2, || {
+        let hub = Hub::builder().max_events(1).build();
+        let mut subscription = subscribe(&hub, &["a", "b"], Start::Latest);
+        let publisher = thread::spawn({
+            let hub = hub.clone();
+            move || {
+                publish(&hub, "a", "1");
+                publish(&hub, "a", "2");
+                publish(&hub, "b", "3");
+                block_on(hub.topic("a").finish()).unwrap();
+                block_on(hub.topic("b").finish()).unwrap();
+            }
+        });
+        let (mut data, mut gaps) = (Vec::new(), 0);
+        while let Some(next) = block_on(poll_fn(|cx| Pin::new(&mut subscription).poll_next(cx))) {
+            for event in std::str::from_utf8(next.as_bytes()).unwrap().split_terminator("\n\n") {
+                match event.split_once("\ndata: ").unwrap() {
+                    (head, _) if head.ends_with("event: gap") => gaps += 1,
+                    (_, text) => data.push(text.to_owned()),
+                }
+            }
+        }
+        assert!(data == ["1", "2", "3"] && gaps == 0 || data == ["2", "3"] && gaps == 1, "{data:?}, {gaps} gaps");
+        publisher.join().unwrap();
+    });
+}
