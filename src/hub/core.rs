@@ -9,19 +9,16 @@ use super::{
     Error, Gap, GapReason, LagPolicy, Start, Stats, Subscription,
     cursor::Epoch,
     janitor,
-    log::{Amount, Log, Retention},
-    subscription::Reader,
-    sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock},
-    waiters::{Ticket, Waiters},
+    log::Retention,
+    reader::Reader,
+    registry::Registry,
+    sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock},
+    topic_state::TopicState,
+    waiters::Ticket,
 };
 use crate::{Event, EventId};
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::BuildHasher,
-    sync::Arc,
-    task::Waker,
-};
-use tokio::{task::AbortHandle, time::Instant};
+use std::sync::Arc;
+use tokio::time::Instant;
 
 /// What a hub was built with.
 #[derive(Clone, Copy, Debug)]
@@ -38,82 +35,6 @@ pub(super) struct Core {
     committed: AtomicU64,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
-}
-
-#[derive(Default)]
-struct Registry {
-    topics: HashMap<Arc<str>, Arc<TopicState>>,
-    newest: u64,
-    held: Amount,
-    forgotten: Forgotten,
-    /// When a topic is to be looked at, because something in it will be too old then. The number tells topics apart.
-    due: BTreeMap<(Instant, u64), Arc<TopicState>>,
-    janitor: Option<AbortHandle>,
-    /// The runtime of a janitor had no timers.
-    is_without_timers: bool,
-}
-
-pub(super) struct TopicState {
-    name: Arc<str>,
-    /// Grows with every change that a reader waits for.
-    version: AtomicU64,
-    contents: Mutex<Contents>,
-}
-
-pub(super) struct Contents {
-    pub(super) log: Log,
-    pub(super) waiters: Waiters,
-    pub(super) finished: Option<Instant>,
-    subscribers: usize,
-    /// Whether each event replaces the one before it.
-    latest_only: bool,
-    /// Whether it is in the registry's `due`.
-    is_due: bool,
-}
-
-impl TopicState {
-    fn new(name: Arc<str>, lost: u64) -> Self {
-        let contents = Contents {
-            log: Log::new(lost),
-            waiters: Waiters::default(),
-            finished: None,
-            subscribers: 0,
-            latest_only: false,
-            is_due: false,
-        };
-        Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
-    }
-
-    pub(super) fn lock(&self) -> MutexGuard<'_, Contents> {
-        lock(&self.contents)
-    }
-
-    pub(super) fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
-    }
-
-    /// Tells the readers that something has changed: those who look by the version, those who wait by their wakers, which the
-    /// caller wakes when it holds no lock.
-    fn changed(&self, contents: &mut Contents) -> Vec<Option<Waker>> {
-        self.version.fetch_add(1, Ordering::Release);
-        contents.waiters.take()
-    }
-
-    fn wake(&self, mut wakers: Vec<Option<Waker>>) {
-        if wakers.is_empty() {
-            return;
-        }
-        wakers.drain(..).flatten().for_each(Waker::wake);
-        self.lock().waiters.give_back(wakers);
-    }
-}
-
-impl Contents {
-    /// Whether there is nothing that anybody could come back for.
-    fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
-        let is_remembered = |finished| retention.expiry(finished).is_none_or(|expiry| expiry > now);
-        self.subscribers == 0 && self.log.held().events == 0 && !self.finished.is_some_and(is_remembered)
-    }
 }
 
 impl Core {
@@ -332,103 +253,6 @@ impl Drop for Core {
         if let Some(janitor) = lock(&self.registry).janitor.take() {
             janitor.abort();
         }
-    }
-}
-
-impl Registry {
-    /// The topic of this name, which is made if it is not there.
-    fn topic(&mut self, name: &Arc<str>, limits: &Limits) -> Result<Arc<TopicState>, Error> {
-        if let Some(topic) = self.topics.get(name) {
-            return Ok(topic.clone());
-        }
-        self.has_room_for(std::slice::from_ref(name), limits)?;
-        let lost = self.forgotten.lost(self.topics.hasher().hash_one(name));
-        let topic = Arc::new(TopicState::new(name.clone(), lost));
-        self.topics.insert(name.clone(), topic.clone());
-        Ok(topic)
-    }
-
-    fn has_room_for(&self, names: &[Arc<str>], limits: &Limits) -> Result<(), Error> {
-        let room = limits.max_topics.saturating_sub(self.topics.len());
-        match names.iter().filter(|name| !self.topics.contains_key(*name)).nth(room) {
-            Some(name) => Err(Error::too_many_topics(name, limits.max_topics)),
-            None => Ok(()),
-        }
-    }
-
-    /// Notes that the topic is to be looked at when it is due.
-    fn age(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
-        if let (Some(due), false) = (due, contents.is_due) {
-            contents.is_due = true;
-            self.due.insert((due, Arc::as_ptr(topic).addr() as u64), topic.clone());
-        }
-    }
-
-    /// Looks at some of the topics that are due.
-    fn sweep(&mut self, at_once: usize, retention: &Retention) {
-        let now = Instant::now();
-        for _ in 0..at_once {
-            match self.due.first_entry() {
-                Some(first) if first.key().0 <= now => {
-                    let topic = first.remove();
-                    self.tidy(&topic, retention, now);
-                }
-                _ => break,
-            }
-        }
-    }
-
-    fn tidy(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
-        let mut contents = topic.lock();
-        contents.is_due = false;
-        self.held = self.held - contents.log.evict(retention, now);
-        let changed = contents.log.oldest().or(contents.finished);
-        if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
-            // Not for every single event: whoever comes gets nothing that is too old, whether it is still there or not.
-            let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
-            self.age(topic, &mut contents, Some(expiry.max(not_before)));
-        }
-        drop(contents);
-        self.forget_if_idle(topic, retention, now);
-    }
-
-    fn forget_if_idle(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
-        let contents = topic.lock();
-        let is_there = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        if is_there && contents.is_idle(retention, now) {
-            self.topics.remove(&topic.name);
-            self.forgotten.note(self.topics.hasher().hash_one(&topic.name), contents.log.lost());
-        }
-    }
-}
-
-/// What was lost with topics that are gone.
-///
-/// A topic is known by the hash of its name. If two have the same hash, the one that has lost less is said to have lost more,
-/// and the same holds for all of them when there are too many: a gap may be told where there is none, never the other way round.
-#[derive(Default)]
-struct Forgotten {
-    topics: HashMap<u64, u64>,
-    /// The greatest number of those that are no longer told apart.
-    others: u64,
-}
-
-impl Forgotten {
-    const MAX: usize = 10_000;
-
-    fn lost(&self, topic: u64) -> u64 {
-        self.topics.get(&topic).copied().unwrap_or(0).max(self.others)
-    }
-
-    fn note(&mut self, topic: u64, lost: u64) {
-        if lost <= self.others {
-            return;
-        }
-        if self.topics.len() >= Self::MAX {
-            self.others = self.topics.drain().map(|(_, lost)| lost).fold(self.others, u64::max);
-        }
-        let known = self.topics.entry(topic).or_default();
-        *known = lost.max(*known);
     }
 }
 

@@ -89,11 +89,15 @@ mod error;
 mod gap;
 mod janitor;
 mod log;
+mod reader;
+mod registry;
 mod response;
+mod segment;
 mod start;
 mod subscription;
 mod sync;
 mod topic;
+mod topic_state;
 mod waiters;
 
 pub use builder::Builder;

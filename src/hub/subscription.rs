@@ -1,8 +1,7 @@
 use super::{
     Gap, LagPolicy,
-    core::{Core, TopicState, least},
-    log::Read,
-    waiters::Ticket,
+    core::{Core, least},
+    reader::{Reader, Step, merge},
 };
 use crate::{EncodedEvents, Event, EventId};
 use std::{
@@ -160,8 +159,7 @@ impl Subscription {
             self.cursor = self.cursor.max(self.joined);
         }
         for reader in &mut self.readers {
-            reader.next = None;
-            reader.seen = None;
+            reader.begin_anew();
         }
         let snapshot = snapshot.id(self.cursor());
         self.opening = Some(Box::new(snapshot.into()));
@@ -217,9 +215,7 @@ impl Subscription {
         if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             return None;
         }
-        for reader in &mut self.readers {
-            reader.seen = None;
-        }
+        self.readers.iter_mut().for_each(Reader::begin_anew);
         self.waker.replace(waker.clone())
     }
 
@@ -248,8 +244,7 @@ impl Subscription {
             cursor = cursor.min(first.map_or(from.max(through), |first| first - 1));
             resumed = least(resumed, first.filter(|number| *number <= through));
             drop(contents);
-            reader.next = None;
-            reader.seen = None;
+            reader.begin_anew();
         }
         self.cursor = cursor;
         Gap { reason: super::GapReason::Lagged, requested, resumed: resumed.map(|number| self.core.id(number)) }
@@ -311,123 +306,5 @@ impl Drop for Subscription {
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription").field("cursor", &self.cursor()).field("gap", &self.gap).finish_non_exhaustive()
-    }
-}
-
-/// What comes next.
-enum Step {
-    /// And the number of the last of them.
-    Events(EncodedEvents, u64),
-    Lost,
-    /// Nothing yet: the waker is where it will be woken.
-    Wait,
-    Finished,
-}
-
-/// One topic of a subscription.
-pub(super) struct Reader {
-    topic: Arc<TopicState>,
-    /// What is lost up to here is told.
-    told: u64,
-    /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked for.
-    next: Option<u64>,
-    /// The version of the topic at which there was nothing after the cursor, and this began to wait. `None`: it does not.
-    seen: Option<u64>,
-    is_finished: bool,
-    ticket: Option<Ticket>,
-}
-
-impl Reader {
-    pub(super) fn new(topic: Arc<TopicState>, told: u64) -> Self {
-        Self { topic, told, next: None, seen: None, is_finished: false, ticket: None }
-    }
-
-    fn waits(&self) -> bool {
-        self.seen.is_some_and(|seen| seen == self.topic.version())
-    }
-
-    /// The events after the cursor; if there are none yet, waits for them.
-    fn read(&mut self, cursor: u64, waker: &Waker) -> Step {
-        if self.waits() {
-            return Step::Wait;
-        }
-        // Not under the lock: to clone a waker is to run somebody else's code.
-        let waker = waker.clone();
-        let mut contents = self.topic.lock();
-        match contents.log.read(cursor, self.told, u64::MAX) {
-            Read::Events(events, last) => Step::Events(events, last),
-            Read::Lost => Step::Lost,
-            Read::Nothing if contents.finished.is_some() => Step::Finished,
-            Read::Nothing => {
-                self.seen = Some(self.topic.version());
-                let replaced = contents.waiters.wait(&mut self.ticket, waker);
-                drop(contents);
-                drop(replaced);
-                Step::Wait
-            }
-        }
-    }
-
-    /// Finds out what comes next here; if there is nothing yet, waits for it. `false` if something is lost.
-    fn peek(&mut self, cursor: u64, waker: &Waker) -> bool {
-        if self.next.is_some() || self.is_finished || self.waits() {
-            return true;
-        }
-        let waker = waker.clone();
-        let mut contents = self.topic.lock();
-        let from = cursor.max(self.told);
-        if contents.log.lost() > from {
-            return false;
-        }
-        self.next = contents.log.first_after(from);
-        let mut replaced = None;
-        if self.next.is_none() {
-            self.is_finished = contents.finished.is_some();
-            self.seen = Some(self.topic.version());
-            replaced = contents.waiters.wait(&mut self.ticket, waker);
-        }
-        drop(contents);
-        drop(replaced);
-        true
-    }
-}
-
-/// The events after the cursor in all of these topics together, in the order of the hub: a run of one topic at a time.
-fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Step {
-    loop {
-        // Before the topics are looked at: what is committed by now will be found in them.
-        let committed = core.committed();
-        let mut first: Option<(u64, usize)> = None;
-        let mut second = u64::MAX;
-        for (i, reader) in readers.iter_mut().enumerate() {
-            // Told before anything that came after it: a client that is gone by then would come back with a later id.
-            if !reader.peek(cursor, waker) {
-                return Step::Lost;
-            }
-            let Some(next) = reader.next else { continue };
-            match first {
-                Some((least, _)) if least < next => second = second.min(next),
-                _ => {
-                    second = first.map_or(second, |(least, _)| least);
-                    first = Some((next, i));
-                }
-            }
-        }
-        match first {
-            // It came after that; what came before it, elsewhere, may have been overlooked.
-            Some((next, _)) if next > committed => {}
-            Some((_, who)) => {
-                let reader = &mut readers[who];
-                reader.next = None;
-                match reader.topic.lock().log.read(cursor, reader.told, committed.min(second - 1)) {
-                    Read::Events(events, last) => return Step::Events(events, last),
-                    Read::Lost => return Step::Lost,
-                    // Another event has taken its place by now.
-                    Read::Nothing => {}
-                }
-            }
-            None if readers.iter().all(|reader| reader.is_finished) => return Step::Finished,
-            None => return Step::Wait,
-        }
     }
 }

@@ -1,0 +1,129 @@
+//! How a subscription reads its topics.
+
+use super::{core::Core, log::Read, topic_state::TopicState, waiters::Ticket};
+use crate::EncodedEvents;
+use std::{sync::Arc, task::Waker};
+
+/// What comes next.
+pub(super) enum Step {
+    /// And the number of the last of them.
+    Events(EncodedEvents, u64),
+    Lost,
+    /// Nothing yet: the waker is where it will be woken.
+    Wait,
+    Finished,
+}
+
+/// One topic of a subscription.
+pub(super) struct Reader {
+    pub(super) topic: Arc<TopicState>,
+    /// What is lost up to here is told.
+    pub(super) told: u64,
+    /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked for.
+    next: Option<u64>,
+    /// The version of the topic at which there was nothing after the cursor, and this began to wait. `None`: it does not.
+    seen: Option<u64>,
+    is_finished: bool,
+    pub(super) ticket: Option<Ticket>,
+}
+
+impl Reader {
+    pub(super) fn new(topic: Arc<TopicState>, told: u64) -> Self {
+        Self { topic, told, next: None, seen: None, is_finished: false, ticket: None }
+    }
+
+    /// Forgets what it has seen, and that it waits.
+    pub(super) fn begin_anew(&mut self) {
+        self.next = None;
+        self.seen = None;
+    }
+
+    fn waits(&self) -> bool {
+        self.seen.is_some_and(|seen| seen == self.topic.version())
+    }
+
+    /// The events after the cursor; if there are none yet, waits for them.
+    pub(super) fn read(&mut self, cursor: u64, waker: &Waker) -> Step {
+        if self.waits() {
+            return Step::Wait;
+        }
+        // Not under the lock: to clone a waker is to run somebody else's code.
+        let waker = waker.clone();
+        let mut contents = self.topic.lock();
+        match contents.log.read(cursor, self.told, u64::MAX) {
+            Read::Events(events, last) => Step::Events(events, last),
+            Read::Lost => Step::Lost,
+            Read::Nothing if contents.finished.is_some() => Step::Finished,
+            Read::Nothing => {
+                self.seen = Some(self.topic.version());
+                let replaced = contents.waiters.wait(&mut self.ticket, waker);
+                drop(contents);
+                drop(replaced);
+                Step::Wait
+            }
+        }
+    }
+
+    /// Finds out what comes next here; if there is nothing yet, waits for it. `false` if something is lost.
+    fn peek(&mut self, cursor: u64, waker: &Waker) -> bool {
+        if self.next.is_some() || self.is_finished || self.waits() {
+            return true;
+        }
+        let waker = waker.clone();
+        let mut contents = self.topic.lock();
+        let from = cursor.max(self.told);
+        if contents.log.lost() > from {
+            return false;
+        }
+        self.next = contents.log.first_after(from);
+        let mut replaced = None;
+        if self.next.is_none() {
+            self.is_finished = contents.finished.is_some();
+            self.seen = Some(self.topic.version());
+            replaced = contents.waiters.wait(&mut self.ticket, waker);
+        }
+        drop(contents);
+        drop(replaced);
+        true
+    }
+}
+
+/// The events after the cursor in all of these topics together, in the order of the hub: a run of one topic at a time.
+pub(super) fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Step {
+    loop {
+        // Before the topics are looked at: what is committed by now will be found in them.
+        let committed = core.committed();
+        let mut first: Option<(u64, usize)> = None;
+        let mut second = u64::MAX;
+        for (i, reader) in readers.iter_mut().enumerate() {
+            // Told before anything that came after it: a client that is gone by then would come back with a later id.
+            if !reader.peek(cursor, waker) {
+                return Step::Lost;
+            }
+            let Some(next) = reader.next else { continue };
+            match first {
+                Some((least, _)) if least < next => second = second.min(next),
+                _ => {
+                    second = first.map_or(second, |(least, _)| least);
+                    first = Some((next, i));
+                }
+            }
+        }
+        match first {
+            // It came after that; what came before it, elsewhere, may have been overlooked.
+            Some((next, _)) if next > committed => {}
+            Some((_, who)) => {
+                let reader = &mut readers[who];
+                reader.next = None;
+                match reader.topic.lock().log.read(cursor, reader.told, committed.min(second - 1)) {
+                    Read::Events(events, last) => return Step::Events(events, last),
+                    Read::Lost => return Step::Lost,
+                    // Another event has taken its place by now.
+                    Read::Nothing => {}
+                }
+            }
+            None if readers.iter().all(|reader| reader.is_finished) => return Step::Finished,
+            None => return Step::Wait,
+        }
+    }
+}

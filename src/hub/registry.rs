@@ -1,0 +1,125 @@
+//! The topics that there are, and what is known of those that are gone.
+
+use super::{
+    Error,
+    core::Limits,
+    log::{Amount, Retention},
+    topic_state::{Contents, TopicState},
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::BuildHasher,
+    sync::Arc,
+};
+use tokio::{task::AbortHandle, time::Instant};
+
+#[derive(Default)]
+pub(super) struct Registry {
+    pub(super) topics: HashMap<Arc<str>, Arc<TopicState>>,
+    pub(super) newest: u64,
+    pub(super) held: Amount,
+    forgotten: Forgotten,
+    /// When a topic is to be looked at, because something in it will be too old then. The number tells topics apart.
+    pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
+    pub(super) janitor: Option<AbortHandle>,
+    /// The runtime of a janitor had no timers.
+    pub(super) is_without_timers: bool,
+}
+
+impl Registry {
+    /// The topic of this name, which is made if it is not there.
+    pub(super) fn topic(&mut self, name: &Arc<str>, limits: &Limits) -> Result<Arc<TopicState>, Error> {
+        if let Some(topic) = self.topics.get(name) {
+            return Ok(topic.clone());
+        }
+        self.has_room_for(std::slice::from_ref(name), limits)?;
+        let lost = self.forgotten.lost(self.topics.hasher().hash_one(name));
+        let topic = Arc::new(TopicState::new(name.clone(), lost));
+        self.topics.insert(name.clone(), topic.clone());
+        Ok(topic)
+    }
+
+    pub(super) fn has_room_for(&self, names: &[Arc<str>], limits: &Limits) -> Result<(), Error> {
+        let room = limits.max_topics.saturating_sub(self.topics.len());
+        match names.iter().filter(|name| !self.topics.contains_key(*name)).nth(room) {
+            Some(name) => Err(Error::too_many_topics(name, limits.max_topics)),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that the topic is to be looked at when it is due.
+    pub(super) fn age(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
+        if let (Some(due), false) = (due, contents.is_due) {
+            contents.is_due = true;
+            self.due.insert((due, Arc::as_ptr(topic).addr() as u64), topic.clone());
+        }
+    }
+
+    /// Looks at some of the topics that are due.
+    pub(super) fn sweep(&mut self, at_once: usize, retention: &Retention) {
+        let now = Instant::now();
+        for _ in 0..at_once {
+            match self.due.first_entry() {
+                Some(first) if first.key().0 <= now => {
+                    let topic = first.remove();
+                    self.tidy(&topic, retention, now);
+                }
+                _ => break,
+            }
+        }
+    }
+
+    /// What is done with a topic that was due.
+    fn tidy(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
+        let mut contents = topic.lock();
+        contents.is_due = false;
+        self.held = self.held - contents.log.evict(retention, now);
+        let changed = contents.log.oldest().or(contents.finished);
+        if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
+            // Not for every single event: whoever comes gets nothing that is too old, whether it is still there or not.
+            let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
+            self.age(topic, &mut contents, Some(expiry.max(not_before)));
+        }
+        drop(contents);
+        self.forget_if_idle(topic, retention, now);
+    }
+
+    pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
+        let contents = topic.lock();
+        let is_there = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
+        if is_there && contents.is_idle(retention, now) {
+            self.topics.remove(&topic.name);
+            self.forgotten.note(self.topics.hasher().hash_one(&topic.name), contents.log.lost());
+        }
+    }
+}
+
+/// What was lost with topics that are gone.
+///
+/// A topic is known by the hash of its name. If two have the same hash, the one that has lost less is said to have lost more,
+/// and the same holds for all of them when there are too many: a gap may be told where there is none, never the other way round.
+#[derive(Default)]
+struct Forgotten {
+    topics: HashMap<u64, u64>,
+    /// The greatest number of those that are no longer told apart.
+    others: u64,
+}
+
+impl Forgotten {
+    const MAX: usize = 10_000;
+
+    fn lost(&self, topic: u64) -> u64 {
+        self.topics.get(&topic).copied().unwrap_or(0).max(self.others)
+    }
+
+    fn note(&mut self, topic: u64, lost: u64) {
+        if lost <= self.others {
+            return;
+        }
+        if self.topics.len() >= Self::MAX {
+            self.others = self.topics.drain().map(|(_, lost)| lost).fold(self.others, u64::max);
+        }
+        let known = self.topics.entry(topic).or_default();
+        *known = lost.max(*known);
+    }
+}

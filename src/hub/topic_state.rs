@@ -1,0 +1,72 @@
+//! One topic: its log, and who waits for it.
+
+use super::{
+    log::{Log, Retention},
+    sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
+    waiters::Waiters,
+};
+use std::{sync::Arc, task::Waker};
+use tokio::time::Instant;
+
+pub(super) struct TopicState {
+    pub(super) name: Arc<str>,
+    /// Grows with every change that a reader waits for.
+    version: AtomicU64,
+    contents: Mutex<Contents>,
+}
+
+pub(super) struct Contents {
+    pub(super) log: Log,
+    pub(super) waiters: Waiters,
+    pub(super) finished: Option<Instant>,
+    pub(super) subscribers: usize,
+    /// Whether each event replaces the one before it.
+    pub(super) latest_only: bool,
+    /// Whether it is in the registry's `due`.
+    pub(super) is_due: bool,
+}
+
+impl TopicState {
+    pub(super) fn new(name: Arc<str>, lost: u64) -> Self {
+        let contents = Contents {
+            log: Log::new(lost),
+            waiters: Waiters::default(),
+            finished: None,
+            subscribers: 0,
+            latest_only: false,
+            is_due: false,
+        };
+        Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Contents> {
+        lock(&self.contents)
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Tells the readers that something has changed: those who look by the version, those who wait by their wakers, which the
+    /// caller wakes when it holds no lock.
+    pub(super) fn changed(&self, contents: &mut Contents) -> Vec<Option<Waker>> {
+        self.version.fetch_add(1, Ordering::Release);
+        contents.waiters.take()
+    }
+
+    pub(super) fn wake(&self, mut wakers: Vec<Option<Waker>>) {
+        if wakers.is_empty() {
+            return;
+        }
+        wakers.drain(..).flatten().for_each(Waker::wake);
+        self.lock().waiters.give_back(wakers);
+    }
+}
+
+impl Contents {
+    /// Whether there is nothing that anybody could come back for.
+    pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
+        let is_remembered = |finished| retention.expiry(finished).is_none_or(|expiry| expiry > now);
+        self.subscribers == 0 && self.log.held().events == 0 && !self.finished.is_some_and(is_remembered)
+    }
+}
