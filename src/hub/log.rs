@@ -126,11 +126,15 @@ impl Log {
         if self.newest <= after {
             return None;
         }
-        let sealed = self.sealed.partition_point(|segment| segment.last() <= after);
-        match self.sealed.get(sealed) {
+        match self.sealed_after(after) {
             Some(segment) => segment.first_after(after),
             None => self.open.first_after(after),
         }
+    }
+
+    /// The number of the newest event.
+    pub(super) fn newest(&self) -> u64 {
+        self.newest
     }
 
     /// Whether nothing follows this one, held or lost.
@@ -241,11 +245,18 @@ impl Log {
         if self.newest <= after {
             return Read::Nothing;
         }
-        let sealed = self.sealed.partition_point(|segment| segment.last() <= after);
-        match self.sealed.get(sealed) {
+        match self.sealed_after(after) {
             Some(segment) => segment.read(after, through, |bytes, range| bytes.slice(range)),
             None => self.read_open(after, through),
         }
+    }
+
+    /// The segment with the event that follows, if it is not the open one, where most readers are.
+    fn sealed_after(&self, after: u64) -> Option<&Segment<Bytes>> {
+        if self.sealed.back()?.last() <= after {
+            return None;
+        }
+        self.sealed.get(self.sealed.partition_point(|segment| segment.last() <= after))
     }
 
     fn read_open(&mut self, after: u64, through: u64) -> Read {

@@ -50,17 +50,27 @@ impl Reader {
         // Not under the lock: to clone a waker is to run somebody else's code.
         let waker = waker.clone();
         let mut contents = self.topic.lock();
-        match contents.log.read(cursor, self.told, u64::MAX) {
+        let read = contents.log.read(cursor, self.told, u64::MAX);
+        let nothing_follows = match &read {
+            Read::Events(_, last) => *last == contents.log.newest(),
+            Read::Nothing => true,
+            Read::Lost => false,
+        };
+        // Also behind events that are handed out now: whoever gets them asks again at once, and has to wait then.
+        let replaced = if nothing_follows && contents.finished.is_none() {
+            self.seen = Some(self.topic.version());
+            contents.waiters.wait(&mut self.ticket, waker)
+        } else {
+            Some(waker)
+        };
+        let is_finished = contents.finished.is_some();
+        drop(contents);
+        drop(replaced);
+        match read {
             Read::Events(events, last) => Step::Events(events, last),
             Read::Lost => Step::Lost,
-            Read::Nothing if contents.finished.is_some() => Step::Finished,
-            Read::Nothing => {
-                self.seen = Some(self.topic.version());
-                let replaced = contents.waiters.wait(&mut self.ticket, waker);
-                drop(contents);
-                drop(replaced);
-                Step::Wait
-            }
+            Read::Nothing if is_finished => Step::Finished,
+            Read::Nothing => Step::Wait,
         }
     }
 
