@@ -84,7 +84,8 @@ impl<S> SseStream<S> {
         self.with(|options| options.heartbeat = Some(Some(heartbeat)))
     }
 
-    /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first byte before the first event.
+    /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first byte before the first event. (A
+    /// subscription to a hub has its place to say first.)
     ///
     /// A client that closes its connection is noticed all the same. One that vanishes is noticed only when the server writes
     /// to it, so its stream is then held for as long as it is silent.
