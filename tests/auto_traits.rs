@@ -39,3 +39,13 @@ assert_not_impl_any!(SseBody<PhantomPinned>: Unpin);
 assert_not_impl_any!(ResponseFuture<PhantomPinned>: Unpin);
 
 assert_impl_all!(JsonError: Send, Sync, Unpin, std::error::Error);
+
+assert_impl_all!(hub::Hub: Send, Sync, Unpin, Clone, Debug, Default);
+assert_impl_all!(hub::Topic: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(hub::Builder: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(hub::Subscription: Send, Sync, Unpin, Debug);
+assert_impl_all!(hub::Gap: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(hub::Start: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(hub::Error: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(hub::Lagged: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(SseBody<hub::Subscription>: Send, Sync, Unpin, Debug);
