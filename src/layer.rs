@@ -1,22 +1,28 @@
 //! The middleware: any event stream becomes a correct one.
 
 use crate::{
-    body::{Adoption, Heartbeat, Offer, ResponseBody, Settings},
+    Event, Overload, StreamSummary,
+    body::{Adoption, Heartbeat, Offer, ResponseBody},
+    event::retry_line,
     headers,
+    lifecycle::{Limit, Passage, Settings},
 };
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{ACCEPT_ENCODING, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    header::{ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+    request::Parts,
 };
 use http_body::Body;
 use pin_project_lite::pin_project;
 use std::{
+    hash::Hash,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
+use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -79,7 +85,7 @@ pub struct SseLayer {
 impl SseLayer {
     /// A layer with the default heartbeat, an empty comment after 15 seconds of silence, and nothing else set.
     pub fn new() -> Self {
-        Self { settings: Arc::new(Settings { heartbeat: Some(Heartbeat::default()), retry: None }) }
+        Self { settings: Arc::default() }
     }
 
     /// Keeps the streams alive in this way.
@@ -99,6 +105,105 @@ impl SseLayer {
     /// default, some seconds.
     pub fn retry(self, delay: Duration) -> Self {
         self.with(|settings| settings.retry = Some(delay))
+    }
+
+    /// Ends every stream when this token is cancelled: one that waits at once, one that is busy after the event it is in.
+    ///
+    /// A stream then says its [farewell](Self::farewell) and when to reconnect, with some [spread](Self::reconnect_spread),
+    /// and ends cleanly. So the graceful shutdown of axum and hyper, which waits for every response, completes by itself. A
+    /// stream of another framework that is in the middle of an event has 250 milliseconds to complete it; what a client has
+    /// of an event that is cut off then it discards. Streams that begin later end at once in the same way.
+    ///
+    /// With several layers each of the tokens ends the stream.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use axum::Router;
+    /// use tokio_util::sync::CancellationToken;
+    /// use tower_sse::SseLayer;
+    ///
+    /// # async fn serve(app: Router, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+    /// let shutdown = CancellationToken::new();
+    /// let app = app.layer(SseLayer::new().shutdown(shutdown.clone()));
+    /// axum::serve(listener, app)
+    ///     .with_graceful_shutdown(async move {
+    ///         tokio::signal::ctrl_c().await.ok();
+    ///         shutdown.cancel();
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    pub fn shutdown(self, token: CancellationToken) -> Self {
+        self.with(|settings| settings.shutdown = Some(token))
+    }
+
+    /// Sends this event before the end at a [shutdown](Self::shutdown), for pages that want to know why.
+    ///
+    /// An id that it has is left out: it is no place to come back to.
+    pub fn farewell(self, event: Event) -> Self {
+        self.with(|settings| settings.farewell = event.without_id().encode())
+    }
+
+    /// Spreads clients that are sent away together, at a [shutdown](Self::shutdown) or as there are
+    /// [too many](Overload::RetryLater), over this time: each is told the time of [`retry`](Self::retry), one second if none is
+    /// set, and a random part of this. The default is five seconds.
+    ///
+    /// A client keeps the time that it was told last until it is told another one, so the streams it then gets should say
+    /// their `retry`, too.
+    pub fn reconnect_spread(self, spread: Duration) -> Self {
+        self.with(|settings| settings.spread = spread)
+    }
+
+    /// Ends each stream after this time, give or take a random part of 10 %, after the event it is in. Clients reconnect by
+    /// themselves, maybe to another server, and with whatever authorization they have then.
+    ///
+    /// With several layers the shortest counts.
+    pub fn max_lifetime(self, time: Duration) -> Self {
+        self.with(|settings| settings.max_lifetime = Some(time))
+    }
+
+    /// Lets no more than so many streams be open at the same time. Those that are open are never closed for a new one.
+    ///
+    /// Clones of the layer, and of its services, count together. A response counts from the moment at which the handler has
+    /// made it until the transport lets go of it. What the next client is answered says [`when_full`](Self::when_full).
+    pub fn max_streams(self, streams: usize) -> Self {
+        self.with(|settings| settings.limits.push(Limit::of_all(streams)))
+    }
+
+    /// Lets no more than so many streams be open at the same time for each key: an address, a user, a tenant.
+    ///
+    /// The key is taken from the head of every request that passes. Together with [`max_streams`](Self::max_streams), or with
+    /// another one of these, a stream needs a place in each.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use axum::extract::ConnectInfo;
+    /// use std::net::SocketAddr;
+    /// use tower_sse::SseLayer;
+    ///
+    /// // With `into_make_service_with_connect_info`, which puts the address into the extensions.
+    /// let layer = SseLayer::new().max_streams(10_000).max_streams_per(20, |parts| {
+    ///     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
+    /// });
+    /// ```
+    pub fn max_streams_per<K: Hash>(self, streams: usize, key: impl Fn(&Parts) -> K + Send + Sync + 'static) -> Self {
+        self.with(|settings| settings.limits.push(Limit::per(streams, key)))
+    }
+
+    /// What a client is answered for whom there is no place. The default is [`Overload::ServiceUnavailable`].
+    pub fn when_full(self, answer: Overload) -> Self {
+        self.with(|settings| settings.when_full = answer)
+    }
+
+    /// Tells of each stream how it was, exactly once, when the transport has let go of it: after its end, when the client is
+    /// gone, and when the response was never sent. A stream for which there was no place is none.
+    ///
+    /// It is called where the body is dropped, so it should not take long. It comes after what the handler's
+    /// [`SseStream::on_close`](crate::SseStream::on_close) does.
+    pub fn on_close(self, tell: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
+        self.with(|settings| settings.on_close = Some(Arc::new(tell)))
     }
 
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
@@ -150,9 +255,20 @@ where
         }
         let is_head = request.method() == Method::HEAD;
         let keeps_connection = may_keep_connection(&request, accepts);
+        let mut keys = Box::default();
+        if !self.settings.limits.is_empty() {
+            (request, keys) = with_keys(request, &self.settings.limits);
+        }
         let inner = self.inner.call(request);
-        ResponseFuture { inner, settings: Arc::clone(&self.settings), keeps_connection, accepts, is_head }
+        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, keeps_connection, accepts, is_head }
     }
+}
+
+/// The request, and by which keys its stream is counted.
+fn with_keys<B>(request: Request<B>, limits: &[Limit]) -> (Request<B>, Box<[u64]>) {
+    let (head, body) = request.into_parts();
+    let keys = limits.iter().filter_map(|limit| limit.key(&head)).collect();
+    (Request::from_parts(head, body), keys)
 }
 
 pin_project! {
@@ -162,6 +278,7 @@ pin_project! {
         #[pin]
         inner: F,
         settings: Arc<Settings>,
+        keys: Box<[u64]>,
         keeps_connection: bool,
         accepts: bool,
         is_head: bool,
@@ -182,7 +299,7 @@ where
             if *this.is_head || !is_event_stream(&response, *this.accepts) {
                 response.map(ResponseBody::untouched)
             } else {
-                make_correct(response, *this.keeps_connection, this.settings)
+                make_correct(response, *this.keeps_connection, this.settings, this.keys)
             }
         })
     }
@@ -194,23 +311,55 @@ fn make_correct<B: Body>(
     mut response: Response<B>,
     keeps_connection: bool,
     settings: &Arc<Settings>,
+    keys: &[u64],
 ) -> Response<ResponseBody<B>> {
-    let is_taken_over = hand_over(settings, &response);
+    let Some(permits) = settings.admit(keys) else { return turn_away(response, settings) };
+    let passage = Passage::through(settings, permits);
+    let offer = response.extensions().get::<Offer>().filter(|offer| offer.is_open()).cloned();
     let headers = response.headers_mut();
     headers::complete(headers);
     if keeps_connection {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
-    if is_encoded(headers) && !is_taken_over {
+    if is_encoded(headers) && offer.is_none() {
         return response.map(ResponseBody::untouched);
     }
     headers.remove(CONTENT_LENGTH);
-    if is_taken_over {
-        return response.map(ResponseBody::untouched);
+    match offer {
+        // A stream of ours, or one that another layer has wrapped.
+        Some(offer) => {
+            offer.settle(passage);
+            response.map(ResponseBody::untouched)
+        }
+        None => {
+            let (adoption, offer) = Adoption::open();
+            offer.settle(passage);
+            response.extensions_mut().insert(offer);
+            response.map(|body| ResponseBody::event_stream(body, adoption))
+        }
     }
-    let adoption = Adoption::default();
-    response.extensions_mut().insert(adoption.offer());
-    response.map(|body| ResponseBody::event_stream(body, Arc::clone(settings), adoption))
+}
+
+/// The answer to a client for whom there is no place. The stream that the handler has made is not polled.
+fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<ResponseBody<B>> {
+    let delay = settings.retry_later(None);
+    let (mut head, ()) = Response::new(()).into_parts();
+    let body = match settings.when_full {
+        Overload::ServiceUnavailable => {
+            head.status = StatusCode::SERVICE_UNAVAILABLE;
+            let seconds = delay.as_secs_f64().ceil() as u64;
+            head.headers.insert(RETRY_AFTER, seconds.into());
+            head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            let text = "there are as many event streams open as there may be; try again later";
+            ResponseBody::instead(response.into_body(), Bytes::from_static(text.as_bytes()))
+        }
+        Overload::RetryLater => {
+            headers::complete(&mut head.headers);
+            ResponseBody::instead(response.into_body(), retry_line(delay))
+        }
+    };
+    Response::from_parts(head, body)
 }
 
 /// Whether the response may say `Connection: keep-alive`.
@@ -235,9 +384,4 @@ fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {
 /// Whether bytes that are put into the body would corrupt it.
 fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
-}
-
-/// Gives the settings to a body that is an event stream of ours, or already wrapped. Answers whether there was one.
-fn hand_over<B>(settings: &Arc<Settings>, response: &Response<B>) -> bool {
-    response.extensions().get::<Offer>().is_some_and(|offer| offer.settle(settings))
 }

@@ -94,6 +94,7 @@ pub mod hub;
 mod json;
 mod last_event_id;
 mod layer;
+mod lifecycle;
 mod stream;
 
 pub use body::{Heartbeat, ResponseBody, SseBody};
@@ -102,6 +103,7 @@ pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldError
 pub use json::{JsonError, JsonEvents};
 pub use last_event_id::{LastEventId, Rejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
+pub use lifecycle::{CloseReason, Overload, StreamSummary};
 pub use stream::{SseItem, SseStream, StopReconnecting};
 
 /// The README's code compiles.

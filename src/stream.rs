@@ -3,12 +3,13 @@
 #[cfg(feature = "hub")]
 use crate::hub;
 use crate::{
-    BoxError, EncodedEvents, Event,
+    BoxError, EncodedEvents, Event, StreamSummary,
     body::{Adoption, Heartbeat, Options, SseBody},
     headers,
 };
 use http::{Response, StatusCode};
 use std::{fmt, sync::Mutex, time::Duration};
+use tokio::time::Instant;
 use tokio_stream::{Empty, Stream};
 
 /// A response of server-sent events, made of a plain stream.
@@ -137,6 +138,25 @@ impl<S> SseStream<S> {
         self.with(|options| options.on_error = Mutex::new(Some(Box::new(decide))))
     }
 
+    /// Tells how it was, exactly once, when the transport has let go of the stream: after its end, when the client is gone, and
+    /// when the response was never sent.
+    ///
+    /// It is called where the body is dropped, so it should not take long.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream};
+    /// # let tokens = tokio_stream::empty::<Event>();
+    /// SseStream::new(tokens).on_close(|summary| {
+    ///     println!("{} after {:?}: {} events", summary.reason, summary.duration, summary.events);
+    /// })
+    /// # ;
+    /// ```
+    pub fn on_close(self, tell: impl FnOnce(StreamSummary) + Send + 'static) -> Self {
+        self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(tell)))))
+    }
+
     /// The response, for tower and hyper. In an axum handler return the `SseStream` itself.
     ///
     /// A middleware that makes a new response of the body should keep the extensions: by them an
@@ -165,8 +185,7 @@ impl<S> SseStream<S> {
     /// ```
     #[must_use]
     pub fn into_response(self) -> Response<SseBody<S>> {
-        let adoption = Adoption::default();
-        let offer = adoption.offer();
+        let (adoption, offer) = Adoption::open();
         let body = SseBody::new(self.stream, self.options, adoption);
         #[cfg(feature = "hub")]
         let body = match self.opening {

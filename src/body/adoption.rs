@@ -1,42 +1,68 @@
-//! How a layer gives its settings to a body that already is an event stream of ours, instead of wrapping it again.
+//! How the settings of layers come to a body that is inside of them.
 
-use super::Heartbeat;
+use crate::lifecycle::{Passage, Settings};
 use std::{
-    sync::{Arc, OnceLock, Weak},
-    time::Duration,
+    mem,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-/// What a layer sets for the streams that pass through it.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    pub(crate) heartbeat: Option<Heartbeat>,
-    pub(crate) retry: Option<Duration>,
+/// The layers that a body's response passes through, from the innermost to the outermost.
+type Passages = Option<Box<Vec<Passage>>>;
+
+/// What layers have settled for a body. The innermost one decides where only one can.
+pub(crate) enum Adoption {
+    /// The response is on its way through the layers.
+    Open(Arc<Mutex<Passages>>),
+    /// The body was polled, and its settings do not change any more.
+    Closed(Passages),
 }
 
-/// What a layer has settled for a body, which reads it from its first poll on. The innermost layer is the one that settles it.
-#[derive(Debug, Default)]
-pub(crate) struct Adoption(Arc<OnceLock<Arc<Settings>>>);
-
 impl Adoption {
-    /// What goes into the extensions of the response, for a layer to find.
-    pub(crate) fn offer(&self) -> Offer {
-        Offer(Arc::downgrade(&self.0))
+    /// And what goes into the extensions of the response, for a layer to find.
+    pub(crate) fn open() -> (Self, Offer) {
+        let passages = Arc::default();
+        let offer = Offer(Arc::downgrade(&passages));
+        (Self::Open(passages), offer)
     }
 
+    /// Ends it. Answers the layers, if it had not ended before.
+    pub(super) fn close(&mut self) -> Option<&mut [Passage]> {
+        let Self::Open(passages) = self else { return None };
+        let passages = mem::take(&mut *passages.lock().unwrap_or_else(PoisonError::into_inner));
+        *self = Self::Closed(passages);
+        Some(self.passages_mut())
+    }
+
+    /// What the innermost layer says, once this is closed.
     pub(super) fn settings(&self) -> Option<&Settings> {
-        self.0.get().map(|settings| &**settings)
+        match self {
+            Self::Closed(Some(passages)) => passages.first().map(|passage| &*passage.settings),
+            _ => None,
+        }
+    }
+
+    fn passages_mut(&mut self) -> &mut [Passage] {
+        match self {
+            Self::Closed(Some(passages)) => passages,
+            _ => &mut [],
+        }
     }
 }
 
 /// A body's offer to take a layer's settings over. It does not outlive the body, which may be dropped for another one.
-#[derive(Clone, Debug)]
-pub(crate) struct Offer(Weak<OnceLock<Arc<Settings>>>);
+#[derive(Clone)]
+pub(crate) struct Offer(Weak<Mutex<Passages>>);
 
 impl Offer {
-    /// Gives the body its settings, unless a layer has done so before. Answers whether there still is such a body.
-    pub(crate) fn settle(&self, settings: &Arc<Settings>) -> bool {
-        let Some(adoption) = self.0.upgrade() else { return false };
-        let _settled_before = adoption.set(Arc::clone(settings));
+    /// Tells the body of a layer that it passes through. Answers whether there still is such a body.
+    pub(crate) fn settle(&self, passage: Passage) -> bool {
+        let Some(passages) = self.0.upgrade() else { return false };
+        passages.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().push(passage);
         true
+    }
+
+    /// Whether there still is such a body.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }

@@ -1,16 +1,21 @@
 //! The body of a response that passed through the layer.
 
-use super::{Adoption, Settings, grace::Grace, heartbeat::Pulse};
-use crate::event::retry_line;
+use super::{Adoption, grace::Grace, heartbeat::Pulse, life::Life};
+use crate::{CloseReason, event::retry_line, lifecycle::LastWords};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use memchr::{memchr_iter, memmem};
 use pin_project_lite::pin_project;
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
+use tokio::time::{Sleep, sleep};
+
+/// How long a stream that is ended from outside has to complete the event it is in.
+const TO_COMPLETE: Duration = Duration::from_millis(250);
 
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
@@ -43,24 +48,33 @@ impl<B: Body> ResponseBody<B> {
         Self { body, stream: None }
     }
 
-    pub(crate) fn event_stream(body: B, settings: Arc<Settings>, adoption: Adoption) -> Self {
-        let opening = match settings.retry {
-            Some(retry) => retry_line(retry),
-            None => Bytes::new(),
-        };
+    pub(crate) fn event_stream(body: B, adoption: Adoption) -> Self {
         let stream = ForeignStream {
-            settings,
+            adoption,
+            life: None,
             pulse: Pulse::default(),
-            opening,
+            opening: Bytes::new(),
             lines: LineTracker::default(),
             byte_order_mark: ByteOrderMark::default(),
             held: None,
+            closing: None,
             ended: false,
             data_ended: false,
             grace: Grace::default(),
-            _adoption: adoption,
+            blank_lines: BlankLines::default(),
         };
         Self { body, stream: Some(Box::new(stream)) }
+    }
+
+    /// Only these bytes. The body inside is not polled.
+    pub(crate) fn instead(body: B, bytes: Bytes) -> Self {
+        let mut this = Self::event_stream(body, Adoption::Closed(None));
+        if let Some(stream) = &mut this.stream {
+            stream.opening = bytes;
+            stream.ended = true;
+            stream.data_ended = true;
+        }
+        this
     }
 }
 
@@ -114,7 +128,9 @@ type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
 
 /// What the layer does to an event stream it knows nothing of but its bytes.
 struct ForeignStream<E> {
-    settings: Arc<Settings>,
+    /// Also tells an outer layer that this stream is taken care of.
+    adoption: Adoption,
+    life: Option<Box<Life>>,
     pulse: Pulse,
     /// Goes first.
     opening: Bytes,
@@ -122,25 +138,78 @@ struct ForeignStream<E> {
     byte_order_mark: ByteOrderMark,
     /// What the body was ready with, when something else has to go before it.
     held: Option<Outcome<E>>,
+    /// It is ended from outside, as soon as no event is cut by that.
+    closing: Option<Closing>,
     /// The body inside is not polled again.
     ended: bool,
     /// Trailers came, or an error, or the end: no heartbeat may follow.
     data_ended: bool,
     grace: Grace,
-    /// Tells an outer layer that this stream is taken care of.
-    _adoption: Adoption,
+    blank_lines: BlankLines,
+}
+
+/// One that was never polled has a life, too.
+impl<E> Drop for ForeignStream<E> {
+    fn drop(&mut self) {
+        if let Some(passages) = self.adoption.close() {
+            drop(Life::begin(None, passages));
+        }
+    }
+}
+
+/// The end of a stream that is ended from outside.
+struct Closing {
+    last_words: LastWords,
+    /// When it ends in any case. Set where there is something to wait for.
+    at_the_latest: Option<Pin<Box<Sleep>>>,
 }
 
 impl<E> ForeignStream<E> {
     // Out of the way of the responses that only pass through.
     #[inline(never)]
-    fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    fn poll_frame<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    where
+        B: Body<Data = Bytes, Error = E>,
+    {
+        if let Some(passages) = self.adoption.close() {
+            self.life = Life::begin(None, passages);
+            if let Some(retry) = self.adoption.settings().and_then(|settings| settings.retry) {
+                self.opening = retry_line(retry);
+            }
+        }
+        let polled = self.poll_next(body.as_mut(), cx);
+        if let (Some(life), Poll::Ready(outcome)) = (&mut self.life, &polled) {
+            match outcome {
+                Some(Ok(frame)) => {
+                    let data = frame.data_ref().map_or(&[][..], |data| data);
+                    life.bytes += data.len() as u64;
+                    life.events += self.blank_lines.pass(data);
+                }
+                Some(Err(_)) => life.ends(CloseReason::Error),
+                None => {}
+            }
+            if !matches!(outcome, Some(Ok(_))) || (!self.keeps_something_back() && (self.ended || body.is_end_stream()))
+            {
+                if let Some(life) = &mut self.life {
+                    life.is_over();
+                }
+            }
+        }
+        polled
+    }
+
+    fn poll_next<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
     where
         B: Body<Data = Bytes, Error = E>,
     {
         if !self.opening.is_empty() {
             self.byte_order_mark.something_goes_first();
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.opening)))));
+        }
+        if self.life.is_some() && !self.data_ended {
+            if let Poll::Ready(end) = self.poll_end(cx) {
+                return Poll::Ready(end);
+            }
         }
         let polled = match self.held.take() {
             Some(held) => Poll::Ready(held),
@@ -149,7 +218,9 @@ impl<E> ForeignStream<E> {
         };
         match polled {
             // The frame is looked at and not taken apart: its size is what this path costs.
-            Poll::Ready(Some(Ok(ref frame))) if !self.byte_order_mark.is_expected() && frame.is_data() => {
+            Poll::Ready(Some(Ok(ref frame)))
+                if !self.byte_order_mark.is_expected() && frame.is_data() && self.closing.is_none() =>
+            {
                 if let Some(data) = frame.data_ref() {
                     self.pass(data);
                 }
@@ -159,21 +230,56 @@ impl<E> ForeignStream<E> {
             Poll::Pending => {}
         }
 
-        let Some(heartbeat) = &self.settings.heartbeat else { return Poll::Pending };
+        let Some(heartbeat) = self.adoption.settings().and_then(|settings| settings.heartbeat.as_ref()) else {
+            return Poll::Pending;
+        };
         if self.data_ended || !self.lines.is_at_line_start() {
             return Poll::Pending;
         }
         ready!(self.pulse.poll_due(heartbeat, cx));
         self.pulse.sent();
         self.byte_order_mark.something_goes_first();
+        if let Some(life) = &mut self.life {
+            life.heartbeats += 1;
+        }
         Poll::Ready(Some(Ok(Frame::data(heartbeat.bytes(self.lines.is_between_events())))))
+    }
+
+    /// Ready when the stream is ended from outside, and no event is cut by that, or when it cannot be waited for the rest of
+    /// the one under way.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+        if self.closing.is_none() {
+            let Some(life) = &mut self.life else { return Poll::Pending };
+            let last_words = ready!(life.poll_end(None, cx));
+            self.closing = Some(Closing { last_words, at_the_latest: None });
+        }
+        let Some(closing) = &mut self.closing else { return Poll::Pending };
+        if self.held.is_some() {
+            return Poll::Pending;
+        }
+        if !self.lines.is_between_events() {
+            let at_the_latest = closing.at_the_latest.get_or_insert_with(|| Box::pin(sleep(TO_COMPLETE)));
+            ready!(at_the_latest.as_mut().poll(cx));
+            // What the client has of the event it discards (HTML standard, §9.2.6).
+            closing.last_words.farewell = Bytes::new();
+            if !self.lines.is_at_line_start() {
+                closing.last_words.retry = Bytes::new();
+            }
+        }
+        self.ended = true;
+        self.data_ended = true;
+        let last_words = std::mem::take(&mut closing.last_words).into_bytes();
+        Poll::Ready((!last_words.is_empty()).then(|| Ok(Frame::data(last_words))))
     }
 
     /// What is not plain data, or comes where a byte order mark may stand.
     fn pass_with_mark(&mut self, outcome: Outcome<E>, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
         let outcome = match outcome.map(|result| result.map(Frame::into_data)) {
             Some(Ok(Ok(data))) => {
-                let data = self.byte_order_mark.strip(data);
+                let mut data = self.byte_order_mark.strip(data);
+                if self.closing.is_some() {
+                    data.truncate(self.lines.last_boundary(&data).unwrap_or(data.len()));
+                }
                 self.pass(&data);
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
@@ -213,6 +319,7 @@ impl<E> ForeignStream<E> {
 ///
 /// Only the end of each chunk is looked at. A CR may be the first half of a CRLF, so a line is known to have ended when
 /// its LF was there.
+#[derive(Clone, Copy)]
 struct LineTracker {
     /// The last three bytes, oldest first. A stream begins as if it came after a blank line.
     last: [u8; 3],
@@ -243,6 +350,42 @@ impl LineTracker {
     /// Whether the line that has just ended was blank.
     fn is_between_events(&self) -> bool {
         matches!(self.last, [_, b'\n', b'\n'] | [b'\n' | b'\r', b'\r', b'\n'])
+    }
+
+    /// Where the last blank line in a chunk ends.
+    fn last_boundary(mut self, chunk: &[u8]) -> Option<usize> {
+        let inside = [&b"\n\n"[..], b"\n\r\n"].map(|blank| Some(memmem::rfind(chunk, blank)? + blank.len()));
+        let at_the_start = (1..=chunk.len().min(2)).filter(|end| {
+            self.passed(&chunk[end - 1..*end]);
+            self.is_between_events()
+        });
+        inside.into_iter().flatten().chain(at_the_start).max()
+    }
+}
+
+/// Counts the blank lines that end an event: those that follow a line which is no comment. Lines end in LF or CRLF.
+#[derive(Default)]
+struct BlankLines {
+    /// What the line under way begins with.
+    first: Option<u8>,
+    has_fields: bool,
+}
+
+impl BlankLines {
+    fn pass(&mut self, chunk: &[u8]) -> u64 {
+        let mut events = 0;
+        let mut start = 0;
+        for end in memchr_iter(b'\n', chunk) {
+            match self.first.take().or(chunk.get(start).copied()) {
+                // A line that is empty but for its end.
+                Some(b'\n' | b'\r') | None => events += u64::from(std::mem::take(&mut self.has_fields)),
+                Some(b':') => {}
+                Some(_) => self.has_fields = true,
+            }
+            start = end + 1;
+        }
+        self.first = self.first.or(chunk.get(start).copied());
+        events
     }
 }
 

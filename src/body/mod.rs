@@ -5,9 +5,10 @@ mod foreign;
 mod frame;
 mod grace;
 mod heartbeat;
+mod life;
 mod sse;
 
-pub(crate) use adoption::{Adoption, Offer, Settings};
+pub(crate) use adoption::{Adoption, Offer};
 pub use foreign::ResponseBody;
 pub use heartbeat::Heartbeat;
 pub(crate) use sse::Options;

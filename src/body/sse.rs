@@ -5,8 +5,9 @@ use super::{
     frame::Coalesce,
     grace::Grace,
     heartbeat::{Pulse, first_byte},
+    life::{Life, OnClose, reason_of},
 };
-use crate::{BoxError, Event, SseItem, event::retry_line};
+use crate::{BoxError, CloseReason, Event, SseItem, event::retry_line};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -17,6 +18,7 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
+use tokio::time::Instant;
 use tokio_stream::Stream;
 
 type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
@@ -30,6 +32,14 @@ pub(crate) struct Options {
     pub(crate) end_with: Option<Event>,
     /// A mutex that is never locked: it makes a body `Sync` whose stream is, so that it can be boxed as such.
     pub(crate) on_error: Mutex<Option<OnError>>,
+    /// And when it was set.
+    pub(crate) on_close: Mutex<Option<(Instant, OnClose)>>,
+}
+
+impl Options {
+    fn take_on_close(&mut self) -> Option<(Instant, OnClose)> {
+        take_unlocked(&mut self.on_close)
+    }
 }
 
 fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
@@ -72,19 +82,42 @@ pin_project! {
         // The beginning of the next frame.
         held: Bytes,
         failure: Option<Box<Failure>>,
-        opened: bool,
+        life: Option<Box<Life>>,
     }
+
+    impl<S> PinnedDrop for SseBody<S> {
+        fn drop(this: Pin<&mut Self>) {
+            // One that was never polled has a life, too.
+            let this = this.project();
+            let _told = begin(this.options, this.adoption);
+        }
+    }
+}
+
+/// The life of a body, if it begins now and is of interest.
+fn begin(options: &mut Option<Box<Options>>, adoption: &mut Adoption) -> Option<Option<Box<Life>>> {
+    let passages = adoption.close()?;
+    Some(Life::begin(options.as_mut().and_then(|options| options.take_on_close()), passages))
 }
 
 impl<S> SseBody<S> {
     pub(crate) fn new(stream: S, options: Option<Box<Options>>, adoption: Adoption) -> Self {
-        Self { stream: Some(stream), options, adoption, ..Self::ended() }
+        Self {
+            stream: Some(stream),
+            pulse: Pulse::default(),
+            options,
+            adoption,
+            held: Bytes::new(),
+            failure: None,
+            life: None,
+        }
     }
 
     /// Begins with these lines, whether or not there is an event yet.
     #[cfg(feature = "hub")]
-    pub(crate) fn beginning_with(self, lines: Bytes) -> Self {
-        Self { held: lines, ..self }
+    pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
+        self.held = lines;
+        self
     }
 
     /// A body without a stream, which is at its end.
@@ -93,10 +126,10 @@ impl<S> SseBody<S> {
             stream: None,
             pulse: Pulse::default(),
             options: None,
-            adoption: Adoption::default(),
+            adoption: Adoption::Closed(None),
             held: Bytes::new(),
             failure: None,
-            opened: false,
+            life: None,
         }
     }
 }
@@ -119,24 +152,41 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
         let mut stream_is_pending = false;
-        let opening = !std::mem::replace(this.opened, true);
+        let begun = begin(this.options, this.adoption);
+        let opening = begun.is_some();
+        if let Some(life) = begun {
+            *this.life = life;
+        }
         let held = std::mem::take(this.held);
         let first = if opening { first_lines(this.options, this.adoption, held) } else { held };
         let mut frame = Coalesce::beginning_with(first);
+        let mut events = this.life.as_mut().map_or(0, |life| std::mem::take(&mut life.held_events));
 
+        if this.stream.is_some() {
+            if let Some(last_words) = poll_end(this.life, this.options, cx) {
+                this.stream.set(None);
+                if let Err(too_much) = frame.push(last_words) {
+                    *this.held = too_much;
+                }
+            }
+        }
         for _ in 0..MAX_READY {
             if frame.is_full() {
                 break;
             }
             let Some(stream) = this.stream.as_mut().as_pin_mut() else { break };
-            let chunk = match stream.poll_next(cx) {
+            let (chunk, count) = match stream.poll_next(cx) {
                 Poll::Ready(Some(item)) => match item.into_events() {
-                    Ok(events) => events.into_bytes(),
+                    Ok(events) => {
+                        let count = events.count();
+                        (events.into_bytes(), count)
+                    }
                     Err(error) => {
                         this.stream.set(None);
+                        ends(this.life, reason_of(&error));
                         let on_error = this.options.as_mut().and_then(|options| take_unlocked(&mut options.on_error));
                         match on_error.and_then(|on_error| on_error(&error)) {
-                            Some(event) => event.encode(),
+                            Some(event) => (event.encode(), 1),
                             None => {
                                 *this.failure = Some(Box::new(Failure { error, grace: Grace::default() }));
                                 break;
@@ -146,8 +196,9 @@ where
                 },
                 Poll::Ready(None) => {
                     this.stream.set(None);
+                    ends(this.life, CloseReason::Finished);
                     match this.options.as_mut().and_then(|options| options.end_with.take()) {
-                        Some(event) => event.encode(),
+                        Some(event) => (event.encode(), 1),
                         None => break,
                     }
                 }
@@ -158,20 +209,35 @@ where
             };
             if let Err(too_much) = frame.push(chunk) {
                 *this.held = too_much;
+                if let Some(life) = this.life {
+                    life.held_events = count as u64;
+                }
                 break;
             }
+            events += count as u64;
         }
 
+        let is_over = this.stream.is_none() && this.held.is_empty();
         if !frame.is_empty() {
             this.pulse.sent();
-            return Poll::Ready(Some(Ok(Frame::data(frame.into_bytes()))));
+            let frame = frame.into_bytes();
+            if let Some(life) = this.life {
+                life.events += events;
+                life.bytes += frame.len() as u64;
+                if is_over && this.failure.is_none() {
+                    life.is_over();
+                }
+            }
+            return Poll::Ready(Some(Ok(Frame::data(frame))));
         }
         if let Some(failure) = this.failure {
             ready!(failure.grace.poll(cx));
-            return Poll::Ready(this.failure.take().map(|failure| Err(failure.error)));
         }
-        if this.stream.is_none() {
-            return Poll::Ready(None);
+        if is_over {
+            if let Some(life) = this.life {
+                life.is_over();
+            }
+            return Poll::Ready(this.failure.take().map(|failure| Err(failure.error)));
         }
         if !stream_is_pending {
             // Nothing but empty chunks: let others have their turn.
@@ -186,6 +252,10 @@ where
         };
         // Asked for its next frame at once, the body then sets its timer.
         this.pulse.sent();
+        if let Some(life) = this.life {
+            life.heartbeats += 1;
+            life.bytes += beat.len() as u64;
+        }
         Poll::Ready(Some(Ok(Frame::data(beat))))
     }
 
@@ -195,6 +265,21 @@ where
 
     fn size_hint(&self) -> SizeHint {
         if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
+    }
+}
+
+/// What the stream says last, if it is ended from outside now.
+fn poll_end(life: &mut Option<Box<Life>>, options: &Option<Box<Options>>, cx: &mut Context<'_>) -> Option<Bytes> {
+    let own = options.as_ref().and_then(|options| options.retry);
+    match life.as_mut()?.poll_end(own, cx) {
+        Poll::Ready(last_words) => Some(last_words.into_bytes()),
+        Poll::Pending => None,
+    }
+}
+
+fn ends(life: &mut Option<Box<Life>>, reason: CloseReason) {
+    if let Some(life) = life {
+        life.ends(reason);
     }
 }
 

@@ -1,0 +1,158 @@
+//! What ends a stream from outside, and what is told when it has ended. Only for streams of which somebody wants to know.
+
+use crate::{
+    BoxError,
+    lifecycle::{CloseReason, LastWords, Passage, Permit, Settings, StreamSummary, random},
+};
+use std::{
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+pub(super) type OnClose = Box<dyn FnOnce(StreamSummary) + Send>;
+
+/// What happens to a stream from its response to its end, which is when this is dropped.
+pub(super) struct Life {
+    began: Instant,
+    ends: Vec<End>,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+    pub(super) heartbeats: u64,
+    /// Events that wait for the next frame.
+    pub(super) held_events: u64,
+    /// How it ends, once that is clear, and whether all that goes before the end was handed out.
+    reason: CloseReason,
+    is_over: bool,
+    /// A mutex that is never locked: it makes a body `Sync` whose stream is.
+    own: Mutex<Option<OnClose>>,
+    layers: Vec<Arc<Settings>>,
+    permits: Vec<Permit>,
+}
+
+enum End {
+    Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
+    MaxLifetime(Pin<Box<Sleep>>),
+}
+
+impl Life {
+    /// Of a stream that has passed these layers. `None` if there is nothing to do for it.
+    pub(super) fn begin(own: Option<(Instant, OnClose)>, passages: &mut [Passage]) -> Option<Box<Self>> {
+        let is_of_interest = |passage: &Passage| {
+            let Settings { shutdown, max_lifetime, on_close, .. } = &*passage.settings;
+            shutdown.is_some() || max_lifetime.is_some() || on_close.is_some() || !passage.permits.is_empty()
+        };
+        if own.is_none() && !passages.iter().any(is_of_interest) {
+            return None;
+        }
+        let began = own.as_ref().map(|(at, _)| *at);
+        let began = began.or_else(|| passages.iter().find_map(|passage| passage.at)).unwrap_or_else(Instant::now);
+        let mut life = Self {
+            began,
+            ends: Vec::new(),
+            events: 0,
+            bytes: 0,
+            heartbeats: 0,
+            held_events: 0,
+            reason: CloseReason::ClientGone,
+            is_over: false,
+            own: Mutex::new(own.map(|(_, on_close)| on_close)),
+            layers: Vec::new(),
+            permits: Vec::new(),
+        };
+        for passage in passages {
+            let settings = &passage.settings;
+            if let Some(token) = &settings.shutdown {
+                life.ends.push(End::Shutdown(Box::pin(token.clone().cancelled_owned()), Arc::clone(settings)));
+            }
+            if let Some(max) = settings.max_lifetime {
+                life.ends.push(End::MaxLifetime(Box::pin(sleep(around(max)))));
+            }
+            if settings.on_close.is_some() {
+                life.layers.push(Arc::clone(settings));
+            }
+            life.permits.append(&mut passage.permits);
+        }
+        Some(Box::new(life))
+    }
+
+    /// Ready when the stream is to end now: with what it says last.
+    pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<LastWords> {
+        for end in &mut self.ends {
+            match end {
+                End::Shutdown(shutdown, settings) => {
+                    if shutdown.as_mut().poll(cx).is_ready() {
+                        let last_words = settings.last_words(retry);
+                        self.ends(CloseReason::Shutdown);
+                        return Poll::Ready(last_words);
+                    }
+                }
+                End::MaxLifetime(lifetime) => {
+                    if lifetime.as_mut().poll(cx).is_ready() {
+                        self.ends(CloseReason::MaxLifetime);
+                        return Poll::Ready(LastWords::default());
+                    }
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// It ends in this way, when all that goes before was handed out.
+    pub(super) fn ends(&mut self, reason: CloseReason) {
+        self.reason = reason;
+        // Nothing else ends it any more.
+        self.ends = Vec::new();
+    }
+
+    /// All that goes before the end was handed out.
+    pub(super) fn is_over(&mut self) {
+        self.is_over = true;
+        if self.reason == CloseReason::ClientGone {
+            self.reason = CloseReason::Finished;
+        }
+    }
+}
+
+/// How a stream ends with this error.
+pub(super) fn reason_of(error: &BoxError) -> CloseReason {
+    #[cfg(feature = "hub")]
+    if error.is::<crate::hub::Lagged>() {
+        return CloseReason::Lagged;
+    }
+    let _any_other = error;
+    CloseReason::Error
+}
+
+/// A time within 10 % of this one, so that streams that began together do not end together.
+fn around(time: Duration) -> Duration {
+    let seconds = time.as_secs_f64() * (0.9 + 0.2 * random());
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        let reason = if self.is_over { self.reason } else { CloseReason::ClientGone };
+        let summary = StreamSummary {
+            reason,
+            duration: self.began.elapsed(),
+            events: self.events,
+            bytes: self.bytes,
+            heartbeats: self.heartbeats,
+        };
+        // Before anybody is told, so that whoever is told finds the place free.
+        drop(mem::take(&mut self.permits));
+        if let Some(on_close) = self.own.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            on_close(summary);
+        }
+        for settings in mem::take(&mut self.layers) {
+            if let Some(on_close) = &settings.on_close {
+                on_close(summary);
+            }
+        }
+    }
+}
