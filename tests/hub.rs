@@ -534,3 +534,33 @@ fn a_waker_that_holds_another_subscription_can_be_dropped_by_the_hub() {
     drop(subscription);
     assert_eq!(topic.subscribers(), 0);
 }
+
+#[test]
+fn a_hub_that_is_shut_down_ends_idle_and_busy_streams_at_once_and_clients_know_when_to_come_back() {
+    let hub = Hub::new();
+    let topic = hub.topic("a");
+    let body = || {
+        let stream = SseStream::new(now(topic.subscribe(Start::Latest)).unwrap());
+        task::spawn(stream.without_heartbeat().end_with(Event::new("no more")).into_response().into_body())
+    };
+    let (mut idle, mut busy) = (body(), body());
+    let frame = |body: &mut task::Spawn<tower_sse::SseBody<Subscription>>| body.enter(|cx, body| body.poll_frame(cx));
+    assert!(frame(&mut idle).is_ready() && frame(&mut busy).is_ready());
+    assert_pending!(frame(&mut idle));
+    publish(&topic, "read by nobody");
+    assert!(frame(&mut idle).is_ready());
+    assert_pending!(frame(&mut idle));
+    hub.shutdown();
+    hub.shutdown();
+    assert!(idle.is_woken());
+    for body in [&mut idle, &mut busy] {
+        let last = assert_ready!(frame(body)).unwrap().unwrap().into_data().unwrap();
+        let source = whatwg::parse(&last);
+        let retry: u64 = source.reconnection_time.unwrap().parse().unwrap();
+        assert!((1000..6000).contains(&retry) && source.messages.is_empty(), "{last:?}");
+        assert!(body.is_end_stream() && assert_ready!(frame(body)).is_none());
+    }
+    assert_eq!(topic.subscribers(), 0);
+    assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().kind(), ErrorKind::ShutDown);
+    assert_eq!(now(topic.subscribe(Start::Latest)).unwrap_err().status(), 503);
+}

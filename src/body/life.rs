@@ -123,6 +123,8 @@ pub(super) fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
     if error.is::<crate::hub::Lagged>() {
         return CloseReason::Lagged;
+    } else if error.is::<crate::hub::ShutDown>() {
+        return CloseReason::Shutdown;
     }
     let _any_other = error;
     CloseReason::Error

@@ -7,7 +7,7 @@ use super::{
     heartbeat::{Pulse, first_byte},
     life::{Life, OnClose, reason_of},
 };
-use crate::{BoxError, CloseReason, Event, SseItem, event::retry_line};
+use crate::{BoxError, CloseReason, Event, SseItem, event::retry_line, lifecycle::Settings};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -183,7 +183,14 @@ where
                     }
                     Err(error) => {
                         this.stream.set(None);
-                        ends(this.life, reason_of(&error));
+                        let reason = reason_of(&error);
+                        ends(this.life, reason);
+                        if reason == CloseReason::Shutdown {
+                            if let Err(too_much) = frame.push(retry_later(this.options, this.adoption)) {
+                                *this.held = too_much;
+                            }
+                            break;
+                        }
                         let on_error = this.options.as_mut().and_then(|options| take_unlocked(&mut options.on_error));
                         match on_error.and_then(|on_error| on_error(&error)) {
                             Some(event) => (event.encode(), 1),
@@ -275,6 +282,16 @@ fn poll_end(life: &mut Option<Box<Life>>, options: &Option<Box<Options>>, cx: &m
         Poll::Ready(last_words) => Some(last_words.into_bytes()),
         Poll::Pending => None,
     }
+}
+
+/// When to come back after the shutdown of a hub.
+fn retry_later(options: &Option<Box<Options>>, adoption: &Adoption) -> Bytes {
+    let own = options.as_ref().and_then(|options| options.retry);
+    let delay = match adoption.settings() {
+        Some(settings) => settings.retry_later(own),
+        None => Settings::default().retry_later(own),
+    };
+    retry_line(delay)
 }
 
 fn ends(life: &mut Option<Box<Life>>, reason: CloseReason) {

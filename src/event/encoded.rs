@@ -26,9 +26,9 @@ use bytes::{Bytes, BytesMut};
 pub struct EncodedEvents {
     bytes: Bytes,
     count: usize,
-    /// Not events, but the news that a client was too slow to get them: an error to a body.
+    /// Not events, but the news why there will be none: an error to a body.
     #[cfg(feature = "hub")]
-    lagged: bool,
+    cut: Option<crate::hub::Cut>,
 }
 
 impl EncodedEvents {
@@ -38,21 +38,21 @@ impl EncodedEvents {
             bytes,
             count,
             #[cfg(feature = "hub")]
-            lagged: false,
+            cut: None,
         }
     }
 
     #[cfg(feature = "hub")]
-    pub(crate) fn lagged() -> Self {
-        Self { lagged: true, ..Self::default() }
+    pub(crate) fn cut(cut: crate::hub::Cut) -> Self {
+        Self { cut: Some(cut), ..Self::default() }
     }
 
     /// What a body makes of it.
     #[inline]
     pub(crate) fn check(self) -> Result<Self, BoxError> {
         #[cfg(feature = "hub")]
-        if self.lagged {
-            return Err(crate::hub::Lagged(()).into());
+        if let Some(cut) = self.cut {
+            return Err(cut.into());
         }
         Ok(self)
     }
@@ -67,7 +67,7 @@ impl EncodedEvents {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         #[cfg(feature = "hub")]
-        if self.lagged {
+        if self.cut.is_some() {
             return false;
         }
         self.bytes.is_empty()
@@ -81,7 +81,7 @@ impl EncodedEvents {
     #[cfg(feature = "hub")]
     #[must_use]
     pub fn is_lagged(&self) -> bool {
-        self.lagged
+        matches!(self.cut, Some(crate::hub::Cut::Lagged))
     }
 
     /// The bytes on the wire.
@@ -115,7 +115,7 @@ impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
             joined.count += events.count;
             #[cfg(feature = "hub")]
             {
-                joined.lagged |= events.lagged;
+                joined.cut = joined.cut.or(events.cut);
             }
         }
         Self { bytes: bytes.freeze(), ..joined }

@@ -115,6 +115,22 @@ impl Core {
         Ok(())
     }
 
+    pub(super) fn shut_down(&self) {
+        let mut registry = lock(&self.registry);
+        registry.is_shut_down = true;
+        let mut topics: Vec<_> = registry.topics.values().cloned().collect();
+        drop(registry);
+        // In the same order each time, which is what `tests/interleavings` needs.
+        topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        for topic in topics {
+            let mut contents = topic.lock();
+            contents.is_shut_down = true;
+            let wakers = topic.changed(&mut contents);
+            drop(contents);
+            topic.wake(wakers);
+        }
+    }
+
     pub(super) fn subscribe(self: &Arc<Self>, mut names: Vec<Arc<str>>, start: Start) -> Result<Subscription, Error> {
         names.sort_unstable();
         names.dedup();

@@ -35,6 +35,8 @@ pub enum ErrorKind {
     TooManyTopics,
     /// A subscription to no topic at all. 400 Bad Request.
     NoTopics,
+    /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
+    ShutDown,
 }
 
 impl Error {
@@ -50,6 +52,10 @@ impl Error {
         Self { kind: ErrorKind::NoTopics, topic: "".into(), limit: 0 }
     }
 
+    pub(super) fn shut_down() -> Self {
+        Self { kind: ErrorKind::ShutDown, topic: "".into(), limit: 0 }
+    }
+
     /// What kind of error it is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -61,7 +67,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Finished => StatusCode::GONE,
-            ErrorKind::TooManyTopics => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::TooManyTopics | ErrorKind::ShutDown => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
         }
     }
@@ -76,6 +82,7 @@ impl fmt::Display for Error {
                 let limit = self.limit;
                 write!(f, "there is no room for the topic {topic}: the hub has {limit} topics, which is its max_topics")
             }
+            ErrorKind::ShutDown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
         }
     }

@@ -1,4 +1,4 @@
-use crate::EventId;
+use crate::{BoxError, EventId};
 use std::{error::Error, fmt};
 
 /// Events that a subscriber should have had and cannot get any more.
@@ -93,7 +93,7 @@ pub enum LagPolicy {
 ///
 /// [`SseStream::on_error`](crate::SseStream::on_error) sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lagged(pub(crate) ());
+pub struct Lagged(());
 
 impl fmt::Display for Lagged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,3 +102,31 @@ impl fmt::Display for Lagged {
 }
 
 impl Error for Lagged {}
+
+/// Why a subscription ends that has not come to the end of its topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Lagged,
+    ShutDown,
+}
+
+impl From<Cut> for BoxError {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::Lagged => Lagged(()).into(),
+            Cut::ShutDown => ShutDown.into(),
+        }
+    }
+}
+
+/// To a body it is no error, but an end from outside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShutDown;
+
+impl fmt::Display for ShutDown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the hub is shut down")
+    }
+}
+
+impl Error for ShutDown {}

@@ -102,6 +102,7 @@ mod waiters;
 
 pub use builder::Builder;
 pub use error::{Error, ErrorKind};
+pub(crate) use gap::{Cut, ShutDown};
 pub use gap::{Gap, GapReason, LagPolicy, Lagged};
 pub(crate) use response::Opening;
 pub use start::Start;
@@ -163,6 +164,33 @@ impl Hub {
     ) -> Result<Subscription, Error> {
         let names = topics.into_iter().map(|name| name.as_ref().into()).collect();
         self.core.subscribe(names, start.into())
+    }
+
+    /// Ends all subscriptions at once, and takes no more events and no more subscribers.
+    ///
+    /// The response of a subscription ends cleanly and without its [last event](crate::SseStream::end_with), and says when to
+    /// reconnect, as at a [shutdown of its layer](crate::SseLayer::shutdown): clients come back with the last id that they
+    /// got, to whoever answers then. What they have not got by now they do not get. Twice is once.
+    ///
+    /// A server needs one of the two: this one, or the layer's, which also ends streams that are not of a hub, and says a
+    /// farewell.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use axum::Router;
+    /// # use tower_sse::hub::Hub;
+    /// # async fn serve(app: Router, hub: Hub, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+    /// axum::serve(listener, app)
+    ///     .with_graceful_shutdown(async move {
+    ///         tokio::signal::ctrl_c().await.ok();
+    ///         hub.shutdown();
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    pub fn shutdown(&self) {
+        self.core.shut_down();
     }
 
     /// Figures for a status page.

@@ -12,6 +12,7 @@ pub(super) enum Step {
     /// Nothing yet: the waker is where it will be woken.
     Wait,
     Finished,
+    ShutDown,
 }
 
 /// One topic of a subscription.
@@ -50,6 +51,10 @@ impl Reader {
         // Not under the lock: to clone a waker is to run somebody else's code.
         let waker = waker.clone();
         let mut contents = self.topic.lock();
+        if contents.is_shut_down {
+            drop(contents);
+            return Step::ShutDown;
+        }
         let read = contents.log.read(cursor, self.told, u64::MAX);
         let nothing_follows = match &read {
             Read::Events(_, last) => *last == contents.log.newest(),
@@ -74,16 +79,21 @@ impl Reader {
         }
     }
 
-    /// Finds out what comes next here; if there is nothing yet, waits for it. `false` if something is lost.
-    fn peek(&mut self, cursor: u64, waker: &Waker) -> bool {
+    /// Finds out what comes next here; if there is nothing yet, waits for it. An error is what
+    /// comes before that.
+    fn peek(&mut self, cursor: u64, waker: &Waker) -> Result<(), Step> {
         if self.next.is_some() || self.is_finished || self.waits() {
-            return true;
+            return Ok(());
         }
         let waker = waker.clone();
         let mut contents = self.topic.lock();
         let from = cursor.max(self.told);
+        if contents.is_shut_down {
+            drop(contents);
+            return Err(Step::ShutDown);
+        }
         if contents.log.lost() > from {
-            return false;
+            return Err(Step::Lost);
         }
         self.next = contents.log.first_after(from);
         let mut replaced = None;
@@ -94,7 +104,7 @@ impl Reader {
         }
         drop(contents);
         drop(replaced);
-        true
+        Ok(())
     }
 }
 
@@ -107,8 +117,8 @@ pub(super) fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Wa
         let mut second = u64::MAX;
         for (i, reader) in readers.iter_mut().enumerate() {
             // Told before anything that came after it: a client that is gone by then would come back with a later id.
-            if !reader.peek(cursor, waker) {
-                return Step::Lost;
+            if let Err(step) = reader.peek(cursor, waker) {
+                return step;
             }
             let Some(next) = reader.next else { continue };
             match first {
@@ -125,7 +135,11 @@ pub(super) fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Wa
             Some((_, who)) => {
                 let reader = &mut readers[who];
                 reader.next = None;
-                match reader.topic.lock().log.read(cursor, reader.told, committed.min(second - 1)) {
+                let mut contents = reader.topic.lock();
+                if contents.is_shut_down {
+                    return Step::ShutDown;
+                }
+                match contents.log.read(cursor, reader.told, committed.min(second - 1)) {
                     Read::Events(events, last) => return Step::Events(events, last),
                     Read::Lost => return Step::Lost,
                     // Another event has taken its place by now.

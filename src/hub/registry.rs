@@ -22,6 +22,7 @@ pub(super) struct Registry {
     /// When a topic is to be looked at, because something in it will be too old then. The number tells topics apart.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
+    pub(super) is_shut_down: bool,
     /// The runtime of a janitor had no timers.
     pub(super) is_without_timers: bool,
 }
@@ -29,6 +30,9 @@ pub(super) struct Registry {
 impl Registry {
     /// The topic of this name, which is made if it is not there.
     pub(super) fn topic(&mut self, name: &Arc<str>, limits: &Limits) -> Result<Arc<TopicState>, Error> {
+        if self.is_shut_down {
+            return Err(Error::shut_down());
+        }
         if let Some(topic) = self.topics.get(name) {
             return Ok(topic.clone());
         }

@@ -1,5 +1,5 @@
 use super::{
-    Gap, LagPolicy,
+    Cut, Gap, LagPolicy,
     core::{Core, least},
     reader::{Reader, Step, merge},
 };
@@ -52,7 +52,7 @@ pub struct Subscription {
     waker: Option<Waker>,
     lag_policy: LagPolicy,
     is_resumed: bool,
-    /// It ended because the client was too slow.
+    /// It ended before the end of its topics.
     is_cut: bool,
 }
 
@@ -250,6 +250,13 @@ impl Subscription {
         Gap { reason: super::GapReason::Lagged, requested, resumed: resumed.map(|number| self.core.id(number)) }
     }
 
+    /// Ends before the end of its topics.
+    fn cut(&mut self, cut: Cut) -> EncodedEvents {
+        self.leave();
+        self.is_cut = true;
+        EncodedEvents::cut(cut)
+    }
+
     fn leave(&mut self) {
         if self.readers.is_empty() {
             return;
@@ -276,15 +283,14 @@ impl Stream for Subscription {
                 Poll::Ready(Some(events))
             }
             Step::Wait => Poll::Pending,
+            Step::ShutDown => Poll::Ready(Some(this.cut(Cut::ShutDown))),
             Step::Finished => {
                 this.leave();
                 Poll::Ready(None)
             }
             Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
                 this.core.count_gap();
-                this.leave();
-                this.is_cut = true;
-                Poll::Ready(Some(EncodedEvents::lagged()))
+                Poll::Ready(Some(this.cut(Cut::Lagged)))
             }
             Step::Lost => {
                 this.core.count_gap();

@@ -24,6 +24,7 @@ pub(super) struct Contents {
     pub(super) latest_only: bool,
     /// Whether it is in the registry's `due`.
     pub(super) is_due: bool,
+    pub(super) is_shut_down: bool,
 }
 
 impl TopicState {
@@ -35,6 +36,7 @@ impl TopicState {
             subscribers: 0,
             latest_only: false,
             is_due: false,
+            is_shut_down: false,
         };
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
     }

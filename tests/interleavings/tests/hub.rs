@@ -164,3 +164,17 @@ fn who_comes_too_late_for_an_event_is_told_and_goes_on() {
         publisher.join().unwrap();
     });
 }
+
+#[test]
+fn who_waits_or_reads_while_the_hub_is_shut_down_comes_to_an_end() {
+    for topics in [&["a"][..], &["a", "b"]] {
+        check(3, || {
+            let hub = Hub::new();
+            let mut subscription = subscribe(&hub, topics, Start::Latest);
+            publish(&hub, "a", "1");
+            let ends = thread::spawn(move || hub.shutdown());
+            while let Some(_event_or_news) = block_on(poll_fn(|cx| Pin::new(&mut subscription).poll_next(cx))) {}
+            ends.join().unwrap();
+        });
+    }
+}
