@@ -66,6 +66,7 @@
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
 //! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
+//! | `socket` | no | `ClientTimeout`, for clients that do not read or have vanished | `socket2` |
 //!
 //! # Runtime
 //!
@@ -95,6 +96,8 @@ mod json;
 mod last_event_id;
 mod layer;
 mod lifecycle;
+#[cfg(feature = "socket")]
+mod socket;
 mod stream;
 
 pub use body::{Heartbeat, ResponseBody, SseBody};
@@ -104,6 +107,8 @@ pub use json::{JsonError, JsonEvents};
 pub use last_event_id::{LastEventId, Rejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use lifecycle::{CloseReason, Overload, StreamSummary};
+#[cfg(feature = "socket")]
+pub use socket::ClientTimeout;
 pub use stream::{SseItem, SseStream, StopReconnecting};
 
 /// The README's code compiles.
