@@ -39,6 +39,12 @@
 //! - A [`hub`] is for events that many clients get, and that those who come back get later: topics to publish to, with a
 //!   history, and subscriptions that go on where a client was.
 //!
+//! # In operation
+//!
+//! An [`SseLayer`] ends streams at a [shutdown](SseLayer::shutdown) and when their [time](SseLayer::max_lifetime) is up, lets no
+//! more of them in than [there may be](SseLayer::max_streams), and [tells](SseLayer::on_close) how each of them was
+//! ([`StreamSummary`]).
+//!
 //! # Guarantees
 //!
 //! Each of them is a test; the names are those of the files under `tests/`.
