@@ -28,7 +28,7 @@ use tokio_stream::{Stream, wrappers::UnboundedReceiverStream};
 use tokio_test::task;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_sse::{BoxError, CloseReason, Event, Overload, SseItem, SseLayer, SseStream, StreamSummary};
+use tower_sse::{BoxError, CloseReason, Event, Heartbeat, Overload, SseItem, SseLayer, SseStream, StreamSummary};
 
 /// A body that is polled by hand.
 struct Polled(task::Spawn<UnsyncBoxBody<Bytes, BoxError>>);
@@ -1112,4 +1112,15 @@ async fn the_events_of_a_foreign_stream_are_counted_as_a_client_counts_them() {
             assert_eq!(summary.reason, CloseReason::Finished);
         }
     }
+}
+
+#[test]
+fn a_body_that_is_dropped_unpolled_needs_no_runtime() {
+    let told = Told::default();
+    let layer = SseLayer::new().max_lifetime(Duration::from_secs(1)).on_close(told.teller());
+    drop(through(&layer, silent().into_response()));
+    assert_eq!(told.only().reason, CloseReason::ClientGone);
+    let told = Told::default();
+    drop(through(&layer.on_close(told.teller()), foreign_response(Script::new([Step::Hang]))));
+    assert_eq!(told.only().reason, CloseReason::ClientGone);
 }

@@ -36,7 +36,8 @@ pub(super) struct Life {
 
 enum End {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    MaxLifetime(Pin<Box<Sleep>>),
+    /// The timer is made when it is asked for the first time: one that never is may be dropped outside of any runtime.
+    MaxLifetime(Duration, Option<Pin<Box<Sleep>>>),
 }
 
 impl Life {
@@ -70,7 +71,7 @@ impl Life {
                 life.ends.push(End::Shutdown(Box::pin(token.clone().cancelled_owned()), Arc::clone(settings)));
             }
             if let Some(max) = settings.max_lifetime {
-                life.ends.push(End::MaxLifetime(Box::pin(sleep(around(max)))));
+                life.ends.push(End::MaxLifetime(around(max), None));
             }
             if settings.on_close.is_some() {
                 life.layers.push(Arc::clone(settings));
@@ -91,8 +92,9 @@ impl Life {
                         return Poll::Ready(last_words);
                     }
                 }
-                End::MaxLifetime(lifetime) => {
-                    if lifetime.as_mut().poll(cx).is_ready() {
+                End::MaxLifetime(time, timer) => {
+                    let timer = timer.get_or_insert_with(|| Box::pin(sleep(*time)));
+                    if timer.as_mut().poll(cx).is_ready() {
                         self.ends(CloseReason::MaxLifetime);
                         return Poll::Ready(LastWords::default());
                     }
