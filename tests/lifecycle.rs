@@ -1114,6 +1114,33 @@ async fn the_events_of_a_foreign_stream_are_counted_as_a_client_counts_them() {
     }
 }
 
+#[tokio::test]
+async fn a_farewell_is_an_event_that_is_counted() {
+    for farewell in ["bye".to_owned(), "b".repeat(10_000)] {
+        let told: [Told; 2] = Default::default();
+        let (token, layer) = ending();
+        let layer = layer.farewell(Event::new(farewell));
+        let a = "data: a\n\n";
+        let large = "x".repeat(9_000);
+        let events = stream::iter([Event::new("a"), Event::new(&large)]).chain(stream::pending());
+        let first = ours(SseStream::new(events).on_close(told[0].teller()), &[&layer]);
+        let chunks = [Step::chunk(a), Step::chunk(format!("data: {large}\n\n")), Step::Hang];
+        let second = foreign(chunks, &[&layer.clone().on_close(told[1].teller())]);
+        let mut bodies = [first, second];
+        let [ours, foreign] = &mut bodies;
+        ours.assert_data(a);
+        foreign.assert_data(a);
+        assert!(foreign.poll().is_ready());
+        token.cancel();
+        for mut body in bodies {
+            body.rest();
+        }
+        for told in &told {
+            assert_eq!(told.only().events, 3);
+        }
+    }
+}
+
 #[test]
 fn a_body_that_is_dropped_unpolled_needs_no_runtime() {
     let told = Told::default();

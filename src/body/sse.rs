@@ -7,7 +7,11 @@ use super::{
     heartbeat::{Pulse, first_byte},
     life::{Life, OnClose, reason_of},
 };
-use crate::{BoxError, CloseReason, Event, SseItem, event::retry_line, lifecycle::Settings};
+use crate::{
+    BoxError, CloseReason, Event, SseItem,
+    event::retry_line,
+    lifecycle::{LastWords, Settings},
+};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -165,8 +169,15 @@ where
         if this.stream.is_some() {
             if let Some(last_words) = poll_end(this.life, this.options, cx) {
                 this.stream.set(None);
-                if let Err(too_much) = frame.push(last_words) {
-                    *this.held = too_much;
+                let count = u64::from(!last_words.farewell.is_empty());
+                match frame.push(last_words.into_bytes()) {
+                    Ok(()) => events += count,
+                    Err(too_much) => {
+                        *this.held = too_much;
+                        if let Some(life) = this.life {
+                            life.held_events = count;
+                        }
+                    }
                 }
             }
         }
@@ -276,10 +287,10 @@ where
 }
 
 /// What the stream says last, if it is ended from outside now.
-fn poll_end(life: &mut Option<Box<Life>>, options: &Option<Box<Options>>, cx: &mut Context<'_>) -> Option<Bytes> {
+fn poll_end(life: &mut Option<Box<Life>>, options: &Option<Box<Options>>, cx: &mut Context<'_>) -> Option<LastWords> {
     let own = options.as_ref().and_then(|options| options.retry);
     match life.as_mut()?.poll_end(own, cx) {
-        Poll::Ready(last_words) => Some(last_words.into_bytes()),
+        Poll::Ready(last_words) => Some(last_words),
         Poll::Pending => None,
     }
 }
