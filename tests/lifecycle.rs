@@ -1141,6 +1141,28 @@ async fn a_farewell_is_an_event_that_is_counted() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_is_no_event_of_the_stream_also_where_the_client_gets_it_as_one() {
+    let told: [Told; 2] = Default::default();
+    let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_secs(1)).event(Event::new("beat")));
+    let first = ours(SseStream::new(stream::pending::<Event>()).on_close(told[0].teller()), &[&layer]);
+    let second = foreign([Step::Hang], &[&layer.on_close(told[1].teller())]);
+    for (mut body, first_byte, told) in [(first, 1, &told[0]), (second, 0, &told[1])] {
+        if first_byte == 1 {
+            body.assert_data(":\n");
+        }
+        for _ in 0..3 {
+            body.assert_pending();
+            advance(Duration::from_millis(1_002)).await;
+            body.assert_data("data: beat\n\n");
+        }
+        drop(body);
+        let summary = told.only();
+        assert_eq!((summary.events, summary.heartbeats), (0, 3 + first_byte));
+        assert_eq!(summary.bytes, 3 * 12 + 2 * first_byte);
+    }
+}
+
 #[test]
 fn a_body_that_is_dropped_unpolled_needs_no_runtime() {
     let told = Told::default();
@@ -1150,4 +1172,83 @@ fn a_body_that_is_dropped_unpolled_needs_no_runtime() {
     let told = Told::default();
     drop(through(&layer.on_close(told.teller()), foreign_response(Script::new([Step::Hang]))));
     assert_eq!(told.only().reason, CloseReason::ClientGone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_stream_whose_lines_end_in_cr_ends_between_its_events() {
+    let (token, layer) = ending();
+    let told = Told::default();
+    let layer = layer.farewell(Event::new("bye")).on_close(told.teller());
+    let idle = foreign([Step::chunk("data: a\r\r"), Step::Hang], &[&layer]);
+    let mut bodies = [idle];
+    bodies[0].assert_data("data: a\r\r");
+    bodies[0].assert_pending();
+    token.cancel();
+    assert_eq!(bodies[0].rest(), "data: bye\n\nretry: 1000\n");
+    drop(bodies);
+    assert_eq!(told.only().events, 2);
+
+    for (next, completed) in
+        [("\r\rdata: b", "\r\r"), ("\rdata: b\r\r\rdata", "\rdata: b\r\r\r"), ("\r\n\rdata", "\r\n\r")]
+    {
+        let (token, layer) = ending();
+        let layer = layer.farewell(Event::new("bye"));
+        let mut body = foreign([Step::chunk("data: a"), Step::chunk(next), Step::Hang], &[&layer]);
+        body.assert_data("data: a");
+        token.cancel();
+        assert_eq!(body.rest(), format!("{completed}data: bye\n\nretry: 1000\n"), "{next:?}");
+    }
+}
+
+/// So does a stream of this crate that another server hands on: it begins with its reconnection time and a comment, and has
+/// comments for heartbeats, none with a blank line.
+#[tokio::test(start_paused = true)]
+async fn a_foreign_stream_that_is_silent_after_a_comment_or_a_reconnection_time_is_between_events() {
+    for begun in [
+        ":\n",
+        ": comment\r\n",
+        "retry: 5\n",
+        "retry: 5\n:\n",
+        "data: a\n\n:\n",
+        "\u{feff}",
+        "\u{feff}:\n",
+        "unknown\n",
+    ] {
+        let (token, layer) = ending();
+        let layer = layer.farewell(Event::new("bye"));
+        let mut body = foreign([Step::chunk(begun), Step::Hang], &[&layer]);
+        body.assert_data(begun);
+        body.assert_pending();
+        token.cancel();
+        assert_eq!(body.rest(), "data: bye\n\nretry: 1000\n", "{begun:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_event_that_has_more_than_its_first_line_is_not_ended_by_a_comment() {
+    for begun in ["data: a\n:\n", "id: 1\n:\n", "event: e\nretry: 5\n", "data\n: comment\r\n"] {
+        let (token, layer) = ending();
+        let layer = layer.farewell(Event::new("bye"));
+        let mut body = foreign([Step::chunk(begun), Step::Hang], &[&layer]);
+        body.assert_data(begun);
+        body.assert_pending();
+        token.cancel();
+        body.assert_pending();
+        advance(Duration::from_millis(251)).await;
+        assert_eq!(body.rest(), "retry: 1000\n", "{begun:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_byte_order_mark_that_is_not_whole_at_the_shutdown_is_not_sent_after_the_end() {
+    let (token, layer) = ending();
+    let layer = layer.retry(Duration::from_secs(2)).farewell(Event::new("bye"));
+    let mut body = foreign([Step::chunk(b"\xEF\xBB"), Step::Hang], &[&layer]);
+    body.assert_data("retry: 2000\n");
+    // It is kept back, since something went first.
+    body.assert_data("");
+    body.assert_pending();
+    token.cancel();
+    assert_eq!(body.rest(), "data: bye\n\nretry: 2000\n");
+    body.assert_end();
 }

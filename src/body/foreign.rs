@@ -4,7 +4,7 @@ use super::{Adoption, grace::Grace, heartbeat::Pulse, life::Life};
 use crate::{CloseReason, event::retry_line, lifecycle::LastWords};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use memchr::{memchr_iter, memmem};
+use memchr::memchr2_iter;
 use pin_project_lite::pin_project;
 use std::{
     fmt,
@@ -61,7 +61,7 @@ impl<B: Body> ResponseBody<B> {
             ended: false,
             data_ended: false,
             grace: Grace::default(),
-            blank_lines: BlankLines::default(),
+            events: EventTracker::default(),
         };
         Self { body, stream: Some(Box::new(stream)) }
     }
@@ -145,7 +145,8 @@ struct ForeignStream<E> {
     /// Trailers came, or an error, or the end: no heartbeat may follow.
     data_ended: bool,
     grace: Grace,
-    blank_lines: BlankLines,
+    /// Told of what passes where the stream has a life.
+    events: EventTracker,
 }
 
 /// One that was never polled has a life, too.
@@ -181,9 +182,7 @@ impl<E> ForeignStream<E> {
         if let (Some(life), Poll::Ready(outcome)) = (&mut self.life, &polled) {
             match outcome {
                 Some(Ok(frame)) => {
-                    let data = frame.data_ref().map_or(&[][..], |data| data);
-                    life.bytes += data.len() as u64;
-                    life.events += self.blank_lines.pass(data);
+                    life.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
                 }
                 Some(Err(_)) => life.ends(CloseReason::Error),
                 None => {}
@@ -253,23 +252,33 @@ impl<E> ForeignStream<E> {
             let last_words = ready!(life.poll_end(None, cx));
             self.closing = Some(Closing { last_words, at_the_latest: None });
         }
-        let Some(closing) = &mut self.closing else { return Poll::Pending };
-        if self.held.is_some() {
-            return Poll::Pending;
-        }
-        if !self.lines.is_between_events() {
+        if !self.events.are_complete() {
+            let Some(closing) = &mut self.closing else { return Poll::Pending };
             let at_the_latest = closing.at_the_latest.get_or_insert_with(|| Box::pin(sleep(TO_COMPLETE)));
             ready!(at_the_latest.as_mut().poll(cx));
-            // What the client has of the event it discards (HTML standard, §9.2.6).
-            closing.last_words.farewell = Bytes::new();
-            if !self.lines.is_at_line_start() {
-                closing.last_words.retry = Bytes::new();
-            }
         }
+        Poll::Ready(self.end_from_outside())
+    }
+
+    /// Says what can be said where the stream is.
+    fn end_from_outside(&mut self) -> Outcome<E> {
         self.ended = true;
         self.data_ended = true;
-        let last_words = std::mem::take(&mut closing.last_words).into_bytes();
-        Poll::Ready((!last_words.is_empty()).then(|| Ok(Frame::data(last_words))))
+        // What was kept back of one is not sent after the end.
+        self.byte_order_mark = ByteOrderMark::Passed;
+        let mut last_words = self.closing.take()?.last_words;
+        if !self.events.are_complete() {
+            // What the client has of the event it discards (HTML standard, §9.2.6).
+            last_words.farewell = Bytes::new();
+            if !self.events.is_at_line_start() {
+                last_words.retry = Bytes::new();
+            }
+        }
+        if let Some(life) = &mut self.life {
+            life.events += u64::from(!last_words.farewell.is_empty());
+        }
+        let last_words = last_words.into_bytes();
+        (!last_words.is_empty()).then(|| Ok(Frame::data(last_words)))
     }
 
     /// What is not plain data, or comes where a byte order mark may stand.
@@ -278,7 +287,8 @@ impl<E> ForeignStream<E> {
             Some(Ok(Ok(data))) => {
                 let mut data = self.byte_order_mark.strip(data);
                 if self.closing.is_some() {
-                    data.truncate(self.lines.last_boundary(&data).unwrap_or(data.len()));
+                    let ends_at = self.events.clone().pass(&data).complete_up_to;
+                    data.truncate(ends_at.unwrap_or(data.len()));
                 }
                 self.pass(&data);
                 return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -311,6 +321,9 @@ impl<E> ForeignStream<E> {
             self.byte_order_mark = ByteOrderMark::Passed;
             self.lines.passed(data);
             self.pulse.sent();
+            if let Some(life) = &mut self.life {
+                life.events += self.events.pass(data).events;
+            }
         }
     }
 }
@@ -351,41 +364,73 @@ impl LineTracker {
     fn is_between_events(&self) -> bool {
         matches!(self.last, [_, b'\n', b'\n'] | [b'\n' | b'\r', b'\r', b'\n'])
     }
-
-    /// Where the last blank line in a chunk ends.
-    fn last_boundary(mut self, chunk: &[u8]) -> Option<usize> {
-        let inside = [&b"\n\n"[..], b"\n\r\n"].map(|blank| Some(memmem::rfind(chunk, blank)? + blank.len()));
-        let at_the_start = (1..=chunk.len().min(2)).filter(|end| {
-            self.passed(&chunk[end - 1..*end]);
-            self.is_between_events()
-        });
-        inside.into_iter().flatten().chain(at_the_start).max()
-    }
 }
 
-/// Counts the blank lines that end an event: those that follow a line which is no comment. Lines end in LF or CRLF.
-#[derive(Default)]
-struct BlankLines {
+/// Which events have passed, and whether there is one under way. It looks at every line, so it is for the streams of which
+/// that has to be known.
+#[derive(Clone, Default)]
+struct EventTracker {
+    /// How much of a byte order mark the stream has begun with.
+    mark: usize,
     /// What the line under way begins with.
-    first: Option<u8>,
+    line: Option<u8>,
+    /// The last line ended in a CR, to which an LF belongs that comes next.
+    after_cr: bool,
+    /// There are lines for which a client waits for a blank one.
     has_fields: bool,
 }
 
-impl BlankLines {
-    fn pass(&mut self, chunk: &[u8]) -> u64 {
-        let mut events = 0;
-        let mut start = 0;
-        for end in memchr_iter(b'\n', chunk) {
-            match self.first.take().or(chunk.get(start).copied()) {
-                // A line that is empty but for its end.
-                Some(b'\n' | b'\r') | None => events += u64::from(std::mem::take(&mut self.has_fields)),
-                Some(b':') => {}
-                Some(_) => self.has_fields = true,
+/// What there was in a chunk.
+#[derive(Default)]
+struct Passed {
+    /// Blank lines that end an event.
+    events: u64,
+    /// The end of the last line after which no event is under way.
+    complete_up_to: Option<usize>,
+}
+
+impl EventTracker {
+    fn pass(&mut self, chunk: &[u8]) -> Passed {
+        let mut passed = Passed::default();
+        let mut start = self.pass_mark(chunk);
+        for end in memchr2_iter(b'\n', b'\r', chunk) {
+            match self.line.take().or(chunk[start..end].first().copied()) {
+                None if self.after_cr && chunk[end] == b'\n' => {}
+                None => passed.events += u64::from(std::mem::take(&mut self.has_fields)),
+                // `data`, `event` and `id`. A comment is nothing to wait for, and neither is `retry`, which counts at once.
+                Some(b'd' | b'e' | b'i') => self.has_fields = true,
+                Some(_) => {}
             }
+            self.after_cr = chunk[end] == b'\r';
             start = end + 1;
+            if !self.has_fields {
+                passed.complete_up_to = Some(start);
+            }
         }
-        self.first = self.first.or(chunk.get(start).copied());
-        events
+        self.line = self.line.or(chunk.get(start).copied());
+        passed
+    }
+
+    /// Answers how much of the chunk belongs to a byte order mark.
+    fn pass_mark(&mut self, chunk: &[u8]) -> usize {
+        let missing = &ByteOrderMark::BYTES[self.mark..];
+        let found = missing.iter().zip(chunk).take_while(|(a, b)| a == b).count();
+        self.mark += found;
+        if found < missing.len() && found < chunk.len() {
+            // There is none, and what looked like one is how the first line begins.
+            self.line = (self.mark > 0).then_some(ByteOrderMark::BYTES[0]);
+            self.mark = ByteOrderMark::BYTES.len();
+        }
+        found
+    }
+
+    fn is_at_line_start(&self) -> bool {
+        self.line.is_none() && matches!(self.mark, 0 | 3)
+    }
+
+    /// Whether the stream can end here, and no event is cut by that.
+    fn are_complete(&self) -> bool {
+        self.is_at_line_start() && !self.has_fields
     }
 }
 
