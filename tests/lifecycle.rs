@@ -1252,3 +1252,22 @@ async fn a_byte_order_mark_that_is_not_whole_at_the_shutdown_is_not_sent_after_t
     assert_eq!(body.rest(), "data: bye\n\nretry: 2000\n");
     body.assert_end();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_stream_that_ends_with_its_event_at_a_shutdown_still_says_when_to_come_back() {
+    for (last, completed) in
+        [("\n", "\ndata: bye\n\n"), ("\n\n", "\n\ndata: bye\n\n"), ("data: b\n", "data: b\n"), ("da", "da")]
+    {
+        let told = Told::default();
+        let (token, layer) = ending();
+        let layer = layer.farewell(Event::new("bye")).on_close(told.teller());
+        let mut body = foreign([Step::chunk("data: a\n"), Step::chunk(last)], &[&layer]);
+        body.assert_data("data: a\n");
+        token.cancel();
+        let retry = if completed.ends_with('\n') { "retry: 1000\n" } else { "" };
+        assert_eq!(body.rest(), format!("{completed}{retry}"));
+        body.assert_end();
+        drop(body);
+        assert_eq!(told.only().reason, CloseReason::Shutdown);
+    }
+}

@@ -225,6 +225,10 @@ impl<E> ForeignStream<E> {
                 }
                 return polled;
             }
+            // It ends by itself, in the middle of the event that it was to complete.
+            Poll::Ready(None) if self.closing.is_some() && !self.data_ended => {
+                return Poll::Ready(self.end_from_outside());
+            }
             Poll::Ready(outcome) => return self.pass_with_mark(outcome, cx),
             Poll::Pending => {}
         }
@@ -313,7 +317,11 @@ impl<E> ForeignStream<E> {
     }
 
     fn keeps_something_back(&self) -> bool {
-        !self.opening.is_empty() || self.held.is_some() || matches!(self.byte_order_mark, ByteOrderMark::Expected(1..))
+        !self.opening.is_empty()
+            || self.held.is_some()
+            || matches!(self.byte_order_mark, ByteOrderMark::Expected(1..))
+            // The last words.
+            || (self.closing.is_some() && !self.data_ended)
     }
 
     fn pass(&mut self, data: &[u8]) {
