@@ -280,3 +280,43 @@ impl Passage {
         Self { settings: Arc::clone(settings), permits, at }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    #[test]
+    fn a_key_that_has_no_stream_any_more_takes_no_memory() {
+        let limit = Limit::per(2, |parts| parts.uri.clone());
+        let Limit::Per(places) = &limit else { panic!("it has keys") };
+        let take = |n: usize| {
+            let (parts, ()) = Request::builder().uri(format!("/{n}")).body(()).unwrap().into_parts();
+            limit.take(&mut [limit.key(&parts).unwrap()].iter())
+        };
+        for n in 0..10_000 {
+            let [first, second] = [take(n), take(n)];
+            assert!(first.is_some() && second.is_some());
+            // One that is refused leaves nothing behind either.
+            assert!(take(n).is_none());
+            drop(first);
+            assert_eq!(places.taken.lock().unwrap().len(), 1);
+            drop(second);
+            assert!(places.taken.lock().unwrap().is_empty());
+        }
+        assert!(places.taken.lock().unwrap().capacity() < 100);
+    }
+
+    #[test]
+    fn places_for_nobody_leave_no_key_behind() {
+        let limit = Limit::per(0, |_| ());
+        assert!(limit.take(&mut [7].iter()).is_none());
+        let Limit::Per(places) = limit else { panic!("it has keys") };
+        assert!(places.taken.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn random_is_from_0_up_to_1() {
+        assert!((0..10_000).map(|_| random()).all(|random| (0.0..1.0).contains(&random)));
+    }
+}

@@ -6,6 +6,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use proptest::prelude::*;
 use std::{
     convert::Infallible,
     future::{self, ready},
@@ -1269,5 +1270,124 @@ async fn a_foreign_stream_that_ends_with_its_event_at_a_shutdown_still_says_when
         body.assert_end();
         drop(body);
         assert_eq!(told.only().reason, CloseReason::Shutdown);
+    }
+}
+
+/// Pieces of event streams, of which a text is made that holds about everything that can be in one.
+fn pieces() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        4 => prop::sample::select(vec!["data: a", "data: b", "data", "event: e", "id: 1", "id: 2", "id", "retry: 7"]),
+        2 => prop::sample::select(vec![":", ": comment", "unknown: x", "\u{feff}", "é", " ", "d", "x"]),
+        8 => prop::sample::select(vec!["\n", "\n\n", "\r\n", "\r\n\r\n", "\r", "\r\r"]),
+    ];
+    let mark = prop_oneof![3 => Just(""), 1 => Just("\u{feff}")];
+    (mark, prop::collection::vec(piece, 0..20))
+        .prop_map(|(mark, pieces)| [mark, &pieces.concat()].concat().into_bytes())
+}
+
+/// The text in chunks, some of which come late, and whether it then ends or is silent.
+fn script() -> impl Strategy<Value = (Vec<u8>, Vec<Step>)> {
+    let cuts = prop::collection::vec((1_usize..12, prop::sample::select(vec![0_u64, 0, 100, 300])), 1..10);
+    (pieces(), cuts, any::<bool>()).prop_map(|(text, cuts, ends)| {
+        let mut steps = Vec::new();
+        let mut rest = &text[..];
+        for (size, silence) in cuts.into_iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (chunk, more) = rest.split_at(size.min(rest.len()));
+            steps.push(Step::chunk(chunk));
+            if silence > 0 {
+                steps.push(Step::Silence(Duration::from_millis(silence)));
+            }
+            rest = more;
+        }
+        if !ends {
+            steps.push(Step::Hang);
+        }
+        (text, steps)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn at_a_shutdown_a_client_has_whole_events_of_a_foreign_stream_and_then_the_farewell(
+        (text, steps) in script(),
+        polls in 0_usize..20,
+        retry in any::<bool>(),
+        beats in any::<bool>(),
+    ) {
+        // What is at its end is left alone.
+        prop_assume!(!steps.is_empty());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let told = Told::default();
+            let (token, mut layer) = ending();
+            layer = layer.farewell(Event::new("bye").event("farewell").id(9)).on_close(told.teller());
+            if retry {
+                layer = layer.retry(Duration::from_secs(1));
+            }
+            if beats {
+                layer = layer.heartbeat(Heartbeat::every(Duration::from_millis(40)));
+            }
+            let mut body = foreign(steps, &[&layer]);
+            let mut seen = Vec::new();
+            let mut is_over = false;
+            for _ in 0..polls {
+                match body.poll() {
+                    Poll::Ready(Some(Ok(data))) => seen.extend_from_slice(&data),
+                    Poll::Ready(Some(Err(error))) => panic!("{error}"),
+                    Poll::Ready(None) => {
+                        is_over = true;
+                        break;
+                    }
+                    Poll::Pending => advance(Duration::from_millis(90)).await,
+                }
+                // What hyper asks, and then asks nothing more.
+                if body.0.is_end_stream() {
+                    is_over = true;
+                    break;
+                }
+            }
+            token.cancel();
+            let cancelled = Instant::now();
+            while !is_over {
+                match body.poll() {
+                    Poll::Ready(Some(Ok(data))) => seen.extend_from_slice(&data),
+                    Poll::Ready(Some(Err(error))) => panic!("{error}"),
+                    Poll::Ready(None) => break,
+                    Poll::Pending => {
+                        prop_assert!(cancelled.elapsed() <= Duration::from_millis(252), "it goes on");
+                        advance(Duration::from_millis(10)).await;
+                    }
+                }
+                is_over = body.0.is_end_stream();
+            }
+            drop(body);
+
+            let original = whatwg::parse(&text);
+            let mut client = whatwg::parse(&seen);
+            let summary = told.only();
+            prop_assert_eq!(summary.bytes, seen.len() as u64);
+            if summary.reason == CloseReason::Finished {
+                prop_assert_eq!(client.messages, original.messages);
+                return Ok(());
+            }
+            prop_assert_eq!(summary.reason, CloseReason::Shutdown);
+            let said_farewell = client.messages.last().is_some_and(|message| message.r#type == "farewell");
+            let farewell = if said_farewell { client.messages.pop() } else { None };
+            prop_assert!(original.messages.starts_with(&client.messages), "{:?}", String::from_utf8_lossy(&seen));
+            if let Some(farewell) = farewell {
+                prop_assert_eq!(&farewell.data, "bye");
+                prop_assert_ne!(farewell.last_event_id, "9");
+                prop_assert_eq!(client.reconnection_time.as_deref(), Some("1000"));
+            } else if matches!(seen.last(), Some(b'\n' | b'\r')) {
+                // Only in the middle of a line nothing can be said.
+                prop_assert_eq!(client.reconnection_time.as_deref(), Some("1000"), "{:?}", String::from_utf8_lossy(&seen));
+            }
+            Ok(())
+        })?;
     }
 }
