@@ -75,7 +75,8 @@ use tower_service::Service;
 /// layer see a content type they know and `no-transform`. One that is told to compress everything will do so; tower-http's
 /// still delivers each event when it is sent.
 ///
-/// An event stream that already has a `Content-Encoding` is passed through without heartbeats, which would corrupt it.
+/// An event stream that already has a `Content-Encoding` is passed through without heartbeats, which would corrupt it. So
+/// would last words: a [shutdown](Self::shutdown) or its [time](Self::max_lifetime) ends it at once and without any.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {
@@ -321,7 +322,8 @@ fn make_correct<B: Body>(
     if keeps_connection {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
-    if is_encoded(headers) && offer.is_none() {
+    let is_encoded = is_encoded(headers) && offer.is_none();
+    if is_encoded && !passage.is_of_interest() {
         return response.map(ResponseBody::untouched);
     }
     headers.remove(CONTENT_LENGTH);
@@ -330,6 +332,11 @@ fn make_correct<B: Body>(
         Some(offer) => {
             offer.settle(passage);
             response.map(ResponseBody::untouched)
+        }
+        None if is_encoded => {
+            let (adoption, offer) = Adoption::open();
+            offer.settle(passage);
+            response.map(|body| ResponseBody::encoded(body, adoption))
         }
         None => {
             let (adoption, offer) = Adoption::open();

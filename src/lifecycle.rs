@@ -279,6 +279,12 @@ impl Passage {
         let at = settings.on_close.is_some().then(Instant::now);
         Self { settings: Arc::clone(settings), permits, at }
     }
+
+    /// Whether the layer wants to end the stream, or to know when it has ended.
+    pub(crate) fn is_of_interest(&self) -> bool {
+        let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
+        shutdown.is_some() || max_lifetime.is_some() || on_close.is_some() || !self.permits.is_empty()
+    }
 }
 
 #[cfg(test)]

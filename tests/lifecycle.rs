@@ -1391,3 +1391,49 @@ proptest! {
         })?;
     }
 }
+
+fn encoded(steps: &[Step]) -> Response<Script> {
+    let mut response = foreign_response(Script::new(steps.to_vec()));
+    response.headers_mut().insert(header::CONTENT_ENCODING, "gzip".parse().unwrap());
+    response.headers_mut().insert(header::CONTENT_LENGTH, 1_000.into());
+    response
+}
+
+/// An encoded stream that goes on for ever would keep a server from its shutdown, too.
+#[tokio::test(start_paused = true)]
+async fn an_encoded_stream_is_ended_and_told_of_but_nothing_is_put_into_it() {
+    let (token, layer) = ending();
+    let layer = layer.farewell(Event::new("bye")).retry(Duration::from_secs(1));
+    let layer = layer.heartbeat(Heartbeat::every(Duration::from_secs(1)));
+    let told: [Told; 2] = Default::default();
+    let outer = SseLayer::new().on_close(told[1].teller()).max_lifetime(Duration::from_secs(100));
+    let layer = layer.on_close(told[0].teller());
+    let response = through(&outer, through(&layer, encoded(&[Step::chunk("\x1f\n\n:d"), Step::Hang])));
+    // It may end before its length.
+    assert!(!response.headers().contains_key(header::CONTENT_LENGTH));
+    let mut body = Polled::new(response);
+    body.assert_data("\x1f\n\n:d");
+    body.assert_pending();
+    advance(Duration::from_secs(10)).await;
+    body.assert_pending();
+    token.cancel();
+    assert!(body.0.is_woken());
+    body.assert_end();
+    body.assert_end();
+    drop(body);
+    assert_told(&told[0], CloseReason::Shutdown, [0, 5, 0], Duration::from_secs(10));
+    // To the outer layer it has ended by itself.
+    assert_told(&told[1], CloseReason::Finished, [0, 5, 0], Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_encoded_stream_takes_a_place_and_gives_it_back() {
+    let layer = limited();
+    let mut body = Polled::new(through(&layer, encoded(&[Step::chunk("\x1f"), Step::Fail("broken")])));
+    assert!(!has_place(&layer));
+    body.assert_data("\x1f");
+    assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".to_owned()))));
+    body.assert_end();
+    drop(body);
+    assert!(has_place(&layer));
+}

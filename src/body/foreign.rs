@@ -20,8 +20,8 @@ const TO_COMPLETE: Duration = Duration::from_millis(250);
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
-    /// Everything but a foreign event stream passes as it is, and so does a foreign event stream that is encoded. Into every
-    /// other one heartbeats are put, between its lines, and the body inside is never polled again after its end.
+    /// Everything but a foreign event stream passes as it is, and so does a foreign event stream that is encoded, up to its
+    /// end from outside. Into every other one heartbeats are put, between its lines, and the body inside is never polled again after its end.
     ///
     /// # Errors
     ///
@@ -30,8 +30,8 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// A foreign event stream, when it needs a timer, for a heartbeat or before an error, in a tokio runtime that has none
-    /// enabled. Outside of any runtime, when it needs one for a heartbeat.
+    /// A foreign event stream, when it needs a timer, for a heartbeat, for its end from outside or before an error, in a tokio
+    /// runtime that has none enabled. Outside of any runtime, when it needs one for a heartbeat or for its end from outside.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -62,8 +62,18 @@ impl<B: Body> ResponseBody<B> {
             data_ended: false,
             grace: Grace::default(),
             events: EventTracker::default(),
+            is_encoded: false,
         };
         Self { body, stream: Some(Box::new(stream)) }
+    }
+
+    /// A stream into which nothing can be put. All that is done to it is to end it, and to tell of it.
+    pub(crate) fn encoded(body: B, adoption: Adoption) -> Self {
+        let mut this = Self::event_stream(body, adoption);
+        if let Some(stream) = &mut this.stream {
+            stream.is_encoded = true;
+        }
+        this
     }
 
     /// Only these bytes. The body inside is not polled.
@@ -147,6 +157,8 @@ struct ForeignStream<E> {
     grace: Grace,
     /// Told of what passes where the stream has a life.
     events: EventTracker,
+    /// Its bytes are not those of events.
+    is_encoded: bool,
 }
 
 /// One that was never polled has a life, too.
@@ -175,10 +187,11 @@ impl<E> ForeignStream<E> {
         if let Some(passages) = self.adoption.close() {
             self.life = Life::begin(None, passages);
             if let Some(retry) = self.adoption.settings().and_then(|settings| settings.retry) {
-                self.opening = retry_line(retry);
+                self.opening = if self.is_encoded { Bytes::new() } else { retry_line(retry) };
             }
         }
-        let polled = self.poll_next(body.as_mut(), cx);
+        let polled =
+            if self.is_encoded { self.poll_encoded(body.as_mut(), cx) } else { self.poll_next(body.as_mut(), cx) };
         if let (Some(life), Poll::Ready(outcome)) = (&mut self.life, &polled) {
             match outcome {
                 Some(Ok(frame)) => {
@@ -195,6 +208,21 @@ impl<E> ForeignStream<E> {
             }
         }
         polled
+    }
+
+    fn poll_encoded<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    where
+        B: Body<Data = Bytes, Error = E>,
+    {
+        if let (Some(life), false) = (&mut self.life, self.ended) {
+            self.ended = life.poll_end(None, cx).is_ready();
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let outcome = ready!(body.poll_frame(cx));
+        self.ended = !matches!(outcome, Some(Ok(_)));
+        Poll::Ready(outcome)
     }
 
     fn poll_next<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>

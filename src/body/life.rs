@@ -43,11 +43,7 @@ enum End {
 impl Life {
     /// Of a stream that has passed these layers. `None` if there is nothing to do for it.
     pub(super) fn begin(own: Option<(Instant, OnClose)>, passages: &mut [Passage]) -> Option<Box<Self>> {
-        let is_of_interest = |passage: &Passage| {
-            let Settings { shutdown, max_lifetime, on_close, .. } = &*passage.settings;
-            shutdown.is_some() || max_lifetime.is_some() || on_close.is_some() || !passage.permits.is_empty()
-        };
-        if own.is_none() && !passages.iter().any(is_of_interest) {
+        if own.is_none() && !passages.iter().any(Passage::is_of_interest) {
             return None;
         }
         let began = own.as_ref().map(|(at, _)| *at);

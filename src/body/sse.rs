@@ -75,8 +75,8 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// When it needs a timer, for a heartbeat or before an error, in a tokio runtime that has none enabled. Outside of any
-    /// runtime, when it needs one for a heartbeat.
+    /// When it needs a timer, for a heartbeat, for a lifetime or before an error, in a tokio runtime that has none enabled.
+    /// Outside of any runtime, when it needs one for a heartbeat or for a lifetime.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
