@@ -117,6 +117,10 @@ impl SseLayer {
     ///
     /// With several layers each of the tokens ends the stream.
     ///
+    /// What has been said waits in the transport until the client reads it. A client that has stopped to read, with more under
+    /// way than the buffers between hold, keeps its response, and with it the server's graceful shutdown, until its connection
+    /// breaks; so that one should have a time limit of its own.
+    ///
     /// # Examples
     ///
     /// ```no_run
@@ -141,7 +145,12 @@ impl SseLayer {
 
     /// Sends this event before the end at a [shutdown](Self::shutdown), for pages that want to know why.
     ///
-    /// An id that it has is left out: it is no place to come back to.
+    /// An id that it has is left out: it is no place to come back to. A foreign stream that cannot complete the event it is in
+    /// ends without a farewell.
+    ///
+    /// By the letter of the standard (§9.2.6), an event that reaches a client before this stream has given it an id makes a
+    /// client that has come back forget the id it had. A stream that is resumed should begin with one: an
+    /// [`Event::checkpoint`] will do, and the streams of a hub begin with theirs.
     pub fn farewell(self, event: Event) -> Self {
         self.with(|settings| settings.farewell = event.without_id().encode())
     }

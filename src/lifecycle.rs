@@ -25,11 +25,12 @@ pub struct StreamSummary {
     pub reason: CloseReason,
     /// How long it was open: from its response to the moment at which the transport let go of it.
     pub duration: Duration,
-    /// How many events were handed to the transport. Of a foreign stream these are the blank lines that end one.
+    /// How many events were handed to the transport, the last one of `end_with`, `on_error` or a farewell included. Heartbeats
+    /// are not among them. Of a foreign stream these are the blank lines that end one; of one that is encoded there are none.
     pub events: u64,
     /// How many bytes were handed to the transport, heartbeats included.
     pub bytes: u64,
-    /// How many heartbeats there were among these.
+    /// How many heartbeats there were among these bytes, with the first byte of a stream that has no event yet.
     pub heartbeats: u64,
 }
 

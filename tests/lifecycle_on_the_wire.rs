@@ -68,10 +68,16 @@ fn busy() -> impl Stream<Item = Event> + Send {
     })
 }
 
+/// How many events were taken that are always ready.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
 /// Events that are always ready, numbered, as fast as the client reads.
 fn always_ready() -> impl Stream<Item = Event> + Send {
     let text = "x".repeat(200);
-    stream::iter(0_u32..).map(move |n| Event::display(n).comment(&text))
+    stream::iter(0_u32..).map(move |n| {
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+        Event::display(n).comment(&text)
+    })
 }
 
 async fn handler(Path((kind, pace)): Path<(String, String)>) -> Response {
@@ -335,7 +341,9 @@ async fn what_is_told_of_a_stream_is_what_its_client_received() {
 async fn a_client_that_goes_from_a_shared_connection_is_told_of_while_the_others_stay() {
     let (tell, mut told) = unbounded_channel();
     // Of the one that stays nobody wants to know when the test is over.
-    let layer = SseLayer::new().on_close(move |summary| drop(tell.send(summary)));
+    let layer = SseLayer::new().on_close(move |summary| {
+        let _nobody_listens = tell.send(summary);
+    });
     let server = serve(app(layer)).await;
     let connection = Http2::connect(server.address).await;
     let mut gone = connection.get("/ours/idle", &[]).await;
@@ -346,4 +354,40 @@ async fn a_client_that_goes_from_a_shared_connection_is_told_of_while_the_others
     assert_eq!((summary.reason, summary.events), (CloseReason::ClientGone, 1));
     stays.read_until("data: 20\n\n").await;
     assert!(told.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_holds_nobody_up_once_its_connection_is_gone() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let shutdown = CancellationToken::new();
+    let (tell, mut told) = unbounded_channel();
+    let layer = SseLayer::new().shutdown(shutdown.clone()).on_close(move |summary| tell.send(summary).unwrap());
+    let (address, mut running) = Server::Axum.run(app(layer), shutdown.clone()).await;
+    let stalled = [asked(address, "/ours/ready").await, asked(address, "/foreign/ready").await];
+    let mut reads = Protocol::Http1.get(address, "/ours/idle", &[]).await;
+    reads.read_until("data: 0\n\n").await;
+    within("all buffers to be full", async {
+        let mut before = 0;
+        while before != TAKEN.load(Ordering::Relaxed) {
+            before = TAKEN.load(Ordering::Relaxed);
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+
+    shutdown.cancel();
+    // The others end at once.
+    assert!(reads.complete().await.text().contains("retry: "));
+    // What is full of events that nobody reads is not asked for more, so these wait for their connections.
+    let waits = tokio::time::timeout(Duration::from_millis(200), &mut running).await.is_err();
+    println!("the server waits for clients that do not read: {waits}");
+    drop(stalled);
+    if waits {
+        within("the server to return", running).await.unwrap();
+    }
+    let mut reasons = Vec::new();
+    while let Some(summary) = within("the summaries", told.recv()).await {
+        reasons.push(summary.reason);
+    }
+    assert_eq!(reasons.len(), 3);
 }
