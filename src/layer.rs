@@ -357,9 +357,15 @@ fn make_correct<B: Body>(
 }
 
 /// The answer to a client for whom there is no place. The stream that the handler has made is not polled.
+///
+/// What else is in the head stays: without the headers of CORS, a page of another origin would not come back later.
 fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<ResponseBody<B>> {
     let delay = settings.retry_later(None);
-    let (mut head, ()) = Response::new(()).into_parts();
+    let (mut head, body) = response.into_parts();
+    head.extensions.remove::<Offer>();
+    for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
+        head.headers.remove(of_the_body);
+    }
     let body = match settings.when_full {
         Overload::ServiceUnavailable => {
             head.status = StatusCode::SERVICE_UNAVAILABLE;
@@ -368,11 +374,12 @@ fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<Re
             head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             let text = "there are as many event streams open as there may be; try again later";
-            ResponseBody::instead(response.into_body(), Bytes::from_static(text.as_bytes()))
+            ResponseBody::instead(body, Bytes::from_static(text.as_bytes()))
         }
         Overload::RetryLater => {
+            head.status = StatusCode::OK;
             headers::complete(&mut head.headers);
-            ResponseBody::instead(response.into_body(), retry_line(delay))
+            ResponseBody::instead(body, retry_line(delay))
         }
     };
     Response::from_parts(head, body)

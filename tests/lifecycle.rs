@@ -1437,3 +1437,32 @@ async fn an_encoded_stream_takes_a_place_and_gives_it_back() {
     drop(body);
     assert!(has_place(&layer));
 }
+
+#[tokio::test]
+async fn what_else_a_handler_has_set_is_in_the_answer_to_one_too_many_such_as_the_headers_of_cors() {
+    for (when_full, status) in
+        [(Overload::ServiceUnavailable, StatusCode::SERVICE_UNAVAILABLE), (Overload::RetryLater, StatusCode::OK)]
+    {
+        let layer = SseLayer::new().max_streams(0).when_full(when_full);
+        // An outer layer has nothing of the stream that was turned away.
+        let outer = SseLayer::new().without_heartbeat().retry(Duration::from_secs(9));
+        for mut response in [encoded(&[Step::Fail("polled")]), foreign_response(Script::new([Step::Fail("polled")]))] {
+            response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, "https://a.example".parse().unwrap());
+            let response = through(&outer, through(&layer, response));
+            assert_eq!(response.status(), status);
+            let headers = response.headers();
+            assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://a.example");
+            for of_the_body in [header::CONTENT_ENCODING, header::CONTENT_LENGTH] {
+                assert!(!headers.contains_key(of_the_body));
+            }
+            let is_stream = headers[header::CONTENT_TYPE] == "text/event-stream";
+            assert_eq!(is_stream, when_full == Overload::RetryLater);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body.starts_with(b"retry: 9000\nretry: "), is_stream, "{body:?}");
+        }
+    }
+    let ours = through(&SseLayer::new().max_streams(0).when_full(Overload::RetryLater), silent().into_response());
+    let outer = SseLayer::new().max_lifetime(Duration::from_secs(1));
+    let body = through(&outer, ours).into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(b"retry: "));
+}
