@@ -1466,3 +1466,17 @@ async fn what_else_a_handler_has_set_is_in_the_answer_to_one_too_many_such_as_th
     let body = through(&outer, ours).into_body().collect().await.unwrap().to_bytes();
     assert!(body.starts_with(b"retry: "));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_second_byte_order_mark_is_the_beginning_of_a_line_that_no_farewell_may_follow() {
+    let (token, layer) = ending();
+    let layer = layer.retry(Duration::from_secs(2)).farewell(Event::new("bye"));
+    let mut body = foreign([Step::chunk("\u{feff}\u{feff}"), Step::Hang], &[&layer]);
+    body.assert_data("retry: 2000\n");
+    body.assert_data("\u{feff}");
+    body.assert_pending();
+    token.cancel();
+    body.assert_pending();
+    advance(Duration::from_millis(251)).await;
+    assert_eq!(body.rest(), "");
+}

@@ -230,7 +230,7 @@ impl<E> ForeignStream<E> {
         B: Body<Data = Bytes, Error = E>,
     {
         if !self.opening.is_empty() {
-            self.byte_order_mark.something_goes_first();
+            self.something_goes_first();
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.opening)))));
         }
         if self.life.is_some() && !self.data_ended {
@@ -269,11 +269,12 @@ impl<E> ForeignStream<E> {
         }
         ready!(self.pulse.poll_due(heartbeat, cx));
         self.pulse.sent();
-        self.byte_order_mark.something_goes_first();
+        let beat = heartbeat.bytes(self.lines.is_between_events());
+        self.something_goes_first();
         if let Some(life) = &mut self.life {
             life.heartbeats += 1;
         }
-        Poll::Ready(Some(Ok(Frame::data(heartbeat.bytes(self.lines.is_between_events())))))
+        Poll::Ready(Some(Ok(Frame::data(beat))))
     }
 
     /// Ready when the stream is ended from outside, and no event is cut by that, or when it cannot be waited for the rest of
@@ -342,6 +343,14 @@ impl<E> ForeignStream<E> {
             }
         }
         Poll::Ready(outcome)
+    }
+
+    fn something_goes_first(&mut self) {
+        if let ByteOrderMark::Undecided = self.byte_order_mark {
+            // One is taken away. A second one would be a part of the first line.
+            self.events.mark = ByteOrderMark::BYTES.len();
+        }
+        self.byte_order_mark.something_goes_first();
     }
 
     fn keeps_something_back(&self) -> bool {
