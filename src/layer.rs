@@ -6,6 +6,7 @@ use crate::{
     event::retry_line,
     headers,
     lifecycle::{Limit, Passage, Settings},
+    metrics, trace,
 };
 use bytes::Bytes;
 use http::{
@@ -17,6 +18,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use std::{
     hash::Hash,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -265,12 +267,13 @@ where
         }
         let is_head = request.method() == Method::HEAD;
         let keeps_connection = may_keep_connection(&request, accepts);
+        let noted = trace::Request::of(&request);
         let mut keys = Box::default();
         if !self.settings.limits.is_empty() {
             (request, keys) = with_keys(request, &self.settings.limits);
         }
         let inner = self.inner.call(request);
-        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, keeps_connection, accepts, is_head }
+        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keeps_connection, accepts, is_head }
     }
 }
 
@@ -289,6 +292,7 @@ pin_project! {
         inner: F,
         settings: Arc<Settings>,
         keys: Box<[u64]>,
+        noted: trace::Request,
         keeps_connection: bool,
         accepts: bool,
         is_head: bool,
@@ -309,7 +313,7 @@ where
             if *this.is_head || !is_event_stream(&response, *this.accepts) {
                 response.map(ResponseBody::untouched)
             } else {
-                make_correct(response, *this.keeps_connection, this.settings, this.keys)
+                make_correct(response, *this.keeps_connection, this.settings, this.keys, mem::take(this.noted))
             }
         })
     }
@@ -322,9 +326,14 @@ fn make_correct<B: Body>(
     keeps_connection: bool,
     settings: &Arc<Settings>,
     keys: &[u64],
+    request: trace::Request,
 ) -> Response<ResponseBody<B>> {
-    let Some(permits) = settings.admit(keys) else { return turn_away(response, settings) };
-    let passage = Passage::through(settings, permits);
+    let Some(permits) = settings.admit(keys) else {
+        trace::refused(&request);
+        metrics::refused();
+        return turn_away(response, settings);
+    };
+    let passage = Passage::through(settings, permits, request);
     let offer = response.extensions().get::<Offer>().filter(|offer| offer.is_open()).cloned();
     let headers = response.headers_mut();
     headers::complete(headers);

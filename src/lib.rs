@@ -73,6 +73,46 @@
 //! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
 //! | `socket` | no | `ClientTimeout`, for clients that do not read or have vanished | `socket2` |
+//! | `metrics` | no | [counts](#metrics) of what streams do | `metrics` |
+//! | `tracing` | no | a [span](#spans) for each stream | `tracing` |
+//!
+//! # Metrics
+//!
+//! With the feature `metrics`, every [`SseStream`] and every foreign event stream that passes an [`SseLayer`] is counted, with
+//! whatever recorder the application has installed for the [`metrics`](https://docs.rs/metrics) facade.
+//!
+//! | name | type | unit | labels | what it is |
+//! |---|---|---|---|---|
+//! | `tower_sse_streams_active` | gauge | streams | | that are open |
+//! | `tower_sse_streams_closed_total` | counter | streams | `reason` | that have ended, by [how](CloseReason::as_str) |
+//! | `tower_sse_streams_refused_total` | counter | streams | | for which there was no [place](SseLayer::max_streams) |
+//! | `tower_sse_stream_duration_seconds` | histogram | seconds | | for which each was open, told at its end |
+//! | `tower_sse_events_sent_total` | counter | events | | handed to the transport |
+//! | `tower_sse_bytes_sent_total` | counter | bytes | | handed to the transport, heartbeats included |
+//! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | handed to the transport, first bytes included |
+//! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | that a [`hub`] has told, by [why](hub::GapReason::as_str) |
+//!
+//! A stream counts from when the transport asks for its first frame until it lets go of the body. A response that is never
+//! sent, as the answer to `HEAD`, is no stream here, and a foreign stream that is compressed is not looked at. What is sent is
+//! counted per frame. A recorder counts the streams that begin after it was installed, so it should be there first.
+//!
+//! # Spans
+//!
+//! With the feature `tracing`, each stream has a span, `event_stream`, of the target `tower_sse` and the level `INFO`. It is
+//! the current span whenever the stream is polled, and in `on_close`. Its parent is the span in which the response was made,
+//! which is the request's where there is one: that of tower-http's `TraceLayer`, say, which can also name axum's
+//! `MatchedPath`. Its fields:
+//!
+//! | field | what it is |
+//! |---|---|
+//! | `method`, `path` | of the request, as the outermost [`SseLayer`] sees it; without the query |
+//! | `reason` | [how](CloseReason::as_str) it ended |
+//! | `duration` | for how long it was open, in seconds |
+//! | `events`, `bytes`, `heartbeats` | what was handed to the transport, as in [`StreamSummary`] |
+//!
+//! All but the first two are recorded at the end, when there is the event `stream ended` (`DEBUG`). An error of a stream is the
+//! event `stream failed` (`WARN`), with `error` if it is one of an [`SseStream`]. Who is [turned away](SseLayer::when_full) is the
+//! event `stream refused` (`DEBUG`).
 //!
 //! # Runtime
 //!
@@ -102,9 +142,11 @@ mod json;
 mod last_event_id;
 mod layer;
 mod lifecycle;
+mod metrics;
 #[cfg(feature = "socket")]
 mod socket;
 mod stream;
+mod trace;
 
 pub use body::{Heartbeat, ResponseBody, SseBody};
 pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind};

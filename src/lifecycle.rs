@@ -1,6 +1,6 @@
 //! How streams end, what is told of it, and how many there can be.
 
-use crate::{body::Heartbeat, event::retry_line};
+use crate::{body::Heartbeat, event::retry_line, trace};
 use bytes::Bytes;
 use http::request::Parts;
 use std::{
@@ -271,14 +271,15 @@ impl Drop for Permit {
 pub(crate) struct Passage {
     pub(crate) settings: Arc<Settings>,
     pub(crate) permits: Vec<Permit>,
+    pub(crate) request: trace::Request,
     /// When that was. `None` where nobody will ask.
     pub(crate) at: Option<Instant>,
 }
 
 impl Passage {
-    pub(crate) fn through(settings: &Arc<Settings>, permits: Vec<Permit>) -> Self {
+    pub(crate) fn through(settings: &Arc<Settings>, permits: Vec<Permit>, request: trace::Request) -> Self {
         let at = settings.on_close.is_some().then(Instant::now);
-        Self { settings: Arc::clone(settings), permits, at }
+        Self { settings: Arc::clone(settings), permits, request, at }
     }
 
     /// Whether the layer wants to end the stream, or to know when it has ended.

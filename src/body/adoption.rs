@@ -1,6 +1,9 @@
 //! How the settings of layers come to a body that is inside of them.
 
-use crate::lifecycle::{Passage, Settings};
+use crate::{
+    lifecycle::{Passage, Settings},
+    trace::Parent,
+};
 use std::{
     mem,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -9,10 +12,17 @@ use std::{
 /// The layers that a body's response passes through, from the innermost to the outermost.
 type Passages = Option<Box<Vec<Passage>>>;
 
+/// What is known of a response on its way.
+#[derive(Default)]
+pub(crate) struct Way {
+    began: Parent,
+    passages: Passages,
+}
+
 /// What layers have settled for a body. The innermost one decides where only one can.
 pub(crate) enum Adoption {
     /// The response is on its way through the layers.
-    Open(Arc<Mutex<Passages>>),
+    Open(Arc<Mutex<Way>>),
     /// The body was polled, and its settings do not change any more.
     Closed(Passages),
 }
@@ -20,17 +30,17 @@ pub(crate) enum Adoption {
 impl Adoption {
     /// And what goes into the extensions of the response, for a layer to find.
     pub(crate) fn open() -> (Self, Offer) {
-        let passages = Arc::default();
-        let offer = Offer(Arc::downgrade(&passages));
-        (Self::Open(passages), offer)
+        let way = Arc::new(Mutex::new(Way { began: Parent::current(), passages: None }));
+        let offer = Offer(Arc::downgrade(&way));
+        (Self::Open(way), offer)
     }
 
-    /// Ends it. Answers the layers, if it had not ended before.
-    pub(super) fn close(&mut self) -> Option<&mut [Passage]> {
-        let Self::Open(passages) = self else { return None };
-        let passages = mem::take(&mut *passages.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Ends it. Answers where the response was made, and the layers, if it had not ended before.
+    pub(super) fn close(&mut self) -> Option<(Parent, &mut [Passage])> {
+        let Self::Open(way) = self else { return None };
+        let Way { began, passages } = mem::take(&mut *way.lock().unwrap_or_else(PoisonError::into_inner));
         *self = Self::Closed(passages);
-        Some(self.passages_mut())
+        Some((began, self.passages_mut()))
     }
 
     /// What the innermost layer says, once this is closed.
@@ -51,13 +61,13 @@ impl Adoption {
 
 /// A body's offer to take a layer's settings over. It does not outlive the body, which may be dropped for another one.
 #[derive(Clone)]
-pub(crate) struct Offer(Weak<Mutex<Passages>>);
+pub(crate) struct Offer(Weak<Mutex<Way>>);
 
 impl Offer {
     /// Tells the body of a layer that it passes through. Answers whether there still is such a body.
     pub(crate) fn settle(&self, passage: Passage) -> bool {
-        let Some(passages) = self.0.upgrade() else { return false };
-        passages.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().push(passage);
+        let Some(way) = self.0.upgrade() else { return false };
+        way.lock().unwrap_or_else(PoisonError::into_inner).passages.get_or_insert_default().push(passage);
         true
     }
 

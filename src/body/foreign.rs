@@ -1,7 +1,7 @@
 //! The body of a response that passed through the layer.
 
 use super::{Adoption, grace::Grace, heartbeat::Pulse, life::Life};
-use crate::{CloseReason, event::retry_line, lifecycle::LastWords};
+use crate::{CloseReason, event::retry_line, lifecycle::LastWords, trace};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use memchr::memchr2_iter;
@@ -164,8 +164,8 @@ struct ForeignStream<E> {
 /// One that was never polled has a life, too.
 impl<E> Drop for ForeignStream<E> {
     fn drop(&mut self) {
-        if let Some(passages) = self.adoption.close() {
-            drop(Life::begin(None, passages));
+        if let Some((_, passages)) = self.adoption.close() {
+            drop(Life::unasked(None, passages));
         }
     }
 }
@@ -184,18 +184,23 @@ impl<E> ForeignStream<E> {
     where
         B: Body<Data = Bytes, Error = E>,
     {
-        if let Some(passages) = self.adoption.close() {
-            self.life = Life::begin(None, passages);
+        if let Some((parent, passages)) = self.adoption.close() {
+            self.life = Life::begin(None, &parent, passages);
             if let Some(retry) = self.adoption.settings().and_then(|settings| settings.retry) {
                 self.opening = if self.is_encoded { Bytes::new() } else { retry_line(retry) };
             }
         }
+        let _entered = self.life.as_ref().map(|life| life.enter());
         let polled =
             if self.is_encoded { self.poll_encoded(body.as_mut(), cx) } else { self.poll_next(body.as_mut(), cx) };
+        if let Poll::Ready(Some(Err(_))) = polled {
+            trace::failed(None);
+        }
         if let (Some(life), Poll::Ready(outcome)) = (&mut self.life, &polled) {
             match outcome {
                 Some(Ok(frame)) => {
-                    life.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    // Its events were counted when it passed.
+                    life.sends(0, frame.data_ref().map_or(0, Bytes::len));
                 }
                 Some(Err(_)) => life.ends(CloseReason::Error),
                 None => {}
@@ -272,7 +277,7 @@ impl<E> ForeignStream<E> {
         let beat = heartbeat.bytes(self.lines.is_between_events());
         self.something_goes_first();
         if let Some(life) = &mut self.life {
-            life.heartbeats += 1;
+            life.beats();
         }
         Poll::Ready(Some(Ok(Frame::data(beat))))
     }
@@ -308,7 +313,7 @@ impl<E> ForeignStream<E> {
             }
         }
         if let Some(life) = &mut self.life {
-            life.events += u64::from(!last_words.farewell.is_empty());
+            life.sends(u64::from(!last_words.farewell.is_empty()), 0);
         }
         let last_words = last_words.into_bytes();
         (!last_words.is_empty()).then(|| Ok(Frame::data(last_words)))
@@ -367,7 +372,7 @@ impl<E> ForeignStream<E> {
             self.lines.passed(data);
             self.pulse.sent();
             if let Some(life) = &mut self.life {
-                life.events += self.events.pass(data).events;
+                life.sends(self.events.pass(data).events, 0);
             }
         }
     }

@@ -3,6 +3,7 @@
 use crate::{
     BoxError,
     lifecycle::{CloseReason, LastWords, Passage, Permit, Settings, StreamSummary, random},
+    metrics, trace,
 };
 use std::{
     mem,
@@ -20,9 +21,9 @@ pub(super) type OnClose = Box<dyn FnOnce(StreamSummary) + Send>;
 pub(super) struct Life {
     began: Instant,
     ends: Vec<End>,
-    pub(super) events: u64,
-    pub(super) bytes: u64,
-    pub(super) heartbeats: u64,
+    events: u64,
+    bytes: u64,
+    heartbeats: u64,
     /// Events that wait for the next frame.
     pub(super) held_events: u64,
     /// How it ends, once that is clear, and whether all that goes before the end was handed out.
@@ -32,6 +33,8 @@ pub(super) struct Life {
     own: Mutex<Option<OnClose>>,
     layers: Vec<Arc<Settings>>,
     permits: Vec<Permit>,
+    span: trace::Span,
+    counts: metrics::Stream,
 }
 
 enum End {
@@ -41,9 +44,31 @@ enum End {
 }
 
 impl Life {
-    /// Of a stream that has passed these layers. `None` if there is nothing to do for it.
-    pub(super) fn begin(own: Option<(Instant, OnClose)>, passages: &mut [Passage]) -> Option<Box<Self>> {
-        if own.is_none() && !passages.iter().any(Passage::is_of_interest) {
+    /// Of a stream that has passed these layers, and that the transport asks for now. `None` if there is nothing to do for
+    /// it.
+    pub(super) fn begin(
+        own: Option<(Instant, OnClose)>,
+        parent: &trace::Parent,
+        passages: &mut [Passage],
+    ) -> Option<Box<Self>> {
+        let span = trace::Span::begin(parent, passages.iter().map(|passage| &passage.request));
+        Self::new(own, passages, span, metrics::Stream::begin())
+    }
+
+    /// Of a stream that the transport has let go of without asking for it: it was none, but those who wait for its end are
+    /// told.
+    pub(super) fn unasked(own: Option<(Instant, OnClose)>, passages: &mut [Passage]) -> Option<Box<Self>> {
+        Self::new(own, passages, trace::Span::none(), metrics::Stream::none())
+    }
+
+    fn new(
+        own: Option<(Instant, OnClose)>,
+        passages: &mut [Passage],
+        span: trace::Span,
+        counts: metrics::Stream,
+    ) -> Option<Box<Self>> {
+        let is_of_interest = passages.iter().any(Passage::is_of_interest);
+        if own.is_none() && !span.is_on() && !counts.is_on() && !is_of_interest {
             return None;
         }
         let began = own.as_ref().map(|(at, _)| *at);
@@ -60,6 +85,8 @@ impl Life {
             own: Mutex::new(own.map(|(_, on_close)| on_close)),
             layers: Vec::new(),
             permits: Vec::new(),
+            span,
+            counts,
         };
         for passage in passages {
             let settings = &passage.settings;
@@ -98,6 +125,26 @@ impl Life {
             }
         }
         Poll::Pending
+    }
+
+    /// Its span is the current one until what this returns is dropped.
+    #[inline]
+    pub(super) fn enter(&self) -> trace::Entered {
+        self.span.enter()
+    }
+
+    /// So much goes to the transport now.
+    #[inline]
+    pub(super) fn sends(&mut self, events: u64, bytes: usize) {
+        self.events += events;
+        self.bytes += bytes as u64;
+        self.counts.sent(events, bytes as u64);
+    }
+
+    /// Something of what goes there now is a heartbeat.
+    pub(super) fn beats(&mut self) {
+        self.heartbeats += 1;
+        self.counts.beat();
     }
 
     /// It ends in this way, when all that goes before was handed out.
@@ -146,6 +193,9 @@ impl Drop for Life {
         };
         // Before anybody is told, so that whoever is told finds the place free.
         drop(mem::take(&mut self.permits));
+        self.counts.ended(&summary);
+        self.span.ended(&summary);
+        let _entered = self.span.enter();
         if let Some(on_close) = self.own.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             on_close(summary);
         }

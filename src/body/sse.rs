@@ -11,6 +11,7 @@ use crate::{
     BoxError, CloseReason, Event, SseItem,
     event::retry_line,
     lifecycle::{LastWords, Settings},
+    trace,
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -93,15 +94,17 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             // One that was never polled has a life, too.
             let this = this.project();
-            let _told = begin(this.options, this.adoption);
+            if let Some((_, passages)) = this.adoption.close() {
+                drop(Life::unasked(this.options.as_mut().and_then(|options| options.take_on_close()), passages));
+            }
         }
     }
 }
 
 /// The life of a body, if it begins now and is of interest.
 fn begin(options: &mut Option<Box<Options>>, adoption: &mut Adoption) -> Option<Option<Box<Life>>> {
-    let passages = adoption.close()?;
-    Some(Life::begin(options.as_mut().and_then(|options| options.take_on_close()), passages))
+    let (parent, passages) = adoption.close()?;
+    Some(Life::begin(options.as_mut().and_then(|options| options.take_on_close()), &parent, passages))
 }
 
 impl<S> SseBody<S> {
@@ -161,6 +164,7 @@ where
         if let Some(life) = begun {
             *this.life = life;
         }
+        let _entered = this.life.as_ref().map(|life| life.enter());
         let held = std::mem::take(this.held);
         let first = if opening { first_lines(this.options, this.adoption, held) } else { held };
         let mut frame = Coalesce::beginning_with(first);
@@ -195,6 +199,10 @@ where
                     Err(error) => {
                         this.stream.set(None);
                         let reason = reason_of(&error);
+                        // That a client is too slow is no failure, and a shutdown neither.
+                        if reason == CloseReason::Error {
+                            trace::failed(Some(&error));
+                        }
                         ends(this.life, reason);
                         if reason == CloseReason::Shutdown {
                             if let Err(too_much) = frame.push(retry_later(this.options, this.adoption)) {
@@ -240,8 +248,7 @@ where
             this.pulse.sent();
             let frame = frame.into_bytes();
             if let Some(life) = this.life {
-                life.events += events;
-                life.bytes += frame.len() as u64;
+                life.sends(events, frame.len());
                 if is_over && this.failure.is_none() {
                     life.is_over();
                 }
@@ -271,8 +278,8 @@ where
         // Asked for its next frame at once, the body then sets its timer.
         this.pulse.sent();
         if let Some(life) = this.life {
-            life.heartbeats += 1;
-            life.bytes += beat.len() as u64;
+            life.sends(0, beat.len());
+            life.beats();
         }
         Poll::Ready(Some(Ok(Frame::data(beat))))
     }

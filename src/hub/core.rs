@@ -16,7 +16,7 @@ use super::{
     topic_state::TopicState,
     waiters::Ticket,
 };
-use crate::{Event, EventId};
+use crate::{Event, EventId, metrics};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -181,8 +181,8 @@ impl Core {
             requested: requested.clone(),
             resumed: resumed.map(|number| self.id(number)),
         });
-        if gap.is_some() {
-            self.count_gap();
+        if let Some(gap) = &gap {
+            self.count_gap(gap.reason);
         }
         let is_resumed = requested.is_some() && gap.is_none();
         Ok(Subscription::new(self.clone(), readers, self.limits.lag_policy, cursor, newest, is_resumed, gap))
@@ -207,7 +207,8 @@ impl Core {
         self.subscriptions.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(super) fn count_gap(&self) {
+    pub(super) fn count_gap(&self, reason: GapReason) {
+        metrics::gap(reason);
         self.gaps.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -1,5 +1,5 @@
 use super::{
-    Cut, Gap, LagPolicy,
+    Cut, Gap, GapReason, LagPolicy,
     core::{Core, least},
     reader::{Reader, Step, merge},
 };
@@ -247,7 +247,7 @@ impl Subscription {
             reader.begin_anew();
         }
         self.cursor = cursor;
-        Gap { reason: super::GapReason::Lagged, requested, resumed: resumed.map(|number| self.core.id(number)) }
+        Gap { reason: GapReason::Lagged, requested, resumed: resumed.map(|number| self.core.id(number)) }
     }
 
     /// Ends before the end of its topics.
@@ -289,11 +289,11 @@ impl Stream for Subscription {
                 Poll::Ready(None)
             }
             Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
-                this.core.count_gap();
+                this.core.count_gap(GapReason::Lagged);
                 Poll::Ready(Some(this.cut(Cut::Lagged)))
             }
             Step::Lost => {
-                this.core.count_gap();
+                this.core.count_gap(GapReason::Lagged);
                 let gap = this.skip();
                 let event = this.gap_event(&gap);
                 this.gap = Some(Box::new(gap));

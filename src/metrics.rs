@@ -1,0 +1,145 @@
+//! What the `metrics` facade is told: the only file that knows it. Without the feature nothing, which costs nothing.
+//!
+//! The names are listed in the documentation of the crate.
+
+#[cfg(all(feature = "hub", not(feature = "metrics")))]
+pub(crate) use off::gap;
+#[cfg(not(feature = "metrics"))]
+pub(crate) use off::{Stream, refused};
+#[cfg(all(feature = "hub", feature = "metrics"))]
+pub(crate) use on::gap;
+#[cfg(feature = "metrics")]
+pub(crate) use on::{Stream, refused};
+
+#[cfg(feature = "metrics")]
+mod on {
+    use crate::StreamSummary;
+    use metrics::{
+        Counter, Gauge, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    };
+    use std::sync::Once;
+
+    const ACTIVE: &str = "tower_sse_streams_active";
+    const CLOSED: &str = "tower_sse_streams_closed_total";
+    const REFUSED: &str = "tower_sse_streams_refused_total";
+    const DURATION: &str = "tower_sse_stream_duration_seconds";
+    const EVENTS: &str = "tower_sse_events_sent_total";
+    const BYTES: &str = "tower_sse_bytes_sent_total";
+    const HEARTBEATS: &str = "tower_sse_heartbeats_sent_total";
+    const GAPS: &str = "tower_sse_hub_gaps_total";
+
+    /// Once in a process: a recorder is usually there before the first stream is.
+    fn describe() {
+        static DESCRIBED: Once = Once::new();
+        DESCRIBED.call_once(|| {
+            describe_gauge!(ACTIVE, Unit::Count, "Event streams that are open.");
+            describe_counter!(CLOSED, Unit::Count, "Event streams that have ended, by how they did.");
+            describe_counter!(REFUSED, Unit::Count, "Event streams for which there was no place.");
+            describe_histogram!(DURATION, Unit::Seconds, "How long event streams were open.");
+            describe_counter!(EVENTS, Unit::Count, "Events handed to the transport.");
+            describe_counter!(BYTES, Unit::Bytes, "Bytes of event streams handed to the transport.");
+            describe_counter!(HEARTBEATS, Unit::Count, "Heartbeats handed to the transport.");
+            describe_counter!(GAPS, Unit::Count, "Gaps in what subscribers to a hub got, by why.");
+        });
+    }
+
+    /// A client was turned away.
+    pub(crate) fn refused() {
+        describe();
+        counter!(REFUSED).increment(1);
+    }
+
+    /// A subscriber has missed events.
+    #[cfg(feature = "hub")]
+    pub(crate) fn gap(reason: crate::hub::GapReason) {
+        describe();
+        counter!(GAPS, "reason" => reason.as_str()).increment(1);
+    }
+
+    /// The counts of one stream. What it counts often is looked up once.
+    pub(crate) struct Stream(Option<Handles>);
+
+    struct Handles {
+        active: Gauge,
+        events: Counter,
+        bytes: Counter,
+        heartbeats: Counter,
+    }
+
+    impl Stream {
+        /// Of no stream.
+        pub(crate) fn none() -> Self {
+            Self(None)
+        }
+
+        /// Of a stream that begins.
+        pub(crate) fn begin() -> Self {
+            describe();
+            let active = gauge!(ACTIVE);
+            active.increment(1);
+            let [events, bytes, heartbeats] = [counter!(EVENTS), counter!(BYTES), counter!(HEARTBEATS)];
+            Self(Some(Handles { active, events, bytes, heartbeats }))
+        }
+
+        pub(crate) fn is_on(&self) -> bool {
+            self.0.is_some()
+        }
+
+        #[inline]
+        pub(crate) fn sent(&self, events: u64, bytes: u64) {
+            if let Some(handles) = &self.0 {
+                if events > 0 {
+                    handles.events.increment(events);
+                }
+                handles.bytes.increment(bytes);
+            }
+        }
+
+        pub(crate) fn beat(&self) {
+            if let Some(handles) = &self.0 {
+                handles.heartbeats.increment(1);
+            }
+        }
+
+        pub(crate) fn ended(&self, summary: &StreamSummary) {
+            if let Some(handles) = &self.0 {
+                handles.active.decrement(1);
+                counter!(CLOSED, "reason" => summary.reason.as_str()).increment(1);
+                histogram!(DURATION).record(summary.duration);
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "metrics"))]
+mod off {
+    use crate::StreamSummary;
+
+    pub(crate) fn refused() {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn gap(_: crate::hub::GapReason) {}
+
+    pub(crate) struct Stream;
+
+    impl Stream {
+        pub(crate) fn none() -> Self {
+            Self
+        }
+
+        pub(crate) fn begin() -> Self {
+            Self
+        }
+
+        pub(crate) fn is_on(&self) -> bool {
+            false
+        }
+
+        #[inline]
+        pub(crate) fn sent(&self, _events: u64, _bytes: u64) {}
+
+        pub(crate) fn beat(&self) {}
+
+        pub(crate) fn ended(&self, _: &StreamSummary) {}
+    }
+}

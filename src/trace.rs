@@ -1,0 +1,179 @@
+//! What `tracing` is told of a stream: the only file that knows it. Without the feature nothing, which costs nothing.
+
+#[cfg(not(feature = "tracing"))]
+pub(crate) use off::{Entered, Parent, Request, Span, failed, refused};
+#[cfg(feature = "tracing")]
+pub(crate) use on::{Entered, Parent, Request, Span, failed, refused};
+
+#[cfg(feature = "tracing")]
+mod on {
+    use crate::{BoxError, StreamSummary};
+    use http::{Method, uri::PathAndQuery};
+    use tracing::{Dispatch, Level, debug, field::Empty, info_span, span::Id, span_enabled, warn};
+
+    const TARGET: &str = "tower_sse";
+
+    /// The span in which a response was made, which is that of its request if there is one.
+    #[derive(Default)]
+    pub(crate) struct Parent(Option<tracing::Span>);
+
+    impl Parent {
+        pub(crate) fn current() -> Self {
+            Self(Some(tracing::Span::current()).filter(|span| !span.is_none()))
+        }
+    }
+
+    /// What a layer notes of a request, if anybody is to be told. It shares what the request has.
+    #[derive(Debug, Default)]
+    pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
+
+    impl Request {
+        #[inline]
+        pub(crate) fn of<B>(request: &http::Request<B>) -> Self {
+            if !span_enabled!(target: TARGET, Level::INFO) {
+                return Self(None);
+            }
+            Self(Some((request.method().clone(), request.uri().path_and_query().cloned())))
+        }
+
+        fn method(&self) -> Option<&str> {
+            self.0.as_ref().map(|(method, _)| method.as_str())
+        }
+
+        /// Without the query, in which there may be secrets: an `EventSource` has no other place for them.
+        fn path(&self) -> Option<&str> {
+            Some(self.0.as_ref()?.1.as_ref()?.path())
+        }
+    }
+
+    /// A client was turned away.
+    pub(crate) fn refused(request: &Request) {
+        debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
+    }
+
+    /// The stream that is polled has failed, with an error that can be told if it can be read. Nobody else tells the server's
+    /// operator, and to the client it is a lost connection.
+    pub(crate) fn failed(error: Option<&BoxError>) {
+        let error = error.map(|error| tracing::field::display(error.as_ref()));
+        warn!(target: TARGET, error, "stream failed");
+    }
+
+    /// The span of one stream.
+    pub(crate) struct Span(tracing::Span);
+
+    impl Span {
+        /// Of no stream.
+        pub(crate) fn none() -> Self {
+            Self(tracing::Span::none())
+        }
+
+        /// Of a stream that begins, as an answer to the request that the last of these has noted.
+        pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
+            let parent = parent.0.as_ref().and_then(tracing::Span::id);
+            let request = requests.rev().find(|request| request.0.is_some());
+            Self(info_span!(
+                target: TARGET,
+                parent: parent,
+                "event_stream",
+                method = request.and_then(Request::method),
+                path = request.and_then(Request::path),
+                reason = Empty,
+                duration = Empty,
+                events = Empty,
+                bytes = Empty,
+                heartbeats = Empty,
+            ))
+        }
+
+        pub(crate) fn is_on(&self) -> bool {
+            !self.0.is_disabled()
+        }
+
+        /// To be dropped before this is.
+        #[inline]
+        pub(crate) fn enter(&self) -> Entered {
+            Entered(self.0.with_subscriber(|(id, dispatch)| {
+                dispatch.enter(id);
+                (id.clone(), dispatch.clone())
+            }))
+        }
+
+        pub(crate) fn ended(&self, summary: &StreamSummary) {
+            if !self.is_on() {
+                return;
+            }
+            self.0
+                .record("reason", summary.reason.as_str())
+                .record("duration", summary.duration.as_secs_f64())
+                .record("events", summary.events)
+                .record("bytes", summary.bytes)
+                .record("heartbeats", summary.heartbeats);
+            debug!(target: TARGET, parent: &self.0, "stream ended");
+        }
+    }
+
+    /// A span that is left when this is dropped. Unlike tracing's own it borrows nothing, so what the span belongs to can
+    /// change meanwhile.
+    pub(crate) struct Entered(Option<(Id, Dispatch)>);
+
+    impl Drop for Entered {
+        fn drop(&mut self) {
+            if let Some((id, dispatch)) = &self.0 {
+                dispatch.exit(id);
+            }
+        }
+    }
+}
+
+#[cfg(not(feature = "tracing"))]
+mod off {
+    use crate::{BoxError, StreamSummary};
+
+    #[derive(Default)]
+    pub(crate) struct Parent;
+
+    impl Parent {
+        pub(crate) fn current() -> Self {
+            Self
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Request;
+
+    impl Request {
+        #[inline]
+        pub(crate) fn of<B>(_: &http::Request<B>) -> Self {
+            Self
+        }
+    }
+
+    pub(crate) fn refused(_: &Request) {}
+
+    pub(crate) fn failed(_: Option<&BoxError>) {}
+
+    pub(crate) struct Span;
+
+    impl Span {
+        pub(crate) fn none() -> Self {
+            Self
+        }
+
+        pub(crate) fn begin<'a>(_: &Parent, _: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
+            Self
+        }
+
+        pub(crate) fn is_on(&self) -> bool {
+            false
+        }
+
+        #[inline]
+        pub(crate) fn enter(&self) -> Entered {
+            Entered
+        }
+
+        pub(crate) fn ended(&self, _: &StreamSummary) {}
+    }
+
+    pub(crate) struct Entered;
+}
