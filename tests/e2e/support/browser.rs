@@ -142,7 +142,7 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         if self.shut_down().is_ok() {
-            self.process.ends_within(Duration::from_secs(5));
+            self.process.ended_within(Duration::from_secs(5));
         }
     }
 }

@@ -5,14 +5,15 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::PathBuf,
-    process::Command,
+    process::{Command, ExitStatus},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 /// A running example, killed on drop.
 #[derive(Debug)]
 pub struct Example {
-    _process: Process,
+    process: Process,
     address: SocketAddr,
 }
 
@@ -38,7 +39,21 @@ impl Example {
             let (_, url) = line.split_once("http://")?;
             url.split(['/', ' ']).next()?.parse().ok()
         });
-        Self { _process: process, address }
+        Self { process, address }
+    }
+
+    /// Asks it to end, as an init system does before it kills: SIGTERM.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be asked.
+    pub fn terminate(&self) {
+        self.process.signal("TERM");
+    }
+
+    /// Waits for it to end by itself. `None` if it does not in this time.
+    pub fn ended_within(&mut self, time: Duration) -> Option<ExitStatus> {
+        self.process.ended_within(time)
     }
 
     /// Where it listens.
@@ -56,7 +71,9 @@ fn program(name: &str) -> PathBuf {
 
 fn build(name: &str) -> PathBuf {
     let build = Command::new(env!("CARGO"))
-        .args(["build", "--package=tower-sse", "--example", name, "--message-format=json-render-diagnostics"])
+        // With the features with which the whole suite is built, so that it is built once.
+        .args(["build", "--package=tower-sse", "--all-features", "--example", name])
+        .arg("--message-format=json-render-diagnostics")
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .output()
         .expect("cargo runs");

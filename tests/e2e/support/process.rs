@@ -4,7 +4,7 @@ use std::{
     env,
     io::{BufRead, BufReader},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -46,16 +46,24 @@ impl Process {
         }
     }
 
+    /// Sends it this signal.
+    ///
+    /// By the program for that: the standard library has no safe way to send another one than SIGKILL.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new(installed(&["kill"])).args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{name} cannot be sent");
+    }
+
     /// Waits for it to end by itself, but not for long.
-    pub(crate) fn ends_within(&mut self, time: Duration) -> bool {
+    pub(crate) fn ended_within(&mut self, time: Duration) -> Option<ExitStatus> {
         let begin = Instant::now();
         while begin.elapsed() < time {
-            if matches!(self.0.try_wait(), Ok(Some(_)) | Err(_)) {
-                return true;
+            if let Some(status) = self.0.try_wait().expect("it is a child of this process") {
+                return Some(status);
             }
             thread::sleep(Duration::from_millis(20));
         }
-        false
+        None
     }
 }
 
@@ -73,7 +81,7 @@ pub(crate) fn installed(names: &[&str]) -> PathBuf {
     let found = found.into_iter().find(|file| file.is_file());
     found.unwrap_or_else(|| {
         panic!(
-            "{} is not installed: `apt-get install chromium chromium-driver`, or run scripts/test",
+            "{} is not installed: `apt-get install chromium chromium-driver procps`, or run scripts/test",
             names.join(" or ")
         )
     })
