@@ -38,6 +38,7 @@ use tracing::{
 };
 use tracing_subscriber::{
     Layer,
+    filter::LevelFilter,
     layer::{Context, SubscriberExt},
     registry::LookupSpan,
     util::SubscriberInitExt,
@@ -273,6 +274,23 @@ fn the_span_is_a_child_of_the_one_in_which_the_response_is_made_and_current_whil
             ("closed", Some("event_stream")),
         ];
         assert_eq!(events, expected.map(|(message, span)| (message.to_owned(), span)));
+    });
+}
+
+#[test]
+fn a_failure_is_told_where_spans_are_not_even_if_the_client_is_told_of_it_in_another_way() {
+    observed(async |seen: Seen| {
+        let quiet = tracing_subscriber::registry().with(seen.trace.clone().with_filter(LevelFilter::WARN));
+        let _subscriber = quiet.set_default();
+        for has_farewell in [false, true] {
+            let stream = SseStream::new(stream::iter([Err::<Event, _>(io::Error::other("the source is dry"))]));
+            receive(ours(stream.on_error(move |_| has_farewell.then(|| Event::new("sorry")))).into_body()).await;
+        }
+        let fields = [("message", "stream failed"), ("error", "the source is dry")];
+        let fields = fields.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+        let failure = Told { level: Level::WARN, in_span: None, fields };
+        assert_eq!(seen.events(), [failure.clone(), failure]);
+        assert!(seen.spans("event_stream").is_empty());
     });
 }
 
