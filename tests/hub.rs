@@ -414,6 +414,23 @@ fn of_a_state_a_client_gets_the_newest_and_misses_nothing() {
 }
 
 #[test]
+fn what_another_client_was_given_of_a_state_is_not_given_when_it_is_replaced() {
+    let hub = Hub::new();
+    let (said, here) = (hub.topic("said"), hub.topic("here").latest_only());
+    let mut clients = [(); 2].map(|()| task::spawn(now(hub.subscribe(["said", "here"], Start::Latest)).unwrap()));
+    publish(&said, "hello");
+    publish(&here, "1");
+    for client in &mut clients {
+        assert!(text(&next(client)).ends_with("data: hello\n\n"));
+    }
+    assert!(text(&next(&mut clients[0])).ends_with("data: 1\n\n"));
+    publish(&said, "hi");
+    publish(&here, "2");
+    let [_, late] = &mut clients;
+    assert_eq!(messages(late).into_iter().map(|message| message.data).collect::<Vec<_>>(), ["hi", "2"]);
+}
+
+#[test]
 fn a_stream_that_is_made_of_a_subscription_can_begin_with_its_place() {
     let topic = Hub::new().topic("a");
     let id = publish(&topic, "1");

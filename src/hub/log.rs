@@ -197,6 +197,8 @@ impl Log {
         while self.held.events > 1 {
             self.evict_oldest();
         }
+        // As they are not lost, nothing else keeps a reader from what was joined of them.
+        self.joined = None;
         self.lost = lost;
         before - self.held
     }
