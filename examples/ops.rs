@@ -27,10 +27,10 @@ use tokio::{net::TcpListener, signal, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tower_http::trace::TraceLayer;
 use tower_sse::{
-    BoxError, Event, Heartbeat, LastEventId, Overload, SseLayer, SseStream, StreamSummary,
+    BoxError, ClientTimeout, Event, Heartbeat, LastEventId, Overload, SseLayer, SseStream, StreamSummary,
     hub::{Error, Hub, Subscription, Topic},
 };
-use tracing::{Span, info, info_span};
+use tracing::{Span, info, info_span, warn};
 use tracing_subscriber::EnvFilter;
 
 /// Short, so that there is something to see. In production, below what the first proxy waits for: often 15 to 25 seconds.
@@ -85,9 +85,11 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .layer(streams)
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .into_make_service_with_connect_info::<SocketAddr>();
-    let listener = listener.tap_io(|socket| {
-        // A small frame is not to wait for the acknowledgement of the one before it.
-        let _unimportant = socket.set_nodelay(true);
+    let timeout = ClientTimeout::default();
+    let listener = listener.tap_io(move |tcp| {
+        if let Err(error) = timeout.apply(tcp) {
+            warn!("a connection that is not given up: {error}");
+        }
     });
     tokio::select! {
         served = axum::serve(listener, app).with_graceful_shutdown(told_to_stop(stop.clone())) => Ok(served?),
