@@ -351,16 +351,14 @@ fn make_correct<B: Body>(
             offer.settle(passage);
             response.map(ResponseBody::untouched)
         }
-        None if is_encoded => {
-            let (adoption, offer) = Adoption::open();
-            offer.settle(passage);
-            response.map(|body| ResponseBody::encoded(body, adoption))
-        }
         None => {
             let (adoption, offer) = Adoption::open();
             offer.settle(passage);
             response.extensions_mut().insert(offer);
-            response.map(|body| ResponseBody::event_stream(body, adoption))
+            response.map(|body| match is_encoded {
+                true => ResponseBody::encoded(body, adoption),
+                false => ResponseBody::event_stream(body, adoption),
+            })
         }
     }
 }

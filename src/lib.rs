@@ -93,8 +93,8 @@
 //! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | that a [`hub`] has told, by [why](hub::GapReason::as_str) |
 //!
 //! A stream counts from when the transport asks for its first frame until it lets go of the body. A response that is never
-//! sent, as the answer to `HEAD`, is no stream here, and a foreign stream that is compressed is not looked at. What is sent is
-//! counted per frame. A recorder counts the streams that begin after it was installed, so it should be there first.
+//! sent, as the answer to `HEAD`, is no stream here. A foreign stream that is compressed is one if a layer ends it, limits it or
+//! tells of it, and has no events then. What is sent is counted per frame. A recorder counts the streams that begin after it was installed, so it should be there first.
 //!
 //! # Spans
 //!
