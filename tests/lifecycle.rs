@@ -768,6 +768,27 @@ async fn a_stream_that_panics_gives_its_place_back() {
 }
 
 #[tokio::test]
+async fn a_handlers_stream_is_gone_when_its_end_is_told_of_polled_or_not() {
+    for polled in [true, false] {
+        let held = Arc::new(());
+        let (seen, inside) = (Arc::downgrade(&held), held);
+        let told = Arc::new(AtomicUsize::new(usize::MAX));
+        let teller = Arc::clone(&told);
+        let stream = stream::pending::<Event>().inspect(move |_| drop(Arc::clone(&inside)));
+        let stream = SseStream::new(stream);
+        let mut body = ours(
+            stream.without_heartbeat().on_close(move |_| teller.store(seen.strong_count(), Ordering::Relaxed)),
+            &[],
+        );
+        if polled {
+            body.assert_pending();
+        }
+        drop(body);
+        assert_eq!(told.load(Ordering::Relaxed), 0, "polled: {polled}");
+    }
+}
+
+#[tokio::test]
 async fn a_handler_that_waits_panics_or_is_dropped_takes_no_place() {
     let layer = limited();
     let waiting =

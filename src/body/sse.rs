@@ -93,9 +93,12 @@ pin_project! {
     impl<S> PinnedDrop for SseBody<S> {
         fn drop(this: Pin<&mut Self>) {
             // One that was never polled has a life, too.
-            let this = this.project();
+            let mut this = this.project();
             if let Some((_, passages)) = this.adoption.close() {
-                drop(Life::unasked(this.options.as_mut().and_then(|options| options.take_on_close()), passages));
+                let life = Life::unasked(this.options.as_mut().and_then(|options| options.take_on_close()), passages);
+                // As of one that was polled: whoever is told finds that the stream is gone.
+                this.stream.set(None);
+                drop(life);
             }
         }
     }
