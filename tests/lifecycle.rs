@@ -768,6 +768,20 @@ async fn a_stream_that_panics_gives_its_place_back() {
 }
 
 #[tokio::test]
+async fn all_are_told_even_if_one_before_them_panics() {
+    let told: [Told; 2] = Default::default();
+    let inner = SseLayer::new().on_close(|_| panic!("the inner layer's"));
+    let layers = [inner, SseLayer::new().on_close(told[1].teller())];
+    let body = ours(silent(), &[&layers[0], &layers[1]]);
+    assert!(tokio::spawn(async move { drop(body) }).await.unwrap_err().is_panic());
+    told[1].only();
+    let layer = SseLayer::new().on_close(told[0].teller());
+    let body = ours(silent().on_close(|_| panic!("the handler's")), &[&layer]);
+    assert!(tokio::spawn(async move { drop(body) }).await.unwrap_err().is_panic());
+    told[0].only();
+}
+
+#[tokio::test]
 async fn a_handlers_stream_is_gone_when_its_end_is_told_of_polled_or_not() {
     for polled in [true, false] {
         let held = Arc::new(());
