@@ -40,11 +40,11 @@ pub struct StreamSummary {
 pub enum CloseReason {
     /// By itself: its last event was handed to the transport.
     Finished,
-    /// With an error of its own.
+    /// With an error of its own, or with a panic.
     Error,
     /// The transport let go of it before its end: the client has closed the connection, or could not be reached.
     ClientGone,
-    /// The [token](crate::SseLayer::shutdown) was cancelled.
+    /// The [token](crate::SseLayer::shutdown) was cancelled, or the hub of its subscription was shut down.
     Shutdown,
     /// Its [time](crate::SseLayer::max_lifetime) was up.
     MaxLifetime,

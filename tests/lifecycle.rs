@@ -768,6 +768,24 @@ async fn a_stream_that_panics_gives_its_place_back() {
 }
 
 #[tokio::test]
+async fn a_stream_that_panics_has_failed_and_its_client_is_not_said_to_be_gone() {
+    let told: [Told; 3] = Default::default();
+    let layer = SseLayer::new().on_close(told[1].teller());
+    let bad = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("in the stream") });
+    let ours = through(&layer, SseStream::new(bad).on_close(told[0].teller()).into_response());
+    let layer = SseLayer::new().on_close(told[2].teller());
+    let bad = stream::poll_fn(|_| -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> { panic!("in it") });
+    let foreign = through(&layer, foreign_response(http_body_util::StreamBody::new(bad)));
+    for body in [ours.into_body().map_err(drop).boxed_unsync(), foreign.into_body().map_err(drop).boxed_unsync()] {
+        let polled = tokio::spawn(async move { body.collect().await.map(drop) }).await;
+        assert!(polled.unwrap_err().is_panic());
+    }
+    for told in told {
+        assert_eq!(told.only().reason, CloseReason::Error);
+    }
+}
+
+#[tokio::test]
 async fn all_are_told_even_if_one_before_them_panics() {
     let told: [Told; 2] = Default::default();
     let inner = SseLayer::new().on_close(|_| panic!("the inner layer's"));

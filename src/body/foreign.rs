@@ -191,10 +191,16 @@ impl<E> ForeignStream<E> {
             }
         }
         let _entered = self.life.as_ref().map(|life| life.enter());
+        if let Some(life) = &mut self.life {
+            life.is_polled = true;
+        }
         let polled =
             if self.is_encoded { self.poll_encoded(body.as_mut(), cx) } else { self.poll_next(body.as_mut(), cx) };
         if let Poll::Ready(Some(Err(_))) = polled {
             trace::failed(None);
+        }
+        if let Some(life) = &mut self.life {
+            life.is_polled = false;
         }
         if let (Some(life), Poll::Ready(outcome)) = (&mut self.life, &polled) {
             match outcome {

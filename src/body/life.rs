@@ -29,6 +29,8 @@ pub(super) struct Life {
     /// How it ends, once that is clear, and whether all that goes before the end was handed out.
     reason: CloseReason,
     is_over: bool,
+    /// It is being polled. What is left so has panicked.
+    pub(super) is_polled: bool,
     /// A mutex that is never locked: it makes a body `Sync` whose stream is.
     own: Mutex<Option<OnClose>>,
     layers: Vec<Arc<Settings>>,
@@ -82,6 +84,7 @@ impl Life {
             held_events: 0,
             reason: CloseReason::ClientGone,
             is_over: false,
+            is_polled: false,
             own: Mutex::new(own.map(|(_, on_close)| on_close)),
             layers: Vec::new(),
             permits: Vec::new(),
@@ -183,7 +186,11 @@ fn around(time: Duration) -> Duration {
 
 impl Drop for Life {
     fn drop(&mut self) {
-        let reason = if self.is_over { self.reason } else { CloseReason::ClientGone };
+        let reason = match self.is_over {
+            true => self.reason,
+            false if self.is_polled => CloseReason::Error,
+            false => CloseReason::ClientGone,
+        };
         let summary = StreamSummary {
             reason,
             duration: self.began.elapsed(),

@@ -188,6 +188,7 @@ where
                 }
             }
         }
+        is_polled(this.life, true);
         for _ in 0..MAX_READY {
             if frame.is_full() {
                 break;
@@ -245,6 +246,7 @@ where
             }
             events += count as u64;
         }
+        is_polled(this.life, false);
 
         let is_over = this.stream.is_none() && this.held.is_empty();
         if !frame.is_empty() {
@@ -313,6 +315,12 @@ fn retry_later(options: &Option<Box<Options>>, adoption: &Adoption) -> Bytes {
         None => Settings::default().retry_later(own),
     };
     retry_line(delay)
+}
+
+fn is_polled(life: &mut Option<Box<Life>>, is_polled: bool) {
+    if let Some(life) = life {
+        life.is_polled = is_polled;
+    }
 }
 
 fn ends(life: &mut Option<Box<Life>>, reason: CloseReason) {
