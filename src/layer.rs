@@ -5,7 +5,7 @@ use crate::{
     body::{Adoption, Heartbeat, Offer, ResponseBody},
     event::retry_line,
     headers,
-    lifecycle::{Limit, Passage, Settings},
+    lifecycle::{Keys, Limit, Passage, Settings},
     metrics, trace,
 };
 use bytes::Bytes;
@@ -268,7 +268,7 @@ where
         let is_head = request.method() == Method::HEAD;
         let keeps_connection = may_keep_connection(&request, accepts);
         let noted = trace::Request::of(&request);
-        let mut keys = Box::default();
+        let mut keys = Keys::default();
         if !self.settings.limits.is_empty() {
             (request, keys) = with_keys(request, &self.settings.limits);
         }
@@ -278,9 +278,9 @@ where
 }
 
 /// The request, and by which keys its stream is counted.
-fn with_keys<B>(request: Request<B>, limits: &[Limit]) -> (Request<B>, Box<[u64]>) {
+fn with_keys<B>(request: Request<B>, limits: &[Limit]) -> (Request<B>, Keys) {
     let (head, body) = request.into_parts();
-    let keys = limits.iter().filter_map(|limit| limit.key(&head)).collect();
+    let keys = Keys::of(&head, limits);
     (Request::from_parts(head, body), keys)
 }
 
@@ -291,7 +291,7 @@ pin_project! {
         #[pin]
         inner: F,
         settings: Arc<Settings>,
-        keys: Box<[u64]>,
+        keys: Keys,
         noted: trace::Request,
         keeps_connection: bool,
         accepts: bool,
@@ -325,7 +325,7 @@ fn make_correct<B: Body>(
     mut response: Response<B>,
     keeps_connection: bool,
     settings: &Arc<Settings>,
-    keys: &[u64],
+    keys: &Keys,
     request: trace::Request,
 ) -> Response<ResponseBody<B>> {
     let Some(permits) = settings.admit(keys) else {

@@ -116,8 +116,8 @@ impl Settings {
     }
 
     /// The places that a stream takes, or `None` if one of them is taken.
-    pub(crate) fn admit(&self, keys: &[u64]) -> Option<Vec<Permit>> {
-        let mut keys = keys.iter();
+    pub(crate) fn admit(&self, keys: &Keys) -> Option<Vec<Permit>> {
+        let mut keys = keys.first.iter().chain(&keys.others);
         self.limits.iter().map(|limit| limit.take(&mut keys)).collect()
     }
 }
@@ -173,6 +173,23 @@ pub(crate) fn random() -> f64 {
     bits as f64 / (1_u64 << 53) as f64
 }
 
+/// By which keys a request's stream is counted.
+///
+/// One is usual, and kept without an allocation: every request has it, and most are not for streams.
+#[derive(Debug, Default)]
+pub(crate) struct Keys {
+    first: Option<u64>,
+    others: Box<[u64]>,
+}
+
+impl Keys {
+    /// In the order of the limits that have keys.
+    pub(crate) fn of(parts: &Parts, limits: &[Limit]) -> Self {
+        let mut keys = limits.iter().filter_map(|limit| limit.key(parts));
+        Self { first: keys.next(), others: keys.collect() }
+    }
+}
+
 /// A number of streams that can be open at the same time: of all, or of each key.
 #[derive(Clone)]
 pub(crate) enum Limit {
@@ -204,7 +221,7 @@ impl Limit {
     }
 
     /// The key of a request, if this has keys.
-    pub(crate) fn key(&self, parts: &Parts) -> Option<u64> {
+    fn key(&self, parts: &Parts) -> Option<u64> {
         match self {
             Self::All(_) => None,
             Self::Per(places) => Some((places.key)(parts)),

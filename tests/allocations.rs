@@ -73,6 +73,10 @@ fn a_response_that_is_no_event_stream_passes_without_an_allocation() {
         request
     };
     assert_eq!(responses(SseLayer::new(), plain, browser), 0);
+
+    // Nor for the limits of streams, of which it is none.
+    let limited = SseLayer::new().max_streams(1).max_streams_per(1, |parts| parts.version);
+    assert_eq!(responses(limited, plain, || Request::new(())), 0);
 }
 
 /// The whole of a stream that waits: its body, what the body has on the heap, and its timer.
