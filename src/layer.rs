@@ -328,6 +328,9 @@ fn make_correct<B: Body>(
     keys: &Keys,
     request: trace::Request,
 ) -> Response<ResponseBody<B>> {
+    if response.extensions().get::<TurnedAway>().is_some() {
+        return response.map(ResponseBody::untouched);
+    }
     let Some(permits) = settings.admit(keys) else {
         trace::refused(&request);
         metrics::refused();
@@ -363,6 +366,10 @@ fn make_correct<B: Body>(
     }
 }
 
+/// Tells an outer layer that what looks like a stream is the answer to a client for whom there was no place.
+#[derive(Clone)]
+struct TurnedAway;
+
 /// The answer to a client for whom there is no place. The stream that the handler has made is not polled.
 ///
 /// What else is in the head stays: without the headers of CORS, a page of another origin would not come back later.
@@ -370,6 +377,7 @@ fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<Re
     let delay = settings.retry_later(None);
     let (mut head, body) = response.into_parts();
     head.extensions.remove::<Offer>();
+    head.extensions.insert(TurnedAway);
     for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
         head.headers.remove(of_the_body);
     }
