@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What a stream was, once it is over: see [`SseStream::on_close`](crate::SseStream::on_close) and
 /// [`SseLayer::on_close`](crate::SseLayer::on_close).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamSummary {
     /// How it ended.

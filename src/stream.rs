@@ -141,7 +141,7 @@ impl<S> SseStream<S> {
     /// Tells how it was, exactly once, when the transport has let go of the stream: after its end, when the client is gone, and
     /// when the response was never sent.
     ///
-    /// It is called where the body is dropped, so it should not take long.
+    /// It is called where the body is dropped, so it should not take long. Set again it replaces what was set before.
     ///
     /// # Examples
     ///

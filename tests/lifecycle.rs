@@ -169,7 +169,7 @@ impl Told {
     fn only(&self) -> StreamSummary {
         let told = self.0.lock().unwrap();
         assert_eq!(told.len(), 1, "{told:?}");
-        told[0]
+        told[0].clone()
     }
 }
 

@@ -203,22 +203,22 @@ impl Drop for Life {
         self.counts.ended(&summary);
         self.span.ended(&summary);
         let _entered = self.span.enter();
-        let _after_its_own = Tell(&self.layers, summary);
+        let _after_its_own = Tell(&self.layers, &summary);
         if let Some(on_close) = self.own.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            on_close(summary);
+            on_close(summary.clone());
         }
     }
 }
 
 /// Tells these layers when it is dropped: also if what is told before them panics.
-struct Tell<'a>(&'a [Arc<Settings>], StreamSummary);
+struct Tell<'a>(&'a [Arc<Settings>], &'a StreamSummary);
 
 impl Drop for Tell<'_> {
     fn drop(&mut self) {
         let Some((settings, outer)) = self.0.split_first() else { return };
         let _after_it = Tell(outer, self.1);
         if let Some(on_close) = &settings.on_close {
-            on_close(self.1);
+            on_close(self.1.clone());
         }
     }
 }
