@@ -6,6 +6,7 @@ mod frame;
 mod grace;
 mod heartbeat;
 mod life;
+mod lines;
 mod sse;
 
 pub(crate) use adoption::{Adoption, Offer};
