@@ -43,7 +43,8 @@
 //!
 //! An [`SseLayer`] ends streams at a [shutdown](SseLayer::shutdown) and when their [time](SseLayer::max_lifetime) is up, lets no
 //! more of them in than [there may be](SseLayer::max_streams), and [tells](SseLayer::on_close) how each of them was
-//! ([`StreamSummary`]).
+//! ([`StreamSummary`]). What no body can see, a client that does not read or has vanished, `ClientTimeout` (feature `socket`)
+//! ends.
 //!
 //! # Guarantees
 //!
@@ -62,7 +63,11 @@
 //!    `hub_cursors`, `hub_stress`, `interleavings`).
 //! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time (`allocations`,
 //!    `hub_on_the_wire`).
-//! 7. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
+//! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the time to come back
+//!    (`lifecycle`, `lifecycle_on_the_wire`). A foreign stream that is in the middle of an event has 250 milliseconds for it.
+//! 8. No more streams are open than there may be, and every place is free again however a stream ends; how it did is told
+//!    exactly once (`lifecycle`).
+//! 9. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
 //!    outside does that honours the content type or `no-transform` (`compression`).
 //!
 //! # Features
@@ -94,7 +99,8 @@
 //!
 //! A stream counts from when the transport asks for its first frame until it lets go of the body. A response that is never
 //! sent, as the answer to `HEAD`, is no stream here. A foreign stream that is compressed is one if a layer ends it, limits it or
-//! tells of it, and has no events then. What is sent is counted per frame. A recorder counts the streams that begin after it was installed, so it should be there first.
+//! tells of it, and has no events then. What is sent is counted per frame. A recorder counts the streams that begin after it
+//! was installed, so it should be there first.
 //!
 //! # Spans
 //!
