@@ -61,7 +61,8 @@ use tower_service::Service;
 ///
 /// - **Headers.** What the handler has set wins; what is missing is added: `Content-Type: text/event-stream`,
 ///   `Cache-Control: no-cache, no-transform` (a bare `no-cache` is completed to it), `X-Accel-Buffering: no`, and on
-///   HTTP/1.1 `Connection: keep-alive`, unless a request that names `text/event-stream` asks to close. The content type is written in lower case.
+///   HTTP/1.1 `Connection: keep-alive`, unless a request that names `text/event-stream` asks to close. The content type is
+///   written in lower case.
 ///   `Content-Length` goes, since heartbeats change the length.
 /// - **Heartbeats** after each interval of silence: see [`Heartbeat`]. They are put between the lines of a stream, never
 ///   into one, so a client dispatches exactly the events that it would without the layer (and the heartbeats, if these are
@@ -72,7 +73,8 @@ use tower_service::Service;
 /// # Compression
 ///
 /// A compressor holds events back until it has enough of them, so it is kept out on both sides. A request whose
-/// `Accept` names `text/event-stream` (`*/*` does not) is passed on with `Accept-Encoding: identity`, for the compressors inside of the layer. This holds
+/// `Accept` names `text/event-stream` (`*/*` does not) is passed on with `Accept-Encoding: identity`, for the compressors inside
+/// of the layer. This holds
 /// even if the answer then turns out to be something else, such as JSON: correct beats small. Compressors outside of the
 /// layer see a content type they know and `no-transform`. One that is told to compress everything will do so; tower-http's
 /// still delivers each event when it is sent.
