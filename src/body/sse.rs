@@ -7,12 +7,7 @@ use super::{
     heartbeat::{Pulse, first_byte},
     life::{Life, OnClose, reason_of},
 };
-use crate::{
-    BoxError, CloseReason, Event, SseItem,
-    event::retry_line,
-    lifecycle::{LastWords, Settings},
-    trace,
-};
+use crate::{BoxError, CloseReason, Event, SseItem, event::retry_line, lifecycle::Settings, trace};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -63,6 +58,7 @@ const MAX_READY: usize = 1024;
 static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
 
 pin_project! {
+    #[project = Parts]
     /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event stream bytes.
     ///
     /// Events that are ready at the same time become one frame, of up to about 16 KiB and 1024 items; an event that is ready
@@ -161,7 +157,6 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let mut this = self.project();
-        let mut stream_is_pending = false;
         let begun = begin(this.options, this.adoption);
         let opening = begun.is_some();
         if let Some(life) = begun {
@@ -169,96 +164,28 @@ where
         }
         let _entered = this.life.as_ref().map(|life| life.enter());
         let held = std::mem::take(this.held);
-        let first = if opening { first_lines(this.options, this.adoption, held) } else { held };
-        let mut frame = Coalesce::beginning_with(first);
-        let mut events = this.life.as_mut().map_or(0, |life| std::mem::take(&mut life.held_events));
+        let first = if opening { this.first_lines(held) } else { held };
+        let mut frame = Filling {
+            frame: Coalesce::beginning_with(first),
+            events: this.life.as_mut().map_or(0, |life| std::mem::take(&mut life.held_events)),
+        };
 
-        if this.stream.is_some() {
-            if let Some(last_words) = poll_end(this.life, this.options, cx) {
-                this.stream.set(None);
-                let count = u64::from(!last_words.farewell.is_empty());
-                match frame.push(last_words.into_bytes()) {
-                    Ok(()) => events += count,
-                    Err(too_much) => {
-                        *this.held = too_much;
-                        if let Some(life) = this.life {
-                            life.held_events = count;
-                        }
-                    }
-                }
-            }
-        }
-        is_polled(this.life, true);
-        for _ in 0..MAX_READY {
-            if frame.is_full() {
-                break;
-            }
-            let Some(stream) = this.stream.as_mut().as_pin_mut() else { break };
-            let (chunk, count) = match stream.poll_next(cx) {
-                Poll::Ready(Some(item)) => match item.into_events() {
-                    Ok(events) => {
-                        let count = events.count();
-                        (events.into_bytes(), count)
-                    }
-                    Err(error) => {
-                        this.stream.set(None);
-                        let reason = reason_of(&error);
-                        // That a client is too slow is no failure, and a shutdown neither.
-                        if reason == CloseReason::Error {
-                            trace::failed(Some(&error));
-                        }
-                        ends(this.life, reason);
-                        if reason == CloseReason::Shutdown {
-                            if let Err(too_much) = frame.push(retry_later(this.options, this.adoption)) {
-                                *this.held = too_much;
-                            }
-                            break;
-                        }
-                        let on_error = this.options.as_mut().and_then(|options| take_unlocked(&mut options.on_error));
-                        match on_error.and_then(|on_error| on_error(&error)) {
-                            Some(event) => (event.encode(), 1),
-                            None => {
-                                *this.failure = Some(Box::new(Failure { error, grace: Grace::default() }));
-                                break;
-                            }
-                        }
-                    }
-                },
-                Poll::Ready(None) => {
-                    this.stream.set(None);
-                    ends(this.life, CloseReason::Finished);
-                    match this.options.as_mut().and_then(|options| options.end_with.take()) {
-                        Some(event) => (event.encode(), 1),
-                        None => break,
-                    }
-                }
-                Poll::Pending => {
-                    stream_is_pending = true;
-                    break;
-                }
-            };
-            if let Err(too_much) = frame.push(chunk) {
-                *this.held = too_much;
-                if let Some(life) = this.life {
-                    life.held_events = count as u64;
-                }
-                break;
-            }
-            events += count as u64;
-        }
-        is_polled(this.life, false);
+        this.end_from_outside(&mut frame, cx);
+        this.is_polled(true);
+        let next = this.fill(&mut frame, cx);
+        this.is_polled(false);
 
         let is_over = this.stream.is_none() && this.held.is_empty();
-        if !frame.is_empty() {
+        if !frame.frame.is_empty() {
             this.pulse.sent();
-            let frame = frame.into_bytes();
+            let bytes = frame.frame.into_bytes();
             if let Some(life) = this.life {
-                life.sends(events, frame.len());
+                life.sends(frame.events, bytes.len());
                 if is_over && this.failure.is_none() {
                     life.is_over();
                 }
             }
-            return Poll::Ready(Some(Ok(Frame::data(frame))));
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
         }
         if let Some(failure) = this.failure {
             ready!(failure.grace.poll(cx));
@@ -269,7 +196,7 @@ where
             }
             return Poll::Ready(this.failure.take().map(|failure| Err(failure.error)));
         }
-        if !stream_is_pending {
+        if next.is_ready() {
             // Nothing but empty chunks: let others have their turn.
             cx.waker().wake_by_ref();
         }
@@ -298,44 +225,121 @@ where
     }
 }
 
-/// What the stream says last, if it is ended from outside now.
-fn poll_end(life: &mut Option<Box<Life>>, options: &Option<Box<Options>>, cx: &mut Context<'_>) -> Option<LastWords> {
-    let own = options.as_ref().and_then(|options| options.retry);
-    match life.as_mut()?.poll_end(own, cx) {
-        Poll::Ready(last_words) => Some(last_words),
-        Poll::Pending => None,
+/// The frame under way, and how many events are in it.
+struct Filling {
+    frame: Coalesce,
+    events: u64,
+}
+
+impl<S> Parts<'_, S> {
+    /// The reconnection time, if the handler or else the layer has set one, and what the stream begins with.
+    fn first_lines(&self, lines: Bytes) -> Bytes {
+        match self.retry().or_else(|| self.adoption.settings()?.retry) {
+            Some(retry) if lines.is_empty() => retry_line(retry),
+            Some(retry) => [retry_line(retry), lines].concat().into(),
+            None => lines,
+        }
+    }
+
+    /// What the handler has set.
+    fn retry(&self) -> Option<Duration> {
+        self.options.as_ref()?.retry
+    }
+
+    /// Ends the stream with its last words, if its time is up.
+    fn end_from_outside(&mut self, frame: &mut Filling, cx: &mut Context<'_>) {
+        let retry = self.retry();
+        let (Some(life), true) = (&mut self.life, self.stream.is_some()) else { return };
+        if let Poll::Ready(last_words) = life.poll_end(retry, cx) {
+            self.stream.set(None);
+            let events = u64::from(!last_words.farewell.is_empty());
+            self.add(frame, last_words.into_bytes(), events);
+        }
+    }
+
+    /// Adds a chunk to the frame. If it has to wait for the next one there is no room for more.
+    #[inline]
+    fn add(&mut self, frame: &mut Filling, chunk: Bytes, events: u64) {
+        match frame.frame.push(chunk) {
+            Ok(()) => frame.events += events,
+            Err(too_much) => {
+                *self.held = too_much;
+                if let Some(life) = self.life {
+                    life.held_events = events;
+                }
+            }
+        }
+    }
+
+    /// Notes how the stream ends.
+    fn ends(&mut self, reason: CloseReason) {
+        if let Some(life) = self.life {
+            life.ends(reason);
+        }
+    }
+
+    /// Notes that the stream is polled, so that its end is known if it panics.
+    fn is_polled(&mut self, is_polled: bool) {
+        if let Some(life) = self.life {
+            life.is_polled = is_polled;
+        }
     }
 }
 
-/// When to come back after the shutdown of a hub.
-fn retry_later(options: &Option<Box<Options>>, adoption: &Adoption) -> Bytes {
-    let own = options.as_ref().and_then(|options| options.retry);
-    let delay = match adoption.settings() {
-        Some(settings) => settings.retry_later(own),
-        None => Settings::default().retry_later(own),
-    };
-    retry_line(delay)
-}
-
-fn is_polled(life: &mut Option<Box<Life>>, is_polled: bool) {
-    if let Some(life) = life {
-        life.is_polled = is_polled;
+impl<S> Parts<'_, S>
+where
+    S: Stream,
+    S::Item: SseItem,
+{
+    /// Takes what is ready of the stream, as far as it fits. Pending if the stream is.
+    #[inline]
+    fn fill(&mut self, frame: &mut Filling, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..MAX_READY {
+            if frame.frame.is_full() || !self.held.is_empty() {
+                break;
+            }
+            let Some(stream) = self.stream.as_mut().as_pin_mut() else { break };
+            match ready!(stream.poll_next(cx)).map(SseItem::into_events) {
+                Some(Ok(events)) => {
+                    let count = events.count() as u64;
+                    self.add(frame, events.into_bytes(), count);
+                }
+                Some(Err(error)) => self.fail(frame, error),
+                None => {
+                    self.stream.set(None);
+                    self.ends(CloseReason::Finished);
+                    if let Some(last) = self.options.as_mut().and_then(|options| options.end_with.take()) {
+                        self.add(frame, last.encode(), 1);
+                    }
+                }
+            }
+        }
+        Poll::Ready(())
     }
-}
 
-fn ends(life: &mut Option<Box<Life>>, reason: CloseReason) {
-    if let Some(life) = life {
-        life.ends(reason);
-    }
-}
-
-/// The reconnection time, if the handler or else the layer has set one, and what the stream begins with.
-fn first_lines(options: &Option<Box<Options>>, adoption: &Adoption, lines: Bytes) -> Bytes {
-    let own = options.as_ref().and_then(|options| options.retry);
-    match own.or_else(|| adoption.settings()?.retry) {
-        Some(retry) if lines.is_empty() => retry_line(retry),
-        Some(retry) => [retry_line(retry), lines].concat().into(),
-        None => lines,
+    /// What an error of the stream is to the client: an end in any case.
+    #[cold]
+    fn fail(&mut self, frame: &mut Filling, error: BoxError) {
+        self.stream.set(None);
+        let reason = reason_of(&error);
+        self.ends(reason);
+        if reason == CloseReason::Shutdown {
+            // Of its hub: when to come back.
+            let delay = match self.adoption.settings() {
+                Some(settings) => settings.retry_later(self.retry()),
+                None => Settings::default().retry_later(self.retry()),
+            };
+            return self.add(frame, retry_line(delay), 0);
+        }
+        // That a client is too slow is no failure.
+        if reason == CloseReason::Error {
+            trace::failed(Some(&error));
+        }
+        let on_error = self.options.as_mut().and_then(|options| take_unlocked(&mut options.on_error));
+        match on_error.and_then(|on_error| on_error(&error)) {
+            Some(event) => self.add(frame, event.encode(), 1),
+            None => *self.failure = Some(Box::new(Failure { error, grace: Grace::default() })),
+        }
     }
 }
 
