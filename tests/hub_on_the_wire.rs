@@ -32,8 +32,11 @@ async fn follow(
 }
 
 async fn server(hub: &Hub) -> Server {
-    let app = Router::new().route("/{topic}", get(follow)).with_state(hub.clone());
-    serve(app.layer(SseLayer::new())).await
+    server_with(hub, SseLayer::new()).await
+}
+
+async fn server_with(hub: &Hub, layer: SseLayer) -> Server {
+    serve(Router::new().route("/{topic}", get(follow)).with_state(hub.clone()).layer(layer)).await
 }
 
 async fn publish(hub: &Hub, topic: &str, data: &str) {
@@ -65,6 +68,59 @@ async fn a_client_comes_back_to_where_it_was_as_often_as_it_likes() {
         expected.pop();
         assert_eq!(got, expected, "{protocol:?}");
     }
+}
+
+#[tokio::test]
+async fn a_client_whose_streams_end_after_a_time_comes_back_each_time_and_misses_nothing() {
+    const EVENTS: usize = 300;
+    for protocol in Protocol::ALL {
+        let hub = Hub::new();
+        let server = server_with(&hub, SseLayer::new().max_lifetime(Duration::from_millis(100))).await;
+        let publisher = tokio::spawn({
+            let hub = hub.clone();
+            async move {
+                for n in 0..EVENTS {
+                    publish(&hub, "news", &n.to_string()).await;
+                    sleep(Duration::from_millis(2)).await;
+                }
+                hub.topic("news").finish().await.unwrap();
+            }
+        });
+        let (mut got, mut last, mut streams) = (Vec::new(), String::new(), 0);
+        loop {
+            let answer = within("a stream that ends", back(protocol, server.address, "/news", &last)).await;
+            let answer = answer.complete().await;
+            if answer.status == StatusCode::NO_CONTENT {
+                break;
+            }
+            let source = whatwg::parse(answer.text().as_bytes());
+            got.extend(source.messages.into_iter().map(|message| message.data));
+            last = source.last_event_id;
+            streams += 1;
+        }
+        assert_eq!(got, (0..EVENTS).map(|n| n.to_string()).collect::<Vec<_>>(), "{protocol:?}");
+        assert!(streams >= 3, "{streams} streams");
+        publisher.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_client_that_is_one_too_many_is_refused_until_another_has_gone() {
+    let hub = Hub::new();
+    let server = server_with(&hub, SseLayer::new().max_streams(2)).await;
+    let get = || Protocol::ALL[0].get(server.address, "/news", &[]);
+    let (first, second) = (get().await, get().await);
+    let refused = get().await.complete().await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers.contains_key(header::RETRY_AFTER));
+    drop(first);
+    eventually("its place is free", || hub.topic("news").subscribers() == 1).await;
+    within("a place", async {
+        // The place is free a moment later than the subscription.
+        while get().await.status != StatusCode::OK {}
+    })
+    .await;
+    drop(second);
 }
 
 #[tokio::test]
