@@ -94,7 +94,9 @@ impl Life {
         for passage in passages {
             let settings = &passage.settings;
             if let Some(token) = &settings.shutdown {
-                life.ends.push(End::Shutdown(Box::pin(token.clone().cancelled_owned()), Arc::clone(settings)));
+                // A token of its own: it is asked at every poll, and one that all streams ask is a lock they contend for.
+                let token = token.child_token();
+                life.ends.push(End::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
             }
             if let Some(max) = settings.max_lifetime {
                 life.ends.push(End::MaxLifetime(around(max), None));
