@@ -149,6 +149,7 @@ mod last_event_id;
 mod layer;
 mod lifecycle;
 mod metrics;
+mod random;
 #[cfg(feature = "socket")]
 mod socket;
 mod stream;

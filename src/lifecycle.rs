@@ -1,6 +1,6 @@
 //! How streams end, what is told of it, and how many there can be.
 
-use crate::{body::Heartbeat, event::retry_line, trace};
+use crate::{body::Heartbeat, event::retry_line, random, trace};
 use bytes::Bytes;
 use http::request::Parts;
 use std::{
@@ -107,7 +107,7 @@ impl Settings {
 
     /// When a client is to come back that is sent away now, with others.
     pub(crate) fn retry_later(&self, own: Option<Duration>) -> Duration {
-        own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.spread.mul_f64(random()))
+        own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.spread.mul_f64(random::part()))
     }
 
     /// What a stream says last before a shutdown.
@@ -164,13 +164,6 @@ impl LastWords {
     pub(crate) fn into_bytes(self) -> Bytes {
         if self.farewell.is_empty() { self.retry } else { [self.farewell, self.retry].concat().into() }
     }
-}
-
-/// From 0 up to 1, uniformly.
-pub(crate) fn random() -> f64 {
-    // Each `RandomState` has keys of its own.
-    let bits = RandomState::new().hash_one(0_u8) >> 11;
-    bits as f64 / (1_u64 << 53) as f64
 }
 
 /// By which keys a request's stream is counted.
@@ -338,10 +331,5 @@ mod tests {
         assert!(limit.take(&mut [7].iter()).is_none());
         let Limit::Per(places) = limit else { panic!("it has keys") };
         assert!(places.taken.lock().unwrap().is_empty());
-    }
-
-    #[test]
-    fn random_is_from_0_up_to_1() {
-        assert!((0..10_000).map(|_| random()).all(|random| (0.0..1.0).contains(&random)));
     }
 }

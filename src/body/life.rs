@@ -2,8 +2,8 @@
 
 use crate::{
     BoxError,
-    lifecycle::{CloseReason, LastWords, Passage, Permit, Settings, StreamSummary, random},
-    metrics, trace,
+    lifecycle::{CloseReason, LastWords, Passage, Permit, Settings, StreamSummary},
+    metrics, random, trace,
 };
 use std::{
     mem,
@@ -182,7 +182,7 @@ pub(super) fn reason_of(error: &BoxError) -> CloseReason {
 
 /// A time within 10 % of this one, so that streams that began together do not end together.
 fn around(time: Duration) -> Duration {
-    let seconds = time.as_secs_f64() * (0.9 + 0.2 * random());
+    let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::part());
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 

@@ -1,8 +1,7 @@
 //! Ids: what a number of the log is to a client.
 
 use super::GapReason;
-use crate::EventId;
-use std::hash::{BuildHasher, RandomState};
+use crate::{EventId, random};
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
@@ -14,9 +13,8 @@ pub(super) struct Epoch([u8; LENGTH]);
 
 impl Epoch {
     pub(super) fn random() -> Self {
-        // Each `RandomState` has random keys.
-        let random = RandomState::new().hash_one(std::process::id());
-        Self(std::array::from_fn(|i| ALPHABET[(random >> (5 * i)) as usize % ALPHABET.len()]))
+        let bits = random::bits();
+        Self(std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]))
     }
 
     /// `<epoch>-<number>`.
