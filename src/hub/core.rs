@@ -12,8 +12,8 @@ use super::{
     log::Retention,
     reader::Reader,
     registry::Registry,
-    sync::{AtomicU64, AtomicUsize, Mutex, Ordering, lock},
-    topic_state::TopicState,
+    sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock},
+    topic_state::{Contents, TopicState},
     waiters::Ticket,
 };
 use crate::{Event, EventId, metrics};
@@ -87,13 +87,7 @@ impl Core {
             registry.held = registry.held + contents.log.held() - before;
             newest = Some(id);
         }
-        registry.age(&topic, &mut contents, self.limits.retention.expiry(now));
-        let wakers = topic.changed(&mut contents);
-        self.committed.store(registry.newest, Ordering::Release);
-        drop(contents);
-        self.call_janitor(&mut registry, now);
-        drop(registry);
-        topic.wake(wakers);
+        self.commit(registry, &topic, contents, now);
         Ok(newest)
     }
 
@@ -106,13 +100,25 @@ impl Core {
             return Ok(());
         }
         contents.finished = Some(now);
-        registry.age(&topic, &mut contents, self.limits.retention.expiry(now));
+        self.commit(registry, &topic, contents, now);
+        Ok(())
+    }
+
+    /// Makes a change known to those who read the topic, and wakes them once nothing is locked any more.
+    fn commit(
+        self: &Arc<Self>,
+        mut registry: MutexGuard<'_, Registry>,
+        topic: &Arc<TopicState>,
+        mut contents: MutexGuard<'_, Contents>,
+        now: Instant,
+    ) {
+        registry.age(topic, &mut contents, self.limits.retention.expiry(now));
         let wakers = topic.changed(&mut contents);
+        self.committed.store(registry.newest, Ordering::Release);
         drop(contents);
         self.call_janitor(&mut registry, now);
         drop(registry);
         topic.wake(wakers);
-        Ok(())
     }
 
     pub(super) fn shut_down(&self) {

@@ -191,16 +191,15 @@ impl Log {
         before - self.held
     }
 
-    /// Lets go of all but the newest, which stands for those before it: they are not lost. Returns how much that was.
-    pub(super) fn replace(&mut self) -> Amount {
-        let (before, lost) = (self.held, self.lost);
+    /// Lets go of all but the newest, which stands for those before it: they are not lost.
+    pub(super) fn replace(&mut self) {
+        let lost = self.lost;
         while self.held.events > 1 {
             self.evict_oldest();
         }
         // As they are not lost, nothing else keeps a reader from what was joined of them.
         self.joined = None;
         self.lost = lost;
-        before - self.held
     }
 
     /// All of the oldest segment, which is sealed.
