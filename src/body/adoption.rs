@@ -28,7 +28,7 @@ pub(crate) enum Adoption {
 }
 
 impl Adoption {
-    /// And what goes into the extensions of the response, for a layer to find.
+    /// A new one, and what goes into the extensions of the response, for a layer to find.
     pub(crate) fn open() -> (Self, Offer) {
         let way = Arc::new(Mutex::new(Way { began: Parent::current(), passages: None }));
         let offer = Offer(Arc::downgrade(&way));
@@ -40,7 +40,10 @@ impl Adoption {
         let Self::Open(way) = self else { return None };
         let Way { began, passages } = mem::take(&mut *way.lock().unwrap_or_else(PoisonError::into_inner));
         *self = Self::Closed(passages);
-        Some((began, self.passages_mut()))
+        match self {
+            Self::Closed(Some(passages)) => Some((began, passages)),
+            _ => Some((began, &mut [])),
+        }
     }
 
     /// What the innermost layer says, once this is closed.
@@ -50,13 +53,6 @@ impl Adoption {
             _ => None,
         }
     }
-
-    fn passages_mut(&mut self) -> &mut [Passage] {
-        match self {
-            Self::Closed(Some(passages)) => passages,
-            _ => &mut [],
-        }
-    }
 }
 
 /// A body's offer to take a layer's settings over. It does not outlive the body, which may be dropped for another one.
@@ -64,11 +60,11 @@ impl Adoption {
 pub(crate) struct Offer(Weak<Mutex<Way>>);
 
 impl Offer {
-    /// Tells the body of a layer that it passes through. Answers whether there still is such a body.
-    pub(crate) fn settle(&self, passage: Passage) -> bool {
-        let Some(way) = self.0.upgrade() else { return false };
-        way.lock().unwrap_or_else(PoisonError::into_inner).passages.get_or_insert_default().push(passage);
-        true
+    /// Tells the body of a layer that it passes through, if there still is such a body.
+    pub(crate) fn settle(&self, passage: Passage) {
+        if let Some(way) = self.0.upgrade() {
+            way.lock().unwrap_or_else(PoisonError::into_inner).passages.get_or_insert_default().push(passage);
+        }
     }
 
     /// Whether there still is such a body.

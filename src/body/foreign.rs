@@ -26,7 +26,8 @@ pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
     /// Everything but a foreign event stream passes as it is, and so does a foreign event stream that is encoded, up to its
-    /// end from outside. Into every other one heartbeats are put, between its lines, and the body inside is never polled again after its end.
+    /// end from outside. Into every other one heartbeats are put, between its lines, and the body inside is never polled again
+    /// after its end.
     ///
     /// # Errors
     ///
@@ -67,6 +68,7 @@ impl<B: Body> ResponseBody<B> {
             data_ended: false,
             grace: Grace::default(),
             events: EventTracker::default(),
+            events_passed: 0,
             is_encoded: false,
         };
         Self { body, stream: Some(Box::new(stream)) }
@@ -162,6 +164,8 @@ struct ForeignStream<E> {
     grace: Grace,
     /// Told of what passes where the stream has a life.
     events: EventTracker,
+    /// How many events are in the frame that goes to the transport next.
+    events_passed: u64,
     /// Its bytes are not those of events.
     is_encoded: bool,
 }
@@ -204,26 +208,29 @@ impl<E> ForeignStream<E> {
         if let Poll::Ready(Some(Err(_))) = polled {
             trace::failed(None);
         }
-        if let Some(life) = &mut self.life {
-            life.is_polled = false;
-        }
-        if let (Some(life), Poll::Ready(outcome)) = (&mut self.life, &polled) {
-            match outcome {
-                Some(Ok(frame)) => {
-                    // Its events were counted when it passed.
-                    life.sends(0, frame.data_ref().map_or(0, Bytes::len));
-                }
-                Some(Err(_)) => life.ends(CloseReason::Error),
-                None => {}
-            }
-            if !matches!(outcome, Some(Ok(_))) || (!self.keeps_something_back() && (self.ended || body.is_end_stream()))
-            {
-                if let Some(life) = &mut self.life {
-                    life.is_over();
-                }
-            }
+        if self.life.is_some() {
+            let is_over = !self.keeps_something_back() && (self.ended || body.is_end_stream());
+            self.note(&polled, is_over);
         }
         polled
+    }
+
+    /// Tells the life of the stream what goes to the transport now.
+    fn note(&mut self, polled: &Poll<Outcome<E>>, is_over: bool) {
+        let Some(life) = &mut self.life else { return };
+        life.is_polled = false;
+        let Poll::Ready(outcome) = polled else { return };
+        match outcome {
+            Some(Ok(frame)) => {
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                life.sends(std::mem::take(&mut self.events_passed), bytes);
+            }
+            Some(Err(_)) => life.ends(CloseReason::Error),
+            None => {}
+        }
+        if is_over || !matches!(outcome, Some(Ok(_))) {
+            life.is_over();
+        }
     }
 
     fn poll_encoded<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
@@ -323,9 +330,7 @@ impl<E> ForeignStream<E> {
                 last_words.retry = Bytes::new();
             }
         }
-        if let Some(life) = &mut self.life {
-            life.sends(u64::from(!last_words.farewell.is_empty()), 0);
-        }
+        self.events_passed += u64::from(!last_words.farewell.is_empty());
         let last_words = last_words.into_bytes();
         (!last_words.is_empty()).then(|| Ok(Frame::data(last_words)))
     }
@@ -382,8 +387,8 @@ impl<E> ForeignStream<E> {
             self.byte_order_mark = ByteOrderMark::Passed;
             self.lines.passed(data);
             self.pulse.sent();
-            if let Some(life) = &mut self.life {
-                life.sends(self.events.pass(data).events, 0);
+            if self.life.is_some() {
+                self.events_passed += self.events.pass(data).events;
             }
         }
     }
