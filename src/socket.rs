@@ -212,7 +212,25 @@ impl ClientTimeout {
         let interval = (seconds / 6).max(1);
         let retries = if seconds > 3 { 3 } else { seconds as u32 - 1 };
         let idle = seconds - u64::from(retries) * interval;
-        with_probes(TcpKeepalive::new().with_time(Duration::from_secs(idle)), Duration::from_secs(interval), retries)
+        let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(idle));
+        // Elsewhere the probes are as the system has them for all connections.
+        #[cfg(any(
+            target_os = "android",
+            target_os = "dragonfly",
+            target_os = "freebsd",
+            target_os = "fuchsia",
+            target_os = "illumos",
+            target_os = "ios",
+            target_os = "linux",
+            target_os = "macos",
+            target_os = "netbsd",
+            target_os = "tvos",
+            target_os = "visionos",
+            target_os = "watchos",
+            windows,
+        ))]
+        let keep_alive = keep_alive.with_interval(Duration::from_secs(interval)).with_retries(retries);
+        keep_alive
     }
 }
 
@@ -221,43 +239,4 @@ impl Default for ClientTimeout {
     fn default() -> Self {
         Self { after: Duration::from_secs(30) }
     }
-}
-
-#[cfg(any(
-    target_os = "android",
-    target_os = "dragonfly",
-    target_os = "freebsd",
-    target_os = "fuchsia",
-    target_os = "illumos",
-    target_os = "ios",
-    target_os = "linux",
-    target_os = "macos",
-    target_os = "netbsd",
-    target_os = "tvos",
-    target_os = "visionos",
-    target_os = "watchos",
-    windows,
-))]
-fn with_probes(keep_alive: TcpKeepalive, interval: Duration, retries: u32) -> TcpKeepalive {
-    keep_alive.with_interval(interval).with_retries(retries)
-}
-
-/// Here the probes are as the system has them for all connections.
-#[cfg(not(any(
-    target_os = "android",
-    target_os = "dragonfly",
-    target_os = "freebsd",
-    target_os = "fuchsia",
-    target_os = "illumos",
-    target_os = "ios",
-    target_os = "linux",
-    target_os = "macos",
-    target_os = "netbsd",
-    target_os = "tvos",
-    target_os = "visionos",
-    target_os = "watchos",
-    windows,
-)))]
-fn with_probes(keep_alive: TcpKeepalive, _interval: Duration, _retries: u32) -> TcpKeepalive {
-    keep_alive
 }
