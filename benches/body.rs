@@ -11,14 +11,11 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use std::{
-    cell::Cell,
-    convert::Infallible,
-    hint::black_box,
-    pin::{Pin, pin},
-    task::{Context, Poll},
+use std::{cell::Cell, convert::Infallible, hint::black_box};
+use support::{
+    drain::{alone, drain},
+    ratios::{self, Ratios},
 };
-use support::ratios::{self, Ratios};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     runtime,
@@ -43,40 +40,6 @@ fn axum_events() -> impl Stream<Item = Result<sse::Event, Infallible>> + Send + 
 
 fn encoded_events() -> impl Stream<Item = EncodedEvents> + Send + 'static {
     stream::repeat(EncodedEvents::from(Event::new(data()))).take(EVENTS)
-}
-
-/// Each item is ready only when it is asked for a second time: the pace of a stream that is waited for.
-struct Alone<S> {
-    stream: Pin<Box<S>>,
-    is_ready: bool,
-}
-
-impl<S: Stream> Stream for Alone<S> {
-    type Item = S::Item;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        self.is_ready = !self.is_ready;
-        if self.is_ready { self.stream.as_mut().poll_next(cx) } else { Poll::Pending }
-    }
-}
-
-fn alone<S>(stream: S) -> Alone<S> {
-    Alone { stream: Box::pin(stream), is_ready: true }
-}
-
-/// Polls a body until it is dry.
-fn drain<B: Body<Data = Bytes>>(body: B) -> usize {
-    let mut body = pin!(body);
-    let mut cx = Context::from_waker(std::task::Waker::noop());
-    let mut bytes = 0;
-    loop {
-        match body.as_mut().poll_frame(&mut cx) {
-            Poll::Ready(Some(Ok(frame))) => bytes += black_box(frame).data_ref().map_or(0, Bytes::len),
-            Poll::Ready(Some(Err(_))) => unreachable!("these streams do not fail"),
-            Poll::Ready(None) => return bytes,
-            Poll::Pending => {}
-        }
-    }
 }
 
 /// Serves one request on a pipe in memory, and reads its response to the end.

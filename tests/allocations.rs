@@ -2,7 +2,7 @@
 
 use allocation_counter::{AllocationInfo, measure};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use http::{HeaderValue, Request, Response, header::ACCEPT, header::CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::Full;
@@ -10,7 +10,7 @@ use std::{convert::Infallible, hint::black_box, pin::pin};
 use tokio_test::{assert_pending, task};
 use tower::{Layer, Service, service_fn};
 use tower_sse::{
-    Event, EventId, EventName, SseBody, SseLayer, SseStream,
+    Event, EventId, EventName, SseBody, SseItem, SseLayer, SseStream,
     hub::{Hub, Start, Subscription},
 };
 
@@ -84,11 +84,11 @@ fn a_response_that_is_no_event_stream_passes_without_an_allocation() {
 async fn an_idle_body_holds_no_more_than_256_bytes_beyond_its_stream() {
     type Idle = stream::Pending<Event>;
     // Kept by the thread and the runtime's timer, not by a stream.
-    let warm_up = idle(SseStream::new(stream::pending()));
+    let warm_up = idle(SseStream::new(stream::pending::<Event>()));
     let mut streams = Vec::with_capacity(100);
     let heap = measure(|| {
         for _ in 0..100 {
-            streams.push(idle(SseStream::new(stream::pending())));
+            streams.push(idle(SseStream::new(stream::pending::<Event>())));
         }
     });
     // `task::Spawn` boxes what it polls, and its waker; a transport does so, too.
@@ -102,7 +102,10 @@ async fn an_idle_body_holds_no_more_than_256_bytes_beyond_its_stream() {
 }
 
 /// Polled until it has sent its first byte and waits for its heartbeat.
-fn idle(stream: SseStream<stream::Pending<Event>>) -> task::Spawn<SseBody<stream::Pending<Event>>> {
+fn idle<S>(stream: SseStream<S>) -> task::Spawn<SseBody<S>>
+where
+    S: Stream<Item: SseItem>,
+{
     let (parts, body) = stream.into_response().into_parts();
     drop(parts);
     let mut body = task::spawn(body);
@@ -157,21 +160,10 @@ fn an_idle_topic_holds_no_more_than_512_bytes() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_subscription_holds_no_more_than_256_bytes_beyond_its_body() {
     const SUBSCRIPTIONS: usize = 1000;
-    fn wait<S>(stream: SseStream<S>) -> task::Spawn<SseBody<S>>
-    where
-        S: tokio_stream::Stream<Item: tower_sse::SseItem>,
-    {
-        let (parts, body) = stream.into_response().into_parts();
-        drop(parts);
-        let mut body = task::spawn(body);
-        assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
-        assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
-        body
-    }
     let topic = Hub::new().topic("news");
-    let bare = |n| (0..n).map(|_| wait(SseStream::new(stream::pending::<Event>()))).collect::<Vec<_>>();
+    let bare = |n| (0..n).map(|_| idle(SseStream::new(stream::pending::<Event>()))).collect::<Vec<_>>();
     let subscribed =
-        |n| (0..n).map(|_| wait(SseStream::new(published(topic.subscribe(Start::Latest))))).collect::<Vec<_>>();
+        |n| (0..n).map(|_| idle(SseStream::new(published(topic.subscribe(Start::Latest))))).collect::<Vec<_>>();
     // Kept by the thread, the runtime's timer and the topic.
     drop((bare(1), subscribed(1)));
     let mut kept = (Vec::new(), Vec::new());

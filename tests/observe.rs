@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use futures_util::stream::{self, poll_fn};
 use http::{Method, Request, Response, header::CONTENT_TYPE};
-use http_body::Body;
-use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use metrics_util::{
     MetricKind,
     debugging::{DebugValue, DebuggingRecorder, Snapshotter},
@@ -23,7 +23,7 @@ use support::{
     server::serve,
     whatwg,
 };
-use tokio::runtime;
+use tokio::{runtime, sync::Notify};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
@@ -119,22 +119,30 @@ fn what_is_counted_is_what_a_client_received_over_the_wire() {
         on_a_clock_that_runs(async |seen: Seen| {
             let layer =
                 SseLayer::new().retry(Duration::from_secs(3)).heartbeat(Heartbeat::every(Duration::from_millis(5)));
-            let service = service_fn(move |_| async move {
-                let pause = Duration::from_millis(20);
-                Ok::<_, Infallible>(if is_foreign {
-                    let chunks = (0..300).map(|n| Step::chunk(format!("id: {n}\ndata: {}\n\n", "x".repeat(n))));
-                    foreign(Script::new(chunks.chain([Step::Silence(pause), Step::chunk("data: last\n\n")])))
+            // The last event waits for the client to have had a heartbeat.
+            let gate = Arc::new(Notify::new());
+            let opened = Arc::clone(&gate);
+            let service = service_fn(move |_| {
+                let opened = Arc::clone(&opened);
+                let last = stream::once(async move {
+                    opened.notified().await;
+                    Event::new("last")
+                });
+                let events = (0..300).map(|n| Event::new("x".repeat(n)).id(n as u64));
+                let events = futures_util::StreamExt::chain(stream::iter(events), last);
+                let response = if is_foreign {
+                    let frame = |event: Event| Ok::<_, Infallible>(Frame::data(event.encode()));
+                    foreign(StreamBody::new(futures_util::StreamExt::map(events, frame)))
                 } else {
-                    let events = (0..300).map(|n| Event::new("x".repeat(n)).id(n as u64));
-                    let last = stream::once(async move {
-                        tokio::time::sleep(pause).await;
-                        Event::new("last")
-                    });
-                    ours(SseStream::new(futures_util::StreamExt::chain(stream::iter(events), last)))
-                })
+                    ours(SseStream::new(events))
+                };
+                std::future::ready(Ok::<_, Infallible>(response))
             });
             let server = serve(ServiceBuilder::new().layer(layer).service(service)).await;
-            let answer = protocol.get(server.address, "/", &[]).await.complete().await;
+            let mut answer = protocol.get(server.address, "/", &[]).await;
+            answer.read_until("\n\n:\n").await;
+            gate.notify_one();
+            let answer = answer.complete().await;
             let received = Received { bytes: answer.body, seconds: 0.0 };
             assert_eq!(received.events(), 301.0);
             assert!(received.heartbeats() > 0.0);
@@ -320,7 +328,10 @@ where
     stream.into_response().map(|body| Box::new(Box::pin(body)) as _)
 }
 
-fn foreign(body: Script) -> Response<Box<dyn Body<Data = Bytes, Error = BoxError> + Send + Unpin>> {
+fn foreign<B>(body: B) -> Response<Box<dyn Body<Data = Bytes, Error = BoxError> + Send + Unpin>>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     let body: AnyBody = body.map_err(Into::into).boxed_unsync();
     Response::builder().header(CONTENT_TYPE, "text/event-stream").body(Box::new(body) as _).expect("a response")
 }
