@@ -65,7 +65,7 @@ impl Browser {
         let profile = tempfile::tempdir().expect("there is room for a profile");
         let user_data_dir = format!("--user-data-dir={}", profile.path().display());
         let mut options = json!({
-            "binary": installed(&["chromium", "chromium-browser", "google-chrome"]),
+            "binary": installed(&["chromium", "chromium-browser", "google-chrome"], "chromium"),
             "args": [
                 "--headless=new",
                 "--window-size=1280,900",
@@ -122,7 +122,7 @@ struct Driver {
 
 impl Driver {
     fn start() -> Self {
-        let mut command = Command::new(installed(&["chromedriver"]));
+        let mut command = Command::new(installed(&["chromedriver"], "chromium-driver"));
         let (process, port) = Process::start(command.arg("--port=0"), |line| {
             let (_, port) = line.split_once("successfully on port ")?;
             port.trim_end_matches('.').parse::<u16>().ok()

@@ -50,7 +50,7 @@ impl Process {
     ///
     /// By the program for that: the standard library has no safe way to send another one than SIGKILL.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new(installed(&["kill"])).args(["-s", name, &self.0.id().to_string()]).status();
+        let sent = Command::new(installed(&["kill"], "procps")).args(["-s", name, &self.0.id().to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "{name} cannot be sent");
     }
 
@@ -74,15 +74,13 @@ impl Drop for Process {
     }
 }
 
-/// Where a program is that the tests cannot do without.
-pub(crate) fn installed(names: &[&str]) -> PathBuf {
+/// Where a program is that the tests cannot do without, and that this Debian package brings.
+pub(crate) fn installed(names: &[&str], package: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path).flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    let found = found.into_iter().find(|file| file.is_file());
-    found.unwrap_or_else(|| {
-        panic!(
-            "{} is not installed: `apt-get install chromium chromium-driver procps`, or run scripts/test",
-            names.join(" or ")
-        )
+    // Debian keeps servers where only root looks for programs.
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into()]).collect::<Vec<_>>();
+    let found = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    found.into_iter().find(|file| file.is_file()).unwrap_or_else(|| {
+        panic!("{} is not installed: `apt-get install {package}`, or run scripts/test", names.join(" or "))
     })
 }
