@@ -46,6 +46,9 @@
 //! ([`StreamSummary`]). What no body can see, a client that does not read or has vanished, `ClientTimeout` (feature `socket`)
 //! ends.
 //!
+//! Who has handlers that return axum's `Sse` finds what becomes of each of its methods in
+//! [`from_axum_sse`](https://docs.rs/tower-sse/latest/tower_sse/from_axum_sse/index.html).
+//!
 //! # Guarantees
 //!
 //! Each of them is a test; the names are those of the files under `tests/`.
@@ -140,6 +143,8 @@
 mod axum;
 mod body;
 mod event;
+#[cfg(all(any(doc, doctest), feature = "axum", feature = "hub", feature = "json"))]
+pub mod from_axum_sse;
 mod headers;
 #[cfg(feature = "hub")]
 pub mod hub;

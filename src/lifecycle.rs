@@ -18,6 +18,18 @@ use tokio_util::sync::CancellationToken;
 
 /// What a stream was, once it is over: see [`SseStream::on_close`](crate::SseStream::on_close) and
 /// [`SseLayer::on_close`](crate::SseLayer::on_close).
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{CloseReason, SseLayer};
+///
+/// let layer = SseLayer::new().on_close(|stream| match stream.reason {
+///     CloseReason::Error => eprintln!("a stream failed after {} events", stream.events),
+///     CloseReason::ClientGone if stream.events == 0 => eprintln!("nobody waited {:?} for an event", stream.duration),
+///     _ => {}
+/// });
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamSummary {
@@ -75,6 +87,20 @@ impl fmt::Display for CloseReason {
 }
 
 /// What a client is answered that would be one too many: see [`SseLayer::when_full`](crate::SseLayer::when_full).
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::{Overload, SseLayer};
+///
+/// // A public page, where nobody is to look at a dead stream: those who are too many come back in 30 to 60 seconds.
+/// let layer = SseLayer::new()
+///     .max_streams(10_000)
+///     .when_full(Overload::RetryLater)
+///     .retry(Duration::from_secs(30))
+///     .reconnect_spread(Duration::from_secs(30));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overload {

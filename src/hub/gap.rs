@@ -13,6 +13,23 @@ use std::{error::Error, fmt};
 /// ```
 ///
 /// Its id is a place in the log, from which a client that comes back goes on: nothing is skipped by it.
+///
+/// # Examples
+///
+/// A client that has missed something loads the page anew, which has all of it:
+///
+/// ```
+/// # use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
+/// async fn orders(hub: &Hub, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+///     let orders = hub.topic("orders").subscribe(last).await?;
+///     let missed = orders.gap().map(|gap| format!("{} after {}", gap.reason(), gap.requested()));
+///     Ok(match missed {
+///         // In the page: source.addEventListener("reload", () => location.reload());
+///         Some(missed) => SseStream::new(orders.begin_with(Event::new(missed).event("reload"))),
+///         None => SseStream::new(orders),
+///     })
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
     pub(super) reason: GapReason,
@@ -92,6 +109,22 @@ pub enum LagPolicy {
 /// The error with which the stream of a subscriber ends that was too slow, under [`LagPolicy::Disconnect`].
 ///
 /// [`SseStream::on_error`](crate::SseStream::on_error) sees it.
+///
+/// # Examples
+///
+/// ```
+/// # use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, LagPolicy, Lagged, Subscription}};
+/// async fn prices(hub: &Hub, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+///     let prices = hub.topic("prices").subscribe(last).await?.lag_policy(LagPolicy::Disconnect);
+///     Ok(SseStream::new(prices).on_error(|error| {
+///         if error.is::<Lagged>() {
+///             eprintln!("a client is too slow for the prices");
+///         }
+///         // The transfer breaks, and the client comes back with the last id that it got.
+///         None
+///     }))
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lagged(());
 

@@ -194,6 +194,18 @@ impl Hub {
     }
 
     /// Figures for a status page.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, hub::Hub};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// hub.topic("news").publish(Event::new("a hub says how it is")).await?;
+    /// let stats = hub.stats();
+    /// assert_eq!((stats.topics, stats.subscriptions, stats.events, stats.published), (1, 0, 1, 1));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.core.stats()

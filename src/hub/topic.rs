@@ -7,6 +7,36 @@ use std::{fmt, sync::Arc};
 /// It is a handle: cheap to make, to clone and to drop. A topic comes into being when something is published to it, when
 /// somebody subscribes to it, or when it is finished, and is dropped when nobody is subscribed and its last event is too old.
 /// What was lost with it is still told when it is made anew.
+///
+/// # Examples
+///
+/// An answer of a model, that several readers can follow and that is complete at some time:
+///
+/// ```
+/// use tokio_stream::{Stream, StreamExt};
+/// use tower_sse::{Event, hub::{Error, Hub}};
+///
+/// async fn answer(hub: Hub, tokens: impl Stream<Item = String>) -> Result<(), Error> {
+///     let answer = hub.topic("answer-42");
+///     answer.publish(Event::new("").event("started")).await?;
+///     let mut tokens = std::pin::pin!(tokens);
+///     while let Some(token) = tokens.next().await {
+///         if answer.subscribers() == 0 {
+///             break;
+///         }
+///         answer.publish(Event::new(token)).await?;
+///     }
+///     answer.publish_all([Event::new("").event("usage"), Event::new("").event("done")]).await?;
+///     answer.finish().await
+/// }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+/// # let hub = Hub::new();
+/// # let reader = hub.topic("answer-42").subscribe(tower_sse::hub::Start::Latest).await?;
+/// # answer(hub.clone(), tokio_stream::iter(["Hello".to_owned(), " world".to_owned()])).await?;
+/// # assert_eq!(hub.stats().published, 5);
+/// # assert_eq!(reader.map(|events| events.count()).collect::<Vec<_>>().await.iter().sum::<usize>(), 5);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Topic {
     core: Arc<Core>,
