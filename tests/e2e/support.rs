@@ -2,19 +2,42 @@
 
 #[path = "support/browser.rs"]
 mod browser;
+#[path = "support/chromium.rs"]
+mod chromium;
+#[path = "support/driver.rs"]
+mod driver;
+#[path = "support/engine.rs"]
+mod engine;
 #[path = "support/example.rs"]
 mod example;
+#[path = "support/family.rs"]
+mod family;
+#[path = "support/firefox.rs"]
+mod firefox;
+#[path = "support/port.rs"]
+mod port;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/relay.rs"]
 mod relay;
+#[path = "support/screen.rs"]
+mod screen;
+#[path = "support/server.rs"]
+mod server;
+#[path = "support/tls.rs"]
+mod tls;
 #[path = "support/wait.rs"]
 mod wait;
+#[path = "support/webkit.rs"]
+mod webkit;
 #[path = "support/wire.rs"]
 mod wire;
 
 pub use browser::{Browser, Window};
+pub use engine::Engine;
 pub use example::Example;
+pub use port::Port;
 pub use relay::{Relay, RequestHead};
+pub use server::Server;
 pub use wait::{eventually, stays};
 pub use wire::{Message, read, read_until};

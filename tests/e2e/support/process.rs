@@ -1,7 +1,8 @@
 //! Programs that do not outlive the test.
 
+use crate::family;
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -12,7 +13,7 @@ use std::{
 
 const TO_START: Duration = Duration::from_secs(20);
 
-/// A running program, killed on drop.
+/// A running program, killed on drop with all that it has started.
 #[derive(Debug)]
 pub(crate) struct Process(Child);
 
@@ -46,6 +47,22 @@ impl Process {
         }
     }
 
+    /// Starts it, and waits until it listens on a port: for a program that does not say on which.
+    pub(crate) fn start_listening(command: &mut Command) -> (Self, u16) {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let mut process = Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")));
+        let begin = Instant::now();
+        while begin.elapsed() < TO_START {
+            if let Some(port) = listens_on(process.0.id()) {
+                return (process, port);
+            }
+            let ended = process.0.try_wait().expect("it is a child of this process");
+            assert_eq!(ended, None, "{command:?} has ended; its error output is above");
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{command:?} does not listen after {:?}; its error output is above", begin.elapsed())
+    }
+
     /// Sends it this signal.
     ///
     /// By the program for that: the standard library has no safe way to send another one than SIGKILL.
@@ -69,18 +86,43 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // The id of one that has ended may be another's by now.
+        if let Ok(None) = self.0.try_wait() {
+            family::kill(self.0.id());
+        }
         let _already_ended = self.0.kill();
         let _nothing_to_do_about_it = self.0.wait();
     }
 }
 
+/// The first port on which a process listens at 127.0.0.1, from what Linux tells of it.
+fn listens_on(process: u32) -> Option<u16> {
+    const LISTENS: &str = "0A";
+    let files = fs::read_dir(format!("/proc/{process}/fd")).ok()?;
+    let targets = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+    let inode = |target: PathBuf| Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned());
+    let sockets: Vec<_> = targets.filter_map(inode).collect();
+    fs::read_to_string("/proc/net/tcp").ok()?.lines().skip(1).find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [_, local, _, state, ..] = *fields else { return None };
+        let is_its_own = sockets.iter().any(|socket| socket == fields.get(9).copied().unwrap_or_default());
+        let port = local.strip_prefix("0100007F:")?;
+        if state == LISTENS && is_its_own { u16::from_str_radix(port, 16).ok() } else { None }
+    })
+}
+
 /// Where a program is that the tests cannot do without, and that this Debian package brings.
 pub(crate) fn installed(names: &[&str], package: &str) -> PathBuf {
+    found(names).unwrap_or_else(|| {
+        panic!("{} is not installed: `apt-get install {package}`, or run scripts/test", names.join(" or "))
+    })
+}
+
+/// Where the first of these programs is.
+pub(crate) fn found(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Debian keeps servers where only root looks for programs.
     let folders = env::split_paths(&path).chain(["/usr/sbin".into()]).collect::<Vec<_>>();
-    let found = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    found.into_iter().find(|file| file.is_file()).unwrap_or_else(|| {
-        panic!("{} is not installed: `apt-get install {package}`, or run scripts/test", names.join(" or "))
-    })
+    let mut files = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    files.find(|file| file.is_file())
 }

@@ -1,0 +1,44 @@
+//! Chromium, by way of chromedriver.
+
+use crate::{
+    browser::Window,
+    driver::Driver,
+    process::{Process, installed},
+};
+use serde_json::json;
+use std::{path::Path, process::Command};
+
+pub(crate) fn start(profile: &Path, window: Window) -> Driver {
+    let mut command = Command::new(installed(&["chromedriver"], "chromium-driver"));
+    // What it keeps outside of its profile, and does not remove when it is killed.
+    command.arg("--port=0").env("TMPDIR", profile);
+    let (process, port) = Process::start(&mut command, |line| {
+        let (_, port) = line.split_once("successfully on port ")?;
+        port.trim_end_matches('.').parse().ok()
+    });
+    let user_data_dir = format!("--user-data-dir={}", profile.display());
+    let mut options = json!({
+        "binary": installed(&["chromium", "chromium-browser", "google-chrome"], "chromium"),
+        "args": [
+            "--headless=new",
+            "--window-size=1280,900",
+            user_data_dir,
+            // Containers and CI run as root, and with little shared memory.
+            "--no-sandbox",
+            "--disable-dev-shm-usage",
+            "--disable-gpu",
+            // Nothing but the page is to use the network, and nothing is to be between it and the relay.
+            "--disable-quic",
+            "--no-proxy-server",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ],
+    });
+    if let Window::Phone { width } = window {
+        options["mobileEmulation"] =
+            json!({ "deviceMetrics": { "width": width, "height": 844, "pixelRatio": 2, "touch": true } });
+    }
+    Driver::new(process, port, json!({ "goog:chromeOptions": options }))
+}
