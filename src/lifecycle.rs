@@ -38,7 +38,8 @@ pub struct StreamSummary {
     /// How long it was open: from its response to the moment at which the transport let go of it.
     pub duration: Duration,
     /// How many events were handed to the transport, the last one of `end_with`, `on_error` or a farewell included. Heartbeats
-    /// are not among them. Of a foreign stream these are the blank lines that end one; of one that is encoded there are none.
+    /// are not among them, nor is the place with which the stream of a hub begins. Of a foreign stream these are
+    /// the blank lines that end one; of one that is encoded there are none.
     pub events: u64,
     /// How many bytes were handed to the transport, heartbeats included.
     pub bytes: u64,

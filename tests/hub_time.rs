@@ -227,5 +227,5 @@ async fn a_silent_subscription_has_the_heartbeat_of_any_stream() {
         }
         sleep(Duration::from_secs(16)).await;
     }
-    assert!(frames[0].starts_with(b"id: ") && frames[1] == ":\n", "{frames:?}");
+    assert!(frames[0].starts_with(b"event: hub-cursor\n") && frames[1] == ":\n", "{frames:?}");
 }

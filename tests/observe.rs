@@ -310,7 +310,9 @@ struct Received {
 
 impl Received {
     fn events(&self) -> f64 {
-        whatwg::parse(&self.bytes).messages.len() as f64
+        let messages = whatwg::parse(&self.bytes).messages;
+        // The place with which a hub's stream begins is not counted.
+        messages.iter().filter(|message| message.r#type != "hub-cursor").count() as f64
     }
 
     fn heartbeats(&self) -> f64 {

@@ -497,9 +497,9 @@ impl Reader {
             assert_eq!(self.answer.more().await, Ok(true));
             let now = micros();
             let body = std::mem::take(&mut self.answer.body);
-            // Its pieces are frames, and a frame has whole events.
+            // Its pieces are frames, and a frame has whole events. The first one is the place where it begins, without data.
             for line in String::from_utf8(body).unwrap().lines() {
-                if let Some(published) = line.strip_prefix("data: ") {
+                if let Some(published) = line.strip_prefix("data: ").filter(|data| !data.is_empty()) {
                     let published = published.trim_end().parse::<u128>().expect("when it was published, and no gap");
                     latencies.push(Duration::from_micros(now.saturating_sub(published) as u64));
                 }

@@ -100,6 +100,10 @@ impl Event {
     /// Send one now and then where most of what happens is filtered out for this client: when it comes back it need not
     /// have all of that looked through again.
     ///
+    /// By the standard (§9.2.6) that is enough. Chromium does so; WebKit moves the cursor with the next event that has data, and
+    /// Firefox not at all. Where it matters, give the event a name for which nobody listens, which all of them take:
+    /// `Event::checkpoint(id).event("cursor")`.
+    ///
     /// # Examples
     ///
     /// ```

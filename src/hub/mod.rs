@@ -48,6 +48,9 @@
 //! | another id of a finished topic | the same as if it were not finished, and then the end |
 //! | an id of a topic that was dropped for its age and made anew | what follows it; a gap (`evicted`) first, if events after it were lost, or if so many topics were dropped since (10,000) that it is no longer known |
 //!
+//! So that a new client has an id before the first event, its stream begins with the place in the log where it came: an event of
+//! type `hub-cursor` with empty data, which is of no interest to a page. (Firefox and WebKit take no id from less.)
+//!
 //! With many topics each row holds for each of them, and one gap is told for all. A place in the log grants nothing: a client gets
 //! the topics that the handler asks for, whatever its id points to.
 //!
@@ -56,7 +59,7 @@
 //! What cannot be had any more is never passed over in silence: there is a [`Gap`] then, for the handler before it answers, and
 //! for the client as an event of type `gap` before those that follow. A client that is slower than what its topics hold gets one
 //! too, or is [disconnected](LagPolicy::Disconnect). One that loses its connection again before it has caught up may be told
-//! twice. The name of the event is the hub's: give it to no event of yours.
+//! twice. The names `gap` and `hub-cursor` are the hub's: give them to no event of yours.
 //!
 //! A topic that is a [state](Topic::latest_only) loses nothing when an event replaces the one before it.
 //!

@@ -25,9 +25,9 @@ use tokio_stream::Stream;
 ///
 /// Given to [`SseStream::new`](crate::SseStream::new) as it is, and not inside of another stream,
 ///
-/// - the response begins with the [`cursor`](Self::cursor), as an `id` line that dispatches nothing. So a client that loses its
-///   connection before the first event comes back to the same place, a new one too (elsewhere
-///   [`begin_with_cursor`](Self::begin_with_cursor) does this);
+/// - the response begins with the [`cursor`](Self::cursor). So a client that loses its connection before the first event comes
+///   back to the same place, a new one too (elsewhere [`begin_with_cursor`](Self::begin_with_cursor) does this, which also
+///   says how);
 /// - if there is nothing to send, as all its topics are finished and the client has what they held, the response is `204 No
 ///   Content`, after which an `EventSource` does not come back.
 ///
@@ -166,7 +166,11 @@ impl Subscription {
         self
     }
 
-    /// Begins with the [`cursor`](Self::cursor), as an `id` line that dispatches nothing.
+    /// Begins with the [`cursor`](Self::cursor).
+    ///
+    /// For a client that is [resumed](Self::is_resumed) that is an `id` line, which dispatches nothing. To a new one it goes as
+    /// an event of type `hub-cursor` with empty data, for which no page need listen: Firefox and WebKit take no id from an
+    /// event without data, whatever the standard says (§9.2.6), and would come back without one.
     ///
     /// A response that is made of the subscription as it is does this by itself. It is for streams that are made of it: where
     /// something without an id could come first, a client that loses its connection then would come back without one.
@@ -184,7 +188,7 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
-        let cursor = EncodedEvents::from_parts(Event::checkpoint(self.cursor()).encode(), 0);
+        let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
         self.opening.get_or_insert_with(|| Box::new(cursor));
         self
     }
@@ -198,7 +202,13 @@ impl Subscription {
 
     /// What a response begins with, so that the client has a place to come back to before the first event.
     pub(crate) fn checkpoint(&self) -> Option<Event> {
-        self.opening.is_none().then(|| Event::checkpoint(self.cursor()))
+        self.opening.is_none().then(|| self.cursor_event())
+    }
+
+    /// See [`begin_with_cursor`](Self::begin_with_cursor).
+    fn cursor_event(&self) -> Event {
+        let cursor = Event::checkpoint(self.cursor());
+        if self.is_resumed { cursor } else { cursor.event("hub-cursor") }
     }
 
     /// Its id is where the client goes on, whether or not it gets any further on this connection.

@@ -18,6 +18,7 @@ use tower_sse::{
 in_every_engine! {
     after_a_restart_of_the_server_the_page_is_told_of_the_gap_and_gets_what_the_new_server_has,
     after_a_cut_that_the_history_survives_nothing_is_missed_nothing_comes_twice_and_there_is_no_gap,
+    what_is_published_during_a_cut_arrives_even_if_nothing_was_sent_before_it,
 }
 
 const FEED: &str = "/feed";
@@ -114,4 +115,40 @@ async fn publish_until(enough: CancellationToken, topic: Topic) -> Vec<Message> 
         published.push(message("message", &id, &data));
     }
     published
+}
+
+async fn what_is_published_during_a_cut_arrives_even_if_nothing_was_sent_before_it(engine: Engine) {
+    /// A newcomer gets what is published from now on: from its first connection on, not from the one that lasted.
+    async fn news(State(topic): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+        Ok(SseStream::new(topic.subscribe(last).await?))
+    }
+
+    let topic = Hub::new().topic("news");
+    let visits = Visits::default();
+    let app = || {
+        Router::new()
+            .route("/", get(page::html))
+            .route(FEED, get(news))
+            .with_state(topic.clone())
+            .layer(SseLayer::new().retry(Duration::from_millis(200)))
+            .layer(middleware::from_fn_with_state(visits.clone(), visits::keep))
+    };
+    let before = publish(&topic, "before anybody came").await;
+    let server = Server::start(app());
+    let page = Page::open(engine, &server.url("/")).await;
+    page.listen("news", FEED, &["gap"]).await;
+    page.becomes("news", "OPEN").await;
+
+    let port = server.stop().await;
+    page.becomes("news", "CONNECTING").await;
+    let [one, two] = [publish(&topic, "one").await, publish(&topic, "two").await];
+    let _server = Server::start_at(port, app());
+    page.becomes("news", "OPEN").await;
+    let three = publish(&topic, "three").await;
+
+    let told = page.is_told("news", "the last one", |told| told.iter().any(|told| told.data == "three")).await;
+    let [one, two] = [message("message", &one, "one"), message("message", &two, "two")];
+    assert_eq!(told, [one, two, message("message", &three, "three")], "a newcomer gets nothing of before");
+    let ids: Vec<_> = visits.to(FEED).iter().map(|visit| visit.last_event_id().map(<[u8]>::to_vec)).collect();
+    assert_eq!(ids, [None, Some(before.into_bytes())], "it came back with the place where it began");
 }
