@@ -18,6 +18,8 @@ mod firefox;
 mod port;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/proxy.rs"]
+mod proxy;
 #[path = "support/relay.rs"]
 mod relay;
 #[path = "support/screen.rs"]
@@ -37,6 +39,7 @@ pub use browser::{Browser, Window};
 pub use engine::Engine;
 pub use example::Example;
 pub use port::Port;
+pub use proxy::{Model, Program, Proxy};
 pub use relay::{Relay, RequestHead};
 pub use server::Server;
 pub use wait::{eventually, stays};

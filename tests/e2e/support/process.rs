@@ -18,10 +18,15 @@ const TO_START: Duration = Duration::from_secs(20);
 pub(crate) struct Process(Child);
 
 impl Process {
+    /// Starts it. It has no input, and its output is where the command says.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let child = command.stdin(Stdio::null()).spawn();
+        Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")))
+    }
+
     /// Starts it, and waits for the line of its output in which `find` finds what is to know of it.
     pub(crate) fn start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> (Self, T) {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-        let mut process = Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")));
+        let mut process = Self::spawn(command.stdout(Stdio::piped()));
         let output = process.0.stdout.take().expect("its output is piped");
 
         let (sender, lines) = mpsc::channel();

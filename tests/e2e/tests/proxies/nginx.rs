@@ -1,0 +1,46 @@
+//! nginx, which buffers unless it is told not to.
+
+use crate::{
+    server::{LAYERED, PLAIN, Server},
+    through::{A_WHILE, Asked, Way, ask},
+};
+use e2e::{Model, Program, Proxy};
+use std::time::Duration;
+use tokio::time::timeout;
+use tower_sse::Heartbeat;
+
+pub(crate) const NGINX: Way = Way {
+    program: Program::Nginx,
+    accept: "text/event-stream",
+    timeout: Duration::from_secs(5),
+    tells_of_clients_that_go: true,
+    holds_heads: false,
+    buffers: true,
+};
+
+holds_through!(NGINX);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_layer_it_holds_everything_back_until_the_end() {
+    let mut server = Server::start(Heartbeat::default()).await;
+    let proxy = Proxy::start(&Model::of(Program::Nginx), server.address).await;
+    for path in PLAIN {
+        let Asked { mut answer, open } = ask(&proxy, &mut server, path, NGINX.accept).await;
+        open.send(1, "first");
+        open.send(2, "second");
+        assert!(timeout(A_WHILE, &mut answer).await.is_err(), "{path}: not even a head");
+        drop(open);
+        let (_, answer) = answer.await.expect("a response");
+        assert_eq!(answer.complete().await.data(), ["first", "second"], "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_does_not_heed_no_transform_so_the_types_to_compress_must_not_be_all() {
+    for types in ["*", "text/event-stream"] {
+        let model = Model::of(Program::Nginx).with("gzip_types", &format!("gzip_types {types}"));
+        for path in LAYERED {
+            assert_eq!(NGINX.coding(&model, path).await.as_deref(), Some("gzip"), "{path} {types}");
+        }
+    }
+}
