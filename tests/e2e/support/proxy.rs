@@ -3,9 +3,8 @@
 use crate::process::{Process, installed};
 use std::{
     fs::{self, File},
-    io,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -94,78 +93,74 @@ impl Model {
         }
     }
 
-    /// Writes it into the folder, with what it does not say of a place to run in, and answers how it is started.
-    ///
-    /// Each runs in the foreground, as one process where it can, and keeps everything in the folder.
-    fn command(&self, folder: &Path, address: SocketAddr, server: SocketAddr) -> io::Result<Command> {
-        let (port, server_port) = (format!(":{}", address.port()), format!("\"{}\"", server.port()));
+    /// The whole of it: with the addresses, and with what the model does not say as it is another one on each machine.
+    fn configuration(&self, folder: &Path, address: SocketAddr, server: SocketAddr) -> String {
         let model = self.clone();
-        let model = match self.program {
-            Program::Varnish => model.with("\"3000\"", &server_port),
-            Program::Caddy => model.with(SERVER, &server.to_string()).with(":8080", &port),
+        let Self { text: model, .. } = match self.program {
+            Program::Caddy => model.with(SERVER, &server.to_string()).with(":8080", &format!(":{}", address.port())),
+            Program::Varnish => model.with("\"3000\"", &format!("\"{}\"", server.port())),
             _ => model.with(SERVER, &server.to_string()).with(LISTENS_AT, &address.to_string()),
         };
-        let model = model.text;
-        let place = folder.display();
-        let file = |text: &str| {
-            let file = folder.join("configuration");
-            fs::write(&file, text).map(|()| file)
-        };
-        let mut command;
+        let folder = folder.display();
         match self.program {
             Program::Apache => {
-                let modules: PathBuf = "/usr/lib/apache2/modules".into();
+                let protocol = if self.http2 { "h2c" } else { "http/1.1" };
                 let load = ["mpm_event", "authz_core", "filter", "deflate", "proxy", "proxy_http", "http2"]
-                    .map(|name| format!("LoadModule {name}_module {}/mod_{name}.so\n", modules.display()))
+                    .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
                     .concat();
-                let protocols = if self.http2 { "h2c" } else { "http/1.1" };
-                let file = file(&format!(
-                    "{load}ServerName localhost\nServerRoot {place}\nPidFile pid\nMutex pthread\nErrorLog error.log\n\
-                     User nobody\nGroup nogroup\nListen {address}\nProtocols {protocols}\n{model}"
-                ))?;
-                command = Command::new(installed(&["apache2", "httpd"], "apache2-bin"));
-                command.arg("-X").arg("-d").arg(folder).arg("-f").arg(file).arg("-E").arg(folder.join("log"));
+                format!(
+                    "ServerRoot {folder}\nPidFile pid\nMutex pthread\nErrorLog error.log\nServerName localhost\n\
+                     User nobody\nGroup nogroup\n{load}Listen {address}\nProtocols {protocol}\n{model}"
+                )
             }
             Program::Caddy => {
                 let protocols = if self.http2 { "h1 h2c" } else { "h1" };
-                let file = file(&format!(
-                    "{{\nadmin off\nauto_https off\nservers {{\nprotocols {protocols}\n}}\n}}\n{model}"
-                ))?;
+                format!("{{\nadmin off\nauto_https off\nservers {{\nprotocols {protocols}\n}}\n}}\n{model}")
+            }
+            Program::Nginx => {
+                let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+                    .map(|name| format!("{name}_temp_path {folder}/{name};\n"))
+                    .concat();
+                format!(
+                    "daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\n\
+                     http {{\naccess_log off;\n{temporary}{model}}}\n"
+                )
+            }
+            Program::HaProxy | Program::Varnish => model,
+        }
+    }
+
+    /// How it is started with this file: in the foreground, as one process if it can, and with all that it writes in the folder.
+    fn command(&self, folder: &Path, file: &Path, address: SocketAddr) -> Command {
+        let mut command;
+        match self.program {
+            Program::Apache => {
+                command = Command::new(installed(&["apache2"], "apache2-bin"));
+                command.arg("-X").arg("-f").arg(file);
+            }
+            Program::Caddy => {
                 command = Command::new(installed(&["caddy"], "caddy"));
                 command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
                 command.envs(["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"].map(|name| (name, folder)));
             }
             Program::HaProxy => {
                 command = Command::new(installed(&["haproxy"], "haproxy"));
-                // -dR: without it a second one would listen at the same port, and get half of the connections.
-                command.args(["-db", "-dR", "-f"]).arg(file(&model)?);
+                // -dR: another one cannot listen at the same port then, and get half of the connections.
+                command.args(["-db", "-dR", "-f"]).arg(file);
             }
             Program::Nginx => {
-                let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-                    .map(|name| format!("{name}_temp_path {place}/{name};\n"))
-                    .concat();
-                let file = file(&format!(
-                    "daemon off;\nmaster_process off;\npid {place}/pid;\nerror_log stderr;\nevents {{}}\n\
-                     http {{\naccess_log off;\n{temporary}{model}}}\n"
-                ))?;
                 command = Command::new(installed(&["nginx"], "nginx"));
-                command.arg("-p").arg(folder).arg("-e").arg("stderr").arg("-c").arg(file);
+                command.args(["-e", "stderr", "-p"]).arg(folder).arg("-c").arg(file);
             }
             Program::Varnish => {
                 command = Command::new(installed(&["varnishd"], "varnish"));
-                command.args(["-F", "-j", "none", "-s", "malloc,16m", "-T", "none"]);
-                command
-                    .arg("-a")
-                    .arg(address.to_string())
-                    .arg("-n")
-                    .arg(folder.join("work"))
-                    .arg("-f")
-                    .arg(file(&model)?);
+                command.args(["-F", "-j", "none", "-T", "none", "-s", "malloc,16m", "-a", &address.to_string()]);
                 command.args(["-p", &format!("pipe_timeout={}", self.timeout.as_secs())]);
                 command.args(["-p", if self.http2 { "feature=+http2" } else { "feature=-http2" }]);
+                command.arg("-n").arg(folder.join("work")).arg("-f").arg(file);
             }
         }
-        Ok(command)
+        command
     }
 }
 
@@ -203,7 +198,9 @@ impl Proxy {
         let folder = tempfile::tempdir().expect("there is room for its files");
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let address = free.expect("there is a free port");
-        let mut command = model.command(folder.path(), address, server).expect("its folder can be written to");
+        let file = folder.path().join("configuration");
+        fs::write(&file, model.configuration(folder.path(), address, server)).expect("its folder can be written to");
+        let mut command = model.command(folder.path(), &file, address);
         let log = File::create(folder.path().join("log")).expect("its folder can be written to");
         command.stdout(log.try_clone().expect("it is open")).stderr(log);
         let process = Process::spawn(&mut command);
