@@ -12,7 +12,8 @@ use std::{
 use tempfile::TempDir;
 use tokio::{net::TcpStream, time::sleep};
 
-const TO_START: Duration = Duration::from_secs(20);
+/// Varnish has a C compiler at work.
+const TO_START: Duration = Duration::from_secs(30);
 /// A free port may be taken by somebody else before the proxy takes it.
 const ATTEMPTS: usize = 3;
 

@@ -46,7 +46,7 @@ async fn without_http_no_delay_it_holds_each_event_back_for_200_ms() {
             answer.read_until(format!("data: {n}\n\n")).await;
             delays.push(sent.elapsed());
         }
-        assert!(median(&mut delays) > Duration::from_millis(150), "{path}: {delays:?}");
+        assert!(median(&delays) > Duration::from_millis(150), "{path}: {delays:?}");
     }
 }
 

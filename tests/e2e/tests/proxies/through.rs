@@ -82,42 +82,25 @@ impl Way {
         for protocol in Protocol::ALL {
             let proxy = Proxy::start(&self.model(protocol), server.address).await;
             for path in LAYERED {
-                let [mut heads, mut firsts, mut others] = [const { Vec::new() }; 3];
-                let head_comes_alone = !self.holds_heads || path == "/layer/ours";
-                for is_silent_at_first in [false, true, false, true, false, true] {
-                    let Asked { answer, open } =
-                        ask_again(protocol, &proxy, &mut server, path, self.accept, None).await;
-                    let mut sent = Instant::now();
-                    if !is_silent_at_first || !head_comes_alone {
-                        open.send(1, "first");
+                let mut rounds = Vec::new();
+                // A proxy that holds something back does so in each of them, and a machine that is busy does not.
+                while !rounds.last().is_some_and(Delays::are_short) {
+                    assert!(rounds.len() < 3, "{self:?} {protocol:?} {path}: {rounds:?}");
+                    let mut delays = Delays::default();
+                    for is_silent_at_first in [false, true, false, true, false, true] {
+                        let asked = ask_again(protocol, &proxy, &mut server, path, self.accept, None).await;
+                        // Nobody can wait for a head that waits for the first byte.
+                        let head_comes_alone = !self.holds_heads || path == "/layer/ours";
+                        let answer = delays.measure(asked, is_silent_at_first && head_comes_alone).await;
+                        assert_eq!(answer.headers.get("content-encoding"), None, "{self:?} {path}");
+                        assert_eq!(answer.headers["content-type"], "text/event-stream", "{self:?} {path}");
+                        assert_eq!(answer.headers["cache-control"], "no-cache, no-transform", "{self:?} {path}");
+                        assert_eq!(answer.data(), ["first", "second", "third"], "{self:?} {path}");
+                        assert_eq!(whatwg::parse(&answer.body).last_event_id, "3", "{self:?} {path}");
                     }
-                    let (came, mut answer) = answer.await.expect("a response");
-                    if is_silent_at_first && head_comes_alone {
-                        heads.push(came.saturating_duration_since(sent));
-                        sent = Instant::now();
-                        open.send(1, "first");
-                    }
-                    answer.read_until("data: first\n\n").await;
-                    firsts.push(sent.elapsed());
-                    for (id, data) in [(2, "second"), (3, "third")] {
-                        let sent = Instant::now();
-                        open.send(id, data);
-                        answer.read_until(format!("data: {data}\n\n")).await;
-                        others.push(sent.elapsed());
-                    }
-                    drop(open);
-                    let answer = answer.complete().await;
-                    assert_eq!(answer.headers.get("content-encoding"), None, "{self:?} {path}");
-                    assert_eq!(answer.headers["content-type"], "text/event-stream", "{self:?} {path}");
-                    assert_eq!(answer.headers["cache-control"], "no-cache, no-transform", "{self:?} {path}");
-                    assert_eq!(answer.data(), ["first", "second", "third"], "{self:?} {path}");
-                    assert_eq!(whatwg::parse(&answer.body).last_event_id, "3", "{self:?} {path}");
+                    println!("{:?} {} {protocol:?} {path}: {delays:?}", self.program, self.accept);
+                    rounds.push(delays);
                 }
-                if head_comes_alone {
-                    assert_at_once(&format!("{protocol:?} {path}: heads"), heads);
-                }
-                assert_at_once(&format!("{protocol:?} {path}: first events"), firsts);
-                assert_at_once(&format!("{protocol:?} {path}: other events"), others);
             }
         }
     }
@@ -246,10 +229,43 @@ impl Way {
     }
 }
 
-fn assert_at_once(what: &str, mut delays: Vec<Duration>) {
-    let median = median(&mut delays);
-    println!("{what}: {median:?} of {delays:?}");
-    assert!(median < AT_ONCE, "{what}: {delays:?}");
+/// For how long things were under way.
+#[derive(Debug, Default)]
+struct Delays {
+    heads: Vec<Duration>,
+    first_events: Vec<Duration>,
+    other_events: Vec<Duration>,
+}
+
+impl Delays {
+    /// Those of one stream of three events, which it returns when it has ended.
+    async fn measure(&mut self, Asked { answer, open }: Asked, is_silent_at_first: bool) -> Answer {
+        let mut sent = Instant::now();
+        if !is_silent_at_first {
+            open.send(1, "first");
+        }
+        let (came, mut answer) = answer.await.expect("a response");
+        if is_silent_at_first {
+            self.heads.push(came.saturating_duration_since(sent));
+            sent = Instant::now();
+            open.send(1, "first");
+        }
+        answer.read_until("data: first\n\n").await;
+        self.first_events.push(sent.elapsed());
+        for (id, data) in [(2, "second"), (3, "third")] {
+            let sent = Instant::now();
+            open.send(id, data);
+            answer.read_until(format!("data: {data}\n\n")).await;
+            self.other_events.push(sent.elapsed());
+        }
+        drop(open);
+        answer.complete().await
+    }
+
+    fn are_short(&self) -> bool {
+        let mut all = [&self.heads, &self.first_events, &self.other_events].into_iter().filter(|some| !some.is_empty());
+        all.all(|delays| median(delays) < AT_ONCE)
+    }
 }
 
 /// Long enough for any compressor.
@@ -257,7 +273,8 @@ pub(crate) fn long_event() -> String {
     "long ".repeat(1000)
 }
 
-pub(crate) fn median(delays: &mut [Duration]) -> Duration {
+pub(crate) fn median(delays: &[Duration]) -> Duration {
+    let mut delays = delays.to_vec();
     delays.sort_unstable();
     delays[delays.len() / 2]
 }
