@@ -22,9 +22,20 @@ holds_through!(NGINX);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_layer_it_holds_everything_back_until_the_end() {
+    assert_held_back(&Model::of(Program::Nginx), &PLAIN).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_does_where_it_is_told_to_ignore_the_header() {
+    let timeout = "proxy_read_timeout";
+    let model = Model::of(Program::Nginx).with(timeout, &format!("proxy_ignore_headers X-Accel-Buffering; {timeout}"));
+    assert_held_back(&model, &LAYERED).await;
+}
+
+async fn assert_held_back(model: &Model, paths: &[&str]) {
     let mut server = Server::start(Heartbeat::default()).await;
-    let proxy = Proxy::start(&Model::of(Program::Nginx), server.address).await;
-    for path in PLAIN {
+    let proxy = Proxy::start(model, server.address).await;
+    for path in paths {
         let Asked { mut answer, open } = ask(&proxy, &mut server, path, NGINX.accept).await;
         open.send(1, "first");
         open.send(2, "second");
