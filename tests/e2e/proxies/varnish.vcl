@@ -17,8 +17,8 @@ sub vcl_recv {
 }
 
 sub vcl_backend_response {
-    # Not all of `text/`: Varnish does not heed `no-transform`. Event streams that were not piped go through as they come, too;
-    # their `Cache-Control: no-cache` keeps them out of the cache.
+    # Not all of `text/`: Varnish does not heed `no-transform`. Event streams that were not piped go through as they
+    # come, too, and their `Cache-Control: no-cache` keeps them out of the cache.
     if (beresp.http.Content-Type ~ "^(text/(html|plain|css|xml)|application/(json|javascript|xml)|image/svg)") {
         set beresp.do_gzip = true;
     }

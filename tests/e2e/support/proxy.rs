@@ -131,7 +131,8 @@ impl Model {
         }
     }
 
-    /// How it is started with this file: in the foreground, as one process if it can, and with all that it writes in the folder.
+    /// How it is started with this file: in the foreground, as one process if it can, and with all that it writes in the
+    /// folder.
     fn command(&self, folder: &Path, file: &Path, address: SocketAddr) -> Command {
         let mut command;
         match self.program {

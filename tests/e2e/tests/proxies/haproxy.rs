@@ -2,10 +2,11 @@
 
 use crate::{
     server::{LAYERED, PLAIN, Server},
-    through::{Asked, Way, ask, median},
+    through::{Asked, Way, median},
 };
 use e2e::{Model, Program, Proxy};
 use std::time::{Duration, Instant};
+use support::client::Protocol;
 use tower_sse::Heartbeat;
 
 pub(crate) const HAPROXY: Way = Way {
@@ -37,7 +38,7 @@ async fn without_http_no_delay_it_holds_each_event_back_for_200_ms() {
     let model = Model::of(Program::HaProxy).with("option http-no-delay", "");
     let proxy = Proxy::start(&model, server.address).await;
     for path in LAYERED {
-        let Asked { answer, open } = ask(&proxy, &mut server, path, HAPROXY.accept).await;
+        let Asked { answer, open } = HAPROXY.ask(Protocol::Http1, &proxy, &mut server, path).await;
         let (_, mut answer) = answer.await.expect("a response");
         let mut delays = Vec::new();
         for n in 1..=5 {

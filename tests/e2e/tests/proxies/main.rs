@@ -1,4 +1,4 @@
-//! Event streams through the proxies that people put in front of their servers, as they are configured in `tests/e2e/proxies`.
+//! Event streams through the proxies that people put in front of their servers, configured as in the folder `proxies`.
 
 /// What holds through each of them.
 macro_rules! holds_through {

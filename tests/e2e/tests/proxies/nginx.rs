@@ -2,10 +2,11 @@
 
 use crate::{
     server::{LAYERED, PLAIN, Server},
-    through::{A_WHILE, Asked, Way, ask},
+    through::{A_WHILE, Asked, Way},
 };
 use e2e::{Model, Program, Proxy};
 use std::time::Duration;
+use support::client::Protocol;
 use tokio::time::timeout;
 use tower_sse::Heartbeat;
 
@@ -36,7 +37,7 @@ async fn assert_held_back(model: &Model, paths: &[&str]) {
     let mut server = Server::start(Heartbeat::default()).await;
     let proxy = Proxy::start(model, server.address).await;
     for path in paths {
-        let Asked { mut answer, open } = ask(&proxy, &mut server, path, NGINX.accept).await;
+        let Asked { mut answer, open } = NGINX.ask(Protocol::Http1, &proxy, &mut server, path).await;
         open.send(1, "first");
         open.send(2, "second");
         assert!(timeout(A_WHILE, &mut answer).await.is_err(), "{path}: not even a head");

@@ -17,7 +17,7 @@ use tower_sse::{CloseReason, Heartbeat};
 /// What is asked for of an event that comes alone.
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// Of a client that goes: less than any heartbeat or timeout that is not short on purpose.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(5);
 /// For what is not to happen.
 pub(crate) const A_WHILE: Duration = Duration::from_secs(1);
 
@@ -44,33 +44,34 @@ pub(crate) struct Asked {
     pub(crate) open: Open,
 }
 
-/// Asks as an `EventSource` does.
-pub(crate) async fn ask(proxy: &Proxy, server: &mut Server, path: &str, accept: &str) -> Asked {
-    ask_again(Protocol::Http1, proxy, server, path, accept, None).await
-}
-
-async fn ask_again(
-    protocol: Protocol,
-    proxy: &Proxy,
-    server: &mut Server,
-    path: &str,
-    accept: &str,
-    last_event_id: Option<&'static str>,
-) -> Asked {
-    // Varnish would answer from its cache what has no `Cache-Control`.
-    static REQUESTS: AtomicU64 = AtomicU64::new(0);
-    let path = format!("{path}?request={}", REQUESTS.fetch_add(1, Relaxed));
-    let (address, accept) = (proxy.address(), accept.to_owned());
-    let answer = tokio::spawn(async move {
-        let mut headers = vec![("accept", accept.as_str()), ("accept-encoding", "gzip, br")];
-        headers.extend(last_event_id.map(|id| ("last-event-id", id)));
-        let answer = protocol.get(address, &path, &headers).await;
-        (Instant::now(), answer)
-    });
-    Asked { answer, open: server.next().await }
-}
-
 impl Way {
+    /// Asks as an `EventSource` does.
+    pub(crate) async fn ask(self, protocol: Protocol, proxy: &Proxy, server: &mut Server, path: &str) -> Asked {
+        self.ask_from(None, protocol, proxy, server, path).await
+    }
+
+    /// Asks as an `EventSource` does that has come back.
+    async fn ask_from(
+        self,
+        last_event_id: Option<&'static str>,
+        protocol: Protocol,
+        proxy: &Proxy,
+        server: &mut Server,
+        path: &str,
+    ) -> Asked {
+        // Varnish would answer from its cache what has no `Cache-Control`.
+        static REQUESTS: AtomicU64 = AtomicU64::new(0);
+        let path = format!("{path}?request={}", REQUESTS.fetch_add(1, Relaxed));
+        let mut headers = vec![("accept", self.accept), ("accept-encoding", "gzip, br")];
+        headers.extend(last_event_id.map(|id| ("last-event-id", id)));
+        let address = proxy.address();
+        let answer = tokio::spawn(async move {
+            let answer = protocol.get(address, &path, &headers).await;
+            (Instant::now(), answer)
+        });
+        Asked { answer, open: server.next().await }
+    }
+
     /// Its model, for clients that speak this.
     fn model(self, protocol: Protocol) -> Model {
         let model = Model::of(self.program);
@@ -83,12 +84,12 @@ impl Way {
             let proxy = Proxy::start(&self.model(protocol), server.address).await;
             for path in LAYERED {
                 let mut rounds = Vec::new();
-                // A proxy that holds something back does so in each of them, and a machine that is busy does not.
+                // What a proxy holds back is held back in each of them; what a busy machine does, is not.
                 while !rounds.last().is_some_and(Delays::are_short) {
                     assert!(rounds.len() < 3, "{self:?} {protocol:?} {path}: {rounds:?}");
                     let mut delays = Delays::default();
                     for is_silent_at_first in [false, true, false, true, false, true] {
-                        let asked = ask_again(protocol, &proxy, &mut server, path, self.accept, None).await;
+                        let asked = self.ask(protocol, &proxy, &mut server, path).await;
                         // Nobody can wait for a head that waits for the first byte.
                         let head_comes_alone = !self.holds_heads || path == "/layer/ours";
                         let answer = delays.measure(asked, is_silent_at_first && head_comes_alone).await;
@@ -98,15 +99,15 @@ impl Way {
                         assert_eq!(answer.data(), ["first", "second", "third"], "{self:?} {path}");
                         assert_eq!(whatwg::parse(&answer.body).last_event_id, "3", "{self:?} {path}");
                     }
-                    println!("{:?} {} {protocol:?} {path}: {delays:?}", self.program, self.accept);
+                    println!("{self:?} {protocol:?} {path}: {delays:?}");
                     rounds.push(delays);
                 }
             }
         }
     }
 
-    /// Three of its timeouts without an event, from the beginning or after one. Those without the layer, at the same time, do
-    /// not even survive the first.
+    /// Three of its timeouts without an event, from the beginning or after one. Those without the layer, at the same
+    /// time, do not even survive the first.
     pub(crate) async fn carries_silence_only_with_the_layer(self) {
         let mut server = Server::start(Heartbeat::every(self.timeout * 2 / 5)).await;
         let proxy = Proxy::start(&Model::of(self.program).timeout(self.timeout), server.address).await;
@@ -114,7 +115,7 @@ impl Way {
         for path in LAYERED.into_iter().chain(PLAIN) {
             for before in [&[] as &[_], &["before"]] {
                 let begin = Instant::now();
-                let asked = ask(&proxy, &mut server, path, self.accept).await;
+                let asked = self.ask(Protocol::Http1, &proxy, &mut server, path).await;
                 before.iter().for_each(|data| asked.open.send(1, data));
                 streams.push((path, before, begin, asked));
             }
@@ -189,7 +190,7 @@ impl Way {
     }
 
     async fn goes(self, protocol: Protocol, proxy: &Proxy, server: &mut Server, path: &str) -> Open {
-        let Asked { answer, open } = ask_again(protocol, proxy, server, path, self.accept, None).await;
+        let Asked { answer, open } = self.ask(protocol, proxy, server, path).await;
         open.send(1, "first");
         if self.buffers && PLAIN.contains(&path) {
             answer.abort();
@@ -204,7 +205,7 @@ impl Way {
     pub(crate) async fn coding(self, model: &Model, path: &str) -> Option<String> {
         let mut server = Server::start(Heartbeat::default()).await;
         let proxy = Proxy::start(model, server.address).await;
-        let Asked { answer, open } = ask(&proxy, &mut server, path, self.accept).await;
+        let Asked { answer, open } = self.ask(Protocol::Http1, &proxy, &mut server, path).await;
         open.send(1, &long_event());
         drop(open);
         let (_, answer) = answer.await.expect("a response");
@@ -217,7 +218,7 @@ impl Way {
             let proxy = Proxy::start(&self.model(protocol), server.address).await;
             for path in LAYERED {
                 for id in ["3", "zwölf-7"] {
-                    let asked = ask_again(protocol, &proxy, &mut server, path, self.accept, Some(id)).await;
+                    let asked = self.ask_from(Some(id), protocol, &proxy, &mut server, path).await;
                     assert_eq!(asked.open.last.as_str(), Some(id), "{self:?} {protocol:?} {path}");
                     asked.open.send(4, "next");
                     drop(asked.open);
