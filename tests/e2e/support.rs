@@ -4,6 +4,8 @@
 mod browser;
 #[path = "support/chromium.rs"]
 mod chromium;
+#[path = "support/client.rs"]
+mod client;
 #[path = "support/driver.rs"]
 mod driver;
 #[path = "support/engine.rs"]
@@ -36,9 +38,11 @@ mod webkit;
 mod wire;
 
 pub use browser::{Browser, Window};
+pub use client::Client;
 pub use engine::Engine;
 pub use example::Example;
 pub use port::Port;
+pub use process::installed;
 pub use proxy::{Model, Program, Proxy};
 pub use relay::{Relay, RequestHead};
 pub use server::Server;

@@ -24,8 +24,8 @@ impl Process {
         Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")))
     }
 
-    /// Starts it, and waits for the line of its output in which `find` finds what is to know of it.
-    pub(crate) fn start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> (Self, T) {
+    /// Starts it. What it writes comes line by line.
+    pub(crate) fn spawn_read(command: &mut Command) -> (Self, mpsc::Receiver<String>) {
         let mut process = Self::spawn(command.stdout(Stdio::piped()));
         let output = process.0.stdout.take().expect("its output is piped");
 
@@ -36,6 +36,12 @@ impl Process {
                 let _no_longer_waited_for = sender.send(line);
             }
         });
+        (process, lines)
+    }
+
+    /// Starts it, and waits for the line of its output in which `find` finds what is to know of it.
+    pub(crate) fn start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> (Self, T) {
+        let (process, lines) = Self::spawn_read(command);
         let begin = Instant::now();
         let mut written = Vec::new();
         loop {
@@ -54,8 +60,7 @@ impl Process {
 
     /// Starts it, and waits until it listens on a port: for a program that does not say on which.
     pub(crate) fn start_listening(command: &mut Command) -> (Self, u16) {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-        let mut process = Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")));
+        let mut process = Self::spawn(command.stdout(Stdio::null()));
         let begin = Instant::now();
         while begin.elapsed() < TO_START {
             if let Some(port) = listens_on(process.0.id()) {
@@ -117,7 +122,11 @@ fn listens_on(process: u32) -> Option<u16> {
 }
 
 /// Where a program is that the tests cannot do without, and that this Debian package brings.
-pub(crate) fn installed(names: &[&str], package: &str) -> PathBuf {
+///
+/// # Panics
+///
+/// If it is nowhere.
+pub fn installed(names: &[&str], package: &str) -> PathBuf {
     found(names).unwrap_or_else(|| {
         panic!("{} is not installed: `apt-get install {package}`, or run scripts/test", names.join(" or "))
     })

@@ -1,6 +1,7 @@
 //! A wire between browser and server that can be looked at, and cut.
 
 use std::{
+    future::pending,
     io,
     net::SocketAddr,
     sync::{
@@ -32,6 +33,9 @@ struct Wire {
     is_cut: AtomicBool,
     /// Ends the connections that are open.
     cuts: watch::Sender<u64>,
+    /// The bytes on their way to the browser behind which nothing is to pass.
+    stop_after: Mutex<Option<Vec<u8>>>,
+    has_stopped: AtomicBool,
     heads: Mutex<Vec<RequestHead>>,
     connections: AtomicU64,
     bytes_to_browser: AtomicU64,
@@ -45,6 +49,16 @@ impl RequestHead {
     /// Whether an `EventSource` has sent it: the page's own `fetch` accepts anything.
     pub fn is_of_event_source(&self) -> bool {
         self.header("accept") == Some("text/event-stream")
+    }
+
+    /// What it is to do.
+    pub fn method(&self) -> &str {
+        self.0.split(' ').next().unwrap_or_default()
+    }
+
+    /// Whether a browser asks by it for the permission to send another one.
+    pub fn is_preflight(&self) -> bool {
+        self.method() == "OPTIONS"
     }
 
     /// The path and query it asks for.
@@ -71,6 +85,8 @@ impl Relay {
             server,
             is_cut: AtomicBool::new(false),
             cuts: watch::Sender::new(0),
+            stop_after: Mutex::default(),
+            has_stopped: AtomicBool::new(false),
             heads: Mutex::default(),
             connections: AtomicU64::new(0),
             bytes_to_browser: AtomicU64::new(0),
@@ -89,6 +105,17 @@ impl Relay {
     pub fn cut(&self) {
         self.wire.is_cut.store(true, SeqCst);
         self.wire.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Passes this text on to the browser when it comes, and then nothing more on that connection.
+    pub fn stop_after(&self, text: &str) {
+        *self.wire.stop_after.lock().expect("no holder panics") = Some(text.into());
+        self.wire.has_stopped.store(false, SeqCst);
+    }
+
+    /// Whether that text has passed.
+    pub fn has_stopped(&self) -> bool {
+        self.wire.has_stopped.load(SeqCst)
     }
 
     /// Passes on again.
@@ -174,13 +201,38 @@ impl Wire {
 
     async fn responses(&self, mut server: OwnedReadHalf, mut browser: OwnedWriteHalf) -> io::Result<()> {
         let mut bytes = vec![0; 16 * 1024];
+        let mut passed = Vec::new();
         loop {
             let n = server.read(&mut bytes).await?;
             if n == 0 {
                 return Ok(());
             }
-            browser.write_all(&bytes[..n]).await?;
-            self.bytes_to_browser.fetch_add(n as u64, SeqCst);
+            let stop = self.place_of_stop(&mut passed, &bytes[..n]);
+            let through = stop.unwrap_or(n);
+            browser.write_all(&bytes[..through]).await?;
+            self.bytes_to_browser.fetch_add(through as u64, SeqCst);
+            if stop.is_some() {
+                self.has_stopped.store(true, SeqCst);
+                return pending().await;
+            }
         }
+    }
+
+    /// Where in these bytes the text ends behind which nothing is to pass; it may begin in those before.
+    fn place_of_stop(&self, passed: &mut Vec<u8>, bytes: &[u8]) -> Option<usize> {
+        let mut stop_after = self.stop_after.lock().expect("no holder panics");
+        let Some(length) = stop_after.as_ref().map(Vec::len) else {
+            passed.clear();
+            return None;
+        };
+        let before = passed.len();
+        passed.extend_from_slice(bytes);
+        let at = passed.windows(length).position(|window| Some(window) == stop_after.as_deref());
+        if at.is_some() {
+            *stop_after = None;
+        } else {
+            passed.drain(..passed.len() - (length - 1).min(passed.len()));
+        }
+        at.map(|at| at + length - before)
     }
 }

@@ -1,0 +1,19 @@
+// Follows an event stream with the `eventsource` package: node follow_with_eventsource.cjs <url> <type>...
+const { EventSource } = require('eventsource');
+
+const [url, ...types] = process.argv.slice(2);
+const write = (object) => console.log(JSON.stringify(object));
+
+// From its version 5 on, the package does not keep a process alive that has nothing to do but wait for the reconnection.
+const alive = setInterval(() => {}, 1000);
+
+const source = new EventSource(url);
+source.addEventListener('open', () => write('open'));
+for (const type of types) {
+  source.addEventListener(type, (event) => write({ id: event.lastEventId, type: event.type, data: event.data }));
+}
+source.addEventListener('error', (event) => {
+  if (source.readyState !== EventSource.CLOSED) return;
+  write({ closed: event.code });
+  clearInterval(alive);
+});
