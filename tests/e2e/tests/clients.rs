@@ -8,7 +8,7 @@ use axum::{
     extract::{Path as UrlPath, State},
     http::header::CONTENT_TYPE,
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use e2e::{Browser, Client, Message, Relay, RequestHead, Window, eventually, installed, stays};
 use futures_util::{Stream, StreamExt};
@@ -29,7 +29,7 @@ use support::whatwg;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower_http::cors::CorsLayer;
 use tower_sse::{
-    Event, EventId, EventName, Heartbeat, LastEventId, SseLayer, SseStream, StopReconnecting,
+    EncodedEvents, Event, EventId, EventName, Heartbeat, LastEventId, SseLayer, SseStream, StopReconnecting,
     hub::{Error, Hub, Subscription, Topic},
 };
 
@@ -53,6 +53,9 @@ const NEWS: [(&str, &str); 7] = [
 const HALF: &str = "one half";
 /// What some of them read otherwise.
 const ODDITIES: [(&str, &str); 2] = [("message", ""), ("news", "\nafter an empty line")];
+
+/// Tokens of an answer.
+const ANSWER: [&str; 4] = ["Noth", "ing", "\n\n", " 🦀"];
 
 // ---- what each of them does -----------------------------------------------------------------------------------------------
 
@@ -163,6 +166,42 @@ async fn reqwest_eventsource_in_rust_misses_nothing_and_stays_away_after_204() {
     eventually(SOON, "its stream ends", async || if client.task.is_finished() { Ok(()) } else { Err("it goes on") })
         .await;
     assert_eq!(client.received().await, feed.published);
+}
+
+/// It does not resume, and needs not to. But it reads each event as a part of the answer, even the place that a hub's
+/// newcomer is told, which is none to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_openai_package_in_python_reads_an_answer_between_heartbeats_while_it_is_written() {
+    let feed = Feed::start().await;
+    let mut python = Program::start_python("read_with_openai.py", &feed.url("/v1"));
+    feed.is_followed().await;
+    for written in 1..=ANSWER.len() {
+        let token = ANSWER[written - 1];
+        let chunk = json!({
+            "id": "answer", "object": "chat.completion.chunk", "created": 0, "model": "any",
+            "choices": [{ "index": 0, "delta": { "content": token }, "finish_reason": null }],
+        });
+        feed.topic.publish(Event::display(chunk)).await.expect("there is room");
+        eventually(SOON, "the token arrives", async || match python.objects() {
+            tokens if tokens == ANSWER[..written] => Ok(()),
+            tokens => Err(tokens),
+        })
+        .await;
+        let bytes = feed.relay.bytes_to_browser();
+        eventually(SOON, "a heartbeat follows", async || match feed.relay.bytes_to_browser() - bytes {
+            0 => Err("nothing follows"),
+            _ => Ok(()),
+        })
+        .await;
+    }
+    feed.topic.publish(Event::new("[DONE]")).await.expect("there is room");
+    assert!(python.run.ended_within(SOON).is_some_and(|status| status.success()), "it goes by that, not by the end");
+    assert_eq!(python.objects(), ANSWER);
+    assert_eq!(feed.asked()[0].method(), "POST");
+
+    let mut told = Program::start_python("read_with_openai.py", &feed.url("/told-its-place"));
+    assert!(told.run.ended_within(SOON).is_some_and(|status| !status.success()), "an event without data is no JSON");
+    assert_eq!(told.objects(), [json!("not JSON")]);
 }
 
 /// The whole of it, the same for every client.
@@ -372,6 +411,8 @@ impl Feed {
         let ids = Arc::<Mutex<Vec<String>>>::default();
         let app = Router::new()
             .route("/events", get(events).post(events))
+            .route("/v1/chat/completions", post(not_told_its_place))
+            .route("/told-its-place/chat/completions", post(events))
             .route("/greeted", get(greeted).post(greeted))
             .with_state(topic.clone())
             .route("/ids", get(next_id).post(next_id))
@@ -461,6 +502,15 @@ impl Drop for Feed {
 
 async fn events(State(topic): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
     Ok(SseStream::new(topic.subscribe(last).await?))
+}
+
+/// The same, without a place to come back to if the connection is lost before the first event.
+async fn not_told_its_place(
+    State(topic): State<Topic>,
+    last: LastEventId,
+) -> Result<SseStream<impl Stream<Item = EncodedEvents>>, Error> {
+    // What is made of a subscription does not begin with its place.
+    Ok(SseStream::new(topic.subscribe(last).await?.map(|events| events)))
 }
 
 /// The same, for whoever has no state yet with a first event.
@@ -595,9 +645,12 @@ impl Program {
     }
 
     fn python(url: &str) -> Self {
+        Self::start_python("follow_with_httpx_sse.py", url)
+    }
+
+    fn start_python(name: &str, url: &str) -> Self {
         let mut command = Command::new(brought("python/bin/python"));
-        let command = command.arg(script("follow_with_httpx_sse.py")).arg(url);
-        Self { run: Client::start(command), tells_places: true }
+        Self { run: Client::start(command.arg(script(name)).arg(url)), tells_places: true }
     }
 
     fn objects(&mut self) -> Vec<Value> {
