@@ -1,0 +1,600 @@
+//! The gateway in front of servers of actix-web and warp, which know nothing of it: what their streams gain, and what stays as
+//! it is.
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    dev::ServerHandle,
+    http::{StatusCode, header},
+    web,
+};
+use e2e::{Browser, Example, Window, eventually};
+use fantoccini::Locator;
+use serde_json::json;
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io::Error,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use support::{
+    client::{Answer, Http1, Protocol, within},
+    whatwg,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
+use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
+use warp::{Filter, Reply};
+
+const SOON: Duration = Duration::from_secs(10);
+/// How many streams the gateway grants to one address.
+const PLACES: usize = 20;
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const EVENT_STREAM: (&str, &str) = ("accept", "text/event-stream");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_events_of_an_actix_stream_come_unchanged_and_with_heartbeats_in_its_silences() {
+    // Cut in the middle of a line, of a character, of two line ends, and between two that are a CR each.
+    const TEXT: &str =
+        "id: 1\r\nevent: wide\r\ndata: né 日本 🦀\r\ndata\r\n\r\n: theirs\n\nretry: 9\ndata:two\r\rid\ndata: x\n\n";
+    const CUTS: [usize; 7] = [0, 4, 31, 42, 50, 79, TEXT.len()];
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    for protocol in Protocol::ALL {
+        let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+        let stream = upstream.next_stream().await;
+        assert_eq!(answer.status, 200);
+        for (name, expected) in [
+            ("content-type", "text/event-stream"),
+            ("cache-control", "no-cache, no-transform"),
+            ("x-accel-buffering", "no"),
+        ] {
+            assert_eq!(answer.headers.get_all(name).into_iter().collect::<Vec<_>>(), [expected], "{name}");
+        }
+        answer.read_until(":\n:\n").await;
+        for cut in CUTS.windows(2) {
+            let before = answer.body.len();
+            stream.sends(&TEXT.as_bytes()[cut[0]..cut[1]]);
+            // As many bytes have come, and maybe a heartbeat, which may stand at the beginning of a line only.
+            while answer.body.len() < before + cut[1] - cut[0] {
+                assert_eq!(answer.more().await, Ok(true));
+            }
+        }
+        answer.read_until("data: x\n\n:\n:\n").await;
+        drop(stream);
+
+        let mut through = whatwg::parse(&answer.complete().await.body);
+        assert!(through.comments.iter().filter(|comment| comment.is_empty()).count() >= 4, "{through:?}");
+        through.comments.retain(|comment| !comment.is_empty());
+        let direct = whatwg::parse(TEXT.as_bytes());
+        assert_eq!((direct.messages.len(), &*direct.comments), (3, &[" theirs".to_owned()][..]));
+        assert_eq!(through, direct, "{protocol:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_warp_gains_heartbeats_beside_its_own_and_is_dropped_when_the_client_goes() {
+    for keeps_alive in [false, true] {
+        let (events, receiver) = unbounded_channel::<&'static str>();
+        let receiver = Arc::new(Mutex::new(Some(receiver)));
+        let stream = move || {
+            let receiver = receiver.lock().expect("no holder panics").take().expect("one request");
+            let events = UnboundedReceiverStream::new(receiver);
+            events.map(|data| Ok::<_, Infallible>(warp::sse::Event::default().data(data)))
+        };
+        let every = Duration::from_millis(300);
+        let filter = warp::path("events").map(move || match keeps_alive {
+            true => warp::sse::reply(warp::sse::keep_alive().interval(every).text("theirs").stream(stream()))
+                .into_response(),
+            false => warp::sse::reply(stream()).into_response(),
+        });
+        let listener = tokio::net::TcpListener::bind(ANY_PORT).await.expect("a free port");
+        let upstream = listener.local_addr().expect("the port");
+        tokio::spawn(warp::serve(filter).incoming(listener).run());
+
+        let gateway = Example::start("gateway", &[&format!("http://{upstream}")]);
+        let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+        let heartbeat = if keeps_alive { ":theirs\n\n" } else { ":\n:\n" };
+        answer.read_until(heartbeat).await;
+        events.send("one\ntwo").expect("warp has not dropped the stream");
+        answer.read_until("data:one\ndata:two\n\n").await;
+        answer.body.clear();
+        answer.read_until(heartbeat).await;
+        drop(answer);
+        within("the stream to be dropped", events.closed()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_through_the_gateway_within_a_tenth_of_a_second() {
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    for protocol in Protocol::ALL {
+        let mut first = Vec::new();
+        let mut later = Vec::new();
+        for _ in 0..5 {
+            let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+            let stream = upstream.next_stream().await;
+            for (times, event) in [(&mut first, "data: one\n\n"), (&mut later, "data: two\n\n")] {
+                let sent = Instant::now();
+                stream.sends(event);
+                answer.read_until(event).await;
+                times.push(sent.elapsed());
+            }
+        }
+        for (what, mut times) in [("first", first), ("later", later)] {
+            times.sort();
+            println!("{protocol:?}, a {what} event: {times:.1?}");
+            assert!(times[times.len() / 2] < Duration::from_millis(100), "{protocol:?}, a {what} event: {times:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_client_goes_the_actix_stream_is_dropped_at_once() {
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    for protocol in Protocol::ALL {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+            let stream = upstream.next_stream().await;
+            stream.sends("data: one\n\n");
+            answer.read_until("data: one\n\n").await;
+            let gone = Instant::now();
+            drop(answer);
+            within("the stream to be dropped", stream.events.closed()).await;
+            times.push(gone.elapsed());
+        }
+        times.sort();
+        println!("{protocol:?}, from the client's end to the drop of the stream: {times:.1?}");
+        // Sooner than by the next heartbeat, which would fail.
+        assert!(times[times.len() / 2] < Duration::from_millis(100), "{protocol:?}: {times:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_client_goes_before_it_is_answered_the_actix_handler_is_dropped() {
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    let mut client = TcpStream::connect(gateway.address()).await.unwrap();
+    client.write_all(b"GET /thinks HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let stream = upstream.next_stream().await;
+    assert!(!stream.events.is_closed());
+    drop(client);
+    within("the handler to be dropped", stream.events.closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_actix_server_that_allows_half_closed_connections_notices_at_its_next_events() {
+    let mut upstream = Upstream::start_at(ANY_PORT, Config { allows_half_closed: true });
+    let gateway = upstream.behind_gateway();
+    let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+    let stream = upstream.next_stream().await;
+    stream.sends("data: one\n\n");
+    answer.read_until("data: one\n\n").await;
+    drop(answer);
+    eventually(SOON, "the stream is dropped", async || match stream.events.send(Ok("data: two\n\n".into())) {
+        Ok(()) => Err("it still takes events"),
+        Err(_) => Ok(()),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_end_to_end_is_passed_on_and_what_is_of_one_connection_is_not() {
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    let sent = [
+        EVENT_STREAM,
+        ("last-event-id", "41-é"),
+        ("authorization", "Bearer x"),
+        ("cookie", "a=1; b=2"),
+        ("x-own", "one"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("accept-encoding", "gzip, br"),
+        ("connection", "keep-alive, X-Of-This-Connection"),
+        ("x-of-this-connection", "secret"),
+        ("keep-alive", "timeout=5"),
+        ("te", "trailers"),
+        ("proxy-connection", "keep-alive"),
+    ];
+    let _answer = Protocol::Http1.get(gateway.address(), "/events?a=%2F&b", &sent).await;
+    let stream = upstream.next_stream().await;
+    let header = |name: &str| stream.headers.get(name).map(String::as_str);
+    assert_eq!(stream.target, "/events?a=%2F&b");
+    for (name, value) in &sent[..5] {
+        assert_eq!(header(name), Some(*value), "{name}");
+    }
+    for (name, _) in &sent[7..] {
+        assert_eq!(header(name), None, "{name}");
+    }
+    // As a compressor would hold events back.
+    assert_eq!(header("accept-encoding"), Some("identity"));
+    assert_eq!(header("x-forwarded-for"), Some("192.0.2.1, 127.0.0.1"));
+    assert_eq!(header("x-forwarded-host"), Some("localhost"));
+    assert_eq!(header("x-forwarded-proto"), Some("http"));
+    assert_eq!(header("host"), Some(&*upstream.address.to_string()));
+    assert_eq!(header("via"), Some("1.1 gateway"));
+
+    // On the way back, too, of a server that says so. actix cannot.
+    let upstream = answers_once(
+        "HTTP/1.1 200 OK\r\nConnection: close, X-Of-This-Connection\r\nX-Of-This-Connection: secret\r\n\
+         Keep-Alive: timeout=5\r\nX-Own: one\r\nContent-Length: 2\r\n\r\nok",
+    )
+    .await;
+    let gateway = Example::start("gateway", &[&format!("http://{upstream}")]);
+    let answer = Protocol::Http1.get(gateway.address(), "/", &[]).await.complete().await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["x-own"], &*answer.body),
+        (200, &"one".parse().unwrap(), &b"ok"[..])
+    );
+    for name in ["connection", "x-of-this-connection", "keep-alive"] {
+        assert_eq!(answer.headers.get(name), None, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_no_event_stream_is_passed_on_as_it_is() {
+    let upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    for (method, path) in [
+        ("GET", "/page"),
+        ("HEAD", "/page"),
+        ("GET", "/json"),
+        ("GET", "/gzip"),
+        ("GET", "/elsewhere"),
+        ("GET", "/unchanged"),
+        ("DELETE", "/nothing"),
+        ("GET", "/teapot"),
+        ("GET", "/there/is/none"),
+        ("HEAD", "/events"),
+    ] {
+        let ask = async |address: SocketAddr| {
+            let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n");
+            let mut answer = Http1::connect(address).await.request(request).await.complete().await;
+            answer.headers.remove("date");
+            (answer.status, answer.headers, answer.body)
+        };
+        assert_eq!(ask(gateway.address()).await, ask(upstream.address).await, "{method} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_of_a_request_is_passed_on_as_it_comes() {
+    let upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    let mut client = TcpStream::connect(gateway.address()).await.unwrap();
+    let head =
+        "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/x-own\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.write_all(format!("{head}3\r\none\r\n").as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let mut read_until = async |client: &mut TcpStream, text: &str| {
+        while !String::from_utf8_lossy(&answer).contains(text) {
+            let n = within(text, client.read_buf(&mut answer)).await.unwrap();
+            assert!(n > 0, "{:?} has no {text:?}", String::from_utf8_lossy(&answer));
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    // Answered while the request is still under way.
+    let text = read_until(&mut client, "one").await;
+    assert!(text.starts_with("HTTP/1.1 201 "), "{text}");
+    assert!(text.contains("content-type: text/x-own\r\n"), "{text}");
+    client.write_all(b"3\r\ntwo\r\n0\r\n\r\n").await.unwrap();
+    read_until(&mut client, "two").await;
+
+    // With a length it arrives with a length.
+    let request = "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nthree";
+    let answer = Http1::connect(gateway.address()).await.request(request).await.complete().await;
+    assert_eq!((answer.text(), &answer.headers["x-length"]), ("three".into(), &"5".parse().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_actix_stream_that_breaks_breaks_that_of_the_client_after_all_that_came_before() {
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    for protocol in Protocol::ALL {
+        let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+        let stream = upstream.next_stream().await;
+        stream.sends("data: one\n\ndata: tw");
+        answer.read_until("data: tw").await;
+        stream.events.send(Err(Error::other("broken"))).expect("it is read");
+        let end = within("the end", answer.end()).await;
+        assert!(end.is_err(), "{protocol:?}: it is no clean end");
+        assert_eq!(answer.data(), ["one"]);
+        assert!(answer.text().ends_with("data: one\n\ndata: tw"), "{}", answer.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_be_reached_or_does_not_answer_is_a_502_until_it_is_back() {
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = Example::start("gateway", &[&format!("http://{address}")]);
+    for protocol in Protocol::ALL {
+        let answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await.complete().await;
+        assert_eq!(answer.status, 502);
+        assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
+        assert_eq!(answer.text(), "the server behind this gateway cannot be reached; try again later\n");
+    }
+
+    let upstream = answers_once("").await;
+    let gateway = Example::start("gateway", &[&format!("http://{upstream}")]);
+    let answer = Protocol::Http1.get(gateway.address(), "/", &[]).await.complete().await;
+    assert_eq!(answer.status, 502);
+    assert_eq!(answer.text(), "the server behind this gateway has broken off before it answered; try again later\n");
+
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+    let _stream = upstream.next_stream().await;
+    upstream.handle.stop(false).await;
+    assert!(within("the end", answer.end()).await.is_err(), "a server that is killed has not ended its streams");
+    let answer = Protocol::Http1.get(gateway.address(), "/page", &[]).await;
+    assert_eq!(answer.status, 502);
+    let again = Upstream::start_at(upstream.address, Config { allows_half_closed: false });
+    let answer = Protocol::Http1.get(gateway.address(), "/page", &[]).await;
+    assert_eq!(answer.status, 200);
+    drop(again);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_has_its_number_of_streams_and_no_more_until_one_ends() {
+    let mut upstream = Upstream::start();
+    let gateway = upstream.behind_gateway();
+    let ask = async || Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+    let mut open: Vec<(Answer, Stream)> = Vec::new();
+    for _ in 0..PLACES {
+        open.push((ask().await, upstream.next_stream().await));
+        assert_eq!(open[open.len() - 1].0.status, 200);
+    }
+    let refused = ask().await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.headers.contains_key("retry-after"), "{:?}", refused.headers);
+    assert!(refused.complete().await.text().contains("as many event streams open as there may be"));
+    let its_stream = upstream.next_stream().await;
+    within("the stream nobody reads to be dropped", its_stream.events.closed()).await;
+    // Everything else goes on.
+    assert_eq!(Protocol::Http1.get(gateway.address(), "/page", &[]).await.status, 200);
+    for (answer, stream) in &mut open {
+        stream.sends("data: still here\n\n");
+        answer.read_until("data: still here\n\n").await;
+    }
+
+    open.pop();
+    eventually(SOON, "there is a place again", async || match ask().await.status.as_u16() {
+        200 => Ok(()),
+        status => Err(status),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_told_to_stop_ends_the_streams_of_others_and_itself() {
+    let mut upstream = Upstream::start();
+    let mut gateway = upstream.behind_gateway();
+    let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+    let stream = upstream.next_stream().await;
+    stream.sends("data: one\n\n");
+    answer.read_until("data: one\n\n").await;
+    gateway.terminate();
+    let answer = answer.complete().await;
+    assert!(whatwg::parse(&answer.body).reconnection_time.is_some(), "{}", answer.text());
+    within("the stream to be dropped", stream.events.closed()).await;
+    let status = gateway.ended_within(Duration::from_secs(5)).expect("it waits for nobody");
+    assert!(status.success(), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_shows_the_silence_of_the_server_and_the_heartbeats_of_the_gateway() {
+    let gateway = Example::start("gateway", &[]);
+    let browser = Browser::start(Window::Desktop).await;
+    browser.client().goto(&format!("http://{}/", gateway.address())).await.expect("the page is there");
+    let [direct, through] = eventually(Duration::from_secs(30), "a silence has passed", async || {
+        let ways =
+            "[ways.direct, ways.gateway].map(({ events, heartbeats, longest }) => [events, heartbeats, longest])";
+        let ways: [[f64; 3]; 2] = serde_json::from_value(browser.eval(ways).await).expect("numbers");
+        if ways[0][2] > 8000.0 { Ok(ways) } else { Err(ways) }
+    })
+    .await;
+    // Events, heartbeats, and the longest silence in milliseconds.
+    assert!(direct[0] >= 4.0 && through[0] >= 3.0, "{direct:?} {through:?}");
+    assert_eq!(direct[1], 0.0, "{direct:?}");
+    assert!(through[1] >= 6.0, "{through:?}");
+    assert!(through[2] < direct[2] / 2.0, "{through:?}");
+
+    let text = async |selector: &str| {
+        let text = browser.eval(&format!("document.querySelector('{selector}').textContent")).await;
+        text.as_str().expect("an element has text").to_owned()
+    };
+    let wire = text("#gateway .wire").await;
+    assert!(wire.contains(":") && wire.contains("data: This is event 1."), "{wire}");
+    let head = text("#gateway .head").await;
+    assert!(head.starts_with("200 OK") && head.contains("cache-control: no-cache, no-transform"), "{head}");
+    assert!(!text("#direct .head").await.contains("cache-control"), "the server sets none");
+    fits(&browser, "desktop", 1280).await;
+
+    browser.client().find(Locator::Css("#toggle")).await.expect("a button").click().await.expect("it can be clicked");
+    eventually(SOON, "both are closed", async || {
+        let states = [text("#direct .state").await, text("#gateway .state").await];
+        if states == ["closed", "closed"] { Ok(()) } else { Err(states) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_fits_into_the_width_of_a_phone() {
+    let gateway = Example::start("gateway", &[]);
+    for width in [360, 390] {
+        let browser = Browser::start(Window::Phone { width }).await;
+        browser.client().goto(&format!("http://{}/", gateway.address())).await.expect("the page is there");
+        eventually(SOON, "both streams have come", async || {
+            let events = browser.eval("[ways.direct.events, ways.gateway.events]").await;
+            if events[0].as_u64() > Some(0) && events[1].as_u64() > Some(0) { Ok(()) } else { Err(events) }
+        })
+        .await;
+        fits(&browser, "phone", width).await;
+    }
+}
+
+/// Leaves a screenshot, too.
+async fn fits(browser: &Browser, window: &str, width: u32) {
+    let image = browser.client().screenshot().await.expect("Chromium takes one");
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("gateway-{window}.png"));
+    std::fs::write(&file, image).expect("the target folder can be written to");
+    let widths = browser.eval("[innerWidth, document.documentElement.scrollWidth]").await;
+    assert_eq!(widths[0], json!(width), "{}", file.display());
+    assert!(widths[1].as_u64() <= widths[0].as_u64(), "{widths} {}", file.display());
+}
+
+/// A server by hand: it sends these bytes to whoever asks first, whatever it asks, and hangs up.
+async fn answers_once(bytes: &'static str) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind(ANY_PORT).await.expect("a free port");
+    let address = listener.local_addr().expect("the port");
+    tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.expect("the gateway connects");
+        let _head = connection.read(&mut [0; 4096]).await.expect("it asks");
+        connection.write_all(bytes.as_bytes()).await.expect("it listens");
+    });
+    address
+}
+
+/// A server of actix-web with a handful of answers, and event streams that say what the test has them say.
+struct Upstream {
+    address: SocketAddr,
+    handle: ServerHandle,
+    streams: UnboundedReceiver<Stream>,
+}
+
+/// An event stream that a client has asked the upstream for. It is over when this is dropped.
+struct Stream {
+    target: String,
+    headers: HashMap<String, String>,
+    /// Closed when actix has dropped the stream.
+    events: UnboundedSender<Result<web::Bytes, Error>>,
+}
+
+impl Stream {
+    fn sends(&self, text: impl AsRef<[u8]>) {
+        self.events.send(Ok(web::Bytes::copy_from_slice(text.as_ref()))).expect("actix has not dropped the stream");
+    }
+
+    fn of(request: &HttpRequest, opened: &Opened) -> UnboundedReceiver<Result<web::Bytes, Error>> {
+        let mut headers = HashMap::<String, String>::new();
+        for (name, value) in request.headers() {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            let values = headers.entry(name.as_str().to_owned()).or_default();
+            *values = if values.is_empty() { value.into_owned() } else { format!("{values}, {value}") };
+        }
+        let (events, receiver) = unbounded_channel();
+        let stream = Self { target: request.uri().to_string(), headers, events };
+        let _test_is_over = opened.lock().expect("no holder panics").send(stream);
+        receiver
+    }
+}
+
+type Opened = Mutex<UnboundedSender<Stream>>;
+
+impl Upstream {
+    /// One that notices when its client, which is the gateway, has closed the connection.
+    fn start() -> Self {
+        Self::start_at(ANY_PORT, Config { allows_half_closed: false })
+    }
+
+    fn start_at(address: SocketAddr, config: Config) -> Self {
+        let (opened, streams) = unbounded_channel();
+        let opened = web::Data::new(Opened::new(opened));
+        let app = move || {
+            App::new()
+                .app_data(opened.clone())
+                .route("/events", web::get().to(events))
+                .route("/thinks", web::get().to(thinks))
+                .route("/echo", web::post().to(echo))
+                .default_service(web::to(answer))
+        };
+        let server = HttpServer::new(app)
+            .workers(1)
+            .disable_signals()
+            .h1_allow_half_closed(config.allows_half_closed)
+            .bind(address)
+            .expect("the address is free");
+        let address = server.addrs()[0];
+        let server = server.run();
+        let handle = server.handle();
+        tokio::spawn(server);
+        Self { address, handle, streams }
+    }
+
+    fn behind_gateway(&self) -> Example {
+        Example::start("gateway", &[&format!("http://{}", self.address)])
+    }
+
+    /// The next one that is asked for.
+    async fn next_stream(&mut self) -> Stream {
+        within("a stream to be asked for", self.streams.recv()).await.expect("the server runs")
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        // It begins to stop without being waited for.
+        drop(self.handle.stop(false));
+    }
+}
+
+struct Config {
+    /// What actix-web does by default: a client that closes is one that says nothing more and may still listen.
+    allows_half_closed: bool,
+}
+
+async fn events(request: HttpRequest, opened: web::Data<Opened>) -> HttpResponse {
+    let events = UnboundedReceiverStream::new(Stream::of(&request, &opened));
+    HttpResponse::Ok().content_type("text/event-stream").streaming(events)
+}
+
+/// Before it answers, for as long as the test lets it.
+async fn thinks(request: HttpRequest, opened: web::Data<Opened>) -> HttpResponse {
+    let _said = Stream::of(&request, &opened).recv().await;
+    HttpResponse::Ok().finish()
+}
+
+async fn echo(request: HttpRequest, body: web::Payload) -> HttpResponse {
+    let mut answer = HttpResponse::Created();
+    for (from, to) in [("content-type", "content-type"), ("content-length", "x-length")] {
+        if let Some(value) = request.headers().get(from) {
+            answer.insert_header((to, value.clone()));
+        }
+    }
+    answer.streaming(body)
+}
+
+async fn answer(request: HttpRequest) -> HttpResponse {
+    match request.path() {
+        "/page" => HttpResponse::Ok()
+            .append_header((header::SET_COOKIE, "a=1"))
+            .append_header((header::SET_COOKIE, "b=2"))
+            .content_type("text/html; charset=utf-8")
+            .body("<!doctype html><title>A page</title>"),
+        "/json" => HttpResponse::Ok()
+            .insert_header((header::ETAG, "\"one\""))
+            .insert_header((header::CACHE_CONTROL, "max-age=60"))
+            .content_type("application/json")
+            .body(r#"{"text/event-stream":["data: one\n\n"]}"#),
+        "/gzip" => {
+            HttpResponse::Ok().insert_header((header::CONTENT_ENCODING, "gzip")).content_type("text/plain").body(GZIP)
+        }
+        "/elsewhere" => HttpResponse::Found().insert_header((header::LOCATION, "/page")).finish(),
+        "/unchanged" => HttpResponse::NotModified().insert_header((header::ETAG, "\"one\"")).finish(),
+        "/nothing" => HttpResponse::NoContent().finish(),
+        "/teapot" => HttpResponse::build(StatusCode::IM_A_TEAPOT).content_type("text/plain").body("short and stout"),
+        "/events" => HttpResponse::Ok().content_type("text/event-stream").finish(),
+        path => HttpResponse::NotFound().body(format!("there is no {path}")),
+    }
+}
+
+/// A line of text, compressed.
+const GZIP: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\x02\x03KI,I\xb4R(HL\xceNM\xe1\xe2\x02\0?\x91\x96d\x0e\0\0\0";
