@@ -30,6 +30,8 @@ mod screen;
 mod server;
 #[path = "support/tls.rs"]
 mod tls;
+#[path = "support/screenshot.rs"]
+mod screenshot;
 #[path = "support/wait.rs"]
 mod wait;
 #[path = "support/webkit.rs"]
@@ -40,11 +42,11 @@ mod wire;
 pub use browser::{Browser, Window};
 pub use client::Client;
 pub use engine::Engine;
-pub use example::Example;
+pub use example::{Example, program};
 pub use port::Port;
 pub use process::installed;
 pub use proxy::{Model, Program, Proxy};
 pub use relay::{Relay, RequestHead};
 pub use server::Server;
 pub use wait::{eventually, stays};
-pub use wire::{Message, read, read_until};
+pub use wire::{Message, read, read_until, request, request_until};

@@ -62,8 +62,12 @@ impl Example {
     }
 }
 
-/// Built once, and where cargo says it has put it.
-fn program(name: &str) -> PathBuf {
+/// Where the program of an example is: built once, and where cargo says it has put it.
+///
+/// # Panics
+///
+/// If it does not build.
+pub fn program(name: &str) -> PathBuf {
     static BUILT: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     built.get_or_insert_default().entry(name.to_owned()).or_insert_with(|| build(name)).clone()

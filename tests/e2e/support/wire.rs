@@ -1,4 +1,4 @@
-//! The feed without a browser.
+//! The servers without a browser.
 
 use serde_json::Value;
 use std::{net::SocketAddr, time::Duration};
@@ -7,6 +7,9 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+
+/// By then whatever an example does has ended, on a machine that has much else to do.
+const TO_THE_END: Duration = Duration::from_secs(40);
 
 /// What a client is to dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,4 +79,32 @@ fn messages(response: &[u8]) -> Vec<Message> {
         Some(Message { id: field("id: ")?.to_owned(), kind, data: field("data: ")?.to_owned() })
     };
     whole.split("\n\n").filter_map(event).collect()
+}
+
+/// Sends a request in HTTP/1.0, so that a body is nothing but what was written, and reads the response to its end.
+///
+/// # Panics
+///
+/// If there is no server, or no end.
+pub async fn request(server: SocketAddr, request: &str) -> String {
+    request_until(server, request, |_| false).await
+}
+
+/// Sends a request in HTTP/1.0, and reads the response to its end, or as far as it is enough.
+///
+/// # Panics
+///
+/// If there is no server, no end, and never enough.
+pub async fn request_until(server: SocketAddr, request: &str, is_enough: impl Fn(&str) -> bool) -> String {
+    let read = async {
+        let mut stream = TcpStream::connect(server).await.expect("the server listens");
+        stream.write_all(request.as_bytes()).await.expect("the server reads");
+        let mut response = Vec::new();
+        while stream.read_buf(&mut response).await.expect("the server writes") > 0
+            && !is_enough(&String::from_utf8_lossy(&response))
+        {}
+        // It may end in the middle of a character.
+        String::from_utf8_lossy(&response).into_owned()
+    };
+    timeout(TO_THE_END, read).await.unwrap_or_else(|_| panic!("the response does not end: {request}"))
 }

@@ -1,14 +1,10 @@
 //! The answer of a language model in a real browser: what becomes of it when its readers reload, get lost, or go away.
 
-use e2e::{Browser, Example, Relay, RequestHead, Window, eventually, stays};
+use e2e::{Browser, Example, Relay, RequestHead, Window, eventually, request, request_until, stays};
 use fantoccini::Locator;
 use serde_json::{Value, json};
 use std::{collections::HashSet, net::SocketAddr, path::Path, time::Duration};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 /// Milliseconds between two words: the whole answer takes some ten seconds.
 const PACE: &str = "50";
@@ -374,24 +370,4 @@ async fn ask(server: SocketAddr, prompt: &str) -> Result<String, String> {
     let id = body["id"].as_str().expect("it has an id");
     assert!(head.contains(&format!("\r\nlocation: /answers/{id}\r\n")), "{head}");
     Ok(id.to_owned())
-}
-
-async fn request(server: SocketAddr, request: &str) -> String {
-    request_until(server, request, |_| false).await
-}
-
-/// Sends a request in HTTP/1.0, so that a body is nothing but what was written, and reads the response to its end, or as far
-/// as it is enough.
-async fn request_until(server: SocketAddr, request: &str, is_enough: impl Fn(&str) -> bool) -> String {
-    let read = async {
-        let mut stream = TcpStream::connect(server).await.expect("the server listens");
-        stream.write_all(request.as_bytes()).await.expect("the server reads");
-        let mut response = Vec::new();
-        while stream.read_buf(&mut response).await.expect("the server writes") > 0
-            && !is_enough(&String::from_utf8_lossy(&response))
-        {}
-        // It may end in the middle of a character.
-        String::from_utf8_lossy(&response).into_owned()
-    };
-    timeout(TO_THE_END, read).await.unwrap_or_else(|_| panic!("the response does not end: {request}"))
 }
