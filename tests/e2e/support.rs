@@ -26,12 +26,12 @@ mod proxy;
 mod relay;
 #[path = "support/screen.rs"]
 mod screen;
+#[path = "support/screenshot.rs"]
+mod screenshot;
 #[path = "support/server.rs"]
 mod server;
 #[path = "support/tls.rs"]
 mod tls;
-#[path = "support/screenshot.rs"]
-mod screenshot;
 #[path = "support/wait.rs"]
 mod wait;
 #[path = "support/webkit.rs"]

@@ -4,8 +4,8 @@ use crate::browser::Browser;
 use std::{env, fs, path::PathBuf};
 
 /// In CSS pixels, of which the screen has one for each: small enough for a README, and wide enough for a page of a desk.
-const WIDTH: u32 = 800;
-const HEIGHT: u32 = 560;
+const WIDTH: u32 = 960;
+const HEIGHT: u32 = 640;
 
 impl Browser {
     /// Writes a picture of what is to be seen into the folder `screenshots` beside what cargo builds, as `NAME.png`.

@@ -3,7 +3,12 @@
 use e2e::{Browser, Example, Message, Relay, RequestHead, Window, eventually};
 use fantoccini::Locator;
 use serde_json::{Value, json};
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    io::Write,
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    time::Duration,
+};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -291,6 +296,38 @@ async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
             assert!(needed <= there, "{what} needs {needed} of {there} pixels: {}", file.display());
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_shows_a_talk_in_a_room() {
+    let server = Example::start("chat", &[]);
+    let page = Page::open(Browser::start(Window::Desktop).await, server.address(), "/").await;
+    let talk = [
+        ("Ann", "Good morning! Is the new server up?"),
+        ("Bob", "Since eight. I was thrown out for a second, and back before I noticed."),
+        ("Ann", "Same here, and nothing is missing: I have all of what Cem wrote in between."),
+        ("Cem", "I had hoped that nobody would read that …"),
+        ("Bob", "Too late.\nIt is in the log, and so are you."),
+    ];
+    for (name, text) in talk {
+        page.post("lobby", name, text).await;
+    }
+    for n in 1..=3 {
+        page.post("rust", "Dora", &format!("Part {n}")).await;
+    }
+    page.has_unread("rust", "3").await;
+    page.is_called("Ann").await;
+    page.browser.eval("document.activeElement.blur()").await;
+    // Some others, who only listen.
+    let others = ["lobby,rust", "lobby,music", "lobby,rust,random"].map(|rooms| {
+        let mut other = TcpStream::connect(server.address()).expect("the server listens");
+        write!(other, "GET /events?rooms={rooms} HTTP/1.0\r\n\r\n").expect("the server reads");
+        other
+    });
+    page.counts("lobby", "4 here").await;
+    page.reads("lobby", &talk.map(|(name, text)| format!("{name}: {text}"))).await;
+    page.browser.screenshot("chat").await;
+    drop(others);
 }
 
 /// One page in each of two browsers, each with a wire of its own.

@@ -210,6 +210,21 @@ async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_shows_an_answer_that_goes_on_after_a_lost_connection() {
+    let (server, relay, page) = open_page(&[PACE], Window::Desktop).await;
+    let id = page.ask("What happens to an answer when its reader is gone?").await;
+    page.shows_tokens(20).await;
+    relay.cut();
+    page.is_in_state("reconnecting").await;
+    let tokens = page.tokens().await;
+    read(server.address(), &id, |answer| answer.ids.len() >= tokens + 20).await;
+    relay.mend();
+    page.is_in_state("writing").await;
+    page.shows_tokens(100).await;
+    page.browser.screenshot("llm").await;
+}
+
 /// The page of a new server, seen through a relay.
 async fn open_page(args: &[&str], window: Window) -> (Example, Relay, Page) {
     let server = Example::start("llm", args);

@@ -85,6 +85,31 @@ async fn the_page_fits_into_the_width_of_a_phone() {
     assert_eq!(widths, serde_json::json!([WIDTH, WIDTH]), "{}", file.display());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_shows_a_page_that_has_come_back_after_a_restart() {
+    let mut server = Example::start("ops", &[]);
+    let page = Page::open(server.address()).await;
+    page.receives("a heartbeat", |message| message.kind == "heartbeat").await;
+    page.receives("an event", |message| message.kind == "message").await;
+    server.terminate();
+    server.ended_within(TO_END).expect("it ends by itself");
+    let server = Example::start_at(server.address(), "ops", &[]);
+    eventually(TO_COME_BACK, "the page has come back", async || match page.text("#connections").await {
+        connections if connections == "2" => Ok(()),
+        connections => Err(connections),
+    })
+    .await;
+    eventually(SOON, "the page receives the gap and what follows it", async || {
+        let kinds = page.browser.eval("received.map(({ type }) => type)").await;
+        let kinds: Vec<_> = kinds.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let after = kinds.iter().skip_while(|kind| **kind != "gap").copied().collect::<Vec<_>>();
+        if after.contains(&"message") && after.contains(&"heartbeat") { Ok(()) } else { Err(kinds.join(", ")) }
+    })
+    .await;
+    page.browser.screenshot("ops").await;
+    drop(server);
+}
+
 struct Page {
     browser: Browser,
 }

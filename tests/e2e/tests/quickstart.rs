@@ -188,6 +188,13 @@ async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_shows_the_machine_while_it_is_watched() {
+    let (_server, _relay, page) = open_page(EVERY, Window::Desktop).await;
+    page.receives("enough for a chart", |received| received.len() >= 100).await;
+    page.browser.screenshot("quickstart").await;
+}
+
 /// The page of a new server, seen through a relay.
 async fn open_page(every: Duration, window: Window) -> (Example, Relay, Page) {
     let server = Example::start("quickstart", &[&every.as_millis().to_string()]);
