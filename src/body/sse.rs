@@ -232,14 +232,12 @@ struct Filling {
 }
 
 impl<S> Parts<'_, S> {
-    /// What the stream begins with, and the reconnection time, if the handler or else the layer has set one.
-    ///
-    /// In this order: some clients read the time as a part of an event, and it would be a part of none if these lines were an
-    /// `id` that dispatches nothing.
+    /// The reconnection time, if the handler or else the layer has set one, and what the stream begins with. In this order: some
+    /// clients read the time as a part of the event that follows, and nowhere else.
     fn first_lines(&self, lines: Bytes) -> Bytes {
         match self.retry().or_else(|| self.adoption.settings()?.retry) {
             Some(retry) if lines.is_empty() => retry_line(retry),
-            Some(retry) => [lines, retry_line(retry)].concat().into(),
+            Some(retry) => [retry_line(retry), lines].concat().into(),
             None => lines,
         }
     }

@@ -12,6 +12,7 @@ use super::{
     log::Retention,
     reader::Reader,
     registry::Registry,
+    subscription::Came,
     sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock},
     topic_state::{Contents, TopicState},
     waiters::Ticket,
@@ -146,6 +147,11 @@ impl Core {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
         let newest = registry.newest;
+        let is_new = match &start {
+            Start::Latest => true,
+            Start::After(id) => id.as_bytes().is_empty(),
+            Start::Earliest => false,
+        };
         let (base, requested, mut reason) = match start {
             Start::After(id) if !id.as_bytes().is_empty() => match self.epoch.number(&id) {
                 Ok(number) if number <= newest => (number, Some(id), None),
@@ -190,8 +196,12 @@ impl Core {
         if let Some(gap) = &gap {
             self.count_gap(gap.reason);
         }
-        let is_resumed = requested.is_some() && gap.is_none();
-        Ok(Subscription::new(self.clone(), readers, self.limits.lag_policy, cursor, newest, is_resumed, gap))
+        let came = match (&requested, &gap) {
+            (Some(_), None) => Came::Back,
+            (None, _) if is_new => Came::New,
+            _ => Came::ForAll,
+        };
+        Ok(Subscription::new(self.clone(), readers, self.limits.lag_policy, cursor, newest, came, gap))
     }
 
     /// What a subscription does with each of its topics when it goes.

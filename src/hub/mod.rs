@@ -49,7 +49,8 @@
 //! | an id of a topic that was dropped for its age and made anew | what follows it; a gap (`evicted`) first, if events after it were lost, or if so many topics were dropped since (10,000) that it is no longer known |
 //!
 //! So that a new client has an id before the first event, its stream begins with the place in the log where it came: an event of
-//! type `hub-cursor` with empty data, which is of no interest to a page. (Firefox and WebKit take no id from less.)
+//! type `hub-cursor` with empty data, which is of no interest to a page. (Firefox and WebKit take no id from less.) See
+//! [`begin_with_cursor`](Subscription::begin_with_cursor), and [`without_cursor`](Subscription::without_cursor).
 //!
 //! With many topics each row holds for each of them, and one gap is told for all. A place in the log grants nothing: a client gets
 //! the topics that the handler asks for, whatever its id points to.

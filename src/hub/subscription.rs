@@ -26,8 +26,8 @@ use tokio_stream::Stream;
 /// Given to [`SseStream::new`](crate::SseStream::new) as it is, and not inside of another stream,
 ///
 /// - the response begins with the [`cursor`](Self::cursor). So a client that loses its connection before the first event comes
-///   back to the same place, a new one too (elsewhere [`begin_with_cursor`](Self::begin_with_cursor) does this, which also
-///   says how);
+///   back to the same place, a new one too. [`begin_with_cursor`](Self::begin_with_cursor) says how, and does it elsewhere;
+///   [`without_cursor`](Self::without_cursor) does not;
 /// - if there is nothing to send, as all its topics are finished and the client has what they held, the response is `204 No
 ///   Content`, after which an `EventSource` does not come back.
 ///
@@ -51,9 +51,22 @@ pub struct Subscription {
     gap: Option<Box<Gap>>,
     waker: Option<Waker>,
     lag_policy: LagPolicy,
-    is_resumed: bool,
+    came: Came,
+    /// Whether a response begins with the cursor.
+    says_cursor: bool,
     /// It ended before the end of its topics.
     is_cut: bool,
+}
+
+/// How a client came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// For what is published from now on.
+    New,
+    /// For all that is held, or with something missed.
+    ForAll,
+    /// With all that there was before.
+    Back,
 }
 
 impl Subscription {
@@ -63,7 +76,7 @@ impl Subscription {
         lag_policy: LagPolicy,
         cursor: u64,
         joined: u64,
-        is_resumed: bool,
+        came: Came,
         gap: Option<Gap>,
     ) -> Self {
         let mut this = Self {
@@ -75,7 +88,8 @@ impl Subscription {
             gap: gap.map(Box::new),
             waker: None,
             lag_policy,
-            is_resumed,
+            came,
+            says_cursor: true,
             is_cut: false,
         };
         this.opening = this.gap.as_ref().map(|gap| Box::new(this.gap_event(gap).into()));
@@ -95,7 +109,7 @@ impl Subscription {
     /// state, to which the next events are added. See [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
-        self.is_resumed
+        self.came == Came::Back
     }
 
     /// The place in the log up to which the client has, or was told that it missed, every event of its topics: the id with
@@ -168,9 +182,9 @@ impl Subscription {
 
     /// Begins with the [`cursor`](Self::cursor).
     ///
-    /// For a client that is [resumed](Self::is_resumed) that is an `id` line, which dispatches nothing. To a new one it goes as
-    /// an event of type `hub-cursor` with empty data, for which no page need listen: Firefox and WebKit take no id from an
-    /// event without data, whatever the standard says (§9.2.6), and would come back without one.
+    /// That is an `id` line, which dispatches nothing; or, for a new client that [waits for what comes](super::Start::Latest), an
+    /// event of type `hub-cursor` with empty data, for which no page need listen: without data Firefox and WebKit take no id,
+    /// whatever the standard says (§9.2.6), and would come back without one.
     ///
     /// A response that is made of the subscription as it is does this by itself. It is for streams that are made of it: where
     /// something without an id could come first, a client that loses its connection then would come back without one.
@@ -193,6 +207,26 @@ impl Subscription {
         self
     }
 
+    /// Begins with the first event, and not with the [`cursor`](Self::cursor).
+    ///
+    /// It is for clients that take whatever comes for an event of theirs, OpenAI's libraries for instance, which read all of it as
+    /// JSON. A new client that loses its connection before the first event then comes back as a new one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{LastEventId, SseStream, hub::{Error, Hub, Start, Subscription}};
+    /// async fn completions(hub: &Hub, answer: &str, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+    ///     let tokens = hub.topic(answer).subscribe(last.or(Start::Earliest)).await?;
+    ///     Ok(SseStream::new(tokens.without_cursor()))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn without_cursor(mut self) -> Self {
+        self.says_cursor = false;
+        self
+    }
+
     /// What becomes of this client if it is too slow, instead of what the hub was built with.
     #[must_use]
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
@@ -202,13 +236,13 @@ impl Subscription {
 
     /// What a response begins with, so that the client has a place to come back to before the first event.
     pub(crate) fn checkpoint(&self) -> Option<Event> {
-        self.opening.is_none().then(|| self.cursor_event())
+        (self.opening.is_none() && self.says_cursor).then(|| self.cursor_event())
     }
 
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
     fn cursor_event(&self) -> Event {
         let cursor = Event::checkpoint(self.cursor());
-        if self.is_resumed { cursor } else { cursor.event("hub-cursor") }
+        if self.came == Came::New { cursor.event("hub-cursor") } else { cursor }
     }
 
     /// Its id is where the client goes on, whether or not it gets any further on this connection.
