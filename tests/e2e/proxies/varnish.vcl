@@ -10,7 +10,8 @@ backend app {
 }
 
 sub vcl_recv {
-    # A client that goes is then noticed at once, and not some heartbeats later. HTTP/2 cannot be piped.
+    # Otherwise every stream ends after varnishd's parameter `send_timeout` (600 seconds), whatever is sent, and a client
+    # that goes is noticed some heartbeats later. HTTP/2 cannot be piped.
     if (req.http.Accept ~ "text/event-stream" && req.proto != "HTTP/2.0") {
         return (pipe);
     }

@@ -42,7 +42,8 @@ pub enum Program {
 pub struct Model {
     program: Program,
     text: String,
-    timeout: Duration,
+    /// Of varnishd, which are not in its file.
+    parameters: Vec<String>,
     http2: bool,
 }
 
@@ -56,7 +57,7 @@ impl Model {
             Program::Nginx => include_str!("../proxies/nginx.conf"),
             Program::Varnish => include_str!("../proxies/varnish.vcl"),
         };
-        Self { program, text: text.to_owned(), timeout: Duration::from_secs(60), http2: false }
+        Self { program, text: text.to_owned(), parameters: Vec::new(), http2: false }
     }
 
     /// With other timeouts than its 60 seconds.
@@ -67,7 +68,16 @@ impl Model {
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         assert!(self.text.contains(TIMEOUT), "the timeouts of {self:?} are as the test knows them");
-        Self { text: self.text.replace(TIMEOUT, &format!("{}s", timeout.as_secs())), timeout, ..self }
+        let seconds = timeout.as_secs();
+        let model = Self { text: self.text.replace(TIMEOUT, &format!("{seconds}s")), ..self };
+        if model.program == Program::Varnish { model.parameter(&format!("pipe_timeout={seconds}")) } else { model }
+    }
+
+    /// With this parameter of varnishd.
+    #[must_use]
+    pub fn parameter(mut self, parameter: &str) -> Self {
+        self.parameters.push(parameter.to_owned());
+        self
     }
 
     /// With something else in place of a part of it.
@@ -157,7 +167,7 @@ impl Model {
             Program::Varnish => {
                 command = Command::new(installed(&["varnishd"], "varnish"));
                 command.args(["-F", "-j", "none", "-T", "none", "-s", "malloc,16m", "-a", &address.to_string()]);
-                command.args(["-p", &format!("pipe_timeout={}", self.timeout.as_secs())]);
+                command.args(self.parameters.iter().flat_map(|parameter| ["-p", parameter]));
                 command.args(["-p", if self.http2 { "feature=+http2" } else { "feature=-http2" }]);
                 command.arg("-n").arg(folder.join("work")).arg("-f").arg(file);
             }

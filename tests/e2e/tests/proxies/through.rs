@@ -131,7 +131,8 @@ impl Way {
         .await;
     }
 
-    async fn survives(self, what: &str, before: &[&str], Asked { answer, open }: Asked) {
+    /// Three timeouts.
+    pub(crate) async fn survives(self, what: &str, before: &[&str], Asked { answer, open }: Asked) {
         let (_, mut answer) = answer.await.expect("a response");
         let begin = Instant::now();
         while begin.elapsed() < self.timeout * 7 / 2 {
@@ -144,7 +145,8 @@ impl Way {
         assert_eq!(answer.complete().await.data(), [before, &["after"]].concat(), "{self:?} {what}");
     }
 
-    async fn is_cut(self, what: &str, before: &[&str], begin: Instant, Asked { answer, open }: Asked) {
+    /// By its first timeout, or a little later.
+    pub(crate) async fn is_cut(self, what: &str, before: &[&str], begin: Instant, Asked { answer, open }: Asked) {
         within("the proxy to give up the server", open.is_let_go()).await;
         let cut = begin.elapsed();
         assert!((self.timeout * 4 / 5..self.timeout * 3).contains(&cut), "{self:?} {what}: cut after {cut:?}");

@@ -5,7 +5,7 @@ use crate::{
     through::{A_WHILE, Way},
 };
 use e2e::{Model, Program, Proxy};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::client::{Protocol, within};
 use tokio::time::timeout;
 use tower_sse::Heartbeat;
@@ -50,6 +50,24 @@ async fn each_client_has_a_stream_of_its_own_and_without_the_layer_the_first_one
     let mut another = within("a response", get("/plain/bare")).await;
     another.read_until("data: for the first\n\n").await;
     assert!(timeout(A_WHILE, server.next()).await.is_err(), "the handler was not asked a second time");
+}
+
+/// After ten minutes, if it is not set.
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_do_not_help_against_send_timeout_and_pipes_do() {
+    let mut server = Server::start(Heartbeat::every(Duration::from_millis(400))).await;
+    let seconds = VARNISH.timeout.as_secs();
+    let model = Model::of(Program::Varnish).parameter(&format!("send_timeout={seconds}"));
+    let proxy = Proxy::start(&model, server.address).await;
+    let begin = Instant::now();
+    let not_piped = VARNISH.ask(Protocol::Http1, &proxy, &mut server, "/layer/ours").await;
+    not_piped.open.send(1, "before");
+    let piped = PIPED.ask(Protocol::Http1, &proxy, &mut server, "/layer/ours").await;
+    piped.open.send(1, "before");
+    tokio::join!(
+        VARNISH.is_cut("not piped", &["before"], begin, not_piped),
+        PIPED.survives("piped", &["before"], piped),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
