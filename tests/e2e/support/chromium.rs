@@ -2,7 +2,7 @@
 
 use crate::{
     browser::Window,
-    driver::Driver,
+    driver::{self, Driver},
     process::{Process, installed},
 };
 use serde_json::json;
@@ -12,10 +12,11 @@ pub(crate) fn start(profile: &Path, window: Window) -> Driver {
     let mut command = Command::new(installed(&["chromedriver"], "chromium-driver"));
     // What it keeps outside of its profile, and does not remove when it is killed.
     command.arg("--port=0").env("TMPDIR", profile);
-    let (process, port) = Process::start(&mut command, |line| {
+    let port_in = |line: &str| {
         let (_, port) = line.split_once("successfully on port ")?;
         port.trim_end_matches('.').parse().ok()
-    });
+    };
+    let (process, port) = driver::start(|| Process::try_start(&mut command, port_in));
     let user_data_dir = format!("--user-data-dir={}", profile.display());
     let mut options = json!({
         "binary": installed(&["chromium", "chromium-browser", "google-chrome"], "chromium"),

@@ -43,3 +43,17 @@ impl Driver {
         capabilities
     }
 }
+
+/// Starts a driver that takes a port which is free at `::1` or `127.0.0.1`, and ends if it is not free at the other.
+///
+/// # Panics
+///
+/// If that happens again and again.
+pub(crate) fn start(mut try_start: impl FnMut() -> Result<(Process, u16), String>) -> (Process, u16) {
+    for _ in 0..4 {
+        if let Ok(started) = try_start() {
+            return started;
+        }
+    }
+    try_start().unwrap_or_else(|error| panic!("{error}"))
+}

@@ -41,36 +41,44 @@ impl Process {
 
     /// Starts it, and waits for the line of its output in which `find` finds what is to know of it.
     pub(crate) fn start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> (Self, T) {
+        Self::try_start(command, find).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, for a program that may do better the next time. The error says what it wrote.
+    pub(crate) fn try_start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> Result<(Self, T), String> {
         let (process, lines) = Self::spawn_read(command);
         let begin = Instant::now();
         let mut written = Vec::new();
         loop {
             match lines.recv_timeout(TO_START.saturating_sub(begin.elapsed())) {
                 Ok(line) => match find(&line) {
-                    Some(value) => return (process, value),
+                    Some(value) => return Ok((process, value)),
                     None => written.push(line),
                 },
-                Err(error) => panic!(
-                    "{command:?} did not start in {:?}: {error}; it wrote {written:?}, and its error output is above",
-                    begin.elapsed()
-                ),
+                Err(error) => {
+                    return Err(format!(
+                        "{command:?} did not start in {:?}: {error}; it wrote {written:?}, and its error output is above",
+                        begin.elapsed()
+                    ));
+                }
             }
         }
     }
 
     /// Starts it, and waits until it listens on a port: for a program that does not say on which.
-    pub(crate) fn start_listening(command: &mut Command) -> (Self, u16) {
+    pub(crate) fn try_start_listening(command: &mut Command) -> Result<(Self, u16), String> {
         let mut process = Self::spawn(command.stdout(Stdio::null()));
         let begin = Instant::now();
         while begin.elapsed() < TO_START {
             if let Some(port) = listens_on(process.0.id()) {
-                return (process, port);
+                return Ok((process, port));
             }
-            let ended = process.0.try_wait().expect("it is a child of this process");
-            assert_eq!(ended, None, "{command:?} has ended; its error output is above");
+            if let Some(status) = process.0.try_wait().expect("it is a child of this process") {
+                return Err(format!("{command:?} has ended, {status}; its error output is above"));
+            }
             thread::sleep(Duration::from_millis(20));
         }
-        panic!("{command:?} does not listen after {:?}; its error output is above", begin.elapsed())
+        Err(format!("{command:?} does not listen after {:?}; its error output is above", begin.elapsed()))
     }
 
     /// Sends it this signal.

@@ -1,7 +1,7 @@
 //! WebKit, by way of WebKitWebDriver, which starts the MiniBrowser that comes with the library.
 
 use crate::{
-    driver::Driver,
+    driver::{self, Driver},
     process::{Process, installed},
     screen::Screen,
 };
@@ -24,6 +24,6 @@ pub(crate) fn start(profile: &Path) -> Driver {
         .env("XDG_CONFIG_HOME", profile)
         .env("XDG_DATA_HOME", profile);
     // It says nothing, also not on which port it listens.
-    let (process, port) = Process::start_listening(&mut command);
+    let (process, port) = driver::start(|| Process::try_start_listening(&mut command));
     Driver::new(process, port, json!({ "proxy": { "proxyType": "direct" } })).on(screen)
 }
