@@ -19,8 +19,8 @@ async fn a_job_shows_its_progress_and_its_end_by_two_requests_and_then_nothing_i
     let (server, relay, page) = open_page(PACE, Window::Desktop).await;
     stays(RETRY, "without a job nothing is followed", async || event_sources(&relay).len()).await;
     let id = page.start("An import", false).await;
-    assert_eq!(page.text(&id, ".name").await, "An import");
     page.has_come_to(&id, 20).await;
+    assert_eq!(page.text(&id, ".name").await, "An import");
     assert!(page.text(&id, ".state").await.ends_with(" %"));
     page.has_ended(&id, "done", "All 200 steps are done").await;
     assert_eq!(page.state().await, "idle");
@@ -150,8 +150,8 @@ async fn several_jobs_share_a_connection_and_two_tabs_see_the_same_of_them() {
     let done = page.start("One that is done", false).await;
     let ids = format!("{done},{cancelled},{fails}");
     assert_eq!(page.browser.eval("location.hash").await, format!("#{ids}"));
-    assert_eq!(event_sources(&relay).last().expect("there is one").target(), format!("/jobs/{ids}/events"));
     page.has_come_to(&done, 10).await;
+    assert_eq!(event_sources(&relay).last().expect("there is one").target(), format!("/jobs/{ids}/events"));
 
     let client = page.browser.client();
     let first = client.window().await.expect("it has a window");

@@ -170,7 +170,7 @@ async fn the_page_fits_into_the_width_of_a_phone_and_a_picture_shows_it_on_a_des
 
 /// By HTTP/2 without TLS.
 async fn connect(server: SocketAddr) -> HealthClient<Channel> {
-    let endpoint = Endpoint::new(format!("http://{server}")).expect("it is an address");
+    let endpoint = Endpoint::new(format!("http://{server}")).expect("it is an address").timeout(SOON);
     HealthClient::new(endpoint.connect().await.expect("the server listens"))
 }
 
