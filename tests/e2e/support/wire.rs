@@ -78,7 +78,8 @@ fn messages(response: &[u8]) -> Vec<Message> {
         let kind = field("event: ").unwrap_or("message").to_owned();
         Some(Message { id: field("id: ")?.to_owned(), kind, data: field("data: ")?.to_owned() })
     };
-    whole.split("\n\n").filter_map(event).collect()
+    // The place with which the stream of a newcomer begins is for its browser: no page listens to it.
+    whole.split("\n\n").filter_map(event).filter(|message| message.kind != "hub-cursor").collect()
 }
 
 /// Sends a request in HTTP/1.0, so that a body is nothing but what was written, and reads the response to its end.

@@ -14,7 +14,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     io::Error,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -25,7 +25,7 @@ use support::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
@@ -93,7 +93,7 @@ async fn a_stream_of_warp_gains_heartbeats_beside_its_own_and_is_dropped_when_th
                 .into_response(),
             false => warp::sse::reply(stream()).into_response(),
         });
-        let listener = tokio::net::TcpListener::bind(ANY_PORT).await.expect("a free port");
+        let listener = TcpListener::bind(ANY_PORT).await.expect("a free port");
         let upstream = listener.local_addr().expect("the port");
         tokio::spawn(warp::serve(filter).incoming(listener).run());
 
@@ -313,10 +313,13 @@ async fn an_actix_stream_that_breaks_breaks_that_of_the_client_after_all_that_ca
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_cannot_be_reached_or_does_not_answer_is_a_502_until_it_is_back() {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gateway = Example::start("gateway", &[&format!("http://{address}")]);
+    // Nobody listens at its port, and nobody else gets it.
+    let reserved = TcpSocket::new_v4().expect("a socket");
+    reserved.bind(ANY_PORT).expect("a free port");
+    let gateway = Example::start("gateway", &[&format!("http://{}", reserved.local_addr().expect("the port"))]);
     for protocol in Protocol::ALL {
-        let answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await.complete().await;
+        let answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+        let answer = within("the whole answer", answer.complete()).await;
         assert_eq!(answer.status, 502);
         assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
         assert_eq!(answer.text(), "the server behind this gateway cannot be reached; try again later\n");
@@ -328,7 +331,9 @@ async fn a_server_that_cannot_be_reached_or_does_not_answer_is_a_502_until_it_is
     assert_eq!(answer.status, 502);
     assert_eq!(answer.text(), "the server behind this gateway has broken off before it answered; try again later\n");
 
-    let mut upstream = Upstream::start();
+    // While it is down, no other test is given its port: they have theirs at another address.
+    let address = SocketAddr::from(([127, 0, 0, 2], 0));
+    let mut upstream = Upstream::start_at(address, Config { allows_half_closed: false });
     let gateway = upstream.behind_gateway();
     let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
     let _stream = upstream.next_stream().await;
@@ -382,7 +387,7 @@ async fn a_gateway_that_is_told_to_stop_ends_the_streams_of_others_and_itself() 
     stream.sends("data: one\n\n");
     answer.read_until("data: one\n\n").await;
     gateway.terminate();
-    let answer = answer.complete().await;
+    let answer = within("the end of the stream", answer.complete()).await;
     assert!(whatwg::parse(&answer.body).reconnection_time.is_some(), "{}", answer.text());
     within("the stream to be dropped", stream.events.closed()).await;
     let status = gateway.ended_within(Duration::from_secs(5)).expect("it waits for nobody");
@@ -453,7 +458,7 @@ async fn fits(browser: &Browser, window: &str, width: u32) {
 
 /// A server by hand: it sends these bytes to whoever asks first, whatever it asks, and hangs up.
 async fn answers_once(bytes: &'static str) -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind(ANY_PORT).await.expect("a free port");
+    let listener = TcpListener::bind(ANY_PORT).await.expect("a free port");
     let address = listener.local_addr().expect("the port");
     tokio::spawn(async move {
         let (mut connection, _) = listener.accept().await.expect("the gateway connects");
@@ -520,6 +525,8 @@ impl Upstream {
             .workers(1)
             .disable_signals()
             .h1_allow_half_closed(config.allows_half_closed)
+            // As for any server of events: otherwise an event can wait some 40 milliseconds for an acknowledgement.
+            .tcp_nodelay(true)
             .bind(address)
             .expect("the address is free");
         let address = server.addrs()[0];

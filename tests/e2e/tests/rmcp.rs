@@ -113,7 +113,7 @@ async fn a_call_whose_connection_is_cut_is_resumed_where_it_was() {
         })
         .await;
         relay.mend();
-        client.comes_to(2).await;
+        client.comes_to(1 + while_away).await;
         server.steps.add_permits(STEPS - 1 - while_away);
         client.comes_to(3).await;
         assert_eq!(result(call).await, "counted to 3");
