@@ -8,7 +8,6 @@ const write = (object) => console.log(JSON.stringify(object));
 const alive = setInterval(() => {}, 1000);
 
 const source = new EventSource(url);
-source.addEventListener('open', () => write('open'));
 for (const type of types) {
   source.addEventListener(type, (event) => write({ id: event.lastEventId, type: event.type, data: event.data }));
 }

@@ -19,17 +19,14 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use support::whatwg;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower_http::cors::CorsLayer;
 use tower_sse::{
-    EncodedEvents, Event, EventId, EventName, Heartbeat, LastEventId, SseLayer, SseStream, StopReconnecting,
+    Event, EventId, EventName, Heartbeat, LastEventId, SseLayer, SseStream, StopReconnecting,
     hub::{Error, Hub, Subscription, Topic},
 };
 
@@ -245,22 +242,25 @@ async fn nothing_is_missed(feed: &mut Feed, client: &mut impl Follower) {
     client.receives_all_of(feed).await;
 }
 
-/// What the hub gives a newcomer is an `id` line that is no event: a place to come back to if the connection is lost before
-/// the first event.
+/// A hub tells a newcomer its place, so that there is one to come back to before the first event.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_lost_before_the_first_event_is_resumed_by_those_who_remember_an_id_without_an_event() {
+async fn a_connection_that_is_lost_before_the_first_event_is_resumed_by_all_of_them() {
     async fn lost<C: Follower>(path: &str, follow: impl AsyncFnOnce(&Feed, &str) -> C) -> (Vec<String>, bool) {
         let mut feed = Feed::start().await;
         feed.publish("message", "before anybody came").await;
         let mut client = follow(&feed, path).await;
         feed.is_followed().await;
         let place = feed.last_id();
-        if path == "/greeted" {
-            feed.published[0] = Message { id: place.clone(), kind: "hello".into(), data: "the state".into() };
-            client.receives_all_of(&feed).await;
+        if path == "/events" {
+            let has_place = async || match client.dispatched().await {
+                told if told.iter().any(|message| message.id == place) => Ok(()),
+                other => Err(other),
+            };
+            eventually(SOON, "it is told its place", has_place).await;
+        } else {
+            let sent = async || if feed.relay.bytes_to_browser() > 0 { Ok(()) } else { Err("nothing") };
+            eventually(SOON, "a heartbeat has passed", sent).await;
         }
-        let is_connected = async || if client.is_connected_at(&place).await { Ok(()) } else { Err("it is not") };
-        eventually(SOON, "it is connected, and knows the place if it ever will", is_connected).await;
         feed.cut().await;
         feed.publish("message", "missed").await;
         feed.relay.mend();
@@ -274,7 +274,6 @@ async fn a_connection_that_is_lost_before_the_first_event_is_resumed_by_those_wh
     }
     let resumed = (vec!["missed".to_owned(), "live".to_owned()], true);
     let not_resumed = (vec!["live".to_owned()], false);
-    let greeted = (vec!["the state".to_owned(), "missed".to_owned(), "live".to_owned()], true);
 
     let curl = async |feed: &Feed, path: &str| Curl::start(&feed.url(path));
     let node = async |feed: &Feed, path: &str| Program::node(&feed.url(path));
@@ -293,19 +292,16 @@ async fn a_connection_that_is_lost_before_the_first_event_is_resumed_by_those_wh
         assert_eq!(lost(path, follow).await, *expected, "{what} at {path}");
     }
     tokio::join!(
-        // As browsers do: see `before_the_first_event.rs`.
         is(&resumed, "curl's user", "/events", curl),
         is(&resumed, "httpx-sse", "/events", python),
         is(&resumed, "fetch-event-source", "/events", fetch_event_source),
-        is(&not_resumed, "the eventsource package", "/events", node),
-        is(&not_resumed, "event-source-polyfill", "/events", polyfill),
-        is(&not_resumed, "eventsource-client", "/events", eventsource_client),
-        is(&not_resumed, "reqwest-eventsource", "/events", reqwest_eventsource),
-        // What they do remember is an event.
-        is(&greeted, "the eventsource package", "/greeted", node),
-        is(&greeted, "event-source-polyfill", "/greeted", polyfill),
-        is(&greeted, "eventsource-client", "/greeted", eventsource_client),
-        is(&greeted, "reqwest-eventsource", "/greeted", reqwest_eventsource),
+        is(&resumed, "the eventsource package", "/events", node),
+        is(&resumed, "event-source-polyfill", "/events", polyfill),
+        is(&resumed, "eventsource-client", "/events", eventsource_client),
+        is(&resumed, "reqwest-eventsource", "/events", reqwest_eventsource),
+        // Who is not told has none.
+        is(&not_resumed, "curl's user", "/without-cursor", curl),
+        is(&not_resumed, "the eventsource package", "/without-cursor", node),
     );
 }
 
@@ -411,9 +407,9 @@ impl Feed {
         let ids = Arc::<Mutex<Vec<String>>>::default();
         let app = Router::new()
             .route("/events", get(events).post(events))
-            .route("/v1/chat/completions", post(not_told_its_place))
+            .route("/without-cursor", get(without_cursor))
+            .route("/v1/chat/completions", post(without_cursor))
             .route("/told-its-place/chat/completions", post(events))
-            .route("/greeted", get(greeted).post(greeted))
             .with_state(topic.clone())
             .route("/ids", get(next_id).post(next_id))
             .with_state(ids.clone())
@@ -505,21 +501,8 @@ async fn events(State(topic): State<Topic>, last: LastEventId) -> Result<SseStre
 }
 
 /// The same, without a place to come back to if the connection is lost before the first event.
-async fn not_told_its_place(
-    State(topic): State<Topic>,
-    last: LastEventId,
-) -> Result<SseStream<impl Stream<Item = EncodedEvents>>, Error> {
-    // What is made of a subscription does not begin with its place.
-    Ok(SseStream::new(topic.subscribe(last).await?.map(|events| events)))
-}
-
-/// The same, for whoever has no state yet with a first event.
-async fn greeted(State(topic): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
-    let mut events = topic.subscribe(last).await?;
-    if !events.is_resumed() {
-        events = events.begin_with(Event::new("the state").event("hello"));
-    }
-    Ok(SseStream::new(events))
+async fn without_cursor(State(topic): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+    Ok(SseStream::new(topic.subscribe(last).await?.without_cursor()))
 }
 
 /// One event, with another id each time, and an end after which the client is to come back with it. Notes the one it has.
@@ -551,13 +534,18 @@ async fn package(UrlPath(mut path): UrlPath<String>) -> impl IntoResponse {
 // ---- the clients ----------------------------------------------------------------------------------------------------------
 
 trait Follower {
-    async fn received(&mut self) -> Vec<Message>;
+    /// All that it has dispatched.
+    async fn dispatched(&mut self) -> Vec<Message>;
+
+    /// What was published of that.
+    async fn received(&mut self) -> Vec<Message> {
+        let mut received = self.dispatched().await;
+        received.retain(|message| message.kind != CURSOR);
+        received
+    }
 
     /// What its user has to do when the connection was lost, if it does not come back by itself.
     async fn resume(&mut self, _url: &str) {}
-
-    /// Whether it has begun to read, and this id if it is one that keeps it.
-    async fn is_connected_at(&mut self, place: &str) -> bool;
 
     /// What it makes of one of the [`ODDITIES`].
     fn makes_of(&self, published: Message) -> Option<Message> {
@@ -607,11 +595,7 @@ impl Curl {
 }
 
 impl Follower for Curl {
-    async fn is_connected_at(&mut self, place: &str) -> bool {
-        self.read().last_event_id == place
-    }
-
-    async fn received(&mut self) -> Vec<Message> {
+    async fn dispatched(&mut self) -> Vec<Message> {
         let read = self.read().messages.into_iter();
         let read = read.map(|message| Message { id: message.last_event_id, kind: message.r#type, data: message.data });
         self.received.iter().cloned().chain(read).collect()
@@ -623,7 +607,7 @@ impl Follower for Curl {
             // Not even a heartbeat: there is nothing to come back for.
             return;
         }
-        self.received = self.received().await;
+        self.received = self.dispatched().await;
         self.last_event_id = self.read().last_event_id;
         let last = format!("Last-Event-ID: {}", self.last_event_id);
         self.run = Client::start(curl_command().args(["-H", &last, url]));
@@ -665,13 +649,8 @@ impl Program {
 }
 
 impl Follower for Program {
-    async fn received(&mut self) -> Vec<Message> {
+    async fn dispatched(&mut self) -> Vec<Message> {
         self.objects().iter().filter_map(Message::from_page).collect()
-    }
-
-    async fn is_connected_at(&mut self, place: &str) -> bool {
-        let sign = if self.tells_places { json!({ "place": place }) } else { json!("open") };
-        self.objects().contains(&sign)
     }
 
     fn makes_of(&self, published: Message) -> Option<Message> {
@@ -710,17 +689,10 @@ impl Page {
 }
 
 impl Follower for Page {
-    async fn received(&mut self) -> Vec<Message> {
+    async fn dispatched(&mut self) -> Vec<Message> {
         let received = self.browser.eval("window.received ?? received").await;
         let received = received.as_array().expect("the page keeps them in an array");
         received.iter().map(|value| Message::from_page(value).expect("each has an id, a type and data")).collect()
-    }
-
-    async fn is_connected_at(&mut self, place: &str) -> bool {
-        match self.name {
-            FETCH_EVENT_SOURCE => self.browser.eval("last").await == place,
-            _ => self.browser.eval("source.readyState").await == 1,
-        }
     }
 
     fn makes_of(&self, mut published: Message) -> Option<Message> {
@@ -737,13 +709,7 @@ impl Follower for Page {
 /// A client in this process.
 struct InRust {
     received: Arc<Mutex<Vec<Message>>>,
-    has_opened: Arc<AtomicBool>,
     task: JoinHandle<()>,
-}
-
-enum Item {
-    Open,
-    Message(Message),
 }
 
 impl InRust {
@@ -753,10 +719,9 @@ impl InRust {
         let transport = launchdarkly_sdk_transport::HyperTransport::new().expect("plain HTTP needs nothing");
         let client = ClientBuilder::for_url(url).expect("it is a URL").build_with_transport(transport);
         Self::follow(client.stream().filter_map(async |item| match item {
-            Ok(SSE::Connected(_)) => Some(Item::Open),
             Ok(SSE::Event(event)) => {
                 let id = event.id.unwrap_or_default();
-                Some(Item::Message(Message { id, kind: event.event_type, data: event.data }))
+                Some(Message { id, kind: event.event_type, data: event.data })
             }
             _ => None,
         }))
@@ -766,36 +731,25 @@ impl InRust {
         use reqwest_eventsource::{Event, EventSource};
 
         Self::follow(EventSource::get(url).filter_map(async |item| match item {
-            Ok(Event::Open) => Some(Item::Open),
-            Ok(Event::Message(event)) => {
-                Some(Item::Message(Message { id: event.id, kind: event.event, data: event.data }))
-            }
-            Err(_) => None,
+            Ok(Event::Message(event)) => Some(Message { id: event.id, kind: event.event, data: event.data }),
+            _ => None,
         }))
     }
 
-    fn follow(items: impl Stream<Item = Item> + Send + 'static) -> Self {
+    fn follow(messages: impl Stream<Item = Message> + Send + 'static) -> Self {
         let received = Arc::<Mutex<Vec<Message>>>::default();
-        let has_opened = Arc::<AtomicBool>::default();
-        let (to, opened) = (received.clone(), has_opened.clone());
-        let task = tokio::spawn(items.for_each(move |item| {
-            match item {
-                Item::Open => opened.store(true, SeqCst),
-                Item::Message(message) => to.lock().expect("no holder panics").push(message),
-            }
+        let to = received.clone();
+        let task = tokio::spawn(messages.for_each(move |message| {
+            to.lock().expect("no holder panics").push(message);
             ready(())
         }));
-        Self { received, has_opened, task }
+        Self { received, task }
     }
 }
 
 impl Follower for InRust {
-    async fn received(&mut self) -> Vec<Message> {
+    async fn dispatched(&mut self) -> Vec<Message> {
         self.received.lock().expect("no holder panics").clone()
-    }
-
-    async fn is_connected_at(&mut self, _place: &str) -> bool {
-        self.has_opened.load(SeqCst)
     }
 }
 
@@ -805,8 +759,11 @@ impl Drop for InRust {
     }
 }
 
+/// The type of event that tells a new client its place.
+const CURSOR: &str = "hub-cursor";
+
 /// The types of event that clients which have to name them listen to.
-const KINDS: [&str; 4] = ["message", "news", "tick", "hello"];
+const KINDS: [&str; 4] = ["message", "news", "tick", CURSOR];
 
 fn script(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
