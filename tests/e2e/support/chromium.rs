@@ -35,6 +35,7 @@ pub(crate) fn start(profile: &Path, window: Window) -> Driver {
             "--disable-background-networking",
             "--disable-component-update",
             "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
         ],
     });
     if let Window::Phone { width } = window {
