@@ -395,7 +395,7 @@ async fn a_gateway_that_is_told_to_stop_ends_the_streams_of_others_and_itself() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_shows_the_silence_of_the_server_and_the_heartbeats_of_the_gateway() {
+async fn the_page_and_its_picture_show_the_silence_of_the_server_and_the_heartbeats_of_the_gateway() {
     let gateway = Example::start("gateway", &[]);
     let browser = Browser::start(Window::Desktop).await;
     browser.client().goto(&format!("http://{}/", gateway.address())).await.expect("the page is there");
@@ -422,6 +422,7 @@ async fn the_page_shows_the_silence_of_the_server_and_the_heartbeats_of_the_gate
     assert!(head.starts_with("200 OK") && head.contains("cache-control: no-cache, no-transform"), "{head}");
     assert!(!text("#direct .head").await.contains("cache-control"), "the server sets none");
     fits(&browser, "desktop", 1280).await;
+    browser.screenshot("gateway").await;
 
     browser.client().find(Locator::Css("#toggle")).await.expect("a button").click().await.expect("it can be clicked");
     eventually(SOON, "both are closed", async || {
