@@ -453,6 +453,37 @@ fn a_stream_that_is_made_of_a_subscription_can_begin_with_its_place() {
     assert_eq!(messages(&mut task::spawn(gap))[0].r#type, "gap");
 }
 
+#[test]
+fn only_a_client_that_waits_for_what_comes_is_told_its_place_by_an_event_and_not_against_its_will() {
+    let topic = Hub::new().topic("a");
+    let id = publish(&topic, "1");
+    let first_bytes = |subscription: Subscription| {
+        let body = SseStream::new(subscription).without_heartbeat().into_response().into_body();
+        let mut body = task::spawn(body);
+        match body.enter(|cx, body| body.poll_frame(cx)) {
+            Poll::Ready(frame) => String::from_utf8(frame.unwrap().unwrap().into_data().unwrap().to_vec()).unwrap(),
+            Poll::Pending => String::new(),
+        }
+    };
+    let subscribe = |start: Start| now(topic.subscribe(start)).unwrap();
+    let place = format!("event: hub-cursor\nid: {id}\ndata: \n\n");
+    let line = format!("id: {id}\n\n");
+    assert_eq!(first_bytes(subscribe(Start::Latest)), place);
+    assert_eq!(first_bytes(subscribe(Start::After(EventId::new("").unwrap()))), place);
+    assert_eq!(first_bytes(subscribe(Start::After(id.clone()))), line);
+    let from_the_oldest = first_bytes(subscribe(Start::Earliest));
+    assert!(from_the_oldest.starts_with("id: ") && from_the_oldest.ends_with("data: 1\n\n"), "{from_the_oldest:?}");
+    assert!(!from_the_oldest.contains("hub-cursor"), "it comes back as a new one, and gets the same");
+
+    for start in [Start::Latest, Start::After(id.clone())] {
+        assert_eq!(first_bytes(subscribe(start).without_cursor()), "");
+    }
+    assert_eq!(first_bytes(subscribe(Start::Earliest).without_cursor()), format!("id: {id}\ndata: 1\n\n"));
+    now(topic.finish()).unwrap();
+    let response = SseStream::new(subscribe(Start::After(id)).without_cursor()).into_response();
+    assert_eq!(response.status(), 204, "it stays a response of a subscription");
+}
+
 /// Some clients read it as a part of an event that has data, and nowhere else.
 #[test]
 fn the_reconnection_time_comes_with_the_place_of_a_new_client() {

@@ -147,19 +147,19 @@ impl Core {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
         let newest = registry.newest;
-        let is_new = match &start {
-            Start::Latest => true,
-            Start::After(id) => id.as_bytes().is_empty(),
-            Start::Earliest => false,
+        let start = match start {
+            Start::After(id) if id.as_bytes().is_empty() => Start::Latest,
+            start => start,
         };
+        let is_new = start == Start::Latest;
         let (base, requested, mut reason) = match start {
-            Start::After(id) if !id.as_bytes().is_empty() => match self.epoch.number(&id) {
+            Start::After(id) => match self.epoch.number(&id) {
                 Ok(number) if number <= newest => (number, Some(id), None),
                 Ok(_) => (0, Some(id), Some(GapReason::Future)),
                 Err(reason) => (0, Some(id), Some(reason)),
             },
             Start::Earliest => (0, None, None),
-            Start::Latest | Start::After(_) => (newest, None, None),
+            Start::Latest => (newest, None, None),
         };
 
         registry.has_room_for(&names, &self.limits)?;

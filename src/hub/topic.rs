@@ -10,7 +10,7 @@ use std::{fmt, sync::Arc};
 ///
 /// # Examples
 ///
-/// An answer of a model, that several readers can follow and that is complete at some time:
+/// An answer of a model, which goes on whoever reads it, and is complete at some time:
 ///
 /// ```
 /// use tokio_stream::{Stream, StreamExt};
@@ -21,12 +21,10 @@ use std::{fmt, sync::Arc};
 ///     answer.publish(Event::new("").event("started")).await?;
 ///     let mut tokens = std::pin::pin!(tokens);
 ///     while let Some(token) = tokens.next().await {
-///         if answer.subscribers() == 0 {
-///             break;
-///         }
 ///         answer.publish(Event::new(token)).await?;
 ///     }
-///     answer.publish_all([Event::new("").event("usage"), Event::new("").event("done")]).await?;
+///     println!("{} read it to its end", answer.subscribers());
+///     answer.publish_all([Event::new("2 tokens").event("usage"), Event::default().event("done")]).await?;
 ///     answer.finish().await
 /// }
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
