@@ -33,6 +33,16 @@ pub enum Window {
     },
 }
 
+impl Window {
+    /// In CSS pixels.
+    pub(crate) fn width(self) -> u32 {
+        match self {
+            Self::Desktop => 1280,
+            Self::Phone { width } => width,
+        }
+    }
+}
+
 impl Browser {
     /// Starts Chromium, which can be a phone, and takes screenshots.
     ///

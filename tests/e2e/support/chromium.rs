@@ -22,7 +22,7 @@ pub(crate) fn start(profile: &Path, window: Window) -> Driver {
         "binary": installed(&["chromium", "chromium-browser", "google-chrome"], "chromium"),
         "args": [
             "--headless=new",
-            "--window-size=1280,900",
+            format!("--window-size={},900", Window::Desktop.width()),
             user_data_dir,
             // Containers and CI run as root, and with little shared memory.
             "--no-sandbox",

@@ -3,7 +3,7 @@
 use e2e::{Browser, Example, Message, Relay, RequestHead, Window, eventually, request, stays};
 use fantoccini::Locator;
 use serde_json::{Value, json};
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 /// Milliseconds between two steps: a job of 200 steps takes some six seconds.
 const PACE: &str = "30";
@@ -264,27 +264,13 @@ async fn after_a_restart_of_the_server_the_page_says_that_the_job_is_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
-    const WIDTH: u32 = 390;
-    for window in [Window::Phone { width: WIDTH }, Window::Desktop] {
+    for window in [Window::Phone { width: 390 }, Window::Desktop] {
         let (_server, _relay, page) = open_page("1", window).await;
         let long = page.start(&"W".repeat(60), false).await;
         let fails = page.start("One that fails, and says so in several words", true).await;
         page.has_ended(&long, "done", "All 200 steps are done").await;
         page.has_ended(&fails, "failed", "Step 121 has failed: the file ends too early").await;
-        page.browser.eval("new Promise(requestAnimationFrame)").await;
-
-        let screenshot = page.browser.client().screenshot().await.expect("Chromium takes one");
-        let name = if matches!(window, Window::Desktop) { "jobs-desktop.png" } else { "jobs-phone.png" };
-        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::write(&file, screenshot).expect("the target folder can be written to");
-        let pixels = async |what| page.browser.eval(what).await.as_u64().expect("a number of pixels");
-        let inner = pixels("innerWidth").await;
-        if let Window::Phone { width } = window {
-            // A page that is too wide is zoomed out on a phone: there is more room inside of the window then.
-            assert_eq!(inner, u64::from(width), "nothing makes the window wider: {}", file.display());
-        }
-        let needed = pixels("document.documentElement.scrollWidth").await;
-        assert!(needed <= inner, "{needed} of {inner} pixels are needed: {}", file.display());
+        page.browser.fits("jobs", window).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use e2e::{Browser, Example, Message, Window, eventually};
 use serde_json::Value;
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -73,16 +73,12 @@ async fn the_metrics_show_a_stream_while_it_is_open_and_how_it_ended_afterwards(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_fits_into_the_width_of_a_phone() {
-    const WIDTH: u32 = 390;
     let server = Example::start("ops", &[]);
-    let page = Page { browser: Browser::start(Window::Phone { width: WIDTH }).await };
+    let phone = Window::Phone { width: 390 };
+    let page = Page { browser: Browser::start(phone).await };
     page.browser.client().goto(&format!("http://{}/", server.address())).await.expect("the page is there");
     page.receives("an event", |message| message.kind == "message").await;
-    let image = page.browser.client().screenshot().await.expect("Chromium takes one");
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ops-phone.png");
-    std::fs::write(&file, image).expect("the target folder can be written to");
-    let widths = page.browser.eval("[innerWidth, document.documentElement.scrollWidth]").await;
-    assert_eq!(widths, serde_json::json!([WIDTH, WIDTH]), "{}", file.display());
+    page.browser.fits("ops", phone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use e2e::{Browser, Example, Message, Relay, Window, eventually, read, read_until, stays};
 use fantoccini::Locator;
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 use tokio::time::sleep;
 
 /// Ten times as fast as by default: more events fall into every interruption.
@@ -166,25 +166,10 @@ async fn the_button_closes_the_feed_for_good_and_opens_it_where_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
-    const WIDTH: u32 = 390;
-    for window in [Window::Phone { width: WIDTH }, Window::Desktop] {
+    for window in [Window::Phone { width: 390 }, Window::Desktop] {
         let (_server, _relay, page) = open_page(EVERY, window).await;
         page.receives("enough to fill the page", |received| received.len() >= 40).await;
-        page.browser.eval("new Promise(requestAnimationFrame)").await;
-
-        let screenshot = page.browser.client().screenshot().await.expect("Chromium takes one");
-        let name = if matches!(window, Window::Desktop) { "quickstart-desktop.png" } else { "quickstart-phone.png" };
-        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::write(&file, screenshot).expect("the target folder can be written to");
-
-        let pixels = async |what| page.browser.eval(what).await.as_u64().expect("a number of pixels");
-        let inner = pixels("innerWidth").await;
-        if let Window::Phone { width } = window {
-            // A page that is too wide is zoomed out on a phone: there is more room inside of the window then.
-            assert_eq!(inner, u64::from(width), "nothing makes the window wider: {}", file.display());
-        }
-        let needed = pixels("document.documentElement.scrollWidth").await;
-        assert!(needed <= inner, "{needed} of {inner} pixels are needed: {}", file.display());
+        page.browser.fits("quickstart", window).await;
     }
 }
 

@@ -137,8 +137,7 @@ async fn what_a_button_changes_the_page_and_a_grpc_client_are_told_and_a_page_th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_fits_into_the_width_of_a_phone_and_a_picture_shows_it_on_a_desk() {
-    const WIDTH: u32 = 390;
-    for window in [Window::Phone { width: WIDTH }, Window::Desktop] {
+    for window in [Window::Phone { width: 390 }, Window::Desktop] {
         let server = Example::start("tonic", &[]);
         let page = Page::open(server.address(), window).await;
         let up = SERVICES.map(|service| (service, "SERVING"));
@@ -151,19 +150,9 @@ async fn the_page_fits_into_the_width_of_a_phone_and_a_picture_shows_it_on_a_des
             })
             .await;
         }
-        match window {
-            Window::Phone { .. } => {
-                let image = page.browser.client().screenshot().await.expect("Chromium takes one");
-                let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tonic-phone.png");
-                fs::write(&file, image).expect("the target folder can be written to");
-                let widths = page.browser.eval("[innerWidth, document.documentElement.scrollWidth]").await;
-                assert_eq!(widths, json!([WIDTH, WIDTH]), "{}", file.display());
-            }
-            Window::Desktop => {
-                page.browser.screenshot("tonic").await;
-                let fits = page.browser.eval("document.documentElement.scrollWidth <= innerWidth").await;
-                assert_eq!(fits, true);
-            }
+        page.browser.fits("tonic", window).await;
+        if let Window::Desktop = window {
+            page.browser.screenshot("tonic").await;
         }
     }
 }
