@@ -49,4 +49,4 @@ pub use proxy::{Model, Program, Proxy};
 pub use relay::{Relay, RequestHead};
 pub use server::Server;
 pub use wait::{eventually, stays};
-pub use wire::{Message, read, read_until, request, request_until};
+pub use wire::{Message, create, read, read_until, request, request_until};

@@ -91,6 +91,26 @@ pub async fn request(server: SocketAddr, request: &str) -> String {
     request_until(server, request, |_| false).await
 }
 
+/// Posts JSON to have something made, and returns its id, below which it is to be found; the response if this has another
+/// status.
+///
+/// # Panics
+///
+/// If there is no server, no end, or neither an id nor the place that goes with it.
+pub async fn create(server: SocketAddr, path: &str, body: &Value, status: u16) -> Result<String, String> {
+    let body = body.to_string();
+    let head = format!("POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
+    let response = request(server, &format!("{head}\r\n\r\n{body}")).await;
+    if !response.starts_with(&format!("HTTP/1.0 {status} ")) {
+        return Err(response);
+    }
+    let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
+    let body: Value = serde_json::from_str(body).expect("its body is JSON");
+    let id = body["id"].as_str().expect("it has an id");
+    assert!(head.contains(&format!("\r\nlocation: {path}/{id}\r\n")), "{head}");
+    Ok(id.to_owned())
+}
+
 /// Sends a request in HTTP/1.0, and reads the response to its end, or as far as it is enough.
 ///
 /// # Panics

@@ -1,6 +1,6 @@
 //! Long jobs in a real browser: their progress and their ends, seen by pages that reload, get lost, or come late.
 
-use e2e::{Browser, Example, Message, Relay, RequestHead, Window, eventually, request, stays};
+use e2e::{Browser, Example, Message, Relay, RequestHead, Window, create, eventually, request, stays};
 use fantoccini::Locator;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
@@ -404,15 +404,5 @@ async fn look(server: SocketAddr, id: &str) -> Value {
 
 /// Starts a job and returns its id; the response if there is none.
 async fn start(server: SocketAddr, name: &str) -> Result<String, String> {
-    let body = json!({ "name": name }).to_string();
-    let head = format!("POST /jobs HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
-    let response = request(server, &format!("{head}\r\n\r\n{body}")).await;
-    if !response.starts_with("HTTP/1.0 202 ") {
-        return Err(response);
-    }
-    let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
-    let body: Value = serde_json::from_str(body).expect("its body is JSON");
-    let id = body["id"].as_str().expect("it has an id");
-    assert!(head.contains(&format!("\r\nlocation: /jobs/{id}\r\n")), "{head}");
-    Ok(id.to_owned())
+    create(server, "/jobs", &json!({ "name": name }), 202).await
 }

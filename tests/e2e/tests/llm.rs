@@ -1,8 +1,8 @@
 //! The answer of a language model in a real browser: what becomes of it when its readers reload, get lost, or go away.
 
-use e2e::{Browser, Example, Relay, RequestHead, Window, eventually, request, request_until, stays};
+use e2e::{Browser, Example, Relay, RequestHead, Window, create, eventually, request, request_until, stays};
 use fantoccini::Locator;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 use tokio::time::{sleep, timeout};
 
@@ -356,15 +356,5 @@ async fn ended_unheard(server: SocketAddr, id: &str) -> Answer {
 
 /// Begins an answer and returns its id; the response if there is none.
 async fn ask(server: SocketAddr, prompt: &str) -> Result<String, String> {
-    let body = json!({ "prompt": prompt }).to_string();
-    let head = format!("POST /answers HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
-    let response = request(server, &format!("{head}\r\n\r\n{body}")).await;
-    if !response.starts_with("HTTP/1.0 201 ") {
-        return Err(response);
-    }
-    let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
-    let body: Value = serde_json::from_str(body).expect("its body is JSON");
-    let id = body["id"].as_str().expect("it has an id");
-    assert!(head.contains(&format!("\r\nlocation: /answers/{id}\r\n")), "{head}");
-    Ok(id.to_owned())
+    create(server, "/answers", &json!({ "prompt": prompt }), 201).await
 }
