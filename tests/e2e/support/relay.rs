@@ -47,7 +47,7 @@ pub struct RequestHead(String);
 
 impl RequestHead {
     /// Whether an `EventSource` has sent it: the page's own `fetch` accepts anything.
-    pub fn is_of_event_source(&self) -> bool {
+    fn is_of_event_source(&self) -> bool {
         self.header("accept") == Some("text/event-stream")
     }
 
@@ -126,6 +126,11 @@ impl Relay {
     /// The heads of all requests so far, in order.
     pub fn heads(&self) -> Vec<RequestHead> {
         self.wire.heads.lock().expect("no holder panics").clone()
+    }
+
+    /// Those of them that an `EventSource` has sent.
+    pub fn event_sources(&self) -> Vec<RequestHead> {
+        self.heads().into_iter().filter(RequestHead::is_of_event_source).collect()
     }
 
     /// How many connections the browser has made so far, those that were refused included.

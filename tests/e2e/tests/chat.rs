@@ -1,6 +1,6 @@
 //! The chat in real browsers: rooms, who is here, and what happens when the connection is lost.
 
-use e2e::{Browser, Example, Message, Relay, RequestHead, Window, eventually};
+use e2e::{Browser, Example, Message, Relay, Window, eventually};
 use fantoccini::Locator;
 use serde_json::{Value, json};
 use std::{
@@ -47,9 +47,9 @@ async fn two_browsers_talk_in_several_rooms_over_one_connection_each() {
     assert_eq!(ann.messages().await, for_ann, "both have the messages of all their rooms in the same order");
 
     for page in [&ann, &bob] {
-        assert_eq!(page.connections_made().len(), 1, "to see another room no connection is made");
+        assert_eq!(page.relay.event_sources().len(), 1, "to see another room no connection is made");
     }
-    assert_eq!(ann.connections_made()[0].target(), "/events?rooms=lobby,rust,music");
+    assert_eq!(ann.relay.event_sources()[0].target(), "/events?rooms=lobby,rust,music");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,7 +145,7 @@ async fn what_is_said_while_the_connection_is_lost_arrives_once_and_in_order_whe
         ann.reads("rust", &rust).await;
         ann.reads("lobby", &lobby).await;
         assert_eq!(ann.messages().await, bob.messages().await, "in the order of all rooms together");
-        let back = ann.connections_made().pop().expect("there is one");
+        let back = ann.relay.event_sources().pop().expect("there is one");
         assert_eq!(back.header("last-event-id"), Some(&*last));
     }
     ann.has_unread("rust", &rust.len().to_string()).await;
@@ -338,11 +338,6 @@ impl Page {
     async fn goes_to(&self, path: &str) {
         let url = format!("http://{}{path}", self.relay.address());
         self.browser.client().goto(&url).await.expect("the page is there");
-    }
-
-    /// The requests of its `EventSource`.
-    fn connections_made(&self) -> Vec<RequestHead> {
-        self.relay.heads().into_iter().filter(RequestHead::is_of_event_source).collect()
     }
 
     async fn is_called(&self, name: &str) {

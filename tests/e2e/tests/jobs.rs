@@ -1,6 +1,6 @@
 //! Long jobs in a real browser: their progress and their ends, seen by pages that reload, get lost, or come late.
 
-use e2e::{Browser, Example, Message, Relay, RequestHead, Window, create, eventually, request, stays};
+use e2e::{Browser, Example, Message, Relay, Window, create, eventually, request, stays};
 use fantoccini::Locator;
 use serde_json::{Value, json};
 use std::{net::SocketAddr, time::Duration};
@@ -17,7 +17,7 @@ const TO_THE_END: Duration = Duration::from_secs(40);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_shows_its_progress_and_its_end_by_two_requests_and_then_nothing_is_asked_for() {
     let (server, relay, page) = open_page(PACE, Window::Desktop).await;
-    stays(RETRY, "without a job nothing is followed", async || event_sources(&relay).len()).await;
+    stays(RETRY, "without a job nothing is followed", async || relay.event_sources().len()).await;
     let id = page.start("An import", false).await;
     page.has_come_to(&id, 20).await;
     assert_eq!(page.text(&id, ".name").await, "An import");
@@ -73,10 +73,10 @@ async fn an_event_source_that_does_not_close_gets_the_end_once_and_then_a_204_by
     })
     .await;
     let ends = page.browser.eval("ends").await;
-    let asked: Vec<_> = event_sources(&relay).into_iter().filter(|head| head.target().ends_with("?careless")).collect();
+    let asked: Vec<_> = relay.event_sources().into_iter().filter(|head| head.target().ends_with("?careless")).collect();
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert_eq!(asked[1].header("last-event-id"), ends[0].as_str(), "it came back with the last id");
-    let seen = async || event_sources(&relay).len();
+    let seen = async || relay.event_sources().len();
     stays(3 * RETRY, "and does not come again", seen).await;
     assert_eq!(page.browser.eval("ends.length").await, 1);
 }
@@ -93,7 +93,7 @@ async fn a_page_that_is_reloaded_in_the_middle_shows_the_progress_so_far_and_goe
     assert_eq!(page.text(&id, ".name").await, "An import");
     page.has_ended(&id, "done", "All 200 steps are done").await;
     assert_eq!(page.ends().await, 1);
-    let asked = event_sources(&relay);
+    let asked = relay.event_sources();
     assert_eq!(asked.len(), 2, "once by each page: {asked:?}");
     assert_eq!(page.counted("#requests").await, 1, "a page that was reloaded asks once");
 
@@ -137,7 +137,7 @@ async fn after_a_lost_connection_a_page_is_up_to_date_by_one_event_and_gets_the_
     let told = page.received().await;
     assert!(told.iter().all(|message| message.kind != "gap"), "a state has no gaps: {told:?}");
     let sent: Vec<_> =
-        event_sources(&relay).iter().map(|head| head.header("last-event-id").map(str::to_owned)).collect();
+        relay.event_sources().iter().map(|head| head.header("last-event-id").map(str::to_owned)).collect();
     assert_eq!(sent[1..], resumed, "it comes back with the last id, and no more often");
     stays(3 * RETRY, "and not after the end", async || relay.heads().len()).await;
 }
@@ -153,7 +153,7 @@ async fn several_jobs_share_a_connection_and_two_tabs_see_the_same_of_them() {
     assert_eq!(page.browser.eval("location.hash").await, format!("#{ids}"));
     page.has_come_to(&done, 10).await;
     // One for all that go on: the first may have failed by now.
-    let asked = event_sources(&relay).last().expect("there is one").target().to_owned();
+    let asked = relay.event_sources().last().expect("there is one").target().to_owned();
     assert!(asked.starts_with(&format!("/jobs/{done},{cancelled}")), "{asked}");
 
     let client = page.browser.client();
@@ -388,10 +388,6 @@ fn status(message: &Message) -> Value {
 
 fn step(message: &Message) -> u64 {
     status(message)["done"].as_u64().expect("a number of steps")
-}
-
-fn event_sources(relay: &Relay) -> Vec<RequestHead> {
-    relay.heads().into_iter().filter(RequestHead::is_of_event_source).collect()
 }
 
 /// What somebody gets who polls.

@@ -1,6 +1,6 @@
 //! The answer of a language model in a real browser: what becomes of it when its readers reload, get lost, or go away.
 
-use e2e::{Browser, Example, Relay, RequestHead, Window, create, eventually, request, request_until, stays};
+use e2e::{Browser, Example, Relay, Window, create, eventually, request, request_until, stays};
 use fantoccini::Locator;
 use serde_json::json;
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
@@ -36,7 +36,7 @@ async fn a_page_that_is_reloaded_shows_the_same_answer_from_its_first_word_and_g
     assert_eq!(page.text("#tokens").await, answer.ids.len().to_string());
     assert_eq!(page.browser.eval("document.querySelector('section').querySelectorAll('img, b').length").await, 0);
 
-    let asked = event_sources(&relay);
+    let asked = relay.event_sources();
     assert_eq!(asked.len(), 2, "once by each page: {asked:?}");
     assert!(asked.iter().all(|head| head.target() == format!("/answers/{id}")), "{asked:?}");
     assert!(asked.iter().all(|head| head.header("last-event-id").is_none()), "{asked:?}");
@@ -73,7 +73,7 @@ async fn after_lost_connections_the_answer_is_whole_and_nothing_in_it_is_doubled
     assert_eq!(page.text("#answer").await, answer.text());
     assert_eq!(page.text("#tokens").await, answer.ids.len().to_string());
     let sent: Vec<_> =
-        event_sources(&relay).iter().map(|head| head.header("last-event-id").map(str::to_owned)).collect();
+        relay.event_sources().iter().map(|head| head.header("last-event-id").map(str::to_owned)).collect();
     let expected: Vec<_> = lost_after.iter().map(|tokens| Some(answer.ids[tokens - 1].clone())).collect();
     assert_eq!(sent[0], None);
     assert_eq!(sent[1..], expected, "it comes back with the last id that it has got, and no more often");
@@ -285,10 +285,6 @@ impl Page {
         })
         .await
     }
-}
-
-fn event_sources(relay: &Relay) -> Vec<RequestHead> {
-    relay.heads().into_iter().filter(RequestHead::is_of_event_source).collect()
 }
 
 /// An answer as it is on the wire, read apart from the library: lines end in LF, data is one line.

@@ -56,7 +56,7 @@ async fn the_page_shows_each_event_and_the_wire_it_came_by() {
     })
     .await;
 
-    assert_eq!(relay.heads().iter().filter(|head| head.is_of_event_source()).count(), 1, "one connection is enough");
+    assert_eq!(relay.event_sources().len(), 1, "one connection is enough");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,9 +73,8 @@ async fn after_a_restart_of_the_server_the_browser_is_told_of_the_gap_and_gets_e
     page.is_in_state("open").await;
 
     let received = page.receives("events of the new server", |received| received.len() >= before.len() + 10).await;
-    let reconnection = relay.heads().into_iter().filter(|head| head.is_of_event_source()).nth(1);
-    let reconnection = reconnection.expect("the relay has seen it");
-    assert_eq!(reconnection.header("last-event-id"), Some(&**last));
+    let asked = relay.event_sources();
+    assert_eq!(asked[1].header("last-event-id"), Some(&**last));
 
     let (gap, news) = received[before.len()..].split_first().expect("there is more than before");
     assert_eq!(received[..before.len()], before, "what the page had, it has");
@@ -124,7 +123,7 @@ async fn what_is_published_while_the_connection_is_lost_arrives_once_and_in_orde
 
         relay.mend();
         page.is_in_state("open").await;
-        let resumed = relay.heads().into_iter().rfind(|head| head.is_of_event_source()).expect("there is one");
+        let resumed = relay.event_sources().pop().expect("there is one");
         assert_eq!(resumed.header("last-event-id"), Some(&**last));
         let newest = &missed[missed.len() - 1].id;
         let received = page
