@@ -111,6 +111,7 @@ async fn accept(listener: TcpListener, app: Router, tls: Option<TlsAcceptor>, co
 
 /// What goes wrong with a connection is the browser's to notice.
 async fn serve(tcp: TcpStream, app: Router, tls: Option<TlsAcceptor>) {
+    // Otherwise the kernel holds an event back until the client, or a proxy, has acknowledged the one before: for 40 to 200 ms.
     let _ends_with_its_connection = tcp.set_nodelay(true);
     match tls {
         None => serve_http(tcp, app).await,

@@ -10,20 +10,19 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
-use e2e::{Browser, Client, Message, Relay, RequestHead, Window, eventually, installed, stays};
+use e2e::{Browser, Client, Message, Relay, RequestHead, Server, Window, eventually, installed, stays};
 use futures_util::{Stream, StreamExt};
 use serde_json::{Value, json};
 use std::{
     fs,
     future::ready,
-    net::SocketAddr,
     path::PathBuf,
     process::Command,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 use support::whatwg;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tower_http::cors::CorsLayer;
 use tower_sse::{
     Event, EventId, EventName, Heartbeat, LastEventId, SseLayer, SseStream, StopReconnecting,
@@ -393,8 +392,7 @@ struct Feed {
     /// The ids that clients of `/ids` came with, in order.
     ids: Arc<Mutex<Vec<String>>>,
     relay: Relay,
-    server: SocketAddr,
-    serves: JoinHandle<std::io::Result<()>>,
+    server: Server,
 }
 
 impl Feed {
@@ -417,11 +415,9 @@ impl Feed {
             .layer(CorsLayer::permissive())
             .route("/pages/{page}", get(page))
             .route("/packages/{*path}", get(package));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
-        let server = listener.local_addr().expect("it listens");
-        let relay = Relay::to(server).await.expect("there is a free port");
-        let serves = tokio::spawn(axum::serve(listener, app).into_future());
-        Self { topic, published: Vec::new(), ids, relay, server, serves }
+        let server = Server::start(app);
+        let relay = Relay::to(server.address()).await.expect("there is a free port");
+        Self { topic, published: Vec::new(), ids, relay, server }
     }
 
     fn url(&self, path: &str) -> String {
@@ -487,12 +483,6 @@ impl Feed {
         let last = asked.last().expect("somebody has asked");
         let in_query = || Some(last.target().split_once("?lastEventId=")?.1);
         last.header("last-event-id").or_else(in_query).map(str::to_owned)
-    }
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        self.serves.abort();
     }
 }
 
@@ -672,8 +662,8 @@ impl Page {
     async fn open(feed: &Feed, name: &'static str, path: &str, more: &str) -> Self {
         let browser = Browser::start(Window::Desktop).await;
         let kinds: String = KINDS.iter().map(|kind| format!("&type={kind}")).collect();
-        let url = format!("http://{}/pages/{name}?url={}{kinds}{more}", feed.server, feed.url(path));
-        browser.client().goto(&url).await.expect("the page is there");
+        let path = format!("/pages/{name}?url={}{kinds}{more}", feed.url(path));
+        browser.client().goto(&feed.server.url(&path)).await.expect("the page is there");
         Self { browser, name }
     }
 

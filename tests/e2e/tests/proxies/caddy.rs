@@ -25,9 +25,9 @@ holds_through!(CADDY);
 /// stream of ours that begins with a heartbeat is left alone, as that is short.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_does_not_heed_no_transform_and_holds_back_what_it_compresses() {
-    let mut server = Server::start(Heartbeat::default()).await;
+    let mut server = Server::start(Heartbeat::default());
     let model = Model::of(Program::Caddy).with("match {", "match {\nheader Content-Type text/*");
-    let proxy = Proxy::start(&model, server.address).await;
+    let proxy = Proxy::start(&model, server.address()).await;
     for path in ["/layer/axums", "/layer/bare"].into_iter().chain(PLAIN) {
         let Asked { answer, open } = CADDY.ask(Protocol::Http1, &proxy, &mut server, path).await;
         open.send(1, &long_event());
@@ -51,8 +51,8 @@ async fn long_events_are_not_compressed_either() {
 /// As long as it may still compress it. Ours begins with a first byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_head_of_a_foreign_stream_comes_with_its_first_event_or_heartbeat() {
-    let mut server = Server::start(Heartbeat::every(Duration::from_secs(2))).await;
-    let proxy = Proxy::start(&Model::of(Program::Caddy), server.address).await;
+    let mut server = Server::start(Heartbeat::every(Duration::from_secs(2)));
+    let proxy = Proxy::start(&Model::of(Program::Caddy), server.address()).await;
     for path in ["/layer/axums", "/layer/bare"] {
         let Asked { mut answer, open } = CADDY.ask(Protocol::Http1, &proxy, &mut server, path).await;
         assert!(timeout(A_WHILE, &mut answer).await.is_err(), "{path}");

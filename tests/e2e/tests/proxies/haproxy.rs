@@ -34,9 +34,9 @@ async fn it_heeds_no_transform_where_it_compresses_everything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_http_no_delay_it_holds_each_event_back_for_200_ms() {
-    let mut server = Server::start(Heartbeat::default()).await;
+    let mut server = Server::start(Heartbeat::default());
     let model = Model::of(Program::HaProxy).with("option http-no-delay", "");
-    let proxy = Proxy::start(&model, server.address).await;
+    let proxy = Proxy::start(&model, server.address()).await;
     for path in LAYERED {
         let Asked { answer, open } = HAPROXY.ask(Protocol::Http1, &proxy, &mut server, path).await;
         let (_, mut answer) = answer.await.expect("a response");
@@ -53,9 +53,9 @@ async fn without_http_no_delay_it_holds_each_event_back_for_200_ms() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_abortonclose_it_does_not_tell_of_a_client_that_goes() {
-    let mut server = Server::start(Heartbeat::default()).await;
+    let mut server = Server::start(Heartbeat::default());
     let model = Model::of(Program::HaProxy).with("option abortonclose", "");
-    let proxy = Proxy::start(&model, server.address).await;
+    let proxy = Proxy::start(&model, server.address()).await;
     let way = Way { tells_of_clients_that_go: false, ..HAPROXY };
     for path in LAYERED {
         assert!(!way.tells(&proxy, &mut server, path).await, "{path}");

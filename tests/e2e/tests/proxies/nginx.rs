@@ -34,8 +34,8 @@ async fn so_it_does_where_it_is_told_to_ignore_the_header() {
 }
 
 async fn assert_held_back(model: &Model, paths: &[&str]) {
-    let mut server = Server::start(Heartbeat::default()).await;
-    let proxy = Proxy::start(model, server.address).await;
+    let mut server = Server::start(Heartbeat::default());
+    let proxy = Proxy::start(model, server.address()).await;
     for path in paths {
         let Asked { mut answer, open } = NGINX.ask(Protocol::Http1, &proxy, &mut server, path).await;
         open.send(1, "first");

@@ -7,16 +7,11 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Sse, sse},
     routing::get,
-    serve::ListenerExt,
 };
 use futures_util::{Stream, StreamExt, stream::unfold};
 use std::{convert::Infallible, net::SocketAddr};
 use support::client::within;
-use tokio::{
-    net::TcpListener,
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    task::JoinHandle,
-};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tower_sse::{Event, Heartbeat, LastEventId, SseLayer, SseStream, StreamSummary};
 
 /// Ours, axum's, and one that has a content type and nothing else.
@@ -28,12 +23,11 @@ pub(crate) const PLAIN: [&str; 2] = ["/plain/axums", "/plain/bare"];
 type Item = (u64, String);
 
 pub(crate) struct Server {
-    pub(crate) address: SocketAddr,
+    server: e2e::Server,
     /// Those whose handlers have been called.
     streams: UnboundedReceiver<Open>,
     /// What the layer tells of those that are over.
     pub(crate) closed: UnboundedReceiver<StreamSummary>,
-    serving: JoinHandle<std::io::Result<()>>,
 }
 
 /// A stream as its handler sees it. It ends when this is dropped.
@@ -45,7 +39,7 @@ pub(crate) struct Open {
 
 impl Server {
     /// With this heartbeat from the layer.
-    pub(crate) async fn start(heartbeat: Heartbeat) -> Self {
+    pub(crate) fn start(heartbeat: Heartbeat) -> Self {
         let (open, streams) = unbounded_channel();
         let (tell, closed) = unbounded_channel();
         let layer = SseLayer::new().heartbeat(heartbeat).on_close(move |summary| {
@@ -54,23 +48,16 @@ impl Server {
         let streams_of = Router::new().route("/ours", get(ours)).route("/axums", get(axums)).route("/bare", get(bare));
         let app =
             Router::new().nest("/layer", streams_of.clone().layer(layer)).nest("/plain", streams_of).with_state(open);
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
-        let address = listener.local_addr().expect("it listens");
-        // Otherwise the kernel holds an event back until the proxy has acknowledged the one before: for 40 to 200 ms.
-        let listener = listener.tap_io(|tcp| tcp.set_nodelay(true).unwrap_or_default());
-        let serving = tokio::spawn(axum::serve(listener, app).into_future());
-        Self { address, streams, closed, serving }
+        Self { server: e2e::Server::start(app), streams, closed }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address()
     }
 
     /// The next stream that is asked for.
     pub(crate) async fn next(&mut self) -> Open {
         within("the request to reach the handler", self.streams.recv()).await.expect("the server is there")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.serving.abort();
     }
 }
 

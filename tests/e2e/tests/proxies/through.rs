@@ -79,9 +79,9 @@ impl Way {
     }
 
     pub(crate) async fn carries_events_at_once_and_as_they_are(self) {
-        let mut server = Server::start(Heartbeat::default()).await;
+        let mut server = Server::start(Heartbeat::default());
         for protocol in Protocol::ALL {
-            let proxy = Proxy::start(&self.model(protocol), server.address).await;
+            let proxy = Proxy::start(&self.model(protocol), server.address()).await;
             for path in LAYERED {
                 let mut rounds = Vec::new();
                 // What a proxy holds back is held back in each of them; what a busy machine does, is not.
@@ -109,8 +109,8 @@ impl Way {
     /// Three of its timeouts without an event, from the beginning or after one. Those without the layer, at the same
     /// time, do not even survive the first.
     pub(crate) async fn carries_silence_only_with_the_layer(self) {
-        let mut server = Server::start(Heartbeat::every(self.timeout * 2 / 5)).await;
-        let proxy = Proxy::start(&Model::of(self.program).timeout(self.timeout), server.address).await;
+        let mut server = Server::start(Heartbeat::every(self.timeout * 2 / 5));
+        let proxy = Proxy::start(&Model::of(self.program).timeout(self.timeout), server.address()).await;
         let mut streams = Vec::new();
         for path in LAYERED.into_iter().chain(PLAIN) {
             for before in [&[] as &[_], &["before"]] {
@@ -165,9 +165,9 @@ impl Way {
 
     /// At once where the proxy tells, and otherwise thanks to heartbeats: without them, it is not noticed at all.
     pub(crate) async fn lets_a_client_go(self) {
-        let mut server = Server::start(Heartbeat::every(Duration::from_millis(200))).await;
+        let mut server = Server::start(Heartbeat::every(Duration::from_millis(200)));
         for protocol in Protocol::ALL {
-            let proxy = Proxy::start(&self.model(protocol), server.address).await;
+            let proxy = Proxy::start(&self.model(protocol), server.address()).await;
             for path in LAYERED {
                 let gone = Instant::now();
                 let open = self.goes(protocol, &proxy, &mut server, path).await;
@@ -178,7 +178,7 @@ impl Way {
                 println!("{self:?} {protocol:?} {path}: noticed after {:?}", gone.elapsed());
             }
         }
-        let proxy = Proxy::start(&Model::of(self.program), server.address).await;
+        let proxy = Proxy::start(&Model::of(self.program), server.address()).await;
         for path in PLAIN {
             assert_eq!(self.tells(&proxy, &mut server, path).await, self.tells_of_clients_that_go, "{self:?} {path}");
         }
@@ -205,8 +205,8 @@ impl Way {
 
     /// How a stream is encoded that ends after a long event.
     pub(crate) async fn coding(self, model: &Model, path: &str) -> Option<String> {
-        let mut server = Server::start(Heartbeat::default()).await;
-        let proxy = Proxy::start(model, server.address).await;
+        let mut server = Server::start(Heartbeat::default());
+        let proxy = Proxy::start(model, server.address()).await;
         let Asked { answer, open } = self.ask(Protocol::Http1, &proxy, &mut server, path).await;
         open.send(1, &long_event());
         drop(open);
@@ -215,9 +215,9 @@ impl Way {
     }
 
     pub(crate) async fn passes_on_where_a_client_was(self) {
-        let mut server = Server::start(Heartbeat::default()).await;
+        let mut server = Server::start(Heartbeat::default());
         for protocol in Protocol::ALL {
-            let proxy = Proxy::start(&self.model(protocol), server.address).await;
+            let proxy = Proxy::start(&self.model(protocol), server.address()).await;
             for path in LAYERED {
                 for id in ["3", "zwölf-7"] {
                     let asked = self.ask_from(Some(id), protocol, &proxy, &mut server, path).await;

@@ -32,8 +32,8 @@ mod piped {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_client_has_a_stream_of_its_own_and_without_the_layer_the_first_ones() {
-    let mut server = Server::start(Heartbeat::default()).await;
-    let proxy = Proxy::start(&Model::of(Program::Varnish), server.address).await;
+    let mut server = Server::start(Heartbeat::default());
+    let proxy = Proxy::start(&Model::of(Program::Varnish), server.address()).await;
     let get = |path| Protocol::Http1.get(proxy.address(), path, &[]);
 
     let (mut one, first) = tokio::join!(get("/layer/bare"), server.next());
@@ -55,10 +55,10 @@ async fn each_client_has_a_stream_of_its_own_and_without_the_layer_the_first_one
 /// After ten minutes, if it is not set.
 #[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_do_not_help_against_send_timeout_and_pipes_do() {
-    let mut server = Server::start(Heartbeat::every(Duration::from_millis(400))).await;
+    let mut server = Server::start(Heartbeat::every(Duration::from_millis(400)));
     let seconds = VARNISH.timeout.as_secs();
     let model = Model::of(Program::Varnish).parameter(&format!("send_timeout={seconds}"));
-    let proxy = Proxy::start(&model, server.address).await;
+    let proxy = Proxy::start(&model, server.address()).await;
     let begin = Instant::now();
     let not_piped = VARNISH.ask(Protocol::Http1, &proxy, &mut server, "/layer/ours").await;
     not_piped.open.send(1, "before");
