@@ -5,6 +5,11 @@ pub(crate) use off::{Entered, Parent, Request, Span, failed, refused};
 #[cfg(feature = "tracing")]
 pub(crate) use on::{Entered, Parent, Request, Span, failed, refused};
 
+#[cfg(all(feature = "hub", not(feature = "tracing")))]
+pub(crate) use off::backend_failed;
+#[cfg(all(feature = "hub", feature = "tracing"))]
+pub(crate) use on::backend_failed;
+
 #[cfg(feature = "tracing")]
 mod on {
     use crate::{BoxError, StreamSummary};
@@ -56,6 +61,12 @@ mod on {
     pub(crate) fn failed(error: Option<&BoxError>) {
         let error = error.map(|error| tracing::field::display(error.as_ref()));
         warn!(target: TARGET, error, "stream failed");
+    }
+
+    /// The log of a hub cannot be read at the moment. Those who are subscribed wait, and see nothing of it.
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_failed(error: &BoxError) {
+        warn!(target: TARGET, error = %error, "backend failed");
     }
 
     /// The span of one stream.
@@ -151,6 +162,9 @@ mod off {
     pub(crate) fn refused(_: &Request) {}
 
     pub(crate) fn failed(_: Option<&BoxError>) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_failed(_: &BoxError) {}
 
     pub(crate) struct Span;
 

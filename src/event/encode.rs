@@ -47,6 +47,23 @@ impl Wire {
         bytes
     }
 
+    /// What was written by this crate: each line has one of the fields but for an id, and ends in LF, and the blank line is the
+    /// last.
+    #[cfg(feature = "hub")]
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let lines = str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+        let fields: [&[u8]; 4] = [DATA, NAME, RETRY, COMMENT];
+        let is_field =
+            |line: &str| line.ends_with('\n') && fields.iter().any(|field| line.as_bytes().starts_with(field));
+        if lines.contains('\r') || !lines.split_inclusive('\n').all(is_field) {
+            return None;
+        }
+        let mut buffer = Vec::with_capacity(ROOM_FOR_FIELDS + bytes.len());
+        buffer.extend_from_slice(&[0; ROOM_FOR_FIELDS]);
+        buffer.extend_from_slice(bytes);
+        Some(Self { buffer, start: ROOM_FOR_FIELDS })
+    }
+
     /// An event of one text.
     pub(super) fn new<const N: usize>(prefix: &'static [u8; N], text: &[u8]) -> Self {
         let lines = Lines::of(prefix, text);

@@ -210,6 +210,12 @@ impl Event {
         self.with_what_a_name_needs()
     }
 
+    /// An event that is complete and has no id, from the bytes that it is on the wire. `None` if these are not one event as it is
+    /// written here.
+    pub(crate) fn from_wire(bytes: &[u8]) -> Option<Self> {
+        Some(Self { wire: Wire::read(bytes)?, fields: 0 })
+    }
+
     /// What [`encode`](Self::encode) returns, of an event that is complete.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()

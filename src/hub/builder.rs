@@ -1,9 +1,15 @@
+#[cfg(feature = "nats")]
+use super::backend::NatsBackend;
+#[cfg(feature = "redis")]
+use super::backend::RedisBackend;
 use super::{
-    Hub, LagPolicy,
+    Error, Hub, LagPolicy,
+    backend::{Backend, Erased},
     core::{Core, Limits},
     log::Retention,
 };
-use std::{sync::Arc, time::Duration};
+use crate::BoxError;
+use std::{fmt, sync::Arc, time::Duration};
 
 /// How much a [`Hub`] holds, and for whom.
 ///
@@ -76,6 +82,77 @@ impl Builder {
     /// The hub, in the memory of this process.
     #[must_use]
     pub fn build(self) -> Hub {
-        Hub { core: Arc::new(Core::new(self.0)) }
+        Hub { core: Arc::new(Core::new(self.0, None)) }
+    }
+
+    /// A hub whose log is in this backend, which other processes use, too.
+    ///
+    /// What is [held](Self::max_events) here is then what clients get without asking the backend.
+    pub fn backend(self, backend: impl Backend) -> Connect {
+        self.of(Ok(backend))
+    }
+
+    /// A hub whose log is in Redis, at this URL. Its stream is trimmed to what is too old for this hub. For more, give a
+    /// [`RedisBackend`] to [`backend`](Self::backend).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tower_sse::hub::{Error, Hub};
+    /// # async fn connect() -> Result<Hub, Error> {
+    /// let hub = Hub::builder().redis("redis://127.0.0.1/").connect().await?;
+    /// # Ok(hub) }
+    /// ```
+    #[cfg(feature = "redis")]
+    pub fn redis(self, url: impl AsRef<str>) -> Connect {
+        let backend = RedisBackend::new(url).map(|redis| redis.max_age(self.0.retention.max_age));
+        self.of(backend)
+    }
+
+    /// A hub whose log is in NATS JetStream, at this address. Its stream is trimmed to what is too old for this hub. For more, give
+    /// a [`NatsBackend`] to [`backend`](Self::backend).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tower_sse::hub::{Error, Hub};
+    /// # async fn connect() -> Result<Hub, Error> {
+    /// let hub = Hub::builder().nats("nats://127.0.0.1").connect().await?;
+    /// # Ok(hub) }
+    /// ```
+    #[cfg(feature = "nats")]
+    pub fn nats(self, server: impl AsRef<str>) -> Connect {
+        let backend = NatsBackend::new(server).map(|nats| nats.max_age(self.0.retention.max_age));
+        self.of(backend)
+    }
+
+    fn of(self, backend: Result<impl Backend, BoxError>) -> Connect {
+        Connect { limits: self.0, backend: backend.map(|backend| Arc::new(backend) as Arc<dyn Erased>) }
+    }
+}
+
+/// A hub that is not connected yet.
+#[must_use = "it does nothing until it is connected"]
+pub struct Connect {
+    limits: Limits,
+    backend: Result<Arc<dyn Erased>, BoxError>,
+}
+
+impl Connect {
+    /// The hub, once everything that the backend holds was read, as far as the hub holds it.
+    ///
+    /// # Errors
+    ///
+    /// If the backend cannot be reached now, or not at all. Later it is an error for those who publish, while those who are
+    /// subscribed wait.
+    pub async fn connect(self) -> Result<Hub, Error> {
+        let backend = self.backend.map_err(|source| Error::backend("", source))?;
+        Ok(Hub { core: Core::connected(self.limits, backend).await? })
+    }
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect").field("limits", &self.limits).finish_non_exhaustive()
     }
 }

@@ -6,8 +6,10 @@
 //! of their topic alone. No waker is woken, cloned or dropped while a lock is held.
 
 use super::{
-    Error, Gap, GapReason, LagPolicy, Start, Stats, Subscription,
+    Error, GapReason, LagPolicy, Start, Stats, Subscription,
+    backend::{Ids, Node},
     cursor::Epoch,
+    delivery::cut,
     janitor,
     log::Retention,
     reader::Reader,
@@ -30,19 +32,23 @@ pub(super) struct Limits {
 }
 
 pub(super) struct Core {
-    limits: Limits,
-    epoch: Epoch,
-    registry: Mutex<Registry>,
+    pub(super) limits: Limits,
+    /// Where the log is, if it is not here alone.
+    pub(super) node: Option<Node>,
+    /// Changes under the lock of the registry, and only if the log of a backend is another one than before.
+    epoch: AtomicU64,
+    pub(super) registry: Mutex<Registry>,
     committed: AtomicU64,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
 
 impl Core {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(super) fn new(limits: Limits, node: Option<Node>) -> Self {
         Self {
             limits,
-            epoch: Epoch::random(),
+            node,
+            epoch: AtomicU64::new(Epoch::random().into_bits()),
             registry: Mutex::default(),
             committed: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
@@ -50,14 +56,25 @@ impl Core {
         }
     }
 
-    /// The id of a place in the log.
-    pub(super) fn id(&self, number: u64) -> EventId {
-        self.epoch.id(number)
+    pub(super) fn epoch(&self) -> Epoch {
+        let ids = self.node.as_ref().map_or(Ids::Positions, |node| node.backend.ids());
+        Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
     /// Up to which number every event can be read.
     pub(super) fn committed(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
+    }
+
+    /// Begins an epoch whose numbers are greater than this one. The caller holds the registry.
+    pub(super) fn set_epoch(&self, epoch: Epoch, after: u64) {
+        self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
+        self.committed.store(after, Ordering::Release);
+    }
+
+    /// Everything up to the registry's newest number can be read.
+    pub(super) fn set_committed(&self, registry: &Registry) {
+        self.committed.store(registry.newest, Ordering::Release);
     }
 
     /// Appends events, which have no id yet, and returns the id of the last.
@@ -75,21 +92,28 @@ impl Core {
             return Err(Error::finished(name));
         }
         contents.latest_only |= latest_only;
+        let epoch = self.epoch();
         let mut newest = None;
         for event in events {
             registry.newest += 1;
-            let id = self.id(registry.newest);
-            let before = contents.log.held();
-            contents.log.push(registry.newest, event.id(id.clone()), &self.limits.retention, now);
-            if contents.latest_only {
-                contents.log.replace();
-            }
-            contents.log.evict(&self.limits.retention, now);
-            registry.held = registry.held + contents.log.held() - before;
+            let id = epoch.id(registry.newest);
+            self.add(&mut registry, &mut contents, event.id(id.clone()), now);
             newest = Some(id);
         }
         self.commit(registry, &topic, contents, now);
         Ok(newest)
+    }
+
+    /// Adds an event with the registry's newest number, which its id says, to a topic.
+    pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
+        let before = contents.log.held();
+        contents.log.push(registry.newest, event, &self.limits.retention, now);
+        if contents.latest_only {
+            contents.log.replace();
+        }
+        contents.log.evict(&self.limits.retention, now);
+        registry.held = registry.held + contents.log.held() - before;
+        registry.published += 1;
     }
 
     pub(super) fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
@@ -106,7 +130,7 @@ impl Core {
     }
 
     /// Makes a change known to those who read the topic, and wakes them once nothing is locked any more.
-    fn commit(
+    pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
         topic: &Arc<TopicState>,
@@ -115,7 +139,7 @@ impl Core {
     ) {
         registry.age(topic, &mut contents, self.limits.retention.expiry(now));
         let wakers = topic.changed(&mut contents);
-        self.committed.store(registry.newest, Ordering::Release);
+        self.set_committed(&registry);
         drop(contents);
         self.call_janitor(&mut registry, now);
         drop(registry);
@@ -125,35 +149,42 @@ impl Core {
     pub(super) fn shut_down(&self) {
         let mut registry = lock(&self.registry);
         registry.is_shut_down = true;
-        let mut topics: Vec<_> = registry.topics.values().cloned().collect();
+        let topics: Vec<_> = registry.topics.values().cloned().collect();
         drop(registry);
-        // In the same order each time, which is what `tests/interleavings` needs.
-        topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        for topic in topics {
-            let mut contents = topic.lock();
-            contents.is_shut_down = true;
-            let wakers = topic.changed(&mut contents);
-            drop(contents);
-            topic.wake(wakers);
-        }
+        self.node.as_ref().inspect(|node| node.stop());
+        cut(topics);
     }
 
-    pub(super) fn subscribe(self: &Arc<Self>, mut names: Vec<Arc<str>>, start: Start) -> Result<Subscription, Error> {
+    pub(super) async fn subscribe(
+        self: &Arc<Self>,
+        mut names: Vec<Arc<str>>,
+        start: Start,
+    ) -> Result<Subscription, Error> {
         names.sort_unstable();
         names.dedup();
         if names.is_empty() {
             return Err(Error::no_topics());
         }
+        let Some(node) = &self.node else { return self.subscribe_here(&names, start, 0) };
+        let newest = node.newest(self, &start).await;
+        let mut subscription = self.subscribe_here(&names, start, newest)?;
+        subscription.begin_with_history().await;
+        Ok(subscription)
+    }
+
+    /// Takes places in the topics of this process. `newest` is a position that is known to be in the log, here or not.
+    fn subscribe_here(self: &Arc<Self>, names: &[Arc<str>], start: Start, newest: u64) -> Result<Subscription, Error> {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
-        let newest = registry.newest;
+        let epoch = self.epoch();
+        let newest = registry.newest.max(newest);
         let start = match start {
             Start::After(id) if id.as_bytes().is_empty() => Start::Latest,
             start => start,
         };
-        let is_new = start == Start::Latest;
+        let came = if start == Start::Latest { Came::New } else { Came::ForAll };
         let (base, requested, mut reason) = match start {
-            Start::After(id) => match self.epoch.number(&id) {
+            Start::After(id) => match epoch.number(&id) {
                 Ok(number) if number <= newest => (number, Some(id), None),
                 Ok(_) => (0, Some(id), Some(GapReason::Future)),
                 Err(reason) => (0, Some(id), Some(reason)),
@@ -162,11 +193,14 @@ impl Core {
             Start::Latest => (newest, None, None),
         };
 
-        registry.has_room_for(&names, &self.limits)?;
+        registry.has_room_for(names, &self.limits)?;
+        // What is lost beyond this can still be had.
+        let lost_for_good = self.node.as_ref().map_or(u64::MAX, Node::lost);
+        let mut is_here = true;
         let mut readers = Vec::with_capacity(names.len());
         let mut cursor = u64::MAX;
         let mut resumed = None;
-        for name in &names {
+        for name in names {
             let topic = registry.topic(name, &self.limits)?;
             let mut contents = topic.lock();
             let evicted = contents.log.evict(&self.limits.retention, now);
@@ -174,34 +208,31 @@ impl Core {
             contents.subscribers += 1;
             let lost = contents.log.lost();
             if lost > base {
-                reason = reason.or(Some(GapReason::Evicted));
+                is_here &= lost <= lost_for_good;
+                reason = reason.or((is_here && requested.is_some()).then_some(GapReason::Evicted));
             }
             let from = base.max(lost);
             let first = contents.log.first_after(from);
             // As far on as nothing is between, so that a gap is not told again to whoever comes back from there.
-            cursor = cursor.min(first.map_or(newest, |first| first - 1));
+            // What is newer in the log of a backend, and was not read here yet, is still to come.
+            cursor = cursor.min(first.map_or(registry.newest.max(base), |first| first - 1));
             resumed = least(resumed, first);
             drop(contents);
-            readers.push(Reader::new(topic, lost));
+            readers.push(Reader::new(topic, lost.min(lost_for_good)));
         }
         self.call_janitor(&mut registry, now);
         drop(registry);
 
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
-        let gap = requested.as_ref().zip(reason).map(|(requested, reason)| Gap {
-            reason,
-            requested: requested.clone(),
-            resumed: resumed.map(|number| self.id(number)),
-        });
-        if let Some(gap) = &gap {
-            self.count_gap(gap.reason);
+        let mut subscription =
+            Subscription::new(self.clone(), epoch, readers, self.limits.lag_policy, cursor, newest, came);
+        if is_here {
+            subscription.resume(requested, reason, resumed);
+        } else {
+            subscription.cursor = base;
+            subscription.look_back(requested, reason);
         }
-        let came = match (&requested, &gap) {
-            (Some(_), None) => Came::Back,
-            (None, _) if is_new => Came::New,
-            _ => Came::ForAll,
-        };
-        Ok(Subscription::new(self.clone(), readers, self.limits.lag_policy, cursor, newest, came, gap))
+        Ok(subscription)
     }
 
     /// What a subscription does with each of its topics when it goes.
@@ -244,7 +275,7 @@ impl Core {
             subscriptions: self.subscriptions.load(Ordering::Relaxed),
             events: registry.held.events,
             bytes: registry.held.bytes,
-            published: registry.newest,
+            published: registry.published,
             gaps: self.gaps.load(Ordering::Relaxed),
         }
     }
@@ -286,6 +317,7 @@ impl Drop for Core {
         if let Some(janitor) = lock(&self.registry).janitor.take() {
             janitor.abort();
         }
+        self.node.as_ref().inspect(|node| node.stop());
     }
 }
 

@@ -1,48 +1,128 @@
 //! Ids: what a number of the log is to a client.
 
-use super::GapReason;
+use super::{GapReason, backend::Ids};
 use crate::{EventId, random};
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
+/// As many positions are of one message, for [`Ids::Messages`].
+const MESSAGE: u64 = 1 << 16;
+
+/// As many bits of a position are not its time, for [`Ids::Times`].
+const TIME: u32 = 20;
+const MOST_AT_A_TIME: u64 = (1 << TIME) - 1;
+
 /// What tells the log of one hub from that of any other, above all from that of the same server before it was restarted:
-/// 40 random bits, as eight characters.
-#[derive(Debug)]
-pub(super) struct Epoch([u8; LENGTH]);
+/// 40 bits, as eight characters. In memory they are random.
+///
+/// It knows how its log wants its ids to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Epoch {
+    letters: [u8; LENGTH],
+    ids: Ids,
+}
 
 impl Epoch {
     pub(super) fn random() -> Self {
-        let bits = random::bits();
-        Self(std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]))
+        Self::of(random::bits(), Ids::Positions)
     }
 
-    /// `<epoch>-<number>`.
+    /// The lower 40 bits.
+    pub(super) fn of(bits: u64, ids: Ids) -> Self {
+        Self { letters: std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]), ids }
+    }
+
+    pub(super) fn from_bits(bits: u64, ids: Ids) -> Self {
+        Self { letters: bits.to_ne_bytes(), ids }
+    }
+
+    pub(super) fn into_bits(self) -> u64 {
+        u64::from_ne_bytes(self.letters)
+    }
+
     pub(super) fn id(&self, number: u64) -> EventId {
-        let mut digits = itoa::Buffer::new();
-        let digits = digits.format(number).as_bytes();
-        let mut id = [b'-'; LENGTH + 1 + 20];
-        id[..LENGTH].copy_from_slice(&self.0);
-        let end = LENGTH + 1 + digits.len();
-        id[LENGTH + 1..end].copy_from_slice(digits);
-        EventId::from_ascii(&id[..end])
+        let mut id = Text { bytes: [0; 48], length: 0 };
+        match self.ids {
+            Ids::Positions => id.add(&self.letters).add(b"-").number(number),
+            Ids::Messages => {
+                let message = number.div_ceil(MESSAGE);
+                id.add(&self.letters).add(b"-").number(message);
+                match message * MESSAGE - number {
+                    0 => &mut id,
+                    following => id.add(b"-").number(following),
+                }
+            }
+            Ids::Times => id.number(number >> TIME).add(b"-").number(number & MOST_AT_A_TIME),
+        };
+        EventId::from_ascii(id.as_bytes())
     }
 
     /// The number that an id says, if it is one of this epoch.
     pub(super) fn number(&self, id: &EventId) -> Result<u64, GapReason> {
-        let id = id.as_bytes();
-        let Some((epoch, [b'-', digits @ ..])) = id.split_at_checked(LENGTH) else { return Err(GapReason::Malformed) };
-        // As it is written here and in no other way: no sign, no zero in front.
-        let is_canonical = matches!(digits, [b'0'] | [b'1'..=b'9', ..]) && digits.iter().all(u8::is_ascii_digit);
-        if !is_canonical || !epoch.iter().all(|byte| ALPHABET.contains(byte)) {
+        let id = id.as_str();
+        if self.ids == Ids::Times {
+            let (time, sequence) = id.split_once('-').ok_or(GapReason::Malformed)?;
+            let (time, sequence) = (digits(time)?, digits(sequence)?);
+            if sequence.is_none_or(|sequence| sequence > MOST_AT_A_TIME) {
+                return Err(GapReason::Malformed);
+            }
+            let time = time.filter(|time| *time <= u64::MAX >> TIME).ok_or(GapReason::Future)?;
+            return Ok(time << TIME | sequence.unwrap_or(0));
+        }
+
+        let (letters, rest) = id.split_once('-').ok_or(GapReason::Malformed)?;
+        let (number, following) = match rest.split_once('-') {
+            Some((number, following)) if self.ids == Ids::Messages => (number, Some(following)),
+            _ => (rest, None),
+        };
+        let number = digits(number)?;
+        let following = following.map(digits).transpose()?;
+        if letters.len() != LENGTH || !letters.bytes().all(|letter| ALPHABET.contains(&letter)) {
             return Err(GapReason::Malformed);
         }
-        let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-        match number {
-            _ if epoch != self.0 => Err(GapReason::OtherEpoch),
-            Some(number) => Ok(number),
-            None => Err(GapReason::Future),
+        if letters.as_bytes() != self.letters {
+            return Err(GapReason::OtherEpoch);
         }
+        let number = number.ok_or(GapReason::Future)?;
+        if self.ids == Ids::Positions {
+            return Ok(number);
+        }
+        let last = number.checked_mul(MESSAGE).ok_or(GapReason::Future)?;
+        match following {
+            None => Ok(last),
+            Some(Some(following @ 1..MESSAGE)) if last > 0 => Ok(last - following),
+            Some(_) => Err(GapReason::Malformed),
+        }
+    }
+}
+
+/// A number as it is written here and in no other way: no sign, no zero in front. `None`: it is too large.
+fn digits(text: &str) -> Result<Option<u64>, GapReason> {
+    let is_canonical =
+        matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && text.bytes().all(|b| b.is_ascii_digit());
+    if is_canonical { Ok(text.parse().ok()) } else { Err(GapReason::Malformed) }
+}
+
+/// An id while it is written.
+struct Text {
+    bytes: [u8; 48],
+    length: usize,
+}
+
+impl Text {
+    fn add(&mut self, bytes: &[u8]) -> &mut Self {
+        self.bytes[self.length..][..bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len();
+        self
+    }
+
+    fn number(&mut self, number: u64) -> &mut Self {
+        self.add(itoa::Buffer::new().format(number).as_bytes())
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 
@@ -62,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_is_no_id_of_this_epoch_says_why() {
-        let epoch = Epoch(*b"abcdefgh");
+        let epoch = Epoch { letters: *b"abcdefgh", ids: Ids::Positions };
         for (id, reason) in [
             ("", GapReason::Malformed),
             ("7", GapReason::Malformed),
@@ -84,8 +164,56 @@ mod tests {
     }
 
     #[test]
+    fn the_ids_of_a_log_are_written_as_it_wants_them() {
+        let messages = Epoch { letters: *b"abcdefgh", ids: Ids::Messages };
+        let times = Epoch { ids: Ids::Times, ..messages };
+        for (epoch, number, id) in [
+            (messages, 0, "abcdefgh-0"),
+            (messages, 65_536, "abcdefgh-1"),
+            (messages, 65_537, "abcdefgh-2-65535"),
+            (messages, 131_071, "abcdefgh-2-1"),
+            (messages, u64::MAX - 65_535, "abcdefgh-281474976710655"),
+            (times, 0, "0-0"),
+            (times, 1_700_000_000_000 << 20, "1700000000000-0"),
+            (times, 1_700_000_000_000 << 20 | 7, "1700000000000-7"),
+            (times, u64::MAX, "17592186044415-1048575"),
+        ] {
+            assert_eq!(epoch.id(number).as_str(), id);
+            assert_eq!(epoch.number(&EventId::new(id).unwrap()), Ok(number), "{id}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_id_of_such_a_log_says_why() {
+        let messages = Epoch { letters: *b"abcdefgh", ids: Ids::Messages };
+        let times = Epoch { ids: Ids::Times, ..messages };
+        for (epoch, id, reason) in [
+            (messages, "abcdefgh-0-1", GapReason::Malformed),
+            (messages, "abcdefgh-7-0", GapReason::Malformed),
+            (messages, "abcdefgh-7-65536", GapReason::Malformed),
+            (messages, "abcdefgh-7-01", GapReason::Malformed),
+            (messages, "abcdefgh-7-", GapReason::Malformed),
+            (messages, "abcdefgh-7-99999999999999999999", GapReason::Malformed),
+            (messages, "1700000000000-7", GapReason::Malformed),
+            (messages, "hgfedcba-7-1", GapReason::OtherEpoch),
+            (messages, "abcdefgh-281474976710656", GapReason::Future),
+            (messages, "abcdefgh-99999999999999999999", GapReason::Future),
+            (times, "", GapReason::Malformed),
+            (times, "1700000000000", GapReason::Malformed),
+            (times, "1700000000000-", GapReason::Malformed),
+            (times, "1700000000000-07", GapReason::Malformed),
+            (times, "1700000000000-1048576", GapReason::Malformed),
+            (times, "abcdefgh-7", GapReason::Malformed),
+            (times, "17592186044416-0", GapReason::Future),
+            (times, "99999999999999999999-0", GapReason::Future),
+        ] {
+            assert_eq!(epoch.number(&EventId::new(id).unwrap()), Err(reason), "{id:?}");
+        }
+    }
+
+    #[test]
     fn epochs_differ() {
-        let epochs: std::collections::HashSet<_> = (0..100).map(|_| Epoch::random().0).collect();
+        let epochs: std::collections::HashSet<_> = (0..100).map(|_| Epoch::random().letters).collect();
         assert_eq!(epochs.len(), 100);
     }
 }

@@ -1,4 +1,4 @@
-use crate::event::Shortened;
+use crate::{BoxError, event::Shortened};
 use http::StatusCode;
 use std::fmt;
 
@@ -23,6 +23,7 @@ pub struct Error {
     kind: ErrorKind,
     topic: Box<str>,
     limit: usize,
+    source: Option<BoxError>,
 }
 
 /// The kinds of [`Error`]s.
@@ -37,23 +38,33 @@ pub enum ErrorKind {
     NoTopics,
     /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
     ShutDown,
+    /// The backend did not do what it was asked to, or did not say that it did. 503 Service Unavailable.
+    Backend,
 }
 
 impl Error {
     pub(super) fn finished(topic: &str) -> Self {
-        Self { kind: ErrorKind::Finished, topic: topic.into(), limit: 0 }
+        Self { kind: ErrorKind::Finished, topic: topic.into(), limit: 0, source: None }
     }
 
     pub(super) fn too_many_topics(topic: &str, limit: usize) -> Self {
-        Self { kind: ErrorKind::TooManyTopics, topic: topic.into(), limit }
+        Self { kind: ErrorKind::TooManyTopics, topic: topic.into(), limit, source: None }
     }
 
     pub(super) fn no_topics() -> Self {
-        Self { kind: ErrorKind::NoTopics, topic: "".into(), limit: 0 }
+        Self { kind: ErrorKind::NoTopics, topic: "".into(), limit: 0, source: None }
     }
 
     pub(super) fn shut_down() -> Self {
-        Self { kind: ErrorKind::ShutDown, topic: "".into(), limit: 0 }
+        Self { kind: ErrorKind::ShutDown, topic: "".into(), limit: 0, source: None }
+    }
+
+    pub(super) fn backend(topic: &str, source: BoxError) -> Self {
+        Self { kind: ErrorKind::Backend, topic: topic.into(), limit: 0, source: Some(source) }
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.kind == ErrorKind::Finished
     }
 
     /// What kind of error it is.
@@ -67,7 +78,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Finished => StatusCode::GONE,
-            ErrorKind::TooManyTopics | ErrorKind::ShutDown => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::TooManyTopics | ErrorKind::ShutDown | ErrorKind::Backend => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
         }
     }
@@ -84,8 +95,14 @@ impl fmt::Display for Error {
             }
             ErrorKind::ShutDown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
+            ErrorKind::Backend if self.topic.is_empty() => f.write_str("the backend cannot be used"),
+            ErrorKind::Backend => write!(f, "the backend has not confirmed what was published to {topic}"),
         }
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self.source.as_deref()?)
+    }
+}

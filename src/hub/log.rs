@@ -202,6 +202,11 @@ impl Log {
         self.lost = lost;
     }
 
+    /// Lets go of everything, and of what was not added up to here. Returns how much was held.
+    pub(super) fn lose(&mut self, through: u64) -> Amount {
+        mem::replace(self, Self::new(through)).held
+    }
+
     /// All of the oldest segment, which is sealed.
     fn evict_segment(&mut self) {
         if let Some(segment) = self.sealed.pop_front() {

@@ -86,11 +86,14 @@
 //! 5. The events that the hub makes itself, gaps, snapshots and checkpoints, have no id but a place in the log to which all before
 //!    it was handed out or told as missing.
 
+pub mod backend;
 mod builder;
 mod core;
 mod cursor;
+mod delivery;
 mod error;
 mod gap;
+mod history;
 mod janitor;
 mod log;
 mod reader;
@@ -104,7 +107,7 @@ mod topic;
 mod topic_state;
 mod waiters;
 
-pub use builder::Builder;
+pub use builder::{Builder, Connect};
 pub use error::{Error, ErrorKind};
 pub(crate) use gap::{Cut, ShutDown};
 pub use gap::{Gap, GapReason, LagPolicy, Lagged};
@@ -167,7 +170,7 @@ impl Hub {
         start: impl Into<Start>,
     ) -> Result<Subscription, Error> {
         let names = topics.into_iter().map(|name| name.as_ref().into()).collect();
-        self.core.subscribe(names, start.into())
+        self.core.subscribe(names, start.into()).await
     }
 
     /// Ends all subscriptions at once, and takes no more events and no more subscribers.

@@ -18,6 +18,7 @@ pub(super) struct Registry {
     pub(super) topics: HashMap<Arc<str>, Arc<TopicState>>,
     pub(super) newest: u64,
     pub(super) held: Amount,
+    pub(super) published: u64,
     forgotten: Forgotten,
     /// When a topic is to be looked at, because something in it will be too old then. The number tells topics apart.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
@@ -49,6 +50,26 @@ impl Registry {
             Some(name) => Err(Error::too_many_topics(name, limits.max_topics)),
             None => Ok(()),
         }
+    }
+
+    /// Gives up all topics, as those of another log. Of the one that begins, everything up to here is lost.
+    pub(super) fn begin_anew(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
+        self.newest = lost;
+        self.held = Amount::default();
+        self.due.clear();
+        self.forgotten = Forgotten { topics: HashMap::new(), others: lost };
+        self.topics.drain().map(|(_, topic)| topic).collect()
+    }
+
+    /// Notes that everything up to here is lost. It remains to be noted in these topics.
+    pub(super) fn lose(&mut self, through: u64) -> Vec<Arc<TopicState>> {
+        self.forgotten = Forgotten { topics: HashMap::new(), others: through };
+        self.topics.values().cloned().collect()
+    }
+
+    /// Notes that an event of a topic was not taken in.
+    pub(super) fn is_not_here(&mut self, topic: &Arc<str>, number: u64) {
+        self.forgotten.note(self.topics.hasher().hash_one(topic), number);
     }
 
     /// Notes that the topic is to be looked at when it is due.

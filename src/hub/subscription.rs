@@ -1,6 +1,8 @@
 use super::{
     Cut, Gap, GapReason, LagPolicy,
     core::{Core, least},
+    cursor::Epoch,
+    history::History,
     reader::{Reader, Step, merge},
 };
 use crate::{EncodedEvents, Event, EventId};
@@ -8,7 +10,7 @@ use std::{
     fmt, mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 use tokio_stream::Stream;
 
@@ -39,19 +41,23 @@ use tokio_stream::Stream;
 ///
 /// It keeps its hub alive, so it does not end because every [`Hub`](super::Hub) and [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
+    /// Of the log in which the cursor is.
+    pub(super) epoch: Epoch,
     /// None at the end.
-    readers: Box<[Reader]>,
+    pub(super) readers: Box<[Reader]>,
     /// Everything up to it was handed out, in all topics, or is lost and told.
-    cursor: u64,
+    pub(super) cursor: u64,
     /// The newest event of the hub when this began.
     joined: u64,
     /// Goes first.
-    opening: Option<Box<EncodedEvents>>,
+    pub(super) opening: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
+    /// What the topics here no longer hold, and the backend may.
+    pub(super) history: Option<Box<History>>,
     waker: Option<Waker>,
-    lag_policy: LagPolicy,
-    came: Came,
+    pub(super) lag_policy: LagPolicy,
+    pub(super) came: Came,
     /// Whether a response begins with the cursor.
     says_cursor: bool,
     /// It ended before the end of its topics.
@@ -72,28 +78,46 @@ pub(super) enum Came {
 impl Subscription {
     pub(super) fn new(
         core: Arc<Core>,
+        epoch: Epoch,
         readers: Vec<Reader>,
         lag_policy: LagPolicy,
         cursor: u64,
         joined: u64,
         came: Came,
-        gap: Option<Gap>,
     ) -> Self {
-        let mut this = Self {
+        Self {
             core,
+            epoch,
             readers: readers.into(),
             cursor,
             joined,
             opening: None,
-            gap: gap.map(Box::new),
+            gap: None,
+            history: None,
             waker: None,
             lag_policy,
             came,
             says_cursor: true,
             is_cut: false,
-        };
-        this.opening = this.gap.as_ref().map(|gap| Box::new(this.gap_event(gap).into()));
-        this
+        }
+    }
+
+    /// Goes on for whoever has requested this, with what is missing for this reason.
+    pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<u64>) {
+        let Some(requested) = requested else { return };
+        match reason {
+            Some(reason) => self.opening = Some(Box::new(self.tell(reason, requested, resumed).into())),
+            None => self.came = Came::Back,
+        }
+    }
+
+    /// Tells of a gap, by the event that is returned.
+    pub(super) fn tell(&mut self, reason: GapReason, requested: EventId, resumed: Option<u64>) -> Event {
+        self.core.count_gap(reason);
+        let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
+        let event = self.gap_event(&gap);
+        self.gap = Some(Box::new(gap));
+        event
     }
 
     /// What the client has missed: when it came, or, if it was too slow later, since then. It gets the same as an event, unless
@@ -116,13 +140,14 @@ impl Subscription {
     /// which it gets what it has not been handed yet.
     #[must_use]
     pub fn cursor(&self) -> EventId {
-        self.core.id(self.cursor)
+        self.epoch.id(self.cursor)
     }
 
     /// Whether there is nothing to hand out, now or later.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.opening.is_none()
+            && self.history.is_none()
             && !self.is_cut
             && self.readers.iter().all(|reader| {
                 let contents = reader.topic.lock();
@@ -168,7 +193,8 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn begin_with(mut self, snapshot: Event) -> Self {
-        if self.gap.is_some() {
+        if self.gap.is_some() || self.is_undecided() {
+            self.history = None;
             // It can be further on, if some of it was read already.
             self.cursor = self.cursor.max(self.joined);
         }
@@ -274,7 +300,7 @@ impl Subscription {
     }
 
     /// Goes on with the oldest that is held.
-    fn skip(&mut self) -> Gap {
+    fn skip(&mut self) -> Event {
         let requested = self.cursor();
         let through = self.core.committed();
         let mut cursor = u64::MAX;
@@ -291,11 +317,11 @@ impl Subscription {
             reader.begin_anew();
         }
         self.cursor = cursor;
-        Gap { reason: GapReason::Lagged, requested, resumed: resumed.map(|number| self.core.id(number)) }
+        self.tell(GapReason::Lagged, requested, resumed)
     }
 
     /// Ends before the end of its topics.
-    fn cut(&mut self, cut: Cut) -> EncodedEvents {
+    pub(super) fn cut(&mut self, cut: Cut) -> EncodedEvents {
         self.leave();
         self.is_cut = true;
         EncodedEvents::cut(cut)
@@ -320,29 +346,35 @@ impl Stream for Subscription {
         if let Some(opening) = this.opening.take() {
             return Poll::Ready(Some(*opening));
         }
-        drop(this.remember_waker(cx.waker()));
-        match this.step() {
-            Step::Events(events, last) => {
-                this.cursor = last;
-                Poll::Ready(Some(events))
+        loop {
+            if this.history.is_some() {
+                if let Some(events) = ready!(this.poll_history(cx)) {
+                    return Poll::Ready(Some(events));
+                }
             }
-            Step::Wait => Poll::Pending,
-            Step::ShutDown => Poll::Ready(Some(this.cut(Cut::ShutDown))),
-            Step::Finished => {
-                this.leave();
-                Poll::Ready(None)
-            }
-            Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
-                this.core.count_gap(GapReason::Lagged);
-                Poll::Ready(Some(this.cut(Cut::Lagged)))
-            }
-            Step::Lost => {
-                this.core.count_gap(GapReason::Lagged);
-                let gap = this.skip();
-                let event = this.gap_event(&gap);
-                this.gap = Some(Box::new(gap));
-                Poll::Ready(Some(event.into()))
-            }
+            drop(this.remember_waker(cx.waker()));
+            return match this.step() {
+                Step::Events(events, last) => {
+                    this.cursor = last;
+                    Poll::Ready(Some(events))
+                }
+                Step::Wait => Poll::Pending,
+                Step::ShutDown => Poll::Ready(Some(this.cut(Cut::ShutDown))),
+                Step::Finished => {
+                    this.leave();
+                    Poll::Ready(None)
+                }
+                // What is no longer held here may be there.
+                Step::Lost if this.core.node.is_some() => {
+                    this.fall_back();
+                    continue;
+                }
+                Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
+                    this.core.count_gap(GapReason::Lagged);
+                    Poll::Ready(Some(this.cut(Cut::Lagged)))
+                }
+                Step::Lost => Poll::Ready(Some(this.skip().into())),
+            };
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::{Error, Start, Subscription, core::Core};
+use super::{Error, Start, Subscription, backend::RecordKind, core::Core};
 use crate::{Event, EventId};
 use std::{fmt, sync::Arc};
 
@@ -90,7 +90,11 @@ impl Topic {
     ///
     /// In memory it does not wait for anything: it is done when it was polled once.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
-        let id = self.core.publish(&self.name, self.latest_only, [event.without_id().complete()])?;
+        let event = event.without_id().complete();
+        let id = match &self.core.node {
+            None => self.core.publish(&self.name, self.latest_only, [event])?,
+            Some(node) => node.publish(&self.core, &self.name, self.kind(), [event]).await?,
+        };
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -112,7 +116,10 @@ impl Topic {
         if events.is_empty() {
             return Ok(None);
         }
-        self.core.publish(&self.name, self.latest_only, events)
+        match &self.core.node {
+            None => self.core.publish(&self.name, self.latest_only, events),
+            Some(node) => node.publish(&self.core, &self.name, self.kind(), events).await,
+        }
     }
 
     /// The events of this topic, from a place in the log on.
@@ -124,7 +131,7 @@ impl Topic {
     ///
     /// If the topic would be one more than the hub may have.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
-        self.core.subscribe(vec![self.name.clone()], start.into())
+        self.core.subscribe(vec![self.name.clone()], start.into()).await
     }
 
     /// Says that there will be no more events: a job that is done, an answer that is complete.
@@ -137,7 +144,14 @@ impl Topic {
     ///
     /// If the topic would be one more than the hub may have.
     pub async fn finish(&self) -> Result<(), Error> {
-        self.core.finish(&self.name)
+        match &self.core.node {
+            None => self.core.finish(&self.name),
+            Some(node) => node.finish(&self.core, &self.name).await,
+        }
+    }
+
+    fn kind(&self) -> RecordKind {
+        if self.latest_only { RecordKind::State } else { RecordKind::Event }
     }
 
     /// Whether it has come into being and is still there: it holds events, is remembered as finished, or has subscribers.

@@ -30,6 +30,8 @@ mod screen;
 mod screenshot;
 #[path = "support/server.rs"]
 mod server;
+#[path = "support/store.rs"]
+pub mod store;
 #[path = "support/tls.rs"]
 mod tls;
 #[path = "support/wait.rs"]

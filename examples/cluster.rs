@@ -1,0 +1,117 @@
+//! Several nodes with one log: what is published on any of them arrives on all of them, and a client goes on at any of them.
+//!
+//! ```console
+//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1:6379
+//! $ cargo run --example cluster --features redis,nats -- --nats nats://127.0.0.1:4222
+//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1:6379 127.0.0.1:3002    # one more node
+//! ```
+//!
+//! Without addresses it is two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001, each with a hub of its own, as two programs would
+//! be. Open one of them, stop its node on the page, and see it go on at the other one, with what was published meanwhile.
+//! Stop Redis or NATS, and start it again.
+
+use axum::{
+    Json, Router,
+    extract::State,
+    response::{Html, Result},
+    routing::{get, post},
+};
+use std::{env, error::Error, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tower_http::cors::CorsLayer;
+use tower_sse::{
+    BoxError, Event, Heartbeat, LastEventId, SseLayer, SseStream,
+    hub::{Hub, Subscription},
+};
+
+const USAGE: &str = "Say where the log is: --redis redis://127.0.0.1:6379 or --nats nats://127.0.0.1:4222";
+/// For how long a node is away that was stopped.
+const AWAY: Duration = Duration::from_secs(5);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if let Err(error) = run(env::args().skip(1).collect()).await {
+        eprintln!("{error}");
+        let mut source = error.source();
+        while let Some(error) = source {
+            eprintln!("  {error}");
+            source = error.source();
+        }
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+async fn run(args: Vec<String>) -> Result<(), BoxError> {
+    let [backend, url, addresses @ ..] = &args[..] else { return Err(USAGE.into()) };
+    let usual = ["127.0.0.1:3000".to_owned(), "127.0.0.1:3001".to_owned()];
+    let addresses = if addresses.is_empty() { &usual } else { addresses };
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.push(TcpListener::bind(address).await.map_err(|error| {
+            format!(
+                "cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port"
+            )
+        })?);
+    }
+    let nodes = listeners.iter().map(TcpListener::local_addr).collect::<Result<Arc<[_]>, _>>()?;
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        let builder = Hub::builder().max_events(1000);
+        let hub = match &**backend {
+            "--redis" => builder.redis(url).connect().await?,
+            "--nats" => builder.nats(url).connect().await?,
+            _ => return Err(USAGE.into()),
+        };
+        println!("Open http://{} in a browser", listener.local_addr()?);
+        servers.spawn(serve(listener, hub, nodes.clone()));
+    }
+    while let Some(ended) = servers.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Node {
+    hub: Hub,
+    /// Of this program, for the page.
+    nodes: Arc<[SocketAddr]>,
+    stop: CancellationToken,
+}
+
+/// Until it is stopped, and again after a while, as by whatever restarts a server.
+async fn serve(mut listener: TcpListener, hub: Hub, nodes: Arc<[SocketAddr]>) -> std::io::Result<()> {
+    let address = listener.local_addr()?;
+    loop {
+        let stop = CancellationToken::new();
+        let streams = SseLayer::new()
+            .retry(Duration::from_millis(500))
+            .heartbeat(Heartbeat::every(Duration::from_secs(5)))
+            .shutdown(stop.clone());
+        let app = Router::new()
+            .route("/", get(Html(include_str!("cluster.html"))))
+            .route("/nodes", get(async |State(node): State<Node>| Json(node.nodes.to_vec())))
+            .route("/events", get(events))
+            .route("/publish", post(publish))
+            .route("/stop", post(async |State(node): State<Node>| node.stop.cancel()))
+            .with_state(Node { hub: hub.clone(), nodes: nodes.clone(), stop: stop.clone() })
+            // A page of one node goes on at the other, which is another origin.
+            .layer(CorsLayer::permissive())
+            .layer(streams);
+        axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
+        sleep(AWAY).await;
+        listener = TcpListener::bind(address).await?;
+    }
+}
+
+/// What is published, on whichever node. While the log cannot be reached nothing comes, and it all comes afterwards.
+async fn events(State(node): State<Node>, last: LastEventId) -> Result<SseStream<Subscription>> {
+    Ok(SseStream::new(node.hub.topic("news").subscribe(last).await?))
+}
+
+/// Answers with the id when the event is in the log, and with an error if it may not be.
+async fn publish(State(node): State<Node>, text: String) -> Result<String> {
+    Ok(node.hub.topic("news").publish(Event::new(text)).await?.to_string())
+}

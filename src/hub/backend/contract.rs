@@ -1,0 +1,246 @@
+//! What holds of every [`Backend`], as checks for whoever writes one (feature `backend-contract`).
+//!
+//! ```
+//! use tower_sse::hub::backend::{MemoryBackend, contract};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! # use std::{cell::RefCell, collections::HashMap};
+//! let logs = RefCell::new(HashMap::new());
+//! contract::check(async |name: &str, max_records| {
+//!     logs.borrow_mut().entry(name.to_owned()).or_insert_with(|| MemoryBackend::new(max_records)).clone()
+//! })
+//! .await;
+//! # }
+//! ```
+
+use super::{Backend, Page, Record, RecordKind};
+use std::{collections::BTreeMap, fmt::Write, sync::Arc, time::Duration};
+use tokio::time::timeout;
+
+/// Long for anything that does happen.
+const SOON: Duration = Duration::from_secs(20);
+/// Short for what is not to happen.
+const A_WHILE: Duration = Duration::from_millis(200);
+/// More than any of the checks adds, but for that of retention.
+const PLENTY: usize = 100_000;
+
+/// Runs all of the checks, each on a log of its own.
+///
+/// `open` connects to the log of a name, which is empty if it was not there before, and holds about as many records as it is told.
+/// It is called more than once for a name: each time is another process.
+///
+/// # Panics
+///
+/// As soon as something does not hold, with what that is.
+pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
+    an_empty_log_ends_where_it_begins(&open("empty", PLENTY).await).await;
+    records_are_read_as_they_were_added(&open("records", PLENTY).await).await;
+    positions_rise(&open("positions", PLENTY).await).await;
+    a_long_log_is_read_in_pages(&open("pages", PLENTY).await).await;
+    who_follows_waits_and_loses_nothing_by_being_dropped(&open("follow", PLENTY).await).await;
+    all_have_one_order([open("order", PLENTY).await, open("order", PLENTY).await]).await;
+    what_is_lost_is_told(&open("retention", 1000).await, 1000).await;
+}
+
+/// Nothing is held, nothing is lost after its end.
+async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
+    let bounds = log.bounds().await.expect("bounds");
+    assert_eq!(bounds.lost, bounds.newest, "an empty log ends where it begins");
+    let page = log.read(&["topic".into()], bounds.newest).await.expect("a page");
+    assert_eq!(page, Page { lost: 0, records: Vec::new(), through: bounds.newest }, "and has nothing to read");
+}
+
+/// Every name of a topic, every kind, and every event.
+async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
+    let names =
+        ["", "a", "a b", "a.b", "*", ">", "a/b", "=41", "ä", "日本語 🦀", "\0", "\r\n", "A", &"long".repeat(50)];
+    let long = format!("data: {}\n\n", "long ".repeat(20_000));
+    let events =
+        ["\n", "data: \n\n", ": comment\n\n", "event: e\ndata: a\ndata: b\n\n", "retry: 7\ndata: 🦀\0\n\n", &long];
+    let mut records = Vec::new();
+    for name in names {
+        let record = |kind, event: &str| Record { topic: name.into(), kind, event: event.to_owned().into() };
+        records.extend(events.iter().map(|event| record(RecordKind::Event, event)));
+        records.extend([record(RecordKind::State, events[1]), record(RecordKind::Finish, "")]);
+    }
+    let begin = log.bounds().await.expect("bounds").newest;
+    for record in &records {
+        log.append(vec![record.clone()]).await.expect("it is added");
+    }
+    let followed = follow(log, begin, records.len()).await;
+    let plain: Vec<_> = followed.iter().map(|(_, record)| record.clone()).collect();
+    assert_eq!(plain, records, "what is followed is what was added");
+    for name in names {
+        let topic = Arc::<str>::from(name);
+        let expected: Vec<_> = followed.iter().filter(|(_, record)| record.topic == topic).cloned().collect();
+        assert_eq!(read(log, &[topic], begin).await, expected, "what is read of {name:?}");
+    }
+}
+
+/// One after the other, and those of one append without anything between.
+async fn positions_rise<B: Backend>(log: &B) {
+    let begin = log.bounds().await.expect("bounds").newest;
+    let mut before = begin;
+    for size in [1, 1, 3, 100, 1] {
+        let records: Vec<_> = (0..size).map(|n| record("topic", n)).collect();
+        let last = log.append(records.clone()).await.expect("they are added");
+        let added = read(log, &["topic".into()], before).await;
+        assert_eq!(added.last().map(|(position, _)| *position), Some(last), "append returns the position of the last");
+        assert_eq!(added.iter().map(|(_, record)| record.clone()).collect::<Vec<_>>(), records);
+        assert!(added[0].0 > before && added.is_sorted_by(|one, other| one.0 < other.0), "{before}: {added:?}");
+        assert_eq!(log.bounds().await.expect("bounds").newest, last);
+        before = last;
+    }
+    // From any place, and of an append, too.
+    let all = follow(log, begin, 106).await;
+    for (n, (position, _)) in all.iter().enumerate() {
+        assert_eq!(read(log, &["topic".into()], *position).await, all[n + 1..], "after {position}");
+    }
+    assert_eq!(follow(log, all[50].0, 55).await, all[51..], "followed from the middle of an append");
+}
+
+/// Each page leads on, also where none of it is of the topics that were asked for.
+async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
+    let begin = log.bounds().await.expect("bounds").newest;
+    for batch in 0..50 {
+        let topic = ["one", "two", "three"][batch % 3];
+        log.append((0..200).map(|n| record(topic, batch * 200 + n)).collect()).await.expect("they are added");
+    }
+    let all = follow(log, begin, 10_000).await;
+    for topics in [&["one"] as &[_], &["three", "one"], &["one", "two", "three"], &["none of them"]] {
+        let topics: Vec<Arc<str>> = topics.iter().map(|topic| (*topic).into()).collect();
+        let expected: Vec<_> = all.iter().filter(|(_, record)| topics.contains(&record.topic)).cloned().collect();
+        assert_eq!(read(log, &topics, begin).await, expected, "{topics:?}");
+    }
+}
+
+/// What it was asked for after a place it gets from that place, whatever became of those who asked before.
+async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &B) {
+    let begin = log.bounds().await.expect("bounds").newest;
+    assert!(timeout(A_WHILE, log.follow(begin)).await.is_err(), "there is nothing yet, so it waits");
+    let mut after = begin;
+    let mut followed = Vec::new();
+    for n in 0..100 {
+        log.append(vec![record("topic", n)]).await.expect("it is added");
+        // Often too short.
+        for patience in [Duration::ZERO, Duration::from_micros(300)] {
+            if let Ok(page) = timeout(patience, log.follow(after)).await {
+                let page = page.expect("a page");
+                after = page.through;
+                followed.extend(page.records);
+            }
+        }
+    }
+    if followed.len() < 100 {
+        followed.extend(follow(log, after, 100 - followed.len()).await);
+    }
+    assert_eq!(followed, read(log, &["topic".into()], begin).await, "all of them, once and in order");
+    assert_eq!(followed.len(), 100);
+}
+
+/// Two processes that add records at the same time see them in the same order; those of one append are beside each other.
+async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
+    const BATCHES: usize = 100;
+    const BATCH: usize = 5;
+    let begin = logs[0].bounds().await.expect("bounds").newest;
+    let add = async |who: usize| {
+        let mut positions = Vec::new();
+        for batch in 0..BATCHES {
+            let records = (0..BATCH).map(|n| record(["one", "two"][who], batch * BATCH + n)).collect();
+            positions.push(logs[who].append(records).await.expect("they are added"));
+        }
+        positions
+    };
+    let count = 2 * BATCHES * BATCH;
+    let (one, two, seen_by_one, seen_by_two) =
+        tokio::join!(add(0), add(1), follow(&logs[0], begin, count), follow(&logs[1], begin, count));
+    assert_eq!(seen_by_one, seen_by_two, "both see the same");
+    let mut next = BTreeMap::new();
+    for batch in seen_by_one.chunks(BATCH) {
+        assert!(
+            batch.iter().all(|(_, record)| record.topic == batch[0].1.topic),
+            "an append is in one piece: {batch:?}"
+        );
+        for (position, found) in batch {
+            let n = next.entry(found.topic.clone()).or_insert(0);
+            assert_eq!(*found, record(&found.topic, *n), "at {position}");
+            *n += 1;
+        }
+    }
+    let last_of_each = |topic: &str| {
+        let batches = seen_by_one.chunks(BATCH).filter(|batch| &*batch[0].1.topic == topic);
+        batches.map(|batch| batch[BATCH - 1].0).collect::<Vec<_>>()
+    };
+    assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
+}
+
+/// By whom it is asked for.
+async fn what_is_lost_is_told<B: Backend>(log: &B, max_records: usize) {
+    let topics = ["topic".into()];
+    let begin = log.bounds().await.expect("bounds").newest;
+    let mut appended = Vec::new();
+    // Implementations may hold some more, so this is a lot more.
+    for n in 0..max_records * 4 {
+        appended.push(log.append(vec![record("topic", n)]).await.expect("it is added"));
+    }
+    let bounds = log.bounds().await.expect("bounds");
+    let held = appended.iter().filter(|position| **position > bounds.lost).count();
+    assert!((max_records..max_records * 3).contains(&held), "about {max_records} are held: {held}");
+    assert_eq!(bounds.newest, appended[appended.len() - 1]);
+    let oldest = appended.len() - held;
+    for (after, is_lost) in [
+        (begin, true),
+        (appended[0], true),
+        (appended[oldest - 2], true),
+        // Nothing is between the newest that is lost and the oldest that is held.
+        (appended[oldest - 1], false),
+        (appended[oldest], false),
+        (bounds.newest, false),
+    ] {
+        let page = log.read(&topics, after).await.expect("a page");
+        assert_eq!(page.lost > after, is_lost, "read after {after}: {:?} {bounds:?}", page.lost);
+        let first = page.records.first().map(|(position, _)| *position);
+        let expected = appended[oldest..].iter().find(|position| **position > after).copied();
+        assert_eq!(first, expected, "the oldest that is held after {after}");
+        if after < bounds.newest {
+            let page = timeout(SOON, log.follow(after)).await.expect("it does not wait").expect("a page");
+            assert_eq!(page.lost > after, is_lost, "followed after {after}");
+            assert_eq!(page.records.first().map(|(position, _)| *position), expected, "followed after {after}");
+        }
+    }
+}
+
+fn record(topic: &str, n: usize) -> Record {
+    let mut event = String::new();
+    write!(event, "data: {n}\n\n").expect("a String takes all");
+    Record { topic: topic.into(), kind: RecordKind::Event, event: event.into() }
+}
+
+/// All there is, page by page.
+async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: u64) -> Vec<(u64, Record)> {
+    let newest = log.bounds().await.expect("bounds").newest;
+    let mut records = Vec::new();
+    while after < newest {
+        let page = timeout(SOON, log.read(topics, after)).await.expect("it does not wait").expect("a page");
+        assert_eq!(page.lost, 0, "nothing is lost");
+        assert!(page.through > after, "a page leads on: {page:?} after {after}");
+        assert!(page.records.iter().all(|(position, _)| (after + 1..=page.through).contains(position)), "{page:?}");
+        after = page.through;
+        records.extend(page.records);
+    }
+    records
+}
+
+/// So many.
+async fn follow<B: Backend>(log: &B, mut after: u64, count: usize) -> Vec<(u64, Record)> {
+    let mut records = Vec::new();
+    while records.len() < count {
+        let page = timeout(SOON, log.follow(after)).await.expect("there are more").expect("a page");
+        assert_eq!(page.lost, 0, "nothing is lost");
+        assert!(page.through > after, "a page leads on: {page:?} after {after}");
+        after = page.through;
+        records.extend(page.records);
+    }
+    assert_eq!(records.len(), count, "and no more than there are");
+    records
+}

@@ -1,0 +1,39 @@
+//! A backend whose type is not known.
+
+use super::{Backend, Bounds, Ids, Page, Record};
+use crate::BoxError;
+use std::{pin::Pin, sync::Arc};
+
+pub(in crate::hub) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
+
+/// What a hub keeps of its [`Backend`].
+pub(in crate::hub) trait Erased: Send + Sync {
+    fn ids(&self) -> Ids;
+    fn bounds(&self) -> BoxFuture<'_, Bounds>;
+    fn append(&self, records: Vec<Record>) -> BoxFuture<'_, u64>;
+    /// Keeps the backend, so that a subscription can hold it.
+    fn read(self: Arc<Self>, topics: Arc<[Arc<str>]>, after: u64) -> BoxFuture<'static, Page>;
+    fn follow(&self, after: u64) -> BoxFuture<'_, Page>;
+}
+
+impl<B: Backend> Erased for B {
+    fn ids(&self) -> Ids {
+        B::IDS
+    }
+
+    fn bounds(&self) -> BoxFuture<'_, Bounds> {
+        Box::pin(Backend::bounds(self))
+    }
+
+    fn append(&self, records: Vec<Record>) -> BoxFuture<'_, u64> {
+        Box::pin(Backend::append(self, records))
+    }
+
+    fn read(self: Arc<Self>, topics: Arc<[Arc<str>]>, after: u64) -> BoxFuture<'static, Page> {
+        Box::pin(async move { Backend::read(&*self, &topics, after).await })
+    }
+
+    fn follow(&self, after: u64) -> BoxFuture<'_, Page> {
+        Box::pin(Backend::follow(self, after))
+    }
+}

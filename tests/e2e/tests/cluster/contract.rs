@@ -1,0 +1,33 @@
+//! What holds of every backend.
+
+use e2e::store::{Engine, Store};
+use std::{collections::HashMap, sync::Mutex};
+use tower_sse::hub::backend::{MemoryBackend, NatsBackend, RedisBackend, contract};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_keeps_the_contract() {
+    let logs = Mutex::new(HashMap::new());
+    contract::check(async |name: &str, max_records| {
+        let mut logs = logs.lock().expect("no holder panics");
+        logs.entry(name.to_owned()).or_insert_with(|| MemoryBackend::new(max_records)).clone()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_keeps_the_contract() {
+    let store = Store::start(Engine::Redis, &[]).await;
+    contract::check(async |name: &str, max_records| {
+        RedisBackend::new(store.url()).expect("a URL").stream(name).max_records(max_records as u64)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_keeps_the_contract() {
+    let store = Store::start(Engine::Nats, &[]).await;
+    contract::check(async |name: &str, max_records| {
+        NatsBackend::new(store.url()).expect("a URL").stream(name).max_messages(max_records as u32)
+    })
+    .await;
+}

@@ -1,0 +1,5 @@
+//! Hubs whose log is in Redis or NATS.
+
+mod checker;
+mod contract;
+mod faults;
