@@ -51,7 +51,7 @@ impl Wire {
     /// last.
     #[cfg(feature = "hub")]
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let lines = str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
+        let lines = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
         let fields: [&[u8]; 4] = [DATA, NAME, RETRY, COMMENT];
         let is_field =
             |line: &str| line.ends_with('\n') && fields.iter().any(|field| line.as_bytes().starts_with(field));
