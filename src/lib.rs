@@ -26,6 +26,8 @@
 //!                                                                     ├─▶ SseLayer ──▶ hyper ──▶ client
 //! any other text/event-stream body ───────────────────────────────────┘
 //! client's Last-Event-ID ──▶ LastEventId ──▶ Hub / Topic ──▶ Subscription (already wire bytes) ──▶ SseStream
+//!                                             ▲     │
+//! the hubs of other processes ◀──▶ Backend ───┴─────┘ (Redis, NATS, or none: then the hub is in memory)
 //! ```
 //!
 //! - [`Event`] is what is said. Its [name](EventName) and its [id](EventId) are types of their own, so that no text that a
@@ -37,7 +39,8 @@
 //!   inside takes over its settings.
 //! - [`LastEventId`] is where a client left off, and [`SseStream::stop_reconnecting`] is how it is told to stay away.
 //! - A [`hub`] is for events that many clients get, and that those who come back get later: topics to publish to, with a
-//!   history, and subscriptions that go on where a client was.
+//!   history, and subscriptions that go on where a client was. With a [backend](hub::backend) it is one hub for
+//!   [several servers](hub#several-nodes).
 //!
 //! # In operation
 //!
@@ -63,7 +66,7 @@
 //! 4. A response that is not an event stream passes the layer as it is, without an allocation (`layer`, `allocations`,
 //!    `grpc`).
 //! 5. Every event that a subscriber to a hub is entitled to arrives once and in order, or a gap is told (`hub_model`,
-//!    `hub_cursors`, `hub_stress`, `interleavings`).
+//!    `hub_cursors`, `hub_stress`, `interleavings`; for hubs of several servers `nodes`).
 //! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time (`allocations`,
 //!    `hub_on_the_wire`).
 //! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the time to come back
@@ -80,6 +83,9 @@
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
 //! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
+//! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
+//! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
+//! | `backend-contract` | no | checks for whoever writes a [`Backend`](hub::backend::Backend) | |
 //! | `socket` | no | `ClientTimeout`, for clients that do not read or have vanished | `socket2` |
 //! | `metrics` | no | [counts](#metrics) of what streams do | `metrics` |
 //! | `tracing` | no | a [span](#spans) for each stream | `tracing` |
@@ -99,6 +105,7 @@
 //! | `tower_sse_bytes_sent_total` | counter | bytes | | handed to the transport, heartbeats included |
 //! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | handed to the transport, first bytes included |
 //! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | that a [`hub`] has told, by [why](hub::GapReason::as_str) |
+//! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | that the backend of a [`hub`] did not do: `publish`, `read` and `bounds` for clients, `follow` for the reader |
 //!
 //! A stream counts from when the transport asks for its first frame until it lets go of the body. A response that is never
 //! sent, as the answer to `HEAD`, is no stream here. A foreign stream that is compressed is one if a layer ends it, limits it or
@@ -123,11 +130,15 @@
 //! event `stream failed` (`WARN`), with `error` if it is one of an [`SseStream`]. Who is [turned away](SseLayer::when_full) is the
 //! event `stream refused` (`DEBUG`).
 //!
+//! When the log of a hub cannot be read any more, that is the event `backend failed` (`WARN`), with `error`, once; and when it can
+//! again, `backend recovered` (`INFO`).
+//!
 //! # Runtime
 //!
 //! Heartbeats, and the pause before an error, need tokio's timer: a body that needs it panics in a runtime that has none
 //! enabled. Outside of any tokio runtime it does so for a heartbeat only; [`SseStream::without_heartbeat`] runs on any
-//! executor. No task is spawned for a stream; a [`hub`] has one task of its own.
+//! executor. No task is spawned for a stream; a [`hub`] has one task of its own, and with a
+//! backend one that follows its log, and one for each page that is read for clients.
 //!
 //! # What it does not do
 //!

@@ -2,14 +2,14 @@
 //!
 //! The names are listed in the documentation of the crate.
 
-#[cfg(all(feature = "hub", not(feature = "metrics")))]
-pub(crate) use off::gap;
 #[cfg(not(feature = "metrics"))]
 pub(crate) use off::{Stream, refused};
-#[cfg(all(feature = "hub", feature = "metrics"))]
-pub(crate) use on::gap;
+#[cfg(all(feature = "hub", not(feature = "metrics")))]
+pub(crate) use off::{backend_failed, gap};
 #[cfg(feature = "metrics")]
 pub(crate) use on::{Stream, refused};
+#[cfg(all(feature = "hub", feature = "metrics"))]
+pub(crate) use on::{backend_failed, gap};
 
 #[cfg(feature = "metrics")]
 mod on {
@@ -27,6 +27,8 @@ mod on {
     const BYTES: &str = "tower_sse_bytes_sent_total";
     const HEARTBEATS: &str = "tower_sse_heartbeats_sent_total";
     const GAPS: &str = "tower_sse_hub_gaps_total";
+    #[cfg(feature = "hub")]
+    const BACKEND_FAILURES: &str = "tower_sse_hub_backend_failures_total";
 
     /// Once in a process: a recorder is usually there before the first stream is.
     fn describe() {
@@ -40,6 +42,12 @@ mod on {
             describe_counter!(BYTES, Unit::Bytes, "Bytes of event streams handed to the transport.");
             describe_counter!(HEARTBEATS, Unit::Count, "Heartbeats handed to the transport.");
             describe_counter!(GAPS, Unit::Count, "Gaps in what subscribers to a hub got, by why.");
+            #[cfg(feature = "hub")]
+            describe_counter!(
+                BACKEND_FAILURES,
+                Unit::Count,
+                "Requests that the backend of a hub did not answer, by what."
+            );
         });
     }
 
@@ -54,6 +62,13 @@ mod on {
     pub(crate) fn gap(reason: crate::hub::GapReason) {
         describe();
         counter!(GAPS, "reason" => reason.as_str()).increment(1);
+    }
+
+    /// The backend of a hub did not do what it was asked to.
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_failed(operation: &'static str) {
+        describe();
+        counter!(BACKEND_FAILURES, "operation" => operation).increment(1);
     }
 
     /// The counts of one stream. What it counts often is looked up once.
@@ -119,6 +134,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn gap(_: crate::hub::GapReason) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_failed(_: &'static str) {}
 
     pub(crate) struct Stream;
 

@@ -6,14 +6,16 @@ pub(crate) use off::{Entered, Parent, Request, Span, failed, refused};
 pub(crate) use on::{Entered, Parent, Request, Span, failed, refused};
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
-pub(crate) use off::backend_failed;
+pub(crate) use off::{backend_failed, backend_recovered};
 #[cfg(all(feature = "hub", feature = "tracing"))]
-pub(crate) use on::backend_failed;
+pub(crate) use on::{backend_failed, backend_recovered};
 
 #[cfg(feature = "tracing")]
 mod on {
     use crate::{BoxError, StreamSummary};
     use http::{Method, uri::PathAndQuery};
+    #[cfg(feature = "hub")]
+    use tracing::info;
     use tracing::{Dispatch, Level, debug, field::Empty, info_span, span::Id, span_enabled, warn};
 
     const TARGET: &str = "tower_sse";
@@ -67,6 +69,12 @@ mod on {
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(error: &BoxError) {
         warn!(target: TARGET, error = %error, "backend failed");
+    }
+
+    /// It can be read again, and goes on where it was.
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_recovered() {
+        info!(target: TARGET, "backend recovered");
     }
 
     /// The span of one stream.
@@ -165,6 +173,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(_: &BoxError) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_recovered() {}
 
     pub(crate) struct Span;
 

@@ -85,15 +85,35 @@ impl Builder {
         Hub { core: Arc::new(Core::new(self.0, None)) }
     }
 
-    /// A hub whose log is in this backend, which other processes use, too.
+    /// A hub whose log is in this backend, which other processes use, too. See [several nodes](super#several-nodes).
     ///
-    /// What is [held](Self::max_events) here is then what clients get without asking the backend.
+    /// What the hub [holds](Self::max_events) is then what clients get without asking the backend, and costs memory in each process;
+    /// what is no longer held here comes from the backend, whose own retention is how far anybody can go back. The time for which
+    /// an event is held counts from when it was read here. [`max_topics`](Self::max_topics) are those of the whole log: of a
+    /// topic for which there is no room here nothing is held, and to subscribe or publish to it is an error.
+    ///
+    /// # Examples
+    ///
+    /// Two hubs with one log, as two processes have:
+    ///
+    /// ```
+    /// # use tower_sse::{Event, hub::{Error, Hub, Start, backend::MemoryBackend}};
+    /// # use tokio_stream::StreamExt;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// let log = MemoryBackend::new(10_000);
+    /// let one = Hub::builder().backend(log.clone()).connect().await?;
+    /// let other = Hub::builder().backend(log).connect().await?;
+    /// let mut news = other.topic("news").subscribe(Start::Latest).await?;
+    /// one.topic("news").publish(Event::new("hello")).await?;
+    /// assert_eq!(news.next().await.unwrap().count(), 1);
+    /// # Ok(()) }
+    /// ```
     pub fn backend(self, backend: impl Backend) -> Connect {
         self.of(Ok(backend))
     }
 
-    /// A hub whose log is in Redis, at this URL. Its stream is trimmed to what is too old for this hub. For more, give a
-    /// [`RedisBackend`] to [`backend`](Self::backend).
+    /// A hub whose log is in Redis, at this URL. Its stream is trimmed to what is too old for this hub, by the
+    /// [`max_age`](Self::max_age) that is set before this. For more, give a [`RedisBackend`] to [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -109,8 +129,8 @@ impl Builder {
         self.of(backend)
     }
 
-    /// A hub whose log is in NATS JetStream, at this address. Its stream is trimmed to what is too old for this hub. For more, give
-    /// a [`NatsBackend`] to [`backend`](Self::backend).
+    /// A hub whose log is in NATS JetStream, at this address. Its stream is trimmed to what is too old for this hub, by the
+    /// [`max_age`](Self::max_age) that is set before this. For more, give a [`NatsBackend`] to [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -139,12 +159,16 @@ pub struct Connect {
 }
 
 impl Connect {
-    /// The hub, once everything that the backend holds was read, as far as the hub holds it.
+    /// The hub, once everything that the backend holds was read, as far as the hub holds it; for five seconds at most, after which
+    /// the rest is read while it already serves.
+    ///
+    /// One task follows the log from then on, on the runtime in which this is called, until the last handle of the hub and the last
+    /// subscription are dropped, or the hub is [shut down](Hub::shutdown).
     ///
     /// # Errors
     ///
-    /// If the backend cannot be reached now, or not at all. Later it is an error for those who publish, while those who are
-    /// subscribed wait.
+    /// If the backend cannot be reached now, or not at all, or if this is no tokio runtime. Later it is an error for those who
+    /// publish, while those who are subscribed wait.
     pub async fn connect(self) -> Result<Hub, Error> {
         let backend = self.backend.map_err(|source| Error::backend("", source))?;
         Ok(Hub { core: Core::connected(self.limits, backend).await? })

@@ -7,7 +7,7 @@
 
 use super::{
     Error, GapReason, LagPolicy, Start, Stats, Subscription,
-    backend::{Ids, Node},
+    backend::{End, Ids, Node},
     cursor::Epoch,
     delivery::cut,
     janitor,
@@ -57,7 +57,7 @@ impl Core {
     }
 
     pub(super) fn epoch(&self) -> Epoch {
-        let ids = self.node.as_ref().map_or(Ids::Positions, |node| node.backend.ids());
+        let ids = self.node.as_ref().map_or(Ids::Positions, Node::ids);
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
@@ -165,19 +165,36 @@ impl Core {
         if names.is_empty() {
             return Err(Error::no_topics());
         }
-        let Some(node) = &self.node else { return self.subscribe_here(&names, start, 0) };
-        let newest = node.newest(self, &start).await;
-        let mut subscription = self.subscribe_here(&names, start, newest)?;
-        subscription.begin_with_history().await;
-        Ok(subscription)
+        let mut end = None;
+        loop {
+            if let Some(node) = &self.node {
+                end = Some(node.end(self, &start).await);
+            }
+            let subscription = self.subscribe_here(&names, start.clone(), end.as_ref())?;
+            // Otherwise it is the end of another log than this has become meanwhile.
+            if let Some(mut subscription) = subscription {
+                subscription.begin_with_history().await;
+                return Ok(subscription);
+            }
+        }
     }
 
-    /// Takes places in the topics of this process. `newest` is a position that is known to be in the log, here or not.
-    fn subscribe_here(self: &Arc<Self>, names: &[Arc<str>], start: Start, newest: u64) -> Result<Subscription, Error> {
+    /// Takes places in the topics of this process. `end` is that of the log, which may be further on than what is here. `None`: it
+    /// is not the end of this log.
+    fn subscribe_here(
+        self: &Arc<Self>,
+        names: &[Arc<str>],
+        start: Start,
+        end: Option<&End>,
+    ) -> Result<Option<Subscription>, Error> {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
         let epoch = self.epoch();
-        let newest = registry.newest.max(newest);
+        let (newest, mut is_unsure) = match end {
+            Some(end) if end.epoch != epoch => return Ok(None),
+            Some(end) => (registry.newest.max(end.newest), end.is_unsure),
+            None => (registry.newest, false),
+        };
         let start = match start {
             Start::After(id) if id.as_bytes().is_empty() => Start::Latest,
             start => start,
@@ -185,9 +202,16 @@ impl Core {
         let came = if start == Start::Latest { Came::New } else { Came::ForAll };
         let (base, requested, mut reason) = match start {
             Start::After(id) => match epoch.number(&id) {
-                Ok(number) if number <= newest => (number, Some(id), None),
+                Ok(number) if number <= newest => {
+                    is_unsure = false;
+                    (number, Some(id), None)
+                }
+                Ok(number) if is_unsure => (number, Some(id), None),
                 Ok(_) => (0, Some(id), Some(GapReason::Future)),
-                Err(reason) => (0, Some(id), Some(reason)),
+                Err(reason) => {
+                    is_unsure = false;
+                    (0, Some(id), Some(reason))
+                }
             },
             Start::Earliest => (0, None, None),
             Start::Latest => (newest, None, None),
@@ -226,13 +250,13 @@ impl Core {
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
         let mut subscription =
             Subscription::new(self.clone(), epoch, readers, self.limits.lag_policy, cursor, newest, came);
-        if is_here {
+        if is_here && !is_unsure {
             subscription.resume(requested, reason, resumed);
         } else {
             subscription.cursor = base;
-            subscription.look_back(requested, reason);
+            subscription.look_back(requested, reason, is_unsure);
         }
-        Ok(subscription)
+        Ok(Some(subscription))
     }
 
     /// What a subscription does with each of its topics when it goes.

@@ -4,7 +4,6 @@ use super::{
     Error,
     backend::{Bounds, Erased, Node, Page, Record, RecordKind},
     core::{Core, Limits},
-    cursor::Epoch,
     registry::Registry,
     sync::{MutexGuard, lock},
     topic_state::TopicState,
@@ -14,21 +13,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Core {
-    /// A hub that has read all that the backend holds, as far as its topics hold it.
+    /// A hub that has read what the backend holds, as far as its topics hold it.
     pub(super) async fn connected(limits: Limits, backend: Arc<dyn Erased>) -> Result<Arc<Self>, Error> {
-        let refused = |source| Error::backend("", source);
-        let bounds = backend.bounds().await.map_err(refused)?;
-        let node = Node::new(Arc::clone(&backend), &bounds);
-        let core = Arc::new(Self::new(limits, Some(node)));
-        core.begin_anew(&bounds);
-        let mut after = bounds.lost;
-        while after < bounds.newest {
-            let page = backend.follow(after).await.map_err(refused)?;
-            after = page.through;
-            core.deliver(page);
-        }
+        let core = Arc::new(Self::new(limits, Some(Node::new(backend))));
         if let Some(node) = &core.node {
-            node.follow(Arc::downgrade(&core), after, bounds.epoch);
+            node.connect(&core).await.map_err(|source| Error::backend("", source))?;
         }
         Ok(core)
     }
@@ -38,8 +27,7 @@ impl Core {
         let mut registry = lock(&self.registry);
         let topics = registry.begin_anew(bounds.lost);
         if let Some(node) = &self.node {
-            node.begin(bounds);
-            self.set_epoch(Epoch::of(bounds.epoch, node.backend.ids()), bounds.lost);
+            self.set_epoch(node.begin_anew(bounds), bounds.lost);
         }
         drop(registry);
         cut(topics);
@@ -49,7 +37,7 @@ impl Core {
     pub(super) fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
         if page.lost > self.committed() {
-            self.node.as_ref().inspect(|node| node.is_lost(page.lost));
+            self.node.as_ref().inspect(|node| node.is_lost(self.epoch(), page.lost));
             self.lose(page.lost, now);
         }
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
@@ -58,6 +46,8 @@ impl Core {
         let mut registry = lock(&self.registry);
         registry.newest = registry.newest.max(page.through);
         self.set_committed(&registry);
+        drop(registry);
+        self.node.as_ref().inspect(|node| node.was_read(page.through));
     }
 
     /// Adds records of one topic.
@@ -72,18 +62,22 @@ impl Core {
         let mut contents = topic.lock();
         let epoch = self.epoch();
         for (position, record) in run {
-            // In the log it came after the end.
-            if contents.finished.is_some() {
-                break;
+            // Whatever a backend says, nothing comes twice.
+            if *position <= registry.newest {
+                continue;
             }
             registry.newest = *position;
             contents.latest_only |= record.kind == RecordKind::State;
-            match (record.kind, Event::from_wire(&record.event)) {
-                (RecordKind::Finish, _) => contents.finished = Some(now),
-                (_, Some(event)) => self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now),
-                // Somebody else has written into the log what is no event.
-                (_, None) => registry.held = registry.held - contents.log.lose(*position),
+            if record.kind == RecordKind::Finish {
+                contents.finished = Some(now);
+                continue;
             }
+            // Somebody else may have written into the log what is no event.
+            let Some(event) = Event::from_wire(&record.event) else { continue };
+            // Who has published this did not know yet that the topic was finished, and was told that it is in the log. So it goes
+            // on, on all nodes: what the log says does not depend on who reads it, and when.
+            contents.finished = None;
+            self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
         self.commit(registry, &topic, contents, now);
     }
@@ -91,7 +85,7 @@ impl Core {
     /// Nothing up to here is held any more, by anybody.
     fn lose(self: &Arc<Self>, through: u64, now: Instant) {
         let mut registry = lock(&self.registry);
-        registry.newest = through;
+        registry.newest = registry.newest.max(through);
         let topics = registry.lose(through);
         for topic in topics {
             let mut contents = topic.lock();
@@ -102,13 +96,19 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// The backend says so of a topic of which that is not known here any more.
-    pub(super) fn is_finished(self: &Arc<Self>, topic: &Arc<TopicState>) {
+    /// What the backend says of a topic of which that is not known here any more: where it has ended, and up to where there is
+    /// nothing after that.
+    pub(super) fn has_ended(self: &Arc<Self>, topic: &Arc<TopicState>, end: u64, through: u64) {
         let now = Instant::now();
         let registry = lock(&self.registry);
+        let is_there = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
+        // Otherwise it is still to be read, and not all that comes before it is here.
+        let was_read = registry.newest >= end;
         let mut contents = topic.lock();
-        contents.finished.get_or_insert(now);
-        self.commit(registry, topic, contents, now);
+        if is_there && was_read && contents.finished.is_none() && contents.log.ends_at(through) {
+            contents.finished = Some(now);
+            self.commit(registry, topic, contents, now);
+        }
     }
 
     /// Whether there is a reason why this cannot be published, as far as that is known here.
@@ -118,10 +118,13 @@ impl Core {
             return Err(Error::shut_down());
         }
         registry.has_room_for(std::slice::from_ref(name), &self.limits)?;
-        match registry.topics.get(name).cloned() {
-            Some(topic) if topic.lock().finished.is_some() => Err(Error::finished(name)),
-            _ => Ok(()),
+        let topic = registry.topics.get(name).cloned();
+        drop(registry);
+        let is_finished_here = self.node.as_ref().is_some_and(|node| node.is_finished(name));
+        if is_finished_here || topic.is_some_and(|topic| topic.lock().finished.is_some()) {
+            return Err(Error::finished(name));
         }
+        Ok(())
     }
 }
 

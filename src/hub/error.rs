@@ -39,6 +39,10 @@ pub enum ErrorKind {
     /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
     ShutDown,
     /// The backend did not do what it was asked to, or did not say that it did. 503 Service Unavailable.
+    ///
+    /// What was published with this error may be in the log nevertheless, if the answer was lost; then it is there once, and
+    /// everybody gets it. To publish it again may be to publish it twice: where that matters, give it a key that whoever gets it
+    /// knows it by. What was published without an error is in the log. The [`source`](std::error::Error::source) is the backend's.
     Backend,
 }
 

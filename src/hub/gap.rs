@@ -51,7 +51,8 @@ impl Gap {
         &self.requested
     }
 
-    /// The event with which it goes on instead, the oldest that is held; `None` if there is none yet.
+    /// The event with which it goes on instead, the oldest that is held; `None` if there is none yet, or if the backend did not
+    /// say which it is.
     #[must_use]
     pub fn resumed(&self) -> Option<&EventId> {
         self.resumed.as_ref()

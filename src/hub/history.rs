@@ -1,67 +1,86 @@
 //! What a subscription gets from the backend: what the topics of this process no longer hold, for whoever comes back late or is
 //! slower than they are.
 
-use super::{
-    GapReason, LagPolicy, Subscription,
-    backend::{BoxFuture, Page, RecordKind},
-    core::least,
-    subscription::Came,
-};
+use super::{Cut, GapReason, LagPolicy, Subscription, backend::Part, core::least, subscription::Came};
 use crate::{EncodedEvents, Event, EventId, random};
 use std::{
-    collections::HashSet,
-    mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 /// How long to wait before a backend that did not answer is asked again; up to twice as long, so that not all ask at once.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a client waits for its answer so that it begins with what the backend says. Then it is answered without, and gets
+/// that when it comes.
+const ANSWER: Duration = Duration::from_secs(2);
+
 /// A look into the log of the backend. It goes on in the topics of this process as soon as these hold what follows.
 pub(super) struct History {
-    /// Who is to be told if something is lost, and of what kind of loss. `None`: nobody, as the client has asked for nothing, or
-    /// was told.
-    untold: Option<(EventId, GapReason)>,
+    untold: Option<Untold>,
+    /// Whether the cursor may be greater than any in the log.
+    is_unsure: bool,
     state: State,
+}
+
+/// Who is to be told if something is lost.
+struct Untold {
+    requested: EventId,
+    reason: GapReason,
+    /// It is lost, whatever the backend says, and only to be told with what the client goes on.
+    is_certain: bool,
 }
 
 enum State {
     /// Nothing is under way.
     Begins,
-    Asks(BoxFuture<'static, Page>),
+    Asks(Asked),
     Waits(Pin<Box<Sleep>>),
     /// What is handed out next, and up to where it goes.
     Has(EncodedEvents, u64),
 }
 
-impl History {
-    fn new(untold: Option<(EventId, GapReason)>) -> Self {
-        Self { untold, state: State::Begins }
+/// A page that was asked for. The lock is never taken: with it a subscription can be shared between threads, as other streams can,
+/// whatever a backend's future is.
+struct Asked(Mutex<Pin<Box<Asking>>>);
+
+type Asking = dyn Future<Output = Option<Arc<Part>>> + Send;
+
+impl Future for Asked {
+    type Output = Option<Arc<Part>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll(cx)
     }
 }
 
 impl Subscription {
-    /// Goes on from its cursor with what the backend holds.
-    pub(super) fn look_back(&mut self, requested: Option<EventId>, reason: Option<GapReason>) {
-        let untold = match (requested, reason) {
-            (Some(requested), None) => Some((requested, GapReason::Evicted)),
-            (Some(requested), Some(reason)) => {
-                // It is a gap whatever the backend holds.
-                self.resume(Some(requested), Some(reason), None);
-                None
-            }
-            (None, _) => None,
-        };
-        self.history = Some(Box::new(History::new(untold)));
+    /// Goes on from its cursor with what the backend holds. If there is a reason, something is missing whatever that is.
+    pub(super) fn look_back(&mut self, requested: Option<EventId>, reason: Option<GapReason>, is_unsure: bool) {
+        let untold = requested.map(|requested| Untold {
+            requested,
+            reason: reason.unwrap_or(GapReason::Evicted),
+            is_certain: reason.is_some(),
+        });
+        self.history = Some(Box::new(History { untold, is_unsure, state: State::Begins }));
     }
 
     /// The same for one that has fallen behind.
-    pub(super) fn fall_back(&mut self) {
-        self.history = Some(Box::new(History::new(Some((self.cursor(), GapReason::Lagged)))));
+    fn fall_back(&mut self) {
+        let untold = Untold { requested: self.cursor(), reason: GapReason::Lagged, is_certain: false };
+        self.history = Some(Box::new(History { untold: Some(untold), is_unsure: false, state: State::Begins }));
+    }
+
+    /// What is no longer held here may be in the backend, if there is one.
+    pub(super) fn can_look_back(&mut self) -> bool {
+        let has_backend = self.core.node.is_some();
+        if has_backend {
+            self.fall_back();
+        }
+        has_backend
     }
 
     /// Whether it is not known yet what the client has missed.
@@ -69,23 +88,31 @@ impl Subscription {
         self.history.as_ref().is_some_and(|history| history.untold.is_some())
     }
 
+    /// Whether it is not known yet that there is its cursor.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.history.as_ref().is_some_and(|history| history.is_unsure)
+    }
+
     /// Finds out what the client has missed, before it is answered.
     pub(super) async fn begin_with_history(&mut self) {
-        if self.history.is_none() {
-            return;
-        }
-        let Some(page) = self.page() else { return };
-        let page = page.await;
-        let Some(history) = &mut self.history else { return };
-        match page {
-            Ok(page) => {
-                let requested = history.untold.is_some();
-                self.opening = self.turn(page).map(|event| Box::new(event.into())).or(self.opening.take());
-                if requested && self.gap().is_none() {
-                    self.came = Came::Back;
+        let answer = Instant::now() + ANSWER;
+        let comes_back = self.is_undecided();
+        while let Some(State::Begins) = self.history.as_ref().map(|history| &history.state) {
+            let Some(mut page) = self.page() else { return };
+            match timeout_at(answer, &mut page).await {
+                Ok(part) => {
+                    if let Some(gap) = self.turn(part) {
+                        self.opening = Some(Box::new(gap.into()));
+                    }
                 }
+                Err(_) => self.set(State::Asks(page)),
             }
-            Err(_) => history.state = State::Waits(Box::pin(pause())),
+        }
+        if self.gap().is_none() && self.is_undecided() {
+            let certain = self.history.as_mut().and_then(|history| history.untold.take_if(|untold| untold.is_certain));
+            self.opening = certain.map(|untold| Box::new(self.tell(untold.reason, untold.requested, None).into()));
+        } else if self.gap().is_none() && comes_back {
+            self.came = Came::Back;
         }
     }
 
@@ -93,10 +120,15 @@ impl Subscription {
     pub(super) fn poll_history(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedEvents>> {
         loop {
             let Some(history) = &mut self.history else { return Poll::Ready(None) };
+            // All of them are cut at the same time.
+            if self.readers.first_mut().is_some_and(|reader| reader.is_cut(cx.waker())) {
+                self.history = None;
+                return Poll::Ready(Some(self.cut(Cut::ShutDown)));
+            }
             match &mut history.state {
                 State::Has(events, through) => {
-                    let events = mem::take(events);
-                    self.cursor = self.cursor.max(*through);
+                    let (events, through) = (events.clone(), *through);
+                    self.cursor = self.cursor.max(through);
                     self.history = None;
                     return Poll::Ready(Some(events));
                 }
@@ -108,19 +140,16 @@ impl Subscription {
                     ready!(pause.as_mut().poll(cx));
                     self.set(State::Begins);
                 }
-                State::Asks(page) => match ready!(page.as_mut().poll(cx)) {
-                    Err(_) => self.set(State::Waits(Box::pin(pause()))),
-                    Ok(page) => {
-                        let told = self.turn(page);
-                        if told.is_some() && self.lag_policy == LagPolicy::Disconnect {
-                            self.history = None;
-                            return Poll::Ready(Some(self.cut(super::Cut::Lagged)));
-                        }
-                        if let Some(event) = told {
-                            return Poll::Ready(Some(event.into()));
-                        }
+                State::Asks(page) => {
+                    let part = ready!(Pin::new(page).poll(cx));
+                    let Some(gap) = self.turn(part) else { continue };
+                    let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
+                    if has_lagged && self.lag_policy == LagPolicy::Disconnect {
+                        self.history = None;
+                        return Poll::Ready(Some(self.cut(Cut::Lagged)));
                     }
-                },
+                    return Poll::Ready(Some(gap.into()));
+                }
             }
         }
     }
@@ -131,64 +160,81 @@ impl Subscription {
         }
     }
 
-    fn page(&self) -> Option<BoxFuture<'static, Page>> {
-        let node = self.core.node.as_ref()?;
+    fn page(&self) -> Option<Asked> {
+        self.core.node.as_ref()?;
+        let core = Arc::clone(&self.core);
         let topics: Arc<[_]> = self.readers.iter().map(|reader| reader.topic.name.clone()).collect();
-        Some(Arc::clone(&node.backend).read(topics, self.cursor))
+        let after = self.cursor;
+        let page = async move { core.node.as_ref()?.read(topics, after).await };
+        Some(Asked(Mutex::new(Box::pin(page))))
+    }
+
+    /// Whether the topics of this process hold all that follows.
+    fn is_here_after(&self, cursor: u64) -> bool {
+        self.readers.iter().all(|reader| reader.topic.lock().log.lost() <= cursor.max(reader.told))
     }
 
     /// Takes over what the backend holds. Returns the event that tells of what it does not.
-    fn turn(&mut self, page: Page) -> Option<Event> {
-        self.core.node.as_ref().inspect(|node| node.is_lost(page.lost));
-        let first = page.records.first().map(|(position, _)| *position);
-        let untold = self.history.as_mut().and_then(|history| history.untold.take());
-        // One that knows less than was in the topics here, a replica that lags for instance, will not find it later either.
-        let is_behind = page.through <= self.cursor;
-        let is_lost = page.lost > self.cursor || is_behind;
-        for reader in &mut self.readers {
-            let lost = if is_behind { reader.topic.lock().log.lost() } else { page.lost };
-            reader.told = reader.told.max(lost);
-            reader.begin_anew();
-        }
-        if page.lost > self.cursor {
-            // As far on as nothing is between.
-            self.cursor = first.map_or(page.through, |first| first - 1);
-        }
-        let event = untold.filter(|_| is_lost).map(|(requested, reason)| {
-            let here = self.readers.iter().map(|reader| reader.topic.lock().log.first_after(page.through));
-            let resumed = first.or(here.fold(None, least));
-            self.tell(reason, requested, resumed)
-        });
-        let through = page.through;
-        let events = self.encode(page);
-        if events.is_empty() {
-            self.cursor = self.cursor.max(through);
-            self.history = None;
-        } else {
-            self.set(State::Has(events, through));
-        }
-        event
-    }
-
-    fn encode(&mut self, page: Page) -> EncodedEvents {
-        let mut states = HashSet::new();
-        let mut events = Vec::with_capacity(page.records.len());
-        for (position, record) in page.records.into_iter().rev() {
-            match record.kind {
-                RecordKind::Finish => {
-                    let topic =
-                        self.readers.iter().map(|reader| &reader.topic).find(|topic| topic.name == record.topic);
-                    topic.into_iter().for_each(|topic| self.core.is_finished(topic));
-                    continue;
-                }
-                // The newest stands for those before it.
-                RecordKind::State if !states.insert(record.topic) => continue,
-                _ => {}
+    fn turn(&mut self, part: Option<Arc<Part>>) -> Option<Event> {
+        // Of another log the reader of this process will know soon, and then this subscription ends.
+        let part = part.filter(|part| part.epoch == self.epoch);
+        let (Some(part), Some(history)) = (part, &mut self.history) else {
+            self.set(State::Waits(Box::pin(pause())));
+            return None;
+        };
+        self.core.node.as_ref().inspect(|node| node.is_lost(part.epoch, part.lost));
+        if history.is_unsure && part.through < self.cursor {
+            // It has never been there: the client goes on with all that is held.
+            history.is_unsure = false;
+            if let Some(untold) = &mut history.untold {
+                (untold.reason, untold.is_certain) = (GapReason::Future, true);
             }
-            let Some(event) = Event::from_wire(&record.event) else { continue };
-            events.push(event.id(self.epoch.id(position)));
+            history.state = State::Begins;
+            self.cursor = 0;
+            return None;
         }
-        events.into_iter().rev().collect()
+        history.is_unsure = false;
+        if part.through <= self.cursor && !self.is_here_after(self.cursor) {
+            // What was read in this process it does not know, as a replica that lags for instance.
+            self.set(State::Waits(Box::pin(pause())));
+            return None;
+        }
+
+        let is_lost = part.lost > self.cursor;
+        if is_lost {
+            // As far on as nothing is between.
+            self.cursor = part.first.map_or(part.through, |first| first.saturating_sub(1)).max(part.lost);
+        }
+        for reader in &mut self.readers {
+            reader.told = reader.told.max(part.lost);
+            reader.ends = part.topics.get(&reader.topic.name).copied().unwrap_or(reader.ends);
+            reader.begin_anew();
+            if reader.ends > 0 {
+                self.core.has_ended(&reader.topic, reader.ends, part.through);
+            }
+        }
+
+        let is_at_end = part.events.is_empty() && self.is_here_after(part.through);
+        let history = self.history.as_mut()?;
+        let mut untold = history.untold.take();
+        if let Some(untold) = &mut untold {
+            untold.is_certain |= is_lost;
+        }
+        history.state = State::Has(part.events.clone(), part.through);
+        if part.events.is_empty() {
+            self.cursor = self.cursor.max(part.through);
+            // If more of the history follows, it is as that of one that has fallen behind.
+            self.history = None;
+        }
+        let untold = untold.filter(|untold| untold.is_certain)?;
+        if part.first.is_none() && !is_at_end {
+            // Not before it is known with what the client goes on.
+            self.history = Some(Box::new(History { untold: Some(untold), is_unsure: false, state: State::Begins }));
+            return None;
+        }
+        let here = self.readers.iter().map(|reader| reader.topic.lock().log.first_after(self.cursor));
+        let resumed = part.first.or(here.fold(None, least));
+        Some(self.tell(untold.reason, untold.requested, resumed))
     }
 }
 

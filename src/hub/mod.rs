@@ -29,7 +29,7 @@
 //! or gone costs nothing but its cursor. History and what is live are one sequence, without a seam between them.
 //!
 //! Ids are opaque. In memory they are `<epoch>-<number>`, where the epoch is random: after a restart the ids of before are known
-//! not to be ours.
+//! not to be ours. With a backend they are the same [on all nodes](#several-nodes) and after a restart of any.
 //!
 //! # Where a client goes on
 //!
@@ -75,9 +75,41 @@
 //! first, gives back the memory of what is too old, and drops topics that are. It panics, once, if that runtime has no timers;
 //! then, and outside of any runtime, those who publish and subscribe do its work.
 //!
+//! # Several nodes
+//!
+//! Behind a load balancer a client comes back to another process. [`Builder::backend`] makes one hub of them: its log is in Redis,
+//! NATS or [whatever](backend::Backend) keeps one, and each process, a node, follows it and holds its newest events as a hub in
+//! memory does. Whoever is up to date, or asks for what a node still holds, costs the backend nothing: it has one reader for each
+//! process, whatever the number of clients.
+//!
+//! | | in memory | `RedisBackend` (feature `redis`) | `NatsBackend` (feature `nats`) |
+//! |---|---|---|---|
+//! | published is | in this process | in the stream of the server | acknowledged by the stream, on as many servers as it has replicas |
+//! | ids | `<epoch>-<number>` | `<milliseconds>-<number>`, those of the stream | `<epoch>-<number>`, that of the stream; an event in the middle of a `publish_all` has one more number |
+//! | order | one, of all topics | one, of all topics and nodes | one, of all topics and nodes |
+//! | held | for each topic, by the hub's limits | for all topics together, by the backend's; and on each node by the hub's | as for Redis |
+//! | after a restart of the node | nothing | everything | everything |
+//! | a `publish` without an answer | does not happen | an error; it may have happened, once | an error; it may have happened, once |
+//!
+//! What holds of each of them beyond that is said by the backend: what a failover may lose above all.
+//!
+//! - **While the backend is down**, `publish` and `finish` are [errors](ErrorKind::Backend). Subscriptions stay open, on
+//!   heartbeats, and those who come get what the node holds; for what it does not they wait, and [`Subscription::gap`] does not
+//!   know yet whether there is one: the client gets it as an event. When the backend is back, the node goes on after what it has
+//!   read last, within a second.
+//! - **A node can be behind** the log, and so behind another node, by as much as it takes to read it. A client that comes back to
+//!   it with a newer id goes on after that id: it gets nothing twice. What was published on a node before somebody subscribes
+//!   there is not new to them.
+//! - **A topic** is [finished](Topic::finish), [a state](Topic::latest_only), or [there](Topic::exists) on a node as soon as that has
+//!   read so. What is published between is not lost: see there.
+//! - **A gap** is told if what the backend no longer holds may have had something for the client: that is known for all topics
+//!   together, so a client that was away for longer than the backend's retention is told whatever its topics were.
+//! - **Another log** under the same name, one that was deleted and made anew, or a backup that was restored, ends all subscriptions.
+//!   Who comes back has a gap (`other-epoch`, or `future`).
+//!
 //! # Guarantees
 //!
-//! Tested in `tests/hub*.rs`.
+//! Tested in `tests/hub*.rs`, and for several nodes in `tests/nodes`. They are the same with a backend as without one.
 //!
 //! 1. Every event after a subscriber's place arrives once and in the order of the hub, or a gap is told.
 //! 2. No event can be seen before every one with a smaller id can be.
@@ -154,6 +186,10 @@ impl Hub {
     /// # Errors
     ///
     /// If no topic is named, or if the hub would have more topics than it may.
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of [`Topic::subscribe`].
     ///
     /// # Examples
     ///
@@ -243,7 +279,7 @@ pub struct Stats {
     pub events: usize,
     /// How many bytes these are, as they are sent.
     pub bytes: usize,
-    /// How many events were published.
+    /// How many events were published; with a backend, how many were read from its log.
     pub published: u64,
     /// How many gaps were told, or led to a disconnection.
     pub gaps: u64,

@@ -25,18 +25,31 @@ pub(super) struct Reader {
     /// The version of the topic at which there was nothing after the cursor, and this began to wait. `None`: it does not.
     seen: Option<u64>,
     is_finished: bool,
+    /// The position of its end, if that is the last that the backend had of it, or 0.
+    pub(super) ends: u64,
     pub(super) ticket: Option<Ticket>,
 }
 
 impl Reader {
     pub(super) fn new(topic: Arc<TopicState>, told: u64) -> Self {
-        Self { topic, told, next: None, seen: None, is_finished: false, ticket: None }
+        Self { topic, told, next: None, seen: None, is_finished: false, ends: 0, ticket: None }
     }
 
     /// Forgets what it has seen, and that it waits.
     pub(super) fn begin_anew(&mut self) {
         self.next = None;
         self.seen = None;
+    }
+
+    /// Whether its topic is no longer one of the hub; if it still is, the waker is woken when that, or anything else, changes.
+    pub(super) fn is_cut(&mut self, waker: &Waker) -> bool {
+        let waker = waker.clone();
+        let mut contents = self.topic.lock();
+        let is_cut = contents.is_shut_down;
+        let replaced = contents.waiters.wait(&mut self.ticket, waker);
+        drop(contents);
+        drop(replaced);
+        is_cut
     }
 
     fn waits(&self) -> bool {
@@ -82,7 +95,7 @@ impl Reader {
     /// Finds out what comes next here; if there is nothing yet, waits for it. An error is what
     /// comes before that.
     fn peek(&mut self, cursor: u64, waker: &Waker) -> Result<(), Step> {
-        if self.next.is_some() || self.is_finished || self.waits() {
+        if self.next.is_some() || self.waits() {
             return Ok(());
         }
         let waker = waker.clone();
@@ -97,8 +110,9 @@ impl Reader {
         }
         self.next = contents.log.first_after(from);
         let mut replaced = None;
+        // For now: in the log of a backend something can follow the end of a topic.
+        self.is_finished = self.next.is_none() && contents.finished.is_some();
         if self.next.is_none() {
-            self.is_finished = contents.finished.is_some();
             self.seen = Some(self.topic.version());
             replaced = contents.waiters.wait(&mut self.ticket, waker);
         }

@@ -24,6 +24,8 @@ pub(super) struct Registry {
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     pub(super) is_shut_down: bool,
+    /// Whether what is not here any more may still be in the log of a backend.
+    is_of_node: bool,
     /// The runtime of a janitor had no timers.
     pub(super) is_without_timers: bool,
 }
@@ -54,6 +56,7 @@ impl Registry {
 
     /// Gives up all topics, as those of another log. Of the one that begins, everything up to here is lost.
     pub(super) fn begin_anew(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
+        self.is_of_node = true;
         self.newest = lost;
         self.held = Amount::default();
         self.due.clear();
@@ -114,7 +117,10 @@ impl Registry {
         let is_there = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         if is_there && contents.is_idle(retention, now) {
             self.topics.remove(&topic.name);
-            self.forgotten.note(self.topics.hasher().hash_one(&topic.name), contents.log.lost());
+            // That it is finished the backend still knows: after its last event.
+            let knows_more = self.is_of_node && contents.finished.is_some();
+            let lost = if knows_more { self.newest } else { contents.log.lost() };
+            self.forgotten.note(self.topics.hasher().hash_one(&topic.name), lost);
         }
     }
 }

@@ -122,6 +122,9 @@ impl Subscription {
 
     /// What the client has missed: when it came, or, if it was too slow later, since then. It gets the same as an event, unless
     /// the subscription [begins with](Self::begin_with) a snapshot instead.
+    ///
+    /// `None` is not yet an answer if this hub does not hold what follows and its backend does not answer; then it is not
+    /// [resumed](Self::is_resumed) either.
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
@@ -129,8 +132,8 @@ impl Subscription {
 
     /// Whether a client goes on here where it was, with nothing missed.
     ///
-    /// It is `false` for a client that sent no id, and where there is a [gap](Self::gap): then it has no state, or not the
-    /// state, to which the next events are added. See [`begin_with`](Self::begin_with).
+    /// It is `false` for a client that sent no id, and where there is a [gap](Self::gap), or may be: then it has no state, or not
+    /// the state, to which the next events are added. See [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.came == Came::Back
@@ -164,7 +167,8 @@ impl Subscription {
     /// The state has to be that of the cursor: neither with less, nor with what follows. Either nothing is published between
     /// the subscription and the reading of the state, by a lock that those who publish hold, too, as below. Or the state knows
     /// the id of the event that changed it last, and the subscription begins [after](super::Start::After) that, without a
-    /// gap: with one, the state is too old for what is held. [`Start::Earliest`](super::Start::Earliest) is no start for a
+    /// gap: with one, the state is too old for what is held. With [several nodes](super#several-nodes) only the latter holds, as a
+    /// lock is no other process's. [`Start::Earliest`](super::Start::Earliest) is no start for a
     /// snapshot, as all that is held follows.
     ///
     /// # Examples
@@ -194,9 +198,9 @@ impl Subscription {
     #[must_use]
     pub fn begin_with(mut self, snapshot: Event) -> Self {
         if self.gap.is_some() || self.is_undecided() {
-            self.history = None;
             // It can be further on, if some of it was read already.
-            self.cursor = self.cursor.max(self.joined);
+            self.cursor = if self.is_unsure() { self.joined } else { self.cursor.max(self.joined) };
+            self.history = None;
         }
         for reader in &mut self.readers {
             reader.begin_anew();
@@ -262,7 +266,8 @@ impl Subscription {
 
     /// What a response begins with, so that the client has a place to come back to before the first event.
     pub(crate) fn checkpoint(&self) -> Option<Event> {
-        (self.opening.is_none() && self.says_cursor).then(|| self.cursor_event())
+        let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
+        says_cursor.then(|| self.cursor_event())
     }
 
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
@@ -364,11 +369,7 @@ impl Stream for Subscription {
                     this.leave();
                     Poll::Ready(None)
                 }
-                // What is no longer held here may be there.
-                Step::Lost if this.core.node.is_some() => {
-                    this.fall_back();
-                    continue;
-                }
+                Step::Lost if this.can_look_back() => continue,
                 Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
                     this.core.count_gap(GapReason::Lagged);
                     Poll::Ready(Some(this.cut(Cut::Lagged)))

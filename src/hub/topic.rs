@@ -84,11 +84,13 @@ impl Topic {
     ///
     /// # Errors
     ///
-    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have.
+    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have; or if the backend does not say
+    /// that it has [taken it](super::ErrorKind::Backend).
     ///
     /// # Cancel safety
     ///
-    /// In memory it does not wait for anything: it is done when it was polled once.
+    /// In memory it does not wait for anything: it is done when it was polled once. With a backend, the event of a future that was
+    /// dropped may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
         let event = event.without_id().complete();
         let id = match &self.core.node {
@@ -106,11 +108,13 @@ impl Topic {
     ///
     /// # Errors
     ///
-    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have: then none is added.
+    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have: then none is added. Or if the
+    /// backend does not say that it has [taken them](super::ErrorKind::Backend): then all or none are.
     ///
     /// # Cancel safety
     ///
-    /// In memory it does not wait for anything: it is done when it was polled once.
+    /// In memory it does not wait for anything: it is done when it was polled once. With a backend, the events of a future that was
+    /// dropped may or may not be in the log, all of them or none.
     pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
         let events: Vec<_> = events.into_iter().map(|event| event.without_id().complete()).collect();
         if events.is_empty() {
@@ -129,7 +133,12 @@ impl Topic {
     ///
     /// # Errors
     ///
-    /// If the topic would be one more than the hub may have.
+    /// If the topic would be one more than the hub may have. It is none that the backend is down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Of a future that was dropped nothing is left. In memory it does not wait for anything; with a backend, at most two seconds for
+    /// what is not held here.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
         self.core.subscribe(vec![self.name.clone()], start.into()).await
     }
@@ -140,9 +149,13 @@ impl Topic {
     /// gets `204 No Content`, by which it knows. It is remembered for the hub's `max_age`, and for as long as there is a
     /// subscription to it and to other topics that go on; until then nothing can be published to it. Finished twice is finished.
     ///
+    /// With a backend every node knows it once it has read that. What is published on another node before then is not lost: the
+    /// topic goes on with it, on all nodes, and whoever was at its end comes back to it.
+    ///
     /// # Errors
     ///
-    /// If the topic would be one more than the hub may have.
+    /// If the topic would be one more than the hub may have, or if the backend does not say that it has [noted
+    /// it](super::ErrorKind::Backend).
     pub async fn finish(&self) -> Result<(), Error> {
         match &self.core.node {
             None => self.core.finish(&self.name),
@@ -157,7 +170,7 @@ impl Topic {
     /// Whether it has come into being and is still there: it holds events, is remembered as finished, or has subscribers.
     ///
     /// Whoever subscribes to a topic makes it. Where a client chooses the name, this tells a topic that somebody has published
-    /// to from one that the client has made up.
+    /// to from one that the client has made up. With a backend it is what this process has read of it by now.
     ///
     /// # Examples
     ///

@@ -1,5 +1,8 @@
 //! What holds of every [`Backend`], as checks for whoever writes one (feature `backend-contract`).
 //!
+//! They run against a real server as well as in memory, take seconds, and leave their logs behind. What they cannot see is what
+//! becomes of a log when its server is killed, cut off or replaced: that takes a test that does so.
+//!
 //! ```
 //! use tower_sse::hub::backend::{MemoryBackend, contract};
 //!
@@ -13,8 +16,8 @@
 //! # }
 //! ```
 
-use super::{Backend, Page, Record, RecordKind};
-use std::{collections::BTreeMap, fmt::Write, sync::Arc, time::Duration};
+use super::{Backend, Bounds, Page, Record, RecordKind};
+use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::timeout;
 
 /// Long for anything that does happen.
@@ -47,7 +50,11 @@ async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
     assert_eq!(bounds.lost, bounds.newest, "an empty log ends where it begins");
     let page = log.read(&["topic".into()], bounds.newest).await.expect("a page");
-    assert_eq!(page, Page { lost: 0, records: Vec::new(), through: bounds.newest }, "and has nothing to read");
+    assert_eq!(
+        page,
+        Page { epoch: bounds.epoch, lost: 0, records: Vec::new(), through: bounds.newest },
+        "and has nothing to read"
+    );
 }
 
 /// Every name of a topic, every kind, and every event.
@@ -152,8 +159,8 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
         positions
     };
     let count = 2 * BATCHES * BATCH;
-    let (one, two, seen_by_one, seen_by_two) =
-        tokio::join!(add(0), add(1), follow(&logs[0], begin, count), follow(&logs[1], begin, count));
+    let seen = both(follow(&logs[0], begin, count), follow(&logs[1], begin, count));
+    let ((one, two), (seen_by_one, seen_by_two)) = both(both(add(0), add(1)), seen).await;
     assert_eq!(seen_by_one, seen_by_two, "both see the same");
     let mut next = BTreeMap::new();
     for batch in seen_by_one.chunks(BATCH) {
@@ -210,6 +217,35 @@ async fn what_is_lost_is_told<B: Backend>(log: &B, max_records: usize) {
     }
 }
 
+/// At the same time.
+async fn both<A: Future, B: Future>(one: A, other: B) -> (A::Output, B::Output) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    let mut done = (None, None);
+    poll_fn(|cx| {
+        if done.0.is_none() {
+            done.0 = ready(one.as_mut().poll(cx));
+        }
+        if done.1.is_none() {
+            done.1 = ready(other.as_mut().poll(cx));
+        }
+        match (done.0.take(), done.1.take()) {
+            (Some(one), Some(other)) => Poll::Ready((one, other)),
+            some => {
+                done = some;
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+fn ready<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
+
 fn record(topic: &str, n: usize) -> Record {
     let mut event = String::new();
     write!(event, "data: {n}\n\n").expect("a String takes all");
@@ -218,11 +254,11 @@ fn record(topic: &str, n: usize) -> Record {
 
 /// All there is, page by page.
 async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: u64) -> Vec<(u64, Record)> {
-    let newest = log.bounds().await.expect("bounds").newest;
+    let Bounds { epoch, newest, .. } = log.bounds().await.expect("bounds");
     let mut records = Vec::new();
     while after < newest {
         let page = timeout(SOON, log.read(topics, after)).await.expect("it does not wait").expect("a page");
-        assert_eq!(page.lost, 0, "nothing is lost");
+        assert_eq!((page.epoch, page.lost), (epoch, 0), "it is this log, and nothing is lost");
         assert!(page.through > after, "a page leads on: {page:?} after {after}");
         assert!(page.records.iter().all(|(position, _)| (after + 1..=page.through).contains(position)), "{page:?}");
         after = page.through;
@@ -233,10 +269,11 @@ async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: u64) -> Vec<(
 
 /// So many.
 async fn follow<B: Backend>(log: &B, mut after: u64, count: usize) -> Vec<(u64, Record)> {
+    let epoch = log.bounds().await.expect("bounds").epoch;
     let mut records = Vec::new();
     while records.len() < count {
         let page = timeout(SOON, log.follow(after)).await.expect("there are more").expect("a page");
-        assert_eq!(page.lost, 0, "nothing is lost");
+        assert_eq!((page.epoch, page.lost), (epoch, 0), "it is this log, and nothing is lost");
         assert!(page.through > after, "a page leads on: {page:?} after {after}");
         after = page.through;
         records.extend(page.records);

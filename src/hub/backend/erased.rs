@@ -4,15 +4,14 @@ use super::{Backend, Bounds, Ids, Page, Record};
 use crate::BoxError;
 use std::{pin::Pin, sync::Arc};
 
-pub(in crate::hub) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
 /// What a hub keeps of its [`Backend`].
 pub(in crate::hub) trait Erased: Send + Sync {
     fn ids(&self) -> Ids;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, u64>;
-    /// Keeps the backend, so that a subscription can hold it.
-    fn read(self: Arc<Self>, topics: Arc<[Arc<str>]>, after: u64) -> BoxFuture<'static, Page>;
+    fn read<'a>(&'a self, topics: &'a [Arc<str>], after: u64) -> BoxFuture<'a, Page>;
     fn follow(&self, after: u64) -> BoxFuture<'_, Page>;
 }
 
@@ -29,8 +28,8 @@ impl<B: Backend> Erased for B {
         Box::pin(Backend::append(self, records))
     }
 
-    fn read(self: Arc<Self>, topics: Arc<[Arc<str>]>, after: u64) -> BoxFuture<'static, Page> {
-        Box::pin(async move { Backend::read(&*self, &topics, after).await })
+    fn read<'a>(&'a self, topics: &'a [Arc<str>], after: u64) -> BoxFuture<'a, Page> {
+        Box::pin(Backend::read(self, topics, after))
     }
 
     fn follow(&self, after: u64) -> BoxFuture<'_, Page> {

@@ -46,7 +46,7 @@ impl MemoryBackend {
             log.records.iter().skip(first).filter(|(_, record)| is_wanted(record)).take(PAGE).cloned().collect();
         let is_whole = records.len() < PAGE;
         let through = records.last().map(|(position, _)| *position).filter(|_| !is_whole).unwrap_or(log.newest);
-        Page { lost: if log.lost > after { log.lost } else { 0 }, records, through }
+        Page { epoch: self.epoch, lost: if log.lost > after { log.lost } else { 0 }, records, through }
     }
 }
 

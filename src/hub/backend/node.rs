@@ -1,70 +1,221 @@
 //! One process that follows a backend.
 
-use super::{Bounds, Erased, Record, RecordKind};
+use super::{Bounds, Erased, Ids, Page, Record, RecordKind, questions::Questions};
 use crate::{
-    Event, EventId,
-    hub::{Error, Start, core::Core},
-    random, trace,
+    BoxError, EncodedEvents, Event, EventId,
+    hub::{Error, Start, core::Core, cursor::Epoch},
+    metrics, random, trace,
 };
 use bytes::Bytes;
 use std::{
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    collections::{HashMap, HashSet},
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    task::Poll,
     time::Duration,
 };
-use tokio::{task::AbortHandle, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    task::{AbortHandle, yield_now},
+    time::{sleep, timeout},
+};
 
-/// How long to wait before a backend that has failed is followed again: at first, and at most.
+/// How long to wait before a backend that has failed is asked again: at first, and at most. So what comes after the pause has
+/// more than half of a second for a delivery within a second.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
+
+/// After so long without a record the reader asks whether there is one.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// As often as this it is told that there is, and gets none, before it begins to follow anew. The next time it waits for twice as
+/// long, as it may be that a page takes that long.
+const PATIENCE: u32 = 3;
+
+/// No answer takes longer. A backend has timeouts of its own, which are shorter; this is for one that has not.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// For as long as this [`connect`](Node::connect) reads what there is.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// How many pages are read for subscriptions at once. Who comes later waits for its turn.
+const READS: usize = 8;
 
 /// What a hub has of its backend.
 pub(in crate::hub) struct Node {
-    pub(in crate::hub) backend: Arc<dyn Erased>,
-    /// The newest position that is known to be in the log, whether it was read here or not.
-    acknowledged: AtomicU64,
-    /// Everything up to here is known to be lost for good.
-    lost: AtomicU64,
+    backend: Arc<dyn Erased>,
+    known: Mutex<Known>,
+    bounds: Questions<(), Bounds>,
+    reads: Questions<Place, Arc<Part>>,
+    turns: Arc<Semaphore>,
+    /// In which it was connected.
+    runtime: OnceLock<Handle>,
     reader: OnceLock<AbortHandle>,
 }
 
+/// What is known of the log, whether it was read here or not.
+#[derive(Default)]
+struct Known {
+    /// Nothing of what follows is of another one.
+    epoch: u64,
+    /// A position that is in it, or was.
+    newest: u64,
+    /// Everything up to here is lost for good.
+    lost: u64,
+    /// The topics that were finished here, and where: until that was read, nobody else knows it.
+    finished: HashMap<Arc<str>, u64>,
+}
+
+/// Of these topics, after this position.
+type Place = (Arc<[Arc<str>]>, u64);
+
+/// A page as subscriptions hand it out: encoded once for all that are at the same place.
+pub(in crate::hub) struct Part {
+    pub(in crate::hub) epoch: Epoch,
+    pub(in crate::hub) lost: u64,
+    pub(in crate::hub) through: u64,
+    /// The position of the first event.
+    pub(in crate::hub) first: Option<u64>,
+    pub(in crate::hub) events: EncodedEvents,
+    /// The topics that have something in it, and the position of their end if that is the last of it, or 0.
+    pub(in crate::hub) topics: HashMap<Arc<str>, u64>,
+}
+
+/// Where a log ends, as far as it is known.
+pub(in crate::hub) struct End {
+    pub(in crate::hub) epoch: Epoch,
+    /// A position that is in it, or was.
+    pub(in crate::hub) newest: u64,
+    /// There may be greater ones: the backend did not answer.
+    pub(in crate::hub) is_unsure: bool,
+}
+
 impl Node {
-    pub(in crate::hub) fn new(backend: Arc<dyn Erased>, bounds: &Bounds) -> Self {
-        let node = Self { backend, acknowledged: AtomicU64::new(0), lost: AtomicU64::new(0), reader: OnceLock::new() };
-        node.begin(bounds);
-        node
+    pub(in crate::hub) fn new(backend: Arc<dyn Erased>) -> Self {
+        Self {
+            backend,
+            known: Mutex::default(),
+            bounds: Questions::default(),
+            reads: Questions::default(),
+            turns: Arc::new(Semaphore::new(READS)),
+            runtime: OnceLock::new(),
+            reader: OnceLock::new(),
+        }
     }
 
-    /// The log is another one now.
-    pub(in crate::hub) fn begin(&self, bounds: &Bounds) {
-        self.acknowledged.store(bounds.newest, Relaxed);
-        self.lost.store(bounds.lost, Relaxed);
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(in crate::hub) fn ids(&self) -> Ids {
+        self.backend.ids()
+    }
+
+    fn epoch(&self, bits: u64) -> Epoch {
+        Epoch::of(bits, self.ids())
+    }
+
+    /// Reads what there is and follows the log from there on, for as long as there is the hub.
+    ///
+    /// All of it, and not merely what follows its end, although that takes longer: only so a node knows which topics are
+    /// finished, has the newest of those that are a state, and serves who comes back without asking the backend. It is no
+    /// longer than the backend's retention allows, and takes about a second for a million records in memory. What is left after
+    /// [`CATCH_UP`] is read while the node already serves: then it is one that is behind, which loses nothing.
+    pub(in crate::hub) async fn connect(&self, core: &Arc<Core>) -> Result<(), BoxError> {
+        let runtime = Handle::try_current()?;
+        let bounds = in_time(self.backend.bounds()).await?;
+        core.begin_anew(&bounds);
+        let mut after = bounds.lost;
+        let catch_up = async {
+            while after < bounds.newest {
+                let page = self.backend.follow(after).await?;
+                if page.epoch != bounds.epoch {
+                    break;
+                }
+                after = page.through;
+                core.deliver(page);
+                // A backend that never waits would keep everybody else on this thread waiting.
+                yield_now().await;
+            }
+            Ok::<_, BoxError>(())
+        };
+        timeout(CATCH_UP, catch_up).await.unwrap_or(Ok(()))?;
+        let reader = runtime.spawn(follow(Arc::clone(&self.backend), Arc::downgrade(core), after, bounds.epoch));
+        self.reader.get_or_init(|| reader.abort_handle());
+        self.runtime.get_or_init(|| runtime);
+        Ok(())
+    }
+
+    pub(in crate::hub) fn stop(&self) {
+        self.reader.get().inspect(|reader| reader.abort());
+    }
+
+    /// The log is another one now. Returns how its ids begin.
+    pub(in crate::hub) fn begin_anew(&self, bounds: &Bounds) -> Epoch {
+        let Bounds { epoch, lost, newest } = *bounds;
+        *self.known() = Known { epoch, newest, lost, finished: HashMap::new() };
+        self.epoch(epoch)
     }
 
     pub(in crate::hub) fn lost(&self) -> u64 {
-        self.lost.load(Relaxed)
+        self.known().lost
     }
 
-    pub(in crate::hub) fn is_lost(&self, through: u64) {
-        self.lost.fetch_max(through, Relaxed);
+    /// Everything up to here is lost for good, in the log of this epoch.
+    pub(in crate::hub) fn is_lost(&self, epoch: Epoch, through: u64) {
+        let mut known = self.known();
+        if self.epoch(known.epoch) == epoch {
+            known.lost = known.lost.max(through);
+        }
     }
 
-    /// A position that is known to be in the log. The backend is asked if a client has one that is greater than what is known
-    /// here; if it does not answer, the client is taken at its word.
-    pub(in crate::hub) async fn newest(&self, core: &Core, start: &Start) -> u64 {
-        let known = self.acknowledged.load(Relaxed).max(core.committed());
-        let claimed = match start {
-            Start::After(id) => core.epoch().number(id).unwrap_or(0),
-            _ => 0,
+    /// Where the log ends. The backend is asked if a client has a position that is greater than what is known here.
+    pub(in crate::hub) async fn end(&self, core: &Core, start: &Start) -> End {
+        let known = |is_unsure| {
+            let known = self.known();
+            End { epoch: self.epoch(known.epoch), newest: known.newest, is_unsure }
         };
-        if claimed <= known {
-            return known;
+        let end = known(false);
+        match start {
+            Start::After(id)
+                if end.epoch.number(id).is_ok_and(|claimed| claimed > end.newest.max(core.committed())) => {}
+            _ => return end,
         }
-        match self.backend.bounds().await {
-            Ok(bounds) => known.max(bounds.newest),
-            Err(_) => claimed,
+        let Some(bounds) = self.bounds().await else { return known(true) };
+        let mut there = self.known();
+        // Otherwise the reader does not know yet that it is another log. Then nobody is sure here.
+        if bounds.epoch != there.epoch {
+            drop(there);
+            return known(true);
         }
+        there.newest = there.newest.max(bounds.newest);
+        there.lost = there.lost.max(bounds.lost);
+        End { epoch: end.epoch, newest: there.newest, is_unsure: false }
+    }
+
+    async fn bounds(&self) -> Option<Bounds> {
+        let backend = Arc::clone(&self.backend);
+        let bounds = move || {
+            let backend = Arc::clone(&backend);
+            async move { counted("bounds", backend.bounds()).await }
+        };
+        self.bounds.ask(self.runtime.get()?, (), bounds).await
+    }
+
+    /// What the backend holds of these topics after a position, as much as makes a page. `None` if it does not answer.
+    pub(in crate::hub) async fn read(&self, topics: Arc<[Arc<str>]>, after: u64) -> Option<Arc<Part>> {
+        let place = (topics.clone(), after);
+        let (backend, turns) = (Arc::clone(&self.backend), Arc::clone(&self.turns));
+        let page = move || {
+            let (backend, turns, topics) = (Arc::clone(&backend), Arc::clone(&turns), Arc::clone(&topics));
+            async move {
+                let _turn = turns.acquire().await?;
+                let page = counted("read", backend.read(&topics, after)).await?;
+                Ok(Arc::new(Part::new(page, backend.ids())))
+            }
+        };
+        self.reads.ask(self.runtime.get()?, place, page).await
     }
 
     pub(in crate::hub) async fn publish(
@@ -75,60 +226,175 @@ impl Node {
         events: impl IntoIterator<Item = Event>,
     ) -> Result<Option<EventId>, Error> {
         let record = |event: Event| Record { topic: topic.clone(), kind, event: event.encode() };
-        let position = self.append(core, topic, events.into_iter().map(record).collect()).await?;
-        Ok(Some(core.epoch().id(position)))
+        let (epoch, position) = self.append(core, topic, events.into_iter().map(record).collect()).await?;
+        Ok(Some(self.epoch(epoch).id(position)))
     }
 
     pub(in crate::hub) async fn finish(&self, core: &Core, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
-        match self.append(core, topic, vec![finish]).await {
-            Err(error) if error.is_finished() => Ok(()),
-            other => other.map(drop),
+        let (epoch, position) = match self.append(core, topic, vec![finish]).await {
+            Err(error) if error.is_finished() => return Ok(()),
+            other => other?,
+        };
+        let mut known = self.known();
+        if known.epoch == epoch {
+            known.finished.insert(topic.clone(), position);
+        }
+        drop(known);
+        // It may have been read meanwhile.
+        self.was_read(core.committed());
+        Ok(())
+    }
+
+    /// Whether it was finished here, which was not read yet.
+    pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
+        self.known().finished.contains_key(topic)
+    }
+
+    /// The log was read up to here.
+    pub(in crate::hub) fn was_read(&self, through: u64) {
+        let mut known = self.known();
+        if !known.finished.is_empty() {
+            known.finished.retain(|_, position| *position > through);
         }
     }
 
-    async fn append(&self, core: &Core, topic: &Arc<str>, records: Vec<Record>) -> Result<u64, Error> {
+    /// Returns the position of the last, and in the log of which epoch, as far as that is known here. If it is another one by
+    /// now, an id that is made of both is none in either: who has it is told of a gap.
+    async fn append(&self, core: &Core, topic: &Arc<str>, records: Vec<Record>) -> Result<(u64, u64), Error> {
         core.can_publish(topic)?;
-        let position = self.backend.append(records).await.map_err(|source| Error::backend(topic, source))?;
-        self.acknowledged.fetch_max(position, Relaxed);
-        Ok(position)
-    }
-
-    /// Follows the log from a position on, for as long as there is the hub.
-    pub(in crate::hub) fn follow(&self, core: Weak<Core>, after: u64, epoch: u64) {
-        let task = tokio::spawn(follow(Arc::clone(&self.backend), core, after, epoch));
-        self.reader.get_or_init(|| task.abort_handle());
-    }
-
-    pub(in crate::hub) fn stop(&self) {
-        self.reader.get().inspect(|reader| reader.abort());
+        let epoch = self.known().epoch;
+        let appended = counted("publish", self.backend.append(records)).await;
+        let position = appended.map_err(|source| Error::backend(topic, source))?;
+        let mut known = self.known();
+        if known.epoch == epoch {
+            known.newest = known.newest.max(position);
+        }
+        Ok((epoch, position))
     }
 }
 
+impl Part {
+    fn new(page: Page, ids: Ids) -> Self {
+        let epoch = Epoch::of(page.epoch, ids);
+        let mut topics = HashMap::new();
+        let mut states = HashSet::new();
+        let mut events = Vec::with_capacity(page.records.len());
+        let mut first = None;
+        for (position, record) in page.records.into_iter().rev() {
+            let end = if record.kind == RecordKind::Finish { position } else { 0 };
+            topics.entry(record.topic.clone()).or_insert(end);
+            match record.kind {
+                RecordKind::Finish => continue,
+                // The newest stands for those before it.
+                RecordKind::State if !states.insert(record.topic) => continue,
+                _ => {}
+            }
+            let Some(event) = Event::from_wire(&record.event) else { continue };
+            events.push(event.id(epoch.id(position)));
+            first = Some(position);
+        }
+        let events = events.into_iter().rev().collect();
+        Self { epoch, lost: page.lost, through: page.through, first, events, topics }
+    }
+}
+
+/// Reads the log, page after page.
 async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
+    let mut patience = PATIENCE;
+    let mut outage = Outage(false);
     loop {
-        let error = match backend.follow(after).await {
-            Ok(page) => {
+        match next(&*backend, after, epoch, &mut patience, &mut outage).await {
+            Ok(page) if page.epoch == epoch => {
                 let Some(core) = core.upgrade() else { return };
+                outage.is_over();
+                (pause, patience) = (PAUSES[0], PATIENCE);
                 after = page.through;
                 core.deliver(page);
-                pause = PAUSES[0];
+                drop(core);
+                yield_now().await;
                 continue;
             }
-            Err(error) => error,
-        };
-        if pause == PAUSES[0] {
-            trace::backend_failed(&error);
+            Ok(_) => {}
+            Err(error) => outage.goes_on(&error),
         }
-        sleep(pause.mul_f64(0.5 + random::part() / 2.0)).await;
-        pause = longest.min(pause * 2);
-        // It may be another log that comes back.
-        let Ok(bounds) = backend.bounds().await else { continue };
+        // It may be another log that comes back. Nothing is read of it before that is known.
+        let bounds = loop {
+            sleep(pause.mul_f64(0.5 + random::part() / 2.0)).await;
+            pause = longest.min(pause * 2);
+            match in_time(backend.bounds()).await {
+                Ok(bounds) => break bounds,
+                Err(error) => outage.goes_on(&error),
+            }
+        };
         let Some(core) = core.upgrade() else { return };
         if bounds.epoch != epoch || bounds.newest < after {
             (epoch, after) = (bounds.epoch, bounds.lost);
             core.begin_anew(&bounds);
         }
     }
+}
+
+/// What follows in the log. Meanwhile it is asked now and then whether it is still the same, and has nothing new: a connection
+/// can be lost without a word.
+async fn next(
+    backend: &dyn Erased,
+    after: u64,
+    epoch: u64,
+    patience: &mut u32,
+    outage: &mut Outage,
+) -> Result<Page, BoxError> {
+    let mut page = pin!(backend.follow(after));
+    let mut missed = 0;
+    while missed < *patience {
+        if let Ok(page) = timeout(QUIET, page.as_mut()).await {
+            return page;
+        }
+        let mut bounds = pin!(in_time(backend.bounds()));
+        let bounds = poll_fn(|cx| match page.as_mut().poll(cx) {
+            Poll::Ready(page) => Poll::Ready(Err(page)),
+            Poll::Pending => bounds.as_mut().poll(cx).map(Ok),
+        });
+        match bounds.await {
+            Err(page) => return page,
+            Ok(Ok(bounds)) if bounds.epoch != epoch => return Err("the log is another one than before".into()),
+            Ok(Ok(bounds)) if bounds.newest == after => {
+                missed = 0;
+                outage.is_over();
+            }
+            Ok(Ok(_)) => missed += 1,
+            Ok(Err(error)) => outage.goes_on(&error),
+        }
+    }
+    *patience = patience.saturating_mul(2);
+    Err("the backend does not hand out what is in the log".into())
+}
+
+/// Whether the log cannot be read now. Its operator is told once, and once when it can again.
+struct Outage(bool);
+
+impl Outage {
+    fn goes_on(&mut self, error: &BoxError) {
+        metrics::backend_failed("follow");
+        if !std::mem::replace(&mut self.0, true) {
+            trace::backend_failed(error);
+        }
+    }
+
+    fn is_over(&mut self) {
+        if std::mem::replace(&mut self.0, false) {
+            trace::backend_recovered();
+        }
+    }
+}
+
+/// The same, and a failure counts.
+async fn counted<T>(operation: &'static str, answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+    in_time(answer).await.inspect_err(|_| metrics::backend_failed(operation))
+}
+
+/// An answer of the backend, in time.
+async fn in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+    timeout(LONGEST, answer).await?
 }
