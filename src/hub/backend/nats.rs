@@ -59,6 +59,7 @@ pub struct NatsBackend {
 /// What follows the stream, and from where on.
 struct Follower {
     after: u64,
+    epoch: u64,
     messages: Ordered,
 }
 
@@ -222,7 +223,7 @@ impl Backend for NatsBackend {
         let stream = self.jetstream().await?;
         let info = stream.get_info().await?;
         Ok(Bounds {
-            epoch: info.created.unix_timestamp_nanos() as u64,
+            epoch: epoch(&info),
             lost: info.state.first_sequence.saturating_sub(1) * EVENTS,
             newest: info.state.last_sequence * EVENTS,
         })
@@ -263,10 +264,11 @@ impl Backend for NatsBackend {
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
         let stream = self.jetstream().await?;
-        let state = stream.get_info().await?.state;
+        let info = stream.get_info().await?;
+        let (epoch, state) = (epoch(&info), info.state);
         let lost = state.first_sequence.saturating_sub(1) * EVENTS;
         let newest = state.last_sequence * EVENTS;
-        let mut page = Page { lost: if lost > after { lost } else { 0 }, records: Vec::new(), through: after };
+        let mut page = Page { epoch, lost: if lost > after { lost } else { 0 }, records: Vec::new(), through: after };
         if after.max(lost) >= newest {
             page.through = newest;
             return Ok(page);
@@ -295,10 +297,11 @@ impl Backend for NatsBackend {
             Some(follower) => follower,
             None => {
                 let stream = self.jetstream().await?;
-                Follower { after, messages: self.consume(&stream, String::new(), after).await?.0 }
+                let epoch = epoch(stream.cached_info());
+                Follower { after, epoch, messages: self.consume(&stream, String::new(), after).await?.0 }
             }
         };
-        let mut page = Page { lost: 0, records: Vec::new(), through: after };
+        let mut page = Page { epoch: follower.epoch, lost: 0, records: Vec::new(), through: after };
         let first = follower.messages.next().await.ok_or("the consumer has ended")??;
         let before = (first.info()?.stream_sequence - 1) * EVENTS;
         if before > after {
@@ -324,6 +327,10 @@ impl fmt::Debug for NatsBackend {
         // Not the address: it may have the password.
         f.debug_struct("NatsBackend").field("stream", &self.config.name).finish_non_exhaustive()
     }
+}
+
+fn epoch(stream: &jetstream::stream::Info) -> u64 {
+    stream.created.unix_timestamp_nanos() as u64
 }
 
 /// The events of a message: each ends with its blank line, and has no other.

@@ -173,7 +173,7 @@ impl Backend for RedisBackend {
             let after = format!("({}", entry_id(after));
             cmd("XRANGE").arg(&self.stream).arg(after).arg("+").arg("COUNT").arg(PAGE).query_async(connection).await
         });
-        let mut page = page(entries.await?, after)?;
+        let mut page = page(self.epoch(), entries.await?, after)?;
         if page.through == after {
             let bounds = self.bounds().await?;
             page.lost = Some(bounds.lost).filter(|lost| *lost > after).unwrap_or(0);
@@ -196,7 +196,8 @@ impl Backend for RedisBackend {
             read.arg("STREAMS").arg(&self.stream).arg(entry_id(after));
             let reply: Option<Vec<(Value, Vec<Entry>)>> = read.query_async(&mut connection).await?;
             *self.follower.lock().await = Some(connection);
-            let page = page(reply.into_iter().flatten().flat_map(|(_, entries)| entries).collect(), after)?;
+            let entries = reply.into_iter().flatten().flat_map(|(_, entries)| entries).collect();
+            let page = page(self.epoch(), entries, after)?;
             if page.through > after {
                 return Ok(page);
             }
@@ -215,8 +216,8 @@ impl fmt::Debug for RedisBackend {
 type Entry = (String, Vec<Vec<u8>>);
 
 /// What these entries are for somebody who has read up to `after`. Entries that somebody else has added are passed over.
-fn page(entries: Vec<Entry>, after: u64) -> Result<Page, BoxError> {
-    let mut page = Page { lost: 0, records: Vec::with_capacity(entries.len()), through: after };
+fn page(epoch: u64, entries: Vec<Entry>, after: u64) -> Result<Page, BoxError> {
+    let mut page = Page { epoch, lost: 0, records: Vec::with_capacity(entries.len()), through: after };
     for (n, entry) in entries.into_iter().enumerate() {
         let (position, previous, record) = read(entry)?;
         if n == 0 && previous > after {
