@@ -23,13 +23,19 @@ use support::{
     server::serve,
     whatwg,
 };
-use tokio::{runtime, sync::Notify};
+use tokio::{
+    runtime,
+    sync::{Notify, watch},
+};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_sse::{
     BoxError, CloseReason, EncodedEvents, Event, Heartbeat, LastEventId, Overload, ResponseBody, SseLayer, SseStream,
-    hub::{Hub, LagPolicy},
+    hub::{
+        Hub, LagPolicy,
+        backend::{self, Backend, Bounds, MemoryBackend, Page},
+    },
 };
 use tracing::{
     Level, Subscriber,
@@ -253,6 +259,91 @@ fn a_gap_is_counted_by_its_reason() {
         let expected = names.into_iter().chain([("lagged", 2.0)]);
         let expected = expected.map(|(reason, n)| (format!("tower_sse_hub_gaps_total{{reason={reason}}}"), n));
         assert_eq!(seen.numbers(), expected.collect());
+    });
+}
+
+/// A log in memory, as long as there is a connection to it.
+struct Fragile {
+    log: MemoryBackend,
+    is_down: watch::Receiver<bool>,
+}
+
+impl Fragile {
+    async fn answered<T>(&self, answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+        let mut is_down = self.is_down.clone();
+        tokio::select! {
+            biased;
+            _ = is_down.wait_for(|is_down| *is_down) => Err("the cable is cut".into()),
+            answer = answer => answer,
+        }
+    }
+}
+
+impl Backend for Fragile {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.answered(self.log.bounds()).await
+    }
+
+    async fn append(&self, records: Vec<backend::Record>) -> Result<u64, BoxError> {
+        self.answered(self.log.append(records)).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+        self.answered(self.log.read(topics, after)).await
+    }
+
+    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+        self.answered(self.log.follow(after)).await
+    }
+}
+
+#[test]
+fn a_backend_that_fails_is_told_once_and_once_when_it_is_back_and_each_request_that_failed_is_counted() {
+    observed(async |seen: Seen| {
+        let (cut, is_down) = watch::channel(false);
+        let log = Fragile { log: MemoryBackend::new(100), is_down };
+        let hub = Hub::builder().max_events(1).backend(log).connect().await.expect("it is there");
+        let topic = hub.topic("news");
+        let first = topic.publish(Event::new("first")).await.expect("it is there");
+        topic.publish(Event::new("second")).await.expect("it is there");
+        topic.publish(Event::new("third")).await.expect("it is there");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        cut.send_replace(true);
+        topic.publish(Event::new("lost")).await.expect_err("it is cut");
+        topic.subscribe(first).await.expect("who comes waits for it");
+        let (epoch, _) = topic
+            .subscribe(LastEventId::default())
+            .await
+            .expect("a place")
+            .cursor()
+            .as_str()
+            .split_once('-')
+            .map(|(epoch, number)| (epoch.to_owned(), number.to_owned()))
+            .expect("an epoch");
+        let unknown = tower_sse::hub::Start::After(format!("{epoch}-99").parse().expect("an id"));
+        topic.subscribe(unknown).await.expect("who comes waits for it");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        cut.send_replace(false);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+
+        let name = |operation: &str| format!("tower_sse_hub_backend_failures_total{{operation={operation}}}");
+        let numbers = seen.numbers();
+        assert_eq!((numbers[&name("publish")], numbers[&name("bounds")]), (1.0, 1.0));
+        assert!(numbers[&name("read")] >= 1.0);
+        // Every 200 to 400 ms, and faster at first.
+        assert!((150.0..320.0).contains(&numbers[&name("follow")]), "{numbers:?}");
+        let events: Vec<_> = seen
+            .events()
+            .into_iter()
+            .map(|event| (event.level, event.message(), event.fields.get("error").cloned()))
+            .collect();
+        assert_eq!(
+            events,
+            [
+                (Level::WARN, "backend failed".to_owned(), Some("the cable is cut".to_owned())),
+                (Level::INFO, "backend recovered".to_owned(), None),
+            ]
+        );
     });
 }
 

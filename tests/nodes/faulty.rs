@@ -1,0 +1,205 @@
+//! A backend that is in trouble when it is told to be.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+use tokio::sync::watch;
+use tower_sse::{
+    BoxError,
+    hub::backend::{Backend, Bounds, MemoryBackend, Page, Record},
+};
+
+/// A log that several nodes share, and everything that ever was in it.
+#[derive(Clone)]
+pub(crate) struct Shared(Arc<Mutex<Vec<Log>>>);
+
+/// One of the logs that there were under its name, the last of which is the one that there is.
+#[derive(Clone)]
+pub(crate) struct Log {
+    backend: MemoryBackend,
+    pub letters: String,
+    pub all: BTreeMap<u64, Record>,
+    pub bounds: Bounds,
+}
+
+/// The connection of one node to it.
+#[derive(Clone)]
+pub(crate) struct Faulty {
+    shared: Shared,
+    mode: Arc<watch::Sender<Mode>>,
+    pub page: Arc<AtomicUsize>,
+    pub asked: Arc<Asked>,
+}
+
+/// How often it was asked for what.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub bounds: AtomicUsize,
+    pub reads: AtomicUsize,
+    pub reads_at_once: AtomicUsize,
+    pub most_reads_at_once: AtomicUsize,
+    /// How many futures of `follow` there are.
+    pub follows: AtomicUsize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Works,
+    /// Whatever is asked is refused, also what waits for an answer.
+    Fails,
+    /// Nothing is answered.
+    Hangs,
+    /// What is added is added, but nobody is told.
+    LosesAnswers,
+    /// Nothing new is read: neither does it come, nor is that an error.
+    Lags,
+}
+
+impl Shared {
+    pub(crate) fn new(max_records: usize) -> Self {
+        let shared = Self(Arc::default());
+        shared.replace(max_records, Vec::new());
+        shared
+    }
+
+    pub(crate) fn connect(&self) -> Faulty {
+        Faulty {
+            shared: self.clone(),
+            mode: Arc::new(watch::Sender::new(Mode::Works)),
+            page: Arc::new(AtomicUsize::new(usize::MAX)),
+            asked: Arc::default(),
+        }
+    }
+
+    /// Another log is there from now on, that begins with these records.
+    pub(crate) fn replace(&self, max_records: usize, records: Vec<Record>) {
+        let backend = MemoryBackend::new(max_records);
+        let bounds = now(backend.bounds()).unwrap();
+        let letter = |i| char::from(b"abcdefghijklmnopqrstuvwxyz234567"[(bounds.epoch >> (5 * i)) as usize % 32]);
+        let log = Log { backend, letters: (0..8).map(letter).collect(), all: BTreeMap::new(), bounds };
+        let mut logs = self.0.lock().unwrap();
+        logs.push(log);
+        let log = logs.last_mut().unwrap();
+        for record in records {
+            log.append(vec![record]);
+        }
+    }
+
+    /// The log that there is.
+    pub(crate) fn log(&self) -> Log {
+        self.0.lock().unwrap().last().unwrap().clone()
+    }
+
+    pub(crate) fn logs(&self) -> Vec<Log> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn append(&self, records: Vec<Record>) -> u64 {
+        self.0.lock().unwrap().last_mut().unwrap().append(records)
+    }
+}
+
+impl Log {
+    fn append(&mut self, records: Vec<Record>) -> u64 {
+        let first = self.bounds.newest + 1;
+        self.all.extend((first..).zip(records.iter().cloned()));
+        let newest = now(self.backend.append(records)).unwrap();
+        self.bounds = now(self.backend.bounds()).unwrap();
+        newest
+    }
+
+    /// What is held.
+    pub(crate) fn held(&self) -> Vec<Record> {
+        self.all.range(self.bounds.lost + 1..).map(|(_, record)| record.clone()).collect()
+    }
+}
+
+impl Faulty {
+    pub(crate) fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        *self.mode.borrow()
+    }
+
+    async fn answered<T>(&self, answer: impl AsyncFnOnce(MemoryBackend) -> Result<T, BoxError>) -> Result<T, BoxError> {
+        let mut mode = self.mode.subscribe();
+        let works = *mode.wait_for(|mode| *mode != Mode::Hangs).await?;
+        if works == Mode::Fails {
+            return Err("there is no connection".into());
+        }
+        let backend = self.shared.log().backend;
+        tokio::select! {
+            biased;
+            answer = answer(backend) => answer,
+            _ = mode.wait_for(|mode| *mode == Mode::Fails) => Err("the connection is lost".into()),
+        }
+    }
+
+    fn cut(&self, mut page: Page) -> Page {
+        let size = self.page.load(Relaxed).max(1);
+        if page.records.len() > size {
+            page.records.truncate(size);
+            page.through = page.records[size - 1].0;
+        }
+        page
+    }
+}
+
+impl Backend for Faulty {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.asked.bounds.fetch_add(1, Relaxed);
+        self.answered(async |backend| backend.bounds().await).await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<u64, BoxError> {
+        let position = self.answered(async |_| Ok(self.shared.append(records))).await?;
+        match *self.mode.borrow() {
+            Mode::LosesAnswers => Err("the connection is lost".into()),
+            _ => Ok(position),
+        }
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+        self.asked.reads.fetch_add(1, Relaxed);
+        let _at_once = Held::new(&self.asked.reads_at_once);
+        self.asked.most_reads_at_once.fetch_max(self.asked.reads_at_once.load(Relaxed), Relaxed);
+        tokio::task::yield_now().await;
+        let page = self.answered(async |backend| backend.read(topics, after).await).await?;
+        Ok(self.cut(page))
+    }
+
+    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+        let _held = Held::new(&self.asked.follows);
+        self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
+        let page = self.answered(async |backend| backend.follow(after).await).await?;
+        // Also what was asked for before.
+        self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
+        Ok(self.cut(page))
+    }
+}
+
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What does not wait for anything.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    futures_util::FutureExt::now_or_never(future).expect("it does not wait")
+}

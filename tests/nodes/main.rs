@@ -1,0 +1,841 @@
+//! Hubs of several nodes with one log: every event that is acknowledged on one of them arrives once and in order on all of them,
+//! or a gap is told, whatever becomes of the backend.
+
+mod faulty;
+mod model;
+
+use faulty::{Faulty, Mode, Shared};
+use std::{sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
+use support::whatwg::{self, Message};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
+use tokio_test::{assert_pending, task};
+use tower_sse::{
+    Event, EventId, SseStream,
+    hub::{
+        Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription,
+        backend::{Backend, Bounds, MemoryBackend, Page, Record, RecordKind},
+    },
+};
+
+const PLENTY: usize = 1_000_000;
+
+async fn hub(backend: impl Backend) -> Hub {
+    Hub::builder().backend(backend).connect().await.unwrap()
+}
+
+/// Two nodes, and their connections.
+async fn two(shared: &Shared, builder: impl Fn() -> Builder) -> ([Hub; 2], [Faulty; 2]) {
+    let [one, other] = [shared.connect(), shared.connect()];
+    let hubs = [
+        builder().backend(one.clone()).connect().await.unwrap(),
+        builder().backend(other.clone()).connect().await.unwrap(),
+    ];
+    (hubs, [one, other])
+}
+
+/// Lets the nodes read what there is.
+async fn settle() {
+    for _ in 0..50 {
+        yield_now().await;
+    }
+}
+
+async fn publish(hub: &Hub, topic: &str, data: impl ToString) -> EventId {
+    hub.topic(topic).publish(Event::new(data.to_string())).await.unwrap()
+}
+
+async fn subscribe(hub: &Hub, topic: &str, start: impl Into<Start>) -> task::Spawn<Subscription> {
+    task::spawn(hub.topic(topic).subscribe(start).await.unwrap())
+}
+
+/// What is there to be read now, and whether that is all there will be.
+fn read(subscription: &mut task::Spawn<Subscription>) -> (Vec<Message>, bool) {
+    let mut bytes = Vec::new();
+    loop {
+        match subscription.poll_next() {
+            Poll::Ready(Some(events)) => bytes.extend_from_slice(events.as_bytes()),
+            Poll::Ready(None) => return (whatwg::parse(&bytes).messages, true),
+            Poll::Pending => return (whatwg::parse(&bytes).messages, false),
+        }
+    }
+}
+
+/// The data of what is there to be read now; of a gap its reason, and of an end that.
+fn data(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
+    let (messages, is_end) = read(subscription);
+    let say = |message: Message| match &*message.r#type {
+        "gap" => reason(&message.data),
+        _ => message.data,
+    };
+    messages.into_iter().map(say).chain(is_end.then(|| "end".to_owned())).collect()
+}
+
+fn reason(gap: &str) -> String {
+    let gap: serde_json::Value = serde_json::from_str(gap).unwrap();
+    gap["reason"].as_str().unwrap().to_owned()
+}
+
+/// The same, once it was read.
+async fn data_soon(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut quiet = 0;
+    while quiet < 5 {
+        settle().await;
+        let more = data(subscription);
+        let is_end = more.last().is_some_and(|last| last == "end");
+        quiet = if more.is_empty() { quiet + 1 } else { 0 };
+        all.extend(more);
+        if is_end {
+            break;
+        }
+    }
+    all
+}
+
+fn numbers(numbers: impl IntoIterator<Item = usize>) -> Vec<String> {
+    numbers.into_iter().map(|n| n.to_string()).collect()
+}
+
+fn status(subscription: Subscription) -> u16 {
+    SseStream::new(subscription).without_heartbeat().into_response().status().as_u16()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_published_on_one_node_arrives_on_the_other_and_a_client_goes_on_at_either() {
+    let ([one, other], _) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut here = subscribe(&one, "a", Start::Latest).await;
+    let mut there = subscribe(&other, "a", Start::Latest).await;
+    let first = publish(&one, "a", 0).await;
+    publish(&other, "a", 1).await;
+    publish(&other, "b", "not of this topic").await;
+    settle().await;
+    assert_eq!(data(&mut here), numbers(0..2));
+    assert_eq!(data(&mut there), numbers(0..2));
+    for hub in [&one, &other] {
+        let mut back = subscribe(hub, "a", first.clone()).await;
+        assert!(back.is_resumed() && back.gap().is_none());
+        assert_eq!(data(&mut back), numbers(1..2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_to_a_node_that_is_behind_loses_nothing_and_gets_nothing_twice() {
+    let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    to_other.set(Mode::Lags);
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(publish(&one, "a", n).await);
+    }
+    settle().await;
+    let mut back = subscribe(&other, "a", ids[2].clone()).await;
+    assert!(back.is_resumed(), "it is a place in the log, which the other node does not know yet");
+    let mut latest = subscribe(&other, "a", ids[4].clone()).await;
+    assert_eq!((data(&mut back), data(&mut latest)), (vec![], vec![]));
+    to_other.set(Mode::Works);
+    assert_eq!(data_soon(&mut back).await, numbers(3..5));
+    assert_eq!(data(&mut latest), numbers(0..0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_for_what_is_published_from_now_on_does_not_get_what_this_node_has_published_before() {
+    let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    connections[0].set(Mode::Lags);
+    publish(&hubs[0], "a", "before").await;
+    let mut latest = subscribe(&hubs[0], "a", Start::Latest).await;
+    publish(&hubs[0], "a", "after").await;
+    connections[0].set(Mode::Works);
+    assert_eq!(data_soon(&mut latest).await, ["after"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_does_not_hold_any_more_comes_from_the_backend_in_pages_of_any_size() {
+    for page in [1, 2, 7, 1000] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = two(&shared, || Hub::builder().max_events(3)).await;
+        connections.iter().for_each(|connection| connection.page.store(page, Relaxed));
+        let mut slow = subscribe(&hubs[1], "a", Start::Latest).await;
+        let mut ids = Vec::new();
+        for n in 0..40 {
+            ids.push(publish(&hubs[0], if n % 4 == 3 { "b" } else { "a" }, n).await);
+        }
+        settle().await;
+        settle().await;
+        let of_a = |from: usize| numbers((from..40).filter(|n| n % 4 != 3));
+        let mut back = subscribe(&hubs[1], "a", ids[5].clone()).await;
+        assert!(back.is_resumed() && back.gap().is_none());
+        assert_eq!(data_soon(&mut back).await, of_a(6), "pages of {page}");
+        assert_eq!(data_soon(&mut slow).await, of_a(0), "one that has fallen behind, pages of {page}");
+        let mut all = subscribe(&hubs[1], "a", Start::Earliest).await;
+        assert_eq!(data_soon(&mut all).await, of_a(0));
+        let both = hubs[1].subscribe(["a", "b"], ids[1].clone()).await.unwrap();
+        assert!(both.is_resumed());
+        assert_eq!(data_soon(&mut task::spawn(both)).await, numbers(2..40), "two topics, pages of {page}");
+        assert_eq!(hubs[1].stats().gaps, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_holds_is_never_asked_of_the_backend() {
+    let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut ids = Vec::new();
+    for n in 0..100 {
+        ids.push(publish(&hubs[0], "a", n).await);
+    }
+    settle().await;
+    for connection in &connections {
+        connection.asked.bounds.store(0, Relaxed);
+    }
+    for id in ids {
+        for hub in &hubs {
+            data(&mut subscribe(hub, "a", id.clone()).await);
+        }
+    }
+    for connection in &connections {
+        assert_eq!((connection.asked.reads.load(Relaxed), connection.asked.bounds.load(Relaxed)), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_backend_does_not_hold_either_is_a_gap_before_the_answer() {
+    let ([one, other], _) = two(&Shared::new(10), || Hub::builder().max_events(3)).await;
+    let mut ids = Vec::new();
+    for n in 0..40 {
+        ids.push(publish(&one, "a", n).await);
+    }
+    settle().await;
+    let mut back = subscribe(&other, "a", ids[7].clone()).await;
+    let gap = back.gap().expect("it is told before the answer").clone();
+    assert_eq!((gap.reason(), gap.requested(), gap.resumed()), (GapReason::Evicted, &ids[7], Some(&ids[30])));
+    assert!(!back.is_resumed());
+    assert_eq!(
+        data_soon(&mut back).await,
+        ["evicted".to_owned()].into_iter().chain(numbers(30..40)).collect::<Vec<_>>()
+    );
+    // The last before the oldest that is held: nothing is between.
+    let mut edge = subscribe(&other, "a", ids[29].clone()).await;
+    assert!(edge.is_resumed());
+    assert_eq!(data_soon(&mut edge).await, numbers(30..40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_is_told_with_the_event_with_which_the_client_goes_on_also_if_that_is_pages_away() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    connections[1].page.store(1, Relaxed);
+    let early = publish(&hubs[0], "a", "early").await;
+    for n in 0..20 {
+        publish(&hubs[0], "b", n).await;
+    }
+    let next = publish(&hubs[0], "a", "next").await;
+    publish(&hubs[0], "a", "last").await;
+    settle().await;
+    let mut back = subscribe(&hubs[1], "a", early.clone()).await;
+    assert_eq!(back.gap().and_then(|gap| gap.resumed()), Some(&next));
+    assert_eq!(data_soon(&mut back).await, ["evicted", "next", "last"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_that_the_retention_of_the_backend_overtakes_is_told_or_disconnected() {
+    for policy in [LagPolicy::Gap, LagPolicy::Disconnect] {
+        let (hubs, _) = two(&Shared::new(10), || Hub::builder().max_events(3).lag_policy(policy)).await;
+        let mut slow = subscribe(&hubs[1], "a", Start::Latest).await;
+        publish(&hubs[0], "a", "first").await;
+        settle().await;
+        assert_eq!(data(&mut slow), ["first"]);
+        for n in 0..40 {
+            publish(&hubs[0], "a", n).await;
+        }
+        settle().await;
+        let got = data_soon(&mut slow).await;
+        match policy {
+            LagPolicy::Gap => {
+                assert_eq!(got, ["lagged".to_owned()].into_iter().chain(numbers(30..40)).collect::<Vec<_>>());
+            }
+            _ => assert_eq!(got, ["end"]),
+        }
+        assert_eq!(hubs[1].stats().gaps, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_comes_back_while_the_backend_is_down_is_not_cut_for_what_it_has_missed() {
+    let shared = Shared::new(5);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(2).lag_policy(LagPolicy::Disconnect)).await;
+    let id = publish(&hubs[0], "a", "seen").await;
+    for n in 0..20 {
+        publish(&hubs[0], "a", n).await;
+    }
+    settle().await;
+    connections[1].set(Mode::Fails);
+    let mut back = subscribe(&hubs[1], "a", id).await;
+    assert!(back.gap().is_none() && !back.is_resumed(), "it is not known yet");
+    assert_eq!(data(&mut back), [""; 0]);
+    connections[1].set(Mode::Works);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(data_soon(&mut back).await, ["evicted", "15", "16", "17", "18", "19"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_was_never_issued_is_a_gap_as_soon_as_that_is_known() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    publish(&hubs[0], "a", 0).await;
+    settle().await;
+    let forged: EventId = EventId::new(format!("{}-77", shared.log().letters)).unwrap();
+    let mut told = subscribe(&hubs[1], "a", forged.clone()).await;
+    assert_eq!(told.gap().map(|gap| gap.reason()), Some(GapReason::Future));
+    assert_eq!(data(&mut told), ["future", "0"]);
+
+    connections[1].set(Mode::Fails);
+    let mut unknown = subscribe(&hubs[1], "a", forged.clone()).await;
+    assert!(unknown.gap().is_none() && !unknown.is_resumed());
+    let snapshot = hubs[1].topic("a").subscribe(forged.clone()).await.unwrap().begin_with(Event::new("snapshot"));
+    let mut snapshot = task::spawn(snapshot);
+    assert_eq!(data(&mut unknown), [""; 0]);
+    publish(&hubs[0], "a", 1).await;
+    connections[1].set(Mode::Works);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(data_soon(&mut unknown).await, ["future", "0", "1"]);
+    assert_eq!(data_soon(&mut snapshot).await, ["snapshot", "1"], "it goes on with what follows the snapshot");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_that_a_node_does_not_know_while_the_backend_is_down_is_taken_for_what_it_turns_out_to_be() {
+    let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    to_other.set(Mode::Fails);
+    let ids = [publish(&one, "a", 0).await, publish(&one, "a", 1).await];
+    publish(&one, "a", 2).await;
+    let mut back = subscribe(&other, "a", ids[1].clone()).await;
+    assert_eq!(data(&mut back), [""; 0]);
+    let opening = SseStream::new(other.topic("a").subscribe(ids[1].clone()).await.unwrap());
+    drop(opening);
+    to_other.set(Mode::Works);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(data_soon(&mut back).await, ["2"]);
+    assert_eq!(other.stats().gaps, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_takes_the_place_of_a_gap_and_of_what_is_still_held() {
+    let shared = Shared::new(10);
+    let ([one, other], _) = two(&shared, || Hub::builder().max_events(3)).await;
+    let early = publish(&one, "a", "early").await;
+    for n in 0..40 {
+        publish(&one, "a", n).await;
+    }
+    settle().await;
+    let back = other.topic("a").subscribe(early.clone()).await.unwrap();
+    assert!(!back.is_resumed());
+    let mut back = task::spawn(back.begin_with(Event::new("snapshot")));
+    publish(&one, "a", "next").await;
+    let (messages, _) = {
+        settle().await;
+        read(&mut back)
+    };
+    assert_eq!(messages.iter().map(|message| &*message.data).collect::<Vec<_>>(), ["snapshot", "next"]);
+    // Its id is a place from which nothing is missing.
+    let id = EventId::new(&*messages[0].last_event_id).unwrap();
+    assert_eq!(data_soon(&mut subscribe(&other, "a", id).await).await, ["next"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_waits_two_seconds_for_a_backend_that_does_not_answer_and_not_longer() {
+    let shared = Shared::new(10);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    let early = publish(&hubs[0], "a", "early").await;
+    for n in 0..3 {
+        publish(&hubs[0], "a", n).await;
+    }
+    settle().await;
+    connections[1].set(Mode::Hangs);
+    let begun = Instant::now();
+    let mut back = subscribe(&hubs[1], "a", early).await;
+    assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert!(!back.is_resumed() && back.gap().is_none());
+    assert_eq!(data(&mut back), [""; 0]);
+    connections[1].set(Mode::Works);
+    assert_eq!(data_soon(&mut back).await, numbers(0..3));
+    // What is a gap in any case is told without.
+    connections[1].set(Mode::Hangs);
+    let other = subscribe(&hubs[1], "a", EventId::new("aaaaaaaa-1").unwrap()).await;
+    assert_eq!(other.gap().map(|gap| gap.reason()), Some(GapReason::OtherEpoch));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_comes_back_to_a_finished_topic_gets_204_whether_or_not_the_node_still_knows_it() {
+    let age = Duration::from_secs(60);
+    let shared = Shared::new(PLENTY);
+    let ([one, other], _) = two(&shared, || Hub::builder().max_age(age)).await;
+    let first = publish(&one, "job", "begun").await;
+    let last = publish(&one, "job", "done").await;
+    one.topic("job").finish().await.unwrap();
+    settle().await;
+    for hub in [&one, &other] {
+        assert_eq!(status(hub.topic("job").subscribe(last.clone()).await.unwrap()), 204);
+        assert_eq!(status(hub.topic("job").subscribe(Start::Latest).await.unwrap()), 204);
+        assert_eq!(data(&mut subscribe(hub, "job", first.clone()).await), ["done", "end"]);
+        assert_eq!(hub.topic("job").publish(Event::new("more")).await.unwrap_err().kind(), ErrorKind::Finished);
+        hub.topic("job").finish().await.unwrap();
+    }
+    sleep(age * 2).await;
+    publish(&one, "other", "later").await;
+    settle().await;
+    assert!(!other.topic("job").exists(), "it is forgotten here");
+    assert_eq!(status(other.topic("job").subscribe(last.clone()).await.unwrap()), 204);
+    assert_eq!(data_soon(&mut subscribe(&one, "job", first.clone()).await).await, ["done", "end"]);
+    // And a node that has just begun.
+    let third = hub(shared.connect()).await;
+    assert_eq!(status(third.topic("job").subscribe(last).await.unwrap()), 204);
+    assert_eq!(status(third.topic("job").subscribe(Start::Latest).await.unwrap()), 204);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_published_by_a_node_that_does_not_know_yet_that_the_topic_is_finished_is_not_lost() {
+    let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut alone = subscribe(&one, "a", Start::Latest).await;
+    let mut both = task::spawn(one.subscribe(["a", "b"], Start::Latest).await.unwrap());
+    let first = publish(&one, "a", 0).await;
+    settle().await;
+    to_other.set(Mode::Lags);
+    one.topic("a").finish().await.unwrap();
+    settle().await;
+    assert_eq!(data(&mut alone), ["0", "end"]);
+    assert_eq!(data(&mut both), ["0"]);
+    publish(&other, "a", 1).await;
+    to_other.set(Mode::Works);
+    settle().await;
+    assert_eq!(data(&mut both), ["1"], "who has seen the end sees that it goes on");
+    for hub in [&one, &other] {
+        assert_eq!(data_soon(&mut subscribe(hub, "a", first.clone()).await).await, ["1"]);
+    }
+    other.topic("a").finish().await.unwrap();
+    settle().await;
+    assert_eq!(one.topic("a").publish(Event::new("2")).await.unwrap_err().kind(), ErrorKind::Finished);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_finished_a_topic_cannot_publish_to_it_before_the_node_has_read_that() {
+    let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    connections[0].set(Mode::Lags);
+    let last = publish(&hubs[0], "a", 0).await;
+    hubs[0].topic("a").finish().await.unwrap();
+    assert_eq!(hubs[0].topic("a").publish(Event::new("1")).await.unwrap_err().kind(), ErrorKind::Finished);
+    hubs[0].topic("a").finish().await.unwrap();
+    let mut behind = subscribe(&hubs[0], "a", Start::Earliest).await;
+    assert_eq!(data(&mut behind), [""; 0], "what comes before the end is still to come");
+    connections[0].set(Mode::Works);
+    assert_eq!(data_soon(&mut behind).await, ["0", "end"]);
+    assert_eq!(status(hubs[0].topic("a").subscribe(last).await.unwrap()), 204);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_topic_that_one_client_finds_in_the_history_does_not_end_others_before_they_have_what_comes_first()
+{
+    let (hubs, connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(1)).await;
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        ids.push(publish(&hubs[0], "a", n).await);
+    }
+    settle().await;
+    connections[1].set(Mode::Lags);
+    for n in 3..6 {
+        ids.push(publish(&hubs[0], "a", n).await);
+    }
+    hubs[0].topic("a").finish().await.unwrap();
+    let mut waits = subscribe(&hubs[1], "a", ids[3].clone()).await;
+    let mut history = subscribe(&hubs[1], "a", ids[0].clone()).await;
+    assert_eq!(data_soon(&mut history).await, numbers(1..6));
+    assert_eq!(data(&mut waits), [""; 0]);
+    connections[1].set(Mode::Works);
+    assert_eq!(data_soon(&mut waits).await, ["4", "5", "end"]);
+    assert_eq!(data_soon(&mut history).await, ["end"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_holds_up_nobody_who_waits_for_the_same_page() {
+    let (hubs, connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(1)).await;
+    connections[1].page.store(1, Relaxed);
+    let early = publish(&hubs[0], "a", 0).await;
+    for n in 1..30 {
+        publish(&hubs[0], "a", n).await;
+    }
+    settle().await;
+    // As many as may read at once, and one more: each has asked for a page, and then does not look.
+    let mut silent = Vec::new();
+    for skip in 0..9 {
+        let mut client = subscribe(&hubs[1], "a", early.clone()).await;
+        for _ in 0..skip {
+            while client.poll_next().is_pending() {
+                settle().await;
+            }
+        }
+        assert!(skip == 0 || client.poll_next().is_pending());
+        silent.push(client);
+    }
+    assert_eq!(data_soon(&mut subscribe(&hubs[1], "a", early).await).await, numbers(1..30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_that_is_held_is_what_the_backend_holds() {
+    let shared = Shared::new(30);
+    let early = hub(shared.connect()).await;
+    for n in 0..40 {
+        publish(&early, &format!("topic-{}", n % 5), n).await;
+    }
+    settle().await;
+    for builder in [Hub::builder(), Hub::builder().max_events(2)] {
+        let late = builder.backend(shared.connect()).connect().await.unwrap();
+        for hub in [&early, &late] {
+            let all = hub.subscribe((0..5).map(|n| format!("topic-{n}")), Start::Earliest).await.unwrap();
+            assert!(all.gap().is_none());
+            assert_eq!(
+                data_soon(&mut task::spawn(all)).await.into_iter().rev().take(30).rev().collect::<Vec<_>>(),
+                numbers(10..40)
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ids_of_many_topics_become_visible_in_the_order_of_the_log() {
+    for page in [1, 3, 1000] {
+        let (hubs, connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(4)).await;
+        connections[1].page.store(page, Relaxed);
+        let names: Vec<_> = (0..20).map(|n| format!("topic-{n}")).collect();
+        let mut all = task::spawn(hubs[1].subscribe(&names, Start::Latest).await.unwrap());
+        let mut got = Vec::new();
+        for n in 0..500 {
+            publish(&hubs[0], &names[n * 7 % 20], n).await;
+            if n % 11 == 0 {
+                settle().await;
+                got.extend(data(&mut all));
+            }
+        }
+        got.extend(data_soon(&mut all).await);
+        assert_eq!(got, numbers(0..500));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_is_a_state_is_one_on_every_node() {
+    let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let state = one.topic("here").latest_only();
+    let first = state.publish(Event::new("0")).await.unwrap();
+    for n in 1..10 {
+        state.publish(Event::new(n.to_string())).await.unwrap();
+    }
+    settle().await;
+    for hub in [&one, &other] {
+        let mut back = subscribe(hub, "here", first.clone()).await;
+        assert!(back.is_resumed(), "what it was before is not missing");
+        assert_eq!(data(&mut back), ["9"]);
+    }
+    // A node that has not read yet that it is a state, and a handle that does not say so.
+    to_other.set(Mode::Lags);
+    state.publish(Event::new("10")).await.unwrap();
+    publish(&other, "here", 11).await;
+    to_other.set(Mode::Works);
+    settle().await;
+    for hub in [&one, &other] {
+        assert_eq!(data(&mut subscribe(hub, "here", first.clone()).await), ["11"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_state_in_the_history_each_page_has_the_newest() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    connections[1].page.store(5, Relaxed);
+    let first = publish(&hubs[0], "a", "a").await;
+    let state = hubs[0].topic("here").latest_only();
+    for n in 0..9 {
+        state.publish(Event::new(n.to_string())).await.unwrap();
+    }
+    publish(&hubs[0], "a", "b").await;
+    publish(&hubs[0], "a", "c").await;
+    settle().await;
+    let both = hubs[1].subscribe(["a", "here"], first).await.unwrap();
+    assert!(both.is_resumed());
+    assert_eq!(data_soon(&mut task::spawn(both)).await, ["4", "8", "b", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_for_which_a_node_has_no_room_is_an_error_there_and_comes_from_the_backend_when_there_is() {
+    let age = Duration::from_secs(60);
+    let shared = Shared::new(PLENTY);
+    let roomy = hub(shared.connect()).await;
+    let narrow = Hub::builder().max_topics(1).max_age(age).backend(shared.connect()).connect().await.unwrap();
+    publish(&roomy, "a", 0).await;
+    let id = publish(&roomy, "b", 1).await;
+    publish(&roomy, "b", 2).await;
+    settle().await;
+    let error = narrow.topic("b").subscribe(id.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooManyTopics);
+    assert_eq!(narrow.topic("b").publish(Event::new("3")).await.unwrap_err().kind(), ErrorKind::TooManyTopics);
+    sleep(age * 2).await;
+    let mut back = subscribe(&narrow, "b", id).await;
+    assert!(back.is_resumed());
+    assert_eq!(data_soon(&mut back).await, ["2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_ends_every_subscription_at_once_also_one_that_waits_for_the_backend() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    let early = publish(&hubs[0], "a", 0).await;
+    publish(&hubs[0], "a", 1).await;
+    publish(&hubs[0], "a", 2).await;
+    settle().await;
+    let mut live = subscribe(&hubs[1], "a", Start::Latest).await;
+    connections[1].set(Mode::Hangs);
+    let mut waits = subscribe(&hubs[1], "a", early.clone()).await;
+    connections[1].set(Mode::Fails);
+    let mut pauses = subscribe(&hubs[1], "a", early.clone()).await;
+    for subscription in [&mut live, &mut waits, &mut pauses] {
+        assert_pending!(subscription.poll_next());
+    }
+    hubs[1].shutdown();
+    for subscription in [&mut live, &mut waits, &mut pauses] {
+        assert!(subscription.is_woken());
+        assert_eq!(data(subscription), ["end"]);
+    }
+    assert_eq!(hubs[1].topic("a").publish(Event::new("3")).await.unwrap_err().kind(), ErrorKind::ShutDown);
+    assert_eq!(hubs[1].topic("a").subscribe(early).await.unwrap_err().kind(), ErrorKind::ShutDown);
+    settle().await;
+    assert_eq!(connections[1].asked.follows.load(Relaxed), 0, "nobody follows the log any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reader_goes_with_the_last_handle_and_lets_go_of_the_backend() {
+    let connection = Shared::new(PLENTY).connect();
+    let hub = hub(connection.clone()).await;
+    let subscription = subscribe(&hub, "a", Start::Latest).await;
+    settle().await;
+    let topic = hub.topic("a");
+    drop(hub);
+    settle().await;
+    assert_eq!(connection.asked.follows.load(Relaxed), 1);
+    drop(topic);
+    settle().await;
+    assert_eq!(connection.asked.follows.load(Relaxed), 1, "a subscription is a handle");
+    drop(subscription);
+    settle().await;
+    assert_eq!(connection.asked.follows.load(Relaxed), 0);
+    assert_eq!(std::sync::Arc::strong_count(&connection.asked), 1, "nobody else has the connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn publishing_fails_at_once_while_the_backend_is_down_and_recovers_by_itself() {
+    let ([one, other], [to_one, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut listens = subscribe(&other, "a", Start::Latest).await;
+    for down in [1, 100, 3600] {
+        let id = publish(&one, "a", "before").await;
+        settle().await;
+        assert_eq!(data(&mut listens), ["before"]);
+        to_one.set(Mode::Fails);
+        to_other.set(Mode::Fails);
+        sleep(Duration::from_secs(down)).await;
+        let begun = Instant::now();
+        let error = one.topic("a").publish(Event::new("lost")).await.unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (ErrorKind::Backend, Duration::ZERO));
+        assert_eq!(data(&mut listens), [""; 0], "whoever is subscribed waits");
+        to_one.set(Mode::Works);
+        to_other.set(Mode::Works);
+        let begun = Instant::now();
+        publish(&one, "a", "after").await;
+        while data(&mut listens).is_empty() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(begun.elapsed() < Duration::from_millis(500), "{:?} after {down} s", begun.elapsed());
+        let mut back = subscribe(&other, "a", id).await;
+        assert_eq!(data(&mut back), ["after"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_does_not_answer_is_an_error_after_ten_seconds() {
+    let connection = Shared::new(PLENTY).connect();
+    let hub = hub(connection.clone()).await;
+    connection.set(Mode::Hangs);
+    let begun = Instant::now();
+    let error = hub.topic("a").publish(Event::new("0")).await.unwrap_err();
+    assert_eq!((error.kind(), begun.elapsed().as_secs()), (ErrorKind::Backend, 10));
+    let error = Hub::builder().backend(connection).connect().await.unwrap_err();
+    assert_eq!((error.kind(), begun.elapsed().as_secs()), (ErrorKind::Backend, 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_died_without_a_word_is_noticed() {
+    let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut listens = subscribe(&other, "a", Start::Latest).await;
+    settle().await;
+    // What follows from here waits for ever, and what follows anew does not.
+    to_other.set(Mode::Lags);
+    publish(&one, "a", 0).await;
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(data(&mut listens), [""; 0]);
+    assert_eq!(to_other.asked.follows.load(Relaxed), 1, "one reader, however often it begins anew");
+    to_other.set(Mode::Works);
+    settle().await;
+    assert_eq!(data(&mut listens), ["0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_log_under_the_same_name_ends_who_reads_and_is_a_gap_to_who_comes_back() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(2)).await;
+    let mut ids = Vec::new();
+    for n in 0..10 {
+        ids.push(publish(&hubs[0], "a", n).await);
+    }
+    settle().await;
+    let mut live = subscribe(&hubs[1], "a", Start::Latest).await;
+    connections[1].set(Mode::Hangs);
+    let mut history = subscribe(&hubs[1], "a", ids[3].clone()).await;
+    // A failover: the newest are lost, and others are in their place.
+    let kept = shared.log().held()[..6].to_vec();
+    shared.replace(PLENTY, kept);
+    connections.iter().for_each(|connection| connection.set(Mode::Fails));
+    settle().await;
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    sleep(Duration::from_secs(1)).await;
+    for n in 0..10 {
+        publish(&hubs[0], "a", format!("new {n}")).await;
+    }
+    settle().await;
+    for subscription in [&mut live, &mut history] {
+        assert_eq!(data(subscription), ["end"], "no event of one log under an id of the other");
+    }
+    let expected: Vec<_> = numbers(0..6).into_iter().chain((0..10).map(|n| format!("new {n}"))).collect();
+    for hub in &hubs {
+        let mut back = subscribe(hub, "a", ids[9].clone()).await;
+        assert_eq!(back.gap().map(|gap| gap.reason()), Some(GapReason::OtherEpoch));
+        assert_eq!(data_soon(&mut back).await[1..], expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_clients_that_come_back_at_once_are_few_requests() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        ids.push(publish(&hubs[0], "a", n).await);
+    }
+    settle().await;
+    let asked = &connections[1].asked;
+    connections[1].set(Mode::Lags);
+    let newer = publish(&hubs[0], "b", "newer").await;
+    asked.bounds.store(0, Relaxed);
+    let come = |start: EventId| {
+        let hub = &hubs[1];
+        async move { hub.topic("a").subscribe(start).await.unwrap() }
+    };
+    // With an id that this node does not know yet, and the same that it does not hold any more.
+    let clients = (0..10_000).map(|n| come(if n % 2 == 0 { newer.clone() } else { ids[3].clone() }));
+    let clients = futures_util::future::join_all(clients).await;
+    assert!(clients.iter().all(Subscription::is_resumed));
+    assert!(asked.bounds.load(Relaxed) <= 3, "{} questions where the log ends", asked.bounds.load(Relaxed));
+    assert!(asked.reads.load(Relaxed) <= 3, "{} pages", asked.reads.load(Relaxed));
+    // Each at another place.
+    let many = (0..1000).map(|n| come(ids[n % 18].clone()));
+    assert_eq!(futures_util::future::join_all(many).await.len(), 1000);
+    assert!(asked.reads.load(Relaxed) <= 50, "{} pages", asked.reads.load(Relaxed));
+    let most = asked.most_reads_at_once.load(Relaxed);
+    assert!((2..=8).contains(&most), "{most} at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_while_it_waits_for_a_page_holds_up_nobody() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    let early = publish(&hubs[0], "a", 0).await;
+    for n in 1..5 {
+        publish(&hubs[0], "a", n).await;
+    }
+    settle().await;
+    connections[1].set(Mode::Hangs);
+    let topic = hubs[1].topic("a");
+    let leaves = timeout(Duration::from_millis(100), topic.subscribe(early.clone())).await;
+    assert!(leaves.is_err());
+    assert_eq!(hubs[1].stats().subscriptions, 0, "nothing is left of it");
+    let waits = tokio::spawn({
+        let topic = topic.clone();
+        async move { topic.subscribe(early).await.unwrap() }
+    });
+    settle().await;
+    connections[1].set(Mode::Works);
+    assert_eq!(data_soon(&mut task::spawn(waits.await.unwrap())).await, numbers(1..5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsure_publish_is_an_error_and_what_became_of_it_is_the_same_for_everybody() {
+    let ([one, other], [to_one, _]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let mut clients = [subscribe(&one, "a", Start::Latest).await, subscribe(&other, "a", Start::Latest).await];
+    to_one.set(Mode::LosesAnswers);
+    let error = one.topic("a").publish(Event::new("unsure")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Backend);
+    to_one.set(Mode::Hangs);
+    assert!(timeout(Duration::from_millis(1), one.topic("a").publish(Event::new("dropped"))).await.is_err());
+    to_one.set(Mode::Works);
+    publish(&one, "a", "sure").await;
+    for client in &mut clients {
+        assert_eq!(data_soon(client).await, ["unsure", "sure"]);
+    }
+}
+
+/// Says what it is told to, whatever that is.
+struct Odd(Vec<(u64, Record)>);
+
+impl Backend for Odd {
+    async fn bounds(&self) -> Result<Bounds, tower_sse::BoxError> {
+        Ok(Bounds { epoch: 7, lost: 0, newest: 9 })
+    }
+
+    async fn append(&self, _: Vec<Record>) -> Result<u64, tower_sse::BoxError> {
+        Ok(0)
+    }
+
+    async fn read(&self, _: &[std::sync::Arc<str>], _: u64) -> Result<Page, tower_sse::BoxError> {
+        Ok(Page { epoch: 7, lost: u64::MAX, records: self.0.clone(), through: u64::MAX })
+    }
+
+    async fn follow(&self, after: u64) -> Result<Page, tower_sse::BoxError> {
+        match after {
+            9 => std::future::pending().await,
+            _ => Ok(Page { epoch: 7, lost: 0, records: self.0.clone(), through: 9 }),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_that_a_backend_says_makes_a_hub_panic_or_hand_out_what_is_no_event() {
+    let record = |position, event: &'static str| {
+        let event = event.as_bytes().into();
+        (position, Record { topic: "a".into(), kind: RecordKind::Event, event })
+    };
+    let records = vec![
+        record(0, "data: nowhere\n\n"),
+        record(3, "data: 3\n\n"),
+        record(2, "data: backwards\n\n"),
+        record(3, "data: twice\n\n"),
+        record(4, ""),
+        record(5, "data: two\n\ndata: events\n\n"),
+        record(6, "id: 1\ndata: with an id\n\n"),
+        record(7, "data: no end"),
+        record(8, "data: \r\n\r\n"),
+        record(9, "data: 9\n\n"),
+    ];
+    let hub = hub(Odd(records)).await;
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["3", "9"]);
+    data(&mut subscribe(&hub, "a", EventId::new("haaaaaaa-8").unwrap()).await);
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract_of_a_log_of_its_own() {
+    let hub = hub(MemoryBackend::new(0)).await;
+    assert_eq!(publish(&hub, "a", "held by nobody but the node").await.as_str().split('-').count(), 2);
+}

@@ -1,0 +1,472 @@
+//! Whatever is published, finished, subscribed to, broken and mended on two nodes in any order: nothing that was acknowledged is
+//! lost without a gap, nothing comes twice or out of order, and no gap is told where nothing is missing.
+
+use super::faulty::{Faulty, Log, Mode, Shared};
+use futures_util::FutureExt;
+use proptest::{collection::vec, prelude::*, sample::Index};
+use std::{collections::BTreeSet, sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
+use support::whatwg;
+use tokio::{task::yield_now, time::sleep};
+use tokio_test::task;
+use tower_sse::{
+    Event, EventId,
+    hub::{ErrorKind, Hub, Start, Subscription, backend::RecordKind},
+};
+
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+/// The one of them in which each event replaces the one before it.
+const STATE: usize = 2;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish {
+        node: usize,
+        topic: usize,
+        count: usize,
+    },
+    Finish {
+        node: usize,
+        topic: usize,
+    },
+    Subscribe {
+        node: usize,
+        topics: Vec<usize>,
+        start: Begin,
+    },
+    Read {
+        client: Index,
+        items: usize,
+    },
+    Resume {
+        client: Index,
+        node: usize,
+    },
+    Leave {
+        client: Index,
+    },
+    Settle {
+        yields: usize,
+    },
+    Pass {
+        milliseconds: u64,
+    },
+    Set {
+        node: usize,
+        mode: Mode,
+    },
+    Page {
+        node: usize,
+        size: usize,
+    },
+    /// Another log is there, with the oldest of the records that were held.
+    Replace {
+        kept: Index,
+    },
+}
+
+#[derive(Clone, Debug)]
+enum Begin {
+    Latest,
+    Earliest,
+    After(Index),
+    Future(u64),
+    Foreign(&'static str),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let node = || 0..2_usize;
+    let topic = || 0..TOPICS.len();
+    let begin = prop_oneof![
+        2 => Just(Begin::Latest),
+        2 => Just(Begin::Earliest),
+        4 => any::<Index>().prop_map(Begin::After),
+        1 => (1..1000_u64).prop_map(Begin::Future),
+        1 => prop::sample::select(vec!["", "7", "aaaaaaaa-3"]).prop_map(Begin::Foreign),
+    ];
+    let mode = prop_oneof![
+        6 => Just(Mode::Works),
+        1 => Just(Mode::Fails),
+        1 => Just(Mode::Hangs),
+        1 => Just(Mode::LosesAnswers),
+        2 => Just(Mode::Lags),
+    ];
+    let pass = prop_oneof![4 => 1..500_u64, 2 => 500..5000_u64, 1 => 5000..100_000_u64];
+    prop_oneof![
+        12 => (node(), topic(), 0..6_usize).prop_map(|(node, topic, count)| Step::Publish { node, topic, count }),
+        1 => (node(), topic()).prop_map(|(node, topic)| Step::Finish { node, topic }),
+        4 => (node(), vec(topic(), 1..4), begin)
+            .prop_map(|(node, topics, start)| Step::Subscribe { node, topics, start }),
+        10 => (any::<Index>(), 1..6_usize).prop_map(|(client, items)| Step::Read { client, items }),
+        4 => (any::<Index>(), node()).prop_map(|(client, node)| Step::Resume { client, node }),
+        1 => any::<Index>().prop_map(|client| Step::Leave { client }),
+        8 => (1..20_usize).prop_map(|yields| Step::Settle { yields }),
+        3 => pass.prop_map(|milliseconds| Step::Pass { milliseconds }),
+        4 => (node(), mode).prop_map(|(node, mode)| Step::Set { node, mode }),
+        1 => (node(), 1..5_usize).prop_map(|(node, size)| Step::Page { node, size }),
+        1 => any::<Index>().prop_map(|kept| Step::Replace { kept }),
+    ]
+}
+
+struct Client {
+    topics: BTreeSet<usize>,
+    stream: Option<task::Spawn<Subscription>>,
+    last_event_id: String,
+    /// The log in which it is, and up to where it has everything, or was told that it has not.
+    log: usize,
+    at: u64,
+    /// What it may miss without a word, or with one that was said: what is lost.
+    may_miss: Option<u64>,
+    is_new: bool,
+    got: usize,
+}
+
+struct World {
+    shared: Shared,
+    max_records: usize,
+    hubs: Vec<Hub>,
+    connections: Vec<Faulty>,
+    clients: Vec<Client>,
+    published: usize,
+}
+
+impl World {
+    async fn new(max_records: usize, max_events: usize) -> Self {
+        let shared = Shared::new(max_records);
+        let connections = vec![shared.connect(), shared.connect()];
+        let mut hubs = Vec::new();
+        for connection in &connections {
+            let builder = Hub::builder().max_events(max_events).max_age(Duration::from_secs(60));
+            hubs.push(builder.backend(connection.clone()).connect().await.unwrap());
+        }
+        Self { shared, max_records, hubs, connections, clients: Vec::new(), published: 0 }
+    }
+
+    async fn take(&mut self, step: Step) {
+        // It is shown if the test fails. What is random in a hub, its pauses, makes that more telling than a smaller case.
+        eprintln!("{step:?} {:?}", self.shared.log().bounds);
+        match step {
+            Step::Publish { node, topic, count } => self.publish(node, topic, count).await,
+            Step::Finish { node, topic } => {
+                if let Err(error) = self.hubs[node].topic(TOPICS[topic]).finish().await {
+                    assert_eq!(error.kind(), ErrorKind::Backend);
+                }
+            }
+            Step::Subscribe { node, topics, start } => self.subscribe(node, topics, start).await,
+            Step::Read { client, items } => {
+                if !self.clients.is_empty() {
+                    self.read(client.index(self.clients.len()), items);
+                }
+            }
+            Step::Resume { client, node } => {
+                if !self.clients.is_empty() {
+                    self.resume(client.index(self.clients.len()), node).await;
+                }
+            }
+            Step::Leave { client } => {
+                if !self.clients.is_empty() {
+                    self.clients.remove(client.index(self.clients.len()));
+                }
+            }
+            Step::Settle { yields } => {
+                for _ in 0..yields {
+                    yield_now().await;
+                }
+            }
+            Step::Pass { milliseconds } => sleep(Duration::from_millis(milliseconds)).await,
+            Step::Set { node, mode } => self.connections[node].set(mode),
+            Step::Page { node, size } => self.connections[node].page.store(size, Relaxed),
+            Step::Replace { kept } => {
+                let mut held = self.shared.log().held();
+                held.truncate(kept.index(held.len() + 1));
+                self.shared.replace(self.max_records, held);
+                // Its connections are lost, and it is there again at once, for those that can reach it.
+                for connection in &self.connections {
+                    connection.reset().await;
+                }
+            }
+        }
+    }
+
+    async fn publish(&mut self, node: usize, topic: usize, count: usize) {
+        let mut handle = self.hubs[node].topic(TOPICS[topic]);
+        if topic == STATE {
+            handle = handle.latest_only();
+        }
+        let first = self.published;
+        self.published += count;
+        let events: Vec<_> = (first..self.published).map(Event::display).collect();
+        let published = match <[Event; 1]>::try_from(events) {
+            Ok([only]) => handle.publish(only).await.map(Some),
+            Err(events) => handle.publish_all(events).await,
+        };
+        match published {
+            Ok(None) => assert_eq!(count, 0),
+            Ok(Some(id)) => {
+                let (_, position) = id.as_str().split_once('-').unwrap();
+                let position: u64 = position.parse().unwrap();
+                // The node may not know yet that it is another log, so nothing is said of the epoch.
+                let log = self.shared.log();
+                let last = &log.all[&position];
+                assert_eq!(last.event, Event::display(self.published - 1).encode(), "it is where its id says");
+                assert_eq!(&*last.topic, TOPICS[topic]);
+            }
+            Err(error) => assert!(matches!(error.kind(), ErrorKind::Backend | ErrorKind::Finished), "{error:?}"),
+        }
+    }
+
+    async fn subscribe(&mut self, node: usize, topics: Vec<usize>, start: Begin) {
+        let logs = self.shared.logs();
+        let log = logs.last().unwrap();
+        let start = match start {
+            Begin::Latest => Start::Latest,
+            Begin::Earliest => Start::Earliest,
+            Begin::After(index) => {
+                let newest = log.bounds.newest;
+                let position = index.index(newest as usize + 1) as u64;
+                Start::After(EventId::new(format!("{}-{position}", log.letters)).unwrap())
+            }
+            Begin::Future(more) => {
+                Start::After(EventId::new(format!("{}-{}", log.letters, log.bounds.newest + more)).unwrap())
+            }
+            Begin::Foreign(id) => Start::After(EventId::new(id).unwrap()),
+        };
+        let client = Client {
+            topics: topics.into_iter().collect(),
+            stream: None,
+            last_event_id: String::new(),
+            log: logs.len() - 1,
+            at: 0,
+            may_miss: None,
+            is_new: true,
+            got: 0,
+        };
+        self.clients.push(client);
+        let client = self.clients.len() - 1;
+        self.begin(client, node, start).await;
+    }
+
+    async fn resume(&mut self, client: usize, node: usize) {
+        let id = self.clients[client].last_event_id.clone();
+        self.clients[client].is_new &= id.is_empty();
+        self.begin(client, node, Start::After(EventId::new(id).unwrap())).await;
+    }
+
+    async fn begin(&mut self, client: usize, node: usize, start: Start) {
+        // What it held goes first: a client has one connection.
+        self.clients[client].stream = None;
+        let topics = self.clients[client].topics.iter().map(|topic| TOPICS[*topic]).collect::<Vec<_>>();
+        let mut subscription = self.hubs[node].subscribe(topics, start.clone()).await.unwrap();
+        let logs = self.shared.logs();
+        eprintln!("    client {client} begins: {start:?} {subscription:?}");
+        let client = &mut self.clients[client];
+        client.may_miss = None;
+        match &start {
+            Start::After(id) if !id.as_bytes().is_empty() => {
+                client.last_event_id = id.as_str().to_owned();
+                let place = place(&logs, id.as_str());
+                if let Some((log, position)) = place {
+                    (client.log, client.at) = (log, position);
+                }
+                if subscription.is_resumed() {
+                    assert!(subscription.gap().is_none());
+                    assert!(place.is_some(), "{id} is no place");
+                }
+                if place.is_none() {
+                    assert!(subscription.gap().is_some(), "{id} is told before the answer");
+                }
+            }
+            Start::Earliest => {
+                let (log, _) = place(&logs, subscription.cursor().as_str()).unwrap();
+                (client.log, client.at, client.may_miss) = (log, 0, Some(u64::MAX));
+            }
+            _ => {
+                let (log, position) = place(&logs, subscription.cursor().as_str()).unwrap();
+                (client.log, client.at) = (log, position);
+                subscription = subscription.begin_with_cursor();
+            }
+        }
+        client.stream = Some(task::spawn(subscription));
+    }
+
+    /// Reads so many items. Returns whether there may be more.
+    fn read(&mut self, client: usize, items: usize) -> bool {
+        let logs = self.shared.logs();
+        eprintln!("    client {client} reads");
+        let client = &mut self.clients[client];
+        for _ in 0..items {
+            let Some(stream) = &mut client.stream else { return false };
+            match stream.poll_next() {
+                Poll::Pending => return false,
+                Poll::Ready(None) => {
+                    client.stream = None;
+                    client.has_ended(&logs);
+                    return false;
+                }
+                Poll::Ready(Some(events)) => {
+                    let parsed = whatwg::parse_after(&client.last_event_id, events.as_bytes());
+                    if parsed.messages.is_empty() && events.count() == 0 && events.as_bytes().is_empty() {
+                        // It was cut: by a log that is another one now.
+                        client.stream = None;
+                        assert!(client.log + 1 < logs.len(), "nobody has shut it down");
+                        return false;
+                    }
+                    for message in parsed.messages {
+                        client.takes(&logs, message);
+                    }
+                    client.last_event_id = parsed.last_event_id;
+                }
+            }
+        }
+        true
+    }
+
+    /// All is well again, and everybody reads to the end.
+    async fn come_to_rest(&mut self) {
+        for connection in &self.connections {
+            connection.set(Mode::Works);
+        }
+        sleep(Duration::from_secs(20)).await;
+        let newest = self.shared.logs().len() - 1;
+        for client in 0..self.clients.len() {
+            let mut quiet = 0;
+            while quiet < 8 {
+                let before = self.clients[client].at;
+                while self.read(client, 100) {}
+                sleep(Duration::from_millis(250)).await;
+                let it = &self.clients[client];
+                quiet = if it.at == before { quiet + 1 } else { 0 };
+                if it.stream.is_none() && it.log < newest {
+                    self.resume(client, quiet % 2).await;
+                    quiet = 0;
+                }
+            }
+            let logs = self.shared.logs();
+            let it = &mut self.clients[client];
+            if it.stream.is_some() {
+                assert_eq!(it.log, newest, "a client of another log is told");
+                it.is_through(&logs[newest], u64::MAX);
+            }
+        }
+    }
+}
+
+/// Which log, and where in it.
+fn place(logs: &[Log], id: &str) -> Option<(usize, u64)> {
+    let (letters, position) = id.split_once('-')?;
+    Some((logs.iter().position(|log| log.letters == letters)?, position.parse().ok()?))
+}
+
+impl Client {
+    fn takes(&mut self, logs: &[Log], message: whatwg::Message) {
+        eprintln!("    {message:?} after {}, of {:?}", self.at, self.topics);
+        match &*message.r#type {
+            "hub-cursor" => return,
+            "gap" => return self.is_told(logs, &message),
+            _ => {}
+        }
+        let (log, position) = place(logs, &message.last_event_id).expect("an id of an event is a place");
+        assert_eq!(log, self.log, "an event of another log is after a gap");
+        assert!(position > self.at, "{position} after {}: twice, or out of order", self.at);
+        let record = logs[log].all.get(&position).expect("it was published");
+        assert_eq!(format!("data: {}\n\n", message.data).as_bytes(), &record.event[..], "at {position}");
+        assert!(self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic), "it is of its topics");
+        self.is_through(&logs[log], position);
+        self.at = position;
+        // What is told on a connection is told of all that was lost by then, also where another topic has something older.
+        self.may_miss = self.may_miss.map(|lost| lost.min(logs[log].bounds.lost));
+        self.got += 1;
+    }
+
+    /// Nothing is missing before this position that is not lost, if that was told, or no state that was replaced.
+    fn is_through(&self, log: &Log, position: u64) {
+        let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.lost));
+        for (missed, record) in log.all.range(self.at + 1..).take_while(|(missed, _)| **missed < position) {
+            let is_ours = self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic);
+            let follows = || log.all.range(missed + 1..).any(|(_, other)| other.topic == record.topic);
+            let is_missing = match record.kind {
+                RecordKind::Event => *missed > may_miss,
+                RecordKind::State => *missed > may_miss && !follows(),
+                _ => false,
+            };
+            assert!(!(is_ours && is_missing), "{missed} is missing between {} and {position}", self.at);
+        }
+    }
+
+    fn is_told(&mut self, logs: &[Log], message: &whatwg::Message) {
+        let gap: serde_json::Value = serde_json::from_str(&message.data).unwrap();
+        let requested = gap["requested"].as_str().unwrap();
+        let (log, position) = place(logs, &message.last_event_id).expect("the id of a gap is a place");
+        let asked = place(logs, requested);
+        let bounds = logs[log].bounds;
+        match gap["reason"].as_str().unwrap() {
+            "evicted" | "lagged" => {
+                let (of, asked) = asked.expect("it is a place");
+                assert_eq!(of, log);
+                assert!(bounds.lost > asked, "nothing is lost after {asked}: {bounds:?}");
+                assert!(asked >= self.at, "{asked} is where it was, {}", self.at);
+            }
+            "future" => assert!(asked.is_some_and(|(of, _)| of == log)),
+            "other-epoch" => assert!(asked.is_none_or(|(of, _)| of != log)),
+            "malformed" => assert!(asked.is_none()),
+            other => panic!("{other}"),
+        }
+        if matches!(gap["reason"].as_str(), Some("future" | "other-epoch" | "malformed")) {
+            self.at = 0;
+        }
+        self.log = log;
+        // Without an event with which it goes on, that is the oldest which is held when the backend answers.
+        self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { bounds.lost });
+        // All that is missing up to here is lost.
+        if position > self.at {
+            self.is_through(&logs[log], position + 1);
+            self.at = position;
+        }
+    }
+
+    /// Each of its topics has an end that it has come to.
+    fn has_ended(&self, logs: &[Log]) {
+        let log = &logs[self.log];
+        for topic in &self.topics {
+            let of_topic = || log.all.iter().filter(|(_, record)| &*record.topic == TOPICS[*topic]);
+            let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.lost)).max(self.at);
+            let next = of_topic().find(|(position, record)| record.kind != RecordKind::Finish && **position > may_miss);
+            let end = of_topic().find(|(_, record)| record.kind == RecordKind::Finish);
+            assert!(
+                end.is_some_and(|(end, _)| next.is_none_or(|(next, _)| end < next)),
+                "it has ended before {next:?}"
+            );
+        }
+    }
+}
+
+impl Faulty {
+    /// Loses what waits for an answer.
+    async fn reset(&self) {
+        let mode = self.mode();
+        self.set(Mode::Fails);
+        for _ in 0..5 {
+            yield_now().await;
+        }
+        self.set(mode);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_acknowledged_event_arrives_once_and_in_order_or_a_gap_is_told(
+        max_records in 1..60_usize,
+        max_events in 1..12_usize,
+        steps in vec(step(), 1..80),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new(max_records, max_events).await;
+            for step in steps {
+                world.take(step).await;
+            }
+            world.come_to_rest().await;
+        }.boxed_local());
+    }
+}
