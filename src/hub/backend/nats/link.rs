@@ -1,0 +1,270 @@
+//! The connection to the servers, which mends itself.
+
+use crate::{BoxError, random};
+use async_nats::{
+    Client, ConnectOptions, Event, ServerAddr,
+    connection::State,
+    jetstream::context::{Context, ContextBuilder},
+};
+use percent_encoding::percent_decode_str;
+use std::{
+    future::{poll_fn, ready},
+    path::PathBuf,
+    pin::pin,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    task::Poll,
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, time::timeout};
+
+/// How often the client asks whether the server is there. If it is asked three times in vain, the connection is given up: what
+/// tells of a network that is silent, and says nothing of being cut.
+const PING: Duration = Duration::from_secs(1);
+
+/// If the client does not try to connect for so long, it never will: it waits for a server that has accepted the connection, and
+/// said nothing. Newer versions of the client have a limit for that.
+const STUCK: Duration = Duration::from_secs(15);
+
+/// The servers, and how to log in. It has secrets, so it cannot be printed.
+#[derive(Clone, Default)]
+pub(super) struct Servers {
+    addresses: Vec<ServerAddr>,
+    login: Login,
+    pub(super) credentials_file: Option<PathBuf>,
+    pub(super) root_certificates: Vec<PathBuf>,
+    is_tls: bool,
+}
+
+#[derive(Clone, Default, PartialEq, Eq)]
+enum Login {
+    #[default]
+    Nobody,
+    Token(String),
+    Password(String, String),
+}
+
+impl Servers {
+    /// From URLs with commas between them. What is to log in with is that of the first which has any.
+    pub(super) fn parse(urls: &str) -> Result<Self, BoxError> {
+        let mut servers = Self::default();
+        for url in urls.split(',') {
+            let server = ServerAddr::from_str(url.trim())?;
+            let (scheme, host, port) = (server.scheme(), server.host(), server.port());
+            if !matches!(scheme, "nats" | "tls") {
+                return Err(format!("the scheme {scheme:?} is not one of NATS; use nats:// or tls://").into());
+            }
+            if host.is_empty() {
+                return Err("the address of a NATS server has no host; it is such as nats://nats.internal:4222".into());
+            }
+            servers.is_tls |= scheme == "tls";
+            if servers.login == Login::Nobody {
+                servers.login = Login::of(&server)?;
+            }
+            // Without what is to log in with, as the client writes its addresses into logs.
+            let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+            servers.addresses.push(ServerAddr::from_str(&format!("{scheme}://{host}:{port}"))?);
+        }
+        Ok(servers)
+    }
+
+    /// Tries each of them once.
+    pub(super) async fn connect(&self, patience: Duration) -> Result<Link, BoxError> {
+        let health = Arc::new(Health::default());
+        let (noticed, tried) = (Arc::clone(&health), Arc::clone(&health));
+        let mut options = ConnectOptions::new()
+            .name("tower-sse")
+            .connection_timeout(patience)
+            // It is looked at here how long a request takes.
+            .request_timeout(None)
+            .ping_interval(PING)
+            .require_tls(self.is_tls)
+            .event_callback(move |event| {
+                noticed.notice(&event);
+                ready(())
+            })
+            .reconnect_delay_callback(move |attempt| {
+                tried.is_in_trouble_since(Some(Instant::now()));
+                Duration::from_millis(50 * attempt.saturating_sub(1).min(3) as u64).mul_f64(0.5 + random::part() / 2.0)
+            });
+        match &self.login {
+            Login::Nobody => {}
+            Login::Token(token) => options = options.token(token.clone()),
+            Login::Password(user, password) => options = options.user_and_password(user.clone(), password.clone()),
+        }
+        if let Some(path) = &self.credentials_file {
+            let read = options.credentials_file(path).await;
+            options = read.map_err(|error| format!("the credentials in {} cannot be used: {error}", path.display()))?;
+        }
+        for path in &self.root_certificates {
+            options = options.add_root_certificates(path.clone());
+        }
+        let count = self.addresses.len().try_into().unwrap_or(u32::MAX);
+        let connect = timeout(patience.saturating_mul(count), options.connect(&self.addresses[..]));
+        let client = connect.await.map_err(|_| "the NATS server has not said anything")??;
+        // The first event may still be under way.
+        health.notice(&Event::Connected);
+        let context = ContextBuilder::new().timeout(patience * 4).ack_timeout(patience * 4).build(client.clone());
+        Ok(Link { client, context, health, patience })
+    }
+}
+
+impl Login {
+    fn of(server: &ServerAddr) -> Result<Self, BoxError> {
+        let decode = |text: &str| match percent_decode_str(text).decode_utf8() {
+            Ok(text) => Ok(text.into_owned()),
+            Err(_) => Err("the user or the password of the NATS server is not UTF-8"),
+        };
+        Ok(match (server.username(), server.password()) {
+            (None, None) => Self::Nobody,
+            (Some(token), None) => Self::Token(decode(token)?),
+            (user, Some(password)) => Self::Password(decode(user.unwrap_or_default())?, decode(password)?),
+        })
+    }
+}
+
+/// A connection. A clone is the same one.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) client: Client,
+    pub(super) context: Context,
+    health: Arc<Health>,
+    patience: Duration,
+}
+
+#[derive(Default)]
+struct Health {
+    /// How often the connection was lost, and whether there is one now.
+    losses: watch::Sender<(u64, bool)>,
+    /// When it last tried to connect, or was told to, if it is not connected since.
+    trouble: Mutex<Option<Instant>>,
+}
+
+impl Health {
+    fn notice(&self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.is_in_trouble_since(None);
+                self.losses.send_modify(|(_, is_connected)| *is_connected = true);
+            }
+            Event::Disconnected | Event::Closed => {
+                self.is_in_trouble_since(Some(Instant::now()));
+                self.losses.send_modify(|(losses, is_connected)| (*losses, *is_connected) = (*losses + 1, false));
+            }
+            _ => {}
+        }
+    }
+
+    fn is_in_trouble_since(&self, when: Option<Instant>) {
+        *self.trouble() = when;
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells that a connection was lost.
+pub(super) struct Losses {
+    losses: watch::Receiver<(u64, bool)>,
+    before: u64,
+}
+
+impl Losses {
+    /// What comes of this, if the connection is not lost before.
+    pub(super) async fn unless_lost<T>(&mut self, future: impl Future<Output = T>) -> Result<T, BoxError> {
+        let mut future = pin!(future);
+        // If the sender is gone, so is the connection.
+        let mut lost = pin!(self.losses.wait_for(|(losses, _)| *losses != self.before));
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Ok(value)),
+            Poll::Pending => lost.as_mut().poll(cx).map(|_| Err("the connection to NATS was lost".into())),
+        })
+        .await
+    }
+
+    /// Waits for the next connection.
+    pub(super) async fn is_mended(&mut self) {
+        // If the sender is gone, whoever waits is told by the next thing it does.
+        let _is_gone = self.losses.wait_for(|(_, is_connected)| *is_connected).await;
+    }
+}
+
+impl Link {
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Whether it will not mend itself.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.health.trouble().is_some_and(|since| since.elapsed() > STUCK)
+    }
+
+    /// From now on.
+    pub(super) fn losses(&self) -> Losses {
+        let losses = self.health.losses.subscribe();
+        let before = losses.borrow().0;
+        Losses { losses, before }
+    }
+
+    /// Waits for an answer, but not for long, and not if the connection on which it would come is lost.
+    pub(super) async fn answer<T, E>(&self, question: impl Future<Output = Result<T, E>>) -> Result<T, BoxError>
+    where
+        BoxError: From<E>,
+    {
+        let mut losses = self.losses();
+        Ok(self.soon(losses.unless_lost(question)).await??)
+    }
+
+    /// Waits for something, but not for long. If nothing at all comes meanwhile, this connection is given up: nobody may ever say
+    /// that it is cut.
+    pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+        let received = || self.client.statistics().in_bytes.load(Relaxed);
+        let before = received();
+        if let Ok(answer) = timeout(self.patience, future).await {
+            return answer;
+        }
+        if received() == before && self.is_connected() {
+            self.health.trouble().get_or_insert_with(Instant::now);
+            // It is asked to if it has room for the wish. If it has not, its pings end the connection.
+            let _is_full = timeout(Duration::ZERO, self.client.force_reconnect()).await;
+        }
+        Err(format!("NATS has not answered in {:?}", self.patience).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(servers: &Servers) -> Vec<String> {
+        servers.addresses.iter().map(|address| address.as_url_str().to_owned()).collect()
+    }
+
+    #[test]
+    fn servers_are_read_with_what_is_to_log_in_with() {
+        let password = |user: &str, password: &str| Login::Password(user.to_owned(), password.to_owned());
+        for (text, addresses, login) in [
+            ("nats.internal", &["nats://nats.internal:4222"][..], Login::Nobody),
+            ("nats://a:1, tls://[::1]", &["nats://a:1", "tls://[::1]:4222"], Login::Nobody),
+            ("nats://s3cret@a", &["nats://a:4222"], Login::Token("s3cret".to_owned())),
+            ("nats://me:p%40s%2Cs@a,b", &["nats://a:4222", "nats://b:4222"], password("me", "p@s,s")),
+            ("nats://a,nats://me:pass@b,nats://you:word@c", &["nats://a:4222", "nats://b:4222", "nats://c:4222"], {
+                password("me", "pass")
+            }),
+        ] {
+            let servers = Servers::parse(text).unwrap();
+            assert_eq!(urls(&servers), addresses, "{text}");
+            assert!(servers.login == login, "{text}");
+            assert_eq!(servers.is_tls, text.contains("tls://"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_of_nats_is_an_error_without_the_password() {
+        for text in ["", "nats://", "nats://a,", "http://me:secret@a", "ws://me:secret@a", "nats://me:secret@a:port"] {
+            let Err(error) = Servers::parse(text) else { panic!("{text:?} is one") };
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+}

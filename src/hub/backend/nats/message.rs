@@ -1,0 +1,272 @@
+//! What a record is in NATS: its topic is the subject, what happened a header, and the events of one append the payload.
+
+use crate::hub::backend::{Page, Record, RecordKind};
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use std::{borrow::Cow, sync::Arc};
+
+/// A message holds as many events as this at most, so a position is the number of the message and that of the event in it.
+pub(super) const EVENTS: u64 = 1 << 16;
+
+/// A server ends the connection of whoever sends a longer line than 4096 bytes, of which the subject is a part.
+const LONGEST_SUBJECT: usize = 2048;
+
+const KIND: &str = "Tower-Sse-Kind";
+const LOG: &str = "log ";
+
+/// The position of the last event of a message.
+pub(super) fn position(sequence: u64) -> u64 {
+    sequence.saturating_mul(EVENTS)
+}
+
+/// The message in which the first event after a position is.
+pub(super) fn sequence_after(position: u64) -> u64 {
+    position / EVENTS + 1
+}
+
+/// The subject of a topic, whatever its name, in the stream of this name. `None`: the name is too long.
+pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
+    let mut subject = String::with_capacity(stream.len() + topic.len() + 2);
+    subject.push_str(stream);
+    subject.push('.');
+    for byte in topic.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' | b'/' => subject.push(byte.into()),
+            _ => {
+                const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+                let digit = |n: u8| char::from(DIGITS[usize::from(n & 15)]);
+                subject.extend(['=', digit(byte >> 4), digit(byte)]);
+            }
+        }
+    }
+    // A topic without a name has a subject, too.
+    subject.push('=');
+    (subject.len() <= LONGEST_SUBJECT).then_some(subject)
+}
+
+/// The topic of a subject, if it is one of this stream.
+pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
+    let mut rest = subject.strip_prefix(stream)?.strip_prefix('.')?.strip_suffix('=')?;
+    let mut topic = Vec::with_capacity(rest.len());
+    while let Some((plain, escaped)) = rest.split_once('=') {
+        topic.extend_from_slice(plain.as_bytes());
+        let (hex, after) = escaped.split_at_checked(2)?;
+        topic.push(u8::from_str_radix(hex, 16).ok()?);
+        rest = after;
+    }
+    topic.extend_from_slice(rest.as_bytes());
+    String::from_utf8(topic).ok().map(Into::into)
+}
+
+/// Says what happened, if it is not what happens most.
+pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
+    match kind {
+        RecordKind::Event => {}
+        RecordKind::State => headers.insert(KIND, "state"),
+        RecordKind::Finish => headers.insert(KIND, "finish"),
+    }
+}
+
+/// What tells those who follow the log that it is another one from now on, the so-manieth, so that they look what became of it.
+/// It is no record of any topic.
+pub(super) fn mark(headers: &mut HeaderMap, generation: u64) {
+    headers.insert(KIND, format!("{LOG}{generation}"));
+}
+
+/// The generation of the log that begins with this message, if there is one.
+pub(super) fn generation(message: &async_nats::Message) -> Option<u64> {
+    message.headers.as_ref()?.get(KIND)?.as_str().strip_prefix(LOG)?.parse().ok()
+}
+
+/// The payload of records that are added together.
+pub(super) fn join(records: &[Record]) -> Bytes {
+    match records {
+        [only] => only.event.clone(),
+        many => many.iter().map(|record| &*record.event).collect::<Vec<_>>().concat().into(),
+    }
+}
+
+/// The events of a payload: each ends with its blank line, and has no other.
+fn split(payload: &Bytes) -> Vec<Bytes> {
+    let mut events = Vec::new();
+    let mut start = 0;
+    while start < payload.len() {
+        // An event that is nothing but its blank line begins with it.
+        let end = match payload[start] {
+            b'\n' => start + 1,
+            _ => memchr::memmem::find(&payload[start..], b"\n\n").map_or(payload.len(), |at| start + at + 2),
+        };
+        events.push(payload.slice(start..end));
+        start = end;
+    }
+    if events.is_empty() {
+        // The end of a topic has none.
+        events.push(Bytes::new());
+    }
+    events
+}
+
+/// Adds the events of a message after a position to a page. What somebody else has put into the stream is none.
+pub(super) fn add(page: &mut Page, after: u64, stream: &str, sequence: u64, message: &async_nats::Message) {
+    let last = position(sequence);
+    page.through = last;
+    let Some(topic) = topic(stream, &message.subject) else { return };
+    let kind = message.headers.as_ref().and_then(|headers| headers.get(KIND)).map(|kind| kind.as_str());
+    let kind = match kind {
+        None => RecordKind::Event,
+        Some("state") => RecordKind::State,
+        Some("finish") => RecordKind::Finish,
+        Some(_) => return,
+    };
+    let mut events = split(&message.payload);
+    events.truncate(EVENTS as usize);
+    let first = (last + 1).saturating_sub(events.len() as u64);
+    let records = (first..).zip(events).filter(|(position, _)| *position > after);
+    page.records.extend(records.map(|(position, event)| (position, Record { topic: topic.clone(), kind, event })));
+}
+
+/// Why these records cannot be one message, on a server that takes this many bytes.
+pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'static, str>> {
+    /// For the headers, which count, too.
+    const HEADERS: usize = 256;
+    let [first, ..] = records else { return Some("there is nothing to add".into()) };
+    if records.iter().any(|record| record.topic != first.topic || record.kind != first.kind) {
+        return Some("records of several topics or kinds cannot be added together to a log in NATS".into());
+    }
+    if records.len() as u64 > EVENTS {
+        return Some(format!("{} events cannot be added together; {EVENTS} can", records.len()).into());
+    }
+    let bytes = records.iter().map(|record| record.event.len()).sum::<usize>() + HEADERS;
+    (bytes > max_payload).then(|| {
+        format!(
+            "what is published together is one message of {bytes} bytes, and the NATS server takes {max_payload}: \
+             publish less at once, or set its max_payload"
+        )
+        .into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Event;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_topic_is_a_subject_of_one_valid_token_and_is_read_back(name in ".{0,150}") {
+            let subject = subject("shop", &name).expect("it is not too long");
+            let token = subject.strip_prefix("shop.").expect("it begins with the stream");
+            prop_assert!(!token.is_empty());
+            prop_assert!(token.bytes().all(|b| b.is_ascii_graphic() && !b".*>".contains(&b)), "{token}");
+            prop_assert_eq!(&*topic("shop", &subject).expect("it is one"), &name);
+        }
+
+        #[test]
+        fn two_topics_are_never_one_subject(one in ".{0,6}", other in ".{0,6}") {
+            prop_assert_eq!(one == other, subject("s", &one) == subject("s", &other));
+        }
+
+        #[test]
+        fn whatever_the_subject_is_it_is_a_topic_or_none(text in "(shop\\.)?[=0-9A-Fa-z.]{0,12}=?") {
+            if let Some(name) = topic("shop", &text) {
+                // The same topic has one subject only when it was made here.
+                prop_assert_eq!(topic("shop", &subject("shop", &name).unwrap()).unwrap(), name);
+            }
+        }
+
+        #[test]
+        fn what_is_joined_is_split_into_the_same_events(
+            fields in prop::collection::vec((any::<Option<String>>(), any::<Option<String>>()), 1..40)
+        ) {
+            let records: Vec<_> = fields
+                .into_iter()
+                .map(|(data, comment)| {
+                    let event = data.map_or_else(Event::default, Event::new);
+                    let event = comment.map_or(event.clone(), |comment| event.comment(comment));
+                    Record { topic: "t".into(), kind: RecordKind::Event, event: event.encode() }
+                })
+                .collect();
+            let events: Vec<_> = records.iter().map(|record| record.event.clone()).collect();
+            prop_assert_eq!(split(&join(&records)), events);
+        }
+
+        #[test]
+        fn whatever_the_payload_is_nothing_of_it_is_lost(payload in prop::collection::vec(prop::sample::select(b"a\n\r: ".to_vec()), 0..40)) {
+            let payload = Bytes::from(payload);
+            prop_assert_eq!(split(&payload).concat(), payload);
+        }
+
+        #[test]
+        fn positions_rise_and_lead_back_to_their_message(sequence in 1..1_u64 << 40, count in 1..40_u64) {
+            let page = read(sequence, count as usize, 0);
+            prop_assert_eq!(page.records.len() as u64, count);
+            prop_assert_eq!(page.through, position(sequence));
+            prop_assert_eq!(page.records.last().expect("one").0, page.through);
+            for (n, (at, _)) in page.records.iter().enumerate() {
+                prop_assert!(*at > position(sequence - 1));
+                // After any but the last, the rest of the same message is to be read, and nothing twice.
+                let rest = read(sequence, count as usize, *at);
+                prop_assert_eq!(&rest.records[..], &page.records[n + 1..]);
+                prop_assert_eq!(sequence_after(*at), sequence + u64::from(n as u64 + 1 == count));
+            }
+        }
+    }
+
+    fn message(subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> async_nats::Message {
+        let (subject, length) = (subject.into(), payload.len());
+        async_nats::Message { subject, reply: None, payload, headers, status: None, description: None, length }
+    }
+
+    fn read(sequence: u64, count: usize, after: u64) -> Page {
+        let mut page = Page::default();
+        add(&mut page, after, "s", sequence, &message("s.t=", None, "data: x\n\n".repeat(count).into()));
+        page
+    }
+
+    #[test]
+    fn what_is_of_somebody_else_is_no_record_and_does_not_stand_in_the_way() {
+        let other = HeaderMap::from_iter([("Tower-Sse-Kind".parse().unwrap(), "of another version".parse().unwrap())]);
+        let event = || Bytes::from_static(b"data: x\n\n");
+        for (message, records) in [
+            (message("s.t=", None, event()), 1),
+            (message("s.t", None, event()), 0),
+            (message("s.=4=", None, event()), 0),
+            (message("s.=FF=", None, event()), 0),
+            (message("other.t=", None, event()), 0),
+            (message("s.t=", Some(other), event()), 0),
+            (message("s.t=", None, "\n".repeat(70_000).into()), EVENTS as usize),
+        ] {
+            let mut page = Page::default();
+            add(&mut page, 0, "s", 7, &message);
+            assert_eq!((page.records.len(), page.through), (records, position(7)), "{:?}", message.subject);
+            assert!(page.records.iter().all(|(at, _)| *at > position(6)), "{:?}", message.subject);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_one_message_says_why() {
+        let record = |topic: &str, bytes: usize| Record {
+            topic: topic.into(),
+            kind: RecordKind::Event,
+            event: vec![b'x'; bytes].into(),
+        };
+        assert_eq!(refusal(&[record("a", 700), record("a", 44)], 1000), None);
+        for (records, part) in [
+            (vec![], "nothing"),
+            (vec![record("a", 700), record("a", 45)], "one message of 1001 bytes, and the NATS server takes 1000"),
+            (vec![record("a", 1), record("b", 1)], "several topics"),
+            (vec![record("a", 0); 65_537], "65537 events"),
+        ] {
+            let refusal = refusal(&records, 1000).expect("it cannot be one");
+            assert!(refusal.contains(part), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_for_a_server_has_no_subject() {
+        assert!(subject("s", &"x".repeat(2045)).is_some());
+        assert_eq!(subject("s", &"x".repeat(2046)), None);
+        assert_eq!(subject("s", &" ".repeat(700)), None);
+    }
+}
