@@ -1,85 +1,205 @@
 //! A log in a stream of Redis, or of whatever speaks its protocol.
 
-use super::{Backend, Bounds, Ids, Page, Record, RecordKind};
+mod connection;
+mod entry;
+#[cfg(feature = "redis-tls")]
+mod tls;
+
+use super::{Backend, Bounds, Ids, Page, Record};
 use crate::BoxError;
-use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, RedisError, Script, ServerErrorKind, Value,
-    aio::MultiplexedConnection, cmd,
-};
+use connection::{Connection, Failed, Server, is_elsewhere, is_of_the_connection};
+use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation, Value, cmd};
+#[cfg(feature = "redis-tls")]
+use std::path::PathBuf;
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 /// A log in one [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or later, or of Valkey.
 ///
 /// # What it guarantees
 ///
-/// What was published is acknowledged when the server has it in memory. Whether it survives a crash of the server is a matter of
-/// the server's `appendfsync`, and whether it survives a failover one of its replication, which is asynchronous: the last
-/// events before a failover may be lost. Publishing is one script, so all events of
-/// [`publish_all`](crate::hub::Topic::publish_all) are added, or none. If the connection is lost before the answer came, an event may be
-/// in the log although `publish` is an error; it is not sent again by itself.
+/// - **Acknowledged** is what the server has in memory. Whether it survives a crash of the server is a matter of its
+///   `appendfsync`: with `always` all of it does, with `everysec` all but the last second or two, without an append-only file
+///   what is in the last snapshot. After a restart that has lost something, see failover.
+/// - **Order**: the one in which the server runs the scripts that publish, for all topics and nodes. What one
+///   [`publish_all`](crate::hub::Topic::publish_all) adds is one script: all of it or nothing, with nothing between. If the
+///   connection is lost before the answer came, it may be in the log although `publish` is an error; it is not sent again by
+///   itself.
+/// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age), of the stream as a whole, whichever is
+///   less. The server trims when something is published. Every entry knows the one before it, so that exactly those are told of
+///   a [gap](crate::hub::Gap) who have missed something, whether the server has trimmed it, somebody else has, or the stream was
+///   deleted or evicted.
+/// - **Failover**: replication is asynchronous, so what was published last may be lost with a master (see `min-replicas-to-write`
+///   of Redis). What was replicated is not, and keeps its place. A node that knows of something that is lost, as it had read or
+///   published it, gives no id again, and leaves a mark with the next event that it publishes, by which everybody is told of a
+///   gap who has not been sent what was lost, on any node, and whenever they come. Where the first to publish afterwards is a node
+///   that knows of nothing lost, those are told whose node does.
+///
+/// While the server is away, or has no memory left (`maxmemory` with `noeviction`), `publish` is an error after no more than the
+/// [`timeout`](Self::timeout) for a connection and one for an answer; subscribers wait, and go on within a second after it is
+/// back. With a policy that evicts keys without a time to live, `allkeys-lru` for instance, a server that has no memory left may
+/// evict the log as a whole: use `noeviction` or one of the `volatile` policies.
 ///
 /// # What it takes
 ///
-/// Two connections for each process: one to publish, to look things up and for history, and one that waits.
+/// - Two connections for each process, whatever the number of clients: `tower-sse-commands`, to publish and to read what is no
+///   longer held here, and `tower-sse-follow`, which waits for what comes. So they are called in `CLIENT LIST`.
+/// - In the server some 30 bytes for each event beside its topic and its text. Here what is [held](crate::hub::Builder) for
+///   fan-out, and at most eight pages of about 64 KiB that are on their way to clients that come back.
+/// - The commands `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`, `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this
+///   key, for a user whose commands are limited; `CLIENT SETNAME` is left out where it is forbidden, and `ROLE` is asked only of a
+///   master that sentinels name.
+///
+/// The log is one key, so in a Redis Cluster it is on one node; the connections go where that node, or another one of the cluster,
+/// says that it is.
+///
+/// What others add to the stream is passed over. If one of them chooses an id of a time after the year 2500, nothing can be
+/// added after it, which is an error that says so until the stream is deleted.
 ///
 /// # Examples
 ///
 /// ```no_run
+/// use std::time::Duration;
 /// use tower_sse::hub::{Hub, backend::RedisBackend};
 ///
 /// # async fn connect() -> Result<Hub, tower_sse::BoxError> {
-/// let redis = RedisBackend::new("redis://:secret@redis.internal:6379/0")?.stream("shop:events");
+/// let redis = RedisBackend::new("redis://:secret@redis.internal:6379/0")?
+///     .stream("shop:events")
+///     .max_records(100_000)
+///     .max_age(Duration::from_secs(10 * 60));
 /// let hub = Hub::builder().backend(redis).connect().await?;
 /// # Ok(hub) }
 /// ```
 pub struct RedisBackend {
-    client: Client,
+    server: Server,
     stream: String,
     max_records: u64,
     max_age: Duration,
     timeout: Duration,
     append: Script,
     bounds: Script,
-    /// Each is `None` when it is lost.
-    commands: Mutex<Option<MultiplexedConnection>>,
-    follower: Mutex<Option<MultiplexedConnection>>,
+    newest: Script,
+    commands: Mutex<Commands>,
+    /// `None` when it is lost, or in use.
+    follower: Mutex<Option<Connection>>,
+    /// Who reads history, so that not all do at once.
+    readers: Semaphore,
+    /// How many bytes the largest entries have.
+    size: AtomicUsize,
+    /// The newest position that was ever seen, which the server may have lost.
+    known: AtomicU64,
+    /// Where the server's log ended when that was before what is known.
+    behind: AtomicU64,
 }
 
-/// How many entries are asked for at once.
-const PAGE: usize = 2000;
+/// The connection that is shared.
+#[derive(Default)]
+struct Commands {
+    connection: Option<Connection>,
+    /// How many there were.
+    number: u64,
+    /// When it was last tried in vain, and what came of it.
+    failed: Option<(Instant, Failed)>,
+}
+
+/// How many bytes of entries are asked for at once, about: by who reads history, and by who follows.
+const PAGES: [usize; 2] = [64 << 10, 1 << 20];
+
+/// How many entries at most, and how many are asked for until it is known how large they are.
+const MOST: usize = 1024;
+const FIRST: usize = 64;
+
+/// How many read history at once.
+const READERS: usize = 8;
 
 /// For how long the server waits for an entry before it says that there is none.
-const WAIT: Duration = Duration::from_secs(2);
-
-/// As many bits of a position are the second part of an entry's id.
-const SEQUENCE: u32 = 20;
+const WAIT: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
-    /// A log at this URL, `redis://`, `rediss://` (feature `redis-tls`) or `unix://`, with user, password and database if there
-    /// are any. It connects when it is used.
+    /// A log at this URL: `redis://user:password@host:port/database`, `rediss://` for TLS (feature `redis-tls`), or
+    /// `unix:///path?db=0&user=..&pass=..`; `?protocol=resp3` is understood. It connects when it is used.
     ///
     /// # Errors
     ///
-    /// If this is no such URL.
+    /// If this is no such URL, or one of TLS without the feature.
     pub fn new(url: impl AsRef<str>) -> Result<Self, BoxError> {
-        let client = Client::open(url.as_ref().into_connection_info()?)?;
         Ok(Self {
-            client,
+            server: Server::parse(url.as_ref())?,
             stream: "tower-sse".to_owned(),
             max_records: 1_000_000,
             max_age: Duration::from_secs(60 * 60),
             timeout: Duration::from_secs(2),
             append: Script::new(include_str!("append.lua")),
             bounds: Script::new(include_str!("bounds.lua")),
+            newest: Script::new(include_str!("newest.lua")),
             commands: Mutex::default(),
             follower: Mutex::default(),
+            readers: Semaphore::new(READERS),
+            size: AtomicUsize::new(PAGES[0] / FIRST),
+            known: AtomicU64::new(0),
+            behind: AtomicU64::new(0),
         })
+    }
+
+    /// Asks these sentinels where the server is, each time that it connects. The host of the URL is then the name of the master;
+    /// user, password, database and TLS are those of the URL. The sentinels have a URL each, with their own.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or one of them is no URL.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tower_sse::{BoxError, hub::{Hub, backend::RedisBackend}};
+    /// # async fn connect() -> Result<Hub, BoxError> {
+    /// let redis = RedisBackend::new("redis://:secret@mymaster")?
+    ///     .sentinels(["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"])?;
+    /// let hub = Hub::builder().backend(redis).connect().await?;
+    /// # Ok(hub) }
+    /// ```
+    pub fn sentinels(mut self, urls: impl IntoIterator<Item: AsRef<str>>) -> Result<Self, BoxError> {
+        let sentinels = urls.into_iter().map(|url| Server::parse(url.as_ref())).collect::<Result<_, _>>()?;
+        self.server.is_named(sentinels)?;
+        Ok(self)
+    }
+
+    /// The file of PEM certificates of those who are believed in what they say of a server, instead of those whom the operating
+    /// system believes. It is read when it connects.
+    ///
+    /// It is for `rediss://` URLs; to others it is nothing. Sentinels have to be known before.
+    #[cfg(feature = "redis-tls")]
+    #[must_use]
+    pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        self.each_tls(|tls| tls.roots = Some(path.clone()));
+        self
+    }
+
+    /// The files of the PEM certificate that this client shows, and of its key, as a server asks for under `tls-auth-clients
+    /// yes`, which is its default. They are read when it connects.
+    ///
+    /// It is for `rediss://` URLs; to others it is nothing. Sentinels have to be known before.
+    #[cfg(feature = "redis-tls")]
+    #[must_use]
+    pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        let own = (certificate.into(), key.into());
+        self.each_tls(|tls| tls.own = Some(own.clone()));
+        self
+    }
+
+    #[cfg(feature = "redis-tls")]
+    fn each_tls(&mut self, set: impl Fn(&mut tls::Tls)) {
+        self.server.tls.as_mut().into_iter().for_each(&set);
+        self.server.sentinels.iter_mut().filter_map(|sentinel| sentinel.tls.as_mut()).for_each(set);
     }
 
     /// The key of the stream. The default is `tower-sse`. Hubs with the same key are one hub.
@@ -119,30 +239,120 @@ impl RedisBackend {
         hasher.finish()
     }
 
-    async fn connect(&self, wait: Duration) -> Result<MultiplexedConnection, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout + wait));
-        self.client.get_multiplexed_async_connection_with_config(&config).await
+    /// The age in milliseconds; 0 is for ever.
+    fn max_age_ms(&self) -> u64 {
+        u64::try_from(self.max_age.as_millis()).map_or(0, |ms| ms.max(1))
+    }
+
+    fn failed(&self, source: RedisError) -> Failed {
+        Failed::new(format!("the stream {:?} of Redis", self.stream), source)
+    }
+
+    fn knows(&self, position: u64) {
+        self.known.fetch_max(position, Relaxed);
     }
 
     /// Runs a command on the connection that is shared, and kept for as long as it works.
-    async fn run<T>(
-        &self,
-        command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<T, RedisError> {
-        let mut kept = self.commands.lock().await;
-        let mut connection = match &*kept {
-            Some(connection) => connection.clone(),
-            None => kept.insert(self.connect(Duration::ZERO).await?).clone(),
-        };
-        drop(kept);
-        let result = command(&mut connection).await;
-        // What is wrong with a request is not wrong with the connection; a server that has become a replica is.
-        if result.as_ref().is_err_and(|error| error.kind() != ErrorKind::Server(ServerErrorKind::ResponseError)) {
-            *self.commands.lock().await = None;
+    async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, Failed> {
+        let mut is_new = false;
+        loop {
+            let (mut connection, number) = self.shared().await?;
+            let error = match command.run(&mut connection).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            self.server.learn(&error);
+            if is_of_the_connection(&error) {
+                self.give_up(Some(number)).await;
+            }
+            // It has done nothing, and another one may: the new master, or the node of the cluster that has the key.
+            if is_new || !is_elsewhere(&error) {
+                return Err(self.failed(error));
+            }
+            is_new = true;
         }
-        result
+    }
+
+    /// The connection that is shared, and its number.
+    async fn shared(&self) -> Result<(Connection, u64), Failed> {
+        let begin = Instant::now();
+        let mut commands = self.commands.lock().await;
+        if let Some(connection) = &commands.connection {
+            return Ok((connection.clone(), commands.number));
+        }
+        // Who has waited for somebody else's attempt does not make another one after it.
+        if let Some((at, failed)) = &commands.failed {
+            if *at >= begin {
+                return Err(failed.clone());
+            }
+        }
+        match self.server.connect("tower-sse-commands", self.timeout, Duration::ZERO).await {
+            Ok(connection) => {
+                commands.connection = Some(connection.clone());
+                commands.number += 1;
+                Ok((connection, commands.number))
+            }
+            Err(failed) => {
+                commands.failed = Some((Instant::now(), failed.clone()));
+                Err(failed)
+            }
+        }
+    }
+
+    /// Lets go of the connection that is shared, if it still is the one of this number.
+    async fn give_up(&self, number: Option<u64>) {
+        let mut commands = self.commands.lock().await;
+        if number.is_none_or(|number| number == commands.number) {
+            commands.connection = None;
+        }
+    }
+
+    /// How many entries are about as many bytes.
+    fn count(&self, bytes: usize) -> usize {
+        (bytes / self.size.load(Relaxed).max(1)).clamp(1, MOST)
+    }
+
+    /// Learns how large entries can be: at once if they are larger than before, slowly if they are smaller.
+    fn learn(&self, largest: usize) {
+        let _always = self.size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
+    }
+
+    async fn ends(&self) -> Result<(u64, u64), BoxError> {
+        let mut bounds = self.bounds.key(&self.stream);
+        bounds.arg(entry::id(self.known.load(Relaxed)));
+        let (oldest, newest): (Vec<Value>, Vec<u8>) = self.run(&Command::Script(bounds)).await?;
+        let newest = entry::expect_position(&newest)?;
+        Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.lost()), newest))
+    }
+
+    /// Entries after a position, and what is lost before them.
+    async fn page(&self, part: entry::Part, after: u64) -> Result<Page, BoxError> {
+        self.learn(part.largest);
+        let mut lost = part.lost;
+        if part.begins_with_a_foreign_one {
+            // As streams are trimmed at their beginning, nothing is missing where there is something before.
+            let mut range = cmd("XREVRANGE");
+            range.arg(&self.stream).arg(entry::id(after)).arg("-").arg("COUNT").arg(1);
+            if self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
+                let (before, _) = self.ends().await?;
+                lost = if before > after { before } else { 0 };
+            }
+        }
+        self.knows(part.through);
+        Ok(Page { lost, records: part.records, through: part.through })
+    }
+
+    /// Whether somebody adds entries before a place that was read.
+    async fn has_gone_back(&self, after: u64) -> Result<bool, BoxError> {
+        let newest = self.run::<Option<Vec<u8>>>(&Command::Script(self.newest.key(&self.stream))).await?;
+        let Some(newest) = newest else { return Ok(false) };
+        let newest = entry::expect_position(&newest)?;
+        let before = self.behind.swap(if newest < after { newest } else { 0 }, Relaxed);
+        let has_gone_back = newest < after && before > 0 && before < newest;
+        if has_gone_back {
+            self.known.store(newest, Relaxed);
+        }
+        Ok(has_gone_back)
     }
 }
 
@@ -150,37 +360,48 @@ impl Backend for RedisBackend {
     const IDS: Ids = Ids::Times;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        let bounds = self
-            .run(async |connection| self.bounds.key(&self.stream).invoke_async::<(String, String)>(connection).await);
-        let (lost, newest) = bounds.await?;
-        Ok(Bounds { epoch: self.epoch(), lost: position(&lost)?, newest: position(&newest)? })
+        let (lost, newest) = self.ends().await?;
+        self.knows(newest);
+        // What is known and not in the log was lost in a failover. It is told when something follows.
+        Ok(Bounds { epoch: self.epoch(), lost, newest: self.known.load(Relaxed) })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<u64, BoxError> {
-        let id = self.run(async |connection| {
-            let mut append = self.append.key(&self.stream);
-            append.arg(self.max_records).arg(u64::try_from(self.max_age.as_millis()).unwrap_or(0));
-            for record in &records {
-                append.arg(&*record.topic).arg(kind_name(record.kind)).arg(&*record.event);
-            }
-            append.invoke_async::<String>(connection).await
-        });
-        position(&id.await?)
+        let mut append = self.append.key(&self.stream);
+        append.arg(i64::try_from(self.max_records).unwrap_or(i64::MAX)).arg(self.max_age_ms());
+        append.arg(entry::id(self.known.load(Relaxed)));
+        for record in &records {
+            append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
+        }
+        drop(records);
+        let id = self.run::<Vec<u8>>(&Command::Script(append)).await;
+        if id.as_ref().is_err_and(Failed::is_out_of_memory) {
+            self.trim().await;
+        }
+        let position = entry::expect_position(&id?)?;
+        self.knows(position);
+        Ok(position)
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
-        let entries = self.run(async |connection| {
-            let after = format!("({}", entry_id(after));
-            cmd("XRANGE").arg(&self.stream).arg(after).arg("+").arg("COUNT").arg(PAGE).query_async(connection).await
-        });
-        let mut page = page(self.epoch(), entries.await?, after)?;
-        if page.through == after {
-            let bounds = self.bounds().await?;
-            page.lost = Some(bounds.lost).filter(|lost| *lost > after).unwrap_or(0);
-            page.through = bounds.newest;
+        let _permit = self.readers.acquire().await?;
+        loop {
+            let mut range = cmd("XRANGE");
+            range.arg(&self.stream).arg(format!("({}", entry::id(after))).arg("+");
+            range.arg("COUNT").arg(self.count(PAGES[0]));
+            let entries = self.run(&Command::Plain(range)).await?;
+            let wanted = |name: &str| topics.iter().find(|topic| ***topic == *name).cloned();
+            let part = entry::part(entries, after, wanted)?;
+            if part.entries > 0 {
+                return self.page(part, after).await;
+            }
+            let (lost, newest) = self.ends().await?;
+            // Otherwise something was added since.
+            if newest <= after || lost >= newest {
+                let lost = if lost > after { lost } else { 0 };
+                return Ok(Page { lost, records: Vec::new(), through: newest });
+            }
         }
-        page.records.retain(|(_, record)| topics.contains(&record.topic));
-        Ok(page)
     }
 
     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
@@ -189,93 +410,72 @@ impl Backend for RedisBackend {
             let kept = self.follower.lock().await.take();
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => self.connect(WAIT).await?,
+                None => self.server.connect("tower-sse-follow", self.timeout, WAIT).await?,
             };
             let mut read = cmd("XREAD");
-            read.arg("COUNT").arg(PAGE).arg("BLOCK").arg(WAIT.as_millis() as u64);
-            read.arg("STREAMS").arg(&self.stream).arg(entry_id(after));
-            let reply: Option<Vec<(Value, Vec<Entry>)>> = read.query_async(&mut connection).await?;
+            read.arg("COUNT").arg(self.count(PAGES[1])).arg("BLOCK").arg(WAIT.as_millis() as u64);
+            read.arg("STREAMS").arg(&self.stream).arg(entry::id(after));
+            let answer = match read.query_async::<Value>(&mut connection.commands).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    self.server.learn(&error);
+                    if is_of_the_connection(&error) {
+                        // The other one will hardly be any better, and may not have noticed yet.
+                        self.give_up(None).await;
+                    }
+                    return Err(self.failed(error).into());
+                }
+            };
             *self.follower.lock().await = Some(connection);
-            let entries = reply.into_iter().flatten().flat_map(|(_, entries)| entries).collect();
-            let page = page(self.epoch(), entries, after)?;
-            if page.through > after {
-                return Ok(page);
+            let mut last: Option<Arc<str>> = None;
+            let topic = |name: &str| {
+                if last.as_deref() != Some(name) {
+                    last = Some(name.into());
+                }
+                last.clone()
+            };
+            let part = entry::part(entry::of_one_stream(answer)?, after, topic)?;
+            if part.entries > 0 {
+                return self.page(part, after).await;
             }
+            if self.has_gone_back(after).await? {
+                return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
+            }
+        }
+    }
+}
+
+impl RedisBackend {
+    /// Lets go of what is too old, as adding something does, where nothing can be added.
+    async fn trim(&self) {
+        let age = self.max_age_ms();
+        let newest = self.known.load(Relaxed) >> 20;
+        if age > 0 && age < newest {
+            let mut trim = cmd("XTRIM");
+            trim.arg(&self.stream).arg("MINID").arg(newest - age);
+            let _is_told_by_the_next_one = self.run::<Value>(&Command::Plain(trim)).await;
+        }
+    }
+}
+
+/// What is asked of the server, as often as it takes.
+enum Command<'a> {
+    Plain(Cmd),
+    Script(ScriptInvocation<'a>),
+}
+
+impl Command<'_> {
+    async fn run<T: FromRedisValue>(&self, connection: &mut Connection) -> Result<T, RedisError> {
+        match self {
+            Self::Plain(command) => command.query_async(&mut connection.commands).await,
+            Self::Script(script) => script.invoke_async(&mut connection.commands).await,
         }
     }
 }
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the client: it has the password.
+        // Not the server: it has the password.
         f.debug_struct("RedisBackend").field("stream", &self.stream).finish_non_exhaustive()
     }
-}
-
-/// An id, and the names and values of fields.
-type Entry = (String, Vec<Vec<u8>>);
-
-/// What these entries are for somebody who has read up to `after`. Entries that somebody else has added are passed over.
-fn page(epoch: u64, entries: Vec<Entry>, after: u64) -> Result<Page, BoxError> {
-    let mut page = Page { epoch, lost: 0, records: Vec::with_capacity(entries.len()), through: after };
-    for (n, entry) in entries.into_iter().enumerate() {
-        let (position, previous, record) = read(entry)?;
-        if n == 0 && previous > after {
-            page.lost = previous;
-        }
-        page.through = position;
-        page.records.extend(record.map(|record| (position, record)));
-    }
-    Ok(page)
-}
-
-/// The position of an entry, that of the one before it, and what it says.
-fn read((id, fields): Entry) -> Result<(u64, u64, Option<Record>), BoxError> {
-    let at = position(&id)?;
-    let mut fields = fields.into_iter();
-    let mut record = Record { topic: "".into(), kind: RecordKind::Event, event: Default::default() };
-    let (mut previous, mut is_ours) = (0, false);
-    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-        match &*name {
-            b"p" => previous = std::str::from_utf8(&value).map_err(Into::into).and_then(position).unwrap_or(0),
-            b"t" => record.topic = String::from_utf8_lossy(&value).into(),
-            b"k" => match kind(&value) {
-                Some(kind) => (record.kind, is_ours) = (kind, true),
-                None => return Ok((at, previous, None)),
-            },
-            b"e" => record.event = value.into(),
-            _ => {}
-        }
-    }
-    Ok((at, previous, is_ours.then_some(record)))
-}
-
-fn kind_name(kind: RecordKind) -> &'static str {
-    match kind {
-        RecordKind::Event => "event",
-        RecordKind::State => "state",
-        RecordKind::Finish => "finish",
-    }
-}
-
-fn kind(name: &[u8]) -> Option<RecordKind> {
-    [RecordKind::Event, RecordKind::State, RecordKind::Finish]
-        .into_iter()
-        .find(|kind| kind_name(*kind).as_bytes() == name)
-}
-
-/// The position that an entry's id is.
-fn position(id: &str) -> Result<u64, BoxError> {
-    let parts =
-        id.split_once('-').and_then(|(ms, sequence)| Some((ms.parse::<u64>().ok()?, sequence.parse::<u64>().ok()?)));
-    match parts {
-        Some((ms, sequence)) if ms >> (64 - SEQUENCE) == 0 && sequence >> SEQUENCE == 0 => {
-            Ok(ms << SEQUENCE | sequence)
-        }
-        _ => Err(format!("the stream has an entry whose id was not made by this crate: {id}").into()),
-    }
-}
-
-fn entry_id(position: u64) -> String {
-    format!("{}-{}", position >> SEQUENCE, position & ((1 << SEQUENCE) - 1))
 }

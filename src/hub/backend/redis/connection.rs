@@ -1,0 +1,351 @@
+//! The way to the server.
+
+#[cfg(feature = "redis-tls")]
+use super::tls::Tls;
+use crate::BoxError;
+use redis::{
+    AsyncConnectionConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, ServerErrorKind, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cmd,
+    io::tcp::socket2::{SockRef, TcpKeepalive},
+};
+#[cfg(unix)]
+use std::path::PathBuf;
+use std::{
+    error::Error,
+    fmt, io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::AbortHandle,
+    time::timeout,
+};
+
+/// How long one sentinel has to answer, before the next one is asked.
+const TO_ANSWER: Duration = Duration::from_millis(500);
+
+/// Where servers are, and how one is greeted.
+pub(super) struct Server {
+    address: Address,
+    settings: RedisConnectionInfo,
+    #[cfg(feature = "redis-tls")]
+    pub(super) tls: Option<Tls>,
+    /// If there are any, they know where the server is, and the address says under which name.
+    pub(super) sentinels: Vec<Server>,
+    /// The last one that knew.
+    sentinel: AtomicUsize,
+    /// The node of a cluster that has said of itself, or another one of it, that it has the stream.
+    moved: Mutex<Option<Address>>,
+}
+
+#[derive(Clone)]
+enum Address {
+    Tcp(String, u16),
+    #[cfg(unix)]
+    Unix(PathBuf),
+}
+
+impl Server {
+    pub(super) fn parse(url: &str) -> Result<Self, BoxError> {
+        let is_tls = |scheme: &str| ["rediss", "valkeys"].iter().any(|tls| tls.eq_ignore_ascii_case(scheme));
+        let secured = url.split_once("://").filter(|(scheme, _)| is_tls(scheme));
+        if secured.is_some() && !cfg!(feature = "redis-tls") {
+            return Err("rediss:// takes TLS: enable the feature `redis-tls` of tower-sse".into());
+        }
+        if secured.is_some_and(|(_, rest)| rest.contains('#')) {
+            return Err("a rediss:// URL has no fragment: certificates are always checked".into());
+        }
+        // The client would set up TLS with what is the default of the process, if there is any, and panic if there is none.
+        let info = match secured {
+            Some((_, rest)) => format!("redis://{rest}").into_connection_info(),
+            None => url.into_connection_info(),
+        };
+        let info = info.map_err(|source| Failed::new("this is no URL of Redis", source))?;
+        let address = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Address::Tcp(host.clone(), *port),
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
+            _ => return Err("this is no URL of Redis that can be used here".into()),
+        };
+        Ok(Self {
+            address,
+            settings: info.redis_settings().clone(),
+            #[cfg(feature = "redis-tls")]
+            tls: secured.map(|_| Tls::default()),
+            sentinels: Vec::new(),
+            sentinel: AtomicUsize::new(0),
+            moved: Mutex::default(),
+        })
+    }
+
+    /// Connects, under this name, to whatever is the server now. An answer can take some time, and so can a connection.
+    pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, Failed> {
+        if !self.sentinels.is_empty() {
+            return self.connect_by_sentinels(name, time, wait).await;
+        }
+        let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(address) = moved {
+            match self.connect_to(&address, name, time, wait).await {
+                Ok(connection) => return Ok(connection),
+                // Whoever is left of the cluster knows where it is now.
+                Err(_) => self.is_at(None),
+            }
+        }
+        self.connect_to(&self.address, name, time, wait).await
+    }
+
+    async fn connect_by_sentinels(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, Failed> {
+        let count = self.sentinels.len();
+        let begin = self.sentinel.load(Relaxed);
+        let mut failed = None;
+        for n in (0..count).map(|n| (begin + n) % count) {
+            match self.connect_by(&self.sentinels[n], name, time, wait).await {
+                Ok(connection) => {
+                    self.sentinel.store(n, Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Failed::because("there is no sentinel")))
+    }
+
+    async fn connect_by(
+        &self,
+        sentinel: &Self,
+        name: &str,
+        time: Duration,
+        wait: Duration,
+    ) -> Result<Connection, Failed> {
+        let master = self.address.to_string();
+        let mut asked = sentinel.connect_to(&sentinel.address, name, time.min(TO_ANSWER), Duration::ZERO).await?;
+        let question = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&master).to_owned();
+        let answer: Option<(String, u16)> = question
+            .query_async(&mut asked.commands)
+            .await
+            .map_err(|source| Failed::new(format!("the sentinel at {}", sentinel.address), source))?;
+        drop(asked);
+        let Some((host, port)) = answer else {
+            return Err(Failed::because(format!("the sentinel at {} knows no master {master:?}", sentinel.address)));
+        };
+        let address = Address::Tcp(host, port);
+        let mut connection = self.connect_to(&address, name, time, wait).await?;
+        // It may not know yet that it is none any more, or not yet one.
+        let role: Vec<Value> = cmd("ROLE")
+            .query_async(&mut connection.commands)
+            .await
+            .map_err(|source| Failed::new(format!("Redis at {address}"), source))?;
+        let is_master =
+            role.first().is_some_and(|role| String::from_redis_value_ref(role).is_ok_and(|role| role == "master"));
+        if is_master {
+            Ok(connection)
+        } else {
+            Err(Failed::because(format!("Redis at {address} is said to be the master {master:?}, and is none")))
+        }
+    }
+
+    async fn connect_to(
+        &self,
+        address: &Address,
+        name: &str,
+        time: Duration,
+        wait: Duration,
+    ) -> Result<Connection, Failed> {
+        let connected = timeout(time, self.open(address, name, time + wait)).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
+        connected.map_err(|source| Failed::new(format!("Redis at {address} cannot be used"), source))
+    }
+
+    async fn open(&self, address: &Address, name: &str, response: Duration) -> Result<Connection, RedisError> {
+        match address {
+            Address::Tcp(host, port) => {
+                let stream = TcpStream::connect((&**host, *port)).await?;
+                stream.set_nodelay(true)?;
+                // For the connection that has nothing to say for long.
+                let keepalive =
+                    TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+                #[cfg(feature = "redis-tls")]
+                if let Some(tls) = &self.tls {
+                    return self.greet(tls.connect(host, stream).await?, name, response).await;
+                }
+                self.greet(stream, name, response).await
+            }
+            #[cfg(unix)]
+            Address::Unix(path) => self.greet(UnixStream::connect(path).await?, name, response).await,
+        }
+    }
+
+    async fn greet<S>(&self, stream: S, name: &str, response: Duration) -> Result<Connection, RedisError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(response));
+        let (mut commands, driver) = MultiplexedConnection::new_with_config(&self.settings, stream, config).await?;
+        let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
+        let named = cmd("CLIENT").arg("SETNAME").arg(name).to_owned();
+        match commands.req_packed_command(&named).await {
+            Err(error) if is_of_the_connection(&error) => Err(error),
+            // Whoever may not say a name goes without.
+            _ => Ok(Connection { commands, _driver: driver }),
+        }
+    }
+
+    /// Remembers where the node of a cluster has said that the stream is.
+    pub(super) fn learn(&self, error: &RedisError) {
+        if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
+            return;
+        }
+        let Some((host, port)) = error.redirect_node().and_then(|(address, _)| address.rsplit_once(':')) else {
+            return;
+        };
+        let Ok(port) = port.parse() else { return };
+        let host = match &self.address {
+            // The same as the one that was asked.
+            Address::Tcp(same, _) if host.is_empty() => same,
+            _ => host,
+        };
+        self.is_at(Some(Address::Tcp(host.trim_matches(['[', ']']).to_owned(), port)));
+    }
+
+    fn is_at(&self, address: Option<Address>) {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // What sentinels call a master has no port.
+            Self::Tcp(host, port) if *port == 0 => f.write_str(host),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            #[cfg(unix)]
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl Server {
+    /// The address is a name that these sentinels know.
+    pub(super) fn is_named(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {
+        match &mut self.address {
+            Address::Tcp(_, port) => *port = 0,
+            #[cfg(unix)]
+            Address::Unix(_) => return Err("a URL for sentinels is redis://<the name of the master>".into()),
+        }
+        if sentinels.is_empty() {
+            return Err("at least one sentinel has to be known".into());
+        }
+        self.sentinels = sentinels;
+        Ok(())
+    }
+}
+
+/// A connection, closed when the last clone is dropped, whatever it still waits for.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) commands: MultiplexedConnection,
+    _driver: Arc<Driver>,
+}
+
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Whether an error is one of the connection, or of the server at its other end, and not one of what was asked for.
+pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => is_elsewhere(error) || kind == ServerErrorKind::MasterDown,
+        // A server that was told to be a replica frees those who wait.
+        ErrorKind::Extension => matches!(error.code(), Some("UNBLOCKED" | "NOAUTH")),
+        _ => true,
+    }
+}
+
+/// Whether another server is to be asked, and this one has done nothing.
+pub(super) fn is_elsewhere(error: &RedisError) -> bool {
+    use ServerErrorKind::{ClusterDown, Moved, ReadOnly};
+    matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))
+}
+
+/// What did not work, and why.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    what: Arc<str>,
+    source: Option<RedisError>,
+}
+
+impl Failed {
+    pub(super) fn new(what: impl Into<Arc<str>>, source: RedisError) -> Self {
+        Self { what: what.into(), source: Some(source) }
+    }
+
+    fn because(what: impl Into<Arc<str>>) -> Self {
+        Self { what: what.into(), source: None }
+    }
+}
+
+impl Failed {
+    /// Whether the server has no room. A script says so of what it has called.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.source.as_ref().is_some_and(|error| {
+            error.code() == Some("OOM") || error.detail().is_some_and(|detail| detail.contains("OOM "))
+        })
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Some(source) => write!(f, "{}: {source}", self.what),
+            None => f.write_str(&self.what),
+        }
+    }
+}
+
+impl Error for Failed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(self.source.as_ref()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(url: &str) -> String {
+        Server::parse(url).err().expect("it is none").to_string()
+    }
+
+    #[cfg(not(feature = "redis-tls"))]
+    #[test]
+    fn tls_without_its_feature_is_an_error_that_names_it() {
+        for url in ["rediss://localhost", "valkeys://localhost", "REDISS://me:secret@localhost:6380/1"] {
+            let error = refused(url);
+            assert!(error.contains("`redis-tls`") && !error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_url_is_an_error_without_the_password() {
+        for url in
+            ["", "localhost", "http://me:secret@localhost", "redis://me:secret@localhost:x", "redis://me:secret@"]
+        {
+            let error = refused(url);
+            assert!(error.starts_with("this is no URL of Redis") && !error.contains("secret"), "{url}: {error}");
+        }
+    }
+}

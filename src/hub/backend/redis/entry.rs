@@ -1,0 +1,379 @@
+//! What an entry of a stream is: its id a position, its fields a record.
+
+use crate::{
+    BoxError,
+    hub::backend::{Record, RecordKind},
+};
+use bytes::Bytes;
+use redis::Value;
+use std::sync::Arc;
+
+/// As many bits of a position are the second part of an entry's id.
+const SEQUENCE: u32 = 20;
+
+/// The last position of a millisecond. No entry that is made here has it: it stands for all ids of this millisecond that are too
+/// great for a position of their own, which somebody else has chosen.
+const REST: u64 = (1 << SEQUENCE) - 1;
+
+/// The position that an id is. `None` if it is later than there are positions, which somebody else has chosen, too.
+pub(super) fn position(id: &[u8]) -> Option<u64> {
+    let dash = memchr::memchr(b'-', id)?;
+    let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
+    (ms >> (64 - SEQUENCE) == 0).then(|| ms << SEQUENCE | sequence.min(REST))
+}
+
+/// The same, or an error that says what is to be done.
+pub(super) fn expect_position(id: &[u8]) -> Result<u64, BoxError> {
+    position(id).ok_or_else(|| {
+        let id = String::from_utf8_lossy(id);
+        format!("the stream has an entry with the id {id}, which no hub has made; delete the stream").into()
+    })
+}
+
+/// The last id of this position.
+pub(super) fn id(position: u64) -> String {
+    let (ms, sequence) = (position >> SEQUENCE, position & REST);
+    format!("{ms}-{}", if sequence == REST { u64::MAX } else { sequence })
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, digit| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+/// The name of the field that has the event.
+pub(super) fn name(kind: RecordKind) -> &'static str {
+    match kind {
+        RecordKind::Event => "e",
+        RecordKind::State => "s",
+        RecordKind::Finish => "f",
+    }
+}
+
+fn kind(name: &[u8]) -> Option<RecordKind> {
+    match name {
+        b"e" => Some(RecordKind::Event),
+        b"s" => Some(RecordKind::State),
+        b"f" => Some(RecordKind::Finish),
+        _ => None,
+    }
+}
+
+/// One entry.
+pub(super) struct Entry {
+    pub(super) position: u64,
+    /// The position of the one before it. Nobody knows that of an entry that somebody else has added.
+    pub(super) previous: Option<u64>,
+    /// Up to where the log went before it lost its end, if it did so immediately before this.
+    gone: u64,
+    record: Option<(RecordKind, Bytes)>,
+    bytes: usize,
+}
+
+impl Entry {
+    /// The position up to which everything is lost, if this is the oldest one.
+    pub(super) fn lost(&self) -> u64 {
+        self.previous.unwrap_or(self.position.saturating_sub(1))
+    }
+}
+
+/// Takes an entry apart. What is of no use, of a topic that nobody wants for instance, has no record.
+fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
+    let Value::Array(parts) = value else { return Err(not_a_stream()) };
+    let mut parts = parts.into_iter();
+    let (Some(Value::BulkString(id)), Some(fields)) = (parts.next(), parts.next()) else { return Err(not_a_stream()) };
+    let position = expect_position(&id)?;
+    // An entry without fields is one that was deleted meanwhile.
+    let Value::Array(fields) = fields else {
+        return Ok(Entry { position, previous: None, gone: 0, record: None, bytes: 0 });
+    };
+    let (mut previous, mut gone) = (None, 0);
+    let (mut has_topic, mut is_wanted, mut record, mut bytes) = (false, false, None, id.len());
+    let mut fields = fields.into_iter();
+    while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) = (fields.next(), fields.next()) {
+        bytes += name.len() + value.len();
+        match &*name {
+            b"p" => previous = self::position(&value),
+            b"l" => gone = self::position(&value).filter(|gone| *gone < position).unwrap_or(0),
+            b"t" => {
+                let topic = std::str::from_utf8(&value);
+                has_topic = topic.is_ok();
+                is_wanted = topic.is_ok_and(&mut wants);
+            }
+            _ => record = record.or(kind(&name).map(|kind| (kind, Bytes::from(value)))),
+        }
+    }
+    let is_ours = has_topic && record.is_some();
+    if is_ours && previous.is_none() && position & REST != 0 {
+        previous = Some(position - 1);
+    }
+    Ok(Entry { position, previous, gone, record: record.filter(|_| is_ours && is_wanted), bytes })
+}
+
+/// The first of these entries.
+pub(super) fn first(entries: Vec<Value>) -> Result<Option<Entry>, BoxError> {
+    entries.into_iter().next().map(|value| entry(value, |_| false)).transpose()
+}
+
+/// The answer to `XREAD` of one stream.
+pub(super) fn of_one_stream(answer: Value) -> Result<Vec<Value>, BoxError> {
+    let entries = match answer {
+        Value::Nil => return Ok(Vec::new()),
+        Value::Map(streams) => streams.into_iter().next().map(|(_, entries)| entries),
+        Value::Array(streams) => match streams.into_iter().next() {
+            Some(Value::Array(stream)) => stream.into_iter().nth(1),
+            _ => None,
+        },
+        _ => None,
+    };
+    match entries {
+        Some(Value::Array(entries)) => Ok(entries),
+        _ => Err(not_a_stream()),
+    }
+}
+
+fn not_a_stream() -> BoxError {
+    "the answer of the server is none of a stream".into()
+}
+
+/// What some entries are.
+pub(super) struct Part {
+    /// Everything up to here is lost; 0 if nothing is.
+    pub(super) lost: u64,
+    pub(super) records: Vec<(u64, Record)>,
+    /// Where they end.
+    pub(super) through: u64,
+    /// It is not known what was before the first of them.
+    pub(super) begins_with_a_foreign_one: bool,
+    pub(super) entries: usize,
+    /// How many bytes the largest of them has.
+    pub(super) largest: usize,
+}
+
+/// What these entries are for somebody who has read up to `after`. Entries that somebody else has added are passed over. It
+/// ends before the first that does not follow the one before it.
+pub(super) fn part(
+    entries: Vec<Value>,
+    after: u64,
+    mut topic: impl FnMut(&str) -> Option<Arc<str>>,
+) -> Result<Part, BoxError> {
+    let records = Vec::with_capacity(entries.len());
+    let mut part = Part { lost: 0, records, through: after, begins_with_a_foreign_one: false, entries: 0, largest: 0 };
+    for value in entries {
+        let mut name = None;
+        let entry = match entry(value, |text| {
+            name = topic(text);
+            name.is_some()
+        }) {
+            Ok(entry) => entry,
+            Err(error) if part.entries == 0 => return Err(error),
+            // What is before it can be read.
+            Err(_) => break,
+        };
+        let through = part.through;
+        let is_next = entry.previous.is_none_or(|previous| previous == through) && entry.gone <= through;
+        match part.entries {
+            0 => {
+                part.begins_with_a_foreign_one = entry.previous.is_none();
+                part.lost = lost(after, &entry);
+            }
+            _ if !is_next => break,
+            _ => {}
+        }
+        part.entries += 1;
+        part.largest = part.largest.max(entry.bytes);
+        // Those at the end of a millisecond can have one position.
+        part.through = entry.position.max(part.through);
+        if let (Some((kind, event)), Some(topic)) = (entry.record, name) {
+            part.records.push((entry.position, Record { topic, kind, event }));
+        }
+    }
+    Ok(part)
+}
+
+/// What somebody has lost who has read up to `after` and gets this entry as the next. 0: nothing.
+fn lost(after: u64, next: &Entry) -> u64 {
+    match next.previous {
+        _ if next.gone > after => next.position - 1,
+        Some(previous) if previous > after => previous,
+        // The log has gone back behind a place that was read, as in a failover that has lost what came last; what else was lost
+        // with it nobody knows. But the place immediately before an entry is one, too.
+        Some(previous) if previous < after && after + 1 < next.position => next.position - 1,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+
+    /// As many positions as a hub makes.
+    fn made() -> impl Strategy<Value = u64> {
+        (0..u64::MAX >> SEQUENCE, 0..REST).prop_map(|(ms, sequence)| ms << SEQUENCE | sequence)
+    }
+
+    fn bulk(bytes: impl Into<Vec<u8>>) -> Value {
+        Value::BulkString(bytes.into())
+    }
+
+    fn value(id: String, fields: &[(&str, &str)]) -> Value {
+        let fields = fields.iter().flat_map(|(name, value)| [bulk(*name), bulk(*value)]);
+        Value::Array(vec![bulk(id), Value::Array(fields.collect())])
+    }
+
+    fn all(name: &str) -> Option<Arc<str>> {
+        Some(name.into())
+    }
+
+    /// What a stream can hold: ids, and whether they are ours.
+    fn stream() -> impl Strategy<Value = Vec<(u64, bool)>> {
+        vec((1..5_u64, prop_oneof![Just(0), 1..3 * REST], any::<bool>()), 1..50).prop_map(|steps| {
+            let mut at = 1_000_000 << SEQUENCE;
+            let mut stream = Vec::new();
+            for (ms, sequence, is_ours) in steps {
+                at = if sequence == 0 { at + 1 } else { ((at >> SEQUENCE) + ms) << SEQUENCE | (sequence % REST) };
+                at += u64::from(at & REST == REST);
+                stream.push((at, is_ours));
+            }
+            stream
+        })
+    }
+
+    fn values(stream: &[(u64, bool)]) -> Vec<Value> {
+        let mut previous = stream[0].0 - 10;
+        let mut values = Vec::new();
+        for (at, is_ours) in stream {
+            let before = id(previous);
+            values.push(match is_ours {
+                false => value(id(*at), &[("some", "thing")]),
+                true if *at == previous + 1 && at & REST != 0 => value(id(*at), &[("t", "a"), ("e", "b")]),
+                true => value(id(*at), &[("p", &before), ("t", "a"), ("e", "b")]),
+            });
+            previous = *at;
+        }
+        values
+    }
+
+    proptest! {
+        #[test]
+        fn a_position_is_its_id_and_their_order_is_the_same(one in made(), other in made()) {
+            prop_assert_eq!(position(id(one).as_bytes()), Some(one));
+            let parts = |position| {
+                let id = id(position);
+                let (ms, sequence) = id.split_once('-').unwrap();
+                (ms.parse::<u64>().unwrap(), sequence.parse::<u64>().unwrap())
+            };
+            prop_assert_eq!(one.cmp(&other), parts(one).cmp(&parts(other)));
+        }
+
+        #[test]
+        fn ids_that_others_choose_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
+            let Some(at) = position(format!("{ms}-{sequence}").as_bytes()) else {
+                prop_assert!(ms >> (64 - SEQUENCE) > 0);
+                return Ok(());
+            };
+            let through = id(at);
+            let (through_ms, through_sequence) = through.split_once('-').unwrap();
+            prop_assert_eq!(through_ms.parse::<u64>().unwrap(), ms);
+            prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "whoever goes on there does not get it again");
+        }
+
+        #[test]
+        fn whatever_an_id_is_made_of_is_no_reason_to_panic(bytes in vec(any::<u8>(), 0..50)) {
+            let _whatever_it_is = position(&bytes);
+        }
+
+        #[test]
+        fn a_stream_is_read_from_each_of_its_places_without_loss(stream in stream(), pages in 1..10_usize) {
+            for begin in 0..stream.len() {
+                let mut after = stream[begin].0;
+                let mut read = Vec::new();
+                for page in values(&stream)[begin + 1..].chunks(pages) {
+                    let part = part(page.to_vec(), after, all).unwrap();
+                    prop_assert_eq!(part.lost, 0);
+                    prop_assert_eq!(part.entries, page.len());
+                    after = part.through;
+                    read.extend(part.records.into_iter().map(|(position, _)| position));
+                }
+                let expected: Vec<_> =
+                    stream[begin + 1..].iter().filter(|(_, is_ours)| *is_ours).map(|(position, _)| *position).collect();
+                prop_assert_eq!(read, expected);
+                prop_assert_eq!(after, stream[stream.len() - 1].0);
+            }
+        }
+
+        #[test]
+        fn what_was_taken_out_of_a_stream_is_told_by_the_next_that_is_ours(
+            stream in stream(), from in any::<prop::sample::Index>(), count in 1..5_usize
+        ) {
+            let from = from.index(stream.len());
+            let until = (from + count).min(stream.len() - 1);
+            prop_assume!(from > 0 && until > from && stream[until].1);
+            let mut values = values(&stream);
+            values.drain(from..until);
+            // What is before it, and then what is behind it.
+            let first = part(values[..from].to_vec(), stream[0].0 - 10, all).unwrap();
+            prop_assert_eq!(first.through, stream[from - 1].0);
+            let whole = part(values.clone(), stream[0].0 - 10, all).unwrap();
+            prop_assert_eq!(whole.through, stream[from - 1].0, "it ends where something is missing");
+            let rest = part(values[from..].to_vec(), first.through, all).unwrap();
+            prop_assert_eq!(rest.lost, stream[until - 1].0);
+        }
+    }
+
+    #[test]
+    fn what_follows_nothing_that_was_read_is_told() {
+        let next = |previous: &str| value("7-0".into(), &[("p", previous), ("t", "a"), ("e", "b")]);
+        let anew = || value("7-0".into(), &[("p", "4-0"), ("l", "6-0"), ("t", "a"), ("e", "b")]);
+        for after in [3, 4, 5, 6] {
+            let after = after << SEQUENCE;
+            assert!(part(vec![anew()], after, all).unwrap().lost > after, "it ended at 4-0, and had gone to 6-0");
+        }
+        let whole =
+            part(vec![value("4-0".into(), &[("p", "3-0"), ("t", "a"), ("e", "b")]), anew()], 3 << SEQUENCE, all)
+                .unwrap();
+        assert_eq!((whole.through, whole.lost), (4 << SEQUENCE, 0), "and that is where a page ends");
+        let lost = |after: &str, previous: &str| {
+            part(vec![next(previous)], position(after.as_bytes()).unwrap(), all).unwrap().lost
+        };
+        assert_eq!(lost("5-0", "5-0"), 0);
+        assert_eq!(lost("5-0", "6-0"), 6 << SEQUENCE, "it was trimmed");
+        assert_eq!(lost("6-0", "5-0"), (7 << SEQUENCE) - 1, "the log has gone back");
+        assert_eq!(lost(&id((7 << SEQUENCE) - 1), "5-0"), 0, "nothing is between");
+    }
+
+    #[test]
+    fn what_is_no_entry_of_a_hub_is_passed_over_or_an_error() {
+        for fields in [
+            &[][..],
+            &[("t", "a")],
+            &[("e", "a")],
+            &[("p", "x"), ("k", "e")],
+            &[("t", "a"), ("", "")],
+            &[("E", "a"), ("T", "b")],
+        ] {
+            let part = part(vec![value("7-3".into(), fields)], 1, all).unwrap();
+            assert_eq!((part.entries, part.records.len(), part.lost), (1, 0, 0), "{fields:?}");
+            assert!(part.begins_with_a_foreign_one);
+        }
+        for answer in [
+            Value::Int(1),
+            Value::Array(vec![bulk("7-0")]),
+            value("x".into(), &[]),
+            value("99999999999999-0".into(), &[]),
+        ] {
+            assert!(part(vec![answer], 1, all).is_err());
+        }
+        // What comes before it can be read.
+        let entries = vec![value("7-3".into(), &[("t", "a"), ("f", "")]), value("99999999999999-0".into(), &[])];
+        let part = part(entries, (7 << SEQUENCE) + 2, all).unwrap();
+        assert_eq!((part.entries, part.through), (1, (7 << SEQUENCE) + 3));
+        assert_eq!(part.records[0].1.kind, RecordKind::Finish);
+    }
+}

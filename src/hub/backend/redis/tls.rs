@@ -1,0 +1,84 @@
+//! TLS, with the one library for it that is in the tree already where there is NATS.
+
+use redis::RedisError;
+use rustls_native_certs::load_native_certs;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{
+    TlsConnector,
+    client::TlsStream,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    },
+};
+
+/// Whom to believe, and what to show.
+#[derive(Default)]
+pub(super) struct Tls {
+    /// `None`: whom the system believes.
+    pub(super) roots: Option<PathBuf>,
+    /// A chain, and its key.
+    pub(super) own: Option<(PathBuf, PathBuf)>,
+    config: Mutex<Option<Arc<ClientConfig>>>,
+}
+
+impl Tls {
+    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, RedisError> {
+        let config = self.config()?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| invalid(&error))?;
+        Ok(TlsConnector::from(config).connect(name, stream).await?)
+    }
+
+    fn config(&self) -> io::Result<Arc<ClientConfig>> {
+        let mut known = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = &*known {
+            return Ok(Arc::clone(config));
+        }
+        let mut roots = RootCertStore::empty();
+        match &self.roots {
+            Some(path) => {
+                for root in certificates(path)? {
+                    roots.add(root).map_err(|error| at(path, &error))?;
+                }
+            }
+            // One that cannot be used is none that is missed.
+            None => drop(roots.add_parsable_certificates(load_native_certs()?)),
+        }
+        // Not what is the default of the process, of which there may be none.
+        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| invalid(&error))?
+            .with_root_certificates(roots);
+        let config = match &self.own {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let secret = read(key, PrivateKeyDer::from_pem_slice)?;
+                builder.with_client_auth_cert(certificates(chain)?, secret).map_err(|error| at(key, &error))?
+            }
+        };
+        Ok(Arc::clone(known.insert(Arc::new(config))))
+    }
+}
+
+fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let certificates = read(path, |pem| CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>())?;
+    if certificates.is_empty() { Err(at(path, &"there is no certificate")) } else { Ok(certificates) }
+}
+
+fn read<T, E: ToString>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, E>) -> io::Result<T> {
+    parse(&fs::read(path).map_err(|error| at(path, &error))?).map_err(|error| at(path, &error))
+}
+
+fn at(path: &Path, error: &dyn ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{}: {}", path.display(), error.to_string()))
+}
+
+fn invalid(error: &dyn ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
+}
