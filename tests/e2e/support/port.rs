@@ -13,7 +13,11 @@ pub struct Port {
 
 impl Port {
     /// One that is free.
-    pub(crate) fn free() -> io::Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn free() -> io::Result<Self> {
         let socket = socket_at(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         Ok(Self { address: socket.local_addr()?, _socket: socket })
     }
