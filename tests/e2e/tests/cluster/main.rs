@@ -3,3 +3,4 @@
 mod checker;
 mod contract;
 mod faults;
+mod redis;
