@@ -52,7 +52,7 @@ use tokio::sync::{Mutex, Semaphore};
 ///
 /// - Two connections for each process, whatever the number of clients: `tower-sse-commands`, to publish and to read what is no
 ///   longer held here, and `tower-sse-follow`, which waits for what comes. So they are called in `CLIENT LIST`.
-/// - In the server some 30 bytes for each event beside its topic and its text. Here what is [held](crate::hub::Builder) for
+/// - In the server 25 to 55 bytes for each event beside its topic and its text. Here what is [held](crate::hub::Builder) for
 ///   fan-out, and at most eight pages of about 64 KiB that are on their way to clients that come back.
 /// - The commands `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`, `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this
 ///   key, for a user whose commands are limited; `CLIENT SETNAME` is left out where it is forbidden, and `ROLE` is asked only of a
