@@ -3,4 +3,5 @@
 mod checker;
 mod contract;
 mod faults;
+mod nats;
 mod redis;
