@@ -62,14 +62,14 @@ fn bytes_of_a_page(link: &Link) -> usize {
 /// A page of what there is now of these subjects after a position.
 pub(super) async fn read(
     link: &Link,
+    log: &Log,
     stream: &str,
     subjects: Vec<String>,
     after: u64,
-    newest: u64,
     patience: Duration,
 ) -> Result<Page, BoxError> {
     let consumer = consume(link, stream, sequence_after(after), subjects).await?;
-    let mut page = Page { lost: 0, records: Vec::new(), through: after };
+    let mut page = Page { epoch: log.epoch, lost: 0, records: Vec::new(), through: after };
     let mut pending = consumer.cached_info().num_pending;
     let mut count = PAGE.min(pending.try_into().unwrap_or(PAGE));
     if count > 0 {
@@ -90,7 +90,7 @@ pub(super) async fn read(
         }
     }
     if pending == 0 {
-        page.through = page.through.max(newest);
+        page.through = page.through.max(log.newest());
     }
     // Nobody waits for this: if it fails the consumer is forgotten all the same.
     let delete = format!("CONSUMER.DELETE.{stream}.{}", consumer.cached_info().name);
@@ -125,6 +125,7 @@ pub(super) struct Follower {
     messages: Option<pull::Stream>,
     losses: Losses,
     /// Of the log when this began.
+    epoch: u64,
     generation: u64,
     /// How many messages were received.
     received: u64,
@@ -160,8 +161,8 @@ impl Follower {
             .heartbeat(HEARTBEAT)
             .messages();
         let messages = Some(link.answer(messages).await?);
-        let (generation, runtime) = (log.generation, Handle::current());
-        let mut follower = Self { after, seen, messages, losses, generation, received: 0, next: None, runtime };
+        let (epoch, generation, runtime) = (log.epoch, log.generation, Handle::current());
+        let mut follower = Self { after, seen, messages, losses, epoch, generation, received: 0, next: None, runtime };
         if let Some(seen) = seen {
             let first = timeout(patience, follower.receive()).await.map_err(|_| "the NATS server sends nothing")??;
             let found = Seen::of(&first)?;
@@ -182,7 +183,7 @@ impl Follower {
             None => Some(self.receive().await?),
         };
         // From here on nothing is waited for.
-        let mut page = Page { lost: 0, records: Vec::new(), through: self.after };
+        let mut page = Page { epoch: self.epoch, lost: 0, records: Vec::new(), through: self.after };
         let mut count = 0;
         while let Some(message) = next {
             if message::generation(&message).is_some_and(|generation| generation > self.generation) {

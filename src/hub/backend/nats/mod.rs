@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex, Semaphore},
+    sync::Mutex,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -73,7 +73,7 @@ use tokio::{
 ///
 /// One connection for each process, whatever the number of its clients, and one consumer, in the memory of the server, which
 /// forgets it 5 seconds after the process is gone. While clients come back that have missed more than this process holds,
-/// there is one more for each page of 1,000 messages or some 4 MiB, at most 16 at a time; other clients wait for their turn.
+/// there is one more for each page of 1,000 messages or some 4 MiB, at most eight at a time.
 /// With a server before 2.10, a client of several topics is read all topics.
 ///
 /// A connection that is silent for some three seconds is given up for another one, to any of the servers. A name of a
@@ -105,8 +105,6 @@ pub struct NatsBackend {
     timeout: Duration,
     link: Mutex<Option<Link>>,
     following: Mutex<Following>,
-    /// As many pages are read at a time.
-    reads: Semaphore,
     /// Of the stream as it was last seen by [`bounds`](Backend::bounds); 0 before.
     epoch: AtomicU64,
     /// The number of the newest message that is known of the log that is followed. One that is added later has a greater one,
@@ -137,9 +135,6 @@ struct End {
 /// For so many topics at most the server is asked for nothing but theirs.
 const MAX_FILTERS: usize = 200;
 
-/// How many pages are read at a time.
-const MAX_READS: usize = 16;
-
 /// For how long the server knows which messages it has stored: longer than one is sent again.
 const DUPLICATES: Duration = Duration::from_secs(30);
 
@@ -168,7 +163,6 @@ impl NatsBackend {
             timeout: Duration::from_secs(2),
             link: Mutex::default(),
             following: Mutex::default(),
-            reads: Semaphore::new(MAX_READS),
             epoch: AtomicU64::new(0),
             newest: AtomicU64::new(0),
             unmarked: AtomicU64::new(0),
@@ -346,7 +340,8 @@ impl NatsBackend {
         let before = self.log(&link).await?;
         self.is_the_same(&before)?;
         let (lost, newest) = (before.lost(), before.newest());
-        let mut page = Page { lost, records: Vec::new(), through: newest };
+        let epoch = before.epoch;
+        let mut page = Page { epoch, lost, records: Vec::new(), through: newest };
         let wanted: BTreeSet<_> = topics.iter().collect();
         // One whose name is too long was never published to.
         let mut subjects: Vec<_> =
@@ -355,7 +350,7 @@ impl NatsBackend {
             if subjects.len() > MAX_FILTERS || (subjects.len() > 1 && !link.client.is_server_compatible(2, 10, 0)) {
                 subjects.clear();
             }
-            page = consumer::read(&link, &self.config.name, subjects, after, newest, self.timeout).await?;
+            page = consumer::read(&link, &before, &self.config.name, subjects, after, self.timeout).await?;
             page.records.retain(|(_, record)| wanted.contains(&record.topic));
             // What was let go meanwhile may have been missed, and what is held now was not.
             let now = self.log(&link).await?;
@@ -417,7 +412,6 @@ impl Backend for NatsBackend {
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
-        let _turn = self.reads.acquire().await?;
         self.page(topics, after).await
     }
 

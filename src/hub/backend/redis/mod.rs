@@ -20,7 +20,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 
 /// A log in one [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or later, or of Valkey.
 ///
@@ -90,8 +90,6 @@ pub struct RedisBackend {
     commands: Mutex<Commands>,
     /// `None` when it is lost, or in use.
     follower: Mutex<Option<Connection>>,
-    /// Who reads history, so that not all do at once.
-    readers: Semaphore,
     /// How many bytes the largest entries have.
     size: AtomicUsize,
     /// The newest position that was ever seen, which the server may have lost.
@@ -117,9 +115,6 @@ const PAGES: [usize; 2] = [64 << 10, 1 << 20];
 const MOST: usize = 1024;
 const FIRST: usize = 64;
 
-/// How many read history at once.
-const READERS: usize = 8;
-
 /// For how long the server waits for an entry before it says that there is none.
 const WAIT: Duration = Duration::from_millis(500);
 
@@ -142,7 +137,6 @@ impl RedisBackend {
             newest: Script::new(include_str!("newest.lua")),
             commands: Mutex::default(),
             follower: Mutex::default(),
-            readers: Semaphore::new(READERS),
             size: AtomicUsize::new(PAGES[0] / FIRST),
             known: AtomicU64::new(0),
             behind: AtomicU64::new(0),
@@ -339,7 +333,7 @@ impl RedisBackend {
             }
         }
         self.knows(part.through);
-        Ok(Page { lost, records: part.records, through: part.through })
+        Ok(Page { epoch: self.epoch(), lost, records: part.records, through: part.through })
     }
 
     /// Whether somebody adds entries before a place that was read.
@@ -384,7 +378,6 @@ impl Backend for RedisBackend {
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
-        let _permit = self.readers.acquire().await?;
         loop {
             let mut range = cmd("XRANGE");
             range.arg(&self.stream).arg(format!("({}", entry::id(after))).arg("+");
@@ -399,7 +392,7 @@ impl Backend for RedisBackend {
             // Otherwise something was added since.
             if newest <= after || lost >= newest {
                 let lost = if lost > after { lost } else { 0 };
-                return Ok(Page { lost, records: Vec::new(), through: newest });
+                return Ok(Page { epoch: self.epoch(), lost, records: Vec::new(), through: newest });
             }
         }
     }
