@@ -13,10 +13,11 @@
 use axum::{
     Json, Router,
     extract::State,
-    response::{Html, Result},
+    http::StatusCode,
+    response::{ErrorResponse, Html, Result},
     routing::{get, post},
 };
-use std::{env, error::Error, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{env, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::CorsLayer;
@@ -111,7 +112,9 @@ async fn events(State(node): State<Node>, last: LastEventId) -> Result<SseStream
     Ok(SseStream::new(node.hub.topic("news").subscribe(last).await?))
 }
 
-/// Answers with the id when the event is in the log, and with an error if it may not be.
-async fn publish(State(node): State<Node>, text: String) -> Result<String> {
-    Ok(node.hub.topic("news").publish(Event::new(text)).await?.to_string())
+/// Each line is an event, and they follow each other. Answers with the id of the last when all are in the log, and with an error
+/// if they may not be.
+async fn publish(State(node): State<Node>, lines: String) -> Result<String, ErrorResponse> {
+    let id = node.hub.topic("news").publish_all(lines.lines().map(Event::new)).await?;
+    Ok(id.ok_or((StatusCode::BAD_REQUEST, "there is nothing to publish"))?.to_string())
 }

@@ -16,6 +16,8 @@ mod example;
 mod family;
 #[path = "support/firefox.rs"]
 mod firefox;
+#[path = "support/network.rs"]
+mod network;
 #[path = "support/port.rs"]
 mod port;
 #[path = "support/process.rs"]
@@ -45,6 +47,7 @@ pub use browser::{Browser, Window};
 pub use client::Client;
 pub use engine::Engine;
 pub use example::{Example, program};
+pub use network::Wire;
 pub use port::Port;
 pub use process::installed;
 pub use proxy::{Model, Program, Proxy};

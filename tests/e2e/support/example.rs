@@ -33,8 +33,17 @@ impl Example {
     ///
     /// If it does not build, or does not print where it listens.
     pub fn start_at(address: SocketAddr, name: &str, args: &[&str]) -> Self {
+        Self::start_with(name, &[&[&*address.to_string()], args].concat())
+    }
+
+    /// Starts it with nothing but these arguments.
+    ///
+    /// # Panics
+    ///
+    /// If it does not build, or does not print where it listens.
+    pub fn start_with(name: &str, args: &[&str]) -> Self {
         let mut command = Command::new(program(name));
-        command.arg(address.to_string()).args(args);
+        command.args(args);
         let (process, address) = Process::start(&mut command, |line| {
             let (_, url) = line.split_once("http://")?;
             url.split(['/', ' ']).next()?.parse().ok()
@@ -49,6 +58,15 @@ impl Example {
     /// If it cannot be asked.
     pub fn terminate(&self) {
         self.process.signal("TERM");
+    }
+
+    /// Sends it this signal: `STOP` and `CONT`.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be sent.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
     }
 
     /// Waits for it to end by itself. `None` if it does not in this time.

@@ -5,11 +5,16 @@ use crate::{
     process::{Process, installed},
 };
 use std::{
+    net::SocketAddr,
     process::{Command, Stdio},
     time::Duration,
 };
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 /// How long a server has to listen.
 const TO_START: Duration = Duration::from_secs(20);
@@ -46,6 +51,11 @@ impl Store {
         let mut store = Self { engine, port, folder, more, process: None };
         store.restart().await;
         store
+    }
+
+    /// What it is.
+    pub fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// Where it listens, for clients: without a password.
@@ -106,67 +116,49 @@ impl Store {
     }
 
     /// Where it listens.
-    pub fn address(&self) -> std::net::SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.port.address()
     }
-}
 
-/// A wire to a server that can be cut, whatever is spoken on it.
-#[derive(Debug)]
-pub struct Wire {
-    address: std::net::SocketAddr,
-    is_whole: tokio::sync::watch::Sender<bool>,
-    accepts: tokio::task::JoinHandle<()>,
-}
-
-impl Wire {
-    /// One to this server.
+    /// What Redis answers to a command, as it is on the wire.
     ///
     /// # Panics
     ///
-    /// If there is no free port.
-    pub async fn to(server: std::net::SocketAddr) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
-        let address = listener.local_addr().expect("it listens");
-        let is_whole = tokio::sync::watch::Sender::new(true);
-        let whole = is_whole.subscribe();
-        let accepts = tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let mut whole = whole.clone();
-                tokio::spawn(async move {
-                    if !*whole.borrow_and_update() {
-                        return;
-                    }
-                    let Ok(mut server) = TcpStream::connect(server).await else { return };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        _ = whole.changed() => {}
-                    }
-                });
+    /// If it does not.
+    pub async fn redis(&self, command: &str) -> String {
+        self.ask(&format!("{command}\r\nPING\r\n"), "+PONG\r\n").await
+    }
+
+    /// What NATS answers to a request.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub async fn nats(&self, subject: &str, json: &str) -> String {
+        let request = format!("PUB {subject} answers {}\r\n{json}\r\n", json.len());
+        let answer = self.ask(&format!("CONNECT {{\"verbose\":false}}\r\nSUB answers 1\r\n{request}"), "}\r\n").await;
+        answer[answer.find("MSG ").expect("an answer")..].to_owned()
+    }
+
+    /// What it answers until that is enough; what NATS says of itself, in its first line, is not.
+    async fn ask(&self, request: &str, end: &str) -> String {
+        let ask = async {
+            let mut stream = TcpStream::connect(self.address()).await.expect("it listens");
+            stream.write_all(request.as_bytes()).await.expect("it reads");
+            let mut answer = Vec::new();
+            loop {
+                assert!(stream.read_buf(&mut answer).await.expect("it answers") > 0, "it has closed the connection");
+                let text = String::from_utf8_lossy(&answer);
+                let rest = if self.engine == Engine::Nats {
+                    text.split_once("MSG ").map(|(_, rest)| rest)
+                } else {
+                    Some(&*text)
+                };
+                if rest.is_some_and(|rest| rest.ends_with(end)) {
+                    return text.into_owned();
+                }
             }
-        });
-        Self { address, is_whole, accepts }
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> std::net::SocketAddr {
-        self.address
-    }
-
-    /// Ends all connections, and each new one at once, until [`mend`](Self::mend).
-    pub fn cut(&self) {
-        self.is_whole.send_replace(false);
-    }
-
-    /// Passes on again.
-    pub fn mend(&self) {
-        self.is_whole.send_replace(true);
-    }
-}
-
-impl Drop for Wire {
-    fn drop(&mut self) {
-        self.accepts.abort();
-        self.cut();
+        };
+        timeout(TO_START, ask).await.unwrap_or_else(|_| panic!("{:?} does not answer {request:?}", self.engine))
     }
 }

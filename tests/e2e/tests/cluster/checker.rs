@@ -1,176 +1,332 @@
-//! Publishers and clients, and what every client has to have got of what was acknowledged.
+//! Publishers and clients, on several nodes.
 
+use crate::{
+    nodes::{Following, Node, Parser},
+    report::{Batch, Entries, Report, compare},
+};
+use e2e::store::Engine;
 use std::{
-    collections::{BTreeMap, HashSet},
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
-use support::whatwg;
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_stream::StreamExt;
-use tower_sse::{
-    Event, EventId,
-    hub::{Hub, Start},
-};
 
-/// The events that were published to one topic, by their data.
-#[derive(Debug, Default)]
-struct Published {
-    /// In the order in which each publisher was answered.
-    acknowledged: Vec<(EventId, String)>,
-    /// Of which nothing is known.
-    unsure: HashSet<String>,
+/// How many events may be on their way to the slowest client. Without a limit, the end of a test would be the clients' alone.
+const UNDER_WAY: usize = 20_000;
+
+/// Nothing takes so long, unless it never comes.
+const FOR_EVER: Duration = Duration::from_secs(60);
+
+/// What publishes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// How many events at once.
+    pub(crate) batch: u32,
+    /// How long are the events, about.
+    pub(crate) bytes: usize,
+    pub(crate) pause: Duration,
 }
 
-/// Some that publish, and some that follow, on several nodes.
+impl Load {
+    /// One event after the other.
+    pub(crate) const SINGLE: Self = Self { batch: 1, bytes: 10, pause: Duration::from_millis(2) };
+    /// As many as the clients can read.
+    pub(crate) const BATCHES: Self = Self { batch: 100, bytes: 10, pause: Duration::from_millis(1) };
+}
+
+/// All of them, and what they have seen.
 #[derive(Debug)]
 pub(crate) struct Checker {
-    topic: &'static str,
-    published: Arc<Mutex<Published>>,
+    engine: Engine,
     is_over: Arc<AtomicBool>,
-    publishers: Vec<JoinHandle<()>>,
-    clients: Vec<JoinHandle<Client>>,
-    /// How many events the clients have got, to see whether there is anything new.
-    delivered: Arc<AtomicUsize>,
+    acknowledged: Arc<AtomicUsize>,
+    refused: Arc<AtomicUsize>,
+    publishers: Vec<JoinHandle<Vec<Batch>>>,
+    clients: Vec<Client>,
+    /// Whether those that nobody waits for read.
+    holds: Arc<AtomicBool>,
+    /// The first parts of ids that do not begin with a time, in the order in which they were seen.
+    epochs: Arc<Mutex<Vec<String>>>,
 }
 
-/// What one client got.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Client {
-    received: Vec<(String, String)>,
-    gaps: Vec<String>,
+    reads: JoinHandle<Entries>,
+    received: Arc<AtomicUsize>,
+    /// Who publishes waits for it.
+    is_waited_for: bool,
 }
 
+/// The last event of all: whoever has got it has got, or was told that it missed, all before it.
 const LAST: &str = "the last one";
 
 impl Checker {
-    pub(crate) fn new(topic: &'static str) -> Self {
+    pub(crate) fn new(engine: Engine) -> Self {
         Self {
-            topic,
-            published: Arc::default(),
+            engine,
             is_over: Arc::default(),
+            acknowledged: Arc::default(),
+            refused: Arc::default(),
             publishers: Vec::new(),
             clients: Vec::new(),
-            delivered: Arc::default(),
+            holds: Arc::default(),
+            epochs: Arc::default(),
         }
     }
 
-    /// Publishes until it is over, one after the other, whether it is answered with an error or not.
-    pub(crate) fn publish(&mut self, node: &Hub, pause: Duration) {
-        let topic = node.topic(self.topic);
-        let name = self.publishers.len();
-        let (published, is_over) = (self.published.clone(), self.is_over.clone());
+    /// Publishes until it is over, one batch after the other, whether it is answered with an error or not. The clients have to
+    /// be there already.
+    pub(crate) fn publish(&mut self, node: impl Into<Node>, load: Load) {
+        let (node, name) = (node.into(), self.publishers.len());
+        let (is_over, acknowledged, refused) = (self.is_over.clone(), self.acknowledged.clone(), self.refused.clone());
+        let paced: Vec<_> =
+            self.clients.iter().filter(|client| client.is_waited_for).map(|client| client.received.clone()).collect();
         self.publishers.push(tokio::spawn(async move {
-            for n in 0.. {
-                if is_over.load(SeqCst) {
-                    break;
+            let mut batches = Vec::new();
+            let mut numbers = 0..0;
+            while !is_over.load(SeqCst) {
+                let slowest = paced.iter().map(|received| received.load(SeqCst)).min();
+                if slowest.is_some_and(|slowest| slowest + UNDER_WAY < acknowledged.load(SeqCst)) {
+                    sleep(Duration::from_millis(2)).await;
+                    continue;
                 }
-                let data = format!("{name}/{n}");
-                let result = topic.publish(Event::new(&data)).await;
-                {
-                    let mut published = published.lock().expect("no holder panics");
-                    match result {
-                        Ok(id) => published.acknowledged.push((id, data)),
-                        Err(_) => drop(published.unsure.insert(data)),
-                    }
-                }
-                sleep(pause).await;
+                numbers = numbers.end..numbers.end + load.batch;
+                let data: Vec<_> = numbers.clone().map(|n| datum(name, n, load.bytes)).collect();
+                let begin = Instant::now();
+                let id = node.publish(&data).await;
+                if id.is_ok() { &acknowledged } else { &refused }.fetch_add(data.len(), SeqCst);
+                batches.push(Batch { numbers: numbers.clone(), id, took: begin.elapsed() });
+                sleep(load.pause).await;
             }
+            batches
         }));
     }
 
-    /// Follows from now on, and goes from node to node each time it has got so many events.
-    pub(crate) async fn follow(&mut self, nodes: &[Hub], stays_for: usize) {
-        let nodes: Vec<_> = nodes.iter().map(|node| node.topic(self.topic)).collect();
-        let delivered = self.delivered.clone();
-        let first = nodes[0].subscribe(Start::Latest).await.expect("there is room");
-        let mut last = first.cursor();
-        self.clients.push(tokio::spawn(async move {
-            let mut client = Client::default();
-            let mut subscription = first;
-            for node in nodes.iter().cycle().skip(1) {
-                let mut left = stays_for;
-                while left > 0 {
-                    let Some(events) = subscription.next().await else { break };
-                    let source = whatwg::parse_after(last.as_str(), events.as_bytes());
-                    for message in source.messages {
-                        delivered.fetch_add(1, SeqCst);
-                        left = left.saturating_sub(1);
-                        match &*message.r#type {
-                            "gap" => client.gaps.push(message.data),
-                            _ if message.data == LAST => return client,
-                            _ => client.received.push((message.last_event_id.clone(), message.data)),
-                        }
-                        last = EventId::new(&message.last_event_id).expect("it was one");
-                    }
-                }
-                subscription = node.subscribe(last.clone()).await.expect("there is room");
-            }
-            client
-        }));
+    /// Follows from now on, and goes from node to node each time it has got so many events, or the stream ends.
+    pub(crate) async fn follow(&mut self, nodes: &[Node], stays_for: usize, parser: Parser) {
+        self.client(nodes, Reads { stays_for, parser, holds: Holds::Never }).await;
+    }
+
+    /// Follows one node, and nobody waits for it.
+    pub(crate) async fn follow_at_leisure(&mut self, node: impl Into<Node>, holds: Holds) {
+        self.client(&[node.into()], Reads { stays_for: usize::MAX, parser: Parser::Fast, holds }).await;
+    }
+
+    async fn client(&mut self, nodes: &[Node], reads: Reads) {
+        let mut following = nodes[0].follow(None).await.expect("there is room");
+        let mut entries = Entries::new(self.engine, self.epochs.clone());
+        // The place from which it follows.
+        let place = following.next().await.expect("it has a place");
+        entries.begin(reads.parser.read(&place, |_, _, _| {}).expect("it is an id"));
+        let received: Arc<AtomicUsize> = Arc::default();
+        let is_waited_for = matches!(reads.holds, Holds::Never);
+        let task = follow(nodes.to_vec(), following, entries, reads, received.clone(), self.holds.clone());
+        self.clients.push(Client { reads: tokio::spawn(task), received, is_waited_for });
+    }
+
+    /// Whether those that hold do so now.
+    pub(crate) fn hold(&self, now: bool) {
+        self.holds.store(now, SeqCst);
+    }
+
+    /// How far the last one of those that nobody waits for is behind.
+    pub(crate) fn is_behind(&self) -> usize {
+        let clients = self.clients.iter().filter(|client| !client.is_waited_for);
+        let least = clients.map(|client| client.received.load(SeqCst)).min();
+        self.acknowledged().saturating_sub(least.expect("there is one"))
     }
 
     pub(crate) fn acknowledged(&self) -> usize {
-        self.published.lock().expect("no holder panics").acknowledged.len()
+        self.acknowledged.load(SeqCst)
     }
 
     /// Waits until so many more were acknowledged.
     pub(crate) async fn acknowledges(&self, more: usize) {
         let before = self.acknowledged();
+        self.acknowledges_in_all(before + more).await;
+    }
+
+    /// Waits until so many were acknowledged.
+    pub(crate) async fn acknowledges_in_all(&self, number: usize) {
         let begin = Instant::now();
-        while self.acknowledged() < before + more {
-            assert!(begin.elapsed() < Duration::from_secs(60), "{} of {more} more", self.acknowledged() - before);
+        while self.acknowledged() < number {
+            assert!(begin.elapsed() < FOR_EVER, "only {} of {number} are acknowledged", self.acknowledged());
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// How long it takes until somebody is delivered something.
-    pub(crate) async fn next_delivery(&self) -> Duration {
-        let before = self.delivered.load(SeqCst);
+    /// Waits until so many more were answered with an error.
+    pub(crate) async fn refuses(&self, more: usize) {
+        let before = self.refused.load(SeqCst);
         let begin = Instant::now();
-        while self.delivered.load(SeqCst) == before {
-            assert!(begin.elapsed() < Duration::from_secs(60), "nothing is delivered");
-            sleep(Duration::from_millis(2)).await;
+        while self.refused.load(SeqCst) < before + more {
+            assert!(begin.elapsed() < FOR_EVER, "nothing is refused");
+            sleep(Duration::from_millis(5)).await;
         }
-        begin.elapsed()
     }
 
-    /// Ends it, and compares. Returns how many were acknowledged, and the gaps that each client was told.
-    pub(crate) async fn check(mut self, node: &Hub) -> (usize, Vec<Vec<String>>) {
-        self.is_over.store(true, SeqCst);
-        for publisher in self.publishers.drain(..) {
-            publisher.await.expect("it does not panic");
-        }
-        node.topic(self.topic).publish(Event::new(LAST)).await.expect("it is over, and all is well");
-        let published = std::mem::take(&mut *self.published.lock().expect("no holder panics"));
-        let number = |id: &str| id.rsplit_once('-').expect("a hub's id").1.parse::<u64>().expect("a number");
-        let acknowledged: BTreeMap<u64, &str> =
-            published.acknowledged.iter().map(|(id, data)| (number(id.as_str()), data.as_str())).collect();
-        assert_eq!(acknowledged.len(), published.acknowledged.len(), "no id was given twice");
-        let mut gaps = Vec::new();
-        for client in self.clients.drain(..) {
-            let client =
-                timeout(Duration::from_secs(60), client).await.expect("it gets the last one").expect("no panic");
-            let ids: Vec<_> = client.received.iter().map(|(id, _)| number(id)).collect();
-            assert!(ids.is_sorted_by(|one, other| one < other), "in order, and nothing twice: {ids:?}");
-            let data: HashSet<_> = client.received.iter().map(|(_, data)| data.as_str()).collect();
-            assert_eq!(data.len(), client.received.len(), "nothing twice");
-            let received: BTreeMap<u64, &str> =
-                client.received.iter().map(|(id, data)| (number(id), data.as_str())).collect();
-            for (number, data) in &received {
-                let is_known = acknowledged.get(number) == Some(data) || published.unsure.contains(*data);
-                assert!(is_known, "{number} {data:?} was published by nobody");
+    /// Waits until nobody gets anything any more.
+    pub(crate) async fn stands_still(&self) {
+        let begin = Instant::now();
+        let counts = || self.clients.iter().map(|client| client.received.load(SeqCst)).collect::<Vec<_>>();
+        loop {
+            let before = counts();
+            sleep(Duration::from_millis(150)).await;
+            if counts() == before {
+                return;
             }
-            let missed: Vec<_> = acknowledged.iter().filter(|(number, _)| !received.contains_key(number)).collect();
-            assert!(missed.is_empty() || !client.gaps.is_empty(), "missed without a word: {missed:?}");
-            gaps.push(client.gaps);
+            assert!(begin.elapsed() < FOR_EVER, "events still come");
         }
-        (acknowledged.len(), gaps)
+    }
+
+    /// Waits until every client has got something more.
+    pub(crate) async fn all_get_more(&self) {
+        let clients = &self.clients;
+        let before: Vec<_> = clients.iter().map(|client| client.received.load(SeqCst)).collect();
+        let begin = Instant::now();
+        let waits = || {
+            let now = clients.iter().map(|client| client.received.load(SeqCst));
+            now.zip(&before).filter(|(now, before)| now == *before).count()
+        };
+        while waits() > 0 {
+            assert!(begin.elapsed() < FOR_EVER, "{} of {} clients get nothing", waits(), clients.len());
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Ends it, and compares what every client has got with what was acknowledged.
+    pub(crate) async fn check(self, node: impl Into<Node>, what: &str) -> Report {
+        self.is_over.store(true, SeqCst);
+        let mut published = Vec::new();
+        for publisher in self.publishers {
+            published.push(timeout(FOR_EVER, publisher).await.expect("it is over").expect("it does not panic"));
+        }
+        node.into().publish(&[LAST.to_owned()]).await.expect("all is well again");
+        let mut clients = Vec::new();
+        for client in self.clients {
+            let reads = timeout(FOR_EVER, client.reads).await;
+            let received = client.received.load(SeqCst);
+            clients.push(
+                reads
+                    .unwrap_or_else(|_| panic!("a client stands still after {received} events"))
+                    .expect("it does not panic"),
+            );
+        }
+        let report = compare(self.engine, &published, clients);
+        println!("{:?}: {what}: {report}", self.engine);
+        report
     }
 }
+
+/// How a client reads.
+#[derive(Clone, Copy, Debug)]
+struct Reads {
+    stays_for: usize,
+    parser: Parser,
+    holds: Holds,
+}
+
+/// What a client does while the checker [holds](Checker::hold) it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Holds {
+    /// It goes on.
+    Never,
+    /// It stays, and does not read.
+    Still,
+    /// It is away.
+    Away,
+}
+
+async fn follow(
+    nodes: Vec<Node>,
+    mut following: Following,
+    mut entries: Entries,
+    reads: Reads,
+    received: Arc<AtomicUsize>,
+    holds: Arc<AtomicBool>,
+) -> Entries {
+    let mut nodes = nodes.iter().cycle().skip(1);
+    while !read(&mut entries, &mut following, reads, &received, &holds).await {
+        drop(following);
+        while matches!(reads.holds, Holds::Away) && holds.load(SeqCst) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        following = loop {
+            let node = nodes.next().expect("they are a circle");
+            match node.follow(Some(&entries.last)).await {
+                Ok(following) => break following,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        };
+    }
+    entries
+}
+
+/// Until the stream ends, or as many have come as it stays for; whether it is over.
+async fn read(
+    entries: &mut Entries,
+    following: &mut Following,
+    reads: Reads,
+    received: &AtomicUsize,
+    holds: &AtomicBool,
+) -> bool {
+    let mut left = reads.stays_for;
+    while left > 0 {
+        match reads.holds {
+            Holds::Away if holds.load(SeqCst) => return false,
+            Holds::Still if holds.load(SeqCst) => {
+                sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+            _ => {}
+        }
+        let Some(bytes) = following.next().await else { return false };
+        let (mut is_over, mut count) = (false, 0);
+        let last = reads.parser.read(&bytes, |id, kind, data| {
+            // What it reads behind the last one is of nobody.
+            if is_over || kind == "hub-cursor" {
+                return;
+            }
+            if data == LAST {
+                is_over = true;
+            } else if kind == "gap" {
+                entries.gap(id, data);
+            } else {
+                entries.event(id, number(data));
+                count += 1;
+            }
+        });
+        if let Some(last) = last {
+            entries.last = last;
+        }
+        received.fetch_add(count, SeqCst);
+        left = left.saturating_sub(count);
+        if is_over {
+            return true;
+        }
+    }
+    false
+}
+
+/// The data of the event with this number of a publisher.
+fn datum(publisher: usize, n: u32, bytes: usize) -> String {
+    let mut datum = format!("{publisher}/{n}/");
+    datum.extend(std::iter::repeat_n('.', bytes.saturating_sub(datum.len())));
+    datum
+}
+
+fn number(data: &str) -> (usize, u32) {
+    let mut parts = data.splitn(3, '/');
+    let mut next = || parts.next().and_then(|part| part.parse::<u32>().ok()).unwrap_or_else(|| panic!("{data:?}"));
+    (next() as usize, next())
+}
+
+/// Numbers of events.
+pub(crate) type Numbers = Range<u32>;

@@ -1,165 +1,183 @@
 //! What becomes of events while the backend, or the way to it, is broken.
 
-use crate::checker::Checker;
-use e2e::store::{Engine, Store, Wire};
+use crate::{
+    checker::{Checker, Holds, Load},
+    nodes::{Node, Parser},
+    with_each_engine,
+    world::{AN_ERROR, at_least, busy, connect, fails_fast, median, two_hubs, url_by},
+};
+use e2e::{
+    Wire,
+    store::{Engine, Store},
+};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use tower_sse::{
-    Event,
-    hub::{
-        Error, ErrorKind, Hub,
-        backend::{NatsBackend, RedisBackend},
-    },
-};
-
-macro_rules! with_each_engine {
-    ($($case:ident),+ $(,)?) => {
-        mod redis {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(super::Engine::Redis).await;
-            })+
-        }
-        mod nats {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(super::Engine::Nats).await;
-            })+
-        }
-    };
-}
+use tower_sse::hub::Hub;
 
 with_each_engine! {
     a_backend_that_is_killed_and_started_again_loses_nothing,
     a_backend_that_stands_still_for_ten_seconds_loses_nothing,
-    a_network_that_is_cut_loses_nothing,
-    a_client_that_is_overtaken_by_the_retention_is_told,
-    what_cannot_be_reached_is_an_error_that_says_so,
+    a_network_that_resets_its_connections_loses_nothing,
+    a_network_that_is_silent_for_a_while_loses_nothing,
+    a_network_that_has_forgotten_its_connections_loses_nothing,
+    a_node_to_which_events_come_more_slowly_than_they_are_published_loses_nothing,
 }
 
-async fn connect(engine: Engine, url: &str) -> Result<Hub, Error> {
-    connect_small(engine, url, 1_000_000).await
+const BACK: Duration = Duration::from_secs(1);
+
+async fn two(engine: Engine, url: &str) -> ([Hub; 2], Checker) {
+    let hubs = two_hubs(engine, url).await;
+    let nodes = [Node::from(&hubs[0]), Node::from(&hubs[1])];
+    let checker = busy(engine, &nodes).await;
+    (hubs, checker)
 }
 
-async fn connect_small(engine: Engine, url: &str, records: u32) -> Result<Hub, Error> {
-    let hub = Hub::builder().max_events(200);
-    match engine {
-        Engine::Redis => hub.backend(RedisBackend::new(url).expect("a URL").max_records(records.into())),
-        Engine::Nats => hub.backend(NatsBackend::new(url).expect("a URL").max_messages(records)),
+/// Three times away and back. Returns how long it took each time until all clients got something.
+async fn away_and_back(checker: &Checker, hub: &Hub, breaks: impl Fn(), mends: impl Fn()) -> [Duration; 3] {
+    let mut times = [Duration::ZERO; 3];
+    for time in &mut times {
+        breaks();
+        fails_fast(hub).await;
+        checker.refuses(1).await;
+        checker.stands_still().await;
+        mends();
+        let back = Instant::now();
+        checker.all_get_more().await;
+        *time = back.elapsed();
+        checker.acknowledges(2000).await;
     }
-    .connect()
-    .await
+    times
 }
 
-/// Two nodes, publishers on both, and clients that go from one to the other.
-async fn busy(engine: Engine, url: &str) -> (Vec<Hub>, Checker) {
-    let nodes =
-        vec![connect(engine, url).await.expect("it is there"), connect(engine, url).await.expect("it is there")];
-    let mut checker = Checker::new("news");
-    for stays_for in [37, 500, usize::MAX] {
-        checker.follow(&nodes, stays_for).await;
-        checker.follow(&[nodes[1].clone(), nodes[0].clone()], stays_for).await;
-    }
-    for node in &nodes {
-        checker.publish(node, Duration::from_millis(1));
-    }
-    checker.acknowledges(200).await;
-    (nodes, checker)
-}
-
-async fn fails_fast(node: &Hub) {
-    let begin = Instant::now();
-    let error = node.topic("others").publish(Event::new("now")).await.expect_err("the backend is away");
-    assert_eq!(error.kind(), ErrorKind::Backend, "{error}");
-    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
-}
-
-async fn goes_on(engine: Engine, nodes: Vec<Hub>, checker: Checker, back: Instant) {
-    checker.next_delivery().await;
-    println!("{engine:?}: delivered {:?} after it was back", back.elapsed());
-    checker.acknowledges(200).await;
-    let (acknowledged, gaps) = checker.check(&nodes[0]).await;
-    println!("{engine:?}: {acknowledged} acknowledged");
-    assert!(gaps.iter().all(Vec::is_empty), "nobody has missed anything: {gaps:?}");
+fn is_back_soon(engine: Engine, times: [Duration; 3]) {
+    println!("{engine:?}: the last client got something {times:.0?} after it was back");
+    assert!(median(times) <= BACK, "{times:?}");
 }
 
 async fn a_backend_that_is_killed_and_started_again_loses_nothing(engine: Engine) {
     let mut store = Store::start(engine, &[]).await;
-    let (nodes, checker) = busy(engine, &store.url()).await;
-    for _ in 0..3 {
+    let (hubs, checker) = two(engine, &store.url()).await;
+    let mut times = [Duration::ZERO; 3];
+    for time in &mut times {
         store.kill();
-        fails_fast(&nodes[0]).await;
-        sleep(Duration::from_millis(500)).await;
+        fails_fast(&hubs[0]).await;
+        checker.refuses(1).await;
+        checker.stands_still().await;
         store.restart().await;
-        checker.acknowledges(200).await;
+        let back = Instant::now();
+        checker.all_get_more().await;
+        *time = back.elapsed();
+        checker.acknowledges(2000).await;
     }
+    // At once, so that nobody has noticed much.
     store.kill();
-    sleep(Duration::from_millis(200)).await;
     store.restart().await;
-    goes_on(engine, nodes, checker, Instant::now()).await;
+    checker.acknowledges_in_all(at_least::KILLED).await;
+    let report = checker.check(&hubs[0], "killed four times").await;
+    report.nothing_is_missed(at_least::KILLED).fails_within(AN_ERROR);
+    is_back_soon(engine, times);
 }
 
 async fn a_backend_that_stands_still_for_ten_seconds_loses_nothing(engine: Engine) {
     let store = Store::start(engine, &[]).await;
-    let (nodes, checker) = busy(engine, &store.url()).await;
-    store.signal("STOP");
-    fails_fast(&nodes[0]).await;
-    sleep(Duration::from_secs(10)).await;
-    store.signal("CONT");
-    goes_on(engine, nodes, checker, Instant::now()).await;
+    let (hubs, checker) = two(engine, &store.url()).await;
+    let mut times = [Duration::ZERO; 3];
+    for (time, seconds) in times.iter_mut().zip([10, 1, 3]) {
+        let begin = Instant::now();
+        store.signal("STOP");
+        checker.stands_still().await;
+        if seconds == 10 {
+            fails_fast(&hubs[0]).await;
+        }
+        sleep(Duration::from_secs(seconds).saturating_sub(begin.elapsed())).await;
+        store.signal("CONT");
+        let back = Instant::now();
+        checker.all_get_more().await;
+        *time = back.elapsed();
+        checker.acknowledges(2000).await;
+    }
+    checker.acknowledges_in_all(at_least::STOPPED).await;
+    let report = checker.check(&hubs[0], "stopped for 10, 1 and 3 s").await;
+    report.nothing_is_missed(at_least::STOPPED).fails_within(AN_ERROR);
+    is_back_soon(engine, times);
 }
 
-async fn a_network_that_is_cut_loses_nothing(engine: Engine) {
+async fn a_network_that_resets_its_connections_loses_nothing(engine: Engine) {
     let store = Store::start(engine, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (nodes, checker) =
-        busy(engine, &store.url().replace(&store.address().to_string(), &wire.address().to_string())).await;
-    for _ in 0..3 {
+    let (hubs, checker) = two(engine, &url_by(&wire, &store)).await;
+    let times = away_and_back(&checker, &hubs[0], || wire.cut(), || wire.mend()).await;
+    // And many times in mid-stream.
+    while checker.acknowledged() < at_least::CUT {
         wire.cut();
-        fails_fast(&nodes[0]).await;
-        sleep(Duration::from_millis(300)).await;
+        sleep(Duration::from_millis(20)).await;
         wire.mend();
-        checker.acknowledges(200).await;
+        checker.acknowledges(2000).await;
     }
-    wire.cut();
-    sleep(Duration::from_millis(300)).await;
-    wire.mend();
-    goes_on(engine, nodes, checker, Instant::now()).await;
+    let report = checker.check(&hubs[0], "cut again and again").await;
+    report.nothing_is_missed(at_least::CUT).fails_within(AN_ERROR);
+    is_back_soon(engine, times);
 }
 
-async fn a_client_that_is_overtaken_by_the_retention_is_told(engine: Engine) {
+async fn a_network_that_is_silent_for_a_while_loses_nothing(engine: Engine) {
     let store = Store::start(engine, &[]).await;
-    let node = connect_small(engine, &store.url(), 1000).await.expect("it is there");
-    let topic = node.topic("news");
-    let first = topic.publish(Event::new("first")).await.expect("it is there");
-    for _ in 0..5 {
-        for n in 0..1000 {
-            topic.publish(Event::display(n)).await.expect("it is there");
-        }
-    }
-    let late = topic.subscribe(first).await.expect("there is room");
-    let gap = late.gap().expect("much of it is lost");
-    assert_eq!(gap.reason().as_str(), "evicted");
+    let wire = Wire::to(store.address()).await;
+    let (hubs, checker) = two(engine, &url_by(&wire, &store)).await;
+    let times = away_and_back(&checker, &hubs[0], || wire.silence(), || wire.mend()).await;
+    checker.acknowledges_in_all(at_least::SILENT).await;
+    let report = checker.check(&hubs[0], "silent three times").await;
+    report.nothing_is_missed(at_least::SILENT).fails_within(AN_ERROR);
+    is_back_soon(engine, times);
 }
 
-async fn what_cannot_be_reached_is_an_error_that_says_so(engine: Engine) {
-    let more: &[&str] = match engine {
-        Engine::Redis => &["--requirepass", "secret"],
-        Engine::Nats => &["--user", "me", "--pass", "secret"],
-    };
-    let user = |password: &str| match engine {
-        Engine::Redis => format!(":{password}@"),
-        Engine::Nats => format!("me:{password}@"),
-    };
-    let mut store = Store::start(engine, more).await;
-    connect(engine, &store.url_with(&user("secret"))).await.expect("this is the password");
-    for url in [store.url(), store.url_with(&user("wrong"))] {
-        let error = connect(engine, &url).await.expect_err("this is not");
-        let source = std::error::Error::source(&error).expect("there is a reason").to_string();
-        println!("{engine:?}: {error}: {source}");
-        assert!(!source.contains("wrong"), "the password is nobody's business: {source}");
-    }
-    store.kill();
-    let error = connect(engine, &store.url_with(&user("secret"))).await.expect_err("nobody listens");
-    assert_eq!(error.kind(), ErrorKind::Backend);
+/// Nobody is told that the connections are gone: to find out takes as long as is waited for an answer.
+async fn a_network_that_has_forgotten_its_connections_loses_nothing(engine: Engine) {
+    const FOUND_OUT: Duration = Duration::from_secs(8);
+
+    let store = Store::start(engine, &[]).await;
+    let wire = Wire::to(store.address()).await;
+    let (hubs, checker) = two(engine, &url_by(&wire, &store)).await;
+    wire.silence();
+    fails_fast(&hubs[0]).await;
+    checker.stands_still().await;
+    wire.mend_for_new_connections();
+    let back = Instant::now();
+    checker.all_get_more().await;
+    let first = back.elapsed();
+    checker.acknowledges(2000).await;
+    // In mid-stream, and at once.
+    wire.mend_for_new_connections();
+    let back = Instant::now();
+    checker.stands_still().await;
+    checker.all_get_more().await;
+    let second = back.elapsed();
+    println!(
+        "{engine:?}: the last client got something {first:.0?} and {second:.0?} after the connections were forgotten"
+    );
+    checker.acknowledges_in_all(at_least::FORGOTTEN).await;
+    let report = checker.check(&hubs[0], "connections forgotten twice").await;
+    report.nothing_is_missed(at_least::FORGOTTEN).fails_within(AN_ERROR);
+    assert!(first.max(second) < FOUND_OUT, "{first:?}, {second:?}");
+}
+
+async fn a_node_to_which_events_come_more_slowly_than_they_are_published_loses_nothing(engine: Engine) {
+    let store = Store::start(engine, &[]).await;
+    let wire = Wire::to(store.address()).await;
+    let fast = connect(engine, &store.url()).await.expect("it is there");
+    let slow = connect(engine, &url_by(&wire, &store)).await.expect("it is there");
+    let mut checker = Checker::new(engine);
+    checker.follow(&[Node::from(&fast)], usize::MAX, Parser::Fast).await;
+    checker.follow_at_leisure(&slow, Holds::Still).await;
+    wire.slow_down(100_000);
+    checker.publish(&fast, Load::BATCHES);
+    checker.publish(&fast, Load::SINGLE);
+    checker.acknowledges_in_all(at_least::SLOW_WAY).await;
+    let behind = checker.is_behind();
+    // Who comes to it with an id of the other gets what follows, whether the slow one has it yet or not.
+    checker.follow(&[Node::from(&fast), Node::from(&slow)], 10, Parser::Fast).await;
+    checker.acknowledges(200).await;
+    wire.mend();
+    let report = checker.check(&fast, &format!("a node was {behind} events behind")).await;
+    report.nothing_is_missed(at_least::SLOW_WAY);
+    assert!(behind > 5000, "it was slower: {behind}");
 }
