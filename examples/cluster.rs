@@ -3,12 +3,18 @@
 //! ```console
 //! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1:6379
 //! $ cargo run --example cluster --features redis,nats -- --nats nats://127.0.0.1:4222
-//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1:6379 127.0.0.1:3002    # one more node
 //! ```
 //!
-//! Without addresses it is two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001, each with a hub of its own, as two programs would
-//! be. Open one of them, stop its node on the page, and see it go on at the other one, with what was published meanwhile.
-//! Stop Redis or NATS, and start it again.
+//! That is two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001, each with a hub of its own, as two programs would have. Open one of them,
+//! stop its node on the page, and see it go on at the other one, with what was published meanwhile. Stop Redis or NATS, and
+//! start it again.
+//!
+//! With addresses it is a node at each of them. These are two programs, which tell their pages of each other:
+//!
+//! ```console
+//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
+//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1 127.0.0.1:3001 --others 127.0.0.1:3000
+//! ```
 
 use axum::{
     Json, Router,
@@ -46,17 +52,26 @@ async fn main() -> ExitCode {
 
 async fn run(args: Vec<String>) -> Result<(), BoxError> {
     let [backend, url, addresses @ ..] = &args[..] else { return Err(USAGE.into()) };
+    let mut parts = addresses.splitn(2, |arg| arg == "--others");
+    let (own, others) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let usual = ["127.0.0.1:3000".to_owned(), "127.0.0.1:3001".to_owned()];
-    let addresses = if addresses.is_empty() { &usual } else { addresses };
+    let own = if own.is_empty() { &usual } else { own };
     let mut listeners = Vec::new();
-    for address in addresses {
+    for address in own {
         listeners.push(TcpListener::bind(address).await.map_err(|error| {
             format!(
                 "cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port"
             )
         })?);
     }
-    let nodes = listeners.iter().map(TcpListener::local_addr).collect::<Result<Arc<[_]>, _>>()?;
+    let mut nodes = Vec::new();
+    for listener in &listeners {
+        nodes.push(listener.local_addr()?);
+    }
+    for other in others {
+        nodes.push(other.parse().map_err(|error| format!("{other:?} is no address of a node: {error}"))?);
+    }
+    let nodes: Arc<[_]> = nodes.into();
     let mut servers = JoinSet::new();
     for listener in listeners {
         let builder = Hub::builder().max_events(1000);
@@ -77,7 +92,7 @@ async fn run(args: Vec<String>) -> Result<(), BoxError> {
 #[derive(Clone)]
 struct Node {
     hub: Hub,
-    /// Of this program, for the page.
+    /// For the page: those of this program, and the others.
     nodes: Arc<[SocketAddr]>,
     stop: CancellationToken,
 }
