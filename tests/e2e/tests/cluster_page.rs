@@ -140,7 +140,7 @@ async fn a_hundred_events_at_once_arrive_together_and_in_order() {
     let nodes = TwoNodes::start(store::Engine::Nats).await;
     let page = Page::open(Browser::start(Window::Desktop).await, nodes.addresses[0]).await;
     page.is_at(nodes.addresses[0]).await;
-    page.presses(1, "100").await;
+    page.presses(1, "Publish 100").await;
     page.counts("received", "100").await;
     let received: Vec<_> = page.received().await.into_iter().map(|message| message.data).collect();
     let expected: Vec<_> = (1..=100).map(|n| format!("Event 1 · {n}")).collect();
@@ -287,11 +287,11 @@ impl Page {
         assert_eq!(self.text_of(here).await, node.to_string(), "and shows where it is");
     }
 
-    /// The button of a node whose text begins so.
+    /// The button of a node with this text.
     async fn presses(&self, node: usize, text: &str) {
         let cards = self.browser.client().find_all(Locator::Css("section")).await.expect("the page has its nodes");
         for button in cards[node].find_all(Locator::Css("button")).await.expect("it has buttons") {
-            if button.text().await.expect("it has a text").starts_with(text) {
+            if button.text().await.expect("it has a text") == text {
                 return button.click().await.expect("it can be pressed");
             }
         }

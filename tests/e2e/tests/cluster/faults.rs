@@ -1,10 +1,10 @@
 //! What becomes of events while the backend, or the way to it, is broken.
 
 use crate::{
-    checker::{Checker, Holds, Load},
+    checker::{Back, Checker, Holds, Load},
     nodes::{Node, Parser},
     with_each_engine,
-    world::{AN_ERROR, at_least, busy, connect, fails_fast, median, two_hubs, url_by},
+    world::{AN_ERROR, at_least, busy, connect, fails_fast, two_hubs, url_by},
 };
 use e2e::{
     Wire,
@@ -23,8 +23,6 @@ with_each_engine! {
     a_node_to_which_events_come_more_slowly_than_they_are_published_loses_nothing,
 }
 
-const BACK: Duration = Duration::from_secs(1);
-
 async fn two(engine: Engine, url: &str) -> ([Hub; 2], Checker) {
     let hubs = two_hubs(engine, url).await;
     let nodes = [Node::from(&hubs[0]), Node::from(&hubs[1])];
@@ -33,40 +31,31 @@ async fn two(engine: Engine, url: &str) -> ([Hub; 2], Checker) {
 }
 
 /// Three times away and back. Returns how long it took each time until all clients got something.
-async fn away_and_back(checker: &Checker, hub: &Hub, breaks: impl Fn(), mends: impl Fn()) -> [Duration; 3] {
-    let mut times = [Duration::ZERO; 3];
-    for time in &mut times {
+async fn away_and_back(checker: &Checker, hub: &Hub, breaks: impl Fn(), mends: impl Fn()) -> Vec<Back> {
+    let mut times = Vec::new();
+    for _ in 0..3 {
         breaks();
         fails_fast(hub).await;
         checker.refuses(1).await;
         checker.stands_still().await;
         mends();
-        let back = Instant::now();
-        checker.all_get_more().await;
-        *time = back.elapsed();
+        times.push(checker.all_get_more().await);
         checker.acknowledges(2000).await;
     }
     times
 }
 
-fn is_back_soon(engine: Engine, times: [Duration; 3]) {
-    println!("{engine:?}: the last client got something {times:.0?} after it was back");
-    assert!(median(times) <= BACK, "{times:?}");
-}
-
 async fn a_backend_that_is_killed_and_started_again_loses_nothing(engine: Engine) {
     let mut store = Store::start(engine, &[]).await;
     let (hubs, checker) = two(engine, &store.url()).await;
-    let mut times = [Duration::ZERO; 3];
-    for time in &mut times {
+    let mut times = Vec::new();
+    for _ in 0..3 {
         store.kill();
         fails_fast(&hubs[0]).await;
         checker.refuses(1).await;
         checker.stands_still().await;
         store.restart().await;
-        let back = Instant::now();
-        checker.all_get_more().await;
-        *time = back.elapsed();
+        times.push(checker.all_get_more().await);
         checker.acknowledges(2000).await;
     }
     // At once, so that nobody has noticed much.
@@ -75,14 +64,14 @@ async fn a_backend_that_is_killed_and_started_again_loses_nothing(engine: Engine
     checker.acknowledges_in_all(at_least::KILLED).await;
     let report = checker.check(&hubs[0], "killed four times").await;
     report.nothing_is_missed(at_least::KILLED).fails_within(AN_ERROR);
-    is_back_soon(engine, times);
+    Back::is_soon(engine, "killed", &times);
 }
 
 async fn a_backend_that_stands_still_for_ten_seconds_loses_nothing(engine: Engine) {
     let store = Store::start(engine, &[]).await;
     let (hubs, checker) = two(engine, &store.url()).await;
-    let mut times = [Duration::ZERO; 3];
-    for (time, seconds) in times.iter_mut().zip([10, 1, 3]) {
+    let mut times = Vec::new();
+    for seconds in [10, 1, 3] {
         let begin = Instant::now();
         store.signal("STOP");
         checker.stands_still().await;
@@ -91,15 +80,13 @@ async fn a_backend_that_stands_still_for_ten_seconds_loses_nothing(engine: Engin
         }
         sleep(Duration::from_secs(seconds).saturating_sub(begin.elapsed())).await;
         store.signal("CONT");
-        let back = Instant::now();
-        checker.all_get_more().await;
-        *time = back.elapsed();
+        times.push(checker.all_get_more().await);
         checker.acknowledges(2000).await;
     }
     checker.acknowledges_in_all(at_least::STOPPED).await;
     let report = checker.check(&hubs[0], "stopped for 10, 1 and 3 s").await;
     report.nothing_is_missed(at_least::STOPPED).fails_within(AN_ERROR);
-    is_back_soon(engine, times);
+    Back::is_soon(engine, "stopped", &times);
 }
 
 async fn a_network_that_resets_its_connections_loses_nothing(engine: Engine) {
@@ -116,7 +103,7 @@ async fn a_network_that_resets_its_connections_loses_nothing(engine: Engine) {
     }
     let report = checker.check(&hubs[0], "cut again and again").await;
     report.nothing_is_missed(at_least::CUT).fails_within(AN_ERROR);
-    is_back_soon(engine, times);
+    Back::is_soon(engine, "reset", &times);
 }
 
 async fn a_network_that_is_silent_for_a_while_loses_nothing(engine: Engine) {
@@ -127,7 +114,7 @@ async fn a_network_that_is_silent_for_a_while_loses_nothing(engine: Engine) {
     checker.acknowledges_in_all(at_least::SILENT).await;
     let report = checker.check(&hubs[0], "silent three times").await;
     report.nothing_is_missed(at_least::SILENT).fails_within(AN_ERROR);
-    is_back_soon(engine, times);
+    Back::is_soon(engine, "silent", &times);
 }
 
 /// Nobody is told that the connections are gone: to find out takes as long as is waited for an answer.
@@ -141,9 +128,7 @@ async fn a_network_that_has_forgotten_its_connections_loses_nothing(engine: Engi
     fails_fast(&hubs[0]).await;
     checker.stands_still().await;
     wire.mend_for_new_connections();
-    let back = Instant::now();
-    checker.all_get_more().await;
-    let first = back.elapsed();
+    let first = checker.all_get_more().await.last;
     checker.acknowledges(2000).await;
     // In mid-stream, and at once.
     wire.mend_for_new_connections();

@@ -55,7 +55,7 @@ async fn where_nobody_listens_or_nobody_answers_is_an_error_soon(engine: Engine)
 
 async fn what_is_no_url_is_an_error(engine: Engine) {
     let mut errors = Vec::new();
-    for url in ["", "http://127.0.0.1", "127.0.0.1:port", "redis//127.0.0.1", "nats://:port", "redis://["] {
+    for url in ["", "http://127.0.0.1", "127.0.0.1:port", "nats://:port", "redis://["] {
         let error = match engine {
             Engine::Redis => RedisBackend::new(url).err(),
             Engine::Nats => NatsBackend::new(url).err(),

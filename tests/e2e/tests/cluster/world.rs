@@ -98,9 +98,3 @@ pub(crate) async fn fails_fast(hub: &Hub) {
 
 /// As long as the backends wait for an answer, twice, on a machine that is busy.
 pub(crate) const AN_ERROR: Duration = Duration::from_secs(6);
-
-/// A machine that does something else for a while is not to fail a test: one time of three may be longer.
-pub(crate) fn median(mut times: [Duration; 3]) -> Duration {
-    times.sort_unstable();
-    times[1]
-}
