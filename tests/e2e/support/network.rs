@@ -23,8 +23,9 @@ pub struct Wire {
 #[derive(Clone, Copy, Debug)]
 struct State {
     way: Way,
-    /// How many connections were made.
+    /// How many connections were made, and how many before it became silent.
     made: u64,
+    made_before_silence: u64,
     /// So many of the first connections carry nothing any more, and do not end either.
     dead: u64,
 }
@@ -47,7 +48,7 @@ impl Wire {
     pub async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let address = listener.local_addr().expect("it listens");
-        let state = watch::Sender::new(State { way: Way::Whole, made: 0, dead: 0 });
+        let state = watch::Sender::new(State { way: Way::Whole, made: 0, made_before_silence: 0, dead: 0 });
         let accepts = tokio::spawn(accept(listener, server, state.clone()));
         Self { address, state, accepts }
     }
@@ -77,13 +78,22 @@ impl Wire {
         self.goes(Way::Whole);
     }
 
-    /// Passes on what comes by new connections. Those that there are stay silent for ever, as where a router has forgotten them.
+    /// Passes on what comes by new connections, those that were asked for while it was silent included. Those that there were stay
+    /// silent for ever, as where a router has forgotten them.
     pub fn mend_for_new_connections(&self) {
-        self.state.send_modify(|state| *state = State { way: Way::Whole, dead: state.made, ..*state });
+        self.state.send_modify(|state| {
+            state.dead = if state.way == Way::Silent { state.made_before_silence } else { state.made };
+            state.way = Way::Whole;
+        });
     }
 
     fn goes(&self, way: Way) {
-        self.state.send_modify(|state| state.way = way);
+        self.state.send_modify(|state| {
+            if way == Way::Silent && state.way != Way::Silent {
+                state.made_before_silence = state.made;
+            }
+            state.way = way;
+        });
     }
 }
 
