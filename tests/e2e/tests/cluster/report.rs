@@ -256,12 +256,15 @@ fn check_client(
                 newest = Some(id);
             }
             for (n, _) in numbers.clone().zip(&indices).filter(|(_, index)| index.is_none()) {
-                let place = places[publisher][n as usize].unwrap_or(id);
+                // If nobody has got it, it was one of those before the last of its batch.
+                let (place, is_known) = places[publisher][n as usize].map_or((id, false), |place| (place, true));
                 if Some(place) <= client.start {
                     continue;
                 }
-                let is_within =
-                    |told: &&mut Told| told.requested < place && told.resumed.is_none_or(|resumed| place < resumed);
+                let is_within = |told: &&mut Told| {
+                    let ends = told.resumed.is_none_or(|resumed| place < resumed || (place == resumed && !is_known));
+                    told.requested < place && ends
+                };
                 match gaps.iter_mut().find(is_within) {
                     Some(told) => told.missed += 1,
                     None => {
@@ -272,4 +275,136 @@ fn check_client(
         }
     }
     client.gaps = gaps;
+}
+
+/// It can fail.
+mod tests {
+    use super::*;
+
+    /// Two events together, one that was refused, and two alone.
+    fn published() -> Vec<Vec<Batch>> {
+        let batch = |numbers, id: Result<&str, &str>| Batch {
+            numbers,
+            id: id.map(str::to_owned).map_err(str::to_owned),
+            took: Duration::ZERO,
+        };
+        vec![vec![
+            batch(0..2, Ok("10-1")),
+            batch(2..3, Err("refused")),
+            batch(3..4, Ok("30-0")),
+            batch(4..5, Ok("40-0")),
+        ]]
+    }
+
+    enum Got<'a> {
+        Event(&'a str, u32),
+        Gap(&'a str, &'a str),
+    }
+    use Got::{Event, Gap};
+
+    fn client(got: &[Got<'_>]) -> Entries {
+        let mut entries = Entries::new(Engine::Redis, Arc::default());
+        entries.begin("1-0".to_owned());
+        for got in got {
+            match got {
+                Event(id, n) => entries.event(id, (0, *n)),
+                Gap(requested, resumed) => {
+                    let gap = serde_json::json!({ "reason": "lagged", "requested": requested, "resumed": resumed });
+                    entries.gap(requested, &gap.to_string());
+                }
+            }
+        }
+        entries
+    }
+
+    fn check(got: &[Got<'_>]) -> Report {
+        compare(Engine::Redis, &published(), vec![client(got)])
+    }
+
+    #[test]
+    fn a_client_that_has_all_is_well_with_and_without_what_was_refused() {
+        let without = [Event("10-0", 0), Event("10-1", 1), Event("30-0", 3), Event("40-0", 4)];
+        let report = check(&without).nothing_is_missed(4);
+        assert_eq!((report.acknowledged, report.refused, report.arrived_all_the_same), (4, 1, 0));
+        let with = [Event("10-0", 0), Event("10-1", 1), Event("20-0", 2), Event("30-0", 3), Event("40-0", 4)];
+        assert_eq!(check(&with).nothing_is_missed(4).arrived_all_the_same, 1);
+    }
+
+    #[test]
+    fn a_client_that_was_told_is_well() {
+        let report = check(&[Event("10-0", 0), Event("10-1", 1), Gap("10-1", "40-0"), Event("40-0", 4)]);
+        assert_eq!(report.gaps[0][0].missed, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "client 0 missed 0/3")]
+    fn what_is_lost_without_a_word_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "client 0 missed 0/4")]
+    fn what_is_lost_at_the_end_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Event("30-0", 3)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "client 0 missed 0/3")]
+    fn what_is_lost_outside_of_the_gap_that_was_told_is_noticed() {
+        check(&[Gap("1-0", "10-1"), Event("10-1", 1), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "went on at")]
+    fn a_gap_that_tells_a_wrong_end_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Gap("10-1", "35-0"), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "it is told from where on")]
+    fn a_gap_that_tells_a_wrong_beginning_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Gap("10-0", "40-0"), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "and then")]
+    fn a_wrong_order_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Event("40-0", 4), Event("30-0", 3)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "and then")]
+    fn what_comes_twice_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Event("10-1", 1), Event("30-0", 3), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "is at one place")]
+    fn what_is_stored_twice_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Event("30-0", 3), Event("35-0", 3), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "was acknowledged as")]
+    fn an_answer_with_another_id_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Event("31-0", 3), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "nobody has published")]
+    fn what_nobody_has_published_is_noticed() {
+        check(&[Event("10-0", 0), Event("10-1", 1), Event("30-0", 3), Event("40-0", 4), Event("50-0", 9)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "0/0..2 at")]
+    fn a_batch_that_is_torn_apart_is_noticed() {
+        check(&[Event("9-0", 0), Event("9-1", 2), Event("10-1", 1), Event("30-0", 3), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "3 of 100 were acknowledged")]
+    fn a_test_that_does_nothing_is_noticed() {
+        Report { acknowledged: 3, ..Report::default() }.has(100);
+    }
 }
