@@ -136,8 +136,7 @@ async fn carry(client: TcpStream, server: SocketAddr, number: u64, mut state: wa
 /// Until either side ends.
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, number: u64, mut state: watch::Receiver<State>) {
     let mut bytes = vec![0; 16 << 10];
-    loop {
-        let Ok(n @ 1..) = from.read(&mut bytes).await else { break };
+    while let Ok(n @ 1..) = from.read(&mut bytes).await {
         let carries = |state: &State| state.way != Way::Silent && number > state.dead;
         let Ok(way) = state.wait_for(carries).await.map(|state| state.way) else { break };
         if let Way::Slow(bytes_a_second) = way {

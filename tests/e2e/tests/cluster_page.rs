@@ -107,7 +107,10 @@ async fn a_page_shows_that_nothing_can_be_published_while_the_backend_is_down_an
         nodes.store.restart().await;
         eventually(SOON, "it can be published again", async || {
             match post(nodes.addresses[1], "/publish", "again").await {
-                (200, id) => Ok(sent.push((id, "again".to_owned()))),
+                (200, id) => {
+                    sent.push((id, "again".to_owned()));
+                    Ok(())
+                }
                 other => Err(other),
             }
         })
