@@ -183,7 +183,7 @@ pub use socket::ClientTimeout;
 pub use stream::{SseItem, SseStream, StopReconnecting};
 
 /// The README's code compiles.
-#[cfg(all(doctest, feature = "axum", feature = "hub", feature = "socket"))]
+#[cfg(all(doctest, feature = "axum", feature = "hub", feature = "redis", feature = "socket"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
