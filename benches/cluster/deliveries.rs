@@ -1,0 +1,123 @@
+//! How late events come, and how many there can be.
+
+use crate::{
+    Bench, Log, median,
+    process::{Node, all},
+    store::Store,
+};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// Times in nanoseconds, and what happens in a second.
+#[derive(Clone, Copy)]
+struct Row {
+    late: f64,
+    latest: f64,
+    acknowledged: f64,
+    events: f64,
+    deliveries: f64,
+    connections: usize,
+}
+
+impl Bench {
+    /// How late an event comes that is alone, and how many there can be, and how both grow.
+    ///
+    /// Every node has as many clients. One of them publishes what is alone; then all of them publish at once, as fast as what they
+    /// have published is acknowledged. It is all measured several times, each time against the hub in memory of that time.
+    pub(crate) fn deliveries(&mut self) -> Result<(), String> {
+        println!(
+            "\n{:<20} {:>7} {:>5} {:>8} {:>8} {:>6} {:>8} {:>9} {:>9} {:>6} {:>12} {:>6} {:>11}",
+            "",
+            "clients",
+            "nodes",
+            "p50, µs",
+            "p99, µs",
+            "ratio",
+            "ack, µs",
+            "events/s",
+            "per node",
+            "ratio",
+            "deliveries/s",
+            "ratio",
+            "connections",
+        );
+        for &clients in self.scale.clients {
+            let mut cases = vec![(Log::Memory, 1), (Log::MemoryBackend, 1)];
+            // What is in the memory of a process has no other node.
+            cases.extend(
+                [Log::Redis, Log::Nats].into_iter().flat_map(|log| self.scale.nodes.iter().map(move |n| (log, *n))),
+            );
+            let mut rows = vec![Vec::new(); cases.len()];
+            for _ in 0..self.scale.times {
+                let mut in_memory = None;
+                for (rows, &(log, nodes)) in rows.iter_mut().zip(&cases) {
+                    let row = self.deliver(log, nodes, clients)?;
+                    rows.push((row, *in_memory.get_or_insert(row)));
+                }
+            }
+            for (rows, (log, nodes)) in rows.iter().zip(cases) {
+                let of = |of: fn(&(Row, Row)) -> f64| median(rows.iter().map(of).collect());
+                println!(
+                    "{:<20} {clients:>7} {nodes:>5} {:>8.0} {:>8.0} {:>6.2} {:>8.0} {:>9.0} {:>9.0} {:>6.2} {:>12.0} {:>6.2} {:>11}",
+                    log.name(),
+                    of(|(row, _)| row.late / 1e3),
+                    of(|(row, _)| row.latest / 1e3),
+                    of(|(row, memory)| row.late / memory.late),
+                    of(|(row, _)| row.acknowledged / 1e3),
+                    of(|(row, _)| row.events),
+                    of(|(row, _)| row.events) / nodes as f64,
+                    of(|(row, memory)| row.events / memory.events),
+                    of(|(row, _)| row.deliveries),
+                    of(|(row, memory)| row.deliveries / memory.deliveries),
+                    rows.iter().map(|(row, _)| row.connections).max().unwrap_or(0),
+                );
+            }
+        }
+        println!(
+            "clients: of each node; deliveries/s: to all of them; connections: to the server, of all nodes, at most"
+        );
+        Ok(())
+    }
+
+    fn deliver(&mut self, log: Log, count: usize, clients: usize) -> Result<Row, String> {
+        let stream = self.new_stream();
+        let mut nodes = (0..count).map(|_| Node::start()).collect::<Result<Vec<_>, _>>()?;
+        all(&mut nodes, &self.open(log, &stream, 10_000))?;
+
+        all(&mut nodes, &format!("listen 0 {clients} 1"))?;
+        all(&mut nodes, "begin 0")?;
+        let (times, micros) = self.scale.alone;
+        let acknowledged = nodes[0].ask(&format!("pace 0 {times} 1 {micros}"))?;
+        all(&mut nodes, &format!("heard 0 {times}"))?;
+        // Each has as many clients, so each counts the same.
+        let mut delays = all(&mut nodes, "delays 0")?.concat();
+        delays.sort_unstable();
+
+        all(&mut nodes, &format!("listen 0 {clients} 0"))?;
+        all(&mut nodes, "begin 0")?;
+        let (millis, publishers) = self.scale.flood;
+        let begin = Instant::now();
+        nodes.iter_mut().try_for_each(|node| node.tell(&format!("flood 0 {millis} {publishers}")))?;
+        sleep(Duration::from_millis(millis / 2));
+        let connections = self.store(log).map_or(0, Store::connections);
+        let published: u64 = nodes.iter_mut().map(Node::answer).collect::<Result<Vec<_>, _>>()?.concat().iter().sum();
+        all(&mut nodes, &format!("heard 0 {published}"))?;
+        let events = published as f64 / begin.elapsed().as_secs_f64();
+        Ok(Row {
+            late: quantile(&delays, 0.5),
+            latest: quantile(&delays, 0.99),
+            acknowledged: quantile(&acknowledged, 0.5),
+            events,
+            deliveries: events * (count * clients) as f64,
+            connections,
+        })
+    }
+}
+
+/// Of what is sorted.
+fn quantile(sorted: &[u64], part: f64) -> f64 {
+    let at = sorted.len().saturating_sub(1) as f64 * part;
+    sorted.get(at as usize).copied().unwrap_or(0) as f64
+}
