@@ -115,9 +115,12 @@ fn run() -> Result<(), String> {
     let redis = Store::start(Engine::Redis)?;
     let nats = Store::start(Engine::Nats)?;
     let mut bench = Bench { scale, redis, nats, streams: 0 };
-    bench.deliveries()?;
-    bench.fan_out()?;
-    bench.replay()
+    // As with the other benchmarks: those whose names contain what was given, or all.
+    let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(&**filter));
+    let tables: [(_, fn(&mut Bench) -> _); 3] =
+        [("deliveries", Bench::deliveries), ("fan-out", Bench::fan_out), ("replay", Bench::replay)];
+    tables.into_iter().filter(|(name, _)| is_wanted(name)).try_for_each(|(_, table)| table(&mut bench))
 }
 
 impl Bench {
