@@ -17,7 +17,7 @@ mod replay;
 mod store;
 
 use process::NODE;
-use std::{env, process::ExitCode};
+use std::{env, error::Error, iter::successors, process::ExitCode};
 use store::{Engine, Store};
 
 /// How much of everything.
@@ -97,7 +97,12 @@ struct Bench {
 
 fn main() -> ExitCode {
     let result = match env::args().nth(1).as_deref() {
-        Some(NODE) => node::main().map_err(|error| error.to_string()),
+        Some(NODE) => node::main().map_err(|error| {
+            let first: &dyn Error = &*error;
+            let whole: Vec<_> =
+                successors(Some(first), |error| Error::source(*error)).map(ToString::to_string).collect();
+            whole.join(": ")
+        }),
         _ => run(),
     };
     match result {
