@@ -213,6 +213,8 @@ impl Link {
         BoxError: From<E>,
     {
         let mut losses = self.losses();
+        // Those of the client take kilobytes, which would be of each future that waits for one.
+        let question = Box::pin(question);
         Ok(self.soon(losses.unless_lost(question)).await??)
     }
 

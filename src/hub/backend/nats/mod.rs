@@ -241,7 +241,8 @@ impl NatsBackend {
             None => {}
         }
         *kept = None;
-        let link = self.servers.connect(self.timeout).await?;
+        // It is large, and rare.
+        let link = Box::pin(self.servers.connect(self.timeout)).await?;
         Ok(kept.insert(link).clone())
     }
 
