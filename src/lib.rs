@@ -84,6 +84,7 @@
 //! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
+//! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |
 //! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
 //! | `backend-contract` | no | checks for whoever writes a [`Backend`](hub::backend::Backend) | |
 //! | `socket` | no | `ClientTimeout`, for clients that do not read or have vanished | `socket2` |

@@ -6,7 +6,7 @@ use e2e::{
 };
 use fantoccini::Locator;
 use serde_json::{Value, json};
-use std::{collections::HashSet, net::SocketAddr, path::Path, time::Duration};
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 /// A node that was stopped is away for five seconds, and the machine may be busy.
 const SOON: Duration = Duration::from_secs(20);
@@ -170,26 +170,13 @@ async fn what_cannot_be_used_is_said_on_the_command_line() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
-    const WIDTH: u32 = 390;
     let nodes = TwoNodes::start(store::Engine::Redis).await;
-    for window in [Window::Phone { width: WIDTH }, Window::Desktop] {
+    for window in [Window::Phone { width: 390 }, Window::Desktop] {
         let page = Page::open(Browser::start(window).await, nodes.addresses[0]).await;
         page.is_at(nodes.addresses[0]).await;
         let sent = [nodes.publishes(1, &"W".repeat(500)).await, nodes.publishes(0, "An event of a few words").await];
         page.has(&sent).await;
-        let screenshot = page.browser.client().screenshot().await.expect("Chromium takes one");
-        let name = if matches!(window, Window::Desktop) { "cluster-desktop.png" } else { "cluster-phone.png" };
-        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        std::fs::write(&file, screenshot).expect("the target folder can be written to");
-
-        let pixels = async |what: &str| page.browser.eval(what).await.as_u64().expect("a number of pixels");
-        if let Window::Phone { width } = window {
-            // A page that is too wide is zoomed out on a phone: there is more room inside of the window then.
-            assert_eq!(pixels("innerWidth").await, u64::from(width), "nothing makes it wider: {}", file.display());
-        }
-        let needed = pixels("document.documentElement.scrollWidth").await;
-        let there = pixels("document.documentElement.clientWidth").await;
-        assert!(needed <= there, "it needs {needed} of {there} pixels: {}", file.display());
+        page.browser.fits("cluster", window).await;
     }
 }
 
