@@ -157,7 +157,10 @@ async fn what_cannot_be_used_is_said_on_the_command_line() {
     for (args, says) in [
         (&[][..], "Say where the log is"),
         (&["--kafka", "kafka://127.0.0.1"], "Say where the log is"),
-        (&["--redis", "redis://127.0.0.1:1", "127.0.0.1:0"], "the backend cannot be used\n  Connection refused"),
+        (
+            &["--redis", "redis://127.0.0.1:1", "127.0.0.1:0"],
+            "the backend cannot be used\n  Redis at 127.0.0.1:1 cannot be used: Connection refused (os error 111)\n",
+        ),
         (&["--nats", "nats://127.0.0.1:1", "127.0.0.1:0"], "the backend cannot be used\n"),
         (&["--redis", "redis://127.0.0.1:1", "here"], "cannot listen on \"here\""),
         (&["--redis", "redis://127.0.0.1:1", "127.0.0.1:0", "--others", "there"], "\"there\" is no address of a node"),

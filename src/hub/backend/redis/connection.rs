@@ -296,9 +296,7 @@ impl Failed {
     fn because(what: impl Into<Arc<str>>) -> Self {
         Self { what: what.into(), source: None }
     }
-}
 
-impl Failed {
     /// Whether the server has no room. A script says so of what it has called.
     pub(super) fn is_out_of_memory(&self) -> bool {
         self.source.as_ref().is_some_and(|error| {
@@ -316,11 +314,8 @@ impl fmt::Display for Failed {
     }
 }
 
-impl Error for Failed {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(self.source.as_ref()?)
-    }
-}
+/// What it says has the reason in it, so it has no source that says it once more.
+impl Error for Failed {}
 
 #[cfg(test)]
 mod tests {
