@@ -4,6 +4,8 @@ use super::{link::Link, message::position};
 use crate::{BoxError, random};
 use async_nats::jetstream::stream::Config;
 use serde_json::Value;
+use std::time::Duration;
+use tokio::time::sleep;
 
 /// What is known of a stream.
 #[derive(Clone, Debug)]
@@ -27,20 +29,28 @@ pub(super) struct Log {
 /// stream is edited.
 const MARK: &str = "; log ";
 
+/// How long it takes a server to delete a stream, and longer: up to 2.9 at least, it says that it is gone, and removes with its
+/// files those of one that is made again meanwhile, which then hands out nothing.
+const DELETED: Duration = Duration::from_millis(300);
+
 /// The description of a stream that is made now.
 fn description() -> String {
     format!("The log of a hub of tower-sse{MARK}{:016x}.0", random::bits())
 }
 
 impl Log {
-    /// The stream of this configuration, which is made if it is not there.
-    pub(super) async fn get_or_create(link: &Link, config: &Config) -> Result<Self, BoxError> {
+    /// The stream of this configuration, which is made if it is not there; not at once if it was there before.
+    pub(super) async fn get_or_create(link: &Link, config: &Config, was_there: bool) -> Result<Self, BoxError> {
         let name = &config.name;
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
         if name.is_empty() || !name.bytes().all(is_name) {
             return Err(format!("{name:?} cannot be the name of a stream; take letters, digits, - and _").into());
         }
-        let found = ask(link, &format!("STREAM.INFO.{name}"), &Value::Null).await;
+        let mut found = ask(link, &format!("STREAM.INFO.{name}"), &Value::Null).await;
+        if was_there && matches!(found, Err(Failure::Refused { code: 404, .. })) {
+            sleep(DELETED).await;
+            found = ask(link, &format!("STREAM.INFO.{name}"), &Value::Null).await;
+        }
         let info = match found {
             Err(Failure::Refused { code: 404, .. }) => {
                 let config = Config { description: Some(description()), ..config.clone() };

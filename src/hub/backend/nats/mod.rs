@@ -254,7 +254,8 @@ impl NatsBackend {
             duplicate_window: max_age.map_or(duplicates, |age| age.min(duplicates)),
             ..self.config.clone()
         };
-        let mut log = Log::get_or_create(link, &config).await?;
+        let was_there = self.epoch.load(Relaxed) != 0 || self.newest.load(Relaxed) != 0;
+        let mut log = Log::get_or_create(link, &config, was_there).await?;
         log.epoch = log.epoch.wrapping_add(self.unmarked.load(Relaxed));
         Ok(log)
     }
