@@ -284,7 +284,7 @@ impl Backend for Fragile {
         self.answered(self.log.bounds()).await
     }
 
-    async fn append(&self, records: Vec<backend::Record>) -> Result<u64, BoxError> {
+    async fn append(&self, records: Vec<backend::Record>) -> Result<backend::Appended, BoxError> {
         self.answered(self.log.append(records)).await
     }
 

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::watch;
 use tower_sse::{
     BoxError,
-    hub::backend::{Backend, Bounds, MemoryBackend, Page, Record},
+    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record},
 };
 
 /// A log that several nodes share, and everything that ever was in it.
@@ -98,18 +98,18 @@ impl Shared {
         self.0.lock().unwrap().clone()
     }
 
-    fn append(&self, records: Vec<Record>) -> u64 {
+    fn append(&self, records: Vec<Record>) -> Appended {
         self.0.lock().unwrap().last_mut().unwrap().append(records)
     }
 }
 
 impl Log {
-    fn append(&mut self, records: Vec<Record>) -> u64 {
+    fn append(&mut self, records: Vec<Record>) -> Appended {
         let first = self.bounds.newest + 1;
         self.all.extend((first..).zip(records.iter().cloned()));
-        let newest = now(self.backend.append(records)).unwrap();
+        let appended = now(self.backend.append(records)).unwrap();
         self.bounds = now(self.backend.bounds()).unwrap();
-        newest
+        appended
     }
 
     /// What is held.
@@ -157,11 +157,11 @@ impl Backend for Faulty {
         self.answered(async |backend| backend.bounds().await).await
     }
 
-    async fn append(&self, records: Vec<Record>) -> Result<u64, BoxError> {
-        let position = self.answered(async |_| Ok(self.shared.append(records))).await?;
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        let appended = self.answered(async |_| Ok(self.shared.append(records))).await?;
         match *self.mode.borrow() {
             Mode::LosesAnswers => Err("the connection is lost".into()),
-            _ => Ok(position),
+            _ => Ok(appended),
         }
     }
 

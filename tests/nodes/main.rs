@@ -16,7 +16,7 @@ use tower_sse::{
     Event, EventId, SseStream,
     hub::{
         Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription,
-        backend::{Backend, Bounds, MemoryBackend, Page, Record, RecordKind},
+        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record, RecordKind},
     },
 };
 
@@ -795,8 +795,8 @@ impl Backend for Odd {
         Ok(Bounds { epoch: 7, lost: 0, newest: 9 })
     }
 
-    async fn append(&self, _: Vec<Record>) -> Result<u64, tower_sse::BoxError> {
-        Ok(0)
+    async fn append(&self, _: Vec<Record>) -> Result<Appended, tower_sse::BoxError> {
+        Ok(Appended { epoch: 0, position: 0 })
     }
 
     async fn read(&self, _: &[std::sync::Arc<str>], _: u64) -> Result<Page, tower_sse::BoxError> {

@@ -16,7 +16,7 @@
 //! # }
 //! ```
 
-use super::{Backend, Bounds, Page, Record, RecordKind};
+use super::{Appended, Backend, Bounds, Page, Record, RecordKind};
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::timeout;
 
@@ -91,7 +91,8 @@ async fn positions_rise<B: Backend>(log: &B) {
     let mut before = begin;
     for size in [1, 1, 3, 100, 1] {
         let records: Vec<_> = (0..size).map(|n| record("topic", n)).collect();
-        let last = log.append(records.clone()).await.expect("they are added");
+        let Appended { epoch, position: last } = log.append(records.clone()).await.expect("they are added");
+        assert_eq!(epoch, log.bounds().await.expect("bounds").epoch, "append returns the epoch of the log");
         let added = read(log, &["topic".into()], before).await;
         assert_eq!(added.last().map(|(position, _)| *position), Some(last), "append returns the position of the last");
         assert_eq!(added.iter().map(|(_, record)| record.clone()).collect::<Vec<_>>(), records);
@@ -155,7 +156,7 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
         let mut positions = Vec::new();
         for batch in 0..BATCHES {
             let records = (0..BATCH).map(|n| record(["one", "two"][who], batch * BATCH + n)).collect();
-            positions.push(logs[who].append(records).await.expect("they are added"));
+            positions.push(logs[who].append(records).await.expect("they are added").position);
         }
         positions
     };
@@ -189,7 +190,7 @@ async fn what_is_lost_is_told<B: Backend>(log: &B, max_records: usize) {
     let mut appended = Vec::new();
     // Implementations may hold some more, so this is a lot more.
     for n in 0..max_records * 4 {
-        appended.push(log.append(vec![record("topic", n)]).await.expect("it is added"));
+        appended.push(log.append(vec![record("topic", n)]).await.expect("it is added").position);
     }
     let bounds = log.bounds().await.expect("bounds");
     let held = appended.iter().filter(|position| **position > bounds.lost).count();

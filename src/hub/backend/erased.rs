@@ -1,6 +1,6 @@
 //! A backend whose type is not known.
 
-use super::{Backend, Bounds, Ids, Page, Record};
+use super::{Appended, Backend, Bounds, Ids, Page, Record};
 use crate::BoxError;
 use std::{pin::Pin, sync::Arc};
 
@@ -10,7 +10,7 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send 
 pub(in crate::hub) trait Erased: Send + Sync {
     fn ids(&self) -> Ids;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
-    fn append(&self, records: Vec<Record>) -> BoxFuture<'_, u64>;
+    fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended>;
     fn read<'a>(&'a self, topics: &'a [Arc<str>], after: u64) -> BoxFuture<'a, Page>;
     fn follow(&self, after: u64) -> BoxFuture<'_, Page>;
 }
@@ -24,7 +24,7 @@ impl<B: Backend> Erased for B {
         Box::pin(Backend::bounds(self))
     }
 
-    fn append(&self, records: Vec<Record>) -> BoxFuture<'_, u64> {
+    fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended> {
         Box::pin(Backend::append(self, records))
     }
 

@@ -1,4 +1,4 @@
-use super::{Backend, Bounds, Page, Record};
+use super::{Appended, Backend, Bounds, Page, Record};
 use crate::{BoxError, random};
 use std::{
     collections::VecDeque,
@@ -56,7 +56,7 @@ impl Backend for MemoryBackend {
         Ok(Bounds { epoch: self.epoch, lost: log.lost, newest: log.newest })
     }
 
-    async fn append(&self, records: Vec<Record>) -> Result<u64, BoxError> {
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let mut log = self.log();
         for record in records {
             log.newest += 1;
@@ -67,7 +67,7 @@ impl Backend for MemoryBackend {
             }
         }
         self.newest.send_replace(log.newest);
-        Ok(log.newest)
+        Ok(Appended { epoch: self.epoch, position: log.newest })
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {

@@ -72,7 +72,7 @@ use std::sync::Arc;
 /// # #[cfg(feature = "backend-contract")] {
 /// use std::{collections::HashMap, sync::{Arc, Mutex}};
 /// use tokio::sync::watch;
-/// use tower_sse::{BoxError, hub::backend::{Backend, Bounds, Page, Record, contract}};
+/// use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Record, contract}};
 ///
 /// /// Records whose positions are their places in a list. The oldest count as lost when there are more than it is to hold.
 /// #[derive(Clone)]
@@ -109,12 +109,12 @@ use std::sync::Arc;
 ///         Ok(Bounds { epoch: 1, lost: newest.saturating_sub(self.max_records), newest })
 ///     }
 ///
-///     async fn append(&self, records: Vec<Record>) -> Result<u64, BoxError> {
+///     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
 ///         let mut all = self.records.lock().unwrap();
 ///         all.extend(records);
 ///         let newest = all.len() as u64;
 ///         self.newest.send_replace(newest);
-///         Ok(newest)
+///         Ok(Appended { epoch: 1, position: newest })
 ///     }
 ///
 ///     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
@@ -146,14 +146,18 @@ pub trait Backend: Send + Sync + 'static {
     /// records: a hub whose reader is further on than the log ends all its subscriptions and begins anew.
     fn bounds(&self) -> impl Future<Output = Result<Bounds, BoxError>> + Send;
 
-    /// Adds records that follow each other immediately, all of them or none, and returns the position of the last.
+    /// Appends records without anything between them, all of them or none. Returns the position of the last record and the epoch
+    /// of the log that holds it.
+    ///
+    /// Both are of one log: the log that stored the records, even if it replaced another one during the call. The hub makes the id
+    /// of the last event from them.
     ///
     /// There is at least one, and all are of one topic and one kind. The events are copied by nobody before; together they can be of
     /// any size, and what is more than the server takes is an error. `Ok` is for what survives as the implementation says; if
     /// it cannot be known whether they were added, that is an error, and they may be in the log nevertheless, once.
     ///
     /// What two callers add has the order in which each of them adds it, if one waits for the other.
-    fn append(&self, records: Vec<Record>) -> impl Future<Output = Result<u64, BoxError>> + Send;
+    fn append(&self, records: Vec<Record>) -> impl Future<Output = Result<Appended, BoxError>> + Send;
 
     /// The records of these topics after a position, as many as make a page: about a thousand.
     ///
@@ -184,6 +188,15 @@ pub enum Ids {
     /// `<time>-<sequence>`, for a log whose positions are times, in milliseconds, with a sequence number of 20 bits. They do not
     /// begin anew, so the ids do not say an epoch.
     Times,
+}
+
+/// Where a log has stored what was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The [`Bounds::epoch`] of the log that stored the records.
+    pub epoch: u64,
+    /// The position of the last record in that log.
+    pub position: u64,
 }
 
 /// Where a log begins and ends.

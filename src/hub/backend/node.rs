@@ -1,6 +1,6 @@
 //! One process that follows a backend.
 
-use super::{Bounds, Erased, Ids, Page, Record, RecordKind, questions::Questions};
+use super::{Appended, Bounds, Erased, Ids, Page, Record, RecordKind, questions::Questions};
 use crate::{
     BoxError, EncodedEvents, Event, EventId,
     hub::{Error, Start, core::Core, cursor::Epoch},
@@ -226,13 +226,13 @@ impl Node {
         events: impl IntoIterator<Item = Event>,
     ) -> Result<Option<EventId>, Error> {
         let record = |event: Event| Record { topic: topic.clone(), kind, event: event.encode() };
-        let (epoch, position) = self.append(core, topic, events.into_iter().map(record).collect()).await?;
+        let Appended { epoch, position } = self.append(core, topic, events.into_iter().map(record).collect()).await?;
         Ok(Some(self.epoch(epoch).id(position)))
     }
 
     pub(in crate::hub) async fn finish(&self, core: &Core, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
-        let (epoch, position) = match self.append(core, topic, vec![finish]).await {
+        let Appended { epoch, position } = match self.append(core, topic, vec![finish]).await {
             Err(error) if error.is_finished() => return Ok(()),
             other => other?,
         };
@@ -259,18 +259,16 @@ impl Node {
         }
     }
 
-    /// Returns the position of the last, and in the log of which epoch, as far as that is known here. If it is another one by
-    /// now, an id that is made of both is none in either: who has it is told of a gap.
-    async fn append(&self, core: &Core, topic: &Arc<str>, records: Vec<Record>) -> Result<(u64, u64), Error> {
+    /// Appends records. The log that stored them may be newer than the log that this node follows.
+    async fn append(&self, core: &Core, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
         core.can_publish(topic)?;
-        let epoch = self.known().epoch;
         let appended = counted("publish", self.backend.append(records)).await;
-        let position = appended.map_err(|source| Error::backend(topic, source))?;
+        let appended = appended.map_err(|source| Error::backend(topic, source))?;
         let mut known = self.known();
-        if known.epoch == epoch {
-            known.newest = known.newest.max(position);
+        if known.epoch == appended.epoch {
+            known.newest = known.newest.max(appended.position);
         }
-        Ok((epoch, position))
+        Ok(appended)
     }
 }
 

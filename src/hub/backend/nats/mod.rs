@@ -11,7 +11,7 @@ use self::{
     log::Log,
     message::position,
 };
-use super::{Backend, Bounds, Ids, Page, Record};
+use super::{Appended, Backend, Bounds, Ids, Page, Record};
 use crate::{BoxError, random};
 use async_nats::{
     HeaderMap,
@@ -391,7 +391,7 @@ impl Backend for NatsBackend {
         Ok(Bounds { epoch: log.epoch, lost: log.lost(), newest: log.newest() })
     }
 
-    async fn append(&self, records: Vec<Record>) -> Result<u64, BoxError> {
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let link = self.link().await?;
         if let Some(refusal) = message::refusal(&records, link.client.server_info().max_payload) {
             return Err(refusal.into());
@@ -410,7 +410,7 @@ impl Backend for NatsBackend {
             return Err("it was stored in another stream than before, or in one that has lost its end".into());
         }
         self.newest.fetch_max(sequence, Relaxed);
-        Ok(position(sequence))
+        Ok(Appended { epoch: self.epoch.load(Relaxed), position: position(sequence) })
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {

@@ -5,7 +5,7 @@ mod entry;
 #[cfg(feature = "redis-tls")]
 mod tls;
 
-use super::{Backend, Bounds, Ids, Page, Record};
+use super::{Appended, Backend, Bounds, Ids, Page, Record};
 use crate::BoxError;
 use connection::{Connection, Failed, Server, is_elsewhere, is_of_the_connection};
 use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation, Value, cmd};
@@ -360,7 +360,7 @@ impl Backend for RedisBackend {
         Ok(Bounds { epoch: self.epoch(), lost, newest: self.known.load(Relaxed) })
     }
 
-    async fn append(&self, records: Vec<Record>) -> Result<u64, BoxError> {
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let mut append = self.append.key(&self.stream);
         append.arg(i64::try_from(self.max_records).unwrap_or(i64::MAX)).arg(self.max_age_ms());
         append.arg(entry::id(self.known.load(Relaxed)));
@@ -374,7 +374,7 @@ impl Backend for RedisBackend {
         }
         let position = entry::expect_position(&id?)?;
         self.knows(position);
-        Ok(position)
+        Ok(Appended { epoch: self.epoch(), position })
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {

@@ -733,7 +733,7 @@ async fn what_is_deleted_from_the_middle_is_told() {
     for n in 0..6 {
         let event = format!("data: {n}\n\n").into();
         let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
-        positions.push(log.append(vec![record]).await.expect("it is there"));
+        positions.push(log.append(vec![record]).await.expect("it is there").position);
     }
     admin.get_stream("tower-sse").await.expect("it is there").delete_message(4).await.expect("it is there");
     let mut after = 0;
