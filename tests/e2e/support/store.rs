@@ -6,6 +6,7 @@ use crate::{
 };
 use std::{
     net::SocketAddr,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -99,6 +100,11 @@ impl Store {
             assert!(begin.elapsed() < TO_START, "{command:?} does not listen");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Returns the folder in which the server stores its data.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Ends it as a crash does.

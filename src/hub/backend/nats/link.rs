@@ -26,6 +26,9 @@ const PING: Duration = Duration::from_secs(1);
 /// said nothing. Newer versions of the client have a limit for that.
 const STUCK: Duration = Duration::from_secs(15);
 
+/// How long to wait for the answer to a question that can be sent again.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
 /// The servers, and how to log in. It has secrets, so it cannot be printed.
 #[derive(Clone, Default)]
 pub(super) struct Servers {
@@ -216,6 +219,23 @@ impl Link {
         // Those of the client take kilobytes, which would be of each future that waits for one.
         let question = Box::pin(question);
         Ok(self.soon(losses.unless_lost(question)).await??)
+    }
+
+    /// Waits for an answer like [`answer`](Self::answer). Sends the question again if no answer comes soon: a server that dies takes
+    /// the question with it, and a stream without a leader does not answer.
+    pub(super) async fn answer_of_any<T, E, A>(&self, ask: impl Fn() -> A) -> Result<T, BoxError>
+    where
+        BoxError: From<E>,
+        A: Future<Output = Result<T, E>>,
+    {
+        let again = async {
+            loop {
+                if let Ok(answer) = timeout(ASK_AGAIN, ask()).await {
+                    return answer;
+                }
+            }
+        };
+        self.answer(again).await
     }
 
     /// Waits for something, but not for long. If nothing at all comes meanwhile, this connection is given up: nobody may ever say

@@ -1,7 +1,14 @@
 //! What a record is in NATS: its topic is the subject, what happened a header, and the events of one append the payload.
 
-use crate::hub::backend::{Page, Record, RecordKind};
-use async_nats::HeaderMap;
+use crate::{
+    BoxError,
+    hub::backend::{Page, Record, RecordKind},
+};
+use async_nats::{
+    HeaderMap, Subject,
+    header::{IntoHeaderName, NATS_MESSAGE_ID},
+    jetstream::{self, message::StreamMessage},
+};
 use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc};
 
@@ -12,7 +19,7 @@ pub(super) const EVENTS: u64 = 1 << 16;
 const LONGEST_SUBJECT: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
-const LOG: &str = "log ";
+const LOG: &str = "Tower-Sse-Log";
 
 /// The position of the last event of a message.
 pub(super) fn position(sequence: u64) -> u64 {
@@ -58,7 +65,12 @@ pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     String::from_utf8(topic).ok().map(Into::into)
 }
 
-/// Says what happened, if it is not what happens most.
+/// The subject of the marks that identify the log. It is the subject of no topic, as those end with `=`.
+pub(super) fn mark_subject(stream: &str) -> String {
+    format!("{stream}._log")
+}
+
+/// Sets the kind of records, unless they are plain events.
 pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     match kind {
         RecordKind::Event => {}
@@ -67,15 +79,70 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     }
 }
 
-/// What tells those who follow the log that it is another one from now on, the so-manieth, so that they look what became of it.
-/// It is no record of any topic.
-pub(super) fn mark(headers: &mut HeaderMap, generation: u64) {
-    headers.insert(KIND, format!("{LOG}{generation}"));
+/// Sets the id of the log to which the publisher believes to publish.
+pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
+    headers.insert(LOG, id);
 }
 
-/// The generation of the log that begins with this message, if there is one.
-pub(super) fn generation(message: &async_nats::Message) -> Option<u64> {
-    message.headers.as_ref()?.get(KIND)?.as_str().strip_prefix(LOG)?.parse().ok()
+/// A message in the stream.
+pub(super) struct Stored {
+    pub(super) subject: Subject,
+    pub(super) sequence: u64,
+    pub(super) headers: Option<HeaderMap>,
+    pub(super) payload: Bytes,
+}
+
+impl Stored {
+    pub(super) fn header(&self, name: impl IntoHeaderName) -> Option<&str> {
+        Some(self.headers.as_ref()?.get(name)?.as_str())
+    }
+
+    /// The id of the log that its publisher has set. `None`: it is a foreign message.
+    pub(super) fn log(&self) -> Option<&str> {
+        self.header(LOG)
+    }
+
+    /// Identifies this message among all that ever had its sequence, by the id that its publisher has chosen at random.
+    pub(super) fn identity(&self) -> Option<u64> {
+        self.header(NATS_MESSAGE_ID).map(identity)
+    }
+}
+
+/// Identifies a message with this id.
+pub(super) fn identity(id: &str) -> u64 {
+    fnv(id.as_bytes())
+}
+
+/// Hashes bytes to the same number on every machine: FNV-1a.
+pub(super) fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl From<StreamMessage> for Stored {
+    fn from(message: StreamMessage) -> Self {
+        let StreamMessage { subject, sequence, headers, payload, .. } = message;
+        Self { subject, sequence, headers: Some(headers), payload }
+    }
+}
+
+/// A message as a consumer delivers it.
+pub(super) struct Delivered {
+    pub(super) stored: Stored,
+    /// Its number among those that the consumer has sent.
+    pub(super) number: u64,
+    /// How many messages follow it.
+    pub(super) pending: u64,
+}
+
+impl TryFrom<jetstream::Message> for Delivered {
+    type Error = BoxError;
+
+    fn try_from(message: jetstream::Message) -> Result<Self, BoxError> {
+        let info = message.info()?;
+        let (number, pending, sequence) = (info.consumer_sequence, info.pending, info.stream_sequence);
+        let async_nats::Message { subject, headers, payload, .. } = message.message;
+        Ok(Self { stored: Stored { subject, sequence, headers, payload }, number, pending })
+    }
 }
 
 /// The payload of records that are added together.
@@ -106,13 +173,12 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
     events
 }
 
-/// Adds the events of a message after a position to a page. What somebody else has put into the stream is none.
-pub(super) fn add(page: &mut Page, after: u64, stream: &str, sequence: u64, message: &async_nats::Message) {
-    let last = position(sequence);
+/// Adds the events of a message after a position to a page. A foreign message has none.
+pub(super) fn add(page: &mut Page, after: u64, stream: &str, message: &Stored) {
+    let last = position(message.sequence);
     page.through = last;
     let Some(topic) = topic(stream, &message.subject) else { return };
-    let kind = message.headers.as_ref().and_then(|headers| headers.get(KIND)).map(|kind| kind.as_str());
-    let kind = match kind {
+    let kind = match message.header(KIND) {
         None => RecordKind::Event,
         Some("state") => RecordKind::State,
         Some("finish") => RecordKind::Finish,
@@ -213,14 +279,13 @@ mod tests {
         }
     }
 
-    fn message(subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> async_nats::Message {
-        let (subject, length) = (subject.into(), payload.len());
-        async_nats::Message { subject, reply: None, payload, headers, status: None, description: None, length }
+    fn message(sequence: u64, subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> Stored {
+        Stored { subject: subject.into(), sequence, headers, payload }
     }
 
     fn read(sequence: u64, count: usize, after: u64) -> Page {
         let mut page = Page::default();
-        add(&mut page, after, "s", sequence, &message("s.t=", None, "data: x\n\n".repeat(count).into()));
+        add(&mut page, after, "s", &message(sequence, "s.t=", None, "data: x\n\n".repeat(count).into()));
         page
     }
 
@@ -229,16 +294,16 @@ mod tests {
         let other = HeaderMap::from_iter([("Tower-Sse-Kind".parse().unwrap(), "of another version".parse().unwrap())]);
         let event = || Bytes::from_static(b"data: x\n\n");
         for (message, records) in [
-            (message("s.t=", None, event()), 1),
-            (message("s.t", None, event()), 0),
-            (message("s.=4=", None, event()), 0),
-            (message("s.=FF=", None, event()), 0),
-            (message("other.t=", None, event()), 0),
-            (message("s.t=", Some(other), event()), 0),
-            (message("s.t=", None, "\n".repeat(70_000).into()), EVENTS as usize),
+            (message(7, "s.t=", None, event()), 1),
+            (message(7, "s.t", None, event()), 0),
+            (message(7, "s.=4=", None, event()), 0),
+            (message(7, "s.=FF=", None, event()), 0),
+            (message(7, "other.t=", None, event()), 0),
+            (message(7, "s.t=", Some(other), event()), 0),
+            (message(7, "s.t=", None, "\n".repeat(70_000).into()), EVENTS as usize),
         ] {
             let mut page = Page::default();
-            add(&mut page, 0, "s", 7, &message);
+            add(&mut page, 0, "s", &message);
             assert_eq!((page.records.len(), page.through), (records, position(7)), "{:?}", message.subject);
             assert!(page.records.iter().all(|(at, _)| *at > position(6)), "{:?}", message.subject);
         }

@@ -1,20 +1,25 @@
 //! A log in a stream of NATS JetStream.
 
 mod consumer;
+mod follower;
+mod history;
+mod identity;
 mod link;
-mod log;
 mod message;
+mod stream;
 
 use self::{
-    consumer::{Follower, Seen},
+    follower::Follower,
+    identity::{Identity, Witness},
     link::{Link, Servers},
-    log::Log,
     message::position,
+    stream::Stream,
 };
 use super::{Appended, Backend, Bounds, Ids, Page, Record};
 use crate::{BoxError, random};
 use async_nats::{
     HeaderMap,
+    header::NATS_MESSAGE_ID,
     jetstream::{
         context::{PublishError, PublishErrorKind},
         message::PublishMessage,
@@ -41,47 +46,63 @@ use tokio::{
 ///
 /// **Order.** The stream numbers its messages, and there is one order for all topics. The events of one
 /// [`publish_all`](crate::hub::Topic::publish_all) are one message, so all of them are added, or none, and nothing is between
-/// them. As one message they have to be smaller than the server's `max_payload`, 1 MiB unless it is set: more is an error that
-/// says so, and none of it is added.
+/// them. This message must be smaller than the server's `max_payload` (1 MiB by default). A larger one is an error, and none of
+/// it is added.
 ///
-/// **Durability.** What was published is acknowledged when the stream has stored it, and, with [`replicas`](Self::replicas), when
-/// most of these have. It survives the end of the server's process, however that comes. It does *not* always survive the end of
-/// the machine's power or system: a server writes to its files at once, and has the system write them to the disk every
-/// two minutes, unless its configuration says `jetstream { sync_interval: always }`. A stream with three replicas, on
-/// machines that do not fail together, survives the loss of one of them; until the others have elected another leader, which
-/// takes them several seconds, to publish is an error.
+/// **Durability.** An event is acknowledged when the stream has stored it. With [`replicas`](Self::replicas), a majority of the
+/// replicas has stored it by then. It survives any end of the server's process. It does *not* always survive a power failure or a
+/// crash of the operating system: a server writes to its files at once, and syncs them to the disk every two minutes, unless
+/// its configuration says `jetstream { sync_interval: always }`. A stream with three replicas, on machines that do not fail
+/// together, survives the loss of one of them. Publishing is an error until the other two have elected another leader, which
+/// takes several seconds.
 ///
-/// **Loss is told.** If a log has lost its end, because of that or because it was restored from a copy, its stream gives the same
-/// numbers once more. Each node that reads on compares what is where it was. If that is something else it notes so in the
-/// description of the stream, after which the ids from before are foreign to all nodes, and whoever has one is told a
-/// [gap](crate::hub::Gap); only what no node has read that is still there cannot be compared. It is the same if the stream was
-/// deleted, in which case it is made anew. What tells it from another one is its description: leave that as it is when you edit it.
-/// What is deleted from the middle of the stream, or too old, is a gap for those who have not got it yet.
+/// **Loss is reported.** A stream that has lost its end issues the same sequences again: after a power failure, when a copy was
+/// restored, when the only server of a stream has lost its disk, or when the stream was deleted and created again. So a log is
+/// identified by a random *mark*, which is a message in the stream, on the subject `<stream>._log`. Each node also
+/// remembers the newest messages that it has read or published. It checks that they are still in the stream before it returns the
+/// id of an event that it has published, whenever it reads, and every two seconds while nothing comes. If they are not, the
+/// node writes a mark for a new log. From then on all ids of the old log are foreign to all nodes, and a client that comes
+/// back with one gets a [gap](crate::hub::Gap).
 ///
-/// **Once.** If an answer is late, or the connection is lost, the message is sent once more with an id by which the server stores it
-/// once. An error means that it is not known whether the events are in the log, unless it says that they were refused: they may
-/// be there, or appear a little later. To publish them again is to publish others.
+/// There is one exception. A node cannot miss what it has never seen. If a stream has lost its end while *no* node runs that had
+/// read or published the lost messages, the next nodes continue the log, and can issue the ids of the lost events again. After you
+/// restore a copy while no node runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
+///
+/// Messages that are deleted from the middle of the stream are a gap for clients that have not received them. So are messages
+/// that retention removes.
+///
+/// **Once.** If an answer is late, or the connection is lost, the message is sent again with the same id, and the server stores
+/// it once. An error means that it is unknown whether the events are in the log, unless the error says that they were refused:
+/// they may be in the log, or appear a little later. Publishing them again publishes other events.
 ///
 /// # Retention
 ///
-/// The stream keeps [so many messages](Self::max_messages), of [such an age](Self::max_age), and, if that is set, [so many
-/// bytes](Self::max_bytes); the oldest go. A stream that is there already is taken as it is, whatever it keeps, if it is
-/// one for this: its subjects include `<stream>.>`, its retention is by limits, and it acknowledges. If it refuses what
-/// is new when it is full (`discard: new`), and if there is no disk left, to publish is an error that says so.
+/// The stream retains up to [`max_messages`](Self::max_messages), [`max_age`](Self::max_age) and, if set,
+/// [`max_bytes`](Self::max_bytes), and removes the oldest messages beyond that. The marks count as well: one per log, and one
+/// for each half of `max_age` in which nothing is published. An existing stream is used as it is configured. It must have the
+/// subject `<stream>.>` and the retention `limits`, acknowledge messages, and have no limit per subject (`max_msgs_per_subject`),
+/// no mirror, no subject transform and no seal; any other stream is refused with an error. If a stream rejects new messages when
+/// it is full (`discard: new`), or the disk is full, publishing is an error that says so.
 ///
 /// # What it takes
 ///
-/// One connection for each process, whatever the number of its clients, and one consumer, in the memory of the server, which
-/// forgets it 5 seconds after the process is gone. While clients come back that have missed more than this process holds,
-/// there is one more for each page of 1,000 messages or some 4 MiB, at most eight at a time.
-/// With a server before 2.10, a client of several topics is read all topics.
+/// One connection for each process, whatever the number of its clients, and one consumer in the memory of the server, which
+/// forgets it 5 seconds after the process has ended. While clients resume that have missed more than this process retains, there
+/// is one more consumer for each page of 1,000 messages or about 4 MiB, at most eight at a time. With a server before 2.10, the
+/// history of several topics is read by reading all topics.
 ///
-/// A connection that is silent for some three seconds is given up for another one, to any of the servers. A name of a
-/// topic is at most 2,048 bytes as a subject, in which a byte that is no letter, digit, `-`, `_` or `/` takes three.
+/// Publishing takes two requests: the message, and the check described above, which concurrent publishers share.
+///
+/// A connection that is silent for about three seconds is replaced by another one, to any of the servers. The name of a topic is
+/// at most 2,048 bytes long as a subject, in which each byte except letters, digits, `-`, `_` and `/` takes three bytes.
 ///
 /// A user with limited rights needs to publish to `<stream>.>`, `$JS.API.STREAM.INFO.<stream>`,
-/// `$JS.API.CONSUMER.CREATE.<stream>`, `$JS.API.CONSUMER.*.<stream>.>` and `$JS.API.CONSUMER.MSG.NEXT.<stream>.>`, and to subscribe
-/// to `_INBOX.>`; to make the stream, `$JS.API.STREAM.CREATE.<stream>`, and to note a loss, `$JS.API.STREAM.UPDATE.<stream>`.
+/// `$JS.API.STREAM.MSG.GET.<stream>`, `$JS.API.CONSUMER.CREATE.<stream>`, `$JS.API.CONSUMER.*.<stream>.>` and
+/// `$JS.API.CONSUMER.MSG.NEXT.<stream>.>`, and to subscribe to `_INBOX.>`. Creating the stream needs
+/// `$JS.API.STREAM.CREATE.<stream>` as well.
+///
+/// The client library writes passwords and tokens to its log at the level `TRACE`. Keep the target `async_nats` below that level
+/// in production, for instance with the filter `async_nats=debug`.
 ///
 /// # Examples
 ///
@@ -104,32 +125,10 @@ pub struct NatsBackend {
     config: Config,
     timeout: Duration,
     link: Mutex<Option<Link>>,
-    following: Mutex<Following>,
-    /// Of the stream as it was last seen by [`bounds`](Backend::bounds); 0 before.
-    epoch: AtomicU64,
-    /// The number of the newest message that is known of the log that is followed. One that is added later has a greater one,
-    /// unless the log is another by now.
-    newest: AtomicU64,
-    /// Added to the epoch where the stream could not be marked.
-    unmarked: AtomicU64,
-}
-
-/// How far the stream was followed.
-#[derive(Default)]
-struct Following {
-    follower: Option<Follower>,
-    /// Of the last page.
-    end: Option<End>,
-    /// The epoch of another log than that, if whoever follows was told of it.
-    told: Option<u64>,
-}
-
-/// Where a log was followed to.
-#[derive(Clone, Copy)]
-struct End {
-    position: u64,
-    epoch: u64,
-    seen: Option<Seen>,
+    identity: Identity,
+    follower: Mutex<Option<Follower>>,
+    /// The epoch that the hub was told last, by [`bounds`](Backend::bounds); 0 before.
+    reported: AtomicU64,
 }
 
 /// For so many topics at most the server is asked for nothing but theirs.
@@ -162,10 +161,9 @@ impl NatsBackend {
             },
             timeout: Duration::from_secs(2),
             link: Mutex::default(),
-            following: Mutex::default(),
-            epoch: AtomicU64::new(0),
-            newest: AtomicU64::new(0),
-            unmarked: AtomicU64::new(0),
+            identity: Identity::default(),
+            follower: Mutex::default(),
+            reported: AtomicU64::new(0),
         })
     }
 
@@ -246,69 +244,19 @@ impl NatsBackend {
         Ok(kept.insert(link).clone())
     }
 
-    async fn log(&self, link: &Link) -> Result<Log, BoxError> {
+    /// The configuration of a stream that is created.
+    fn config(&self) -> Config {
         let duplicates = DUPLICATES.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());
-        let config = Config {
+        Config {
             subjects: vec![format!("{}.>", self.config.name)],
             duplicate_window: max_age.map_or(duplicates, |age| age.min(duplicates)),
+            description: Some("The log of a hub of tower-sse".to_owned()),
             ..self.config.clone()
-        };
-        let was_there = self.epoch.load(Relaxed) != 0 || self.newest.load(Relaxed) != 0;
-        let mut log = Log::get_or_create(link, &config, was_there).await?;
-        log.epoch = log.epoch.wrapping_add(self.unmarked.load(Relaxed));
-        Ok(log)
-    }
-
-    /// Follows the stream from this position on.
-    async fn begin(&self, following: &mut Following, after: u64) -> Result<Follower, BoxError> {
-        let link = self.link().await?;
-        let log = self.log(&link).await?;
-        let end = following.end.filter(|end| end.position == after);
-        if end.is_some_and(|end| end.epoch != log.epoch) {
-            // Whoever is told asks for the bounds next, and may be at the same position then.
-            let is_known = following.told == Some(log.epoch) && self.epoch.load(Relaxed) == log.epoch;
-            if !is_known {
-                following.told = Some(log.epoch);
-                self.epoch.store(0, Relaxed);
-                return Err("the stream is not the one that it was before".into());
-            }
-        }
-        let seen = end.filter(|end| end.epoch == log.epoch).and_then(|end| end.seen);
-        let (epoch, newest) = (log.epoch, log.last);
-        match Follower::begin(&link, &self.config.name, &log, after, seen, self.timeout).await? {
-            Some(follower) => {
-                following.end = Some(End { position: after, epoch, seen: follower.seen });
-                following.told = None;
-                self.newest.store(newest, Relaxed);
-                Ok(follower)
-            }
-            None => {
-                let marked = self.begin_anew(&link, log).await;
-                let but = marked.map_or_else(|error| format!("; it cannot be marked: {error}"), |()| String::new());
-                Err(format!("the stream has lost the end of what it had acknowledged{but}").into())
-            }
         }
     }
 
-    /// Makes the log another one for all nodes, or, if that is not allowed, for this one.
-    async fn begin_anew(&self, link: &Link, log: Log) -> Result<(), BoxError> {
-        let generation = match log.begin_anew(link).await {
-            Ok(generation) => generation,
-            Err(error) => {
-                self.unmarked.fetch_add(1, Relaxed);
-                return Err(error);
-            }
-        };
-        // Nodes that follow on already are told. They all do this, so the server stores one.
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Msg-Id", format!("log {generation}"));
-        message::mark(&mut headers, generation);
-        let subject = message::subject(&self.config.name, "").unwrap_or_default();
-        self.publish(&subject, PublishMessage::build().headers(headers)).await.map(drop)
-    }
-
-    /// Adds a message, and returns its number.
+    /// Adds a message, and returns its sequence.
     async fn publish(&self, subject: &str, message: PublishMessage) -> Result<u64, BoxError> {
         let deadline = Instant::now() + self.timeout;
         let link = self.link().await?;
@@ -336,42 +284,19 @@ impl NatsBackend {
         Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
     }
 
-    /// What there is now.
-    async fn page(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
-        let link = self.link().await?;
-        let before = self.log(&link).await?;
-        self.is_the_same(&before)?;
-        let (lost, newest) = (before.lost(), before.newest());
-        let epoch = before.epoch;
-        let mut page = Page { epoch, lost, records: Vec::new(), through: newest };
-        let wanted: BTreeSet<_> = topics.iter().collect();
-        // One whose name is too long was never published to.
-        let mut subjects: Vec<_> =
-            wanted.iter().filter_map(|topic| message::subject(&self.config.name, topic)).collect();
-        if after.max(lost) < newest && !subjects.is_empty() {
-            if subjects.len() > MAX_FILTERS || (subjects.len() > 1 && !link.client.is_server_compatible(2, 10, 0)) {
-                subjects.clear();
+    /// Finds out in which log a message was stored that the stream has acknowledged. An error if it is in none.
+    async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
+        let mut epoch = self.identity.glance(stream).await?.epoch;
+        loop {
+            let found = stream.get(sequence).await?;
+            if found.and_then(|found| found.identity()) != Some(message::identity(id)) {
+                return Err("the stream has lost it, or was replaced meanwhile".into());
             }
-            page = consumer::read(&link, &before, &self.config.name, subjects, after, self.timeout).await?;
-            page.records.retain(|(_, record)| wanted.contains(&record.topic));
-            // What was let go meanwhile may have been missed, and what is held now was not.
-            let now = self.log(&link).await?;
-            self.is_the_same(&now)?;
-            page.lost = now.lost();
-        }
-        if page.lost <= after {
-            page.lost = 0;
-        }
-        page.records.retain(|(position, _)| *position > page.lost);
-        page.through = page.through.max(page.lost);
-        Ok(page)
-    }
-
-    fn is_the_same(&self, log: &Log) -> Result<(), BoxError> {
-        match self.epoch.load(Relaxed) {
-            0 => Ok(()),
-            epoch if epoch == log.epoch => Ok(()),
-            _ => Err("the stream is another one than before".into()),
+            let now = self.identity.glance(stream).await?.epoch;
+            if now == epoch {
+                return Ok(now);
+            }
+            epoch = now;
         }
     }
 }
@@ -386,9 +311,10 @@ impl Backend for NatsBackend {
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let link = self.link().await?;
-        let log = self.log(&link).await?;
-        self.epoch.store(log.epoch, Relaxed);
-        Ok(Bounds { epoch: log.epoch, lost: log.lost(), newest: log.newest() })
+        let config = self.config();
+        let (log, state) = self.identity.check(&Stream { link: &link, config: &config }).await?;
+        self.reported.store(log.epoch, Relaxed);
+        Ok(Bounds { epoch: log.epoch, lost: log.evicted_through(&state), newest: position(state.last) })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
@@ -399,36 +325,85 @@ impl Backend for NatsBackend {
         let Some(Record { topic, kind, .. }) = records.first() else { return Err("there is nothing to add".into()) };
         let subject = message::subject(&self.config.name, topic);
         let subject = subject.ok_or("the name of the topic is too long for a subject of NATS")?;
+        let config = self.config();
+        let stream = Stream { link: &link, config: &config };
+        let before = match self.identity.known() {
+            Some(known) => known,
+            None => self.identity.check(&stream).await?.0,
+        };
+        let id = format!("{:016x}{:016x}", random::bits(), random::bits());
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Msg-Id", format!("{:016x}{:016x}", random::bits(), random::bits()));
+        headers.insert(NATS_MESSAGE_ID, &*id);
+        message::set_log(&mut headers, &before.id);
         message::set_kind(&mut headers, *kind);
-        let message = PublishMessage::build().headers(headers).payload(message::join(&records));
-        let before = self.newest.load(Relaxed);
-        let sequence = self.publish(&subject, message).await?;
-        if sequence <= before {
-            // It has the id of something else, as long as this log is taken for the one before.
-            return Err("it was stored in another stream than before, or in one that has lost its end".into());
+        let payload = message::join(&records);
+        let bytes = payload.len();
+        let sequence = self.publish(&subject, PublishMessage::build().headers(headers).payload(payload)).await?;
+        // The stream may have been replaced before it stored the message.
+        let mut epoch = self.identity.glance(&stream).await?.epoch;
+        if epoch != before.epoch || sequence <= before.newest {
+            epoch = self.log_of(&stream, sequence, &id).await?;
         }
-        self.newest.fetch_max(sequence, Relaxed);
-        Ok(Appended { epoch: self.epoch.load(Relaxed), position: position(sequence) })
+        self.identity.has(epoch, sequence, Witness::new(sequence, &id, bytes));
+        Ok(Appended { epoch, position: position(sequence) })
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
-        self.page(topics, after).await
+        let link = self.link().await?;
+        let config = self.config();
+        let stream = Stream { link: &link, config: &config };
+        let (log, state) = self.identity.check(&stream).await?;
+        let (mut lost, newest) = (log.evicted_through(&state), position(state.last));
+        let mut page = Page { through: newest, ..Page::default() };
+        let wanted: BTreeSet<_> = topics.iter().collect();
+        // A topic whose name is too long was never published to.
+        let mut subjects: Vec<_> =
+            wanted.iter().filter_map(|topic| message::subject(&self.config.name, topic)).collect();
+        if after.max(lost) < newest && !subjects.is_empty() {
+            if subjects.len() > MAX_FILTERS || (subjects.len() > 1 && !link.client.is_server_compatible(2, 10, 0)) {
+                subjects.clear();
+            }
+            page = history::read(&stream, &state, subjects, after, self.timeout).await?;
+            page.records.retain(|(_, record)| wanted.contains(&record.topic));
+            // Messages that were removed meanwhile may not have been read.
+            let (state, holes) = stream.state_with_holes().await?;
+            if self.identity.glance(&stream).await?.epoch != log.epoch {
+                return Err("the stream was replaced while it was read".into());
+            }
+            lost = log.evicted_through(&state);
+            page.lost = lost;
+            history::report_holes(&mut page, after, &holes);
+            lost = page.lost;
+        }
+        page.epoch = log.epoch;
+        page.lost = if lost > after { lost } else { 0 };
+        page.records.retain(|(position, _)| *position > page.lost);
+        page.through = page.through.max(page.lost);
+        Ok(page)
     }
 
     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
-        let mut following = self.following.lock().await;
-        let follower = match following.follower.take().filter(|follower| follower.after == after) {
+        let mut kept = self.follower.lock().await;
+        let link = self.link().await?;
+        let config = self.config();
+        let stream = Stream { link: &link, config: &config };
+        let log = self.identity.known();
+        let reported = self.reported.load(Relaxed);
+        if log.is_some_and(|log| reported != 0 && reported != log.epoch) {
+            *kept = None;
+            return Err("the stream was replaced".into());
+        }
+        let follower = match kept.take().filter(|follower| follower.after == after) {
             Some(follower) => follower,
-            None => self.begin(&mut following, after).await?,
+            None => Follower::new(&stream, &self.identity.check(&stream).await?.0, after),
         };
-        let follower = following.follower.insert(follower);
-        let page = follower.page(&self.config.name).await;
-        let seen = follower.seen;
-        match (&page, &mut following.end) {
-            (Ok(page), Some(end)) => (end.position, end.seen) = (page.through, seen),
-            _ => following.follower = None,
+        if reported != 0 && follower.epoch != reported {
+            return Err("the stream was replaced".into());
+        }
+        // A failed follower is dropped. One that is not polled to its end is kept.
+        let page = kept.insert(follower).page(&stream, &self.identity).await;
+        if page.is_err() {
+            *kept = None;
         }
         page
     }

@@ -6,6 +6,8 @@ mod contract;
 mod faults;
 mod limits;
 mod nats;
+mod nats_cluster;
+mod nats_logs;
 mod nodes;
 mod processes;
 mod redis;

@@ -32,41 +32,54 @@ use tower_sse::{
     },
 };
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-fn backend(url: &str) -> NatsBackend {
+pub(crate) fn backend(url: &str) -> NatsBackend {
     NatsBackend::new(url).expect("a URL")
 }
 
-async fn connect(backend: NatsBackend) -> Hub {
+pub(crate) async fn connect(backend: NatsBackend) -> Hub {
     try_connect(backend).await.expect("it is there")
 }
 
-async fn try_connect(backend: NatsBackend) -> Result<Hub, Error> {
+pub(crate) async fn try_connect(backend: NatsBackend) -> Result<Hub, Error> {
     Hub::builder().max_events(100).backend(backend).connect().await
 }
 
 /// Whoever looks after the servers.
-async fn admin(url: &str) -> jetstream::Context {
+pub(crate) async fn admin(url: &str) -> jetstream::Context {
     jetstream::new(async_nats::connect(url).await.expect("it is there"))
 }
 
 /// Why it is refused.
-fn reason(error: &Error) -> String {
+pub(crate) fn reason(error: &Error) -> String {
     assert_eq!(error.kind(), ErrorKind::Backend, "{error}");
     std::error::Error::source(error).expect("there is a reason").to_string()
 }
 
-async fn stored(admin: &jetstream::Context) -> stream::Info {
+pub(crate) async fn stored(admin: &jetstream::Context) -> stream::Info {
     admin.get_stream("tower-sse").await.expect("it is there").cached_info().clone()
 }
 
-async fn publish(hub: &Hub, text: &str) -> EventId {
+/// The marks that identify logs, in the order in which they were written.
+pub(crate) async fn marks(admin: &jetstream::Context) -> Vec<String> {
+    let stream = admin.get_stream("tower-sse").await.expect("it is there");
+    let mut marks = Vec::new();
+    for sequence in 1..=stream.cached_info().state.last_sequence {
+        let Ok(message) = stream.get_raw_message(sequence).await else { continue };
+        if &*message.subject == "tower-sse._log" {
+            marks.push(String::from_utf8_lossy(&message.payload).into_owned());
+        }
+    }
+    marks
+}
+
+pub(crate) async fn publish(hub: &Hub, text: &str) -> EventId {
     hub.topic("news").publish(Event::new(text)).await.expect("it is there")
 }
 
 /// As soon as it goes.
-async fn publishes_again(hub: &Hub, text: &str) -> EventId {
+pub(crate) async fn publishes_again(hub: &Hub, text: &str) -> EventId {
     let begin = Instant::now();
     loop {
         match hub.topic("news").publish(Event::new(text)).await {
@@ -78,7 +91,7 @@ async fn publishes_again(hub: &Hub, text: &str) -> EventId {
 }
 
 /// What comes next, until it has this in it.
-async fn until(subscription: &mut Subscription, text: &str) -> String {
+pub(crate) async fn until(subscription: &mut Subscription, text: &str) -> String {
     let read = timeout(SOON, read_until(subscription, text)).await;
     read.unwrap_or_else(|_| panic!("{text:?} does not come")).unwrap_or_else(|all| panic!("it ends: {all:?}"))
 }
@@ -301,8 +314,8 @@ async fn a_log_that_has_lost_its_end_is_another_one_for_everybody() {
             assert!(told.contains(&format!("data: again {n}\n")), "{n}: {told}");
         }
     }
-    let description = stored(&admin(&store.url()).await).await.config.description.expect("there is one");
-    assert!(description.ends_with(".1"), "both nodes have marked it once: {description}");
+    let marks = marks(&admin(&store.url()).await).await;
+    assert_eq!(marks.len(), 2, "both nodes have marked it once: {marks:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -327,7 +340,7 @@ async fn a_restart_or_an_edit_that_loses_nothing_changes_nothing() {
     }
 }
 
-fn copy_all(from: &Path, to: &Path) {
+pub(crate) fn copy_all(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("there is room");
     for entry in fs::read_dir(from).expect("it is there").flatten() {
         let (from, to) = (entry.path(), to.join(entry.file_name()));
@@ -405,11 +418,11 @@ async fn what_the_server_does_not_take_is_an_error_and_none_of_it_is_stored() {
     assert!(reason(&refused).contains("too long"), "{}", reason(&refused));
     // Nor is there anything to read of it.
     let mut both = hub.subscribe(["news", &long], Start::Earliest).await.expect("there is room");
-    assert_eq!(stored(&admin).await.state.messages, 0, "nothing of it is stored");
+    assert_eq!(stored(&admin).await.state.messages, 1, "only the mark is stored");
 
     publish(&hub, "first").await;
     until(&mut both, "data: first\n").await;
-    let mut count = 1;
+    let mut count = 2;
     let refused = loop {
         match hub.topic("news").publish(Event::new("y".repeat(10_000))).await {
             Ok(_) => count += 1,
@@ -446,7 +459,7 @@ async fn what_is_sent_again_is_stored_once_and_a_wire_that_is_silent_is_given_up
     // All of it has arrived, twice, in one order with this.
     publish(&near, "second").await;
     let state = stored(&admin).await.state;
-    assert_eq!((state.messages, state.last_sequence), (3, 3), "first, unsure, second");
+    assert_eq!((state.messages, state.last_sequence), (4, 4), "a mark, first, unsure, second");
     // It tells for itself that the wire is dead, and does not wait for the end of that.
     wire.passes(true, true);
     let begin = Instant::now();
@@ -624,7 +637,8 @@ async fn the_rights_that_the_docs_name_are_enough() {
     let folder = tempfile::tempdir().expect("there is room");
     let file = folder.path().join("nats.conf");
     let rights = r#"
-        publish: ["tower-sse.>", "$JS.API.STREAM.INFO.tower-sse", "$JS.API.CONSUMER.CREATE.tower-sse",
+        publish: ["tower-sse.>", "$JS.API.STREAM.INFO.tower-sse", "$JS.API.STREAM.MSG.GET.tower-sse",
+            "$JS.API.CONSUMER.CREATE.tower-sse",
             "$JS.API.CONSUMER.*.tower-sse.>", "$JS.API.CONSUMER.MSG.NEXT.tower-sse.>"]
         subscribe: ["_INBOX.>"]"#;
     let config = format!(
@@ -634,7 +648,7 @@ async fn the_rights_that_the_docs_name_are_enough() {
     let mut store = Store::start(Engine::Nats, &["-c", file.to_str().expect("UTF-8")]).await;
     // To make the stream takes one more.
     let error = try_connect(backend(&store.url_with("app:a@"))).await.expect_err("there is no stream");
-    assert!(reason(&error).contains("cannot be made"), "{}", reason(&error));
+    assert!(reason(&error).contains("cannot be created"), "{}", reason(&error));
     connect(backend(&store.url_with("root:r@"))).await;
     let hub = connect(backend(&store.url_with("app:a@"))).await;
     let first = publish(&hub, "first").await;
@@ -654,76 +668,6 @@ async fn the_rights_that_the_docs_name_are_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_goes_on_without_one_of_its_servers() {
-    let routes: Vec<_> = (0..3).map(|_| Port::free().expect("there is a free port")).collect();
-    let all = routes.iter().map(|port| format!("nats://{}", port.address())).collect::<Vec<_>>().join(",");
-    let mut servers = Vec::new();
-    for (n, route) in routes.iter().enumerate() {
-        let (name, route) = (format!("server-{n}"), format!("nats://{}", route.address()));
-        let more = ["--name", &name, "--cluster_name", "test", "--cluster", &route, "--routes", &all];
-        servers.push(Store::start(Engine::Nats, &more).await);
-    }
-    let url = servers.iter().map(Store::url).collect::<Vec<_>>().join(",");
-    let begin = Instant::now();
-    let make = async || loop {
-        match try_connect(backend(&url).replicas(3)).await {
-            Ok(hub) => return hub,
-            // They have not found each other yet.
-            Err(error) => assert!(begin.elapsed() < 2 * SOON, "{}", reason(&error)),
-        }
-        sleep(Duration::from_millis(100)).await;
-    };
-    let nodes = [make().await, make().await];
-    let mut client = nodes[1].topic("news").subscribe(Start::Latest).await.expect("there is room");
-    let mut acknowledged = Vec::new();
-    for round in 0..3 {
-        for n in 0..20 {
-            let text = format!("{round}/{n}");
-            publishes_again(&nodes[n % 2], &text).await;
-            acknowledged.push(text);
-        }
-        let leader = {
-            let admin = admin(&servers[0].url()).await;
-            stored(&admin).await.cluster.expect("it is one").leader.expect("there is one")
-        };
-        let leader = servers.iter_mut().enumerate().find(|(n, _)| leader == format!("server-{n}"));
-        let (_, leader) = leader.expect("one of them");
-        leader.kill();
-        let begin = Instant::now();
-        let text = format!("{round}/without");
-        publishes_again(&nodes[0], &text).await;
-        println!("acknowledged {:?} after the leader was killed", begin.elapsed());
-        let begin = Instant::now();
-        until(&mut client, &format!("data: {text}\n")).await;
-        println!("delivered {:?} after that", begin.elapsed());
-        acknowledged.push(text);
-        leader.restart().await;
-        // It has to have what it missed before another one can be spared.
-        let admin = admin(&leader.url()).await;
-        let caught_up = async || {
-            let info = timeout(Duration::from_secs(1), admin.get_stream("tower-sse")).await;
-            let Ok(Ok(stream)) = info else { return false };
-            let cluster = stream.cached_info().cluster.clone();
-            cluster.is_some_and(|cluster| {
-                cluster.leader.is_some() && cluster.replicas.len() == 2 && cluster.replicas.iter().all(|r| r.current)
-            })
-        };
-        let begin = Instant::now();
-        while !caught_up().await {
-            assert!(begin.elapsed() < 2 * SOON, "it does not catch up");
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-    let mut all = nodes[1].topic("news").subscribe(Start::Earliest).await.expect("there is room");
-    let got = until(&mut all, "data: 2/without\n").await;
-    let mut got: Vec<_> = got.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-    got.dedup();
-    // One whose answer was lost with the leader may have been published twice: that is the publisher's retry.
-    let missing: Vec<_> = acknowledged.iter().filter(|text| !got.contains(&text.as_str())).collect();
-    assert!(missing.is_empty(), "{missing:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_is_deleted_from_the_middle_is_told() {
     let store = Store::start(Engine::Nats, &[]).await;
     let admin = admin(&store.url()).await;
@@ -735,7 +679,7 @@ async fn what_is_deleted_from_the_middle_is_told() {
         let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
         positions.push(log.append(vec![record]).await.expect("it is there").position);
     }
-    admin.get_stream("tower-sse").await.expect("it is there").delete_message(4).await.expect("it is there");
+    admin.get_stream("tower-sse").await.expect("it is there").delete_message(5).await.expect("it is there");
     let mut after = 0;
     let mut followed = Vec::new();
     while after < positions[5] {

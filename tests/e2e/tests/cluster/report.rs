@@ -159,6 +159,7 @@ impl fmt::Display for Report {
 /// Compares what was published, by each publisher, with what each client got.
 pub(crate) fn compare(engine: Engine, published: &[Vec<Batch>], clients: Vec<Entries>) -> Report {
     let mut report = Report::default();
+    ids_are_unique(published);
     let places = all_agree_on_places(published, &clients);
     for batch in published.iter().flatten() {
         match &batch.id {
@@ -198,9 +199,17 @@ fn all_agree_on_places(published: &[Vec<Batch>], clients: &[Entries]) -> Vec<Vec
     places
 }
 
-/// A node that has not read yet that the log is another one gives the position in it an id of the one before.
-fn is_of_the_log_before(id: Place, place: Place) -> bool {
-    id.0 < place.0 && (id.1, id.2) == (place.1, place.2)
+/// No id is acknowledged for two batches.
+fn ids_are_unique(published: &[Vec<Batch>]) {
+    let mut batches = BTreeMap::new();
+    for (publisher, batch) in (0..).zip(published).flat_map(|(n, batches)| batches.iter().map(move |batch| (n, batch)))
+    {
+        let Ok(id) = &batch.id else { continue };
+        let this = format!("{publisher}/{:?}", batch.numbers);
+        if let Some(other) = batches.insert(id, this.clone()) {
+            panic!("{other} and {this} were both acknowledged as {id}");
+        }
+    }
 }
 
 fn check_client(
@@ -245,8 +254,10 @@ fn check_client(
             };
             let id = client.place(id);
             let last = indices.last().copied().flatten().map(|last| events[last as usize].0);
-            let is_its_id = last.is_none_or(|last| last == id || is_of_the_log_before(id, last));
-            assert!(is_its_id, "{engine:?}: {publisher}/{numbers:?} was acknowledged as {id:?}, and is {last:?}");
+            assert!(
+                last.is_none_or(|last| last == id),
+                "{engine:?}: {publisher}/{numbers:?} was acknowledged as {id:?}, and is {last:?}"
+            );
             let id = last.unwrap_or(id);
             if last.is_some() {
                 assert!(
@@ -388,6 +399,13 @@ mod tests {
     #[should_panic(expected = "was acknowledged as")]
     fn an_answer_with_another_id_is_noticed() {
         check(&[Event("10-0", 0), Event("10-1", 1), Event("31-0", 3), Event("40-0", 4)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "0/0..1 and 0/1..2 were both acknowledged as 10-0")]
+    fn id_of_two_batches_is_noticed() {
+        let batch = |n| Batch { numbers: n..n + 1, id: Ok("10-0".to_owned()), took: Duration::ZERO };
+        compare(Engine::Redis, &[vec![batch(0), batch(1)]], Vec::new());
     }
 
     #[test]

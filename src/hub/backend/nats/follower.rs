@@ -1,0 +1,251 @@
+//! Following a stream.
+
+use super::{
+    consumer::{HEARTBEAT, PAGE, bytes_of_a_page, consume, expect_number},
+    history::next_messages,
+    identity::{Identity, Known, Witness},
+    link::{Link, Losses},
+    message::{self, Delivered, Stored, position, sequence_after},
+    stream::Stream,
+};
+use crate::{BoxError, hub::backend::Page};
+use async_nats::jetstream::consumer::pull;
+use std::{
+    pin::{Pin, pin},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::{
+    runtime::Handle,
+    time::{sleep, timeout},
+};
+use tokio_stream::StreamExt;
+
+/// How long to wait for a consumer before messages are read without one, and between two such reads.
+const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
+
+/// How long to wait before the next attempt to create a consumer.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// After so many failed attempts in a row to create a consumer, following fails.
+const ATTEMPTS: u32 = 5;
+
+/// Follows one log.
+pub(super) struct Follower {
+    /// Up to where the log was delivered.
+    pub(super) after: u64,
+    /// The epoch of the log that is followed.
+    pub(super) epoch: u64,
+    log: Known,
+    source: Source,
+    losses: Losses,
+    /// The message that is next, if it has arrived.
+    next: Option<Stored>,
+    runtime: Handle,
+}
+
+enum Source {
+    /// A consumer is being created. Until it is there, messages are read one by one: only the leader of all servers of a cluster
+    /// can create a consumer, and while these elect one, the leader of the stream may have been elected already.
+    Starting(Starting, u32),
+    Consumer(Consumer),
+}
+
+type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>;
+
+struct Consumer {
+    messages: pull::Stream,
+    /// How many messages have arrived.
+    received: u64,
+}
+
+async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxError> {
+    let consumer = consume(&link, &stream, from, Vec::new()).await?;
+    let messages = consumer
+        .stream()
+        .max_messages_per_batch(PAGE)
+        .max_bytes_per_batch(bytes_of_a_page(&link))
+        .heartbeat(HEARTBEAT)
+        .messages();
+    Ok(Consumer { messages: link.answer(messages).await?, received: 0 })
+}
+
+impl Follower {
+    /// Follows this log after a position.
+    pub(super) fn new(stream: &Stream<'_>, log: &Known, after: u64) -> Self {
+        let mut follower = Self {
+            after,
+            epoch: log.epoch,
+            log: log.clone(),
+            source: Source::Starting(Box::pin(std::future::pending()), 0),
+            // Before anything is read, so that no loss is missed.
+            losses: stream.link.losses(),
+            next: None,
+            runtime: Handle::current(),
+        };
+        follower.start(stream, Duration::ZERO, 0);
+        follower
+    }
+
+    fn start(&mut self, stream: &Stream<'_>, pause: Duration, failures: u32) {
+        let (link, name, from) = (stream.link.clone(), stream.name().to_owned(), sequence_after(self.after));
+        let starting = async move {
+            sleep(pause).await;
+            start(link, name, from).await
+        };
+        self.source = Source::Starting(Box::pin(starting), failures);
+    }
+
+    /// Returns the next messages, at least one. Dropping the future loses nothing.
+    pub(super) async fn page(&mut self, stream: &Stream<'_>, identity: &Identity) -> Result<Page, BoxError> {
+        loop {
+            let page = match &mut self.source {
+                Source::Consumer(_) => Some(self.receive_page(stream).await?),
+                Source::Starting(starting, failures) => {
+                    let failures = *failures;
+                    match timeout(WITHOUT_CONSUMER, starting).await {
+                        Ok(Ok(consumer)) => {
+                            self.source = Source::Consumer(consumer);
+                            expect_log(stream, identity, self.epoch).await?;
+                            None
+                        }
+                        Ok(Err(error)) if failures + 1 >= ATTEMPTS => return Err(error),
+                        Ok(Err(_)) => {
+                            self.start(stream, PAUSE, failures + 1);
+                            None
+                        }
+                        Err(_) => self.read_page(stream, identity).await?,
+                    }
+                }
+            };
+            if let Some((page, witness)) = page {
+                identity.followed(&self.log, page.through / position(1), witness);
+                self.after = page.through;
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Reads messages without a consumer. `None`: there are no new messages.
+    async fn read_page(
+        &mut self,
+        stream: &Stream<'_>,
+        identity: &Identity,
+    ) -> Result<Option<(Page, Option<Witness>)>, BoxError> {
+        let messages = next_messages(stream, sequence_after(self.after)).await?;
+        if messages.is_empty() {
+            return Ok(None);
+        }
+        expect_log(stream, identity, self.epoch).await?;
+        let mut page = self.new_page();
+        for message in messages {
+            if !page.add(stream.name(), &mut self.log, &message)? {
+                break;
+            }
+        }
+        Ok(Some((page.page, page.witness)))
+    }
+
+    async fn receive_page(&mut self, stream: &Stream<'_>) -> Result<(Page, Option<Witness>), BoxError> {
+        let mut page = self.new_page();
+        loop {
+            // Nothing is waited for after the first message, so nothing is lost if the future is dropped.
+            let message = match self.next.take() {
+                Some(next) => next,
+                None if page.count == 0 => self.receive().await?,
+                None => match self.try_receive()? {
+                    Some(message) => message,
+                    None => break,
+                },
+            };
+            // A consumer that was created while messages were read without it delivers them again.
+            if position(message.sequence) <= page.page.through {
+                continue;
+            }
+            if !page.add(stream.name(), &mut self.log, &message)? {
+                self.next = Some(message);
+                break;
+            }
+            if page.count == PAGE {
+                break;
+            }
+        }
+        Ok((page.page, page.witness))
+    }
+
+    fn new_page(&self) -> NewPage {
+        let page = Page { epoch: self.epoch, through: self.after, ..Page::default() };
+        NewPage { page, after: self.after, count: 0, witness: None }
+    }
+
+    /// Waits for the next message.
+    async fn receive(&mut self) -> Result<Stored, BoxError> {
+        let Source::Consumer(consumer) = &mut self.source else { return Err(ENDED.into()) };
+        let message = self.losses.unless_lost(consumer.messages.next()).await?;
+        consumer.accept(message.ok_or(ENDED)??)
+    }
+
+    /// Returns the next message if it has arrived.
+    fn try_receive(&mut self) -> Result<Option<Stored>, BoxError> {
+        let Source::Consumer(consumer) = &mut self.source else { return Err(ENDED.into()) };
+        // The caller that waits for the next message registers its own waker.
+        match pin!(consumer.messages.next()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(message) => consumer.accept(message.ok_or(ENDED)??).map(Some),
+            Poll::Pending => Ok(None),
+        }
+    }
+}
+
+/// Checks that the stream is still the log with this epoch.
+async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
+    if identity.glance(stream).await?.epoch == epoch { Ok(()) } else { Err(ANOTHER.into()) }
+}
+
+impl Consumer {
+    fn accept(&mut self, message: async_nats::jetstream::Message) -> Result<Stored, BoxError> {
+        let delivered = Delivered::try_from(message)?;
+        self.received += 1;
+        expect_number(&delivered, self.received)?;
+        Ok(delivered.stored)
+    }
+}
+
+/// A page while messages are added to it.
+struct NewPage {
+    page: Page,
+    after: u64,
+    count: usize,
+    witness: Option<Witness>,
+}
+
+impl NewPage {
+    /// Adds a message. Returns `false` if it belongs to the next page, as messages before it are missing.
+    fn add(&mut self, stream: &str, log: &mut Known, message: &Stored) -> Result<bool, BoxError> {
+        let is_mark = *message.subject == *message::mark_subject(stream);
+        if is_mark && !log.accept(message) {
+            return Err(ANOTHER.into());
+        }
+        let before = position(message.sequence.saturating_sub(1));
+        if before > log.without_marks(self.page.through) {
+            if self.count > 0 {
+                return Ok(false);
+            }
+            self.page.lost = before;
+        }
+        message::add(&mut self.page, self.after, stream, message);
+        self.witness = Witness::of(message).or(self.witness);
+        self.count += 1;
+        Ok(true)
+    }
+}
+
+const ENDED: &str = "the consumer has ended";
+const ANOTHER: &str = "the stream holds another log than before";
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // A consumer spawns a task when it is dropped, so it needs a runtime, and the hub may be dropped outside of one.
+        let _inside = self.runtime.enter();
+        self.source = Source::Starting(Box::pin(std::future::pending()), 0);
+    }
+}

@@ -1,0 +1,135 @@
+//! Reading the past of a stream.
+
+use super::{
+    consumer::{BYTES, PAGE, bytes_of_a_page, consume},
+    message::{self, Delivered, Stored, position, sequence_after},
+    stream::{State, Stream},
+};
+use crate::{BoxError, hub::backend::Page};
+use async_nats::client::Request;
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_stream::StreamExt;
+
+/// How long to wait for a consumer before messages are read one by one. Only the leader of all servers of a cluster can create a
+/// consumer, and while these elect one, the leader of the stream may have been elected already.
+const CONSUMER: Duration = Duration::from_millis(700);
+
+/// Reads what the stream has of these subjects after a position, up to a page of it. It may read other subjects as well.
+pub(super) async fn read(
+    stream: &Stream<'_>,
+    state: &State,
+    subjects: Vec<String>,
+    after: u64,
+    patience: Duration,
+) -> Result<Page, BoxError> {
+    let consumer = timeout(CONSUMER, consume(stream.link, stream.name(), sequence_after(after), subjects)).await;
+    let Ok(Ok(consumer)) = consumer else {
+        return read_one_by_one(stream, state, after).await;
+    };
+    let mut page = Page { through: after, ..Page::default() };
+    let mut pending = consumer.cached_info().num_pending;
+    let mut count = PAGE.min(pending.try_into().unwrap_or(PAGE));
+    if count > 0 {
+        let fetch = consumer.fetch().max_messages(count).max_bytes(bytes_of_a_page(stream.link)).expires(patience);
+        let mut messages = stream.link.answer(fetch.messages()).await?;
+        while count > 0 && pending > 0 {
+            let message = match timeout(patience, messages.next()).await? {
+                Some(Ok(message)) => message,
+                // The page has as many bytes as fit.
+                _ if page.through > after => break,
+                Some(Err(error)) => return Err(error),
+                None => return Err("the NATS server does not send what it has".into()),
+            };
+            let delivered = Delivered::try_from(message)?;
+            pending = delivered.pending;
+            count -= 1;
+            message::add(&mut page, after, stream.name(), &delivered.stored);
+        }
+    }
+    if pending == 0 {
+        page.through = page.through.max(position(state.last));
+    }
+    // A consumer that cannot be deleted is forgotten by the server all the same.
+    let delete = format!("CONSUMER.DELETE.{}.{}", stream.name(), consumer.cached_info().name);
+    let _result = stream.link.context.send_request(delete, Request::new()).await;
+    Ok(page)
+}
+
+async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: u64) -> Result<Page, BoxError> {
+    let mut page = Page { through: after, ..Page::default() };
+    let messages = next_messages(stream, sequence_after(after)).await?;
+    for message in &messages {
+        message::add(&mut page, after, stream.name(), message);
+    }
+    if messages.is_empty() {
+        page.through = page.through.max(position(state.last));
+    }
+    Ok(page)
+}
+
+/// Returns the messages with this sequence or a greater one, up to a page. It takes a request for each, and no consumer.
+pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
+    let (mut messages, mut bytes) = (Vec::new(), 0);
+    while messages.len() < PAGE && bytes < BYTES {
+        let Some(message) = stream.next(sequence).await? else { break };
+        sequence = message.sequence + 1;
+        bytes += message.payload.len();
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// Ends a page before the first message after `after` that is missing in the middle of the stream; or, if that is the next message,
+/// says up to where messages are missing.
+pub(super) fn report_holes(page: &mut Page, after: u64, deleted: &[u64]) {
+    let next = sequence_after(after.max(page.lost));
+    let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];
+    let Some(hole) = holes.first() else { return };
+    if *hole > next {
+        let end = position(hole - 1);
+        page.records.retain(|(position, _)| *position <= end);
+        page.through = page.through.min(end);
+        return;
+    }
+    let missing = (next..).zip(holes).take_while(|(expected, hole)| expected == *hole).count() as u64;
+    page.lost = position(next + missing - 1);
+    report_holes(page, page.lost, deleted);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::backend::{Record, RecordKind};
+    use bytes::Bytes;
+    use proptest::{collection::btree_set, prelude::*};
+
+    fn record() -> Record {
+        Record { topic: "t".into(), kind: RecordKind::Event, event: Bytes::new() }
+    }
+
+    proptest! {
+        #[test]
+        fn pages_deliver_each_message_or_report_it_missing(deleted in btree_set(1..40_u64, 0..40), from in 0..40_u64, size in 1..10_usize) {
+            let holes: Vec<_> = deleted.iter().copied().collect();
+            let mut after = position(from);
+            while after < position(40) {
+                let held = (sequence_after(after)..=40).filter(|sequence| !deleted.contains(sequence));
+                let records: Vec<_> = held.take(size).map(|sequence| (position(sequence), record())).collect();
+                let through = records.last().map_or(position(40), |(position, _)| *position);
+                let mut page = Page { through, records, ..Page::default() };
+                report_holes(&mut page, after, &holes);
+                prop_assert!(page.through > after || page.lost > after);
+                let end = page.through.max(page.lost);
+                for sequence in sequence_after(after)..=end / position(1) {
+                    let at = position(sequence);
+                    let is_delivered = page.records.iter().any(|(position, _)| *position == at) && at > page.lost;
+                    let is_reported = at <= page.lost;
+                    prop_assert!(is_delivered || is_reported, "{} of {:?}", sequence, page);
+                    prop_assert!(is_delivered != deleted.contains(&sequence), "{} of {:?}", sequence, page);
+                }
+                after = end;
+            }
+        }
+    }
+}

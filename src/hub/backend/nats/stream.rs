@@ -1,0 +1,189 @@
+//! Requests to JetStream about the stream: its configuration, its state, and single messages.
+
+use super::{link::Link, message::Stored};
+use crate::BoxError;
+use async_nats::jetstream::{
+    message::StreamMessage,
+    stream::{Config, RawMessage},
+};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// How long a server takes to delete a stream, and longer. Up to 2.9 at least, it says that the stream is gone, and then removes
+/// with its files the files of a stream that is created meanwhile. Such a stream stores messages and delivers none.
+const DELETION: Duration = Duration::from_millis(300);
+
+/// The code with which JetStream refuses to return a message that it does not have.
+const NO_MESSAGE: u64 = 10_037;
+
+/// One stream, as seen through one connection.
+pub(super) struct Stream<'a> {
+    pub(super) link: &'a Link,
+    pub(super) config: &'a Config,
+}
+
+/// Where a stream begins and ends.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    /// The sequence of the oldest message; of the next message if the stream is empty.
+    pub(super) first: u64,
+    /// The sequence of the newest message that the stream ever had.
+    pub(super) last: u64,
+    pub(super) messages: u64,
+    /// The age at which the server removes messages. `None`: never.
+    pub(super) max_age: Option<Duration>,
+}
+
+impl State {
+    /// Whether messages are missing between the oldest and the newest.
+    pub(super) fn has_holes(&self) -> bool {
+        self.messages < (self.last + 1).saturating_sub(self.first)
+    }
+}
+
+impl Stream<'_> {
+    pub(super) fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Returns the state of the stream. Creates the stream if it does not exist, after a pause if it existed before.
+    pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
+        let name = self.name();
+        let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
+        if name.is_empty() || !name.bytes().all(is_name) {
+            return Err(format!("{name:?} cannot be the name of a stream; use letters, digits, - and _").into());
+        }
+        let mut info = self.info(&Value::Null).await;
+        if existed && matches!(info, Err(Failure::Refused { code: 404, .. })) {
+            sleep(DELETION).await;
+            info = self.info(&Value::Null).await;
+        }
+        if let Err(Failure::Refused { code: 404, .. }) = info {
+            let created = self.link.answer(self.link.context.create_stream(self.config.clone())).await;
+            // Another node may have created it meanwhile.
+            info = self.info(&Value::Null).await;
+            if let (Err(_), Err(error)) = (&info, created) {
+                return Err(format!("the stream {name:?} does not exist and cannot be created: {error}").into());
+            }
+        }
+        let info = info?;
+        check(name, &info["config"])?;
+        state(name, &info)
+    }
+
+    /// Returns the state of the stream, and the sequences that are missing between its oldest and its newest message.
+    pub(super) async fn state_with_holes(&self) -> Result<(State, Vec<u64>), BoxError> {
+        let info = self.info(&Value::Null).await?;
+        let now = state(self.name(), &info)?;
+        if !now.has_holes() {
+            return Ok((now, Vec::new()));
+        }
+        let info = self.info(&json!({ "deleted_details": true })).await?;
+        let deleted = info["state"]["deleted"].as_array().into_iter().flatten().filter_map(Value::as_u64);
+        let mut deleted: Vec<_> = deleted.collect();
+        deleted.sort_unstable();
+        Ok((state(self.name(), &info)?, deleted))
+    }
+
+    /// Returns the message with this sequence, if the stream has it.
+    pub(super) async fn get(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
+        self.message(&json!({ "seq": sequence })).await
+    }
+
+    /// Returns the first message with this sequence or a greater one.
+    pub(super) async fn next(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
+        self.message(&json!({ "seq": sequence, "next_by_subj": ">" })).await
+    }
+
+    /// Returns the newest message of a subject.
+    pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, BoxError> {
+        self.message(&json!({ "last_by_subj": subject })).await
+    }
+
+    async fn message(&self, request: &Value) -> Result<Option<Stored>, BoxError> {
+        match ask(self.link, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
+            Ok(mut answer) => {
+                let message: RawMessage = serde_json::from_value(answer["message"].take())?;
+                let (subject, sequence) = (message.subject.clone(), message.sequence);
+                // Headers that cannot be read are foreign.
+                let foreign = |_| Stored { subject: subject.into(), sequence, headers: None, payload: Bytes::new() };
+                Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
+            }
+            Err(Failure::Refused { error: NO_MESSAGE, .. }) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    async fn info(&self, request: &Value) -> Result<Value, Failure> {
+        ask(self.link, &format!("STREAM.INFO.{}", self.name()), request).await
+    }
+}
+
+/// Refuses a stream that cannot be a log.
+fn check(name: &str, config: &Value) -> Result<(), BoxError> {
+    let subjects: Vec<_> = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let wanted = format!("{name}.>");
+    if !subjects.iter().any(|subject| [&*wanted, "*.>", ">"].contains(subject)) {
+        return Err(format!(
+            "the stream {name:?} is another one: its subjects are {subjects:?}, and not {wanted:?}; \
+             give this hub a stream of another name"
+        )
+        .into());
+    }
+    let retention = &config["retention"];
+    let per_subject = &config["max_msgs_per_subject"];
+    let reason = if retention.as_str().is_some_and(|retention| retention != "limits") {
+        format!("its retention is {retention}, not limits")
+    } else if config["no_ack"] == true {
+        "it does not acknowledge messages".to_owned()
+    } else if per_subject.as_i64().is_some_and(|most| most > 0) {
+        format!("max_msgs_per_subject is {per_subject}, which removes messages from the middle; set it to -1")
+    } else if config["mirror"].is_object() {
+        "it mirrors another stream, so nothing can be published to it".to_owned()
+    } else if config["sealed"] == true {
+        "it is sealed, so nothing can be published to it".to_owned()
+    } else if config["subject_transform"].is_object() {
+        "subject_transform changes the subjects, which are the topics".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(format!("the stream {name:?} cannot be a log: {reason}").into())
+}
+
+fn state(name: &str, info: &Value) -> Result<State, BoxError> {
+    let state = &info["state"];
+    let (Some(first), Some(last)) = (state["first_seq"].as_u64(), state["last_seq"].as_u64()) else {
+        return Err(format!("the server does not say where the stream {name:?} begins and ends").into());
+    };
+    let max_age = info["config"]["max_age"].as_u64().filter(|age| *age > 0).map(Duration::from_nanos);
+    Ok(State { first: first.max(1), last, messages: state["messages"].as_u64().unwrap_or(0), max_age })
+}
+
+/// Why JetStream did not do what it was asked to.
+enum Failure {
+    Refused { code: u64, error: u64, description: String },
+    Other(BoxError),
+}
+
+impl From<Failure> for BoxError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused { code, description, .. } => format!("{description} ({code})").into(),
+            Failure::Other(error) => error,
+        }
+    }
+}
+
+/// Sends a request that changes nothing, so it can be sent again if no answer comes.
+async fn ask(link: &Link, subject: &str, request: &Value) -> Result<Value, Failure> {
+    let ask = || link.context.request::<_, _, Value>(subject.to_owned(), request);
+    let answer = link.answer_of_any(ask).await.map_err(Failure::Other)?;
+    let Some(error) = answer.get("error") else { return Ok(answer) };
+    Err(Failure::Refused {
+        code: error["code"].as_u64().unwrap_or(0),
+        error: error["err_code"].as_u64().unwrap_or(0),
+        description: error["description"].as_str().unwrap_or("refused by the server").to_owned(),
+    })
+}

@@ -1,0 +1,410 @@
+//! Streams that are another log than before, although their name and configuration are the same, and streams with holes.
+
+use crate::{
+    nats::{SOON, admin, backend, connect, copy_all, marks, publish, publishes_again, reason, try_connect, until},
+    nats_cluster::Cluster,
+};
+use async_nats::jetstream::{self, stream};
+use e2e::store::{Engine, Store};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+use support::whatwg;
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_stream::StreamExt;
+use tower_sse::{
+    Event, EventId,
+    hub::{Hub, Start},
+};
+
+/// The data of the last event.
+const LAST: &str = "last";
+
+/// Publishers and clients on several nodes, before, during and after an incident.
+struct Traffic {
+    nodes: Vec<Hub>,
+    is_over: Arc<AtomicBool>,
+    /// Of each node the numbers that were acknowledged, and their ids.
+    acknowledged: Arc<Mutex<Vec<(usize, u32, String)>>>,
+    publishers: Vec<JoinHandle<()>>,
+    clients: Vec<JoinHandle<Received>>,
+}
+
+/// Events and gaps in the order in which a client received them.
+#[derive(Debug, Default)]
+struct Received {
+    events: Vec<(usize, u32)>,
+    /// How many events came before each gap.
+    gaps: Vec<usize>,
+}
+
+impl Traffic {
+    async fn start(nodes: &[Hub]) -> Self {
+        let is_over = Arc::<AtomicBool>::default();
+        let acknowledged = Arc::<Mutex<Vec<_>>>::default();
+        let mut clients = Vec::new();
+        for node in nodes {
+            let subscription = node.topic("news").subscribe(Start::Latest).await.expect("there is room");
+            let last = subscription.cursor();
+            drop(subscription);
+            clients.push(tokio::spawn(receive(node.clone(), last)));
+        }
+        let publishers = nodes.iter().cloned().enumerate().map(|(name, node)| {
+            let (is_over, acknowledged) = (is_over.clone(), acknowledged.clone());
+            tokio::spawn(async move {
+                for n in 0.. {
+                    if is_over.load(SeqCst) {
+                        break;
+                    }
+                    let published = node.topic("news").publish(Event::new(format!("{name}/{n}"))).await;
+                    match published {
+                        Ok(id) => acknowledged.lock().expect("no holder panics").push((name, n, id.to_string())),
+                        Err(_) => sleep(Duration::from_millis(5)).await,
+                    }
+                }
+            })
+        });
+        let publishers = publishers.collect();
+        let traffic = Self { nodes: nodes.to_vec(), is_over, acknowledged, publishers, clients };
+        traffic.acknowledges(500).await;
+        traffic
+    }
+
+    /// Waits until so many more events were acknowledged.
+    async fn acknowledges(&self, more: usize) {
+        let count = || self.acknowledged.lock().expect("no holder panics").len();
+        let (begin, before) = (Instant::now(), count());
+        while count() < before + more {
+            assert!(begin.elapsed() < 2 * SOON, "only {} of {more} were acknowledged", count() - before);
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Checks that no id was issued twice, and that each client has received every event or a gap in its place.
+    async fn check(self, what: &str) {
+        self.acknowledges(500).await;
+        self.is_over.store(true, SeqCst);
+        for publisher in self.publishers {
+            publisher.await.expect("it does not panic");
+        }
+        publishes_again(&self.nodes[0], LAST).await;
+        let acknowledged = self.acknowledged.lock().expect("no holder panics").clone();
+        let ids: BTreeSet<_> = acknowledged.iter().map(|(.., id)| id).collect();
+        assert_eq!(ids.len(), acknowledged.len(), "an id was acknowledged twice");
+        for (name, client) in self.clients.into_iter().enumerate() {
+            let received = timeout(SOON, client).await.expect("the last event comes").expect("it does not panic");
+            let missing = received.missing(&acknowledged);
+            println!(
+                "{what}: client {name} received {} events, {} gaps instead of {missing} of {} acknowledged events",
+                received.events.len(),
+                received.gaps.len(),
+                acknowledged.len()
+            );
+            assert!(!received.gaps.is_empty(), "the log was replaced");
+        }
+    }
+}
+
+impl Received {
+    /// Returns how many acknowledged events this client has not received. Panics if no gap is where one of them is missing.
+    fn missing(&self, acknowledged: &[(usize, u32, String)]) -> usize {
+        let mut first = BTreeMap::new();
+        for (index, event) in self.events.iter().enumerate() {
+            first.entry(*event).or_insert(index);
+        }
+        let mut missing = 0;
+        for (name, n, id) in acknowledged.iter().filter(|(name, n, _)| !first.contains_key(&(*name, *n))) {
+            let before = first.range((*name, 0)..(*name, *n)).map(|(_, index)| *index + 1).max().unwrap_or(0);
+            let after = first.range((*name, *n)..=(*name, u32::MAX)).map(|(_, index)| *index).min();
+            let after = after.unwrap_or(self.events.len());
+            let is_reported = self.gaps.iter().any(|gap| (before..=after).contains(gap));
+            assert!(is_reported, "{name}/{n} with the id {id} was lost silently: {:?}", self.gaps);
+            missing += 1;
+        }
+        missing
+    }
+}
+
+/// Receives events until the last, and reconnects with the last id whenever the stream ends.
+async fn receive(node: Hub, mut last: EventId) -> Received {
+    let mut received = Received::default();
+    loop {
+        let Ok(mut subscription) = node.topic("news").subscribe(last.clone()).await else {
+            sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        while let Some(events) = subscription.next().await {
+            let source = whatwg::parse_after(last.as_str(), events.as_bytes());
+            for message in source.messages {
+                match &*message.r#type {
+                    "gap" => received.gaps.push(received.events.len()),
+                    "hub-cursor" => {}
+                    _ if message.data == LAST => return received,
+                    _ => {
+                        let (name, n) = message.data.split_once('/').expect("two numbers");
+                        received.events.push((name.parse().expect("a number"), n.parse().expect("a number")));
+                    }
+                }
+            }
+            last = EventId::new(source.last_event_id).expect("an id");
+        }
+    }
+}
+
+async fn two_nodes(url: &str) -> [Hub; 2] {
+    [connect(backend(url)).await, connect(backend(url)).await]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_copy_issues_no_id_twice() {
+    let folder = tempfile::tempdir().expect("there is room");
+    let (files, copy) = (folder.path().join("files"), folder.path().join("copy"));
+    let mut store = Store::start(Engine::Nats, &["-sd", files.to_str().expect("UTF-8")]).await;
+    let nodes = two_nodes(&store.url()).await;
+    let traffic = Traffic::start(&nodes).await;
+    store.kill();
+    copy_all(&files, &copy);
+    store.restart().await;
+    traffic.acknowledges(1000).await;
+    store.kill();
+    fs::remove_dir_all(&files).expect("it is there");
+    copy_all(&copy, &files);
+    store.restart().await;
+    traffic.check("a copy was restored").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recreated_stream_with_same_configuration_is_another_log() {
+    let store = Store::start(Engine::Nats, &[]).await;
+    let nodes = two_nodes(&store.url()).await;
+    let admin = admin(&store.url()).await;
+    let config = admin.get_stream("tower-sse").await.expect("it is there").cached_info().config.clone();
+    let traffic = Traffic::start(&nodes).await;
+    for _ in 0..3 {
+        admin.delete_stream("tower-sse").await.expect("it is there");
+        // The nodes may have created it already.
+        let _stream = admin.create_stream(config.clone()).await;
+        traffic.acknowledges(500).await;
+    }
+    traffic.check("the stream was created again, three times").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_stream_of_restarted_server_is_another_log() {
+    let mut store = Store::start(Engine::Nats, &[]).await;
+    let config = stream::Config {
+        name: "tower-sse".to_owned(),
+        subjects: vec!["tower-sse.>".to_owned()],
+        storage: stream::StorageType::Memory,
+        ..stream::Config::default()
+    };
+    admin(&store.url()).await.create_stream(config.clone()).await.expect("there is none");
+    let nodes = two_nodes(&store.url()).await;
+    let traffic = Traffic::start(&nodes).await;
+    for _ in 0..2 {
+        store.kill();
+        store.restart().await;
+        // The server has forgotten the stream with its messages. An operator may be faster than the nodes.
+        let _stream = admin(&store.url()).await.create_stream(config.clone()).await;
+        traffic.acknowledges(500).await;
+    }
+    traffic.check("a server with a stream in memory was restarted twice").await;
+}
+
+/// The nodes are connected to the other servers, so no connection of theirs is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn cluster_server_without_its_disk_begins_another_log() {
+    let mut cluster = Cluster::start().await;
+    cluster.connect(&cluster.url(), 1).await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = (0..3).filter(|n| *n != leader).map(|n| cluster.servers[n].url()).collect();
+    let nodes = [cluster.connect(&others[0], 1).await, cluster.connect(&others[1], 1).await];
+    let traffic = Traffic::start(&nodes).await;
+    cluster.servers[leader].kill();
+    let folder = cluster.servers[leader].folder().to_owned();
+    for entry in fs::read_dir(&folder).expect("it is there").flatten() {
+        fs::remove_dir_all(entry.path()).expect("it is there");
+    }
+    cluster.servers[leader].restart().await;
+    traffic.check("a server of a cluster has lost its disk").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_that_starts_later_recognizes_another_log() {
+    let store = Store::start(Engine::Nats, &[]).await;
+    let node = connect(backend(&store.url())).await;
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(publish(&node, &format!("before {n}")).await);
+    }
+    drop(node);
+    let admin = admin(&store.url()).await;
+    let config = admin.get_stream("tower-sse").await.expect("it is there").cached_info().config.clone();
+    admin.delete_stream("tower-sse").await.expect("it is there");
+    sleep(Duration::from_millis(500)).await;
+    admin.create_stream(config).await.expect("there is none");
+    let later = connect(backend(&store.url())).await;
+    for n in 0..8 {
+        ids.push(publish(&later, &format!("after {n}")).await);
+    }
+    assert_eq!(ids.iter().map(EventId::as_str).collect::<BTreeSet<_>>().len(), ids.len(), "{ids:?}");
+    let mut client = later.topic("news").subscribe(ids[2].clone()).await.expect("there is room");
+    let got = until(&mut client, "after 7").await;
+    assert!(got.contains("event: gap\n") && got.contains("data: after 0\n"), "{got}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_marks_and_stale_configuration_stop_no_node() {
+    let store = Store::start(Engine::Nats, &[]).await;
+    let nodes = two_nodes(&store.url()).await;
+    let admin = admin(&store.url()).await;
+    let first = publish(&nodes[0], "first").await;
+    let put = async |subject: &str, kind: &str, payload: &'static str| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Tower-Sse-Kind", kind);
+        let ack = admin.publish_with_headers(subject.to_owned(), headers, payload.into()).await.expect("it is there");
+        ack.await.expect("it is stored");
+    };
+    // Kinds that this version does not know, and a configuration that somebody has edited, change nothing.
+    put("tower-sse.=", "log 7", "").await;
+    put("tower-sse.news=", "log 18446744073709551615", "data: no event\n\n").await;
+    let stream = admin.get_stream("tower-sse").await.expect("it is there");
+    let edited = stream::Config { description: Some("; log 1.7".to_owned()), ..stream.cached_info().config.clone() };
+    admin.update_stream(edited).await.expect("it is there");
+    let second = publish(&nodes[1], "second").await;
+    for node in [&nodes[0], &nodes[1], &connect(backend(&store.url())).await] {
+        let mut client = node.topic("news").subscribe(first.clone()).await.expect("there is room");
+        let got = until(&mut client, "data: second\n").await;
+        assert!(!got.contains("gap") && !got.contains("no event"), "{got}");
+    }
+    // Whatever somebody writes as a mark begins another log, once.
+    for payload in ["", "a mark of the operator", "\u{1F980}"] {
+        put("tower-sse._log", "", payload).await;
+        let third = publishes_again(&nodes[0], "third").await;
+        for node in [&nodes[0], &nodes[1], &connect(backend(&store.url())).await] {
+            let told = async {
+                loop {
+                    let mut client = node.topic("news").subscribe(second.clone()).await.expect("there is room");
+                    if let Some(Ok(events)) = timeout(SOON, client.next()).await.ok().flatten().map(Ok::<_, ()>) {
+                        if String::from_utf8_lossy(events.as_bytes()).contains("event: gap\n") {
+                            break;
+                        }
+                    }
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            timeout(SOON, told).await.expect("it is a gap");
+        }
+        let fourth = publishes_again(&nodes[1], "fourth").await;
+        assert_ne!(third, fourth);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_deleted_from_the_middle_are_a_gap() {
+    let store = Store::start(Engine::Nats, &[]).await;
+    let admin = admin(&store.url()).await;
+    // It retains too little for its clients, so that they read the stream.
+    let node = connect(backend(&store.url())).await;
+    let mut ids = Vec::new();
+    for n in 0..10 {
+        let topic = if (2..5).contains(&n) { "other" } else { "news" };
+        ids.push(node.topic(topic).publish(Event::display(n)).await.expect("it is there"));
+    }
+    for n in 0..200 {
+        publish(&node, &format!("filler {n}")).await;
+    }
+    let stream = admin.get_stream("tower-sse").await.expect("it is there");
+    let read = async |topic: &str, from: usize| {
+        let node = connect(backend(&store.url())).await;
+        let mut client = node.topic(topic).subscribe(ids[from].clone()).await.expect("there is room");
+        let next = timeout(SOON, client.next()).await.expect("there is something").expect("it does not end");
+        String::from_utf8_lossy(next.as_bytes()).into_owned()
+    };
+    assert!(
+        read("news", 0).await.starts_with(&format!("data: 1\nid: {}\n", ids[1]))
+            || !read("news", 0).await.contains("gap")
+    );
+
+    // The mark is message 1.
+    stream.delete_message(2 + 6).await.expect("it is there");
+    let mut client = connect(backend(&store.url())).await.topic("news").subscribe(ids[0].clone()).await.expect("room");
+    let got = until(&mut client, "data: filler 199\n").await;
+    let gap = got.find("event: gap\n").expect("there is a gap");
+    assert!(got.find("data: 5\n").expect("it is retained") < gap, "{got}");
+    assert!(gap < got.find("data: 7\n").expect("it is retained") && !got.contains("data: 6\n"), "{got}");
+
+    stream.purge().filter("tower-sse.other=").await.expect("it is there");
+    let got = read("other", 0).await;
+    assert!(got.contains("event: gap\n"), "{got}");
+    assert!(!read("news", 7).await.contains("gap"), "nothing after it is missing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_drop_from_the_middle_are_refused() {
+    let store = Store::start(Engine::Nats, &[]).await;
+    let admin = admin(&store.url()).await;
+    let make = async |name: &str, config: stream::Config| {
+        admin.create_stream(stream::Config { name: name.to_owned(), ..config }).await.expect("there is none");
+    };
+    let subjects = |name: &str| vec![format!("{name}.>")];
+    let config = stream::Config { subjects: subjects("seven"), max_messages_per_subject: 7, ..Default::default() };
+    make("seven", config).await;
+    make("sealed", stream::Config { subjects: subjects("sealed"), ..Default::default() }).await;
+    let sealed = admin.get_stream("sealed").await.expect("it is there").cached_info().config.clone();
+    admin.update_stream(stream::Config { sealed: true, ..sealed }).await.expect("it is there");
+    for (name, part) in [("seven", "max_msgs_per_subject is 7"), ("sealed", "sealed")] {
+        let error = try_connect(backend(&store.url()).stream(name)).await.expect_err("it is no log");
+        assert!(reason(&error).contains(part), "{}", reason(&error));
+    }
+}
+
+/// Waits until the stream has no message with data.
+async fn has_aged(admin: &jetstream::Context) {
+    let begin = Instant::now();
+    loop {
+        let stream = admin.get_stream("tower-sse").await.expect("it is there");
+        let state = &stream.cached_info().state;
+        if state.first_sequence > 3 && state.messages <= 1 {
+            return;
+        }
+        assert!(begin.elapsed() < SOON, "{state:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_or_purged_log_stays_the_same() {
+    let store = Store::start(Engine::Nats, &[]).await;
+    let admin = admin(&store.url()).await;
+    let backend = || backend(&store.url()).max_age(Duration::from_secs(2));
+    let node = connect(backend()).await;
+    let mut last = publish(&node, "first").await;
+    for text in ["aged", "purged"] {
+        match text {
+            "aged" => has_aged(&admin).await,
+            _ => drop(admin.get_stream("tower-sse").await.expect("it is there").purge().await.expect("it is there")),
+        }
+        // The node notices that the stream is empty when nothing has come for two seconds.
+        sleep(Duration::from_secs(3)).await;
+        let other = connect(backend()).await;
+        let next = publish(&other, text).await;
+        for node in [&node, &other] {
+            let mut client = node.topic("news").subscribe(last.clone()).await.expect("there is room");
+            let got = until(&mut client, &format!("data: {text}\n")).await;
+            assert!(!got.contains("gap"), "{got}");
+        }
+        last = next;
+    }
+    let marks: BTreeSet<_> = marks(&admin).await.into_iter().collect();
+    assert!(marks.len() <= 1, "there was one log: {marks:?}");
+}
