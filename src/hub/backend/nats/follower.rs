@@ -48,7 +48,7 @@ enum Source {
     /// A consumer is being created. Until it is there, messages are read one by one: only the leader of all servers of a cluster
     /// can create a consumer, and while these elect one, the leader of the stream may have been elected already.
     Starting(Starting, u32),
-    Consumer(Consumer),
+    Consumer(Box<Consumer>),
 }
 
 type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>;
@@ -105,7 +105,7 @@ impl Follower {
                     let failures = *failures;
                     match timeout(WITHOUT_CONSUMER, starting).await {
                         Ok(Ok(consumer)) => {
-                            self.source = Source::Consumer(consumer);
+                            self.source = Source::Consumer(Box::new(consumer));
                             expect_log(stream, identity, self.epoch).await?;
                             None
                         }

@@ -395,8 +395,10 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
 struct Shared<T> {
     begun: AtomicU64,
     /// The number of the last check that has ended, and its result.
-    last: tokio::sync::Mutex<Option<(u64, Result<T, Arc<str>>)>>,
+    last: tokio::sync::Mutex<Option<Ended<T>>>,
 }
+
+type Ended<T> = (u64, Result<T, Arc<str>>);
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
