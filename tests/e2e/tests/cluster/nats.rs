@@ -108,7 +108,7 @@ async fn read_until(subscription: &mut Subscription, text: &str) -> Result<Strin
 
 /// What a client gets that comes back with this id, until it has this in it, as soon as the node knows that it has missed
 /// something.
-async fn told(node: &Hub, id: &EventId, text: &str) -> String {
+pub(crate) async fn told(node: &Hub, id: &EventId, text: &str) -> String {
     let told = async {
         loop {
             let mut back = node.topic("news").subscribe(id.clone()).await.expect("there is room");
