@@ -44,6 +44,17 @@ pub enum ErrorKind {
     /// everybody gets it. To publish it again may be to publish it twice: where that matters, give it a key that whoever gets it
     /// knows it by. What was published without an error is in the log. The [`source`](std::error::Error::source) is the backend's.
     Backend,
+    /// Too many clients wait for history from the backend, and this client needs history, too. 503
+    /// Service Unavailable.
+    ///
+    /// A node sends the backend 8 history reads at a time. Up to 1,024 different reads run or wait;
+    /// clients that need the same read share it. A subscription that needs one more is this error.
+    /// The client has lost nothing: it can come back with the same id. If the hub retains more events
+    /// ([`max_events`](super::Builder::max_events) and its siblings), fewer clients need the backend.
+    ///
+    /// Only subscribing returns this error. An open subscription that has to read history waits, and
+    /// tries again after 200 to 400 ms.
+    Overloaded,
 }
 
 impl Error {
@@ -67,6 +78,10 @@ impl Error {
         Self { kind: ErrorKind::Backend, topic: topic.into(), limit: 0, source: Some(source) }
     }
 
+    pub(super) fn overloaded(limit: usize) -> Self {
+        Self { kind: ErrorKind::Overloaded, topic: "".into(), limit, source: None }
+    }
+
     pub(super) fn is_finished(&self) -> bool {
         self.kind == ErrorKind::Finished
     }
@@ -82,7 +97,9 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Finished => StatusCode::GONE,
-            ErrorKind::TooManyTopics | ErrorKind::ShutDown | ErrorKind::Backend => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::TooManyTopics | ErrorKind::ShutDown | ErrorKind::Backend | ErrorKind::Overloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
         }
     }
@@ -99,6 +116,10 @@ impl fmt::Display for Error {
             }
             ErrorKind::ShutDown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
+            ErrorKind::Overloaded => {
+                let limit = self.limit;
+                write!(f, "{limit} history reads are waiting for the backend; subscribe again later with the same id")
+            }
             ErrorKind::Backend if self.topic.is_empty() => f.write_str("the backend cannot be used"),
             ErrorKind::Backend => write!(f, "the backend has not confirmed what was published to {topic}"),
         }

@@ -1,7 +1,12 @@
 //! What a subscription gets from the backend: what the topics of this process no longer hold, for whoever comes back late or is
 //! slower than they are.
 
-use super::{Cut, GapReason, LagPolicy, Subscription, backend::Part, core::least, subscription::Came};
+use super::{
+    Cut, Error, GapReason, LagPolicy, Subscription,
+    backend::{MAX_QUEUED_READS, Part, RunError},
+    core::least,
+    subscription::Came,
+};
 use crate::{EncodedEvents, Event, EventId, random};
 use std::{
     pin::Pin,
@@ -47,10 +52,10 @@ enum State {
 /// whatever a backend's future is.
 struct Asked(Mutex<Pin<Box<Asking>>>);
 
-type Asking = dyn Future<Output = Option<Arc<Part>>> + Send;
+type Asking = dyn Future<Output = Result<Arc<Part>, RunError>> + Send;
 
 impl Future for Asked {
-    type Output = Option<Arc<Part>>;
+    type Output = Result<Arc<Part>, RunError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll(cx)
@@ -93,15 +98,17 @@ impl Subscription {
         self.history.as_ref().is_some_and(|history| history.is_unsure)
     }
 
-    /// Finds out what the client has missed, before it is answered.
-    pub(super) async fn begin_with_history(&mut self) {
+    /// Reads the first page of the history, so that a gap is known before the response. Continues
+    /// without the page after [`ANSWER`]. Fails if too many reads are waiting.
+    pub(super) async fn begin_with_history(&mut self) -> Result<(), Error> {
         let answer = Instant::now() + ANSWER;
         let comes_back = self.is_undecided();
         while let Some(State::Begins) = self.history.as_ref().map(|history| &history.state) {
-            let Some(mut page) = self.page() else { return };
+            let Some(mut page) = self.page() else { return Ok(()) };
             match timeout_at(answer, &mut page).await {
+                Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
                 Ok(part) => {
-                    if let Some(gap) = self.turn(part) {
+                    if let Some(gap) = self.turn(part.ok()) {
                         self.opening = Some(Box::new(gap.into()));
                     }
                 }
@@ -114,6 +121,7 @@ impl Subscription {
         } else if self.gap().is_none() && comes_back {
             self.came = Came::Back;
         }
+        Ok(())
     }
 
     /// What is to be handed out next, as long as that is history. `None`: the rest is in the topics of this process.
@@ -141,7 +149,9 @@ impl Subscription {
                     self.set(State::Begins);
                 }
                 State::Asks(page) => {
-                    let part = ready!(Pin::new(page).poll(cx));
+                    // A page that is rejected because too many reads are waiting is tried again, too:
+                    // the client has its response already.
+                    let part = ready!(Pin::new(page).poll(cx)).ok();
                     let Some(gap) = self.turn(part) else { continue };
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
                     if has_lagged && self.lag_policy == LagPolicy::Disconnect {
@@ -165,7 +175,10 @@ impl Subscription {
         let core = Arc::clone(&self.core);
         let topics: Arc<[_]> = self.readers.iter().map(|reader| reader.topic.name.clone()).collect();
         let after = self.cursor;
-        let page = async move { core.node.as_ref()?.read(topics, after).await };
+        let page = async move {
+            let node = core.node.as_ref().ok_or(RunError::Failed)?;
+            node.read(topics, after).await
+        };
         Some(Asked(Mutex::new(Box::pin(page))))
     }
 

@@ -185,7 +185,13 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// If no topic is named, or if the hub would have more topics than it may.
+    /// - [`NoTopics`](ErrorKind::NoTopics) if no topic is named.
+    /// - [`TooManyTopics`](ErrorKind::TooManyTopics) if the hub would have more topics than it may.
+    /// - [`Overloaded`](ErrorKind::Overloaded) if the client needs history from the backend, and 1,024
+    ///   other history reads run or wait. The client can come back with the same id.
+    /// - [`ShutDown`](ErrorKind::ShutDown) after [`shutdown`](Self::shutdown).
+    ///
+    /// A backend outage is not an error here.
     ///
     /// # Cancel safety
     ///

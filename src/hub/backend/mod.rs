@@ -12,9 +12,10 @@ mod memory;
 #[cfg(feature = "nats")]
 mod nats;
 mod node;
-mod questions;
+mod outage;
 #[cfg(feature = "redis")]
 mod redis;
+mod single_flight;
 
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
@@ -23,7 +24,8 @@ pub use nats::NatsBackend;
 pub use redis::RedisBackend;
 
 pub(super) use erased::Erased;
-pub(super) use node::{End, Node, Part};
+pub(super) use node::{End, MAX_QUEUED_READS, Node, Part};
+pub(super) use single_flight::RunError;
 
 use crate::BoxError;
 use bytes::Bytes;

@@ -1,6 +1,8 @@
 //! One process that follows a backend.
 
-use super::{Appended, Bounds, Erased, Ids, Page, Record, RecordKind, questions::Questions};
+use super::{
+    Appended, Bounds, Erased, Ids, Page, Record, RecordKind, RunError, outage::Outage, single_flight::SingleFlight,
+};
 use crate::{
     BoxError, EncodedEvents, Event, EventId,
     hub::{Error, Start, core::Core, cursor::Epoch},
@@ -11,13 +13,15 @@ use std::{
     collections::{HashMap, HashSet},
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
     task::{AbortHandle, yield_now},
     time::{sleep, timeout},
 };
@@ -39,16 +43,26 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// For as long as this [`connect`](Node::connect) reads what there is.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// How many pages are read for subscriptions at once. Who comes later waits for its turn.
-const READS: usize = 8;
+/// The number of history reads that the backend gets at the same time. Further reads wait.
+const MAX_CONCURRENT_READS: usize = 8;
+
+/// The number of history reads that run or wait, each for other topics or another position. A new
+/// subscription that needs one more is an error, [`Overloaded`](crate::hub::ErrorKind::Overloaded).
+///
+/// With 5 ms per read, the last of 1,024 waits for 0.7 s. Requests for the same read share one of
+/// them, and a read that no client waits for any more leaves the queue immediately.
+pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
 /// What a hub has of its backend.
 pub(in crate::hub) struct Node {
     backend: Arc<dyn Erased>,
     known: Mutex<Known>,
-    bounds: Questions<(), Bounds>,
-    reads: Questions<Place, Arc<Part>>,
-    turns: Arc<Semaphore>,
+    bounds: SingleFlight<(), Bounds>,
+    bounds_outage: Arc<Outage>,
+    reads: SingleFlight<Place, Arc<Part>>,
+    reads_outage: Arc<Outage>,
+    /// Whether the log says that reads are rejected.
+    is_overloaded: AtomicBool,
     /// In which it was connected.
     runtime: OnceLock<Handle>,
     reader: OnceLock<AbortHandle>,
@@ -96,9 +110,11 @@ impl Node {
         Self {
             backend,
             known: Mutex::default(),
-            bounds: Questions::default(),
-            reads: Questions::default(),
-            turns: Arc::new(Semaphore::new(READS)),
+            bounds: SingleFlight::new(1, 1),
+            bounds_outage: Arc::new(Outage::of("bounds")),
+            reads: SingleFlight::new(MAX_CONCURRENT_READS, MAX_QUEUED_READS),
+            reads_outage: Arc::new(Outage::of("read")),
+            is_overloaded: AtomicBool::new(false),
             runtime: OnceLock::new(),
             reader: OnceLock::new(),
         }
@@ -195,27 +211,48 @@ impl Node {
     }
 
     async fn bounds(&self) -> Option<Bounds> {
-        let backend = Arc::clone(&self.backend);
+        let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.bounds_outage));
         let bounds = move || {
-            let backend = Arc::clone(&backend);
-            async move { counted("bounds", backend.bounds()).await }
+            let (backend, outage) = (Arc::clone(&backend), Arc::clone(&outage));
+            async move { outage.watch(in_time(backend.bounds())).await.ok() }
         };
-        self.bounds.ask(self.runtime.get()?, (), bounds).await
+        self.bounds.run(self.runtime.get()?, (), bounds).await.ok()
     }
 
-    /// What the backend holds of these topics after a position, as much as makes a page. `None` if it does not answer.
-    pub(in crate::hub) async fn read(&self, topics: Arc<[Arc<str>]>, after: u64) -> Option<Arc<Part>> {
+    /// Reads one page of these topics after a position from the backend.
+    pub(in crate::hub) async fn read(&self, topics: Arc<[Arc<str>]>, after: u64) -> Result<Arc<Part>, RunError> {
+        let runtime = self.runtime.get().ok_or(RunError::Failed)?;
         let place = (topics.clone(), after);
-        let (backend, turns) = (Arc::clone(&self.backend), Arc::clone(&self.turns));
+        let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.reads_outage));
         let page = move || {
-            let (backend, turns, topics) = (Arc::clone(&backend), Arc::clone(&turns), Arc::clone(&topics));
+            let (backend, outage, topics) = (Arc::clone(&backend), Arc::clone(&outage), Arc::clone(&topics));
             async move {
-                let _turn = turns.acquire().await?;
-                let page = counted("read", backend.read(&topics, after)).await?;
-                Ok(Arc::new(Part::new(page, backend.ids())))
+                let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
+                Some(Arc::new(Part::new(page, backend.ids())))
             }
         };
-        self.reads.ask(self.runtime.get()?, place, page).await
+        let part = self.reads.run(runtime, place, page).await;
+        match part {
+            Err(RunError::Full) => self.read_was_rejected(),
+            _ => self.read_was_accepted(),
+        }
+        part
+    }
+
+    fn read_was_rejected(&self) {
+        metrics::read_rejected();
+        if !self.is_overloaded.swap(true, Ordering::Relaxed) {
+            trace::reads_rejected(MAX_QUEUED_READS);
+        }
+    }
+
+    /// Logs the end of an overload once half of the queue is free, so that a queue whose length is
+    /// about the limit does not log each read.
+    fn read_was_accepted(&self) {
+        let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
+        if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {
+            trace::reads_accepted();
+        }
     }
 
     pub(in crate::hub) async fn publish(
@@ -262,8 +299,11 @@ impl Node {
     /// Appends records. The log that stored them may be newer than the log that this node follows.
     async fn append(&self, core: &Core, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
         core.can_publish(topic)?;
-        let appended = counted("publish", self.backend.append(records)).await;
-        let appended = appended.map_err(|source| Error::backend(topic, source))?;
+        // The publisher gets the error, so it is counted and not logged.
+        let appended = in_time(self.backend.append(records)).await.map_err(|source| {
+            metrics::backend_failed("publish");
+            Error::backend(topic, source)
+        })?;
         let mut known = self.known();
         if known.epoch == appended.epoch {
             known.newest = known.newest.max(appended.position);
@@ -301,12 +341,12 @@ impl Part {
 async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut patience = PATIENCE;
-    let mut outage = Outage(false);
+    let outage = Outage::of("follow");
     loop {
-        match next(&*backend, after, epoch, &mut patience, &mut outage).await {
+        match next(&*backend, after, epoch, &mut patience, &outage).await {
             Ok(page) if page.epoch == epoch => {
                 let Some(core) = core.upgrade() else { return };
-                outage.is_over();
+                outage.succeeded();
                 (pause, patience) = (PAUSES[0], PATIENCE);
                 after = page.through;
                 core.deliver(page);
@@ -315,7 +355,7 @@ async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut 
                 continue;
             }
             Ok(_) => {}
-            Err(error) => outage.goes_on(&error),
+            Err(error) => outage.failed(&error),
         }
         // It may be another log that comes back. Nothing is read of it before that is known.
         let bounds = loop {
@@ -323,7 +363,7 @@ async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut 
             pause = longest.min(pause * 2);
             match in_time(backend.bounds()).await {
                 Ok(bounds) => break bounds,
-                Err(error) => outage.goes_on(&error),
+                Err(error) => outage.failed(&error),
             }
         };
         let Some(core) = core.upgrade() else { return };
@@ -341,7 +381,7 @@ async fn next(
     after: u64,
     epoch: u64,
     patience: &mut u32,
-    outage: &mut Outage,
+    outage: &Outage,
 ) -> Result<Page, BoxError> {
     let mut page = pin!(backend.follow(after));
     let mut missed = 0;
@@ -359,40 +399,17 @@ async fn next(
             Ok(Ok(bounds)) if bounds.epoch != epoch => return Err("the log is another one than before".into()),
             Ok(Ok(bounds)) if bounds.newest == after => {
                 missed = 0;
-                outage.is_over();
+                outage.succeeded();
             }
             Ok(Ok(_)) => missed += 1,
-            Ok(Err(error)) => outage.goes_on(&error),
+            Ok(Err(error)) => outage.failed(&error),
         }
     }
     *patience = patience.saturating_mul(2);
     Err("the backend does not hand out what is in the log".into())
 }
 
-/// Whether the log cannot be read now. Its operator is told once, and once when it can again.
-struct Outage(bool);
-
-impl Outage {
-    fn goes_on(&mut self, error: &BoxError) {
-        metrics::backend_failed("follow");
-        if !std::mem::replace(&mut self.0, true) {
-            trace::backend_failed(error);
-        }
-    }
-
-    fn is_over(&mut self) {
-        if std::mem::replace(&mut self.0, false) {
-            trace::backend_recovered();
-        }
-    }
-}
-
-/// The same, and a failure counts.
-async fn counted<T>(operation: &'static str, answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
-    in_time(answer).await.inspect_err(|_| metrics::backend_failed(operation))
-}
-
-/// An answer of the backend, in time.
+/// Waits for a response of the backend, at most [`LONGEST`].
 async fn in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
     timeout(LONGEST, answer).await?
 }
