@@ -3,6 +3,8 @@
 
 mod faulty;
 mod model;
+mod reads;
+mod threads;
 
 use faulty::{Faulty, Mode, Shared};
 use std::{sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
