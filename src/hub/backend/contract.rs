@@ -47,7 +47,7 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(a_long_log_is_read_in_pages(&open("pages", PLENTY).await)).await;
     Box::pin(who_follows_waits_and_loses_nothing_by_being_dropped(&open("follow", PLENTY).await)).await;
     Box::pin(all_have_one_order([open("order", PLENTY).await, open("order", PLENTY).await])).await;
-    Box::pin(concurrent_appends_share_no_position(async || open("positions of two", PLENTY).await)).await;
+    Box::pin(concurrent_appends_share_no_position(async || open("concurrent", PLENTY).await)).await;
     Box::pin(what_is_lost_is_told(&open("retention", 1000).await, 1000)).await;
 }
 

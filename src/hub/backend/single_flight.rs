@@ -109,7 +109,7 @@ impl<K: Eq + Hash, T> Shared<K, T> {
 
 impl<K: Clone + Eq + Hash, T> Shared<K, T> {
     /// Joins the callers of this key. Also returns the call to start if there was none.
-    fn join(self: &Arc<Self>, key: K) -> Result<(Caller<K, T>, Option<InFlight<K, T>>), RunError> {
+    fn join(self: &Arc<Self>, key: K) -> Result<Joined<K, T>, RunError> {
         let mut calls = self.calls();
         let Calls { by_key, next_number } = &mut *calls;
         let is_full = by_key.len() >= self.max_keys;
@@ -142,6 +142,9 @@ impl<K: Eq + Hash, T> Calls<K, T> {
         if call.is_running || call.callers.receiver_count() > 0 { None } else { self.by_key.remove(key) }
     }
 }
+
+/// A caller, and the call that it has to start if it is the first.
+type Joined<K, T> = (Caller<K, T>, Option<InFlight<K, T>>);
 
 /// A caller that waits for the value. The fields are dropped in this order.
 struct Caller<K: Eq + Hash, T> {
