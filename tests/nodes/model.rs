@@ -3,7 +3,10 @@
 //!
 //! The same steps run with paused time on one thread, and with real time on four threads.
 
-use super::faulty::{Faulty, Log, Mode, Shared};
+use super::{
+    faulty::{Faulty, Log, Mode, Shared},
+    threads::on_four_threads,
+};
 use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*, sample::Index};
 use std::{
@@ -349,7 +352,7 @@ impl World {
                     Some(_) if is_of_newest && it.missing(&logs[it.log], u64::MAX).is_none() => break,
                     Some(_) => {}
                 }
-                assert!(begun.elapsed() < Duration::from_secs(60), "client {client} does not get all");
+                assert!(begun.elapsed() < Duration::from_secs(30), "client {client} does not get all");
                 sleep(Duration::from_millis(2)).await;
             }
         }
@@ -551,8 +554,7 @@ proptest! {
         max_events in 1..12_usize,
         steps in vec(step(), 1..80),
     ) {
-        let runtime = runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
-        runtime.block_on(async {
+        on_four_threads(async {
             let mut world = World::new(max_records, max_events).await;
             for step in steps {
                 world.take(step.in_real_time()).await;

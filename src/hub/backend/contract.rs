@@ -196,6 +196,8 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     const AT_ONCE: usize = 16;
     let logs = [open().await, open().await];
     let Bounds { epoch, newest: begin, .. } = logs[0].bounds().await.expect("bounds");
+    // As a hub does before it appends.
+    assert_eq!(logs[1].bounds().await.expect("bounds").epoch, epoch, "both processes find the same log");
     // The number of the last record of each append, by the position that the append returned.
     let mut returned = BTreeMap::new();
     let mut count = 0;

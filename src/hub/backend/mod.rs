@@ -80,13 +80,14 @@ use std::sync::Arc;
 ///
 /// # What a hub does with it
 ///
-/// One task of each hub, the follower, calls [`follow`](Self::follow) again and again. The follower calls
+/// A hub calls [`bounds`](Self::bounds) before any other method. Then one task of each hub, the
+/// follower, calls [`follow`](Self::follow) again and again. The follower calls
 /// [`bounds`](Self::bounds) after an error, and after two seconds without a record. Publishers call
-/// [`append`](Self::append), many at the same time. The hub calls [`read`](Self::read) for clients that
-/// need records which the node does not retain. At most eight reads run at the same time, and all clients
-/// that need the same page share one read. Up to 1,024 different reads run or wait; see
-/// [`Overloaded`](super::ErrorKind::Overloaded). A read whose clients have all left before it began is
-/// not sent.
+/// [`append`](Self::append), many at the same time. The hub calls [`read`](Self::read) for clients
+/// that need records which the node does not retain. At most eight reads run at the same time, and
+/// all clients that need the same page share one read. Up to 1,024 different reads run or wait; see
+/// [`Overloaded`](super::ErrorKind::Overloaded). A read whose clients have all left before it began
+/// is not sent.
 ///
 /// # Examples
 ///
