@@ -134,13 +134,13 @@
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
-//! (`INFO`), with `operation`. The operation is `read` or `bounds` for requests on behalf of clients,
-//! and `follow` for the task that reads the log. The next successful request of the same operation
-//! ends the outage. An error of `publish` is returned to the publisher and is not logged.
+//! (`INFO`), with `operation`. The operation is `read` or `bounds` for requests on behalf of
+//! clients, and `follow` for the task that reads the log. The next successful request of the same
+//! operation ends the outage. An error of `publish` is returned to the publisher and is not logged.
 //!
 //! A hub that rejects history reads because [too many are waiting](hub::ErrorKind::Overloaded) logs
 //! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)
-//! with the first read for which at most half of the limit is in use.
+//! with the first read that finds at most half of the limit in use.
 //!
 //! # Runtime
 //!

@@ -1,4 +1,5 @@
-//! Metrics for the `metrics` facade. No other file uses that crate. Without the feature, all functions are empty.
+//! Metrics for the `metrics` facade. No other file uses that crate. Without the feature, all
+//! functions are empty.
 //!
 //! The names are listed in the documentation of the crate.
 

@@ -1,4 +1,5 @@
-//! Spans and events for `tracing`. No other file uses that crate. Without the feature, all functions are empty.
+//! Spans and events for `tracing`. No other file uses that crate. Without the feature, all
+//! functions are empty.
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) use off::{Entered, Parent, Request, Span, failed, refused};
@@ -65,8 +66,9 @@ mod on {
         warn!(target: TARGET, error, "stream failed");
     }
 
-    /// Logs the first failure of an outage of `follow`, `read` or `bounds`. Subscriptions wait, and their
-    /// clients see no error. Failures of `publish` are not logged: the publisher gets the error.
+    /// Logs the first failure of an outage of `follow`, `read` or `bounds`. Subscriptions wait, and
+    /// their clients see no error. Failures of `publish` are not logged: the publisher gets the
+    /// error.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str, error: &BoxError) {
         warn!(target: TARGET, operation, error = %error, "backend failed");

@@ -30,10 +30,11 @@ const TOPICS: [&str; 4] = ["0", "1", "2", "3"];
 const NODES: usize = 2;
 const SUBSCRIBERS: usize = 8;
 const FOLLOWERS: usize = 4;
-/// How many events the log retains, and how far publishers may be ahead of the slowest reader.
+/// The retention of the log, and the lead that publishers may have over the slowest reader.
 const RETAINED: usize = 50_000;
 const AHEAD: u64 = 10_000;
-/// How many events each topic of a node retains. A subscriber that is further behind reads the log.
+/// The number of events that each topic of a node retains. A subscriber that is further behind reads
+/// the log.
 const RETAINED_BY_NODE: usize = 500;
 /// The test fails after so long without progress. Blocked threads cannot run a timer of tokio.
 const STUCK: Duration = Duration::from_secs(30);
@@ -41,7 +42,7 @@ const STUCK: Duration = Duration::from_secs(30);
 struct World {
     log: MemoryBackend,
     published: AtomicU64,
-    /// How many events each subscriber and each follower has received.
+    /// The number of events that each subscriber and each follower has received.
     received: Vec<AtomicU64>,
     is_over: AtomicBool,
 }

@@ -49,11 +49,12 @@ pub enum ErrorKind {
     ///
     /// A node sends the backend 8 history reads at a time. Up to 1,024 different reads run or wait;
     /// clients that need the same read share it. A subscription that needs one more is this error.
-    /// The client has lost nothing: it can come back with the same id. If the hub retains more events
-    /// ([`max_events`](super::Builder::max_events) and its siblings), fewer clients need the backend.
+    /// The client has lost nothing: it can come back with the same id. If the hub retains more
+    /// events ([`max_events`](super::Builder::max_events) and its siblings), fewer clients need the
+    /// backend.
     ///
-    /// Only subscribing returns this error. An open subscription that has to read history waits, and
-    /// tries again after 200 to 400 ms.
+    /// Only subscribing returns this error. An open subscription that has to read history waits,
+    /// and tries again after 200 to 400 ms.
     Overloaded,
 }
 

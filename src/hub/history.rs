@@ -149,8 +149,8 @@ impl Subscription {
                     self.set(State::Begins);
                 }
                 State::Asks(page) => {
-                    // A page that is rejected because too many reads are waiting is tried again, too:
-                    // the client has its response already.
+                    // A page that is rejected because too many reads are waiting is tried again,
+                    // too: the client has its response already.
                     let part = ready!(Pin::new(page).poll(cx)).ok();
                     let Some(gap) = self.turn(part) else { continue };
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);

@@ -187,8 +187,8 @@ impl Hub {
     ///
     /// - [`NoTopics`](ErrorKind::NoTopics) if no topic is named.
     /// - [`TooManyTopics`](ErrorKind::TooManyTopics) if the hub would have more topics than it may.
-    /// - [`Overloaded`](ErrorKind::Overloaded) if the client needs history from the backend, and 1,024
-    ///   other history reads run or wait. The client can come back with the same id.
+    /// - [`Overloaded`](ErrorKind::Overloaded) if the client needs history from the backend, and
+    ///   1,024 other history reads run or wait. The client can come back with the same id.
     /// - [`ShutDown`](ErrorKind::ShutDown) after [`shutdown`](Self::shutdown).
     ///
     /// A backend outage is not an error here.

@@ -33,7 +33,7 @@ pub(crate) struct Faulty {
     shared: Shared,
     mode: Arc<watch::Sender<Mode>>,
     pub page: Arc<AtomicUsize>,
-    /// How many milliseconds each read takes.
+    /// The duration of each read in milliseconds.
     pub delay: Arc<AtomicU64>,
     pub asked: Arc<Asked>,
 }

@@ -334,7 +334,8 @@ impl World {
         true
     }
 
-    /// Mends the connections, and reads until each client has all that it may not miss. Uses real time.
+    /// Mends the connections, and reads until each client has all that it may not miss. Uses real
+    /// time.
     async fn come_to_rest_soon(&mut self) {
         for connection in &self.connections {
             connection.set(Mode::Works);
@@ -427,8 +428,8 @@ impl Client {
         }
     }
 
-    /// Returns the first position before this one whose event the client should have. Evicted events
-    /// that were reported and states that were replaced are not missing.
+    /// Returns the first event before this position that the client should have and has not.
+    /// Reported evictions and replaced states are not missing.
     fn missing(&self, log: &Log, position: u64) -> Option<u64> {
         let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.lost));
         let mut skipped = log.all.range(self.at + 1..).take_while(|(missed, _)| **missed < position);

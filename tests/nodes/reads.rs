@@ -13,11 +13,12 @@ use tower_sse::{
     hub::{ErrorKind, Hub, Start},
 };
 
-/// How many different reads run or wait, as documented.
+/// The documented limit of different reads that run or wait.
 const MAX_QUEUED_READS: usize = 1_024;
 const READ: Duration = Duration::from_millis(5);
 
-/// Two nodes that retain one event, a log of so many events of the topic "a", and the ids of all events.
+/// Two nodes that retain one event, a log of so many events of the topic "a", and the ids of all
+/// events.
 async fn nodes_with_history(events: usize) -> ([Hub; 2], [Faulty; 2], Vec<EventId>) {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;

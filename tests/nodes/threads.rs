@@ -28,8 +28,8 @@ use tower_sse::{
 /// Longer than any wait of a test that passes.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Runs a test on four threads. Ends the process if the test, or the end of its runtime, takes too long:
-/// blocked threads run no timer of tokio, and a runtime waits for them.
+/// Runs a test on four threads. Ends the process if the test, or the end of its runtime, takes too
+/// long: blocked threads run no timer of tokio, and a runtime waits for them.
 pub(crate) fn on_four_threads(test: impl Future<Output = ()>) {
     let (_done, is_done) = mpsc::channel::<()>();
     thread::spawn(move || {
@@ -46,7 +46,8 @@ async fn in_time<T>(future: impl Future<Output = T>) -> T {
     timeout(LIMIT, future).await.expect("in time")
 }
 
-/// Reads until so many messages have arrived, or the end. Returns their data, and the reason of a gap.
+/// Reads until so many messages have arrived, or the end. Returns their data, and the reason of a
+/// gap.
 async fn take(subscription: &mut Subscription, count: usize) -> Vec<String> {
     let mut taken = Vec::new();
     while taken.len() < count {

@@ -1,7 +1,8 @@
 //! Checks of the contract of every [`Backend`], for authors of one (feature `backend-contract`).
 //!
-//! The checks run against a real server as well as in memory. They take seconds, and leave their logs
-//! behind. They see a log from outside only, so two parts of the contract need tests of their own:
+//! The checks run against a real server as well as in memory. They take seconds, and leave their
+//! logs behind. They see a log from outside only, so two parts of the contract need tests of their
+//! own:
 //!
 //! - a server that is killed, cut off, restored from a backup or replaced;
 //! - records that another program has written into the log.
@@ -25,16 +26,16 @@ use tokio::time::timeout;
 
 /// The time limit of a request that has to succeed.
 const SOON: Duration = Duration::from_secs(20);
-/// How long a check waits to see that nothing happens.
+/// The time that a check waits to see that nothing happens.
 const A_WHILE: Duration = Duration::from_millis(200);
 /// More records than any check appends, except the check of retention.
 const PLENTY: usize = 100_000;
 
 /// Runs all checks, each on a log of its own.
 ///
-/// `open` connects to the log with this name, which is empty if the name is new. The log retains about
-/// as many records as the second argument says. A check may open one name several times: each connection
-/// stands for another process.
+/// `open` connects to the log with this name, which is empty if the name is new. The log retains
+/// about as many records as the second argument says. A check may open one name several times: each
+/// connection stands for another process.
 ///
 /// # Panics
 ///
@@ -152,8 +153,8 @@ async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &
     assert_eq!(followed.len(), 100);
 }
 
-/// Two processes that append at the same time read the records in the same order. The records of one
-/// append stay together.
+/// Two processes that append at the same time read the records in the same order. The records of
+/// one append stay together.
 async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     const BATCHES: usize = 100;
     const BATCH: usize = 5;
@@ -189,8 +190,8 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
 }
 
-/// Appends that run at the same time, from two processes, return positions of their own. A process that
-/// connects later continues after them.
+/// Appends that run at the same time, from two processes, return positions of their own. A process
+/// that connects later continues after them.
 async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 16;

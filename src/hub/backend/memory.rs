@@ -6,7 +6,8 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// A log in the memory of this process: for tests with several hubs, and as the simplest [`Backend`].
+/// A log in the memory of this process: for tests with several hubs, and as the simplest
+/// [`Backend`].
 ///
 /// Clones share the log. The log retains the newest `max_records` records of all topics together.
 ///

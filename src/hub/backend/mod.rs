@@ -1,11 +1,11 @@
 //! Logs that several processes share, and the trait to write another one.
 //!
-//! A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server, and
-//! each process that connects to the server is a node. A node reads each record once, whatever the
-//! number of its clients, into topics in its own memory. Clients get the records from there, as from a
-//! hub in memory. A client that resumes before the oldest event of the node gets the records in between
-//! from the backend, page by page. If the backend has evicted some of them, the client gets a
-//! [`Gap`](super::Gap). See [several nodes](super#several-nodes).
+//! A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
+//! and each process that connects to the server is a node. A node reads each record once, whatever
+//! the number of its clients, into topics in its own memory. Clients get the records from there, as
+//! from a hub in memory. A client that resumes before the oldest event of the node gets the records
+//! in between from the backend, page by page. If the backend has evicted a record in between, the
+//! client gets a [`Gap`](super::Gap). See [several nodes](super#several-nodes).
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
@@ -35,34 +35,35 @@ use std::sync::Arc;
 
 /// A log that outlives its readers.
 ///
-/// A [`Hub`](super::Hub) that is [connected](super::Builder::backend) to a backend is one hub in several
-/// processes. Each record of the log has a position. Positions begin at 1 and rise, not necessarily by
-/// one. All topics share one order.
+/// A [`Hub`](super::Hub) that is [connected](super::Builder::backend) to a backend is one hub in
+/// several processes. Each record of the log has a position. Positions begin at 1 and rise, not
+/// necessarily by one. All topics share one order.
 ///
 /// # What holds of every implementation
 ///
-/// 1. **Order.** Once a reader can see a record, no record with a smaller position may appear. A page
-///    contains every record up to its end. (A sequence in SQL alone does not give this: a transaction
-///    with a smaller number can commit later.)
-/// 2. **Durability.** After [`append`](Self::append) has returned `Ok`, the records are in the log for
-///    as long as its retention allows. They survive the failures that the implementation documents.
-/// 3. **Reported loss.** A record that was in the log and is not retained any more has a position up to
-///    and including [`Page::lost`] and [`Bounds::lost`].
+/// 1. **Order.** Once a reader can see a record, no record with a smaller position may appear. A
+///    page contains every record up to its end. (A sequence in SQL alone does not give this: a
+///    transaction with a smaller number can commit later.)
+/// 2. **Durability.** After [`append`](Self::append) has returned `Ok`, the records are in the log
+///    for as long as its retention allows. They survive the failures that the implementation
+///    documents.
+/// 3. **Reported loss.** A record that was in the log and is not retained any more has a position
+///    up to and including [`Page::lost`] and [`Bounds::lost`].
 /// 4. **No position is used twice.** Two records of one [epoch](Bounds::epoch) never have the same
 ///    position, even if the first of them was deleted. A log that was deleted and created again, or
-///    restored from a backup, or has lost its newest records in a failover, has another epoch before it
-///    stores the next record. Otherwise a client could resume in it with an id of the previous log, and
-///    miss events.
+///    restored from a backup, or has lost its newest records in a failover, has another epoch
+///    before it stores the next record. Otherwise a client could resume in it with an id of the
+///    previous log, and miss events.
 /// 5. **An id is made of one log.** The hub makes an id from an epoch and a position. [`Appended`],
-///    [`Page`] and [`Bounds`] therefore have the epoch of the log that their positions belong to, even
-///    if another log replaced it during the call.
+///    [`Page`] and [`Bounds`] therefore have the epoch of the log that their positions belong to,
+///    even if another log replaced it during the call.
 /// 6. **Foreign records stop no follower.** Another program may have written a record that the
-///    implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip such a
-///    record: [`Page::through`] passes its position. They neither return an error for it nor panic, nor
-///    return the same position again and again. The hub in turn skips a record whose
+///    implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip such
+///    a record: [`Page::through`] passes its position. They neither return an error for it nor
+///    panic, nor return the same position again and again. The hub in turn skips a record whose
 ///    [`event`](Record::event) is not exactly one event.
-/// 7. **Cancel safety.** Dropping a future loses no record: the next call returns what the dropped call
-///    did not. An append whose future is dropped may or may not have happened.
+/// 7. **Cancel safety.** Dropping a future loses no record: the next call returns what the dropped
+///    call did not. An append whose future is dropped may or may not have happened.
 ///
 /// [`contract::check`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/contract/index.html)
 /// (feature `backend-contract`) checks the parts of this that can be seen from outside.
@@ -70,13 +71,13 @@ use std::sync::Arc;
 /// # Errors
 ///
 /// The backend describes an error, and the hub handles it. The hub counts each error (feature
-/// `metrics`). It returns the error of an append to the publisher. It logs the other errors once per
-/// outage (feature `tracing`), and sends the requests that its subscriptions need again by itself, after
-/// at most half a second.
+/// `metrics`). It returns the error of an append to the publisher. It logs the other errors once
+/// per outage (feature `tracing`), and sends the requests that its subscriptions need again by
+/// itself, after at most half a second.
 ///
-/// An implementation repeats a request only if the request cannot take effect twice. It does not wait
-/// for a server that is down: a request without a response is an error after a few seconds. The hub
-/// gives up a request after ten seconds.
+/// An implementation repeats a request only if the request cannot take effect twice. It does not
+/// wait for a server that is down: a request without a response is an error after a few seconds.
+/// The hub gives up a request after ten seconds.
 ///
 /// # What a hub does with it
 ///
@@ -169,44 +170,48 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Returns the epoch of the log, and where the log begins and ends now.
     ///
-    /// [`Bounds::newest`] is never smaller than a position that any method of this process has returned
-    /// before, unless the log has lost its newest records. If the log ends before the position that the
-    /// follower has read, the hub ends all its subscriptions and starts again with the log as it is.
+    /// [`Bounds::newest`] is never smaller than a position that any method of this process has
+    /// returned before, unless the log has lost its newest records. If the log ends before the
+    /// position that the follower has read, the hub ends all its subscriptions and starts again
+    /// with the log as it is.
     fn bounds(&self) -> impl Future<Output = Result<Bounds, BoxError>> + Send;
 
-    /// Appends records, all or none, without other records between them. Returns the epoch of the log
-    /// and the position of the last record.
+    /// Appends records, all or none, without other records between them. Returns the epoch of the
+    /// log and the position of the last record.
     ///
-    /// The epoch and the position belong to the log that stored the records, even if that log replaced
-    /// another one during the call. The hub makes the id of the last event from them. No other append
-    /// returns the same pair.
+    /// The epoch and the position belong to the log that stored the records, even if that log
+    /// replaced another one during the call. The hub makes the id of the last event from them. No
+    /// other append returns the same pair.
     ///
-    /// There is at least one record, and all have the same topic and kind. Together the events can have
-    /// any size; more than the server accepts is an error. The hub does not copy the events before.
+    /// There is at least one record, and all have the same topic and kind. Together the events can
+    /// have any size; more than the server accepts is an error. The hub does not copy the events
+    /// before.
     ///
-    /// `Ok` means that the records survive what the implementation says they survive. If it is unknown
-    /// whether the server stored the records, that is an error. The records may be in the log then, once.
+    /// `Ok` means that the records survive what the implementation says they survive. If it is
+    /// unknown whether the server stored the records, that is an error. The records may be in the
+    /// log then, once.
     ///
-    /// If one append returns before another begins, on any node, the records of the first come first.
+    /// If one append returns before another begins, on any node, the records of the first come
+    /// first.
     fn append(&self, records: Vec<Record>) -> impl Future<Output = Result<Appended, BoxError>> + Send;
 
     /// Returns one page of the records of these topics after a position, about a thousand.
     ///
-    /// The call does not wait for new records. If the page ends before the log does, [`Page::through`] is
-    /// greater than `after`, even if no record of the page is of these topics. If the page ends where the
-    /// log does, `through` is the end of the log. That is smaller than `after` if the log ends before
-    /// `after`.
+    /// The call does not wait for new records. If the page ends before the log does,
+    /// [`Page::through`] is greater than `after`, even if no record of the page is of these topics.
+    /// If the page ends where the log does, `through` is the end of the log. That is smaller than
+    /// `after` if the log ends before `after`.
     fn read(&self, topics: &[Arc<str>], after: u64) -> impl Future<Output = Result<Page, BoxError>> + Send;
 
     /// Returns the next records of all topics after a position, in pages of about a thousand.
     ///
-    /// The call waits until there is at least one record, or an evicted range to report. If the log was
-    /// replaced by another one, the call does not wait: it returns an error, or a page with the epoch of
-    /// the other log. The hub delivers nothing of such a page.
+    /// The call waits until there is at least one record, or an evicted range to report. If the log
+    /// was replaced by another one, the call does not wait: it returns an error, or a page with the
+    /// epoch of the other log. The hub delivers nothing of such a page.
     ///
     /// One task calls this again and again, each time with the end of the previous page. So an
-    /// implementation can keep its connection or consumer from one call to the next. Sometimes the hub
-    /// drops the future and calls again with the same position.
+    /// implementation can keep its connection or consumer from one call to the next. Sometimes the
+    /// hub drops the future and calls again with the same position.
     fn follow(&self, after: u64) -> impl Future<Output = Result<Page, BoxError>> + Send;
 }
 
@@ -214,16 +219,17 @@ pub trait Backend: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ids {
-    /// `<epoch>-<position>`. The epoch is eight letters and digits for 40 bits of [`Bounds::epoch`].
+    /// `<epoch>-<position>`. The epoch is eight letters and digits for 40 bits of
+    /// [`Bounds::epoch`].
     Positions,
     /// `<epoch>-<message>`, for a log of messages that contain several events.
     ///
-    /// Each message has 65,536 positions, and the last event of a message has the last of them. The id of
-    /// an event before the last of its message is `<epoch>-<message>-<n>`, where `n` counts the events
-    /// that follow it in the message.
+    /// Each message has 65,536 positions, and the last event of a message has the last of them. The
+    /// id of an event before the last of its message is `<epoch>-<message>-<n>`, where `n` counts
+    /// the events that follow it in the message.
     Messages,
-    /// `<time>-<sequence>`, for a log whose positions are times in milliseconds with a sequence number of
-    /// 20 bits. Times do not start again, so the ids contain no epoch.
+    /// `<time>-<sequence>`, for a log whose positions are times in milliseconds with a sequence
+    /// number of 20 bits. Times do not start again, so the ids contain no epoch.
     Times,
 }
 
@@ -239,13 +245,14 @@ pub struct Appended {
 /// The epoch, the begin and the end of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Identifies one lifetime of the log. An earlier or later log under the same name has another epoch.
-    /// The ids of events contain 40 bits of it.
+    /// Identifies one lifetime of the log. An earlier or later log under the same name has another
+    /// epoch. The ids of events contain 40 bits of it.
     pub epoch: u64,
-    /// Eviction watermark: records up to and including this position may have been evicted. 0 if the log
-    /// retains everything.
+    /// Eviction watermark: records up to and including this position may have been evicted. 0 if
+    /// the log retains everything.
     pub lost: u64,
-    /// The position of the newest record that the log has stored, evicted or not. 0 if there was none.
+    /// The position of the newest record that the log has stored, evicted or not. 0 if there was
+    /// none.
     pub newest: u64,
 }
 
@@ -277,12 +284,12 @@ pub enum RecordKind {
 pub struct Page {
     /// The [`Bounds::epoch`] of the log when the page was read.
     pub epoch: u64,
-    /// Eviction watermark: records after the requested position, up to and including this position, may
-    /// have been evicted. 0 if the log retains everything after the requested position.
+    /// Eviction watermark: records after the requested position, up to and including this position,
+    /// may have been evicted. 0 if the log retains everything after the requested position.
     pub lost: u64,
     /// The retained records with their positions, in rising order.
     pub records: Vec<(u64, Record)>,
-    /// The end of the page. Each record up to and including this position is in the page, or was evicted,
-    /// or is of a topic that was not requested. Never smaller than `lost`.
+    /// The end of the page. Each record up to and including this position is in the page, or was
+    /// evicted, or is of a topic that was not requested. Never smaller than `lost`.
     pub through: u64,
 }

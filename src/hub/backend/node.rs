@@ -61,7 +61,7 @@ pub(in crate::hub) struct Node {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<Place, Arc<Part>>,
     reads_outage: Arc<Outage>,
-    /// Whether the log says that reads are rejected.
+    /// The last logged state: whether reads are rejected.
     is_overloaded: AtomicBool,
     /// In which it was connected.
     runtime: OnceLock<Handle>,

@@ -5,8 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Counts the failures of one operation, and logs where an outage of the operation begins and ends.
 ///
-/// An outage begins with the first failure. It ends with the first success of a request that was sent
-/// after the last failure. So requests that overlap do not begin and end one outage many times.
+/// An outage begins with the first failure. It ends with the first success of a request that was
+/// sent after the last failure. So requests that overlap do not begin and end one outage many
+/// times.
 #[derive(Debug)]
 pub(super) struct Outage {
     operation: &'static str,

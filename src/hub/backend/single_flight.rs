@@ -79,8 +79,8 @@ impl<K: Eq + Hash, T> SingleFlight<K, T> {
 impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + Sync + 'static> SingleFlight<K, T> {
     /// Returns the value of a call of `f` that begins after this call of `run`.
     ///
-    /// So the value is never older than the request. Requests that arrive while a call runs share the
-    /// next call.
+    /// So the value is never older than the request. Requests that arrive while a call runs share
+    /// the next call.
     pub(super) async fn run<F>(
         &self,
         runtime: &Handle,
@@ -263,7 +263,8 @@ mod tests {
         }
     }
 
-    /// Calls that take a second and return how many calls there were before. The eighth call panics.
+    /// Calls that take a second and return how many calls there were before. The eighth call
+    /// panics.
     struct World {
         flights: SingleFlight<u32, u64>,
         calls: Arc<AtomicU64>,
