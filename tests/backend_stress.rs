@@ -33,8 +33,8 @@ const FOLLOWERS: usize = 4;
 /// The retention of the log, and the lead that publishers may have over the slowest reader.
 const RETAINED: usize = 50_000;
 const AHEAD: u64 = 10_000;
-/// The number of events that each topic of a node retains. A subscriber that is further behind reads
-/// the log.
+/// The number of events that each topic of a node retains. A subscriber that is further behind
+/// reads the log.
 const RETAINED_BY_NODE: usize = 500;
 /// The test fails after so long without progress. Blocked threads cannot run a timer of tokio.
 const STUCK: Duration = Duration::from_secs(30);

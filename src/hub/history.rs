@@ -1,5 +1,5 @@
-//! What a subscription gets from the backend: what the topics of this process no longer hold, for whoever comes back late or is
-//! slower than they are.
+//! Replay from the backend: the events that the topics of this node do not retain any more, for
+//! clients that return late and for subscribers that have lagged.
 
 use super::{
     Cut, Error, GapReason, LagPolicy, Subscription,
@@ -16,14 +16,15 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
-/// How long to wait before a backend that did not answer is asked again; up to twice as long, so that not all ask at once.
+/// The pause before a history read is sent again: between once and twice this time, so that not all
+/// subscriptions read at once.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a client waits for its answer so that it begins with what the backend says. Then it is answered without, and gets
-/// that when it comes.
+/// The time limit of a new subscription for its first page. Then the client gets its response, and
+/// later the page.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// A look into the log of the backend. It goes on in the topics of this process as soon as these hold what follows.
+/// A replay from the backend. It ends as soon as the topics of this node retain what follows.
 pub(super) struct History {
     untold: Option<Untold>,
     /// Whether the cursor may be greater than any in the log.
@@ -48,8 +49,8 @@ enum State {
     Has(EncodedEvents, u64),
 }
 
-/// A page that was asked for. The lock is never taken: with it a subscription can be shared between threads, as other streams can,
-/// whatever a backend's future is.
+/// A requested page. The mutex is never locked. It makes a subscription `Sync`, as other streams
+/// are, whatever the future of the backend is.
 struct Asked(Mutex<Pin<Box<Asking>>>);
 
 type Asking = dyn Future<Output = Result<Arc<Part>, RunError>> + Send;
@@ -63,7 +64,8 @@ impl Future for Asked {
 }
 
 impl Subscription {
-    /// Goes on from its cursor with what the backend holds. If there is a reason, something is missing whatever that is.
+    /// Starts a replay after the cursor. With a reason, a gap is reported whatever the backend
+    /// retains.
     pub(super) fn look_back(&mut self, requested: Option<EventId>, reason: Option<GapReason>, is_unsure: bool) {
         let untold = requested.map(|requested| Untold {
             requested,
@@ -73,13 +75,14 @@ impl Subscription {
         self.history = Some(Box::new(History { untold, is_unsure, state: State::Begins }));
     }
 
-    /// The same for one that has fallen behind.
+    /// Starts a replay for a subscription that has lagged.
     fn fall_back(&mut self) {
         let untold = Untold { requested: self.cursor(), reason: GapReason::Lagged, is_certain: false };
         self.history = Some(Box::new(History { untold: Some(untold), is_unsure: false, state: State::Begins }));
     }
 
-    /// What is no longer held here may be in the backend, if there is one.
+    /// Starts a replay for a subscription that has lagged, if there is a backend. Returns whether
+    /// it has.
     pub(super) fn can_look_back(&mut self) -> bool {
         let has_backend = self.core.node.is_some();
         if has_backend {
@@ -124,7 +127,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// What is to be handed out next, as long as that is history. `None`: the rest is in the topics of this process.
+    /// Returns the next events of the replay, or `None` once the topics of this node have the rest.
     pub(super) fn poll_history(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedEvents>> {
         loop {
             let Some(history) = &mut self.history else { return Poll::Ready(None) };

@@ -1,4 +1,4 @@
-//! One process that follows a backend.
+//! The part of a hub that uses its backend: the follower, history reads and appends.
 
 use super::{
     Appended, Bounds, Erased, Ids, Page, Record, RecordKind, RunError, outage::Outage, single_flight::SingleFlight,
@@ -26,21 +26,22 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How long to wait before a backend that has failed is asked again: at first, and at most. So what comes after the pause has
-/// more than half of a second for a delivery within a second.
+/// The pause of the follower after an error: at first, and at most. With at most 0.4 s, more than
+/// half a second is left to deliver a record within a second after an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
-/// After so long without a record the reader asks whether there is one.
+/// The follower asks for the bounds of the log after so long without a record.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// As often as this it is told that there is, and gets none, before it begins to follow anew. The next time it waits for twice as
-/// long, as it may be that a page takes that long.
+/// The number of times that the bounds may show a record that `follow` does not return, before the
+/// follower calls `follow` again. The number doubles each time, because a page may take that long.
 const PATIENCE: u32 = 3;
 
-/// No answer takes longer. A backend has timeouts of its own, which are shorter; this is for one that has not.
+/// The time limit of a request. Backends have shorter timeouts of their own; this limit is for
+/// those without.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// For as long as this [`connect`](Node::connect) reads what there is.
+/// The time limit for the initial read in [`connect`](Node::connect).
 const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// The number of history reads that the backend gets at the same time. Further reads wait.
@@ -53,7 +54,7 @@ const MAX_CONCURRENT_READS: usize = 8;
 /// them, and a read that no client waits for any more leaves the queue immediately.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
-/// What a hub has of its backend.
+/// The connection of a hub to its backend.
 pub(in crate::hub) struct Node {
     backend: Arc<dyn Erased>,
     known: Mutex<Known>,
@@ -63,28 +64,29 @@ pub(in crate::hub) struct Node {
     reads_outage: Arc<Outage>,
     /// The last logged state: whether reads are rejected.
     is_overloaded: AtomicBool,
-    /// In which it was connected.
+    /// The runtime that the hub was connected in.
     runtime: OnceLock<Handle>,
     reader: OnceLock<AbortHandle>,
 }
 
-/// What is known of the log, whether it was read here or not.
+/// The state of the log that this node knows of, whether the follower has read it or not.
 #[derive(Default)]
 struct Known {
-    /// Nothing of what follows is of another one.
+    /// The other fields belong to the log with this epoch.
     epoch: u64,
-    /// A position that is in it, or was.
+    /// The greatest known position. The log may have greater ones.
     newest: u64,
-    /// Everything up to here is lost for good.
+    /// Eviction watermark: the backend may have evicted records up to and including this position.
     lost: u64,
-    /// The topics that were finished here, and where: until that was read, nobody else knows it.
+    /// The topics that this node has finished, and the positions of their ends, until the follower
+    /// has read them.
     finished: HashMap<Arc<str>, u64>,
 }
 
-/// Of these topics, after this position.
+/// The key of a history read: topics, and the position after which to read.
 type Place = (Arc<[Arc<str>]>, u64);
 
-/// A page as subscriptions hand it out: encoded once for all that are at the same place.
+/// A page for subscriptions, encoded once for all that need the same page.
 pub(in crate::hub) struct Part {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) lost: u64,
@@ -92,16 +94,17 @@ pub(in crate::hub) struct Part {
     /// The position of the first event.
     pub(in crate::hub) first: Option<u64>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics that have something in it, and the position of their end if that is the last of it, or 0.
+    /// The topics that have a record in the page. The value is the position of the last record if
+    /// that finishes the topic, or 0.
     pub(in crate::hub) topics: HashMap<Arc<str>, u64>,
 }
 
-/// Where a log ends, as far as it is known.
+/// The end of the log, as far as this node knows it.
 pub(in crate::hub) struct End {
     pub(in crate::hub) epoch: Epoch,
-    /// A position that is in it, or was.
+    /// The greatest known position.
     pub(in crate::hub) newest: u64,
-    /// There may be greater ones: the backend did not answer.
+    /// Set if the log may have greater positions, because the backend did not respond.
     pub(in crate::hub) is_unsure: bool,
 }
 
@@ -132,12 +135,12 @@ impl Node {
         Epoch::of(bits, self.ids())
     }
 
-    /// Reads what there is and follows the log from there on, for as long as there is the hub.
+    /// Reads the retained log, and starts the follower, which runs until the hub is dropped.
     ///
-    /// All of it, and not merely what follows its end, although that takes longer: only so a node knows which topics are
-    /// finished, has the newest of those that are a state, and serves who comes back without asking the backend. It is no
-    /// longer than the backend's retention allows, and takes 0.3 seconds for a million records of a backend in memory. What is left after
-    /// [`CATCH_UP`] is read while the node already serves: then it is one that is behind, which loses nothing.
+    /// Reading the whole log takes longer than starting at its end: 0.3 s for a million records in
+    /// memory. But then the node knows the finished topics and the newest states, and serves
+    /// returning clients without the backend. The follower reads the rest if that takes longer than
+    /// [`CATCH_UP`]. Meanwhile the node serves clients as a node that is behind, and loses nothing.
     pub(in crate::hub) async fn connect(&self, core: &Arc<Core>) -> Result<(), BoxError> {
         let runtime = Handle::try_current()?;
         let bounds = in_time(self.backend.bounds()).await?;
@@ -151,7 +154,7 @@ impl Node {
                 }
                 after = page.through;
                 core.deliver(page);
-                // A backend that never waits would keep everybody else on this thread waiting.
+                // A backend that never waits would block the other tasks of this thread.
                 yield_now().await;
             }
             Ok::<_, BoxError>(())
@@ -167,7 +170,7 @@ impl Node {
         self.reader.get().inspect(|reader| reader.abort());
     }
 
-    /// The log is another one now. Returns how its ids begin.
+    /// Switches to another log. Returns its epoch.
     pub(in crate::hub) fn begin_anew(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, lost, newest } = *bounds;
         *self.known() = Known { epoch, newest, lost, finished: HashMap::new() };
@@ -178,7 +181,7 @@ impl Node {
         self.known().lost
     }
 
-    /// Everything up to here is lost for good, in the log of this epoch.
+    /// Raises the eviction watermark of the log with this epoch.
     pub(in crate::hub) fn is_lost(&self, epoch: Epoch, through: u64) {
         let mut known = self.known();
         if self.epoch(known.epoch) == epoch {
@@ -186,7 +189,8 @@ impl Node {
         }
     }
 
-    /// Where the log ends. The backend is asked if a client has a position that is greater than what is known here.
+    /// Returns the end of the log. Asks the backend if the client has a greater position than this
+    /// node knows.
     pub(in crate::hub) async fn end(&self, core: &Core, start: &Start) -> End {
         let known = |is_unsure| {
             let known = self.known();
@@ -200,7 +204,7 @@ impl Node {
         }
         let Some(bounds) = self.bounds().await else { return known(true) };
         let mut there = self.known();
-        // Otherwise the reader does not know yet that it is another log. Then nobody is sure here.
+        // The follower does not know the other log yet, so no position in it is certain.
         if bounds.epoch != there.epoch {
             drop(there);
             return known(true);
@@ -278,17 +282,17 @@ impl Node {
             known.finished.insert(topic.clone(), position);
         }
         drop(known);
-        // It may have been read meanwhile.
+        // The follower may have read the end meanwhile.
         self.was_read(core.committed());
         Ok(())
     }
 
-    /// Whether it was finished here, which was not read yet.
+    /// Returns whether this node has finished the topic and has not read that yet.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
         self.known().finished.contains_key(topic)
     }
 
-    /// The log was read up to here.
+    /// Forgets the ends of topics that the follower has read.
     pub(in crate::hub) fn was_read(&self, through: u64) {
         let mut known = self.known();
         if !known.finished.is_empty() {
@@ -324,7 +328,7 @@ impl Part {
             topics.entry(record.topic.clone()).or_insert(end);
             match record.kind {
                 RecordKind::Finish => continue,
-                // The newest stands for those before it.
+                // The newest state replaces earlier states.
                 RecordKind::State if !states.insert(record.topic) => continue,
                 _ => {}
             }
@@ -337,7 +341,7 @@ impl Part {
     }
 }
 
-/// Reads the log, page after page.
+/// Runs the follower: reads the log page by page, until the hub is dropped.
 async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut patience = PATIENCE;
@@ -357,7 +361,7 @@ async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut 
             Ok(_) => {}
             Err(error) => outage.failed(&error),
         }
-        // It may be another log that comes back. Nothing is read of it before that is known.
+        // After an outage the log may be another one, so its epoch is checked before the next page.
         let bounds = loop {
             sleep(pause.mul_f64(0.5 + random::part() / 2.0)).await;
             pause = longest.min(pause * 2);
@@ -374,8 +378,8 @@ async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut 
     }
 }
 
-/// What follows in the log. Meanwhile it is asked now and then whether it is still the same, and has nothing new: a connection
-/// can be lost without a word.
+/// Waits for the next page. Compares the bounds of the log with `after` every two seconds, because
+/// a connection can be lost without an error.
 async fn next(
     backend: &dyn Erased,
     after: u64,
