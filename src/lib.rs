@@ -107,6 +107,7 @@
 //! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | handed to the transport, first bytes included |
 //! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | that a [`hub`] has told, by [why](hub::GapReason::as_str) |
 //! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | that the backend of a [`hub`] did not do: `publish`, `read` and `bounds` for clients, `follow` for the reader |
+//! | `tower_sse_hub_reads_rejected_total` | counter | reads | | of the history that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
 //!
 //! A stream counts from when the transport asks for its first frame until it lets go of the body. A response that is never
 //! sent, as the answer to `HEAD`, is no stream here. A foreign stream that is compressed is one if a layer ends it, limits it or
@@ -131,8 +132,15 @@
 //! event `stream failed` (`WARN`), with `error` if it is one of an [`SseStream`]. Who is [turned away](SseLayer::when_full) is the
 //! event `stream refused` (`DEBUG`).
 //!
-//! When the log of a hub cannot be read any more, that is the event `backend failed` (`WARN`), with `error`, once; and when it can
-//! again, `backend recovered` (`INFO`).
+//! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
+//! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
+//! (`INFO`), with `operation`. The operation is `read` or `bounds` for requests on behalf of
+//! clients, and `follow` for the task that reads the log. The next successful request of the same
+//! operation ends the outage. An error of `publish` is returned to the publisher and is not logged.
+//!
+//! A hub that rejects history reads because [too many are waiting](hub::ErrorKind::Overloaded) logs
+//! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)
+//! with the first read that finds at most half of the limit in use.
 //!
 //! # Runtime
 //!

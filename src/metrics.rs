@@ -1,15 +1,16 @@
-//! What the `metrics` facade is told: the only file that knows it. Without the feature nothing, which costs nothing.
+//! Metrics for the `metrics` facade. No other file uses that crate. Without the feature, all
+//! functions are empty.
 //!
 //! The names are listed in the documentation of the crate.
 
 #[cfg(not(feature = "metrics"))]
 pub(crate) use off::{Stream, refused};
 #[cfg(all(feature = "hub", not(feature = "metrics")))]
-pub(crate) use off::{backend_failed, gap};
+pub(crate) use off::{backend_failed, gap, read_rejected};
 #[cfg(feature = "metrics")]
 pub(crate) use on::{Stream, refused};
 #[cfg(all(feature = "hub", feature = "metrics"))]
-pub(crate) use on::{backend_failed, gap};
+pub(crate) use on::{backend_failed, gap, read_rejected};
 
 #[cfg(feature = "metrics")]
 mod on {
@@ -29,6 +30,8 @@ mod on {
     const GAPS: &str = "tower_sse_hub_gaps_total";
     #[cfg(feature = "hub")]
     const BACKEND_FAILURES: &str = "tower_sse_hub_backend_failures_total";
+    #[cfg(feature = "hub")]
+    const READS_REJECTED: &str = "tower_sse_hub_reads_rejected_total";
 
     /// Once in a process: a recorder is usually there before the first stream is.
     fn describe() {
@@ -46,7 +49,13 @@ mod on {
             describe_counter!(
                 BACKEND_FAILURES,
                 Unit::Count,
-                "Requests that the backend of a hub did not answer, by what."
+                "Requests to the backend of a hub that failed, by operation."
+            );
+            #[cfg(feature = "hub")]
+            describe_counter!(
+                READS_REJECTED,
+                Unit::Count,
+                "History reads that a hub rejected because too many were waiting."
             );
         });
     }
@@ -64,11 +73,18 @@ mod on {
         counter!(GAPS, "reason" => reason.as_str()).increment(1);
     }
 
-    /// The backend of a hub did not do what it was asked to.
+    /// Counts a request to the backend that failed.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str) {
         describe();
         counter!(BACKEND_FAILURES, "operation" => operation).increment(1);
+    }
+
+    /// Counts a history read that was rejected because the queue was full.
+    #[cfg(feature = "hub")]
+    pub(crate) fn read_rejected() {
+        describe();
+        counter!(READS_REJECTED).increment(1);
     }
 
     /// The counts of one stream. What it counts often is looked up once.
@@ -137,6 +153,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(_: &'static str) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn read_rejected() {}
 
     pub(crate) struct Stream;
 

@@ -1,4 +1,5 @@
-//! What `tracing` is told of a stream: the only file that knows it. Without the feature nothing, which costs nothing.
+//! Spans and events for `tracing`. No other file uses that crate. Without the feature, all
+//! functions are empty.
 
 #[cfg(not(feature = "tracing"))]
 pub(crate) use off::{Entered, Parent, Request, Span, failed, refused};
@@ -6,9 +7,9 @@ pub(crate) use off::{Entered, Parent, Request, Span, failed, refused};
 pub(crate) use on::{Entered, Parent, Request, Span, failed, refused};
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
-pub(crate) use off::{backend_failed, backend_recovered};
+pub(crate) use off::{backend_failed, backend_recovered, reads_accepted, reads_rejected};
 #[cfg(all(feature = "hub", feature = "tracing"))]
-pub(crate) use on::{backend_failed, backend_recovered};
+pub(crate) use on::{backend_failed, backend_recovered, reads_accepted, reads_rejected};
 
 #[cfg(feature = "tracing")]
 mod on {
@@ -65,16 +66,30 @@ mod on {
         warn!(target: TARGET, error, "stream failed");
     }
 
-    /// The log of a hub cannot be read at the moment. Those who are subscribed wait, and see nothing of it.
+    /// Logs the first failure of an outage of `follow`, `read` or `bounds`. Subscriptions wait, and
+    /// their clients see no error. Failures of `publish` are not logged: the publisher gets the
+    /// error.
     #[cfg(feature = "hub")]
-    pub(crate) fn backend_failed(error: &BoxError) {
-        warn!(target: TARGET, error = %error, "backend failed");
+    pub(crate) fn backend_failed(operation: &'static str, error: &BoxError) {
+        warn!(target: TARGET, operation, error = %error, "backend failed");
     }
 
-    /// It can be read again, and goes on where it was.
+    /// Logs the end of an outage.
     #[cfg(feature = "hub")]
-    pub(crate) fn backend_recovered() {
-        info!(target: TARGET, "backend recovered");
+    pub(crate) fn backend_recovered(operation: &'static str) {
+        info!(target: TARGET, operation, "backend recovered");
+    }
+
+    /// Logs the first history read that is rejected because the queue is full.
+    #[cfg(feature = "hub")]
+    pub(crate) fn reads_rejected(limit: usize) {
+        warn!(target: TARGET, limit, "history reads rejected");
+    }
+
+    /// Logs that the queue of history reads has room again.
+    #[cfg(feature = "hub")]
+    pub(crate) fn reads_accepted() {
+        info!(target: TARGET, "history reads accepted");
     }
 
     /// The span of one stream.
@@ -172,10 +187,16 @@ mod off {
     pub(crate) fn failed(_: Option<&BoxError>) {}
 
     #[cfg(feature = "hub")]
-    pub(crate) fn backend_failed(_: &BoxError) {}
+    pub(crate) fn backend_failed(_: &'static str, _: &BoxError) {}
 
     #[cfg(feature = "hub")]
-    pub(crate) fn backend_recovered() {}
+    pub(crate) fn backend_recovered(_: &'static str) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn reads_rejected(_: usize) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn reads_accepted() {}
 
     pub(crate) struct Span;
 

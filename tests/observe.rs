@@ -33,7 +33,7 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_sse::{
     BoxError, CloseReason, EncodedEvents, Event, Heartbeat, LastEventId, Overload, ResponseBody, SseLayer, SseStream,
     hub::{
-        Hub, LagPolicy,
+        ErrorKind, Hub, LagPolicy,
         backend::{self, Backend, Bounds, MemoryBackend, Page},
     },
 };
@@ -297,8 +297,23 @@ impl Backend for Fragile {
     }
 }
 
+/// The level, the message, and the fields `operation` and `error` of each event.
+fn outages(seen: &Seen) -> Vec<(Level, String, Option<String>, Option<String>)> {
+    let field = |event: &Told, name: &str| event.fields.get(name).cloned();
+    let events = seen.events().into_iter();
+    events.map(|event| (event.level, event.message(), field(&event, "operation"), field(&event, "error"))).collect()
+}
+
+fn failed(operation: &str) -> (Level, String, Option<String>, Option<String>) {
+    (Level::WARN, "backend failed".into(), Some(operation.into()), Some("the cable is cut".into()))
+}
+
+fn recovered(operation: &str) -> (Level, String, Option<String>, Option<String>) {
+    (Level::INFO, "backend recovered".into(), Some(operation.into()), None)
+}
+
 #[test]
-fn a_backend_that_fails_is_told_once_and_once_when_it_is_back_and_each_request_that_failed_is_counted() {
+fn each_operation_logs_an_outage_once_and_counts_each_failure() {
     observed(async |seen: Seen| {
         let (cut, is_down) = watch::channel(false);
         let log = Fragile { log: MemoryBackend::new(100), is_down };
@@ -308,42 +323,68 @@ fn a_backend_that_fails_is_told_once_and_once_when_it_is_back_and_each_request_t
         topic.publish(Event::new("second")).await.expect("it is there");
         topic.publish(Event::new("third")).await.expect("it is there");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        cut.send_replace(true);
-        topic.publish(Event::new("lost")).await.expect_err("it is cut");
-        topic.subscribe(first).await.expect("who comes waits for it");
-        let (epoch, _) = topic
-            .subscribe(LastEventId::default())
-            .await
-            .expect("a place")
-            .cursor()
-            .as_str()
-            .split_once('-')
-            .map(|(epoch, number)| (epoch.to_owned(), number.to_owned()))
-            .expect("an epoch");
-        let unknown = tower_sse::hub::Start::After(format!("{epoch}-99").parse().expect("an id"));
-        topic.subscribe(unknown).await.expect("who comes waits for it");
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        cut.send_replace(false);
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        let cursor = topic.subscribe(LastEventId::default()).await.expect("a place").cursor();
+        let epoch = cursor.as_str().split_once('-').expect("an epoch").0;
+        let unknown = || tower_sse::hub::Start::After(format!("{epoch}-99").parse().expect("an id"));
+        for _ in 0..2 {
+            let before = outages(&seen).len();
+            cut.send_replace(true);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            topic.publish(Event::new("lost")).await.expect_err("it is cut");
+            let mut history = topic.subscribe(first.clone()).await.expect("an outage is no error");
+            let _ahead = topic.subscribe(unknown()).await.expect("an outage is no error");
+            let _no_event = tokio::time::timeout(Duration::from_secs(60), history.next()).await;
+            cut.send_replace(false);
+            history.next().await.expect("the history continues");
+            topic.subscribe(unknown()).await.expect("a gap");
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let mut events = outages(&seen).split_off(before);
+            assert_eq!(events[..3], [failed("follow"), failed("read"), failed("bounds")]);
+            events[3..].sort_by(|one, other| one.2.cmp(&other.2));
+            assert_eq!(events[3..], [recovered("bounds"), recovered("follow"), recovered("read")]);
+        }
 
         let name = |operation: &str| format!("tower_sse_hub_backend_failures_total{{operation={operation}}}");
         let numbers = seen.numbers();
-        assert_eq!((numbers[&name("publish")], numbers[&name("bounds")]), (1.0, 1.0));
-        assert!(numbers[&name("read")] >= 1.0);
+        assert_eq!((numbers[&name("publish")], numbers[&name("bounds")]), (2.0, 2.0));
         // Every 200 to 400 ms, and faster at first.
-        assert!((150.0..320.0).contains(&numbers[&name("follow")]), "{numbers:?}");
-        let events: Vec<_> = seen
-            .events()
-            .into_iter()
-            .map(|event| (event.level, event.message(), event.fields.get("error").cloned()))
-            .collect();
-        assert_eq!(
-            events,
-            [
-                (Level::WARN, "backend failed".to_owned(), Some("the cable is cut".to_owned())),
-                (Level::INFO, "backend recovered".to_owned(), None),
-            ]
-        );
+        for operation in ["follow", "read"] {
+            assert!((300.0..640.0).contains(&numbers[&name(operation)]), "{operation}: {numbers:?}");
+        }
+    });
+}
+
+#[test]
+fn rejected_history_reads_are_counted_and_logged_once() {
+    observed(async |seen: Seen| {
+        let (cut, is_down) = watch::channel(false);
+        let log = Fragile { log: MemoryBackend::new(10_000), is_down };
+        let hub = Hub::builder().max_events(1).backend(log).connect().await.expect("it is there");
+        let topic = hub.topic("news");
+        let mut ids = Vec::new();
+        for n in 0..1100 {
+            ids.push(topic.publish(Event::display(n)).await.expect("it is there"));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for round in 1..3_u32 {
+            let mut waiting = Vec::new();
+            for id in &ids[..1024] {
+                let mut subscribes = Box::pin(topic.subscribe(id.clone()));
+                assert!(futures_util::poll!(&mut subscribes).is_pending());
+                waiting.push(subscribes);
+            }
+            for id in &ids[1024..1030] {
+                let error = topic.subscribe(id.clone()).await.expect_err("1,024 reads wait");
+                assert_eq!(error.kind(), ErrorKind::Overloaded);
+            }
+            drop(waiting);
+            topic.subscribe(ids[0].clone()).await.expect("no read waits");
+            let rejected = seen.numbers()["tower_sse_hub_reads_rejected_total"];
+            assert_eq!(rejected, f64::from(6 * round));
+            let messages: Vec<_> = seen.events().iter().map(Told::message).collect();
+            assert_eq!(messages, ["history reads rejected", "history reads accepted"].repeat(round as usize));
+        }
+        drop(cut);
     });
 }
 

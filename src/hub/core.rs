@@ -173,7 +173,7 @@ impl Core {
             let subscription = self.subscribe_here(&names, start.clone(), end.as_ref())?;
             // Otherwise it is the end of another log than this has become meanwhile.
             if let Some(mut subscription) = subscription {
-                subscription.begin_with_history().await;
+                subscription.begin_with_history().await?;
                 return Ok(subscription);
             }
         }

@@ -2,9 +2,9 @@ use crate::{BoxError, event::Shortened};
 use http::StatusCode;
 use std::fmt;
 
-/// Why a hub did not do what it was asked to.
+/// An error of a hub.
 ///
-/// As a response of an axum handler it has the [`status`](Self::status) and says the message.
+/// As a response of an axum handler, it has the [`status`](Self::status) and contains the message.
 ///
 /// # Examples
 ///
@@ -30,20 +30,35 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The topic is [finished](super::Topic::finish): nothing can be published to it any more. 410 Gone.
+    /// The topic is [finished](super::Topic::finish) and accepts no more events. 410 Gone.
     Finished,
-    /// There are as many topics as the hub may have, and this would be one more. 503 Service Unavailable.
+    /// The hub has as many topics as [`max_topics`](super::Builder::max_topics) allows. 503 Service
+    /// Unavailable.
     TooManyTopics,
-    /// A subscription to no topic at all. 400 Bad Request.
+    /// A subscription without a topic. 400 Bad Request.
     NoTopics,
     /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
     ShutDown,
-    /// The backend did not do what it was asked to, or did not say that it did. 503 Service Unavailable.
+    /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///
-    /// What was published with this error may be in the log nevertheless, if the answer was lost; then it is there once, and
-    /// everybody gets it. To publish it again may be to publish it twice: where that matters, give it a key that whoever gets it
-    /// knows it by. What was published without an error is in the log. The [`source`](std::error::Error::source) is the backend's.
+    /// Events whose `publish` returned this error may be in the log nevertheless, if the
+    /// confirmation was lost. They are in the log once, and all subscribers receive them.
+    /// Publishing them again may publish them twice. Where that matters, put a key into the event,
+    /// so that clients recognize a duplicate. Events whose `publish` returned `Ok` are in the log.
+    /// The [`source`](std::error::Error::source) is the error of the backend.
     Backend,
+    /// Too many clients wait for history from the backend, and this client needs history, too. 503
+    /// Service Unavailable.
+    ///
+    /// A node sends the backend 8 history reads at a time. Up to 1,024 different reads run or wait;
+    /// clients that need the same read share it. A subscription that needs one more is this error.
+    /// The client has lost nothing: it can come back with the same id. If the hub retains more
+    /// events ([`max_events`](super::Builder::max_events) and its siblings), fewer clients need the
+    /// backend.
+    ///
+    /// Only subscribing returns this error. An open subscription that has to read history waits,
+    /// and tries again after 200 to 400 ms.
+    Overloaded,
 }
 
 impl Error {
@@ -67,22 +82,28 @@ impl Error {
         Self { kind: ErrorKind::Backend, topic: topic.into(), limit: 0, source: Some(source) }
     }
 
+    pub(super) fn overloaded(limit: usize) -> Self {
+        Self { kind: ErrorKind::Overloaded, topic: "".into(), limit, source: None }
+    }
+
     pub(super) fn is_finished(&self) -> bool {
         self.kind == ErrorKind::Finished
     }
 
-    /// What kind of error it is.
+    /// Returns the kind of this error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The status of a response that tells of it.
+    /// Returns the status of a response for this error.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Finished => StatusCode::GONE,
-            ErrorKind::TooManyTopics | ErrorKind::ShutDown | ErrorKind::Backend => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::TooManyTopics | ErrorKind::ShutDown | ErrorKind::Backend | ErrorKind::Overloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
         }
     }
@@ -99,6 +120,10 @@ impl fmt::Display for Error {
             }
             ErrorKind::ShutDown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
+            ErrorKind::Overloaded => {
+                let limit = self.limit;
+                write!(f, "{limit} history reads are waiting for the backend; subscribe again later with the same id")
+            }
             ErrorKind::Backend if self.topic.is_empty() => f.write_str("the backend cannot be used"),
             ErrorKind::Backend => write!(f, "the backend has not confirmed what was published to {topic}"),
         }

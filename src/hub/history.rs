@@ -1,7 +1,12 @@
-//! What a subscription gets from the backend: what the topics of this process no longer hold, for whoever comes back late or is
-//! slower than they are.
+//! Replay from the backend: the events that the topics of this node do not retain any more, for
+//! clients that return late and for subscribers that have lagged.
 
-use super::{Cut, GapReason, LagPolicy, Subscription, backend::Part, core::least, subscription::Came};
+use super::{
+    Cut, Error, GapReason, LagPolicy, Subscription,
+    backend::{MAX_QUEUED_READS, Part, RunError},
+    core::least,
+    subscription::Came,
+};
 use crate::{EncodedEvents, Event, EventId, random};
 use std::{
     pin::Pin,
@@ -11,14 +16,15 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
-/// How long to wait before a backend that did not answer is asked again; up to twice as long, so that not all ask at once.
+/// The pause before a history read is sent again: between once and twice this time, so that not all
+/// subscriptions read at once.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How long a client waits for its answer so that it begins with what the backend says. Then it is answered without, and gets
-/// that when it comes.
+/// The time limit of a new subscription for its first page. Then the client gets its response, and
+/// later the page.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// A look into the log of the backend. It goes on in the topics of this process as soon as these hold what follows.
+/// A replay from the backend. It ends as soon as the topics of this node retain what follows.
 pub(super) struct History {
     untold: Option<Untold>,
     /// Whether the cursor may be greater than any in the log.
@@ -43,14 +49,14 @@ enum State {
     Has(EncodedEvents, u64),
 }
 
-/// A page that was asked for. The lock is never taken: with it a subscription can be shared between threads, as other streams can,
-/// whatever a backend's future is.
+/// A requested page. The mutex is never locked. It makes a subscription `Sync`, as other streams
+/// are, whatever the future of the backend is.
 struct Asked(Mutex<Pin<Box<Asking>>>);
 
-type Asking = dyn Future<Output = Option<Arc<Part>>> + Send;
+type Asking = dyn Future<Output = Result<Arc<Part>, RunError>> + Send;
 
 impl Future for Asked {
-    type Output = Option<Arc<Part>>;
+    type Output = Result<Arc<Part>, RunError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll(cx)
@@ -58,7 +64,8 @@ impl Future for Asked {
 }
 
 impl Subscription {
-    /// Goes on from its cursor with what the backend holds. If there is a reason, something is missing whatever that is.
+    /// Starts a replay after the cursor. With a reason, a gap is reported whatever the backend
+    /// retains.
     pub(super) fn look_back(&mut self, requested: Option<EventId>, reason: Option<GapReason>, is_unsure: bool) {
         let untold = requested.map(|requested| Untold {
             requested,
@@ -68,13 +75,14 @@ impl Subscription {
         self.history = Some(Box::new(History { untold, is_unsure, state: State::Begins }));
     }
 
-    /// The same for one that has fallen behind.
+    /// Starts a replay for a subscription that has lagged.
     fn fall_back(&mut self) {
         let untold = Untold { requested: self.cursor(), reason: GapReason::Lagged, is_certain: false };
         self.history = Some(Box::new(History { untold: Some(untold), is_unsure: false, state: State::Begins }));
     }
 
-    /// What is no longer held here may be in the backend, if there is one.
+    /// Starts a replay for a subscription that has lagged, if there is a backend. Returns whether
+    /// it has.
     pub(super) fn can_look_back(&mut self) -> bool {
         let has_backend = self.core.node.is_some();
         if has_backend {
@@ -93,15 +101,17 @@ impl Subscription {
         self.history.as_ref().is_some_and(|history| history.is_unsure)
     }
 
-    /// Finds out what the client has missed, before it is answered.
-    pub(super) async fn begin_with_history(&mut self) {
+    /// Reads the first page of the history, so that a gap is known before the response. Continues
+    /// without the page after [`ANSWER`]. Fails if too many reads are waiting.
+    pub(super) async fn begin_with_history(&mut self) -> Result<(), Error> {
         let answer = Instant::now() + ANSWER;
         let comes_back = self.is_undecided();
         while let Some(State::Begins) = self.history.as_ref().map(|history| &history.state) {
-            let Some(mut page) = self.page() else { return };
+            let Some(mut page) = self.page() else { return Ok(()) };
             match timeout_at(answer, &mut page).await {
+                Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
                 Ok(part) => {
-                    if let Some(gap) = self.turn(part) {
+                    if let Some(gap) = self.turn(part.ok()) {
                         self.opening = Some(Box::new(gap.into()));
                     }
                 }
@@ -114,9 +124,10 @@ impl Subscription {
         } else if self.gap().is_none() && comes_back {
             self.came = Came::Back;
         }
+        Ok(())
     }
 
-    /// What is to be handed out next, as long as that is history. `None`: the rest is in the topics of this process.
+    /// Returns the next events of the replay, or `None` once the topics of this node have the rest.
     pub(super) fn poll_history(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedEvents>> {
         loop {
             let Some(history) = &mut self.history else { return Poll::Ready(None) };
@@ -141,7 +152,9 @@ impl Subscription {
                     self.set(State::Begins);
                 }
                 State::Asks(page) => {
-                    let part = ready!(Pin::new(page).poll(cx));
+                    // A page that is rejected because too many reads are waiting is tried again,
+                    // too: the client has its response already.
+                    let part = ready!(Pin::new(page).poll(cx)).ok();
                     let Some(gap) = self.turn(part) else { continue };
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
                     if has_lagged && self.lag_policy == LagPolicy::Disconnect {
@@ -165,7 +178,10 @@ impl Subscription {
         let core = Arc::clone(&self.core);
         let topics: Arc<[_]> = self.readers.iter().map(|reader| reader.topic.name.clone()).collect();
         let after = self.cursor;
-        let page = async move { core.node.as_ref()?.read(topics, after).await };
+        let page = async move {
+            let node = core.node.as_ref().ok_or(RunError::Failed)?;
+            node.read(topics, after).await
+        };
         Some(Asked(Mutex::new(Box::pin(page))))
     }
 

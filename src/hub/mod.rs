@@ -97,6 +97,9 @@
 //!   heartbeats, and those who come get what the node holds; for what it does not they wait, and [`Subscription::gap`] does not
 //!   know yet whether there is one: the client gets it as an event. When the backend is back, the node goes on after what it has
 //!   read last, within a second.
+//! - **Many returning clients** share history reads. A node sends the backend at most 8 reads at a
+//!   time, and up to 1,024 different reads run or wait. Subscribing returns an
+//!   [error](ErrorKind::Overloaded) for one more. A read whose clients have all left is not sent.
 //! - **A node can be behind** the log, and so behind another node, by as much as it takes to read it. A client that comes back to
 //!   it with a newer id goes on after that id: it gets nothing twice. What was published on a node before somebody subscribes
 //!   there is not new to them.
@@ -185,7 +188,13 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// If no topic is named, or if the hub would have more topics than it may.
+    /// - [`NoTopics`](ErrorKind::NoTopics) if no topic is named.
+    /// - [`TooManyTopics`](ErrorKind::TooManyTopics) if the hub would have more topics than it may.
+    /// - [`Overloaded`](ErrorKind::Overloaded) if the client needs history from the backend, and
+    ///   1,024 other history reads run or wait. The client can come back with the same id.
+    /// - [`ShutDown`](ErrorKind::ShutDown) after [`shutdown`](Self::shutdown).
+    ///
+    /// A backend outage is not an error here.
     ///
     /// # Cancel safety
     ///

@@ -133,7 +133,13 @@ impl Topic {
     ///
     /// # Errors
     ///
-    /// If the topic would be one more than the hub may have. It is none that the backend is down.
+    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic would be one more than the
+    ///   hub may have.
+    /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
+    ///   and 1,024 other history reads run or wait. The client can come back with the same id.
+    /// - [`ShutDown`](super::ErrorKind::ShutDown) after [`Hub::shutdown`](super::Hub::shutdown).
+    ///
+    /// A backend outage is not an error here.
     ///
     /// # Cancel safety
     ///

@@ -4,8 +4,9 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 use tokio::sync::watch;
 use tower_sse::{
@@ -32,6 +33,8 @@ pub(crate) struct Faulty {
     shared: Shared,
     mode: Arc<watch::Sender<Mode>>,
     pub page: Arc<AtomicUsize>,
+    /// The duration of each read in milliseconds.
+    pub delay: Arc<AtomicU64>,
     pub asked: Arc<Asked>,
 }
 
@@ -71,6 +74,7 @@ impl Shared {
             shared: self.clone(),
             mode: Arc::new(watch::Sender::new(Mode::Works)),
             page: Arc::new(AtomicUsize::new(usize::MAX)),
+            delay: Arc::default(),
             asked: Arc::default(),
         }
     }
@@ -92,6 +96,10 @@ impl Shared {
     /// The log that there is.
     pub(crate) fn log(&self) -> Log {
         self.0.lock().unwrap().last().unwrap().clone()
+    }
+
+    fn backend(&self) -> MemoryBackend {
+        self.0.lock().unwrap().last().unwrap().backend.clone()
     }
 
     pub(crate) fn logs(&self) -> Vec<Log> {
@@ -133,7 +141,7 @@ impl Faulty {
         if works == Mode::Fails {
             return Err("there is no connection".into());
         }
-        let backend = self.shared.log().backend;
+        let backend = self.shared.backend();
         tokio::select! {
             biased;
             answer = answer(backend) => answer,
@@ -169,7 +177,10 @@ impl Backend for Faulty {
         self.asked.reads.fetch_add(1, Relaxed);
         let _at_once = Held::new(&self.asked.reads_at_once);
         self.asked.most_reads_at_once.fetch_max(self.asked.reads_at_once.load(Relaxed), Relaxed);
-        tokio::task::yield_now().await;
+        match self.delay.load(Relaxed) {
+            0 => tokio::task::yield_now().await,
+            milliseconds => tokio::time::sleep(Duration::from_millis(milliseconds)).await,
+        }
         let page = self.answered(async |backend| backend.read(topics, after).await).await?;
         Ok(self.cut(page))
     }

@@ -3,9 +3,16 @@
 
 mod faulty;
 mod model;
+mod reads;
+mod threads;
 
 use faulty::{Faulty, Mode, Shared};
-use std::{sync::atomic::Ordering::Relaxed, task::Poll, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    task::Poll,
+    time::Duration,
+};
 use support::whatwg::{self, Message};
 use tokio::{
     task::yield_now,
@@ -13,10 +20,10 @@ use tokio::{
 };
 use tokio_test::{assert_pending, task};
 use tower_sse::{
-    Event, EventId, SseStream,
+    BoxError, Event, EventId, SseStream,
     hub::{
         Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription,
-        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record, RecordKind},
+        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record, RecordKind, contract},
     },
 };
 
@@ -624,7 +631,7 @@ async fn the_reader_goes_with_the_last_handle_and_lets_go_of_the_backend() {
     drop(subscription);
     settle().await;
     assert_eq!(connection.asked.follows.load(Relaxed), 0);
-    assert_eq!(std::sync::Arc::strong_count(&connection.asked), 1, "nobody else has the connection");
+    assert_eq!(Arc::strong_count(&connection.asked), 1, "nobody else has the connection");
 }
 
 #[tokio::test(start_paused = true)]
@@ -791,19 +798,19 @@ async fn an_unsure_publish_is_an_error_and_what_became_of_it_is_the_same_for_eve
 struct Odd(Vec<(u64, Record)>);
 
 impl Backend for Odd {
-    async fn bounds(&self) -> Result<Bounds, tower_sse::BoxError> {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
         Ok(Bounds { epoch: 7, lost: 0, newest: 9 })
     }
 
-    async fn append(&self, _: Vec<Record>) -> Result<Appended, tower_sse::BoxError> {
+    async fn append(&self, _: Vec<Record>) -> Result<Appended, BoxError> {
         Ok(Appended { epoch: 0, position: 0 })
     }
 
-    async fn read(&self, _: &[std::sync::Arc<str>], _: u64) -> Result<Page, tower_sse::BoxError> {
+    async fn read(&self, _: &[Arc<str>], _: u64) -> Result<Page, BoxError> {
         Ok(Page { epoch: 7, lost: u64::MAX, records: self.0.clone(), through: u64::MAX })
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, tower_sse::BoxError> {
+    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
         match after {
             9 => std::future::pending().await,
             _ => Ok(Page { epoch: 7, lost: 0, records: self.0.clone(), through: 9 }),
@@ -838,4 +845,44 @@ async fn nothing_that_a_backend_says_makes_a_hub_panic_or_hand_out_what_is_no_ev
 async fn memory_keeps_the_contract_of_a_log_of_its_own() {
     let hub = hub(MemoryBackend::new(0)).await;
     assert_eq!(publish(&hub, "a", "held by nobody but the node").await.as_str().split('-').count(), 2);
+}
+
+/// A log whose appends return the position of the newest record that this connection has stored.
+#[derive(Clone)]
+struct Repeats {
+    log: MemoryBackend,
+    newest: Arc<Mutex<Option<Appended>>>,
+}
+
+impl Backend for Repeats {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.log.bounds().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        let appended = self.log.append(records).await?;
+        *self.newest.lock().unwrap() = Some(appended);
+        yield_now().await;
+        self.newest.lock().unwrap().ok_or_else(|| "it was set above".into())
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+        self.log.read(topics, after).await
+    }
+
+    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+        self.log.follow(after).await
+    }
+}
+
+#[tokio::test]
+#[should_panic(expected = "two appends returned the position")]
+async fn contract_rejects_positions_that_are_returned_twice() {
+    let logs = Mutex::new(HashMap::new());
+    contract::check(async |name: &str, max_records| {
+        let mut logs = logs.lock().unwrap();
+        let log = logs.entry(name.to_owned()).or_insert_with(|| MemoryBackend::new(max_records)).clone();
+        Repeats { log, newest: Arc::default() }
+    })
+    .await;
 }

@@ -1,7 +1,11 @@
-//! What holds of every [`Backend`], as checks for whoever writes one (feature `backend-contract`).
+//! Checks of the contract of every [`Backend`], for authors of one (feature `backend-contract`).
 //!
-//! They run against a real server as well as in memory, take seconds, and leave their logs behind. What they cannot see is what
-//! becomes of a log when its server is killed, cut off or replaced: that takes a test that does so.
+//! The checks run against a real server as well as in memory. They take seconds, and leave their
+//! logs behind. They see a log from outside only, so two parts of the contract need tests of their
+//! own:
+//!
+//! - a server that is killed, cut off, restored from a backup or replaced;
+//! - records that another program has written into the log.
 //!
 //! ```
 //! use tower_sse::hub::backend::{MemoryBackend, contract};
@@ -20,33 +24,35 @@ use super::{Appended, Backend, Bounds, Page, Record, RecordKind};
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::timeout;
 
-/// Long for anything that does happen.
+/// The time limit of a request that has to succeed.
 const SOON: Duration = Duration::from_secs(20);
-/// Short for what is not to happen.
+/// The time that a check waits to see that nothing happens.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// More than any of the checks adds, but for that of retention.
+/// More records than any check appends, except the check of retention.
 const PLENTY: usize = 100_000;
 
-/// Runs all of the checks, each on a log of its own.
+/// Runs all checks, each on a log of its own.
 ///
-/// `open` connects to the log of a name, which is empty if it was not there before, and holds about as many records as it is told.
-/// It is called more than once for a name: each time is another process.
+/// `open` connects to the log with this name, which is empty if the name is new. The log retains
+/// about as many records as the second argument says. A check may open one name several times: each
+/// connection stands for another process.
 ///
 /// # Panics
 ///
-/// As soon as something does not hold, with what that is.
+/// Panics at the first check that fails, with a message that says what does not hold.
 pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
-    // What a backend does can be large, and each of them is done in several places.
+    // The futures of a backend can be large, and each check contains many.
     Box::pin(an_empty_log_ends_where_it_begins(&open("empty", PLENTY).await)).await;
     Box::pin(records_are_read_as_they_were_added(&open("records", PLENTY).await)).await;
     Box::pin(positions_rise(&open("positions", PLENTY).await)).await;
     Box::pin(a_long_log_is_read_in_pages(&open("pages", PLENTY).await)).await;
     Box::pin(who_follows_waits_and_loses_nothing_by_being_dropped(&open("follow", PLENTY).await)).await;
     Box::pin(all_have_one_order([open("order", PLENTY).await, open("order", PLENTY).await])).await;
+    Box::pin(concurrent_appends_share_no_position(async || open("concurrent", PLENTY).await)).await;
     Box::pin(what_is_lost_is_told(&open("retention", 1000).await, 1000)).await;
 }
 
-/// Nothing is held, nothing is lost after its end.
+/// An empty log retains nothing, and has evicted nothing after its end.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
     assert_eq!(bounds.lost, bounds.newest, "an empty log ends where it begins");
@@ -58,7 +64,7 @@ async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     );
 }
 
-/// Every name of a topic, every kind, and every event.
+/// Topics of any name, records of each kind and events of any text are read as they were appended.
 async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
     let names =
         ["", "a", "a b", "a.b", "*", ">", "a/b", "=41", "ä", "日本語 🦀", "\0", "\r\n", "A", &"long".repeat(50)];
@@ -85,7 +91,7 @@ async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
     }
 }
 
-/// One after the other, and those of one append without anything between.
+/// Positions rise. The records of one append have no other record between them.
 async fn positions_rise<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").newest;
     let mut before = begin;
@@ -100,7 +106,7 @@ async fn positions_rise<B: Backend>(log: &B) {
         assert_eq!(log.bounds().await.expect("bounds").newest, last);
         before = last;
     }
-    // From any place, and of an append, too.
+    // From any position, also in the middle of an append.
     let all = follow(log, begin, 106).await;
     for (n, (position, _)) in all.iter().enumerate() {
         assert_eq!(read(log, &["topic".into()], *position).await, all[n + 1..], "after {position}");
@@ -108,7 +114,7 @@ async fn positions_rise<B: Backend>(log: &B) {
     assert_eq!(follow(log, all[50].0, 55).await, all[51..], "followed from the middle of an append");
 }
 
-/// Each page leads on, also where none of it is of the topics that were asked for.
+/// Each page ends after the requested position, even if it has no record of the requested topics.
 async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").newest;
     for batch in 0..50 {
@@ -123,7 +129,7 @@ async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
     }
 }
 
-/// What it was asked for after a place it gets from that place, whatever became of those who asked before.
+/// `follow` waits for a record. Dropping its future loses no record.
 async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").newest;
     assert!(timeout(A_WHILE, log.follow(begin)).await.is_err(), "there is nothing yet, so it waits");
@@ -131,7 +137,7 @@ async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &
     let mut followed = Vec::new();
     for n in 0..100 {
         log.append(vec![record("topic", n)]).await.expect("it is added");
-        // Often too short.
+        // Both limits are often too short for a page.
         for patience in [Duration::ZERO, Duration::from_micros(300)] {
             if let Ok(page) = timeout(patience, log.follow(after)).await {
                 let page = page.expect("a page");
@@ -147,7 +153,8 @@ async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &
     assert_eq!(followed.len(), 100);
 }
 
-/// Two processes that add records at the same time see them in the same order; those of one append are beside each other.
+/// Two processes that append at the same time read the records in the same order. The records of
+/// one append stay together.
 async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     const BATCHES: usize = 100;
     const BATCH: usize = 5;
@@ -183,12 +190,55 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
 }
 
-/// By whom it is asked for.
+/// Appends that run at the same time, from two processes, return positions of their own. A process
+/// that connects later continues after them.
+async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -> B) {
+    const ROUNDS: usize = 10;
+    const AT_ONCE: usize = 16;
+    let logs = [open().await, open().await];
+    let Bounds { epoch, newest: begin, .. } = logs[0].bounds().await.expect("bounds");
+    // As a hub does before it appends.
+    assert_eq!(logs[1].bounds().await.expect("bounds").epoch, epoch, "both processes find the same log");
+    // The number of the last record of each append, by the position that the append returned.
+    let mut returned = BTreeMap::new();
+    let mut count = 0;
+    for _ in 0..ROUNDS {
+        let mut appends = Vec::new();
+        for n in 0..AT_ONCE {
+            let size = 1 + n % 3;
+            let records = (count..count + size).map(|n| record("topic", n)).collect();
+            count += size;
+            let (log, last) = (&logs[n % 2], count - 1);
+            appends.push(async move { (log.append(records).await.expect("an append succeeds"), last) });
+        }
+        for (appended, last) in all(appends).await {
+            assert_eq!(appended.epoch, epoch, "append returns the epoch of the log that stored the records");
+            let other = returned.insert(appended.position, last);
+            assert_eq!(other, None, "two appends returned the position {}", appended.position);
+        }
+    }
+    let late = open().await;
+    let bounds = late.bounds().await.expect("bounds");
+    assert_eq!(bounds.epoch, epoch, "a process that connects later finds the same log");
+    assert!(bounds.newest >= *returned.keys().max().expect("appends"), "bounds include all that append has returned");
+    let next = late.append(vec![record("topic", count)]).await.expect("an append succeeds");
+    assert!(next.position > bounds.newest, "{next:?} is a new position after {bounds:?}");
+    returned.insert(next.position, count);
+
+    let stored = follow(&logs[0], begin, count + 1).await;
+    assert!(stored.is_sorted_by(|one, other| one.0 < other.0), "no two records have the same position");
+    let stored: BTreeMap<_, _> = stored.into_iter().collect();
+    for (position, n) in returned {
+        assert_eq!(stored.get(&position), Some(&record("topic", n)), "append returns the position of its last record");
+    }
+}
+
+/// Evicted records are reported to each reader that may have missed them, and to no other.
 async fn what_is_lost_is_told<B: Backend>(log: &B, max_records: usize) {
     let topics = ["topic".into()];
     let begin = log.bounds().await.expect("bounds").newest;
     let mut appended = Vec::new();
-    // Implementations may hold some more, so this is a lot more.
+    // Implementations may retain some more, so this appends a lot more.
     for n in 0..max_records * 4 {
         appended.push(log.append(vec![record("topic", n)]).await.expect("it is added").position);
     }
@@ -201,7 +251,7 @@ async fn what_is_lost_is_told<B: Backend>(log: &B, max_records: usize) {
         (begin, true),
         (appended[0], true),
         (appended[oldest - 2], true),
-        // Nothing is between the newest that is lost and the oldest that is held.
+        // No record is between the newest evicted and the oldest retained record.
         (appended[oldest - 1], false),
         (appended[oldest], false),
         (bounds.newest, false),
@@ -219,7 +269,7 @@ async fn what_is_lost_is_told<B: Backend>(log: &B, max_records: usize) {
     }
 }
 
-/// At the same time.
+/// Waits for two futures at the same time.
 async fn both<A: Future, B: Future>(one: A, other: B) -> (A::Output, B::Output) {
     let (mut one, mut other) = (pin!(one), pin!(other));
     let mut done = (None, None);
@@ -241,6 +291,20 @@ async fn both<A: Future, B: Future>(one: A, other: B) -> (A::Output, B::Output) 
     .await
 }
 
+/// Waits for all of these futures at the same time.
+async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<_> = futures.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs).filter(|(_, output)| output.is_none()) {
+            *output = ready(future.as_mut().poll(cx));
+        }
+        if outputs.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    outputs.into_iter().flatten().collect()
+}
+
 fn ready<T>(poll: Poll<T>) -> Option<T> {
     match poll {
         Poll::Ready(value) => Some(value),
@@ -254,7 +318,7 @@ fn record(topic: &str, n: usize) -> Record {
     Record { topic: topic.into(), kind: RecordKind::Event, event: event.into() }
 }
 
-/// All there is, page by page.
+/// Reads the rest of the log, page by page.
 async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: u64) -> Vec<(u64, Record)> {
     let Bounds { epoch, newest, .. } = log.bounds().await.expect("bounds");
     let mut records = Vec::new();
@@ -269,7 +333,7 @@ async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: u64) -> Vec<(
     records
 }
 
-/// So many.
+/// Follows the log until `count` records have arrived.
 async fn follow<B: Backend>(log: &B, mut after: u64, count: usize) -> Vec<(u64, Record)> {
     let epoch = log.bounds().await.expect("bounds").epoch;
     let mut records = Vec::new();

@@ -6,10 +6,13 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// A log in the memory of this process: for several hubs of one process, in tests for instance, and as the plainest
-/// [`Backend`] there is.
+/// A log in the memory of this process: for tests with several hubs, and as the simplest
+/// [`Backend`].
 ///
-/// A clone is the same log. It holds as many records as it was made for.
+/// Clones share the log. The log retains the newest `max_records` records of all topics together.
+///
+/// Two locks guard the log: the mutex of the records, and the lock inside the `watch` channel that
+/// announces the newest position. No task holds both at the same time.
 #[derive(Clone, Debug)]
 pub struct MemoryBackend {
     log: Arc<Mutex<Log>>,
@@ -25,11 +28,11 @@ struct Log {
     newest: u64,
 }
 
-/// How many records are a page.
+/// The number of records in a full page.
 const PAGE: usize = 1000;
 
 impl MemoryBackend {
-    /// A log of this length.
+    /// Creates an empty log that retains `max_records` records.
     #[must_use]
     pub fn new(max_records: usize) -> Self {
         Self { log: Arc::default(), newest: watch::Sender::new(0), max_records, epoch: random::bits() }
@@ -66,8 +69,15 @@ impl Backend for MemoryBackend {
                 log.lost = log.records.pop_front().map_or(log.lost, |(position, _)| position);
             }
         }
-        self.newest.send_replace(log.newest);
-        Ok(Appended { epoch: self.epoch, position: log.newest })
+        let position = log.newest;
+        drop(log);
+        // Without the lock, another append may have announced a greater position by now.
+        self.newest.send_if_modified(|newest| {
+            let is_greater = position > *newest;
+            *newest = position.max(*newest);
+            is_greater
+        });
+        Ok(Appended { epoch: self.epoch, position })
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
@@ -76,8 +86,9 @@ impl Backend for MemoryBackend {
 
     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
         let mut newest = self.newest.subscribe();
-        // Its sender is in `self`.
-        let _is_there = newest.wait_for(|newest| *newest > after).await;
+        // `wait_for` returns a guard of the channel's read lock. The guard has to be dropped before
+        // `page` locks the records. The wait cannot fail: `self` owns the sender.
+        drop(newest.wait_for(|newest| *newest > after).await);
         Ok(self.page(after, |_| true))
     }
 }

@@ -1,9 +1,11 @@
-//! Where a log is kept that several servers share, and what it takes to keep one somewhere else.
+//! Logs that several processes share, and the trait to write another one.
 //!
-//! A [`Hub`](super::Hub) without a backend is one process. With one, the log is in an engine made for it, and every process that
-//! is connected to it, a node, follows it: it reads each record once, whatever the number of its clients, into topics of its
-//! own, from which they get it as they do in memory. What is no longer held there, a client that comes back gets from the backend,
-//! in pages. What the backend does not hold any more either is a [`Gap`](super::Gap). See [several nodes](super#several-nodes).
+//! A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
+//! and each process that connects to the server is a node. A node reads each record once, whatever
+//! the number of its clients, into topics in its own memory. Clients get the records from there, as
+//! from a hub in memory. A client that resumes before the oldest event of the node gets the records
+//! in between from the backend, page by page. If the backend has evicted a record in between, the
+//! client gets a [`Gap`](super::Gap). See [several nodes](super#several-nodes).
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
@@ -12,9 +14,10 @@ mod memory;
 #[cfg(feature = "nats")]
 mod nats;
 mod node;
-mod questions;
+mod outage;
 #[cfg(feature = "redis")]
 mod redis;
+mod single_flight;
 
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
@@ -23,50 +26,73 @@ pub use nats::NatsBackend;
 pub use redis::RedisBackend;
 
 pub(super) use erased::Erased;
-pub(super) use node::{End, Node, Part};
+pub(super) use node::{End, MAX_QUEUED_READS, Node, Part};
+pub(super) use single_flight::RunError;
 
 use crate::BoxError;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// A log that outlives its readers: what a [`Hub`](super::Hub) is [connected](super::Builder::backend) to, so that it is one hub
-/// in several processes.
+/// A log that outlives its readers.
 ///
-/// Its records have positions: numbers that rise, from 1 on and not necessarily by one. There is one order for all topics.
+/// A [`Hub`](super::Hub) that is [connected](super::Builder::backend) to a backend is one hub in
+/// several processes. Each record of the log has a position. Positions begin at 1 and rise, not
+/// necessarily by one. All topics share one order.
 ///
 /// # What holds of every implementation
 ///
-/// 1. **Order.** A record that can be read is never joined later by one with a smaller position, as seen by any reader. Who reads
-///    a page has all that there is up to its end.
-/// 2. **Durability.** What [`append`](Self::append) has returned `Ok` for is in the log, for as long as its retention allows, and
-///    survives whatever the implementation says it survives.
-/// 3. **Loss is told.** What was in the log and is not held any more lies at or before a position that [`Page::lost`] and
-///    [`Bounds::lost`] tell.
-/// 4. **No position is used twice.** A log that begins anew, or that has lost its newest records and goes on in their place, is
-///    another one and has another [epoch](Bounds::epoch). Otherwise a client would go on in it with an id of the one before.
-/// 5. **Cancel safety.** To drop any of the futures loses nothing that was not handed out. An append that is dropped may or may
-///    not have happened.
+/// 1. **Order.** Once a reader can see a record, no record with a smaller position may appear. A
+///    page contains every record up to its end. (A sequence in SQL alone does not give this: a
+///    transaction with a smaller number can commit later.)
+/// 2. **Durability.** After [`append`](Self::append) has returned `Ok`, the records are in the log
+///    for as long as its retention allows. They survive the failures that the implementation
+///    documents.
+/// 3. **Reported loss.** A record that was in the log and is not retained any more has a position
+///    up to and including [`Page::lost`] and [`Bounds::lost`].
+/// 4. **No position is used twice.** Two records of one [epoch](Bounds::epoch) never have the same
+///    position, even if the first of them was deleted. A log that was deleted and created again, or
+///    restored from a backup, or has lost its newest records in a failover, has another epoch
+///    before it stores the next record. Otherwise a client could resume in it with an id of the
+///    previous log, and miss events.
+/// 5. **An id is made of one log.** The hub makes an id from an epoch and a position. [`Appended`],
+///    [`Page`] and [`Bounds`] therefore have the epoch of the log that their positions belong to,
+///    even if another log replaced it during the call.
+/// 6. **Foreign records stop no follower.** Another program may have written a record that the
+///    implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip such
+///    a record: [`Page::through`] passes its position. They neither return an error for it nor
+///    panic, nor return the same position again and again. The hub in turn skips a record whose
+///    [`event`](Record::event) is not exactly one event.
+/// 7. **Cancel safety.** Dropping a future loses no record: the next call returns what the dropped
+///    call did not. An append whose future is dropped may or may not have happened.
 ///
-/// [`contract::check`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/contract/index.html) (feature `backend-contract`)
-/// checks what of that can be seen from outside.
+/// [`contract::check`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/contract/index.html)
+/// (feature `backend-contract`) checks the parts of this that can be seen from outside.
 ///
 /// # Errors
 ///
-/// Any error is the backend's to describe and the hub's to handle: it is logged (feature `tracing`), counted (feature `metrics`),
-/// and handed to whoever publishes. An implementation tries again only what cannot happen twice by that, and does not wait for a
-/// server that is not there: a request that has no answer is an error after a few seconds, and after ten the hub takes it for
-/// one. The hub tries again by itself, as quickly as within half of a second, what it needs for its subscriptions.
+/// The backend describes an error, and the hub handles it. The hub counts each error (feature
+/// `metrics`). It returns the error of an append to the publisher. It logs the other errors once
+/// per outage (feature `tracing`), and sends the requests that its subscriptions need again by
+/// itself, after at most half a second.
+///
+/// An implementation repeats a request only if the request cannot take effect twice. It does not
+/// wait for a server that is down: a request without a response is an error after a few seconds.
+/// The hub gives up a request after ten seconds.
 ///
 /// # What a hub does with it
 ///
-/// One task of each hub calls [`follow`](Self::follow), again and again, and [`bounds`](Self::bounds) when it has failed or has
-/// been silent for two seconds. [`append`](Self::append) is called by whoever publishes, many at once. [`read`](Self::read) is
-/// called for clients whose place is no longer held by the hub itself, at most eight at once, and once for all clients that are
-/// at the same place.
+/// A hub calls [`bounds`](Self::bounds) before any other method. Then one task of each hub, the
+/// follower, calls [`follow`](Self::follow) again and again. The follower calls
+/// [`bounds`](Self::bounds) after an error, and after two seconds without a record. Publishers call
+/// [`append`](Self::append), many at the same time. The hub calls [`read`](Self::read) for clients
+/// that need records which the node does not retain. At most eight reads run at the same time, and
+/// all clients that need the same page share one read. Up to 1,024 different reads run or wait; see
+/// [`Overloaded`](super::ErrorKind::Overloaded). A read whose clients have all left before it began
+/// is not sent.
 ///
 /// # Examples
 ///
-/// All that it takes. A real one has a server instead of the `Mutex`:
+/// A complete backend. A real implementation has a server instead of the `Mutex`:
 ///
 /// ```
 /// # #[cfg(feature = "backend-contract")] {
@@ -74,7 +100,7 @@ use std::sync::Arc;
 /// use tokio::sync::watch;
 /// use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Record, contract}};
 ///
-/// /// Records whose positions are their places in a list. The oldest count as lost when there are more than it is to hold.
+/// /// A record at index `n` of the list has the position `n + 1`. Only the newest `max_records` count as retained.
 /// #[derive(Clone)]
 /// struct List {
 ///     records: Arc<Mutex<Vec<Record>>>,
@@ -122,6 +148,8 @@ use std::sync::Arc;
 ///     }
 ///
 ///     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+///         // The guard that `wait_for` returns is dropped at the semicolon. If it lived on, `page` could
+///         // wait for `append`, and `append` for the guard.
 ///         self.newest.subscribe().wait_for(|newest| *newest > after).await?;
 ///         Ok(self.page(after, |_| true))
 ///     }
@@ -137,60 +165,75 @@ use std::sync::Arc;
 /// # main(); }
 /// ```
 pub trait Backend: Send + Sync + 'static {
-    /// How the ids of events are made of their positions.
+    /// The format of the ids that the hub makes of positions.
     const IDS: Ids = Ids::Positions;
 
-    /// Where the log begins and ends now, and which it is.
+    /// Returns the epoch of the log, and where the log begins and ends now.
     ///
-    /// It never tells less than this process has been told before, by any of the methods, but for a log that has lost its newest
-    /// records: a hub whose reader is further on than the log ends all its subscriptions and begins anew.
+    /// [`Bounds::newest`] is never smaller than a position that any method of this process has
+    /// returned before, unless the log has lost its newest records. If the log ends before the
+    /// position that the follower has read, the hub ends all its subscriptions and starts again
+    /// with the log as it is.
     fn bounds(&self) -> impl Future<Output = Result<Bounds, BoxError>> + Send;
 
-    /// Appends records without anything between them, all of them or none. Returns the position of the last record and the epoch
-    /// of the log that holds it.
+    /// Appends records, all or none, without other records between them. Returns the epoch of the
+    /// log and the position of the last record.
     ///
-    /// Both are of one log: the log that stored the records, even if it replaced another one during the call. The hub makes the id
-    /// of the last event from them.
+    /// The epoch and the position belong to the log that stored the records, even if that log
+    /// replaced another one during the call. The hub makes the id of the last event from them. No
+    /// other append returns the same pair.
     ///
-    /// There is at least one, and all are of one topic and one kind. The events are copied by nobody before; together they can be of
-    /// any size, and what is more than the server takes is an error. `Ok` is for what survives as the implementation says; if
-    /// it cannot be known whether they were added, that is an error, and they may be in the log nevertheless, once.
+    /// There is at least one record, and all have the same topic and kind. Together the events can
+    /// have any size; more than the server accepts is an error. The hub does not copy the events
+    /// before.
     ///
-    /// What two callers add has the order in which each of them adds it, if one waits for the other.
+    /// `Ok` means that the records survive what the implementation says they survive. If it is
+    /// unknown whether the server stored the records, that is an error. The records may be in the
+    /// log then, once.
+    ///
+    /// If one append returns before another begins, on any node, the records of the first come
+    /// first.
     fn append(&self, records: Vec<Record>) -> impl Future<Output = Result<Appended, BoxError>> + Send;
 
-    /// The records of these topics after a position, as many as make a page: about a thousand.
+    /// Returns one page of the records of these topics after a position, about a thousand.
     ///
-    /// It does not wait for any. A page that ends before the log does has an end that is greater than the position, also if there is
-    /// nothing in it that was asked for. One that ends where the log does has that for its end; that is smaller than the position
-    /// if the log does not go that far.
+    /// The call does not wait for new records. If the page ends before the log does,
+    /// [`Page::through`] is greater than `after`, even if no record of the page is of these topics.
+    /// If the page ends where the log does, `through` is the end of the log. That is smaller than
+    /// `after` if the log ends before `after`.
     fn read(&self, topics: &[Arc<str>], after: u64) -> impl Future<Output = Result<Page, BoxError>> + Send;
 
-    /// The next records after a position, of all topics, in pages of about a thousand: at least one, so it waits if there is none
-    /// yet; or what is lost.
+    /// Returns the next records of all topics after a position, in pages of about a thousand.
     ///
-    /// One task calls it again and again, each time with the end of the page before. So an implementation can keep what it reads
-    /// with, a connection or a consumer, from one call to the next. Sometimes the future is dropped and another one is made, for
-    /// the same position. A log that was replaced by another is an error or a page of the other's epoch, of which nothing is
-    /// delivered, and not the wait for a record.
+    /// The call waits until there is at least one record, or an evicted range to report. If the log
+    /// was replaced by another one, the call does not wait: it returns an error, or a page with the
+    /// epoch of the other log. The hub delivers nothing of such a page.
+    ///
+    /// One task calls this again and again, each time with the end of the previous page. So an
+    /// implementation can keep its connection or consumer from one call to the next. Sometimes the
+    /// hub drops the future and calls again with the same position.
     fn follow(&self, after: u64) -> impl Future<Output = Result<Page, BoxError>> + Send;
 }
 
-/// How the ids of events are made of their positions.
+/// The format of event ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ids {
-    /// `<epoch>-<position>`, where the epoch is eight letters and digits that stand for 40 bits of [`Bounds::epoch`].
+    /// `<epoch>-<position>`. The epoch is eight letters and digits for 40 bits of
+    /// [`Bounds::epoch`].
     Positions,
-    /// `<epoch>-<message>`, for a log of messages that hold several events: 65,536 positions are of one message, and the last event of
-    /// a message has the last of them. An event that others follow in its message is `<epoch>-<message>-<how many>`.
+    /// `<epoch>-<message>`, for a log of messages that contain several events.
+    ///
+    /// Each message has 65,536 positions, and the last event of a message has the last of them. The
+    /// id of an event before the last of its message is `<epoch>-<message>-<n>`, where `n` counts
+    /// the events that follow it in the message.
     Messages,
-    /// `<time>-<sequence>`, for a log whose positions are times, in milliseconds, with a sequence number of 20 bits. They do not
-    /// begin anew, so the ids do not say an epoch.
+    /// `<time>-<sequence>`, for a log whose positions are times in milliseconds with a sequence
+    /// number of 20 bits. Times do not start again, so the ids contain no epoch.
     Times,
 }
 
-/// Where a log has stored what was appended.
+/// The result of an append: where the log has stored the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The [`Bounds::epoch`] of the log that stored the records.
@@ -199,36 +242,38 @@ pub struct Appended {
     pub position: u64,
 }
 
-/// Where a log begins and ends.
+/// The epoch, the begin and the end of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// What tells this log from one that was there before it under the same name, or will be after it. Of this, 40 bits are in the
-    /// ids of its events.
+    /// Identifies one lifetime of the log. An earlier or later log under the same name has another
+    /// epoch. The ids of events contain 40 bits of it.
     pub epoch: u64,
-    /// Everything up to here is no longer held; 0 if everything is.
+    /// Eviction watermark: records up to and including this position may have been evicted. 0 if
+    /// the log retains everything.
     pub lost: u64,
-    /// The position of the newest record; 0 if there never was one.
+    /// The position of the newest record that the log has stored, evicted or not. 0 if there was
+    /// none.
     pub newest: u64,
 }
 
-/// One event of one topic, or the end of the topic.
+/// One event of a topic, or the end of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The name of the topic, any text.
+    /// The name of the topic: any text.
     pub topic: Arc<str>,
-    /// What happened there.
+    /// The meaning of the record.
     pub kind: RecordKind,
-    /// The event as it is on the wire, but for its id, which is its position; empty at the end of a topic.
+    /// The event as it is on the wire, without its id. Empty at the end of a topic.
     pub event: Bytes,
 }
 
-/// What a [`Record`] says of its topic.
+/// The meaning of a [`Record`] for its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RecordKind {
     /// An event.
     Event,
-    /// An event that [replaces](super::Topic::latest_only) the one before it.
+    /// An event that [replaces](super::Topic::latest_only) the previous event of the topic.
     State,
     /// The topic is [finished](super::Topic::finish).
     Finish,
@@ -237,13 +282,14 @@ pub enum RecordKind {
 /// A part of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// Of which log it is: its [`Bounds::epoch`] when this was read.
+    /// The [`Bounds::epoch`] of the log when the page was read.
     pub epoch: u64,
-    /// Everything up to here is no longer held, and some of it may have come after the position that was asked for; 0 if
-    /// nothing of that is lost.
+    /// Eviction watermark: records after the requested position, up to and including this position,
+    /// may have been evicted. 0 if the log retains everything after the requested position.
     pub lost: u64,
-    /// What is held, with its positions, which rise.
+    /// The retained records with their positions, in rising order.
     pub records: Vec<(u64, Record)>,
-    /// Everything up to here is in this page or lost, or of topics that were not asked for. It is not smaller than what is lost.
+    /// The end of the page. Each record up to and including this position is in the page, or was
+    /// evicted, or is of a topic that was not requested. Never smaller than `lost`.
     pub through: u64,
 }

@@ -1,6 +1,8 @@
-//! One process that follows a backend.
+//! The part of a hub that uses its backend: the follower, history reads and appends.
 
-use super::{Appended, Bounds, Erased, Ids, Page, Record, RecordKind, questions::Questions};
+use super::{
+    Appended, Bounds, Erased, Ids, Page, Record, RecordKind, RunError, outage::Outage, single_flight::SingleFlight,
+};
 use crate::{
     BoxError, EncodedEvents, Event, EventId,
     hub::{Error, Start, core::Core, cursor::Epoch},
@@ -11,66 +13,80 @@ use std::{
     collections::{HashMap, HashSet},
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
     task::{AbortHandle, yield_now},
     time::{sleep, timeout},
 };
 
-/// How long to wait before a backend that has failed is asked again: at first, and at most. So what comes after the pause has
-/// more than half of a second for a delivery within a second.
+/// The pause of the follower after an error: at first, and at most. With at most 0.4 s, more than
+/// half a second is left to deliver a record within a second after an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
-/// After so long without a record the reader asks whether there is one.
+/// The follower asks for the bounds of the log after so long without a record.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// As often as this it is told that there is, and gets none, before it begins to follow anew. The next time it waits for twice as
-/// long, as it may be that a page takes that long.
+/// The number of times that the bounds may show a record that `follow` does not return, before the
+/// follower calls `follow` again. The number doubles each time, because a page may take that long.
 const PATIENCE: u32 = 3;
 
-/// No answer takes longer. A backend has timeouts of its own, which are shorter; this is for one that has not.
+/// The time limit of a request. Backends have shorter timeouts of their own; this limit is for
+/// those without.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// For as long as this [`connect`](Node::connect) reads what there is.
+/// The time limit for the initial read in [`connect`](Node::connect).
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// How many pages are read for subscriptions at once. Who comes later waits for its turn.
-const READS: usize = 8;
+/// The number of history reads that the backend gets at the same time. Further reads wait.
+const MAX_CONCURRENT_READS: usize = 8;
 
-/// What a hub has of its backend.
+/// The number of history reads that run or wait, each for other topics or another position. A new
+/// subscription that needs one more is an error, [`Overloaded`](crate::hub::ErrorKind::Overloaded).
+///
+/// With 5 ms per read, the last of 1,024 waits for 0.7 s. Requests for the same read share one of
+/// them, and a read that no client waits for any more leaves the queue immediately.
+pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
+
+/// The connection of a hub to its backend.
 pub(in crate::hub) struct Node {
     backend: Arc<dyn Erased>,
     known: Mutex<Known>,
-    bounds: Questions<(), Bounds>,
-    reads: Questions<Place, Arc<Part>>,
-    turns: Arc<Semaphore>,
-    /// In which it was connected.
+    bounds: SingleFlight<(), Bounds>,
+    bounds_outage: Arc<Outage>,
+    reads: SingleFlight<Place, Arc<Part>>,
+    reads_outage: Arc<Outage>,
+    /// The last logged state: whether reads are rejected.
+    is_overloaded: AtomicBool,
+    /// The runtime that the hub was connected in.
     runtime: OnceLock<Handle>,
     reader: OnceLock<AbortHandle>,
 }
 
-/// What is known of the log, whether it was read here or not.
+/// The state of the log that this node knows of, whether the follower has read it or not.
 #[derive(Default)]
 struct Known {
-    /// Nothing of what follows is of another one.
+    /// The other fields belong to the log with this epoch.
     epoch: u64,
-    /// A position that is in it, or was.
+    /// The greatest known position. The log may have greater ones.
     newest: u64,
-    /// Everything up to here is lost for good.
+    /// Eviction watermark: the backend may have evicted records up to and including this position.
     lost: u64,
-    /// The topics that were finished here, and where: until that was read, nobody else knows it.
+    /// The topics that this node has finished, and the positions of their ends, until the follower
+    /// has read them.
     finished: HashMap<Arc<str>, u64>,
 }
 
-/// Of these topics, after this position.
+/// The key of a history read: topics, and the position after which to read.
 type Place = (Arc<[Arc<str>]>, u64);
 
-/// A page as subscriptions hand it out: encoded once for all that are at the same place.
+/// A page for subscriptions, encoded once for all that need the same page.
 pub(in crate::hub) struct Part {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) lost: u64,
@@ -78,16 +94,17 @@ pub(in crate::hub) struct Part {
     /// The position of the first event.
     pub(in crate::hub) first: Option<u64>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics that have something in it, and the position of their end if that is the last of it, or 0.
+    /// The topics that have a record in the page. The value is the position of the last record if
+    /// that finishes the topic, or 0.
     pub(in crate::hub) topics: HashMap<Arc<str>, u64>,
 }
 
-/// Where a log ends, as far as it is known.
+/// The end of the log, as far as this node knows it.
 pub(in crate::hub) struct End {
     pub(in crate::hub) epoch: Epoch,
-    /// A position that is in it, or was.
+    /// The greatest known position.
     pub(in crate::hub) newest: u64,
-    /// There may be greater ones: the backend did not answer.
+    /// Set if the log may have greater positions, because the backend did not respond.
     pub(in crate::hub) is_unsure: bool,
 }
 
@@ -96,9 +113,11 @@ impl Node {
         Self {
             backend,
             known: Mutex::default(),
-            bounds: Questions::default(),
-            reads: Questions::default(),
-            turns: Arc::new(Semaphore::new(READS)),
+            bounds: SingleFlight::new(1, 1),
+            bounds_outage: Arc::new(Outage::of("bounds")),
+            reads: SingleFlight::new(MAX_CONCURRENT_READS, MAX_QUEUED_READS),
+            reads_outage: Arc::new(Outage::of("read")),
+            is_overloaded: AtomicBool::new(false),
             runtime: OnceLock::new(),
             reader: OnceLock::new(),
         }
@@ -116,12 +135,12 @@ impl Node {
         Epoch::of(bits, self.ids())
     }
 
-    /// Reads what there is and follows the log from there on, for as long as there is the hub.
+    /// Reads the retained log, and starts the follower, which runs until the hub is dropped.
     ///
-    /// All of it, and not merely what follows its end, although that takes longer: only so a node knows which topics are
-    /// finished, has the newest of those that are a state, and serves who comes back without asking the backend. It is no
-    /// longer than the backend's retention allows, and takes 0.3 seconds for a million records of a backend in memory. What is left after
-    /// [`CATCH_UP`] is read while the node already serves: then it is one that is behind, which loses nothing.
+    /// Reading the whole log takes longer than starting at its end: 0.3 s for a million records in
+    /// memory. But then the node knows the finished topics and the newest states, and serves
+    /// returning clients without the backend. The follower reads the rest if that takes longer than
+    /// [`CATCH_UP`]. Meanwhile the node serves clients as a node that is behind, and loses nothing.
     pub(in crate::hub) async fn connect(&self, core: &Arc<Core>) -> Result<(), BoxError> {
         let runtime = Handle::try_current()?;
         let bounds = in_time(self.backend.bounds()).await?;
@@ -135,7 +154,7 @@ impl Node {
                 }
                 after = page.through;
                 core.deliver(page);
-                // A backend that never waits would keep everybody else on this thread waiting.
+                // A backend that never waits would block the other tasks of this thread.
                 yield_now().await;
             }
             Ok::<_, BoxError>(())
@@ -151,7 +170,7 @@ impl Node {
         self.reader.get().inspect(|reader| reader.abort());
     }
 
-    /// The log is another one now. Returns how its ids begin.
+    /// Switches to another log. Returns its epoch.
     pub(in crate::hub) fn begin_anew(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, lost, newest } = *bounds;
         *self.known() = Known { epoch, newest, lost, finished: HashMap::new() };
@@ -162,7 +181,7 @@ impl Node {
         self.known().lost
     }
 
-    /// Everything up to here is lost for good, in the log of this epoch.
+    /// Raises the eviction watermark of the log with this epoch.
     pub(in crate::hub) fn is_lost(&self, epoch: Epoch, through: u64) {
         let mut known = self.known();
         if self.epoch(known.epoch) == epoch {
@@ -170,7 +189,8 @@ impl Node {
         }
     }
 
-    /// Where the log ends. The backend is asked if a client has a position that is greater than what is known here.
+    /// Returns the end of the log. Asks the backend if the client has a greater position than this
+    /// node knows.
     pub(in crate::hub) async fn end(&self, core: &Core, start: &Start) -> End {
         let known = |is_unsure| {
             let known = self.known();
@@ -184,7 +204,7 @@ impl Node {
         }
         let Some(bounds) = self.bounds().await else { return known(true) };
         let mut there = self.known();
-        // Otherwise the reader does not know yet that it is another log. Then nobody is sure here.
+        // The follower does not know the other log yet, so no position in it is certain.
         if bounds.epoch != there.epoch {
             drop(there);
             return known(true);
@@ -195,27 +215,48 @@ impl Node {
     }
 
     async fn bounds(&self) -> Option<Bounds> {
-        let backend = Arc::clone(&self.backend);
+        let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.bounds_outage));
         let bounds = move || {
-            let backend = Arc::clone(&backend);
-            async move { counted("bounds", backend.bounds()).await }
+            let (backend, outage) = (Arc::clone(&backend), Arc::clone(&outage));
+            async move { outage.watch(in_time(backend.bounds())).await.ok() }
         };
-        self.bounds.ask(self.runtime.get()?, (), bounds).await
+        self.bounds.run(self.runtime.get()?, (), bounds).await.ok()
     }
 
-    /// What the backend holds of these topics after a position, as much as makes a page. `None` if it does not answer.
-    pub(in crate::hub) async fn read(&self, topics: Arc<[Arc<str>]>, after: u64) -> Option<Arc<Part>> {
+    /// Reads one page of these topics after a position from the backend.
+    pub(in crate::hub) async fn read(&self, topics: Arc<[Arc<str>]>, after: u64) -> Result<Arc<Part>, RunError> {
+        let runtime = self.runtime.get().ok_or(RunError::Failed)?;
         let place = (topics.clone(), after);
-        let (backend, turns) = (Arc::clone(&self.backend), Arc::clone(&self.turns));
+        let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.reads_outage));
         let page = move || {
-            let (backend, turns, topics) = (Arc::clone(&backend), Arc::clone(&turns), Arc::clone(&topics));
+            let (backend, outage, topics) = (Arc::clone(&backend), Arc::clone(&outage), Arc::clone(&topics));
             async move {
-                let _turn = turns.acquire().await?;
-                let page = counted("read", backend.read(&topics, after)).await?;
-                Ok(Arc::new(Part::new(page, backend.ids())))
+                let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
+                Some(Arc::new(Part::new(page, backend.ids())))
             }
         };
-        self.reads.ask(self.runtime.get()?, place, page).await
+        let part = self.reads.run(runtime, place, page).await;
+        match part {
+            Err(RunError::Full) => self.read_was_rejected(),
+            _ => self.read_was_accepted(),
+        }
+        part
+    }
+
+    fn read_was_rejected(&self) {
+        metrics::read_rejected();
+        if !self.is_overloaded.swap(true, Ordering::Relaxed) {
+            trace::reads_rejected(MAX_QUEUED_READS);
+        }
+    }
+
+    /// Logs the end of an overload once half of the queue is free, so that a queue whose length is
+    /// about the limit does not log each read.
+    fn read_was_accepted(&self) {
+        let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
+        if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {
+            trace::reads_accepted();
+        }
     }
 
     pub(in crate::hub) async fn publish(
@@ -241,17 +282,17 @@ impl Node {
             known.finished.insert(topic.clone(), position);
         }
         drop(known);
-        // It may have been read meanwhile.
+        // The follower may have read the end meanwhile.
         self.was_read(core.committed());
         Ok(())
     }
 
-    /// Whether it was finished here, which was not read yet.
+    /// Returns whether this node has finished the topic and has not read that yet.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
         self.known().finished.contains_key(topic)
     }
 
-    /// The log was read up to here.
+    /// Forgets the ends of topics that the follower has read.
     pub(in crate::hub) fn was_read(&self, through: u64) {
         let mut known = self.known();
         if !known.finished.is_empty() {
@@ -262,8 +303,11 @@ impl Node {
     /// Appends records. The log that stored them may be newer than the log that this node follows.
     async fn append(&self, core: &Core, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
         core.can_publish(topic)?;
-        let appended = counted("publish", self.backend.append(records)).await;
-        let appended = appended.map_err(|source| Error::backend(topic, source))?;
+        // The publisher gets the error, so it is counted and not logged.
+        let appended = in_time(self.backend.append(records)).await.map_err(|source| {
+            metrics::backend_failed("publish");
+            Error::backend(topic, source)
+        })?;
         let mut known = self.known();
         if known.epoch == appended.epoch {
             known.newest = known.newest.max(appended.position);
@@ -284,7 +328,7 @@ impl Part {
             topics.entry(record.topic.clone()).or_insert(end);
             match record.kind {
                 RecordKind::Finish => continue,
-                // The newest stands for those before it.
+                // The newest state replaces earlier states.
                 RecordKind::State if !states.insert(record.topic) => continue,
                 _ => {}
             }
@@ -297,16 +341,16 @@ impl Part {
     }
 }
 
-/// Reads the log, page after page.
+/// Runs the follower: reads the log page by page, until the hub is dropped.
 async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut patience = PATIENCE;
-    let mut outage = Outage(false);
+    let outage = Outage::of("follow");
     loop {
-        match next(&*backend, after, epoch, &mut patience, &mut outage).await {
+        match next(&*backend, after, epoch, &mut patience, &outage).await {
             Ok(page) if page.epoch == epoch => {
                 let Some(core) = core.upgrade() else { return };
-                outage.is_over();
+                outage.succeeded();
                 (pause, patience) = (PAUSES[0], PATIENCE);
                 after = page.through;
                 core.deliver(page);
@@ -315,15 +359,15 @@ async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut 
                 continue;
             }
             Ok(_) => {}
-            Err(error) => outage.goes_on(&error),
+            Err(error) => outage.failed(&error),
         }
-        // It may be another log that comes back. Nothing is read of it before that is known.
+        // After an outage the log may be another one, so its epoch is checked before the next page.
         let bounds = loop {
             sleep(pause.mul_f64(0.5 + random::part() / 2.0)).await;
             pause = longest.min(pause * 2);
             match in_time(backend.bounds()).await {
                 Ok(bounds) => break bounds,
-                Err(error) => outage.goes_on(&error),
+                Err(error) => outage.failed(&error),
             }
         };
         let Some(core) = core.upgrade() else { return };
@@ -334,14 +378,14 @@ async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut 
     }
 }
 
-/// What follows in the log. Meanwhile it is asked now and then whether it is still the same, and has nothing new: a connection
-/// can be lost without a word.
+/// Waits for the next page. Compares the bounds of the log with `after` every two seconds, because
+/// a connection can be lost without an error.
 async fn next(
     backend: &dyn Erased,
     after: u64,
     epoch: u64,
     patience: &mut u32,
-    outage: &mut Outage,
+    outage: &Outage,
 ) -> Result<Page, BoxError> {
     let mut page = pin!(backend.follow(after));
     let mut missed = 0;
@@ -359,40 +403,17 @@ async fn next(
             Ok(Ok(bounds)) if bounds.epoch != epoch => return Err("the log is another one than before".into()),
             Ok(Ok(bounds)) if bounds.newest == after => {
                 missed = 0;
-                outage.is_over();
+                outage.succeeded();
             }
             Ok(Ok(_)) => missed += 1,
-            Ok(Err(error)) => outage.goes_on(&error),
+            Ok(Err(error)) => outage.failed(&error),
         }
     }
     *patience = patience.saturating_mul(2);
     Err("the backend does not hand out what is in the log".into())
 }
 
-/// Whether the log cannot be read now. Its operator is told once, and once when it can again.
-struct Outage(bool);
-
-impl Outage {
-    fn goes_on(&mut self, error: &BoxError) {
-        metrics::backend_failed("follow");
-        if !std::mem::replace(&mut self.0, true) {
-            trace::backend_failed(error);
-        }
-    }
-
-    fn is_over(&mut self) {
-        if std::mem::replace(&mut self.0, false) {
-            trace::backend_recovered();
-        }
-    }
-}
-
-/// The same, and a failure counts.
-async fn counted<T>(operation: &'static str, answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
-    in_time(answer).await.inspect_err(|_| metrics::backend_failed(operation))
-}
-
-/// An answer of the backend, in time.
+/// Waits for a response of the backend, at most [`LONGEST`].
 async fn in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
     timeout(LONGEST, answer).await?
 }

@@ -1,0 +1,72 @@
+//! Outages of a backend: every failure is counted, and each outage is logged once.
+
+use crate::{BoxError, metrics, trace};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Counts the failures of one operation, and logs where an outage of the operation begins and ends.
+///
+/// An outage begins with the first failure. It ends with the first success of a request that was
+/// sent after the last failure. So requests that overlap do not begin and end one outage many
+/// times.
+#[derive(Debug)]
+pub(super) struct Outage {
+    operation: &'static str,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u64,
+    is_logged: bool,
+}
+
+impl Outage {
+    /// Watches an operation, which is named as in the metric.
+    pub(super) fn of(operation: &'static str) -> Self {
+        Self { operation, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a request and records its outcome.
+    pub(super) async fn watch<T>(&self, request: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+        let failures = self.state().failures;
+        let outcome = request.await;
+        match &outcome {
+            Ok(_) => self.succeeded_after(failures),
+            Err(error) => self.failed(error),
+        }
+        outcome
+    }
+
+    /// Records a failure.
+    pub(super) fn failed(&self, error: &BoxError) {
+        metrics::backend_failed(self.operation);
+        let mut state = self.state();
+        state.failures += 1;
+        let is_new = !std::mem::replace(&mut state.is_logged, true);
+        // A subscriber of `tracing` runs code of the application.
+        drop(state);
+        if is_new {
+            trace::backend_failed(self.operation, error);
+        }
+    }
+
+    /// Records a success of a request that was sent after all failures.
+    pub(super) fn succeeded(&self) {
+        let failures = self.state().failures;
+        self.succeeded_after(failures);
+    }
+
+    fn succeeded_after(&self, failures: u64) {
+        let mut state = self.state();
+        let is_over = state.is_logged && state.failures == failures;
+        state.is_logged &= !is_over;
+        drop(state);
+        if is_over {
+            trace::backend_recovered(self.operation);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! History reads under load: clients that leave cost no read, and the queue of reads is bounded.
+
+use super::{Faulty, Mode, PLENTY, Shared, data_soon, numbers, settle, subscribe, two};
+use futures_util::{FutureExt, future::join_all};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_test::{assert_pending, task};
+use tower_sse::{
+    Event, EventId,
+    hub::{ErrorKind, Hub, Start},
+};
+
+/// The documented limit of different reads that run or wait.
+const MAX_QUEUED_READS: usize = 1_024;
+const READ: Duration = Duration::from_millis(5);
+
+/// Two nodes that retain one event, a log of so many events of the topic "a", and the ids of all
+/// events.
+async fn nodes_with_history(events: usize) -> ([Hub; 2], [Faulty; 2], Vec<EventId>) {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
+    hubs[0].topic("a").publish_all((0..events).map(Event::display)).await.unwrap();
+    let letters = shared.log().letters;
+    // Positions begin with 1.
+    let ids = (1..=events).map(|position| EventId::new(format!("{letters}-{position}")).unwrap());
+    sleep(Duration::from_secs(1)).await;
+    connections[1].delay.store(READ.as_millis() as u64, Relaxed);
+    (hubs, connections, ids.collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_leave_delay_the_next_client_by_few_reads() {
+    const CLIENTS: usize = 20_000;
+    let (hubs, connections, ids) = nodes_with_history(CLIENTS + 10).await;
+    let topic = hubs[1].topic("a");
+    let asked = &connections[1].asked;
+    for patience in [Duration::ZERO, Duration::from_millis(1), 3 * READ] {
+        asked.reads.store(0, Relaxed);
+        // All clients come at the same time.
+        let clients = ids[..CLIENTS].iter().map(|id| timeout(patience, topic.subscribe(id.clone())));
+        join_all(clients).await;
+        // And one after the other.
+        for id in &ids[..CLIENTS] {
+            assert!(timeout(Duration::ZERO, topic.subscribe(id.clone())).await.is_err());
+        }
+        let begun = Instant::now();
+        let next = subscribe(&hubs[1], "a", ids[CLIENTS + 5].clone()).await;
+        assert!(next.is_resumed());
+        assert!(begun.elapsed() <= 3 * READ, "{:?} after clients that waited for {patience:?}", begun.elapsed());
+        let reads = asked.reads.load(Relaxed);
+        assert!(reads <= 40, "{reads} reads for clients that waited for {patience:?}");
+    }
+    assert_eq!(hubs[1].stats().subscriptions, 0, "nothing is left of the clients");
+    let [_, connection] = connections;
+    drop((hubs, topic));
+    settle().await;
+    assert_eq!(Arc::strong_count(&connection.asked), 1, "no task holds the backend");
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscribing_is_overloaded_while_the_queue_is_full() {
+    let (hubs, connections, ids) = nodes_with_history(MAX_QUEUED_READS + 10).await;
+    let topic = hubs[1].topic("a");
+    connections[1].set(Mode::Hangs);
+    let mut waiting: Vec<_> = ids[..MAX_QUEUED_READS].iter().map(|id| Box::pin(topic.subscribe(id.clone()))).collect();
+    assert!(waiting.iter_mut().all(|client| client.now_or_never().is_none()));
+    let error = topic.subscribe(ids[MAX_QUEUED_READS].clone()).await.unwrap_err();
+    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::Overloaded, 503));
+    assert_eq!(
+        error.to_string(),
+        "1024 history reads are waiting for the backend; subscribe again later with the same id"
+    );
+    assert_eq!(hubs[1].stats().subscriptions, MAX_QUEUED_READS, "nothing is left of the rejected client");
+    // A client that shares a read, and clients that need no read, are not rejected.
+    assert!(topic.subscribe(ids[7].clone()).now_or_never().is_none());
+    assert!(topic.subscribe(ids[ids.len() - 1].clone()).await.unwrap().is_resumed());
+    topic.subscribe(Start::Latest).await.unwrap();
+    // One client leaves, and another takes its place.
+    waiting.pop();
+    assert!(topic.subscribe(ids[MAX_QUEUED_READS].clone()).now_or_never().is_none());
+    drop(waiting);
+    assert_eq!(hubs[1].stats().subscriptions, 0);
+
+    connections[1].set(Mode::Works);
+    let subscriptions = join_all(ids[..MAX_QUEUED_READS].iter().map(|id| topic.subscribe(id.clone()))).await;
+    assert!(subscriptions.iter().all(|subscription| subscription.as_ref().unwrap().is_resumed()));
+    assert!((2..=8).contains(&connections[1].asked.most_reads_at_once.load(Relaxed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn open_subscription_retries_while_the_queue_is_full() {
+    let (hubs, connections, ids) = nodes_with_history(MAX_QUEUED_READS + 10).await;
+    let mut slow = subscribe(&hubs[1], "a", Start::Latest).await;
+    hubs[0].topic("a").publish_all((0..5).map(Event::display)).await.unwrap();
+    settle().await;
+    connections[1].set(Mode::Hangs);
+    let topic = hubs[1].topic("a");
+    let mut waiting: Vec<_> = ids[..MAX_QUEUED_READS].iter().map(|id| Box::pin(topic.subscribe(id.clone()))).collect();
+    assert!(waiting.iter_mut().all(|client| client.now_or_never().is_none()));
+    for _ in 0..3 {
+        assert_pending!(slow.poll_next());
+        assert_eq!(topic.subscribe(ids[MAX_QUEUED_READS].clone()).await.unwrap_err().kind(), ErrorKind::Overloaded);
+        sleep(Duration::from_millis(400)).await;
+    }
+    let reads = connections[1].asked.reads.load(Relaxed);
+    drop(waiting);
+    connections[1].delay.store(0, Relaxed);
+    connections[1].set(Mode::Works);
+    sleep(Duration::from_millis(400)).await;
+    assert_eq!(data_soon(&mut slow).await, numbers(0..5));
+    assert!(connections[1].asked.reads.load(Relaxed) > reads);
+    assert_eq!(hubs[1].stats().gaps, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_of_the_same_read_share_a_place_in_the_queue() {
+    let (hubs, connections, ids) = nodes_with_history(10).await;
+    let topic = hubs[1].topic("a");
+    let clients = join_all((0..5_000).map(|_| topic.subscribe(ids[3].clone()))).await;
+    assert!(clients.into_iter().all(|client| client.unwrap().is_resumed()));
+    assert!(connections[1].asked.reads.load(Relaxed) <= 2);
+    let mut back = task::spawn(topic.subscribe(ids[3].clone()).await.unwrap());
+    assert_eq!(data_soon(&mut back).await, numbers(4..10));
+}
