@@ -186,10 +186,10 @@ impl Losses {
         .await
     }
 
-    /// Waits for the next connection.
-    pub(super) async fn is_mended(&mut self) {
-        // If the sender is gone, whoever waits is told by the next thing it does.
-        let _is_gone = self.losses.wait_for(|(_, is_connected)| *is_connected).await;
+    /// Waits until the connection is there again.
+    pub(super) async fn reconnected(&mut self) {
+        // If the sender is gone, the next request fails.
+        drop(self.losses.wait_for(|(_, is_connected)| *is_connected).await);
     }
 }
 

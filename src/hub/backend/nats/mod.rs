@@ -269,7 +269,7 @@ impl NatsBackend {
                 match timeout_at(patience.min(deadline), losses.unless_lost(attempt)).await {
                     Ok(Ok(Ok(ack))) => return self.stored(ack),
                     Ok(Ok(Err(error))) if !is_unsure(&error) => return Err(error.into()),
-                    Ok(Err(_is_lost)) => losses.is_mended().await,
+                    Ok(Err(_is_lost)) => losses.reconnected().await,
                     Ok(Ok(Err(_))) | Err(_) => {}
                 }
             }
