@@ -8,8 +8,7 @@ mod threads;
 
 use faulty::{Faulty, Mode, Shared};
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::Poll,
     time::Duration,
 };
@@ -23,7 +22,7 @@ use tower_sse::{
     BoxError, Event, EventId, SseStream,
     hub::{
         Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription,
-        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record, RecordKind, contract},
+        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record, RecordKind},
     },
 };
 
@@ -845,44 +844,4 @@ async fn nothing_that_a_backend_says_makes_a_hub_panic_or_hand_out_what_is_no_ev
 async fn memory_keeps_the_contract_of_a_log_of_its_own() {
     let hub = hub(MemoryBackend::new(0)).await;
     assert_eq!(publish(&hub, "a", "held by nobody but the node").await.as_str().split('-').count(), 2);
-}
-
-/// A log whose appends return the position of the newest record that this connection has stored.
-#[derive(Clone)]
-struct Repeats {
-    log: MemoryBackend,
-    newest: Arc<Mutex<Option<Appended>>>,
-}
-
-impl Backend for Repeats {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        self.log.bounds().await
-    }
-
-    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        let appended = self.log.append(records).await?;
-        *self.newest.lock().unwrap() = Some(appended);
-        yield_now().await;
-        self.newest.lock().unwrap().ok_or_else(|| "it was set above".into())
-    }
-
-    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
-        self.log.read(topics, after).await
-    }
-
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
-        self.log.follow(after).await
-    }
-}
-
-#[tokio::test]
-#[should_panic(expected = "two appends returned the position")]
-async fn contract_rejects_positions_that_are_returned_twice() {
-    let logs = Mutex::new(HashMap::new());
-    contract::check(async |name: &str, max_records| {
-        let mut logs = logs.lock().unwrap();
-        let log = logs.entry(name.to_owned()).or_insert_with(|| MemoryBackend::new(max_records)).clone();
-        Repeats { log, newest: Arc::default() }
-    })
-    .await;
 }

@@ -19,10 +19,7 @@ use tokio::{
 use tokio_stream::StreamExt;
 use tower_sse::{
     Event, EventId,
-    hub::{
-        ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription,
-        backend::{MemoryBackend, contract},
-    },
+    hub::{ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription},
 };
 
 /// Longer than any wait of a test that passes.
@@ -354,17 +351,5 @@ fn shutdown_ends_every_subscription_and_releases_the_backend() {
         let [_, hub] = hubs;
         drop(hub);
         eventually(|| std::sync::Arc::strong_count(&connections[1].asked) == 1).await;
-    });
-}
-
-#[test]
-fn memory_backend_keeps_the_contract_on_four_threads() {
-    on_four_threads(async {
-        let logs = std::sync::Mutex::new(std::collections::HashMap::new());
-        let open = async |name: &str, max_records| {
-            let mut logs = logs.lock().unwrap();
-            logs.entry(name.to_owned()).or_insert_with(|| MemoryBackend::new(max_records)).clone()
-        };
-        in_time(contract::check(open)).await;
     });
 }

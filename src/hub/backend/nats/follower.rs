@@ -1,6 +1,7 @@
 //! Following a stream.
 
 use super::{
+    confirmation::Confirmations,
     consumer::{HEARTBEAT, PAGE, bytes_of_a_page, consume, expect_number},
     history::next_messages,
     identity::{Identity, Known, Witness},
@@ -97,16 +98,22 @@ impl Follower {
     }
 
     /// Returns the next messages, at least one. Dropping the future loses nothing.
-    pub(super) async fn page(&mut self, stream: &Stream<'_>, identity: &Identity) -> Result<Page, BoxError> {
+    pub(super) async fn page(
+        &mut self,
+        stream: &Stream<'_>,
+        identity: &Identity,
+        confirmations: &Confirmations,
+    ) -> Result<Page, BoxError> {
         loop {
             let page = match &mut self.source {
-                Source::Consumer(_) => Some(self.receive_page(stream).await?),
+                Source::Consumer(_) => Some(self.receive_page(stream, confirmations).await?),
                 Source::Starting(starting, failures) => {
                     let failures = *failures;
                     match timeout(WITHOUT_CONSUMER, starting).await {
                         Ok(Ok(consumer)) => {
                             self.source = Source::Consumer(Box::new(consumer));
                             expect_log(stream, identity, self.epoch).await?;
+                            confirmations.set_following(true);
                             None
                         }
                         Ok(Err(error)) if failures + 1 >= ATTEMPTS => return Err(error),
@@ -146,7 +153,11 @@ impl Follower {
         Ok(Some((page.page, page.witness)))
     }
 
-    async fn receive_page(&mut self, stream: &Stream<'_>) -> Result<(Page, Option<Witness>), BoxError> {
+    async fn receive_page(
+        &mut self,
+        stream: &Stream<'_>,
+        confirmations: &Confirmations,
+    ) -> Result<(Page, Option<Witness>), BoxError> {
         let mut page = self.new_page();
         loop {
             // Nothing is waited for after the first message, so nothing is lost if the future is dropped.
@@ -158,6 +169,7 @@ impl Follower {
                     None => break,
                 },
             };
+            confirmations.received(self.epoch, &message);
             // A consumer that was created while messages were read without it delivers them again.
             if position(message.sequence) <= page.page.through {
                 continue;

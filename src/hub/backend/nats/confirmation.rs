@@ -1,0 +1,81 @@
+//! Messages of this node that its own follower sees again.
+//!
+//! A message that the follower has received is in the log that it follows, so the publisher needs no further request to know
+//! that.
+
+use super::message::{self, Stored};
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{sync::oneshot, time::timeout};
+
+/// How long a publisher waits for the follower after the server has acknowledged the message.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// The messages that publishers wait for.
+#[derive(Default)]
+pub(super) struct Confirmations {
+    pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
+    /// Whether a follower receives what is published.
+    is_following: AtomicBool,
+}
+
+/// One message that a publisher waits for.
+pub(super) struct Pending<'a> {
+    confirmations: &'a Confirmations,
+    identity: u64,
+    epoch: oneshot::Receiver<u64>,
+}
+
+impl Confirmations {
+    fn pending(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<u64>>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to wait for a message that will be published with this id.
+    pub(super) fn expect(&self, id: &str) -> Pending<'_> {
+        let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
+        self.pending().insert(identity, sender);
+        Pending { confirmations: self, identity, epoch }
+    }
+
+    /// Notifies the publisher of a message that is in the log with this epoch.
+    pub(super) fn received(&self, epoch: u64, message: &Stored) {
+        let mut pending = self.pending();
+        if pending.is_empty() {
+            return;
+        }
+        let sender = message.identity().and_then(|identity| pending.remove(&identity));
+        drop(pending);
+        if let Some(sender) = sender {
+            // A publisher that has gone does not need it.
+            let _result = sender.send(epoch);
+        }
+    }
+
+    /// Sets whether a follower receives what is published.
+    pub(super) fn set_following(&self, is_following: bool) {
+        self.is_following.store(is_following, Relaxed);
+    }
+}
+
+impl Pending<'_> {
+    /// Returns the epoch of the log that has the message, if the follower receives it soon.
+    pub(super) async fn epoch(mut self) -> Option<u64> {
+        if !self.confirmations.is_following.load(Relaxed) {
+            return self.epoch.try_recv().ok();
+        }
+        timeout(PATIENCE, &mut self.epoch).await.ok()?.ok()
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.confirmations.pending().remove(&self.identity);
+    }
+}
