@@ -24,47 +24,84 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-/// A log in one [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or later, or of Valkey.
+/// A log in one [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or
+/// later, or of Valkey.
 ///
 /// # What it guarantees
 ///
-/// - **Acknowledged** is what the server has in memory. Whether it survives a crash of the server is a matter of its
-///   `appendfsync`: with `always` all of it does, with `everysec` all but the last second or two, without an append-only file
-///   what is in the last snapshot. After a restart that has lost something, see failover.
-/// - **Order**: the one in which the server runs the scripts that publish, for all topics and nodes. What one
-///   [`publish_all`](crate::hub::Topic::publish_all) adds is one script: all of it or nothing, with nothing between. If the
-///   connection is lost before the answer came, it may be in the log although `publish` is an error; it is not sent again by
-///   itself.
-/// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age), of the stream as a whole, whichever is
-///   less. The server trims when something is published. Every entry knows the one before it, so that exactly those are told of
-///   a [gap](crate::hub::Gap) who have missed something, whether the server has trimmed it, somebody else has, or the stream was
-///   deleted or evicted.
-/// - **Failover**: replication is asynchronous, so what was published last may be lost with a master (see `min-replicas-to-write`
-///   of Redis). What was replicated is not, and keeps its place. A node that knows of something that is lost, as it had read or
-///   published it, gives no id again, and leaves a mark with the next event that it publishes, by which everybody is told of a
-///   gap who has not been sent what was lost, on any node, and whenever they come. Where the first to publish afterwards is a node
-///   that knows of nothing lost, those are told whose node does.
+/// - **Acknowledged** events are in the memory of the server. Its `appendfsync` decides whether
+///   they survive a crash of the server. With `always` all of them do. With `everysec` the events
+///   of the last second or two are lost. Without an append-only file the events since the last
+///   snapshot are lost. A restart that has lost events is a failover (see below).
+/// - **Order**: all topics and nodes share the order of the scripts that publish. One
+///   [`publish_all`](crate::hub::Topic::publish_all) is one script: all of its events are stored
+///   with nothing between them, or none is. If the connection is lost before the answer, `publish`
+///   returns an error and the events may be in the log. They are not sent again.
+/// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
+///   stream, whichever is less. The server trims when something is published.
+/// - **Ids** are not used twice: see failover and deletion for the exceptions.
 ///
-/// While the server is away, or has no memory left (`maxmemory` with `noeviction`), `publish` is an error after no more than the
-/// [`timeout`](Self::timeout) for a connection and one for an answer; subscribers wait, and go on within a second after it is
-/// back. With a policy that evicts keys without a time to live, `allkeys-lru` for instance, a server that has no memory left may
-/// evict the log as a whole: use `noeviction` or one of the `volatile` policies.
+/// # What it reports as a gap
+///
+/// Every entry knows the one before it. A client gets a [gap](crate::hub::Gap) if an entry after
+/// its cursor is missing:
+///
+/// - **Trimmed entries** (by this backend or by `XTRIM`): the clients that have not read the newest
+///   trimmed entry.
+/// - **`XDEL`**: the clients that read past the deleted entry, when they get the next event. If
+///   other software has added the next entry, the deletion is not noticed.
+/// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: every client with an id of the old
+///   stream, also if it has read all of that stream. A node without new events notices it within 3
+///   seconds. If the stream is deleted again in the first two milliseconds of its life, every
+///   client gets a gap, but [`resumed`](crate::hub::Gap::resumed) may be too small. Two such
+///   streams have one id in common with a probability of about (n + m) in 524,288, if n and m
+///   events were published in them.
+/// - **Failover**: replication is asynchronous, so the last events may be lost with a master (see
+///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A node that has
+///   read or published a lost event notices the loss when it has reconnected. It adds a mark to the
+///   log, also if nothing is published. Every client gets a gap when it passes the mark, on all
+///   nodes. A client that had read a lost event gets a gap before the next event, and one more at
+///   the mark. Where nodes have known different events, each of them may add a mark.
+///
+/// Exceptions after a failover:
+///
+/// - Clients of nodes that knew nothing of the loss get later events first. Their gap says the
+///   position of the mark, which is after these events.
+/// - A loss is not reported if all nodes that knew of it end before they reach the new master, or
+///   may not write to it.
+/// - Two masters at the same time (split brain) may give the same id to two events. Each server
+///   begins a millisecond with a sequence number derived from its identity, one of 983,040. If the
+///   servers publish at most n and m events in a millisecond, their ids can meet with a probability
+///   of about (n + m) in 983,040 for each failover, for example 1 in 4,900 for 100 and 100. The
+///   first millisecond after the failover is an exception if the clock of the new master is one
+///   millisecond behind.
+///
+/// While the server is away, or has no memory left (`maxmemory` with `noeviction`), `publish`
+/// returns an error after at most one [`timeout`](Self::timeout) for a connection and one for an
+/// answer. Subscribers wait, and continue within a second after the server is back. With a policy
+/// that evicts keys without a time to live, such as `allkeys-lru`, a server without memory may
+/// evict the whole log. Use `noeviction` or one of the `volatile` policies.
 ///
 /// # What it takes
 ///
-/// - Two connections for each process, whatever the number of clients: `tower-sse-commands`, to publish and to read what is no
-///   longer held here, and `tower-sse-follow`, which waits for what comes. So they are called in `CLIENT LIST`.
-/// - In the server 25 to 55 bytes for each event beside its topic and its text. Here what is [held](crate::hub::Builder) for
-///   fan-out, and at most eight pages of about 64 KiB that are on their way to clients that come back.
-/// - The commands `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`, `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this
-///   key, for a user whose commands are limited; `CLIENT SETNAME` is left out where it is forbidden, and `ROLE` is asked only of a
-///   master that sentinels name.
+/// - Two connections for each process, whatever the number of clients. `CLIENT LIST` shows them as
+///   `tower-sse-commands`, which publishes and reads what the node no longer holds, and
+///   `tower-sse-follow`, which waits for new events.
+/// - In the server, 25 to 55 bytes for each event beside its topic and its text. In the process,
+///   what is [held](crate::hub::Builder) for fan-out, and at most eight pages of about 64 KiB for
+///   clients that come back.
+/// - For a user with limited commands: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
+///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` identifies the server; where it
+///   is forbidden, each connection takes a random number instead. `CLIENT SETNAME` is optional too.
+///   `ROLE` is asked only of a master that sentinels name.
 ///
-/// The log is one key, so in a Redis Cluster it is on one node; the connections go where that node, or another one of the cluster,
-/// says that it is.
+/// The log is one key, so a Redis Cluster has it on one node. The connections go where that node,
+/// or another one of the cluster, says that it is.
 ///
-/// What others add to the stream is passed over. If one of them chooses an id of a time after the year 2500, nothing can be
-/// added after it, which is an error that says so until the stream is deleted.
+/// Entries of other software are passed over. If one of them has an id of a time after the year
+/// 2527, nodes still follow and read, but `publish` returns an error until the stream is deleted.
+/// After the deletion a new log begins, and clients with a later id get a gap. The same holds for
+/// every id that is more than a day ahead of the server's clock.
 ///
 /// # Examples
 ///
