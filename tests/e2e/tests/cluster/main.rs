@@ -9,6 +9,8 @@ mod nats;
 mod nodes;
 mod processes;
 mod redis;
+mod redis_failover;
+mod redis_loss;
 mod refusals;
 mod report;
 mod world;
