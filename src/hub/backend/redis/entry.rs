@@ -12,7 +12,8 @@ use std::sync::Arc;
 pub(super) const SEQUENCE: u32 = 20;
 
 /// The last position of a millisecond. No entry that is made here has it: it stands for all ids of
-/// this millisecond that are too great for a position of their own, which somebody else has chosen.
+/// this millisecond that are too great for a position of their own. Only other software chooses
+/// such ids.
 const REST: u64 = (1 << SEQUENCE) - 1;
 
 /// The position of every id that is later than the hub can count. Only other clients of the server
@@ -20,7 +21,7 @@ const REST: u64 = (1 << SEQUENCE) - 1;
 const TOO_LATE: u64 = u64::MAX;
 
 /// An id that is further ahead of the server's clock is a mistake. After the stream was deleted,
-/// the log does not go on there. The scripts have the same number.
+/// the log does not continue there. The scripts have the same number.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
@@ -82,8 +83,7 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One entry.
 pub(super) struct Entry {
     pub(super) position: u64,
-    /// The position of the one before it. Nobody knows that of an entry that somebody else has
-    /// added.
+    /// The position of the entry before it. Entries of other software do not say it.
     pub(super) previous: Option<u64>,
     /// Entries were lost immediately before this one: for each reader that has read less than this.
     /// 0 if none were.
@@ -101,8 +101,8 @@ impl Entry {
     }
 }
 
-/// Takes an entry apart. What is of no use, of a topic that nobody wants for instance, has no
-/// record.
+/// Takes an entry apart. An entry that is not wanted has no record, for example one of another
+/// topic.
 fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
     let Value::Array(parts) = value else { return Err(not_a_stream()) };
     let mut parts = parts.into_iter();
@@ -135,7 +135,7 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     if is_ours && previous.is_none() && position & REST != 0 {
         previous = Some(position - 1);
     }
-    // With the first entry after a failover, readers of the older entries that were lost are told.
+    // The first entry after a failover reports the loss to readers before the lost entries.
     // A mark is for all readers.
     let is_mark = !has_topic && previous.is_some() && mark > 0;
     let (gone, newest_gone) = match is_mark {
@@ -186,7 +186,7 @@ pub(super) struct Part {
     pub(super) previous: Option<u64>,
     /// The log has lost the position `after`, and continues from an earlier one.
     pub(super) has_gone_back: bool,
-    /// The newest lost position that these entries tell all readers of. 0 if they tell of none.
+    /// The newest lost position that these entries report to all readers. 0 if they report no loss.
     pub(super) newest_gone: u64,
     /// The positions of the entries, as runs of consecutive numbers: the first and the last of
     /// each.
@@ -196,8 +196,8 @@ pub(super) struct Part {
     pub(super) largest: usize,
 }
 
-/// What these entries are for somebody who has read up to `after`. Entries that somebody else has
-/// added are passed over. It ends before the first that does not follow the one before it.
+/// Reads these entries for a reader that has read up to `after`. Entries of other software are
+/// passed over. It ends before the first that does not follow the one before it.
 pub(super) fn part(
     entries: Vec<Value>,
     after: u64,
@@ -257,7 +257,7 @@ fn lost(after: u64, next: &Entry) -> u64 {
 }
 
 /// Returns whether the log has gone back behind `after`, as in a failover that has lost the newest
-/// entries. The place immediately before an entry is none that was lost: a cursor can be there.
+/// entries. A cursor immediately before an entry has lost nothing.
 fn has_gone_back(after: u64, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position - 1
 }

@@ -98,7 +98,7 @@ use tokio::sync::Mutex;
 /// The log is one key, so a Redis Cluster has it on one node. The connections go where that node,
 /// or another one of the cluster, says that it is.
 ///
-/// Entries of other software are passed over. If one of them has an id of a time after the year
+/// Entries of other software are passed over. If an entry has an id of a time after the year
 /// 2527, nodes still follow and read, but `publish` returns an error until the stream is deleted.
 /// After the deletion a new log begins, and clients with a later id get a gap. The same holds for
 /// every id that is more than a day ahead of the server's clock.
@@ -275,9 +275,8 @@ impl RedisBackend {
         self
     }
 
-    /// What tells the hubs of different streams apart. It is the same for every stream of this
-    /// name: as positions are times, those of a stream that was deleted are smaller than those of
-    /// the one after it.
+    /// Returns the epoch, a hash of the name of the stream. A stream that is deleted and made again
+    /// keeps it: positions are times, so the positions of the new stream are greater.
     fn epoch(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.stream.hash(&mut hasher);

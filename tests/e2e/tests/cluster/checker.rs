@@ -232,7 +232,7 @@ impl Checker {
         self.check_with(Tells::Before, node, what).await
     }
 
-    /// The same, where clients may be told later of what they have missed.
+    /// The same, where clients may get gaps later than the events after them.
     pub(crate) async fn check_with(self, tells: Tells, node: impl Into<Node>, what: &str) -> Report {
         self.is_over.store(true, SeqCst);
         let mut published = Vec::new();

@@ -568,7 +568,7 @@ async fn who_may_not_is_told_so_without_the_password() {
             let says_so = error.contains("permission") || error.contains("can't run this command");
             assert!(says_so && !error.contains("mine"), "{commands}: {error}");
         };
-        // Without INFO the ids of the server are told from others by a random number.
+        // Without INFO a random number separates the ids of servers.
         let is_enough = commands.is_empty() || commands == "-info" || commands.starts_with("-@all");
         match connected {
             Ok(hub) if is_enough => {
