@@ -2,7 +2,7 @@
 
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
-use crate::BoxError;
+use crate::{BoxError, random};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
     RedisError, ServerErrorKind, Value,
@@ -14,7 +14,9 @@ use redis::{
 use std::path::PathBuf;
 use std::{
     error::Error,
-    fmt, io,
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -29,6 +31,13 @@ use tokio::{
     task::AbortHandle,
     time::timeout,
 };
+
+/// The name of the connection that publishes.
+pub(super) const COMMANDS: &str = "tower-sse-commands";
+
+/// The number of sequence numbers that a server can begin a millisecond with. At least 65,535 more
+/// follow each of them.
+const REGIONS: u64 = (1 << 20) - (1 << 16);
 
 /// How long one sentinel has to answer, before the next one is asked.
 const TO_ANSWER: Duration = Duration::from_millis(500);
@@ -64,7 +73,8 @@ impl Server {
         if secured.is_some_and(|(_, rest)| rest.contains('#')) {
             return Err("a rediss:// URL has no fragment: certificates are always checked".into());
         }
-        // The client would set up TLS with what is the default of the process, if there is any, and panic if there is none.
+        // The client would set up TLS with what is the default of the process, if there is any, and
+        // panic if there is none.
         let info = match secured {
             Some((_, rest)) => format!("redis://{rest}").into_connection_info(),
             None => url.into_connection_info(),
@@ -87,7 +97,8 @@ impl Server {
         })
     }
 
-    /// Connects, under this name, to whatever is the server now. An answer can take some time, and so can a connection.
+    /// Connects, under this name, to whatever is the server now. An answer can take some time, and
+    /// so can a connection.
     pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, Failed> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
@@ -196,7 +207,10 @@ impl Server {
         match commands.req_packed_command(&named).await {
             Err(error) if is_of_the_connection(&error) => Err(error),
             // Whoever may not say a name goes without.
-            _ => Ok(Connection { commands, _driver: driver }),
+            _ => {
+                let region = if name == COMMANDS { region(&mut commands).await? } else { 0 };
+                Ok(Connection { commands, region, _driver: driver })
+            }
         }
     }
 
@@ -254,7 +268,33 @@ impl Server {
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
+    region: u64,
     _driver: Arc<Driver>,
+}
+
+impl Connection {
+    /// Returns the first sequence number of this server in a millisecond.
+    pub(super) fn region(&self) -> u64 {
+        self.region
+    }
+}
+
+/// Derives the region from the identity of a server. It is random if the server does not say who it
+/// is.
+async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
+    let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
+        Err(error) if is_of_the_connection(&error) => return Err(error),
+        info => info.ok().as_deref().and_then(identity).unwrap_or_else(random::bits),
+    };
+    Ok(bits % REGIONS)
+}
+
+/// Returns a hash of the identity of a server, which changes when the server starts again.
+fn identity(info: &str) -> Option<u64> {
+    let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?.trim();
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    (!id.is_empty()).then(|| hasher.finish())
 }
 
 struct Driver(AbortHandle);
@@ -265,7 +305,8 @@ impl Drop for Driver {
     }
 }
 
-/// Whether an error is one of the connection, or of the server at its other end, and not one of what was asked for.
+/// Whether an error is one of the connection, or of the server at its other end, and not one of
+/// what was asked for.
 pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => is_elsewhere(error) || kind == ServerErrorKind::MasterDown,
@@ -320,6 +361,15 @@ impl Error for Failed {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_have_regions_of_their_own() {
+        let info = |id| format!("# Server\r\nredis_version:7.0.15\r\nrun_id:{id}\r\ntcp_port:6379\r\n");
+        assert_eq!(identity(&info("0123abcd")), identity(&info("0123abcd")));
+        assert_ne!(identity(&info("0123abcd")), identity(&info("0123abce")));
+        assert_eq!(identity(&info("")), None);
+        assert_eq!(identity("# Server\r\n"), None);
+    }
 
     fn refused(url: &str) -> String {
         Server::parse(url).err().expect("it is none").to_string()

@@ -9,31 +9,47 @@ use redis::Value;
 use std::sync::Arc;
 
 /// As many bits of a position are the second part of an entry's id.
-const SEQUENCE: u32 = 20;
+pub(super) const SEQUENCE: u32 = 20;
 
-/// The last position of a millisecond. No entry that is made here has it: it stands for all ids of this millisecond that are too
-/// great for a position of their own, which somebody else has chosen.
+/// The last position of a millisecond. No entry that is made here has it: it stands for all ids of
+/// this millisecond that are too great for a position of their own. Only other software chooses
+/// such ids.
 const REST: u64 = (1 << SEQUENCE) - 1;
 
-/// The position that an id is. `None` if it is later than there are positions, which somebody else has chosen, too.
+/// The position of every id that is later than the hub can count. Only other clients of the server
+/// choose such ids.
+const TOO_LATE: u64 = u64::MAX;
+
+/// An id that is further ahead of the server's clock is a mistake. After the stream was deleted,
+/// the log does not continue there. The scripts have the same number.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
+/// the position `u64::MAX`.
 pub(super) fn position(id: &[u8]) -> Option<u64> {
     let dash = memchr::memchr(b'-', id)?;
     let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
-    (ms >> (64 - SEQUENCE) == 0).then(|| ms << SEQUENCE | sequence.min(REST))
+    let fits = ms >> (64 - SEQUENCE) == 0;
+    Some(if fits { ms << SEQUENCE | sequence.min(REST) } else { TOO_LATE })
 }
 
-/// The same, or an error that says what is to be done.
+/// Returns the position of an id, or an error if the text is no id.
 pub(super) fn expect_position(id: &[u8]) -> Result<u64, BoxError> {
-    position(id).ok_or_else(|| {
-        let id = String::from_utf8_lossy(id);
-        format!("the stream has an entry with the id {id}, which no hub has made; delete the stream").into()
-    })
+    position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
 }
 
-/// The last id of this position.
+/// Returns the last id of a position.
 pub(super) fn id(position: u64) -> String {
+    if position == TOO_LATE {
+        return format!("{0}-{0}", u64::MAX);
+    }
     let (ms, sequence) = (position >> SEQUENCE, position & REST);
     format!("{ms}-{}", if sequence == REST { u64::MAX } else { sequence })
+}
+
+/// Returns whether a position is more than a day after a time of the server.
+pub(super) fn is_far_after(position: u64, ms: u64) -> bool {
+    position >> SEQUENCE > ms.saturating_add(DAY_MS)
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
@@ -67,10 +83,13 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One entry.
 pub(super) struct Entry {
     pub(super) position: u64,
-    /// The position of the one before it. Nobody knows that of an entry that somebody else has added.
+    /// The position of the entry before it. Entries of other software do not say it.
     pub(super) previous: Option<u64>,
-    /// Up to where the log went before it lost its end, if it did so immediately before this.
+    /// Entries were lost immediately before this one: for each reader that has read less than this.
+    /// 0 if none were.
     gone: u64,
+    /// The newest position that is known to have been lost there. 0 if none is.
+    newest_gone: u64,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
 }
@@ -82,7 +101,8 @@ impl Entry {
     }
 }
 
-/// Takes an entry apart. What is of no use, of a topic that nobody wants for instance, has no record.
+/// Takes an entry apart. An entry that is not wanted has no record, for example one of another
+/// topic.
 fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
     let Value::Array(parts) = value else { return Err(not_a_stream()) };
     let mut parts = parts.into_iter();
@@ -90,16 +110,19 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     let position = expect_position(&id)?;
     // An entry without fields is one that was deleted meanwhile.
     let Value::Array(fields) = fields else {
-        return Ok(Entry { position, previous: None, gone: 0, record: None, bytes: 0 });
+        return Ok(Entry { position, previous: None, gone: 0, newest_gone: 0, record: None, bytes: 0 });
     };
-    let (mut previous, mut gone) = (None, 0);
+    let (mut previous, mut end, mut mark) = (None, 0, 0);
     let (mut has_topic, mut is_wanted, mut record, mut bytes) = (false, false, None, id.len());
     let mut fields = fields.into_iter();
     while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) = (fields.next(), fields.next()) {
         bytes += name.len() + value.len();
         match &*name {
-            b"p" => previous = self::position(&value),
-            b"l" => gone = self::position(&value).filter(|gone| *gone < position).unwrap_or(0),
+            // A later one would be the end of the log for its readers. Only other clients of the
+            // server choose such values.
+            b"p" => previous = self::position(&value).filter(|previous| *previous < position),
+            b"l" => end = self::position(&value).filter(|gone| *gone < position).unwrap_or(0),
+            b"g" => mark = self::position(&value).filter(|gone| *gone < position).unwrap_or(0),
             b"t" => {
                 let topic = std::str::from_utf8(&value);
                 has_topic = topic.is_ok();
@@ -108,11 +131,19 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
             _ => record = record.or(kind(&name).map(|kind| (kind, Bytes::from(value)))),
         }
     }
-    let is_ours = has_topic && record.is_some();
+    let is_ours = has_topic && record.is_some() && position != TOO_LATE;
     if is_ours && previous.is_none() && position & REST != 0 {
         previous = Some(position - 1);
     }
-    Ok(Entry { position, previous, gone, record: record.filter(|_| is_ours && is_wanted), bytes })
+    // The first entry after a failover reports the loss to readers before the lost entries.
+    // A mark is for all readers.
+    let is_mark = !has_topic && previous.is_some() && mark > 0;
+    let (gone, newest_gone) = match is_mark {
+        true => (position - 1, mark),
+        false if is_ours => (end, end),
+        false => (0, 0),
+    };
+    Ok(Entry { position, previous, gone, newest_gone, record: record.filter(|_| is_ours && is_wanted), bytes })
 }
 
 /// The first of these entries.
@@ -142,6 +173,7 @@ fn not_a_stream() -> BoxError {
 }
 
 /// What some entries are.
+#[derive(Default)]
 pub(super) struct Part {
     /// Everything up to here is lost; 0 if nothing is.
     pub(super) lost: u64,
@@ -150,20 +182,29 @@ pub(super) struct Part {
     pub(super) through: u64,
     /// It is not known what was before the first of them.
     pub(super) begins_with_a_foreign_one: bool,
+    /// The position before the first entry, if the entry says it.
+    pub(super) previous: Option<u64>,
+    /// The log has lost the position `after`, and continues from an earlier one.
+    pub(super) has_gone_back: bool,
+    /// The newest lost position that these entries report to all readers. 0 if they report no loss.
+    pub(super) newest_gone: u64,
+    /// The positions of the entries, as runs of consecutive numbers: the first and the last of
+    /// each.
+    pub(super) runs: Vec<(u64, u64)>,
     pub(super) entries: usize,
     /// How many bytes the largest of them has.
     pub(super) largest: usize,
 }
 
-/// What these entries are for somebody who has read up to `after`. Entries that somebody else has added are passed over. It
-/// ends before the first that does not follow the one before it.
+/// Reads these entries for a reader that has read up to `after`. Entries of other software are
+/// passed over. It ends before the first that does not follow the one before it.
 pub(super) fn part(
     entries: Vec<Value>,
     after: u64,
     mut topic: impl FnMut(&str) -> Option<Arc<str>>,
 ) -> Result<Part, BoxError> {
     let records = Vec::with_capacity(entries.len());
-    let mut part = Part { lost: 0, records, through: after, begins_with_a_foreign_one: false, entries: 0, largest: 0 };
+    let mut part = Part { records, through: after, ..Part::default() };
     for value in entries {
         let mut name = None;
         let entry = match entry(value, |text| {
@@ -180,6 +221,8 @@ pub(super) fn part(
         match part.entries {
             0 => {
                 part.begins_with_a_foreign_one = entry.previous.is_none();
+                part.previous = entry.previous;
+                part.has_gone_back = has_gone_back(after, &entry);
                 part.lost = lost(after, &entry);
             }
             _ if !is_next => break,
@@ -187,6 +230,11 @@ pub(super) fn part(
         }
         part.entries += 1;
         part.largest = part.largest.max(entry.bytes);
+        part.newest_gone = part.newest_gone.max(entry.newest_gone);
+        match part.runs.last_mut() {
+            Some((_, last)) if entry.position.saturating_sub(*last) <= 1 => *last = entry.position.max(*last),
+            _ => part.runs.push((entry.position, entry.position)),
+        }
         // Those at the end of a millisecond can have one position.
         part.through = entry.position.max(part.through);
         if let (Some((kind, event)), Some(topic)) = (entry.record, name) {
@@ -196,16 +244,22 @@ pub(super) fn part(
     Ok(part)
 }
 
-/// What somebody has lost who has read up to `after` and gets this entry as the next. 0: nothing.
+/// Returns up to where a reader has lost entries that has read up to `after` and gets this entry as
+/// the next; 0 if it has lost none.
 fn lost(after: u64, next: &Entry) -> u64 {
     match next.previous {
         _ if next.gone > after => next.position - 1,
         Some(previous) if previous > after => previous,
-        // The log has gone back behind a place that was read, as in a failover that has lost what came last; what else was lost
-        // with it nobody knows. But the place immediately before an entry is one, too.
-        Some(previous) if previous < after && after + 1 < next.position => next.position - 1,
+        // Nobody knows what else was lost.
+        _ if has_gone_back(after, next) => next.position - 1,
         _ => 0,
     }
+}
+
+/// Returns whether the log has gone back behind `after`, as in a failover that has lost the newest
+/// entries. A cursor immediately before an entry has lost nothing.
+fn has_gone_back(after: u64, next: &Entry) -> bool {
+    next.previous.is_some_and(|previous| previous < after) && after < next.position - 1
 }
 
 #[cfg(test)]
@@ -274,13 +328,14 @@ mod tests {
 
         #[test]
         fn ids_that_others_choose_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
-            let Some(at) = position(format!("{ms}-{sequence}").as_bytes()) else {
-                prop_assert!(ms >> (64 - SEQUENCE) > 0);
+            let at = position(format!("{ms}-{sequence}").as_bytes()).unwrap();
+            if ms >> (64 - SEQUENCE) > 0 {
+                prop_assert_eq!(at, TOO_LATE);
                 return Ok(());
-            };
+            }
             let through = id(at);
             let (through_ms, through_sequence) = through.split_once('-').unwrap();
-            prop_assert_eq!(through_ms.parse::<u64>().unwrap(), ms);
+            prop_assert!(through_ms.parse::<u64>().unwrap() >= ms);
             prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "whoever goes on there does not get it again");
         }
 
@@ -362,18 +417,46 @@ mod tests {
             assert_eq!((part.entries, part.records.len(), part.lost), (1, 0, 0), "{fields:?}");
             assert!(part.begins_with_a_foreign_one);
         }
-        for answer in [
-            Value::Int(1),
-            Value::Array(vec![bulk("7-0")]),
-            value("x".into(), &[]),
-            value("99999999999999-0".into(), &[]),
-        ] {
+        for answer in [Value::Int(1), Value::Array(vec![bulk("7-0")]), value("x".into(), &[])] {
             assert!(part(vec![answer], 1, all).is_err());
         }
         // What comes before it can be read.
-        let entries = vec![value("7-3".into(), &[("t", "a"), ("f", "")]), value("99999999999999-0".into(), &[])];
+        let entries = vec![value("7-3".into(), &[("t", "a"), ("f", "")]), value("x".into(), &[])];
         let part = part(entries, (7 << SEQUENCE) + 2, all).unwrap();
         assert_eq!((part.entries, part.through), (1, (7 << SEQUENCE) + 3));
         assert_eq!(part.records[0].1.kind, RecordKind::Finish);
+    }
+    #[test]
+    fn ids_too_late_for_a_position_are_passed() {
+        let far = ["17592186044416-0", "99999999999999-7", "18446744073709551615-18446744073709551615"];
+        let entries: Vec<_> = far.iter().map(|id| value((*id).to_owned(), &[("t", "a"), ("e", "b")])).collect();
+        let read = part(entries.clone(), 1, all).unwrap();
+        assert_eq!((read.entries, read.records.len(), read.through), (3, 0, TOO_LATE));
+        assert_eq!(part(entries, TOO_LATE, all).unwrap().lost, 0);
+        assert_eq!(id(TOO_LATE), far[2], "no entry is after it");
+    }
+
+    #[test]
+    fn foreign_fields_do_not_move_the_reader() {
+        for fields in
+            [&[("p", "99999999999999-0")][..], &[("p", "8-0"), ("g", "9-0")], &[("l", "6-0")], &[("g", "6-0")]]
+        {
+            let read = part(vec![value("7-3".into(), fields)], 1, all).unwrap();
+            assert_eq!((read.lost, read.newest_gone, read.through), (0, 0, (7 << SEQUENCE) + 3), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn every_reader_that_passes_a_mark_has_lost_events() {
+        let before = || value("7-4".into(), &[("p", "5-0"), ("t", "a"), ("e", "b")]);
+        let mark = || value("7-6".into(), &[("p", "7-4"), ("g", "6-0")]);
+        let at = |id: &str| position(id.as_bytes()).unwrap();
+        for after in ["5-0", "6-0", "7-4"] {
+            let read = part(vec![mark()], at(after), all).unwrap();
+            assert_eq!((read.lost, read.through, read.newest_gone), (at("7-5"), at("7-6"), at("6-0")), "{after}");
+        }
+        assert_eq!(part(vec![mark()], at("7-5"), all).unwrap().lost, 0, "a reader that was told");
+        let read = part(vec![before(), mark()], at("5-0"), all).unwrap();
+        assert_eq!((read.lost, read.through), (0, at("7-4")), "a page ends before a mark");
     }
 }

@@ -2,12 +2,14 @@
 
 mod connection;
 mod entry;
+mod losses;
 #[cfg(feature = "redis-tls")]
 mod tls;
 
 use super::{Appended, Backend, Bounds, Ids, Page, Record};
-use crate::BoxError;
-use connection::{Connection, Failed, Server, is_elsewhere, is_of_the_connection};
+use crate::{BoxError, random};
+use connection::{COMMANDS, Connection, Failed, Server, is_elsewhere, is_of_the_connection};
+use losses::Losses;
 use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation, Value, cmd};
 #[cfg(feature = "redis-tls")]
 use std::path::PathBuf;
@@ -15,54 +17,91 @@ use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
-        Arc,
+        Arc, Mutex as SyncMutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 use tokio::sync::Mutex;
 
-/// A log in one [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or later, or of Valkey.
+/// A log in one [stream](https://redis.io/docs/latest/develop/data-types/streams/) of Redis 6.2 or
+/// later, or of Valkey.
 ///
 /// # What it guarantees
 ///
-/// - **Acknowledged** is what the server has in memory. Whether it survives a crash of the server is a matter of its
-///   `appendfsync`: with `always` all of it does, with `everysec` all but the last second or two, without an append-only file
-///   what is in the last snapshot. After a restart that has lost something, see failover.
-/// - **Order**: the one in which the server runs the scripts that publish, for all topics and nodes. What one
-///   [`publish_all`](crate::hub::Topic::publish_all) adds is one script: all of it or nothing, with nothing between. If the
-///   connection is lost before the answer came, it may be in the log although `publish` is an error; it is not sent again by
-///   itself.
-/// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age), of the stream as a whole, whichever is
-///   less. The server trims when something is published. Every entry knows the one before it, so that exactly those are told of
-///   a [gap](crate::hub::Gap) who have missed something, whether the server has trimmed it, somebody else has, or the stream was
-///   deleted or evicted.
-/// - **Failover**: replication is asynchronous, so what was published last may be lost with a master (see `min-replicas-to-write`
-///   of Redis). What was replicated is not, and keeps its place. A node that knows of something that is lost, as it had read or
-///   published it, gives no id again, and leaves a mark with the next event that it publishes, by which everybody is told of a
-///   gap who has not been sent what was lost, on any node, and whenever they come. Where the first to publish afterwards is a node
-///   that knows of nothing lost, those are told whose node does.
+/// - **Acknowledged** events are in the memory of the server. Its `appendfsync` decides whether
+///   they survive a crash of the server. With `always` all of them do. With `everysec` the events
+///   of the last second or two are lost. Without an append-only file the events since the last
+///   snapshot are lost. A restart that has lost events is a failover (see below).
+/// - **Order**: all topics and nodes share the order of the scripts that publish. One
+///   [`publish_all`](crate::hub::Topic::publish_all) is one script: all of its events are stored
+///   with nothing between them, or none is. If the connection is lost before the answer, `publish`
+///   returns an error and the events may be in the log. They are not sent again.
+/// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
+///   stream, whichever is less. The server trims when something is published.
+/// - **Ids** are not used twice: see failover and deletion for the exceptions.
 ///
-/// While the server is away, or has no memory left (`maxmemory` with `noeviction`), `publish` is an error after no more than the
-/// [`timeout`](Self::timeout) for a connection and one for an answer; subscribers wait, and go on within a second after it is
-/// back. With a policy that evicts keys without a time to live, `allkeys-lru` for instance, a server that has no memory left may
-/// evict the log as a whole: use `noeviction` or one of the `volatile` policies.
+/// # What it reports as a gap
+///
+/// Every entry knows the one before it. A client gets a [gap](crate::hub::Gap) if an entry after
+/// its cursor is missing:
+///
+/// - **Trimmed entries** (by this backend or by `XTRIM`): the clients that have not read the newest
+///   trimmed entry.
+/// - **`XDEL`**: the clients that read past the deleted entry, when they get the next event. If
+///   other software has added the next entry, the deletion is not noticed.
+/// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: every client with an id of the old
+///   stream, also if it has read all of that stream. A node without new events notices it within 3
+///   seconds. If the stream is deleted again in the first two milliseconds of its life, every
+///   client gets a gap, but [`resumed`](crate::hub::Gap::resumed) may be too small. Two such
+///   streams have one id in common with a probability of about (n + m) in 524,288, if n and m
+///   events were published in them.
+/// - **Failover**: replication is asynchronous, so the last events may be lost with a master (see
+///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A node that has
+///   read or published a lost event notices the loss when it has reconnected. It adds a mark to the
+///   log, also if nothing is published. Every client gets a gap when it passes the mark, on all
+///   nodes. A client that had read a lost event gets a gap before the next event, and one more at
+///   the mark. Where nodes have known different events, each of them may add a mark.
+///
+/// Exceptions after a failover:
+///
+/// - Clients of nodes that knew nothing of the loss get later events first. Their gap says the
+///   position of the mark, which is after these events.
+/// - A loss is not reported if all nodes that knew of it end before they reach the new master, or
+///   may not write to it.
+/// - Two masters at the same time (split brain) may give the same id to two events. Each server
+///   begins a millisecond with a sequence number derived from its identity, one of 983,040. If the
+///   servers publish at most n and m events in a millisecond, their ids can meet with a probability
+///   of about (n + m) in 983,040 for each failover, for example 1 in 4,900 for 100 and 100. The
+///   first millisecond after the failover is an exception if the clock of the new master is one
+///   millisecond behind.
+///
+/// While the server is away, or has no memory left (`maxmemory` with `noeviction`), `publish`
+/// returns an error after at most one [`timeout`](Self::timeout) for a connection and one for an
+/// answer. Subscribers wait, and continue within a second after the server is back. With a policy
+/// that evicts keys without a time to live, such as `allkeys-lru`, a server without memory may
+/// evict the whole log. Use `noeviction` or one of the `volatile` policies.
 ///
 /// # What it takes
 ///
-/// - Two connections for each process, whatever the number of clients: `tower-sse-commands`, to publish and to read what is no
-///   longer held here, and `tower-sse-follow`, which waits for what comes. So they are called in `CLIENT LIST`.
-/// - In the server 25 to 55 bytes for each event beside its topic and its text. Here what is [held](crate::hub::Builder) for
-///   fan-out, and at most eight pages of about 64 KiB that are on their way to clients that come back.
-/// - The commands `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`, `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this
-///   key, for a user whose commands are limited; `CLIENT SETNAME` is left out where it is forbidden, and `ROLE` is asked only of a
-///   master that sentinels name.
+/// - Two connections for each process, whatever the number of clients. `CLIENT LIST` shows them as
+///   `tower-sse-commands`, which publishes and reads what the node no longer holds, and
+///   `tower-sse-follow`, which waits for new events.
+/// - In the server, 25 to 55 bytes for each event beside its topic and its text. In the process,
+///   what is [held](crate::hub::Builder) for fan-out, and at most eight pages of about 64 KiB for
+///   clients that come back.
+/// - For a user with limited commands: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
+///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` identifies the server; where it
+///   is forbidden, each connection takes a random number instead. `CLIENT SETNAME` is optional too.
+///   `ROLE` is asked only of a master that sentinels name.
 ///
-/// The log is one key, so in a Redis Cluster it is on one node; the connections go where that node, or another one of the cluster,
-/// says that it is.
+/// The log is one key, so a Redis Cluster has it on one node. The connections go where that node,
+/// or another one of the cluster, says that it is.
 ///
-/// What others add to the stream is passed over. If one of them chooses an id of a time after the year 2500, nothing can be
-/// added after it, which is an error that says so until the stream is deleted.
+/// Entries of other software are passed over. If an entry has an id of a time after the year
+/// 2527, nodes still follow and read, but `publish` returns an error until the stream is deleted.
+/// After the deletion a new log begins, and clients with a later id get a gap. The same holds for
+/// every id that is more than a day ahead of the server's clock.
 ///
 /// # Examples
 ///
@@ -87,6 +126,7 @@ pub struct RedisBackend {
     append: Script,
     bounds: Script,
     newest: Script,
+    mark: Script,
     commands: Mutex<Commands>,
     /// `None` when it is lost, or in use.
     follower: Mutex<Option<Connection>>,
@@ -94,6 +134,7 @@ pub struct RedisBackend {
     size: AtomicUsize,
     /// The newest position that was ever seen, which the server may have lost.
     known: AtomicU64,
+    losses: SyncMutex<Losses>,
     /// Where the server's log ended when that was before what is known.
     behind: AtomicU64,
 }
@@ -108,19 +149,24 @@ struct Commands {
     failed: Option<(Instant, Failed)>,
 }
 
-/// How many bytes of entries are asked for at once, about: by who reads history, and by who follows.
+/// How many bytes of entries are asked for at once, about: by who reads history, and by who
+/// follows.
 const PAGES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// How many entries at most, and how many are asked for until it is known how large they are.
 const MOST: usize = 1024;
 const FIRST: usize = 64;
 
+/// The number of pages that the server searches for the mark of another node.
+const MARKS: usize = 8;
+
 /// For how long the server waits for an entry before it says that there is none.
 const WAIT: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
-    /// A log at this URL: `redis://user:password@host:port/database`, `rediss://` for TLS (feature `redis-tls`), or
-    /// `unix:///path?db=0&user=..&pass=..`; `?protocol=resp3` is understood. It connects when it is used.
+    /// A log at this URL: `redis://user:password@host:port/database`, `rediss://` for TLS (feature
+    /// `redis-tls`), or `unix:///path?db=0&user=..&pass=..`; `?protocol=resp3` is understood. It
+    /// connects when it is used.
     ///
     /// # Errors
     ///
@@ -132,19 +178,22 @@ impl RedisBackend {
             max_records: 1_000_000,
             max_age: Duration::from_secs(60 * 60),
             timeout: Duration::from_secs(2),
-            append: Script::new(include_str!("append.lua")),
-            bounds: Script::new(include_str!("bounds.lua")),
-            newest: Script::new(include_str!("newest.lua")),
+            append: Script::new(concat!(include_str!("log.lua"), include_str!("append.lua"))),
+            bounds: Script::new(concat!(include_str!("log.lua"), include_str!("bounds.lua"))),
+            newest: Script::new(concat!(include_str!("log.lua"), include_str!("newest.lua"))),
+            mark: Script::new(concat!(include_str!("log.lua"), include_str!("mark.lua"))),
             commands: Mutex::default(),
             follower: Mutex::default(),
             size: AtomicUsize::new(PAGES[0] / FIRST),
             known: AtomicU64::new(0),
+            losses: SyncMutex::default(),
             behind: AtomicU64::new(0),
         })
     }
 
-    /// Asks these sentinels where the server is, each time that it connects. The host of the URL is then the name of the master;
-    /// user, password, database and TLS are those of the URL. The sentinels have a URL each, with their own.
+    /// Asks these sentinels where the server is, each time that it connects. The host of the URL is
+    /// then the name of the master; user, password, database and TLS are those of the URL. The
+    /// sentinels have a URL each, with their own.
     ///
     /// # Errors
     ///
@@ -166,8 +215,8 @@ impl RedisBackend {
         Ok(self)
     }
 
-    /// The file of PEM certificates of those who are believed in what they say of a server, instead of those whom the operating
-    /// system believes. It is read when it connects.
+    /// The file of PEM certificates of those who are believed in what they say of a server, instead
+    /// of those whom the operating system believes. It is read when it connects.
     ///
     /// It is for `rediss://` URLs; to others it is nothing. Sentinels have to be known before.
     #[cfg(feature = "redis-tls")]
@@ -178,8 +227,8 @@ impl RedisBackend {
         self
     }
 
-    /// The files of the PEM certificate that this client shows, and of its key, as a server asks for under `tls-auth-clients
-    /// yes`, which is its default. They are read when it connects.
+    /// The files of the PEM certificate that this client shows, and of its key, as a server asks
+    /// for under `tls-auth-clients yes`, which is its default. They are read when it connects.
     ///
     /// It is for `rediss://` URLs; to others it is nothing. Sentinels have to be known before.
     #[cfg(feature = "redis-tls")]
@@ -203,8 +252,9 @@ impl RedisBackend {
         self
     }
 
-    /// About how many records the stream holds, of all topics together. The default is a million. The server
-    /// [trims](https://redis.io/docs/latest/commands/xtrim/) whole nodes of the stream, so it may be some hundred more.
+    /// About how many records the stream holds, of all topics together. The default is a million.
+    /// The server [trims](https://redis.io/docs/latest/commands/xtrim/) whole nodes of the stream,
+    /// so it may be some hundred more.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.max_records = records;
@@ -225,8 +275,8 @@ impl RedisBackend {
         self
     }
 
-    /// What tells the hubs of different streams apart. It is the same for every stream of this name: as positions are times, those
-    /// of a stream that was deleted are smaller than those of the one after it.
+    /// Returns the epoch, a hash of the name of the stream. A stream that is deleted and made again
+    /// keeps it: positions are times, so the positions of the new stream are greater.
     fn epoch(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.stream.hash(&mut hasher);
@@ -246,11 +296,23 @@ impl RedisBackend {
         self.known.fetch_max(position, Relaxed);
     }
 
+    fn losses(&self) -> MutexGuard<'_, Losses> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs a command on the connection that is shared, and kept for as long as it works.
     async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, Failed> {
+        self.run_on(self.shared().await?, command).await
+    }
+
+    /// Runs a command on the connection that is shared, which was asked for before.
+    async fn run_on<T: FromRedisValue>(
+        &self,
+        (mut connection, mut number): (Connection, u64),
+        command: &Command<'_>,
+    ) -> Result<T, Failed> {
         let mut is_new = false;
         loop {
-            let (mut connection, number) = self.shared().await?;
             let error = match command.run(&mut connection).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
@@ -259,11 +321,13 @@ impl RedisBackend {
             if is_of_the_connection(&error) {
                 self.give_up(Some(number)).await;
             }
-            // It has done nothing, and another one may: the new master, or the node of the cluster that has the key.
+            // It has done nothing, and another one may: the new master, or the node of the cluster
+            // that has the key.
             if is_new || !is_elsewhere(&error) {
                 return Err(self.failed(error));
             }
             is_new = true;
+            (connection, number) = self.shared().await?;
         }
     }
 
@@ -280,7 +344,7 @@ impl RedisBackend {
                 return Err(failed.clone());
             }
         }
-        match self.server.connect("tower-sse-commands", self.timeout, Duration::ZERO).await {
+        match self.server.connect(COMMANDS, self.timeout, Duration::ZERO).await {
             Ok(connection) => {
                 commands.connection = Some(connection.clone());
                 commands.number += 1;
@@ -306,89 +370,161 @@ impl RedisBackend {
         (bytes / self.size.load(Relaxed).max(1)).clamp(1, MOST)
     }
 
-    /// Learns how large entries can be: at once if they are larger than before, slowly if they are smaller.
+    /// Learns how large entries can be: at once if they are larger than before, slowly if they are
+    /// smaller.
     fn learn(&self, largest: usize) {
         let _always = self.size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
     }
 
-    async fn ends(&self) -> Result<(u64, u64), BoxError> {
+    /// Returns up to where everything is lost, the newest position, and the time of the server in
+    /// milliseconds.
+    async fn ends(&self) -> Result<(u64, u64, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
-        bounds.arg(entry::id(self.known.load(Relaxed)));
-        let (oldest, newest): (Vec<Value>, Vec<u8>) = self.run(&Command::Script(bounds)).await?;
+        bounds.arg(entry::id(self.known.load(Relaxed))).arg(random_sequence());
+        let (oldest, newest, now): (Vec<Value>, Vec<u8>, u64) = self.run(&Command::Script(bounds)).await?;
         let newest = entry::expect_position(&newest)?;
-        Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.lost()), newest))
+        Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.lost()), newest, now))
     }
 
-    /// Entries after a position, and what is lost before them.
-    async fn page(&self, part: entry::Part, after: u64) -> Result<Page, BoxError> {
+    /// Returns up to where everything is lost before these entries.
+    async fn lost(&self, part: &entry::Part, after: u64) -> Result<u64, BoxError> {
+        if !part.begins_with_a_foreign_one {
+            return Ok(part.lost);
+        }
+        // As streams are trimmed at their beginning, nothing is missing where there is something
+        // before.
+        let mut range = cmd("XREVRANGE");
+        range.arg(&self.stream).arg(entry::id(after)).arg("-").arg("COUNT").arg(1);
+        if !self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
+            return Ok(part.lost);
+        }
+        let (before, ..) = self.ends().await?;
+        Ok(if before > after { before } else { 0 })
+    }
+
+    fn page(&self, part: entry::Part, lost: u64) -> Page {
         self.learn(part.largest);
-        let mut lost = part.lost;
-        if part.begins_with_a_foreign_one {
-            // As streams are trimmed at their beginning, nothing is missing where there is something before.
-            let mut range = cmd("XREVRANGE");
-            range.arg(&self.stream).arg(entry::id(after)).arg("-").arg("COUNT").arg(1);
-            if self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
-                let (before, _) = self.ends().await?;
-                lost = if before > after { before } else { 0 };
-            }
-        }
         self.knows(part.through);
-        Ok(Page { epoch: self.epoch(), lost, records: part.records, through: part.through })
+        Page { epoch: self.epoch(), lost, records: part.records, through: part.through }
     }
 
-    /// Whether somebody adds entries before a place that was read.
-    async fn has_gone_back(&self, after: u64) -> Result<bool, BoxError> {
-        let newest = self.run::<Option<Vec<u8>>>(&Command::Script(self.newest.key(&self.stream))).await?;
-        let Some(newest) = newest else { return Ok(false) };
+    /// Compares the end of the log with what is known of it, when nothing follows after a position.
+    /// Returns a page if everything that follows is lost. Returns an error if another log has
+    /// replaced it.
+    async fn look_at_the_end(&self, after: u64) -> Result<Option<Page>, BoxError> {
+        // Before the server is asked: what another task appends meanwhile is no loss.
+        let known = self.known.load(Relaxed).max(after);
+        let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
+        let Some(newest) = newest else { return Ok(None) };
         let newest = entry::expect_position(&newest)?;
-        let before = self.behind.swap(if newest < after { newest } else { 0 }, Relaxed);
-        let has_gone_back = newest < after && before > 0 && before < newest;
-        if has_gone_back {
-            self.known.store(newest, Relaxed);
+        if newest > after {
+            // Otherwise there are entries by now.
+            let (lost, newest, _) = self.ends().await?;
+            let is_empty = lost >= newest && newest > after;
+            return Ok(is_empty.then(|| self.nothing_but_a_loss(newest)));
         }
-        Ok(has_gone_back)
+        let is_far = entry::is_far_after(known, now);
+        let before = self.behind.swap(if newest < after { newest } else { 0 }, Relaxed);
+        // Others add entries before the place that was read, and this process could not mark the
+        // loss.
+        let has_gone_on = before > 0 && before < newest;
+        if newest < after && (is_far || has_gone_on) {
+            self.known.store(newest, Relaxed);
+            self.losses().begin_anew(newest);
+            return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
+        }
+        if newest < known && !is_far {
+            self.losses().is_missing(known);
+        }
+        Ok(None)
     }
+
+    fn nothing_but_a_loss(&self, through: u64) -> Page {
+        self.knows(through);
+        Page { epoch: self.epoch(), lost: through, records: Vec::new(), through }
+    }
+
+    /// Marks in the log that it has lost entries, if this process knows of any and the log does not
+    /// say so.
+    ///
+    /// An attempt that fails is repeated before the next page.
+    async fn mark(&self, after: u64) {
+        let Some((lost, is_forced)) = self.losses().attempt() else { return };
+        let Ok(shared) = self.shared().await else { return };
+        let mut mark = self.mark.key(&self.stream);
+        mark.arg(self.max_entries()).arg(entry::id(self.known.load(Relaxed))).arg(shared.0.region());
+        mark.arg(entry::id(lost)).arg(entry::id(after)).arg(self.count(PAGES[1]) * MARKS).arg(u8::from(is_forced));
+        if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
+            // It is empty if another node was first.
+            entry::position(&id).inspect(|position| self.knows(*position));
+            self.losses().is_marked(lost);
+        }
+    }
+
+    fn max_entries(&self) -> i64 {
+        i64::try_from(self.max_records).unwrap_or(i64::MAX)
+    }
+}
+
+/// Returns a random first sequence number for a new stream. It leaves half of the numbers of
+/// the millisecond.
+fn random_sequence() -> u64 {
+    random::bits() >> (64 - entry::SEQUENCE + 1)
 }
 
 impl Backend for RedisBackend {
     const IDS: Ids = Ids::Times;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        let (lost, newest) = self.ends().await?;
+        let known = self.known.load(Relaxed);
+        let (lost, newest, now) = self.ends().await?;
+        if newest < known && entry::is_far_after(known, now) {
+            // Nothing was added since, unless the position has changed.
+            let _changed = self.known.compare_exchange(known, newest, Relaxed, Relaxed);
+        }
         self.knows(newest);
-        // What is known and not in the log was lost in a failover. It is told when something follows.
+        // A failover has lost a position that is known and not in the log. The follower reports it.
         Ok(Bounds { epoch: self.epoch(), lost, newest: self.known.load(Relaxed) })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        let shared = self.shared().await?;
         let mut append = self.append.key(&self.stream);
-        append.arg(i64::try_from(self.max_records).unwrap_or(i64::MAX)).arg(self.max_age_ms());
-        append.arg(entry::id(self.known.load(Relaxed)));
+        append.arg(self.max_entries()).arg(self.max_age_ms());
+        append.arg(entry::id(self.known.load(Relaxed))).arg(shared.0.region()).arg(random_sequence());
         for record in &records {
             append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
         }
         drop(records);
-        let id = self.run::<Vec<u8>>(&Command::Script(append)).await;
+        let id = self.run_on::<Vec<u8>>(shared, &Command::Script(append)).await;
         if id.as_ref().is_err_and(Failed::is_out_of_memory) {
             self.trim().await;
         }
         let position = entry::expect_position(&id?)?;
         self.knows(position);
+        self.losses().is_acknowledged(position);
         Ok(Appended { epoch: self.epoch(), position })
     }
 
     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
         loop {
-            let mut range = cmd("XRANGE");
-            range.arg(&self.stream).arg(format!("({}", entry::id(after))).arg("+");
-            range.arg("COUNT").arg(self.count(PAGES[0]));
-            let entries = self.run(&Command::Plain(range)).await?;
+            let entries = match after {
+                // There is no id after it, and the server says so by an error.
+                u64::MAX => Vec::new(),
+                _ => {
+                    let mut range = cmd("XRANGE");
+                    range.arg(&self.stream).arg(format!("({}", entry::id(after))).arg("+");
+                    range.arg("COUNT").arg(self.count(PAGES[0]));
+                    self.run(&Command::Plain(range)).await?
+                }
+            };
             let wanted = |name: &str| topics.iter().find(|topic| ***topic == *name).cloned();
             let part = entry::part(entries, after, wanted)?;
             if part.entries > 0 {
-                return self.page(part, after).await;
+                let lost = self.lost(&part, after).await?;
+                return Ok(self.page(part, lost));
             }
-            let (lost, newest) = self.ends().await?;
+            let (lost, newest, _) = self.ends().await?;
             // Otherwise something was added since.
             if newest <= after || lost >= newest {
                 let lost = if lost > after { lost } else { 0 };
@@ -398,8 +534,11 @@ impl Backend for RedisBackend {
     }
 
     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+        self.losses().begin(after);
         loop {
-            // It is put back when it has answered: one that still waits for a place that nobody asks for any more is closed.
+            self.mark(after).await;
+            // It is put back when it has answered: one that still waits for a place that nobody
+            // asks for any more is closed.
             let kept = self.follower.lock().await.take();
             let mut connection = match kept {
                 Some(connection) => connection,
@@ -429,10 +568,12 @@ impl Backend for RedisBackend {
             };
             let part = entry::part(entry::of_one_stream(answer)?, after, topic)?;
             if part.entries > 0 {
-                return self.page(part, after).await;
+                let lost = self.lost(&part, after).await?;
+                self.losses().is_read(&part, after, lost);
+                return Ok(self.page(part, lost));
             }
-            if self.has_gone_back(after).await? {
-                return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
+            if let Some(page) = self.look_at_the_end(after).await? {
+                return Ok(page);
             }
         }
     }

@@ -1,10 +1,3 @@
--- The newest id that the stream KEYS[1] ever had, if it is there.
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  local info = redis.call('XINFO', 'STREAM', KEYS[1])
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then
-      return info[i + 1]
-    end
-  end
-end
-return false
+-- Returns the newest id that the stream ever had, or nil if there is no stream, and the time of the
+-- server.
+return { newest() or false, now }

@@ -2,7 +2,7 @@
 
 use crate::{
     nodes::{Following, Node, Parser},
-    report::{Batch, Entries, Report, compare},
+    report::{Batch, Entries, Report, Tells, compare},
 };
 use e2e::store::Engine;
 use std::{
@@ -229,6 +229,11 @@ impl Checker {
 
     /// Ends it, and compares what every client has got with what was acknowledged.
     pub(crate) async fn check(self, node: impl Into<Node>, what: &str) -> Report {
+        self.check_with(Tells::Before, node, what).await
+    }
+
+    /// The same, where clients may get gaps later than the events after them.
+    pub(crate) async fn check_with(self, tells: Tells, node: impl Into<Node>, what: &str) -> Report {
         self.is_over.store(true, SeqCst);
         let mut published = Vec::new();
         for publisher in self.publishers {
@@ -245,7 +250,7 @@ impl Checker {
                     .expect("it does not panic"),
             );
         }
-        let report = compare(self.engine, &published, clients);
+        let report = compare(self.engine, tells, &published, clients);
         println!("{:?}: {what}: {report}", self.engine);
         report
     }

@@ -11,6 +11,8 @@ mod nats_logs;
 mod nodes;
 mod processes;
 mod redis;
+mod redis_failover;
+mod redis_loss;
 mod refusals;
 mod report;
 mod world;

@@ -1,0 +1,193 @@
+//! A stream that other software deletes, trims or spoils.
+
+use crate::{
+    checker::{Checker, Holds, Load},
+    nodes::Node,
+    redis::{Client, cli, hub, publish, refused},
+    report::Tells,
+    world::{two_hubs, url_by},
+};
+use e2e::{
+    Wire,
+    store::{Engine, Store},
+};
+use std::time::Duration;
+use tokio::time::sleep;
+use tower_sse::hub::{
+    Hub, Start,
+    backend::{Backend, RedisBackend},
+};
+
+/// The number of deletions under load.
+const DELETIONS: usize = 150;
+
+/// Publishes on two nodes, removes the stream again and again, and compares what clients got.
+async fn removed_again_and_again(what: &str, tells: Tells, times: usize, removes: impl AsyncFn(&Store)) {
+    let store = Store::start(Engine::Redis, &["--appendfsync", "no"]).await;
+    let hubs = two_hubs(Engine::Redis, &store.url()).await;
+    let nodes = hubs.each_ref().map(Node::from);
+    let mut checker = Checker::new(Engine::Redis);
+    for node in nodes.iter().chain(&nodes) {
+        // Publishers do not wait for them: they never get deleted events.
+        checker.follow_at_leisure(node.clone(), Holds::Still).await;
+    }
+    for node in &nodes {
+        checker.publish(node.clone(), Load::BATCHES);
+        checker.publish(node.clone(), Load { batch: 1, bytes: 10, pause: Duration::ZERO });
+        checker.publish(node.clone(), Load { batch: 2, bytes: 10, pause: Duration::ZERO });
+    }
+    for round in 0..times {
+        // In the middle of a burst, and not always at the same place of it.
+        checker.acknowledges(50 + 37 * (round % 7)).await;
+        removes(&store).await;
+    }
+    checker.acknowledges(2000).await;
+    store.redis("DEL tower-sse").await;
+    checker.acknowledges(2000).await;
+    let report = checker.check_with(tells, &hubs[0], what).await;
+    assert!(report.gaps.iter().all(|gaps| !gaps.is_empty()), "every client was told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_under_load_repeats_no_id() {
+    removed_again_and_again("deleted again and again", Tells::Before, DELETIONS, async |store| {
+        store.redis("DEL tower-sse").await;
+    })
+    .await;
+}
+
+/// A stream that is deleted in its first millisecond. A gap of its clients may say an id that is
+/// too small.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_twice_at_once_repeats_no_id() {
+    removed_again_and_again("deleted twice at once", Tells::Ever, DELETIONS / 2, async |store| {
+        store.redis("DEL tower-sse\r\nDEL tower-sse\r\nDEL tower-sse").await;
+        store.redis("DEL tower-sse").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flushing_under_load_is_a_gap() {
+    removed_again_and_again("flushed again and again", Tells::Before, 10, async |store| {
+        assert!(store.redis("FLUSHALL").await.starts_with("+OK\r\n"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eviction_under_load_is_a_gap() {
+    removed_again_and_again("evicted again and again", Tells::Before, 5, async |store| {
+        store.redis("CONFIG SET maxmemory-policy allkeys-random maxmemory 1").await;
+        sleep(Duration::from_millis(20)).await;
+        assert!(store.redis("EXISTS tower-sse").await.starts_with(":0\r\n"));
+        store.redis("CONFIG SET maxmemory 0").await;
+    })
+    .await;
+}
+
+/// Nothing is published afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_an_idle_stream_is_a_gap() {
+    let store = Store::start(Engine::Redis, &[]).await;
+    let topic = hub(&store).await.topic("news");
+    let mut client = Client::of(&topic, Start::Latest).await;
+    publish(&topic, "before").await;
+    client.gets("before").await;
+    cli(&store, &["del", "tower-sse"]);
+    assert_eq!(client.next().await.0, "gap");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_entries_are_a_gap_where_they_were() {
+    let store = Store::start(Engine::Redis, &[]).await;
+    let wire = Wire::to(store.address()).await;
+    let topic = hub(&store).await.topic("news");
+    let backend = RedisBackend::new(url_by(&wire, &store)).expect("a URL");
+    let cut_off = Hub::builder().backend(backend).connect().await.expect("it is there").topic("news");
+    let mut reader = Client::of(&topic, Start::Latest).await;
+    let mut late = Client::of(&cut_off, Start::Latest).await;
+    let begin = late.subscription.cursor();
+    wire.cut();
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        ids.push(publish(&topic, &n.to_string()).await);
+        reader.gets(&n.to_string()).await;
+    }
+    // In the middle, and the newest one.
+    for deleted in [2, 5] {
+        assert_eq!(cli(&store, &["xdel", "tower-sse", ids[deleted].as_str()]), "1");
+    }
+    publish(&topic, "6").await;
+    reader.gets("6").await;
+    wire.mend();
+    let mut later = Client::of(&hub(&store).await.topic("news"), begin).await;
+    for client in [&mut late, &mut later] {
+        if client.subscription.gap().is_none() {
+            for data in ["0", "1"] {
+                client.gets(data).await;
+            }
+            assert_eq!(client.is_told().await, "3");
+            client.gets("4").await;
+        }
+        assert_eq!(client.is_told().await, "6");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn far_ids_of_others_stop_no_node() {
+    for (far, is_far) in [
+        ("18446744073709551615-18446744073709551615", true),
+        ("18446744073709551615-7", true),
+        ("17592186044416-0", true),
+        ("17592186044415-99999999", true),
+        ("17592186044415-0", true),
+        ("17592186044414-7", true),
+        ("9999999999999-0", false),
+    ] {
+        let store = Store::start(Engine::Redis, &[]).await;
+        let node = hub(&store).await;
+        let topic = node.topic("news");
+        let mut client = Client::of(&topic, Start::Latest).await;
+        let begin = client.subscription.cursor();
+        publish(&topic, "before").await;
+        assert_eq!(cli(&store, &["xadd", "tower-sse", far, "far", "off"]), far);
+        client.gets("before").await;
+
+        // It stops neither who follows, nor who connects, nor who reads.
+        let other = hub(&store).await.topic("news");
+        let mut late = Client::of(&other, begin).await;
+        late.gets("before").await;
+        assert!(late.subscription.gap().is_none(), "{far}");
+        sleep(Duration::from_millis(700)).await;
+        let latest = Client::of(&other, Start::Latest).await.subscription.cursor();
+        let reader = RedisBackend::new(store.url()).expect("a URL");
+        let after = reader.bounds().await.expect("it is there").newest;
+        let page = reader.read(&["news".into()], after).await.expect("a page");
+        assert_eq!((page.records.len(), page.through), (0, after), "{far}");
+        if is_far {
+            let error = refused(&topic).await;
+            assert!(error.contains(far) && error.contains("delete the stream"), "{error}");
+        } else {
+            publish(&topic, "far").await;
+            client.gets("far").await;
+        }
+
+        // As the error advises.
+        cli(&store, &["del", "tower-sse"]);
+        let id = publish(&topic, "anew").await;
+        assert!(id.as_str().starts_with('1') && id.as_str() < "2", "{far}: {id:?} is of now");
+        assert_eq!(id.as_str().split('-').next().map(str::len), Some(13), "{far}: {id:?} is of now");
+        client.comes_back(&topic).await;
+        assert_eq!(client.is_told().await, "anew", "{far}");
+        for topic in [&other, &hub(&store).await.topic("news")] {
+            let mut holder = Client::of(topic, latest.clone()).await;
+            if holder.subscription.gap().is_none() {
+                holder.comes_back(topic).await;
+            }
+            assert_eq!(holder.is_told().await, "anew", "{far}: {latest:?}");
+        }
+        publish(&topic, "on").await;
+        client.gets("on").await;
+    }
+}
