@@ -48,7 +48,7 @@ impl Losses {
     }
 
     /// Notes a position that was acknowledged here. It may have been read already.
-    pub(super) fn is_acknowledged(&mut self, position: u64) {
+    pub(super) fn note_acknowledged(&mut self, position: u64) {
         let was_passed = position <= self.through && !entry::is_far_after(self.through, position >> entry::SEQUENCE);
         if !was_passed {
             self.acknowledged.insert(position);
@@ -56,13 +56,13 @@ impl Losses {
                 self.acknowledged.pop_first();
             }
         } else if position > self.from && !self.has_read(position) {
-            self.is_missing(position);
+            self.note_missing(position);
         }
     }
 
     /// Notes the entries that were read after a position. Everything up to `lost` is lost, as the
     /// entries say.
-    pub(super) fn is_read(&mut self, part: &Part, after: u64, lost: u64) {
+    pub(super) fn note_read(&mut self, part: &Part, after: u64, lost: u64) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
         let told = part.previous.unwrap_or(lost);
         if told > self.through {
@@ -82,22 +82,22 @@ impl Losses {
         while let Some(position) = self.acknowledged.first().copied().filter(|first| *first <= part.through) {
             self.acknowledged.pop_first();
             if position > self.from && !self.has_read(position) {
-                self.is_missing(position);
+                self.note_missing(position);
             }
         }
         if part.has_gone_back {
-            self.is_missing(after);
+            self.note_missing(after);
         }
-        self.is_marked(part.newest_gone);
+        self.note_marked(part.newest_gone);
     }
 
     /// Notes a position that was in the log and is not there any more.
-    pub(super) fn is_missing(&mut self, position: u64) {
+    pub(super) fn note_missing(&mut self, position: u64) {
         self.lost = self.lost.max(position);
     }
 
     /// The log says that this position was lost.
-    pub(super) fn is_marked(&mut self, position: u64) {
+    pub(super) fn note_marked(&mut self, position: u64) {
         if position >= self.lost {
             (self.lost, self.attempts) = (0, 0);
         }
@@ -136,7 +136,7 @@ mod tests {
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(0);
-        losses.is_read(&part(0, &[1, 2, 3]), 0, 0);
+        losses.note_read(&part(0, &[1, 2, 3]), 0, 0);
         losses
     }
 
@@ -144,31 +144,31 @@ mod tests {
     fn acknowledged_positions_that_are_read_are_not_lost() {
         let mut losses = losses();
         for position in [2, 3, 4, 7] {
-            losses.is_acknowledged(position);
+            losses.note_acknowledged(position);
         }
-        losses.is_read(&part(3, &[4, 5, 7]), 3, 0);
-        losses.is_acknowledged(5);
+        losses.note_read(&part(3, &[4, 5, 7]), 3, 0);
+        losses.note_acknowledged(5);
         assert_eq!(losses.attempt(), None);
     }
 
     #[test]
     fn acknowledged_positions_that_are_not_read_are_lost() {
         let mut before = losses();
-        before.is_acknowledged(5);
-        before.is_read(&part(3, &[4, 7]), 3, 0);
+        before.note_acknowledged(5);
+        before.note_read(&part(3, &[4, 7]), 3, 0);
         assert_eq!(before.attempt(), Some((5, false)));
         let mut afterwards = losses();
-        afterwards.is_read(&part(3, &[4, 7]), 3, 0);
-        afterwards.is_acknowledged(6);
+        afterwards.note_read(&part(3, &[4, 7]), 3, 0);
+        afterwards.note_acknowledged(6);
         assert_eq!(afterwards.attempt(), Some((6, false)));
     }
 
     #[test]
     fn trimmed_positions_need_no_mark() {
         let mut losses = losses();
-        losses.is_acknowledged(5);
-        losses.is_read(&part(6, &[7, 8]), 3, 6);
-        losses.is_acknowledged(6);
+        losses.note_acknowledged(5);
+        losses.note_read(&part(6, &[7, 8]), 3, 6);
+        losses.note_acknowledged(6);
         assert_eq!(losses.attempt(), None);
     }
 
@@ -177,7 +177,7 @@ mod tests {
         for (newest_gone, is_told) in [(2, false), (3, true), (4, true)] {
             let mut losses = losses();
             let read = Part { has_gone_back: true, newest_gone, ..part(1, &[7]) };
-            losses.is_read(&read, 3, 6);
+            losses.note_read(&read, 3, 6);
             assert_eq!(losses.attempt().is_none(), is_told, "{newest_gone}");
         }
     }
@@ -185,25 +185,25 @@ mod tests {
     #[test]
     fn a_long_log_does_not_prevent_a_mark() {
         let mut losses = losses();
-        losses.is_missing(3);
+        losses.note_missing(3);
         for _ in 0..ATTEMPTS {
             assert_eq!(losses.attempt(), Some((3, false)));
         }
         assert_eq!(losses.attempt(), Some((3, true)));
-        losses.is_marked(2);
+        losses.note_marked(2);
         assert_eq!(losses.attempt(), Some((3, true)));
-        losses.is_marked(3);
+        losses.note_marked(3);
         assert_eq!(losses.attempt(), None);
     }
 
     #[test]
     fn a_new_log_forgets_positions_after_its_end() {
         let mut losses = losses();
-        losses.is_acknowledged(9);
-        losses.is_missing(3);
+        losses.note_acknowledged(9);
+        losses.note_missing(3);
         losses.begin_anew(2);
         losses.begin(1);
-        losses.is_read(&part(1, &[2, 10]), 1, 0);
+        losses.note_read(&part(1, &[2, 10]), 1, 0);
         assert_eq!(losses.attempt(), None);
     }
 }

@@ -434,7 +434,7 @@ impl RedisBackend {
             return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
         }
         if newest < known && !is_far {
-            self.losses().is_missing(known);
+            self.losses().note_missing(known);
         }
         Ok(None)
     }
@@ -457,7 +457,7 @@ impl RedisBackend {
         if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
             // It is empty if another node was first.
             entry::position(&id).inspect(|position| self.knows(*position));
-            self.losses().is_marked(lost);
+            self.losses().note_marked(lost);
         }
     }
 
@@ -502,7 +502,7 @@ impl Backend for RedisBackend {
         }
         let position = entry::expect_position(&id?)?;
         self.knows(position);
-        self.losses().is_acknowledged(position);
+        self.losses().note_acknowledged(position);
         Ok(Appended { epoch: self.epoch(), position })
     }
 
@@ -569,7 +569,7 @@ impl Backend for RedisBackend {
             let part = entry::part(entry::of_one_stream(answer)?, after, topic)?;
             if part.entries > 0 {
                 let lost = self.lost(&part, after).await?;
-                self.losses().is_read(&part, after, lost);
+                self.losses().note_read(&part, after, lost);
                 return Ok(self.page(part, lost));
             }
             if let Some(page) = self.look_at_the_end(after).await? {
