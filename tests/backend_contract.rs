@@ -1,4 +1,4 @@
-//! The contract of a backend: it holds of the backend in memory, and it rejects a log that breaks it.
+//! The contract of a backend holds of the backend in memory, and rejects a log that breaks it.
 
 use std::{
     collections::HashMap,

@@ -102,7 +102,7 @@ impl Store {
         }
     }
 
-    /// Returns the folder in which the server stores its data.
+    /// Returns the folder of the server's data.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }

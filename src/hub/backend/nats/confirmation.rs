@@ -1,7 +1,7 @@
 //! Messages of this node that its own follower sees again.
 //!
-//! A message that the follower has received is in the log that it follows, so the publisher needs no further request to know
-//! that.
+//! A message that the follower has received is in the log that it follows, so the publisher needs
+//! no further request to know that.
 
 use super::message::{self, Stored};
 use std::{
@@ -14,14 +14,14 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// How long a publisher waits for the follower after the server has acknowledged the message.
+/// The time that a publisher waits for the follower after the server has acknowledged the message.
 const PATIENCE: Duration = Duration::from_millis(5);
 
 /// The messages that publishers wait for.
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// Whether a follower receives what is published.
+    /// Set while a follower receives what is published.
     is_following: AtomicBool,
 }
 

@@ -1,20 +1,22 @@
-//! Consumers of a stream. They are ephemeral: the server forgets them a while after their last request.
+//! Consumers of a stream. They are ephemeral: the server forgets them a while after their last
+//! request.
 
 use super::{link::Link, message::Delivered};
 use crate::BoxError;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use std::{mem, time::Duration};
 
-/// How many messages make a page.
+/// The maximum number of messages in a page.
 pub(super) const PAGE: usize = 1000;
 
-/// How many bytes make a page. The largest message fits in addition.
+/// The number of bytes in a page, to which the largest message is added.
 pub(super) const BYTES: usize = 4 << 20;
 
 /// The server forgets a consumer after this time without a request.
 const FORGOTTEN: Duration = Duration::from_secs(5);
 
-/// How often a server says that there is nothing new. A consumer that is silent for twice this time is replaced.
+/// The interval at which a server says that there is nothing new. A consumer that is silent for
+/// twice this time is replaced.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(400);
 
 /// Creates a consumer of some subjects, or of all, from a sequence on.

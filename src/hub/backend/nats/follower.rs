@@ -22,10 +22,11 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-/// How long to wait for a consumer before messages are read without one, and between two such reads.
+/// The time to wait for a consumer before messages are read without one, and between two such
+/// reads.
 const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 
-/// How long to wait before the next attempt to create a consumer.
+/// The pause before the next attempt to create a consumer.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// After so many failed attempts in a row to create a consumer, following fails.
@@ -46,8 +47,9 @@ pub(super) struct Follower {
 }
 
 enum Source {
-    /// A consumer is being created. Until it is there, messages are read one by one: only the leader of all servers of a cluster
-    /// can create a consumer, and while these elect one, the leader of the stream may have been elected already.
+    /// A consumer is being created. Until it is there, messages are read one by one: only the
+    /// leader of all servers of a cluster can create a consumer, and while these elect one, the
+    /// leader of the stream may have been elected already.
     Starting(Starting, u32),
     Consumer(Box<Consumer>),
 }
@@ -56,7 +58,7 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// How many messages have arrived.
+    /// The number of messages that have arrived.
     received: u64,
 }
 
@@ -160,7 +162,8 @@ impl Follower {
     ) -> Result<(Page, Option<Witness>), BoxError> {
         let mut page = self.new_page();
         loop {
-            // Nothing is waited for after the first message, so nothing is lost if the future is dropped.
+            // Nothing is waited for after the first message, so nothing is lost if the future is
+            // dropped.
             let message = match self.next.take() {
                 Some(next) => next,
                 None if page.count == 0 => self.receive().await?,
@@ -231,7 +234,8 @@ struct NewPage {
 }
 
 impl NewPage {
-    /// Adds a message. Returns `false` if it belongs to the next page, as messages before it are missing.
+    /// Adds a message. Returns `false` if it belongs to the next page, as messages before it are
+    /// missing.
     fn add(&mut self, stream: &str, log: &mut Known, message: &Stored) -> Result<bool, BoxError> {
         let is_mark = *message.subject == *message::mark_subject(stream);
         if is_mark && !log.accept(message) {
@@ -256,7 +260,8 @@ const ANOTHER: &str = "the stream holds another log than before";
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        // A consumer spawns a task when it is dropped, so it needs a runtime, and the hub may be dropped outside of one.
+        // A consumer spawns a task when it is dropped, so it needs a runtime, and the hub may be
+        // dropped outside of one.
         let _inside = self.runtime.enter();
         self.source = Source::Starting(Box::pin(std::future::pending()), 0);
     }

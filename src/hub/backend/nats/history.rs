@@ -11,11 +11,13 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
-/// How long to wait for a consumer before messages are read one by one. Only the leader of all servers of a cluster can create a
-/// consumer, and while these elect one, the leader of the stream may have been elected already.
+/// The time to wait for a consumer before messages are read one by one. Only the leader of all
+/// servers of a cluster can create a consumer, and while these elect one, the leader of the stream
+/// may have been elected already.
 const CONSUMER: Duration = Duration::from_millis(700);
 
-/// Reads what the stream has of these subjects after a position, up to a page of it. It may read other subjects as well.
+/// Reads what the stream has of these subjects after a position, up to a page of it. It may read
+/// other subjects as well.
 pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
@@ -68,7 +70,8 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: u64) -> Resu
     Ok(page)
 }
 
-/// Returns the messages with this sequence or a greater one, up to a page. It takes a request for each, and no consumer.
+/// Returns the messages with this sequence or a greater one, up to a page. It takes a request for
+/// each, and no consumer.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     while messages.len() < PAGE && bytes < BYTES {
@@ -80,8 +83,8 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
     Ok(messages)
 }
 
-/// Ends a page before the first message after `after` that is missing in the middle of the stream; or, if that is the next message,
-/// says up to where messages are missing.
+/// Ends a page before the first message after `after` that is missing in the middle of the stream;
+/// or, if that is the next message, says up to where messages are missing.
 pub(super) fn report_holes(page: &mut Page, after: u64, deleted: &[u64]) {
     let next = sequence_after(after.max(page.lost));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];

@@ -1,10 +1,12 @@
 //! Which log the stream holds.
 //!
-//! Neither the name of a stream nor anything in its configuration tells that: a server that has lost its disk, a restored copy and
-//! an operator who creates the stream again can all reuse both, and the stream then issues the same sequences again. So what
-//! identifies a log is in the log. A *mark* is a message with a random id, and the newest mark names the log. Each node remembers a
-//! *witness* besides, a recent message, and checks that it is still where it was wherever a position is used. If it is not, the
-//! stream has lost its end or is another one, and the node marks it as a new log.
+//! Neither the name of a stream nor its configuration identifies a log: a server that has
+//! lost its disk, a restored copy and an operator who creates the stream again can all reuse both,
+//! and the stream then issues the same sequences again. So what identifies a log is in the log. A
+//! *mark* is a message with a random id, and the newest mark names the log. Each node remembers a
+//! *witness* besides, a recent message, and checks that it is still where it was wherever a
+//! position is used. If it is not, the stream has lost its end or is another one, and the node
+//! marks it as a new log.
 
 use super::{
     message::{self, Stored, position},
@@ -24,10 +26,12 @@ use tokio::time::{Instant, sleep};
 /// A larger message is no witness, as each check would fetch all of it.
 const LARGEST_WITNESS: usize = 4096;
 
-/// How long a leader that was just elected may take to know of everything that its predecessor had acknowledged.
-const SETTLING: Duration = Duration::from_millis(300);
+/// A leader that was just elected may not have applied yet everything that its predecessor had
+/// acknowledged. So an end that is too early is looked at so many times more, with a pause before
+/// each.
+const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// How long after a node has found a log it renews the mark, unless there are newer messages.
+/// A node renews the mark after this time once it has found a log, unless there are newer messages.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The header of a mark that names the log that it replaces.
@@ -36,10 +40,10 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 /// The header of a mark that says which message is the last before it that is no mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// What a node knows of the log.
+/// The knowledge of a node about the log.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
-    /// What its mark says.
+    /// The text of its mark.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
     /// The sequence of the newest mark that this node has read; 0 if retention had removed it.
@@ -49,9 +53,10 @@ pub(super) struct Known {
     /// The greatest sequence that is known to be in the log, or to have been there.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The age at which the server removes messages. `None`: never.
+    /// The server removes messages of this age. `None`: never.
     max_age: Option<Duration>,
-    /// When the mark has to be renewed if no message comes, so that the log never loses all that identifies it.
+    /// The time to renew the mark if no message comes, so that the log never loses everything that
+    /// identifies it.
     renewal: Instant,
 }
 
@@ -81,7 +86,8 @@ impl Witness {
 }
 
 impl Known {
-    /// Returns the position up to which events are no longer retained. Marks are no events.
+    /// Returns the position of the newest evicted event, or a greater one before the next event.
+    /// Marks are no events.
     pub(super) fn evicted_through(&self, state: &State) -> u64 {
         let first = state.first;
         position(match () {
@@ -91,7 +97,7 @@ impl Known {
         })
     }
 
-    /// Returns the position up to which only marks follow this one.
+    /// Returns the position before the first event after this one, as far as that is known.
     pub(super) fn without_marks(&self, through: u64) -> u64 {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
@@ -119,7 +125,8 @@ struct Mark {
 }
 
 impl Mark {
-    /// Any payload is an id: a mark that somebody else has written begins a log as well, and stops no node.
+    /// Any payload is an id: a mark that another program has written begins a log as well, and
+    /// stops no node.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
         Self {
@@ -135,7 +142,7 @@ fn epoch_of(id: &str) -> u64 {
     message::fnv(id.as_bytes())
 }
 
-/// How what a node knows compares with what the stream is.
+/// The result of comparing the stream with the knowledge of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
@@ -188,7 +195,8 @@ impl Identity {
 
     /// Returns the log that the stream is, after a check that began after this call.
     ///
-    /// Everything that was in the stream before the call is in that log, unless the stream was replaced twice since.
+    /// Everything that was in the stream before the call is in that log, unless the stream was
+    /// replaced twice since.
     pub(super) async fn glance(&self, stream: &Stream<'_>) -> Result<Known, BoxError> {
         let glance = async {
             if let Some(known) = self.known() {
@@ -204,8 +212,9 @@ impl Identity {
         self.glances.run(glance).await
     }
 
-    /// Returns the log that the stream is, and where it begins and ends, after a check that began after this call. Creates the
-    /// stream if it does not exist, and marks it as a new log if it is not the one that this node knows.
+    /// Returns the log that the stream is, and where it begins and ends, after a check that began
+    /// after this call. Creates the stream if it does not exist, and marks it as a new log if it is
+    /// another log than this node knows.
     pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(Known, State), BoxError> {
         // It is large, and in several futures.
         self.checks.run(Box::pin(self.find(stream))).await
@@ -221,14 +230,18 @@ impl Identity {
             return Ok((self.adopt(stream, known, &state).await?, state));
         };
         let mut verdict = compare(stream, &known, &state).await?;
-        if verdict == Verdict::Shorter {
-            sleep(SETTLING).await;
+        let (times, pause) = SETTLING;
+        for _ in 0..times {
+            if verdict != Verdict::Shorter || state.replicas == 1 {
+                break;
+            }
+            sleep(pause).await;
             state = stream.state_or_create(true).await?;
             verdict = compare(stream, &known, &state).await?;
         }
         let mark = last_mark(stream).await?;
         let another = match verdict {
-            // What is older than the known mark is no news, as that may have been deleted.
+            // An older mark is no news: the known mark may have been deleted.
             Verdict::Same => mark.filter(|mark| mark.sequence > known.mark),
             Verdict::Shorter | Verdict::Different => Some(replace(stream, &known, mark).await?),
         };
@@ -275,7 +288,8 @@ impl Identity {
 
         let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
         if is_due || state.messages == 0 {
-            // If there is a newer message by now, that one identifies the log. A stream that is full refuses the mark.
+            // If there is a newer message by now, that one identifies the log. A stream that is
+            // full refuses the mark.
             let last_event = if state.last == known.mark { known.last_event } else { state.last };
             let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
                 .header(LAST_EVENT, last_event.to_string())
@@ -313,13 +327,14 @@ async fn compare(stream: &Stream<'_>, known: &Known, state: &State) -> Result<Ve
     })
 }
 
-/// Finds the log of a stream of which this node knows nothing, or begins one.
+/// Finds the log of a stream that is new to this node, or begins one.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = last_mark(stream).await? {
         return Ok(mark);
     }
-    // Where the oldest messages were removed, the mark was, too. Otherwise there never was one: a message that names a log was then
-    // published by a node that does not know yet that its log is lost.
+    // Where the oldest messages were removed, the mark was, too. Otherwise there never was one: a
+    // message that names a log was then published by a node that does not know yet that its log is
+    // lost.
     if state.first > 1 && state.messages > 0 {
         if let Some(message) = stream.get(state.last).await? {
             if let Some(id) = message.log() {
@@ -369,7 +384,8 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark and returns its sequence. `None`: the stream does not end where this was expected.
+/// Publishes a mark and returns its sequence. `None`: the stream does not end where this was
+/// expected.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::WrongLastSequence;
 
@@ -391,7 +407,8 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
 
 /// Shares a check between all who ask for it at the same time.
 ///
-/// A caller gets the result of a check that began after it asked, so the result is never older than the question.
+/// A caller gets the result of a check that began after it asked, so the result is never older than
+/// the question.
 struct Shared<T> {
     begun: AtomicU64,
     /// The number of the last check that has ended, and its result.

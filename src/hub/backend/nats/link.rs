@@ -18,15 +18,15 @@ use std::{
 };
 use tokio::{sync::watch, time::timeout};
 
-/// How often the client asks whether the server is there. If it is asked three times in vain, the connection is given up: what
-/// tells of a network that is silent, and says nothing of being cut.
+/// How often the client asks whether the server is there. If it is asked three times in vain, the
+/// connection is given up: what tells of a network that is silent, and says nothing of being cut.
 const PING: Duration = Duration::from_secs(1);
 
-/// If the client does not try to connect for so long, it never will: it waits for a server that has accepted the connection, and
-/// said nothing. Newer versions of the client have a limit for that.
+/// If the client does not try to connect for so long, it never will: it waits for a server that has
+/// accepted the connection, and said nothing. Newer versions of the client have a limit for that.
 const STUCK: Duration = Duration::from_secs(15);
 
-/// How long to wait for the answer to a question that can be sent again.
+/// The time to wait for an answer before the request is sent again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The servers, and how to log in. It has secrets, so it cannot be printed.
@@ -48,7 +48,8 @@ enum Login {
 }
 
 impl Servers {
-    /// From URLs with commas between them. What is to log in with is that of the first which has any.
+    /// From URLs with commas between them. What is to log in with is that of the first which has
+    /// any.
     pub(super) fn parse(urls: &str) -> Result<Self, BoxError> {
         let mut servers = Self::default();
         for url in urls.split(',') {
@@ -210,7 +211,7 @@ impl Link {
         Losses { losses, before }
     }
 
-    /// Waits for an answer, but not for long, and not if the connection on which it would come is lost.
+    /// Waits for an answer up to the timeout, or until the connection is lost.
     pub(super) async fn answer<T, E>(&self, question: impl Future<Output = Result<T, E>>) -> Result<T, BoxError>
     where
         BoxError: From<E>,
@@ -221,8 +222,9 @@ impl Link {
         Ok(self.soon(losses.unless_lost(question)).await??)
     }
 
-    /// Waits for an answer like [`answer`](Self::answer). Sends the question again if no answer comes soon: a server that dies takes
-    /// the question with it, and a stream without a leader does not answer.
+    /// Waits for an answer like [`answer`](Self::answer). Sends the question again if no answer
+    /// comes soon: a server that dies takes the question with it, and a stream without a leader
+    /// does not answer.
     pub(super) async fn answer_of_any<T, E, A>(&self, ask: impl Fn() -> A) -> Result<T, BoxError>
     where
         BoxError: From<E>,
@@ -238,8 +240,8 @@ impl Link {
         self.answer(again).await
     }
 
-    /// Waits for something, but not for long. If nothing at all comes meanwhile, this connection is given up: nobody may ever say
-    /// that it is cut.
+    /// Waits for something, but not for long. If nothing at all comes meanwhile, this connection is
+    /// given up: nobody may ever say that it is cut.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();
@@ -248,7 +250,8 @@ impl Link {
         }
         if received() == before && self.is_connected() {
             self.health.trouble().get_or_insert_with(Instant::now);
-            // It is asked to if it has room for the wish. If it has not, its pings end the connection.
+            // It is asked to if it has room for the wish. If it has not, its pings end the
+            // connection.
             let _is_full = timeout(Duration::ZERO, self.client.force_reconnect()).await;
         }
         Err(format!("NATS has not answered in {:?}", self.patience).into())

@@ -1,4 +1,5 @@
-//! What a record is in NATS: its topic is the subject, what happened a header, and the events of one append the payload.
+//! Records as messages of NATS. The topic is the subject, the kind is a header, and the events of
+//! one append are the payload.
 
 use crate::{
     BoxError,
@@ -12,10 +13,12 @@ use async_nats::{
 use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc};
 
-/// A message holds as many events as this at most, so a position is the number of the message and that of the event in it.
+/// A message holds as many events as this at most, so a position is the number of the message and
+/// that of the event in it.
 pub(super) const EVENTS: u64 = 1 << 16;
 
-/// A server ends the connection of whoever sends a longer line than 4096 bytes, of which the subject is a part.
+/// A server ends the connection of a client that sends a line of more than 4096 bytes. The subject
+/// is a part of the line.
 const LONGEST_SUBJECT: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
@@ -31,7 +34,8 @@ pub(super) fn sequence_after(position: u64) -> u64 {
     position / EVENTS + 1
 }
 
-/// The subject of a topic, whatever its name, in the stream of this name. `None`: the name is too long.
+/// The subject of a topic, whatever its name, in the stream of this name. `None`: the name is too
+/// long.
 pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     let mut subject = String::with_capacity(stream.len() + topic.len() + 2);
     subject.push_str(stream);
@@ -65,7 +69,8 @@ pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     String::from_utf8(topic).ok().map(Into::into)
 }
 
-/// The subject of the marks that identify the log. It is the subject of no topic, as those end with `=`.
+/// The subject of the marks that identify the log. It is the subject of no topic, as those end with
+/// `=`.
 pub(super) fn mark_subject(stream: &str) -> String {
     format!("{stream}._log")
 }
@@ -79,7 +84,7 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     }
 }
 
-/// Sets the id of the log to which the publisher believes to publish.
+/// Sets the id of the log that the publisher knows.
 pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
     headers.insert(LOG, id);
 }
@@ -102,7 +107,8 @@ impl Stored {
         self.header(LOG)
     }
 
-    /// Identifies this message among all that ever had its sequence, by the id that its publisher has chosen at random.
+    /// Identifies this message among all that ever had its sequence, by the id that its publisher
+    /// has chosen at random.
     pub(super) fn identity(&self) -> Option<u64> {
         self.header(NATS_MESSAGE_ID).map(identity)
     }
@@ -128,9 +134,9 @@ impl From<StreamMessage> for Stored {
 /// A message as a consumer delivers it.
 pub(super) struct Delivered {
     pub(super) stored: Stored,
-    /// Its number among those that the consumer has sent.
+    /// Its number among the messages of the consumer.
     pub(super) number: u64,
-    /// How many messages follow it.
+    /// The number of messages that follow it.
     pub(super) pending: u64,
 }
 
@@ -271,7 +277,8 @@ mod tests {
             prop_assert_eq!(page.records.last().expect("one").0, page.through);
             for (n, (at, _)) in page.records.iter().enumerate() {
                 prop_assert!(*at > position(sequence - 1));
-                // After any but the last, the rest of the same message is to be read, and nothing twice.
+                // After any but the last, the rest of the same message is to be read, and nothing
+                // twice.
                 let rest = read(sequence, count as usize, *at);
                 prop_assert_eq!(&rest.records[..], &page.records[n + 1..]);
                 prop_assert_eq!(sequence_after(*at), sequence + u64::from(n as u64 + 1 == count));

@@ -41,71 +41,82 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-/// A log in one [stream](https://docs.nats.io/nats-concepts/jetstream/streams) of NATS JetStream, server 2.9 or later, with a
-/// subject for each topic.
+/// A log in one [stream](https://docs.nats.io/nats-concepts/jetstream/streams) of NATS JetStream,
+/// server 2.9 or later, with a subject for each topic.
 ///
 /// # What it guarantees
 ///
-/// **Order.** The stream numbers its messages, and there is one order for all topics. The events of one
-/// [`publish_all`](crate::hub::Topic::publish_all) are one message, so all of them are added, or none, and nothing is between
-/// them. This message must be smaller than the server's `max_payload` (1 MiB by default). A larger one is an error, and none of
-/// it is added.
+/// **Order.** The stream numbers its messages, and there is one order for all topics. The events of
+/// one [`publish_all`](crate::hub::Topic::publish_all) are one message, so all of them are added,
+/// or none, and nothing is between them. This message must be smaller than the server's
+/// `max_payload` (1 MiB by default). A larger one is an error, and none of it is added.
 ///
-/// **Durability.** An event is acknowledged when the stream has stored it. With [`replicas`](Self::replicas), a majority of the
-/// replicas has stored it by then. It survives any end of the server's process. It does *not* always survive a power failure or a
-/// crash of the operating system: a server writes to its files at once, and syncs them to the disk every two minutes, unless
-/// its configuration says `jetstream { sync_interval: always }`. A stream with three replicas, on machines that do not fail
-/// together, survives the loss of one of them. Publishing is an error until the other two have elected another leader, which
-/// takes several seconds.
+/// **Durability.** An event is acknowledged when the stream has stored it. With
+/// [`replicas`](Self::replicas), a majority of the replicas has stored it by then. It survives any
+/// end of the server's process. It does *not* always survive a power failure or a crash of the
+/// operating system: a server writes to its files at once, and syncs them to the disk every two
+/// minutes, unless its configuration says `jetstream { sync_interval: always }`. A stream with
+/// three replicas, on machines that do not fail together, survives the loss of one machine.
+/// Publishing is an error until the other two have elected another leader, which takes several
+/// seconds.
 ///
-/// **Loss is reported.** A stream that has lost its end issues the same sequences again: after a power failure, when a copy was
-/// restored, when the only server of a stream has lost its disk, or when the stream was deleted and created again. So a log is
-/// identified by a random *mark*, which is a message in the stream, on the subject `<stream>._log`. Each node also
-/// remembers the newest messages that it has read or published. It checks that they are still in the stream before it returns the
-/// id of an event that it has published, whenever it reads, and every two seconds while nothing comes. If they are not, the
-/// node writes a mark for a new log. From then on all ids of the old log are foreign to all nodes, and a client that comes
-/// back with one gets a [gap](crate::hub::Gap).
+/// **Loss is reported.** A stream that has lost its end issues the same sequences again: after a
+/// power failure, when a copy was restored, when the only server of a stream has lost its disk, or
+/// when the stream was deleted and created again. So a log is identified by a random *mark*, which
+/// is a message in the stream, on the subject `<stream>._log`. Each node also remembers the newest
+/// messages that it has read or published. It checks that they are still in the stream before it
+/// returns the id of an event that it has published, whenever it reads, and every two seconds while
+/// nothing comes. If they are not, the node writes a mark for a new log. From then on all ids of
+/// the old log are foreign to all nodes, and a client that comes back with one gets a
+/// [gap](crate::hub::Gap).
 ///
-/// There is one exception. A node cannot miss what it has never seen. If a stream has lost its end while *no* node runs that had
-/// read or published the lost messages, the next nodes continue the log, and can issue the ids of the lost events again. After you
-/// restore a copy while no node runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
+/// There is one exception. A node cannot miss what it has never seen. If a stream has lost its end
+/// while *no* node runs that had read or published the lost messages, the next nodes continue the
+/// log, and can issue the ids of the lost events again. After you restore a copy while no node
+/// runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
 ///
-/// Messages that are deleted from the middle of the stream are a gap for clients that have not received them. So are messages
-/// that retention removes.
+/// Messages that are deleted from the middle of the stream are a gap for clients that have not
+/// received them. So are messages that retention removes.
 ///
-/// **Once.** If an answer is late, or the connection is lost, the message is sent again with the same id, and the server stores
-/// it once. An error means that it is unknown whether the events are in the log, unless the error says that they were refused:
-/// they may be in the log, or appear a little later. Publishing them again publishes other events.
+/// **Once.** If an answer is late, or the connection is lost, the message is sent again with the
+/// same id, and the server stores it once. An error means that it is unknown whether the events are
+/// in the log, unless the error says that they were refused: they may be in the log, or appear a
+/// little later. Publishing them again publishes other events.
 ///
 /// # Retention
 ///
-/// The stream retains up to [`max_messages`](Self::max_messages), [`max_age`](Self::max_age) and, if set,
-/// [`max_bytes`](Self::max_bytes), and removes the oldest messages beyond that. The marks count as well: one per log, and one
-/// for each half of `max_age` in which nothing is published. An existing stream is used as it is configured. It must have the
-/// subject `<stream>.>` and the retention `limits`, acknowledge messages, and have no limit per subject (`max_msgs_per_subject`),
-/// no mirror, no subject transform and no seal; any other stream is refused with an error. If a stream rejects new messages when
-/// it is full (`discard: new`), or the disk is full, publishing is an error that says so.
+/// The stream retains up to [`max_messages`](Self::max_messages), [`max_age`](Self::max_age) and,
+/// if set, [`max_bytes`](Self::max_bytes), and removes the oldest messages beyond that. The marks
+/// count as well: one per log, and one for each half of `max_age` without a message. An
+/// existing stream is used as it is configured. It must have the subject `<stream>.>` and the
+/// retention `limits`, acknowledge messages, and have no limit per subject
+/// (`max_msgs_per_subject`), no mirror, no subject transform and no seal; any other stream is
+/// refused with an error. If a stream rejects new messages when it is full (`discard: new`), or the
+/// disk is full, publishing is an error that says so.
 ///
 /// # What it takes
 ///
-/// One connection for each process, whatever the number of its clients, and one consumer in the memory of the server, which
-/// forgets it 5 seconds after the process has ended. While clients resume that have missed more than this process retains, there
-/// is one more consumer for each page of 1,000 messages or about 4 MiB, at most eight at a time. With a server before 2.10, the
+/// One connection for each process, whatever the number of its clients, and one consumer in the
+/// memory of the server, which forgets it 5 seconds after the process has ended. While clients
+/// resume that have missed more than this process retains, there is one more consumer for each page
+/// of 1,000 messages or about 4 MiB, at most eight at a time. With a server before 2.10, the
 /// history of several topics is read by reading all topics.
 ///
-/// Publishing takes one request if the node receives the message within 5 milliseconds after it was acknowledged, which proves
-/// where it is. Otherwise it takes a second one for the check described above, which concurrent publishers share.
+/// Publishing takes one request if the node receives the message within 5 milliseconds after it was
+/// acknowledged, which proves where it is. Otherwise it takes a second one for the check described
+/// above, which concurrent publishers share.
 ///
-/// A connection that is silent for about three seconds is replaced by another one, to any of the servers. The name of a topic is
-/// at most 2,048 bytes long as a subject, in which each byte except letters, digits, `-`, `_` and `/` takes three bytes.
+/// A connection that is silent for about three seconds is replaced by another one, to any of the
+/// servers. The name of a topic is at most 2,048 bytes long as a subject, in which each byte except
+/// letters, digits, `-`, `_` and `/` takes three bytes.
 ///
 /// A user with limited rights needs to publish to `<stream>.>`, `$JS.API.STREAM.INFO.<stream>`,
-/// `$JS.API.STREAM.MSG.GET.<stream>`, `$JS.API.CONSUMER.CREATE.<stream>`, `$JS.API.CONSUMER.*.<stream>.>` and
-/// `$JS.API.CONSUMER.MSG.NEXT.<stream>.>`, and to subscribe to `_INBOX.>`. Creating the stream needs
-/// `$JS.API.STREAM.CREATE.<stream>` as well.
+/// `$JS.API.STREAM.MSG.GET.<stream>`, `$JS.API.CONSUMER.CREATE.<stream>`,
+/// `$JS.API.CONSUMER.*.<stream>.>` and `$JS.API.CONSUMER.MSG.NEXT.<stream>.>`, and to subscribe to
+/// `_INBOX.>`. Creating the stream needs `$JS.API.STREAM.CREATE.<stream>` as well.
 ///
-/// The client library writes passwords and tokens to its log at the level `TRACE`. Keep the target `async_nats` below that level
-/// in production, for instance with the filter `async_nats=debug`.
+/// The client library writes passwords and tokens to its log at the level `TRACE`. Keep the target
+/// `async_nats` below that level in production, for instance with the filter `async_nats=debug`.
 ///
 /// # Examples
 ///
@@ -131,7 +142,7 @@ pub struct NatsBackend {
     identity: Identity,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
-    /// The epoch that the hub was told last, by [`bounds`](Backend::bounds); 0 before.
+    /// The epoch that [`bounds`](Backend::bounds) has returned last; 0 before.
     reported: AtomicU64,
 }
 
@@ -144,11 +155,13 @@ const DUPLICATES: Duration = Duration::from_secs(30);
 const AWAY: &str = "there is no connection to the NATS server at the moment";
 
 impl NatsBackend {
-    /// A log on this server, or on one of several, with commas between them. It connects when it is used.
+    /// A log on this server, or on one of several, with commas between them. It connects when it is
+    /// used.
     ///
-    /// The URLs begin with `nats://` or, for TLS, `tls://`. User and password, or a token, are those of the first URL that has any:
-    /// `nats://user:password@host:4222`, `nats://token@host`; characters that are not allowed there are percent-encoded. The other
-    /// servers of a cluster are learned from the first that answers.
+    /// The URLs begin with `nats://` or, for TLS, `tls://`. User and password, or a token, are
+    /// those of the first URL that has any: `nats://user:password@host:4222`, `nats://token@host`;
+    /// characters that are not allowed there are percent-encoded. The other servers of a cluster
+    /// are learned from the first that answers.
     ///
     /// # Errors
     ///
@@ -172,27 +185,30 @@ impl NatsBackend {
         })
     }
 
-    /// Logs in with a file of credentials, as `nsc` makes it and NATS Cloud gives it out. It is read when it connects.
+    /// Logs in with a file of credentials, as `nsc` makes it and NATS Cloud gives it out. It is
+    /// read when it connects.
     #[must_use]
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.servers.credentials_file = Some(path.into());
         self
     }
 
-    /// Trusts servers with certificates from those in this file, in PEM, instead of those that the system trusts. It can be given
-    /// several times.
+    /// Trusts servers with certificates from those in this file, in PEM, instead of those that the
+    /// system trusts. It can be given several times.
     ///
-    /// An application whose dependencies bring more than one cryptography to `rustls` says which one is to be used, with
-    /// `CryptoProvider::install_default`, before it connects with TLS.
+    /// An application whose dependencies bring more than one cryptography to `rustls` says which
+    /// one is to be used, with `CryptoProvider::install_default`, before it connects with TLS.
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.servers.root_certificates.push(path.into());
         self
     }
 
-    /// The name of the stream, and the first part of its subjects. The default is `tower-sse`. Hubs with the same are one hub.
+    /// The name of the stream, and the first part of its subjects. The default is `tower-sse`. Hubs
+    /// with the same are one hub.
     ///
-    /// The stream is made if it is not there. One that is there is [taken as it is](Self#retention).
+    /// The stream is made if it is not there. One that is there is
+    /// [taken as it is](Self#retention).
     #[must_use]
     pub fn stream(mut self, name: impl Into<String>) -> Self {
         self.config.name = name.into();
@@ -206,7 +222,8 @@ impl NatsBackend {
         self
     }
 
-    /// How many bytes the stream holds, of all topics together. The default is as many as there are.
+    /// How many bytes the stream holds, of all topics together. The default is as many as there
+    /// are.
     #[must_use]
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.config.max_bytes = bytes.try_into().unwrap_or(i64::MAX);
@@ -269,7 +286,8 @@ impl NatsBackend {
             loop {
                 let mut losses = link.losses();
                 let attempt = async { link.context.send_publish(subject.to_owned(), message.clone()).await?.await };
-                // Half of the time, as what was asked for may be lost, too, with a server of a cluster for instance.
+                // Half of the time, as what was asked for may be lost, too, with a server of a
+                // cluster for instance.
                 let patience = (deadline - self.timeout / 2).max(Instant::now() + self.timeout / 8);
                 match timeout_at(patience.min(deadline), losses.unless_lost(attempt)).await {
                     Ok(Ok(Ok(ack))) => return self.stored(ack),
@@ -289,7 +307,7 @@ impl NatsBackend {
         Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
     }
 
-    /// Finds out in which log a message was stored that the stream has acknowledged. An error if it is in none.
+    /// Returns the epoch of the log that has stored a message, or an error if no log has it.
     async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
         let mut epoch = self.identity.glance(stream).await?.epoch;
         loop {

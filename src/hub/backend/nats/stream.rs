@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// How long a server takes to delete a stream, and longer. Up to 2.9 at least, it says that the stream is gone, and then removes
-/// with its files the files of a stream that is created meanwhile. Such a stream stores messages and delivers none.
+/// A server deletes a stream within this time. Up to 2.9 at least, it says that the
+/// stream is gone, and then removes with its files the files of a stream that is created meanwhile.
+/// Such a stream stores messages and delivers none.
 const DELETION: Duration = Duration::from_millis(300);
 
-/// The code with which JetStream refuses to return a message that it does not have.
+/// The code of JetStream for a message that it does not have.
 const NO_MESSAGE: u64 = 10_037;
 
 /// One stream, as seen through one connection.
@@ -24,7 +25,7 @@ pub(super) struct Stream<'a> {
     pub(super) config: &'a Config,
 }
 
-/// Where a stream begins and ends.
+/// The bounds of a stream at one moment, and the settings that matter for them.
 #[derive(Clone, Debug)]
 pub(super) struct State {
     /// The sequence of the oldest message; of the next message if the stream is empty.
@@ -32,12 +33,14 @@ pub(super) struct State {
     /// The sequence of the newest message that the stream ever had.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The age at which the server removes messages. `None`: never.
+    /// The server removes messages of this age. `None`: never.
     pub(super) max_age: Option<Duration>,
+    /// The number of servers that store the stream.
+    pub(super) replicas: u64,
 }
 
 impl State {
-    /// Whether messages are missing between the oldest and the newest.
+    /// Returns `true` if messages are missing between the oldest and the newest.
     pub(super) fn has_holes(&self) -> bool {
         self.messages < (self.last + 1).saturating_sub(self.first)
     }
@@ -48,7 +51,8 @@ impl Stream<'_> {
         &self.config.name
     }
 
-    /// Returns the state of the stream. Creates the stream if it does not exist, after a pause if it existed before.
+    /// Returns the state of the stream. Creates the stream if it does not exist, after a pause if
+    /// it existed before.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
@@ -73,7 +77,8 @@ impl Stream<'_> {
         state(name, &info)
     }
 
-    /// Returns the state of the stream, and the sequences that are missing between its oldest and its newest message.
+    /// Returns the state of the stream, and the sequences that are missing between its oldest and
+    /// its newest message.
     pub(super) async fn state_with_holes(&self) -> Result<(State, Vec<u64>), BoxError> {
         let info = self.info(&Value::Null).await?;
         let now = state(self.name(), &info)?;
@@ -158,7 +163,9 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
         return Err(format!("the server does not say where the stream {name:?} begins and ends").into());
     };
     let max_age = info["config"]["max_age"].as_u64().filter(|age| *age > 0).map(Duration::from_nanos);
-    Ok(State { first: first.max(1), last, messages: state["messages"].as_u64().unwrap_or(0), max_age })
+    let messages = state["messages"].as_u64().unwrap_or(0);
+    let replicas = info["config"]["num_replicas"].as_u64().unwrap_or(1);
+    Ok(State { first: first.max(1), last, messages, max_age, replicas })
 }
 
 /// Why JetStream did not do what it was asked to.

@@ -1,4 +1,4 @@
-//! A NATS cluster of three servers that loses one of them.
+//! A NATS cluster of three servers that loses one server.
 
 use crate::nats::{SOON, admin, backend, publishes_again, reason, stored, try_connect, until};
 use e2e::{
@@ -104,7 +104,8 @@ async fn events_arrive_within_a_second_after_leader_dies() {
     let got = until(&mut all, &format!("data: {}/without\n", ROUNDS - 1)).await;
     let mut got: Vec<_> = got.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     got.dedup();
-    // One whose answer was lost with the leader may have been published twice: that is the publisher's retry.
+    // One whose answer was lost with the leader may have been published twice: that is the
+    // publisher's retry.
     let missing: Vec<_> = acknowledged.iter().filter(|text| !got.contains(&text.as_str())).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

@@ -1,4 +1,5 @@
-//! Streams that are another log than before, although their name and configuration are the same, and streams with holes.
+//! Streams that are another log than before, although their name and configuration are the same,
+//! and streams with holes.
 
 use crate::{
     nats::{
@@ -35,17 +36,17 @@ const LAST: &str = "last";
 struct Traffic {
     nodes: Vec<Hub>,
     is_over: Arc<AtomicBool>,
-    /// Of each node the numbers that were acknowledged, and their ids.
+    /// The nodes and numbers of acknowledged events, and their ids.
     acknowledged: Arc<Mutex<Vec<(usize, u32, String)>>>,
     publishers: Vec<JoinHandle<()>>,
     clients: Vec<JoinHandle<Received>>,
 }
 
-/// Events and gaps in the order in which a client received them.
+/// Events and gaps in the order of their arrival at a client.
 #[derive(Debug, Default)]
 struct Received {
     events: Vec<(usize, u32)>,
-    /// How many events came before each gap.
+    /// The number of events before each gap.
     gaps: Vec<usize>,
 }
 
@@ -91,7 +92,8 @@ impl Traffic {
         }
     }
 
-    /// Checks that no id was issued twice, and that each client has received every event or a gap in its place.
+    /// Checks that no id was issued twice, and that each client has received every event or a gap
+    /// in its place.
     async fn check(self, what: &str) {
         self.acknowledges(500).await;
         self.is_over.store(true, SeqCst);
@@ -117,7 +119,8 @@ impl Traffic {
 }
 
 impl Received {
-    /// Returns how many acknowledged events this client has not received. Panics if no gap is where one of them is missing.
+    /// Returns how many acknowledged events this client has not received. Panics if no gap is where
+    /// one of them is missing.
     fn missing(&self, acknowledged: &[(usize, u32, String)]) -> usize {
         let mut first = BTreeMap::new();
         for (index, event) in self.events.iter().enumerate() {
@@ -215,7 +218,8 @@ async fn memory_stream_of_restarted_server_is_another_log() {
     for _ in 0..2 {
         store.kill();
         store.restart().await;
-        // The server has forgotten the stream with its messages. An operator may be faster than the nodes.
+        // The server has forgotten the stream with its messages. An operator may be faster than the
+        // nodes.
         let _stream = admin(&store.url()).await.create_stream(config.clone()).await;
         traffic.acknowledges(500).await;
     }
@@ -276,7 +280,8 @@ async fn foreign_marks_and_stale_configuration_stop_no_node() {
         let ack = admin.publish_with_headers(subject.to_owned(), headers, payload.into()).await.expect("it is there");
         ack.await.expect("it is stored");
     };
-    // Kinds that this version does not know, and a configuration that somebody has edited, change nothing.
+    // Kinds that this version does not know, and a configuration that an operator has edited, change
+    // nothing.
     put("tower-sse.=", "log 7", "").await;
     put("tower-sse.news=", "log 18446744073709551615", "data: no event\n\n").await;
     let stream = admin.get_stream("tower-sse").await.expect("it is there");
@@ -288,7 +293,7 @@ async fn foreign_marks_and_stale_configuration_stop_no_node() {
         let got = until(&mut client, "data: second\n").await;
         assert!(!got.contains("gap") && !got.contains("no event"), "{got}");
     }
-    // Whatever somebody writes as a mark begins another log, once.
+    // Any mark of another program begins another log, once.
     for payload in ["", "a mark of the operator", "\u{1F980}"] {
         put("tower-sse._log", "", payload).await;
         let third = publishes_again(&nodes[0], "third").await;
