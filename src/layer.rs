@@ -112,18 +112,20 @@ impl SseLayer {
         self.with(|settings| settings.retry = Some(delay))
     }
 
-    /// Ends every stream when this token is cancelled: one that waits at once, one that is busy after the event it is in.
+    /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy stream
+    /// first finishes the current event.
     ///
-    /// A stream then says its [farewell](Self::farewell) and when to reconnect, with some [spread](Self::reconnect_spread),
-    /// and ends cleanly. So the graceful shutdown of axum and hyper, which waits for every response, completes by itself. A
-    /// stream of another framework that is in the middle of an event has 250 milliseconds to complete it; what a client has
-    /// of an event that is cut off then it discards. Streams that begin later end at once in the same way.
+    /// The stream then sends its [shutdown event](Self::shutdown_event) and a reconnect delay with
+    /// [jitter](Self::reconnect_jitter), and ends cleanly. The graceful shutdown of axum and hyper
+    /// waits for every response, so it completes by itself. An upstream stream that is in the middle
+    /// of an event has 250 milliseconds to complete it. After that the event is cut off, and the
+    /// client discards its part of it. Streams that begin after the shutdown end in the same way.
     ///
-    /// With several layers each of the tokens ends the stream.
+    /// With several layers, each of their tokens ends the stream.
     ///
-    /// What has been said waits in the transport until the client reads it. A client that has stopped to read, with more under
-    /// way than the buffers between hold, keeps its response, and with it the server's graceful shutdown, until its connection
-    /// breaks; so that one should have a time limit of its own.
+    /// A client that stops reading while more data is in flight than the buffers hold keeps its
+    /// response open, and blocks the graceful shutdown until its connection breaks. Put a timeout on
+    /// the graceful shutdown.
     ///
     /// # Examples
     ///
@@ -147,26 +149,30 @@ impl SseLayer {
         self.with(|settings| settings.shutdown = Some(token))
     }
 
-    /// Sends this event before the end at a [shutdown](Self::shutdown), for pages that want to know why.
+    /// Sends this event before the end of a stream at a [shutdown](Self::shutdown), so that pages
+    /// know the reason.
     ///
-    /// An id that it has is left out: it is no place to come back to. A foreign stream that cannot complete the event it is in
-    /// ends without a farewell.
+    /// The event is sent without its id, because no client can resume from it. An upstream stream
+    /// that cannot complete its current event ends without the shutdown event.
     ///
-    /// By the letter of the standard (§9.2.6), an event that reaches a client before this stream has given it an id makes a
-    /// client that has come back forget the id it had. A stream that is resumed should begin with one: an
-    /// [`Event::checkpoint`] will do, and the streams of a hub begin with theirs.
-    pub fn farewell(self, event: Event) -> Self {
-        self.with(|settings| settings.farewell = event.without_id().encode())
+    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
+    /// a client that reconnected forget its last id. A stream that is resumed should therefore begin
+    /// with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
+    pub fn shutdown_event(self, event: Event) -> Self {
+        self.with(|settings| settings.shutdown_event = event.without_id().encode())
     }
 
-    /// Spreads clients that are sent away together, at a [shutdown](Self::shutdown) or as there are
-    /// [too many](Overload::RetryLater), over this time: each is told the time of [`retry`](Self::retry), one second if none is
-    /// set, and a random part of this. The default is five seconds.
+    /// Sets the jitter of the reconnect delay of clients that are disconnected together: at a
+    /// [shutdown](Self::shutdown), or over a limit with [`Overload::RetryLater`]. The default is five
+    /// seconds.
     ///
-    /// A client keeps the time that it was told last until it is told another one, so the streams it then gets should say
-    /// their `retry`, too.
-    pub fn reconnect_spread(self, spread: Duration) -> Self {
-        self.with(|settings| settings.spread = spread)
+    /// Each client gets the delay of [`retry`](Self::retry), one second if it is not set, plus a
+    /// random part of the jitter.
+    ///
+    /// A client keeps the last delay that it received. Set `retry` on the streams that it reconnects
+    /// to, so that it does not keep this delay.
+    pub fn reconnect_jitter(self, jitter: Duration) -> Self {
+        self.with(|settings| settings.jitter = jitter)
     }
 
     /// Ends each stream after this time, give or take a random part of 10 %, after the event it is in. Clients reconnect by

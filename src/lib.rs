@@ -6,10 +6,10 @@
 //! use axum::{Router, routing::get};
 //! use std::time::Duration;
 //! use tokio_stream::{Stream, StreamExt};
-//! use tower_sse::{Event, LastEventId, Rejection, SseLayer, SseStream};
+//! use tower_sse::{Event, LastEventId, LastEventIdRejection, SseLayer, SseStream};
 //!
 //! /// Counts, one number a second. A client that comes back goes on where it was.
-//! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, Rejection> {
+//! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 //!     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
 //!     let events = tokio_stream::iter(next..).map(|n| Event::display(n).event("count").id(n));
 //!     Ok(SseStream::new(events.throttle(Duration::from_secs(1))))
@@ -184,7 +184,7 @@ pub use body::{Heartbeat, ResponseBody, SseBody};
 pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind};
 #[cfg(feature = "json")]
 pub use json::{JsonError, JsonEvents};
-pub use last_event_id::{LastEventId, Rejection};
+pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use lifecycle::{CloseReason, Overload, StreamSummary};
 #[cfg(feature = "socket")]

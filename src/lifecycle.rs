@@ -37,7 +37,7 @@ pub struct StreamSummary {
     pub reason: CloseReason,
     /// How long it was open: from its response to the moment at which the transport let go of it.
     pub duration: Duration,
-    /// How many events were handed to the transport, the last one of `end_with`, `on_error` or a farewell included. Heartbeats
+    /// How many events were handed to the transport, the last one of `end_with`, `on_error` or a shutdown event included. Heartbeats
     /// are not among them, nor is the place with which the stream of a hub begins. Of a foreign stream these are
     /// the blank lines that end one; of one that is encoded there are none.
     pub events: u64,
@@ -100,7 +100,7 @@ impl fmt::Display for CloseReason {
 ///     .max_streams(10_000)
 ///     .when_full(Overload::RetryLater)
 ///     .retry(Duration::from_secs(30))
-///     .reconnect_spread(Duration::from_secs(30));
+///     .reconnect_jitter(Duration::from_secs(30));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -119,8 +119,8 @@ pub(crate) struct Settings {
     pub(crate) heartbeat: Option<Heartbeat>,
     pub(crate) retry: Option<Duration>,
     pub(crate) shutdown: Option<CancellationToken>,
-    pub(crate) farewell: Bytes,
-    pub(crate) spread: Duration,
+    pub(crate) shutdown_event: Bytes,
+    pub(crate) jitter: Duration,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) limits: Vec<Limit>,
     pub(crate) when_full: Overload,
@@ -128,18 +128,18 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// The reconnection time of clients that have none, and how far those are spread that are sent away together.
+    /// The default reconnect delay, and the default jitter of clients that are disconnected together.
     const RETRY: Duration = Duration::from_secs(1);
-    const SPREAD: Duration = Duration::from_secs(5);
+    const JITTER: Duration = Duration::from_secs(5);
 
     /// When a client is to come back that is sent away now, with others.
     pub(crate) fn retry_later(&self, own: Option<Duration>) -> Duration {
-        own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.spread.mul_f64(random::part()))
+        own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.jitter.mul_f64(random::part()))
     }
 
     /// What a stream says last before a shutdown.
     pub(crate) fn last_words(&self, retry: Option<Duration>) -> LastWords {
-        LastWords { farewell: self.farewell.clone(), retry: retry_line(self.retry_later(retry)) }
+        LastWords { shutdown_event: self.shutdown_event.clone(), retry: retry_line(self.retry_later(retry)) }
     }
 
     /// The places that a stream takes, or `None` if one of them is taken.
@@ -155,8 +155,8 @@ impl Default for Settings {
             heartbeat: Some(Heartbeat::default()),
             retry: None,
             shutdown: None,
-            farewell: Bytes::new(),
-            spread: Self::SPREAD,
+            shutdown_event: Bytes::new(),
+            jitter: Self::JITTER,
             max_lifetime: None,
             limits: Vec::new(),
             when_full: Overload::default(),
@@ -182,14 +182,14 @@ impl fmt::Debug for Settings {
 #[derive(Default)]
 pub(crate) struct LastWords {
     /// An event.
-    pub(crate) farewell: Bytes,
+    pub(crate) shutdown_event: Bytes,
     /// A line, which can stand in the middle of an event, too.
     pub(crate) retry: Bytes,
 }
 
 impl LastWords {
     pub(crate) fn into_bytes(self) -> Bytes {
-        if self.farewell.is_empty() { self.retry } else { [self.farewell, self.retry].concat().into() }
+        if self.shutdown_event.is_empty() { self.retry } else { [self.shutdown_event, self.retry].concat().into() }
     }
 }
 

@@ -15,8 +15,8 @@ use tokio_stream::{Empty, Stream};
 /// A response of server-sent events, made of a plain stream.
 ///
 /// Its items are [`Event`]s, [`EncodedEvents`], or `Result`s of these; [`SseStream::json`] takes values that serialize.
-/// It is an axum response (feature `axum`), and [`into_response`](Self::into_response) makes an [`http::Response`] of it
-/// for tower and hyper.
+/// It is an axum response (feature `axum`). For tower and hyper,
+/// [`into_http_response`](Self::into_http_response) converts it into an [`http::Response`].
 ///
 /// # Examples
 ///
@@ -157,13 +157,11 @@ impl<S> SseStream<S> {
         self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(tell)))))
     }
 
-    /// The response, for tower and hyper. In an axum handler return the `SseStream` itself.
+    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return the
+    /// `SseStream` itself, or call axum's `into_response`, which boxes the body.
     ///
-    /// A middleware that makes a new response of the body should keep the extensions: by them an
-    /// [`SseLayer`](crate::SseLayer) knows the body, and what was set on it.
-    ///
-    /// An axum handler that returns `axum::response::Response` calls the trait's method,
-    /// `IntoResponse::into_response(stream)`, which boxes the body.
+    /// A middleware that puts the body into a new response should keep the extensions. They contain
+    /// what an [`SseLayer`](crate::SseLayer) needs to recognize the body and its settings.
     ///
     /// # Examples
     ///
@@ -179,12 +177,12 @@ impl<S> SseStream<S> {
     ///
     /// let service = tower::service_fn(async |_: Request<()>| -> Result<Response<SseBody<Events>>, Infallible> {
     ///     let events = tokio_stream::iter([Event::new("hello"), Event::new("world")]);
-    ///     Ok(SseStream::new(events).into_response())
+    ///     Ok(SseStream::new(events).into_http_response())
     /// });
     /// # let _ = service;
     /// ```
     #[must_use]
-    pub fn into_response(self) -> Response<SseBody<S>> {
+    pub fn into_http_response(self) -> Response<SseBody<S>> {
         let (adoption, offer) = Adoption::open();
         let body = SseBody::new(self.stream, self.options, adoption);
         #[cfg(feature = "hub")]
@@ -238,9 +236,10 @@ impl<S> fmt::Debug for SseStream<S> {
 pub struct StopReconnecting(());
 
 impl StopReconnecting {
-    /// The response, for tower and hyper. In an axum handler return the value itself.
+    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return the
+    /// value itself.
     #[must_use]
-    pub fn into_response(self) -> Response<SseBody<Empty<Event>>> {
+    pub fn into_http_response(self) -> Response<SseBody<Empty<Event>>> {
         no_content()
     }
 }

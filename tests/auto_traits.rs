@@ -15,7 +15,7 @@ assert_impl_all!(EventName: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EventId: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EncodedEvents: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(FieldError: Send, Sync, Unpin, std::error::Error);
-assert_impl_all!(Rejection: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(LastEventIdRejection: Send, Sync, Unpin, std::error::Error);
 assert_impl_all!(Heartbeat: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(LastEventId: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(StopReconnecting: Send, Sync, Unpin, Debug);

@@ -52,7 +52,7 @@ fn failing(kind: Kind, before: Before) -> Response {
     });
     let all = events.map(Ok).chain(error);
     match (kind, before) {
-        (Kind::Ours, _) => SseStream::new(all).into_response().map(Body::new),
+        (Kind::Ours, _) => SseStream::new(all).into_http_response().map(Body::new),
         (Kind::Foreign, Before::AllReady) => {
             let chunks = ["data: one\n\n", "data: two\n\nda", "ta: three\n\n"].map(Step::chunk);
             foreign(Body::new(Script::new(chunks.into_iter().chain([Step::Fail("broken")]))))
@@ -128,7 +128,7 @@ async fn a_long_replay_before_an_error_arrives_as_a_whole() {
                 tokio_stream::iter(0..EVENTS).map(|n| Event::display(format_args!("{n} {}", "x".repeat(1_000))));
             let events = events.map(Ok).chain(tokio_stream::once(Err(io::Error::other("broken"))));
             match kind {
-                Kind::Ours => SseStream::new(events).into_response().map(Body::new),
+                Kind::Ours => SseStream::new(events).into_http_response().map(Body::new),
                 Kind::Foreign => foreign(Body::from_stream(events.map(|event| event.map(|event| event.encode())))),
             }
         };

@@ -43,7 +43,7 @@ impl Kind {
 
     fn response(self, data: impl Stream<Item = String> + Send + 'static) -> Response {
         match self {
-            Self::Ours => SseStream::new(data.map(Event::new)).into_response().map(Body::new),
+            Self::Ours => SseStream::new(data.map(Event::new)).into_http_response().map(Body::new),
             Self::AxumsOwn => {
                 sse::Sse::new(data.map(|data| Ok::<_, Infallible>(sse::Event::default().data(data)))).into_response()
             }

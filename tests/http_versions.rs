@@ -38,7 +38,7 @@ impl Kind {
 
     fn response(self, events: impl Stream<Item = Event> + Send + 'static) -> Response {
         match self {
-            Self::Ours => SseStream::new(events).into_response().map(Body::new),
+            Self::Ours => SseStream::new(events).into_http_response().map(Body::new),
             Self::Foreign => foreign(Body::from_stream(events.map(|event| Ok::<_, Infallible>(event.encode())))),
         }
     }
@@ -274,8 +274,9 @@ async fn stop_reconnecting_is_204_without_a_body() {
             assert_eq!(answer.complete().await.text(), "");
         }
     }
-    let without_axum =
-        service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(SseStream::stop_reconnecting().into_response()));
+    let without_axum = service_fn(async |_: Request<Incoming>| {
+        Ok::<_, Infallible>(SseStream::stop_reconnecting().into_http_response())
+    });
     let server = serve(SseLayer::new().layer(without_axum)).await;
     for protocol in Protocol::ALL {
         let answer = protocol.get(server.address, "/", &[]).await;
@@ -300,7 +301,9 @@ async fn after_stop_reconnecting_the_http_1_1_connection_serves_the_next_request
 #[tokio::test]
 async fn a_plain_tower_service_needs_no_axum() {
     let ours = service_fn(async |_: Request<Incoming>| {
-        Ok::<_, Infallible>(SseStream::new(tokio_stream::iter([Event::new("one"), Event::new("two")])).into_response())
+        Ok::<_, Infallible>(
+            SseStream::new(tokio_stream::iter([Event::new("one"), Event::new("two")])).into_http_response(),
+        )
     });
     let server = serve(ServiceBuilder::new().layer(SseLayer::new()).service(ours)).await;
     for protocol in Protocol::ALL {

@@ -86,7 +86,7 @@ where
     S: Stream + Send + 'static,
     S::Item: SseItem,
 {
-    let response = stream.into_response();
+    let response = stream.into_http_response();
     // A layer changes the type of the body, so there are as many cases as layers.
     match layers {
         [] => Polled::new(response),
@@ -146,7 +146,7 @@ fn silent() -> SseStream<stream::Pending<Event>> {
 /// A layer that a token ends, and that says exactly when to come back.
 fn ending() -> (CancellationToken, SseLayer) {
     let token = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(token.clone()).reconnect_spread(Duration::ZERO);
+    let layer = SseLayer::new().shutdown(token.clone()).reconnect_jitter(Duration::ZERO);
     (token, layer.without_heartbeat())
 }
 
@@ -178,7 +178,7 @@ impl Told {
 #[tokio::test]
 async fn an_idle_stream_is_woken_by_the_shutdown_and_ends_with_the_farewell_and_the_reconnection_time() {
     let (token, layer) = ending();
-    let layer = layer.farewell(Event::new("bye"));
+    let layer = layer.shutdown_event(Event::new("bye"));
     let (_sender, events) = channel();
     let mut body = ours(SseStream::new(events), &[&layer]);
     body.assert_pending();
@@ -217,7 +217,7 @@ async fn an_event_that_was_held_for_the_next_frame_is_sent_before_the_farewell()
     for farewell in ["bye".to_owned(), "b".repeat(10_000)] {
         let (token, layer) = ending();
         let told = Told::default();
-        let layer = layer.farewell(Event::new(&farewell)).on_close(told.teller());
+        let layer = layer.shutdown_event(Event::new(&farewell)).on_close(told.teller());
         let large = "x".repeat(10_000);
         let events = stream::iter([Event::new("small"), Event::new(&large)]).chain(stream::pending());
         let mut body = ours(SseStream::new(events), &[&layer]);
@@ -258,7 +258,7 @@ async fn the_handlers_stream_is_dropped_by_the_poll_that_ends_it_and_not_with_th
 #[tokio::test]
 async fn a_farewell_carries_no_id_as_it_is_no_place_to_come_back_to() {
     let (token, layer) = ending();
-    let layer = layer.farewell(Event::new("bye").event("shutdown").id(7));
+    let layer = layer.shutdown_event(Event::new("bye").event("shutdown").id(7));
     let events = stream::iter([Event::new("a").id(3)]).chain(stream::pending());
     let chunk = Step::chunk("id: 3\ndata: a\n\n");
     let mut bodies = [ours(SseStream::new(events), &[&layer]), foreign([chunk, Step::Hang], &[&layer])];
@@ -278,7 +278,7 @@ async fn a_farewell_carries_no_id_as_it_is_no_place_to_come_back_to() {
 #[tokio::test]
 async fn a_stream_that_begins_after_the_shutdown_ends_at_once_and_its_handlers_stream_is_not_polled() {
     let (token, layer) = ending();
-    let layer = layer.farewell(Event::new("bye")).retry(Duration::from_secs(3));
+    let layer = layer.shutdown_event(Event::new("bye")).retry(Duration::from_secs(3));
     token.cancel();
     let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("polled") });
     let mut body = ours(SseStream::new(never), &[&layer]);
@@ -298,7 +298,7 @@ async fn with_several_layers_each_token_ends_the_stream_with_the_farewell_of_its
         let tokens = [CancellationToken::new(), CancellationToken::new()];
         let layers = [0, 1].map(|n| {
             let layer = SseLayer::new().without_heartbeat().shutdown(tokens[n].clone());
-            layer.farewell(Event::display(n)).reconnect_spread(Duration::ZERO)
+            layer.shutdown_event(Event::display(n)).reconnect_jitter(Duration::ZERO)
         });
         let layers = [&layers[0], &layers[1]];
         let mut bodies = [ours(silent(), &layers), foreign([Step::Hang], &layers)];
@@ -333,7 +333,7 @@ async fn an_error_that_came_before_the_shutdown_stays_an_error() {
 async fn a_foreign_stream_between_events_ends_at_once() {
     for end in ["\n\n", "\r\n\r\n"] {
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new("bye"));
+        let layer = layer.shutdown_event(Event::new("bye"));
         let chunk = format!("data: a{end}");
         let mut body = foreign([Step::chunk(&chunk), Step::Hang], &[&layer]);
         body.assert_data(&chunk);
@@ -370,7 +370,7 @@ async fn a_foreign_event_under_way_is_completed_and_nothing_of_the_next_one_is_s
         ("id: 1\n", "data: a\n\nid: 2\n", "data: a\n\n"),
     ] {
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new("bye"));
+        let layer = layer.shutdown_event(Event::new("bye"));
         let mut body = foreign([Step::chunk(begun), Step::silence(0), Step::chunk(next), Step::Hang], &[&layer]);
         body.assert_data(begun);
         token.cancel();
@@ -405,7 +405,7 @@ impl Polled {
 async fn a_boundary_that_is_cut_over_chunks_is_one() {
     for end in ["\n\n", "\r\n\r\n"] {
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new("bye"));
+        let layer = layer.shutdown_event(Event::new("bye"));
         let rest = format!("ta: a{end}data: not this");
         let chunks = rest.bytes().map(|byte| Step::chunk([byte]));
         let mut body = foreign([Step::chunk("da")].into_iter().chain(chunks), &[&layer]);
@@ -424,7 +424,7 @@ async fn a_foreign_event_that_is_silent_is_cut_after_250_milliseconds_without_a_
     for (begun, last) in [("data: a\n", "retry: 1000\n"), ("data: a\r\n", "retry: 1000\n"), ("data: a", "")] {
         let (token, layer) = ending();
         let told = Told::default();
-        let layer = layer.farewell(Event::new("bye")).on_close(told.teller());
+        let layer = layer.shutdown_event(Event::new("bye")).on_close(told.teller());
         let mut body = foreign([Step::chunk(begun), Step::Hang], &[&layer]);
         body.assert_data(begun);
         body.assert_pending();
@@ -448,7 +448,7 @@ async fn a_foreign_event_that_is_silent_is_cut_after_250_milliseconds_without_a_
 #[tokio::test(start_paused = true)]
 async fn a_foreign_event_without_an_end_is_cut_although_it_is_always_ready() {
     let (token, layer) = ending();
-    let layer = layer.farewell(Event::new("bye"));
+    let layer = layer.shutdown_event(Event::new("bye"));
     let endless = stream::repeat_with(|| Ok::<_, Infallible>(http_body::Frame::data(Bytes::from("data: a\n"))));
     let body = http_body_util::StreamBody::new(endless);
     let mut body = Polled::new(through(&layer, foreign_response(body)));
@@ -526,7 +526,7 @@ fn assert_uniform(samples: &[f64], from: f64, to: f64) {
 
 #[test]
 fn clients_that_are_sent_away_together_are_spread_evenly() {
-    let layer = || SseLayer::new().retry(Duration::from_secs(2)).reconnect_spread(Duration::from_secs(10));
+    let layer = || SseLayer::new().retry(Duration::from_secs(2)).reconnect_jitter(Duration::from_secs(10));
     let samples: Vec<_> = (0..2_000).map(|_| reconnection_time(silent(), layer()) as f64).collect();
     assert_uniform(&samples, 2_000.0, 12_000.0);
 }
@@ -539,7 +539,7 @@ fn the_defaults_are_one_second_and_a_spread_of_five() {
 
 #[test]
 fn the_reconnection_time_that_a_handler_has_set_wins_over_that_of_the_layer() {
-    let layer = || SseLayer::new().retry(Duration::from_secs(60)).reconnect_spread(Duration::from_secs(1));
+    let layer = || SseLayer::new().retry(Duration::from_secs(60)).reconnect_jitter(Duration::from_secs(1));
     for _ in 0..100 {
         let time = reconnection_time(silent().retry(Duration::from_secs(7)), layer());
         assert!((7_000..=8_000).contains(&time), "{time}");
@@ -553,7 +553,7 @@ async fn no_time_is_too_long_or_too_short() {
         .flat_map(|a| [Duration::ZERO, Duration::from_nanos(1), Duration::MAX].map(|b| [a, b, b]))
     {
         for when_full in [Overload::RetryLater, Overload::ServiceUnavailable] {
-            let layer = || SseLayer::new().retry(retry).reconnect_spread(spread).when_full(when_full);
+            let layer = || SseLayer::new().retry(retry).reconnect_jitter(spread).when_full(when_full);
             for _ in 0..100 {
                 let time = reconnection_time(silent().retry(retry), layer().max_lifetime(lifetime));
                 assert!(time >= retry.as_millis());
@@ -597,7 +597,8 @@ async fn a_stream_ends_within_10_percent_of_its_time_and_not_always_at_the_same(
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_time_is_up_ends_cleanly_and_without_a_farewell() {
-    let layer = SseLayer::new().without_heartbeat().farewell(Event::new("bye")).max_lifetime(Duration::from_secs(10));
+    let layer =
+        SseLayer::new().without_heartbeat().shutdown_event(Event::new("bye")).max_lifetime(Duration::from_secs(10));
     let told = Told::default();
     let (sender, events) = channel();
     let mut body = ours(SseStream::new(events).end_with(Event::new("no more")).on_close(told.teller()), &[&layer]);
@@ -664,11 +665,11 @@ fn limited() -> SseLayer {
 
 #[tokio::test]
 async fn one_stream_too_many_is_answered_503_and_when_to_come_back() {
-    let layer = SseLayer::new().max_streams(3).retry(Duration::from_secs(4)).reconnect_spread(Duration::from_secs(2));
-    let open: Vec<_> = (0..3).map(|_| through(&layer, silent().into_response())).collect();
+    let layer = SseLayer::new().max_streams(3).retry(Duration::from_secs(4)).reconnect_jitter(Duration::from_secs(2));
+    let open: Vec<_> = (0..3).map(|_| through(&layer, silent().into_http_response())).collect();
     assert!(open.iter().all(|response| response.status() == StatusCode::OK));
 
-    let response = through(&layer, silent().into_response());
+    let response = through(&layer, silent().into_http_response());
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     let seconds: u64 = response.headers()[header::RETRY_AFTER].to_str().unwrap().parse().unwrap();
     assert!((4..=6).contains(&seconds), "{seconds}");
@@ -687,7 +688,7 @@ async fn one_stream_too_many_can_be_a_stream_that_says_when_to_come_back() {
     let layer = SseLayer::new().max_streams(0).when_full(Overload::RetryLater);
     let mut samples = Vec::new();
     for _ in 0..2_000 {
-        let response = through(&layer, silent().into_response());
+        let response = through(&layer, silent().into_http_response());
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
         assert_eq!(response.headers()[header::CACHE_CONTROL], "no-cache, no-transform");
@@ -705,7 +706,7 @@ async fn a_stream_for_which_there_is_no_place_is_not_polled_and_the_layer_does_n
         let told = Told::default();
         let layer = SseLayer::new().max_streams(0).when_full(when_full).on_close(told.teller());
         let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("polled") });
-        let response = through(&layer, SseStream::new(never).into_response());
+        let response = through(&layer, SseStream::new(never).into_http_response());
         response.into_body().collect().await.unwrap();
         assert!(told.is_empty());
     }
@@ -734,7 +735,7 @@ async fn a_place_is_free_again_however_a_stream_ends() {
     drop(body);
     assert!(has_place(&layer));
     // The body was never polled.
-    for response in [response(&[Step::Hang]).map(|_| ()), through(&layer, silent().into_response()).map(|_| ())] {
+    for response in [response(&[Step::Hang]).map(|_| ()), through(&layer, silent().into_http_response()).map(|_| ())] {
         assert_eq!(response.status(), StatusCode::OK);
         assert!(has_place(&layer));
     }
@@ -761,7 +762,7 @@ async fn a_place_is_free_again_however_a_stream_ends() {
 async fn a_stream_that_panics_gives_its_place_back() {
     let layer = limited();
     let bad = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("in the stream") });
-    let body = through(&layer, SseStream::new(bad).into_response()).into_body();
+    let body = through(&layer, SseStream::new(bad).into_http_response()).into_body();
     let polled = tokio::spawn(async move { body.collect().await.map(drop).map_err(drop) }).await;
     assert!(polled.unwrap_err().is_panic());
     assert!(has_place(&layer));
@@ -772,7 +773,7 @@ async fn a_stream_that_panics_has_failed_and_its_client_is_not_said_to_be_gone()
     let told: [Told; 3] = Default::default();
     let layer = SseLayer::new().on_close(told[1].teller());
     let bad = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("in the stream") });
-    let ours = through(&layer, SseStream::new(bad).on_close(told[0].teller()).into_response());
+    let ours = through(&layer, SseStream::new(bad).on_close(told[0].teller()).into_http_response());
     let layer = SseLayer::new().on_close(told[2].teller());
     let bad = stream::poll_fn(|_| -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> { panic!("in it") });
     let foreign = through(&layer, foreign_response(http_body_util::StreamBody::new(bad)));
@@ -846,7 +847,7 @@ async fn what_is_no_stream_takes_no_place_and_always_has_one() {
     assert_eq!(answer(&layer, head, stream()).status(), StatusCode::OK);
     assert_eq!(through(&layer, stream().map(|_| Full::<Bytes>::default())).status(), StatusCode::OK);
     assert_eq!(through(&layer, Response::new(Full::from("{}"))).status(), StatusCode::OK);
-    assert_eq!(through(&layer, SseStream::stop_reconnecting().into_response()).status(), StatusCode::NO_CONTENT);
+    assert_eq!(through(&layer, SseStream::stop_reconnecting().into_http_response()).status(), StatusCode::NO_CONTENT);
     let mut not_modified = stream();
     *not_modified.status_mut() = StatusCode::NOT_MODIFIED;
     assert_eq!(through(&layer, not_modified).status(), StatusCode::NOT_MODIFIED);
@@ -864,7 +865,7 @@ fn per_user(streams: usize) -> SseLayer {
 #[tokio::test]
 async fn each_key_has_places_of_its_own() {
     let layer = per_user(2);
-    let get = |user: &str| answer(&layer, from_user(user), silent().into_response());
+    let get = |user: &str| answer(&layer, from_user(user), silent().into_http_response());
     let open: Vec<_> = ["anna", "bob", "anna", "bob"].map(get).into();
     assert!(open.iter().all(|response| response.status() == StatusCode::OK));
     for user in ["anna", "bob"] {
@@ -876,7 +877,7 @@ async fn each_key_has_places_of_its_own() {
     let again = ["anna", "bob", "anna", "bob"].map(get);
     assert!(again.iter().all(|response| response.status() == StatusCode::OK));
     // No key is a key, too.
-    let nobody = || answer(&layer, Request::new(()), silent().into_response());
+    let nobody = || answer(&layer, Request::new(()), silent().into_http_response());
     let two = [nobody(), nobody()];
     assert!(two.iter().all(|response| response.status() == StatusCode::OK));
     assert_eq!(nobody().status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -885,7 +886,7 @@ async fn each_key_has_places_of_its_own() {
 #[tokio::test]
 async fn a_stream_needs_a_place_in_each_limit_and_takes_none_if_one_is_full() {
     let layer = per_user(1).max_streams(2).max_streams_per(2, |parts| parts.method.clone());
-    let get = |user: &str| answer(&layer, from_user(user), silent().into_response());
+    let get = |user: &str| answer(&layer, from_user(user), silent().into_http_response());
     let anna = get("anna");
     for _ in 0..10 {
         // The place in the limits that still have one is given back.
@@ -907,12 +908,12 @@ async fn clones_of_a_layer_and_of_its_services_count_together() {
     // What else is set on a clone does not make it another one.
     let clones = [layer.clone(), layer.clone().retry(Duration::from_secs(9)), layer.clone().max_streams(5)];
     for clone in &clones {
-        let open = through(clone, silent().into_response());
+        let open = through(clone, silent().into_http_response());
         assert_eq!(open.status(), StatusCode::OK);
         assert!(!has_place(&layer));
         assert!(clones.iter().all(|clone| !has_place(clone)));
     }
-    let service = layer.layer(service_fn(|_| ready(Ok::<_, Infallible>(silent().into_response()))));
+    let service = layer.layer(service_fn(|_| ready(Ok::<_, Infallible>(silent().into_http_response()))));
     let open = service.clone().oneshot(Request::new(())).await.unwrap();
     assert_eq!(open.status(), StatusCode::OK);
     let refused = service.oneshot(Request::new(())).await.unwrap();
@@ -922,7 +923,7 @@ async fn clones_of_a_layer_and_of_its_services_count_together() {
 #[tokio::test]
 async fn two_layers_with_limits_both_count() {
     let (inner, outer) = (SseLayer::new().max_streams(2), SseLayer::new().max_streams(1));
-    let get = || through(&outer, through(&inner, silent().into_response()));
+    let get = || through(&outer, through(&inner, silent().into_http_response()));
     let open = get();
     assert_eq!(open.status(), StatusCode::OK);
     // Refused by the outer one, it does not keep the place of the inner one once its answer is sent.
@@ -939,7 +940,7 @@ async fn who_is_turned_away_by_an_inner_layer_is_no_stream_to_an_outer_one_eithe
     let told = Told::default();
     let inner = SseLayer::new().max_streams(0).when_full(Overload::RetryLater);
     let outer = SseLayer::new().max_streams(0).on_close(told.teller());
-    let response = through(&outer, through(&inner, silent().into_response()));
+    let response = through(&outer, through(&inner, silent().into_http_response()));
     assert_eq!(response.status(), StatusCode::OK);
     assert!(Polled::new(response).rest().starts_with("retry: "));
     assert!(told.is_empty());
@@ -956,7 +957,7 @@ fn after_100_000_streams_on_several_threads_every_place_is_free() {
             scope.spawn(move || {
                 let mut open = std::collections::VecDeque::new();
                 for n in 0..25_000 {
-                    let response = answer(layer, from_user(["anna", "bob"][n % 2]), silent().into_response());
+                    let response = answer(layer, from_user(["anna", "bob"][n % 2]), silent().into_http_response());
                     let counter = if response.status() == StatusCode::OK { opened } else { refused };
                     counter.fetch_add(1, Ordering::Relaxed);
                     let mut body = Polled::new(response);
@@ -976,7 +977,7 @@ fn after_100_000_streams_on_several_threads_every_place_is_free() {
     assert!(opened.load(Ordering::Relaxed) > 1_000);
     assert!(refused.load(Ordering::Relaxed) > 0, "there were to be too many at times");
     for user in ["anna", "bob"] {
-        let get = || answer(&layer, from_user(user), silent().into_response());
+        let get = || answer(&layer, from_user(user), silent().into_http_response());
         let open: Vec<_> = (0..PLACES).map(|_| get()).collect();
         assert!(open.iter().all(|response| response.status() == StatusCode::OK));
         assert_eq!(get().status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -1111,7 +1112,7 @@ async fn a_client_that_is_too_slow_for_a_hub_has_lagged() {
 async fn a_stream_that_was_never_polled_is_told_of_once_and_by_everybody() {
     let told: [Told; 5] = Default::default();
     let layers = [SseLayer::new().on_close(told[1].teller()), SseLayer::new().on_close(told[2].teller())];
-    let response = through(&layers[1], through(&layers[0], silent().on_close(told[0].teller()).into_response()));
+    let response = through(&layers[1], through(&layers[0], silent().on_close(told[0].teller()).into_http_response()));
     advance(Duration::from_secs(3)).await;
     drop(response);
     for told in &told[..3] {
@@ -1184,7 +1185,7 @@ async fn a_farewell_is_an_event_that_is_counted() {
     for farewell in ["bye".to_owned(), "b".repeat(10_000)] {
         let told: [Told; 2] = Default::default();
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new(farewell));
+        let layer = layer.shutdown_event(Event::new(farewell));
         let a = "data: a\n\n";
         let large = "x".repeat(9_000);
         let events = stream::iter([Event::new("a"), Event::new(&large)]).chain(stream::pending());
@@ -1232,7 +1233,7 @@ async fn a_heartbeat_is_no_event_of_the_stream_also_where_the_client_gets_it_as_
 fn a_body_that_is_dropped_unpolled_needs_no_runtime() {
     let told = Told::default();
     let layer = SseLayer::new().max_lifetime(Duration::from_secs(1)).on_close(told.teller());
-    drop(through(&layer, silent().into_response()));
+    drop(through(&layer, silent().into_http_response()));
     assert_eq!(told.only().reason, CloseReason::ClientGone);
     let told = Told::default();
     drop(through(&layer.on_close(told.teller()), foreign_response(Script::new([Step::Hang]))));
@@ -1243,7 +1244,7 @@ fn a_body_that_is_dropped_unpolled_needs_no_runtime() {
 async fn a_foreign_stream_whose_lines_end_in_cr_ends_between_its_events() {
     let (token, layer) = ending();
     let told = Told::default();
-    let layer = layer.farewell(Event::new("bye")).on_close(told.teller());
+    let layer = layer.shutdown_event(Event::new("bye")).on_close(told.teller());
     let idle = foreign([Step::chunk("data: a\r\r"), Step::Hang], &[&layer]);
     let mut bodies = [idle];
     bodies[0].assert_data("data: a\r\r");
@@ -1257,7 +1258,7 @@ async fn a_foreign_stream_whose_lines_end_in_cr_ends_between_its_events() {
         [("\r\rdata: b", "\r\r"), ("\rdata: b\r\r\rdata", "\rdata: b\r\r\r"), ("\r\n\rdata", "\r\n\r")]
     {
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new("bye"));
+        let layer = layer.shutdown_event(Event::new("bye"));
         let mut body = foreign([Step::chunk("data: a"), Step::chunk(next), Step::Hang], &[&layer]);
         body.assert_data("data: a");
         token.cancel();
@@ -1280,7 +1281,7 @@ async fn a_foreign_stream_that_is_silent_after_a_comment_or_a_reconnection_time_
         "unknown\n",
     ] {
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new("bye"));
+        let layer = layer.shutdown_event(Event::new("bye"));
         let mut body = foreign([Step::chunk(begun), Step::Hang], &[&layer]);
         body.assert_data(begun);
         body.assert_pending();
@@ -1293,7 +1294,7 @@ async fn a_foreign_stream_that_is_silent_after_a_comment_or_a_reconnection_time_
 async fn a_foreign_event_that_has_more_than_its_first_line_is_not_ended_by_a_comment() {
     for begun in ["data: a\n:\n", "id: 1\n:\n", "event: e\nretry: 5\n", "data\n: comment\r\n"] {
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new("bye"));
+        let layer = layer.shutdown_event(Event::new("bye"));
         let mut body = foreign([Step::chunk(begun), Step::Hang], &[&layer]);
         body.assert_data(begun);
         body.assert_pending();
@@ -1307,7 +1308,7 @@ async fn a_foreign_event_that_has_more_than_its_first_line_is_not_ended_by_a_com
 #[tokio::test(start_paused = true)]
 async fn a_byte_order_mark_that_is_not_whole_at_the_shutdown_is_not_sent_after_the_end() {
     let (token, layer) = ending();
-    let layer = layer.retry(Duration::from_secs(2)).farewell(Event::new("bye"));
+    let layer = layer.retry(Duration::from_secs(2)).shutdown_event(Event::new("bye"));
     let mut body = foreign([Step::chunk(b"\xEF\xBB"), Step::Hang], &[&layer]);
     body.assert_data("retry: 2000\n");
     // It is kept back, since something went first.
@@ -1325,7 +1326,7 @@ async fn a_foreign_stream_that_ends_with_its_event_at_a_shutdown_still_says_when
     {
         let told = Told::default();
         let (token, layer) = ending();
-        let layer = layer.farewell(Event::new("bye")).on_close(told.teller());
+        let layer = layer.shutdown_event(Event::new("bye")).on_close(told.teller());
         let mut body = foreign([Step::chunk("data: a\n"), Step::chunk(last)], &[&layer]);
         body.assert_data("data: a\n");
         token.cancel();
@@ -1389,7 +1390,7 @@ proptest! {
         runtime.block_on(async {
             let told = Told::default();
             let (token, mut layer) = ending();
-            layer = layer.farewell(Event::new("bye").event("farewell").id(9)).on_close(told.teller());
+            layer = layer.shutdown_event(Event::new("bye").event("shutdown").id(9)).on_close(told.teller());
             if retry {
                 layer = layer.retry(Duration::from_secs(1));
             }
@@ -1440,7 +1441,7 @@ proptest! {
                 return Ok(());
             }
             prop_assert_eq!(summary.reason, CloseReason::Shutdown);
-            let said_farewell = client.messages.last().is_some_and(|message| message.r#type == "farewell");
+            let said_farewell = client.messages.last().is_some_and(|message| message.r#type == "shutdown");
             let farewell = if said_farewell { client.messages.pop() } else { None };
             prop_assert!(original.messages.starts_with(&client.messages), "{:?}", String::from_utf8_lossy(&seen));
             if let Some(farewell) = farewell {
@@ -1467,7 +1468,7 @@ fn encoded(steps: &[Step]) -> Response<Script> {
 #[tokio::test(start_paused = true)]
 async fn an_encoded_stream_is_ended_and_told_of_but_nothing_is_put_into_it() {
     let (token, layer) = ending();
-    let layer = layer.farewell(Event::new("bye")).retry(Duration::from_secs(1));
+    let layer = layer.shutdown_event(Event::new("bye")).retry(Duration::from_secs(1));
     let layer = layer.heartbeat(Heartbeat::every(Duration::from_secs(1)));
     let told: [Told; 2] = Default::default();
     let outer = SseLayer::new().on_close(told[1].teller()).max_lifetime(Duration::from_secs(100));
@@ -1525,7 +1526,7 @@ async fn what_else_a_handler_has_set_is_in_the_answer_to_one_too_many_such_as_th
             assert_eq!(body.starts_with(b"retry: ") && !body.starts_with(b"retry: 9000"), is_stream, "{body:?}");
         }
     }
-    let ours = through(&SseLayer::new().max_streams(0).when_full(Overload::RetryLater), silent().into_response());
+    let ours = through(&SseLayer::new().max_streams(0).when_full(Overload::RetryLater), silent().into_http_response());
     let outer = SseLayer::new().max_lifetime(Duration::from_secs(1));
     let body = through(&outer, ours).into_body().collect().await.unwrap().to_bytes();
     assert!(body.starts_with(b"retry: "));
@@ -1534,7 +1535,7 @@ async fn what_else_a_handler_has_set_is_in_the_answer_to_one_too_many_such_as_th
 #[tokio::test(start_paused = true)]
 async fn a_second_byte_order_mark_is_the_beginning_of_a_line_that_no_farewell_may_follow() {
     let (token, layer) = ending();
-    let layer = layer.retry(Duration::from_secs(2)).farewell(Event::new("bye"));
+    let layer = layer.retry(Duration::from_secs(2)).shutdown_event(Event::new("bye"));
     let mut body = foreign([Step::chunk("\u{feff}\u{feff}"), Step::Hang], &[&layer]);
     body.assert_data("retry: 2000\n");
     body.assert_data("\u{feff}");

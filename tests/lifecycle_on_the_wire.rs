@@ -46,7 +46,7 @@ const KINDS: [&str; 2] = ["ours", "foreign"];
 
 fn response(kind: &str, events: impl Stream<Item = Event> + Send + 'static) -> Response {
     if kind == "ours" {
-        SseStream::new(events).into_response().map(Body::new)
+        SseStream::new(events).into_http_response().map(Body::new)
     } else {
         let body = Body::from_stream(events.map(|event| Ok::<_, Infallible>(event.encode())));
         ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
@@ -155,7 +155,7 @@ async fn open(
     clients
 }
 
-const FAREWELL: &str = "event: farewell\ndata: bye\n\n";
+const FAREWELL: &str = "event: shutdown\ndata: bye\n\n";
 
 /// Every event up to some number, whole, then the farewell and the reconnection time. Answers how many events there are.
 fn assert_whole(answer: &Answer) -> usize {
@@ -179,9 +179,9 @@ async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], of_each: 
     let tell = Arc::clone(&told);
     let layer = SseLayer::new()
         .shutdown(shutdown.clone())
-        .farewell(Event::new("bye").event("farewell"))
+        .shutdown_event(Event::new("bye").event("shutdown"))
         .retry(Duration::from_secs(2))
-        .reconnect_spread(Duration::from_secs(3))
+        .reconnect_jitter(Duration::from_secs(3))
         .on_close(move |summary| tell.lock().unwrap().push(summary));
     let (address, running) = server.run(app(layer), shutdown.clone()).await;
 
@@ -303,7 +303,7 @@ async fn after_thousands_of_abrupt_closes_every_place_is_free_and_each_stream_wa
 async fn a_client_that_is_told_to_come_back_later_has_a_stream_that_ends_and_its_connection() {
     for protocol in Protocol::ALL {
         let layer = SseLayer::new().max_streams(0).when_full(Overload::RetryLater).retry(Duration::from_secs(2));
-        let server = serve(app(layer.reconnect_spread(Duration::ZERO))).await;
+        let server = serve(app(layer.reconnect_jitter(Duration::ZERO))).await;
         let answer = protocol.get(server.address, "/foreign/busy", &[]).await.complete().await;
         assert_eq!((answer.status, answer.text().as_str()), (StatusCode::OK, "retry: 2000\n"));
         assert_eq!(answer.headers[header::CONTENT_TYPE], "text/event-stream");

@@ -422,9 +422,9 @@ fn a_failure_is_told_where_spans_are_not_even_if_the_client_is_told_of_it_in_ano
     observed(async |seen: Seen| {
         let quiet = tracing_subscriber::registry().with(seen.trace.clone().with_filter(LevelFilter::WARN));
         let _subscriber = quiet.set_default();
-        for has_farewell in [false, true] {
+        for has_last_event in [false, true] {
             let stream = SseStream::new(stream::iter([Err::<Event, _>(io::Error::other("the source is dry"))]));
-            receive(ours(stream.on_error(move |_| has_farewell.then(|| Event::new("sorry")))).into_body()).await;
+            receive(ours(stream.on_error(move |_| has_last_event.then(|| Event::new("sorry")))).into_body()).await;
         }
         let fields = [("message", "stream failed"), ("error", "the source is dry")];
         let fields = fields.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
@@ -459,7 +459,7 @@ where
     S: Stream + Send + 'static,
     S::Item: tower_sse::SseItem,
 {
-    stream.into_response().map(|body| Box::new(Box::pin(body)) as _)
+    stream.into_http_response().map(|body| Box::new(Box::pin(body)) as _)
 }
 
 fn foreign<B>(body: B) -> Response<Box<dyn Body<Data = Bytes, Error = BoxError> + Send + Unpin>>
@@ -505,7 +505,7 @@ async fn receive<B: Body<Data = Bytes>>(body: B) -> Vec<u8> {
 async fn play(reason: CloseReason, is_foreign: bool, seen: &Seen) -> Received {
     const SILENCE: Duration = Duration::from_secs(60);
     let token = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(token.clone()).farewell(Event::new("bye").event("farewell"));
+    let layer = SseLayer::new().shutdown(token.clone()).shutdown_event(Event::new("bye").event("shutdown"));
     let layer = if reason == CloseReason::MaxLifetime { layer.max_lifetime(SILENCE) } else { layer };
     let (response, hub) = if is_foreign {
         let end = match reason {

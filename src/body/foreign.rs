@@ -325,12 +325,12 @@ impl<E> ForeignStream<E> {
         let mut last_words = self.closing.take()?.last_words;
         if !self.events.are_complete() {
             // What the client has of the event it discards (HTML standard, §9.2.6).
-            last_words.farewell = Bytes::new();
+            last_words.shutdown_event = Bytes::new();
             if !self.events.is_at_line_start() {
                 last_words.retry = Bytes::new();
             }
         }
-        self.events_passed += u64::from(!last_words.farewell.is_empty());
+        self.events_passed += u64::from(!last_words.shutdown_event.is_empty());
         let last_words = last_words.into_bytes();
         (!last_words.is_empty()).then(|| Ok(Frame::data(last_words)))
     }

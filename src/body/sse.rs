@@ -253,7 +253,7 @@ impl<S> Parts<'_, S> {
         let (Some(life), true) = (&mut self.life, self.stream.is_some()) else { return };
         if let Poll::Ready(last_words) = life.poll_end(retry, cx) {
             self.stream.set(None);
-            let events = u64::from(!last_words.farewell.is_empty());
+            let events = u64::from(!last_words.shutdown_event.is_empty());
             self.add(frame, last_words.into_bytes(), events);
         }
     }
