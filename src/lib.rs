@@ -181,7 +181,7 @@ mod stream;
 mod trace;
 
 pub use body::{Heartbeat, ResponseBody, SseBody};
-pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind};
+pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind, IntoEventId, IntoEventName};
 #[cfg(feature = "json")]
 pub use json::{JsonError, JsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
