@@ -49,6 +49,13 @@ impl IntoResponse for LastEventIdRejection {
     }
 }
 
+#[cfg(feature = "json")]
+impl IntoResponse for crate::JsonError {
+    fn into_response(self) -> Response {
+        (self.status(), self.to_string()).into_response()
+    }
+}
+
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Error {
     fn into_response(self) -> Response {

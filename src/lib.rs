@@ -183,7 +183,7 @@ mod trace;
 pub use body::{Heartbeat, ResponseBody, SseBody};
 pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind, IntoEventId, IntoEventName};
 #[cfg(feature = "json")]
-pub use json::{JsonError, JsonEvents};
+pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use lifecycle::{CloseReason, Overload, StreamSummary};

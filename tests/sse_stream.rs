@@ -6,6 +6,7 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::{
+    collections::HashMap,
     io,
     pin::Pin,
     sync::{
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
 use tokio_test::{assert_pending, task};
-use tower_sse::{EncodedEvents, Event, Heartbeat, SseBody, SseItem, SseStream};
+use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, SseBody, SseItem, SseStream};
 
 /// A body that is polled by hand.
 struct Polled<S>(task::Spawn<SseBody<S>>);
@@ -339,6 +340,24 @@ async fn items_can_be_events_encoded_events_or_results_of_them() {
 
     let json = SseStream::json(stream::iter([Some(1), None])).into_http_response().into_body();
     assert_eq!(json.collect().await.unwrap().to_bytes(), "data: 1\n\ndata: null\n\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_json_sends_values_and_ends_at_an_error() {
+    let no_json = || HashMap::from([([1, 2], 3)]);
+    for (last, expected) in [(Ok(no_json()), "JsonError"), (Err(io::Error::other("gone")), "io::Error")] {
+        let items = stream::iter([Ok(HashMap::new()), last, Ok(HashMap::new())]);
+        let stream = SseStream::try_json(items).on_error(|error| {
+            let kind = if error.is::<JsonError>() { "JsonError" } else { "io::Error" };
+            assert!(error.is::<JsonError>() || error.is::<io::Error>());
+            Some(Event::new(kind))
+        });
+        let body = stream.into_http_response().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, format!("data: {{}}\n\ndata: {expected}\n\n"));
+    }
+    let items = stream::iter([Ok(1), Err("gone")]);
+    let error = SseStream::try_json(items).into_http_response().into_body().collect().await.unwrap_err();
+    assert_eq!(error.to_string(), "gone");
 }
 
 #[tokio::test(start_paused = true)]
