@@ -1,12 +1,14 @@
 //! The middleware: any event stream becomes a correct one.
 
 use crate::{
-    Event, Overload, StreamSummary,
-    body::{Adoption, Heartbeat, Offer, ResponseBody},
+    Event, Heartbeat, Overload, StreamSummary,
+    body::{AppliedLayer, LayerHandle, LayerLink, ResponseBody},
     event::retry_line,
     headers,
-    lifecycle::{Keys, Limit, Passage, Settings},
-    metrics, trace,
+    limit::{Keys, Limit},
+    metrics,
+    settings::Settings,
+    trace,
 };
 use bytes::Bytes;
 use http::{
@@ -336,56 +338,56 @@ fn make_correct<B: Body>(
     keys: &Keys,
     request: trace::Request,
 ) -> Response<ResponseBody<B>> {
-    if response.extensions().get::<TurnedAway>().is_some() {
+    if response.extensions().get::<Rejected>().is_some() {
         return response.map(ResponseBody::untouched);
     }
-    let Some(permits) = settings.admit(keys) else {
+    let Some(permits) = keys.acquire(&settings.limits) else {
         trace::refused(&request);
         metrics::refused();
-        return turn_away(response, settings);
+        return reject(response, settings);
     };
-    let passage = Passage::through(settings, permits, request);
-    let offer = response.extensions().get::<Offer>().filter(|offer| offer.is_open()).cloned();
+    let layer = AppliedLayer::new(settings, permits, request);
+    let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
     let headers = response.headers_mut();
     headers::complete(headers);
     if keeps_connection {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
-    let is_encoded = is_encoded(headers) && offer.is_none();
-    if is_encoded && !passage.is_of_interest() {
+    let is_encoded = is_encoded(headers) && handle.is_none();
+    if is_encoded && !layer.is_recorded() {
         return response.map(ResponseBody::untouched);
     }
     headers.remove(CONTENT_LENGTH);
-    match offer {
-        // A stream of ours, or one that another layer has wrapped.
-        Some(offer) => {
-            offer.settle(passage);
+    match handle {
+        // The body of an `SseStream`, or one that another layer has wrapped.
+        Some(handle) => {
+            handle.attach(layer);
             response.map(ResponseBody::untouched)
         }
         None => {
-            let (adoption, offer) = Adoption::open();
-            offer.settle(passage);
-            response.extensions_mut().insert(offer);
+            let (link, handle) = LayerLink::open();
+            handle.attach(layer);
+            response.extensions_mut().insert(handle);
             response.map(|body| match is_encoded {
-                true => ResponseBody::encoded(body, adoption),
-                false => ResponseBody::event_stream(body, adoption),
+                true => ResponseBody::encoded(body, link),
+                false => ResponseBody::event_stream(body, link),
             })
         }
     }
 }
 
-/// Tells an outer layer that what looks like a stream is the answer to a client for whom there was no place.
+/// Marks the response to a request over the limit, which can look like an event stream to outer layers.
 #[derive(Clone)]
-struct TurnedAway;
+struct Rejected;
 
-/// The answer to a client for whom there is no place. The stream that the handler has made is not polled.
+/// Replaces the response to a request over the limit. The stream of the handler is not polled.
 ///
-/// What else is in the head stays: without the headers of CORS, a page of another origin would not come back later.
-fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<ResponseBody<B>> {
-    let delay = settings.retry_later(None);
+/// Other headers stay. Without the CORS headers, a page of another origin would not reconnect.
+fn reject<B: Body>(response: Response<B>, settings: &Settings) -> Response<ResponseBody<B>> {
+    let delay = settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();
-    head.extensions.remove::<Offer>();
-    head.extensions.insert(TurnedAway);
+    head.extensions.remove::<LayerHandle>();
+    head.extensions.insert(Rejected);
     for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
         head.headers.remove(of_the_body);
     }
@@ -397,12 +399,12 @@ fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<Re
             head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             let text = "there are as many event streams open as there may be; try again later";
-            ResponseBody::instead(body, Bytes::from_static(text.as_bytes()))
+            ResponseBody::replaced(body, Bytes::from_static(text.as_bytes()))
         }
         Overload::RetryLater => {
             head.status = StatusCode::OK;
             headers::complete(&mut head.headers);
-            ResponseBody::instead(body, retry_line(delay))
+            ResponseBody::replaced(body, retry_line(delay))
         }
     };
     Response::from_parts(head, body)

@@ -166,30 +166,37 @@ mod event;
 #[cfg(all(any(doc, doctest), feature = "axum", feature = "hub", feature = "json"))]
 pub mod from_axum_sse;
 mod headers;
+mod heartbeat;
 #[cfg(feature = "hub")]
 pub mod hub;
 #[cfg(feature = "json")]
 mod json;
 mod last_event_id;
 mod layer;
-mod lifecycle;
+mod limit;
 mod metrics;
 mod random;
+mod settings;
 #[cfg(feature = "socket")]
 mod socket;
 mod stream;
+mod summary;
 mod trace;
 
-pub use body::{Heartbeat, ResponseBody, SseBody};
-pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind, IntoEventId, IntoEventName};
+pub use body::{ResponseBody, SseBody};
+pub use event::{
+    EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind, IntoEventId, IntoEventName, SseItem,
+};
+pub use heartbeat::Heartbeat;
 #[cfg(feature = "json")]
 pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
-pub use lifecycle::{CloseReason, Overload, StreamSummary};
+pub use limit::Overload;
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
-pub use stream::{SseItem, SseStream, StopReconnecting};
+pub use stream::{SseStream, StopReconnecting};
+pub use summary::{CloseReason, StreamSummary};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "axum", feature = "hub", feature = "redis", feature = "socket"))]

@@ -3,8 +3,8 @@
 #[cfg(feature = "hub")]
 use crate::hub;
 use crate::{
-    BoxError, EncodedEvents, Event, StreamSummary,
-    body::{Adoption, Heartbeat, Options, SseBody},
+    BoxError, Event, Heartbeat, SseItem, StreamSummary,
+    body::{HeartbeatSetting, LayerLink, Options, SseBody},
     headers,
 };
 use http::{Response, StatusCode};
@@ -82,7 +82,7 @@ impl<S> SseStream<S> {
 
     /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15 seconds of silence.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
-        self.with(|options| options.heartbeat = Some(Some(heartbeat)))
+        self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
     /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first byte before the first event. (A
@@ -91,7 +91,7 @@ impl<S> SseStream<S> {
     /// A client that closes its connection is noticed all the same. One that vanishes is noticed only when the server writes
     /// to it, so its stream is then held for as long as it is silent.
     pub fn without_heartbeat(self) -> Self {
-        self.with(|options| options.heartbeat = Some(None))
+        self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }
 
     /// Tells the client first how long to wait before it reconnects, in whole milliseconds, whatever a layer says.
@@ -183,8 +183,8 @@ impl<S> SseStream<S> {
     /// ```
     #[must_use]
     pub fn into_http_response(self) -> Response<SseBody<S>> {
-        let (adoption, offer) = Adoption::open();
-        let body = SseBody::new(self.stream, self.options, adoption);
+        let (link, handle) = LayerLink::open();
+        let body = SseBody::new(self.stream, self.options, link);
         #[cfg(feature = "hub")]
         let body = match self.opening {
             hub::Opening { is_over: true, .. } => return no_content(),
@@ -192,7 +192,7 @@ impl<S> SseStream<S> {
         };
         let mut response = Response::new(body);
         headers::complete(response.headers_mut());
-        response.extensions_mut().insert(offer);
+        response.extensions_mut().insert(handle);
         response
     }
 
@@ -248,57 +248,4 @@ fn no_content<S>() -> Response<SseBody<S>> {
     let mut response = Response::new(SseBody::ended());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
-}
-
-/// What the stream of an [`SseStream`] can yield: [`Event`], [`EncodedEvents`], or a `Result` of one of these.
-///
-/// This trait is sealed.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not an item of an `SseStream`",
-    label = "this stream's items are not events",
-    note = "its items can be `Event`, `EncodedEvents`, or a `Result` of one of these whose error converts to `BoxError`",
-    note = "map the stream to `Event`s, or use `SseStream::json` for items that serialize"
-)]
-pub trait SseItem: sealed::Sealed {
-    #[doc(hidden)]
-    fn into_events(self) -> Result<EncodedEvents, BoxError>;
-}
-
-impl SseItem for Event {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        Ok(self.into())
-    }
-}
-
-impl SseItem for EncodedEvents {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.check()
-    }
-}
-
-impl<E: Into<BoxError>> SseItem for Result<Event, E> {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.map(Into::into).map_err(Into::into)
-    }
-}
-
-impl<E: Into<BoxError>> SseItem for Result<EncodedEvents, E> {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.map_err(Into::into)?.check()
-    }
-}
-
-mod sealed {
-    use super::{EncodedEvents, Event};
-
-    pub trait Sealed {}
-
-    impl Sealed for Event {}
-    impl Sealed for EncodedEvents {}
-    impl<E> Sealed for Result<Event, E> {}
-    impl<E> Sealed for Result<EncodedEvents, E> {}
 }

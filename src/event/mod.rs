@@ -5,6 +5,7 @@ mod encode;
 mod encoded;
 mod error;
 mod field;
+mod item;
 mod scratch;
 
 pub(crate) use encode::{comment_lines, retry_line};
@@ -12,6 +13,7 @@ pub use encoded::EncodedEvents;
 pub(crate) use error::Shortened;
 pub use error::{FieldError, FieldErrorKind};
 pub use field::{EventId, EventName, IntoEventId, IntoEventName};
+pub use item::SseItem;
 #[cfg(feature = "json")]
 pub(crate) use scratch::with_scratch;
 
