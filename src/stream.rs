@@ -14,7 +14,8 @@ use tokio_stream::{Empty, Stream};
 
 /// A response of server-sent events, made of a plain stream.
 ///
-/// Its items are [`Event`]s, [`EncodedEvents`], or `Result`s of these; [`SseStream::json`] takes values that serialize.
+/// Its items are [`Event`]s, [`EncodedEvents`](crate::EncodedEvents), or `Result`s of these.
+/// [`SseStream::json`] takes values that serialize, [`SseStream::try_json`] takes `Result`s of these.
 /// It is an axum response (feature `axum`). For tower and hyper,
 /// [`into_http_response`](Self::into_http_response) converts it into an [`http::Response`].
 ///
