@@ -1,4 +1,4 @@
-//! What the layer costs a response that is no event stream, and a foreign event stream for each of its frames.
+//! What the layer costs a response that is no event stream, and an upstream event stream for each of its frames.
 //!
 //! Bodies and futures are boxed, as they are in axum and tonic.
 

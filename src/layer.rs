@@ -271,23 +271,23 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> ResponseFuture<S::Future> {
-        let accepts = headers::accepts_event_stream(request.headers());
+        let accepts = headers::is_event_stream_accepted(request.headers());
         if accepts {
             request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         let is_head = request.method() == Method::HEAD;
-        let keeps_connection = may_keep_connection(&request, accepts);
+        let keep_connection = can_keep_connection(&request, accepts);
         let noted = trace::Request::of(&request);
         let mut keys = Keys::default();
         if !self.settings.limits.is_empty() {
             (request, keys) = with_keys(request, &self.settings.limits);
         }
         let inner = self.inner.call(request);
-        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keeps_connection, accepts, is_head }
+        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keep_connection, accepts, is_head }
     }
 }
 
-/// The request, and by which keys its stream is counted.
+/// Returns the request, and the keys of its stream.
 fn with_keys<B>(request: Request<B>, limits: &[Limit]) -> (Request<B>, Keys) {
     let (head, body) = request.into_parts();
     let keys = Keys::of(&head, limits);
@@ -303,7 +303,7 @@ pin_project! {
         settings: Arc<Settings>,
         keys: Keys,
         noted: trace::Request,
-        keeps_connection: bool,
+        keep_connection: bool,
         accepts: bool,
         is_head: bool,
     }
@@ -323,17 +323,17 @@ where
             if *this.is_head || !is_event_stream(&response, *this.accepts) {
                 response.map(ResponseBody::untouched)
             } else {
-                make_correct(response, *this.keeps_connection, this.settings, this.keys, mem::take(this.noted))
+                make_correct(response, *this.keep_connection, this.settings, this.keys, mem::take(this.noted))
             }
         })
     }
 }
 
-/// What the layer does to an event stream. Out of the way of the responses that are none.
+/// Applies the layer to an event stream. Not inlined, because most responses are no event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
-    keeps_connection: bool,
+    keep_connection: bool,
     settings: &Arc<Settings>,
     keys: &Keys,
     request: trace::Request,
@@ -350,7 +350,7 @@ fn make_correct<B: Body>(
     let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
     let headers = response.headers_mut();
     headers::complete(headers);
-    if keeps_connection {
+    if keep_connection {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
     let is_encoded = is_encoded(headers) && handle.is_none();
@@ -410,13 +410,13 @@ fn reject<B: Body>(response: Response<B>, settings: &Settings) -> Response<Respo
     Response::from_parts(head, body)
 }
 
-/// Whether the response may say `Connection: keep-alive`.
+/// Returns whether the response may have `Connection: keep-alive`.
 ///
-/// In HTTP/2 that is illegal (RFC 9113, §8.2.2), and in HTTP/1.0 untrue, where the end of a body without a length is the
-/// close (RFC 9112, §6.3). Whether the client asks to close is looked at where it asks for an event stream, as an
-/// `EventSource` does: other requests pay nothing for it.
-fn may_keep_connection<B>(request: &Request<B>, accepts: bool) -> bool {
-    request.version() == Version::HTTP_11 && !(accepts && headers::asks_to_close(request.headers()))
+/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be wrong, because a body
+/// without a length ends with the connection (RFC 9112, §6.3). The `Connection` header of the request
+/// is read only if the request accepts an event stream, so that other requests do not pay for it.
+fn can_keep_connection<B>(request: &Request<B>, accepts: bool) -> bool {
+    request.version() == Version::HTTP_11 && !(accepts && headers::has_connection_close(request.headers()))
 }
 
 fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {
@@ -429,7 +429,7 @@ fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {
         && !response.body().is_end_stream()
 }
 
-/// Whether bytes that are put into the body would corrupt it.
+/// Returns whether additional bytes would corrupt the body.
 fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }

@@ -254,7 +254,7 @@ async fn the_length_of_an_event_stream_is_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_a_foreign_stream_comes_after_what_came_before_it() {
+async fn an_error_of_an_upstream_stream_comes_after_what_came_before_it() {
     let body = Script::new([Step::chunk("data: a\n\n"), Step::Fail("broken")]);
     let response = through(eager(), Request::new(()), events().body(body).unwrap()).await;
     let mut body = tokio_test::task::spawn(response.into_body());
@@ -280,7 +280,7 @@ async fn an_error_in_the_middle_of_an_event_comes_after_its_first_half() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_a_foreign_stream_does_not_swallow_half_a_byte_order_mark() {
+async fn an_error_of_an_upstream_stream_does_not_swallow_half_a_byte_order_mark() {
     let body = Script::new([Step::silence(2), Step::chunk([0xEF, 0xBB]), Step::Fail("broken")]);
     let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
     let mut seen = Vec::new();
@@ -308,14 +308,14 @@ async fn without_heartbeat_the_layer_adds_nothing_to_a_silent_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_reconnection_time_goes_before_a_foreign_stream() {
+async fn the_reconnection_time_goes_before_an_upstream_stream() {
     let response = events().body(silent_once()).unwrap();
     let response = through(eager().retry(Duration::from_millis(2500)), Request::new(()), response).await;
     assert_eq!(text(response).await, format!("retry: 2500\n{WITH_HEARTBEAT}"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_layers_put_one_heartbeat_into_a_foreign_stream() {
+async fn two_layers_put_one_heartbeat_into_an_upstream_stream() {
     let service = ServiceBuilder::new()
         .layer(eager())
         .layer(eager())
@@ -376,7 +376,7 @@ async fn of_two_layers_the_inner_one_settles_an_sse_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_a_foreign_one() {
+async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_an_upstream_one() {
     let replaced = own_stream(A_WHILE).into_http_response().map(|_| silent_once());
     // Also where somebody keeps a copy of what the response carried.
     let _copy = replaced.extensions().clone();
@@ -388,8 +388,8 @@ async fn the_reconnection_time_does_not_make_a_client_that_comes_back_forget_its
     let layer = SseLayer::new().retry(Duration::from_secs(3));
     let own = SseStream::new(stream::pending::<Event>()).into_http_response();
     let mut own = through(layer.clone(), Request::new(()), own).await.into_body();
-    let mut foreign = through(layer, Request::new(()), events().body(waiting()).unwrap()).await.into_body();
-    for first in [own.frame().await.unwrap().unwrap(), foreign.frame().await.unwrap().unwrap()] {
+    let mut upstream = through(layer, Request::new(()), events().body(waiting()).unwrap()).await.into_body();
+    for first in [own.frame().await.unwrap().unwrap(), upstream.frame().await.unwrap().unwrap()] {
         let seen = whatwg::parse_after("41", first.data_ref().unwrap());
         assert_eq!((seen.reconnection_time.as_deref(), seen.last_event_id.as_str()), (Some("3000"), "41"));
     }

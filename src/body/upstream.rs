@@ -333,7 +333,7 @@ impl<E> PassthroughStream<E> {
             let final_bytes = ready!(self.recording.poll_end(None, cx));
             self.phase = Phase::Draining(Draining { final_bytes, deadline: None });
         }
-        if !self.events.are_complete() {
+        if !self.events.is_complete() {
             let Phase::Draining(draining) = &mut self.phase else { return Poll::Pending };
             let deadline = draining.deadline.get_or_insert_with(|| Box::pin(sleep(COMPLETION_TIMEOUT)));
             ready!(deadline.as_mut().poll(cx));
@@ -348,7 +348,7 @@ impl<E> PassthroughStream<E> {
         let Phase::Draining(Draining { mut final_bytes, .. }) = mem::replace(&mut self.phase, Phase::Ended) else {
             return None;
         };
-        if !self.events.are_complete() {
+        if !self.events.is_complete() {
             // The client discards its part of the event (HTML standard, §9.2.6).
             final_bytes.event = Bytes::new();
             if !self.events.is_at_line_start() {
@@ -367,7 +367,7 @@ impl<E> PassthroughStream<E> {
             Some(Ok(Ok(data))) => {
                 let mut data = self.byte_order_mark.strip(data);
                 if let Phase::Draining(_) = self.phase {
-                    let end = self.events.clone().pass(&data).complete_up_to;
+                    let end = self.events.clone().record(&data).complete_up_to;
                     data.truncate(end.unwrap_or(data.len()));
                 }
                 self.record_data(&data);
@@ -404,9 +404,9 @@ impl<E> PassthroughStream<E> {
     fn expect_byte_order_mark(&mut self) {
         if let ByteOrderMark::Undecided = self.byte_order_mark {
             // The mark is removed. A second one would be a part of the first line.
-            self.events.expects_no_mark();
+            self.events.skip_mark();
         }
-        self.byte_order_mark.something_goes_first();
+        self.byte_order_mark.expect();
     }
 
     /// Returns whether the transport has got everything.
@@ -427,10 +427,10 @@ impl<E> PassthroughStream<E> {
             return;
         }
         self.byte_order_mark = ByteOrderMark::Passed;
-        self.lines.passed(data);
+        self.lines.record(data);
         self.idle_timer.reset();
         if self.recording.is_on() {
-            let events = self.events.pass(data).events;
+            let events = self.events.record(data).events;
             self.recording.record_events(events);
         }
     }

@@ -220,14 +220,14 @@ async fn a_wrong_length_that_a_handler_sets_does_not_cut_the_stream_off() {
         let events = tokio_stream::iter([Event::new("one"), Event::new("two")]);
         ([(header::CONTENT_LENGTH, "5")], SseStream::new(events))
     };
-    let foreign = async || {
+    let upstream = async || {
         let body = script([Step::chunk("data: one\n\n"), Step::chunk("data: two\n\n")]);
         ([(header::CONTENT_LENGTH, "5")], event_stream(body))
     };
-    let app = Router::new().route("/ours", get(ours)).route("/foreign", get(foreign));
+    let app = Router::new().route("/ours", get(ours)).route("/upstream", get(upstream));
     for layer in [SseLayer::new(), SseLayer::new().without_heartbeat()] {
         let server = serve(app.clone().layer(layer)).await;
-        for (protocol, path) in Protocol::ALL.into_iter().flat_map(|p| ["/ours", "/foreign"].map(|path| (p, path))) {
+        for (protocol, path) in Protocol::ALL.into_iter().flat_map(|p| ["/ours", "/upstream"].map(|path| (p, path))) {
             let answer = protocol.get(server.address, path, &[]).await;
             assert_headers(&answer);
             assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n", "{protocol:?} {path}");
