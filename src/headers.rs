@@ -11,7 +11,7 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// nginx and others buffer a response unless this says `no`.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Adds the headers that are missing, and completes those that are there.
+/// Adds missing headers, and completes present headers.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     match headers.get(CONTENT_TYPE) {
         // As compressors know it: many of them compare the first bytes.
@@ -28,14 +28,15 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
     headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
 }
 
-/// Returns whether a `Content-Type` is that of an event stream, in any case and with any parameters.
+/// Returns whether a `Content-Type` is that of an event stream, in any case and with any
+/// parameters.
 #[inline]
 pub(crate) fn is_event_stream(content_type: &HeaderValue) -> bool {
     parameters_of_event_stream(content_type.as_bytes().trim_ascii_start()).is_some()
 }
 
-/// Returns whether an `Accept` header has the type of event streams, with a weight above 0 (RFC 9110,
-/// §12.4.2).
+/// Returns whether an `Accept` header has the type of event streams, with a weight above 0 (RFC
+/// 9110, §12.4.2).
 #[inline]
 pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
     if headers.len() == headers.keys_len() {
@@ -45,7 +46,8 @@ pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
     headers.get_all(ACCEPT).into_iter().any(|value| has_event_stream(value.as_bytes()))
 }
 
-/// Looks only at hyphens, because every request pays for this: most headers have one hyphen or none.
+/// Looks only at hyphens, because every request pays for this: most headers have one hyphen or
+/// none.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {

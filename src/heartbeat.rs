@@ -4,12 +4,12 @@ use crate::event::{Event, comment_lines};
 use bytes::Bytes;
 use std::time::Duration;
 
-/// Keeps a silent stream alive: sends a comment or an event after each full interval in which
-/// nothing was sent.
+/// Keeps a silent stream alive: sends a comment or an event after each interval without other
+/// bytes.
 ///
 /// Proxies and load balancers close silent connections, often after 30 or 60 seconds. A server
-/// notices a client that closes its connection at once, but a client whose network is gone only when
-/// it writes to it. The default is a comment every 15 seconds, as the HTML standard advises
+/// notices a client that closes its connection at once, but a client whose network is gone only
+/// when it writes to it. The default is a comment every 15 seconds, as the HTML standard advises
 /// ([§9.2.7, "Authoring notes"][notes]).
 ///
 /// # Examples
@@ -30,8 +30,8 @@ use std::time::Duration;
 ///
 /// # Cost
 ///
-/// A stream has one timer. Events do not touch it: when it expires, it is reset to one interval after
-/// the last byte that was sent.
+/// A stream has one timer. Events do not touch it: when it expires, it is reset to one interval
+/// after the last byte that was sent.
 ///
 /// [notes]: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
 #[derive(Clone, Debug)]
@@ -42,8 +42,8 @@ pub struct Heartbeat {
     event: Option<Bytes>,
 }
 
-/// `:` and one LF. It is legal at any line start, even in the middle of an event, where a blank line
-/// would end the event early.
+/// `:` and one LF. It is legal at any line start, even in the middle of an event, where a blank
+/// line would end the event early.
 pub(crate) const EMPTY_COMMENT: &[u8] = b":\n";
 
 impl Heartbeat {
@@ -55,8 +55,8 @@ impl Heartbeat {
         Self { interval: interval.max(Duration::from_millis(1)), ..Self::DEFAULT }
     }
 
-    /// Sends this text as a comment, one comment line per line of text. Replaces an event that was set
-    /// before.
+    /// Sends this text as a comment, one comment line per line of text. Replaces an event that was
+    /// set before.
     pub fn comment(self, text: impl AsRef<str>) -> Self {
         Self { comment: comment_lines(text.as_ref()), event: None, ..self }
     }
@@ -66,9 +66,9 @@ impl Heartbeat {
     /// An upstream stream that is silent in the middle of an event gets a comment instead, which is
     /// legal there: the comment that was set before, or the empty one.
     ///
-    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes a
-    /// client that reconnected forget its last id. A stream that is resumed should therefore begin
-    /// with an id, for example an [`Event::checkpoint`].
+    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
+    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// begin with an id, for example an [`Event::checkpoint`].
     ///
     /// The event is sent without its id. Otherwise the client would send that as its
     /// `Last-Event-ID`, and no client can resume from a heartbeat.

@@ -47,8 +47,9 @@ impl Event {
 impl<S> SseStream<JsonEvents<S>> {
     /// A response of values, each the data of one event, as [`Event::json`] writes it.
     ///
-    /// A value that does not serialize ends the stream, as an error does. [`try_json`](Self::try_json)
-    /// takes a stream of `Result`s. To set names and ids, map the stream to [`Event::json`] instead.
+    /// A value that does not serialize ends the stream, as an error does.
+    /// [`try_json`](Self::try_json) takes a stream of `Result`s. To set names and ids, map the
+    /// stream to [`Event::json`] instead.
     ///
     /// # Examples
     ///
@@ -67,11 +68,11 @@ impl<S> SseStream<JsonEvents<S>> {
 }
 
 impl<S> SseStream<TryJsonEvents<S>> {
-    /// A response of `Result`s of values, each value the data of one event, as [`Event::json`] writes
-    /// it.
+    /// A response of `Result`s of values, each value the data of one event, as [`Event::json`]
+    /// writes it.
     ///
-    /// An error of the stream and a value that does not serialize both end the response the same way:
-    /// see [`on_error`](Self::on_error). It receives the error of the stream itself, or a
+    /// An error of the stream and a value that does not serialize both end the response the same
+    /// way: see [`on_error`](Self::on_error). It receives the error of the stream itself, or a
     /// [`JsonError`].
     ///
     /// # Examples
@@ -151,8 +152,8 @@ where
 /// The error of a value that does not serialize to JSON. Its [source](Error::source) is the reason.
 ///
 /// As a response of an axum handler, it is `500 Internal Server Error`. It converts into
-/// [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs only that
-/// type.
+/// [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs only
+/// that type.
 #[derive(Debug)]
 pub struct JsonError(serde_json::Error);
 

@@ -93,9 +93,9 @@ impl LastEventId {
     /// # Errors
     ///
     /// Returns an error if there is an id and it does not parse. As a response, the
-    /// [`LastEventIdRejection`] is `400 Bad Request`, after which an `EventSource` does not reconnect.
-    /// A handler whose clients may have ids of an older format ignores the error and starts from the
-    /// beginning: `last.parse().unwrap_or(None)`.
+    /// [`LastEventIdRejection`] is `400 Bad Request`, after which an `EventSource` does not
+    /// reconnect. A handler whose clients may have ids of an older format ignores the error and
+    /// starts from the beginning: `last.parse().unwrap_or(None)`.
     pub fn parse<T>(&self) -> Result<Option<T>, LastEventIdRejection>
     where
         T: FromStr,

@@ -114,20 +114,21 @@ impl SseLayer {
         self.with(|settings| settings.retry = Some(delay))
     }
 
-    /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy stream
-    /// first finishes the current event.
+    /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy
+    /// stream first finishes the current event.
     ///
     /// The stream then sends its [shutdown event](Self::shutdown_event) and a reconnect delay with
     /// [jitter](Self::reconnect_jitter), and ends cleanly. The graceful shutdown of axum and hyper
-    /// waits for every response, so it completes by itself. An upstream stream that is in the middle
-    /// of an event has 250 milliseconds to complete it. After that the event is cut off, and the
-    /// client discards its part of it. Streams that begin after the shutdown end in the same way.
+    /// waits for every response, so it completes by itself. An upstream stream that is in the
+    /// middle of an event has 250 milliseconds to complete it. After that the event is cut off, and
+    /// the client discards its part of it. Streams that begin after the shutdown end in the same
+    /// way.
     ///
     /// With several layers, each of their tokens ends the stream.
     ///
     /// A client that stops reading while more data is in flight than the buffers hold keeps its
-    /// response open, and blocks the graceful shutdown until its connection breaks. Put a timeout on
-    /// the graceful shutdown.
+    /// response open, and blocks the graceful shutdown until its connection breaks. Put a timeout
+    /// on the graceful shutdown.
     ///
     /// # Examples
     ///
@@ -158,8 +159,8 @@ impl SseLayer {
     /// that cannot complete its current event ends without the shutdown event.
     ///
     /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
-    /// a client that reconnected forget its last id. A stream that is resumed should therefore begin
-    /// with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
+    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// begin with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = event.without_id().encode())
     }
@@ -171,8 +172,8 @@ impl SseLayer {
     /// Each client gets the delay of [`retry`](Self::retry), one second if it is not set, plus a
     /// random part of the jitter.
     ///
-    /// A client keeps the last delay that it received. Set `retry` on the streams that it reconnects
-    /// to, so that it does not keep this delay.
+    /// A client keeps the last delay that it received. Set `retry` on the streams that it
+    /// reconnects to, so that it does not keep this delay.
     pub fn reconnect_jitter(self, jitter: Duration) -> Self {
         self.with(|settings| settings.jitter = jitter)
     }
@@ -359,7 +360,7 @@ fn make_correct<B: Body>(
     }
     headers.remove(CONTENT_LENGTH);
     match handle {
-        // The body of an `SseStream`, or one that another layer has wrapped.
+        // The body of an `SseStream`, or a body that an inner layer treats.
         Some(handle) => {
             handle.attach(layer);
             response.map(ResponseBody::untouched)
@@ -376,7 +377,8 @@ fn make_correct<B: Body>(
     }
 }
 
-/// Marks the response to a request over the limit, which can look like an event stream to outer layers.
+/// Marks the response to a request over the limit, so that outer layers do not treat it as an event
+/// stream.
 #[derive(Clone)]
 struct Rejected;
 
@@ -412,9 +414,10 @@ fn reject<B: Body>(response: Response<B>, settings: &Settings) -> Response<Respo
 
 /// Returns whether the response may have `Connection: keep-alive`.
 ///
-/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be wrong, because a body
-/// without a length ends with the connection (RFC 9112, §6.3). The `Connection` header of the request
-/// is read only if the request accepts an event stream, so that other requests do not pay for it.
+/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be wrong, because a
+/// body without a length ends with the connection (RFC 9112, §6.3). The `Connection` header of the
+/// request is read only if the request accepts an event stream, so that other requests do not pay
+/// for it.
 fn can_keep_connection<B>(request: &Request<B>, accepts: bool) -> bool {
     request.version() == Version::HTTP_11 && !(accepts && headers::has_connection_close(request.headers()))
 }

@@ -56,9 +56,10 @@
 //!
 //! Each of them is a test; the names are those of the files under `tests/`.
 //!
-//! 1. For every byte sequence of an upstream event stream, however it is cut into chunks and wherever heartbeats fall, a parser
-//!    that follows the standard dispatches exactly the same events with and without the layer, but for heartbeats that are
-//!    events (`layer_is_transparent`).
+//! 1. For every byte sequence of an upstream event stream, however it is cut into chunks and
+//!    wherever heartbeats fall, a parser that follows the standard dispatches exactly the same
+//!    events with and without the layer, but for heartbeats that are events
+//!    (`layer_is_transparent`).
 //! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches exactly one message with the
 //!    same fields; for every other one, none (`events`).
 //! 3. What was yielded before an error goes to the transport before the error, which then has 250 milliseconds to flush it
@@ -69,8 +70,9 @@
 //!    `hub_cursors`, `hub_stress`, `interleavings`; for hubs of several servers `nodes`).
 //! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time (`allocations`,
 //!    `hub_on_the_wire`).
-//! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the time to come back
-//!    (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream that is in the middle of an event has 250 milliseconds for it.
+//! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the
+//!    time to come back (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream that is in the
+//!    middle of an event has 250 milliseconds for it.
 //! 8. No more streams are open than there may be, and every place is free again however a stream ends; how it did is told
 //!    exactly once (`lifecycle`).
 //! 9. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
@@ -93,8 +95,9 @@
 //!
 //! # Metrics
 //!
-//! With the feature `metrics`, every [`SseStream`] and every upstream event stream that passes an [`SseLayer`] is counted, with
-//! whatever recorder the application has installed for the [`metrics`](https://docs.rs/metrics) facade.
+//! With the feature `metrics`, every [`SseStream`] and every upstream event stream that passes an
+//! [`SseLayer`] is counted, with whatever recorder the application has installed for the
+//! [`metrics`](https://docs.rs/metrics) facade.
 //!
 //! | name | type | unit | labels | what it is |
 //! |---|---|---|---|---|
@@ -109,10 +112,10 @@
 //! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | that the backend of a [`hub`] did not do: `publish`, `read` and `bounds` for clients, `follow` for the reader |
 //! | `tower_sse_hub_reads_rejected_total` | counter | reads | | of the history that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
 //!
-//! A stream counts from when the transport asks for its first frame until it lets go of the body. A response that is never
-//! sent, as the answer to `HEAD`, is no stream here. An upstream stream that is compressed is one if a layer ends it, limits it or
-//! tells of it, and has no events then. What is sent is counted per frame. A recorder counts the streams that begin after it
-//! was installed, so it should be there first.
+//! A stream counts from its first poll until its body is dropped. A response that is never sent, such
+//! as the response to `HEAD`, does not count. An encoded upstream stream counts if a layer ends,
+//! limits or observes it, and has no events. Recording happens once per frame. A metrics recorder
+//! counts only the streams that begin after it was installed, so install it first.
 //!
 //! # Spans
 //!

@@ -30,8 +30,8 @@ use std::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overload {
-    /// `503 Service Unavailable` with `Retry-After`. Load balancers see the overload. An `EventSource`
-    /// does not reconnect by itself.
+    /// `503 Service Unavailable` with `Retry-After`. Load balancers see the overload. An
+    /// `EventSource` does not reconnect by itself.
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.

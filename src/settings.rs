@@ -20,16 +20,18 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// The default reconnect delay, and the default jitter of clients that are disconnected together.
+    /// The default reconnect delay, and the default jitter of clients that are disconnected
+    /// together.
     const RETRY: Duration = Duration::from_secs(1);
     const JITTER: Duration = Duration::from_secs(5);
 
-    /// Returns the reconnect delay, with jitter, of a client that is disconnected along with others.
+    /// Returns the reconnect delay, with jitter, of a client that is disconnected along with
+    /// others.
     pub(crate) fn reconnect_delay(&self, own: Option<Duration>) -> Duration {
         own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.jitter.mul_f64(random::part()))
     }
 
-    /// Returns the bytes with which a stream ends at a shutdown.
+    /// Returns the final bytes of a stream at a shutdown.
     pub(crate) fn final_bytes(&self, retry: Option<Duration>) -> FinalBytes {
         FinalBytes { event: self.shutdown_event.clone(), retry: retry_line(self.reconnect_delay(retry)) }
     }

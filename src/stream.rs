@@ -15,8 +15,8 @@ use tokio_stream::{Empty, Stream};
 /// A response of server-sent events, made of a plain stream.
 ///
 /// Its items are [`Event`]s, [`EncodedEvents`](crate::EncodedEvents), or `Result`s of these.
-/// [`SseStream::json`] takes values that serialize, [`SseStream::try_json`] takes `Result`s of these.
-/// It is an axum response (feature `axum`). For tower and hyper,
+/// [`SseStream::json`] takes values that serialize, [`SseStream::try_json`] takes `Result`s of
+/// these. It is an axum response (feature `axum`). For tower and hyper,
 /// [`into_http_response`](Self::into_http_response) converts it into an [`http::Response`].
 ///
 /// # Examples
@@ -158,8 +158,8 @@ impl<S> SseStream<S> {
         self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(tell)))))
     }
 
-    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return the
-    /// `SseStream` itself, or call axum's `into_response`, which boxes the body.
+    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return
+    /// the `SseStream` itself, or call axum's `into_response`, which boxes the body.
     ///
     /// A middleware that puts the body into a new response should keep the extensions. They contain
     /// what an [`SseLayer`](crate::SseLayer) needs to recognize the body and its settings.
@@ -237,8 +237,8 @@ impl<S> fmt::Debug for SseStream<S> {
 pub struct StopReconnecting(());
 
 impl StopReconnecting {
-    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return the
-    /// value itself.
+    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return
+    /// the value itself.
     #[must_use]
     pub fn into_http_response(self) -> Response<SseBody<Empty<Event>>> {
         no_content()

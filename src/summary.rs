@@ -27,14 +27,14 @@ pub struct StreamSummary {
     /// The time from the response until the transport dropped the body.
     pub duration: Duration,
     /// The number of events that were handed to the transport, including the last event of
-    /// `end_with` or `on_error` and the shutdown event. Heartbeats do not count, and neither does the
-    /// cursor with which a subscription to a hub begins. In an upstream stream, each blank line that
+    /// `end_with` or `on_error` and the shutdown event. Heartbeats do not count, and neither does
+    /// the first cursor of a subscription to a hub. In an upstream stream, each blank line that
     /// ends an event counts. An encoded upstream stream has no events.
     pub events: u64,
     /// The number of bytes that were handed to the transport, including heartbeats.
     pub bytes: u64,
-    /// The number of heartbeats that were handed to the transport, including the comment with which a
-    /// stream without a ready event begins.
+    /// The number of heartbeats that were handed to the transport, including the first byte of a
+    /// stream without a ready event.
     pub heartbeats: u64,
 }
 
@@ -46,11 +46,11 @@ pub enum CloseReason {
     Finished,
     /// The stream failed with an error or a panic.
     Error,
-    /// The transport dropped the body before its end: the client closed the connection, or could not
-    /// be reached.
+    /// The transport dropped the body before its end: the client closed the connection, or could
+    /// not be reached.
     ClientGone,
-    /// The [token](crate::SseLayer::shutdown) was cancelled, or the hub of the subscription was shut
-    /// down.
+    /// The [token](crate::SseLayer::shutdown) was cancelled, or the hub of the subscription was
+    /// shut down.
     Shutdown,
     /// The [maximum lifetime](crate::SseLayer::max_lifetime) was over.
     MaxLifetime,
@@ -60,7 +60,8 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Returns the metric label: `finished`, `error`, `client_gone`, `shutdown`, `max_lifetime` or `lagged`.
+    /// Returns the metric label: `finished`, `error`, `client_gone`, `shutdown`, `max_lifetime` or
+    /// `lagged`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -1,4 +1,5 @@
-//! Event streams that others make, behind the layer on real connections: axum's own, proxied ones, hand-made ones.
+//! Upstream streams behind the layer, on real connections: streams of axum, proxied and hand-made
+//! streams.
 
 use axum::{
     Router,
@@ -24,7 +25,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower_sse::{Event, Heartbeat, SseLayer, SseStream};
 
-/// With heartbeats that come while a test looks on.
+/// Sends heartbeats often enough for a test.
 fn fast() -> SseLayer {
     SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(5)))
 }

@@ -17,9 +17,9 @@ const FLUSH_DELAY: Duration = Duration::from_millis(250);
 /// Gives the transport time to send its buffers, before the body fails.
 ///
 /// hyper drops its buffers when a body fails: over HTTP/1 with the connection, over HTTP/2 when it
-/// resets the stream. Over HTTP/1 the buffers are flushed when the body is pending once. Over HTTP/2
-/// the task of the connection writes, maybe on another thread. A body cannot see whether that task
-/// had its turn, however often it yields, so it waits.
+/// resets the stream. Over HTTP/1 the buffers are flushed when the body is pending once. Over
+/// HTTP/2 the task of the connection writes, maybe on another thread. A body cannot see whether
+/// that task had its turn, however often it yields, so it waits.
 #[derive(Default)]
 pub(super) enum FlushDelay {
     #[default]

@@ -9,12 +9,13 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Measures the silence of one stream.
 ///
-/// The timer is allocated when the stream is silent for the first time. So a stream that ends before
-/// that never has a timer, and a body is `Unpin` if its stream is.
+/// The timer is allocated when the stream is silent for the first time. So a stream that ends
+/// before that never has a timer, and a body is `Unpin` if its stream is.
 #[derive(Debug, Default)]
 pub(super) struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,
-    /// When the silence began. `None` if bytes were sent since the last [`poll_due`](Self::poll_due).
+    /// The beginning of the silence. `None` if bytes were sent since the last
+    /// [`poll_due`](Self::poll_due).
     silent_since: Option<Instant>,
 }
 

@@ -124,7 +124,8 @@ pub(super) enum ByteOrderMark {
     /// Nothing was sent yet.
     #[default]
     Undecided,
-    /// The layer has sent something first. This many bytes of the mark have arrived and are held back.
+    /// The layer has sent something first. This many bytes of the mark have arrived and are held
+    /// back.
     Expected(usize),
     /// The stream has begun.
     Passed,
@@ -143,8 +144,8 @@ impl ByteOrderMark {
         matches!(self, Self::Expected(_))
     }
 
-    /// Removes the mark, or a part of it, from the beginning of a chunk. Has an effect only while a mark
-    /// is expected.
+    /// Removes the mark, or a part of it, from the beginning of a chunk. Has an effect only while a
+    /// mark is expected.
     pub(super) fn strip(&mut self, chunk: Bytes) -> Bytes {
         let Self::Expected(seen) = *self else { return chunk };
         let (before, missing) = Self::BYTES.split_at(seen);

@@ -1,7 +1,7 @@
 //! The hand-over of layer settings to the body of a response.
 //!
-//! A body that can apply settings opens a [`LayerLink`]. Its other end, the [`LayerHandle`], travels
-//! in the extensions of the response. Each layer that finds an open handle attaches an
+//! A body that can apply settings opens a [`LayerLink`]. Its other end, the [`LayerHandle`],
+//! travels in the extensions of the response. Each layer that finds an open handle attaches an
 //! [`AppliedLayer`] instead of wrapping the body. The first poll of the body closes the link.
 
 use crate::{limit::Permit, settings::Settings, trace};
@@ -16,7 +16,7 @@ pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
     pub(super) request: trace::Request,
-    /// When the response passed through the layer. `None` if the layer has no `on_close`.
+    /// The time at the layer. `None` if the layer has no `on_close`.
     pub(super) at: Option<Instant>,
 }
 
@@ -39,14 +39,14 @@ type AppliedLayers = Option<Box<Vec<AppliedLayer>>>;
 /// The state that a body shares with its handle.
 #[derive(Default)]
 pub(crate) struct LinkState {
-    /// The span in which the response was made.
+    /// The current span when the response was made.
     parent: trace::Parent,
     layers: AppliedLayers,
 }
 
 /// The body's end of the hand-over. Where only one setting can apply, the innermost layer wins.
 pub(crate) enum LayerLink {
-    /// The response is on its way through the layers.
+    /// The response passes through the layers.
     Open(Arc<Mutex<LinkState>>),
     /// The body was polled. Its settings do not change any more.
     Closed(AppliedLayers),
@@ -60,7 +60,7 @@ impl LayerLink {
         (Self::Open(state), handle)
     }
 
-    /// Creates a link to which no layer can be attached.
+    /// Creates a closed link without layers.
     pub(super) fn closed() -> Self {
         Self::Closed(None)
     }

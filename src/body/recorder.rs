@@ -1,8 +1,8 @@
 //! Records the life of a stream, and ends it for its layers.
 //!
-//! This file has the whole protocol, for both kinds of bodies: [`poll_recorded`] runs each poll of a
-//! body, and [`Recording`] is the body's part of the state. A body only reports what cannot be seen
-//! in its frames: its events, its heartbeats, and the reason of its end.
+//! This file has the whole protocol, for both kinds of bodies: [`poll_recorded`] runs each poll of
+//! a body, and [`Recording`] is the body's part of the state. A body only reports what cannot be
+//! seen in its frames: its events, its heartbeats, and the reason of its end.
 
 use super::link::{AppliedLayer, LayerLink};
 use crate::{
@@ -24,10 +24,10 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// The value with which the `poll_frame` of a body is ready.
+/// The result of a body's `poll_frame`.
 pub(super) type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
 
-/// The `on_close` that a handler has set for its stream, and the time at which it did.
+/// The `on_close` of a handler, and the time when the handler set it.
 pub(crate) type OnClose = (Instant, Callback);
 
 type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
@@ -195,17 +195,17 @@ enum Progress {
     Over,
 }
 
-/// A way in which a layer ends a stream.
+/// A condition that ends a stream.
 enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// The timer is made at the first poll: a body that is never polled may be dropped outside of any
-    /// runtime.
+    /// The timer is made at the first poll: a body that is never polled may be dropped outside of
+    /// any runtime.
     MaxLifetime(Duration, Option<Pin<Box<Sleep>>>),
 }
 
 impl StreamRecorder {
-    /// Creates the recorder of a stream that has passed through these layers. Returns `None` if there
-    /// is nothing to record.
+    /// Creates the recorder of a stream that has passed through these layers. Returns `None` if
+    /// there is nothing to record.
     fn new(
         on_close: Option<OnClose>,
         layers: &mut [AppliedLayer],
@@ -236,7 +236,8 @@ impl StreamRecorder {
         for layer in layers {
             let settings = &layer.settings;
             if let Some(token) = &settings.shutdown {
-                // A token for each stream: every poll locks it, and a shared one would be contended.
+                // A token for each stream: every poll locks it, and a shared one would be
+                // contended.
                 let token = token.child_token();
                 recorder.end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
             }

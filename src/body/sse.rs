@@ -141,7 +141,8 @@ impl<S> SseBody<S> {
     }
 }
 
-/// Creates a body that is at its end. The middleware of tower-http needs it for responses of its own.
+/// Creates a body that is at its end. The middleware of tower-http needs it for responses of its
+/// own.
 impl<S> Default for SseBody<S> {
     fn default() -> Self {
         Self::ended()
@@ -238,7 +239,7 @@ struct FrameBuilder {
 
 impl<S> Projection<'_, S> {
     /// Returns the reconnect delay, if the handler or else the layer has set it, followed by the
-    /// lines with which the stream begins. In this order: some clients read the delay as a part of
+    /// first lines of the stream. In this order: some clients read the delay as a part of
     /// the event that follows, and nowhere else.
     fn preamble(&self, lines: Bytes) -> Bytes {
         match self.retry().or_else(|| self.recording.settings()?.retry) {

@@ -25,8 +25,9 @@ const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
-    /// An upstream event stream gets heartbeats between its lines, unless it is encoded. A layer can
-    /// end it. The body inside is not polled again after its end. Every other body passes unchanged.
+    /// An upstream event stream gets heartbeats between its lines, unless it is encoded. A layer
+    /// can end it. The body inside is not polled again after its end. Every other body passes
+    /// unchanged.
     ///
     /// # Errors
     ///
@@ -36,8 +37,8 @@ pin_project! {
     /// # Panics
     ///
     /// Panics if an upstream event stream needs a timer and the tokio runtime has none enabled.
-    /// Heartbeats, shutdowns, lifetimes and errors need a timer. Outside of a runtime, an error needs
-    /// no timer.
+    /// Heartbeats, shutdowns, lifetimes and errors need a timer. Outside of a runtime, an error
+    /// needs no timer.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -60,8 +61,8 @@ impl<B: Body> ResponseBody<B> {
         Self::treated(body, Treatment::Stream(PassthroughStream::new(link)))
     }
 
-    /// Treats a body as an encoded event stream: layers can end it and observe it, but nothing is put
-    /// into it.
+    /// Treats a body as an encoded event stream: layers can end it and observe it, but nothing is
+    /// put into it.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { recording: Recording::new(link), is_ended: false }))
     }
@@ -121,7 +122,7 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
     }
 }
 
-/// What the layer does with a body.
+/// The treatment of a body by the layer.
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
@@ -202,7 +203,7 @@ fn record_failure(recording: &mut Recording) {
     trace::failed(None);
 }
 
-/// An event stream of which the layer knows only the bytes.
+/// An event stream that was encoded elsewhere: the layer sees only its bytes.
 struct PassthroughStream<E> {
     /// Its link also tells outer layers that this stream is taken care of.
     recording: Recording,
@@ -234,7 +235,7 @@ enum Phase<E> {
 /// The end of a stream that a layer ends.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The time at which the event is cut off. Set when the stream waits for its event.
+    /// The event is cut off at this time. Set when the stream waits for its event.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 

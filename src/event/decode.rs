@@ -87,7 +87,7 @@ impl Event {
 }
 
 /// Two events are equal if they have the same data, name, id, reconnect delay and comments. The
-/// order in which these were set does not matter, except among comments. Data is compared as
+/// order of the setters does not matter, except among comments. Data is compared as
 /// [`event_data`](Event::event_data) returns it.
 impl PartialEq for Event {
     fn eq(&self, other: &Self) -> bool {

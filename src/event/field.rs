@@ -68,9 +68,9 @@ const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
 
 /// The type of an event: what a page names in `addEventListener`.
 ///
-/// It is never empty and holds no CR, LF or NUL, so an [`Event`](crate::Event) cannot be made to break its line. Text
-/// that is known only at run time goes through [`EventName::new`]; a literal converts by itself. The
-/// trait [`IntoEventName`] lists what an event takes as its name.
+/// It is never empty and holds no CR, LF or NUL, so an [`Event`](crate::Event) cannot be made to
+/// break its line. Text that is known only at run time goes through [`EventName::new`]; a literal
+/// converts by itself. The trait [`IntoEventName`] lists what an event takes as its name.
 ///
 /// # Examples
 ///
@@ -134,8 +134,9 @@ impl EventName {
 
 /// The id of an event, which a client sends back as `Last-Event-ID` when it reconnects.
 ///
-/// It holds no CR, LF or NUL. Text that is known only at run time goes through [`EventId::new`]; literals and integers
-/// convert by themselves ([`IntoEventId`]). An empty id is legal: it makes the client forget the id it had.
+/// It holds no CR, LF or NUL. Text that is known only at run time goes through [`EventId::new`];
+/// literals and integers convert by themselves ([`IntoEventId`]). An empty id is legal: it makes
+/// the client forget the id it had.
 ///
 /// It comes back in a header, where white space at its ends is cut off, and where servers refuse control characters: an id
 /// is better without them.

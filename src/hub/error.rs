@@ -65,8 +65,8 @@ pub enum ErrorKind {
     Backend,
     /// The data of an event does not serialize to JSON. 500 Internal Server Error.
     ///
-    /// The hub itself does not return this error. It is the kind of a converted `JsonError`, so that
-    /// a handler that builds, publishes and subscribes uses `?` with one error type. The
+    /// The hub itself does not return this error. It is the kind of a converted `JsonError`, so
+    /// that a handler that builds, publishes and subscribes uses `?` with one error type. The
     /// [`source`](std::error::Error::source) is the `JsonError`.
     Json,
     /// Too many clients wait for history from the backend, and this client needs history, too. 503

@@ -60,7 +60,7 @@ impl Polled {
         assert_eq!(self.poll(), Poll::Ready(None));
     }
 
-    /// Reads the rest of the body, all of which has to be ready. Stops as hyper does, at `None` or at
+    /// Reads the rest of the body, and expects it to be ready. Stops as hyper does, at `None` or at
     /// `is_end_stream`.
     #[track_caller]
     pub(crate) fn rest(&mut self) -> String {
@@ -184,8 +184,8 @@ impl Summaries {
     }
 }
 
-/// Checks that samples are uniform over a range: each tenth of the range has between half and one and
-/// a half times its share. For 2,000 samples these are seven standard deviations.
+/// Checks that samples are uniform over a range: each tenth of the range has between half and one
+/// and a half times its share. For 2,000 samples these are seven standard deviations.
 pub(crate) fn assert_uniform(samples: &[f64], from: f64, to: f64) {
     let mut buckets = [0; 10];
     for &sample in samples {
@@ -196,7 +196,7 @@ pub(crate) fn assert_uniform(samples: &[f64], from: f64, to: f64) {
     assert!(buckets.iter().all(|&count| count > share / 2 && count < share * 3 / 2), "{buckets:?}");
 }
 
-/// Returns the time for which a stream is open.
+/// Returns how long a stream is open.
 pub(crate) async fn lifetime(mut body: Polled) -> Duration {
     let began = Instant::now();
     while let Some(frame) = future::poll_fn(|cx| body.0.enter(|_, body| body.poll_frame(cx))).await {

@@ -234,8 +234,8 @@ async fn limits_of_two_layers_both_apply() {
     let get = || through(&outer, through(&inner, silent().into_http_response()));
     let open = get();
     assert_eq!(open.status(), StatusCode::OK);
-    // A stream that the outer layer rejects releases the permit of the inner layer when its response
-    // is sent.
+    // A stream that the outer layer rejects releases the permit of the inner layer when its
+    // response is sent.
     let refused = get();
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     drop(refused);

@@ -280,7 +280,7 @@ fn pieces() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(mark, pieces)| [mark, &pieces.concat()].concat().into_bytes())
 }
 
-/// A text in chunks, with delays between some of them, and an end or silence after it.
+/// A text in chunks, with some delays, followed by an end or by silence.
 fn script() -> impl Strategy<Value = (Vec<u8>, Vec<Step>)> {
     let cuts = prop::collection::vec((1_usize..12, prop::sample::select(vec![0_u64, 0, 100, 300])), 1..10);
     (pieces(), cuts, any::<bool>()).prop_map(|(text, cuts, ends)| {
