@@ -83,7 +83,7 @@
 //! | feature | default | what it is for | what it adds |
 //! |---|---|---|---|
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
-//! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
+//! | `json` | yes | [`Event::json`], [`SseStream::json`], [`SseStream::try_json`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
 //! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |
@@ -127,9 +127,7 @@
 //! | field | what it is |
 //! |---|---|
 //! | `method`, `path` | of the request, as the outermost [`SseLayer`] sees it; without the query |
-//! | `reason` | [how](CloseReason::as_str) it ended |
-//! | `duration` | for how long it was open, in seconds |
-//! | `events`, `bytes`, `heartbeats` | what was handed to the transport, as in [`StreamSummary`] |
+//! | the fields of [`StreamSummary`] | the `reason` as its [label](CloseReason::as_str), the `duration` in seconds, and the counts |
 //!
 //! All but the first two are recorded at the end, when there is the event `stream ended` (`DEBUG`). An error of a stream is the
 //! event `stream failed` (`WARN`), with `error` if it is one of an [`SseStream`]. Who is [turned away](SseLayer::when_full) is the
