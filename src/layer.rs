@@ -81,8 +81,10 @@ use tower_service::Service;
 /// layer see a content type they know and `no-transform`. One that is told to compress everything will do so; tower-http's
 /// still delivers each event when it is sent.
 ///
-/// An event stream that already has a `Content-Encoding` is passed through without heartbeats, which would corrupt it. So
-/// would last words: a [shutdown](Self::shutdown) or its [time](Self::max_lifetime) ends it at once and without any.
+/// An event stream that already has a `Content-Encoding` passes without heartbeats, because added
+/// bytes would corrupt it. A [shutdown](Self::shutdown) or its [maximum
+/// lifetime](Self::max_lifetime) ends it immediately, without a shutdown event or a reconnect
+/// delay.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {
@@ -178,26 +180,30 @@ impl SseLayer {
         self.with(|settings| settings.jitter = jitter)
     }
 
-    /// Ends each stream after this time, give or take a random part of 10 %, after the event it is in. Clients reconnect by
-    /// themselves, maybe to another server, and with whatever authorization they have then.
+    /// Ends each stream after this time, with a jitter of ±10 %. A stream first finishes its
+    /// current event. Clients reconnect by themselves, maybe to another server, and authenticate
+    /// again.
     ///
-    /// With several layers the shortest counts.
+    /// With several layers, the shortest lifetime applies.
     pub fn max_lifetime(self, time: Duration) -> Self {
         self.with(|settings| settings.max_lifetime = Some(time))
     }
 
-    /// Lets no more than so many streams be open at the same time. Those that are open are never closed for a new one.
+    /// Limits the number of streams that are open at the same time. Open streams are never closed
+    /// to admit a new one.
     ///
-    /// Clones of the layer, and of its services, count together. A response counts from the moment at which the handler has
-    /// made it until the transport lets go of it. What the next client is answered says [`when_full`](Self::when_full).
+    /// Clones of the layer and of its services share the limit. A response counts from when the
+    /// handler returns it until its body is dropped. [`when_full`](Self::when_full) sets the
+    /// response for requests over the limit.
     pub fn max_streams(self, streams: usize) -> Self {
         self.with(|settings| settings.limits.push(Limit::of_all(streams)))
     }
 
-    /// Lets no more than so many streams be open at the same time for each key: an address, a user, a tenant.
+    /// Limits the number of streams that are open at the same time per key: an address, a user, a
+    /// tenant.
     ///
-    /// The key is taken from the head of every request that passes. Together with [`max_streams`](Self::max_streams), or with
-    /// another one of these, a stream needs a place in each.
+    /// The key is read from the head of every request. A stream has to be within all limits, if
+    /// this is combined with [`max_streams`](Self::max_streams) or called several times.
     ///
     /// # Examples
     ///
@@ -215,18 +221,19 @@ impl SseLayer {
         self.with(|settings| settings.limits.push(Limit::per(streams, key)))
     }
 
-    /// What a client is answered for whom there is no place. The default is [`Overload::ServiceUnavailable`].
+    /// Sets the response for requests over a stream limit. The default is
+    /// [`Overload::ServiceUnavailable`].
     pub fn when_full(self, answer: Overload) -> Self {
         self.with(|settings| settings.when_full = answer)
     }
 
-    /// Tells of each stream how it was, exactly once, when the transport has let go of it: after its end, when the client is
-    /// gone, and when the response was never sent. A stream for which there was no place is none.
+    /// Calls `f` exactly once per stream, when its body is dropped: after its end, when the client
+    /// is gone, or when the response was never sent. Rejected requests are not reported.
     ///
-    /// It is called where the body is dropped, so it should not take long. It comes after what the handler's
-    /// [`SseStream::on_close`](crate::SseStream::on_close) does.
-    pub fn on_close(self, tell: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
-        self.with(|settings| settings.on_close = Some(Arc::new(tell)))
+    /// `f` runs where the body is dropped, so it should return quickly. It runs after the
+    /// [`SseStream::on_close`](crate::SseStream::on_close) of the handler.
+    pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
+        self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }
 
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {

@@ -112,10 +112,10 @@
 //! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | that the backend of a [`hub`] did not do: `publish`, `read` and `bounds` for clients, `follow` for the reader |
 //! | `tower_sse_hub_reads_rejected_total` | counter | reads | | of the history that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
 //!
-//! A stream counts from its first poll until its body is dropped. A response that is never sent, such
-//! as the response to `HEAD`, does not count. An encoded upstream stream counts if a layer ends,
-//! limits or observes it, and has no events. Recording happens once per frame. A metrics recorder
-//! counts only the streams that begin after it was installed, so install it first.
+//! A stream counts from its first poll until its body is dropped. A response that is never sent,
+//! such as the response to `HEAD`, does not count. An encoded upstream stream counts if a layer
+//! ends, limits or observes it, and has no events. Recording happens once per frame. A metrics
+//! recorder counts only the streams that begin after it was installed, so install it first.
 //!
 //! # Spans
 //!
@@ -129,9 +129,10 @@
 //! | `method`, `path` | of the request, as the outermost [`SseLayer`] sees it; without the query |
 //! | the fields of [`StreamSummary`] | the `reason` as its [label](CloseReason::as_str), the `duration` in seconds, and the counts |
 //!
-//! All but the first two are recorded at the end, when there is the event `stream ended` (`DEBUG`). An error of a stream is the
-//! event `stream failed` (`WARN`), with `error` if it is one of an [`SseStream`]. Who is [turned away](SseLayer::when_full) is the
-//! event `stream refused` (`DEBUG`).
+//! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
+//! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
+//! is an [`SseStream`]. A request over a [limit](SseLayer::when_full) is the event `stream refused`
+//! (`DEBUG`).
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`

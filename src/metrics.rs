@@ -60,7 +60,7 @@ mod on {
         });
     }
 
-    /// A client was turned away.
+    /// Counts a request that was rejected because of a limit.
     pub(crate) fn refused() {
         describe();
         counter!(REFUSED).increment(1);

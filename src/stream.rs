@@ -117,12 +117,12 @@ impl<S> SseStream<S> {
         self.with(|options| options.end_with = Some(event))
     }
 
-    /// Decides what an error of the stream is to the client: a last event and a clean end, or, with `None`, what it is
-    /// without this: the end of the body, in the middle of the transfer.
+    /// Maps an error of the stream to a final event, followed by a clean end. If the closure
+    /// returns `None`, the body fails and the transfer is aborted, which is the default.
     ///
-    /// Either way it is the end of the stream, and what came before it goes out first. Before the broken end the transport has
-    /// 250 milliseconds to flush that, as hyper drops what it has buffered when a body fails; after a last event it has all
-    /// the time it needs. This is also the place to log the error.
+    /// Both end the stream, after all events before the error were sent. Before an abort the
+    /// transport has 250 milliseconds to flush these, because hyper drops its buffers when a body
+    /// fails. The closure is also the place to log the error.
     ///
     /// # Examples
     ///
@@ -135,14 +135,14 @@ impl<S> SseStream<S> {
     /// })
     /// # ;
     /// ```
-    pub fn on_error(self, decide: impl FnOnce(&BoxError) -> Option<Event> + Send + 'static) -> Self {
-        self.with(|options| options.on_error = Mutex::new(Some(Box::new(decide))))
+    pub fn on_error(self, f: impl FnOnce(&BoxError) -> Option<Event> + Send + 'static) -> Self {
+        self.with(|options| options.on_error = Mutex::new(Some(Box::new(f))))
     }
 
-    /// Tells how it was, exactly once, when the transport has let go of the stream: after its end, when the client is gone, and
-    /// when the response was never sent.
+    /// Calls `f` exactly once, when the body is dropped: after the end of the stream, when the
+    /// client is gone, or when the response was never sent.
     ///
-    /// It is called where the body is dropped, so it should not take long. Set again it replaces what was set before.
+    /// `f` runs where the body is dropped, so it should return quickly. A second call replaces `f`.
     ///
     /// # Examples
     ///
@@ -154,8 +154,8 @@ impl<S> SseStream<S> {
     /// })
     /// # ;
     /// ```
-    pub fn on_close(self, tell: impl FnOnce(StreamSummary) + Send + 'static) -> Self {
-        self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(tell)))))
+    pub fn on_close(self, f: impl FnOnce(StreamSummary) + Send + 'static) -> Self {
+        self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(f)))))
     }
 
     /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return
