@@ -84,13 +84,13 @@ fn main() {
             });
         };
     }
-    body!("tower-sse", SseStream::new(events()).into_response());
-    body!("tower-sse, no heartbeat", SseStream::new(events()).without_heartbeat().into_response());
-    body!("tower-sse, encoded", SseStream::new(encoded_events()).into_response());
+    body!("tower-sse", SseStream::new(events()).into_http_response());
+    body!("tower-sse, no heartbeat", SseStream::new(events()).without_heartbeat().into_http_response());
+    body!("tower-sse, encoded", SseStream::new(encoded_events()).into_http_response());
     body!("axum", Sse::new(axum_events()).keep_alive(KeepAlive::default()).into_response());
     body!("axum, no keep-alive", Sse::new(axum_events()).into_response());
-    body!("tower-sse, alone", SseStream::new(alone(events())).into_response());
-    body!("tower-sse, alone, no heartbeat", SseStream::new(alone(events())).without_heartbeat().into_response());
+    body!("tower-sse, alone", SseStream::new(alone(events())).into_http_response());
+    body!("tower-sse, alone, no heartbeat", SseStream::new(alone(events())).without_heartbeat().into_http_response());
     body!("axum, alone", Sse::new(alone(axum_events())).keep_alive(KeepAlive::default()).into_response());
     body!("axum, alone, no keep-alive", Sse::new(alone(axum_events())).into_response());
     group.finish();
@@ -104,9 +104,9 @@ fn main() {
             });
         };
     }
-    hyper!("tower-sse", SseStream::new(events()).into_response());
+    hyper!("tower-sse", SseStream::new(events()).into_http_response());
     hyper!("tower-sse in axum", IntoResponse::into_response(SseStream::new(events())));
-    hyper!("tower-sse, encoded", SseStream::new(encoded_events()).into_response());
+    hyper!("tower-sse, encoded", SseStream::new(encoded_events()).into_http_response());
     hyper!("axum", Sse::new(axum_events()).keep_alive(KeepAlive::default()).into_response());
     hyper!("axum, no keep-alive", Sse::new(axum_events()).into_response());
     group.finish();

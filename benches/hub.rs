@@ -107,7 +107,8 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
     let without_ids = burst * (Event::new(data).encode().len() + "id: \n".len());
 
     let topic = Hub::new().topic("ticks");
-    let subscriptions = || SseStream::new(now(topic.subscribe(Start::Latest)).unwrap()).into_response().into_body();
+    let subscriptions =
+        || SseStream::new(now(topic.subscribe(Start::Latest)).unwrap()).into_http_response().into_body();
     let audience = Audience::of(runtime, (0..SUBSCRIBERS).map(|_| subscriptions()));
     group.bench_function("tower-sse, published one by one", |bencher| {
         bencher.iter(|| {
@@ -244,7 +245,7 @@ fn replay(criterion: &mut criterion::Criterion) {
     });
     group.bench_function("as frames", |bencher| {
         bencher.iter_batched(
-            || SseStream::new(subscribe()).without_heartbeat().into_response().into_body(),
+            || SseStream::new(subscribe()).without_heartbeat().into_http_response().into_body(),
             |body| {
                 let mut body = pin!(body);
                 while let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())) {

@@ -1,4 +1,4 @@
-//! What the layer costs a response that is no event stream, and a foreign event stream for each of its frames.
+//! The cost of the layer for other responses, and for each frame of an upstream event stream.
 //!
 //! Bodies and futures are boxed, as they are in axum and tonic.
 

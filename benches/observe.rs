@@ -30,16 +30,20 @@ fn measure(criterion: &mut Criterion, who: &str) {
     let mut group = criterion.benchmark_group("observe");
     group.throughput(Throughput::Elements(EVENTS as u64));
     group.bench_function(format!("ready, {who}"), |bencher| {
-        bencher.iter_batched(|| SseStream::new(events()).into_response().into_body(), drain, BatchSize::LargeInput);
+        bencher.iter_batched(
+            || SseStream::new(events()).into_http_response().into_body(),
+            drain,
+            BatchSize::LargeInput,
+        );
     });
     group.bench_function(format!("alone, {who}"), |bencher| {
-        let body = || SseStream::new(alone(events())).into_response().into_body();
+        let body = || SseStream::new(alone(events())).into_http_response().into_body();
         bencher.iter_batched(body, drain, BatchSize::LargeInput);
     });
     group.throughput(Throughput::Elements(1));
     group.bench_function(format!("stream, {who}"), |bencher| {
         let one = || SseStream::new(stream::iter([Event::new("x")]));
-        bencher.iter(|| drain(black_box(one().into_response().into_body())));
+        bencher.iter(|| drain(black_box(one().into_http_response().into_body())));
     });
     group.finish();
 }

@@ -59,7 +59,7 @@ async fn run(address: &str, every: &str) -> Result<(), BoxError> {
         .retry(Duration::from_secs(1))
         .heartbeat(Heartbeat::every(Duration::from_secs(5)))
         .shutdown(stop.clone())
-        .farewell(Event::new("The server is being restarted").event("farewell"));
+        .shutdown_event(Event::new("The server is being restarted").event("shutdown"));
     let service = ServiceBuilder::new().layer(streams).service(service_fn(move |request| answer(request, every)));
     let service = TowerToHyperService::new(service);
 
@@ -100,7 +100,7 @@ type Body = UnsyncBoxBody<bytes::Bytes, BoxError>;
 /// The ticks for everybody, whatever the path.
 async fn answer<B>(request: Request<B>, every: Duration) -> Result<Response<Body>, Infallible> {
     Ok(match LastEventId::from_request(&request).parse() {
-        Ok(last) => SseStream::new(ticks(last, every)).into_response().map(BodyExt::boxed_unsync),
+        Ok(last) => SseStream::new(ticks(last, every)).into_http_response().map(BodyExt::boxed_unsync),
         Err(rejection) => text(rejection.status(), format!("{rejection}\n")),
     })
 }

@@ -1,6 +1,6 @@
 //! The integration with axum: the only file that knows it.
 
-use crate::{LastEventId, Rejection, SseItem, SseStream, StopReconnecting};
+use crate::{LastEventId, LastEventIdRejection, SseItem, SseStream, StopReconnecting};
 use axum_core::{
     body::Body,
     extract::{FromRequestParts, OptionalFromRequestParts},
@@ -16,13 +16,13 @@ where
     S::Item: SseItem,
 {
     fn into_response(self) -> Response {
-        self.into_response().map(Body::new)
+        self.into_http_response().map(Body::new)
     }
 }
 
 impl IntoResponse for StopReconnecting {
     fn into_response(self) -> Response {
-        self.into_response().map(Body::new)
+        self.into_http_response().map(Body::new)
     }
 }
 
@@ -43,7 +43,14 @@ impl<S: Sync> OptionalFromRequestParts<S> for LastEventId {
     }
 }
 
-impl IntoResponse for Rejection {
+impl IntoResponse for LastEventIdRejection {
+    fn into_response(self) -> Response {
+        (self.status(), self.to_string()).into_response()
+    }
+}
+
+#[cfg(feature = "json")]
+impl IntoResponse for crate::JsonError {
     fn into_response(self) -> Response {
         (self.status(), self.to_string()).into_response()
     }

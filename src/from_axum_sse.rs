@@ -38,7 +38,7 @@
 //! | axum | tower-sse | what is different |
 //! |---|---|---|
 //! | `Sse::new(stream)` | [`SseStream::new`] | The items can be [`Event`]s as well as `Result`s of them, so there is no `Infallible` to name. Events that are ready together are one frame. Two more headers keep compressors and the buffers of proxies away. |
-//! | `Sse::new(stream.map(json))` | [`SseStream::json`] | Takes values that serialize. |
+//! | `Sse::new(stream.map(json))` | [`SseStream::json`], [`SseStream::try_json`] | Take values that serialize, and `Result`s of these. |
 //! | an `Err` in the stream | the same, or [`on_error`](SseStream::on_error) | Both break the transfer; what was yielded before goes out first. `on_error` makes a last event and a clean end of it. |
 //! | `.keep_alive(KeepAlive::default())` | nothing | It is the default. The type of the response does not change by it. |
 //! | no `keep_alive` | [`without_heartbeat`](SseStream::without_heartbeat) | |

@@ -11,7 +11,7 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// nginx and others buffer a response unless this says `no`.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Adds what is missing, and completes what is there.
+/// Adds missing headers, and completes present headers.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     match headers.get(CONTENT_TYPE) {
         // As compressors know it: many of them compare the first bytes.
@@ -28,24 +28,27 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
     headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
 }
 
-/// Whether a `Content-Type` is that of an event stream: in any case, with any parameters.
+/// Returns whether a `Content-Type` is that of an event stream, in any case and with any
+/// parameters.
 #[inline]
 pub(crate) fn is_event_stream(content_type: &HeaderValue) -> bool {
     parameters_of_event_stream(content_type.as_bytes().trim_ascii_start()).is_some()
 }
 
-/// Whether an `Accept` header names the event stream, and does not refuse it by a weight of 0 (RFC 9110, §12.4.2).
+/// Returns whether an `Accept` header has the type of event streams, with a weight above 0 (RFC
+/// 9110, §12.4.2).
 #[inline]
-pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
+pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
     if headers.len() == headers.keys_len() {
         // No name stands twice, and to look for one value costs half.
-        return headers.get(ACCEPT).is_some_and(|value| names_event_stream(value.as_bytes()));
+        return headers.get(ACCEPT).is_some_and(|value| has_event_stream(value.as_bytes()));
     }
-    headers.get_all(ACCEPT).into_iter().any(|value| names_event_stream(value.as_bytes()))
+    headers.get_all(ACCEPT).into_iter().any(|value| has_event_stream(value.as_bytes()))
 }
 
-/// Every request pays for this, so it looks only at where there is a hyphen: most headers have one or none.
-fn names_event_stream(ranges: &[u8]) -> bool {
+/// Looks only at hyphens, because every request pays for this: most headers have one hyphen or
+/// none.
+fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {
         let (before, range) = ranges.split_at(start);
@@ -58,14 +61,14 @@ fn names_event_stream(ranges: &[u8]) -> bool {
     })
 }
 
-/// Whether the client closes the connection after the response (RFC 9112, §9.6).
-pub(crate) fn asks_to_close(headers: &HeaderMap) -> bool {
+/// Returns whether the client closes the connection after the response (RFC 9112, §9.6).
+pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
     let mut options =
         headers.get_all(CONNECTION).into_iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
     options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
-/// What follows the type, if it is the event stream.
+/// Returns the part after the type, if that is the type of event streams.
 fn parameters_of_event_stream(media_range: &[u8]) -> Option<&[u8]> {
     let (essence, rest) = media_range.split_at_checked(EVENT_STREAM.len())?;
     let is_whole = matches!(rest.trim_ascii_start(), [] | [b';' | b',', ..]);
@@ -105,7 +108,7 @@ mod tests {
     #[test]
     fn an_accept_header_names_the_event_stream_unless_its_weight_is_zero() {
         let accepts = |values: &[&'static str]| {
-            accepts_event_stream(&values.iter().map(|value| (ACCEPT, HeaderValue::from_static(value))).collect())
+            is_event_stream_accepted(&values.iter().map(|value| (ACCEPT, HeaderValue::from_static(value))).collect())
         };
         assert!(accepts(&["text/event-stream"]));
         assert!(accepts(&["application/json, Text/Event-Stream;q=0.5"]));

@@ -1,13 +1,14 @@
 //! Data that serializes: the only file that knows JSON.
 
-use crate::{Event, SseStream, event::with_scratch};
+use crate::{BoxError, Event, SseStream, event::with_scratch};
+use http::StatusCode;
 use pin_project_lite::pin_project;
 use serde_core::Serialize;
 use std::{
     error::Error,
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tokio_stream::Stream;
 
@@ -46,8 +47,9 @@ impl Event {
 impl<S> SseStream<JsonEvents<S>> {
     /// A response of values, each the data of one event, as [`Event::json`] writes it.
     ///
-    /// A value that does not serialize ends the stream, as an error does. A `Result` serializes, too, but not as one would
-    /// want it here: to stream `Result`s, or to set names and ids, map the stream to [`Event::json`] instead.
+    /// A value that does not serialize ends the stream, as an error does.
+    /// [`try_json`](Self::try_json) takes a stream of `Result`s. To set names and ids, map the
+    /// stream to [`Event::json`] instead.
     ///
     /// # Examples
     ///
@@ -62,6 +64,36 @@ impl<S> SseStream<JsonEvents<S>> {
         S::Item: Serialize,
     {
         Self::new(JsonEvents { stream })
+    }
+}
+
+impl<S> SseStream<TryJsonEvents<S>> {
+    /// A response of `Result`s of values, each value the data of one event, as [`Event::json`]
+    /// writes it.
+    ///
+    /// An error of the stream and a value that does not serialize both end the response the same
+    /// way: see [`on_error`](Self::on_error). It receives the error of the stream itself, or a
+    /// [`JsonError`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, JsonError, SseStream};
+    /// # let rows = tokio_stream::iter([Ok([1, 2]), Err(std::io::Error::other("connection lost"))]);
+    /// SseStream::try_json(rows).on_error(|error| {
+    ///     let is_bug = error.is::<JsonError>();
+    ///     eprintln!("rows ended early (is it a bug: {is_bug}): {error}");
+    ///     Some(Event::new("").event("failed"))
+    /// })
+    /// # ;
+    /// ```
+    pub fn try_json<T, E>(stream: S) -> Self
+    where
+        S: Stream<Item = Result<T, E>> + Send + 'static,
+        T: Serialize,
+        E: Into<BoxError>,
+    {
+        Self::new(TryJsonEvents { stream })
     }
 }
 
@@ -90,9 +122,48 @@ where
     }
 }
 
-/// A value that does not serialize to JSON. Its [source](Error::source) says why.
+pin_project! {
+    /// The stream of events inside of [`SseStream::try_json`].
+    #[derive(Debug)]
+    pub struct TryJsonEvents<S> {
+        #[pin]
+        stream: S,
+    }
+}
+
+impl<S, T, E> Stream for TryJsonEvents<S>
+where
+    S: Stream<Item = Result<T, E>>,
+    T: Serialize,
+    E: Into<BoxError>,
+{
+    type Item = Result<Event, BoxError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let item = ready!(self.project().stream.poll_next(cx));
+        Poll::Ready(item.map(|value| Ok(Event::json(&value.map_err(Into::into)?)?)))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.stream.size_hint()
+    }
+}
+
+/// The error of a value that does not serialize to JSON. Its [source](Error::source) is the reason.
+///
+/// As a response of an axum handler, it is `500 Internal Server Error`. It converts into
+/// [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs only
+/// that type.
 #[derive(Debug)]
 pub struct JsonError(serde_json::Error);
+
+impl JsonError {
+    /// Returns the status of a response for this error: `500 Internal Server Error`.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        StatusCode::INTERNAL_SERVER_ERROR
+    }
+}
 
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -42,9 +42,9 @@ const QUERY_NAMES: [&str; 6] =
 ///
 /// ```
 /// use tokio_stream::Stream;
-/// use tower_sse::{Event, LastEventId, Rejection, SseStream};
+/// use tower_sse::{Event, LastEventId, LastEventIdRejection, SseStream};
 ///
-/// async fn count_on(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, Rejection> {
+/// async fn count_on(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 ///     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
 ///     Ok(SseStream::new(tokio_stream::iter((next..).map(|n| Event::display(n).id(n)))))
 /// }
@@ -92,16 +92,17 @@ impl LastEventId {
     ///
     /// # Errors
     ///
-    /// If there is an id and it does not parse. As a response the [`Rejection`] is `400 Bad Request`, after which an
-    /// `EventSource` does not come back. A handler whose clients may hold ids of an older form ignores it and begins anew:
-    /// `last.parse().unwrap_or(None)`.
-    pub fn parse<T>(&self) -> Result<Option<T>, Rejection>
+    /// Returns an error if there is an id and it does not parse. As a response, the
+    /// [`LastEventIdRejection`] is `400 Bad Request`, after which an `EventSource` does not
+    /// reconnect. A handler whose clients may have ids of an older format ignores the error and
+    /// starts from the beginning: `last.parse().unwrap_or(None)`.
+    pub fn parse<T>(&self) -> Result<Option<T>, LastEventIdRejection>
     where
         T: FromStr,
         T::Err: Into<crate::BoxError>,
     {
         let Some(id) = self.as_str() else { return Ok(None) };
-        id.parse().map(Some).map_err(|error: T::Err| Rejection { id: id.into(), source: error.into() })
+        id.parse().map(Some).map_err(|error: T::Err| LastEventIdRejection { id: id.into(), source: error.into() })
     }
 }
 
@@ -130,7 +131,8 @@ fn form_decode(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }
 
-/// A [`LastEventId`] that does not parse. As a response, `400 Bad Request` with a sentence that names the id.
+/// The error of [`LastEventId::parse`]. As a response, it is `400 Bad Request` with a sentence that
+/// names the id.
 ///
 /// # Examples
 ///
@@ -144,12 +146,12 @@ fn form_decode(text: &str) -> Vec<u8> {
 /// assert_eq!(rejection.to_string(), r#"the last event id "yesterday" is not one of this stream's; connect without it"#);
 /// ```
 #[derive(Debug)]
-pub struct Rejection {
+pub struct LastEventIdRejection {
     id: Box<str>,
     source: crate::BoxError,
 }
 
-impl Rejection {
+impl LastEventIdRejection {
     /// `400 Bad Request`.
     #[must_use]
     pub fn status(&self) -> StatusCode {
@@ -157,13 +159,13 @@ impl Rejection {
     }
 }
 
-impl fmt::Display for Rejection {
+impl fmt::Display for LastEventIdRejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the last event id {} is not one of this stream's; connect without it", Shortened(&self.id))
     }
 }
 
-impl Error for Rejection {
+impl Error for LastEventIdRejection {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&*self.source)
     }

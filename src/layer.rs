@@ -1,12 +1,14 @@
 //! The middleware: any event stream becomes a correct one.
 
 use crate::{
-    Event, Overload, StreamSummary,
-    body::{Adoption, Heartbeat, Offer, ResponseBody},
+    Event, Heartbeat, Overload, StreamSummary,
+    body::{AppliedLayer, LayerHandle, LayerLink, ResponseBody},
     event::retry_line,
     headers,
-    lifecycle::{Keys, Limit, Passage, Settings},
-    metrics, trace,
+    limit::{Keys, Limit},
+    metrics,
+    settings::Settings,
+    trace,
 };
 use bytes::Bytes;
 use http::{
@@ -79,8 +81,10 @@ use tower_service::Service;
 /// layer see a content type they know and `no-transform`. One that is told to compress everything will do so; tower-http's
 /// still delivers each event when it is sent.
 ///
-/// An event stream that already has a `Content-Encoding` is passed through without heartbeats, which would corrupt it. So
-/// would last words: a [shutdown](Self::shutdown) or its [time](Self::max_lifetime) ends it at once and without any.
+/// An event stream that already has a `Content-Encoding` passes without heartbeats, because added
+/// bytes would corrupt it. A [shutdown](Self::shutdown) or its [maximum
+/// lifetime](Self::max_lifetime) ends it immediately, without a shutdown event or a reconnect
+/// delay.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {
@@ -112,18 +116,21 @@ impl SseLayer {
         self.with(|settings| settings.retry = Some(delay))
     }
 
-    /// Ends every stream when this token is cancelled: one that waits at once, one that is busy after the event it is in.
+    /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy
+    /// stream first finishes the current event.
     ///
-    /// A stream then says its [farewell](Self::farewell) and when to reconnect, with some [spread](Self::reconnect_spread),
-    /// and ends cleanly. So the graceful shutdown of axum and hyper, which waits for every response, completes by itself. A
-    /// stream of another framework that is in the middle of an event has 250 milliseconds to complete it; what a client has
-    /// of an event that is cut off then it discards. Streams that begin later end at once in the same way.
+    /// The stream then sends its [shutdown event](Self::shutdown_event) and a reconnect delay with
+    /// [jitter](Self::reconnect_jitter), and ends cleanly. The graceful shutdown of axum and hyper
+    /// waits for every response, so it completes by itself. An upstream stream that is in the
+    /// middle of an event has 250 milliseconds to complete it. After that the event is cut off, and
+    /// the client discards its part of it. Streams that begin after the shutdown end in the same
+    /// way.
     ///
-    /// With several layers each of the tokens ends the stream.
+    /// With several layers, each of their tokens ends the stream.
     ///
-    /// What has been said waits in the transport until the client reads it. A client that has stopped to read, with more under
-    /// way than the buffers between hold, keeps its response, and with it the server's graceful shutdown, until its connection
-    /// breaks; so that one should have a time limit of its own.
+    /// A client that stops reading while more data is in flight than the buffers hold keeps its
+    /// response open, and blocks the graceful shutdown until its connection breaks. Put a timeout
+    /// on the graceful shutdown.
     ///
     /// # Examples
     ///
@@ -147,48 +154,56 @@ impl SseLayer {
         self.with(|settings| settings.shutdown = Some(token))
     }
 
-    /// Sends this event before the end at a [shutdown](Self::shutdown), for pages that want to know why.
+    /// Sends this event before the end of a stream at a [shutdown](Self::shutdown), so that pages
+    /// know the reason.
     ///
-    /// An id that it has is left out: it is no place to come back to. A foreign stream that cannot complete the event it is in
-    /// ends without a farewell.
+    /// The event is sent without its id, because no client can resume from it. An upstream stream
+    /// that cannot complete its current event ends without the shutdown event.
     ///
-    /// By the letter of the standard (§9.2.6), an event that reaches a client before this stream has given it an id makes a
-    /// client that has come back forget the id it had. A stream that is resumed should begin with one: an
-    /// [`Event::checkpoint`] will do, and the streams of a hub begin with theirs.
-    pub fn farewell(self, event: Event) -> Self {
-        self.with(|settings| settings.farewell = event.without_id().encode())
+    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
+    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// begin with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
+    pub fn shutdown_event(self, event: Event) -> Self {
+        self.with(|settings| settings.shutdown_event = event.without_id().encode())
     }
 
-    /// Spreads clients that are sent away together, at a [shutdown](Self::shutdown) or as there are
-    /// [too many](Overload::RetryLater), over this time: each is told the time of [`retry`](Self::retry), one second if none is
-    /// set, and a random part of this. The default is five seconds.
+    /// Sets the jitter of the reconnect delay of clients that are disconnected together: at a
+    /// [shutdown](Self::shutdown), or over a limit with [`Overload::RetryLater`]. The default is five
+    /// seconds.
     ///
-    /// A client keeps the time that it was told last until it is told another one, so the streams it then gets should say
-    /// their `retry`, too.
-    pub fn reconnect_spread(self, spread: Duration) -> Self {
-        self.with(|settings| settings.spread = spread)
+    /// Each client gets the delay of [`retry`](Self::retry), one second if it is not set, plus a
+    /// random part of the jitter.
+    ///
+    /// A client keeps the last delay that it received. Set `retry` on the streams that it
+    /// reconnects to, so that it does not keep this delay.
+    pub fn reconnect_jitter(self, jitter: Duration) -> Self {
+        self.with(|settings| settings.jitter = jitter)
     }
 
-    /// Ends each stream after this time, give or take a random part of 10 %, after the event it is in. Clients reconnect by
-    /// themselves, maybe to another server, and with whatever authorization they have then.
+    /// Ends each stream after this time, with a jitter of ±10 %. A stream first finishes its
+    /// current event. Clients reconnect by themselves, maybe to another server, and authenticate
+    /// again.
     ///
-    /// With several layers the shortest counts.
+    /// With several layers, the shortest lifetime applies.
     pub fn max_lifetime(self, time: Duration) -> Self {
         self.with(|settings| settings.max_lifetime = Some(time))
     }
 
-    /// Lets no more than so many streams be open at the same time. Those that are open are never closed for a new one.
+    /// Limits the number of streams that are open at the same time. Open streams are never closed
+    /// to admit a new one.
     ///
-    /// Clones of the layer, and of its services, count together. A response counts from the moment at which the handler has
-    /// made it until the transport lets go of it. What the next client is answered says [`when_full`](Self::when_full).
+    /// Clones of the layer and of its services share the limit. A response counts from when the
+    /// handler returns it until its body is dropped. [`when_full`](Self::when_full) sets the
+    /// response for requests over the limit.
     pub fn max_streams(self, streams: usize) -> Self {
         self.with(|settings| settings.limits.push(Limit::of_all(streams)))
     }
 
-    /// Lets no more than so many streams be open at the same time for each key: an address, a user, a tenant.
+    /// Limits the number of streams that are open at the same time per key: an address, a user, a
+    /// tenant.
     ///
-    /// The key is taken from the head of every request that passes. Together with [`max_streams`](Self::max_streams), or with
-    /// another one of these, a stream needs a place in each.
+    /// The key is read from the head of every request. A stream has to be within all limits, if
+    /// this is combined with [`max_streams`](Self::max_streams) or called several times.
     ///
     /// # Examples
     ///
@@ -206,18 +221,19 @@ impl SseLayer {
         self.with(|settings| settings.limits.push(Limit::per(streams, key)))
     }
 
-    /// What a client is answered for whom there is no place. The default is [`Overload::ServiceUnavailable`].
+    /// Sets the response for requests over a stream limit. The default is
+    /// [`Overload::ServiceUnavailable`].
     pub fn when_full(self, answer: Overload) -> Self {
         self.with(|settings| settings.when_full = answer)
     }
 
-    /// Tells of each stream how it was, exactly once, when the transport has let go of it: after its end, when the client is
-    /// gone, and when the response was never sent. A stream for which there was no place is none.
+    /// Calls `f` exactly once per stream, when its body is dropped: after its end, when the client
+    /// is gone, or when the response was never sent. Rejected requests are not reported.
     ///
-    /// It is called where the body is dropped, so it should not take long. It comes after what the handler's
-    /// [`SseStream::on_close`](crate::SseStream::on_close) does.
-    pub fn on_close(self, tell: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
-        self.with(|settings| settings.on_close = Some(Arc::new(tell)))
+    /// `f` runs where the body is dropped, so it should return quickly. It runs after the
+    /// [`SseStream::on_close`](crate::SseStream::on_close) of the handler.
+    pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
+        self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }
 
     fn with(mut self, set: impl FnOnce(&mut Settings)) -> Self {
@@ -263,23 +279,23 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> ResponseFuture<S::Future> {
-        let accepts = headers::accepts_event_stream(request.headers());
+        let accepts = headers::is_event_stream_accepted(request.headers());
         if accepts {
             request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         let is_head = request.method() == Method::HEAD;
-        let keeps_connection = may_keep_connection(&request, accepts);
+        let keep_connection = can_keep_connection(&request, accepts);
         let noted = trace::Request::of(&request);
         let mut keys = Keys::default();
         if !self.settings.limits.is_empty() {
             (request, keys) = with_keys(request, &self.settings.limits);
         }
         let inner = self.inner.call(request);
-        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keeps_connection, accepts, is_head }
+        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keep_connection, accepts, is_head }
     }
 }
 
-/// The request, and by which keys its stream is counted.
+/// Returns the request, and the keys of its stream.
 fn with_keys<B>(request: Request<B>, limits: &[Limit]) -> (Request<B>, Keys) {
     let (head, body) = request.into_parts();
     let keys = Keys::of(&head, limits);
@@ -295,7 +311,7 @@ pin_project! {
         settings: Arc<Settings>,
         keys: Keys,
         noted: trace::Request,
-        keeps_connection: bool,
+        keep_connection: bool,
         accepts: bool,
         is_head: bool,
     }
@@ -315,71 +331,72 @@ where
             if *this.is_head || !is_event_stream(&response, *this.accepts) {
                 response.map(ResponseBody::untouched)
             } else {
-                make_correct(response, *this.keeps_connection, this.settings, this.keys, mem::take(this.noted))
+                make_correct(response, *this.keep_connection, this.settings, this.keys, mem::take(this.noted))
             }
         })
     }
 }
 
-/// What the layer does to an event stream. Out of the way of the responses that are none.
+/// Applies the layer to an event stream. Not inlined, because most responses are no event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
-    keeps_connection: bool,
+    keep_connection: bool,
     settings: &Arc<Settings>,
     keys: &Keys,
     request: trace::Request,
 ) -> Response<ResponseBody<B>> {
-    if response.extensions().get::<TurnedAway>().is_some() {
+    if response.extensions().get::<Rejected>().is_some() {
         return response.map(ResponseBody::untouched);
     }
-    let Some(permits) = settings.admit(keys) else {
+    let Some(permits) = keys.acquire(&settings.limits) else {
         trace::refused(&request);
         metrics::refused();
-        return turn_away(response, settings);
+        return reject(response, settings);
     };
-    let passage = Passage::through(settings, permits, request);
-    let offer = response.extensions().get::<Offer>().filter(|offer| offer.is_open()).cloned();
+    let layer = AppliedLayer::new(settings, permits, request);
+    let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
     let headers = response.headers_mut();
     headers::complete(headers);
-    if keeps_connection {
+    if keep_connection {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
-    let is_encoded = is_encoded(headers) && offer.is_none();
-    if is_encoded && !passage.is_of_interest() {
+    let is_encoded = is_encoded(headers) && handle.is_none();
+    if is_encoded && !layer.is_recorded() {
         return response.map(ResponseBody::untouched);
     }
     headers.remove(CONTENT_LENGTH);
-    match offer {
-        // A stream of ours, or one that another layer has wrapped.
-        Some(offer) => {
-            offer.settle(passage);
+    match handle {
+        // The body of an `SseStream`, or a body that an inner layer treats.
+        Some(handle) => {
+            handle.attach(layer);
             response.map(ResponseBody::untouched)
         }
         None => {
-            let (adoption, offer) = Adoption::open();
-            offer.settle(passage);
-            response.extensions_mut().insert(offer);
+            let (link, handle) = LayerLink::open();
+            handle.attach(layer);
+            response.extensions_mut().insert(handle);
             response.map(|body| match is_encoded {
-                true => ResponseBody::encoded(body, adoption),
-                false => ResponseBody::event_stream(body, adoption),
+                true => ResponseBody::encoded(body, link),
+                false => ResponseBody::event_stream(body, link),
             })
         }
     }
 }
 
-/// Tells an outer layer that what looks like a stream is the answer to a client for whom there was no place.
+/// Marks the response to a request over the limit, so that outer layers do not treat it as an event
+/// stream.
 #[derive(Clone)]
-struct TurnedAway;
+struct Rejected;
 
-/// The answer to a client for whom there is no place. The stream that the handler has made is not polled.
+/// Replaces the response to a request over the limit. The stream of the handler is not polled.
 ///
-/// What else is in the head stays: without the headers of CORS, a page of another origin would not come back later.
-fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<ResponseBody<B>> {
-    let delay = settings.retry_later(None);
+/// Other headers stay. Without the CORS headers, a page of another origin would not reconnect.
+fn reject<B: Body>(response: Response<B>, settings: &Settings) -> Response<ResponseBody<B>> {
+    let delay = settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();
-    head.extensions.remove::<Offer>();
-    head.extensions.insert(TurnedAway);
+    head.extensions.remove::<LayerHandle>();
+    head.extensions.insert(Rejected);
     for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
         head.headers.remove(of_the_body);
     }
@@ -391,24 +408,25 @@ fn turn_away<B: Body>(response: Response<B>, settings: &Settings) -> Response<Re
             head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             let text = "there are as many event streams open as there may be; try again later";
-            ResponseBody::instead(body, Bytes::from_static(text.as_bytes()))
+            ResponseBody::replaced(body, Bytes::from_static(text.as_bytes()))
         }
         Overload::RetryLater => {
             head.status = StatusCode::OK;
             headers::complete(&mut head.headers);
-            ResponseBody::instead(body, retry_line(delay))
+            ResponseBody::replaced(body, retry_line(delay))
         }
     };
     Response::from_parts(head, body)
 }
 
-/// Whether the response may say `Connection: keep-alive`.
+/// Returns whether the response may have `Connection: keep-alive`.
 ///
-/// In HTTP/2 that is illegal (RFC 9113, §8.2.2), and in HTTP/1.0 untrue, where the end of a body without a length is the
-/// close (RFC 9112, §6.3). Whether the client asks to close is looked at where it asks for an event stream, as an
-/// `EventSource` does: other requests pay nothing for it.
-fn may_keep_connection<B>(request: &Request<B>, accepts: bool) -> bool {
-    request.version() == Version::HTTP_11 && !(accepts && headers::asks_to_close(request.headers()))
+/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be wrong, because a
+/// body without a length ends with the connection (RFC 9112, §6.3). The `Connection` header of the
+/// request is read only if the request accepts an event stream, so that other requests do not pay
+/// for it.
+fn can_keep_connection<B>(request: &Request<B>, accepts: bool) -> bool {
+    request.version() == Version::HTTP_11 && !(accepts && headers::has_connection_close(request.headers()))
 }
 
 fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {
@@ -421,7 +439,7 @@ fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {
         && !response.body().is_end_stream()
 }
 
-/// Whether bytes that are put into the body would corrupt it.
+/// Returns whether additional bytes would corrupt the body.
 fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }

@@ -6,10 +6,10 @@
 //! use axum::{Router, routing::get};
 //! use std::time::Duration;
 //! use tokio_stream::{Stream, StreamExt};
-//! use tower_sse::{Event, LastEventId, Rejection, SseLayer, SseStream};
+//! use tower_sse::{Event, LastEventId, LastEventIdRejection, SseLayer, SseStream};
 //!
 //! /// Counts, one number a second. A client that comes back goes on where it was.
-//! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, Rejection> {
+//! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 //!     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
 //!     let events = tokio_stream::iter(next..).map(|n| Event::display(n).event("count").id(n));
 //!     Ok(SseStream::new(events.throttle(Duration::from_secs(1))))
@@ -56,9 +56,10 @@
 //!
 //! Each of them is a test; the names are those of the files under `tests/`.
 //!
-//! 1. For every byte sequence of a foreign event stream, however it is cut into chunks and wherever heartbeats fall, a parser
-//!    that follows the standard dispatches exactly the same events with and without the layer, but for heartbeats that are
-//!    events (`layer_is_transparent`).
+//! 1. For every byte sequence of an upstream event stream, however it is cut into chunks and
+//!    wherever heartbeats fall, a parser that follows the standard dispatches exactly the same
+//!    events with and without the layer, but for heartbeats that are events
+//!    (`layer_is_transparent`).
 //! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches exactly one message with the
 //!    same fields; for every other one, none (`events`).
 //! 3. What was yielded before an error goes to the transport before the error, which then has 250 milliseconds to flush it
@@ -69,8 +70,9 @@
 //!    `hub_cursors`, `hub_stress`, `interleavings`; for hubs of several servers `nodes`).
 //! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time (`allocations`,
 //!    `hub_on_the_wire`).
-//! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the time to come back
-//!    (`lifecycle`, `lifecycle_on_the_wire`). A foreign stream that is in the middle of an event has 250 milliseconds for it.
+//! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the
+//!    time to come back (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream that is in the
+//!    middle of an event has 250 milliseconds for it.
 //! 8. No more streams are open than there may be, and every place is free again however a stream ends; how it did is told
 //!    exactly once (`lifecycle`).
 //! 9. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
@@ -81,7 +83,7 @@
 //! | feature | default | what it is for | what it adds |
 //! |---|---|---|---|
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
-//! | `json` | yes | [`Event::json`], [`SseStream::json`] | `serde_core`, `serde_json` |
+//! | `json` | yes | [`Event::json`], [`SseStream::json`], [`SseStream::try_json`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
 //! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |
@@ -93,8 +95,9 @@
 //!
 //! # Metrics
 //!
-//! With the feature `metrics`, every [`SseStream`] and every foreign event stream that passes an [`SseLayer`] is counted, with
-//! whatever recorder the application has installed for the [`metrics`](https://docs.rs/metrics) facade.
+//! With the feature `metrics`, every [`SseStream`] and every upstream event stream that passes an
+//! [`SseLayer`] is counted, with whatever recorder the application has installed for the
+//! [`metrics`](https://docs.rs/metrics) facade.
 //!
 //! | name | type | unit | labels | what it is |
 //! |---|---|---|---|---|
@@ -109,10 +112,10 @@
 //! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | that the backend of a [`hub`] did not do: `publish`, `read` and `bounds` for clients, `follow` for the reader |
 //! | `tower_sse_hub_reads_rejected_total` | counter | reads | | of the history that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
 //!
-//! A stream counts from when the transport asks for its first frame until it lets go of the body. A response that is never
-//! sent, as the answer to `HEAD`, is no stream here. A foreign stream that is compressed is one if a layer ends it, limits it or
-//! tells of it, and has no events then. What is sent is counted per frame. A recorder counts the streams that begin after it
-//! was installed, so it should be there first.
+//! A stream counts from its first poll until its body is dropped. A response that is never sent,
+//! such as the response to `HEAD`, does not count. An encoded upstream stream counts if a layer
+//! ends, limits or observes it, and has no events. Recording happens once per frame. A metrics
+//! recorder counts only the streams that begin after it was installed, so install it first.
 //!
 //! # Spans
 //!
@@ -124,13 +127,12 @@
 //! | field | what it is |
 //! |---|---|
 //! | `method`, `path` | of the request, as the outermost [`SseLayer`] sees it; without the query |
-//! | `reason` | [how](CloseReason::as_str) it ended |
-//! | `duration` | for how long it was open, in seconds |
-//! | `events`, `bytes`, `heartbeats` | what was handed to the transport, as in [`StreamSummary`] |
+//! | the fields of [`StreamSummary`] | the `reason` as its [label](CloseReason::as_str), the `duration` in seconds, and the counts |
 //!
-//! All but the first two are recorded at the end, when there is the event `stream ended` (`DEBUG`). An error of a stream is the
-//! event `stream failed` (`WARN`), with `error` if it is one of an [`SseStream`]. Who is [turned away](SseLayer::when_full) is the
-//! event `stream refused` (`DEBUG`).
+//! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
+//! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
+//! is an [`SseStream`]. A request over a [limit](SseLayer::when_full) is the event `stream refused`
+//! (`DEBUG`).
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
@@ -166,30 +168,37 @@ mod event;
 #[cfg(all(any(doc, doctest), feature = "axum", feature = "hub", feature = "json"))]
 pub mod from_axum_sse;
 mod headers;
+mod heartbeat;
 #[cfg(feature = "hub")]
 pub mod hub;
 #[cfg(feature = "json")]
 mod json;
 mod last_event_id;
 mod layer;
-mod lifecycle;
+mod limit;
 mod metrics;
 mod random;
+mod settings;
 #[cfg(feature = "socket")]
 mod socket;
 mod stream;
+mod summary;
 mod trace;
 
-pub use body::{Heartbeat, ResponseBody, SseBody};
-pub use event::{EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind};
+pub use body::{ResponseBody, SseBody};
+pub use event::{
+    EncodedEvents, Event, EventId, EventName, FieldError, FieldErrorKind, IntoEventId, IntoEventName, SseItem,
+};
+pub use heartbeat::Heartbeat;
 #[cfg(feature = "json")]
-pub use json::{JsonError, JsonEvents};
-pub use last_event_id::{LastEventId, Rejection};
+pub use json::{JsonError, JsonEvents, TryJsonEvents};
+pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
-pub use lifecycle::{CloseReason, Overload, StreamSummary};
+pub use limit::Overload;
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
-pub use stream::{SseItem, SseStream, StopReconnecting};
+pub use stream::{SseStream, StopReconnecting};
+pub use summary::{CloseReason, StreamSummary};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "axum", feature = "hub", feature = "redis", feature = "socket"))]

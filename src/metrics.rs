@@ -60,7 +60,7 @@ mod on {
         });
     }
 
-    /// A client was turned away.
+    /// Counts a request that was rejected because of a limit.
     pub(crate) fn refused() {
         describe();
         counter!(REFUSED).increment(1);
@@ -68,9 +68,9 @@ mod on {
 
     /// A subscriber has missed events.
     #[cfg(feature = "hub")]
-    pub(crate) fn gap(reason: crate::hub::GapReason) {
+    pub(crate) fn gap(reason: &'static str) {
         describe();
-        counter!(GAPS, "reason" => reason.as_str()).increment(1);
+        counter!(GAPS, "reason" => reason).increment(1);
     }
 
     /// Counts a request to the backend that failed.
@@ -117,16 +117,22 @@ mod on {
         }
 
         #[inline]
-        pub(crate) fn sent(&self, events: u64, bytes: u64) {
+        pub(crate) fn events_sent(&self, events: u64) {
             if let Some(handles) = &self.0 {
                 if events > 0 {
                     handles.events.increment(events);
                 }
+            }
+        }
+
+        #[inline]
+        pub(crate) fn bytes_sent(&self, bytes: u64) {
+            if let Some(handles) = &self.0 {
                 handles.bytes.increment(bytes);
             }
         }
 
-        pub(crate) fn beat(&self) {
+        pub(crate) fn heartbeat_sent(&self) {
             if let Some(handles) = &self.0 {
                 handles.heartbeats.increment(1);
             }
@@ -149,7 +155,7 @@ mod off {
     pub(crate) fn refused() {}
 
     #[cfg(feature = "hub")]
-    pub(crate) fn gap(_: crate::hub::GapReason) {}
+    pub(crate) fn gap(_: &'static str) {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(_: &'static str) {}
@@ -173,9 +179,12 @@ mod off {
         }
 
         #[inline]
-        pub(crate) fn sent(&self, _events: u64, _bytes: u64) {}
+        pub(crate) fn events_sent(&self, _events: u64) {}
 
-        pub(crate) fn beat(&self) {}
+        #[inline]
+        pub(crate) fn bytes_sent(&self, _bytes: u64) {}
+
+        pub(crate) fn heartbeat_sent(&self) {}
 
         pub(crate) fn ended(&self, _: &StreamSummary) {}
     }

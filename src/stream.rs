@@ -3,8 +3,8 @@
 #[cfg(feature = "hub")]
 use crate::hub;
 use crate::{
-    BoxError, EncodedEvents, Event, StreamSummary,
-    body::{Adoption, Heartbeat, Options, SseBody},
+    BoxError, Event, Heartbeat, SseItem, StreamSummary,
+    body::{HeartbeatSetting, LayerLink, Options, SseBody},
     headers,
 };
 use http::{Response, StatusCode};
@@ -14,9 +14,10 @@ use tokio_stream::{Empty, Stream};
 
 /// A response of server-sent events, made of a plain stream.
 ///
-/// Its items are [`Event`]s, [`EncodedEvents`], or `Result`s of these; [`SseStream::json`] takes values that serialize.
-/// It is an axum response (feature `axum`), and [`into_response`](Self::into_response) makes an [`http::Response`] of it
-/// for tower and hyper.
+/// Its items are [`Event`]s, [`EncodedEvents`](crate::EncodedEvents), or `Result`s of these.
+/// [`SseStream::json`] takes values that serialize, [`SseStream::try_json`] takes `Result`s of
+/// these. It is an axum response (feature `axum`). For tower and hyper,
+/// [`into_http_response`](Self::into_http_response) converts it into an [`http::Response`].
 ///
 /// # Examples
 ///
@@ -82,7 +83,7 @@ impl<S> SseStream<S> {
 
     /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15 seconds of silence.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
-        self.with(|options| options.heartbeat = Some(Some(heartbeat)))
+        self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
     /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first byte before the first event. (A
@@ -91,7 +92,7 @@ impl<S> SseStream<S> {
     /// A client that closes its connection is noticed all the same. One that vanishes is noticed only when the server writes
     /// to it, so its stream is then held for as long as it is silent.
     pub fn without_heartbeat(self) -> Self {
-        self.with(|options| options.heartbeat = Some(None))
+        self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }
 
     /// Tells the client first how long to wait before it reconnects, in whole milliseconds, whatever a layer says.
@@ -116,12 +117,12 @@ impl<S> SseStream<S> {
         self.with(|options| options.end_with = Some(event))
     }
 
-    /// Decides what an error of the stream is to the client: a last event and a clean end, or, with `None`, what it is
-    /// without this: the end of the body, in the middle of the transfer.
+    /// Maps an error of the stream to a final event, followed by a clean end. If the closure
+    /// returns `None`, the body fails and the transfer is aborted, which is the default.
     ///
-    /// Either way it is the end of the stream, and what came before it goes out first. Before the broken end the transport has
-    /// 250 milliseconds to flush that, as hyper drops what it has buffered when a body fails; after a last event it has all
-    /// the time it needs. This is also the place to log the error.
+    /// Both end the stream, after all events before the error were sent. Before an abort the
+    /// transport has 250 milliseconds to flush these, because hyper drops its buffers when a body
+    /// fails. The closure is also the place to log the error.
     ///
     /// # Examples
     ///
@@ -134,14 +135,14 @@ impl<S> SseStream<S> {
     /// })
     /// # ;
     /// ```
-    pub fn on_error(self, decide: impl FnOnce(&BoxError) -> Option<Event> + Send + 'static) -> Self {
-        self.with(|options| options.on_error = Mutex::new(Some(Box::new(decide))))
+    pub fn on_error(self, f: impl FnOnce(&BoxError) -> Option<Event> + Send + 'static) -> Self {
+        self.with(|options| options.on_error = Mutex::new(Some(Box::new(f))))
     }
 
-    /// Tells how it was, exactly once, when the transport has let go of the stream: after its end, when the client is gone, and
-    /// when the response was never sent.
+    /// Calls `f` exactly once, when the body is dropped: after the end of the stream, when the
+    /// client is gone, or when the response was never sent.
     ///
-    /// It is called where the body is dropped, so it should not take long. Set again it replaces what was set before.
+    /// `f` runs where the body is dropped, so it should return quickly. A second call replaces `f`.
     ///
     /// # Examples
     ///
@@ -153,17 +154,15 @@ impl<S> SseStream<S> {
     /// })
     /// # ;
     /// ```
-    pub fn on_close(self, tell: impl FnOnce(StreamSummary) + Send + 'static) -> Self {
-        self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(tell)))))
+    pub fn on_close(self, f: impl FnOnce(StreamSummary) + Send + 'static) -> Self {
+        self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(f)))))
     }
 
-    /// The response, for tower and hyper. In an axum handler return the `SseStream` itself.
+    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return
+    /// the `SseStream` itself, or call axum's `into_response`, which boxes the body.
     ///
-    /// A middleware that makes a new response of the body should keep the extensions: by them an
-    /// [`SseLayer`](crate::SseLayer) knows the body, and what was set on it.
-    ///
-    /// An axum handler that returns `axum::response::Response` calls the trait's method,
-    /// `IntoResponse::into_response(stream)`, which boxes the body.
+    /// A middleware that puts the body into a new response should keep the extensions. They contain
+    /// what an [`SseLayer`](crate::SseLayer) needs to recognize the body and its settings.
     ///
     /// # Examples
     ///
@@ -179,14 +178,14 @@ impl<S> SseStream<S> {
     ///
     /// let service = tower::service_fn(async |_: Request<()>| -> Result<Response<SseBody<Events>>, Infallible> {
     ///     let events = tokio_stream::iter([Event::new("hello"), Event::new("world")]);
-    ///     Ok(SseStream::new(events).into_response())
+    ///     Ok(SseStream::new(events).into_http_response())
     /// });
     /// # let _ = service;
     /// ```
     #[must_use]
-    pub fn into_response(self) -> Response<SseBody<S>> {
-        let (adoption, offer) = Adoption::open();
-        let body = SseBody::new(self.stream, self.options, adoption);
+    pub fn into_http_response(self) -> Response<SseBody<S>> {
+        let (link, handle) = LayerLink::open();
+        let body = SseBody::new(self.stream, self.options, link);
         #[cfg(feature = "hub")]
         let body = match self.opening {
             hub::Opening { is_over: true, .. } => return no_content(),
@@ -194,7 +193,7 @@ impl<S> SseStream<S> {
         };
         let mut response = Response::new(body);
         headers::complete(response.headers_mut());
-        response.extensions_mut().insert(offer);
+        response.extensions_mut().insert(handle);
         response
     }
 
@@ -238,9 +237,10 @@ impl<S> fmt::Debug for SseStream<S> {
 pub struct StopReconnecting(());
 
 impl StopReconnecting {
-    /// The response, for tower and hyper. In an axum handler return the value itself.
+    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return
+    /// the value itself.
     #[must_use]
-    pub fn into_response(self) -> Response<SseBody<Empty<Event>>> {
+    pub fn into_http_response(self) -> Response<SseBody<Empty<Event>>> {
         no_content()
     }
 }
@@ -249,57 +249,4 @@ fn no_content<S>() -> Response<SseBody<S>> {
     let mut response = Response::new(SseBody::ended());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
-}
-
-/// What the stream of an [`SseStream`] can yield: [`Event`], [`EncodedEvents`], or a `Result` of one of these.
-///
-/// This trait is sealed.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not an item of an `SseStream`",
-    label = "this stream's items are not events",
-    note = "its items can be `Event`, `EncodedEvents`, or a `Result` of one of these whose error converts to `BoxError`",
-    note = "map the stream to `Event`s, or use `SseStream::json` for items that serialize"
-)]
-pub trait SseItem: sealed::Sealed {
-    #[doc(hidden)]
-    fn into_events(self) -> Result<EncodedEvents, BoxError>;
-}
-
-impl SseItem for Event {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        Ok(self.into())
-    }
-}
-
-impl SseItem for EncodedEvents {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.check()
-    }
-}
-
-impl<E: Into<BoxError>> SseItem for Result<Event, E> {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.map(Into::into).map_err(Into::into)
-    }
-}
-
-impl<E: Into<BoxError>> SseItem for Result<EncodedEvents, E> {
-    #[inline]
-    fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.map_err(Into::into)?.check()
-    }
-}
-
-mod sealed {
-    use super::{EncodedEvents, Event};
-
-    pub trait Sealed {}
-
-    impl Sealed for Event {}
-    impl Sealed for EncodedEvents {}
-    impl<E> Sealed for Result<Event, E> {}
-    impl<E> Sealed for Result<EncodedEvents, E> {}
 }

@@ -54,7 +54,7 @@ mod on {
         }
     }
 
-    /// A client was turned away.
+    /// Logs a request that was rejected because of a limit.
     pub(crate) fn refused(request: &Request) {
         debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
     }

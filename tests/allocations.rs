@@ -106,7 +106,7 @@ fn idle<S>(stream: SseStream<S>) -> task::Spawn<SseBody<S>>
 where
     S: Stream<Item: SseItem>,
 {
-    let (parts, body) = stream.into_response().into_parts();
+    let (parts, body) = stream.into_http_response().into_parts();
     drop(parts);
     let mut body = task::spawn(body);
     assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
@@ -122,7 +122,7 @@ async fn a_frame_costs_no_allocation_for_each_of_its_events() {
     let bare = allocations(|| drop(black_box((0..100).map(|_| event().encode()).collect::<Vec<_>>())));
     let mut polled = 0;
     let whole = allocations(|| {
-        let mut body = pin!(SseStream::new(stream::iter((0..100).map(|_| event()))).into_response().into_body());
+        let mut body = pin!(SseStream::new(stream::iter((0..100).map(|_| event()))).into_http_response().into_body());
         let mut cx = std::task::Context::from_waker(futures_util::task::noop_waker_ref());
         while let std::task::Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut cx) {
             drop(black_box(frame));

@@ -10,12 +10,12 @@ use tower_sse::*;
 
 type Plain = Iter<std::vec::IntoIter<Event>>;
 
-assert_impl_all!(Event: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(Event: Send, Sync, Unpin, Clone, Debug, Eq);
 assert_impl_all!(EventName: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EventId: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EncodedEvents: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(FieldError: Send, Sync, Unpin, std::error::Error);
-assert_impl_all!(Rejection: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(LastEventIdRejection: Send, Sync, Unpin, std::error::Error);
 assert_impl_all!(Heartbeat: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(LastEventId: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(StopReconnecting: Send, Sync, Unpin, Debug);
@@ -39,6 +39,7 @@ assert_not_impl_any!(SseBody<PhantomPinned>: Unpin);
 assert_not_impl_any!(ResponseFuture<PhantomPinned>: Unpin);
 
 assert_impl_all!(JsonError: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(SseStream<TryJsonEvents<Iter<std::vec::IntoIter<Result<u8, BoxError>>>>>: Send, Sync, Unpin, Debug);
 
 assert_impl_all!(hub::Hub: Send, Sync, Unpin, Clone, Debug, Default);
 assert_impl_all!(hub::Topic: Send, Sync, Unpin, Clone, Debug);

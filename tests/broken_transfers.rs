@@ -21,14 +21,14 @@ use tower_sse::{Event, SseLayer, SseStream};
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Ours,
-    Foreign,
+    Upstream,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Ours, Self::Foreign];
+    const ALL: [Self; 2] = [Self::Ours, Self::Upstream];
 }
 
-fn foreign(body: Body) -> Response {
+fn upstream(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
@@ -52,12 +52,12 @@ fn failing(kind: Kind, before: Before) -> Response {
     });
     let all = events.map(Ok).chain(error);
     match (kind, before) {
-        (Kind::Ours, _) => SseStream::new(all).into_response().map(Body::new),
-        (Kind::Foreign, Before::AllReady) => {
+        (Kind::Ours, _) => SseStream::new(all).into_http_response().map(Body::new),
+        (Kind::Upstream, Before::AllReady) => {
             let chunks = ["data: one\n\n", "data: two\n\nda", "ta: three\n\n"].map(Step::chunk);
-            foreign(Body::new(Script::new(chunks.into_iter().chain([Step::Fail("broken")]))))
+            upstream(Body::new(Script::new(chunks.into_iter().chain([Step::Fail("broken")]))))
         }
-        (Kind::Foreign, Before::AYield) => foreign(Body::from_stream(all.map(|event| event.map(Event::encode)))),
+        (Kind::Upstream, Before::AYield) => upstream(Body::from_stream(all.map(|event| event.map(Event::encode)))),
     }
 }
 
@@ -128,8 +128,8 @@ async fn a_long_replay_before_an_error_arrives_as_a_whole() {
                 tokio_stream::iter(0..EVENTS).map(|n| Event::display(format_args!("{n} {}", "x".repeat(1_000))));
             let events = events.map(Ok).chain(tokio_stream::once(Err(io::Error::other("broken"))));
             match kind {
-                Kind::Ours => SseStream::new(events).into_response().map(Body::new),
-                Kind::Foreign => foreign(Body::from_stream(events.map(|event| event.map(|event| event.encode())))),
+                Kind::Ours => SseStream::new(events).into_http_response().map(Body::new),
+                Kind::Upstream => upstream(Body::from_stream(events.map(|event| event.map(|event| event.encode())))),
             }
         };
         let server = serve(Router::new().route("/", get(handler)).layer(SseLayer::new())).await;

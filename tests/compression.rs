@@ -35,19 +35,19 @@ const CODINGS: [&str; 4] = ["gzip", "br", "zstd", "gzip, br, zstd"];
 enum Kind {
     Ours,
     AxumsOwn,
-    Foreign,
+    Upstream,
 }
 
 impl Kind {
-    const ALL: [Self; 3] = [Self::Ours, Self::AxumsOwn, Self::Foreign];
+    const ALL: [Self; 3] = [Self::Ours, Self::AxumsOwn, Self::Upstream];
 
     fn response(self, data: impl Stream<Item = String> + Send + 'static) -> Response {
         match self {
-            Self::Ours => SseStream::new(data.map(Event::new)).into_response().map(Body::new),
+            Self::Ours => SseStream::new(data.map(Event::new)).into_http_response().map(Body::new),
             Self::AxumsOwn => {
                 sse::Sse::new(data.map(|data| Ok::<_, Infallible>(sse::Event::default().data(data)))).into_response()
             }
-            Self::Foreign => {
+            Self::Upstream => {
                 let chunks = data.map(|data| Ok::<_, Infallible>(format!("data: {data}\n\n")));
                 ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(chunks)).into_response()
             }

@@ -25,12 +25,12 @@ fn layer() -> SseLayer {
     SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(50)))
 }
 
-/// The health service of tonic, and silent event streams at `/ours` and `/foreign`.
+/// The health service of tonic, and silent event streams at `/ours` and `/upstream`.
 fn routes(health: &HealthReporter) -> Routes {
     let ours = async || SseStream::new(tokio_stream::pending::<Event>());
-    let foreign =
+    let upstream =
         async || ([(header::CONTENT_TYPE, "text/event-stream")], Body::new(Script::new([Step::Hang]))).into_response();
-    let events = Router::new().route("/ours", get(ours)).route("/foreign", get(foreign));
+    let events = Router::new().route("/ours", get(ours)).route("/upstream", get(upstream));
     let health = HealthService::from_health_reporter(health.clone());
     Routes::from(events).add_service(HealthServer::new(health))
 }
@@ -133,7 +133,7 @@ async fn assert_calls_are_unchanged(plain: SocketAddr, layered: SocketAddr, heal
 /// Both at once, and on the connection that calls use, too.
 async fn assert_event_streams_have_heartbeats(address: SocketAddr, protocols: &[Protocol]) {
     for protocol in protocols {
-        for path in ["/ours", "/foreign"] {
+        for path in ["/ours", "/upstream"] {
             let mut answer = protocol.get(address, path, &[]).await;
             assert_eq!(answer.headers[header::CACHE_CONTROL], "no-cache, no-transform");
             answer.read_until(":\n:\n:\n:\n").await;
@@ -141,7 +141,7 @@ async fn assert_event_streams_have_heartbeats(address: SocketAddr, protocols: &[
     }
 
     let connection = Http2::connect(address).await;
-    let mut events = connection.get("/foreign", &[]).await;
+    let mut events = connection.get("/upstream", &[]).await;
     events.read_until(":\n").await;
     let check = Bytes::of(call(&connection, "Check", "").await).await;
     assert_eq!(check.trailer("grpc-status"), Some("0"));

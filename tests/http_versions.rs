@@ -30,21 +30,21 @@ use tower_sse::{Event, SseLayer, SseStream};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ours,
-    Foreign,
+    Upstream,
 }
 
 impl Kind {
-    const ALL: [Self; 2] = [Self::Ours, Self::Foreign];
+    const ALL: [Self; 2] = [Self::Ours, Self::Upstream];
 
     fn response(self, events: impl Stream<Item = Event> + Send + 'static) -> Response {
         match self {
-            Self::Ours => SseStream::new(events).into_response().map(Body::new),
-            Self::Foreign => foreign(Body::from_stream(events.map(|event| Ok::<_, Infallible>(event.encode())))),
+            Self::Ours => SseStream::new(events).into_http_response().map(Body::new),
+            Self::Upstream => upstream(Body::from_stream(events.map(|event| Ok::<_, Infallible>(event.encode())))),
         }
     }
 }
 
-fn foreign(body: Body) -> Response {
+fn upstream(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
@@ -210,7 +210,7 @@ async fn many_streams_share_an_http_2_connection() {
     let receivers = Arc::new(Mutex::new(receivers.into_iter().map(Some).collect::<Vec<_>>()));
     let handler = move |axum::extract::Path(n): axum::extract::Path<usize>| async move {
         let receiver = receivers.lock().unwrap()[n].take().expect("one request each");
-        let kind = if n % 2 == 0 { Kind::Ours } else { Kind::Foreign };
+        let kind = if n % 2 == 0 { Kind::Ours } else { Kind::Upstream };
         kind.response(UnboundedReceiverStream::new(receiver))
     };
     let server = serve(Router::new().route("/{n}", get(handler)).layer(SseLayer::new())).await;
@@ -274,8 +274,9 @@ async fn stop_reconnecting_is_204_without_a_body() {
             assert_eq!(answer.complete().await.text(), "");
         }
     }
-    let without_axum =
-        service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(SseStream::stop_reconnecting().into_response()));
+    let without_axum = service_fn(async |_: Request<Incoming>| {
+        Ok::<_, Infallible>(SseStream::stop_reconnecting().into_http_response())
+    });
     let server = serve(SseLayer::new().layer(without_axum)).await;
     for protocol in Protocol::ALL {
         let answer = protocol.get(server.address, "/", &[]).await;
@@ -300,7 +301,9 @@ async fn after_stop_reconnecting_the_http_1_1_connection_serves_the_next_request
 #[tokio::test]
 async fn a_plain_tower_service_needs_no_axum() {
     let ours = service_fn(async |_: Request<Incoming>| {
-        Ok::<_, Infallible>(SseStream::new(tokio_stream::iter([Event::new("one"), Event::new("two")])).into_response())
+        Ok::<_, Infallible>(
+            SseStream::new(tokio_stream::iter([Event::new("one"), Event::new("two")])).into_http_response(),
+        )
     });
     let server = serve(ServiceBuilder::new().layer(SseLayer::new()).service(ours)).await;
     for protocol in Protocol::ALL {
@@ -309,11 +312,11 @@ async fn a_plain_tower_service_needs_no_axum() {
         assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n");
     }
 
-    let foreign = service_fn(async |_: Request<Incoming>| {
+    let upstream = service_fn(async |_: Request<Incoming>| {
         let response = http::Response::builder().header(header::CONTENT_TYPE, "text/event-stream");
         Ok::<_, Infallible>(response.body(Script::of_chunks(["data: o", "ne\n\ndata: two\n\n"])).unwrap())
     });
-    let server = serve(ServiceBuilder::new().layer(SseLayer::new()).service(foreign)).await;
+    let server = serve(ServiceBuilder::new().layer(SseLayer::new()).service(upstream)).await;
     for protocol in Protocol::ALL {
         let answer = protocol.get(server.address, "/", &[]).await;
         assert_eq!(answer.headers["x-accel-buffering"], "no");

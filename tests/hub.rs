@@ -265,7 +265,7 @@ async fn who_is_too_slow_can_be_disconnected_and_comes_back_to_where_it_was() {
             None
         }
     });
-    let mut body = task::spawn(stream.into_response().into_body());
+    let mut body = task::spawn(stream.into_http_response().into_body());
     let mut frame = move || body.enter(|cx, body| body.poll_frame(cx));
     assert_ready!(frame()).unwrap().unwrap();
     let last = publish(&topic, "1");
@@ -298,7 +298,7 @@ async fn that_a_client_was_too_slow_is_not_lost_when_events_are_joined() {
     publish(&hub.topic("a"), "1");
     publish(&hub.topic("a"), "2");
     let joined = subscription.map(|events| [events].into_iter().collect::<EncodedEvents>());
-    let body = SseStream::new(joined).end_with(Event::new("no more")).into_response().into_body();
+    let body = SseStream::new(joined).end_with(Event::new("no more")).into_http_response().into_body();
     let mut body = task::spawn(body);
     let mut text = Vec::new();
     for _ in 0..10 {
@@ -321,7 +321,7 @@ fn one_that_was_cut_off_before_it_became_a_response_is_not_over() {
     let last = next(&mut subscription);
     assert!(last.is_lagged() && !last.is_empty() && last.count() == 0);
     assert!(!subscription.is_finished());
-    assert_eq!(SseStream::new(subscription.into_inner()).into_response().status(), 200);
+    assert_eq!(SseStream::new(subscription.into_inner()).into_http_response().status(), 200);
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn a_snapshot_of_a_finished_topic_is_sent_before_the_end() {
     let subscription = now(topic.subscribe(Start::Latest)).unwrap().begin_with(Event::new("state"));
     assert!(!subscription.is_finished());
     let stream = SseStream::new(subscription);
-    assert_eq!(stream.into_response().status(), 200);
+    assert_eq!(stream.into_http_response().status(), 200);
 }
 
 #[test]
@@ -458,7 +458,7 @@ fn only_a_client_that_waits_for_what_comes_is_told_its_place_by_an_event_and_not
     let topic = Hub::new().topic("a");
     let id = publish(&topic, "1");
     let first_bytes = |subscription: Subscription| {
-        let body = SseStream::new(subscription).without_heartbeat().into_response().into_body();
+        let body = SseStream::new(subscription).without_heartbeat().into_http_response().into_body();
         let mut body = task::spawn(body);
         match body.enter(|cx, body| body.poll_frame(cx)) {
             Poll::Ready(frame) => String::from_utf8(frame.unwrap().unwrap().into_data().unwrap().to_vec()).unwrap(),
@@ -480,7 +480,7 @@ fn only_a_client_that_waits_for_what_comes_is_told_its_place_by_an_event_and_not
     }
     assert_eq!(first_bytes(subscribe(Start::Earliest).without_cursor()), format!("id: {id}\ndata: 1\n\n"));
     now(topic.finish()).unwrap();
-    let response = SseStream::new(subscribe(Start::After(id)).without_cursor()).into_response();
+    let response = SseStream::new(subscribe(Start::After(id)).without_cursor()).into_http_response();
     assert_eq!(response.status(), 204, "it stays a response of a subscription");
 }
 
@@ -491,7 +491,7 @@ fn the_reconnection_time_comes_with_the_place_of_a_new_client() {
     let new = now(topic.subscribe(tower_sse::LastEventId::default())).unwrap();
     let place = new.cursor();
     let stream = SseStream::new(new).retry(Duration::from_secs(1));
-    let mut body = task::spawn(stream.without_heartbeat().into_response().into_body());
+    let mut body = task::spawn(stream.without_heartbeat().into_http_response().into_body());
     let first = assert_ready!(body.enter(|cx, body| body.poll_frame(cx))).unwrap().unwrap().into_data().unwrap();
     let wire = std::str::from_utf8(&first).unwrap();
     assert_eq!(wire, format!("retry: 1000\nevent: hub-cursor\nid: {place}\ndata: \n\n"));
@@ -504,7 +504,7 @@ fn subscribers_are_counted_until_they_are_dropped_or_at_their_end() {
     let count = || (a.subscribers(), b.subscribers(), hub.stats().subscriptions);
     assert_eq!(count(), (0, 0, 0));
     let never_polled = now(a.subscribe(Start::Latest)).unwrap();
-    let body = SseStream::new(now(hub.subscribe(["a", "b", "a"], Start::Latest)).unwrap()).into_response();
+    let body = SseStream::new(now(hub.subscribe(["a", "b", "a"], Start::Latest)).unwrap()).into_http_response();
     let mut at_its_end = subscribe(&a, Start::Latest);
     assert_eq!(count(), (3, 1, 3));
     drop(body);
@@ -610,7 +610,7 @@ fn a_hub_that_is_shut_down_ends_idle_and_busy_streams_at_once_and_clients_know_w
     let topic = hub.topic("a");
     let body = || {
         let stream = SseStream::new(now(topic.subscribe(Start::Latest)).unwrap());
-        task::spawn(stream.without_heartbeat().end_with(Event::new("no more")).into_response().into_body())
+        task::spawn(stream.without_heartbeat().end_with(Event::new("no more")).into_http_response().into_body())
     };
     let (mut idle, mut busy) = (body(), body());
     let frame = |body: &mut task::Spawn<tower_sse::SseBody<Subscription>>| body.enter(|cx, body| body.poll_frame(cx));

@@ -234,7 +234,7 @@ fn a_finished_topic_ends_after_its_last_event_and_stays_away_who_has_it() {
     assert_eq!(data(Start::Earliest), ["2", "3", "4"]);
     assert_eq!(data(Start::After(ids[2].clone())), ["4"]);
 
-    let response = |start: Start| SseStream::new(subscribe(&hub, "a", start)).into_response();
+    let response = |start: Start| SseStream::new(subscribe(&hub, "a", start)).into_http_response();
     for start in [Start::After(ids[3].clone()), Start::Latest] {
         let response = response(start);
         assert_eq!(response.status(), 204);
@@ -271,7 +271,7 @@ async fn a_finished_topic_is_forgotten_when_it_is_too_old() {
     let last = publish(&hub, "a", "1");
     finish(&hub, "a");
     tokio::time::sleep(Duration::from_secs(59)).await;
-    assert_eq!(SseStream::new(subscribe(&hub, "a", last.clone())).into_response().status(), 204);
+    assert_eq!(SseStream::new(subscribe(&hub, "a", last.clone())).into_http_response().status(), 204);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(hub.stats().topics, 0);
     let anew = subscribe(&hub, "a", last);
@@ -284,7 +284,7 @@ async fn a_finished_topic_is_forgotten_when_it_is_too_old() {
 async fn a_response_begins_with_a_place_to_come_back_to() {
     let hub = hub();
     publish(&hub, "a", "1");
-    let mut body = task::spawn(SseStream::new(subscribe(&hub, "a", Start::Latest)).into_response().into_body());
+    let mut body = task::spawn(SseStream::new(subscribe(&hub, "a", Start::Latest)).into_http_response().into_body());
     let Poll::Ready(Some(Ok(frame))) = body.enter(|cx, body| body.poll_frame(cx)) else { panic!("a first byte") };
     let source = whatwg::parse(frame.data_ref().unwrap());
     // For its browser: no page listens to it.

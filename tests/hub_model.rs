@@ -507,7 +507,7 @@ fn a_response_to_who_has_it_all_is_204() {
     let id = topic.publish(Event::new("all")).now_or_never().unwrap().unwrap();
     topic.finish().now_or_never().unwrap().unwrap();
     let response =
-        |start: Start| SseStream::new(topic.subscribe(start).now_or_never().unwrap().unwrap()).into_response();
+        |start: Start| SseStream::new(topic.subscribe(start).now_or_never().unwrap().unwrap()).into_http_response();
     assert_eq!(response(Start::After(id)).status(), 204);
     assert_eq!(response(Start::Latest).status(), 204);
     assert_eq!(response(Start::Earliest).status(), 200);

@@ -218,7 +218,7 @@ fn a_hub_goes_from_one_runtime_to_another() {
 async fn a_silent_subscription_has_the_heartbeat_of_any_stream() {
     let hub = hub();
     let stream = SseStream::new(hub.topic("a").subscribe(Start::Latest).await.unwrap());
-    let mut body = task::spawn(stream.into_response().into_body());
+    let mut body = task::spawn(stream.into_http_response().into_body());
     let mut frames = Vec::new();
     for _ in 0..2 {
         sleep(Duration::from_secs(16)).await;

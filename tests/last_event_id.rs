@@ -103,7 +103,7 @@ mod in_axum {
     use http::Request;
     use http_body_util::BodyExt;
     use tower::ServiceExt;
-    use tower_sse::{LastEventId, Rejection};
+    use tower_sse::{LastEventId, LastEventIdRejection};
 
     async fn ask(path: &str, id: Option<&str>) -> (u16, String) {
         let app = Router::new()
@@ -112,7 +112,10 @@ mod in_axum {
                 "/option",
                 get(async |last: Option<LastEventId>| format!("{:?}", last.and_then(LastEventId::into_id))),
             )
-            .route("/number", get(async |last: LastEventId| Ok::<_, Rejection>(format!("{:?}", last.parse::<u64>()?))));
+            .route(
+                "/number",
+                get(async |last: LastEventId| Ok::<_, LastEventIdRejection>(format!("{:?}", last.parse::<u64>()?))),
+            );
         let request =
             id.into_iter().fold(Request::builder().uri(path), |request, id| request.header("last-event-id", id));
         let response: Response = app.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();

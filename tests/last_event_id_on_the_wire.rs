@@ -7,13 +7,13 @@ use support::{
     client::{Answer, Http1, Protocol},
     server::{Server, serve},
 };
-use tower_sse::{LastEventId, Rejection, SseLayer};
+use tower_sse::{LastEventId, LastEventIdRejection, SseLayer};
 
 /// `/id` says which id it was given, `/option` whether it was given one, `/number` which number it is.
 async fn server() -> Server {
     let id = async |last: LastEventId| format!("{:?}", last.as_str());
     let option = async |last: Option<LastEventId>| format!("{:?}", last.as_ref().and_then(LastEventId::as_str));
-    let number = async |last: LastEventId| Ok::<_, Rejection>(format!("{:?}", last.parse::<u64>()?));
+    let number = async |last: LastEventId| Ok::<_, LastEventIdRejection>(format!("{:?}", last.parse::<u64>()?));
     let app = Router::new().route("/id", get(id)).route("/option", get(option)).route("/number", get(number));
     serve(app.layer(SseLayer::new())).await
 }

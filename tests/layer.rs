@@ -254,7 +254,7 @@ async fn the_length_of_an_event_stream_is_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_a_foreign_stream_comes_after_what_came_before_it() {
+async fn an_error_of_an_upstream_stream_comes_after_what_came_before_it() {
     let body = Script::new([Step::chunk("data: a\n\n"), Step::Fail("broken")]);
     let response = through(eager(), Request::new(()), events().body(body).unwrap()).await;
     let mut body = tokio_test::task::spawn(response.into_body());
@@ -280,7 +280,7 @@ async fn an_error_in_the_middle_of_an_event_comes_after_its_first_half() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_a_foreign_stream_does_not_swallow_half_a_byte_order_mark() {
+async fn an_error_of_an_upstream_stream_does_not_swallow_half_a_byte_order_mark() {
     let body = Script::new([Step::silence(2), Step::chunk([0xEF, 0xBB]), Step::Fail("broken")]);
     let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
     let mut seen = Vec::new();
@@ -303,19 +303,19 @@ async fn without_heartbeat_the_layer_adds_nothing_to_a_silent_stream() {
     let response = events().body(Script::new(steps)).unwrap();
     assert_eq!(text(through(layer.clone(), Request::new(()), response).await).await, WITHOUT);
 
-    let response = own_stream(Duration::from_secs(60)).into_response();
+    let response = own_stream(Duration::from_secs(60)).into_http_response();
     assert_eq!(text(through(layer, Request::new(()), response).await).await, "data: a\n\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_reconnection_time_goes_before_a_foreign_stream() {
+async fn the_reconnection_time_goes_before_an_upstream_stream() {
     let response = events().body(silent_once()).unwrap();
     let response = through(eager().retry(Duration::from_millis(2500)), Request::new(()), response).await;
     assert_eq!(text(response).await, format!("retry: 2500\n{WITH_HEARTBEAT}"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_layers_put_one_heartbeat_into_a_foreign_stream() {
+async fn two_layers_put_one_heartbeat_into_an_upstream_stream() {
     let service = ServiceBuilder::new()
         .layer(eager())
         .layer(eager())
@@ -339,16 +339,16 @@ const A_WHILE: Duration = Duration::from_millis(2500);
 #[tokio::test(start_paused = true)]
 async fn an_sse_stream_takes_the_layers_settings_over_instead_of_being_wrapped() {
     let layer = eager().retry(Duration::from_millis(700));
-    let response = through(layer.clone(), Request::new(()), own_stream(A_WHILE).into_response()).await;
+    let response = through(layer.clone(), Request::new(()), own_stream(A_WHILE).into_http_response()).await;
     assert_eq!(response.headers()[CONNECTION], "keep-alive");
     assert_eq!(text(response).await, "retry: 700\ndata: a\n\n:\n:\n");
 
     // Also when it was boxed on the way.
-    let boxed = own_stream(A_WHILE).into_response().map(|body| body.boxed_unsync());
+    let boxed = own_stream(A_WHILE).into_http_response().map(|body| body.boxed_unsync());
     assert_eq!(text(through(layer.clone(), Request::new(()), boxed).await).await, "retry: 700\ndata: a\n\n:\n:\n");
 
     // And when somebody encoded it: it is the stream inside that beats, before the encoder.
-    let mut encoded = own_stream(A_WHILE).into_response();
+    let mut encoded = own_stream(A_WHILE).into_http_response();
     encoded.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("rot26"));
     assert_eq!(text(through(layer, Request::new(()), encoded).await).await, "retry: 700\ndata: a\n\n:\n:\n");
 }
@@ -356,7 +356,7 @@ async fn an_sse_stream_takes_the_layers_settings_over_instead_of_being_wrapped()
 #[tokio::test(start_paused = true)]
 async fn what_the_handler_set_on_its_stream_wins_over_the_layer() {
     let layer = eager().retry(Duration::from_millis(700));
-    let with = |stream: SseStream<_>| through(layer.clone(), Request::new(()), stream.into_response());
+    let with = |stream: SseStream<_>| through(layer.clone(), Request::new(()), stream.into_http_response());
 
     let slow = own_stream(A_WHILE).heartbeat(Heartbeat::every(Duration::from_secs(2)).comment("own"));
     assert_eq!(text(with(slow).await).await, "retry: 700\ndata: a\n\n: own\n");
@@ -371,13 +371,13 @@ async fn of_two_layers_the_inner_one_settles_an_sse_stream() {
     let service = ServiceBuilder::new()
         .layer(outer)
         .layer(eager())
-        .service(service_fn(async |_: Request<()>| Ok::<_, Infallible>(own_stream(A_WHILE).into_response())));
+        .service(service_fn(async |_: Request<()>| Ok::<_, Infallible>(own_stream(A_WHILE).into_http_response())));
     assert_eq!(text(service.oneshot(Request::new(())).await.unwrap()).await, "data: a\n\n:\n:\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_a_foreign_one() {
-    let replaced = own_stream(A_WHILE).into_response().map(|_| silent_once());
+async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_an_upstream_one() {
+    let replaced = own_stream(A_WHILE).into_http_response().map(|_| silent_once());
     // Also where somebody keeps a copy of what the response carried.
     let _copy = replaced.extensions().clone();
     assert_eq!(text(through(eager(), Request::new(()), replaced).await).await, WITH_HEARTBEAT);
@@ -386,10 +386,10 @@ async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_a_foreign_one() {
 #[tokio::test(start_paused = true)]
 async fn the_reconnection_time_does_not_make_a_client_that_comes_back_forget_its_id() {
     let layer = SseLayer::new().retry(Duration::from_secs(3));
-    let own = SseStream::new(stream::pending::<Event>()).into_response();
+    let own = SseStream::new(stream::pending::<Event>()).into_http_response();
     let mut own = through(layer.clone(), Request::new(()), own).await.into_body();
-    let mut foreign = through(layer, Request::new(()), events().body(waiting()).unwrap()).await.into_body();
-    for first in [own.frame().await.unwrap().unwrap(), foreign.frame().await.unwrap().unwrap()] {
+    let mut upstream = through(layer, Request::new(()), events().body(waiting()).unwrap()).await.into_body();
+    for first in [own.frame().await.unwrap().unwrap(), upstream.frame().await.unwrap().unwrap()] {
         let seen = whatwg::parse_after("41", first.data_ref().unwrap());
         assert_eq!((seen.reconnection_time.as_deref(), seen.last_event_id.as_str()), (Some("3000"), "41"));
     }

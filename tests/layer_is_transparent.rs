@@ -1,5 +1,6 @@
-//! Guarantee: for every byte sequence of a foreign event stream, however it is cut into chunks and wherever heartbeats fall,
-//! a parser that follows the standard dispatches exactly the same events with and without the layer.
+//! Guarantee: for every byte sequence of an upstream event stream, however it is cut into chunks
+//! and wherever heartbeats fall, a parser that follows the standard dispatches exactly the same
+//! events with and without the layer.
 
 use bytes::Bytes;
 use http::{Request, Response, header::CONTENT_TYPE};

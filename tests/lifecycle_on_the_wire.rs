@@ -42,11 +42,11 @@ use tower_sse::{CloseReason, Event, Heartbeat, Overload, SseLayer, SseStream, St
 /// The large tests run one after another: each has thousands of sockets, and tells how long it took.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-const KINDS: [&str; 2] = ["ours", "foreign"];
+const KINDS: [&str; 2] = ["ours", "upstream"];
 
 fn response(kind: &str, events: impl Stream<Item = Event> + Send + 'static) -> Response {
     if kind == "ours" {
-        SseStream::new(events).into_response().map(Body::new)
+        SseStream::new(events).into_http_response().map(Body::new)
     } else {
         let body = Body::from_stream(events.map(|event| Ok::<_, Infallible>(event.encode())));
         ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
@@ -155,7 +155,7 @@ async fn open(
     clients
 }
 
-const FAREWELL: &str = "event: farewell\ndata: bye\n\n";
+const FAREWELL: &str = "event: shutdown\ndata: bye\n\n";
 
 /// Every event up to some number, whole, then the farewell and the reconnection time. Answers how many events there are.
 fn assert_whole(answer: &Answer) -> usize {
@@ -179,9 +179,9 @@ async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], of_each: 
     let tell = Arc::clone(&told);
     let layer = SseLayer::new()
         .shutdown(shutdown.clone())
-        .farewell(Event::new("bye").event("farewell"))
+        .shutdown_event(Event::new("bye").event("shutdown"))
         .retry(Duration::from_secs(2))
-        .reconnect_spread(Duration::from_secs(3))
+        .reconnect_jitter(Duration::from_secs(3))
         .on_close(move |summary| tell.lock().unwrap().push(summary));
     let (address, running) = server.run(app(layer), shutdown.clone()).await;
 
@@ -303,8 +303,8 @@ async fn after_thousands_of_abrupt_closes_every_place_is_free_and_each_stream_wa
 async fn a_client_that_is_told_to_come_back_later_has_a_stream_that_ends_and_its_connection() {
     for protocol in Protocol::ALL {
         let layer = SseLayer::new().max_streams(0).when_full(Overload::RetryLater).retry(Duration::from_secs(2));
-        let server = serve(app(layer.reconnect_spread(Duration::ZERO))).await;
-        let answer = protocol.get(server.address, "/foreign/busy", &[]).await.complete().await;
+        let server = serve(app(layer.reconnect_jitter(Duration::ZERO))).await;
+        let answer = protocol.get(server.address, "/upstream/busy", &[]).await.complete().await;
         assert_eq!((answer.status, answer.text().as_str()), (StatusCode::OK, "retry: 2000\n"));
         assert_eq!(answer.headers[header::CONTENT_TYPE], "text/event-stream");
     }
@@ -348,7 +348,7 @@ async fn a_client_that_goes_from_a_shared_connection_is_told_of_while_the_others
     let server = serve(app(layer)).await;
     let connection = Http2::connect(server.address).await;
     let mut gone = connection.get("/ours/idle", &[]).await;
-    let mut stays = connection.get("/foreign/busy", &[]).await;
+    let mut stays = connection.get("/upstream/busy", &[]).await;
     gone.read_until("data: 0\n\n").await;
     drop(gone);
     let summary = within("the summary", told.recv()).await.unwrap();
@@ -364,7 +364,7 @@ async fn a_client_that_does_not_read_holds_nobody_up_once_its_connection_is_gone
     let (tell, mut told) = unbounded_channel();
     let layer = SseLayer::new().shutdown(shutdown.clone()).on_close(move |summary| tell.send(summary).unwrap());
     let (address, mut running) = Server::Axum.run(app(layer), shutdown.clone()).await;
-    let stalled = [asked(address, "/ours/ready").await, asked(address, "/foreign/ready").await];
+    let stalled = [asked(address, "/ours/ready").await, asked(address, "/upstream/ready").await];
     let mut reads = Protocol::Http1.get(address, "/ours/idle", &[]).await;
     reads.read_until("data: 0\n\n").await;
     within("all buffers to be full", async {

@@ -61,13 +61,13 @@ const ALL: [CloseReason; 6] = [
 
 #[test]
 fn however_a_stream_ends_it_is_counted_by_its_reason_and_is_no_longer_active() {
-    for (reason, is_foreign) in ALL.into_iter().flat_map(|reason| [(reason, false), (reason, true)]) {
-        if is_foreign && reason == CloseReason::Lagged {
+    for (reason, is_upstream) in ALL.into_iter().flat_map(|reason| [(reason, false), (reason, true)]) {
+        if is_upstream && reason == CloseReason::Lagged {
             continue;
         }
         observed(async |seen: Seen| {
-            let received = play(reason, is_foreign, &seen).await;
-            let what = format!("{reason}, foreign: {is_foreign}");
+            let received = play(reason, is_upstream, &seen).await;
+            let what = format!("{reason}, upstream: {is_upstream}");
             let numbers = seen.numbers();
             assert_eq!(numbers["tower_sse_streams_active"], 0.0, "{what}");
             let closed: Vec<_> = numbers.iter().filter(|(name, _)| name.contains("closed")).collect();
@@ -83,12 +83,12 @@ fn however_a_stream_ends_it_is_counted_by_its_reason_and_is_no_longer_active() {
 
 #[test]
 fn the_span_of_a_stream_says_at_its_end_how_it_was() {
-    for (reason, is_foreign) in ALL.into_iter().flat_map(|reason| [(reason, false), (reason, true)]) {
-        if is_foreign && reason == CloseReason::Lagged {
+    for (reason, is_upstream) in ALL.into_iter().flat_map(|reason| [(reason, false), (reason, true)]) {
+        if is_upstream && reason == CloseReason::Lagged {
             continue;
         }
         observed(async |seen: Seen| {
-            let received = play(reason, is_foreign, &seen).await;
+            let received = play(reason, is_upstream, &seen).await;
             let [span] = &seen.spans("event_stream")[..] else { panic!("one span: {:?}", seen.events()) };
             let expected = [
                 ("bytes", received.bytes.len().to_string()),
@@ -99,11 +99,11 @@ fn the_span_of_a_stream_says_at_its_end_how_it_was() {
                 ("path", "/feed".into()),
                 ("reason", reason.to_string()),
             ];
-            assert_eq!(span.fields, BTreeMap::from(expected), "foreign: {is_foreign}");
+            assert_eq!(span.fields, BTreeMap::from(expected), "upstream: {is_upstream}");
             assert!(span.is_closed);
 
             let events = seen.events();
-            let failure = match (reason, is_foreign) {
+            let failure = match (reason, is_upstream) {
                 (CloseReason::Error, false) => vec![(Level::WARN, "stream failed", Some("the source is dry"))],
                 (CloseReason::Error, true) => vec![(Level::WARN, "stream failed", None)],
                 _ => vec![],
@@ -114,14 +114,15 @@ fn the_span_of_a_stream_says_at_its_end_how_it_was() {
                 let fields = fields.into_iter().filter_map(|(name, value)| Some((name, value?.to_owned())));
                 Told { level, in_span: Some("event_stream"), fields: fields.collect() }
             });
-            assert_eq!(events, expected.collect::<Vec<_>>(), "{reason}, foreign: {is_foreign}");
+            assert_eq!(events, expected.collect::<Vec<_>>(), "{reason}, upstream: {is_upstream}");
         });
     }
 }
 
 #[test]
 fn what_is_counted_is_what_a_client_received_over_the_wire() {
-    for (protocol, is_foreign) in Protocol::ALL.into_iter().flat_map(|protocol| [(protocol, false), (protocol, true)]) {
+    for (protocol, is_upstream) in Protocol::ALL.into_iter().flat_map(|protocol| [(protocol, false), (protocol, true)])
+    {
         on_a_clock_that_runs(async |seen: Seen| {
             let layer =
                 SseLayer::new().retry(Duration::from_secs(3)).heartbeat(Heartbeat::every(Duration::from_millis(5)));
@@ -136,9 +137,9 @@ fn what_is_counted_is_what_a_client_received_over_the_wire() {
                 });
                 let events = (0..300).map(|n| Event::new("x".repeat(n)).id(n as u64));
                 let events = futures_util::StreamExt::chain(stream::iter(events), last);
-                let response = if is_foreign {
+                let response = if is_upstream {
                     let frame = |event: Event| Ok::<_, Infallible>(Frame::data(event.encode()));
-                    foreign(StreamBody::new(futures_util::StreamExt::map(events, frame)))
+                    upstream(StreamBody::new(futures_util::StreamExt::map(events, frame)))
                 } else {
                     ours(SseStream::new(events))
                 };
@@ -180,15 +181,15 @@ fn without_a_layer_a_stream_is_counted_and_has_a_span_too() {
 
 #[test]
 fn a_stream_under_several_layers_is_one_stream_with_the_path_that_the_outermost_sees() {
-    for is_foreign in [false, true] {
+    for is_upstream in [false, true] {
         observed(async |seen: Seen| {
             let strip = |mut request: Request<()>| {
                 *request.uri_mut() = "/inner".parse().expect("a path");
                 request
             };
             let inner = service_fn(move |_| async move {
-                Ok::<_, Infallible>(if is_foreign {
-                    foreign(Script::of_chunks(["data: a\n\n"]))
+                Ok::<_, Infallible>(if is_upstream {
+                    upstream(Script::of_chunks(["data: a\n\n"]))
                 } else {
                     ours(SseStream::new(stream::iter([Event::new("a")])))
                 })
@@ -208,7 +209,7 @@ fn a_response_whose_body_is_never_asked_for_is_no_stream() {
     observed(async |seen: Seen| {
         drop(ours(SseStream::new(stream::pending::<Event>())));
         let layer = SseLayer::new().max_lifetime(Duration::from_secs(1)).on_close(|_| {});
-        let service = service_fn(async |_| Ok::<_, Infallible>(foreign(Script::new([Step::Hang]))));
+        let service = service_fn(async |_| Ok::<_, Infallible>(upstream(Script::new([Step::Hang]))));
         drop(layer.layer_and_call(service).await);
         assert_eq!(seen.numbers(), BTreeMap::new());
         assert_eq!(seen.events(), []);
@@ -422,9 +423,9 @@ fn a_failure_is_told_where_spans_are_not_even_if_the_client_is_told_of_it_in_ano
     observed(async |seen: Seen| {
         let quiet = tracing_subscriber::registry().with(seen.trace.clone().with_filter(LevelFilter::WARN));
         let _subscriber = quiet.set_default();
-        for has_farewell in [false, true] {
+        for has_last_event in [false, true] {
             let stream = SseStream::new(stream::iter([Err::<Event, _>(io::Error::other("the source is dry"))]));
-            receive(ours(stream.on_error(move |_| has_farewell.then(|| Event::new("sorry")))).into_body()).await;
+            receive(ours(stream.on_error(move |_| has_last_event.then(|| Event::new("sorry")))).into_body()).await;
         }
         let fields = [("message", "stream failed"), ("error", "the source is dry")];
         let fields = fields.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
@@ -459,10 +460,10 @@ where
     S: Stream + Send + 'static,
     S::Item: tower_sse::SseItem,
 {
-    stream.into_response().map(|body| Box::new(Box::pin(body)) as _)
+    stream.into_http_response().map(|body| Box::new(Box::pin(body)) as _)
 }
 
-fn foreign<B>(body: B) -> Response<Box<dyn Body<Data = Bytes, Error = BoxError> + Send + Unpin>>
+fn upstream<B>(body: B) -> Response<Box<dyn Body<Data = Bytes, Error = BoxError> + Send + Unpin>>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
@@ -502,19 +503,19 @@ async fn receive<B: Body<Data = Bytes>>(body: B) -> Vec<u8> {
 }
 
 /// A stream that ends in this way, a minute of silence after its second event.
-async fn play(reason: CloseReason, is_foreign: bool, seen: &Seen) -> Received {
+async fn play(reason: CloseReason, is_upstream: bool, seen: &Seen) -> Received {
     const SILENCE: Duration = Duration::from_secs(60);
     let token = CancellationToken::new();
-    let layer = SseLayer::new().shutdown(token.clone()).farewell(Event::new("bye").event("farewell"));
+    let layer = SseLayer::new().shutdown(token.clone()).shutdown_event(Event::new("bye").event("shutdown"));
     let layer = if reason == CloseReason::MaxLifetime { layer.max_lifetime(SILENCE) } else { layer };
-    let (response, hub) = if is_foreign {
+    let (response, hub) = if is_upstream {
         let end = match reason {
             CloseReason::Finished => vec![],
             CloseReason::Error => vec![Step::Fail("the source is dry")],
             _ => vec![Step::Hang],
         };
         let begin = ["data: a\n\n", "data: b\n\n"].map(Step::chunk).into_iter().chain([Step::Silence(SILENCE)]);
-        (foreign(Script::new(begin.chain(end))), None)
+        (upstream(Script::new(begin.chain(end))), None)
     } else if reason == CloseReason::Lagged {
         let hub = Hub::builder().max_events(2).build();
         let lagged = hub.topic("news").subscribe(LastEventId::default()).await.expect("there is room");

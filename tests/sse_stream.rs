@@ -6,6 +6,7 @@ use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::{
+    collections::HashMap,
     io,
     pin::Pin,
     sync::{
@@ -21,7 +22,7 @@ use tokio::{
 };
 use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
 use tokio_test::{assert_pending, task};
-use tower_sse::{EncodedEvents, Event, Heartbeat, SseBody, SseItem, SseStream};
+use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, SseBody, SseItem, SseStream};
 
 /// A body that is polled by hand.
 struct Polled<S>(task::Spawn<SseBody<S>>);
@@ -32,7 +33,7 @@ where
     S::Item: SseItem,
 {
     fn new(stream: SseStream<S>) -> Self {
-        Self(task::spawn(stream.into_response().into_body()))
+        Self(task::spawn(stream.into_http_response().into_body()))
     }
 
     fn poll(&mut self) -> Poll<Option<Result<Bytes, String>>> {
@@ -114,7 +115,7 @@ async fn a_heartbeat_comes_a_full_interval_after_the_last_event() {
 async fn a_heartbeat_can_have_a_text_or_be_an_event_and_never_has_an_id() {
     async fn second_frame(heartbeat: Heartbeat) -> Bytes {
         let (_sender, events) = channel();
-        let mut body = SseStream::new(events).heartbeat(heartbeat).into_response().into_body();
+        let mut body = SseStream::new(events).heartbeat(heartbeat).into_http_response().into_body();
         body.frame().await;
         body.frame().await.unwrap().unwrap().into_data().unwrap()
     }
@@ -138,7 +139,7 @@ async fn without_heartbeat_there_is_nothing_but_the_events() {
 #[test]
 fn without_heartbeat_no_runtime_is_needed() {
     let events = stream::iter([Event::new("a")]).chain(stream::pending().take(0));
-    let body = SseStream::new(events).without_heartbeat().into_response().into_body();
+    let body = SseStream::new(events).without_heartbeat().into_http_response().into_body();
     let collected = futures_executor::block_on(body.collect()).unwrap();
     assert_eq!(collected.to_bytes(), "data: a\n\n");
 }
@@ -169,7 +170,7 @@ async fn a_frame_takes_no_more_than_about_16_kib_and_nothing_is_lost_between_fra
         let event = |n| if size == 0 { Event::new("") } else { Event::new("x".repeat(size)).id(n) };
         let events: Vec<_> = (0..400_000 / (size + 8)).map(event).collect();
         let all: EncodedEvents = events.iter().cloned().collect();
-        let mut body = SseStream::new(stream::iter(events)).into_response().into_body();
+        let mut body = SseStream::new(stream::iter(events)).into_http_response().into_body();
         let mut seen = Vec::new();
         let mut frames = 0;
         while let Some(frame) = body.frame().await {
@@ -192,7 +193,7 @@ async fn a_frame_takes_no_more_than_about_16_kib_and_nothing_is_lost_between_fra
 async fn a_large_chunk_is_handed_on_without_a_copy() {
     let chunk: EncodedEvents = [Event::new("x".repeat(10_000))].into_iter().collect();
     let items = [EncodedEvents::from(Event::new("small")), chunk.clone()];
-    let mut body = SseStream::new(stream::iter(items)).into_response().into_body();
+    let mut body = SseStream::new(stream::iter(items)).into_http_response().into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: small\n\n");
     let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!(data.as_ptr(), chunk.as_bytes().as_ptr());
@@ -311,7 +312,7 @@ async fn the_stream_is_released_when_it_ends_and_when_the_body_is_dropped_polled
     let drops = Arc::new(AtomicUsize::new(0));
     drop(SseStream::new(CountsDrops(Arc::clone(&drops))));
     assert_eq!(drops.load(Ordering::Relaxed), 1);
-    drop(SseStream::new(CountsDrops(Arc::clone(&drops))).into_response());
+    drop(SseStream::new(CountsDrops(Arc::clone(&drops))).into_http_response());
     assert_eq!(drops.load(Ordering::Relaxed), 2);
 
     let mut body = Polled::new(SseStream::new(CountsDrops(Arc::clone(&drops))));
@@ -328,7 +329,7 @@ async fn items_can_be_events_encoded_events_or_results_of_them() {
         S: Stream + Send + 'static,
         S::Item: SseItem,
     {
-        SseStream::new(stream).into_response().into_body().collect().await.unwrap().to_bytes()
+        SseStream::new(stream).into_http_response().into_body().collect().await.unwrap().to_bytes()
     }
     let event = || Event::new("a");
     let encoded = || EncodedEvents::from(event());
@@ -337,8 +338,26 @@ async fn items_can_be_events_encoded_events_or_results_of_them() {
     assert_eq!(all(stream::iter([Ok::<_, io::Error>(event())])).await, "data: a\n\n");
     assert_eq!(all(stream::iter([Ok::<_, String>(encoded())])).await, "data: a\n\n");
 
-    let json = SseStream::json(stream::iter([Some(1), None])).into_response().into_body();
+    let json = SseStream::json(stream::iter([Some(1), None])).into_http_response().into_body();
     assert_eq!(json.collect().await.unwrap().to_bytes(), "data: 1\n\ndata: null\n\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_json_sends_values_and_ends_at_an_error() {
+    let no_json = || HashMap::from([([1, 2], 3)]);
+    for (last, expected) in [(Ok(no_json()), "JsonError"), (Err(io::Error::other("gone")), "io::Error")] {
+        let items = stream::iter([Ok(HashMap::new()), last, Ok(HashMap::new())]);
+        let stream = SseStream::try_json(items).on_error(|error| {
+            let kind = if error.is::<JsonError>() { "JsonError" } else { "io::Error" };
+            assert!(error.is::<JsonError>() || error.is::<io::Error>());
+            Some(Event::new(kind))
+        });
+        let body = stream.into_http_response().into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, format!("data: {{}}\n\ndata: {expected}\n\n"));
+    }
+    let items = stream::iter([Ok(1), Err("gone")]);
+    let error = SseStream::try_json(items).into_http_response().into_body().collect().await.unwrap_err();
+    assert_eq!(error.to_string(), "gone");
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,7 +366,7 @@ async fn a_stream_of_its_own_pace_is_passed_on_at_that_pace() {
         sleep(Duration::from_secs(1)).await;
         (n < 3).then(|| (Event::display(n), n + 1))
     }));
-    let mut body = SseStream::new(ticks).without_heartbeat().into_response().into_body();
+    let mut body = SseStream::new(ticks).without_heartbeat().into_http_response().into_body();
     let mut frames = Vec::new();
     while let Some(frame) = body.frame().await {
         frames.push(frame.unwrap().into_data().unwrap());
@@ -357,7 +376,7 @@ async fn a_stream_of_its_own_pace_is_passed_on_at_that_pace() {
 
 #[test]
 fn the_response_has_the_headers_of_an_event_stream() {
-    let response = SseStream::new(stream::empty::<Event>()).into_response();
+    let response = SseStream::new(stream::empty::<Event>()).into_http_response();
     assert_eq!(response.status(), StatusCode::OK);
     let headers: Vec<_> = response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
     assert_eq!(
@@ -372,7 +391,7 @@ fn the_response_has_the_headers_of_an_event_stream() {
 
 #[tokio::test]
 async fn stop_reconnecting_is_204_with_nothing_in_it() {
-    let response: Response<_> = SseStream::stop_reconnecting().into_response();
+    let response: Response<_> = SseStream::stop_reconnecting().into_http_response();
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
     assert!(response.headers().is_empty());
     assert!(response.body().is_end_stream());

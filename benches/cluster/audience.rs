@@ -55,7 +55,7 @@ impl Audience {
         let mut audience = Self { clients, ..Self::default() };
         for _ in 0..clients {
             let heard = audience.heard.clone();
-            let mut body = Box::pin(heard.stream(topic, is_timed).await?.into_response().into_body());
+            let mut body = Box::pin(heard.stream(topic, is_timed).await?.into_http_response().into_body());
             audience._tasks.spawn(async move {
                 while let Some(Ok(frame)) = body.frame().await {
                     black_box(frame);
@@ -75,7 +75,7 @@ impl Audience {
         let (noted, topic) = (heard.clone(), topic.clone());
         let server = serve(tower::service_fn(move |_| {
             let (heard, topic) = (noted.clone(), topic.clone());
-            async move { Ok::<_, Error>(heard.stream(&topic, false).await?.into_response()) }
+            async move { Ok::<_, Error>(heard.stream(&topic, false).await?.into_http_response()) }
         }));
         let server = server.await;
         let port = server.address.port();

@@ -1,23 +1,23 @@
-//! Events that are ready at the same time become one frame.
+//! Joins events that are ready at the same time into one frame.
 
 use bytes::Bytes;
 
-/// A frame that has this many bytes takes no more events.
-const FULL: usize = 16 * 1024;
+/// A frame of this many bytes takes no more events.
+const FULL_FRAME: usize = 16 * 1024;
 
-/// Chunks from this size on are handed on as they are: to copy them would cost more than a frame of their own.
-const LARGE: usize = 4 * 1024;
+/// Chunks from this size on are never copied: the copy would cost more than a frame of their own.
+const LARGE_CHUNK: usize = 4 * 1024;
 
-/// What the first copy reserves; it doubles from there.
-const FIRST_COPY: usize = 2 * 1024;
+/// The capacity that the first copy reserves. It doubles from there.
+const FIRST_CAPACITY: usize = 2 * 1024;
 
-/// The frame under way. One chunk alone is never copied.
-pub(super) struct Coalesce {
+/// The bytes of the frame that is being built. A single chunk is never copied.
+pub(super) struct FrameBuffer {
     alone: Bytes,
     joined: Vec<u8>,
 }
 
-impl Coalesce {
+impl FrameBuffer {
     pub(super) fn beginning_with(chunk: Bytes) -> Self {
         Self { alone: chunk, joined: Vec::new() }
     }
@@ -27,20 +27,20 @@ impl Coalesce {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.joined.len() >= FULL || self.alone.len() >= LARGE
+        self.joined.len() >= FULL_FRAME || self.alone.len() >= LARGE_CHUNK
     }
 
-    /// Adds a chunk, or gives it back if it has to stand at the beginning of the next frame.
+    /// Adds a chunk, or returns it if it has to begin the next frame.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), Bytes> {
         if self.is_empty() {
             self.alone = chunk;
             return Ok(());
         }
-        if chunk.len() >= LARGE {
+        if chunk.len() >= LARGE_CHUNK {
             return Err(chunk);
         }
         if self.joined.is_empty() {
-            self.joined.reserve(FIRST_COPY);
+            self.joined.reserve(FIRST_CAPACITY);
             self.joined.extend_from_slice(&std::mem::take(&mut self.alone));
         }
         self.joined.extend_from_slice(&chunk);

@@ -1,16 +1,15 @@
-//! Bodies: where events become frames, and where silence is filled.
+//! Bodies: they join events into frames, and fill silence with heartbeats.
 
-mod adoption;
-mod foreign;
+mod flush_delay;
 mod frame;
-mod grace;
-mod heartbeat;
-mod life;
+mod idle_timer;
 mod lines;
+mod link;
+mod recorder;
 mod sse;
+mod upstream;
 
-pub(crate) use adoption::{Adoption, Offer};
-pub use foreign::ResponseBody;
-pub use heartbeat::Heartbeat;
-pub(crate) use sse::Options;
+pub(crate) use link::{AppliedLayer, LayerHandle, LayerLink};
 pub use sse::SseBody;
+pub(crate) use sse::{HeartbeatSetting, Options};
+pub use upstream::ResponseBody;

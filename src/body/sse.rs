@@ -1,13 +1,16 @@
-//! The body of our own streams.
+//! The body of an [`SseStream`](crate::SseStream).
 
 use super::{
-    Adoption, Heartbeat,
-    frame::Coalesce,
-    grace::Grace,
-    heartbeat::{Pulse, first_byte},
-    life::{Life, OnClose, reason_of},
+    LayerLink,
+    flush_delay::FlushDelay,
+    frame::FrameBuffer,
+    idle_timer::IdleTimer,
+    recorder::{OnClose, Outcome, RecordedBody, Recording, poll_recorded},
 };
-use crate::{BoxError, CloseReason, Event, SseItem, event::retry_line, lifecycle::Settings, trace};
+use crate::{
+    BoxError, CloseReason, Event, Heartbeat, SseItem, event::retry_line, heartbeat::EMPTY_COMMENT, settings::Settings,
+    trace,
+};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -18,26 +21,33 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::time::Instant;
 use tokio_stream::Stream;
 
 type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
 
-/// What a handler has set for its stream.
+/// The settings of a handler for its stream.
 #[derive(Default)]
 pub(crate) struct Options {
-    /// `Some(None)` is: none at all.
-    pub(crate) heartbeat: Option<Option<Heartbeat>>,
+    pub(crate) heartbeat: HeartbeatSetting,
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
-    /// A mutex that is never locked: it makes a body `Sync` whose stream is, so that it can be boxed as such.
+    /// A mutex that is never locked. It makes a body `Sync` if its stream is.
     pub(crate) on_error: Mutex<Option<OnError>>,
-    /// And when it was set.
-    pub(crate) on_close: Mutex<Option<(Instant, OnClose)>>,
+    pub(crate) on_close: Mutex<Option<OnClose>>,
+}
+
+/// The heartbeat of one stream.
+#[derive(Default)]
+pub(crate) enum HeartbeatSetting {
+    /// The heartbeat of the layer, or else the default.
+    #[default]
+    Inherit,
+    Off,
+    On(Heartbeat),
 }
 
 impl Options {
-    fn take_on_close(&mut self) -> Option<(Instant, OnClose)> {
+    fn take_on_close(&mut self) -> Option<OnClose> {
         take_unlocked(&mut self.on_close)
     }
 }
@@ -46,19 +56,19 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// What the stream ended with, once everything before it is on its way.
+/// The error of the stream, which follows when everything before it was handed out.
 struct Failure {
     error: BoxError,
-    grace: Grace,
+    delay: FlushDelay,
 }
 
-/// How many items are taken from a stream in one poll, however small they are.
-const MAX_READY: usize = 1024;
+/// The number of items that one poll takes from the stream at most.
+const MAX_ITEMS_PER_POLL: usize = 1024;
 
 static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
 
 pin_project! {
-    #[project = Parts]
+    #[project = Projection]
     /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event stream bytes.
     ///
     /// Events that are ready at the same time become one frame, of up to about 16 KiB and 1024 items; an event that is ready
@@ -77,70 +87,62 @@ pin_project! {
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
-        pulse: Pulse,
+        idle_timer: IdleTimer,
         options: Option<Box<Options>>,
-        adoption: Adoption,
         // The beginning of the next frame.
-        held: Bytes,
+        pending: Bytes,
         failure: Option<Box<Failure>>,
-        life: Option<Box<Life>>,
+        recording: Recording,
     }
 
     impl<S> PinnedDrop for SseBody<S> {
         fn drop(this: Pin<&mut Self>) {
-            // One that was never polled has a life, too.
             let mut this = this.project();
-            if let Some((_, passages)) = this.adoption.close() {
-                let life = Life::unasked(this.options.as_mut().and_then(|options| options.take_on_close()), passages);
-                // As of one that was polled: whoever is told finds that the stream is gone.
+            let options = this.options;
+            let recorder = this.recording.close_unpolled(|| options.as_mut()?.take_on_close());
+            // As after a poll: `on_close` runs when the stream is gone.
+            if recorder.is_some() {
                 this.stream.set(None);
-                drop(life);
             }
+            drop(recorder);
         }
     }
-}
-
-/// The life of a body, if it begins now and is of interest.
-fn begin(options: &mut Option<Box<Options>>, adoption: &mut Adoption) -> Option<Option<Box<Life>>> {
-    let (parent, passages) = adoption.close()?;
-    Some(Life::begin(options.as_mut().and_then(|options| options.take_on_close()), &parent, passages))
 }
 
 impl<S> SseBody<S> {
-    pub(crate) fn new(stream: S, options: Option<Box<Options>>, adoption: Adoption) -> Self {
+    pub(crate) fn new(stream: S, options: Option<Box<Options>>, link: LayerLink) -> Self {
         Self {
             stream: Some(stream),
-            pulse: Pulse::default(),
+            idle_timer: IdleTimer::default(),
             options,
-            adoption,
-            held: Bytes::new(),
+            pending: Bytes::new(),
             failure: None,
-            life: None,
+            recording: Recording::new(link),
         }
     }
 
-    /// Begins with these lines, whether or not there is an event yet.
+    /// Begins with these lines.
     #[cfg(feature = "hub")]
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
-        self.held = lines;
+        self.pending = lines;
         self
     }
 
-    /// A body without a stream, which is at its end.
+    /// Creates a body without a stream, which is at its end.
     pub(crate) fn ended() -> Self {
         Self {
             stream: None,
-            pulse: Pulse::default(),
+            idle_timer: IdleTimer::default(),
             options: None,
-            adoption: Adoption::Closed(None),
-            held: Bytes::new(),
+            pending: Bytes::new(),
             failure: None,
-            life: None,
+            recording: Recording::new(LayerLink::closed()),
         }
     }
 }
 
-/// At its end, as tower-http's middleware needs it for answers of their own.
+/// Creates a body that is at its end. The middleware of tower-http needs it for responses of its
+/// own.
 impl<S> Default for SseBody<S> {
     fn default() -> Self {
         Self::ended()
@@ -156,68 +158,11 @@ where
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut this = self.project();
-        let begun = begin(this.options, this.adoption);
-        let opening = begun.is_some();
-        if let Some(life) = begun {
-            *this.life = life;
-        }
-        let _entered = this.life.as_ref().map(|life| life.enter());
-        let held = std::mem::take(this.held);
-        let first = if opening { this.first_lines(held) } else { held };
-        let mut frame = Filling {
-            frame: Coalesce::beginning_with(first),
-            events: this.life.as_mut().map_or(0, |life| std::mem::take(&mut life.held_events)),
-        };
-
-        this.end_from_outside(&mut frame, cx);
-        this.is_polled(true);
-        let next = this.fill(&mut frame, cx);
-        this.is_polled(false);
-
-        let is_over = this.stream.is_none() && this.held.is_empty();
-        if !frame.frame.is_empty() {
-            this.pulse.sent();
-            let bytes = frame.frame.into_bytes();
-            if let Some(life) = this.life {
-                life.sends(frame.events, bytes.len());
-                if is_over && this.failure.is_none() {
-                    life.is_over();
-                }
-            }
-            return Poll::Ready(Some(Ok(Frame::data(bytes))));
-        }
-        if let Some(failure) = this.failure {
-            ready!(failure.grace.poll(cx));
-        }
-        if is_over {
-            if let Some(life) = this.life {
-                life.is_over();
-            }
-            return Poll::Ready(this.failure.take().map(|failure| Err(failure.error)));
-        }
-        if next.is_ready() {
-            // Nothing but empty chunks: let others have their turn.
-            cx.waker().wake_by_ref();
-        }
-        let Some(heartbeat) = heartbeat(this.options, this.adoption) else { return Poll::Pending };
-        let beat = if opening {
-            first_byte()
-        } else {
-            ready!(this.pulse.poll_due(heartbeat, cx));
-            heartbeat.bytes(true)
-        };
-        // Asked for its next frame at once, the body then sets its timer.
-        this.pulse.sent();
-        if let Some(life) = this.life {
-            life.sends(0, beat.len());
-            life.beats();
-        }
-        Poll::Ready(Some(Ok(Frame::data(beat))))
+        poll_recorded(&mut self.project(), cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_none() && self.held.is_empty() && self.failure.is_none()
+        self.stream.is_none() && self.pending.is_empty() && self.failure.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -225,78 +170,126 @@ where
     }
 }
 
-/// The frame under way, and how many events are in it.
-struct Filling {
-    frame: Coalesce,
+impl<S> RecordedBody for Projection<'_, S>
+where
+    S: Stream,
+    S::Item: SseItem,
+{
+    type Error = BoxError;
+
+    #[inline]
+    fn recording(&mut self) -> &mut Recording {
+        self.recording
+    }
+
+    fn take_on_close(&mut self) -> Option<OnClose> {
+        self.options.as_mut()?.take_on_close()
+    }
+
+    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<BoxError>> {
+        let pending = std::mem::take(self.pending);
+        let beginning = if is_first { self.preamble(pending) } else { pending };
+        let mut frame = FrameBuilder {
+            buffer: FrameBuffer::beginning_with(beginning),
+            events: self.recording.take_deferred_events(),
+        };
+
+        self.apply_end(&mut frame, cx);
+        let filled = self.fill(&mut frame, cx);
+
+        if !frame.buffer.is_empty() {
+            self.idle_timer.reset();
+            self.recording.record_events(frame.events);
+            return Poll::Ready(Some(Ok(Frame::data(frame.buffer.into_bytes()))));
+        }
+        if let Some(failure) = self.failure {
+            ready!(failure.delay.poll(cx));
+        }
+        if self.stream.is_none() {
+            return Poll::Ready(self.failure.take().map(|failure| Err(failure.error)));
+        }
+        if filled.is_ready() {
+            // Only empty chunks were ready: yield to other tasks.
+            cx.waker().wake_by_ref();
+        }
+        let Some(heartbeat) = heartbeat(self.options, self.recording) else { return Poll::Pending };
+        let bytes = if is_first {
+            // The first byte, so that proxies pass the response on.
+            Bytes::from_static(EMPTY_COMMENT)
+        } else {
+            ready!(self.idle_timer.poll_due(heartbeat, cx));
+            heartbeat.bytes(true)
+        };
+        // The transport asks for the next frame at once. That poll sets the timer.
+        self.idle_timer.reset();
+        self.recording.record_heartbeat();
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+
+    fn is_over(&self) -> bool {
+        self.stream.is_none() && self.pending.is_empty() && self.failure.is_none()
+    }
+}
+
+/// The frame that is being built, and the number of its events.
+struct FrameBuilder {
+    buffer: FrameBuffer,
     events: u64,
 }
 
-impl<S> Parts<'_, S> {
-    /// The reconnection time, if the handler or else the layer has set one, and what the stream begins with. In this order: some
-    /// clients read the time as a part of the event that follows, and nowhere else.
-    fn first_lines(&self, lines: Bytes) -> Bytes {
-        match self.retry().or_else(|| self.adoption.settings()?.retry) {
+impl<S> Projection<'_, S> {
+    /// Returns the reconnect delay, if the handler or else the layer has set it, followed by the
+    /// first lines of the stream. In this order: some clients read the delay as a part of
+    /// the event that follows, and nowhere else.
+    fn preamble(&self, lines: Bytes) -> Bytes {
+        match self.retry().or_else(|| self.recording.settings()?.retry) {
             Some(retry) if lines.is_empty() => retry_line(retry),
             Some(retry) => [retry_line(retry), lines].concat().into(),
             None => lines,
         }
     }
 
-    /// What the handler has set.
+    /// Returns the reconnect delay that the handler has set.
     fn retry(&self) -> Option<Duration> {
         self.options.as_ref()?.retry
     }
 
-    /// Ends the stream with its last words, if its time is up.
-    fn end_from_outside(&mut self, frame: &mut Filling, cx: &mut Context<'_>) {
+    /// Ends the stream with its final bytes, if a layer ends it.
+    fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+        if !self.recording.is_on() || self.stream.is_none() {
+            return;
+        }
         let retry = self.retry();
-        let (Some(life), true) = (&mut self.life, self.stream.is_some()) else { return };
-        if let Poll::Ready(last_words) = life.poll_end(retry, cx) {
+        if let Poll::Ready(final_bytes) = self.recording.poll_end(retry, cx) {
             self.stream.set(None);
-            let events = u64::from(!last_words.farewell.is_empty());
-            self.add(frame, last_words.into_bytes(), events);
+            let events = u64::from(!final_bytes.event.is_empty());
+            self.add(frame, final_bytes.into_bytes(), events);
         }
     }
 
-    /// Adds a chunk to the frame. If it has to wait for the next one there is no room for more.
+    /// Adds a chunk to the frame, or keeps it for the next frame.
     #[inline]
-    fn add(&mut self, frame: &mut Filling, chunk: Bytes, events: u64) {
-        match frame.frame.push(chunk) {
+    fn add(&mut self, frame: &mut FrameBuilder, chunk: Bytes, events: u64) {
+        match frame.buffer.push(chunk) {
             Ok(()) => frame.events += events,
-            Err(too_much) => {
-                *self.held = too_much;
-                if let Some(life) = self.life {
-                    life.held_events = events;
-                }
+            Err(chunk) => {
+                *self.pending = chunk;
+                self.recording.defer_events(events);
             }
-        }
-    }
-
-    /// Notes how the stream ends.
-    fn ends(&mut self, reason: CloseReason) {
-        if let Some(life) = self.life {
-            life.ends(reason);
-        }
-    }
-
-    /// Notes that the stream is polled, so that its end is known if it panics.
-    fn is_polled(&mut self, is_polled: bool) {
-        if let Some(life) = self.life {
-            life.is_polled = is_polled;
         }
     }
 }
 
-impl<S> Parts<'_, S>
+impl<S> Projection<'_, S>
 where
     S: Stream,
     S::Item: SseItem,
 {
-    /// Takes what is ready of the stream, as far as it fits. Pending if the stream is.
+    /// Takes ready items from the stream until the frame is full. Pending if the stream is.
     #[inline]
-    fn fill(&mut self, frame: &mut Filling, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..MAX_READY {
-            if frame.frame.is_full() || !self.held.is_empty() {
+    fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
+        for _ in 0..MAX_ITEMS_PER_POLL {
+            if frame.buffer.is_full() || !self.pending.is_empty() {
                 break;
             }
             let Some(stream) = self.stream.as_mut().as_pin_mut() else { break };
@@ -308,7 +301,7 @@ where
                 Some(Err(error)) => self.fail(frame, error),
                 None => {
                     self.stream.set(None);
-                    self.ends(CloseReason::Finished);
+                    self.recording.set_reason(CloseReason::Finished);
                     if let Some(last) = self.options.as_mut().and_then(|options| options.end_with.take()) {
                         self.add(frame, last.encode(), 1);
                     }
@@ -318,38 +311,53 @@ where
         Poll::Ready(())
     }
 
-    /// What an error of the stream is to the client: an end in any case.
+    /// Ends the stream after an error.
     #[cold]
-    fn fail(&mut self, frame: &mut Filling, error: BoxError) {
+    fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);
         let reason = reason_of(&error);
-        self.ends(reason);
+        self.recording.set_reason(reason);
         if reason == CloseReason::Shutdown {
-            // Of its hub: when to come back.
-            let delay = match self.adoption.settings() {
-                Some(settings) => settings.retry_later(self.retry()),
-                None => Settings::default().retry_later(self.retry()),
+            // The hub was shut down: the client gets a reconnect delay.
+            let delay = match self.recording.settings() {
+                Some(settings) => settings.reconnect_delay(self.retry()),
+                None => Settings::default().reconnect_delay(self.retry()),
             };
             return self.add(frame, retry_line(delay), 0);
         }
-        // That a client is too slow is no failure.
+        // A slow client is not a failure.
         if reason == CloseReason::Error {
             trace::failed(Some(&error));
         }
         let on_error = self.options.as_mut().and_then(|options| take_unlocked(&mut options.on_error));
         match on_error.and_then(|on_error| on_error(&error)) {
             Some(event) => self.add(frame, event.encode(), 1),
-            None => *self.failure = Some(Box::new(Failure { error, grace: Grace::default() })),
+            None => *self.failure = Some(Box::new(Failure { error, delay: FlushDelay::default() })),
         }
     }
 }
 
-/// What the handler has set wins over what the layer has.
-fn heartbeat<'a>(options: &'a Option<Box<Options>>, adoption: &'a Adoption) -> Option<&'a Heartbeat> {
-    match (options.as_ref().and_then(|options| options.heartbeat.as_ref()), adoption.settings()) {
-        (Some(own), _) => own.as_ref(),
-        (None, Some(settings)) => settings.heartbeat.as_ref(),
-        (None, None) => Some(&DEFAULT_HEARTBEAT),
+/// Returns the reason of a stream that ends with this error.
+fn reason_of(error: &BoxError) -> CloseReason {
+    #[cfg(feature = "hub")]
+    if error.is::<crate::hub::Lagged>() {
+        return CloseReason::Lagged;
+    } else if error.is::<crate::hub::ShutDown>() {
+        return CloseReason::Shutdown;
+    }
+    let _any_other = error;
+    CloseReason::Error
+}
+
+/// Returns the heartbeat of the handler, or else of the layer, or else the default.
+fn heartbeat<'a>(options: &'a Option<Box<Options>>, recording: &'a Recording) -> Option<&'a Heartbeat> {
+    match options.as_ref().map(|options| &options.heartbeat) {
+        Some(HeartbeatSetting::On(heartbeat)) => Some(heartbeat),
+        Some(HeartbeatSetting::Off) => None,
+        Some(HeartbeatSetting::Inherit) | None => match recording.settings() {
+            Some(settings) => settings.heartbeat.as_ref(),
+            None => Some(&DEFAULT_HEARTBEAT),
+        },
     }
 }
 

@@ -68,8 +68,9 @@ const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
 
 /// The type of an event: what a page names in `addEventListener`.
 ///
-/// It is never empty and holds no CR, LF or NUL, so an [`Event`](crate::Event) cannot be made to break its line. Text
-/// that is known only at run time goes through [`EventName::new`]; a literal converts by itself.
+/// It is never empty and holds no CR, LF or NUL, so an [`Event`](crate::Event) cannot be made to
+/// break its line. Text that is known only at run time goes through [`EventName::new`]; a literal
+/// converts by itself. The trait [`IntoEventName`] lists what an event takes as its name.
 ///
 /// # Examples
 ///
@@ -86,7 +87,7 @@ const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
 /// # Ok::<_, tower_sse::FieldError>(())
 /// ```
 ///
-/// Text that nobody checked does not compile:
+/// Unchecked text does not compile:
 ///
 /// ```compile_fail,E0277
 /// # use tower_sse::Event;
@@ -133,8 +134,9 @@ impl EventName {
 
 /// The id of an event, which a client sends back as `Last-Event-ID` when it reconnects.
 ///
-/// It holds no CR, LF or NUL. Text that is known only at run time goes through [`EventId::new`]; literals and integers
-/// convert by themselves. An empty id is legal: it makes the client forget the id it had.
+/// It holds no CR, LF or NUL. Text that is known only at run time goes through [`EventId::new`];
+/// literals and integers convert by themselves ([`IntoEventId`]). An empty id is legal: it makes
+/// the client forget the id it had.
 ///
 /// It comes back in a header, where white space at its ends is cut off, and where servers refuse control characters: an id
 /// is better without them.
@@ -152,7 +154,7 @@ impl EventName {
 /// # Ok::<_, tower_sse::FieldError>(())
 /// ```
 ///
-/// Text that nobody checked does not compile:
+/// Unchecked text does not compile:
 ///
 /// ```compile_fail,E0277
 /// # use tower_sse::Event;
@@ -191,6 +193,85 @@ impl EventId {
 
     const WHAT: &str = "event id";
 }
+
+/// A value that [`Event::event`](crate::Event::event) takes as the name of an event: an
+/// [`EventName`] or a literal.
+///
+/// Implement this trait for types of your own that are event names, such as an enum.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, EventName, IntoEventName};
+///
+/// enum Kind { Created, Deleted }
+///
+/// impl IntoEventName for Kind {
+///     fn into_event_name(self) -> EventName {
+///         match self {
+///             Self::Created => EventName::from_static("created"),
+///             Self::Deleted => EventName::from_static("deleted"),
+///         }
+///     }
+/// }
+///
+/// assert_eq!(Event::new("order 7").event(Kind::Created).name(), Some("created"));
+/// # let _ = Kind::Deleted;
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not checked to be an event name",
+    label = "this text could break the event stream: a line feed in it would begin another field",
+    note = "check text that is known at run time with `EventName::new(text)?`; a literal needs no check"
+)]
+pub trait IntoEventName {
+    /// Converts this value into an event name.
+    fn into_event_name(self) -> EventName;
+}
+
+/// A value that [`Event::id`](crate::Event::id) takes as the id of an event: an [`EventId`], an
+/// integer or a literal.
+///
+/// Implement this trait for types of your own that are ids, such as a database key.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, EventId, IntoEventId};
+///
+/// struct OrderId(u64);
+///
+/// impl IntoEventId for OrderId {
+///     fn into_event_id(self) -> EventId {
+///         self.0.into_event_id()
+///     }
+/// }
+///
+/// assert_eq!(Event::new("shipped").id(OrderId(7)).event_id(), Some("7"));
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not checked to be an event id",
+    label = "this text could break the event stream: a line feed in it would begin another field",
+    note = "check text that is known at run time with `EventId::new(text)?`; literals and integers need no check"
+)]
+pub trait IntoEventId {
+    /// Converts this value into an event id.
+    fn into_event_id(self) -> EventId;
+}
+
+macro_rules! into_field {
+    ($Into:ident, $into:ident, $Field:ident: $($From:ty)*) => {$(
+        impl $Into for $From {
+            #[inline]
+            fn $into(self) -> $Field {
+                self.into()
+            }
+        }
+    )*};
+}
+
+into_field!(IntoEventName, into_event_name, EventName: EventName &'static str);
+into_field!(IntoEventId, into_event_id, EventId: EventId &'static str);
+into_field!(IntoEventId, into_event_id, EventId: u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
 macro_rules! field {
     ($Field:ident) => {

@@ -1,16 +1,19 @@
 //! Events: what can be said, and that nothing wrong can be.
 
+mod decode;
 mod encode;
 mod encoded;
 mod error;
 mod field;
+mod item;
 mod scratch;
 
 pub(crate) use encode::{comment_lines, retry_line};
 pub use encoded::EncodedEvents;
 pub(crate) use error::Shortened;
 pub use error::{FieldError, FieldErrorKind};
-pub use field::{EventId, EventName};
+pub use field::{EventId, EventName, IntoEventId, IntoEventName};
+pub use item::SseItem;
 #[cfg(feature = "json")]
 pub(crate) use scratch::with_scratch;
 
@@ -110,7 +113,7 @@ impl Event {
     /// # use tower_sse::Event;
     /// assert_eq!(Event::checkpoint(1_000_000).encode(), "id: 1000000\n\n");
     /// ```
-    pub fn checkpoint(id: impl Into<EventId>) -> Self {
+    pub fn checkpoint(id: impl IntoEventId) -> Self {
         Self::default().id(id)
     }
 
@@ -136,8 +139,12 @@ impl Event {
     /// If it is a literal that [`EventName::from_static`] refuses.
     // Inlined, as `id` is, to keep the event in registers between the setters; without it they cost twice as much.
     #[inline(always)]
-    pub fn event(self, name: impl Into<EventName>) -> Self {
-        let name = name.into();
+    pub fn event(
+        self,
+        // rustc quotes the next line in the error for text that is borrowed.
+        name: impl IntoEventName, // a `&str` has to be a literal; check other text with `EventName::new`
+    ) -> Self {
+        let name = name.into_event_name();
         let this = self.replace(HAS_NAME, NAME);
         Self { wire: this.wire.prepend(NAME, name.as_bytes()), ..this }
     }
@@ -148,8 +155,12 @@ impl Event {
     ///
     /// If it is a literal that [`EventId::from_static`] refuses.
     #[inline(always)]
-    pub fn id(self, id: impl Into<EventId>) -> Self {
-        let id = id.into();
+    pub fn id(
+        self,
+        // rustc quotes the next line in the error for text that is borrowed.
+        id: impl IntoEventId, // a `&str` has to be a literal; check other text with `EventId::new`
+    ) -> Self {
+        let id = id.into_event_id();
         let this = self.replace(HAS_ID, ID);
         Self { wire: this.wire.prepend(ID, id.as_bytes()), ..this }
     }
@@ -219,12 +230,6 @@ impl Event {
     /// What [`encode`](Self::encode) returns, of an event that is complete.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
-    }
-}
-
-impl fmt::Debug for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Event").field(&String::from_utf8_lossy(self.wire.as_bytes())).finish()
     }
 }
 
@@ -327,6 +332,6 @@ mod tests {
                 write!(f, "{:?}", Event::display("inner"))
             }
         }
-        assert_eq!(wire(Event::display(Nested)), "data: outer Event(\"data: inner\\n\\n\")\n\n");
+        assert_eq!(wire(Event::display(Nested)), "data: outer Event { data: \"inner\" }\n\n");
     }
 }

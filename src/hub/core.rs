@@ -279,7 +279,7 @@ impl Core {
     }
 
     pub(super) fn count_gap(&self, reason: GapReason) {
-        metrics::gap(reason);
+        metrics::gap(reason.as_str());
         self.gaps.fetch_add(1, Ordering::Relaxed);
     }
 

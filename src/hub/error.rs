@@ -18,6 +18,22 @@ use std::fmt;
 /// assert_eq!(error.to_string(), r#"the topic "answer-42" is finished; publish to another one"#);
 /// # Ok(()) }
 /// ```
+///
+/// A handler that builds JSON, publishes and subscribes needs only this error type:
+///
+/// ```
+/// # #[cfg(all(feature = "axum", feature = "json"))] {
+/// use axum::extract::State;
+/// use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
+///
+/// async fn join(State(hub): State<Hub>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+///     let members = hub.topic("members");
+///     members.publish(Event::json(&["Anna"])?.event("joined")).await?;
+///     Ok(SseStream::new(members.subscribe(last).await?))
+/// }
+/// # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(join)).with_state(Hub::new());
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -47,6 +63,12 @@ pub enum ErrorKind {
     /// so that clients recognize a duplicate. Events whose `publish` returned `Ok` are in the log.
     /// The [`source`](std::error::Error::source) is the error of the backend.
     Backend,
+    /// The data of an event does not serialize to JSON. 500 Internal Server Error.
+    ///
+    /// The hub itself does not return this error. It is the kind of a converted `JsonError`, so
+    /// that a handler that builds, publishes and subscribes uses `?` with one error type. The
+    /// [`source`](std::error::Error::source) is the `JsonError`.
+    Json,
     /// Too many clients wait for history from the backend, and this client needs history, too. 503
     /// Service Unavailable.
     ///
@@ -105,6 +127,7 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
+            ErrorKind::Json => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -120,6 +143,7 @@ impl fmt::Display for Error {
             }
             ErrorKind::ShutDown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
+            ErrorKind::Json => f.write_str("the data of an event does not serialize to JSON"),
             ErrorKind::Overloaded => {
                 let limit = self.limit;
                 write!(f, "{limit} history reads are waiting for the backend; subscribe again later with the same id")
@@ -127,6 +151,13 @@ impl fmt::Display for Error {
             ErrorKind::Backend if self.topic.is_empty() => f.write_str("the backend cannot be used"),
             ErrorKind::Backend => write!(f, "the backend has not confirmed what was published to {topic}"),
         }
+    }
+}
+
+#[cfg(feature = "json")]
+impl From<crate::JsonError> for Error {
+    fn from(error: crate::JsonError) -> Self {
+        Self { kind: ErrorKind::Json, topic: "".into(), limit: 0, source: Some(error.into()) }
     }
 }
 

@@ -106,7 +106,7 @@ fn numbers(numbers: impl IntoIterator<Item = usize>) -> Vec<String> {
 }
 
 fn status(subscription: Subscription) -> u16 {
-    SseStream::new(subscription).without_heartbeat().into_response().status().as_u16()
+    SseStream::new(subscription).without_heartbeat().into_http_response().status().as_u16()
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,7 +109,7 @@ async fn a_server_that_is_told_to_stop_ends_its_streams_cleanly_and_then_itself(
             curl.ends(0).await;
             let lines = curl.0.lines();
             let [.., event, data, _, retry] = lines else { panic!("{lines:?}") };
-            assert_eq!([&**event, data], ["event: farewell", "data: The server is being restarted"]);
+            assert_eq!([&**event, data], ["event: shutdown", "data: The server is being restarted"]);
             let retry: u64 = retry.strip_prefix("retry: ").and_then(|retry| retry.parse().ok()).expect("a time");
             assert!((1000..=6000).contains(&retry), "when to come back: {retry}");
         }

@@ -25,9 +25,9 @@ async fn a_server_that_is_told_to_stop_ends_by_itself_and_the_page_comes_back_to
     server.terminate();
     let status = server.ended_within(TO_END).expect("it does not wait for the page to be closed");
     assert!(status.success(), "{status}");
-    let farewell = page.receives("the farewell", |message| message.kind == "farewell").await;
-    assert_eq!(farewell.data, "The server is being restarted.");
-    assert_eq!(page.text("#note").await, farewell.data);
+    let last = page.receives("the shutdown event", |message| message.kind == "shutdown").await;
+    assert_eq!(last.data, "The server is being restarted.");
+    assert_eq!(page.text("#note").await, last.data);
 
     let server = Example::start_at(server.address(), "ops", &[]);
     eventually(TO_COME_BACK, "the page has come back", async || match page.text("#connections").await {

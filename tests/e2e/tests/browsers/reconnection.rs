@@ -106,7 +106,7 @@ async fn a_stream_for_which_there_is_no_place_comes_back_only_if_it_is_told_to_r
     let forever = || get(async || SseStream::new(tokio_stream::once(Event::new("in")).chain(tokio_stream::pending())));
     let layer = |when_full| {
         let layer = SseLayer::new().max_streams(1).when_full(when_full);
-        layer.retry(SHORT).reconnect_spread(Duration::ZERO)
+        layer.retry(SHORT).reconnect_jitter(Duration::ZERO)
     };
     let visits = Visits::default();
     let app = Router::new()

@@ -35,7 +35,7 @@ fn app(topic: &Topic, visits: &Visits, shutdown: &CancellationToken) -> Router {
         .route("/", get(page::html))
         .route(FEED, get(feed))
         .with_state(topic.clone())
-        .layer(layer.reconnect_spread(Duration::ZERO))
+        .layer(layer.reconnect_jitter(Duration::ZERO))
         .layer(middleware::from_fn_with_state(visits.clone(), visits::keep))
 }
 

@@ -1,4 +1,5 @@
-//! Event streams that others make, behind the layer on real connections: axum's own, proxied ones, hand-made ones.
+//! Upstream streams behind the layer, on real connections: streams of axum, proxied and hand-made
+//! streams.
 
 use axum::{
     Router,
@@ -24,7 +25,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower_sse::{Event, Heartbeat, SseLayer, SseStream};
 
-/// With heartbeats that come while a test looks on.
+/// Sends heartbeats often enough for a test.
 fn fast() -> SseLayer {
     SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(5)))
 }
@@ -220,14 +221,14 @@ async fn a_wrong_length_that_a_handler_sets_does_not_cut_the_stream_off() {
         let events = tokio_stream::iter([Event::new("one"), Event::new("two")]);
         ([(header::CONTENT_LENGTH, "5")], SseStream::new(events))
     };
-    let foreign = async || {
+    let upstream = async || {
         let body = script([Step::chunk("data: one\n\n"), Step::chunk("data: two\n\n")]);
         ([(header::CONTENT_LENGTH, "5")], event_stream(body))
     };
-    let app = Router::new().route("/ours", get(ours)).route("/foreign", get(foreign));
+    let app = Router::new().route("/ours", get(ours)).route("/upstream", get(upstream));
     for layer in [SseLayer::new(), SseLayer::new().without_heartbeat()] {
         let server = serve(app.clone().layer(layer)).await;
-        for (protocol, path) in Protocol::ALL.into_iter().flat_map(|p| ["/ours", "/foreign"].map(|path| (p, path))) {
+        for (protocol, path) in Protocol::ALL.into_iter().flat_map(|p| ["/ours", "/upstream"].map(|path| (p, path))) {
             let answer = protocol.get(server.address, path, &[]).await;
             assert_headers(&answer);
             assert_eq!(answer.complete().await.text(), "data: one\n\ndata: two\n\n", "{protocol:?} {path}");

@@ -1,0 +1,110 @@
+//! The hand-over of layer settings to the body of a response.
+//!
+//! A body that can apply settings opens a [`LayerLink`]. Its other end, the [`LayerHandle`],
+//! travels in the extensions of the response. Each layer that finds an open handle attaches an
+//! [`AppliedLayer`] instead of wrapping the body. The first poll of the body closes the link.
+
+use crate::{limit::Permit, settings::Settings, trace};
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+use tokio::time::Instant;
+
+/// One layer that a stream has passed through.
+pub(crate) struct AppliedLayer {
+    pub(crate) settings: Arc<Settings>,
+    pub(super) permits: Vec<Permit>,
+    pub(super) request: trace::Request,
+    /// The time at the layer. `None` if the layer has no `on_close`.
+    pub(super) at: Option<Instant>,
+}
+
+impl AppliedLayer {
+    pub(crate) fn new(settings: &Arc<Settings>, permits: Vec<Permit>, request: trace::Request) -> Self {
+        let at = settings.on_close.is_some().then(Instant::now);
+        Self { settings: Arc::clone(settings), permits, request, at }
+    }
+
+    /// Returns whether the layer limits, ends or observes the stream.
+    pub(crate) fn is_recorded(&self) -> bool {
+        let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
+        shutdown.is_some() || max_lifetime.is_some() || on_close.is_some() || !self.permits.is_empty()
+    }
+}
+
+/// The layers that a response has passed through, from the innermost to the outermost.
+type AppliedLayers = Option<Box<Vec<AppliedLayer>>>;
+
+/// The state that a body shares with its handle.
+#[derive(Default)]
+pub(crate) struct LinkState {
+    /// The current span when the response was made.
+    parent: trace::Parent,
+    layers: AppliedLayers,
+}
+
+/// The body's end of the hand-over. Where only one setting can apply, the innermost layer wins.
+pub(crate) enum LayerLink {
+    /// The response passes through the layers.
+    Open(Arc<Mutex<LinkState>>),
+    /// The body was polled. Its settings do not change any more.
+    Closed(AppliedLayers),
+}
+
+impl LayerLink {
+    /// Creates a link, and the handle for the extensions of the response.
+    pub(crate) fn open() -> (Self, LayerHandle) {
+        let state = Arc::new(Mutex::new(LinkState { parent: trace::Parent::current(), layers: None }));
+        let handle = LayerHandle(Arc::downgrade(&state));
+        (Self::Open(state), handle)
+    }
+
+    /// Creates a closed link without layers.
+    pub(super) fn closed() -> Self {
+        Self::Closed(None)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Open(_))
+    }
+
+    /// Closes the link. Returns the span of the response and the layers, or `None` if the link was
+    /// closed before.
+    pub(super) fn close(&mut self) -> Option<(trace::Parent, &mut [AppliedLayer])> {
+        let Self::Open(state) = self else { return None };
+        let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
+        *self = Self::Closed(layers);
+        match self {
+            Self::Closed(Some(layers)) => Some((parent, layers)),
+            _ => Some((parent, &mut [])),
+        }
+    }
+
+    /// Returns the settings of the innermost layer, once the link is closed.
+    pub(super) fn settings(&self) -> Option<&Settings> {
+        match self {
+            Self::Closed(Some(layers)) => layers.first().map(|layer| &*layer.settings),
+            _ => None,
+        }
+    }
+}
+
+/// The layers' end of the hand-over. It does not keep the state alive: a middleware may drop the
+/// body and keep the extensions.
+#[derive(Clone)]
+pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
+
+impl LayerHandle {
+    /// Hands a layer over to the body. Has no effect if the body is gone.
+    pub(crate) fn attach(&self, layer: AppliedLayer) {
+        if let Some(state) = self.0.upgrade() {
+            state.lock().unwrap_or_else(PoisonError::into_inner).layers.get_or_insert_default().push(layer);
+        }
+    }
+
+    /// Returns whether the body still exists and was not polled.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}

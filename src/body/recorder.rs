@@ -1,0 +1,357 @@
+//! Records the life of a stream, and ends it for its layers.
+//!
+//! This file has the whole protocol, for both kinds of bodies: [`poll_recorded`] runs each poll of
+//! a body, and [`Recording`] is the body's part of the state. A body only reports what cannot be
+//! seen in its frames: its events, its heartbeats, and the reason of its end.
+
+use super::link::{AppliedLayer, LayerLink};
+use crate::{
+    limit::Permit,
+    metrics, random,
+    settings::{FinalBytes, Settings},
+    summary::{CloseReason, StreamSummary},
+    trace,
+};
+use bytes::Bytes;
+use http_body::Frame;
+use std::{
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// The result of a body's `poll_frame`.
+pub(super) type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
+
+/// The `on_close` of a handler, and the time when the handler set it.
+pub(crate) type OnClose = (Instant, Callback);
+
+type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
+
+/// A body whose life is recorded.
+pub(super) trait RecordedBody {
+    type Error;
+
+    fn recording(&mut self) -> &mut Recording;
+
+    /// Takes the callback of the handler, before the first poll.
+    fn take_on_close(&mut self) -> Option<OnClose> {
+        None
+    }
+
+    /// Produces the next frame.
+    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<Self::Error>>;
+
+    /// Returns whether the transport has got everything.
+    fn is_over(&self) -> bool;
+}
+
+/// Polls a body for its next frame, in the span of the stream, and records the frame.
+#[inline]
+pub(super) fn poll_recorded<B: RecordedBody>(body: &mut B, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
+    let is_first = body.recording().link.is_open();
+    if is_first {
+        let on_close = body.take_on_close();
+        body.recording().begin(on_close);
+    }
+    let _entered = body.recording().recorder.as_mut().map(|recorder| recorder.enter());
+    let polled = body.poll_next(is_first, cx);
+    if body.recording().is_on() {
+        let is_over = match &polled {
+            Poll::Pending => false,
+            Poll::Ready(Some(Ok(_))) => body.is_over(),
+            Poll::Ready(_) => true,
+        };
+        if let Some(recorder) = &mut body.recording().recorder {
+            recorder.leave(&polled, is_over);
+        }
+    }
+    polled
+}
+
+/// The part of a body that connects it to its layers, and records its life.
+pub(super) struct Recording {
+    link: LayerLink,
+    /// Set by the first poll, if there is anything to record.
+    recorder: Option<Box<StreamRecorder>>,
+}
+
+impl Recording {
+    pub(super) fn new(link: LayerLink) -> Self {
+        Self { link, recorder: None }
+    }
+
+    fn begin(&mut self, on_close: Option<OnClose>) {
+        if let Some((parent, layers)) = self.link.close() {
+            let span = trace::Span::begin(&parent, layers.iter().map(|layer| &layer.request));
+            self.recorder = StreamRecorder::new(on_close, layers, span, metrics::Stream::begin());
+        }
+    }
+
+    /// Returns the recorder of a body that is dropped before its first poll. It does not count as a
+    /// stream in metrics and spans, but `on_close` runs when the recorder is dropped.
+    pub(super) fn close_unpolled(&mut self, on_close: impl FnOnce() -> Option<OnClose>) -> Option<Box<StreamRecorder>> {
+        let (_, layers) = self.link.close()?;
+        StreamRecorder::new(on_close(), layers, trace::Span::none(), metrics::Stream::none())
+    }
+
+    /// Returns the settings of the innermost layer, after the first poll has begun.
+    pub(super) fn settings(&self) -> Option<&Settings> {
+        self.link.settings()
+    }
+
+    /// Returns whether anything is recorded.
+    #[inline]
+    pub(super) fn is_on(&self) -> bool {
+        self.recorder.is_some()
+    }
+
+    /// Returns ready when a layer ends the stream, with the bytes to send before the end.
+    #[inline]
+    pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+        match &mut self.recorder {
+            Some(recorder) => recorder.poll_end(retry, cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Sets the reason of the end. It counts once everything before the end was handed out.
+    pub(super) fn set_reason(&mut self, reason: CloseReason) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.set_reason(reason);
+        }
+    }
+
+    /// Records events of the frame that this poll hands out.
+    #[inline]
+    pub(super) fn record_events(&mut self, events: u64) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record_events(events);
+        }
+    }
+
+    /// Records that the frame that this poll hands out is a heartbeat.
+    pub(super) fn record_heartbeat(&mut self) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.heartbeats += 1;
+            recorder.counts.heartbeat_sent();
+        }
+    }
+
+    /// Keeps the number of events of a chunk that waits for the next frame.
+    pub(super) fn defer_events(&mut self, events: u64) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.deferred_events = events;
+        }
+    }
+
+    /// Takes the number of events that were deferred.
+    #[inline]
+    pub(super) fn take_deferred_events(&mut self) -> u64 {
+        self.recorder.as_mut().map_or(0, |recorder| mem::take(&mut recorder.deferred_events))
+    }
+}
+
+/// Runs the callbacks of the layers if the body was never polled.
+impl Drop for Recording {
+    fn drop(&mut self) {
+        drop(self.close_unpolled(|| None));
+    }
+}
+
+/// Records one stream, from its response to the drop of its body.
+pub(super) struct StreamRecorder {
+    began: Instant,
+    events: u64,
+    bytes: u64,
+    heartbeats: u64,
+    /// Events of the chunk that waits for the next frame.
+    deferred_events: u64,
+    /// The reason of the end, once it is known.
+    reason: Option<CloseReason>,
+    progress: Progress,
+    end_signals: Vec<EndSignal>,
+    /// A mutex that is never locked. It makes a body `Sync` if its stream is.
+    on_close: Mutex<Option<Callback>>,
+    /// The layers that have an `on_close`.
+    layers: Vec<Arc<Settings>>,
+    permits: Vec<Permit>,
+    span: trace::Span,
+    counts: metrics::Stream,
+}
+
+/// The progress of a stream.
+#[derive(Clone, Copy, PartialEq)]
+enum Progress {
+    /// The stream waits for its next poll.
+    Waiting,
+    /// The stream is being polled. If it is dropped in this state, it has panicked.
+    Polling,
+    /// Everything was handed to the transport.
+    Over,
+}
+
+/// A condition that ends a stream.
+enum EndSignal {
+    Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
+    /// The timer is made at the first poll: a body that is never polled may be dropped outside of
+    /// any runtime.
+    MaxLifetime(Duration, Option<Pin<Box<Sleep>>>),
+}
+
+impl StreamRecorder {
+    /// Creates the recorder of a stream that has passed through these layers. Returns `None` if
+    /// there is nothing to record.
+    fn new(
+        on_close: Option<OnClose>,
+        layers: &mut [AppliedLayer],
+        span: trace::Span,
+        counts: metrics::Stream,
+    ) -> Option<Box<Self>> {
+        let is_recorded = layers.iter().any(AppliedLayer::is_recorded);
+        if on_close.is_none() && !span.is_on() && !counts.is_on() && !is_recorded {
+            return None;
+        }
+        let began = on_close.as_ref().map(|(at, _)| *at);
+        let began = began.or_else(|| layers.iter().find_map(|layer| layer.at)).unwrap_or_else(Instant::now);
+        let mut recorder = Self {
+            began,
+            events: 0,
+            bytes: 0,
+            heartbeats: 0,
+            deferred_events: 0,
+            reason: None,
+            progress: Progress::Waiting,
+            end_signals: Vec::new(),
+            on_close: Mutex::new(on_close.map(|(_, callback)| callback)),
+            layers: Vec::new(),
+            permits: Vec::new(),
+            span,
+            counts,
+        };
+        for layer in layers {
+            let settings = &layer.settings;
+            if let Some(token) = &settings.shutdown {
+                // A token for each stream: every poll locks it, and a shared one would be
+                // contended.
+                let token = token.child_token();
+                recorder.end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
+            }
+            if let Some(max) = settings.max_lifetime {
+                recorder.end_signals.push(EndSignal::MaxLifetime(with_jitter(max), None));
+            }
+            if settings.on_close.is_some() {
+                recorder.layers.push(Arc::clone(settings));
+            }
+            recorder.permits.append(&mut layer.permits);
+        }
+        Some(Box::new(recorder))
+    }
+
+    fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+        for signal in &mut self.end_signals {
+            match signal {
+                EndSignal::Shutdown(shutdown, settings) => {
+                    if shutdown.as_mut().poll(cx).is_ready() {
+                        let final_bytes = settings.final_bytes(retry);
+                        self.set_reason(CloseReason::Shutdown);
+                        return Poll::Ready(final_bytes);
+                    }
+                }
+                EndSignal::MaxLifetime(time, timer) => {
+                    let timer = timer.get_or_insert_with(|| Box::pin(sleep(*time)));
+                    if timer.as_mut().poll(cx).is_ready() {
+                        self.set_reason(CloseReason::MaxLifetime);
+                        return Poll::Ready(FinalBytes::default());
+                    }
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    fn set_reason(&mut self, reason: CloseReason) {
+        self.reason = Some(reason);
+        // The end is certain: no layer has to end the stream any more.
+        self.end_signals = Vec::new();
+    }
+
+    #[inline]
+    fn record_events(&mut self, events: u64) {
+        self.events += events;
+        self.counts.events_sent(events);
+    }
+
+    /// Enters the span of the stream until the returned value is dropped.
+    #[inline]
+    fn enter(&mut self) -> trace::Entered {
+        if self.progress == Progress::Waiting {
+            self.progress = Progress::Polling;
+        }
+        self.span.enter()
+    }
+
+    /// Records the frame of a poll, and whether it was the last one.
+    #[inline]
+    fn leave<E>(&mut self, polled: &Poll<Outcome<E>>, is_over: bool) {
+        if let Poll::Ready(Some(Ok(frame))) = polled {
+            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+            self.bytes += bytes;
+            self.counts.bytes_sent(bytes);
+        }
+        if is_over {
+            self.progress = Progress::Over;
+        } else if self.progress == Progress::Polling {
+            self.progress = Progress::Waiting;
+        }
+    }
+}
+
+/// Returns a time within 10 % of this one, so that streams that began together do not end together.
+fn with_jitter(time: Duration) -> Duration {
+    let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::part());
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+impl Drop for StreamRecorder {
+    fn drop(&mut self) {
+        let reason = match self.progress {
+            Progress::Over => self.reason.unwrap_or(CloseReason::Finished),
+            Progress::Polling => CloseReason::Error,
+            Progress::Waiting => CloseReason::ClientGone,
+        };
+        let summary = StreamSummary {
+            reason,
+            duration: self.began.elapsed(),
+            events: self.events,
+            bytes: self.bytes,
+            heartbeats: self.heartbeats,
+        };
+        // Before the callbacks, so that they find the permits released.
+        drop(mem::take(&mut self.permits));
+        self.counts.ended(&summary);
+        self.span.ended(&summary);
+        let _entered = self.span.enter();
+        let _after_the_handler = Notify(&self.layers, &summary);
+        if let Some(on_close) = self.on_close.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            on_close(summary.clone());
+        }
+    }
+}
+
+/// Calls the `on_close` of these layers when it is dropped, even if a callback before them panics.
+struct Notify<'a>(&'a [Arc<Settings>], &'a StreamSummary);
+
+impl Drop for Notify<'_> {
+    fn drop(&mut self) {
+        let Some((settings, outer)) = self.0.split_first() else { return };
+        let _after_this_layer = Notify(outer, self.1);
+        if let Some(on_close) = &settings.on_close {
+            on_close(self.1.clone());
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The body of a response that passed through the layer.
+
+use super::{
+    LayerLink,
+    flush_delay::FlushDelay,
+    idle_timer::IdleTimer,
+    lines::{ByteOrderMark, EventTracker, LineTracker},
+    recorder::{Outcome, RecordedBody, Recording, poll_recorded},
+};
+use crate::{CloseReason, event::retry_line, settings::FinalBytes, trace};
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use std::{
+    fmt, mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Sleep, sleep};
+
+/// The time that an upstream stream has to complete its event, when a layer ends it.
+const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
+
+pin_project! {
+    /// The body of a response that passed through an [`SseService`](crate::SseService).
+    ///
+    /// An upstream event stream gets heartbeats between its lines, unless it is encoded. A layer
+    /// can end it. The body inside is not polled again after its end. Every other body passes
+    /// unchanged.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of the body inside. The error of an upstream event stream follows 250
+    /// milliseconds after the frames before it, so that the transport can flush these.
+    ///
+    /// # Panics
+    ///
+    /// Panics if an upstream event stream needs a timer and the tokio runtime has none enabled.
+    /// Heartbeats, shutdowns, lifetimes and errors need a timer. Outside of a runtime, an error
+    /// needs no timer.
+    pub struct ResponseBody<B>
+    where
+        B: Body,
+    {
+        #[pin]
+        body: B,
+        // Boxed, so that other responses do not grow by it.
+        treatment: Option<Box<Treatment<B::Error>>>,
+    }
+}
+
+impl<B: Body> ResponseBody<B> {
+    /// Passes a body on unchanged.
+    pub(crate) fn untouched(body: B) -> Self {
+        Self { body, treatment: None }
+    }
+
+    /// Treats a body as an event stream.
+    pub(crate) fn event_stream(body: B, link: LayerLink) -> Self {
+        Self::treated(body, Treatment::Stream(PassthroughStream::new(link)))
+    }
+
+    /// Treats a body as an encoded event stream: layers can end it and observe it, but nothing is
+    /// put into it.
+    pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
+        Self::treated(body, Treatment::Encoded(EncodedStream { recording: Recording::new(link), is_ended: false }))
+    }
+
+    /// Sends these bytes instead of the body, which is not polled.
+    pub(crate) fn replaced(body: B, bytes: Bytes) -> Self {
+        Self::treated(body, Treatment::Replaced(bytes))
+    }
+
+    fn treated(body: B, treatment: Treatment<B::Error>) -> Self {
+        Self { body, treatment: Some(Box::new(treatment)) }
+    }
+}
+
+/// Creates an empty body. The middleware of tower-http needs it for responses of its own.
+impl<B: Body + Default> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::untouched(B::default())
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    #[inline]
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        match this.treatment {
+            None => this.body.poll_frame(cx),
+            Some(treatment) => treatment.poll_frame(this.body, cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.treatment {
+            None => self.body.is_end_stream(),
+            Some(treatment) => treatment.is_over(&self.body),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.treatment {
+            None => self.body.size_hint(),
+            // Heartbeats change the length.
+            Some(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody")
+            .field("body", &self.body)
+            .field("is_event_stream", &self.treatment.is_some())
+            .finish()
+    }
+}
+
+/// The treatment of a body by the layer.
+enum Treatment<E> {
+    Stream(PassthroughStream<E>),
+    Encoded(EncodedStream),
+    /// The bytes that are sent instead of the body.
+    Replaced(Bytes),
+}
+
+impl<E> Treatment<E> {
+    // Not inlined, because most responses only pass through.
+    #[inline(never)]
+    fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    where
+        B: Body<Data = Bytes, Error = E>,
+    {
+        match self {
+            Self::Stream(stream) => poll_recorded(&mut Upstream { stream, body }, cx),
+            Self::Encoded(stream) => poll_recorded(&mut Upstream { stream, body }, cx),
+            Self::Replaced(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Replaced(bytes) => Poll::Ready(Some(Ok(Frame::data(mem::take(bytes))))),
+        }
+    }
+
+    fn is_over<B: Body<Error = E>>(&self, body: &B) -> bool {
+        match self {
+            Self::Stream(stream) => stream.is_over(body),
+            Self::Encoded(stream) => stream.is_ended || body.is_end_stream(),
+            Self::Replaced(bytes) => bytes.is_empty(),
+        }
+    }
+}
+
+/// A stream and the body that it reads, for one poll.
+struct Upstream<'a, S, B> {
+    stream: &'a mut S,
+    body: Pin<&'a mut B>,
+}
+
+/// An event stream whose bytes are encoded, so that nothing can be put into it.
+struct EncodedStream {
+    recording: Recording,
+    is_ended: bool,
+}
+
+impl<B> RecordedBody for Upstream<'_, EncodedStream, B>
+where
+    B: Body<Data = Bytes>,
+{
+    type Error = B::Error;
+
+    fn recording(&mut self) -> &mut Recording {
+        &mut self.stream.recording
+    }
+
+    fn poll_next(&mut self, _is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
+        let stream = &mut *self.stream;
+        if !stream.is_ended {
+            stream.is_ended = stream.recording.poll_end(None, cx).is_ready();
+        }
+        if stream.is_ended {
+            return Poll::Ready(None);
+        }
+        let outcome = ready!(self.body.as_mut().poll_frame(cx));
+        stream.is_ended = !matches!(outcome, Some(Ok(_)));
+        if let Some(Err(_)) = outcome {
+            record_failure(&mut stream.recording);
+        }
+        Poll::Ready(outcome)
+    }
+
+    fn is_over(&self) -> bool {
+        self.stream.is_ended || self.body.is_end_stream()
+    }
+}
+
+/// Records and logs the error that is handed out by this poll.
+fn record_failure(recording: &mut Recording) {
+    recording.set_reason(CloseReason::Error);
+    trace::failed(None);
+}
+
+/// An event stream that was encoded elsewhere: the layer sees only its bytes.
+struct PassthroughStream<E> {
+    /// Its link also tells outer layers that this stream is taken care of.
+    recording: Recording,
+    idle_timer: IdleTimer,
+    /// The reconnect delay, which is sent before anything else.
+    preamble: Bytes,
+    lines: LineTracker,
+    byte_order_mark: ByteOrderMark,
+    /// Follows the events, but only if the stream is recorded.
+    events: EventTracker,
+    phase: Phase<E>,
+}
+
+/// The phase of an upstream stream.
+enum Phase<E> {
+    /// Data passes, and heartbeats go between its lines.
+    Open,
+    /// A layer ends the stream. The stream first completes its event.
+    Draining(Draining),
+    /// The data has ended, and something goes before the outcome: the first bytes of an incomplete
+    /// byte order mark, or the delay before an error.
+    Held { outcome: Outcome<E>, delay: FlushDelay },
+    /// Trailers have passed. Only the end of the body can follow.
+    Trailers,
+    /// The body is not polled again.
+    Ended,
+}
+
+/// The end of a stream that a layer ends.
+struct Draining {
+    final_bytes: FinalBytes,
+    /// The event is cut off at this time. Set when the stream waits for its event.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<B> RecordedBody for Upstream<'_, PassthroughStream<B::Error>, B>
+where
+    B: Body<Data = Bytes>,
+{
+    type Error = B::Error;
+
+    fn recording(&mut self) -> &mut Recording {
+        &mut self.stream.recording
+    }
+
+    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
+        let stream = &mut *self.stream;
+        if is_first {
+            if let Some(retry) = stream.recording.settings().and_then(|settings| settings.retry) {
+                stream.preamble = retry_line(retry);
+            }
+        }
+        stream.poll_next(self.body.as_mut(), cx)
+    }
+
+    fn is_over(&self) -> bool {
+        self.stream.is_over(&*self.body)
+    }
+}
+
+impl<E> PassthroughStream<E> {
+    fn new(link: LayerLink) -> Self {
+        Self {
+            recording: Recording::new(link),
+            idle_timer: IdleTimer::default(),
+            preamble: Bytes::new(),
+            lines: LineTracker::default(),
+            byte_order_mark: ByteOrderMark::default(),
+            events: EventTracker::default(),
+            phase: Phase::Open,
+        }
+    }
+
+    fn poll_next<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    where
+        B: Body<Data = Bytes, Error = E>,
+    {
+        if !self.preamble.is_empty() {
+            self.expect_byte_order_mark();
+            return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.preamble)))));
+        }
+        match self.phase {
+            Phase::Open | Phase::Draining(_) if self.recording.is_on() => {
+                if let Poll::Ready(end) = self.poll_end(cx) {
+                    return Poll::Ready(end);
+                }
+            }
+            Phase::Open | Phase::Draining(_) | Phase::Trailers => {}
+            Phase::Held { .. } => return self.poll_held(cx),
+            Phase::Ended => return Poll::Ready(None),
+        }
+        let polled = body.poll_frame(cx);
+        let is_draining = matches!(self.phase, Phase::Draining(_));
+        match polled {
+            // The frame is only borrowed: moving it is the greater part of the cost of this path.
+            Poll::Ready(Some(Ok(ref frame)))
+                if frame.is_data() && !is_draining && !self.byte_order_mark.is_expected() =>
+            {
+                if let Some(data) = frame.data_ref() {
+                    self.record_data(data);
+                }
+                return polled;
+            }
+            // The stream ends by itself, in the middle of the event that it was to complete.
+            Poll::Ready(None) if is_draining => return Poll::Ready(self.end()),
+            Poll::Ready(outcome) => return self.pass(outcome, cx),
+            Poll::Pending => {}
+        }
+
+        let Some(heartbeat) = self.recording.settings().and_then(|settings| settings.heartbeat.as_ref()) else {
+            return Poll::Pending;
+        };
+        if matches!(self.phase, Phase::Trailers) || !self.lines.is_at_line_start() {
+            return Poll::Pending;
+        }
+        ready!(self.idle_timer.poll_due(heartbeat, cx));
+        self.idle_timer.reset();
+        let bytes = heartbeat.bytes(self.lines.is_between_events());
+        self.expect_byte_order_mark();
+        self.recording.record_heartbeat();
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+
+    /// Returns ready when a layer ends the stream, and the stream is between events or the deadline
+    /// for its event is over.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+        if let Phase::Open = self.phase {
+            let final_bytes = ready!(self.recording.poll_end(None, cx));
+            self.phase = Phase::Draining(Draining { final_bytes, deadline: None });
+        }
+        if !self.events.is_complete() {
+            let Phase::Draining(draining) = &mut self.phase else { return Poll::Pending };
+            let deadline = draining.deadline.get_or_insert_with(|| Box::pin(sleep(COMPLETION_TIMEOUT)));
+            ready!(deadline.as_mut().poll(cx));
+        }
+        Poll::Ready(self.end())
+    }
+
+    /// Ends a draining stream, with those of its final bytes that are legal at this position.
+    fn end(&mut self) -> Outcome<E> {
+        // An incomplete byte order mark is not sent after the end.
+        self.byte_order_mark = ByteOrderMark::Passed;
+        let Phase::Draining(Draining { mut final_bytes, .. }) = mem::replace(&mut self.phase, Phase::Ended) else {
+            return None;
+        };
+        if !self.events.is_complete() {
+            // The client discards its part of the event (HTML standard, §9.2.6).
+            final_bytes.event = Bytes::new();
+            if !self.events.is_at_line_start() {
+                final_bytes.retry = Bytes::new();
+            }
+        }
+        self.recording.record_events(u64::from(!final_bytes.event.is_empty()));
+        let bytes = final_bytes.into_bytes();
+        (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
+    }
+
+    /// Passes on an outcome that is not plain data, or comes where a byte order mark may stand, or
+    /// completes the last event.
+    fn pass(&mut self, outcome: Outcome<E>, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+        let outcome = match outcome.map(|result| result.map(Frame::into_data)) {
+            Some(Ok(Ok(data))) => {
+                let mut data = self.byte_order_mark.strip(data);
+                if let Phase::Draining(_) = self.phase {
+                    let end = self.events.clone().record(&data).complete_up_to;
+                    data.truncate(end.unwrap_or(data.len()));
+                }
+                self.record_data(&data);
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            Some(Ok(Err(trailers))) => Some(Ok(trailers)),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
+        self.phase = Phase::Held { outcome, delay: FlushDelay::default() };
+        match self.byte_order_mark.release() {
+            Some(rest) => Poll::Ready(Some(Ok(Frame::data(rest)))),
+            None => self.poll_held(cx),
+        }
+    }
+
+    /// Returns the outcome that was held, after the delay if it is an error.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+        if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {
+            ready!(delay.poll(cx));
+            record_failure(&mut self.recording);
+        }
+        let Phase::Held { outcome, .. } = mem::replace(&mut self.phase, Phase::Ended) else {
+            return Poll::Ready(None);
+        };
+        if let Some(Ok(_)) = outcome {
+            self.phase = Phase::Trailers;
+        }
+        Poll::Ready(outcome)
+    }
+
+    /// Notes that something goes before the first byte of the stream. A byte order mark at its
+    /// beginning is then removed.
+    fn expect_byte_order_mark(&mut self) {
+        if let ByteOrderMark::Undecided = self.byte_order_mark {
+            // The mark is removed. A second one would be a part of the first line.
+            self.events.skip_mark();
+        }
+        self.byte_order_mark.expect();
+    }
+
+    /// Returns whether the transport has got everything.
+    fn is_over<B: Body<Error = E>>(&self, body: &B) -> bool {
+        if !self.preamble.is_empty() || matches!(self.byte_order_mark, ByteOrderMark::Expected(1..)) {
+            return false;
+        }
+        match self.phase {
+            Phase::Open | Phase::Trailers => body.is_end_stream(),
+            Phase::Draining(_) | Phase::Held { .. } => false,
+            Phase::Ended => true,
+        }
+    }
+
+    /// Records data that is passed on.
+    fn record_data(&mut self, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        self.byte_order_mark = ByteOrderMark::Passed;
+        self.lines.record(data);
+        self.idle_timer.reset();
+        if self.recording.is_on() {
+            let events = self.events.record(data).events;
+            self.recording.record_events(events);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The configuration of heartbeats.
+
+use crate::event::{Event, comment_lines};
+use bytes::Bytes;
+use std::time::Duration;
+
+/// Keeps a silent stream alive: sends a comment or an event after each interval without other
+/// bytes.
+///
+/// Proxies and load balancers close silent connections, often after 30 or 60 seconds. A server
+/// notices a client that closes its connection at once, but a client whose network is gone only
+/// when it writes to it. The default is a comment every 15 seconds, as the HTML standard advises
+/// ([§9.2.7, "Authoring notes"][notes]).
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::{Event, Heartbeat};
+///
+/// // `:` and a line feed: the smallest there is.
+/// let quiet = Heartbeat::every(Duration::from_secs(30));
+///
+/// // For people who read the wire.
+/// let readable = Heartbeat::default().comment("still here");
+///
+/// // For pages that watch over their connection: comments are invisible to them.
+/// let watched = Heartbeat::default().event(Event::default().event("heartbeat"));
+/// ```
+///
+/// # Cost
+///
+/// A stream has one timer. Events do not touch it: when it expires, it is reset to one interval
+/// after the last byte that was sent.
+///
+/// [notes]: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Heartbeat {
+    interval: Duration,
+    comment: Bytes,
+    event: Option<Bytes>,
+}
+
+/// `:` and one LF. It is legal at any line start, even in the middle of an event, where a blank
+/// line would end the event early.
+pub(crate) const EMPTY_COMMENT: &[u8] = b":\n";
+
+impl Heartbeat {
+    pub(crate) const DEFAULT: Self =
+        Self { interval: Duration::from_secs(15), comment: Bytes::from_static(EMPTY_COMMENT), event: None };
+
+    /// Sends a heartbeat after each interval of silence. The shortest interval is one millisecond.
+    pub fn every(interval: Duration) -> Self {
+        Self { interval: interval.max(Duration::from_millis(1)), ..Self::DEFAULT }
+    }
+
+    /// Sends this text as a comment, one comment line per line of text. Replaces an event that was
+    /// set before.
+    pub fn comment(self, text: impl AsRef<str>) -> Self {
+        Self { comment: comment_lines(text.as_ref()), event: None, ..self }
+    }
+
+    /// Sends an event instead of a comment.
+    ///
+    /// An upstream stream that is silent in the middle of an event gets a comment instead, which is
+    /// legal there: the comment that was set before, or the empty one.
+    ///
+    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
+    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// begin with an id, for example an [`Event::checkpoint`].
+    ///
+    /// The event is sent without its id. Otherwise the client would send that as its
+    /// `Last-Event-ID`, and no client can resume from a heartbeat.
+    pub fn event(self, event: Event) -> Self {
+        Self { event: Some(event.without_id().encode()), ..self }
+    }
+
+    /// Returns the interval of silence before a heartbeat.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Returns the bytes of a heartbeat. In the middle of an event that is the comment.
+    pub(crate) fn bytes(&self, between_events: bool) -> Bytes {
+        match &self.event {
+            Some(event) if between_events => event.clone(),
+            _ => self.comment.clone(),
+        }
+    }
+}
+
+impl Default for Heartbeat {
+    /// Sends an empty comment after every 15 seconds of silence.
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}

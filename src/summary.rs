@@ -1,0 +1,82 @@
+//! The reasons why streams end, and the summary of a stream.
+//!
+//! A new field of [`StreamSummary`] needs edits in three source files: here,
+//! in `body/recorder.rs`, which fills it, and in `trace.rs`, which records it in the span.
+
+use std::{fmt, time::Duration};
+
+/// Describes a stream that has ended, for [`SseStream::on_close`](crate::SseStream::on_close) and
+/// [`SseLayer::on_close`](crate::SseLayer::on_close).
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{CloseReason, SseLayer};
+///
+/// let layer = SseLayer::new().on_close(|stream| match stream.reason {
+///     CloseReason::Error => eprintln!("a stream failed after {} events", stream.events),
+///     CloseReason::ClientGone if stream.events == 0 => eprintln!("nobody waited {:?} for an event", stream.duration),
+///     _ => {}
+/// });
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamSummary {
+    /// The reason why the stream ended.
+    pub reason: CloseReason,
+    /// The time from the response until the transport dropped the body.
+    pub duration: Duration,
+    /// The number of events that were handed to the transport, including the last event of
+    /// `end_with` or `on_error` and the shutdown event. Heartbeats do not count, and neither does
+    /// the first cursor of a subscription to a hub. In an upstream stream, each blank line that
+    /// ends an event counts. An encoded upstream stream has no events.
+    pub events: u64,
+    /// The number of bytes that were handed to the transport, including heartbeats.
+    pub bytes: u64,
+    /// The number of heartbeats that were handed to the transport, including the first byte of a
+    /// stream without a ready event.
+    pub heartbeats: u64,
+}
+
+/// The reason why a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// The stream ended by itself, and its last event was handed to the transport.
+    Finished,
+    /// The stream failed with an error or a panic.
+    Error,
+    /// The transport dropped the body before its end: the client closed the connection, or could
+    /// not be reached.
+    ClientGone,
+    /// The [token](crate::SseLayer::shutdown) was cancelled, or the hub of the subscription was
+    /// shut down.
+    Shutdown,
+    /// The [maximum lifetime](crate::SseLayer::max_lifetime) was over.
+    MaxLifetime,
+    /// The client was too slow for its subscription, and the hub
+    /// [disconnects](crate::hub::LagPolicy::Disconnect) slow clients.
+    Lagged,
+}
+
+impl CloseReason {
+    /// Returns the metric label: `finished`, `error`, `client_gone`, `shutdown`, `max_lifetime` or
+    /// `lagged`.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Error => "error",
+            Self::ClientGone => "client_gone",
+            Self::Shutdown => "shutdown",
+            Self::MaxLifetime => "max_lifetime",
+            Self::Lagged => "lagged",
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

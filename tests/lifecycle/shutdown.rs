@@ -1,0 +1,162 @@
+//! A shutdown ends every `SseStream` within one poll, idle or busy, at the end of an event.
+
+use crate::common::{Summaries, channel, endless, ours, shutdown_layer, silent, upstream};
+use futures_util::{StreamExt, stream};
+use http_body::Body;
+use std::{sync::atomic::Ordering, task::Poll, time::Duration};
+use support::{script::Step, whatwg};
+use tokio::time::advance;
+use tokio_util::sync::CancellationToken;
+use tower_sse::{CloseReason, Event, SseLayer, SseStream};
+
+#[tokio::test]
+async fn idle_stream_ends_with_event_and_reconnect_delay() {
+    let (token, layer) = shutdown_layer();
+    let layer = layer.shutdown_event(Event::new("bye"));
+    let (_sender, events) = channel();
+    let mut body = ours(SseStream::new(events), &[&layer]);
+    body.assert_pending();
+    assert!(!body.0.is_woken());
+
+    token.cancel();
+    assert!(body.0.is_woken());
+    body.assert_data("data: bye\n\nretry: 1000\n");
+    assert!(body.0.is_end_stream());
+    body.assert_end();
+    body.assert_end();
+}
+
+#[tokio::test]
+async fn busy_stream_ends_after_current_frame() {
+    let (token, layer) = shutdown_layer();
+    let (taken, events) = endless();
+    let mut body = ours(SseStream::new(events), &[&layer]);
+    let mut seen = Vec::new();
+    for _ in 0..10 {
+        let Poll::Ready(Some(Ok(frame))) = body.poll() else { panic!("it is always ready") };
+        seen.extend_from_slice(&frame);
+    }
+    let before = taken.load(Ordering::Relaxed);
+    token.cancel();
+    let rest = body.rest();
+    assert!(rest.ends_with("\n\nretry: 1000\n") || rest == "retry: 1000\n", "{rest:?}");
+    assert_eq!(taken.load(Ordering::Relaxed), before, "nothing is taken that is not needed");
+    seen.extend_from_slice(rest.as_bytes());
+    let data: Vec<_> = whatwg::parse(&seen).messages.into_iter().map(|message| message.data).collect();
+    assert_eq!(data, (0..before).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn pending_event_is_sent_before_shutdown_event() {
+    for shutdown_event in ["bye".to_owned(), "b".repeat(10_000)] {
+        let (token, layer) = shutdown_layer();
+        let summaries = Summaries::default();
+        let layer = layer.shutdown_event(Event::new(&shutdown_event)).on_close(summaries.callback());
+        let large = "x".repeat(10_000);
+        let events = stream::iter([Event::new("small"), Event::new(&large)]).chain(stream::pending());
+        let mut body = ours(SseStream::new(events), &[&layer]);
+        body.assert_data("data: small\n\n");
+        token.cancel();
+        let rest = body.rest();
+        assert_eq!(rest, format!("data: {large}\n\ndata: {shutdown_event}\n\nretry: 1000\n"));
+        drop(body);
+        let summary = summaries.only();
+        assert_eq!(summary.reason, CloseReason::Shutdown);
+        assert_eq!(summary.bytes, "data: small\n\n".len() as u64 + rest.len() as u64);
+    }
+}
+
+#[tokio::test]
+async fn end_with_event_is_not_sent_at_shutdown() {
+    let (token, layer) = shutdown_layer();
+    let events = stream::iter([Event::new("a")]).chain(stream::pending());
+    let mut body = ours(SseStream::new(events).end_with(Event::new("no more")), &[&layer]);
+    body.assert_data("data: a\n\n");
+    body.assert_pending();
+    token.cancel();
+    assert_eq!(body.rest(), "retry: 1000\n");
+}
+
+#[tokio::test]
+async fn ending_poll_drops_the_handlers_stream() {
+    let (token, layer) = shutdown_layer();
+    let (sender, events) = channel();
+    let mut body = ours(SseStream::new(events), &[&layer]);
+    body.assert_pending();
+    token.cancel();
+    assert!(!sender.is_closed());
+    body.assert_data("retry: 1000\n");
+    assert!(sender.is_closed());
+}
+
+#[tokio::test]
+async fn shutdown_event_is_sent_without_its_id() {
+    let (token, layer) = shutdown_layer();
+    let layer = layer.shutdown_event(Event::new("bye").event("shutdown").id(7));
+    let events = stream::iter([Event::new("a").id(3)]).chain(stream::pending());
+    let chunk = Step::chunk("id: 3\ndata: a\n\n");
+    let mut bodies = [ours(SseStream::new(events), &[&layer]), upstream([chunk, Step::Hang], &[&layer])];
+    for body in &mut bodies {
+        body.assert_data("id: 3\ndata: a\n\n");
+        body.assert_pending();
+    }
+    token.cancel();
+    for mut body in bodies {
+        let rest = body.rest();
+        assert_eq!(rest, "event: shutdown\ndata: bye\n\nretry: 1000\n");
+        let whole = whatwg::parse(format!("id: 3\ndata: a\n\n{rest}").as_bytes());
+        assert_eq!(whole.last_event_id, "3");
+    }
+}
+
+#[tokio::test]
+async fn stream_after_shutdown_ends_unpolled() {
+    let (token, layer) = shutdown_layer();
+    let layer = layer.shutdown_event(Event::new("bye")).retry(Duration::from_secs(3));
+    token.cancel();
+    let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("polled") });
+    let mut body = ours(SseStream::new(never), &[&layer]);
+    assert_eq!(body.rest(), "retry: 3000\ndata: bye\n\nretry: 3000\n");
+
+    let mut body = upstream([Step::Fail("not to be polled")], &[&layer]);
+    assert_eq!(body.rest(), "retry: 3000\ndata: bye\n\nretry: 3000\n");
+    let (token, quiet) = shutdown_layer();
+    token.cancel();
+    assert_eq!(ours(silent(), &[&quiet]).rest(), "retry: 1000\n");
+    assert_eq!(upstream([Step::Hang], &[&quiet]).rest(), "retry: 1000\n");
+}
+
+#[tokio::test]
+async fn each_layer_ends_with_its_own_event() {
+    for cancelled in [0, 1] {
+        let tokens = [CancellationToken::new(), CancellationToken::new()];
+        let layers = [0, 1].map(|n| {
+            let layer = SseLayer::new().without_heartbeat().shutdown(tokens[n].clone());
+            layer.shutdown_event(Event::display(n)).reconnect_jitter(Duration::ZERO)
+        });
+        let layers = [&layers[0], &layers[1]];
+        let mut bodies = [ours(silent(), &layers), upstream([Step::Hang], &layers)];
+        for body in &mut bodies {
+            body.assert_pending();
+        }
+        tokens[cancelled].cancel();
+        for mut body in bodies {
+            assert_eq!(body.rest(), format!("data: {cancelled}\n\nretry: 1000\n"));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_before_shutdown_stays_an_error() {
+    let (token, layer) = shutdown_layer();
+    let summaries = Summaries::default();
+    let items = stream::iter([Ok(Event::new("a")), Err("broken")]);
+    let mut body = ours(SseStream::new(items).on_close(summaries.callback()), &[&layer]);
+    body.assert_data("data: a\n\n");
+    token.cancel();
+    body.assert_pending();
+    advance(Duration::from_millis(251)).await;
+    assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".to_owned()))));
+    drop(body);
+    assert_eq!(summaries.only().reason, CloseReason::Error);
+}
