@@ -200,10 +200,12 @@ pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
 
-/// The README's code compiles.
+/// Compiles the code of the README and of the guides.
 #[cfg(all(doctest, feature = "axum", feature = "hub", feature = "redis", feature = "socket"))]
 #[doc = include_str!("../README.md")]
-struct Readme;
+#[doc = include_str!("../docs/several-nodes.md")]
+#[doc = include_str!("../docs/production.md")]
+struct Guides;
 
 /// Any error, boxed as tower and axum box it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
