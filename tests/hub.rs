@@ -630,6 +630,6 @@ fn a_hub_that_is_shut_down_ends_idle_and_busy_streams_at_once_and_clients_know_w
         assert!(body.is_end_stream() && assert_ready!(frame(body)).is_none());
     }
     assert_eq!(topic.subscribers(), 0);
-    assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().kind(), ErrorKind::ShutDown);
+    assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().kind(), ErrorKind::Shutdown);
     assert_eq!(now(topic.subscribe(Start::Latest)).unwrap_err().status(), 503);
 }

@@ -230,7 +230,7 @@ impl World {
         let reason = match &start {
             Begin::Foreign("7" | "nonsense") => Some(GapReason::Malformed),
             Begin::Foreign("aaaaaaaa-3" | "aaaaaaaa-99999999999999999999") => Some(GapReason::OtherEpoch),
-            Begin::Future(_) => Some(GapReason::Future),
+            Begin::Future(_) => Some(GapReason::Ahead),
             _ => None,
         };
         let start = match start {

@@ -245,8 +245,8 @@ fn a_gap_is_counted_by_its_reason() {
         let (epoch, _) = first.as_str().split_once('-').expect("an epoch and a number");
         for (requested, reason) in [
             (first.as_str(), "evicted"),
-            (&*format!("{epoch}-99"), "future"),
-            ("aaaaaaaa-1", "other-epoch"),
+            (&*format!("{epoch}-99"), "ahead"),
+            ("aaaaaaaa-1", "other_epoch"),
             ("what?", "malformed"),
         ] {
             let subscription = topic.subscribe(id(requested)).await.expect("there is room");
@@ -255,7 +255,7 @@ fn a_gap_is_counted_by_its_reason() {
         for subscription in [slow, strict.lag_policy(LagPolicy::Disconnect)] {
             assert!(std::pin::pin!(subscription).next().await.is_some());
         }
-        let names = ["evicted", "future", "malformed", "other-epoch"].map(|reason| (reason, 1.0));
+        let names = ["evicted", "ahead", "malformed", "other_epoch"].map(|reason| (reason, 1.0));
         let expected = names.into_iter().chain([("lagged", 2.0)]);
         let expected = expected.map(|(reason, n)| (format!("tower_sse_hub_gaps_total{{reason={reason}}}"), n));
         assert_eq!(seen.numbers(), expected.collect());

@@ -7,7 +7,7 @@
 
 use super::{
     Error, GapReason, LagPolicy, Start, Stats, Subscription,
-    backend::{End, Ids, Node},
+    backend::{End, IdFormat, Node},
     cursor::Epoch,
     delivery::cut,
     janitor,
@@ -57,7 +57,7 @@ impl Core {
     }
 
     pub(super) fn epoch(&self) -> Epoch {
-        let ids = self.node.as_ref().map_or(Ids::Positions, Node::ids);
+        let ids = self.node.as_ref().map_or(IdFormat::Positions, Node::id_format);
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
@@ -192,7 +192,7 @@ impl Core {
         let epoch = self.epoch();
         let (newest, mut is_unsure) = match end {
             Some(end) if end.epoch != epoch => return Ok(None),
-            Some(end) => (registry.newest.max(end.newest), end.is_unsure),
+            Some(end) => (registry.newest.max(end.last), end.is_unsure),
             None => (registry.newest, false),
         };
         let start = match start {
@@ -207,7 +207,7 @@ impl Core {
                     (number, Some(id), None)
                 }
                 Ok(number) if is_unsure => (number, Some(id), None),
-                Ok(_) => (0, Some(id), Some(GapReason::Future)),
+                Ok(_) => (0, Some(id), Some(GapReason::Ahead)),
                 Err(reason) => {
                     is_unsure = false;
                     (0, Some(id), Some(reason))
@@ -219,7 +219,7 @@ impl Core {
 
         registry.has_room_for(names, &self.limits)?;
         // What is lost beyond this can still be had.
-        let lost_for_good = self.node.as_ref().map_or(u64::MAX, Node::lost);
+        let lost_for_good = self.node.as_ref().map_or(u64::MAX, Node::evicted_through);
         let mut is_here = true;
         let mut readers = Vec::with_capacity(names.len());
         let mut cursor = u64::MAX;

@@ -25,9 +25,9 @@ impl Core {
     /// The log is another one than before. Whoever reads has to come again: its place is none in this one.
     pub(super) fn begin_anew(&self, bounds: &Bounds) {
         let mut registry = lock(&self.registry);
-        let topics = registry.begin_anew(bounds.lost);
+        let topics = registry.begin_anew(bounds.evicted_through);
         if let Some(node) = &self.node {
-            self.set_epoch(node.begin_anew(bounds), bounds.lost);
+            self.set_epoch(node.begin_anew(bounds), bounds.evicted_through);
         }
         drop(registry);
         cut(topics);
@@ -36,9 +36,9 @@ impl Core {
     /// Adds what follows in the log.
     pub(super) fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
-        if page.lost > self.committed() {
-            self.node.as_ref().inspect(|node| node.is_lost(self.epoch(), page.lost));
-            self.lose(page.lost, now);
+        if page.evicted_through > self.committed() {
+            self.node.as_ref().inspect(|node| node.advance_evicted(self.epoch(), page.evicted_through));
+            self.lose(page.evicted_through, now);
         }
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
             self.deliver_run(run, now);

@@ -38,7 +38,7 @@ pub enum ErrorKind {
     /// A subscription without a topic. 400 Bad Request.
     NoTopics,
     /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
-    ShutDown,
+    Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///
     /// Events whose `publish` returned this error may be in the log nevertheless, if the
@@ -75,7 +75,7 @@ impl Error {
     }
 
     pub(super) fn shut_down() -> Self {
-        Self { kind: ErrorKind::ShutDown, topic: "".into(), limit: 0, source: None }
+        Self { kind: ErrorKind::Shutdown, topic: "".into(), limit: 0, source: None }
     }
 
     pub(super) fn backend(topic: &str, source: BoxError) -> Self {
@@ -101,7 +101,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Finished => StatusCode::GONE,
-            ErrorKind::TooManyTopics | ErrorKind::ShutDown | ErrorKind::Backend | ErrorKind::Overloaded => {
+            ErrorKind::TooManyTopics | ErrorKind::Shutdown | ErrorKind::Backend | ErrorKind::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
@@ -118,7 +118,7 @@ impl fmt::Display for Error {
                 let limit = self.limit;
                 write!(f, "there is no room for the topic {topic}: the hub has {limit} topics, which is its max_topics")
             }
-            ErrorKind::ShutDown => f.write_str("the hub is shut down; another server may answer"),
+            ErrorKind::Shutdown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
             ErrorKind::Overloaded => {
                 let limit = self.limit;

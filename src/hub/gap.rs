@@ -65,9 +65,9 @@ impl Gap {
 pub enum GapReason {
     /// Some events after the one requested are no longer held. On the wire `evicted`.
     Evicted,
-    /// The id is greater than any that this hub has issued. On the wire `future`.
-    Future,
-    /// The id is of another hub: of this server before it was restarted, or of another one. On the wire `other-epoch`.
+    /// The id is greater than any id that the hub has issued. On the wire `ahead`.
+    Ahead,
+    /// The id is of another hub: of this server before it was restarted, or of another one. On the wire `other_epoch`.
     OtherEpoch,
     /// It is no id of a hub. On the wire `malformed`.
     Malformed,
@@ -81,8 +81,8 @@ impl GapReason {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Evicted => "evicted",
-            Self::Future => "future",
-            Self::OtherEpoch => "other-epoch",
+            Self::Ahead => "ahead",
+            Self::OtherEpoch => "other_epoch",
             Self::Malformed => "malformed",
             Self::Lagged => "lagged",
         }

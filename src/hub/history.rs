@@ -198,12 +198,14 @@ impl Subscription {
             self.set(State::Waits(Box::pin(pause())));
             return None;
         };
-        self.core.node.as_ref().inspect(|node| node.is_lost(part.epoch, part.lost));
+        if part.evicted_through > self.cursor {
+            self.core.node.as_ref().inspect(|node| node.advance_evicted(part.epoch, part.evicted_through));
+        }
         if history.is_unsure && part.through < self.cursor {
             // It has never been there: the client goes on with all that is held.
             history.is_unsure = false;
             if let Some(untold) = &mut history.untold {
-                (untold.reason, untold.is_certain) = (GapReason::Future, true);
+                (untold.reason, untold.is_certain) = (GapReason::Ahead, true);
             }
             history.state = State::Begins;
             self.cursor = 0;
@@ -216,13 +218,13 @@ impl Subscription {
             return None;
         }
 
-        let is_lost = part.lost > self.cursor;
+        let is_lost = part.evicted_through > self.cursor;
         if is_lost {
             // As far on as nothing is between.
-            self.cursor = part.first.map_or(part.through, |first| first.saturating_sub(1)).max(part.lost);
+            self.cursor = part.first.map_or(part.through, |first| first.saturating_sub(1)).max(part.evicted_through);
         }
         for reader in &mut self.readers {
-            reader.told = reader.told.max(part.lost);
+            reader.told = reader.told.max(part.evicted_through);
             reader.ends = part.topics.get(&reader.topic.name).copied().unwrap_or(reader.ends);
             reader.begin_anew();
             if reader.ends > 0 {

@@ -41,8 +41,8 @@
 //! | the last one before the oldest that is held | all that is held: nothing is missing |
 //! | an older one | a gap (`evicted`), then all that is held |
 //! | an id of an event of another topic | what followed that event in its own topics, with a gap (`evicted`) if some of it is no longer held |
-//! | one that is greater than any that was issued | a gap (`future`), then all that is held |
-//! | an id of another epoch: of before a restart, or of another hub | a gap (`other-epoch`), then all that is held |
+//! | one that is greater than any that was issued | a gap (`ahead`), then all that is held |
+//! | an id of another epoch: of before a restart, or of another hub | a gap (`other_epoch`), then all that is held |
 //! | anything else: `7`, `yesterday` | a gap (`malformed`), then all that is held |
 //! | the last id of a finished topic, or none and wants what comes from now on | `204 No Content`: an `EventSource` stays away |
 //! | another id of a finished topic | the same as if it were not finished, and then the end |
@@ -108,7 +108,7 @@
 //! - **A gap** is told if what the backend no longer holds may have had something for the client: that is known for all topics
 //!   together, so a client that was away for longer than the backend's retention is told whatever its topics were.
 //! - **Another log** under the same name, one that was deleted and made anew, or a backup that was restored, ends all subscriptions.
-//!   Who comes back has a gap (`other-epoch`, or `future`).
+//!   Who comes back has a gap (`other_epoch`, or `ahead`).
 //!
 //! # Guarantees
 //!
@@ -142,7 +142,7 @@ mod topic;
 mod topic_state;
 mod waiters;
 
-pub use builder::{Builder, Connect};
+pub use builder::{Builder, Connector};
 pub use error::{Error, ErrorKind};
 pub(crate) use gap::{Cut, ShutDown};
 pub use gap::{Gap, GapReason, LagPolicy, Lagged};
@@ -192,7 +192,7 @@ impl Hub {
     /// - [`TooManyTopics`](ErrorKind::TooManyTopics) if the hub would have more topics than it may.
     /// - [`Overloaded`](ErrorKind::Overloaded) if the client needs history from the backend, and
     ///   1,024 other history reads run or wait. The client can come back with the same id.
-    /// - [`ShutDown`](ErrorKind::ShutDown) after [`shutdown`](Self::shutdown).
+    /// - [`Shutdown`](ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
     ///
     /// A backend outage is not an error here.
     ///

@@ -137,7 +137,7 @@ impl Topic {
     ///   hub may have.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can come back with the same id.
-    /// - [`ShutDown`](super::ErrorKind::ShutDown) after [`Hub::shutdown`](super::Hub::shutdown).
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     ///
     /// A backend outage is not an error here.
     ///

@@ -1,6 +1,6 @@
 //! A backend whose type is not known.
 
-use super::{Appended, Backend, Bounds, Ids, Page, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Record};
 use crate::BoxError;
 use std::{pin::Pin, sync::Arc};
 
@@ -8,7 +8,7 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send 
 
 /// What a hub keeps of its [`Backend`].
 pub(in crate::hub) trait Erased: Send + Sync {
-    fn ids(&self) -> Ids;
+    fn id_format(&self) -> IdFormat;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended>;
     fn read<'a>(&'a self, topics: &'a [Arc<str>], after: u64) -> BoxFuture<'a, Page>;
@@ -16,8 +16,8 @@ pub(in crate::hub) trait Erased: Send + Sync {
 }
 
 impl<B: Backend> Erased for B {
-    fn ids(&self) -> Ids {
-        B::IDS
+    fn id_format(&self) -> IdFormat {
+        B::ID_FORMAT
     }
 
     fn bounds(&self) -> BoxFuture<'_, Bounds> {

@@ -1,7 +1,7 @@
 //! The part of a hub that uses its backend: the follower, history reads and appends.
 
 use super::{
-    Appended, Bounds, Erased, Ids, Page, Record, RecordKind, RunError, outage::Outage, single_flight::SingleFlight,
+    Appended, Bounds, Erased, IdFormat, Page, Record, RecordKind, RunError, outage::Outage, single_flight::SingleFlight,
 };
 use crate::{
     BoxError, EncodedEvents, Event, EventId,
@@ -75,9 +75,9 @@ struct Known {
     /// The other fields belong to the log with this epoch.
     epoch: u64,
     /// The greatest known position. The log may have greater ones.
-    newest: u64,
+    last: u64,
     /// Eviction watermark: the backend may have evicted records up to and including this position.
-    lost: u64,
+    evicted_through: u64,
     /// The topics that this node has finished, and the positions of their ends, until the follower
     /// has read them.
     finished: HashMap<Arc<str>, u64>,
@@ -89,7 +89,7 @@ type Place = (Arc<[Arc<str>]>, u64);
 /// A page for subscriptions, encoded once for all that need the same page.
 pub(in crate::hub) struct Part {
     pub(in crate::hub) epoch: Epoch,
-    pub(in crate::hub) lost: u64,
+    pub(in crate::hub) evicted_through: u64,
     pub(in crate::hub) through: u64,
     /// The position of the first event.
     pub(in crate::hub) first: Option<u64>,
@@ -103,7 +103,7 @@ pub(in crate::hub) struct Part {
 pub(in crate::hub) struct End {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest known position.
-    pub(in crate::hub) newest: u64,
+    pub(in crate::hub) last: u64,
     /// Set if the log may have greater positions, because the backend did not respond.
     pub(in crate::hub) is_unsure: bool,
 }
@@ -127,12 +127,12 @@ impl Node {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(in crate::hub) fn ids(&self) -> Ids {
-        self.backend.ids()
+    pub(in crate::hub) fn id_format(&self) -> IdFormat {
+        self.backend.id_format()
     }
 
     fn epoch(&self, bits: u64) -> Epoch {
-        Epoch::of(bits, self.ids())
+        Epoch::of(bits, self.id_format())
     }
 
     /// Reads the retained log, and starts the follower, which runs until the hub is dropped.
@@ -145,9 +145,9 @@ impl Node {
         let runtime = Handle::try_current()?;
         let bounds = in_time(self.backend.bounds()).await?;
         core.begin_anew(&bounds);
-        let mut after = bounds.lost;
+        let mut after = bounds.evicted_through;
         let catch_up = async {
-            while after < bounds.newest {
+            while after < bounds.last {
                 let page = self.backend.follow(after).await?;
                 if page.epoch != bounds.epoch {
                     break;
@@ -172,20 +172,20 @@ impl Node {
 
     /// Switches to another log. Returns its epoch.
     pub(in crate::hub) fn begin_anew(&self, bounds: &Bounds) -> Epoch {
-        let Bounds { epoch, lost, newest } = *bounds;
-        *self.known() = Known { epoch, newest, lost, finished: HashMap::new() };
+        let Bounds { epoch, evicted_through, last } = *bounds;
+        *self.known() = Known { epoch, last, evicted_through, finished: HashMap::new() };
         self.epoch(epoch)
     }
 
-    pub(in crate::hub) fn lost(&self) -> u64 {
-        self.known().lost
+    pub(in crate::hub) fn evicted_through(&self) -> u64 {
+        self.known().evicted_through
     }
 
     /// Raises the eviction watermark of the log with this epoch.
-    pub(in crate::hub) fn is_lost(&self, epoch: Epoch, through: u64) {
+    pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: u64) {
         let mut known = self.known();
         if self.epoch(known.epoch) == epoch {
-            known.lost = known.lost.max(through);
+            known.evicted_through = known.evicted_through.max(through);
         }
     }
 
@@ -194,12 +194,11 @@ impl Node {
     pub(in crate::hub) async fn end(&self, core: &Core, start: &Start) -> End {
         let known = |is_unsure| {
             let known = self.known();
-            End { epoch: self.epoch(known.epoch), newest: known.newest, is_unsure }
+            End { epoch: self.epoch(known.epoch), last: known.last, is_unsure }
         };
         let end = known(false);
         match start {
-            Start::After(id)
-                if end.epoch.number(id).is_ok_and(|claimed| claimed > end.newest.max(core.committed())) => {}
+            Start::After(id) if end.epoch.number(id).is_ok_and(|claimed| claimed > end.last.max(core.committed())) => {}
             _ => return end,
         }
         let Some(bounds) = self.bounds().await else { return known(true) };
@@ -209,9 +208,9 @@ impl Node {
             drop(there);
             return known(true);
         }
-        there.newest = there.newest.max(bounds.newest);
-        there.lost = there.lost.max(bounds.lost);
-        End { epoch: end.epoch, newest: there.newest, is_unsure: false }
+        there.last = there.last.max(bounds.last);
+        there.evicted_through = there.evicted_through.max(bounds.evicted_through);
+        End { epoch: end.epoch, last: there.last, is_unsure: false }
     }
 
     async fn bounds(&self) -> Option<Bounds> {
@@ -232,7 +231,7 @@ impl Node {
             let (backend, outage, topics) = (Arc::clone(&backend), Arc::clone(&outage), Arc::clone(&topics));
             async move {
                 let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
-                Some(Arc::new(Part::new(page, backend.ids())))
+                Some(Arc::new(Part::new(page, backend.id_format())))
             }
         };
         let part = self.reads.run(runtime, place, page).await;
@@ -310,14 +309,14 @@ impl Node {
         })?;
         let mut known = self.known();
         if known.epoch == appended.epoch {
-            known.newest = known.newest.max(appended.position);
+            known.last = known.last.max(appended.position);
         }
         Ok(appended)
     }
 }
 
 impl Part {
-    fn new(page: Page, ids: Ids) -> Self {
+    fn new(page: Page, ids: IdFormat) -> Self {
         let epoch = Epoch::of(page.epoch, ids);
         let mut topics = HashMap::new();
         let mut states = HashSet::new();
@@ -337,7 +336,7 @@ impl Part {
             first = Some(position);
         }
         let events = events.into_iter().rev().collect();
-        Self { epoch, lost: page.lost, through: page.through, first, events, topics }
+        Self { epoch, evicted_through: page.evicted_through, through: page.through, first, events, topics }
     }
 }
 
@@ -371,8 +370,8 @@ async fn follow(backend: Arc<dyn Erased>, core: Weak<Core>, mut after: u64, mut 
             }
         };
         let Some(core) = core.upgrade() else { return };
-        if bounds.epoch != epoch || bounds.newest < after {
-            (epoch, after) = (bounds.epoch, bounds.lost);
+        if bounds.epoch != epoch || bounds.last < after {
+            (epoch, after) = (bounds.epoch, bounds.evicted_through);
             core.begin_anew(&bounds);
         }
     }
@@ -401,7 +400,7 @@ async fn next(
         match bounds.await {
             Err(page) => return page,
             Ok(Ok(bounds)) if bounds.epoch != epoch => return Err("the log is another one than before".into()),
-            Ok(Ok(bounds)) if bounds.newest == after => {
+            Ok(Ok(bounds)) if bounds.last == after => {
                 missed = 0;
                 outage.succeeded();
             }

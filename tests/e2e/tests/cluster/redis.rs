@@ -683,7 +683,7 @@ async fn large_events_make_small_pages() {
     let store = Store::start(Engine::Redis, &["--appendfsync", "no"]).await;
     let redis = || RedisBackend::new(store.url()).expect("a URL");
     let backend = redis();
-    let begin = backend.bounds().await.expect("it is there").newest;
+    let begin = backend.bounds().await.expect("it is there").last;
     let record = |bytes: usize| Record {
         topic: "news".into(),
         kind: RecordKind::Event,
@@ -695,14 +695,14 @@ async fn large_events_make_small_pages() {
     }
     for follows in [false, true] {
         let (backend, mut after, mut sizes) = (redis(), begin, Vec::new());
-        let newest = backend.bounds().await.expect("it is there").newest;
+        let newest = backend.bounds().await.expect("it is there").last;
         while after < newest {
             let page = match follows {
                 true => backend.follow(after).await,
                 false => backend.read(&["news".into()], after).await,
             }
             .expect("a page");
-            assert_eq!(page.lost, 0);
+            assert!(page.evicted_through <= after);
             after = page.through;
             sizes.push(page.records.iter().map(|(_, record)| record.event.len()).sum::<usize>());
         }
