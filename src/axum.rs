@@ -49,6 +49,14 @@ impl IntoResponse for Rejection {
     }
 }
 
+/// The same as [`SseStream::new`] with the subscription.
+#[cfg(feature = "hub")]
+impl IntoResponse for crate::hub::Subscription {
+    fn into_response(self) -> Response {
+        IntoResponse::into_response(SseStream::new(self))
+    }
+}
+
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Error {
     fn into_response(self) -> Response {

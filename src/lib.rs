@@ -174,6 +174,7 @@ mod last_event_id;
 mod layer;
 mod lifecycle;
 mod metrics;
+mod preamble;
 mod random;
 #[cfg(feature = "socket")]
 mod socket;

@@ -104,7 +104,7 @@ async fn subscribe(world: Arc<World>, hub: Hub, reader: usize) {
     let mut last = 0;
     let mut received = 0;
     while received < EVENTS {
-        let events = subscription.next().await.expect("no topic is finished");
+        let events = subscription.next().await.expect("no topic is finished").unwrap();
         for event in events.as_bytes().split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(b"id: ")) {
             let position = event.rsplit(|byte| *byte == b'-').next().unwrap();
             let position = position.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0'));

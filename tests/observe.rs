@@ -335,7 +335,7 @@ fn each_operation_logs_an_outage_once_and_counts_each_failure() {
             let _ahead = topic.subscribe(unknown()).await.expect("an outage is no error");
             let _no_event = tokio::time::timeout(Duration::from_secs(60), history.next()).await;
             cut.send_replace(false);
-            history.next().await.expect("the history continues");
+            history.next().await.expect("the history continues").expect("no error");
             topic.subscribe(unknown()).await.expect("a gap");
             tokio::time::sleep(Duration::from_secs(60)).await;
             let mut events = outages(&seen).split_off(before);

@@ -171,10 +171,11 @@ impl Life {
 /// How a stream ends with this error.
 pub(super) fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
-    if error.is::<crate::hub::Lagged>() {
-        return CloseReason::Lagged;
-    } else if error.is::<crate::hub::ShutDown>() {
-        return CloseReason::Shutdown;
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            crate::hub::SubscriptionError::Lagged => CloseReason::Lagged,
+            crate::hub::SubscriptionError::Shutdown => CloseReason::Shutdown,
+        };
     }
     let _any_other = error;
     CloseReason::Error

@@ -120,7 +120,6 @@ impl<S> SseBody<S> {
     }
 
     /// Begins with these lines, whether or not there is an event yet.
-    #[cfg(feature = "hub")]
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
         self.held = lines;
         self

@@ -105,7 +105,7 @@ impl Builder {
     /// let other = Hub::builder().backend(log).connect().await?;
     /// let mut news = other.topic("news").subscribe(Start::Latest).await?;
     /// one.topic("news").publish(Event::new("hello")).await?;
-    /// assert_eq!(news.next().await.unwrap().count(), 1);
+    /// assert_eq!(news.next().await.unwrap().unwrap().count(), 1);
     /// # Ok(()) }
     /// ```
     pub fn backend(self, backend: impl Backend) -> Connector {

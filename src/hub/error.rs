@@ -135,3 +135,45 @@ impl std::error::Error for Error {
         Some(self.source.as_deref()?)
     }
 }
+
+/// The reasons for which a [`Subscription`](super::Subscription) ends before the end of its topics.
+///
+/// A [`SseStream`](crate::SseStream) aborts the transfer after `Lagged`, unless
+/// [`on_error`](crate::SseStream::on_error) sends a last event. `Shutdown` is no error to it: the
+/// response ends cleanly, and says when to reconnect.
+///
+/// # Examples
+///
+/// ```
+/// # use tower_sse::{LastEventId, SseStream, hub::{Error, Hub, LagPolicy, Subscription, SubscriptionError}};
+/// async fn prices(hub: &Hub, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+///     let prices = hub.topic("prices").subscribe(last).await?.lag_policy(LagPolicy::Disconnect);
+///     Ok(SseStream::new(prices).on_error(|error| {
+///         if let Some(SubscriptionError::Lagged) = error.downcast_ref() {
+///             eprintln!("a client is too slow for the prices");
+///         }
+///         // The transfer breaks, and the client returns with the last id that it received.
+///         None
+///     }))
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SubscriptionError {
+    /// The client was slower than the retention of its topics, under
+    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect).
+    Lagged,
+    /// The hub was [shut down](super::Hub::shutdown), or follows another log than before.
+    Shutdown,
+}
+
+impl fmt::Display for SubscriptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lagged => "the client was too slow: events that it has not received are not retained any more",
+            Self::Shutdown => "the hub is shut down; subscribe again with the last id",
+        })
+    }
+}
+
+impl std::error::Error for SubscriptionError {}

@@ -2,7 +2,7 @@
 //! clients that return late and for subscribers that have lagged.
 
 use super::{
-    Cut, Error, GapReason, LagPolicy, Subscription,
+    Error, GapReason, LagPolicy, Subscription, SubscriptionError,
     backend::{MAX_QUEUED_READS, Part, RunError},
     core::least,
     subscription::Came,
@@ -128,20 +128,23 @@ impl Subscription {
     }
 
     /// Returns the next events of the replay, or `None` once the topics of this node have the rest.
-    pub(super) fn poll_history(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedEvents>> {
+    pub(super) fn poll_history(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<EncodedEvents, SubscriptionError>>> {
         loop {
             let Some(history) = &mut self.history else { return Poll::Ready(None) };
             // All of them are cut at the same time.
             if self.readers.first_mut().is_some_and(|reader| reader.is_cut(cx.waker())) {
                 self.history = None;
-                return Poll::Ready(Some(self.cut(Cut::ShutDown)));
+                return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
             }
             match &mut history.state {
                 State::Has(events, through) => {
                     let (events, through) = (events.clone(), *through);
                     self.cursor = self.cursor.max(through);
                     self.history = None;
-                    return Poll::Ready(Some(events));
+                    return Poll::Ready(Some(Ok(events)));
                 }
                 State::Begins => match self.page() {
                     Some(page) => self.set(State::Asks(page)),
@@ -159,9 +162,9 @@ impl Subscription {
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
                     if has_lagged && self.lag_policy == LagPolicy::Disconnect {
                         self.history = None;
-                        return Poll::Ready(Some(self.cut(Cut::Lagged)));
+                        return Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))));
                     }
-                    return Poll::Ready(Some(gap.into()));
+                    return Poll::Ready(Some(Ok(gap.into())));
                 }
             }
         }

@@ -3,15 +3,15 @@
 //! ```
 //! # #[cfg(feature = "axum")] {
 //! use axum::{Router, extract::State, routing::{get, post}};
-//! use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
+//! use tower_sse::{Event, LastEventId, hub::{Error, Hub, Subscription}};
 //!
 //! async fn say(State(hub): State<Hub>, text: String) -> Result<(), Error> {
 //!     hub.topic("lobby").publish(Event::new(text)).await?;
 //!     Ok(())
 //! }
 //!
-//! async fn listen(State(hub): State<Hub>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
-//!     Ok(SseStream::new(hub.topic("lobby").subscribe(last).await?))
+//! async fn listen(State(hub): State<Hub>, last: LastEventId) -> Result<Subscription, Error> {
+//!     hub.topic("lobby").subscribe(last).await
 //! }
 //!
 //! let app: Router = Router::new().route("/", get(listen)).route("/", post(say)).with_state(Hub::new());
@@ -133,7 +133,6 @@ mod janitor;
 mod log;
 mod reader;
 mod registry;
-mod response;
 mod segment;
 mod start;
 mod subscription;
@@ -143,10 +142,8 @@ mod topic_state;
 mod waiters;
 
 pub use builder::{Builder, Connector};
-pub use error::{Error, ErrorKind};
-pub(crate) use gap::{Cut, ShutDown};
-pub use gap::{Gap, GapReason, LagPolicy, Lagged};
-pub(crate) use response::Opening;
+pub use error::{Error, ErrorKind, SubscriptionError};
+pub use gap::{Gap, GapReason, LagPolicy};
 pub use start::Start;
 pub use subscription::Subscription;
 pub use topic::Topic;

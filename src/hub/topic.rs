@@ -32,7 +32,7 @@ use std::{fmt, sync::Arc};
 /// # let reader = hub.topic("answer-42").subscribe(tower_sse::hub::Start::Latest).await?;
 /// # answer(hub.clone(), tokio_stream::iter(["Hello".to_owned(), " world".to_owned()])).await?;
 /// # assert_eq!(hub.stats().published, 5);
-/// # assert_eq!(reader.map(|events| events.count()).collect::<Vec<_>>().await.iter().sum::<usize>(), 5);
+/// # assert_eq!(reader.map(|events| events.unwrap().count()).collect::<Vec<_>>().await.iter().sum::<usize>(), 5);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]

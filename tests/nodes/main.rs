@@ -62,8 +62,8 @@ fn read(subscription: &mut task::Spawn<Subscription>) -> (Vec<Message>, bool) {
     let mut bytes = Vec::new();
     loop {
         match subscription.poll_next() {
-            Poll::Ready(Some(events)) => bytes.extend_from_slice(events.as_bytes()),
-            Poll::Ready(None) => return (whatwg::parse(&bytes).messages, true),
+            Poll::Ready(Some(Ok(events))) => bytes.extend_from_slice(events.as_bytes()),
+            Poll::Ready(None | Some(Err(_))) => return (whatwg::parse(&bytes).messages, true),
             Poll::Pending => return (whatwg::parse(&bytes).messages, false),
         }
     }

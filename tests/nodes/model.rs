@@ -24,7 +24,7 @@ use tokio::{
 use tokio_test::task;
 use tower_sse::{
     Event, EventId,
-    hub::{ErrorKind, Hub, Start, Subscription, backend::RecordKind},
+    hub::{ErrorKind, Hub, Start, Subscription, SubscriptionError, backend::RecordKind},
 };
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
@@ -316,14 +316,15 @@ impl World {
                     client.has_ended(&logs);
                     return false;
                 }
-                Poll::Ready(Some(events)) => {
+                Poll::Ready(Some(Err(error))) => {
+                    // Another log has replaced the log of the subscription.
+                    assert_eq!(error, SubscriptionError::Shutdown);
+                    client.stream = None;
+                    assert!(client.log + 1 < logs.len(), "nobody has shut it down");
+                    return false;
+                }
+                Poll::Ready(Some(Ok(events))) => {
                     let parsed = whatwg::parse_after(&client.last_event_id, events.as_bytes());
-                    if parsed.messages.is_empty() && events.count() == 0 && events.as_bytes().is_empty() {
-                        // It was cut: by a log that is another one now.
-                        client.stream = None;
-                        assert!(client.log + 1 < logs.len(), "nobody has shut it down");
-                        return false;
-                    }
                     for message in parsed.messages {
                         client.takes(&logs, message);
                     }

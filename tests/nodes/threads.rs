@@ -48,7 +48,7 @@ async fn in_time<T>(future: impl Future<Output = T>) -> T {
 async fn take(subscription: &mut Subscription, count: usize) -> Vec<String> {
     let mut taken = Vec::new();
     while taken.len() < count {
-        let Some(events) = in_time(subscription.next()).await else {
+        let Some(Ok(events)) = in_time(subscription.next()).await else {
             taken.push("end".to_owned());
             break;
         };

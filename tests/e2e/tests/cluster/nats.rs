@@ -100,7 +100,7 @@ pub(crate) async fn until(subscription: &mut Subscription, text: &str) -> String
 async fn read_until(subscription: &mut Subscription, text: &str) -> Result<String, String> {
     let mut all = String::new();
     while !all.contains(text) {
-        let Some(events) = subscription.next().await else { return Err(all) };
+        let Some(Ok(events)) = subscription.next().await else { return Err(all) };
         all.push_str(&String::from_utf8_lossy(events.as_bytes()));
     }
     Ok(all)
