@@ -4,9 +4,10 @@ use super::backend::NatsBackend;
 use super::backend::RedisBackend;
 use super::{
     Error, Hub, LagPolicy,
-    backend::{Backend, Erased},
+    backend::Backend,
     core::{Core, Limits},
     log::Retention,
+    node::DynBackend,
 };
 use crate::BoxError;
 use std::{fmt, sync::Arc, time::Duration};
@@ -157,7 +158,7 @@ impl Builder {
 }
 
 /// Makes the backend of a hub with this `max_age`.
-type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn Erased> + Send + Sync>;
+type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 
 /// A hub that is not connected yet.
 ///

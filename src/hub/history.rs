@@ -3,8 +3,8 @@
 
 use super::{
     Error, GapReason, LagPolicy, Subscription, SubscriptionError,
-    backend::{MAX_QUEUED_READS, Part, RunError},
     core::least,
+    node::{EncodedPage, MAX_QUEUED_READS, RunError},
     subscription::Came,
 };
 use crate::{EncodedEvents, Event, EventId, random};
@@ -53,10 +53,10 @@ enum State {
 /// are, whatever the future of the backend is.
 struct Asked(Mutex<Pin<Box<Asking>>>);
 
-type Asking = dyn Future<Output = Result<Arc<Part>, RunError>> + Send;
+type Asking = dyn Future<Output = Result<Arc<EncodedPage>, RunError>> + Send;
 
 impl Future for Asked {
-    type Output = Result<Arc<Part>, RunError>;
+    type Output = Result<Arc<EncodedPage>, RunError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll(cx)
@@ -84,7 +84,7 @@ impl Subscription {
     /// Starts a replay for a subscription that has lagged, if there is a backend. Returns whether
     /// it has.
     pub(super) fn can_look_back(&mut self) -> bool {
-        let has_backend = self.core.node.is_some();
+        let has_backend = self.core.backend.is_some();
         if has_backend {
             self.fall_back();
         }
@@ -177,13 +177,13 @@ impl Subscription {
     }
 
     fn page(&self) -> Option<Asked> {
-        self.core.node.as_ref()?;
+        self.core.backend.as_ref()?;
         let core = Arc::clone(&self.core);
         let topics: Arc<[_]> = self.readers.iter().map(|reader| reader.topic.name.clone()).collect();
         let after = self.cursor;
         let page = async move {
-            let node = core.node.as_ref().ok_or(RunError::Failed)?;
-            node.read(topics, after).await
+            let backend = core.backend.as_ref().ok_or(RunError::Failed)?;
+            backend.read(topics, after).await
         };
         Some(Asked(Mutex::new(Box::pin(page))))
     }
@@ -194,7 +194,7 @@ impl Subscription {
     }
 
     /// Takes over what the backend holds. Returns the event that tells of what it does not.
-    fn turn(&mut self, part: Option<Arc<Part>>) -> Option<Event> {
+    fn turn(&mut self, part: Option<Arc<EncodedPage>>) -> Option<Event> {
         // Of another log the reader of this process will know soon, and then this subscription ends.
         let part = part.filter(|part| part.epoch == self.epoch);
         let (Some(part), Some(history)) = (part, &mut self.history) else {
@@ -202,7 +202,7 @@ impl Subscription {
             return None;
         };
         if part.evicted_through > self.cursor {
-            self.core.node.as_ref().inspect(|node| node.advance_evicted(part.epoch, part.evicted_through));
+            self.core.backend.as_ref().inspect(|backend| backend.advance_evicted(part.epoch, part.evicted_through));
         }
         if history.is_unsure && part.through < self.cursor {
             // It has never been there: the client goes on with all that is held.
@@ -231,7 +231,7 @@ impl Subscription {
             reader.ends = part.topics.get(&reader.topic.name).copied().unwrap_or(reader.ends);
             reader.begin_anew();
             if reader.ends > 0 {
-                self.core.has_ended(&reader.topic, reader.ends, part.through);
+                self.core.note_end(&reader.topic, reader.ends, part.through);
             }
         }
 

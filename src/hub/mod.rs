@@ -124,13 +124,14 @@
 pub mod backend;
 mod builder;
 mod core;
-mod cursor;
 mod delivery;
 mod error;
 mod gap;
 mod history;
+mod id;
 mod janitor;
 mod log;
+mod node;
 mod reader;
 mod registry;
 mod segment;

@@ -1,8 +1,8 @@
 use super::{
     Gap, GapReason, LagPolicy, SubscriptionError,
     core::{Core, least},
-    cursor::Epoch,
     history::History,
+    id::Epoch,
     reader::{Reader, Step, merge},
 };
 use crate::{EncodedEvents, Event, EventId, preamble::Preamble};

@@ -9,25 +9,17 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
-mod erased;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
-mod node;
-mod outage;
 #[cfg(feature = "redis")]
 mod redis;
-mod single_flight;
 
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
 pub use nats::NatsBackend;
 #[cfg(feature = "redis")]
 pub use redis::RedisBackend;
-
-pub(super) use erased::Erased;
-pub(super) use node::{End, MAX_QUEUED_READS, Node, Part};
-pub(super) use single_flight::RunError;
 
 use crate::BoxError;
 use bytes::Bytes;
