@@ -162,7 +162,7 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
 }
 
 fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<Option<usize>> {
-    std::pin::Pin::new(subscription).poll_next(cx).map(|events| events.map(|events| events.as_bytes().len()))
+    std::pin::Pin::new(subscription).poll_next(cx).map(|events| events?.ok().map(|events| events.as_bytes().len()))
 }
 
 fn publish(criterion: &mut criterion::Criterion) {

@@ -56,6 +56,14 @@ impl IntoResponse for crate::JsonError {
     }
 }
 
+/// The same as [`SseStream::new`] with the subscription.
+#[cfg(feature = "hub")]
+impl IntoResponse for crate::hub::Subscription {
+    fn into_response(self) -> Response {
+        IntoResponse::into_response(SseStream::new(self))
+    }
+}
+
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Error {
     fn into_response(self) -> Response {

@@ -177,6 +177,7 @@ mod last_event_id;
 mod layer;
 mod limit;
 mod metrics;
+mod preamble;
 mod random;
 mod settings;
 #[cfg(feature = "socket")]

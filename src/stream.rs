@@ -1,11 +1,10 @@
 //! The responder: what a handler returns.
 
-#[cfg(feature = "hub")]
-use crate::hub;
 use crate::{
     BoxError, Event, Heartbeat, SseItem, StreamSummary,
     body::{HeartbeatSetting, LayerLink, Options, SseBody},
     headers,
+    preamble::Preamble,
 };
 use http::{Response, StatusCode};
 use std::{fmt, sync::Mutex, time::Duration};
@@ -61,24 +60,21 @@ pub struct SseStream<S> {
     stream: S,
     /// Apart, as most streams have none.
     options: Option<Box<Options>>,
-    /// What a subscription to a hub says of itself.
-    #[cfg(feature = "hub")]
-    opening: hub::Opening,
+    preamble: Preamble,
 }
 
 impl<S> SseStream<S> {
-    /// A response of what the stream yields.
+    /// Creates a response of the items of a stream.
+    ///
+    /// The response of a [`Subscription`](crate::hub::Subscription) begins with the cursor, and is `204
+    /// No Content` if the client has received everything. Adapters such as `map`, `merge` or
+    /// `take_until` [keep both](crate::hub::Subscription#adapters).
     pub fn new(stream: S) -> Self
     where
         S: Stream + Send + 'static,
         S::Item: SseItem,
     {
-        Self {
-            #[cfg(feature = "hub")]
-            opening: hub::Opening::of(&stream),
-            stream,
-            options: None,
-        }
+        Self { preamble: Preamble::of(&stream), stream, options: None }
     }
 
     /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15 seconds of silence.
@@ -184,13 +180,11 @@ impl<S> SseStream<S> {
     /// ```
     #[must_use]
     pub fn into_http_response(self) -> Response<SseBody<S>> {
+        if self.preamble.is_over {
+            return no_content();
+        }
         let (link, handle) = LayerLink::open();
-        let body = SseBody::new(self.stream, self.options, link);
-        #[cfg(feature = "hub")]
-        let body = match self.opening {
-            hub::Opening { is_over: true, .. } => return no_content(),
-            hub::Opening { checkpoint, .. } => body.beginning_with(checkpoint),
-        };
+        let body = SseBody::new(self.stream, self.options, link).beginning_with(self.preamble.bytes);
         let mut response = Response::new(body);
         headers::complete(response.headers_mut());
         response.extensions_mut().insert(handle);

@@ -48,5 +48,5 @@ assert_impl_all!(hub::Subscription: Send, Sync, Unpin, Debug);
 assert_impl_all!(hub::Gap: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(hub::Start: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(hub::Error: Send, Sync, Unpin, std::error::Error);
-assert_impl_all!(hub::Lagged: Send, Sync, Unpin, std::error::Error);
+assert_impl_all!(hub::SubscriptionError: Send, Sync, Unpin, Clone, std::error::Error);
 assert_impl_all!(SseBody<hub::Subscription>: Send, Sync, Unpin, Debug);

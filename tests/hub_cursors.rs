@@ -1,14 +1,18 @@
 //! Where a client goes on: each row of the table in the documentation of `tower_sse::hub`.
 
-use futures_util::FutureExt;
+use futures_util::{
+    FutureExt, StreamExt, future,
+    stream::{self, BoxStream},
+};
 use http_body::Body;
 use serde_json::{Value, json};
 use std::{task::Poll, time::Duration};
 use support::whatwg::{self, Message};
+use tokio_stream::Stream;
 use tokio_test::task;
 use tower_sse::{
-    Event, EventId, LastEventId, SseStream,
-    hub::{GapReason, Hub, Start, Subscription},
+    BoxError, EncodedEvents, Event, EventId, LastEventId, SseItem, SseStream,
+    hub::{GapReason, Hub, Start, Subscription, SubscriptionError},
 };
 
 /// A hub that holds the last three events of each topic, for a minute.
@@ -38,8 +42,8 @@ fn ready(subscription: Subscription) -> (Vec<Message>, bool) {
     let mut messages = Vec::new();
     loop {
         match subscription.poll_next() {
-            Poll::Ready(Some(events)) => messages.extend(whatwg::parse(events.as_bytes()).messages),
-            Poll::Ready(None) => return (messages, true),
+            Poll::Ready(Some(Ok(events))) => messages.extend(whatwg::parse(events.as_bytes()).messages),
+            Poll::Ready(None | Some(Err(_))) => return (messages, true),
             Poll::Pending => return (messages, false),
         }
     }
@@ -193,7 +197,7 @@ fn an_id_from_the_future_gets_a_gap_and_does_not_wait() {
     let (epoch, _) = newest.as_str().split_once('-').unwrap();
     for future in ["3", "18446744073709551615", "18446744073709551616", "99999999999999999999999999"] {
         let future = EventId::new(format!("{epoch}-{future}")).unwrap();
-        assert_gets_after_a_gap(&hub, &["a"], future, GapReason::Future, &["1", "2"]);
+        assert_gets_after_a_gap(&hub, &["a"], future, GapReason::Ahead, &["1", "2"]);
     }
 }
 
@@ -301,7 +305,7 @@ fn a_gap_that_was_told_is_not_told_again_to_who_comes_back_with_its_id() {
     let hub = Hub::builder().max_age(Duration::ZERO).build();
     publish(&hub, "a", "1");
     publish(&hub, "c", "2");
-    let mut last = EventId::from("other-epoch");
+    let mut last = EventId::from("other_epoch");
     let mut gaps = 0;
     for _ in 0..5 {
         let subscription = subscribe_to(&hub, ["a", "b"], last);
@@ -319,4 +323,93 @@ fn who_began_with_the_earliest_and_comes_back_before_the_first_event_missed_noth
     }
     let cursor = subscribe_to(&hub, ["a", "new"], Start::Earliest).cursor();
     assert_gets(subscribe_to(&hub, ["a", "new"], cursor), &["3", "4"]);
+}
+
+type Item = Result<EncodedEvents, SubscriptionError>;
+type Adapt = fn(Subscription) -> BoxStream<'static, Item>;
+
+/// The adapters that change nothing. Each hides the subscription from the response.
+const ADAPTERS: [Adapt; 6] = [
+    |events| events.boxed(),
+    |events| events.map(|events| events).boxed(),
+    |events| events.take_until(future::pending::<()>()).fuse().boxed(),
+    |events| stream::select(events, stream::empty()).boxed(),
+    |events| tokio_stream::StreamExt::merge(events, stream::empty()).boxed(),
+    |events| events.filter(|_| future::ready(true)).inspect(|_| ()).boxed(),
+];
+
+fn first_bytes<S>(stream: S) -> String
+where
+    S: Stream + Send + 'static,
+    S::Item: SseItem,
+{
+    let body = SseStream::new(stream).without_heartbeat().into_http_response().into_body();
+    match task::spawn(body).enter(|cx, body| body.poll_frame(cx)) {
+        Poll::Ready(Some(Ok(frame))) => String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap(),
+        _ => String::new(),
+    }
+}
+
+#[test]
+fn cursor_survives_adapters() {
+    let hub = hub();
+    let last = publish(&hub, "a", "1");
+    let cursor = format!("event: hub-cursor\nid: {last}\ndata: \n\n");
+    for adapt in ADAPTERS {
+        assert_eq!(first_bytes(adapt(subscribe(&hub, "a", Start::Latest))), cursor);
+        assert_eq!(first_bytes(adapt(subscribe(&hub, "a", Start::Latest).without_cursor())), "");
+        let snapshot = subscribe(&hub, "a", Start::Latest).begin_with(Event::new("state"));
+        assert_eq!(first_bytes(adapt(snapshot)), format!("id: {last}\ndata: state\n\n"));
+    }
+    // Items of another type.
+    let events = subscribe(&hub, "a", Start::Latest).map(|events| events.map_err(BoxError::from));
+    assert_eq!(first_bytes(events), cursor);
+    let others = stream::iter([Ok(Event::new("weather").into())]);
+    let mixed = stream::select(subscribe(&hub, "a", Start::Latest), others);
+    assert_eq!(first_bytes(mixed), format!("{cursor}data: weather\n\n"));
+}
+
+#[test]
+fn two_subscriptions_in_one_stream_have_no_common_cursor() {
+    let hub = hub();
+    let first = publish(&hub, "a", "1");
+    let subscriptions = |start| stream::select(subscribe(&hub, "a", start), subscribe(&hub, "a", Start::Latest));
+    assert_eq!(first_bytes(subscriptions(Start::Latest)), format!("event: hub-cursor\nid: {first}\ndata: \n\n"));
+    assert_eq!(first_bytes(subscriptions(Start::Earliest)), format!("id: {first}\ndata: 1\n\n"));
+}
+
+#[test]
+fn finished_topic_is_no_content_through_adapters() {
+    let hub = hub();
+    let last = publish(&hub, "a", "1");
+    finish(&hub, "a");
+    let end = || subscribe(&hub, "a", last.clone());
+    for adapt in ADAPTERS {
+        assert_eq!(SseStream::new(adapt(end())).into_http_response().status(), 204);
+        assert_eq!(SseStream::new(adapt(subscribe(&hub, "a", Start::Earliest))).into_http_response().status(), 200);
+    }
+    let goodbye = || stream::iter([Ok(EncodedEvents::from(Event::new("goodbye")))]);
+    assert_eq!(SseStream::new(end().chain(goodbye())).into_http_response().status(), 200, "there is an event to send");
+    assert_eq!(SseStream::new(stream::select(end(), end())).into_http_response().status(), 204);
+    let live = subscribe(&hub, "b", Start::Latest);
+    assert_eq!(SseStream::new(stream::select(end(), live)).into_http_response().status(), 200);
+    assert_eq!(SseStream::new(stream::empty::<Event>()).into_http_response().status(), 200, "no subscription is in it");
+    // Only a response asks for a preamble.
+    assert_eq!(end().size_hint(), (0, Some(0)));
+}
+
+#[cfg(feature = "axum")]
+#[test]
+fn subscription_is_an_axum_response() {
+    use axum::response::IntoResponse;
+
+    let hub = hub();
+    let last = publish(&hub, "a", "1");
+    let live = subscribe(&hub, "a", last.clone()).into_response();
+    assert_eq!((live.status().as_u16(), &live.headers()["content-type"]), (200, &"text/event-stream".parse().unwrap()));
+    let mut body = task::spawn(live.into_body());
+    let Poll::Ready(Some(Ok(frame))) = body.enter(|cx, body| body.poll_frame(cx)) else { panic!("a first frame") };
+    assert_eq!(frame.data_ref().unwrap(), format!("id: {last}\n\n").as_bytes());
+    finish(&hub, "a");
+    assert_eq!(subscribe(&hub, "a", last).into_response().status(), 204);
 }

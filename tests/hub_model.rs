@@ -12,7 +12,7 @@ use support::whatwg;
 use tokio_test::task;
 use tower_sse::{
     Event, EventId, SseStream,
-    hub::{ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription},
+    hub::{ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription, SubscriptionError},
 };
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
@@ -230,7 +230,7 @@ impl World {
         let reason = match &start {
             Begin::Foreign("7" | "nonsense") => Some(GapReason::Malformed),
             Begin::Foreign("aaaaaaaa-3" | "aaaaaaaa-99999999999999999999") => Some(GapReason::OtherEpoch),
-            Begin::Future(_) => Some(GapReason::Future),
+            Begin::Future(_) => Some(GapReason::Ahead),
             _ => None,
         };
         let start = match start {
@@ -284,13 +284,14 @@ impl World {
         for _ in 0..items {
             let client = &mut self.clients[index];
             match client.subscription.poll_next() {
-                Poll::Ready(Some(events)) if events.is_lagged() => {
+                Poll::Ready(Some(Err(error))) => {
+                    assert_eq!(error, SubscriptionError::Lagged);
                     assert_eq!(self.policy, LagPolicy::Disconnect);
                     assert!(client.due(&self.model).any(|(_, event)| !event.is_held), "cut off for a reason");
                     client.was_cut_off = true;
                     self.forget_topics();
                 }
-                Poll::Ready(Some(events)) => {
+                Poll::Ready(Some(Ok(events))) => {
                     let messages = whatwg::parse(events.as_bytes()).messages;
                     assert_eq!(messages.len(), events.count());
                     for message in messages {

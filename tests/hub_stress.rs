@@ -152,7 +152,7 @@ async fn read_steadily(world: Arc<World>, reader: usize) {
     }
     let mut seen = Seen::default();
     while !world.is_over.load(Ordering::Relaxed) {
-        let Some(piece) = subscription.next().await else { break };
+        let Some(Ok(piece)) = subscription.next().await else { break };
         let events = seen.look_at(piece.as_bytes());
         for topic in &topics {
             // The first event of a topic has the count 0, and a reader that began there must have it.
@@ -176,7 +176,7 @@ async fn come_and_go(world: Arc<World>, reader: usize) {
         }
         let mut subscription = subscribe(&world, &topics, start).await;
         for _ in 0..20 + reader * 7 {
-            let Some(piece) = subscription.next().await else { return };
+            let Some(Ok(piece)) = subscription.next().await else { return };
             world.count(seen.look_at(piece.as_bytes()));
         }
         drop(subscription);
@@ -193,7 +193,7 @@ async fn fall_behind(world: Arc<World>, reader: usize) {
     let mut subscription = subscribe(&world, &topics, Start::Latest).await;
     let mut seen = Seen::default();
     while !world.is_over.load(Ordering::Relaxed) {
-        let Some(piece) = subscription.next().await else { break };
+        let Some(Ok(piece)) = subscription.next().await else { break };
         world.count(seen.look_at(piece.as_bytes()));
         let published = world.hub.stats().published;
         while world.hub.stats().published < published + (HELD * TOPICS * 2) as u64

@@ -28,7 +28,7 @@ async fn subscribe(hub: &Hub, topic: &str, start: impl Into<Start>) -> task::Spa
 
 fn data(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
     let mut data = Vec::new();
-    while let Poll::Ready(Some(events)) = subscription.poll_next() {
+    while let Poll::Ready(Some(Ok(events))) = subscription.poll_next() {
         data.extend(whatwg::parse(events.as_bytes()).messages.into_iter().map(|message| message.data));
     }
     data

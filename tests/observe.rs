@@ -246,8 +246,8 @@ fn a_gap_is_counted_by_its_reason() {
         let (epoch, _) = first.as_str().split_once('-').expect("an epoch and a number");
         for (requested, reason) in [
             (first.as_str(), "evicted"),
-            (&*format!("{epoch}-99"), "future"),
-            ("aaaaaaaa-1", "other-epoch"),
+            (&*format!("{epoch}-99"), "ahead"),
+            ("aaaaaaaa-1", "other_epoch"),
             ("what?", "malformed"),
         ] {
             let subscription = topic.subscribe(id(requested)).await.expect("there is room");
@@ -256,7 +256,7 @@ fn a_gap_is_counted_by_its_reason() {
         for subscription in [slow, strict.lag_policy(LagPolicy::Disconnect)] {
             assert!(std::pin::pin!(subscription).next().await.is_some());
         }
-        let names = ["evicted", "future", "malformed", "other-epoch"].map(|reason| (reason, 1.0));
+        let names = ["evicted", "ahead", "malformed", "other_epoch"].map(|reason| (reason, 1.0));
         let expected = names.into_iter().chain([("lagged", 2.0)]);
         let expected = expected.map(|(reason, n)| (format!("tower_sse_hub_gaps_total{{reason={reason}}}"), n));
         assert_eq!(seen.numbers(), expected.collect());
@@ -336,7 +336,7 @@ fn each_operation_logs_an_outage_once_and_counts_each_failure() {
             let _ahead = topic.subscribe(unknown()).await.expect("an outage is no error");
             let _no_event = tokio::time::timeout(Duration::from_secs(60), history.next()).await;
             cut.send_replace(false);
-            history.next().await.expect("the history continues");
+            history.next().await.expect("the history continues").expect("no error");
             topic.subscribe(unknown()).await.expect("a gap");
             tokio::time::sleep(Duration::from_secs(60)).await;
             let mut events = outages(&seen).split_off(before);

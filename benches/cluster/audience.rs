@@ -22,7 +22,7 @@ use tokio::{
 };
 use tower_sse::{
     EncodedEvents, SseStream,
-    hub::{Error, Start, Topic},
+    hub::{Error, Start, SubscriptionError, Topic},
 };
 
 /// Nanoseconds, the same for all processes.
@@ -127,9 +127,13 @@ impl Heard {
         self: Arc<Self>,
         topic: &Topic,
         is_timed: bool,
-    ) -> Result<SseStream<impl Stream<Item = EncodedEvents> + Send + use<>>, Error> {
+    ) -> Result<SseStream<impl Stream<Item = Result<EncodedEvents, SubscriptionError>> + Send + use<>>, Error> {
         let events = topic.subscribe(Start::Latest).await?;
-        Ok(SseStream::new(events.inspect(move |events| self.hear(events, is_timed))))
+        Ok(SseStream::new(events.inspect(move |events| {
+            if let Ok(events) = events {
+                self.hear(events, is_timed);
+            }
+        })))
     }
 
     fn hear(&self, events: &EncodedEvents, is_timed: bool) {

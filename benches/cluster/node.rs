@@ -165,7 +165,7 @@ async fn act(place: &mut Place, word: &str, numbers: &[u64]) -> Result<Vec<u64>,
             let mut subscription = topic.subscribe(Start::Earliest).await?;
             let mut read = 0;
             while read < events as usize {
-                let next = timeout(PATIENCE, subscription.next()).await?.ok_or("it has ended")?;
+                let next = timeout(PATIENCE, subscription.next()).await?.ok_or("it has ended")??;
                 read += black_box(next).count();
             }
             if subscription.gap().is_some() || read > events as usize {

@@ -121,8 +121,7 @@ impl<S> SseBody<S> {
         }
     }
 
-    /// Begins with these lines.
-    #[cfg(feature = "hub")]
+    /// Begins with these lines, before the first event.
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
         self.pending = lines;
         self
@@ -340,10 +339,11 @@ where
 /// Returns the reason of a stream that ends with this error.
 fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
-    if error.is::<crate::hub::Lagged>() {
-        return CloseReason::Lagged;
-    } else if error.is::<crate::hub::ShutDown>() {
-        return CloseReason::Shutdown;
+    if let Some(error) = error.downcast_ref() {
+        return match error {
+            crate::hub::SubscriptionError::Lagged => CloseReason::Lagged,
+            crate::hub::SubscriptionError::Shutdown => CloseReason::Shutdown,
+        };
     }
     let _any_other = error;
     CloseReason::Error

@@ -1,5 +1,4 @@
 use super::Event;
-use crate::BoxError;
 use bytes::{Bytes, BytesMut};
 
 /// Bytes that hold whole events, encoded once for any number of clients.
@@ -26,35 +25,12 @@ use bytes::{Bytes, BytesMut};
 pub struct EncodedEvents {
     bytes: Bytes,
     count: usize,
-    /// Not events, but the news why there will be none: an error to a body.
-    #[cfg(feature = "hub")]
-    cut: Option<crate::hub::Cut>,
 }
 
 impl EncodedEvents {
     /// `bytes` holds so many whole events.
     pub(crate) fn from_parts(bytes: Bytes, count: usize) -> Self {
-        Self {
-            bytes,
-            count,
-            #[cfg(feature = "hub")]
-            cut: None,
-        }
-    }
-
-    #[cfg(feature = "hub")]
-    pub(crate) fn cut(cut: crate::hub::Cut) -> Self {
-        Self { cut: Some(cut), ..Self::default() }
-    }
-
-    /// What a body makes of it.
-    #[inline]
-    pub(crate) fn check(self) -> Result<Self, BoxError> {
-        #[cfg(feature = "hub")]
-        if let Some(cut) = self.cut {
-            return Err(cut.into());
-        }
-        Ok(self)
+        Self { bytes, count }
     }
 
     /// How many events these are.
@@ -63,25 +39,10 @@ impl EncodedEvents {
         self.count
     }
 
-    /// Whether there is nothing to hand on: no event, no line without one, and not the news of [`is_lagged`](Self::is_lagged).
+    /// Returns whether there are no bytes: no event, and no line without an event.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        #[cfg(feature = "hub")]
-        if self.cut.is_some() {
-            return false;
-        }
         self.bytes.is_empty()
-    }
-
-    /// Whether this is the last item of a [`Subscription`](crate::hub::Subscription) whose client was too slow, under
-    /// [`LagPolicy::Disconnect`](crate::hub::LagPolicy::Disconnect): no events, but an error to the response.
-    ///
-    /// Whoever makes other items of the events has to hand it on, by an error for instance: a stream that merely ends looks
-    /// complete.
-    #[cfg(feature = "hub")]
-    #[must_use]
-    pub fn is_lagged(&self) -> bool {
-        matches!(self.cut, Some(crate::hub::Cut::Lagged))
     }
 
     /// The bytes on the wire.
@@ -113,10 +74,6 @@ impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
             let events = events.into();
             bytes.extend_from_slice(&events.bytes);
             joined.count += events.count;
-            #[cfg(feature = "hub")]
-            {
-                joined.cut = joined.cut.or(events.cut);
-            }
         }
         Self { bytes: bytes.freeze(), ..joined }
     }

@@ -28,7 +28,7 @@ impl SseItem for Event {
 impl SseItem for EncodedEvents {
     #[inline]
     fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.check()
+        Ok(self)
     }
 }
 
@@ -42,7 +42,7 @@ impl<E: Into<BoxError>> SseItem for Result<Event, E> {
 impl<E: Into<BoxError>> SseItem for Result<EncodedEvents, E> {
     #[inline]
     fn into_events(self) -> Result<EncodedEvents, BoxError> {
-        self.map_err(Into::into)?.check()
+        self.map_err(Into::into)
     }
 }
 

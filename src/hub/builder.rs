@@ -4,9 +4,10 @@ use super::backend::NatsBackend;
 use super::backend::RedisBackend;
 use super::{
     Error, Hub, LagPolicy,
-    backend::{Backend, Erased},
+    backend::Backend,
     core::{Core, Limits},
     log::Retention,
+    node::DynBackend,
 };
 use crate::BoxError;
 use std::{fmt, sync::Arc, time::Duration};
@@ -105,15 +106,17 @@ impl Builder {
     /// let other = Hub::builder().backend(log).connect().await?;
     /// let mut news = other.topic("news").subscribe(Start::Latest).await?;
     /// one.topic("news").publish(Event::new("hello")).await?;
-    /// assert_eq!(news.next().await.unwrap().count(), 1);
+    /// assert_eq!(news.next().await.unwrap().unwrap().count(), 1);
     /// # Ok(()) }
     /// ```
-    pub fn backend(self, backend: impl Backend) -> Connect {
-        self.of(Ok(backend))
+    pub fn backend(self, backend: impl Backend) -> Connector {
+        self.of(Ok(backend), |backend, _| backend)
     }
 
-    /// A hub whose log is in Redis, at this URL. Its stream is trimmed to what is too old for this hub, by the
-    /// [`max_age`](Self::max_age) that is set before this. For more, give a [`RedisBackend`] to [`backend`](Self::backend).
+    /// Puts the log of the hub in Redis, at this URL.
+    ///
+    /// The stream is trimmed to the [`max_age`](Self::max_age) of the hub, whether that is set before
+    /// or after this call. For other settings, pass a [`RedisBackend`] to [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -124,13 +127,15 @@ impl Builder {
     /// # Ok(hub) }
     /// ```
     #[cfg(feature = "redis")]
-    pub fn redis(self, url: impl AsRef<str>) -> Connect {
-        let backend = RedisBackend::new(url).map(|redis| redis.max_age(self.0.retention.max_age));
-        self.of(backend)
+    pub fn redis(self, url: impl AsRef<str>) -> Connector {
+        self.of(RedisBackend::new(url), RedisBackend::max_age)
     }
 
-    /// A hub whose log is in NATS JetStream, at this address. Its stream is trimmed to what is too old for this hub, by the
-    /// [`max_age`](Self::max_age) that is set before this. For more, give a [`NatsBackend`] to [`backend`](Self::backend).
+    /// Puts the log of the hub in NATS JetStream, at this address.
+    ///
+    /// A stream that is created is trimmed to the [`max_age`](Self::max_age) of the hub, whether that
+    /// is set before or after this call. For other settings, pass a [`NatsBackend`] to
+    /// [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -141,42 +146,102 @@ impl Builder {
     /// # Ok(hub) }
     /// ```
     #[cfg(feature = "nats")]
-    pub fn nats(self, server: impl AsRef<str>) -> Connect {
-        let backend = NatsBackend::new(server).map(|nats| nats.max_age(self.0.retention.max_age));
-        self.of(backend)
+    pub fn nats(self, server: impl AsRef<str>) -> Connector {
+        self.of(NatsBackend::new(server), NatsBackend::max_age)
     }
 
-    fn of(self, backend: Result<impl Backend, BoxError>) -> Connect {
-        Connect { limits: self.0, backend: backend.map(|backend| Arc::new(backend) as Arc<dyn Erased>) }
+    /// `with_max_age` sets the `max_age` of the hub on the backend when the hub connects.
+    fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
+        let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
+        Connector { settings: self, backend: backend.map(resolve) }
     }
 }
+
+/// Makes the backend of a hub with this `max_age`.
+type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 
 /// A hub that is not connected yet.
+///
+/// It has the settings of the [`Builder`]. The order of the calls does not matter.
 #[must_use = "it does nothing until it is connected"]
-pub struct Connect {
-    limits: Limits,
-    backend: Result<Arc<dyn Erased>, BoxError>,
+pub struct Connector {
+    settings: Builder,
+    backend: Result<Resolve, BoxError>,
 }
 
-impl Connect {
-    /// The hub, once everything that the backend holds was read, as far as the hub holds it; for five seconds at most, after which
-    /// the rest is read while it already serves.
+impl Connector {
+    /// See [`Builder::max_events`].
+    pub fn max_events(self, events: usize) -> Self {
+        Self { settings: self.settings.max_events(events), ..self }
+    }
+
+    /// See [`Builder::max_bytes`].
+    pub fn max_bytes(self, bytes: usize) -> Self {
+        Self { settings: self.settings.max_bytes(bytes), ..self }
+    }
+
+    /// See [`Builder::max_age`].
+    pub fn max_age(self, age: Duration) -> Self {
+        Self { settings: self.settings.max_age(age), ..self }
+    }
+
+    /// See [`Builder::max_topics`].
+    pub fn max_topics(self, topics: usize) -> Self {
+        Self { settings: self.settings.max_topics(topics), ..self }
+    }
+
+    /// See [`Builder::lag_policy`].
+    pub fn lag_policy(self, policy: LagPolicy) -> Self {
+        Self { settings: self.settings.lag_policy(policy), ..self }
+    }
+
+    /// Connects to the backend and returns the hub.
     ///
-    /// One task follows the log from then on, on the runtime in which this is called, until the last handle of the hub and the last
-    /// subscription are dropped, or the hub is [shut down](Hub::shutdown).
+    /// First the hub reads the events that the backend retains, as far as the hub retains them. After
+    /// five seconds the hub is returned, and reads the rest while it serves.
+    ///
+    /// One task follows the log from then on, on the current tokio runtime. The task ends when the
+    /// last handle of the hub and the last subscription are dropped, or when the hub is [shut
+    /// down](Hub::shutdown).
     ///
     /// # Errors
     ///
-    /// If the backend cannot be reached now, or not at all, or if this is no tokio runtime. Later it is an error for those who
-    /// publish, while those who are subscribed wait.
+    /// - If the address of the backend is invalid, or the backend cannot be reached.
+    /// - If there is no tokio runtime.
+    ///
+    /// If the backend fails later, publishing is an error, and subscriptions wait.
     pub async fn connect(self) -> Result<Hub, Error> {
-        let backend = self.backend.map_err(|source| Error::backend("", source))?;
-        Ok(Hub { core: Core::connected(self.limits, backend).await? })
+        let resolve = self.backend.map_err(|source| Error::backend("", source))?;
+        let limits = self.settings.0;
+        Ok(Hub { core: Core::connected(limits, resolve(limits.retention.max_age)).await? })
     }
 }
 
-impl fmt::Debug for Connect {
+impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connect").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Connector").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::backend::MemoryBackend;
+    use std::sync::Mutex;
+
+    static MAX_AGE: Mutex<Option<Duration>> = Mutex::new(None);
+
+    fn with_max_age(log: MemoryBackend, age: Duration) -> MemoryBackend {
+        assert_eq!(MAX_AGE.lock().unwrap().replace(age), None);
+        log
+    }
+
+    #[tokio::test]
+    async fn backend_gets_max_age_that_is_set_later() {
+        let connector = Hub::builder().max_age(Duration::from_secs(1)).of(Ok(MemoryBackend::new(9)), with_max_age);
+        let hub = connector.max_topics(1).max_age(Duration::from_secs(2)).connect().await.unwrap();
+        assert_eq!(MAX_AGE.lock().unwrap().take(), Some(Duration::from_secs(2)));
+        assert!(hub.topic("one").finish().await.is_ok());
+        assert!(hub.subscribe(["one", "two"], None).await.is_err(), "the hub has the other settings, too");
     }
 }

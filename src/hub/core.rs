@@ -7,16 +7,16 @@
 
 use super::{
     Error, GapReason, LagPolicy, Start, Stats, Subscription,
-    backend::{End, Ids, Node},
-    cursor::Epoch,
-    delivery::cut,
+    backend::{IdFormat, RecordKind},
+    id::Epoch,
     janitor,
     log::Retention,
+    node::{BackendClient, LogEnd},
     reader::Reader,
     registry::Registry,
     subscription::Came,
     sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock},
-    topic_state::{Contents, TopicState},
+    topic_state::{self, Contents, TopicState},
     waiters::Ticket,
 };
 use crate::{Event, EventId, metrics};
@@ -33,8 +33,8 @@ pub(super) struct Limits {
 
 pub(super) struct Core {
     pub(super) limits: Limits,
-    /// Where the log is, if it is not here alone.
-    pub(super) node: Option<Node>,
+    /// The client of the backend, if the hub has one.
+    pub(super) backend: Option<BackendClient>,
     /// Changes under the lock of the registry, and only if the log of a backend is another one than before.
     epoch: AtomicU64,
     pub(super) registry: Mutex<Registry>,
@@ -44,10 +44,10 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(limits: Limits, node: Option<Node>) -> Self {
+    pub(super) fn new(limits: Limits, backend: Option<BackendClient>) -> Self {
         Self {
             limits,
-            node,
+            backend,
             epoch: AtomicU64::new(Epoch::random().into_bits()),
             registry: Mutex::default(),
             committed: AtomicU64::new(0),
@@ -57,7 +57,7 @@ impl Core {
     }
 
     pub(super) fn epoch(&self) -> Epoch {
-        let ids = self.node.as_ref().map_or(Ids::Positions, Node::ids);
+        let ids = self.backend.as_ref().map_or(IdFormat::Positions, BackendClient::id_format);
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
@@ -77,8 +77,20 @@ impl Core {
         self.committed.store(registry.newest, Ordering::Release);
     }
 
-    /// Appends events, which have no id yet, and returns the id of the last.
-    pub(super) fn publish(
+    /// Publishes events, which have no id yet, and returns the id of the last.
+    pub(super) async fn publish(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        latest_only: bool,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Option<EventId>, Error> {
+        let Some(backend) = &self.backend else { return self.publish_here(name, latest_only, events) };
+        self.check_publish(name)?;
+        backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
+    }
+
+    /// Appends events to the log in memory.
+    fn publish_here(
         self: &Arc<Self>,
         name: &Arc<str>,
         latest_only: bool,
@@ -116,7 +128,37 @@ impl Core {
         registry.published += 1;
     }
 
-    pub(super) fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
+    /// Finishes a topic. Does nothing if the topic is finished.
+    pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
+        let Some(backend) = &self.backend else { return self.finish_here(name) };
+        match self.check_publish(name) {
+            Err(error) if error.is_finished() => return Ok(()),
+            other => other?,
+        }
+        backend.finish(name).await?;
+        // The follower may have read the end meanwhile.
+        backend.forget_ends(self.committed());
+        Ok(())
+    }
+
+    /// Returns the reason why nothing can be published to this topic, as far as this node knows it.
+    fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
+        let registry: MutexGuard<'_, Registry> = lock(&self.registry);
+        if registry.is_shut_down {
+            return Err(Error::shut_down());
+        }
+        registry.has_room_for(std::slice::from_ref(name), &self.limits)?;
+        let topic = registry.topics.get(name).cloned();
+        drop(registry);
+        let is_finished_here = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
+        if is_finished_here || topic.is_some_and(|topic| topic.lock().finished.is_some()) {
+            return Err(Error::finished(name));
+        }
+        Ok(())
+    }
+
+    /// Finishes a topic of the log in memory.
+    fn finish_here(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
         let topic = registry.topic(name, &self.limits)?;
@@ -151,8 +193,8 @@ impl Core {
         registry.is_shut_down = true;
         let topics: Vec<_> = registry.topics.values().cloned().collect();
         drop(registry);
-        self.node.as_ref().inspect(|node| node.stop());
-        cut(topics);
+        self.backend.as_ref().inspect(|backend| backend.stop());
+        topic_state::shut_down(topics);
     }
 
     pub(super) async fn subscribe(
@@ -167,8 +209,8 @@ impl Core {
         }
         let mut end = None;
         loop {
-            if let Some(node) = &self.node {
-                end = Some(node.end(self, &start).await);
+            if let Some(backend) = &self.backend {
+                end = Some(backend.end(self.committed(), &start).await);
             }
             let subscription = self.subscribe_here(&names, start.clone(), end.as_ref())?;
             // Otherwise it is the end of another log than this has become meanwhile.
@@ -185,14 +227,14 @@ impl Core {
         self: &Arc<Self>,
         names: &[Arc<str>],
         start: Start,
-        end: Option<&End>,
+        end: Option<&LogEnd>,
     ) -> Result<Option<Subscription>, Error> {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
         let epoch = self.epoch();
         let (newest, mut is_unsure) = match end {
             Some(end) if end.epoch != epoch => return Ok(None),
-            Some(end) => (registry.newest.max(end.newest), end.is_unsure),
+            Some(end) => (registry.newest.max(end.last), end.is_unsure),
             None => (registry.newest, false),
         };
         let start = match start {
@@ -207,7 +249,7 @@ impl Core {
                     (number, Some(id), None)
                 }
                 Ok(number) if is_unsure => (number, Some(id), None),
-                Ok(_) => (0, Some(id), Some(GapReason::Future)),
+                Ok(_) => (0, Some(id), Some(GapReason::Ahead)),
                 Err(reason) => {
                     is_unsure = false;
                     (0, Some(id), Some(reason))
@@ -219,7 +261,7 @@ impl Core {
 
         registry.has_room_for(names, &self.limits)?;
         // What is lost beyond this can still be had.
-        let lost_for_good = self.node.as_ref().map_or(u64::MAX, Node::lost);
+        let lost_for_good = self.backend.as_ref().map_or(u64::MAX, BackendClient::evicted_through);
         let mut is_here = true;
         let mut readers = Vec::with_capacity(names.len());
         let mut cursor = u64::MAX;
@@ -341,7 +383,7 @@ impl Drop for Core {
         if let Some(janitor) = lock(&self.registry).janitor.take() {
             janitor.abort();
         }
-        self.node.as_ref().inspect(|node| node.stop());
+        self.backend.as_ref().inspect(|backend| backend.stop());
     }
 }
 

@@ -54,7 +54,7 @@ pub enum ErrorKind {
     /// A subscription without a topic. 400 Bad Request.
     NoTopics,
     /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
-    ShutDown,
+    Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///
     /// Events whose `publish` returned this error may be in the log nevertheless, if the
@@ -97,7 +97,7 @@ impl Error {
     }
 
     pub(super) fn shut_down() -> Self {
-        Self { kind: ErrorKind::ShutDown, topic: "".into(), limit: 0, source: None }
+        Self { kind: ErrorKind::Shutdown, topic: "".into(), limit: 0, source: None }
     }
 
     pub(super) fn backend(topic: &str, source: BoxError) -> Self {
@@ -123,7 +123,7 @@ impl Error {
     pub fn status(&self) -> StatusCode {
         match self.kind {
             ErrorKind::Finished => StatusCode::GONE,
-            ErrorKind::TooManyTopics | ErrorKind::ShutDown | ErrorKind::Backend | ErrorKind::Overloaded => {
+            ErrorKind::TooManyTopics | ErrorKind::Shutdown | ErrorKind::Backend | ErrorKind::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
@@ -141,7 +141,7 @@ impl fmt::Display for Error {
                 let limit = self.limit;
                 write!(f, "there is no room for the topic {topic}: the hub has {limit} topics, which is its max_topics")
             }
-            ErrorKind::ShutDown => f.write_str("the hub is shut down; another server may answer"),
+            ErrorKind::Shutdown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
             ErrorKind::Json => f.write_str("the data of an event does not serialize to JSON"),
             ErrorKind::Overloaded => {
@@ -166,3 +166,45 @@ impl std::error::Error for Error {
         Some(self.source.as_deref()?)
     }
 }
+
+/// The reasons for which a [`Subscription`](super::Subscription) ends before the end of its topics.
+///
+/// A [`SseStream`](crate::SseStream) aborts the transfer after `Lagged`, unless
+/// [`on_error`](crate::SseStream::on_error) sends a last event. `Shutdown` is no error to it: the
+/// response ends cleanly, and says when to reconnect.
+///
+/// # Examples
+///
+/// ```
+/// # use tower_sse::{LastEventId, SseStream, hub::{Error, Hub, LagPolicy, Subscription, SubscriptionError}};
+/// async fn prices(hub: &Hub, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+///     let prices = hub.topic("prices").subscribe(last).await?.lag_policy(LagPolicy::Disconnect);
+///     Ok(SseStream::new(prices).on_error(|error| {
+///         if let Some(SubscriptionError::Lagged) = error.downcast_ref() {
+///             eprintln!("a client is too slow for the prices");
+///         }
+///         // The transfer breaks, and the client returns with the last id that it received.
+///         None
+///     }))
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SubscriptionError {
+    /// The client was slower than the retention of its topics, under
+    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect).
+    Lagged,
+    /// The hub was [shut down](super::Hub::shutdown), or follows another log than before.
+    Shutdown,
+}
+
+impl fmt::Display for SubscriptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lagged => "the client was too slow: events that it has not received are not retained any more",
+            Self::Shutdown => "the hub is shut down; subscribe again with the last id",
+        })
+    }
+}
+
+impl std::error::Error for SubscriptionError {}

@@ -1,5 +1,5 @@
-use crate::{BoxError, EventId};
-use std::{error::Error, fmt};
+use crate::EventId;
+use std::fmt;
 
 /// Events that a subscriber should have had and cannot get any more.
 ///
@@ -65,9 +65,9 @@ impl Gap {
 pub enum GapReason {
     /// Some events after the one requested are no longer held. On the wire `evicted`.
     Evicted,
-    /// The id is greater than any that this hub has issued. On the wire `future`.
-    Future,
-    /// The id is of another hub: of this server before it was restarted, or of another one. On the wire `other-epoch`.
+    /// The id is greater than any id that the hub has issued. On the wire `ahead`.
+    Ahead,
+    /// The id is of another hub: of this server before it was restarted, or of another one. On the wire `other_epoch`.
     OtherEpoch,
     /// It is no id of a hub. On the wire `malformed`.
     Malformed,
@@ -81,8 +81,8 @@ impl GapReason {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Evicted => "evicted",
-            Self::Future => "future",
-            Self::OtherEpoch => "other-epoch",
+            Self::Ahead => "ahead",
+            Self::OtherEpoch => "other_epoch",
             Self::Malformed => "malformed",
             Self::Lagged => "lagged",
         }
@@ -102,65 +102,8 @@ pub enum LagPolicy {
     /// It gets a [`Gap`] event and goes on with the oldest event that is held.
     #[default]
     Gap,
-    /// Its stream fails with [`Lagged`]. The client comes back with the last id that it got, and the handler, which is told
-    /// of the [`Gap`] then, can answer with a snapshot.
+    /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged). The
+    /// client returns with the last id that it received. The handler then sees the [`Gap`], and can
+    /// respond with a snapshot.
     Disconnect,
 }
-
-/// The error with which the stream of a subscriber ends that was too slow, under [`LagPolicy::Disconnect`].
-///
-/// [`SseStream::on_error`](crate::SseStream::on_error) sees it.
-///
-/// # Examples
-///
-/// ```
-/// # use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, LagPolicy, Lagged, Subscription}};
-/// async fn prices(hub: &Hub, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
-///     let prices = hub.topic("prices").subscribe(last).await?.lag_policy(LagPolicy::Disconnect);
-///     Ok(SseStream::new(prices).on_error(|error| {
-///         if error.is::<Lagged>() {
-///             eprintln!("a client is too slow for the prices");
-///         }
-///         // The transfer breaks, and the client comes back with the last id that it got.
-///         None
-///     }))
-/// }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lagged(());
-
-impl fmt::Display for Lagged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the client was too slow: events that it had not got yet are no longer held")
-    }
-}
-
-impl Error for Lagged {}
-
-/// Why a subscription ends that has not come to the end of its topics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cut {
-    Lagged,
-    ShutDown,
-}
-
-impl From<Cut> for BoxError {
-    fn from(cut: Cut) -> Self {
-        match cut {
-            Cut::Lagged => Lagged(()).into(),
-            Cut::ShutDown => ShutDown.into(),
-        }
-    }
-}
-
-/// To a body it is no error, but an end from outside.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ShutDown;
-
-impl fmt::Display for ShutDown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the hub is shut down")
-    }
-}
-
-impl Error for ShutDown {}

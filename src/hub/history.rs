@@ -2,9 +2,9 @@
 //! clients that return late and for subscribers that have lagged.
 
 use super::{
-    Cut, Error, GapReason, LagPolicy, Subscription,
-    backend::{MAX_QUEUED_READS, Part, RunError},
+    Error, GapReason, LagPolicy, Subscription, SubscriptionError,
     core::least,
+    node::{EncodedPage, MAX_QUEUED_READS, RunError},
     subscription::Came,
 };
 use crate::{EncodedEvents, Event, EventId, random};
@@ -53,10 +53,10 @@ enum State {
 /// are, whatever the future of the backend is.
 struct Asked(Mutex<Pin<Box<Asking>>>);
 
-type Asking = dyn Future<Output = Result<Arc<Part>, RunError>> + Send;
+type Asking = dyn Future<Output = Result<Arc<EncodedPage>, RunError>> + Send;
 
 impl Future for Asked {
-    type Output = Result<Arc<Part>, RunError>;
+    type Output = Result<Arc<EncodedPage>, RunError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll(cx)
@@ -84,7 +84,7 @@ impl Subscription {
     /// Starts a replay for a subscription that has lagged, if there is a backend. Returns whether
     /// it has.
     pub(super) fn can_look_back(&mut self) -> bool {
-        let has_backend = self.core.node.is_some();
+        let has_backend = self.core.backend.is_some();
         if has_backend {
             self.fall_back();
         }
@@ -128,20 +128,23 @@ impl Subscription {
     }
 
     /// Returns the next events of the replay, or `None` once the topics of this node have the rest.
-    pub(super) fn poll_history(&mut self, cx: &mut Context<'_>) -> Poll<Option<EncodedEvents>> {
+    pub(super) fn poll_history(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<EncodedEvents, SubscriptionError>>> {
         loop {
             let Some(history) = &mut self.history else { return Poll::Ready(None) };
             // All of them are cut at the same time.
             if self.readers.first_mut().is_some_and(|reader| reader.is_cut(cx.waker())) {
                 self.history = None;
-                return Poll::Ready(Some(self.cut(Cut::ShutDown)));
+                return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
             }
             match &mut history.state {
                 State::Has(events, through) => {
                     let (events, through) = (events.clone(), *through);
                     self.cursor = self.cursor.max(through);
                     self.history = None;
-                    return Poll::Ready(Some(events));
+                    return Poll::Ready(Some(Ok(events)));
                 }
                 State::Begins => match self.page() {
                     Some(page) => self.set(State::Asks(page)),
@@ -159,9 +162,9 @@ impl Subscription {
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
                     if has_lagged && self.lag_policy == LagPolicy::Disconnect {
                         self.history = None;
-                        return Poll::Ready(Some(self.cut(Cut::Lagged)));
+                        return Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))));
                     }
-                    return Poll::Ready(Some(gap.into()));
+                    return Poll::Ready(Some(Ok(gap.into())));
                 }
             }
         }
@@ -174,13 +177,13 @@ impl Subscription {
     }
 
     fn page(&self) -> Option<Asked> {
-        self.core.node.as_ref()?;
+        self.core.backend.as_ref()?;
         let core = Arc::clone(&self.core);
         let topics: Arc<[_]> = self.readers.iter().map(|reader| reader.topic.name.clone()).collect();
         let after = self.cursor;
         let page = async move {
-            let node = core.node.as_ref().ok_or(RunError::Failed)?;
-            node.read(topics, after).await
+            let backend = core.backend.as_ref().ok_or(RunError::Failed)?;
+            backend.read(topics, after).await
         };
         Some(Asked(Mutex::new(Box::pin(page))))
     }
@@ -191,19 +194,21 @@ impl Subscription {
     }
 
     /// Takes over what the backend holds. Returns the event that tells of what it does not.
-    fn turn(&mut self, part: Option<Arc<Part>>) -> Option<Event> {
+    fn turn(&mut self, part: Option<Arc<EncodedPage>>) -> Option<Event> {
         // Of another log the reader of this process will know soon, and then this subscription ends.
         let part = part.filter(|part| part.epoch == self.epoch);
         let (Some(part), Some(history)) = (part, &mut self.history) else {
             self.set(State::Waits(Box::pin(pause())));
             return None;
         };
-        self.core.node.as_ref().inspect(|node| node.is_lost(part.epoch, part.lost));
+        if part.evicted_through > self.cursor {
+            self.core.backend.as_ref().inspect(|backend| backend.advance_evicted(part.epoch, part.evicted_through));
+        }
         if history.is_unsure && part.through < self.cursor {
             // It has never been there: the client goes on with all that is held.
             history.is_unsure = false;
             if let Some(untold) = &mut history.untold {
-                (untold.reason, untold.is_certain) = (GapReason::Future, true);
+                (untold.reason, untold.is_certain) = (GapReason::Ahead, true);
             }
             history.state = State::Begins;
             self.cursor = 0;
@@ -216,17 +221,17 @@ impl Subscription {
             return None;
         }
 
-        let is_lost = part.lost > self.cursor;
+        let is_lost = part.evicted_through > self.cursor;
         if is_lost {
             // As far on as nothing is between.
-            self.cursor = part.first.map_or(part.through, |first| first.saturating_sub(1)).max(part.lost);
+            self.cursor = part.first.map_or(part.through, |first| first.saturating_sub(1)).max(part.evicted_through);
         }
         for reader in &mut self.readers {
-            reader.told = reader.told.max(part.lost);
+            reader.told = reader.told.max(part.evicted_through);
             reader.ends = part.topics.get(&reader.topic.name).copied().unwrap_or(reader.ends);
             reader.begin_anew();
             if reader.ends > 0 {
-                self.core.has_ended(&reader.topic, reader.ends, part.through);
+                self.core.note_end(&reader.topic, reader.ends, part.through);
             }
         }
 

@@ -202,8 +202,9 @@ impl Log {
         self.lost = lost;
     }
 
-    /// Lets go of everything, and of what was not added up to here. Returns how much was held.
-    pub(super) fn lose(&mut self, through: u64) -> Amount {
+    /// Removes all events, and regards everything up to this number as evicted. Returns the amount
+    /// that was retained.
+    pub(super) fn truncate_through(&mut self, through: u64) -> Amount {
         mem::replace(self, Self::new(through)).held
     }
 

@@ -3,15 +3,15 @@
 //! ```
 //! # #[cfg(feature = "axum")] {
 //! use axum::{Router, extract::State, routing::{get, post}};
-//! use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
+//! use tower_sse::{Event, LastEventId, hub::{Error, Hub, Subscription}};
 //!
 //! async fn say(State(hub): State<Hub>, text: String) -> Result<(), Error> {
 //!     hub.topic("lobby").publish(Event::new(text)).await?;
 //!     Ok(())
 //! }
 //!
-//! async fn listen(State(hub): State<Hub>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
-//!     Ok(SseStream::new(hub.topic("lobby").subscribe(last).await?))
+//! async fn listen(State(hub): State<Hub>, last: LastEventId) -> Result<Subscription, Error> {
+//!     hub.topic("lobby").subscribe(last).await
 //! }
 //!
 //! let app: Router = Router::new().route("/", get(listen)).route("/", post(say)).with_state(Hub::new());
@@ -41,8 +41,8 @@
 //! | the last one before the oldest that is held | all that is held: nothing is missing |
 //! | an older one | a gap (`evicted`), then all that is held |
 //! | an id of an event of another topic | what followed that event in its own topics, with a gap (`evicted`) if some of it is no longer held |
-//! | one that is greater than any that was issued | a gap (`future`), then all that is held |
-//! | an id of another epoch: of before a restart, or of another hub | a gap (`other-epoch`), then all that is held |
+//! | one that is greater than any that was issued | a gap (`ahead`), then all that is held |
+//! | an id of another epoch: of before a restart, or of another hub | a gap (`other_epoch`), then all that is held |
 //! | anything else: `7`, `yesterday` | a gap (`malformed`), then all that is held |
 //! | the last id of a finished topic, or none and wants what comes from now on | `204 No Content`: an `EventSource` stays away |
 //! | another id of a finished topic | the same as if it were not finished, and then the end |
@@ -108,7 +108,7 @@
 //! - **A gap** is told if what the backend no longer holds may have had something for the client: that is known for all topics
 //!   together, so a client that was away for longer than the backend's retention is told whatever its topics were.
 //! - **Another log** under the same name, one that was deleted and made anew, or a backup that was restored, ends all subscriptions.
-//!   Who comes back has a gap (`other-epoch`, or `future`).
+//!   Who comes back has a gap (`other_epoch`, or `ahead`).
 //!
 //! # Guarantees
 //!
@@ -124,16 +124,16 @@
 pub mod backend;
 mod builder;
 mod core;
-mod cursor;
 mod delivery;
 mod error;
 mod gap;
 mod history;
+mod id;
 mod janitor;
 mod log;
+mod node;
 mod reader;
 mod registry;
-mod response;
 mod segment;
 mod start;
 mod subscription;
@@ -142,11 +142,9 @@ mod topic;
 mod topic_state;
 mod waiters;
 
-pub use builder::{Builder, Connect};
-pub use error::{Error, ErrorKind};
-pub(crate) use gap::{Cut, ShutDown};
-pub use gap::{Gap, GapReason, LagPolicy, Lagged};
-pub(crate) use response::Opening;
+pub use builder::{Builder, Connector};
+pub use error::{Error, ErrorKind, SubscriptionError};
+pub use gap::{Gap, GapReason, LagPolicy};
 pub use start::Start;
 pub use subscription::Subscription;
 pub use topic::Topic;
@@ -192,7 +190,7 @@ impl Hub {
     /// - [`TooManyTopics`](ErrorKind::TooManyTopics) if the hub would have more topics than it may.
     /// - [`Overloaded`](ErrorKind::Overloaded) if the client needs history from the backend, and
     ///   1,024 other history reads run or wait. The client can come back with the same id.
-    /// - [`ShutDown`](ErrorKind::ShutDown) after [`shutdown`](Self::shutdown).
+    /// - [`Shutdown`](ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
     ///
     /// A backend outage is not an error here.
     ///

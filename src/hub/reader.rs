@@ -12,7 +12,7 @@ pub(super) enum Step {
     /// Nothing yet: the waker is where it will be woken.
     Wait,
     Finished,
-    ShutDown,
+    Shutdown,
 }
 
 /// One topic of a subscription.
@@ -66,7 +66,7 @@ impl Reader {
         let mut contents = self.topic.lock();
         if contents.is_shut_down {
             drop(contents);
-            return Step::ShutDown;
+            return Step::Shutdown;
         }
         let read = contents.log.read(cursor, self.told, u64::MAX);
         let nothing_follows = match &read {
@@ -103,7 +103,7 @@ impl Reader {
         let from = cursor.max(self.told);
         if contents.is_shut_down {
             drop(contents);
-            return Err(Step::ShutDown);
+            return Err(Step::Shutdown);
         }
         if contents.log.lost() > from {
             return Err(Step::Lost);
@@ -151,7 +151,7 @@ pub(super) fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Wa
                 reader.next = None;
                 let mut contents = reader.topic.lock();
                 if contents.is_shut_down {
-                    return Step::ShutDown;
+                    return Step::Shutdown;
                 }
                 match contents.log.read(cursor, reader.told, committed.min(second - 1)) {
                     Read::Events(events, last) => return Step::Events(events, last),

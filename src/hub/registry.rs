@@ -55,7 +55,7 @@ impl Registry {
     }
 
     /// Gives up all topics, as those of another log. Of the one that begins, everything up to here is lost.
-    pub(super) fn begin_anew(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
+    pub(super) fn reset(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
         self.is_of_node = true;
         self.newest = lost;
         self.held = Amount::default();
@@ -65,13 +65,13 @@ impl Registry {
     }
 
     /// Notes that everything up to here is lost. It remains to be noted in these topics.
-    pub(super) fn lose(&mut self, through: u64) -> Vec<Arc<TopicState>> {
+    pub(super) fn truncate_through(&mut self, through: u64) -> Vec<Arc<TopicState>> {
         self.forgotten = Forgotten { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
     }
 
-    /// Notes that an event of a topic was not taken in.
-    pub(super) fn is_not_here(&mut self, topic: &Arc<str>, number: u64) {
+    /// Records that an event of a topic was not added.
+    pub(super) fn note_skipped(&mut self, topic: &Arc<str>, number: u64) {
         self.forgotten.note(self.topics.hasher().hash_one(topic), number);
     }
 

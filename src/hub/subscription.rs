@@ -1,11 +1,12 @@
 use super::{
-    Cut, Gap, GapReason, LagPolicy,
+    Gap, GapReason, LagPolicy, SubscriptionError,
     core::{Core, least},
-    cursor::Epoch,
     history::History,
+    id::Epoch,
     reader::{Reader, Step, merge},
 };
-use crate::{EncodedEvents, Event, EventId};
+use crate::{EncodedEvents, Event, EventId, preamble::Preamble};
+use bytes::Bytes;
 use std::{
     fmt, mem,
     pin::Pin,
@@ -16,30 +17,56 @@ use tokio_stream::Stream;
 
 /// The events of one or many topics, from a place in the log on, as they go to one client.
 ///
-/// It is a stream for an [`SseStream`](crate::SseStream). Its items are already the bytes that are sent, shared with everybody
-/// who gets the same; an item can hold many events.
+/// As the response of an axum handler, a subscription is the same as
+/// [`SseStream::new(subscription)`](crate::SseStream::new):
 ///
-/// It is a cursor, not a queue: what the client has not got yet is kept nowhere but in the topics themselves, for as long as
-/// they keep it for everybody. A client that falls behind further than that is [told](Gap), and goes on as its
-/// [`LagPolicy`] says.
+/// - The response begins with the [`cursor`](Self::cursor). So a client that loses its connection
+///   before the first event resumes at the same position. [`begin_with_cursor`](Self::begin_with_cursor)
+///   describes how; [`without_cursor`](Self::without_cursor) omits the cursor.
+/// - If all topics are finished and the client has received their events, the response is `204 No
+///   Content`, after which an `EventSource` does not reconnect.
 ///
-/// # What an `SseStream` makes of it
+/// As a stream, a subscription yields events as the bytes on the wire, which all clients share. An
+/// item can contain many events.
 ///
-/// Given to [`SseStream::new`](crate::SseStream::new) as it is, and not inside of another stream,
+/// A subscription is a cursor, not a queue: its memory does not grow if its client is slow. The
+/// topics retain the events for all subscriptions. A client that falls behind the retention gets a
+/// [`Gap`], and resumes as its [`LagPolicy`] says.
 ///
-/// - the response begins with the [`cursor`](Self::cursor). So a client that loses its connection before the first event comes
-///   back to the same place, a new one too. [`begin_with_cursor`](Self::begin_with_cursor) says how, and does it elsewhere;
-///   [`without_cursor`](Self::without_cursor) does not;
-/// - if there is nothing to send, as all its topics are finished and the client has what they held, the response is `204 No
-///   Content`, after which an `EventSource` does not come back.
+/// # Adapters
+///
+/// A response of a stream that is made of a subscription with an adapter (`map`, `filter`, `merge`,
+/// `take_until`, `boxed` …) begins with the cursor, too. It is `204 No Content` if the subscription is
+/// finished and the adapter adds no event. To this end `SseStream::new` calls
+/// [`size_hint`](Stream::size_hint), which these adapters forward. Code that polls the subscription by
+/// itself, such as a task, a generator or `unfold`, forwards no `size_hint`. There,
+/// [`begin_with_cursor`](Self::begin_with_cursor) and [`is_finished`](Self::is_finished) do the same.
+///
+/// ```
+/// # #[cfg(feature = "axum")] {
+/// use axum::response::IntoResponse;
+/// use tokio_stream::{Stream, StreamExt};
+/// use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub}};
+///
+/// async fn page(
+///     hub: &Hub,
+///     last: LastEventId,
+///     weather: impl Stream<Item = Event> + Send + 'static,
+/// ) -> Result<impl IntoResponse, Error> {
+///     let news = hub.topic("news").subscribe(last).await?;
+///     Ok(SseStream::new(news.merge(weather.map(|event| Ok(event.into())))))
+/// }
+/// # }
+/// ```
 ///
 /// # Ends
 ///
-/// When all its topics are [finished](super::Topic::finish), after their last event. If it is behind under
-/// [`LagPolicy::Disconnect`], it ends with an item that [says so](EncodedEvents::is_lagged), by which the response
-/// [fails](super::Lagged).
+/// The stream ends after the last event when all topics are [finished](super::Topic::finish). It ends
+/// early with a [`SubscriptionError`] if the client has lagged under [`LagPolicy::Disconnect`], or if
+/// the hub is shut down.
 ///
-/// It keeps its hub alive, so it does not end because every [`Hub`](super::Hub) and [`Topic`](super::Topic) was dropped.
+/// A subscription keeps its hub alive, also after every [`Hub`](super::Hub) and
+/// [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     pub(super) core: Arc<Core>,
     /// Of the log in which the cursor is.
@@ -60,8 +87,8 @@ pub struct Subscription {
     pub(super) came: Came,
     /// Whether a response begins with the cursor.
     says_cursor: bool,
-    /// It ended before the end of its topics.
-    is_cut: bool,
+    /// The subscription ended before the end of its topics.
+    has_failed: bool,
 }
 
 /// How a client came.
@@ -98,7 +125,7 @@ impl Subscription {
             lag_policy,
             came,
             says_cursor: true,
-            is_cut: false,
+            has_failed: false,
         }
     }
 
@@ -151,7 +178,7 @@ impl Subscription {
     pub fn is_finished(&self) -> bool {
         self.opening.is_none()
             && self.history.is_none()
-            && !self.is_cut
+            && !self.has_failed
             && self.readers.iter().all(|reader| {
                 let contents = reader.topic.lock();
                 contents.finished.is_some() && contents.log.ends_at(self.cursor.max(reader.told))
@@ -216,18 +243,23 @@ impl Subscription {
     /// event of type `hub-cursor` with empty data, for which no page need listen: without data Firefox and WebKit take no id,
     /// whatever the standard says (§9.2.6), and would come back without one.
     ///
-    /// A response that is made of the subscription as it is does this by itself. It is for streams that are made of it: where
-    /// something without an id could come first, a client that loses its connection then would come back without one.
+    /// A response does this by itself. Use this method where something else polls the subscription, for
+    /// example a task that forwards the events.
     ///
     /// # Examples
     ///
     /// ```
-    /// # use tokio_stream::{Stream, StreamExt};
-    /// # use tower_sse::{EncodedEvents, Event, LastEventId, SseStream, hub::{Error, Hub}};
-    /// # fn weather() -> impl Stream<Item = Event> + Send + 'static { tokio_stream::empty() }
-    /// async fn page(hub: &Hub, last: LastEventId) -> Result<SseStream<impl Stream<Item = EncodedEvents>>, Error> {
-    ///     let news = hub.topic("news").subscribe(last).await?.begin_with_cursor();
-    ///     Ok(SseStream::new(news.merge(weather().map(EncodedEvents::from))))
+    /// # use tokio::sync::mpsc;
+    /// # use tokio_stream::StreamExt;
+    /// # use tower_sse::{EncodedEvents, LastEventId, hub::{Error, Hub}};
+    /// async fn forward(hub: &Hub, last: LastEventId, to: mpsc::Sender<EncodedEvents>) -> Result<(), Error> {
+    ///     let mut news = hub.topic("news").subscribe(last).await?.begin_with_cursor();
+    ///     while let Some(Ok(events)) = news.next().await {
+    ///         if to.send(events).await.is_err() {
+    ///             break;
+    ///         }
+    ///     }
+    ///     Ok(())
     /// }
     /// ```
     #[must_use]
@@ -262,12 +294,6 @@ impl Subscription {
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.lag_policy = policy;
         self
-    }
-
-    /// What a response begins with, so that the client has a place to come back to before the first event.
-    pub(crate) fn checkpoint(&self) -> Option<Event> {
-        let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
-        says_cursor.then(|| self.cursor_event())
     }
 
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
@@ -325,11 +351,11 @@ impl Subscription {
         self.tell(GapReason::Lagged, requested, resumed)
     }
 
-    /// Ends before the end of its topics.
-    pub(super) fn cut(&mut self, cut: Cut) -> EncodedEvents {
+    /// Ends the subscription before the end of its topics.
+    pub(super) fn fail(&mut self, error: SubscriptionError) -> SubscriptionError {
         self.leave();
-        self.is_cut = true;
-        EncodedEvents::cut(cut)
+        self.has_failed = true;
+        error
     }
 
     fn leave(&mut self) {
@@ -344,27 +370,27 @@ impl Subscription {
 }
 
 impl Stream for Subscription {
-    type Item = EncodedEvents;
+    type Item = Result<EncodedEvents, SubscriptionError>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<EncodedEvents>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if let Some(opening) = this.opening.take() {
-            return Poll::Ready(Some(*opening));
+            return Poll::Ready(Some(Ok(*opening)));
         }
         loop {
             if this.history.is_some() {
-                if let Some(events) = ready!(this.poll_history(cx)) {
-                    return Poll::Ready(Some(events));
+                if let Some(item) = ready!(this.poll_history(cx)) {
+                    return Poll::Ready(Some(item));
                 }
             }
             drop(this.remember_waker(cx.waker()));
             return match this.step() {
                 Step::Events(events, last) => {
                     this.cursor = last;
-                    Poll::Ready(Some(events))
+                    Poll::Ready(Some(Ok(events)))
                 }
                 Step::Wait => Poll::Pending,
-                Step::ShutDown => Poll::Ready(Some(this.cut(Cut::ShutDown))),
+                Step::Shutdown => Poll::Ready(Some(Err(this.fail(SubscriptionError::Shutdown)))),
                 Step::Finished => {
                     this.leave();
                     Poll::Ready(None)
@@ -372,11 +398,22 @@ impl Stream for Subscription {
                 Step::Lost if this.can_look_back() => continue,
                 Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
                     this.core.count_gap(GapReason::Lagged);
-                    Poll::Ready(Some(this.cut(Cut::Lagged)))
+                    Poll::Ready(Some(Err(this.fail(SubscriptionError::Lagged))))
                 }
-                Step::Lost => Poll::Ready(Some(this.skip().into())),
+                Step::Lost => Poll::Ready(Some(Ok(this.skip().into()))),
             };
         }
+    }
+
+    /// `(0, Some(0))` once the subscription [is finished](Self::is_finished).
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let is_over = self.is_finished();
+        Preamble::offer(|| {
+            let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
+            let bytes = if says_cursor { self.cursor_event().encode() } else { Bytes::new() };
+            Preamble { bytes, is_over }
+        });
+        (0, is_over.then_some(0))
     }
 }
 

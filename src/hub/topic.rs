@@ -1,4 +1,4 @@
-use super::{Error, Start, Subscription, backend::RecordKind, core::Core};
+use super::{Error, Start, Subscription, core::Core};
 use crate::{Event, EventId};
 use std::{fmt, sync::Arc};
 
@@ -32,7 +32,7 @@ use std::{fmt, sync::Arc};
 /// # let reader = hub.topic("answer-42").subscribe(tower_sse::hub::Start::Latest).await?;
 /// # answer(hub.clone(), tokio_stream::iter(["Hello".to_owned(), " world".to_owned()])).await?;
 /// # assert_eq!(hub.stats().published, 5);
-/// # assert_eq!(reader.map(|events| events.count()).collect::<Vec<_>>().await.iter().sum::<usize>(), 5);
+/// # assert_eq!(reader.map(|events| events.unwrap().count()).collect::<Vec<_>>().await.iter().sum::<usize>(), 5);
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -93,10 +93,7 @@ impl Topic {
     /// dropped may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
         let event = event.without_id().complete();
-        let id = match &self.core.node {
-            None => self.core.publish(&self.name, self.latest_only, [event])?,
-            Some(node) => node.publish(&self.core, &self.name, self.kind(), [event]).await?,
-        };
+        let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -120,10 +117,7 @@ impl Topic {
         if events.is_empty() {
             return Ok(None);
         }
-        match &self.core.node {
-            None => self.core.publish(&self.name, self.latest_only, events),
-            Some(node) => node.publish(&self.core, &self.name, self.kind(), events).await,
-        }
+        self.core.publish(&self.name, self.latest_only, events).await
     }
 
     /// The events of this topic, from a place in the log on.
@@ -137,7 +131,7 @@ impl Topic {
     ///   hub may have.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can come back with the same id.
-    /// - [`ShutDown`](super::ErrorKind::ShutDown) after [`Hub::shutdown`](super::Hub::shutdown).
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     ///
     /// A backend outage is not an error here.
     ///
@@ -163,14 +157,7 @@ impl Topic {
     /// If the topic would be one more than the hub may have, or if the backend does not say that it has [noted
     /// it](super::ErrorKind::Backend).
     pub async fn finish(&self) -> Result<(), Error> {
-        match &self.core.node {
-            None => self.core.finish(&self.name),
-            Some(node) => node.finish(&self.core, &self.name).await,
-        }
-    }
-
-    fn kind(&self) -> RecordKind {
-        if self.latest_only { RecordKind::State } else { RecordKind::Event }
+        self.core.finish(&self.name).await
     }
 
     /// Whether it has come into being and is still there: it holds events, is remembered as finished, or has subscribers.

@@ -72,3 +72,16 @@ impl Contents {
         self.subscribers == 0 && self.log.held().events == 0 && !self.finished.is_some_and(is_remembered)
     }
 }
+
+/// Ends the subscriptions of these topics.
+pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
+    // In the same order each time, which is what `tests/interleavings` needs.
+    topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    for topic in topics {
+        let mut contents = topic.lock();
+        contents.is_shut_down = true;
+        let wakers = topic.changed(&mut contents);
+        drop(contents);
+        topic.wake(wakers);
+    }
+}

@@ -113,7 +113,7 @@ impl Shared {
 
 impl Log {
     fn append(&mut self, records: Vec<Record>) -> Appended {
-        let first = self.bounds.newest + 1;
+        let first = self.bounds.last + 1;
         self.all.extend((first..).zip(records.iter().cloned()));
         let appended = now(self.backend.append(records)).unwrap();
         self.bounds = now(self.backend.bounds()).unwrap();
@@ -122,7 +122,7 @@ impl Log {
 
     /// What is held.
     pub(crate) fn held(&self) -> Vec<Record> {
-        self.all.range(self.bounds.lost + 1..).map(|(_, record)| record.clone()).collect()
+        self.all.range(self.bounds.evicted_through + 1..).map(|(_, record)| record.clone()).collect()
     }
 }
 

@@ -24,7 +24,7 @@ use tokio::{
 use tokio_test::task;
 use tower_sse::{
     Event, EventId,
-    hub::{ErrorKind, Hub, Start, Subscription, backend::RecordKind},
+    hub::{ErrorKind, Hub, Start, Subscription, SubscriptionError, backend::RecordKind},
 };
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
@@ -235,12 +235,12 @@ impl World {
             Begin::Latest => Start::Latest,
             Begin::Earliest => Start::Earliest,
             Begin::After(index) => {
-                let newest = log.bounds.newest;
+                let newest = log.bounds.last;
                 let position = index.index(newest as usize + 1) as u64;
                 Start::After(EventId::new(format!("{}-{position}", log.letters)).unwrap())
             }
             Begin::Future(more) => {
-                Start::After(EventId::new(format!("{}-{}", log.letters, log.bounds.newest + more)).unwrap())
+                Start::After(EventId::new(format!("{}-{}", log.letters, log.bounds.last + more)).unwrap())
             }
             Begin::Foreign(id) => Start::After(EventId::new(id).unwrap()),
         };
@@ -316,14 +316,15 @@ impl World {
                     client.has_ended(&logs);
                     return false;
                 }
-                Poll::Ready(Some(events)) => {
+                Poll::Ready(Some(Err(error))) => {
+                    // Another log has replaced the log of the subscription.
+                    assert_eq!(error, SubscriptionError::Shutdown);
+                    client.stream = None;
+                    assert!(client.log + 1 < logs.len(), "nobody has shut it down");
+                    return false;
+                }
+                Poll::Ready(Some(Ok(events))) => {
                     let parsed = whatwg::parse_after(&client.last_event_id, events.as_bytes());
-                    if parsed.messages.is_empty() && events.count() == 0 && events.as_bytes().is_empty() {
-                        // It was cut: by a log that is another one now.
-                        client.stream = None;
-                        assert!(client.log + 1 < logs.len(), "nobody has shut it down");
-                        return false;
-                    }
                     for message in parsed.messages {
                         client.takes(&logs, message);
                     }
@@ -417,7 +418,7 @@ impl Client {
         self.is_through(&logs[log], position);
         self.at = position;
         // What is told on a connection is told of all that was lost by then, also where another topic has something older.
-        self.may_miss = self.may_miss.map(|lost| lost.min(logs[log].bounds.lost));
+        self.may_miss = self.may_miss.map(|lost| lost.min(logs[log].bounds.evicted_through));
         self.got += 1;
     }
 
@@ -431,7 +432,7 @@ impl Client {
     /// Returns the first event before this position that the client should have and has not.
     /// Reported evictions and replaced states are not missing.
     fn missing(&self, log: &Log, position: u64) -> Option<u64> {
-        let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.lost));
+        let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through));
         let mut skipped = log.all.range(self.at + 1..).take_while(|(missed, _)| **missed < position);
         let missing = skipped.find(|(missed, record)| {
             let is_ours = self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic);
@@ -456,20 +457,20 @@ impl Client {
             "evicted" | "lagged" => {
                 let (of, asked) = asked.expect("it is a place");
                 assert_eq!(of, log);
-                assert!(bounds.lost > asked, "nothing is lost after {asked}: {bounds:?}");
+                assert!(bounds.evicted_through > asked, "nothing is lost after {asked}: {bounds:?}");
                 assert!(asked >= self.at, "{asked} is where it was, {}", self.at);
             }
-            "future" => assert!(asked.is_some_and(|(of, _)| of == log)),
-            "other-epoch" => assert!(asked.is_none_or(|(of, _)| of != log)),
+            "ahead" => assert!(asked.is_some_and(|(of, _)| of == log)),
+            "other_epoch" => assert!(asked.is_none_or(|(of, _)| of != log)),
             "malformed" => assert!(asked.is_none()),
             other => panic!("{other}"),
         }
-        if matches!(gap["reason"].as_str(), Some("future" | "other-epoch" | "malformed")) {
+        if matches!(gap["reason"].as_str(), Some("ahead" | "other_epoch" | "malformed")) {
             self.at = 0;
         }
         self.log = log;
         // Without an event with which it goes on, that is the oldest which is held when the backend answers.
-        self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { bounds.lost });
+        self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { bounds.evicted_through });
         // All that is missing up to here is lost.
         if position > self.at {
             self.is_through(&logs[log], position + 1);
@@ -482,7 +483,7 @@ impl Client {
         let log = &logs[self.log];
         for topic in &self.topics {
             let of_topic = || log.all.iter().filter(|(_, record)| &*record.topic == TOPICS[*topic]);
-            let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.lost)).max(self.at);
+            let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through)).max(self.at);
             let next = of_topic().find(|(position, record)| record.kind != RecordKind::Finish && **position > may_miss);
             let end = of_topic().find(|(_, record)| record.kind == RecordKind::Finish);
             assert!(

@@ -20,7 +20,7 @@
 //! # }
 //! ```
 
-use super::{Appended, Backend, Bounds, Page, Record, RecordKind};
+use super::{Appended, Backend, Bounds, Record, RecordKind};
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::timeout;
 
@@ -49,19 +49,17 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(who_follows_waits_and_loses_nothing_by_being_dropped(&open("follow", PLENTY).await)).await;
     Box::pin(all_have_one_order([open("order", PLENTY).await, open("order", PLENTY).await])).await;
     Box::pin(concurrent_appends_share_no_position(async || open("concurrent", PLENTY).await)).await;
-    Box::pin(what_is_lost_is_told(&open("retention", 1000).await, 1000)).await;
+    Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
 /// An empty log retains nothing, and has evicted nothing after its end.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
-    assert_eq!(bounds.lost, bounds.newest, "an empty log ends where it begins");
-    let page = log.read(&["topic".into()], bounds.newest).await.expect("a page");
-    assert_eq!(
-        page,
-        Page { epoch: bounds.epoch, lost: 0, records: Vec::new(), through: bounds.newest },
-        "and has nothing to read"
-    );
+    assert_eq!(bounds.evicted_through, bounds.last, "an empty log ends where it begins");
+    let page = log.read(&["topic".into()], bounds.last).await.expect("a page");
+    assert_eq!(page.epoch, bounds.epoch, "a page has the epoch of the log");
+    assert_eq!((page.records, page.through), (Vec::new(), bounds.last), "an empty log has nothing to read");
+    assert!(page.evicted_through <= bounds.last, "an empty log has evicted nothing after its end");
 }
 
 /// Topics of any name, records of each kind and events of any text are read as they were appended.
@@ -77,7 +75,7 @@ async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
         records.extend(events.iter().map(|event| record(RecordKind::Event, event)));
         records.extend([record(RecordKind::State, events[1]), record(RecordKind::Finish, "")]);
     }
-    let begin = log.bounds().await.expect("bounds").newest;
+    let begin = log.bounds().await.expect("bounds").last;
     for record in &records {
         log.append(vec![record.clone()]).await.expect("it is added");
     }
@@ -93,7 +91,7 @@ async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
 
 /// Positions rise. The records of one append have no other record between them.
 async fn positions_rise<B: Backend>(log: &B) {
-    let begin = log.bounds().await.expect("bounds").newest;
+    let begin = log.bounds().await.expect("bounds").last;
     let mut before = begin;
     for size in [1, 1, 3, 100, 1] {
         let records: Vec<_> = (0..size).map(|n| record("topic", n)).collect();
@@ -103,7 +101,7 @@ async fn positions_rise<B: Backend>(log: &B) {
         assert_eq!(added.last().map(|(position, _)| *position), Some(last), "append returns the position of the last");
         assert_eq!(added.iter().map(|(_, record)| record.clone()).collect::<Vec<_>>(), records);
         assert!(added[0].0 > before && added.is_sorted_by(|one, other| one.0 < other.0), "{before}: {added:?}");
-        assert_eq!(log.bounds().await.expect("bounds").newest, last);
+        assert_eq!(log.bounds().await.expect("bounds").last, last);
         before = last;
     }
     // From any position, also in the middle of an append.
@@ -116,7 +114,7 @@ async fn positions_rise<B: Backend>(log: &B) {
 
 /// Each page ends after the requested position, even if it has no record of the requested topics.
 async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
-    let begin = log.bounds().await.expect("bounds").newest;
+    let begin = log.bounds().await.expect("bounds").last;
     for batch in 0..50 {
         let topic = ["one", "two", "three"][batch % 3];
         log.append((0..200).map(|n| record(topic, batch * 200 + n)).collect()).await.expect("they are added");
@@ -131,7 +129,7 @@ async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
 
 /// `follow` waits for a record. Dropping its future loses no record.
 async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &B) {
-    let begin = log.bounds().await.expect("bounds").newest;
+    let begin = log.bounds().await.expect("bounds").last;
     assert!(timeout(A_WHILE, log.follow(begin)).await.is_err(), "there is nothing yet, so it waits");
     let mut after = begin;
     let mut followed = Vec::new();
@@ -158,7 +156,7 @@ async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &
 async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     const BATCHES: usize = 100;
     const BATCH: usize = 5;
-    let begin = logs[0].bounds().await.expect("bounds").newest;
+    let begin = logs[0].bounds().await.expect("bounds").last;
     let add = async |who: usize| {
         let mut positions = Vec::new();
         for batch in 0..BATCHES {
@@ -196,7 +194,7 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 16;
     let logs = [open().await, open().await];
-    let Bounds { epoch, newest: begin, .. } = logs[0].bounds().await.expect("bounds");
+    let Bounds { epoch, last: begin, .. } = logs[0].bounds().await.expect("bounds");
     // As a hub does before it appends.
     assert_eq!(logs[1].bounds().await.expect("bounds").epoch, epoch, "both processes find the same log");
     // The number of the last record of each append, by the position that the append returned.
@@ -220,9 +218,9 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     let late = open().await;
     let bounds = late.bounds().await.expect("bounds");
     assert_eq!(bounds.epoch, epoch, "a process that connects later finds the same log");
-    assert!(bounds.newest >= *returned.keys().max().expect("appends"), "bounds include all that append has returned");
+    assert!(bounds.last >= *returned.keys().max().expect("appends"), "bounds include all that append has returned");
     let next = late.append(vec![record("topic", count)]).await.expect("an append succeeds");
-    assert!(next.position > bounds.newest, "{next:?} is a new position after {bounds:?}");
+    assert!(next.position > bounds.last, "{next:?} is a new position after {bounds:?}");
     returned.insert(next.position, count);
 
     let stored = follow(&logs[0], begin, count + 1).await;
@@ -234,36 +232,37 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
 }
 
 /// Evicted records are reported to each reader that may have missed them, and to no other.
-async fn what_is_lost_is_told<B: Backend>(log: &B, max_records: usize) {
+async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     let topics = ["topic".into()];
-    let begin = log.bounds().await.expect("bounds").newest;
+    let begin = log.bounds().await.expect("bounds").last;
     let mut appended = Vec::new();
     // Implementations may retain some more, so this appends a lot more.
     for n in 0..max_records * 4 {
         appended.push(log.append(vec![record("topic", n)]).await.expect("it is added").position);
     }
     let bounds = log.bounds().await.expect("bounds");
-    let held = appended.iter().filter(|position| **position > bounds.lost).count();
-    assert!((max_records..max_records * 3).contains(&held), "about {max_records} are held: {held}");
-    assert_eq!(bounds.newest, appended[appended.len() - 1]);
-    let oldest = appended.len() - held;
-    for (after, is_lost) in [
+    let retained = appended.iter().filter(|position| **position > bounds.evicted_through).count();
+    assert!((max_records..max_records * 3).contains(&retained), "about {max_records} are retained: {retained}");
+    assert_eq!(bounds.last, appended[appended.len() - 1]);
+    let oldest = appended.len() - retained;
+    for (after, is_evicted) in [
         (begin, true),
         (appended[0], true),
         (appended[oldest - 2], true),
         // No record is between the newest evicted and the oldest retained record.
         (appended[oldest - 1], false),
         (appended[oldest], false),
-        (bounds.newest, false),
+        (bounds.last, false),
     ] {
         let page = log.read(&topics, after).await.expect("a page");
-        assert_eq!(page.lost > after, is_lost, "read after {after}: {:?} {bounds:?}", page.lost);
+        assert_eq!(page.evicted_through > after, is_evicted, "read after {after}: {} {bounds:?}", page.evicted_through);
+        assert!(page.evicted_through <= bounds.evicted_through, "a page has no greater watermark than the log");
         let first = page.records.first().map(|(position, _)| *position);
         let expected = appended[oldest..].iter().find(|position| **position > after).copied();
-        assert_eq!(first, expected, "the oldest that is held after {after}");
-        if after < bounds.newest {
+        assert_eq!(first, expected, "the oldest retained record after {after}");
+        if after < bounds.last {
             let page = timeout(SOON, log.follow(after)).await.expect("it does not wait").expect("a page");
-            assert_eq!(page.lost > after, is_lost, "followed after {after}");
+            assert_eq!(page.evicted_through > after, is_evicted, "followed after {after}");
             assert_eq!(page.records.first().map(|(position, _)| *position), expected, "followed after {after}");
         }
     }
@@ -320,11 +319,12 @@ fn record(topic: &str, n: usize) -> Record {
 
 /// Reads the rest of the log, page by page.
 async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: u64) -> Vec<(u64, Record)> {
-    let Bounds { epoch, newest, .. } = log.bounds().await.expect("bounds");
+    let Bounds { epoch, last, .. } = log.bounds().await.expect("bounds");
     let mut records = Vec::new();
-    while after < newest {
+    while after < last {
         let page = timeout(SOON, log.read(topics, after)).await.expect("it does not wait").expect("a page");
-        assert_eq!((page.epoch, page.lost), (epoch, 0), "it is this log, and nothing is lost");
+        assert_eq!(page.epoch, epoch, "a page has the epoch of the log");
+        assert!(page.evicted_through <= after, "no record after {after} was evicted: {}", page.evicted_through);
         assert!(page.through > after, "a page leads on: {page:?} after {after}");
         assert!(page.records.iter().all(|(position, _)| (after + 1..=page.through).contains(position)), "{page:?}");
         after = page.through;
@@ -339,7 +339,8 @@ async fn follow<B: Backend>(log: &B, mut after: u64, count: usize) -> Vec<(u64, 
     let mut records = Vec::new();
     while records.len() < count {
         let page = timeout(SOON, log.follow(after)).await.expect("there are more").expect("a page");
-        assert_eq!((page.epoch, page.lost), (epoch, 0), "it is this log, and nothing is lost");
+        assert_eq!(page.epoch, epoch, "a page has the epoch of the log");
+        assert!(page.evicted_through <= after, "no record after {after} was evicted: {}", page.evicted_through);
         assert!(page.through > after, "a page leads on: {page:?} after {after}");
         after = page.through;
         records.extend(page.records);

@@ -12,11 +12,11 @@ use tokio::sync::watch;
 /// Clones share the log. The log retains the newest `max_records` records of all topics together.
 ///
 /// Two locks guard the log: the mutex of the records, and the lock inside the `watch` channel that
-/// announces the newest position. No task holds both at the same time.
+/// announces the last position. No task holds both at the same time.
 #[derive(Clone, Debug)]
 pub struct MemoryBackend {
     log: Arc<Mutex<Log>>,
-    newest: watch::Sender<u64>,
+    last: watch::Sender<u64>,
     max_records: usize,
     epoch: u64,
 }
@@ -24,8 +24,8 @@ pub struct MemoryBackend {
 #[derive(Debug, Default)]
 struct Log {
     records: VecDeque<(u64, Record)>,
-    lost: u64,
-    newest: u64,
+    evicted_through: u64,
+    last: u64,
 }
 
 /// The number of records in a full page.
@@ -35,7 +35,7 @@ impl MemoryBackend {
     /// Creates an empty log that retains `max_records` records.
     #[must_use]
     pub fn new(max_records: usize) -> Self {
-        Self { log: Arc::default(), newest: watch::Sender::new(0), max_records, epoch: random::bits() }
+        Self { log: Arc::default(), last: watch::Sender::new(0), max_records, epoch: random::bits() }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -48,33 +48,33 @@ impl MemoryBackend {
         let records: Vec<_> =
             log.records.iter().skip(first).filter(|(_, record)| is_wanted(record)).take(PAGE).cloned().collect();
         let is_whole = records.len() < PAGE;
-        let through = records.last().map(|(position, _)| *position).filter(|_| !is_whole).unwrap_or(log.newest);
-        Page { epoch: self.epoch, lost: if log.lost > after { log.lost } else { 0 }, records, through }
+        let through = records.last().map(|(position, _)| *position).filter(|_| !is_whole).unwrap_or(log.last);
+        Page { epoch: self.epoch, evicted_through: log.evicted_through, records, through }
     }
 }
 
 impl Backend for MemoryBackend {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let log = self.log();
-        Ok(Bounds { epoch: self.epoch, lost: log.lost, newest: log.newest })
+        Ok(Bounds { epoch: self.epoch, evicted_through: log.evicted_through, last: log.last })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let mut log = self.log();
         for record in records {
-            log.newest += 1;
-            let position = log.newest;
+            log.last += 1;
+            let position = log.last;
             log.records.push_back((position, record));
             if log.records.len() > self.max_records {
-                log.lost = log.records.pop_front().map_or(log.lost, |(position, _)| position);
+                log.evicted_through = log.records.pop_front().map_or(log.evicted_through, |(position, _)| position);
             }
         }
-        let position = log.newest;
+        let position = log.last;
         drop(log);
         // Without the lock, another append may have announced a greater position by now.
-        self.newest.send_if_modified(|newest| {
-            let is_greater = position > *newest;
-            *newest = position.max(*newest);
+        self.last.send_if_modified(|last| {
+            let is_greater = position > *last;
+            *last = position.max(*last);
             is_greater
         });
         Ok(Appended { epoch: self.epoch, position })
@@ -85,10 +85,10 @@ impl Backend for MemoryBackend {
     }
 
     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
-        let mut newest = self.newest.subscribe();
+        let mut last = self.last.subscribe();
         // `wait_for` returns a guard of the channel's read lock. The guard has to be dropped before
         // `page` locks the records. The wait cannot fail: `self` owns the sender.
-        drop(newest.wait_for(|newest| *newest > after).await);
+        drop(last.wait_for(|last| *last > after).await);
         Ok(self.page(after, |_| true))
     }
 }

@@ -9,25 +9,17 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
-mod erased;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
-mod node;
-mod outage;
 #[cfg(feature = "redis")]
 mod redis;
-mod single_flight;
 
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
 pub use nats::NatsBackend;
 #[cfg(feature = "redis")]
 pub use redis::RedisBackend;
-
-pub(super) use erased::Erased;
-pub(super) use node::{End, MAX_QUEUED_READS, Node, Part};
-pub(super) use single_flight::RunError;
 
 use crate::BoxError;
 use bytes::Bytes;
@@ -47,8 +39,8 @@ use std::sync::Arc;
 /// 2. **Durability.** After [`append`](Self::append) has returned `Ok`, the records are in the log
 ///    for as long as its retention allows. They survive the failures that the implementation
 ///    documents.
-/// 3. **Reported loss.** A record that was in the log and is not retained any more has a position
-///    up to and including [`Page::lost`] and [`Bounds::lost`].
+/// 3. **Reported eviction.** A record that was in the log and is not retained any more has a position
+///    up to and including [`Page::evicted_through`] and [`Bounds::evicted_through`].
 /// 4. **No position is used twice.** Two records of one [epoch](Bounds::epoch) never have the same
 ///    position, even if the first of them was deleted. A log that was deleted and created again, or
 ///    restored from a backup, or has lost its newest records in a failover, has another epoch
@@ -104,25 +96,25 @@ use std::sync::Arc;
 /// #[derive(Clone)]
 /// struct List {
 ///     records: Arc<Mutex<Vec<Record>>>,
-///     newest: watch::Sender<u64>,
+///     last: watch::Sender<u64>,
 ///     max_records: u64,
 /// }
 ///
 /// impl List {
 ///     fn new(max_records: usize) -> Self {
-///         Self { records: Arc::default(), newest: watch::Sender::new(0), max_records: max_records as u64 }
+///         Self { records: Arc::default(), last: watch::Sender::new(0), max_records: max_records as u64 }
 ///     }
 ///
 ///     fn page(&self, after: u64, is_asked_for: impl Fn(&Record) -> bool) -> Page {
 ///         let all = self.records.lock().unwrap();
-///         let newest = all.len() as u64;
-///         let lost = newest.saturating_sub(self.max_records);
-///         let begin = after.max(lost).min(newest);
-///         let through = newest.min(begin + 1000);
+///         let last = all.len() as u64;
+///         let evicted_through = last.saturating_sub(self.max_records);
+///         let begin = after.max(evicted_through).min(last);
+///         let through = last.min(begin + 1000);
 ///         let records = (begin + 1..).zip(all[begin as usize..through as usize].iter().cloned());
 ///         Page {
 ///             epoch: 1,
-///             lost: if lost > after { lost } else { 0 },
+///             evicted_through,
 ///             records: records.filter(|(_, record)| is_asked_for(record)).collect(),
 ///             through,
 ///         }
@@ -131,16 +123,16 @@ use std::sync::Arc;
 ///
 /// impl Backend for List {
 ///     async fn bounds(&self) -> Result<Bounds, BoxError> {
-///         let newest = *self.newest.borrow();
-///         Ok(Bounds { epoch: 1, lost: newest.saturating_sub(self.max_records), newest })
+///         let last = *self.last.borrow();
+///         Ok(Bounds { epoch: 1, evicted_through: last.saturating_sub(self.max_records), last })
 ///     }
 ///
 ///     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
 ///         let mut all = self.records.lock().unwrap();
 ///         all.extend(records);
-///         let newest = all.len() as u64;
-///         self.newest.send_replace(newest);
-///         Ok(Appended { epoch: 1, position: newest })
+///         let last = all.len() as u64;
+///         self.last.send_replace(last);
+///         Ok(Appended { epoch: 1, position: last })
 ///     }
 ///
 ///     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
@@ -150,7 +142,7 @@ use std::sync::Arc;
 ///     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
 ///         // The guard that `wait_for` returns is dropped at the semicolon. If it lived on, `page` could
 ///         // wait for `append`, and `append` for the guard.
-///         self.newest.subscribe().wait_for(|newest| *newest > after).await?;
+///         self.last.subscribe().wait_for(|last| *last > after).await?;
 ///         Ok(self.page(after, |_| true))
 ///     }
 /// }
@@ -166,11 +158,11 @@ use std::sync::Arc;
 /// ```
 pub trait Backend: Send + Sync + 'static {
     /// The format of the ids that the hub makes of positions.
-    const IDS: Ids = Ids::Positions;
+    const ID_FORMAT: IdFormat = IdFormat::Positions;
 
     /// Returns the epoch of the log, and where the log begins and ends now.
     ///
-    /// [`Bounds::newest`] is never smaller than a position that any method of this process has
+    /// [`Bounds::last`] is never smaller than a position that any method of this process has
     /// returned before, unless the log has lost its newest records. If the log ends before the
     /// position that the follower has read, the hub ends all its subscriptions and starts again
     /// with the log as it is.
@@ -218,7 +210,7 @@ pub trait Backend: Send + Sync + 'static {
 /// The format of event ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Ids {
+pub enum IdFormat {
     /// `<epoch>-<position>`. The epoch is eight letters and digits for 40 bits of
     /// [`Bounds::epoch`].
     Positions,
@@ -248,12 +240,12 @@ pub struct Bounds {
     /// Identifies one lifetime of the log. An earlier or later log under the same name has another
     /// epoch. The ids of events contain 40 bits of it.
     pub epoch: u64,
-    /// Eviction watermark: records up to and including this position may have been evicted. 0 if
-    /// the log retains everything.
-    pub lost: u64,
-    /// The position of the newest record that the log has stored, evicted or not. 0 if there was
-    /// none.
-    pub newest: u64,
+    /// Eviction watermark: records up to and including this position may have been evicted. Later
+    /// records are retained. 0 if the log has never evicted a record.
+    pub evicted_through: u64,
+    /// The position of the last record that the log has stored, evicted or not. 0 if the log has
+    /// never stored a record.
+    pub last: u64,
 }
 
 /// One event of a topic, or the end of a topic.
@@ -284,12 +276,13 @@ pub enum RecordKind {
 pub struct Page {
     /// The [`Bounds::epoch`] of the log when the page was read.
     pub epoch: u64,
-    /// Eviction watermark: records after the requested position, up to and including this position,
-    /// may have been evicted. 0 if the log retains everything after the requested position.
-    pub lost: u64,
+    /// Eviction watermark, as in [`Bounds::evicted_through`]. The hub reports a gap to a reader if
+    /// the watermark is greater than the requested position. Any smaller value has no effect, so an
+    /// implementation can return the watermark of the log as it is.
+    pub evicted_through: u64,
     /// The retained records with their positions, in rising order.
     pub records: Vec<(u64, Record)>,
     /// The end of the page. Each record up to and including this position is in the page, or was
-    /// evicted, or is of a topic that was not requested. Never smaller than `lost`.
+    /// evicted, or is of a topic that was not requested. Never smaller than `evicted_through`.
     pub through: u64,
 }

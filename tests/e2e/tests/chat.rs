@@ -190,7 +190,7 @@ async fn after_a_restart_of_the_server_the_gap_is_told_in_each_room_and_the_talk
         let told = page.received("gap").await;
         assert_eq!(told.len(), 1, "once: {told:?}");
         let told: Value = serde_json::from_str(&told[0].data).expect("the data is JSON");
-        assert_eq!(told["reason"], "other-epoch");
+        assert_eq!(told["reason"], "other_epoch");
     }
     ann.notes("").await;
 }

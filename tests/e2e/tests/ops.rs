@@ -37,7 +37,7 @@ async fn a_server_that_is_told_to_stop_ends_by_itself_and_the_page_comes_back_to
     .await;
     // Its id is of the server before.
     let gap = page.receives("what it missed", |message| message.kind == "gap").await;
-    assert!(gap.data.contains("other-epoch"), "{gap:?}");
+    assert!(gap.data.contains("other_epoch"), "{gap:?}");
     page.receives("an event after it", |message| message.kind == "message" && message.id > gap.id).await;
     drop(server);
 }

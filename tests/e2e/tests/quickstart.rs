@@ -82,7 +82,7 @@ async fn after_a_restart_of_the_server_the_browser_is_told_of_the_gap_and_gets_e
     assert_eq!(received[..before.len()], before, "what the page had, it has");
     assert_eq!(gap.kind, "gap", "it goes first: {gap:?}");
     let told: serde_json::Value = serde_json::from_str(&gap.data).expect("the data is JSON");
-    assert_eq!((&told["reason"], &told["requested"]), (&"other-epoch".into(), &(&**last).into()));
+    assert_eq!((&told["reason"], &told["requested"]), (&"other_epoch".into(), &(&**last).into()));
     assert_eq!(news, read_until(server.address(), &received[received.len() - 1].id).await, "from its first event on");
 
     eventually(SOON, "the page says what is missing, and its wire shows it", async || {

@@ -28,7 +28,7 @@ fn read(subscription: &mut Subscription, events: usize) -> Vec<String> {
     let mut data = Vec::new();
     let mut last = 0;
     while data.len() < events {
-        let next = block_on(poll_fn(|cx| Pin::new(&mut *subscription).poll_next(cx))).expect("it goes on");
+        let next = block_on(poll_fn(|cx| Pin::new(&mut *subscription).poll_next(cx))).expect("it goes on").unwrap();
         for event in std::str::from_utf8(next.as_bytes()).unwrap().split_terminator("\n\n") {
             let (id, rest) = event.split_once("\ndata: ").unwrap();
             let id = id.split_once('-').unwrap().1.parse::<u64>().unwrap();
@@ -152,7 +152,7 @@ fn who_comes_too_late_for_an_event_is_told_and_goes_on() {
             }
         });
         let (mut data, mut gaps) = (Vec::new(), 0);
-        while let Some(next) = block_on(poll_fn(|cx| Pin::new(&mut subscription).poll_next(cx))) {
+        while let Some(Ok(next)) = block_on(poll_fn(|cx| Pin::new(&mut subscription).poll_next(cx))) {
             for event in std::str::from_utf8(next.as_bytes()).unwrap().split_terminator("\n\n") {
                 match event.split_once("\ndata: ").unwrap() {
                     (head, _) if head.ends_with("event: gap") => gaps += 1,

@@ -246,7 +246,7 @@ impl NewPage {
             if self.count > 0 {
                 return Ok(false);
             }
-            self.page.lost = before;
+            self.page.evicted_through = before;
         }
         message::add(&mut self.page, self.after, stream, message);
         self.witness = Witness::of(message).or(self.witness);

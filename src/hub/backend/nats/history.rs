@@ -86,7 +86,7 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
 /// Ends a page before the first message after `after` that is missing in the middle of the stream;
 /// or, if that is the next message, says up to where messages are missing.
 pub(super) fn report_holes(page: &mut Page, after: u64, deleted: &[u64]) {
-    let next = sequence_after(after.max(page.lost));
+    let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];
     let Some(hole) = holes.first() else { return };
     if *hole > next {
@@ -96,8 +96,8 @@ pub(super) fn report_holes(page: &mut Page, after: u64, deleted: &[u64]) {
         return;
     }
     let missing = (next..).zip(holes).take_while(|(expected, hole)| expected == *hole).count() as u64;
-    page.lost = position(next + missing - 1);
-    report_holes(page, page.lost, deleted);
+    page.evicted_through = position(next + missing - 1);
+    report_holes(page, page.evicted_through, deleted);
 }
 
 #[cfg(test)]
@@ -122,12 +122,12 @@ mod tests {
                 let through = records.last().map_or(position(40), |(position, _)| *position);
                 let mut page = Page { through, records, ..Page::default() };
                 report_holes(&mut page, after, &holes);
-                prop_assert!(page.through > after || page.lost > after);
-                let end = page.through.max(page.lost);
+                prop_assert!(page.through > after || page.evicted_through > after);
+                let end = page.through.max(page.evicted_through);
                 for sequence in sequence_after(after)..=end / position(1) {
                     let at = position(sequence);
-                    let is_delivered = page.records.iter().any(|(position, _)| *position == at) && at > page.lost;
-                    let is_reported = at <= page.lost;
+                    let is_delivered = page.records.iter().any(|(position, _)| *position == at) && at > page.evicted_through;
+                    let is_reported = at <= page.evicted_through;
                     prop_assert!(is_delivered || is_reported, "{} of {:?}", sequence, page);
                     prop_assert!(is_delivered != deleted.contains(&sequence), "{} of {:?}", sequence, page);
                 }

@@ -17,7 +17,7 @@ use self::{
     message::position,
     stream::Stream,
 };
-use super::{Appended, Backend, Bounds, Ids, Page, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Record};
 use crate::{BoxError, random};
 use async_nats::{
     HeaderMap,
@@ -330,14 +330,14 @@ fn is_unsure(error: &PublishError) -> bool {
 }
 
 impl Backend for NatsBackend {
-    const IDS: Ids = Ids::Messages;
+    const ID_FORMAT: IdFormat = IdFormat::Messages;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let link = self.link().await?;
         let config = self.config();
         let (log, state) = self.identity.check(&Stream { link: &link, config: &config }).await?;
         self.reported.store(log.epoch, Relaxed);
-        Ok(Bounds { epoch: log.epoch, lost: log.evicted_through(&state), newest: position(state.last) })
+        Ok(Bounds { epoch: log.epoch, evicted_through: log.evicted_through(&state), last: position(state.last) })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
@@ -380,13 +380,13 @@ impl Backend for NatsBackend {
         let config = self.config();
         let stream = Stream { link: &link, config: &config };
         let (log, state) = self.identity.check(&stream).await?;
-        let (mut lost, newest) = (log.evicted_through(&state), position(state.last));
-        let mut page = Page { through: newest, ..Page::default() };
+        let (mut evicted_through, last) = (log.evicted_through(&state), position(state.last));
+        let mut page = Page { through: last, ..Page::default() };
         let wanted: BTreeSet<_> = topics.iter().collect();
         // A topic whose name is too long was never published to.
         let mut subjects: Vec<_> =
             wanted.iter().filter_map(|topic| message::subject(&self.config.name, topic)).collect();
-        if after.max(lost) < newest && !subjects.is_empty() {
+        if after.max(evicted_through) < last && !subjects.is_empty() {
             if subjects.len() > MAX_FILTERS || (subjects.len() > 1 && !link.client.is_server_compatible(2, 10, 0)) {
                 subjects.clear();
             }
@@ -397,15 +397,14 @@ impl Backend for NatsBackend {
             if self.identity.glance(&stream).await?.epoch != log.epoch {
                 return Err("the stream was replaced while it was read".into());
             }
-            lost = log.evicted_through(&state);
-            page.lost = lost;
+            page.evicted_through = log.evicted_through(&state);
             history::report_holes(&mut page, after, &holes);
-            lost = page.lost;
+            evicted_through = page.evicted_through;
         }
         page.epoch = log.epoch;
-        page.lost = if lost > after { lost } else { 0 };
-        page.records.retain(|(position, _)| *position > page.lost);
-        page.through = page.through.max(page.lost);
+        page.evicted_through = evicted_through;
+        page.records.retain(|(position, _)| *position > page.evicted_through);
+        page.through = page.through.max(page.evicted_through);
         Ok(page)
     }
 

@@ -95,8 +95,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The position up to which everything is lost, if this is the oldest one.
-    pub(super) fn lost(&self) -> u64 {
+    /// Returns the eviction watermark of the log if this entry is the oldest one.
+    pub(super) fn evicted_through(&self) -> u64 {
         self.previous.unwrap_or(self.position.saturating_sub(1))
     }
 }
@@ -175,8 +175,8 @@ fn not_a_stream() -> BoxError {
 /// What some entries are.
 #[derive(Default)]
 pub(super) struct Part {
-    /// Everything up to here is lost; 0 if nothing is.
-    pub(super) lost: u64,
+    /// Entries after `after` and up to this position were evicted or lost; 0 if none were.
+    pub(super) evicted_through: u64,
     pub(super) records: Vec<(u64, Record)>,
     /// Where they end.
     pub(super) through: u64,
@@ -223,7 +223,7 @@ pub(super) fn part(
                 part.begins_with_a_foreign_one = entry.previous.is_none();
                 part.previous = entry.previous;
                 part.has_gone_back = has_gone_back(after, &entry);
-                part.lost = lost(after, &entry);
+                part.evicted_through = evicted_through(after, &entry);
             }
             _ if !is_next => break,
             _ => {}
@@ -244,9 +244,9 @@ pub(super) fn part(
     Ok(part)
 }
 
-/// Returns up to where a reader has lost entries that has read up to `after` and gets this entry as
-/// the next; 0 if it has lost none.
-fn lost(after: u64, next: &Entry) -> u64 {
+/// Returns the last position that a reader at `after` has missed if `next` is the next entry, or 0
+/// if the reader has missed no entry.
+fn evicted_through(after: u64, next: &Entry) -> u64 {
     match next.previous {
         _ if next.gone > after => next.position - 1,
         Some(previous) if previous > after => previous,
@@ -351,7 +351,7 @@ mod tests {
                 let mut read = Vec::new();
                 for page in values(&stream)[begin + 1..].chunks(pages) {
                     let part = part(page.to_vec(), after, all).unwrap();
-                    prop_assert_eq!(part.lost, 0);
+                    prop_assert_eq!(part.evicted_through, 0);
                     prop_assert_eq!(part.entries, page.len());
                     after = part.through;
                     read.extend(part.records.into_iter().map(|(position, _)| position));
@@ -378,7 +378,7 @@ mod tests {
             let whole = part(values.clone(), stream[0].0 - 10, all).unwrap();
             prop_assert_eq!(whole.through, stream[from - 1].0, "it ends where something is missing");
             let rest = part(values[from..].to_vec(), first.through, all).unwrap();
-            prop_assert_eq!(rest.lost, stream[until - 1].0);
+            prop_assert_eq!(rest.evicted_through, stream[until - 1].0);
         }
     }
 
@@ -388,14 +388,17 @@ mod tests {
         let anew = || value("7-0".into(), &[("p", "4-0"), ("l", "6-0"), ("t", "a"), ("e", "b")]);
         for after in [3, 4, 5, 6] {
             let after = after << SEQUENCE;
-            assert!(part(vec![anew()], after, all).unwrap().lost > after, "it ended at 4-0, and had gone to 6-0");
+            assert!(
+                part(vec![anew()], after, all).unwrap().evicted_through > after,
+                "it ended at 4-0, and had gone to 6-0"
+            );
         }
         let whole =
             part(vec![value("4-0".into(), &[("p", "3-0"), ("t", "a"), ("e", "b")]), anew()], 3 << SEQUENCE, all)
                 .unwrap();
-        assert_eq!((whole.through, whole.lost), (4 << SEQUENCE, 0), "and that is where a page ends");
+        assert_eq!((whole.through, whole.evicted_through), (4 << SEQUENCE, 0), "and that is where a page ends");
         let lost = |after: &str, previous: &str| {
-            part(vec![next(previous)], position(after.as_bytes()).unwrap(), all).unwrap().lost
+            part(vec![next(previous)], position(after.as_bytes()).unwrap(), all).unwrap().evicted_through
         };
         assert_eq!(lost("5-0", "5-0"), 0);
         assert_eq!(lost("5-0", "6-0"), 6 << SEQUENCE, "it was trimmed");
@@ -414,7 +417,7 @@ mod tests {
             &[("E", "a"), ("T", "b")],
         ] {
             let part = part(vec![value("7-3".into(), fields)], 1, all).unwrap();
-            assert_eq!((part.entries, part.records.len(), part.lost), (1, 0, 0), "{fields:?}");
+            assert_eq!((part.entries, part.records.len(), part.evicted_through), (1, 0, 0), "{fields:?}");
             assert!(part.begins_with_a_foreign_one);
         }
         for answer in [Value::Int(1), Value::Array(vec![bulk("7-0")]), value("x".into(), &[])] {
@@ -432,7 +435,7 @@ mod tests {
         let entries: Vec<_> = far.iter().map(|id| value((*id).to_owned(), &[("t", "a"), ("e", "b")])).collect();
         let read = part(entries.clone(), 1, all).unwrap();
         assert_eq!((read.entries, read.records.len(), read.through), (3, 0, TOO_LATE));
-        assert_eq!(part(entries, TOO_LATE, all).unwrap().lost, 0);
+        assert_eq!(part(entries, TOO_LATE, all).unwrap().evicted_through, 0);
         assert_eq!(id(TOO_LATE), far[2], "no entry is after it");
     }
 
@@ -442,7 +445,11 @@ mod tests {
             [&[("p", "99999999999999-0")][..], &[("p", "8-0"), ("g", "9-0")], &[("l", "6-0")], &[("g", "6-0")]]
         {
             let read = part(vec![value("7-3".into(), fields)], 1, all).unwrap();
-            assert_eq!((read.lost, read.newest_gone, read.through), (0, 0, (7 << SEQUENCE) + 3), "{fields:?}");
+            assert_eq!(
+                (read.evicted_through, read.newest_gone, read.through),
+                (0, 0, (7 << SEQUENCE) + 3),
+                "{fields:?}"
+            );
         }
     }
 
@@ -453,10 +460,14 @@ mod tests {
         let at = |id: &str| position(id.as_bytes()).unwrap();
         for after in ["5-0", "6-0", "7-4"] {
             let read = part(vec![mark()], at(after), all).unwrap();
-            assert_eq!((read.lost, read.through, read.newest_gone), (at("7-5"), at("7-6"), at("6-0")), "{after}");
+            assert_eq!(
+                (read.evicted_through, read.through, read.newest_gone),
+                (at("7-5"), at("7-6"), at("6-0")),
+                "{after}"
+            );
         }
-        assert_eq!(part(vec![mark()], at("7-5"), all).unwrap().lost, 0, "a reader that was told");
+        assert_eq!(part(vec![mark()], at("7-5"), all).unwrap().evicted_through, 0, "a reader that was told");
         let read = part(vec![before(), mark()], at("5-0"), all).unwrap();
-        assert_eq!((read.lost, read.through), (0, at("7-4")), "a page ends before a mark");
+        assert_eq!((read.evicted_through, read.through), (0, at("7-4")), "a page ends before a mark");
     }
 }

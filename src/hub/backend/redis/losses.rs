@@ -60,11 +60,11 @@ impl Losses {
         }
     }
 
-    /// Notes the entries that were read after a position. Everything up to `lost` is lost, as the
-    /// entries say.
-    pub(super) fn note_read(&mut self, part: &Part, after: u64, lost: u64) {
+    /// Notes the entries that were read after a position. `evicted_through` is the watermark that
+    /// the entries report.
+    pub(super) fn note_read(&mut self, part: &Part, after: u64, evicted_through: u64) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
-        let told = part.previous.unwrap_or(lost);
+        let told = part.previous.unwrap_or(evicted_through);
         if told > self.through {
             self.from = told;
             self.runs.clear();

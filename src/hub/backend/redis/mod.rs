@@ -6,7 +6,7 @@ mod losses;
 #[cfg(feature = "redis-tls")]
 mod tls;
 
-use super::{Appended, Backend, Bounds, Ids, Page, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Record};
 use crate::{BoxError, random};
 use connection::{COMMANDS, Connection, Failed, Server, is_elsewhere, is_of_the_connection};
 use losses::Losses;
@@ -376,36 +376,35 @@ impl RedisBackend {
         let _always = self.size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
     }
 
-    /// Returns up to where everything is lost, the newest position, and the time of the server in
+    /// Returns the eviction watermark, the last position, and the time of the server in
     /// milliseconds.
     async fn ends(&self) -> Result<(u64, u64, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
         bounds.arg(entry::id(self.known.load(Relaxed))).arg(random_sequence());
         let (oldest, newest, now): (Vec<Value>, Vec<u8>, u64) = self.run(&Command::Script(bounds)).await?;
         let newest = entry::expect_position(&newest)?;
-        Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.lost()), newest, now))
+        Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
-    /// Returns up to where everything is lost before these entries.
-    async fn lost(&self, part: &entry::Part, after: u64) -> Result<u64, BoxError> {
+    /// Returns the eviction watermark of a reader at `after` that gets these entries.
+    async fn evicted_through(&self, part: &entry::Part, after: u64) -> Result<u64, BoxError> {
         if !part.begins_with_a_foreign_one {
-            return Ok(part.lost);
+            return Ok(part.evicted_through);
         }
         // As streams are trimmed at their beginning, nothing is missing where there is something
         // before.
         let mut range = cmd("XREVRANGE");
         range.arg(&self.stream).arg(entry::id(after)).arg("-").arg("COUNT").arg(1);
         if !self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
-            return Ok(part.lost);
+            return Ok(part.evicted_through);
         }
-        let (before, ..) = self.ends().await?;
-        Ok(if before > after { before } else { 0 })
+        Ok(self.ends().await?.0)
     }
 
-    fn page(&self, part: entry::Part, lost: u64) -> Page {
+    fn page(&self, part: entry::Part, evicted_through: u64) -> Page {
         self.learn(part.largest);
         self.knows(part.through);
-        Page { epoch: self.epoch(), lost, records: part.records, through: part.through }
+        Page { epoch: self.epoch(), evicted_through, records: part.records, through: part.through }
     }
 
     /// Compares the end of the log with what is known of it, when nothing follows after a position.
@@ -419,8 +418,8 @@ impl RedisBackend {
         let newest = entry::expect_position(&newest)?;
         if newest > after {
             // Otherwise there are entries by now.
-            let (lost, newest, _) = self.ends().await?;
-            let is_empty = lost >= newest && newest > after;
+            let (evicted_through, newest, _) = self.ends().await?;
+            let is_empty = evicted_through >= newest && newest > after;
             return Ok(is_empty.then(|| self.nothing_but_a_loss(newest)));
         }
         let is_far = entry::is_far_after(known, now);
@@ -441,7 +440,7 @@ impl RedisBackend {
 
     fn nothing_but_a_loss(&self, through: u64) -> Page {
         self.knows(through);
-        Page { epoch: self.epoch(), lost: through, records: Vec::new(), through }
+        Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
 
     /// Marks in the log that it has lost entries, if this process knows of any and the log does not
@@ -473,18 +472,18 @@ fn random_sequence() -> u64 {
 }
 
 impl Backend for RedisBackend {
-    const IDS: Ids = Ids::Times;
+    const ID_FORMAT: IdFormat = IdFormat::Times;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let known = self.known.load(Relaxed);
-        let (lost, newest, now) = self.ends().await?;
+        let (evicted_through, newest, now) = self.ends().await?;
         if newest < known && entry::is_far_after(known, now) {
             // Nothing was added since, unless the position has changed.
             let _changed = self.known.compare_exchange(known, newest, Relaxed, Relaxed);
         }
         self.knows(newest);
         // A failover has lost a position that is known and not in the log. The follower reports it.
-        Ok(Bounds { epoch: self.epoch(), lost, newest: self.known.load(Relaxed) })
+        Ok(Bounds { epoch: self.epoch(), evicted_through, last: self.known.load(Relaxed) })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
@@ -521,14 +520,13 @@ impl Backend for RedisBackend {
             let wanted = |name: &str| topics.iter().find(|topic| ***topic == *name).cloned();
             let part = entry::part(entries, after, wanted)?;
             if part.entries > 0 {
-                let lost = self.lost(&part, after).await?;
-                return Ok(self.page(part, lost));
+                let evicted_through = self.evicted_through(&part, after).await?;
+                return Ok(self.page(part, evicted_through));
             }
-            let (lost, newest, _) = self.ends().await?;
+            let (evicted_through, newest, _) = self.ends().await?;
             // Otherwise something was added since.
-            if newest <= after || lost >= newest {
-                let lost = if lost > after { lost } else { 0 };
-                return Ok(Page { epoch: self.epoch(), lost, records: Vec::new(), through: newest });
+            if newest <= after || evicted_through >= newest {
+                return Ok(Page { epoch: self.epoch(), evicted_through, records: Vec::new(), through: newest });
             }
         }
     }
@@ -568,9 +566,9 @@ impl Backend for RedisBackend {
             };
             let part = entry::part(entry::of_one_stream(answer)?, after, topic)?;
             if part.entries > 0 {
-                let lost = self.lost(&part, after).await?;
-                self.losses().note_read(&part, after, lost);
-                return Ok(self.page(part, lost));
+                let evicted_through = self.evicted_through(&part, after).await?;
+                self.losses().note_read(&part, after, evicted_through);
+                return Ok(self.page(part, evicted_through));
             }
             if let Some(page) = self.look_at_the_end(after).await? {
                 return Ok(page);

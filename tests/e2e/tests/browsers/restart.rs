@@ -71,7 +71,7 @@ async fn after_a_restart_of_the_server_the_page_is_told_of_the_gap_and_gets_what
     assert_eq!(told, [before, after].concat(), "but for {gap:?}");
     let why: serde_json::Value = serde_json::from_str(&gap.data).expect("the data is JSON");
     assert_eq!(gap.kind, "gap");
-    assert_eq!(why, serde_json::json!({ "reason": "other-epoch", "requested": two, "resumed": three }));
+    assert_eq!(why, serde_json::json!({ "reason": "other_epoch", "requested": two, "resumed": three }));
     let visits = visits.to(FEED);
     assert_eq!(visits.len(), 1, "one connection is enough");
     assert_eq!(visits[0].last_event_id(), Some(two.as_bytes()));

@@ -147,7 +147,7 @@ async fn receive(node: Hub, mut last: EventId) -> Received {
             sleep(Duration::from_millis(10)).await;
             continue;
         };
-        while let Some(events) = subscription.next().await {
+        while let Some(Ok(events)) = subscription.next().await {
             let source = whatwg::parse_after(last.as_str(), events.as_bytes());
             for message in source.messages {
                 match &*message.r#type {
@@ -323,7 +323,11 @@ async fn messages_deleted_from_the_middle_are_a_gap() {
     let read = async |topic: &str, from: usize| {
         let node = connect(backend(&store.url())).await;
         let mut client = node.topic(topic).subscribe(ids[from].clone()).await.expect("there is room");
-        let next = timeout(SOON, client.next()).await.expect("there is something").expect("it does not end");
+        let next = timeout(SOON, client.next())
+            .await
+            .expect("there is something")
+            .expect("it does not end")
+            .expect("no error");
         String::from_utf8_lossy(next.as_bytes()).into_owned()
     };
     assert!(!read("news", 0).await.contains("gap"), "nothing is missing yet");

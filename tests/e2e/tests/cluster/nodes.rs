@@ -98,7 +98,7 @@ impl Following {
     /// The next whole events. `None`: it has ended, in whatever way.
     pub(crate) async fn next(&mut self) -> Option<Vec<u8>> {
         match self {
-            Self::Hub(subscription) => Some(subscription.next().await?.as_bytes().to_vec()),
+            Self::Hub(subscription) => Some(subscription.next().await?.ok()?.as_bytes().to_vec()),
             Self::Server(response) => response.next().await,
         }
     }

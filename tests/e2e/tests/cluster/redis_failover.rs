@@ -254,7 +254,7 @@ async fn acknowledged_events_that_no_node_read_are_reported() {
     client.gets("kept").await;
     for is_idle in [true, false] {
         let backend = RedisBackend::new(store.url()).expect("a URL");
-        let mut after = backend.bounds().await.expect("it is there").newest;
+        let mut after = backend.bounds().await.expect("it is there").last;
         wire.cut();
         assert_eq!(cli(&store, &["copy", "tower-sse", "older", "replace"]), "1");
         let event = Event::new("lost").encode();
@@ -271,12 +271,12 @@ async fn acknowledged_events_that_no_node_read_are_reported() {
         }
         let page = loop {
             let page = timeout(SOON, backend.follow(after)).await.expect("it is told").expect("a page");
-            if page.lost > lost {
+            if page.evicted_through > lost {
                 break page;
             }
             after = page.through;
         };
-        assert!(page.through > page.lost, "{page:?}");
+        assert!(page.through > page.evicted_through, "{page:?}");
         assert_eq!(client.next().await.0, "gap");
     }
 }

@@ -162,7 +162,7 @@ async fn far_ids_of_others_stop_no_node() {
         sleep(Duration::from_millis(700)).await;
         let latest = Client::of(&other, Start::Latest).await.subscription.cursor();
         let reader = RedisBackend::new(store.url()).expect("a URL");
-        let after = reader.bounds().await.expect("it is there").newest;
+        let after = reader.bounds().await.expect("it is there").last;
         let page = reader.read(&["news".into()], after).await.expect("a page");
         assert_eq!((page.records.len(), page.through), (0, after), "{far}");
         if is_far {

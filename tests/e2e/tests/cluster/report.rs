@@ -97,7 +97,7 @@ impl Entries {
 }
 
 fn reason_is_of_another_log(gaps: &[Told]) -> bool {
-    gaps.last().is_some_and(|told| told.reason == "other-epoch")
+    gaps.last().is_some_and(|told| told.reason == "other_epoch")
 }
 
 /// What there is to tell of a test.

@@ -1,15 +1,15 @@
-//! Ids: what a number of the log is to a client.
+//! IdFormat: what a number of the log is to a client.
 
-use super::{GapReason, backend::Ids};
+use super::{GapReason, backend::IdFormat};
 use crate::{EventId, random};
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
-/// As many positions are of one message, for [`Ids::Messages`].
+/// As many positions are of one message, for [`IdFormat::Messages`].
 const MESSAGE: u64 = 1 << 16;
 
-/// As many bits of a position are not its time, for [`Ids::Times`].
+/// As many bits of a position are not its time, for [`IdFormat::Times`].
 const TIME: u32 = 20;
 const MOST_AT_A_TIME: u64 = (1 << TIME) - 1;
 
@@ -20,20 +20,20 @@ const MOST_AT_A_TIME: u64 = (1 << TIME) - 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch {
     letters: [u8; LENGTH],
-    ids: Ids,
+    ids: IdFormat,
 }
 
 impl Epoch {
     pub(super) fn random() -> Self {
-        Self::of(random::bits(), Ids::Positions)
+        Self::of(random::bits(), IdFormat::Positions)
     }
 
     /// The lower 40 bits.
-    pub(super) fn of(bits: u64, ids: Ids) -> Self {
+    pub(super) fn of(bits: u64, ids: IdFormat) -> Self {
         Self { letters: std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]), ids }
     }
 
-    pub(super) fn from_bits(bits: u64, ids: Ids) -> Self {
+    pub(super) fn from_bits(bits: u64, ids: IdFormat) -> Self {
         Self { letters: bits.to_ne_bytes(), ids }
     }
 
@@ -44,8 +44,8 @@ impl Epoch {
     pub(super) fn id(&self, number: u64) -> EventId {
         let mut id = Text { bytes: [0; 48], length: 0 };
         match self.ids {
-            Ids::Positions => id.add(&self.letters).add(b"-").number(number),
-            Ids::Messages => {
+            IdFormat::Positions => id.add(&self.letters).add(b"-").number(number),
+            IdFormat::Messages => {
                 let message = number.div_ceil(MESSAGE);
                 id.add(&self.letters).add(b"-").number(message);
                 match message * MESSAGE - number {
@@ -53,7 +53,7 @@ impl Epoch {
                     following => id.add(b"-").number(following),
                 }
             }
-            Ids::Times => id.number(number >> TIME).add(b"-").number(number & MOST_AT_A_TIME),
+            IdFormat::Times => id.number(number >> TIME).add(b"-").number(number & MOST_AT_A_TIME),
         };
         EventId::from_ascii(id.as_bytes())
     }
@@ -61,19 +61,19 @@ impl Epoch {
     /// The number that an id says, if it is one of this epoch.
     pub(super) fn number(&self, id: &EventId) -> Result<u64, GapReason> {
         let id = id.as_str();
-        if self.ids == Ids::Times {
+        if self.ids == IdFormat::Times {
             let (time, sequence) = id.split_once('-').ok_or(GapReason::Malformed)?;
             let (time, sequence) = (digits(time)?, digits(sequence)?);
             if sequence.is_none_or(|sequence| sequence > MOST_AT_A_TIME) {
                 return Err(GapReason::Malformed);
             }
-            let time = time.filter(|time| *time <= u64::MAX >> TIME).ok_or(GapReason::Future)?;
+            let time = time.filter(|time| *time <= u64::MAX >> TIME).ok_or(GapReason::Ahead)?;
             return Ok(time << TIME | sequence.unwrap_or(0));
         }
 
         let (letters, rest) = id.split_once('-').ok_or(GapReason::Malformed)?;
         let (number, following) = match rest.split_once('-') {
-            Some((number, following)) if self.ids == Ids::Messages => (number, Some(following)),
+            Some((number, following)) if self.ids == IdFormat::Messages => (number, Some(following)),
             _ => (rest, None),
         };
         let number = digits(number)?;
@@ -84,11 +84,11 @@ impl Epoch {
         if letters.as_bytes() != self.letters {
             return Err(GapReason::OtherEpoch);
         }
-        let number = number.ok_or(GapReason::Future)?;
-        if self.ids == Ids::Positions {
+        let number = number.ok_or(GapReason::Ahead)?;
+        if self.ids == IdFormat::Positions {
             return Ok(number);
         }
-        let last = number.checked_mul(MESSAGE).ok_or(GapReason::Future)?;
+        let last = number.checked_mul(MESSAGE).ok_or(GapReason::Ahead)?;
         match following {
             None => Ok(last),
             Some(Some(following @ 1..MESSAGE)) if last > 0 => Ok(last - following),
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_is_no_id_of_this_epoch_says_why() {
-        let epoch = Epoch { letters: *b"abcdefgh", ids: Ids::Positions };
+        let epoch = Epoch { letters: *b"abcdefgh", ids: IdFormat::Positions };
         for (id, reason) in [
             ("", GapReason::Malformed),
             ("7", GapReason::Malformed),
@@ -157,7 +157,7 @@ mod tests {
             ("abcdefé-7", GapReason::Malformed),
             ("hgfedcba-7", GapReason::OtherEpoch),
             ("hgfedcba-99999999999999999999", GapReason::OtherEpoch),
-            ("abcdefgh-99999999999999999999", GapReason::Future),
+            ("abcdefgh-99999999999999999999", GapReason::Ahead),
         ] {
             assert_eq!(epoch.number(&EventId::new(id).unwrap()), Err(reason), "{id:?}");
         }
@@ -165,8 +165,8 @@ mod tests {
 
     #[test]
     fn the_ids_of_a_log_are_written_as_it_wants_them() {
-        let messages = Epoch { letters: *b"abcdefgh", ids: Ids::Messages };
-        let times = Epoch { ids: Ids::Times, ..messages };
+        let messages = Epoch { letters: *b"abcdefgh", ids: IdFormat::Messages };
+        let times = Epoch { ids: IdFormat::Times, ..messages };
         for (epoch, number, id) in [
             (messages, 0, "abcdefgh-0"),
             (messages, 65_536, "abcdefgh-1"),
@@ -185,8 +185,8 @@ mod tests {
 
     #[test]
     fn what_is_no_id_of_such_a_log_says_why() {
-        let messages = Epoch { letters: *b"abcdefgh", ids: Ids::Messages };
-        let times = Epoch { ids: Ids::Times, ..messages };
+        let messages = Epoch { letters: *b"abcdefgh", ids: IdFormat::Messages };
+        let times = Epoch { ids: IdFormat::Times, ..messages };
         for (epoch, id, reason) in [
             (messages, "abcdefgh-0-1", GapReason::Malformed),
             (messages, "abcdefgh-7-0", GapReason::Malformed),
@@ -196,16 +196,16 @@ mod tests {
             (messages, "abcdefgh-7-99999999999999999999", GapReason::Malformed),
             (messages, "1700000000000-7", GapReason::Malformed),
             (messages, "hgfedcba-7-1", GapReason::OtherEpoch),
-            (messages, "abcdefgh-281474976710656", GapReason::Future),
-            (messages, "abcdefgh-99999999999999999999", GapReason::Future),
+            (messages, "abcdefgh-281474976710656", GapReason::Ahead),
+            (messages, "abcdefgh-99999999999999999999", GapReason::Ahead),
             (times, "", GapReason::Malformed),
             (times, "1700000000000", GapReason::Malformed),
             (times, "1700000000000-", GapReason::Malformed),
             (times, "1700000000000-07", GapReason::Malformed),
             (times, "1700000000000-1048576", GapReason::Malformed),
             (times, "abcdefgh-7", GapReason::Malformed),
-            (times, "17592186044416-0", GapReason::Future),
-            (times, "99999999999999999999-0", GapReason::Future),
+            (times, "17592186044416-0", GapReason::Ahead),
+            (times, "99999999999999999999-0", GapReason::Ahead),
         ] {
             assert_eq!(epoch.number(&EventId::new(id).unwrap()), Err(reason), "{id:?}");
         }

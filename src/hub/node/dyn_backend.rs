@@ -1,23 +1,25 @@
-//! A backend whose type is not known.
+//! A backend of any type.
 
-use super::{Appended, Backend, Bounds, Ids, Page, Record};
-use crate::BoxError;
+use crate::{
+    BoxError,
+    hub::backend::{Appended, Backend, Bounds, IdFormat, Page, Record},
+};
 use std::{pin::Pin, sync::Arc};
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
-/// What a hub keeps of its [`Backend`].
-pub(in crate::hub) trait Erased: Send + Sync {
-    fn ids(&self) -> Ids;
+/// A [`Backend`] as a trait object.
+pub(in crate::hub) trait DynBackend: Send + Sync {
+    fn id_format(&self) -> IdFormat;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended>;
     fn read<'a>(&'a self, topics: &'a [Arc<str>], after: u64) -> BoxFuture<'a, Page>;
     fn follow(&self, after: u64) -> BoxFuture<'_, Page>;
 }
 
-impl<B: Backend> Erased for B {
-    fn ids(&self) -> Ids {
-        B::IDS
+impl<B: Backend> DynBackend for B {
+    fn id_format(&self) -> IdFormat {
+        B::ID_FORMAT
     }
 
     fn bounds(&self) -> BoxFuture<'_, Bounds> {

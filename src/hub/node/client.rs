@@ -1,0 +1,307 @@
+//! The client of the backend: the known state of the log, history reads and appends.
+
+use super::{
+    dyn_backend::DynBackend,
+    outage::Outage,
+    single_flight::{RunError, SingleFlight},
+};
+use crate::{
+    BoxError, EncodedEvents, Event, EventId,
+    hub::{
+        backend::{Appended, Bounds, IdFormat, Page, Record, RecordKind},
+        error::Error,
+        id::Epoch,
+        start::Start,
+    },
+    metrics, trace,
+};
+use bytes::Bytes;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{runtime::Handle, task::AbortHandle, time::timeout};
+
+/// The time limit of a request. Backends have shorter timeouts of their own; this limit is for
+/// those without.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The number of history reads that the backend gets at the same time. Further reads wait.
+const MAX_CONCURRENT_READS: usize = 8;
+
+/// The number of history reads that run or wait, each for other topics or another position. A new
+/// subscription that needs one more is an error, [`Overloaded`](crate::hub::ErrorKind::Overloaded).
+///
+/// With 5 ms per read, the last of 1,024 waits for 0.7 s. Requests for the same read share one of
+/// them, and a read that no client waits for any more leaves the queue immediately.
+pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
+
+/// The client of the backend.
+pub(in crate::hub) struct BackendClient {
+    backend: Arc<dyn DynBackend>,
+    known: Mutex<Known>,
+    bounds: SingleFlight<(), Bounds>,
+    bounds_outage: Arc<Outage>,
+    reads: SingleFlight<Place, Arc<EncodedPage>>,
+    reads_outage: Arc<Outage>,
+    /// The last logged state: whether reads are rejected.
+    is_overloaded: AtomicBool,
+    /// The runtime that the hub was connected in.
+    runtime: OnceLock<Handle>,
+    follower: OnceLock<AbortHandle>,
+}
+
+/// The state of the log that this node knows of, whether the follower has read it or not.
+#[derive(Default)]
+struct Known {
+    /// The other fields belong to the log with this epoch.
+    epoch: u64,
+    /// The greatest known position. The log may have greater ones.
+    last: u64,
+    /// Eviction watermark: the backend may have evicted records up to and including this position.
+    evicted_through: u64,
+    /// The topics that this node has finished, and the positions of their ends, until the follower
+    /// has read them.
+    finished: HashMap<Arc<str>, u64>,
+}
+
+/// The key of a history read: topics, and the position after which to read.
+type Place = (Arc<[Arc<str>]>, u64);
+
+/// A page for subscriptions, encoded once for all that need the same page.
+pub(in crate::hub) struct EncodedPage {
+    pub(in crate::hub) epoch: Epoch,
+    pub(in crate::hub) evicted_through: u64,
+    pub(in crate::hub) through: u64,
+    /// The position of the first event.
+    pub(in crate::hub) first: Option<u64>,
+    pub(in crate::hub) events: EncodedEvents,
+    /// The topics that have a record in the page. The value is the position of the last record if
+    /// that finishes the topic, or 0.
+    pub(in crate::hub) topics: HashMap<Arc<str>, u64>,
+}
+
+/// The end of the log, as far as this node knows it.
+pub(in crate::hub) struct LogEnd {
+    pub(in crate::hub) epoch: Epoch,
+    /// The greatest known position.
+    pub(in crate::hub) last: u64,
+    /// Set if the log may have greater positions, because the backend did not respond.
+    pub(in crate::hub) is_unsure: bool,
+}
+
+impl BackendClient {
+    pub(in crate::hub) fn new(backend: Arc<dyn DynBackend>) -> Self {
+        Self {
+            backend,
+            known: Mutex::default(),
+            bounds: SingleFlight::new(1, 1),
+            bounds_outage: Arc::new(Outage::of("bounds")),
+            reads: SingleFlight::new(MAX_CONCURRENT_READS, MAX_QUEUED_READS),
+            reads_outage: Arc::new(Outage::of("read")),
+            is_overloaded: AtomicBool::new(false),
+            runtime: OnceLock::new(),
+            follower: OnceLock::new(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(in crate::hub) fn id_format(&self) -> IdFormat {
+        self.backend.id_format()
+    }
+
+    fn epoch(&self, bits: u64) -> Epoch {
+        Epoch::of(bits, self.id_format())
+    }
+
+    /// Notes the follower, which [`stop`](Self::stop) ends, and the runtime for requests.
+    pub(super) fn set_follower(&self, follower: AbortHandle, runtime: Handle) {
+        self.follower.get_or_init(|| follower);
+        self.runtime.get_or_init(|| runtime);
+    }
+
+    /// Returns the backend, for the follower.
+    pub(super) fn backend(&self) -> Arc<dyn DynBackend> {
+        Arc::clone(&self.backend)
+    }
+
+    /// Ends the follower.
+    pub(in crate::hub) fn stop(&self) {
+        self.follower.get().inspect(|follower| follower.abort());
+    }
+
+    /// Switches to another log. Returns its epoch.
+    pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
+        let Bounds { epoch, evicted_through, last } = *bounds;
+        *self.known() = Known { epoch, last, evicted_through, finished: HashMap::new() };
+        self.epoch(epoch)
+    }
+
+    pub(in crate::hub) fn evicted_through(&self) -> u64 {
+        self.known().evicted_through
+    }
+
+    /// Raises the eviction watermark of the log with this epoch.
+    pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: u64) {
+        let mut known = self.known();
+        if self.epoch(known.epoch) == epoch {
+            known.evicted_through = known.evicted_through.max(through);
+        }
+    }
+
+    /// Returns the end of the log. Asks the backend if the client has a greater position than this
+    /// node knows, and than is committed.
+    pub(in crate::hub) async fn end(&self, committed: u64, start: &Start) -> LogEnd {
+        let known = |is_unsure| {
+            let known = self.known();
+            LogEnd { epoch: self.epoch(known.epoch), last: known.last, is_unsure }
+        };
+        let end = known(false);
+        match start {
+            Start::After(id) if end.epoch.number(id).is_ok_and(|claimed| claimed > end.last.max(committed)) => {}
+            _ => return end,
+        }
+        let Some(bounds) = self.bounds().await else { return known(true) };
+        let mut there = self.known();
+        // The follower does not know the other log yet, so no position in it is certain.
+        if bounds.epoch != there.epoch {
+            drop(there);
+            return known(true);
+        }
+        there.last = there.last.max(bounds.last);
+        there.evicted_through = there.evicted_through.max(bounds.evicted_through);
+        LogEnd { epoch: end.epoch, last: there.last, is_unsure: false }
+    }
+
+    async fn bounds(&self) -> Option<Bounds> {
+        let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.bounds_outage));
+        let bounds = move || {
+            let (backend, outage) = (Arc::clone(&backend), Arc::clone(&outage));
+            async move { outage.watch(in_time(backend.bounds())).await.ok() }
+        };
+        self.bounds.run(self.runtime.get()?, (), bounds).await.ok()
+    }
+
+    /// Reads one page of these topics after a position from the backend.
+    pub(in crate::hub) async fn read(&self, topics: Arc<[Arc<str>]>, after: u64) -> Result<Arc<EncodedPage>, RunError> {
+        let runtime = self.runtime.get().ok_or(RunError::Failed)?;
+        let place = (topics.clone(), after);
+        let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.reads_outage));
+        let page = move || {
+            let (backend, outage, topics) = (Arc::clone(&backend), Arc::clone(&outage), Arc::clone(&topics));
+            async move {
+                let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
+                Some(Arc::new(EncodedPage::new(page, backend.id_format())))
+            }
+        };
+        let page = self.reads.run(runtime, place, page).await;
+        match page {
+            Err(RunError::Full) => self.note_rejected_read(),
+            _ => self.note_accepted_read(),
+        }
+        page
+    }
+
+    fn note_rejected_read(&self) {
+        metrics::read_rejected();
+        if !self.is_overloaded.swap(true, Ordering::Relaxed) {
+            trace::reads_rejected(MAX_QUEUED_READS);
+        }
+    }
+
+    /// Logs the end of an overload once half of the queue is free, so that a queue whose length is
+    /// about the limit does not log each read.
+    fn note_accepted_read(&self) {
+        let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
+        if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {
+            trace::reads_accepted();
+        }
+    }
+
+    /// Appends events of one topic, and returns the id of the last.
+    pub(in crate::hub) async fn publish(
+        &self,
+        topic: &Arc<str>,
+        kind: RecordKind,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Option<EventId>, Error> {
+        let record = |event: Event| Record { topic: topic.clone(), kind, event: event.encode() };
+        let Appended { epoch, position } = self.append(topic, events.into_iter().map(record).collect()).await?;
+        Ok(Some(self.epoch(epoch).id(position)))
+    }
+
+    /// Appends the end of a topic.
+    pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
+        let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
+        let Appended { epoch, position } = self.append(topic, vec![finish]).await?;
+        let mut known = self.known();
+        if known.epoch == epoch {
+            known.finished.insert(topic.clone(), position);
+        }
+        Ok(())
+    }
+
+    /// Returns whether this node has finished the topic and has not read that yet.
+    pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
+        self.known().finished.contains_key(topic)
+    }
+
+    /// Forgets the ends of topics that the follower has read.
+    pub(in crate::hub) fn forget_ends(&self, through: u64) {
+        let mut known = self.known();
+        if !known.finished.is_empty() {
+            known.finished.retain(|_, position| *position > through);
+        }
+    }
+
+    /// Appends records. The log that stored them may be newer than the log that this node follows.
+    async fn append(&self, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
+        // The publisher gets the error, so it is counted and not logged.
+        let appended = in_time(self.backend.append(records)).await.map_err(|source| {
+            metrics::backend_failed("publish");
+            Error::backend(topic, source)
+        })?;
+        let mut known = self.known();
+        if known.epoch == appended.epoch {
+            known.last = known.last.max(appended.position);
+        }
+        Ok(appended)
+    }
+}
+
+impl EncodedPage {
+    fn new(page: Page, ids: IdFormat) -> Self {
+        let epoch = Epoch::of(page.epoch, ids);
+        let mut topics = HashMap::new();
+        let mut states = HashSet::new();
+        let mut events = Vec::with_capacity(page.records.len());
+        let mut first = None;
+        for (position, record) in page.records.into_iter().rev() {
+            let end = if record.kind == RecordKind::Finish { position } else { 0 };
+            topics.entry(record.topic.clone()).or_insert(end);
+            match record.kind {
+                RecordKind::Finish => continue,
+                // The newest state replaces earlier states.
+                RecordKind::State if !states.insert(record.topic) => continue,
+                _ => {}
+            }
+            let Some(event) = Event::from_wire(&record.event) else { continue };
+            events.push(event.id(epoch.id(position)));
+            first = Some(position);
+        }
+        let events = events.into_iter().rev().collect();
+        Self { epoch, evicted_through: page.evicted_through, through: page.through, first, events, topics }
+    }
+}
+
+/// Waits for a response of the backend, at most [`REQUEST_TIMEOUT`].
+pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+    timeout(REQUEST_TIMEOUT, answer).await?
+}

@@ -1,0 +1,150 @@
+//! The follower: the task that reads the log for the topics of a node.
+
+use super::{
+    client::{BackendClient, in_time},
+    dyn_backend::DynBackend,
+    outage::Outage,
+};
+use crate::{
+    BoxError,
+    hub::backend::{Bounds, Page},
+    random,
+};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Weak},
+    task::Poll,
+    time::Duration,
+};
+use tokio::{
+    runtime::Handle,
+    task::yield_now,
+    time::{sleep, timeout},
+};
+
+/// The pause of the follower after an error: at first, and at most. With at most 0.4 s, more than
+/// half a second is left to deliver a record within a second after an outage.
+const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
+
+/// The follower asks for the bounds of the log after so long without a record.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The number of times that the bounds may show a record that `follow` does not return, before the
+/// follower calls `follow` again. The number doubles each time, because a page may take that long.
+const MAX_MISSED_PROBES: u32 = 3;
+
+/// The time limit for the initial read in [`connect`].
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// The topics of a node, into which the follower reads the log.
+pub(in crate::hub) trait Node: Send + Sync + 'static {
+    /// Starts with another log, at the watermark of its bounds.
+    fn reset(&self, bounds: &Bounds);
+
+    /// Adds the next page of the log.
+    fn deliver(self: &Arc<Self>, page: Page);
+}
+
+/// Reads the retained log, and starts the follower, which runs until the node is dropped.
+///
+/// Reading the whole log takes longer than starting at its end: 0.3 s for a million records in
+/// memory. But then the node knows the finished topics and the newest states, and serves returning
+/// clients without the backend. The follower reads the rest if that takes longer than [`CATCH_UP`].
+/// Meanwhile the node serves clients as a node that is behind, and loses nothing.
+pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClient) -> Result<(), BoxError> {
+    let runtime = Handle::try_current()?;
+    let backend = client.backend();
+    let bounds = in_time(backend.bounds()).await?;
+    node.reset(&bounds);
+    let mut after = bounds.evicted_through;
+    let catch_up = async {
+        while after < bounds.last {
+            let page = backend.follow(after).await?;
+            if page.epoch != bounds.epoch {
+                break;
+            }
+            after = page.through;
+            node.deliver(page);
+            // A backend that never waits would block the other tasks of this thread.
+            yield_now().await;
+        }
+        Ok::<_, BoxError>(())
+    };
+    timeout(CATCH_UP, catch_up).await.unwrap_or(Ok(()))?;
+    let follower = runtime.spawn(follow(backend, Arc::downgrade(node), after, bounds.epoch));
+    client.set_follower(follower.abort_handle(), runtime);
+    Ok(())
+}
+
+/// Runs the follower: reads the log page by page, until the hub is dropped.
+async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: u64, mut epoch: u64) {
+    let [mut pause, longest] = PAUSES;
+    let mut max_missed = MAX_MISSED_PROBES;
+    let outage = Outage::of("follow");
+    loop {
+        match next(&*backend, after, epoch, &mut max_missed, &outage).await {
+            Ok(page) if page.epoch == epoch => {
+                let Some(node) = node.upgrade() else { return };
+                outage.succeeded();
+                (pause, max_missed) = (PAUSES[0], MAX_MISSED_PROBES);
+                after = page.through;
+                node.deliver(page);
+                drop(node);
+                yield_now().await;
+                continue;
+            }
+            Ok(_) => {}
+            Err(error) => outage.failed(&error),
+        }
+        // After an outage the log may be another one, so its epoch is checked before the next page.
+        let bounds = loop {
+            sleep(pause.mul_f64(0.5 + random::part() / 2.0)).await;
+            pause = longest.min(pause * 2);
+            match in_time(backend.bounds()).await {
+                Ok(bounds) => break bounds,
+                Err(error) => outage.failed(&error),
+            }
+        };
+        let Some(node) = node.upgrade() else { return };
+        if bounds.epoch != epoch || bounds.last < after {
+            (epoch, after) = (bounds.epoch, bounds.evicted_through);
+            node.reset(&bounds);
+        }
+    }
+}
+
+/// Waits for the next page. Compares the bounds of the log with `after` every two seconds, because
+/// a connection can be lost without an error.
+async fn next(
+    backend: &dyn DynBackend,
+    after: u64,
+    epoch: u64,
+    max_missed: &mut u32,
+    outage: &Outage,
+) -> Result<Page, BoxError> {
+    let mut page = pin!(backend.follow(after));
+    let mut missed = 0;
+    while missed < *max_missed {
+        if let Ok(page) = timeout(PROBE_INTERVAL, page.as_mut()).await {
+            return page;
+        }
+        let mut bounds = pin!(in_time(backend.bounds()));
+        let bounds = poll_fn(|cx| match page.as_mut().poll(cx) {
+            Poll::Ready(page) => Poll::Ready(Err(page)),
+            Poll::Pending => bounds.as_mut().poll(cx).map(Ok),
+        });
+        match bounds.await {
+            Err(page) => return page,
+            Ok(Ok(bounds)) if bounds.epoch != epoch => return Err("the log is another one than before".into()),
+            Ok(Ok(bounds)) if bounds.last == after => {
+                missed = 0;
+                outage.succeeded();
+            }
+            Ok(Ok(_)) => missed += 1,
+            Ok(Err(error)) => outage.failed(&error),
+        }
+    }
+    *max_missed = max_missed.saturating_mul(2);
+    Err("the backend does not hand out what is in the log".into())
+}
