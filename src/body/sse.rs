@@ -7,7 +7,9 @@ use super::{
     heartbeat::{Pulse, first_byte},
     life::{Life, OnClose, reason_of},
 };
-use crate::{BoxError, CloseReason, Event, SseItem, event::retry_line, lifecycle::Settings, trace};
+use crate::{
+    BoxError, CloseReason, Event, SseItem, event::retry_line, lifecycle::Settings, preamble::first_poll, trace,
+};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -171,7 +173,7 @@ where
 
         this.end_from_outside(&mut frame, cx);
         this.is_polled(true);
-        let next = this.fill(&mut frame, cx);
+        let next = if opening { first_poll(|| this.fill(&mut frame, cx)) } else { this.fill(&mut frame, cx) };
         this.is_polled(false);
 
         let is_over = this.stream.is_none() && this.held.is_empty();

@@ -5,12 +5,18 @@ use super::{
     id::Epoch,
     reader::{Reader, Step, merge},
 };
-use crate::{EncodedEvents, Event, EventId, preamble::Preamble};
+use crate::{
+    EncodedEvents, Event, EventId,
+    preamble::{self, Preamble},
+};
 use bytes::Bytes;
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
 };
 use tokio_stream::Stream;
@@ -35,12 +41,14 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// A response of a stream that is made of a subscription with an adapter (`map`, `filter`, `merge`,
-/// `take_until`, `boxed` …) begins with the cursor, too. It is `204 No Content` if the subscription is
-/// finished and the adapter adds no event. To this end `SseStream::new` calls
-/// [`size_hint`](Stream::size_hint), which these adapters forward. Code that polls the subscription by
-/// itself, such as a task, a generator or `unfold`, forwards no `size_hint`. There,
-/// [`begin_with_cursor`](Self::begin_with_cursor) and [`is_finished`](Self::is_finished) do the same.
+/// A stream that is made of a subscription with an adapter (`map`, `filter`, `merge`, `take_until` …)
+/// keeps both in its response:
+///
+/// - The cursor comes first, if the response polls the subscription at its first poll. A task that
+///   forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
+/// - `204 No Content` needs an adapter that adds no event and forwards
+///   [`size_hint`](Stream::size_hint), as most do. Others, such as `take_until` and `select` of
+///   `futures-util` or a generator, go into [`SseStream::map_stream`](crate::SseStream::map_stream).
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -87,6 +95,8 @@ pub struct Subscription {
     pub(super) came: Came,
     /// Whether a response begins with the cursor.
     says_cursor: bool,
+    /// Whether a response has taken the cursor, or the subscription was polled.
+    has_preamble: AtomicBool,
     /// The subscription ended before the end of its topics.
     has_failed: bool,
 }
@@ -125,6 +135,7 @@ impl Subscription {
             lag_policy,
             came,
             says_cursor: true,
+            has_preamble: AtomicBool::new(false),
             has_failed: false,
         }
     }
@@ -296,6 +307,12 @@ impl Subscription {
         self
     }
 
+    /// Returns what a response begins with: the cursor, or nothing.
+    fn first_bytes(&self) -> Bytes {
+        let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
+        if says_cursor { self.cursor_event().encode() } else { Bytes::new() }
+    }
+
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
     fn cursor_event(&self) -> Event {
         let cursor = Event::checkpoint(self.cursor());
@@ -374,6 +391,12 @@ impl Stream for Subscription {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        if !mem::replace(this.has_preamble.get_mut(), true) && preamble::is_first_poll() {
+            let bytes = this.first_bytes();
+            if !bytes.is_empty() {
+                return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
+            }
+        }
         if let Some(opening) = this.opening.take() {
             return Poll::Ready(Some(Ok(*opening)));
         }
@@ -408,11 +431,8 @@ impl Stream for Subscription {
     /// `(0, Some(0))` once the subscription [is finished](Self::is_finished).
     fn size_hint(&self) -> (usize, Option<usize>) {
         let is_over = self.is_finished();
-        Preamble::offer(|| {
-            let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
-            let bytes = if says_cursor { self.cursor_event().encode() } else { Bytes::new() };
-            Preamble { bytes, is_over }
-        });
+        let is_asked = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });
+        self.has_preamble.fetch_or(is_asked, Ordering::Relaxed);
         (0, is_over.then_some(0))
     }
 }
