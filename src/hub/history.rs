@@ -2,10 +2,11 @@
 //! clients that return late and for subscribers that have lagged.
 
 use super::{
-    Error, GapReason, LagPolicy, Subscription, SubscriptionError,
-    core::least,
+    error::{Error, SubscriptionError},
+    gap::{GapReason, LagPolicy},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
-    subscription::Came,
+    resume::ResumePoint,
+    subscription::{Came, Subscription},
 };
 use crate::{EncodedEvents, Event, EventId, random};
 use std::{
@@ -223,8 +224,7 @@ impl Subscription {
 
         let is_lost = part.evicted_through > self.cursor;
         if is_lost {
-            // As far on as nothing is between.
-            self.cursor = part.first.map_or(part.through, |first| first.saturating_sub(1)).max(part.evicted_through);
+            self.cursor = ResumePoint::of(part.first, part.through).cursor.max(part.evicted_through);
         }
         for reader in &mut self.readers {
             reader.told = reader.told.max(part.evicted_through);
@@ -253,8 +253,8 @@ impl Subscription {
             self.history = Some(Box::new(History { untold: Some(untold), is_unsure: false, state: State::Begins }));
             return None;
         }
-        let here = self.readers.iter().map(|reader| reader.topic.lock().log.first_after(self.cursor));
-        let resumed = part.first.or(here.fold(None, least));
+        let here = self.readers.iter().filter_map(|reader| reader.topic.lock().log.first_after(self.cursor));
+        let resumed = part.first.or_else(|| here.min());
         Some(self.tell(untold.reason, untold.requested, resumed))
     }
 }

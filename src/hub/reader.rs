@@ -1,6 +1,6 @@
 //! How a subscription reads its topics.
 
-use super::{core::Core, log::Read, topic_state::TopicState, waiters::Ticket};
+use super::{log::Read, topic_state::TopicState, waiters::Ticket};
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
@@ -123,10 +123,11 @@ impl Reader {
 }
 
 /// The events after the cursor in all of these topics together, in the order of the hub: a run of one topic at a time.
-pub(super) fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Step {
+/// `committed` returns the [committed](super::core::Core::committed) position.
+pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor: u64, waker: &Waker) -> Step {
     loop {
         // Before the topics are looked at: what is committed by now will be found in them.
-        let committed = core.committed();
+        let committed = committed();
         let mut first: Option<(u64, usize)> = None;
         let mut second = u64::MAX;
         for (i, reader) in readers.iter_mut().enumerate() {

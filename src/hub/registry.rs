@@ -1,8 +1,8 @@
 //! The topics that there are, and what is known of those that are gone.
 
 use super::{
-    Error,
-    core::Limits,
+    config::HubConfig,
+    error::Error,
     log::{Amount, Retention},
     topic_state::{Contents, TopicState},
 };
@@ -32,24 +32,24 @@ pub(super) struct Registry {
 
 impl Registry {
     /// The topic of this name, which is made if it is not there.
-    pub(super) fn topic(&mut self, name: &Arc<str>, limits: &Limits) -> Result<Arc<TopicState>, Error> {
+    pub(super) fn topic(&mut self, name: &Arc<str>, config: &HubConfig) -> Result<Arc<TopicState>, Error> {
         if self.is_shut_down {
             return Err(Error::shut_down());
         }
         if let Some(topic) = self.topics.get(name) {
             return Ok(topic.clone());
         }
-        self.has_room_for(std::slice::from_ref(name), limits)?;
+        self.has_room_for(std::slice::from_ref(name), config)?;
         let lost = self.forgotten.lost(self.topics.hasher().hash_one(name));
         let topic = Arc::new(TopicState::new(name.clone(), lost));
         self.topics.insert(name.clone(), topic.clone());
         Ok(topic)
     }
 
-    pub(super) fn has_room_for(&self, names: &[Arc<str>], limits: &Limits) -> Result<(), Error> {
-        let room = limits.max_topics.saturating_sub(self.topics.len());
+    pub(super) fn has_room_for(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
+        let room = config.max_topics.saturating_sub(self.topics.len());
         match names.iter().filter(|name| !self.topics.contains_key(*name)).nth(room) {
-            Some(name) => Err(Error::too_many_topics(name, limits.max_topics)),
+            Some(name) => Err(Error::too_many_topics(name, config.max_topics)),
             None => Ok(()),
         }
     }

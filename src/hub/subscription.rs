@@ -1,9 +1,11 @@
 use super::{
-    Gap, GapReason, LagPolicy, SubscriptionError,
-    core::{Core, least},
+    core::Core,
+    error::SubscriptionError,
+    gap::{Gap, GapReason, LagPolicy},
     history::History,
     id::Epoch,
     reader::{Reader, Step, merge},
+    resume::ResumePoint,
 };
 use crate::{
     EncodedEvents, Event, EventId,
@@ -343,7 +345,7 @@ impl Subscription {
             [] => Step::Finished,
             // Whatever is in a topic alone is in order.
             [only] => only.read(self.cursor, waker),
-            many => merge(many, &self.core, self.cursor, waker),
+            many => merge(many, || self.core.committed(), self.cursor, waker),
         }
     }
 
@@ -351,21 +353,18 @@ impl Subscription {
     fn skip(&mut self) -> Event {
         let requested = self.cursor();
         let through = self.core.committed();
-        let mut cursor = u64::MAX;
-        let mut resumed = None;
+        let mut point = ResumePoint::START;
         for reader in &mut self.readers {
             let contents = reader.topic.lock();
             reader.told = contents.log.lost();
             let from = self.cursor.max(reader.told);
             let first = contents.log.first_after(from);
-            // As far on as nothing is between.
-            cursor = cursor.min(first.map_or(from.max(through), |first| first - 1));
-            resumed = least(resumed, first.filter(|number| *number <= through));
+            point = point.and(ResumePoint::of(first, from.max(through)));
             drop(contents);
             reader.begin_anew();
         }
-        self.cursor = cursor;
-        self.tell(GapReason::Lagged, requested, resumed)
+        self.cursor = point.cursor;
+        self.tell(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
 
     /// Ends the subscription before the end of its topics.
