@@ -110,13 +110,13 @@ impl Core {
 
     /// Adds an event with the registry's newest number, which its id says, to a topic.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
-        let before = contents.log.held();
+        let before = contents.log.retained();
         contents.log.push(registry.newest, event, &self.config.retention, now);
         if contents.latest_only {
             contents.log.replace();
         }
         contents.log.evict(&self.config.retention, now);
-        registry.held = registry.held + contents.log.held() - before;
+        registry.retained = registry.retained + contents.log.retained() - before;
         registry.published += 1;
     }
 
@@ -139,7 +139,7 @@ impl Core {
         if registry.is_shut_down {
             return Err(Error::shut_down());
         }
-        registry.has_room_for(std::slice::from_ref(name), &self.config)?;
+        registry.check_room(std::slice::from_ref(name), &self.config)?;
         let topic = registry.topics.get(name).cloned();
         drop(registry);
         let is_finished_here = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
@@ -195,7 +195,7 @@ impl Core {
         let waker = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
         // One that is due is looked at then.
-        let may_go = contents.subscribers == 0 && contents.log.held().events == 0 && !contents.is_due;
+        let may_go = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
         drop(contents);
         drop(waker);
         if may_go {
@@ -232,8 +232,8 @@ impl Core {
         Stats {
             topics: registry.topics.len(),
             subscriptions: self.subscriptions.load(Ordering::Relaxed),
-            events: registry.held.events,
-            bytes: registry.held.bytes,
+            events: registry.retained.events,
+            bytes: registry.retained.bytes,
             published: registry.published,
             gaps: self.gaps.load(Ordering::Relaxed),
         }

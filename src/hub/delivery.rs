@@ -94,7 +94,7 @@ impl Core {
         let topics = registry.truncate_through(through);
         for topic in topics {
             let mut contents = topic.lock();
-            registry.held = registry.held - contents.log.truncate_through(through);
+            registry.retained = registry.retained - contents.log.truncate_through(through);
             self.commit(registry, &topic, contents, now);
             registry = lock(&self.registry);
         }

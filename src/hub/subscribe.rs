@@ -8,7 +8,7 @@ use super::{
     reader::Reader,
     resume::ResumePoint,
     start::Start,
-    subscription::{Came, Subscription},
+    subscription::{Origin, Subscription},
     sync::lock,
 };
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Core {
             let subscription = self.subscribe_here(&names, start.clone(), end.as_ref())?;
             // Otherwise it is the end of another log than this has become meanwhile.
             if let Some(mut subscription) = subscription {
-                subscription.begin_with_history().await?;
+                subscription.read_first_page().await?;
                 return Ok(subscription);
             }
         }
@@ -59,7 +59,7 @@ impl Core {
             Start::After(id) if id.as_bytes().is_empty() => Start::Latest,
             start => start,
         };
-        let came = if start == Start::Latest { Came::New } else { Came::ForAll };
+        let origin = if start == Start::Latest { Origin::Live } else { Origin::Replay };
         let (base, requested, mut reason) = match start {
             Start::After(id) => match epoch.number(&id) {
                 Ok(number) if number <= newest => {
@@ -77,7 +77,7 @@ impl Core {
             Start::Latest => (newest, None, None),
         };
 
-        registry.has_room_for(names, &self.config)?;
+        registry.check_room(names, &self.config)?;
         // What is lost beyond this can still be had.
         let lost_for_good = self.backend.as_ref().map_or(u64::MAX, BackendClient::evicted_through);
         let mut is_here = true;
@@ -87,9 +87,9 @@ impl Core {
             let topic = registry.topic(name, &self.config)?;
             let mut contents = topic.lock();
             let evicted = contents.log.evict(&self.config.retention, now);
-            registry.held = registry.held - evicted;
+            registry.retained = registry.retained - evicted;
             contents.subscribers += 1;
-            let lost = contents.log.lost();
+            let lost = contents.log.evicted_through();
             if lost > base {
                 is_here &= lost <= lost_for_good;
                 reason = reason.or((is_here && requested.is_some()).then_some(GapReason::Evicted));
@@ -106,12 +106,12 @@ impl Core {
 
         self.joined();
         let mut subscription =
-            Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, point.cursor, newest, came);
+            Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, point.cursor, newest, origin);
         if is_here && !is_unsure {
             subscription.resume(requested, reason, point.first);
         } else {
             subscription.cursor = base;
-            subscription.look_back(requested, reason, is_unsure);
+            subscription.start_replay(requested, reason, is_unsure);
         }
         Ok(Some(subscription))
     }

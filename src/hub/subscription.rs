@@ -2,9 +2,9 @@ use super::{
     core::Core,
     error::SubscriptionError,
     gap::{Gap, GapReason, LagPolicy},
-    history::History,
     id::Epoch,
     reader::{Reader, Step, merge},
+    replay::Replay,
     resume::ResumePoint,
 };
 use crate::{
@@ -86,15 +86,15 @@ pub struct Subscription {
     /// Everything up to it was handed out, in all topics, or is lost and told.
     pub(super) cursor: u64,
     /// The newest event of the hub when this began.
-    joined: u64,
+    subscribed_at: u64,
     /// Goes first.
     pub(super) opening: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
     /// What the topics here no longer hold, and the backend may.
-    pub(super) history: Option<Box<History>>,
+    pub(super) replay: Option<Box<Replay>>,
     waker: Option<Waker>,
     pub(super) lag_policy: LagPolicy,
-    pub(super) came: Came,
+    pub(super) origin: Origin,
     /// Whether a response begins with the cursor.
     says_cursor: bool,
     /// Whether a response has taken the cursor, or the subscription was polled.
@@ -103,15 +103,15 @@ pub struct Subscription {
     has_failed: bool,
 }
 
-/// How a client came.
+/// How a client origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum Origin {
     /// For what is published from now on.
-    New,
+    Live,
     /// For all that is held, or with something missed.
-    ForAll,
+    Replay,
     /// With all that there was before.
-    Back,
+    Resumed,
 }
 
 impl Subscription {
@@ -121,21 +121,21 @@ impl Subscription {
         readers: Vec<Reader>,
         lag_policy: LagPolicy,
         cursor: u64,
-        joined: u64,
-        came: Came,
+        subscribed_at: u64,
+        origin: Origin,
     ) -> Self {
         Self {
             core,
             epoch,
             readers: readers.into(),
             cursor,
-            joined,
+            subscribed_at,
             opening: None,
             gap: None,
-            history: None,
+            replay: None,
             waker: None,
             lag_policy,
-            came,
+            origin,
             says_cursor: true,
             has_preamble: AtomicBool::new(false),
             has_failed: false,
@@ -146,13 +146,13 @@ impl Subscription {
     pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<u64>) {
         let Some(requested) = requested else { return };
         match reason {
-            Some(reason) => self.opening = Some(Box::new(self.tell(reason, requested, resumed).into())),
-            None => self.came = Came::Back,
+            Some(reason) => self.opening = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
+            None => self.origin = Origin::Resumed,
         }
     }
 
     /// Tells of a gap, by the event that is returned.
-    pub(super) fn tell(&mut self, reason: GapReason, requested: EventId, resumed: Option<u64>) -> Event {
+    pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<u64>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
         let event = self.gap_event(&gap);
@@ -160,7 +160,7 @@ impl Subscription {
         event
     }
 
-    /// What the client has missed: when it came, or, if it was too slow later, since then. It gets the same as an event, unless
+    /// What the client has missed: when it origin, or, if it was too slow later, since then. It gets the same as an event, unless
     /// the subscription [begins with](Self::begin_with) a snapshot instead.
     ///
     /// `None` is not yet an answer if this hub does not hold what follows and its backend does not answer; then it is not
@@ -176,7 +176,7 @@ impl Subscription {
     /// the state, to which the next events are added. See [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
-        self.came == Came::Back
+        self.origin == Origin::Resumed
     }
 
     /// The place in the log up to which the client has, or was told that it missed, every event of its topics: the id with
@@ -190,11 +190,11 @@ impl Subscription {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.opening.is_none()
-            && self.history.is_none()
+            && self.replay.is_none()
             && !self.has_failed
             && self.readers.iter().all(|reader| {
                 let contents = reader.topic.lock();
-                contents.finished.is_some() && contents.log.ends_at(self.cursor.max(reader.told))
+                contents.finished.is_some() && contents.log.ends_at(self.cursor.max(reader.gap_reported_through))
             })
     }
 
@@ -239,11 +239,11 @@ impl Subscription {
     pub fn begin_with(mut self, snapshot: Event) -> Self {
         if self.gap.is_some() || self.is_undecided() {
             // It can be further on, if some of it was read already.
-            self.cursor = if self.is_unsure() { self.joined } else { self.cursor.max(self.joined) };
-            self.history = None;
+            self.cursor = if self.is_unsure() { self.subscribed_at } else { self.cursor.max(self.subscribed_at) };
+            self.replay = None;
         }
         for reader in &mut self.readers {
-            reader.begin_anew();
+            reader.reset();
         }
         let snapshot = snapshot.id(self.cursor());
         self.opening = Some(Box::new(snapshot.into()));
@@ -318,7 +318,7 @@ impl Subscription {
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
     fn cursor_event(&self) -> Event {
         let cursor = Event::checkpoint(self.cursor());
-        if self.came == Came::New { cursor.event("hub-cursor") } else { cursor }
+        if self.origin == Origin::Live { cursor.event("hub-cursor") } else { cursor }
     }
 
     /// Its id is where the client goes on, whether or not it gets any further on this connection.
@@ -335,7 +335,7 @@ impl Subscription {
         if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             return None;
         }
-        self.readers.iter_mut().for_each(Reader::begin_anew);
+        self.readers.iter_mut().for_each(Reader::reset);
         self.waker.replace(waker.clone())
     }
 
@@ -356,15 +356,15 @@ impl Subscription {
         let mut point = ResumePoint::START;
         for reader in &mut self.readers {
             let contents = reader.topic.lock();
-            reader.told = contents.log.lost();
-            let from = self.cursor.max(reader.told);
+            reader.gap_reported_through = contents.log.evicted_through();
+            let from = self.cursor.max(reader.gap_reported_through);
             let first = contents.log.first_after(from);
             point = point.and(ResumePoint::of(first, from.max(through)));
             drop(contents);
-            reader.begin_anew();
+            reader.reset();
         }
         self.cursor = point.cursor;
-        self.tell(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
+        self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
 
     /// Ends the subscription before the end of its topics.
@@ -400,8 +400,8 @@ impl Stream for Subscription {
             return Poll::Ready(Some(Ok(*opening)));
         }
         loop {
-            if this.history.is_some() {
-                if let Some(item) = ready!(this.poll_history(cx)) {
+            if this.replay.is_some() {
+                if let Some(item) = ready!(this.poll_replay(cx)) {
                     return Poll::Ready(Some(item));
                 }
             }
@@ -417,12 +417,15 @@ impl Stream for Subscription {
                     this.leave();
                     Poll::Ready(None)
                 }
-                Step::Lost if this.can_look_back() => continue,
-                Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
+                Step::Evicted if this.core.backend.is_some() => {
+                    this.replay_after_lag();
+                    continue;
+                }
+                Step::Evicted if this.lag_policy == LagPolicy::Disconnect => {
                     this.core.count_gap(GapReason::Lagged);
                     Poll::Ready(Some(Err(this.fail(SubscriptionError::Lagged))))
                 }
-                Step::Lost => Poll::Ready(Some(Ok(this.skip().into()))),
+                Step::Evicted => Poll::Ready(Some(Ok(this.skip().into()))),
             };
         }
     }
