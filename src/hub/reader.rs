@@ -18,7 +18,7 @@ pub(super) enum Step {
 /// One topic of a subscription.
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
-    /// What is lost up to here is gap_reported_through.
+    /// Evicted events up to this position are reported to the client.
     pub(super) gap_reported_through: u64,
     /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked for.
     next: Option<u64>,

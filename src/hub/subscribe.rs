@@ -78,7 +78,7 @@ impl Core {
         };
 
         registry.check_room(names, &self.config)?;
-        // What is lost beyond this can still be had.
+        // The backend retains the events after this position.
         let lost_for_good = self.backend.as_ref().map_or(u64::MAX, BackendClient::evicted_through);
         let mut is_here = true;
         let mut readers = Vec::with_capacity(names.len());

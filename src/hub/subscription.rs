@@ -103,7 +103,7 @@ pub struct Subscription {
     has_failed: bool,
 }
 
-/// How a client origin.
+/// How a subscription began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// For what is published from now on.
@@ -160,7 +160,7 @@ impl Subscription {
         event
     }
 
-    /// What the client has missed: when it origin, or, if it was too slow later, since then. It gets the same as an event, unless
+    /// What the client has missed: when it came, or, if it was too slow later, since then. It gets the same as an event, unless
     /// the subscription [begins with](Self::begin_with) a snapshot instead.
     ///
     /// `None` is not yet an answer if this hub does not hold what follows and its backend does not answer; then it is not
