@@ -67,14 +67,39 @@ impl<S> SseStream<S> {
     /// Creates a response of the items of a stream.
     ///
     /// The response of a [`Subscription`](crate::hub::Subscription) begins with the cursor, and is `204
-    /// No Content` if the client has received everything. Adapters such as `map`, `merge` or
-    /// `take_until` [keep both](crate::hub::Subscription#adapters).
+    /// No Content` if the client has received everything. Adapters such as `map` or
+    /// `merge` [keep both](crate::hub::Subscription#adapters).
     pub fn new(stream: S) -> Self
     where
         S: Stream + Send + 'static,
         S::Item: SseItem,
     {
         Self { preamble: Preamble::of(&stream), stream, options: None }
+    }
+
+    /// Replaces the stream by one that is made of it, for example with an adapter.
+    ///
+    /// The settings of the response stay. If the stream is a [`Subscription`](crate::hub::Subscription),
+    /// the cursor and the `204 No Content` of its response stay, whatever the adapter is.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[cfg(feature = "hub")] {
+    /// use futures_util::StreamExt;
+    /// use tower_sse::{SseStream, hub::Subscription};
+    ///
+    /// fn until_logout(news: Subscription, logout: impl Future<Output = ()> + Send + 'static) {
+    ///     let response = SseStream::new(news).map_stream(|news| news.take_until(logout));
+    /// }
+    /// # }
+    /// ```
+    pub fn map_stream<T>(self, f: impl FnOnce(S) -> T) -> SseStream<T>
+    where
+        T: Stream + Send + 'static,
+        T::Item: SseItem,
+    {
+        SseStream { stream: f(self.stream), options: self.options, preamble: self.preamble }
     }
 
     /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15 seconds of silence.

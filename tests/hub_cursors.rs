@@ -332,10 +332,11 @@ type Adapt = fn(Subscription) -> BoxStream<'static, Item>;
 const ADAPTERS: [Adapt; 6] = [
     |events| events.boxed(),
     |events| events.map(|events| events).boxed(),
-    |events| events.take_until(future::pending::<()>()).fuse().boxed(),
-    |events| stream::select(events, stream::empty()).boxed(),
     |events| tokio_stream::StreamExt::merge(events, stream::empty()).boxed(),
     |events| events.filter(|_| future::ready(true)).inspect(|_| ()).boxed(),
+    // These do not forward `size_hint`.
+    |events| events.take_until(future::pending::<()>()).fuse().boxed(),
+    |events| stream::select(events, stream::empty()).boxed(),
 ];
 
 fn first_bytes<S>(stream: S) -> String
@@ -373,9 +374,10 @@ fn cursor_survives_adapters() {
 fn two_subscriptions_in_one_stream_have_no_common_cursor() {
     let hub = hub();
     let first = publish(&hub, "a", "1");
-    let subscriptions = |start| stream::select(subscribe(&hub, "a", start), subscribe(&hub, "a", Start::Latest));
-    assert_eq!(first_bytes(subscriptions(Start::Latest)), format!("event: hub-cursor\nid: {first}\ndata: \n\n"));
-    assert_eq!(first_bytes(subscriptions(Start::Earliest)), format!("id: {first}\ndata: 1\n\n"));
+    let merge =
+        |start| tokio_stream::StreamExt::merge(subscribe(&hub, "a", start), subscribe(&hub, "a", Start::Latest));
+    assert_eq!(first_bytes(merge(Start::Latest)), format!("event: hub-cursor\nid: {first}\ndata: \n\n"));
+    assert_eq!(first_bytes(merge(Start::Earliest)), format!("id: {first}\ndata: 1\n\n"));
 }
 
 #[test]
@@ -385,14 +387,18 @@ fn finished_topic_is_no_content_through_adapters() {
     finish(&hub, "a");
     let end = || subscribe(&hub, "a", last.clone());
     for adapt in ADAPTERS {
+        let response = |events| SseStream::new(events).map_stream(adapt).into_http_response();
+        assert_eq!(response(end()).status(), 204);
+        assert_eq!(response(subscribe(&hub, "a", Start::Earliest)).status(), 200);
+    }
+    for adapt in &ADAPTERS[..4] {
         assert_eq!(SseStream::new(adapt(end())).into_http_response().status(), 204);
-        assert_eq!(SseStream::new(adapt(subscribe(&hub, "a", Start::Earliest))).into_http_response().status(), 200);
     }
     let goodbye = || stream::iter([Ok(EncodedEvents::from(Event::new("goodbye")))]);
     assert_eq!(SseStream::new(end().chain(goodbye())).into_http_response().status(), 200, "there is an event to send");
-    assert_eq!(SseStream::new(stream::select(end(), end())).into_http_response().status(), 204);
-    let live = subscribe(&hub, "b", Start::Latest);
-    assert_eq!(SseStream::new(stream::select(end(), live)).into_http_response().status(), 200);
+    let merge = |one, other| SseStream::new(tokio_stream::StreamExt::merge(one, other)).into_http_response().status();
+    assert_eq!(merge(end(), end()), 204);
+    assert_eq!(merge(end(), subscribe(&hub, "b", Start::Latest)), 200);
     assert_eq!(SseStream::new(stream::empty::<Event>()).into_http_response().status(), 200, "no subscription is in it");
     // Only a response asks for a preamble.
     assert_eq!(end().size_hint(), (0, Some(0)));

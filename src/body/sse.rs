@@ -8,8 +8,8 @@ use super::{
     recorder::{OnClose, Outcome, RecordedBody, Recording, poll_recorded},
 };
 use crate::{
-    BoxError, CloseReason, Event, Heartbeat, SseItem, event::retry_line, heartbeat::EMPTY_COMMENT, settings::Settings,
-    trace,
+    BoxError, CloseReason, Event, Heartbeat, SseItem, event::retry_line, heartbeat::EMPTY_COMMENT,
+    preamble::first_poll, settings::Settings, trace,
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -194,7 +194,7 @@ where
         };
 
         self.apply_end(&mut frame, cx);
-        let filled = self.fill(&mut frame, cx);
+        let filled = if is_first { first_poll(|| self.fill(&mut frame, cx)) } else { self.fill(&mut frame, cx) };
 
         if !frame.buffer.is_empty() {
             self.idle_timer.reset();

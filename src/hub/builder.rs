@@ -3,11 +3,7 @@ use super::backend::NatsBackend;
 #[cfg(feature = "redis")]
 use super::backend::RedisBackend;
 use super::{
-    Error, Hub, LagPolicy,
-    backend::Backend,
-    core::{Core, Limits},
-    log::Retention,
-    node::DynBackend,
+    backend::Backend, config::HubConfig, core::Core, error::Error, gap::LagPolicy, handle::Hub, node::DynBackend,
 };
 use crate::BoxError;
 use std::{fmt, sync::Arc, time::Duration};
@@ -30,14 +26,10 @@ use std::{fmt, sync::Arc, time::Duration};
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
-pub struct Builder(Limits);
+pub struct Builder(HubConfig);
 
 impl Builder {
-    pub(super) const DEFAULT: Self = Self(Limits {
-        retention: Retention { max_events: 10_000, max_bytes: 8 << 20, max_age: Duration::from_secs(60 * 60) },
-        max_topics: 100_000,
-        lag_policy: LagPolicy::Gap,
-    });
+    pub(super) const DEFAULT: Self = Self(HubConfig::DEFAULT);
 
     /// How many events each topic holds at most. The default is 10,000.
     ///
@@ -83,7 +75,7 @@ impl Builder {
     /// The hub, in the memory of this process.
     #[must_use]
     pub fn build(self) -> Hub {
-        Hub { core: Arc::new(Core::new(self.0, None)) }
+        Hub::new_handle(Arc::new(Core::new(self.0, None)))
     }
 
     /// A hub whose log is in this backend, which other processes use, too. See [several nodes](super#several-nodes).
@@ -212,8 +204,9 @@ impl Connector {
     /// If the backend fails later, publishing is an error, and subscriptions wait.
     pub async fn connect(self) -> Result<Hub, Error> {
         let resolve = self.backend.map_err(|source| Error::backend("", source))?;
-        let limits = self.settings.0;
-        Ok(Hub { core: Core::connected(limits, resolve(limits.retention.max_age)).await? })
+        let config = self.settings.0;
+        let core = Core::connected(config, resolve(config.retention.max_age)).await?;
+        Ok(Hub::new_handle(core))
     }
 }
 

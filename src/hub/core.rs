@@ -6,15 +6,15 @@
 //! of their topic alone. No waker is woken, cloned or dropped while a lock is held.
 
 use super::{
-    Error, GapReason, LagPolicy, Start, Stats, Subscription,
     backend::{IdFormat, RecordKind},
+    config::HubConfig,
+    error::Error,
+    gap::GapReason,
     id::Epoch,
     janitor,
-    log::Retention,
-    node::{BackendClient, LogEnd},
-    reader::Reader,
+    node::BackendClient,
     registry::Registry,
-    subscription::Came,
+    stats::Stats,
     sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock},
     topic_state::{self, Contents, TopicState},
     waiters::Ticket,
@@ -23,16 +23,8 @@ use crate::{Event, EventId, metrics};
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// What a hub was built with.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    pub(super) retention: Retention,
-    pub(super) max_topics: usize,
-    pub(super) lag_policy: LagPolicy,
-}
-
 pub(super) struct Core {
-    pub(super) limits: Limits,
+    pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
     pub(super) backend: Option<BackendClient>,
     /// Changes under the lock of the registry, and only if the log of a backend is another one than before.
@@ -44,9 +36,9 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(limits: Limits, backend: Option<BackendClient>) -> Self {
+    pub(super) fn new(config: HubConfig, backend: Option<BackendClient>) -> Self {
         Self {
-            limits,
+            config,
             backend,
             epoch: AtomicU64::new(Epoch::random().into_bits()),
             registry: Mutex::default(),
@@ -98,7 +90,7 @@ impl Core {
     ) -> Result<Option<EventId>, Error> {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
-        let topic = registry.topic(name, &self.limits)?;
+        let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
             return Err(Error::finished(name));
@@ -118,13 +110,13 @@ impl Core {
 
     /// Adds an event with the registry's newest number, which its id says, to a topic.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
-        let before = contents.log.held();
-        contents.log.push(registry.newest, event, &self.limits.retention, now);
+        let before = contents.log.retained();
+        contents.log.push(registry.newest, event, &self.config.retention, now);
         if contents.latest_only {
             contents.log.replace();
         }
-        contents.log.evict(&self.limits.retention, now);
-        registry.held = registry.held + contents.log.held() - before;
+        contents.log.evict(&self.config.retention, now);
+        registry.retained = registry.retained + contents.log.retained() - before;
         registry.published += 1;
     }
 
@@ -147,7 +139,7 @@ impl Core {
         if registry.is_shut_down {
             return Err(Error::shut_down());
         }
-        registry.has_room_for(std::slice::from_ref(name), &self.limits)?;
+        registry.check_room(std::slice::from_ref(name), &self.config)?;
         let topic = registry.topics.get(name).cloned();
         drop(registry);
         let is_finished_here = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
@@ -161,7 +153,7 @@ impl Core {
     fn finish_here(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
-        let topic = registry.topic(name, &self.limits)?;
+        let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
             return Ok(());
@@ -179,7 +171,7 @@ impl Core {
         mut contents: MutexGuard<'_, Contents>,
         now: Instant,
     ) {
-        registry.age(topic, &mut contents, self.limits.retention.expiry(now));
+        registry.age(topic, &mut contents, self.config.retention.expiry(now));
         let wakers = topic.changed(&mut contents);
         self.set_committed(&registry);
         drop(contents);
@@ -197,122 +189,23 @@ impl Core {
         topic_state::shut_down(topics);
     }
 
-    pub(super) async fn subscribe(
-        self: &Arc<Self>,
-        mut names: Vec<Arc<str>>,
-        start: Start,
-    ) -> Result<Subscription, Error> {
-        names.sort_unstable();
-        names.dedup();
-        if names.is_empty() {
-            return Err(Error::no_topics());
-        }
-        let mut end = None;
-        loop {
-            if let Some(backend) = &self.backend {
-                end = Some(backend.end(self.committed(), &start).await);
-            }
-            let subscription = self.subscribe_here(&names, start.clone(), end.as_ref())?;
-            // Otherwise it is the end of another log than this has become meanwhile.
-            if let Some(mut subscription) = subscription {
-                subscription.begin_with_history().await?;
-                return Ok(subscription);
-            }
-        }
-    }
-
-    /// Takes places in the topics of this process. `end` is that of the log, which may be further on than what is here. `None`: it
-    /// is not the end of this log.
-    fn subscribe_here(
-        self: &Arc<Self>,
-        names: &[Arc<str>],
-        start: Start,
-        end: Option<&LogEnd>,
-    ) -> Result<Option<Subscription>, Error> {
-        let now = Instant::now();
-        let mut registry = lock(&self.registry);
-        let epoch = self.epoch();
-        let (newest, mut is_unsure) = match end {
-            Some(end) if end.epoch != epoch => return Ok(None),
-            Some(end) => (registry.newest.max(end.last), end.is_unsure),
-            None => (registry.newest, false),
-        };
-        let start = match start {
-            Start::After(id) if id.as_bytes().is_empty() => Start::Latest,
-            start => start,
-        };
-        let came = if start == Start::Latest { Came::New } else { Came::ForAll };
-        let (base, requested, mut reason) = match start {
-            Start::After(id) => match epoch.number(&id) {
-                Ok(number) if number <= newest => {
-                    is_unsure = false;
-                    (number, Some(id), None)
-                }
-                Ok(number) if is_unsure => (number, Some(id), None),
-                Ok(_) => (0, Some(id), Some(GapReason::Ahead)),
-                Err(reason) => {
-                    is_unsure = false;
-                    (0, Some(id), Some(reason))
-                }
-            },
-            Start::Earliest => (0, None, None),
-            Start::Latest => (newest, None, None),
-        };
-
-        registry.has_room_for(names, &self.limits)?;
-        // What is lost beyond this can still be had.
-        let lost_for_good = self.backend.as_ref().map_or(u64::MAX, BackendClient::evicted_through);
-        let mut is_here = true;
-        let mut readers = Vec::with_capacity(names.len());
-        let mut cursor = u64::MAX;
-        let mut resumed = None;
-        for name in names {
-            let topic = registry.topic(name, &self.limits)?;
-            let mut contents = topic.lock();
-            let evicted = contents.log.evict(&self.limits.retention, now);
-            registry.held = registry.held - evicted;
-            contents.subscribers += 1;
-            let lost = contents.log.lost();
-            if lost > base {
-                is_here &= lost <= lost_for_good;
-                reason = reason.or((is_here && requested.is_some()).then_some(GapReason::Evicted));
-            }
-            let from = base.max(lost);
-            let first = contents.log.first_after(from);
-            // As far on as nothing is between, so that a gap is not told again to whoever comes back from there.
-            // What is newer in the log of a backend, and was not read here yet, is still to come.
-            cursor = cursor.min(first.map_or(registry.newest.max(base), |first| first - 1));
-            resumed = least(resumed, first);
-            drop(contents);
-            readers.push(Reader::new(topic, lost.min(lost_for_good)));
-        }
-        self.call_janitor(&mut registry, now);
-        drop(registry);
-
-        self.subscriptions.fetch_add(1, Ordering::Relaxed);
-        let mut subscription =
-            Subscription::new(self.clone(), epoch, readers, self.limits.lag_policy, cursor, newest, came);
-        if is_here && !is_unsure {
-            subscription.resume(requested, reason, resumed);
-        } else {
-            subscription.cursor = base;
-            subscription.look_back(requested, reason, is_unsure);
-        }
-        Ok(Some(subscription))
-    }
-
     /// What a subscription does with each of its topics when it goes.
     pub(super) fn leave(&self, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waker = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
         // One that is due is looked at then.
-        let may_go = contents.subscribers == 0 && contents.log.held().events == 0 && !contents.is_due;
+        let may_go = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
         drop(contents);
         drop(waker);
         if may_go {
-            lock(&self.registry).forget_if_idle(topic, &self.limits.retention, Instant::now());
+            lock(&self.registry).forget_if_idle(topic, &self.config.retention, Instant::now());
         }
+    }
+
+    /// Counts a new subscription.
+    pub(super) fn joined(&self) {
+        self.subscriptions.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What a subscription does when it has left its topics.
@@ -339,8 +232,8 @@ impl Core {
         Stats {
             topics: registry.topics.len(),
             subscriptions: self.subscriptions.load(Ordering::Relaxed),
-            events: registry.held.events,
-            bytes: registry.held.bytes,
+            events: registry.retained.events,
+            bytes: registry.retained.bytes,
             published: registry.published,
             gaps: self.gaps.load(Ordering::Relaxed),
         }
@@ -350,7 +243,7 @@ impl Core {
     /// will be too old.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = lock(&self.registry);
-        registry.sweep(64, &self.limits.retention);
+        registry.sweep(64, &self.config.retention);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
         if next.is_none() {
             registry.janitor = None;
@@ -358,22 +251,22 @@ impl Core {
         next
     }
 
-    /// Who publishes and subscribes does the janitor's work from now on.
-    pub(super) fn is_without_timers(&self) {
+    /// Lets publishers and subscribers do the work of the janitor from now on.
+    pub(super) fn disable_timers(&self) {
         lock(&self.registry).is_without_timers = true;
     }
 
     /// Sees to it that there is a janitor if there is anything to do for one.
-    fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
+    pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
         let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
         let is_there = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
         if !is_there {
             registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };
         }
         // One whose runtime nobody drives is late.
-        let is_late = || now.saturating_duration_since(due) > self.limits.retention.max_age / 16;
+        let is_late = || now.saturating_duration_since(due) > self.config.retention.max_age / 16;
         if registry.janitor.is_none() || is_late() {
-            registry.sweep(4, &self.limits.retention);
+            registry.sweep(4, &self.config.retention);
         }
     }
 }
@@ -385,9 +278,4 @@ impl Drop for Core {
         }
         self.backend.as_ref().inspect(|backend| backend.stop());
     }
-}
-
-/// The smaller one of those that are there.
-pub(super) fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
-    [one, other].into_iter().flatten().min()
 }

@@ -2,7 +2,8 @@
 
 use super::{
     backend::{Bounds, Page, Record, RecordKind},
-    core::{Core, Limits},
+    config::HubConfig,
+    core::Core,
     error::Error,
     node::{self, BackendClient, DynBackend, Node},
     sync::lock,
@@ -14,8 +15,8 @@ use tokio::time::Instant;
 
 impl Core {
     /// Creates a hub that has read what the backend retains, as far as its topics retain it.
-    pub(super) async fn connected(limits: Limits, backend: Arc<dyn DynBackend>) -> Result<Arc<Self>, Error> {
-        let core = Arc::new(Self::new(limits, Some(BackendClient::new(backend))));
+    pub(super) async fn connected(config: HubConfig, backend: Arc<dyn DynBackend>) -> Result<Arc<Self>, Error> {
+        let core = Arc::new(Self::new(config, Some(BackendClient::new(backend))));
         if let Some(backend) = &core.backend {
             node::connect(&core, backend).await.map_err(|source| Error::backend("", source))?;
         }
@@ -58,7 +59,7 @@ impl Core {
     fn deliver_run(self: &Arc<Self>, run: &[(u64, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = lock(&self.registry);
-        let Ok(topic) = registry.topic(name, &self.limits) else {
+        let Ok(topic) = registry.topic(name, &self.config) else {
             // There is no room for one more topic, so nobody is subscribed; who will be can have it from the backend.
             run.iter().for_each(|(position, _)| registry.note_skipped(name, *position));
             return;
@@ -93,7 +94,7 @@ impl Core {
         let topics = registry.truncate_through(through);
         for topic in topics {
             let mut contents = topic.lock();
-            registry.held = registry.held - contents.log.truncate_through(through);
+            registry.retained = registry.retained - contents.log.truncate_through(through);
             self.commit(registry, &topic, contents, now);
             registry = lock(&self.registry);
         }

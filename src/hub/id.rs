@@ -1,6 +1,6 @@
 //! IdFormat: what a number of the log is to a client.
 
-use super::{GapReason, backend::IdFormat};
+use super::{backend::IdFormat, gap::GapReason};
 use crate::{EventId, random};
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";

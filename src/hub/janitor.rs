@@ -33,7 +33,7 @@ struct TellsOfPanic(Weak<Core>);
 impl Drop for TellsOfPanic {
     fn drop(&mut self) {
         if let (true, Some(core)) = (thread::panicking(), self.0.upgrade()) {
-            core.is_without_timers();
+            core.disable_timers();
         }
     }
 }

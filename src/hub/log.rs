@@ -74,24 +74,24 @@ pub(super) enum Read {
     Events(EncodedEvents, u64),
     /// There is none yet.
     Nothing,
-    /// Some of those that follow are no longer held.
-    Lost,
+    /// Some of the events that follow were evicted.
+    Evicted,
 }
 
 #[derive(Debug)]
 pub(super) struct Log {
     sealed: VecDeque<Segment<Bytes>>,
     open: Segment<Vec<u8>>,
-    /// What was last read of the open segment.
-    joined: Option<Box<Joined>>,
-    held: Amount,
+    /// The last read of the open segment.
+    cached_read: Option<Box<CachedRead>>,
+    retained: Amount,
     newest: u64,
-    lost: u64,
+    evicted_through: u64,
 }
 
 #[derive(Debug)]
-struct Joined {
-    /// Who is at the number before its first event or later, but before that event, is at its place.
+struct CachedRead {
+    /// Readers whose cursor lies in `after..first` share this read.
     after: u64,
     first: u64,
     last: u64,
@@ -99,29 +99,29 @@ struct Joined {
 }
 
 impl Log {
-    /// An empty log of which everything up to this number is lost.
-    pub(super) fn new(lost: u64) -> Self {
+    /// Creates an empty log that has evicted everything up to this number.
+    pub(super) fn new(evicted_through: u64) -> Self {
         Self {
             sealed: VecDeque::new(),
             open: Segment::new(Vec::new()),
-            joined: None,
-            held: Amount::default(),
+            cached_read: None,
+            retained: Amount::default(),
             newest: 0,
-            lost,
+            evicted_through,
         }
     }
 
-    /// What is held.
-    pub(super) fn held(&self) -> Amount {
-        self.held
+    /// Returns how much is retained.
+    pub(super) fn retained(&self) -> Amount {
+        self.retained
     }
 
-    /// The number of the newest event that is not held any more, or a greater one that is smaller than any that is held.
-    pub(super) fn lost(&self) -> u64 {
-        self.lost
+    /// Eviction watermark: events up to and including this number may have been evicted.
+    pub(super) fn evicted_through(&self) -> u64 {
+        self.evicted_through
     }
 
-    /// The number of the oldest event that is held among those after this one.
+    /// Returns the number of the first retained event after this number.
     pub(super) fn first_after(&self, after: u64) -> Option<u64> {
         if self.newest <= after {
             return None;
@@ -137,12 +137,12 @@ impl Log {
         self.newest
     }
 
-    /// Whether nothing follows this one, held or lost.
+    /// Returns whether no event follows this number, retained or evicted.
     pub(super) fn ends_at(&self, after: u64) -> bool {
-        self.newest.max(self.lost) <= after
+        self.newest.max(self.evicted_through) <= after
     }
 
-    /// When the oldest event that is held was added.
+    /// Returns when the oldest retained event was added.
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.sealed.front().map_or_else(|| self.open.oldest(), Segment::oldest)
     }
@@ -169,16 +169,17 @@ impl Log {
             self.open.note(number, end, now);
         }
         self.newest = number;
-        self.held.events += 1;
-        self.held.bytes += size;
+        self.retained.events += 1;
+        self.retained.bytes += size;
     }
 
     /// Lets go of what is too much or too old. Returns how much that was.
     pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
-        let before = self.held;
-        let too_much =
-            |held: Amount| held.events > 1 && (held.events > retention.max_events || held.bytes > retention.max_bytes);
-        while too_much(self.held) {
+        let before = self.retained;
+        let too_much = |retained: Amount| {
+            retained.events > 1 && (retained.events > retention.max_events || retained.bytes > retention.max_bytes)
+        };
+        while too_much(self.retained) {
             self.evict_oldest();
         }
         let is_too_old = |then| retention.expiry(then).is_some_and(|expiry| expiry <= now);
@@ -188,32 +189,32 @@ impl Log {
         while self.oldest().is_some_and(is_too_old) {
             self.evict_oldest();
         }
-        before - self.held
+        before - self.retained
     }
 
-    /// Lets go of all but the newest, which stands for those before it: they are not lost.
+    /// Removes all but the newest event, which replaces the earlier ones. They do not count as evicted.
     pub(super) fn replace(&mut self) {
-        let lost = self.lost;
-        while self.held.events > 1 {
+        let evicted_through = self.evicted_through;
+        while self.retained.events > 1 {
             self.evict_oldest();
         }
-        // As they are not lost, nothing else keeps a reader from what was joined of them.
-        self.joined = None;
-        self.lost = lost;
+        // The watermark does not change, so a cached read would still return the replaced events.
+        self.cached_read = None;
+        self.evicted_through = evicted_through;
     }
 
     /// Removes all events, and regards everything up to this number as evicted. Returns the amount
     /// that was retained.
     pub(super) fn truncate_through(&mut self, through: u64) -> Amount {
-        mem::replace(self, Self::new(through)).held
+        mem::replace(self, Self::new(through)).retained
     }
 
     /// All of the oldest segment, which is sealed.
     fn evict_segment(&mut self) {
         if let Some(segment) = self.sealed.pop_front() {
-            self.lost = segment.last();
-            self.held.events -= segment.entries.len() - segment.dead;
-            self.held.bytes -= segment.live_bytes();
+            self.evicted_through = segment.last();
+            self.retained.events -= segment.entries.len() - segment.dead;
+            self.retained.bytes -= segment.live_bytes();
         }
     }
 
@@ -230,24 +231,25 @@ impl Log {
                 let evicted = self.open.evict_oldest();
                 if self.open.is_dead() {
                     self.open = Segment::new(Vec::new());
-                    self.joined = None;
+                    self.cached_read = None;
                 }
                 evicted
             }
         };
-        self.lost = number;
-        self.held.events -= 1;
-        self.held.bytes -= size;
+        self.evicted_through = number;
+        self.retained.events -= 1;
+        self.retained.bytes -= size;
         if self.open.dead_bytes() > self.open.live_bytes() + SLACK {
             self.open.compact();
         }
     }
 
-    /// What follows `after`, in one piece, and nothing beyond `through`. What is lost up to `told` is not counted as lost.
-    pub(super) fn read(&mut self, after: u64, told: u64, through: u64) -> Read {
-        let after = after.max(told);
-        if self.lost > after {
-            return Read::Lost;
+    /// Returns the events that follow `after`, in one piece, and nothing beyond `through`. Evicted
+    /// events up to `gap_reported_through` are skipped.
+    pub(super) fn read(&mut self, after: u64, gap_reported_through: u64, through: u64) -> Read {
+        let after = after.max(gap_reported_through);
+        if self.evicted_through > after {
+            return Read::Evicted;
         }
         if self.newest <= after {
             return Read::Nothing;
@@ -267,21 +269,21 @@ impl Log {
     }
 
     fn read_open(&mut self, after: u64, through: u64) -> Read {
-        if let Some(joined) = &self.joined {
-            if joined.after <= after && after < joined.first && joined.last == self.newest.min(through) {
-                return Read::Events(joined.events.clone(), joined.last);
+        if let Some(cached_read) = &self.cached_read {
+            if cached_read.after <= after && after < cached_read.first && cached_read.last == self.newest.min(through) {
+                return Read::Events(cached_read.events.clone(), cached_read.last);
             }
         }
         let read = self.open.read(after, through, |bytes, range| Bytes::copy_from_slice(&bytes[range]));
         if let Read::Events(events, last) = &read {
             let first = self.open.first_after(after).unwrap_or(*last);
-            self.joined = Some(Box::new(Joined { after, first, last: *last, events: events.clone() }));
+            self.cached_read = Some(Box::new(CachedRead { after, first, last: *last, events: events.clone() }));
         }
         read
     }
 
     fn seal(&mut self) {
-        self.joined = None;
+        self.cached_read = None;
         let mut full = mem::replace(&mut self.open, Segment::new(Vec::new()));
         if full.entries.is_empty() {
             return;

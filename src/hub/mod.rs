@@ -123,19 +123,24 @@
 
 pub mod backend;
 mod builder;
+mod config;
 mod core;
 mod delivery;
 mod error;
 mod gap;
-mod history;
+mod handle;
 mod id;
 mod janitor;
 mod log;
 mod node;
 mod reader;
 mod registry;
+mod replay;
+mod resume;
 mod segment;
 mod start;
+mod stats;
+mod subscribe;
 mod subscription;
 mod sync;
 mod topic;
@@ -145,149 +150,8 @@ mod waiters;
 pub use builder::{Builder, Connector};
 pub use error::{Error, ErrorKind, SubscriptionError};
 pub use gap::{Gap, GapReason, LagPolicy};
+pub use handle::Hub;
 pub use start::Start;
+pub use stats::Stats;
 pub use subscription::Subscription;
 pub use topic::Topic;
-
-use self::core::Core;
-use std::{fmt, sync::Arc};
-
-/// Topics that are published to, and subscriptions that go on where a client was. See the [module](self).
-///
-/// A clone is the same hub.
-#[derive(Clone)]
-pub struct Hub {
-    core: Arc<Core>,
-}
-
-impl Hub {
-    /// A hub in the memory of this process, with the [builder's](Builder) defaults: 10,000 events, 8 MiB and an hour for each of
-    /// at most 100,000 topics.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::builder().build()
-    }
-
-    /// A hub that holds more, or less.
-    pub fn builder() -> Builder {
-        Builder::DEFAULT
-    }
-
-    /// A topic of this name, any text.
-    #[must_use]
-    pub fn topic(&self, name: impl AsRef<str>) -> Topic {
-        Topic::new(self.core.clone(), name.as_ref().into())
-    }
-
-    /// The events of many topics, in the order in which they were published, from a place in the log on.
-    ///
-    /// One connection for all of them, and one cursor: a browser allows six connections to a host on HTTP/1.1. Events do not say
-    /// of which topic they are; give them different [names](crate::Event::event), or say it in their data.
-    ///
-    /// # Errors
-    ///
-    /// - [`NoTopics`](ErrorKind::NoTopics) if no topic is named.
-    /// - [`TooManyTopics`](ErrorKind::TooManyTopics) if the hub would have more topics than it may.
-    /// - [`Overloaded`](ErrorKind::Overloaded) if the client needs history from the backend, and
-    ///   1,024 other history reads run or wait. The client can come back with the same id.
-    /// - [`Shutdown`](ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
-    ///
-    /// A backend outage is not an error here.
-    ///
-    /// # Cancel safety
-    ///
-    /// As that of [`Topic::subscribe`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
-    /// async fn dashboard(hub: &Hub, user: &str, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
-    ///     let notices = format!("notices/{user}");
-    ///     Ok(SseStream::new(hub.subscribe(["orders", "alerts", &notices], last).await?))
-    /// }
-    /// ```
-    pub async fn subscribe<T: AsRef<str>>(
-        &self,
-        topics: impl IntoIterator<Item = T>,
-        start: impl Into<Start>,
-    ) -> Result<Subscription, Error> {
-        let names = topics.into_iter().map(|name| name.as_ref().into()).collect();
-        self.core.subscribe(names, start.into()).await
-    }
-
-    /// Ends all subscriptions at once, and takes no more events and no more subscribers.
-    ///
-    /// The response of a subscription ends cleanly and without its [last event](crate::SseStream::end_with), and says when to
-    /// reconnect, as at a [shutdown of its layer](crate::SseLayer::shutdown): clients come back with the last id that they
-    /// got, to whoever answers then. What they have not got by now they do not get. Twice is once.
-    ///
-    /// A server needs one of the two: this one, or the layer's, which also ends streams that are not of a hub, and says a
-    /// farewell.
-    ///
-    /// # Examples
-    ///
-    /// ```no_run
-    /// # use axum::Router;
-    /// # use tower_sse::hub::Hub;
-    /// # async fn serve(app: Router, hub: Hub, listener: tokio::net::TcpListener) -> std::io::Result<()> {
-    /// axum::serve(listener, app)
-    ///     .with_graceful_shutdown(async move {
-    ///         tokio::signal::ctrl_c().await.ok();
-    ///         hub.shutdown();
-    ///     })
-    ///     .await
-    /// # }
-    /// ```
-    pub fn shutdown(&self) {
-        self.core.shut_down();
-    }
-
-    /// Figures for a status page.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use tower_sse::{Event, hub::Hub};
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
-    /// let hub = Hub::new();
-    /// hub.topic("news").publish(Event::new("a hub says how it is")).await?;
-    /// let stats = hub.stats();
-    /// assert_eq!((stats.topics, stats.subscriptions, stats.events, stats.published), (1, 0, 1, 1));
-    /// # Ok(()) }
-    /// ```
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.core.stats()
-    }
-}
-
-impl Default for Hub {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl fmt::Debug for Hub {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hub").field("stats", &self.stats()).finish()
-    }
-}
-
-/// What a hub has in this process, and what it has done since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// How many topics there are.
-    pub topics: usize,
-    /// How many subscriptions there are; one to many topics is one.
-    pub subscriptions: usize,
-    /// How many events the topics hold.
-    pub events: usize,
-    /// How many bytes these are, as they are sent.
-    pub bytes: usize,
-    /// How many events were published; with a backend, how many were read from its log.
-    pub published: u64,
-    /// How many gaps were told, or led to a disconnection.
-    pub gaps: u64,
-}

@@ -1,6 +1,6 @@
 //! How a subscription reads its topics.
 
-use super::{core::Core, log::Read, topic_state::TopicState, waiters::Ticket};
+use super::{log::Read, topic_state::TopicState, waiters::Ticket};
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
@@ -8,7 +8,7 @@ use std::{sync::Arc, task::Waker};
 pub(super) enum Step {
     /// And the number of the last of them.
     Events(EncodedEvents, u64),
-    Lost,
+    Evicted,
     /// Nothing yet: the waker is where it will be woken.
     Wait,
     Finished,
@@ -18,8 +18,8 @@ pub(super) enum Step {
 /// One topic of a subscription.
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
-    /// What is lost up to here is told.
-    pub(super) told: u64,
+    /// Evicted events up to this position are reported to the client.
+    pub(super) gap_reported_through: u64,
     /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked for.
     next: Option<u64>,
     /// The version of the topic at which there was nothing after the cursor, and this began to wait. `None`: it does not.
@@ -31,18 +31,18 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(topic: Arc<TopicState>, told: u64) -> Self {
-        Self { topic, told, next: None, seen: None, is_finished: false, ends: 0, ticket: None }
+    pub(super) fn new(topic: Arc<TopicState>, gap_reported_through: u64) -> Self {
+        Self { topic, gap_reported_through, next: None, seen: None, is_finished: false, ends: 0, ticket: None }
     }
 
     /// Forgets what it has seen, and that it waits.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.next = None;
         self.seen = None;
     }
 
     /// Whether its topic is no longer one of the hub; if it still is, the waker is woken when that, or anything else, changes.
-    pub(super) fn is_cut(&mut self, waker: &Waker) -> bool {
+    pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
         let is_cut = contents.is_shut_down;
@@ -68,11 +68,11 @@ impl Reader {
             drop(contents);
             return Step::Shutdown;
         }
-        let read = contents.log.read(cursor, self.told, u64::MAX);
+        let read = contents.log.read(cursor, self.gap_reported_through, u64::MAX);
         let nothing_follows = match &read {
             Read::Events(_, last) => *last == contents.log.newest(),
             Read::Nothing => true,
-            Read::Lost => false,
+            Read::Evicted => false,
         };
         // Also behind events that are handed out now: whoever gets them asks again at once, and has to wait then.
         let replaced = if nothing_follows && contents.finished.is_none() {
@@ -86,7 +86,7 @@ impl Reader {
         drop(replaced);
         match read {
             Read::Events(events, last) => Step::Events(events, last),
-            Read::Lost => Step::Lost,
+            Read::Evicted => Step::Evicted,
             Read::Nothing if is_finished => Step::Finished,
             Read::Nothing => Step::Wait,
         }
@@ -100,13 +100,13 @@ impl Reader {
         }
         let waker = waker.clone();
         let mut contents = self.topic.lock();
-        let from = cursor.max(self.told);
+        let from = cursor.max(self.gap_reported_through);
         if contents.is_shut_down {
             drop(contents);
             return Err(Step::Shutdown);
         }
-        if contents.log.lost() > from {
-            return Err(Step::Lost);
+        if contents.log.evicted_through() > from {
+            return Err(Step::Evicted);
         }
         self.next = contents.log.first_after(from);
         let mut replaced = None;
@@ -123,10 +123,11 @@ impl Reader {
 }
 
 /// The events after the cursor in all of these topics together, in the order of the hub: a run of one topic at a time.
-pub(super) fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Waker) -> Step {
+/// `committed` returns the [committed](super::core::Core::committed) position.
+pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor: u64, waker: &Waker) -> Step {
     loop {
         // Before the topics are looked at: what is committed by now will be found in them.
-        let committed = core.committed();
+        let committed = committed();
         let mut first: Option<(u64, usize)> = None;
         let mut second = u64::MAX;
         for (i, reader) in readers.iter_mut().enumerate() {
@@ -153,9 +154,9 @@ pub(super) fn merge(readers: &mut [Reader], core: &Core, cursor: u64, waker: &Wa
                 if contents.is_shut_down {
                     return Step::Shutdown;
                 }
-                match contents.log.read(cursor, reader.told, committed.min(second - 1)) {
+                match contents.log.read(cursor, reader.gap_reported_through, committed.min(second - 1)) {
                     Read::Events(events, last) => return Step::Events(events, last),
-                    Read::Lost => return Step::Lost,
+                    Read::Evicted => return Step::Evicted,
                     // Another event has taken its place by now.
                     Read::Nothing => {}
                 }

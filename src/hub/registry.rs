@@ -1,8 +1,8 @@
 //! The topics that there are, and what is known of those that are gone.
 
 use super::{
-    Error,
-    core::Limits,
+    config::HubConfig,
+    error::Error,
     log::{Amount, Retention},
     topic_state::{Contents, TopicState},
 };
@@ -17,62 +17,62 @@ use tokio::{task::AbortHandle, time::Instant};
 pub(super) struct Registry {
     pub(super) topics: HashMap<Arc<str>, Arc<TopicState>>,
     pub(super) newest: u64,
-    pub(super) held: Amount,
+    pub(super) retained: Amount,
     pub(super) published: u64,
-    forgotten: Forgotten,
+    tombstones: Tombstones,
     /// When a topic is to be looked at, because something in it will be too old then. The number tells topics apart.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     pub(super) is_shut_down: bool,
-    /// Whether what is not here any more may still be in the log of a backend.
-    is_of_node: bool,
+    /// Whether events that were evicted here may still be in a backend.
+    has_backend: bool,
     /// The runtime of a janitor had no timers.
     pub(super) is_without_timers: bool,
 }
 
 impl Registry {
     /// The topic of this name, which is made if it is not there.
-    pub(super) fn topic(&mut self, name: &Arc<str>, limits: &Limits) -> Result<Arc<TopicState>, Error> {
+    pub(super) fn topic(&mut self, name: &Arc<str>, config: &HubConfig) -> Result<Arc<TopicState>, Error> {
         if self.is_shut_down {
             return Err(Error::shut_down());
         }
         if let Some(topic) = self.topics.get(name) {
             return Ok(topic.clone());
         }
-        self.has_room_for(std::slice::from_ref(name), limits)?;
-        let lost = self.forgotten.lost(self.topics.hasher().hash_one(name));
+        self.check_room(std::slice::from_ref(name), config)?;
+        let lost = self.tombstones.lost(self.topics.hasher().hash_one(name));
         let topic = Arc::new(TopicState::new(name.clone(), lost));
         self.topics.insert(name.clone(), topic.clone());
         Ok(topic)
     }
 
-    pub(super) fn has_room_for(&self, names: &[Arc<str>], limits: &Limits) -> Result<(), Error> {
-        let room = limits.max_topics.saturating_sub(self.topics.len());
+    pub(super) fn check_room(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
+        let room = config.max_topics.saturating_sub(self.topics.len());
         match names.iter().filter(|name| !self.topics.contains_key(*name)).nth(room) {
-            Some(name) => Err(Error::too_many_topics(name, limits.max_topics)),
+            Some(name) => Err(Error::too_many_topics(name, config.max_topics)),
             None => Ok(()),
         }
     }
 
     /// Gives up all topics, as those of another log. Of the one that begins, everything up to here is lost.
     pub(super) fn reset(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
-        self.is_of_node = true;
+        self.has_backend = true;
         self.newest = lost;
-        self.held = Amount::default();
+        self.retained = Amount::default();
         self.due.clear();
-        self.forgotten = Forgotten { topics: HashMap::new(), others: lost };
+        self.tombstones = Tombstones { topics: HashMap::new(), others: lost };
         self.topics.drain().map(|(_, topic)| topic).collect()
     }
 
     /// Notes that everything up to here is lost. It remains to be noted in these topics.
     pub(super) fn truncate_through(&mut self, through: u64) -> Vec<Arc<TopicState>> {
-        self.forgotten = Forgotten { topics: HashMap::new(), others: through };
+        self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
     }
 
     /// Records that an event of a topic was not added.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, number: u64) {
-        self.forgotten.note(self.topics.hasher().hash_one(topic), number);
+        self.tombstones.note(self.topics.hasher().hash_one(topic), number);
     }
 
     /// Notes that the topic is to be looked at when it is due.
@@ -101,7 +101,7 @@ impl Registry {
     fn tidy(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         contents.is_due = false;
-        self.held = self.held - contents.log.evict(retention, now);
+        self.retained = self.retained - contents.log.evict(retention, now);
         let changed = contents.log.oldest().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
             // Not for every single event: whoever comes gets nothing that is too old, whether it is still there or not.
@@ -118,9 +118,9 @@ impl Registry {
         if is_there && contents.is_idle(retention, now) {
             self.topics.remove(&topic.name);
             // That it is finished the backend still knows: after its last event.
-            let knows_more = self.is_of_node && contents.finished.is_some();
-            let lost = if knows_more { self.newest } else { contents.log.lost() };
-            self.forgotten.note(self.topics.hasher().hash_one(&topic.name), lost);
+            let knows_more = self.has_backend && contents.finished.is_some();
+            let lost = if knows_more { self.newest } else { contents.log.evicted_through() };
+            self.tombstones.note(self.topics.hasher().hash_one(&topic.name), lost);
         }
     }
 }
@@ -130,13 +130,13 @@ impl Registry {
 /// A topic is known by the hash of its name. If two have the same hash, the one that has lost less is said to have lost more,
 /// and the same holds for all of them when there are too many: a gap may be told where there is none, never the other way round.
 #[derive(Default)]
-struct Forgotten {
+struct Tombstones {
     topics: HashMap<u64, u64>,
     /// The greatest number of those that are no longer told apart.
     others: u64,
 }
 
-impl Forgotten {
+impl Tombstones {
     const MAX: usize = 10_000;
 
     fn lost(&self, topic: u64) -> u64 {

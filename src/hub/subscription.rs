@@ -1,16 +1,24 @@
 use super::{
-    Gap, GapReason, LagPolicy, SubscriptionError,
-    core::{Core, least},
-    history::History,
+    core::Core,
+    error::SubscriptionError,
+    gap::{Gap, GapReason, LagPolicy},
     id::Epoch,
     reader::{Reader, Step, merge},
+    replay::Replay,
+    resume::ResumePoint,
 };
-use crate::{EncodedEvents, Event, EventId, preamble::Preamble};
+use crate::{
+    EncodedEvents, Event, EventId,
+    preamble::{self, Preamble},
+};
 use bytes::Bytes;
 use std::{
     fmt, mem,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
 };
 use tokio_stream::Stream;
@@ -35,12 +43,14 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// A response of a stream that is made of a subscription with an adapter (`map`, `filter`, `merge`,
-/// `take_until`, `boxed` …) begins with the cursor, too. It is `204 No Content` if the subscription is
-/// finished and the adapter adds no event. To this end `SseStream::new` calls
-/// [`size_hint`](Stream::size_hint), which these adapters forward. Code that polls the subscription by
-/// itself, such as a task, a generator or `unfold`, forwards no `size_hint`. There,
-/// [`begin_with_cursor`](Self::begin_with_cursor) and [`is_finished`](Self::is_finished) do the same.
+/// A stream that is made of a subscription with an adapter (`map`, `filter`, `merge`, `take_until` …)
+/// keeps both in its response:
+///
+/// - The cursor comes first, if the response polls the subscription at its first poll. A task that
+///   forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
+/// - `204 No Content` needs an adapter that adds no event and forwards
+///   [`size_hint`](Stream::size_hint), as most do. Others, such as `take_until` and `select` of
+///   `futures-util` or a generator, go into [`SseStream::map_stream`](crate::SseStream::map_stream).
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -76,30 +86,32 @@ pub struct Subscription {
     /// Everything up to it was handed out, in all topics, or is lost and told.
     pub(super) cursor: u64,
     /// The newest event of the hub when this began.
-    joined: u64,
+    subscribed_at: u64,
     /// Goes first.
     pub(super) opening: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
     /// What the topics here no longer hold, and the backend may.
-    pub(super) history: Option<Box<History>>,
+    pub(super) replay: Option<Box<Replay>>,
     waker: Option<Waker>,
     pub(super) lag_policy: LagPolicy,
-    pub(super) came: Came,
+    pub(super) origin: Origin,
     /// Whether a response begins with the cursor.
     says_cursor: bool,
+    /// Whether a response has taken the cursor, or the subscription was polled.
+    has_preamble: AtomicBool,
     /// The subscription ended before the end of its topics.
     has_failed: bool,
 }
 
-/// How a client came.
+/// How a subscription began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum Origin {
     /// For what is published from now on.
-    New,
+    Live,
     /// For all that is held, or with something missed.
-    ForAll,
+    Replay,
     /// With all that there was before.
-    Back,
+    Resumed,
 }
 
 impl Subscription {
@@ -109,22 +121,23 @@ impl Subscription {
         readers: Vec<Reader>,
         lag_policy: LagPolicy,
         cursor: u64,
-        joined: u64,
-        came: Came,
+        subscribed_at: u64,
+        origin: Origin,
     ) -> Self {
         Self {
             core,
             epoch,
             readers: readers.into(),
             cursor,
-            joined,
+            subscribed_at,
             opening: None,
             gap: None,
-            history: None,
+            replay: None,
             waker: None,
             lag_policy,
-            came,
+            origin,
             says_cursor: true,
+            has_preamble: AtomicBool::new(false),
             has_failed: false,
         }
     }
@@ -133,13 +146,13 @@ impl Subscription {
     pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<u64>) {
         let Some(requested) = requested else { return };
         match reason {
-            Some(reason) => self.opening = Some(Box::new(self.tell(reason, requested, resumed).into())),
-            None => self.came = Came::Back,
+            Some(reason) => self.opening = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
+            None => self.origin = Origin::Resumed,
         }
     }
 
     /// Tells of a gap, by the event that is returned.
-    pub(super) fn tell(&mut self, reason: GapReason, requested: EventId, resumed: Option<u64>) -> Event {
+    pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<u64>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
         let event = self.gap_event(&gap);
@@ -163,7 +176,7 @@ impl Subscription {
     /// the state, to which the next events are added. See [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
-        self.came == Came::Back
+        self.origin == Origin::Resumed
     }
 
     /// The place in the log up to which the client has, or was told that it missed, every event of its topics: the id with
@@ -177,11 +190,11 @@ impl Subscription {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.opening.is_none()
-            && self.history.is_none()
+            && self.replay.is_none()
             && !self.has_failed
             && self.readers.iter().all(|reader| {
                 let contents = reader.topic.lock();
-                contents.finished.is_some() && contents.log.ends_at(self.cursor.max(reader.told))
+                contents.finished.is_some() && contents.log.ends_at(self.cursor.max(reader.gap_reported_through))
             })
     }
 
@@ -226,11 +239,11 @@ impl Subscription {
     pub fn begin_with(mut self, snapshot: Event) -> Self {
         if self.gap.is_some() || self.is_undecided() {
             // It can be further on, if some of it was read already.
-            self.cursor = if self.is_unsure() { self.joined } else { self.cursor.max(self.joined) };
-            self.history = None;
+            self.cursor = if self.is_unsure() { self.subscribed_at } else { self.cursor.max(self.subscribed_at) };
+            self.replay = None;
         }
         for reader in &mut self.readers {
-            reader.begin_anew();
+            reader.reset();
         }
         let snapshot = snapshot.id(self.cursor());
         self.opening = Some(Box::new(snapshot.into()));
@@ -296,10 +309,16 @@ impl Subscription {
         self
     }
 
+    /// Returns what a response begins with: the cursor, or nothing.
+    fn first_bytes(&self) -> Bytes {
+        let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
+        if says_cursor { self.cursor_event().encode() } else { Bytes::new() }
+    }
+
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
     fn cursor_event(&self) -> Event {
         let cursor = Event::checkpoint(self.cursor());
-        if self.came == Came::New { cursor.event("hub-cursor") } else { cursor }
+        if self.origin == Origin::Live { cursor.event("hub-cursor") } else { cursor }
     }
 
     /// Its id is where the client goes on, whether or not it gets any further on this connection.
@@ -316,7 +335,7 @@ impl Subscription {
         if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             return None;
         }
-        self.readers.iter_mut().for_each(Reader::begin_anew);
+        self.readers.iter_mut().for_each(Reader::reset);
         self.waker.replace(waker.clone())
     }
 
@@ -326,7 +345,7 @@ impl Subscription {
             [] => Step::Finished,
             // Whatever is in a topic alone is in order.
             [only] => only.read(self.cursor, waker),
-            many => merge(many, &self.core, self.cursor, waker),
+            many => merge(many, || self.core.committed(), self.cursor, waker),
         }
     }
 
@@ -334,21 +353,18 @@ impl Subscription {
     fn skip(&mut self) -> Event {
         let requested = self.cursor();
         let through = self.core.committed();
-        let mut cursor = u64::MAX;
-        let mut resumed = None;
+        let mut point = ResumePoint::START;
         for reader in &mut self.readers {
             let contents = reader.topic.lock();
-            reader.told = contents.log.lost();
-            let from = self.cursor.max(reader.told);
+            reader.gap_reported_through = contents.log.evicted_through();
+            let from = self.cursor.max(reader.gap_reported_through);
             let first = contents.log.first_after(from);
-            // As far on as nothing is between.
-            cursor = cursor.min(first.map_or(from.max(through), |first| first - 1));
-            resumed = least(resumed, first.filter(|number| *number <= through));
+            point = point.and(ResumePoint::of(first, from.max(through)));
             drop(contents);
-            reader.begin_anew();
+            reader.reset();
         }
-        self.cursor = cursor;
-        self.tell(GapReason::Lagged, requested, resumed)
+        self.cursor = point.cursor;
+        self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
 
     /// Ends the subscription before the end of its topics.
@@ -374,12 +390,18 @@ impl Stream for Subscription {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
+        if !mem::replace(this.has_preamble.get_mut(), true) && preamble::is_first_poll() {
+            let bytes = this.first_bytes();
+            if !bytes.is_empty() {
+                return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
+            }
+        }
         if let Some(opening) = this.opening.take() {
             return Poll::Ready(Some(Ok(*opening)));
         }
         loop {
-            if this.history.is_some() {
-                if let Some(item) = ready!(this.poll_history(cx)) {
+            if this.replay.is_some() {
+                if let Some(item) = ready!(this.poll_replay(cx)) {
                     return Poll::Ready(Some(item));
                 }
             }
@@ -395,12 +417,15 @@ impl Stream for Subscription {
                     this.leave();
                     Poll::Ready(None)
                 }
-                Step::Lost if this.can_look_back() => continue,
-                Step::Lost if this.lag_policy == LagPolicy::Disconnect => {
+                Step::Evicted if this.core.backend.is_some() => {
+                    this.replay_after_lag();
+                    continue;
+                }
+                Step::Evicted if this.lag_policy == LagPolicy::Disconnect => {
                     this.core.count_gap(GapReason::Lagged);
                     Poll::Ready(Some(Err(this.fail(SubscriptionError::Lagged))))
                 }
-                Step::Lost => Poll::Ready(Some(Ok(this.skip().into()))),
+                Step::Evicted => Poll::Ready(Some(Ok(this.skip().into()))),
             };
         }
     }
@@ -408,11 +433,8 @@ impl Stream for Subscription {
     /// `(0, Some(0))` once the subscription [is finished](Self::is_finished).
     fn size_hint(&self) -> (usize, Option<usize>) {
         let is_over = self.is_finished();
-        Preamble::offer(|| {
-            let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
-            let bytes = if says_cursor { self.cursor_event().encode() } else { Bytes::new() };
-            Preamble { bytes, is_over }
-        });
+        let is_asked = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });
+        self.has_preamble.fetch_or(is_asked, Ordering::Relaxed);
         (0, is_over.then_some(0))
     }
 }

@@ -1,4 +1,4 @@
-use super::{Error, Start, Subscription, core::Core};
+use super::{core::Core, error::Error, start::Start, subscription::Subscription};
 use crate::{Event, EventId};
 use std::{fmt, sync::Arc};
 

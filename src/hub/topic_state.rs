@@ -69,7 +69,7 @@ impl Contents {
     /// Whether there is nothing that anybody could come back for.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
         let is_remembered = |finished| retention.expiry(finished).is_none_or(|expiry| expiry > now);
-        self.subscribers == 0 && self.log.held().events == 0 && !self.finished.is_some_and(is_remembered)
+        self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
     }
 }
 

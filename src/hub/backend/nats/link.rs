@@ -88,7 +88,7 @@ impl Servers {
                 ready(())
             })
             .reconnect_delay_callback(move |attempt| {
-                tried.is_in_trouble_since(Some(Instant::now()));
+                tried.set_trouble_since(Some(Instant::now()));
                 Duration::from_millis(50 * attempt.saturating_sub(1).min(3) as u64).mul_f64(0.5 + random::part() / 2.0)
             });
         match &self.login {
@@ -148,18 +148,18 @@ impl Health {
     fn notice(&self, event: &Event) {
         match event {
             Event::Connected => {
-                self.is_in_trouble_since(None);
+                self.set_trouble_since(None);
                 self.losses.send_modify(|(_, is_connected)| *is_connected = true);
             }
             Event::Disconnected | Event::Closed => {
-                self.is_in_trouble_since(Some(Instant::now()));
+                self.set_trouble_since(Some(Instant::now()));
                 self.losses.send_modify(|(losses, is_connected)| (*losses, *is_connected) = (*losses + 1, false));
             }
             _ => {}
         }
     }
 
-    fn is_in_trouble_since(&self, when: Option<Instant>) {
+    fn set_trouble_since(&self, when: Option<Instant>) {
         *self.trouble() = when;
     }
 

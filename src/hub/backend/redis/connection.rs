@@ -108,7 +108,7 @@ impl Server {
             match self.connect_to(&address, name, time, wait).await {
                 Ok(connection) => return Ok(connection),
                 // Whoever is left of the cluster knows where it is now.
-                Err(_) => self.is_at(None),
+                Err(_) => self.set_address(None),
             }
         }
         self.connect_to(&self.address, name, time, wait).await
@@ -228,10 +228,10 @@ impl Server {
             Address::Tcp(same, _) if host.is_empty() => same,
             _ => host,
         };
-        self.is_at(Some(Address::Tcp(host.trim_matches(['[', ']']).to_owned(), port)));
+        self.set_address(Some(Address::Tcp(host.trim_matches(['[', ']']).to_owned(), port)));
     }
 
-    fn is_at(&self, address: Option<Address>) {
+    fn set_address(&self, address: Option<Address>) {
         *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 }
@@ -250,7 +250,7 @@ impl fmt::Display for Address {
 
 impl Server {
     /// The address is a name that these sentinels know.
-    pub(super) fn is_named(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {
+    pub(super) fn set_sentinels(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {
         match &mut self.address {
             Address::Tcp(_, port) => *port = 0,
             #[cfg(unix)]

@@ -42,7 +42,7 @@ impl Losses {
     }
 
     /// Forgets what was known of the old log when another one replaces it. The new log ends here.
-    pub(super) fn begin_anew(&mut self, newest: u64) {
+    pub(super) fn reset(&mut self, newest: u64) {
         self.acknowledged.retain(|position| *position <= newest);
         (self.lost, self.attempts) = (0, 0);
     }
@@ -201,7 +201,7 @@ mod tests {
         let mut losses = losses();
         losses.note_acknowledged(9);
         losses.note_missing(3);
-        losses.begin_anew(2);
+        losses.reset(2);
         losses.begin(1);
         losses.note_read(&part(1, &[2, 10]), 1, 0);
         assert_eq!(losses.attempt(), None);

@@ -211,7 +211,7 @@ impl RedisBackend {
     /// ```
     pub fn sentinels(mut self, urls: impl IntoIterator<Item: AsRef<str>>) -> Result<Self, BoxError> {
         let sentinels = urls.into_iter().map(|url| Server::parse(url.as_ref())).collect::<Result<_, _>>()?;
-        self.server.is_named(sentinels)?;
+        self.server.set_sentinels(sentinels)?;
         Ok(self)
     }
 
@@ -429,7 +429,7 @@ impl RedisBackend {
         let has_gone_on = before > 0 && before < newest;
         if newest < after && (is_far || has_gone_on) {
             self.known.store(newest, Relaxed);
-            self.losses().begin_anew(newest);
+            self.losses().reset(newest);
             return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
         }
         if newest < known && !is_far {

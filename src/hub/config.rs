@@ -1,0 +1,21 @@
+//! The settings of a hub, and their defaults.
+
+use super::{gap::LagPolicy, log::Retention};
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HubConfig {
+    /// The retention of each topic in this process.
+    pub(super) retention: Retention,
+    pub(super) max_topics: usize,
+    /// The policy of subscriptions that set none.
+    pub(super) lag_policy: LagPolicy,
+}
+
+impl HubConfig {
+    pub(super) const DEFAULT: Self = Self {
+        retention: Retention { max_events: 10_000, max_bytes: 8 << 20, max_age: Duration::from_secs(60 * 60) },
+        max_topics: 100_000,
+        lag_policy: LagPolicy::Gap,
+    };
+}

@@ -1,0 +1,261 @@
+//! Replay from the backend: the events that the topics of this node do not retain any more, for
+//! clients that return late and for subscribers that have lagged.
+
+use super::{
+    error::{Error, SubscriptionError},
+    gap::{GapReason, LagPolicy},
+    node::{EncodedPage, MAX_QUEUED_READS, RunError},
+    resume::ResumePoint,
+    subscription::{Origin, Subscription},
+};
+use crate::{EncodedEvents, Event, EventId, random};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
+
+/// The pause before a history read is sent again: between once and twice this time, so that not all
+/// subscriptions read at once.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// The time limit of a new subscription for its first page. Then the client gets its response, and
+/// later the page.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A replay from the backend. It ends as soon as the topics of this node retain what follows.
+pub(super) struct Replay {
+    pending_gap: Option<PendingGap>,
+    /// Whether the cursor may be greater than any in the log.
+    is_unsure: bool,
+    state: State,
+}
+
+/// A gap that is reported if the backend confirms it.
+struct PendingGap {
+    requested: EventId,
+    reason: GapReason,
+    /// Events are missing, whatever the backend says. The gap only waits for the first event after it.
+    is_confirmed: bool,
+}
+
+enum State {
+    /// No request is in flight.
+    Idle,
+    Reads(PageRequest),
+    Pauses(Pin<Box<Sleep>>),
+    /// The next events, and the end of their page.
+    Yields(EncodedEvents, u64),
+}
+
+/// A requested page. The mutex is never locked. It makes a subscription `Sync`, as other streams
+/// are, whatever the future of the backend is.
+struct PageRequest(Mutex<Pin<Box<PageFuture>>>);
+
+type PageFuture = dyn Future<Output = Result<Arc<EncodedPage>, RunError>> + Send;
+
+impl Future for PageRequest {
+    type Output = Result<Arc<EncodedPage>, RunError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll(cx)
+    }
+}
+
+impl Subscription {
+    /// Starts a replay after the cursor. With a reason, a gap is reported whatever the backend
+    /// retains.
+    pub(super) fn start_replay(&mut self, requested: Option<EventId>, reason: Option<GapReason>, is_unsure: bool) {
+        let pending_gap = requested.map(|requested| PendingGap {
+            requested,
+            reason: reason.unwrap_or(GapReason::Evicted),
+            is_confirmed: reason.is_some(),
+        });
+        self.replay = Some(Box::new(Replay { pending_gap, is_unsure, state: State::Idle }));
+    }
+
+    /// Starts a replay for a subscription that has lagged.
+    pub(super) fn replay_after_lag(&mut self) {
+        let gap = PendingGap { requested: self.cursor(), reason: GapReason::Lagged, is_confirmed: false };
+        self.replay = Some(Box::new(Replay { pending_gap: Some(gap), is_unsure: false, state: State::Idle }));
+    }
+
+    /// Returns whether the gap of the client, if there is one, is not known yet.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
+    }
+
+    /// Returns whether the cursor may be after the end of the log.
+    pub(super) fn is_unsure(&self) -> bool {
+        self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
+    }
+
+    /// Reads the first page of the replay, so that a gap is known before the response. Continues
+    /// without the page after [`RESPONSE_TIMEOUT`]. Fails if too many reads are waiting.
+    pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
+        let answer = Instant::now() + RESPONSE_TIMEOUT;
+        let comes_back = self.is_undecided();
+        while let Some(State::Idle) = self.replay.as_ref().map(|replay| &replay.state) {
+            let Some(mut page) = self.request_page() else { return Ok(()) };
+            match timeout_at(answer, &mut page).await {
+                Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
+                Ok(page) => {
+                    if let Some(gap) = self.apply_page(page.ok()) {
+                        self.opening = Some(Box::new(gap.into()));
+                    }
+                }
+                Err(_) => self.set_state(State::Reads(page)),
+            }
+        }
+        if self.gap().is_none() && self.is_undecided() {
+            let certain = self
+                .replay
+                .as_mut()
+                .and_then(|replay| replay.pending_gap.take_if(|pending_gap| pending_gap.is_confirmed));
+            self.opening = certain
+                .map(|pending_gap| Box::new(self.report_gap(pending_gap.reason, pending_gap.requested, None).into()));
+        } else if self.gap().is_none() && comes_back {
+            self.origin = Origin::Resumed;
+        }
+        Ok(())
+    }
+
+    /// Returns the next events of the replay, or `None` once the topics of this node have the rest.
+    pub(super) fn poll_replay(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<EncodedEvents, SubscriptionError>>> {
+        loop {
+            let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
+            // All topics of a hub are shut down at the same time.
+            if self.readers.first_mut().is_some_and(|reader| reader.watch_shutdown(cx.waker())) {
+                self.replay = None;
+                return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
+            }
+            match &mut replay.state {
+                State::Yields(events, through) => {
+                    let (events, through) = (events.clone(), *through);
+                    self.cursor = self.cursor.max(through);
+                    self.replay = None;
+                    return Poll::Ready(Some(Ok(events)));
+                }
+                State::Idle => match self.request_page() {
+                    Some(page) => self.set_state(State::Reads(page)),
+                    None => self.replay = None,
+                },
+                State::Pauses(pause) => {
+                    ready!(pause.as_mut().poll(cx));
+                    self.set_state(State::Idle);
+                }
+                State::Reads(page) => {
+                    // A page that is rejected because too many reads are waiting is tried again,
+                    // too: the client has its response already.
+                    let page = ready!(Pin::new(page).poll(cx)).ok();
+                    let Some(gap) = self.apply_page(page) else { continue };
+                    let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
+                    if has_lagged && self.lag_policy == LagPolicy::Disconnect {
+                        self.replay = None;
+                        return Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))));
+                    }
+                    return Poll::Ready(Some(Ok(gap.into())));
+                }
+            }
+        }
+    }
+
+    fn set_state(&mut self, state: State) {
+        if let Some(replay) = &mut self.replay {
+            replay.state = state;
+        }
+    }
+
+    fn request_page(&self) -> Option<PageRequest> {
+        self.core.backend.as_ref()?;
+        let core = Arc::clone(&self.core);
+        let topics: Arc<[_]> = self.readers.iter().map(|reader| reader.topic.name.clone()).collect();
+        let after = self.cursor;
+        let page = async move {
+            let backend = core.backend.as_ref().ok_or(RunError::Failed)?;
+            backend.read(topics, after).await
+        };
+        Some(PageRequest(Mutex::new(Box::pin(page))))
+    }
+
+    /// Returns whether the topics of this node retain all events after a position.
+    fn has_all_after(&self, cursor: u64) -> bool {
+        self.readers
+            .iter()
+            .all(|reader| reader.topic.lock().log.evicted_through() <= cursor.max(reader.gap_reported_through))
+    }
+
+    /// Applies a page of the backend. Returns the gap event if the backend has evicted events.
+    fn apply_page(&mut self, page: Option<Arc<EncodedPage>>) -> Option<Event> {
+        // The follower will soon notice another log, and end this subscription.
+        let page = page.filter(|page| page.epoch == self.epoch);
+        let (Some(page), Some(replay)) = (page, &mut self.replay) else {
+            self.set_state(State::Pauses(Box::pin(pause())));
+            return None;
+        };
+        if page.evicted_through > self.cursor {
+            self.core.backend.as_ref().inspect(|backend| backend.advance_evicted(page.epoch, page.evicted_through));
+        }
+        if replay.is_unsure && page.through < self.cursor {
+            // The log never had this position: the client resumes with all that is retained.
+            replay.is_unsure = false;
+            if let Some(pending_gap) = &mut replay.pending_gap {
+                (pending_gap.reason, pending_gap.is_confirmed) = (GapReason::Ahead, true);
+            }
+            replay.state = State::Idle;
+            self.cursor = 0;
+            return None;
+        }
+        replay.is_unsure = false;
+        if page.through <= self.cursor && !self.has_all_after(self.cursor) {
+            // The server does not know what this node has read, as a replica that lags.
+            self.set_state(State::Pauses(Box::pin(pause())));
+            return None;
+        }
+
+        let is_evicted = page.evicted_through > self.cursor;
+        if is_evicted {
+            self.cursor = ResumePoint::of(page.first, page.through).cursor.max(page.evicted_through);
+        }
+        for reader in &mut self.readers {
+            reader.gap_reported_through = reader.gap_reported_through.max(page.evicted_through);
+            reader.ends = page.topics.get(&reader.topic.name).copied().unwrap_or(reader.ends);
+            reader.reset();
+            if reader.ends > 0 {
+                self.core.note_end(&reader.topic, reader.ends, page.through);
+            }
+        }
+
+        let is_at_end = page.events.is_empty() && self.has_all_after(page.through);
+        let replay = self.replay.as_mut()?;
+        let mut pending_gap = replay.pending_gap.take();
+        if let Some(pending_gap) = &mut pending_gap {
+            pending_gap.is_confirmed |= is_evicted;
+        }
+        replay.state = State::Yields(page.events.clone(), page.through);
+        if page.events.is_empty() {
+            self.cursor = self.cursor.max(page.through);
+            // If more of the history follows, a new replay begins, as after a lag.
+            self.replay = None;
+        }
+        let pending_gap = pending_gap.filter(|pending_gap| pending_gap.is_confirmed)?;
+        if page.first.is_none() && !is_at_end {
+            // The gap waits until the first event after it is known.
+            self.replay =
+                Some(Box::new(Replay { pending_gap: Some(pending_gap), is_unsure: false, state: State::Idle }));
+            return None;
+        }
+        let here = self.readers.iter().filter_map(|reader| reader.topic.lock().log.first_after(self.cursor));
+        let resumed = page.first.or_else(|| here.min());
+        Some(self.report_gap(pending_gap.reason, pending_gap.requested, resumed))
+    }
+}
+
+fn pause() -> Sleep {
+    sleep(RETRY_PAUSE.mul_f64(1.0 + random::part()))
+}
