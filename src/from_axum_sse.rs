@@ -1,4 +1,5 @@
-//! For those who come from [`axum::response::sse`]: what becomes of each of its methods. This module has no items.
+//! For those who come from [`axum::response::sse`]: what becomes of each of its methods. This
+//! module has no items.
 //!
 //! A handler that was
 //!
@@ -30,8 +31,9 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(feed));
 //! ```
 //!
-//! Nothing has to change at once. An [`SseLayer`] around the router makes the streams of the handlers that still return
-//! `Sse` correct: headers, heartbeats, compressors kept away, shutdown, limits. Their `keep_alive` can go then.
+//! Nothing has to change at once. An [`SseLayer`] around the router makes the streams of the
+//! handlers that still return `Sse` correct: headers, heartbeats, compressors kept away, shutdown,
+//! limits. Their `keep_alive` can go then.
 //!
 //! # The response
 //!

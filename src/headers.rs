@@ -21,7 +21,8 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
             headers.insert(CONTENT_TYPE, value);
         }
     }
-    // `no-cache` alone is what other responders of event streams set. Any other value is a handler's decision.
+    // `no-cache` alone is what other responders of event streams set. Any other value is a
+    // handler's decision.
     if headers.get_all(CACHE_CONTROL).into_iter().all(|value| value == "no-cache") {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
     }

@@ -15,12 +15,14 @@ use tokio_stream::Stream;
 impl Event {
     /// An event with a value as compact JSON as its data, on one line.
     ///
-    /// It is written into a buffer that the thread keeps, so no `String` is allocated for it. The line ends in a raw value
-    /// (serde_json's `RawValue`), which can stand between tokens only, become spaces.
+    /// It is written into a buffer that the thread keeps, so no `String` is allocated for it. The
+    /// line ends in a raw value (serde_json's `RawValue`), which can stand between tokens only,
+    /// become spaces.
     ///
     /// # Errors
     ///
-    /// If the value does not serialize: its `Serialize` fails, or it has a map whose keys are not strings.
+    /// If the value does not serialize: its `Serialize` fails, or it has a map whose keys are not
+    /// strings.
     ///
     /// # Examples
     ///

@@ -13,15 +13,17 @@ const QUERY_NAMES: [&str; 6] =
 
 /// The id of the last event a client has seen, which it sends when it reconnects.
 ///
-/// As an axum extractor it never rejects: a client that comes for the first time has none. `Option<LastEventId>` is `None`
-/// then. Without axum, [`from_request`](Self::from_request) and [`from_parts`](Self::from_parts) read it.
+/// As an axum extractor it never rejects: a client that comes for the first time has none.
+/// `Option<LastEventId>` is `None` then. Without axum, [`from_request`](Self::from_request) and
+/// [`from_parts`](Self::from_parts) read it.
 ///
 /// # Where it is looked for
 ///
-/// In the `Last-Event-ID` header first, which is UTF-8, as an `EventSource` sends it (HTML standard, §9.2.4). If there is
-/// none, in the query, for polyfills and clients that cannot set the header: as `lastEventId`, `last-event-id`,
-/// `Last-Event-ID`, `lastEventID`, `last_event_id` or `evs_last_event_id`, form-encoded. The first one that is an id is
-/// taken. One that is empty, is not UTF-8 or holds NUL, CR or LF counts as absent.
+/// In the `Last-Event-ID` header first, which is UTF-8, as an `EventSource` sends it (HTML
+/// standard, §9.2.4). If there is none, in the query, for polyfills and clients that cannot set the
+/// header: as `lastEventId`, `last-event-id`, `Last-Event-ID`, `lastEventID`, `last_event_id` or
+/// `evs_last_event_id`, form-encoded. The first one that is an id is taken. One that is empty, is
+/// not UTF-8 or holds NUL, CR or LF counts as absent.
 ///
 /// # Examples
 ///
@@ -126,7 +128,8 @@ fn id_from_query(query: &str) -> Option<EventId> {
     })
 }
 
-/// As `application/x-www-form-urlencoded` is parsed (URL standard, §5.1), except that what is not UTF-8 is not replaced.
+/// As `application/x-www-form-urlencoded` is parsed (URL standard, §5.1), except that what is not
+/// UTF-8 is not replaced.
 fn form_decode(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }

@@ -30,10 +30,12 @@ use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that makes every event stream that passes through it a correct one, and leaves every other response alone.
+/// A layer that makes every event stream that passes through it a correct one, and leaves every
+/// other response alone.
 ///
-/// It works on the responses of axum, tonic and anything else that is a [`Service`] of HTTP requests, whoever made them:
-/// an [`SseStream`](crate::SseStream), another framework's responder, a stream that is proxied from another server.
+/// It works on the responses of axum, tonic and anything else that is a [`Service`] of HTTP
+/// requests, whoever made them: an [`SseStream`](crate::SseStream), another framework's responder,
+/// a stream that is proxied from another server.
 ///
 /// # Examples
 ///
@@ -55,31 +57,33 @@ use tower_service::Service;
 ///
 /// # Which responses are event streams
 ///
-/// Those whose `Content-Type` is `text/event-stream`, in any case and with any parameters; and those with status 200 and
-/// no `Content-Type` to a request whose `Accept` names `text/event-stream`, which then get the header. Answers to `HEAD`,
-/// the statuses 204 and 304, and bodies that are already at their end are left alone.
+/// Those whose `Content-Type` is `text/event-stream`, in any case and with any parameters; and
+/// those with status 200 and no `Content-Type` to a request whose `Accept` names
+/// `text/event-stream`, which then get the header. Answers to `HEAD`, the statuses 204 and 304, and
+/// bodies that are already at their end are left alone.
 ///
 /// # What it does to them
 ///
-/// - **Headers.** What the handler has set wins; what is missing is added: `Content-Type: text/event-stream`,
-///   `Cache-Control: no-cache, no-transform` (a bare `no-cache` is completed to it), `X-Accel-Buffering: no`, and on
-///   HTTP/1.1 `Connection: keep-alive`, unless a request that names `text/event-stream` asks to close. The content type is
-///   written in lower case.
-///   `Content-Length` goes, since heartbeats change the length.
-/// - **Heartbeats** after each interval of silence: see [`Heartbeat`]. They are put between the lines of a stream, never
-///   into one, so a client dispatches exactly the events that it would without the layer (and the heartbeats, if these are
-///   events).
-/// - **An [`SseStream`](crate::SseStream)** takes the settings over into its own body; what the handler has set on it
-///   explicitly wins. So there is never a second heartbeat, even with several layers: the innermost one decides.
+/// - **Headers.** What the handler has set wins; what is missing is added:
+///   `Content-Type: text/event-stream`, `Cache-Control: no-cache, no-transform` (a bare `no-cache`
+///   is completed to it), `X-Accel-Buffering: no`, and on HTTP/1.1 `Connection: keep-alive`, unless
+///   a request that names `text/event-stream` asks to close. The content type is written in lower
+///   case. `Content-Length` goes, since heartbeats change the length.
+/// - **Heartbeats** after each interval of silence: see [`Heartbeat`]. They are put between the
+///   lines of a stream, never into one, so a client dispatches exactly the events that it would
+///   without the layer (and the heartbeats, if these are events).
+/// - **An [`SseStream`](crate::SseStream)** takes the settings over into its own body; what the
+///   handler has set on it explicitly wins. So there is never a second heartbeat, even with several
+///   layers: the innermost one decides.
 ///
 /// # Compression
 ///
-/// A compressor holds events back until it has enough of them, so it is kept out on both sides. A request whose
-/// `Accept` names `text/event-stream` (`*/*` does not) is passed on with `Accept-Encoding: identity`, for the compressors inside
-/// of the layer. This holds
-/// even if the answer then turns out to be something else, such as JSON: correct beats small. Compressors outside of the
-/// layer see a content type they know and `no-transform`. One that is told to compress everything will do so; tower-http's
-/// still delivers each event when it is sent.
+/// A compressor holds events back until it has enough of them, so it is kept out on both sides. A
+/// request whose `Accept` names `text/event-stream` (`*/*` does not) is passed on with
+/// `Accept-Encoding: identity`, for the compressors inside of the layer. This holds even if the
+/// answer then turns out to be something else, such as JSON: correct beats small. Compressors
+/// outside of the layer see a content type they know and `no-transform`. One that is told to
+/// compress everything will do so; tower-http's still delivers each event when it is sent.
 ///
 /// An event stream that already has a `Content-Encoding` passes without heartbeats, because added
 /// bytes would corrupt it. A [shutdown](Self::shutdown) or its [maximum
@@ -92,7 +96,8 @@ pub struct SseLayer {
 }
 
 impl SseLayer {
-    /// A layer with the default heartbeat, an empty comment after 15 seconds of silence, and nothing else set.
+    /// A layer with the default heartbeat, an empty comment after 15 seconds of silence, and
+    /// nothing else set.
     pub fn new() -> Self {
         Self { settings: Arc::default() }
     }
@@ -104,14 +109,14 @@ impl SseLayer {
 
     /// Sends no heartbeats, but for the streams whose handler has set one.
     ///
-    /// A client that closes its connection is noticed all the same. One that vanishes is noticed only when the server writes
-    /// to it, so its stream is then held for as long as it is silent.
+    /// A client that closes its connection is noticed all the same. One that vanishes is noticed
+    /// only when the server writes to it, so its stream is then held for as long as it is silent.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = None)
     }
 
-    /// Tells the clients first how long to wait before they reconnect, in whole milliseconds. Without it they use their own
-    /// default, some seconds.
+    /// Tells the clients first how long to wait before they reconnect, in whole milliseconds.
+    /// Without it they use their own default, some seconds.
     pub fn retry(self, delay: Duration) -> Self {
         self.with(|settings| settings.retry = Some(delay))
     }
@@ -168,8 +173,8 @@ impl SseLayer {
     }
 
     /// Sets the jitter of the reconnect delay of clients that are disconnected together: at a
-    /// [shutdown](Self::shutdown), or over a limit with [`Overload::RetryLater`]. The default is five
-    /// seconds.
+    /// [shutdown](Self::shutdown), or over a limit with [`Overload::RetryLater`]. The default is
+    /// five seconds.
     ///
     /// Each client gets the delay of [`retry`](Self::retry), one second if it is not set, plus a
     /// random part of the jitter.

@@ -1,5 +1,6 @@
-//! Server-sent events for the tower ecosystem: a middleware that makes any event stream a correct one, an axum responder and
-//! extractor that let a handler return a plain stream, and a hub from which a client that comes back gets what it missed.
+//! Server-sent events for the tower ecosystem: a middleware that makes any event stream a correct
+//! one, an axum responder and extractor that let a handler return a plain stream, and a hub from
+//! which a client that comes back gets what it missed.
 //!
 //! ```
 //! # #[cfg(feature = "axum")] {
@@ -30,24 +31,27 @@
 //! the hubs of other processes ◀──▶ Backend ───┴─────┘ (Redis, NATS, or none: then the hub is in memory)
 //! ```
 //!
-//! - [`Event`] is what is said. Its [name](EventName) and its [id](EventId) are types of their own, so that no text that a
-//!   user typed can break the format. [`EncodedEvents`] are events that are encoded once for many clients.
-//! - [`SseStream`] is what a handler returns. Its body, [`SseBody`], joins events that are ready at the same time into one
-//!   frame, and sends a [`Heartbeat`] when there are none.
-//! - [`SseLayer`] is for everything else: another framework's responder, a stream that is proxied from another server. It
-//!   adds the headers that are missing, keeps compressors away, and puts heartbeats between the lines. An [`SseStream`]
-//!   inside takes over its settings.
-//! - [`LastEventId`] is where a client left off, and [`SseStream::stop_reconnecting`] is how it is told to stay away.
-//! - A [`hub`] is for events that many clients get, and that those who come back get later: topics to publish to, with a
-//!   history, and subscriptions that go on where a client was. With a [backend](hub::backend) it is one hub for
-//!   [several servers](hub#several-nodes).
+//! - [`Event`] is what is said. Its [name](EventName) and its [id](EventId) are types of their own,
+//!   so that no text that a user typed can break the format. [`EncodedEvents`] are events that are
+//!   encoded once for many clients.
+//! - [`SseStream`] is what a handler returns. Its body, [`SseBody`], joins events that are ready at
+//!   the same time into one frame, and sends a [`Heartbeat`] when there are none.
+//! - [`SseLayer`] is for everything else: another framework's responder, a stream that is proxied
+//!   from another server. It adds the headers that are missing, keeps compressors away, and puts
+//!   heartbeats between the lines. An [`SseStream`] inside takes over its settings.
+//! - [`LastEventId`] is where a client left off, and [`SseStream::stop_reconnecting`] is how it is
+//!   told to stay away.
+//! - A [`hub`] is for events that many clients get, and that those who come back get later: topics
+//!   to publish to, with a history, and subscriptions that go on where a client was. With a
+//!   [backend](hub::backend) it is one hub for [several servers](hub#several-nodes).
 //!
 //! # In operation
 //!
-//! An [`SseLayer`] ends streams at a [shutdown](SseLayer::shutdown) and when their [time](SseLayer::max_lifetime) is up, lets no
-//! more of them in than [there may be](SseLayer::max_streams), and [tells](SseLayer::on_close) how each of them was
-//! ([`StreamSummary`]). What no body can see, a client that does not read or has vanished, `ClientTimeout` (feature `socket`)
-//! ends.
+//! An [`SseLayer`] ends streams at a [shutdown](SseLayer::shutdown) and when their
+//! [time](SseLayer::max_lifetime) is up, lets no more of them in than
+//! [there may be](SseLayer::max_streams), and [tells](SseLayer::on_close) how each of them was
+//! ([`StreamSummary`]). What no body can see, a client that does not read or has vanished,
+//! `ClientTimeout` (feature `socket`) ends.
 //!
 //! Who has handlers that return axum's `Sse` finds what becomes of each of its methods in
 //! [`from_axum_sse`](https://docs.rs/tower-sse/latest/tower_sse/from_axum_sse/index.html).
@@ -60,23 +64,25 @@
 //!    wherever heartbeats fall, a parser that follows the standard dispatches exactly the same
 //!    events with and without the layer, but for heartbeats that are events
 //!    (`layer_is_transparent`).
-//! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches exactly one message with the
-//!    same fields; for every other one, none (`events`).
-//! 3. What was yielded before an error goes to the transport before the error, which then has 250 milliseconds to flush it
-//!    (`sse_stream`, `broken_transfers`).
-//! 4. A response that is not an event stream passes the layer as it is, without an allocation (`layer`, `allocations`,
-//!    `grpc`).
-//! 5. Every event that a subscriber to a hub is entitled to arrives once and in order, or a gap is told (`hub_model`,
-//!    `hub_cursors`, `hub_stress`, `interleavings`; for hubs of several servers `nodes`).
-//! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time (`allocations`,
-//!    `hub_on_the_wire`).
+//! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches
+//!    exactly one message with the same fields; for every other one, none (`events`).
+//! 3. What was yielded before an error goes to the transport before the error, which then has 250
+//!    milliseconds to flush it (`sse_stream`, `broken_transfers`).
+//! 4. A response that is not an event stream passes the layer as it is, without an allocation
+//!    (`layer`, `allocations`, `grpc`).
+//! 5. Every event that a subscriber to a hub is entitled to arrives once and in order, or a gap is
+//!    told (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; for hubs of several servers
+//!    `nodes`).
+//! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time
+//!    (`allocations`, `hub_on_the_wire`).
 //! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the
 //!    time to come back (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream that is in the
 //!    middle of an event has 250 milliseconds for it.
-//! 8. No more streams are open than there may be, and every place is free again however a stream ends; how it did is told
-//!    exactly once (`lifecycle`).
-//! 9. No compressor inside of the layer compresses the answer to a request whose `Accept` names `text/event-stream`, and none
-//!    outside does that honours the content type or `no-transform` (`compression`).
+//! 8. No more streams are open than there may be, and every place is free again however a stream
+//!    ends; how it did is told exactly once (`lifecycle`).
+//! 9. No compressor inside of the layer compresses the answer to a request whose `Accept` names
+//!    `text/event-stream`, and none outside does that honours the content type or `no-transform`
+//!    (`compression`).
 //!
 //! # Features
 //!
@@ -119,10 +125,11 @@
 //!
 //! # Spans
 //!
-//! With the feature `tracing`, each stream has a span, `event_stream`, of the target `tower_sse` and the level `INFO`. It is
-//! the current span whenever the stream is polled, and in `on_close`. Its parent is the span in which the response was made,
-//! which is the request's where there is one: that of tower-http's `TraceLayer`, say, which can also name axum's
-//! `MatchedPath`. Its fields:
+//! With the feature `tracing`, each stream has a span, `event_stream`, of the target `tower_sse`
+//! and the level `INFO`. It is the current span whenever the stream is polled, and in `on_close`.
+//! Its parent is the span in which the response was made, which is the request's where there is
+//! one: that of tower-http's `TraceLayer`, say, which can also name axum's `MatchedPath`. Its
+//! fields:
 //!
 //! | field | what it is |
 //! |---|---|
@@ -146,14 +153,16 @@
 //!
 //! # Runtime
 //!
-//! Heartbeats, and the pause before an error, need tokio's timer: a body that needs it panics in a runtime that has none
-//! enabled. Outside of any tokio runtime it does so for a heartbeat only; [`SseStream::without_heartbeat`] runs on any
-//! executor. No task is spawned for a stream; a [`hub`] has one task of its own, and with a
-//! backend one that follows its log, and one for each page that is read for clients.
+//! Heartbeats, and the pause before an error, need tokio's timer: a body that needs it panics in a
+//! runtime that has none enabled. Outside of any tokio runtime it does so for a heartbeat only;
+//! [`SseStream::without_heartbeat`] runs on any executor. No task is spawned for a stream; a
+//! [`hub`] has one task of its own, and with a backend one that follows its log, and one for each
+//! page that is read for clients.
 //!
 //! # What it does not do
 //!
-//! It is no server and no client. Cross-origin requests are tower-http's `CorsLayer`'s, authentication is the handler's.
+//! It is no server and no client. Cross-origin requests are tower-http's `CorsLayer`'s,
+//! authentication is the handler's.
 //!
 //! The format is that of the [HTML standard, "Server-sent events"][standard].
 //!

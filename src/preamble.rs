@@ -1,12 +1,12 @@
 //! The first bytes of a response, and its 204: what a stream says before its first item.
 //!
-//! A response knows of its stream only that it is a [`Stream`]. Adapters such as `map` or `merge` hide
-//! the streams inside of them. They forward two calls on the thread of the response:
+//! A response knows of its stream only that it is a [`Stream`]. Adapters such as `map` or `merge`
+//! hide the streams inside of them. They forward two calls on the thread of the response:
 //!
-//! - Most adapters forward `size_hint`. [`Preamble::of`] asks for it, and a stream that has a preamble
-//!   [offers](Preamble::offer) it there.
-//! - All adapters forward `poll_next`. A stream that was not asked sees that a response [polls it for
-//!   the first time](is_first_poll), and yields its first bytes as its first item.
+//! - Most adapters forward `size_hint`. [`Preamble::of`] asks for it, and a stream that has a
+//!   preamble [offers](Preamble::offer) it there.
+//! - All adapters forward `poll_next`. A stream that was not asked sees that a response
+//!   [polls it for the first time](is_first_poll), and yields its first bytes as its first item.
 
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -54,8 +54,8 @@ impl Drop for Scope {
 impl Preamble {
     /// Returns the preamble of a stream, or that of the stream inside of its adapters.
     ///
-    /// Several streams have no first bytes together, unless theirs are the same. The response is over
-    /// if all of them are, and there is nothing else in the stream.
+    /// Several streams have no first bytes together, unless theirs are the same. The response is
+    /// over if all of them are, and there is nothing else in the stream.
     pub(crate) fn of(stream: &impl Stream) -> Self {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();

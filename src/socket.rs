@@ -7,17 +7,21 @@ use std::os::fd::AsFd as AsSocket;
 use std::os::windows::io::AsSocket;
 use std::{io, time::Duration};
 
-/// How long a TCP connection lasts whose client does not read, or has vanished: 30 seconds, if not set.
+/// How long a TCP connection lasts whose client does not read, or has vanished: 30 seconds, if not
+/// set.
 ///
-/// A body cannot see either. hyper does not poll the body of a response as long as the socket takes no more, so no timer in
-/// it runs then, neither a heartbeat nor [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). The kernel sees
-/// both, and waits for a long time: for a client that acknowledges nothing about a quarter of an hour, for one that
-/// acknowledges but does not read forever. This sets the options of the socket that make it wait for less.
+/// A body cannot see either. hyper does not poll the body of a response as long as the socket takes
+/// no more, so no timer in it runs then, neither a heartbeat nor
+/// [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). The kernel sees both, and waits for a
+/// long time: for a client that acknowledges nothing about a quarter of an hour, for one that
+/// acknowledges but does not read forever. This sets the options of the socket that make it wait
+/// for less.
 ///
-/// When the time is up the kernel closes the connection. hyper finds the error at once, even where it waits for nothing but
-/// room in the socket, and drops the body: [`SseStream::on_close`](crate::SseStream::on_close) tells
-/// [`CloseReason::ClientGone`](crate::CloseReason::ClientGone), and what the stream held is free again. An
-/// `EventSource` that is still there comes back, with the last id it has seen.
+/// When the time is up the kernel closes the connection. hyper finds the error at once, even where
+/// it waits for nothing but room in the socket, and drops the body:
+/// [`SseStream::on_close`](crate::SseStream::on_close) tells
+/// [`CloseReason::ClientGone`](crate::CloseReason::ClientGone), and what the stream held is free
+/// again. An `EventSource` that is still there comes back, with the last id it has seen.
 ///
 /// # Examples
 ///
@@ -95,72 +99,82 @@ use std::{io, time::Duration};
 /// | `TCP_NOTSENT_LOWAT` | one with data that is not sent yet, because the client does not read | 128 KiB |
 /// | `TCP_NODELAY` | each | an event does not wait for the acknowledgement of the one before |
 ///
-/// - *A client that does not read*, a page that hangs or a program that is stopped, still acknowledges what its kernel
-///   receives, with a window of zero. [RFC 9293][persist] (§3.8.6.1) has the connection stay open as long as it does;
-///   [RFC 6429][stuck] says that an application may end it nevertheless. The time begins with the first probe, which is a
-///   retransmission timeout (from 200 milliseconds on) after the window was full, and the kernel's timers are up to an
-///   eighth late.
-/// - *A client that has vanished*, whose network is gone, acknowledges nothing. What is sent to it is repeated until the
-///   time is over. If nothing is sent, keep-alive notices it. With a [`Heartbeat`](crate::Heartbeat) something always is, and
-///   the connection ends the timeout after the first heartbeat that was lost.
-/// - *A client that is slow* stays, as long as there is any progress within the time. Progress is what its kernel says: it
-///   opens a window again when a packet fits, and on Linux when a sixteenth of its receive buffer is free.
-/// - *A client that closes its connection*, or whose process ends, is noticed at once without any of this.
+/// - *A client that does not read*, a page that hangs or a program that is stopped, still
+///   acknowledges what its kernel receives, with a window of zero. [RFC 9293][persist] (§3.8.6.1)
+///   has the connection stay open as long as it does; [RFC 6429][stuck] says that an application
+///   may end it nevertheless. The time begins with the first probe, which is a retransmission
+///   timeout (from 200 milliseconds on) after the window was full, and the kernel's timers are up
+///   to an eighth late.
+/// - *A client that has vanished*, whose network is gone, acknowledges nothing. What is sent to it
+///   is repeated until the time is over. If nothing is sent, keep-alive notices it. With a
+///   [`Heartbeat`](crate::Heartbeat) something always is, and the connection ends the timeout after
+///   the first heartbeat that was lost.
+/// - *A client that is slow* stays, as long as there is any progress within the time. Progress is
+///   what its kernel says: it opens a window again when a packet fits, and on Linux when a
+///   sixteenth of its receive buffer is free.
+/// - *A client that closes its connection*, or whose process ends, is noticed at once without any
+///   of this.
 ///
-/// [RFC 9293][r2] (§3.8.3) proposes 100 seconds or more before a connection is given up. Less is right for streams that
-/// clients come back to; for uploads on the same listener, or clients that are often in tunnels, take more.
+/// [RFC 9293][r2] (§3.8.3) proposes 100 seconds or more before a connection is given up. Less is
+/// right for streams that clients come back to; for uploads on the same listener, or clients that
+/// are often in tunnels, take more.
 ///
 /// # What a client costs until then
 ///
-/// By itself Linux queues megabytes for a client that does not read (up to 4 MiB, by `net.ipv4.tcp_wmem`), in memory that
-/// is not counted as the process's. With `TCP_NOTSENT_LOWAT` it queues 128 KiB and what was written last, at most 64 KiB,
-/// beside what is under way. The rest stays where it is: with a `hub` that is the topic, which has it
-/// once for all.
+/// By itself Linux queues megabytes for a client that does not read (up to 4 MiB, by
+/// `net.ipv4.tcp_wmem`), in memory that is not counted as the process's. With `TCP_NOTSENT_LOWAT`
+/// it queues 128 KiB and what was written last, at most 64 KiB, beside what is under way. The rest
+/// stays where it is: with a `hub` that is the topic, which has it once for all.
 ///
-/// It is about what waits to be sent, so it does not slow a connection down. Large responses are written in smaller pieces.
-/// To have another limit, set the option again after this.
+/// It is about what waits to be sent, so it does not slow a connection down. Large responses are
+/// written in smaller pieces. To have another limit, set the option again after this.
 ///
 /// # Proxies
 ///
-/// The peer of the connection is what counts. Behind a reverse proxy that is the proxy, which stops reading when its own
-/// buffers for the client are full, and has timeouts of its own (nginx's `send_timeout`).
+/// The peer of the connection is what counts. Behind a reverse proxy that is the proxy, which stops
+/// reading when its own buffers for the client are full, and has timeouts of its own (nginx's
+/// `send_timeout`).
 ///
 /// # Limits
 ///
-/// The shortest timeout is a second (two for keep-alive), the longest is 24 days (9 hours for keep-alive). What is beyond
-/// these is taken for the nearest of them.
+/// The shortest timeout is a second (two for keep-alive), the longest is 24 days (9 hours for
+/// keep-alive). What is beyond these is taken for the nearest of them.
 ///
-/// `TCP_USER_TIMEOUT` is set on Linux, Android and Fuchsia, and `TCP_NOTSENT_LOWAT` on Linux and Android. Linux before 5.11
-/// (without the correction that its stable series have) may wait longer for a window that is zero.
+/// `TCP_USER_TIMEOUT` is set on Linux, Android and Fuchsia, and `TCP_NOTSENT_LOWAT` on Linux and
+/// Android. Linux before 5.11 (without the correction that its stable series have) may wait longer
+/// for a window that is zero.
 ///
-/// Other systems get keep-alive, as far as they have its options, and `TCP_NODELAY`. There a client that does not read, or
-/// vanishes with data under way, is held for as long as the system does. What helps is a wrapper of the connection whose
-/// writes have a timeout.
+/// Other systems get keep-alive, as far as they have its options, and `TCP_NODELAY`. There a client
+/// that does not read, or vanishes with data under way, is held for as long as the system does.
+/// What helps is a wrapper of the connection whose writes have a timeout.
 ///
 /// # HTTP/2
 ///
-/// All streams of a connection end with it. And there are clients that no option of a socket sees: those that read their
-/// connection, but not one of its streams. Such a stream has used up its window (the client's
-/// `SETTINGS_INITIAL_WINDOW_SIZE`, [RFC 9113][window] §6.9.2, 65,535 bytes if not set), and its body is not polled. It
-/// stays open until the client resets it or the connection ends, and costs little: one frame of the body waits for
-/// the window.
+/// All streams of a connection end with it. And there are clients that no option of a socket sees:
+/// those that read their connection, but not one of its streams. Such a stream has used up its
+/// window (the client's `SETTINGS_INITIAL_WINDOW_SIZE`, [RFC 9113][window] §6.9.2, 65,535 bytes if
+/// not set), and its body is not polled. It stays open until the client resets it or the connection
+/// ends, and costs little: one frame of the body waits for the window.
 ///
-/// When it is the connection that is stuck, h2 buffers up to hyper's `http2().max_send_buf_size` for each stream, 400 KiB
-/// if not set; `http2().max_concurrent_streams` bounds how many of these there are. `initial_stream_window_size` is about
-/// what clients send, and bounds nothing here.
+/// When it is the connection that is stuck, h2 buffers up to hyper's `http2().max_send_buf_size`
+/// for each stream, 400 KiB if not set; `http2().max_concurrent_streams` bounds how many of these
+/// there are. `initial_stream_window_size` is about what clients send, and bounds nothing here.
 ///
-/// hyper's `http2().keep_alive_interval` and `keep_alive_timeout` (which need a `timer`) send pings, and see what the socket
-/// cannot: a client whose kernel answers, but whose program does not.
+/// hyper's `http2().keep_alive_interval` and `keep_alive_timeout` (which need a `timer`) send
+/// pings, and see what the socket cannot: a client whose kernel answers, but whose program does
+/// not.
 ///
 /// # HTTP/1
 ///
-/// A client that shuts down its own direction only (`shutdown(SHUT_WR)`) is taken for one that has closed: hyper drops the
-/// response, unless its `http1().half_close(true)` is set. `axum::serve` has no such setting, and browsers do not need it.
+/// A client that shuts down its own direction only (`shutdown(SHUT_WR)`) is taken for one that has
+/// closed: hyper drops the response, unless its `http1().half_close(true)` is set. `axum::serve`
+/// has no such setting, and browsers do not need it.
 ///
 /// # See also
 ///
-/// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html); [RFC 5482](https://www.rfc-editor.org/rfc/rfc5482), whose
-/// option tells the peer about a user timeout, which Linux does not; RFC 9293, [§3.8.4][keep-alive] on keep-alive.
+/// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html);
+/// [RFC 5482](https://www.rfc-editor.org/rfc/rfc5482), whose option tells the peer about a user
+/// timeout, which Linux does not; RFC 9293, [§3.8.4][keep-alive] on keep-alive.
 ///
 /// [persist]: https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
 /// [r2]: https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
@@ -183,17 +197,19 @@ impl ClientTimeout {
     /// As many seconds as Linux takes for `TCP_KEEPIDLE`.
     const LONGEST_KEEP_ALIVE: u64 = 32_767;
 
-    /// Connections end when their client has not read, or has not been there, for this long. The shortest is a second.
+    /// Connections end when their client has not read, or has not been there, for this long. The
+    /// shortest is a second.
     pub fn after(timeout: Duration) -> Self {
         Self { after: timeout.clamp(Self::SHORTEST, Self::LONGEST) }
     }
 
-    /// Sets the options of one connection: a `TcpStream` of tokio, of std, or of whatever lends its socket.
+    /// Sets the options of one connection: a `TcpStream` of tokio, of std, or of whatever lends its
+    /// socket.
     ///
     /// # Errors
     ///
-    /// Those of the system: it is no TCP socket, or, on some systems, a connection that its client has closed already. They
-    /// are about this connection, so a server should log them and go on.
+    /// Those of the system: it is no TCP socket, or, on some systems, a connection that its client
+    /// has closed already. They are about this connection, so a server should log them and go on.
     pub fn apply(&self, connection: &impl AsSocket) -> io::Result<()> {
         let socket = SockRef::from(connection);
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]

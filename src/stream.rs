@@ -42,19 +42,20 @@ use tokio_stream::{Empty, Stream};
 ///
 /// # What it does by itself
 ///
-/// Without any layer the status is 200, `Content-Type`, `Cache-Control` and `X-Accel-Buffering` are set, a first byte goes
-/// out at once (a comment, if there is no event yet), and a [`Heartbeat`] after every 15 seconds of silence. `Connection`
-/// is left to the [`SseLayer`](crate::SseLayer), which knows the HTTP version.
+/// Without any layer the status is 200, `Content-Type`, `Cache-Control` and `X-Accel-Buffering` are
+/// set, a first byte goes out at once (a comment, if there is no event yet), and a [`Heartbeat`]
+/// after every 15 seconds of silence. `Connection` is left to the [`SseLayer`](crate::SseLayer),
+/// which knows the HTTP version.
 ///
-/// Events that are ready at the same time are sent as one frame. So a stream that is always ready and takes long for each
-/// item should yield to the runtime between them.
+/// Events that are ready at the same time are sent as one frame. So a stream that is always ready
+/// and takes long for each item should yield to the runtime between them.
 ///
 /// # When the stream ends
 ///
-/// An `EventSource` takes the end of a response for a lost connection and comes back, with the last id it saw in
-/// `Last-Event-ID`. To say that there is no more, send an event that makes the page close its `EventSource`
-/// ([`end_with`](Self::end_with)), and answer a client that comes back nevertheless with
-/// [`SseStream::stop_reconnecting`].
+/// An `EventSource` takes the end of a response for a lost connection and comes back, with the last
+/// id it saw in `Last-Event-ID`. To say that there is no more, send an event that makes the page
+/// close its `EventSource` ([`end_with`](Self::end_with)), and answer a client that comes back
+/// nevertheless with [`SseStream::stop_reconnecting`].
 #[must_use = "a stream does nothing until it is returned as a response"]
 pub struct SseStream<S> {
     stream: S,
@@ -66,9 +67,9 @@ pub struct SseStream<S> {
 impl<S> SseStream<S> {
     /// Creates a response of the items of a stream.
     ///
-    /// The response of a [`Subscription`](crate::hub::Subscription) begins with the cursor, and is `204
-    /// No Content` if the client has received everything. Adapters such as `map` or
-    /// `merge` [keep both](crate::hub::Subscription#adapters).
+    /// The response of a [`Subscription`](crate::hub::Subscription) begins with the cursor, and is
+    /// `204 No Content` if the client has received everything. Adapters such as `map` or `merge`
+    /// [keep both](crate::hub::Subscription#adapters).
     pub fn new(stream: S) -> Self
     where
         S: Stream + Send + 'static,
@@ -79,8 +80,9 @@ impl<S> SseStream<S> {
 
     /// Replaces the stream by one that is made of it, for example with an adapter.
     ///
-    /// The settings of the response stay. If the stream is a [`Subscription`](crate::hub::Subscription),
-    /// the cursor and the `204 No Content` of its response stay, whatever the adapter is.
+    /// The settings of the response stay. If the stream is a
+    /// [`Subscription`](crate::hub::Subscription), the cursor and the `204 No Content` of its
+    /// response stay, whatever the adapter is.
     ///
     /// # Examples
     ///
@@ -102,21 +104,23 @@ impl<S> SseStream<S> {
         SseStream { stream: f(self.stream), options: self.options, preamble: self.preamble }
     }
 
-    /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15 seconds of silence.
+    /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15
+    /// seconds of silence.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
-    /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first byte before the first event. (A
-    /// subscription to a hub has its place to say first.)
+    /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first
+    /// byte before the first event. (A subscription to a hub has its place to say first.)
     ///
-    /// A client that closes its connection is noticed all the same. One that vanishes is noticed only when the server writes
-    /// to it, so its stream is then held for as long as it is silent.
+    /// A client that closes its connection is noticed all the same. One that vanishes is noticed
+    /// only when the server writes to it, so its stream is then held for as long as it is silent.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }
 
-    /// Tells the client first how long to wait before it reconnects, in whole milliseconds, whatever a layer says.
+    /// Tells the client first how long to wait before it reconnects, in whole milliseconds,
+    /// whatever a layer says.
     ///
     /// Without it a client uses its own default, some seconds.
     pub fn retry(self, delay: Duration) -> Self {
@@ -223,8 +227,9 @@ impl<S> SseStream<S> {
 }
 
 impl SseStream<Empty<Event>> {
-    /// The answer to a client that should not come back: `204 No Content`, by which the HTML standard (§9.2.1) lets a server
-    /// tell an `EventSource` to stop reconnecting. The page gets an `error` event and finds its `readyState` to be `CLOSED`.
+    /// The answer to a client that should not come back: `204 No Content`, by which the HTML
+    /// standard (§9.2.1) lets a server tell an `EventSource` to stop reconnecting. The page gets an
+    /// `error` event and finds its `readyState` to be `CLOSED`.
     ///
     /// # Examples
     ///

@@ -48,7 +48,8 @@ mod on {
             self.0.as_ref().map(|(method, _)| method.as_str())
         }
 
-        /// Without the query, in which there may be secrets: an `EventSource` has no other place for them.
+        /// Without the query, in which there may be secrets: an `EventSource` has no other place
+        /// for them.
         fn path(&self) -> Option<&str> {
             Some(self.0.as_ref()?.1.as_ref()?.path())
         }
@@ -59,8 +60,8 @@ mod on {
         debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
     }
 
-    /// The stream that is polled has failed, with an error that can be told if it can be read. Nobody else tells the server's
-    /// operator, and to the client it is a lost connection.
+    /// The stream that is polled has failed, with an error that can be told if it can be read.
+    /// Nobody else tells the server's operator, and to the client it is a lost connection.
     pub(crate) fn failed(error: Option<&BoxError>) {
         let error = error.map(|error| tracing::field::display(error.as_ref()));
         warn!(target: TARGET, error, "stream failed");
@@ -146,8 +147,8 @@ mod on {
         }
     }
 
-    /// A span that is left when this is dropped. Unlike tracing's own it borrows nothing, so what the span belongs to can
-    /// change meanwhile.
+    /// A span that is left when this is dropped. Unlike tracing's own it borrows nothing, so what
+    /// the span belongs to can change meanwhile.
     pub(crate) struct Entered(Option<(Id, Dispatch)>);
 
     impl Drop for Entered {

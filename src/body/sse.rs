@@ -69,21 +69,25 @@ static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
 
 pin_project! {
     #[project = Projection]
-    /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event stream bytes.
+    /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event
+    /// stream bytes.
     ///
-    /// Events that are ready at the same time become one frame, of up to about 16 KiB and 1024 items; an event that is ready
-    /// alone is a frame at once. Events of 4 KiB or more are not copied into a frame with others, and none is ever split. The
-    /// body ends when the stream ends, and never polls the stream again after that. Dropping it drops the stream.
+    /// Events that are ready at the same time become one frame, of up to about 16 KiB and 1024
+    /// items; an event that is ready alone is a frame at once. Events of 4 KiB or more are not
+    /// copied into a frame with others, and none is ever split. The body ends when the stream ends,
+    /// and never polls the stream again after that. Dropping it drops the stream.
     ///
     /// # Errors
     ///
-    /// An error of the stream ends the body, after what came before it was passed on and the transport had 250 milliseconds
-    /// to flush it; see [`SseStream::on_error`](crate::SseStream::on_error) for another end.
+    /// An error of the stream ends the body, after what came before it was passed on and the
+    /// transport had 250 milliseconds to flush it; see
+    /// [`SseStream::on_error`](crate::SseStream::on_error) for another end.
     ///
     /// # Panics
     ///
-    /// When it needs a timer, for a heartbeat, for a lifetime or before an error, in a tokio runtime that has none enabled.
-    /// Outside of any runtime, when it needs one for a heartbeat or for a lifetime.
+    /// When it needs a timer, for a heartbeat, for a lifetime or before an error, in a tokio
+    /// runtime that has none enabled. Outside of any runtime, when it needs one for a heartbeat or
+    /// for a lifetime.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,

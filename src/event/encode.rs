@@ -1,12 +1,13 @@
 //! The only place that writes wire bytes.
 //!
-//! An event is kept as the bytes it will be on the wire. They stand at the end of their buffer: the data, which is long
-//! and known first, is written once, and the short fields are put in front of it, into room that is kept there. So the
-//! fields come before the data whatever the order of the setters, nothing is moved, and the buffer is full to its last
-//! byte, which is what lets it become [`Bytes`] without a second allocation.
+//! An event is kept as the bytes it will be on the wire. They stand at the end of their buffer: the
+//! data, which is long and known first, is written once, and the short fields are put in front of
+//! it, into room that is kept there. So the fields come before the data whatever the order of the
+//! setters, nothing is moved, and the buffer is full to its last byte, which is what lets it become
+//! [`Bytes`] without a second allocation.
 //!
-//! A buffer inside of the value, for small events, was measured and left out: it costs more in moves than it saves in
-//! allocations.
+//! A buffer inside of the value, for small events, was measured and left out: it costs more in
+//! moves than it saves in allocations.
 
 use bytes::{Buf, BufMut, Bytes};
 use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memmem};
@@ -18,7 +19,8 @@ pub(super) const ID: &[u8; 4] = b"id: ";
 pub(super) const RETRY: &[u8; 7] = b"retry: ";
 pub(super) const COMMENT: &[u8; 2] = b": ";
 
-/// What is kept free in front of data that is set first: enough for an id, a name and a `retry` of usual length.
+/// What is kept free in front of data that is set first: enough for an id, a name and a `retry` of
+/// usual length.
 const ROOM_FOR_FIELDS: usize = 64;
 
 /// What is kept free by a field that is set first, for data and further fields.
@@ -47,8 +49,8 @@ impl Wire {
         bytes
     }
 
-    /// What was written by this crate: each line has one of the fields but for an id, and ends in LF, and the blank line is the
-    /// last.
+    /// What was written by this crate: each line has one of the fields but for an id, and ends in
+    /// LF, and the blank line is the last.
     #[cfg(feature = "hub")]
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let lines = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
@@ -110,7 +112,8 @@ impl Wire {
         Self { buffer: kept, start: 0 }
     }
 
-    /// Makes the room in front of the event at least `length` bytes long, in the allocation that is there, if there is one.
+    /// Makes the room in front of the event at least `length` bytes long, in the allocation that is
+    /// there, if there is one.
     #[cold]
     fn make_room(mut self, length: usize) -> Self {
         if self.buffer.is_empty() {
@@ -119,7 +122,8 @@ impl Wire {
             self.buffer[room] = b'\n';
             self.start = room;
         } else {
-            // What is there now becomes a part of the room, and a copy of it stands behind the new part.
+            // What is there now becomes a part of the room, and a copy of it stands behind the new
+            // part.
             let end = self.buffer.len();
             self.buffer.reserve_exact(length + end - self.start);
             self.buffer.resize(end + length, 0);
@@ -130,7 +134,8 @@ impl Wire {
     }
 }
 
-/// Writes a line at the end of the room and returns where it starts. The caller has seen that it fits.
+/// Writes a line at the end of the room and returns where it starts. The caller has seen that it
+/// fits.
 fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], value: &[u8]) -> usize {
     let start = room.len() - (N + value.len() + 1);
     let (name, rest) = room[start..].split_at_mut(N);
@@ -141,8 +146,9 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
     start
 }
 
-/// A reconnection time alone, without a blank line: that would make a client that has come back forget its last event id,
-/// which is set to what this stream has said of it at every blank line (HTML standard, §9.2.6).
+/// A reconnection time alone, without a blank line: that would make a client that has come back
+/// forget its last event id, which is set to what this stream has said of it at every blank line
+/// (HTML standard, §9.2.6).
 pub(crate) fn retry_line(delay: Duration) -> Bytes {
     let mut line = Vec::new();
     Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);

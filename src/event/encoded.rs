@@ -3,7 +3,8 @@ use bytes::{Bytes, BytesMut};
 
 /// Bytes that hold whole events, encoded once for any number of clients.
 ///
-/// A clone shares the bytes. It can be made of [`Event`]s only, so it is always a valid piece of an event stream.
+/// A clone shares the bytes. It can be made of [`Event`]s only, so it is always a valid piece of an
+/// event stream.
 ///
 /// # Examples
 ///

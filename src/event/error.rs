@@ -4,7 +4,8 @@ use std::{error::Error, fmt};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FieldErrorKind {
-    /// The text has a line feed (`\n`) or a carriage return (`\r`), which would end the field and begin another one.
+    /// The text has a line feed (`\n`) or a carriage return (`\r`), which would end the field and
+    /// begin another one.
     LineBreak,
     /// The text has a NUL, for which a client ignores the whole `id` field (HTML standard, §9.2.6).
     Nul,

@@ -53,7 +53,8 @@ impl Text {
     }
 }
 
-/// The first byte that a field's text cannot hold. A loop, and not `memchr`, so that literals are checked in a `const`.
+/// The first byte that a field's text cannot hold. A loop, and not `memchr`, so that literals are
+/// checked in a `const`.
 const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
     while at < text.len() {
@@ -138,8 +139,8 @@ impl EventName {
 /// literals and integers convert by themselves ([`IntoEventId`]). An empty id is legal: it makes
 /// the client forget the id it had.
 ///
-/// It comes back in a header, where white space at its ends is cut off, and where servers refuse control characters: an id
-/// is better without them.
+/// It comes back in a header, where white space at its ends is cut off, and where servers refuse
+/// control characters: an id is better without them.
 ///
 /// # Examples
 ///

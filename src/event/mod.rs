@@ -24,8 +24,8 @@ use std::{fmt, time::Duration};
 /// One server-sent event.
 ///
 /// It is built from its data, and whatever text it is given, a client reads the same text: see
-/// [what a client sees](#what-a-client-sees). A setter called again replaces what was set before; only
-/// [`comment`](Self::comment) adds.
+/// [what a client sees](#what-a-client-sees). A setter called again replaces what was set before;
+/// only [`comment`](Self::comment) adds.
 ///
 /// # Examples
 ///
@@ -42,26 +42,30 @@ use std::{fmt, time::Duration};
 ///
 /// # What a client sees
 ///
-/// A parser that follows the [HTML standard, "Interpreting an event stream"][standard] dispatches exactly one message
-/// for each event that has data or a name, with the same fields. Leading spaces, empty lines, a trailing line end, NUL
-/// and every Unicode character survive. What the format cannot carry is *which* line end it was: CRLF, CR and LF in data
-/// each end one line, and a client sees each as one LF.
+/// A parser that follows the [HTML standard, "Interpreting an event stream"][standard] dispatches
+/// exactly one message for each event that has data or a name, with the same fields. Leading
+/// spaces, empty lines, a trailing line end, NUL and every Unicode character survive. What the
+/// format cannot carry is *which* line end it was: CRLF, CR and LF in data each end one line, and a
+/// client sees each as one LF.
 ///
 /// An event with neither data nor a name is no message: its id moves the client's cursor
-/// ([`checkpoint`](Self::checkpoint)), its `retry` sets the reconnection time, its comment is not seen.
+/// ([`checkpoint`](Self::checkpoint)), its `retry` sets the reconnection time, its comment is not
+/// seen.
 ///
 /// # Cost
 ///
-/// An event is kept as its wire bytes: one allocation, and none beyond it for [`encode`](Self::encode). It is more than one
-/// where the fields are longer than 64 bytes together, where more than about 200 bytes of data are set after a field, where
-/// something is set twice, and for more than 64 KiB of [`display`](Self::display) or [`json`](Self::json).
+/// An event is kept as its wire bytes: one allocation, and none beyond it for
+/// [`encode`](Self::encode). It is more than one where the fields are longer than 64 bytes
+/// together, where more than about 200 bytes of data are set after a field, where something is set
+/// twice, and for more than 64 KiB of [`display`](Self::display) or [`json`](Self::json).
 ///
 /// [standard]: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 #[derive(Clone, Default)]
 #[must_use = "an event does nothing until a stream yields it"]
 pub struct Event {
     wire: Wire,
-    /// Which fields are set: a union of `HAS_…`. A whole word, as the compiler then keeps the event in registers.
+    /// Which fields are set: a union of `HAS_…`. A whole word, as the compiler then keeps the event
+    /// in registers.
     fields: usize,
 }
 
@@ -81,8 +85,9 @@ impl Event {
 
     /// An event with what `data` displays as its data: a number, a template, `format_args!`.
     ///
-    /// It is formatted into a buffer that the thread keeps, so no `String` is allocated for it. If `data` reports an
-    /// error the event has what was written until then; render what may fail into a `String` first.
+    /// It is formatted into a buffer that the thread keeps, so no `String` is allocated for it. If
+    /// `data` reports an error the event has what was written until then; render what may fail into
+    /// a `String` first.
     ///
     /// # Examples
     ///
@@ -100,12 +105,12 @@ impl Event {
 
     /// An event that moves the client's cursor and dispatches nothing: an `id` alone.
     ///
-    /// Send one now and then where most of what happens is filtered out for this client: when it comes back it need not
-    /// have all of that looked through again.
+    /// Send one now and then where most of what happens is filtered out for this client: when it
+    /// comes back it need not have all of that looked through again.
     ///
-    /// By the standard (§9.2.6) that is enough. Chromium does so; WebKit moves the cursor with the next event that has data, and
-    /// Firefox not at all. Where it matters, give the event a name for which nobody listens, which all of them take:
-    /// `Event::checkpoint(id).event("cursor")`.
+    /// By the standard (§9.2.6) that is enough. Chromium does so; WebKit moves the cursor with the
+    /// next event that has data, and Firefox not at all. Where it matters, give the event a name
+    /// for which nobody listens, which all of them take: `Event::checkpoint(id).event("cursor")`.
     ///
     /// # Examples
     ///
@@ -129,15 +134,17 @@ impl Event {
         Self { wire: this.wire.append(DATA, data.as_ref().as_bytes()), ..this }
     }
 
-    /// Sets the type of the event: what a page names in `addEventListener`. Without it the type is `message`.
+    /// Sets the type of the event: what a page names in `addEventListener`. Without it the type is
+    /// `message`.
     ///
-    /// An event that has a name and no data is sent with empty data, since a client drops a message that has no `data`
-    /// line at all.
+    /// An event that has a name and no data is sent with empty data, since a client drops a message
+    /// that has no `data` line at all.
     ///
     /// # Panics
     ///
     /// If it is a literal that [`EventName::from_static`] refuses.
-    // Inlined, as `id` is, to keep the event in registers between the setters; without it they cost twice as much.
+    // Inlined, as `id` is, to keep the event in registers between the setters; without it they cost
+    // twice as much.
     #[inline(always)]
     pub fn event(
         self,
@@ -165,9 +172,11 @@ impl Event {
         Self { wire: this.wire.prepend(ID, id.as_bytes()), ..this }
     }
 
-    /// Sets how long the client waits before it reconnects, in whole milliseconds (a fraction is cut off).
+    /// Sets how long the client waits before it reconnects, in whole milliseconds (a fraction is
+    /// cut off).
     ///
-    /// It holds for the rest of the connection and the reconnections after it, not for this event alone.
+    /// It holds for the rest of the connection and the reconnections after it, not for this event
+    /// alone.
     pub fn retry(self, delay: Duration) -> Self {
         let this = self.replace(HAS_RETRY, RETRY);
         let milliseconds = delay.as_millis();
@@ -206,7 +215,8 @@ impl Event {
         self
     }
 
-    /// HTML standard, §9.2.6: with an empty data buffer (no `data` line) the event type is reset and nothing dispatched.
+    /// HTML standard, §9.2.6: with an empty data buffer (no `data` line) the event type is reset
+    /// and nothing dispatched.
     #[inline]
     fn with_what_a_name_needs(self) -> Self {
         if self.fields & (HAS_NAME | HAS_DATA) == HAS_NAME { self.data("") } else { self }
@@ -221,8 +231,8 @@ impl Event {
         self.with_what_a_name_needs()
     }
 
-    /// An event that is complete and has no id, from the bytes that it is on the wire. `None` if these are not one event as it is
-    /// written here.
+    /// An event that is complete and has no id, from the bytes that it is on the wire. `None` if
+    /// these are not one event as it is written here.
     pub(crate) fn from_wire(bytes: &[u8]) -> Option<Self> {
         Some(Self { wire: Wire::read(bytes)?, fields: 0 })
     }

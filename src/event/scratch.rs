@@ -21,7 +21,8 @@ pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     written
 }
 
-/// As `String` does it, and unlike `std::io::Write`, which panics where a `Display` reports an error.
+/// As `String` does it, and unlike `std::io::Write`, which panics where a `Display` reports an
+/// error.
 pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 
 impl fmt::Write for Text<'_> {

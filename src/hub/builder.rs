@@ -33,8 +33,9 @@ impl Builder {
 
     /// How many events each topic holds at most. The default is 10,000.
     ///
-    /// This, like the next two, is how far a client that comes back can go back, and how far one that is slow can fall behind.
-    /// A topic holds its newest event in any case, until that is too old.
+    /// This, like the next two, is how far a client that comes back can go back, and how far one
+    /// that is slow can fall behind. A topic holds its newest event in any case, until that is too
+    /// old.
     pub fn max_events(mut self, events: usize) -> Self {
         self.0.retention.max_events = events;
         self
@@ -48,11 +49,12 @@ impl Builder {
         self
     }
 
-    /// For how long each topic holds an event at most, and how long a topic is remembered that is finished. The default is an
-    /// hour; [`Duration::MAX`] is for ever.
+    /// For how long each topic holds an event at most, and how long a topic is remembered that is
+    /// finished. The default is an hour; [`Duration::MAX`] is for ever.
     ///
-    /// A topic without subscribers is dropped when its last event is too old. The memory of events that are too old is given
-    /// back a while later, at most a sixteenth of this time; whoever subscribes gets them no more by then.
+    /// A topic without subscribers is dropped when its last event is too old. The memory of events
+    /// that are too old is given back a while later, at most a sixteenth of this time; whoever
+    /// subscribes gets them no more by then.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = age;
         self
@@ -65,8 +67,8 @@ impl Builder {
         self
     }
 
-    /// What becomes of a client that is so slow that events are let go before it has got them. The default is
-    /// [`LagPolicy::Gap`].
+    /// What becomes of a client that is so slow that events are let go before it has got them. The
+    /// default is [`LagPolicy::Gap`].
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.0.lag_policy = policy;
         self
@@ -78,12 +80,15 @@ impl Builder {
         Hub::new_handle(Arc::new(Core::new(self.0, None)))
     }
 
-    /// A hub whose log is in this backend, which other processes use, too. See [several nodes](super#several-nodes).
+    /// A hub whose log is in this backend, which other processes use, too. See
+    /// [several nodes](super#several-nodes).
     ///
-    /// What the hub [holds](Self::max_events) is then what clients get without asking the backend, and costs memory in each process;
-    /// what is no longer held here comes from the backend, whose own retention is how far anybody can go back. The time for which
-    /// an event is held counts from when it was read here. [`max_topics`](Self::max_topics) are those of the whole log: of a
-    /// topic for which there is no room here nothing is held, and to subscribe or publish to it is an error.
+    /// What the hub [holds](Self::max_events) is then what clients get without asking the backend,
+    /// and costs memory in each process; what is no longer held here comes from the backend, whose
+    /// own retention is how far anybody can go back. The time for which an event is held counts
+    /// from when it was read here. [`max_topics`](Self::max_topics) are those of the whole log: of
+    /// a topic for which there is no room here nothing is held, and to subscribe or publish to it
+    /// is an error.
     ///
     /// # Examples
     ///
@@ -107,8 +112,9 @@ impl Builder {
 
     /// Puts the log of the hub in Redis, at this URL.
     ///
-    /// The stream is trimmed to the [`max_age`](Self::max_age) of the hub, whether that is set before
-    /// or after this call. For other settings, pass a [`RedisBackend`] to [`backend`](Self::backend).
+    /// The stream is trimmed to the [`max_age`](Self::max_age) of the hub, whether that is set
+    /// before or after this call. For other settings, pass a [`RedisBackend`] to
+    /// [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -125,8 +131,8 @@ impl Builder {
 
     /// Puts the log of the hub in NATS JetStream, at this address.
     ///
-    /// A stream that is created is trimmed to the [`max_age`](Self::max_age) of the hub, whether that
-    /// is set before or after this call. For other settings, pass a [`NatsBackend`] to
+    /// A stream that is created is trimmed to the [`max_age`](Self::max_age) of the hub, whether
+    /// that is set before or after this call. For other settings, pass a [`NatsBackend`] to
     /// [`backend`](Self::backend).
     ///
     /// # Examples
@@ -189,8 +195,8 @@ impl Connector {
 
     /// Connects to the backend and returns the hub.
     ///
-    /// First the hub reads the events that the backend retains, as far as the hub retains them. After
-    /// five seconds the hub is returned, and reads the rest while it serves.
+    /// First the hub reads the events that the backend retains, as far as the hub retains them.
+    /// After five seconds the hub is returned, and reads the rest while it serves.
     ///
     /// One task follows the log from then on, on the current tokio runtime. The task ends when the
     /// last handle of the hub and the last subscription are dropped, or when the hub is [shut

@@ -1,9 +1,10 @@
 //! What the handles of one hub share: its topics, and the order of its events.
 //!
-//! Two kinds of locks, always taken in this order: that of the registry, by whoever publishes, subscribes or finishes; and that
-//! of one topic, by these and by whoever reads it. An event gets its number and its place in its topic under both, so numbers
-//! rise in each topic, and when a number is [committed](Core::committed) every smaller one can be read. Readers take the lock
-//! of their topic alone. No waker is woken, cloned or dropped while a lock is held.
+//! Two kinds of locks, always taken in this order: that of the registry, by whoever publishes,
+//! subscribes or finishes; and that of one topic, by these and by whoever reads it. An event gets
+//! its number and its place in its topic under both, so numbers rise in each topic, and when a
+//! number is [committed](Core::committed) every smaller one can be read. Readers take the lock of
+//! their topic alone. No waker is woken, cloned or dropped while a lock is held.
 
 use super::{
     backend::{IdFormat, RecordKind},
@@ -27,7 +28,8 @@ pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
     pub(super) backend: Option<BackendClient>,
-    /// Changes under the lock of the registry, and only if the log of a backend is another one than before.
+    /// Changes under the lock of the registry, and only if the log of a backend is another one than
+    /// before.
     epoch: AtomicU64,
     pub(super) registry: Mutex<Registry>,
     committed: AtomicU64,
@@ -163,7 +165,8 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a change known to those who read the topic, and wakes them once nothing is locked any more.
+    /// Makes a change known to those who read the topic, and wakes them once nothing is locked any
+    /// more.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
@@ -239,8 +242,8 @@ impl Core {
         }
     }
 
-    /// Lets go of what is too old in some of the topics that are due. Returns when to come again, if there is anything that
-    /// will be too old.
+    /// Lets go of what is too old in some of the topics that are due. Returns when to come again,
+    /// if there is anything that will be too old.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = lock(&self.registry);
         registry.sweep(64, &self.config.retention);

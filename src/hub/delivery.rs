@@ -60,7 +60,8 @@ impl Core {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = lock(&self.registry);
         let Ok(topic) = registry.topic(name, &self.config) else {
-            // There is no room for one more topic, so nobody is subscribed; who will be can have it from the backend.
+            // There is no room for one more topic, so nobody is subscribed; who will be can have it
+            // from the backend.
             run.iter().for_each(|(position, _)| registry.note_skipped(name, *position));
             return;
         };
@@ -79,8 +80,9 @@ impl Core {
             }
             // Somebody else may have written into the log what is no event.
             let Some(event) = Event::from_wire(&record.event) else { continue };
-            // Who has published this did not know yet that the topic was finished, and was told that it is in the log. So it goes
-            // on, on all nodes: what the log says does not depend on who reads it, and when.
+            // Who has published this did not know yet that the topic was finished, and was told
+            // that it is in the log. So it goes on, on all nodes: what the log says does not depend
+            // on who reads it, and when.
             contents.finished = None;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }

@@ -3,8 +3,8 @@ use std::fmt;
 
 /// Events that a subscriber should have had and cannot get any more.
 ///
-/// [`Subscription::gap`](super::Subscription::gap) tells the handler before it answers. The client gets an event of type
-/// `gap`, whose data is JSON, before the first event that it can get:
+/// [`Subscription::gap`](super::Subscription::gap) tells the handler before it answers. The client
+/// gets an event of type `gap`, whose data is JSON, before the first event that it can get:
 ///
 /// ```text
 /// id: fzk2m5qa-407
@@ -12,7 +12,8 @@ use std::fmt;
 /// data: {"reason":"evicted","requested":"fzk2m5qa-100","resumed":"fzk2m5qa-408"}
 /// ```
 ///
-/// Its id is a place in the log, from which a client that comes back goes on: nothing is skipped by it.
+/// Its id is a place in the log, from which a client that comes back goes on: nothing is skipped by
+/// it.
 ///
 /// # Examples
 ///
@@ -44,15 +45,15 @@ impl Gap {
         self.reason
     }
 
-    /// After which event the subscriber wanted to go on: what it sent, whatever that was; or, if it was too slow, the last
-    /// that it got.
+    /// After which event the subscriber wanted to go on: what it sent, whatever that was; or, if it
+    /// was too slow, the last that it got.
     #[must_use]
     pub fn requested(&self) -> &EventId {
         &self.requested
     }
 
-    /// The event with which it goes on instead, the oldest that is held; `None` if there is none yet, or if the backend did not
-    /// say which it is.
+    /// The event with which it goes on instead, the oldest that is held; `None` if there is none
+    /// yet, or if the backend did not say which it is.
     #[must_use]
     pub fn resumed(&self) -> Option<&EventId> {
         self.resumed.as_ref()
@@ -67,11 +68,13 @@ pub enum GapReason {
     Evicted,
     /// The id is greater than any id that the hub has issued. On the wire `ahead`.
     Ahead,
-    /// The id is of another hub: of this server before it was restarted, or of another one. On the wire `other_epoch`.
+    /// The id is of another hub: of this server before it was restarted, or of another one. On the
+    /// wire `other_epoch`.
     OtherEpoch,
     /// It is no id of a hub. On the wire `malformed`.
     Malformed,
-    /// The subscriber was so slow that events were let go before it had got them. On the wire `lagged`.
+    /// The subscriber was so slow that events were let go before it had got them. On the wire
+    /// `lagged`.
     Lagged,
 }
 
@@ -102,8 +105,8 @@ pub enum LagPolicy {
     /// It gets a [`Gap`] event and goes on with the oldest event that is held.
     #[default]
     Gap,
-    /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged). The
-    /// client returns with the last id that it received. The handler then sees the [`Gap`], and can
-    /// respond with a snapshot.
+    /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged).
+    /// The client returns with the last id that it received. The handler then sees the [`Gap`], and
+    /// can respond with a snapshot.
     Disconnect,
 }

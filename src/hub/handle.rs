@@ -3,7 +3,8 @@ use super::{
 };
 use std::{fmt, sync::Arc};
 
-/// Topics that are published to, and subscriptions that go on where a client was. See the [module](super).
+/// Topics that are published to, and subscriptions that go on where a client was. See the
+/// [module](super).
 ///
 /// A clone is the same hub.
 #[derive(Clone)]
@@ -16,8 +17,8 @@ impl Hub {
         Self { core }
     }
 
-    /// A hub in the memory of this process, with the [builder's](Builder) defaults: 10,000 events, 8 MiB and an hour for each of
-    /// at most 100,000 topics.
+    /// A hub in the memory of this process, with the [builder's](Builder) defaults: 10,000 events,
+    /// 8 MiB and an hour for each of at most 100,000 topics.
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
@@ -34,17 +35,20 @@ impl Hub {
         Topic::new(self.core.clone(), name.as_ref().into())
     }
 
-    /// The events of many topics, in the order in which they were published, from a place in the log on.
+    /// The events of many topics, in the order in which they were published, from a place in the
+    /// log on.
     ///
-    /// One connection for all of them, and one cursor: a browser allows six connections to a host on HTTP/1.1. Events do not say
-    /// of which topic they are; give them different [names](crate::Event::event), or say it in their data.
+    /// One connection for all of them, and one cursor: a browser allows six connections to a host
+    /// on HTTP/1.1. Events do not say of which topic they are; give them different
+    /// [names](crate::Event::event), or say it in their data.
     ///
     /// # Errors
     ///
     /// - [`NoTopics`](super::ErrorKind::NoTopics) if no topic is named.
-    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the hub would have more topics than it may.
-    /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend, and
-    ///   1,024 other history reads run or wait. The client can come back with the same id.
+    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the hub would have more topics than
+    ///   it may.
+    /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
+    ///   and 1,024 other history reads run or wait. The client can come back with the same id.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
     ///
     /// A backend outage is not an error here.
@@ -73,12 +77,14 @@ impl Hub {
 
     /// Ends all subscriptions at once, and takes no more events and no more subscribers.
     ///
-    /// The response of a subscription ends cleanly and without its [last event](crate::SseStream::end_with), and says when to
-    /// reconnect, as at a [shutdown of its layer](crate::SseLayer::shutdown): clients come back with the last id that they
-    /// got, to whoever answers then. What they have not got by now they do not get. Twice is once.
+    /// The response of a subscription ends cleanly and without its
+    /// [last event](crate::SseStream::end_with), and says when to reconnect, as at a
+    /// [shutdown of its layer](crate::SseLayer::shutdown): clients come back with the last id that
+    /// they got, to whoever answers then. What they have not got by now they do not get. Twice is
+    /// once.
     ///
-    /// A server needs one of the two: this one, or the layer's, which also ends streams that are not of a hub, and says a
-    /// farewell.
+    /// A server needs one of the two: this one, or the layer's, which also ends streams that are
+    /// not of a hub, and says a farewell.
     ///
     /// # Examples
     ///

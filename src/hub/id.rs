@@ -13,8 +13,8 @@ const MESSAGE: u64 = 1 << 16;
 const TIME: u32 = 20;
 const MOST_AT_A_TIME: u64 = (1 << TIME) - 1;
 
-/// What tells the log of one hub from that of any other, above all from that of the same server before it was restarted:
-/// 40 bits, as eight characters. In memory they are random.
+/// What tells the log of one hub from that of any other, above all from that of the same server
+/// before it was restarted: 40 bits, as eight characters. In memory they are random.
 ///
 /// It knows how its log wants its ids to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,8 @@ impl Epoch {
     }
 }
 
-/// A number as it is written here and in no other way: no sign, no zero in front. `None`: it is too large.
+/// A number as it is written here and in no other way: no sign, no zero in front. `None`: it is too
+/// large.
 fn digits(text: &str) -> Result<Option<u64>, GapReason> {
     let is_canonical =
         matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && text.bytes().all(|b| b.is_ascii_digit());

@@ -11,8 +11,8 @@ use tokio::{
     time::sleep_until,
 };
 
-/// Starts it on the runtime that the caller is in. Outside of a runtime there is none: those who publish and subscribe do its
-/// work then, a little each time.
+/// Starts it on the runtime that the caller is in. Outside of a runtime there is none: those who
+/// publish and subscribe do its work then, a little each time.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn(tidy(Arc::downgrade(core))).abort_handle())

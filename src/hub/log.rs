@@ -1,8 +1,9 @@
 //! The log of one topic: its last events as wire bytes, read by any number of cursors.
 //!
-//! Events stand one after the other in segments of 16 KiB at most, so that whatever a cursor is given next is one piece of
-//! memory. A segment that is full is sealed: from then on it is shared, and a piece of it costs no copy. Of the open one, which
-//! still grows, a piece is copied when it is asked for, and kept for those who ask for the same.
+//! Events stand one after the other in segments of 16 KiB at most, so that whatever a cursor is
+//! given next is one piece of memory. A segment that is full is sealed: from then on it is shared,
+//! and a piece of it costs no copy. Of the open one, which still grows, a piece is copied when it
+//! is asked for, and kept for those who ask for the same.
 
 use super::segment::Segment;
 use crate::{EncodedEvents, Event};
@@ -15,7 +16,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A segment takes no event that would make it longer than this. As long as a frame of an [`SseBody`](crate::SseBody).
+/// A segment takes no event that would make it longer than this. As long as a frame of an
+/// [`SseBody`](crate::SseBody).
 const SEGMENT: usize = 16 * 1024;
 
 /// An event from this size on is a segment of its own, and never copied.
@@ -24,7 +26,8 @@ const LARGE: usize = 4 * 1024;
 /// How much that is no longer held an open segment may keep before it is moved together.
 const SLACK: usize = 512;
 
-/// How much a topic holds: as much as all of these allow, but at least its newest event until that is too old.
+/// How much a topic holds: as much as all of these allow, but at least its newest event until that
+/// is too old.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retention {
     pub(super) max_events: usize,
@@ -192,7 +195,8 @@ impl Log {
         before - self.retained
     }
 
-    /// Removes all but the newest event, which replaces the earlier ones. They do not count as evicted.
+    /// Removes all but the newest event, which replaces the earlier ones. They do not count as
+    /// evicted.
     pub(super) fn replace(&mut self) {
         let evicted_through = self.evicted_through;
         while self.retained.events > 1 {

@@ -20,9 +20,11 @@ pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
     /// Evicted events up to this position are reported to the client.
     pub(super) gap_reported_through: u64,
-    /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked for.
+    /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked
+    /// for.
     next: Option<u64>,
-    /// The version of the topic at which there was nothing after the cursor, and this began to wait. `None`: it does not.
+    /// The version of the topic at which there was nothing after the cursor, and this began to
+    /// wait. `None`: it does not.
     seen: Option<u64>,
     is_finished: bool,
     /// The position of its end, if that is the last that the backend had of it, or 0.
@@ -41,7 +43,8 @@ impl Reader {
         self.seen = None;
     }
 
-    /// Whether its topic is no longer one of the hub; if it still is, the waker is woken when that, or anything else, changes.
+    /// Whether its topic is no longer one of the hub; if it still is, the waker is woken when that,
+    /// or anything else, changes.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
@@ -74,7 +77,8 @@ impl Reader {
             Read::Nothing => true,
             Read::Evicted => false,
         };
-        // Also behind events that are handed out now: whoever gets them asks again at once, and has to wait then.
+        // Also behind events that are handed out now: whoever gets them asks again at once, and has
+        // to wait then.
         let replaced = if nothing_follows && contents.finished.is_none() {
             self.seen = Some(self.topic.version());
             contents.waiters.wait(&mut self.ticket, waker)
@@ -122,8 +126,8 @@ impl Reader {
     }
 }
 
-/// The events after the cursor in all of these topics together, in the order of the hub: a run of one topic at a time.
-/// `committed` returns the [committed](super::core::Core::committed) position.
+/// The events after the cursor in all of these topics together, in the order of the hub: a run of
+/// one topic at a time. `committed` returns the [committed](super::core::Core::committed) position.
 pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor: u64, waker: &Waker) -> Step {
     loop {
         // Before the topics are looked at: what is committed by now will be found in them.
@@ -131,7 +135,8 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor:
         let mut first: Option<(u64, usize)> = None;
         let mut second = u64::MAX;
         for (i, reader) in readers.iter_mut().enumerate() {
-            // Told before anything that came after it: a client that is gone by then would come back with a later id.
+            // Told before anything that came after it: a client that is gone by then would come
+            // back with a later id.
             if let Err(step) = reader.peek(cursor, waker) {
                 return step;
             }

@@ -20,7 +20,8 @@ pub(super) struct Registry {
     pub(super) retained: Amount,
     pub(super) published: u64,
     tombstones: Tombstones,
-    /// When a topic is to be looked at, because something in it will be too old then. The number tells topics apart.
+    /// When a topic is to be looked at, because something in it will be too old then. The number
+    /// tells topics apart.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     pub(super) is_shut_down: bool,
@@ -54,7 +55,8 @@ impl Registry {
         }
     }
 
-    /// Gives up all topics, as those of another log. Of the one that begins, everything up to here is lost.
+    /// Gives up all topics, as those of another log. Of the one that begins, everything up to here
+    /// is lost.
     pub(super) fn reset(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
         self.has_backend = true;
         self.newest = lost;
@@ -104,7 +106,8 @@ impl Registry {
         self.retained = self.retained - contents.log.evict(retention, now);
         let changed = contents.log.oldest().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
-            // Not for every single event: whoever comes gets nothing that is too old, whether it is still there or not.
+            // Not for every single event: whoever comes gets nothing that is too old, whether it is
+            // still there or not.
             let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.age(topic, &mut contents, Some(expiry.max(not_before)));
         }
@@ -127,8 +130,9 @@ impl Registry {
 
 /// What was lost with topics that are gone.
 ///
-/// A topic is known by the hash of its name. If two have the same hash, the one that has lost less is said to have lost more,
-/// and the same holds for all of them when there are too many: a gap may be told where there is none, never the other way round.
+/// A topic is known by the hash of its name. If two have the same hash, the one that has lost less
+/// is said to have lost more, and the same holds for all of them when there are too many: a gap may
+/// be told where there is none, never the other way round.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, u64>,

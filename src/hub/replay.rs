@@ -37,7 +37,8 @@ pub(super) struct Replay {
 struct PendingGap {
     requested: EventId,
     reason: GapReason,
-    /// Events are missing, whatever the backend says. The gap only waits for the first event after it.
+    /// Events are missing, whatever the backend says. The gap only waits for the first event after
+    /// it.
     is_confirmed: bool,
 }
 

@@ -20,7 +20,8 @@ pub(super) struct Segment<B> {
 #[derive(Debug)]
 pub(super) struct Entry {
     number: u64,
-    /// Where it ends in the segment. Of the last one this is not looked at: it ends where the segment does.
+    /// Where it ends in the segment. Of the last one this is not looked at: it ends where the
+    /// segment does.
     end: u32,
     /// When it was added: how many milliseconds after the segment was born.
     age: u32,
@@ -40,7 +41,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
     pub(super) fn note(&mut self, number: u64, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();
-        // The first cannot be reached where the end is looked at, the second not in a segment that takes the time.
+        // The first cannot be reached where the end is looked at, the second not in a segment that
+        // takes the time.
         let [end, age] = [end as u128, age].map(|value| u32::try_from(value).unwrap_or(u32::MAX));
         self.entries.push(Entry { number, end, age });
     }

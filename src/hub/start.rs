@@ -25,7 +25,8 @@ pub enum Start {
     Latest,
     /// With the oldest event that is held.
     Earliest,
-    /// With what followed the event of this id. An empty id is none, and means [`Latest`](Self::Latest).
+    /// With what followed the event of this id. An empty id is none, and means
+    /// [`Latest`](Self::Latest).
     After(EventId),
 }
 

@@ -39,8 +39,8 @@ impl Core {
         }
     }
 
-    /// Subscribes to the topics of this process. `end` is the end of the log, which may be after the
-    /// events of this process. Returns `None` if `end` belongs to another log.
+    /// Subscribes to the topics of this process. `end` is the end of the log, which may be after
+    /// the events of this process. Returns `None` if `end` belongs to another log.
     fn subscribe_here(
         self: &Arc<Self>,
         names: &[Arc<str>],

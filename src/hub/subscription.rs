@@ -29,8 +29,9 @@ use tokio_stream::Stream;
 /// [`SseStream::new(subscription)`](crate::SseStream::new):
 ///
 /// - The response begins with the [`cursor`](Self::cursor). So a client that loses its connection
-///   before the first event resumes at the same position. [`begin_with_cursor`](Self::begin_with_cursor)
-///   describes how; [`without_cursor`](Self::without_cursor) omits the cursor.
+///   before the first event resumes at the same position.
+///   [`begin_with_cursor`](Self::begin_with_cursor) describes how;
+///   [`without_cursor`](Self::without_cursor) omits the cursor.
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`, after which an `EventSource` does not reconnect.
 ///
@@ -43,14 +44,15 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// A stream that is made of a subscription with an adapter (`map`, `filter`, `merge`, `take_until` …)
-/// keeps both in its response:
+/// A stream that is made of a subscription with an adapter (`map`, `filter`, `merge`, `take_until`
+/// …) keeps both in its response:
 ///
 /// - The cursor comes first, if the response polls the subscription at its first poll. A task that
 ///   forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
 /// - `204 No Content` needs an adapter that adds no event and forwards
 ///   [`size_hint`](Stream::size_hint), as most do. Others, such as `take_until` and `select` of
-///   `futures-util` or a generator, go into [`SseStream::map_stream`](crate::SseStream::map_stream).
+///   `futures-util` or a generator, go into
+///   [`SseStream::map_stream`](crate::SseStream::map_stream).
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -71,9 +73,9 @@ use tokio_stream::Stream;
 ///
 /// # Ends
 ///
-/// The stream ends after the last event when all topics are [finished](super::Topic::finish). It ends
-/// early with a [`SubscriptionError`] if the client has lagged under [`LagPolicy::Disconnect`], or if
-/// the hub is shut down.
+/// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
+/// ends early with a [`SubscriptionError`] if the client has lagged under
+/// [`LagPolicy::Disconnect`], or if the hub is shut down.
 ///
 /// A subscription keeps its hub alive, also after every [`Hub`](super::Hub) and
 /// [`Topic`](super::Topic) was dropped.
@@ -160,11 +162,12 @@ impl Subscription {
         event
     }
 
-    /// What the client has missed: when it came, or, if it was too slow later, since then. It gets the same as an event, unless
-    /// the subscription [begins with](Self::begin_with) a snapshot instead.
+    /// What the client has missed: when it came, or, if it was too slow later, since then. It gets
+    /// the same as an event, unless the subscription [begins with](Self::begin_with) a snapshot
+    /// instead.
     ///
-    /// `None` is not yet an answer if this hub does not hold what follows and its backend does not answer; then it is not
-    /// [resumed](Self::is_resumed) either.
+    /// `None` is not yet an answer if this hub does not hold what follows and its backend does not
+    /// answer; then it is not [resumed](Self::is_resumed) either.
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
@@ -172,15 +175,16 @@ impl Subscription {
 
     /// Whether a client goes on here where it was, with nothing missed.
     ///
-    /// It is `false` for a client that sent no id, and where there is a [gap](Self::gap), or may be: then it has no state, or not
-    /// the state, to which the next events are added. See [`begin_with`](Self::begin_with).
+    /// It is `false` for a client that sent no id, and where there is a [gap](Self::gap), or may
+    /// be: then it has no state, or not the state, to which the next events are added. See
+    /// [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.origin == Origin::Resumed
     }
 
-    /// The place in the log up to which the client has, or was told that it missed, every event of its topics: the id with
-    /// which it gets what it has not been handed yet.
+    /// The place in the log up to which the client has, or was told that it missed, every event of
+    /// its topics: the id with which it gets what it has not been handed yet.
     #[must_use]
     pub fn cursor(&self) -> EventId {
         self.epoch.id(self.cursor)
@@ -198,18 +202,20 @@ impl Subscription {
             })
     }
 
-    /// Begins with this event, a snapshot: the state to which the next events are added. It gets the [`cursor`](Self::cursor)
-    /// as its id, instead of one that it may have.
+    /// Begins with this event, a snapshot: the state to which the next events are added. It gets
+    /// the [`cursor`](Self::cursor) as its id, instead of one that it may have.
     ///
-    /// Where there is a [gap](Self::gap), it takes the place of the gap event and of what is still held: the subscription goes
-    /// on with what was published after it was made.
+    /// Where there is a [gap](Self::gap), it takes the place of the gap event and of what is still
+    /// held: the subscription goes on with what was published after it was made.
     ///
-    /// The state has to be that of the cursor: neither with less, nor with what follows. Either nothing is published between
-    /// the subscription and the reading of the state, by a lock that those who publish hold, too, as below. Or the state knows
-    /// the id of the event that changed it last, and the subscription begins [after](super::Start::After) that, without a
-    /// gap: with one, the state is too old for what is held. With [several nodes](super#several-nodes) only the latter holds, as a
-    /// lock is no other process's. [`Start::Earliest`](super::Start::Earliest) is no start for a
-    /// snapshot, as all that is held follows.
+    /// The state has to be that of the cursor: neither with less, nor with what follows. Either
+    /// nothing is published between the subscription and the reading of the state, by a lock that
+    /// those who publish hold, too, as below. Or the state knows the id of the event that changed
+    /// it last, and the subscription begins [after](super::Start::After) that, without a gap: with
+    /// one, the state is too old for what is held. With [several nodes](super#several-nodes) only
+    /// the latter holds, as a lock is no other process's.
+    /// [`Start::Earliest`](super::Start::Earliest) is no start for a snapshot, as all that is held
+    /// follows.
     ///
     /// # Examples
     ///
@@ -252,12 +258,13 @@ impl Subscription {
 
     /// Begins with the [`cursor`](Self::cursor).
     ///
-    /// That is an `id` line, which dispatches nothing; or, for a new client that [waits for what comes](super::Start::Latest), an
-    /// event of type `hub-cursor` with empty data, for which no page need listen: without data Firefox and WebKit take no id,
-    /// whatever the standard says (§9.2.6), and would come back without one.
+    /// That is an `id` line, which dispatches nothing; or, for a new client that
+    /// [waits for what comes](super::Start::Latest), an event of type `hub-cursor` with empty data,
+    /// for which no page need listen: without data Firefox and WebKit take no id, whatever the
+    /// standard says (§9.2.6), and would come back without one.
     ///
-    /// A response does this by itself. Use this method where something else polls the subscription, for
-    /// example a task that forwards the events.
+    /// A response does this by itself. Use this method where something else polls the subscription,
+    /// for example a task that forwards the events.
     ///
     /// # Examples
     ///
@@ -284,8 +291,9 @@ impl Subscription {
 
     /// Begins with the first event, and not with the [`cursor`](Self::cursor).
     ///
-    /// It is for clients that take whatever comes for an event of theirs, OpenAI's libraries for instance, which read all of it as
-    /// JSON. A new client that loses its connection before the first event then comes back as a new one.
+    /// It is for clients that take whatever comes for an event of theirs, OpenAI's libraries for
+    /// instance, which read all of it as JSON. A new client that loses its connection before the
+    /// first event then comes back as a new one.
     ///
     /// # Examples
     ///

@@ -1,4 +1,5 @@
-//! What threads share, from std; and from loom where `tests/interleavings` compiles this crate to try every order of steps.
+//! What threads share, from std; and from loom where `tests/interleavings` compiles this crate to
+//! try every order of steps.
 
 #[cfg(tower_sse_loom)]
 pub(super) use loom::sync::{
@@ -12,7 +13,8 @@ pub(super) use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Nothing that is called under a lock of the hub is a caller's code, so a poisoned one would be as good as any other.
+/// Nothing that is called under a lock of the hub is a caller's code, so a poisoned one would be as
+/// good as any other.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

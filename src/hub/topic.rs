@@ -4,9 +4,10 @@ use std::{fmt, sync::Arc};
 
 /// A label for events of a [`Hub`](super::Hub), and where they are kept.
 ///
-/// It is a handle: cheap to make, to clone and to drop. A topic comes into being when something is published to it, when
-/// somebody subscribes to it, or when it is finished, and is dropped when nobody is subscribed and its last event is too old.
-/// What was lost with it is still told when it is made anew.
+/// It is a handle: cheap to make, to clone and to drop. A topic comes into being when something is
+/// published to it, when somebody subscribes to it, or when it is finished, and is dropped when
+/// nobody is subscribed and its last event is too old. What was lost with it is still told when it
+/// is made anew.
 ///
 /// # Examples
 ///
@@ -47,11 +48,12 @@ impl Topic {
         Self { core, name, latest_only: false }
     }
 
-    /// Makes each event of this topic replace the one before it: a state and no history, such as who is here, or how far a job
-    /// is.
+    /// Makes each event of this topic replace the one before it: a state and no history, such as
+    /// who is here, or how far a job is.
     ///
-    /// Only the newest event is held. A client that comes, or comes back, gets that one if it does not have it; what it was
-    /// before is not missing, so there is no gap. It holds from the next event on that is published by this handle.
+    /// Only the newest event is held. A client that comes, or comes back, gets that one if it does
+    /// not have it; what it was before is not missing, so there is no gap. It holds from the next
+    /// event on that is published by this handle.
     ///
     /// # Examples
     ///
@@ -77,41 +79,45 @@ impl Topic {
         &self.name
     }
 
-    /// Adds an event, and returns the id that it got once it is in the log: those who subscribe from then on can have it.
+    /// Adds an event, and returns the id that it got once it is in the log: those who subscribe
+    /// from then on can have it.
     ///
-    /// An id that the event has is replaced, as ids are places in the log of the hub. It is encoded here and never again, and
-    /// never waits for a subscriber. A comment, or a `retry` alone, is an event as well.
+    /// An id that the event has is replaced, as ids are places in the log of the hub. It is encoded
+    /// here and never again, and never waits for a subscriber. A comment, or a `retry` alone, is an
+    /// event as well.
     ///
     /// # Errors
     ///
-    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have; or if the backend does not say
-    /// that it has [taken it](super::ErrorKind::Backend).
+    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have;
+    /// or if the backend does not say that it has [taken it](super::ErrorKind::Backend).
     ///
     /// # Cancel safety
     ///
-    /// In memory it does not wait for anything: it is done when it was polled once. With a backend, the event of a future that was
-    /// dropped may or may not be in the log.
+    /// In memory it does not wait for anything: it is done when it was polled once. With a backend,
+    /// the event of a future that was dropped may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
         let event = event.without_id().complete();
         let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
-    /// Adds events that follow each other immediately, with one wake-up for all of them, and returns the id of the last;
-    /// `None` if there are none.
+    /// Adds events that follow each other immediately, with one wake-up for all of them, and
+    /// returns the id of the last; `None` if there are none.
     ///
-    /// All of them are read before the first is added, so the iterator can take its time. If they are more than the topic
-    /// holds, everybody who listens has missed the first of them, and is told.
+    /// All of them are read before the first is added, so the iterator can take its time. If they
+    /// are more than the topic holds, everybody who listens has missed the first of them, and is
+    /// told.
     ///
     /// # Errors
     ///
-    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have: then none is added. Or if the
-    /// backend does not say that it has [taken them](super::ErrorKind::Backend): then all or none are.
+    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have:
+    /// then none is added. Or if the backend does not say that it has
+    /// [taken them](super::ErrorKind::Backend): then all or none are.
     ///
     /// # Cancel safety
     ///
-    /// In memory it does not wait for anything: it is done when it was polled once. With a backend, the events of a future that was
-    /// dropped may or may not be in the log, all of them or none.
+    /// In memory it does not wait for anything: it is done when it was polled once. With a backend,
+    /// the events of a future that was dropped may or may not be in the log, all of them or none.
     pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
         let events: Vec<_> = events.into_iter().map(|event| event.without_id().complete()).collect();
         if events.is_empty() {
@@ -122,8 +128,9 @@ impl Topic {
 
     /// The events of this topic, from a place in the log on.
     ///
-    /// What is held already and what is published later is one sequence: nothing is lost, repeated or out of order where the
-    /// one passes into the other. See the [table](super#where-a-client-goes-on) for what each id gets.
+    /// What is held already and what is published later is one sequence: nothing is lost, repeated
+    /// or out of order where the one passes into the other. See the
+    /// [table](super#where-a-client-goes-on) for what each id gets.
     ///
     /// # Errors
     ///
@@ -137,33 +144,38 @@ impl Topic {
     ///
     /// # Cancel safety
     ///
-    /// Of a future that was dropped nothing is left. In memory it does not wait for anything; with a backend, at most two seconds for
-    /// what is not held here.
+    /// Of a future that was dropped nothing is left. In memory it does not wait for anything; with
+    /// a backend, at most two seconds for what is not held here.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
         self.core.subscribe(vec![self.name.clone()], start.into()).await
     }
 
     /// Says that there will be no more events: a job that is done, an answer that is complete.
     ///
-    /// Its subscriptions end after its last event. An `EventSource` takes that for a lost connection and comes back, and then
-    /// gets `204 No Content`, by which it knows. It is remembered for the hub's `max_age`, and for as long as there is a
-    /// subscription to it and to other topics that go on; until then nothing can be published to it. Finished twice is finished.
+    /// Its subscriptions end after its last event. An `EventSource` takes that for a lost
+    /// connection and comes back, and then gets `204 No Content`, by which it knows. It is
+    /// remembered for the hub's `max_age`, and for as long as there is a subscription to it and to
+    /// other topics that go on; until then nothing can be published to it. Finished twice is
+    /// finished.
     ///
-    /// With a backend every node knows it once it has read that. What is published on another node before then is not lost: the
-    /// topic goes on with it, on all nodes, and whoever was at its end comes back to it.
+    /// With a backend every node knows it once it has read that. What is published on another node
+    /// before then is not lost: the topic goes on with it, on all nodes, and whoever was at its end
+    /// comes back to it.
     ///
     /// # Errors
     ///
-    /// If the topic would be one more than the hub may have, or if the backend does not say that it has [noted
-    /// it](super::ErrorKind::Backend).
+    /// If the topic would be one more than the hub may have, or if the backend does not say that it
+    /// has [noted it](super::ErrorKind::Backend).
     pub async fn finish(&self) -> Result<(), Error> {
         self.core.finish(&self.name).await
     }
 
-    /// Whether it has come into being and is still there: it holds events, is remembered as finished, or has subscribers.
+    /// Whether it has come into being and is still there: it holds events, is remembered as
+    /// finished, or has subscribers.
     ///
-    /// Whoever subscribes to a topic makes it. Where a client chooses the name, this tells a topic that somebody has published
-    /// to from one that the client has made up. With a backend it is what this process has read of it by now.
+    /// Whoever subscribes to a topic makes it. Where a client chooses the name, this tells a topic
+    /// that somebody has published to from one that the client has made up. With a backend it is
+    /// what this process has read of it by now.
     ///
     /// # Examples
     ///
@@ -187,11 +199,12 @@ impl Topic {
 
     /// How many subscriptions there are now, in this process.
     ///
-    /// It counts those that were not dropped yet. A server drops one when the client closes its connection; for a client that
-    /// has vanished that is when a write to it fails, so it depends on heartbeats and on the timeouts of the transport.
+    /// It counts those that were not dropped yet. A server drops one when the client closes its
+    /// connection; for a client that has vanished that is when a write to it fails, so it depends
+    /// on heartbeats and on the timeouts of the transport.
     ///
-    /// A browser may keep a page that was left, and its `EventSource` with it, to show it again. A page that is not to count
-    /// then closes its `EventSource` on `pagehide`.
+    /// A browser may keep a page that was left, and its `EventSource` with it, to show it again. A
+    /// page that is not to count then closes its `EventSource` on `pagehide`.
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)

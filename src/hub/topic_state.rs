@@ -49,8 +49,8 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Tells the readers that something has changed: those who look by the version, those who wait by their wakers, which the
-    /// caller wakes when it holds no lock.
+    /// Tells the readers that something has changed: those who look by the version, those who wait
+    /// by their wakers, which the caller wakes when it holds no lock.
     pub(super) fn changed(&self, contents: &mut Contents) -> Vec<Option<Waker>> {
         self.version.fetch_add(1, Ordering::Release);
         contents.waiters.take()

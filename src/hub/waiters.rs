@@ -4,8 +4,9 @@ use std::task::Waker;
 
 /// The wakers of the subscriptions that wait.
 ///
-/// All of them are taken at once, so that they are woken when no lock is held: to wake is to run somebody else's code. For the
-/// same reason every waker that is no longer needed is handed out, to be dropped later.
+/// All of them are taken at once, so that they are woken when no lock is held: to wake is to run
+/// somebody else's code. For the same reason every waker that is no longer needed is handed out, to
+/// be dropped later.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     wakers: Vec<Option<Waker>>,

@@ -39,8 +39,8 @@ use std::sync::Arc;
 /// 2. **Durability.** After [`append`](Self::append) has returned `Ok`, the records are in the log
 ///    for as long as its retention allows. They survive the failures that the implementation
 ///    documents.
-/// 3. **Reported eviction.** A record that was in the log and is not retained any more has a position
-///    up to and including [`Page::evicted_through`] and [`Bounds::evicted_through`].
+/// 3. **Reported eviction.** A record that was in the log and is not retained any more has a
+///    position up to and including [`Page::evicted_through`] and [`Bounds::evicted_through`].
 /// 4. **No position is used twice.** Two records of one [epoch](Bounds::epoch) never have the same
 ///    position, even if the first of them was deleted. A log that was deleted and created again, or
 ///    restored from a backup, or has lost its newest records in a failover, has another epoch
