@@ -1,6 +1,5 @@
-//! Server-sent events for the tower ecosystem: a middleware that makes any event stream a correct
-//! one, an axum responder and extractor that let a handler return a plain stream, and a hub from
-//! which a client that comes back gets what it missed.
+//! Server-sent events for the tower ecosystem: a middleware for any event stream, an axum responder
+//! and extractor, and publish/subscribe with replay after `Last-Event-ID`.
 //!
 //! ```
 //! # #[cfg(feature = "axum")] {
@@ -9,7 +8,7 @@
 //! use tokio_stream::{Stream, StreamExt};
 //! use tower_sse::{Event, LastEventId, LastEventIdRejection, SseLayer, SseStream};
 //!
-//! /// Counts, one number a second. A client that comes back goes on where it was.
+//! /// Counts, one number per second. A client that reconnects continues after its last number.
 //! async fn count(last: LastEventId) -> Result<SseStream<impl Stream<Item = Event>>, LastEventIdRejection> {
 //!     let next = last.parse::<u64>()?.map_or(0, |seen| seen.saturating_add(1));
 //!     let events = tokio_stream::iter(next..).map(|n| Event::display(n).event("count").id(n));
@@ -20,7 +19,7 @@
 //! # }
 //! ```
 //!
-//! # The way of an event
+//! # Data flow
 //!
 //! ```text
 //! Event ──encode──▶ wire bytes ──▶ SseStream (responder) ──▶ SseBody ─┐
@@ -31,62 +30,58 @@
 //! the hubs of other processes ◀──▶ Backend ───┴─────┘ (Redis, NATS, or none: then the hub is in memory)
 //! ```
 //!
-//! - [`Event`] is what is said. Its [name](EventName) and its [id](EventId) are types of their own,
-//!   so that no text that a user typed can break the format. [`EncodedEvents`] are events that are
-//!   encoded once for many clients.
-//! - [`SseStream`] is what a handler returns. Its body, [`SseBody`], joins events that are ready at
-//!   the same time into one frame, and sends a [`Heartbeat`] when there are none.
-//! - [`SseLayer`] is for everything else: another framework's responder, a stream that is proxied
-//!   from another server. It adds the headers that are missing, keeps compressors away, and puts
-//!   heartbeats between the lines. An [`SseStream`] inside takes over its settings.
-//! - [`LastEventId`] is where a client left off, and [`SseStream::stop_reconnecting`] is how it is
-//!   told to stay away.
-//! - A [`hub`] is for events that many clients get, and that those who come back get later: topics
-//!   to publish to, with a history, and subscriptions that go on where a client was. With a
-//!   [backend](hub::backend) it is one hub for [several servers](hub#several-nodes).
+//! - [`Event`] is one message. Its [name](EventName) and [id](EventId) are checked types, so text
+//!   from users cannot break the format. [`EncodedEvents`] are encoded once for many clients.
+//! - [`SseStream`] is a response. Its body, [`SseBody`], joins events that are ready together into
+//!   one frame, and sends a [`Heartbeat`] in silence.
+//! - [`SseLayer`] is the middleware, also for other frameworks' responders and for upstream streams
+//!   behind a proxy. It adds missing headers, keeps compressors away, and puts heartbeats between
+//!   the lines. An [`SseStream`] inside takes over its settings.
+//! - [`LastEventId`] is the id with which a client reconnects. [`SseStream::stop_reconnecting`] is
+//!   the response that stops it from reconnecting.
+//! - A [`hub`] has topics with replay, and subscriptions that resume. With a
+//!   [backend](hub::backend), [several servers](hub#several-nodes) share one hub.
 //!
-//! # In operation
+//! # In production
 //!
-//! An [`SseLayer`] ends streams at a [shutdown](SseLayer::shutdown) and when their
-//! [time](SseLayer::max_lifetime) is up, lets no more of them in than
-//! [there may be](SseLayer::max_streams), and [tells](SseLayer::on_close) how each of them was
-//! ([`StreamSummary`]). What no body can see, a client that does not read or has vanished,
-//! `ClientTimeout` (feature `socket`) ends.
+//! An [`SseLayer`] ends streams in a [graceful shutdown](SseLayer::shutdown) and after their
+//! [lifetime](SseLayer::max_lifetime), [limits](SseLayer::max_streams) their number, and
+//! [reports](SseLayer::on_close) how each stream ended ([`StreamSummary`]). `ClientTimeout`
+//! (feature `socket`) closes the connections of stalled and vanished clients, which no response
+//! body can detect.
 //!
-//! Who has handlers that return axum's `Sse` finds what becomes of each of its methods in
+//! For handlers that return axum's `Sse`, see
 //! [`from_axum_sse`](https://docs.rs/tower-sse/latest/tower_sse/from_axum_sse/index.html).
 //!
 //! # Guarantees
 //!
-//! Each of them is a test; the names are those of the files under `tests/`.
+//! Each guarantee names its tests, which are files below `tests/`.
 //!
-//! 1. For every byte sequence of an upstream event stream, however it is cut into chunks and
-//!    wherever heartbeats fall, a parser that follows the standard dispatches exactly the same
-//!    events with and without the layer, but for heartbeats that are events
+//! 1. For every upstream byte sequence, chunking and heartbeat timing, a parser that follows the
+//!    standard dispatches the same events with and without the layer, except heartbeat events
 //!    (`layer_is_transparent`).
-//! 2. For every [`Event`] that has data or a name, a parser that follows the standard dispatches
-//!    exactly one message with the same fields; for every other one, none (`events`).
-//! 3. What was yielded before an error goes to the transport before the error, which then has 250
-//!    milliseconds to flush it (`sse_stream`, `broken_transfers`).
-//! 4. A response that is not an event stream passes the layer as it is, without an allocation
+//! 2. For every [`Event`] with data or a name, such a parser dispatches exactly one message with
+//!    the same fields. For any other event it dispatches none (`events`).
+//! 3. Events before an error reach the transport before the error. The error is delayed by up to
+//!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
+//! 4. A response that is not an event stream passes the layer unchanged and without an allocation
 //!    (`layer`, `allocations`, `grpc`).
-//! 5. Every event that a subscriber to a hub is entitled to arrives once and in order, or a gap is
-//!    told (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; for hubs of several servers
-//!    `nodes`).
-//! 6. A subscriber that is slow or has vanished costs bounded memory, and nobody else any time
+//! 5. Every event that a subscriber is entitled to arrives once and in order, or a gap is reported
+//!    (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; with several nodes `nodes`).
+//! 6. A slow or vanished subscriber costs bounded memory, and does not delay other clients
 //!    (`allocations`, `hub_on_the_wire`).
-//! 7. A shutdown ends every open stream within one poll, idle or busy, with a whole event and the
-//!    time to come back (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream that is in the
-//!    middle of an event has 250 milliseconds for it.
-//! 8. No more streams are open than there may be, and every place is free again however a stream
-//!    ends; how it did is told exactly once (`lifecycle`).
-//! 9. No compressor inside of the layer compresses the answer to a request whose `Accept` names
-//!    `text/event-stream`, and none outside does that honours the content type or `no-transform`
-//!    (`compression`).
+//! 7. A shutdown ends every open stream within one poll, with a complete event and a reconnect
+//!    delay (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream in the middle of an event
+//!    has 250 milliseconds to complete it.
+//! 8. No limit on streams is exceeded, every permit is returned, and each stream is reported
+//!    exactly once (`lifecycle`).
+//! 9. No compressor inside the layer compresses the response to a request whose `Accept` names
+//!    `text/event-stream`. A compressor outside does not if it honours the content type or
+//!    `no-transform` (`compression`).
 //!
 //! # Features
 //!
-//! | feature | default | what it is for | what it adds |
+//! | feature | default | purpose | adds |
 //! |---|---|---|---|
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
 //! | `json` | yes | [`Event::json`], [`SseStream::json`], [`SseStream::try_json`] | `serde_core`, `serde_json` |
@@ -94,29 +89,29 @@
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
 //! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |
 //! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
-//! | `backend-contract` | no | checks for whoever writes a [`Backend`](hub::backend::Backend) | |
-//! | `socket` | no | `ClientTimeout`, for clients that do not read or have vanished | `socket2` |
-//! | `metrics` | no | [counts](#metrics) of what streams do | `metrics` |
+//! | `backend-contract` | no | tests for your own [`Backend`](hub::backend::Backend) | |
+//! | `socket` | no | `ClientTimeout`, for stalled and vanished clients | `socket2` |
+//! | `metrics` | no | [counters, gauges and histograms](#metrics) | `metrics` |
 //! | `tracing` | no | a [span](#spans) for each stream | `tracing` |
 //!
 //! # Metrics
 //!
 //! With the feature `metrics`, every [`SseStream`] and every upstream event stream that passes an
-//! [`SseLayer`] is counted, with whatever recorder the application has installed for the
+//! [`SseLayer`] is counted. The application installs a recorder for the
 //! [`metrics`](https://docs.rs/metrics) facade.
 //!
-//! | name | type | unit | labels | what it is |
+//! | name | type | unit | labels | counts |
 //! |---|---|---|---|---|
-//! | `tower_sse_streams_active` | gauge | streams | | that are open |
-//! | `tower_sse_streams_closed_total` | counter | streams | `reason` | that have ended, by [how](CloseReason::as_str) |
-//! | `tower_sse_streams_refused_total` | counter | streams | | for which there was no [place](SseLayer::max_streams) |
-//! | `tower_sse_stream_duration_seconds` | histogram | seconds | | for which each was open, told at its end |
-//! | `tower_sse_events_sent_total` | counter | events | | handed to the transport |
-//! | `tower_sse_bytes_sent_total` | counter | bytes | | handed to the transport, heartbeats included |
-//! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | handed to the transport, first bytes included |
-//! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | that a [`hub`] has told, by [why](hub::GapReason::as_str) |
-//! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | that the backend of a [`hub`] did not do: `publish`, `read` and `bounds` for clients, `follow` for the reader |
-//! | `tower_sse_hub_reads_rejected_total` | counter | reads | | of the history that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
+//! | `tower_sse_streams_active` | gauge | streams | | open streams |
+//! | `tower_sse_streams_closed_total` | counter | streams | `reason` | ended streams, by [reason](CloseReason::as_str) |
+//! | `tower_sse_streams_refused_total` | counter | streams | | requests over a [limit](SseLayer::max_streams) |
+//! | `tower_sse_stream_duration_seconds` | histogram | seconds | | the duration of each stream, recorded at its end |
+//! | `tower_sse_events_sent_total` | counter | events | | events passed to the transport |
+//! | `tower_sse_bytes_sent_total` | counter | bytes | | bytes passed to the transport, with heartbeats |
+//! | `tower_sse_heartbeats_sent_total` | counter | heartbeats | | heartbeats passed to the transport, with first bytes |
+//! | `tower_sse_hub_gaps_total` | counter | gaps | `reason` | gaps reported by a [`hub`], by [reason](hub::GapReason::as_str) |
+//! | `tower_sse_hub_backend_failures_total` | counter | requests | `operation` | failed requests to the backend of a [`hub`]: `publish`, `read` and `bounds` for clients, `follow` for the follower |
+//! | `tower_sse_hub_reads_rejected_total` | counter | reads | | history reads that a [`hub`] rejected because [too many were waiting](hub::ErrorKind::Overloaded) |
 //!
 //! A stream counts from its first poll until its body is dropped. A response that is never sent,
 //! such as the response to `HEAD`, does not count. An encoded upstream stream counts if a layer
@@ -125,15 +120,14 @@
 //!
 //! # Spans
 //!
-//! With the feature `tracing`, each stream has a span, `event_stream`, of the target `tower_sse`
-//! and the level `INFO`. It is the current span whenever the stream is polled, and in `on_close`.
-//! Its parent is the span in which the response was made, which is the request's where there is
-//! one: that of tower-http's `TraceLayer`, say, which can also name axum's `MatchedPath`. Its
-//! fields:
+//! With the feature `tracing`, each stream has a span `event_stream` with the target `tower_sse`
+//! and the level `INFO`. It is the current span while the stream is polled, and in `on_close`. Its
+//! parent is the span in which the response was created, usually that of the request (tower-http's
+//! `TraceLayer`, which can also name axum's `MatchedPath`). Its fields:
 //!
-//! | field | what it is |
+//! | field | value |
 //! |---|---|
-//! | `method`, `path` | of the request, as the outermost [`SseLayer`] sees it; without the query |
+//! | `method`, `path` | the request as the outermost [`SseLayer`] sees it, without the query |
 //! | the fields of [`StreamSummary`] | the `reason` as its [label](CloseReason::as_str), the `duration` in seconds, and the counts |
 //!
 //! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
@@ -153,18 +147,18 @@
 //!
 //! # Runtime
 //!
-//! Heartbeats, and the pause before an error, need tokio's timer: a body that needs it panics in a
-//! runtime that has none enabled. Outside of any tokio runtime it does so for a heartbeat only;
-//! [`SseStream::without_heartbeat`] runs on any executor. No task is spawned for a stream; a
-//! [`hub`] has one task of its own, and with a backend one that follows its log, and one for each
-//! page that is read for clients.
+//! Heartbeats, and the delay before an error, need tokio's timer. A body that needs it panics in a
+//! runtime without timers. Outside of any tokio runtime, only a heartbeat panics, so
+//! [`SseStream::without_heartbeat`] runs on any executor. A stream has no task. A [`hub`] has one
+//! task. With a backend it has one more that follows the log, and one for each running history
+//! read.
 //!
-//! # What it does not do
+//! # Scope
 //!
-//! It is no server and no client. Cross-origin requests are tower-http's `CorsLayer`'s,
-//! authentication is the handler's.
+//! This crate is neither a server nor a client. Cross-origin rules are those of tower-http's
+//! `CorsLayer`. Authentication belongs to the handler.
 //!
-//! The format is that of the [HTML standard, "Server-sent events"][standard].
+//! The format is defined by the [HTML standard, "Server-sent events"][standard].
 //!
 //! [standard]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 

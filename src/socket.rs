@@ -1,4 +1,4 @@
-//! How long a connection waits for a client that does not read, or is not there any more.
+//! Timeouts for the connections of stalled and vanished clients.
 
 use socket2::{SockRef, TcpKeepalive};
 #[cfg(not(windows))]
@@ -7,21 +7,18 @@ use std::os::fd::AsFd as AsSocket;
 use std::os::windows::io::AsSocket;
 use std::{io, time::Duration};
 
-/// How long a TCP connection lasts whose client does not read, or has vanished: 30 seconds, if not
-/// set.
+/// Closes TCP connections whose client has stopped reading or is gone. Default: 30 seconds.
 ///
-/// A body cannot see either. hyper does not poll the body of a response as long as the socket takes
-/// no more, so no timer in it runs then, neither a heartbeat nor
-/// [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). The kernel sees both, and waits for a
-/// long time: for a client that acknowledges nothing about a quarter of an hour, for one that
-/// acknowledges but does not read forever. This sets the options of the socket that make it wait
-/// for less.
+/// A response body cannot detect such a client. hyper does not poll the body while the socket is
+/// full, so no timer in the body runs: neither a heartbeat nor
+/// [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). The kernel detects both cases, but it
+/// waits about 15 minutes for a client that acknowledges nothing, and forever for a client that
+/// acknowledges and does not read. This type sets the socket options that shorten the wait.
 ///
-/// When the time is up the kernel closes the connection. hyper finds the error at once, even where
-/// it waits for nothing but room in the socket, and drops the body:
-/// [`SseStream::on_close`](crate::SseStream::on_close) tells
-/// [`CloseReason::ClientGone`](crate::CloseReason::ClientGone), and what the stream held is free
-/// again. An `EventSource` that is still there comes back, with the last id it has seen.
+/// After the timeout, the kernel closes the connection. hyper gets the error at once and drops the
+/// body. [`SseStream::on_close`](crate::SseStream::on_close) reports
+/// [`CloseReason::ClientGone`](crate::CloseReason::ClientGone), and all resources of the stream are
+/// released. An `EventSource` that is still running reconnects with its last id.
 ///
 /// # Examples
 ///
@@ -69,7 +66,7 @@ use std::{io, time::Duration};
 /// # }
 /// ```
 ///
-/// With tonic, on the connections that its server is given:
+/// With tonic, on the incoming connections of its server:
 ///
 /// ```no_run
 /// # use tokio::net::TcpListener;
@@ -90,41 +87,39 @@ use std::{io, time::Duration};
 /// # }
 /// ```
 ///
-/// # What is set
+/// # Socket options
 ///
-/// | option | for which connection | |
+/// | option | applies to a connection | value |
 /// |---|---|---|
-/// | `TCP_USER_TIMEOUT` | one with data that is not acknowledged, or that waits for a window that is zero | the timeout, in milliseconds |
-/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | one on which nothing is under way | the last probe has failed when the timeout is over, in whole seconds: with 30 seconds after 15, and 3 probes that are 5 apart |
-/// | `TCP_NOTSENT_LOWAT` | one with data that is not sent yet, because the client does not read | 128 KiB |
-/// | `TCP_NODELAY` | each | an event does not wait for the acknowledgement of the one before |
+/// | `TCP_USER_TIMEOUT` | with unacknowledged data, or with a zero window | the timeout, in milliseconds |
+/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | with nothing in flight | the last probe fails at the timeout, in whole seconds: for 30 seconds, the first probe after 15 seconds, and 3 probes 5 seconds apart |
+/// | `TCP_NOTSENT_LOWAT` | with data that the client does not read | 128 KiB |
+/// | `TCP_NODELAY` | of any kind | on: an event does not wait for the acknowledgement of the previous one |
 ///
-/// - *A client that does not read*, a page that hangs or a program that is stopped, still
-///   acknowledges what its kernel receives, with a window of zero. [RFC 9293][persist] (§3.8.6.1)
-///   has the connection stay open as long as it does; [RFC 6429][stuck] says that an application
-///   may end it nevertheless. The time begins with the first probe, which is a retransmission
-///   timeout (from 200 milliseconds on) after the window was full, and the kernel's timers are up
-///   to an eighth late.
-/// - *A client that has vanished*, whose network is gone, acknowledges nothing. What is sent to it
-///   is repeated until the time is over. If nothing is sent, keep-alive notices it. With a
-///   [`Heartbeat`](crate::Heartbeat) something always is, and the connection ends the timeout after
-///   the first heartbeat that was lost.
-/// - *A client that is slow* stays, as long as there is any progress within the time. Progress is
-///   what its kernel says: it opens a window again when a packet fits, and on Linux when a
-///   sixteenth of its receive buffer is free.
-/// - *A client that closes its connection*, or whose process ends, is noticed at once without any
-///   of this.
+/// - *A stalled client*, such as a page that hangs or a stopped program, still acknowledges what
+///   its kernel receives, with a window of zero. [RFC 9293][persist] (§3.8.6.1) keeps the
+///   connection open meanwhile. [RFC 6429][stuck] says that an application may close it
+///   nevertheless. The timeout begins with the first probe, one retransmission timeout (200
+///   milliseconds or more) after the window was full. The kernel's timers are up to an eighth late.
+/// - *A vanished client*, without a network, acknowledges nothing. The kernel retransmits until the
+///   timeout. If nothing is sent, keep-alive detects it. With a [`Heartbeat`](crate::Heartbeat),
+///   something is always sent, and the timeout counts from the first lost heartbeat.
+/// - *A slow client* stays connected as long as there is progress within the timeout. Its kernel
+///   reports progress when a packet fits into the window, and on Linux when a sixteenth of its
+///   receive buffer is free.
+/// - *A client that closes its connection*, or whose process ends, is noticed at once without these
+///   options.
 ///
-/// [RFC 9293][r2] (§3.8.3) proposes 100 seconds or more before a connection is given up. Less is
-/// right for streams that clients come back to; for uploads on the same listener, or clients that
-/// are often in tunnels, take more.
+/// [RFC 9293][r2] (§3.8.3) proposes at least 100 seconds before a connection is closed. Less is
+/// right for streams that clients resume. Use more for uploads on the same listener, and for
+/// clients that are often in tunnels.
 ///
-/// # What a client costs until then
+/// # Memory per stalled client
 ///
-/// By itself Linux queues megabytes for a client that does not read (up to 4 MiB, by
-/// `net.ipv4.tcp_wmem`), in memory that is not counted as the process's. With `TCP_NOTSENT_LOWAT`
-/// it queues 128 KiB and what was written last, at most 64 KiB, beside what is under way. The rest
-/// stays where it is: with a `hub` that is the topic, which has it once for all.
+/// By default, Linux queues up to 4 MiB (`net.ipv4.tcp_wmem`) for a client that does not read, in
+/// memory that does not count as the process's. With `TCP_NOTSENT_LOWAT` it queues 128 KiB and the
+/// last write, of at most 64 KiB, in addition to the data in flight. Further events stay where they
+/// are: with a `hub`, in the topic, once for all clients.
 ///
 /// It is about what waits to be sent, so it does not slow a connection down. Large responses are
 /// written in smaller pieces. To have another limit, set the option again after this.

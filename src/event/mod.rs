@@ -1,4 +1,4 @@
-//! Events: what can be said, and that nothing wrong can be.
+//! Event types and encoding. Invalid field values cannot be constructed.
 
 mod decode;
 mod encode;
@@ -23,9 +23,9 @@ use std::{fmt, time::Duration};
 
 /// One server-sent event.
 ///
-/// It is built from its data, and whatever text it is given, a client reads the same text: see
-/// [what a client sees](#what-a-client-sees). A setter called again replaces what was set before;
-/// only [`comment`](Self::comment) adds.
+/// An event is built from its data. Data can be any text, and a client reads the same text: see
+/// [what a client sees](#what-a-client-sees). A second call of a setter replaces the value, except
+/// that [`comment`](Self::comment) adds another comment.
 ///
 /// # Examples
 ///
@@ -44,28 +44,28 @@ use std::{fmt, time::Duration};
 ///
 /// A parser that follows the [HTML standard, "Interpreting an event stream"][standard] dispatches
 /// exactly one message for each event that has data or a name, with the same fields. Leading
-/// spaces, empty lines, a trailing line end, NUL and every Unicode character survive. What the
-/// format cannot carry is *which* line end it was: CRLF, CR and LF in data each end one line, and a
+/// spaces, empty lines, a trailing line end, NUL and every Unicode character survive. The format
+/// does not preserve the *kind* of line end: CRLF, CR and LF in data each end one line, and a
 /// client sees each as one LF.
 ///
-/// An event with neither data nor a name is no message: its id moves the client's cursor
-/// ([`checkpoint`](Self::checkpoint)), its `retry` sets the reconnection time, its comment is not
-/// seen.
+/// An event with neither data nor a name dispatches no message. Its id moves the client's cursor
+/// ([`checkpoint`](Self::checkpoint)), its `retry` sets the reconnection time, and its comment is
+/// invisible.
 ///
 /// # Cost
 ///
-/// An event is kept as its wire bytes: one allocation, and none beyond it for
-/// [`encode`](Self::encode). It is more than one where the fields are longer than 64 bytes
-/// together, where more than about 200 bytes of data are set after a field, where something is set
-/// twice, and for more than 64 KiB of [`display`](Self::display) or [`json`](Self::json).
+/// An event is stored as its wire bytes, in one allocation. [`encode`](Self::encode) allocates
+/// nothing more. There are further allocations if the fields are longer than 64 bytes together, if
+/// more than about 200 bytes of data are set after a field, if a field is set twice, and for more
+/// than 64 KiB of [`display`](Self::display) or [`json`](Self::json).
 ///
 /// [standard]: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 #[derive(Clone, Default)]
 #[must_use = "an event does nothing until a stream yields it"]
 pub struct Event {
     wire: Wire,
-    /// Which fields are set: a union of `HAS_…`. A whole word, as the compiler then keeps the event
-    /// in registers.
+    /// The fields that are set: a union of `HAS_…`. A whole word, so that the compiler keeps the
+    /// event in registers.
     fields: usize,
 }
 
@@ -75,19 +75,20 @@ const HAS_ID: usize = 4;
 const HAS_RETRY: usize = 8;
 
 impl Event {
-    /// An event with this data.
+    /// Creates an event with this data.
     ///
-    /// Empty data is data: a client dispatches a message whose `data` is `""`.
+    /// With empty data, a client dispatches a message whose `data` is `""`.
     #[inline]
     pub fn new(data: impl AsRef<str>) -> Self {
         Self { wire: Wire::new(DATA, data.as_ref().as_bytes()), fields: HAS_DATA }
     }
 
-    /// An event with what `data` displays as its data: a number, a template, `format_args!`.
+    /// Creates an event from a value that implements `Display`: a number, a template,
+    /// `format_args!`.
     ///
-    /// It is formatted into a buffer that the thread keeps, so no `String` is allocated for it. If
-    /// `data` reports an error the event has what was written until then; render what may fail into
-    /// a `String` first.
+    /// The value is formatted into a buffer of the thread, so no `String` is allocated. If `data`
+    /// returns an error, the event has the text that was written before. Render a value that may
+    /// fail into a `String` first.
     ///
     /// # Examples
     ///
@@ -103,14 +104,14 @@ impl Event {
         })
     }
 
-    /// An event that moves the client's cursor and dispatches nothing: an `id` alone.
+    /// Creates an event with an `id` alone. It moves the client's cursor and dispatches nothing.
     ///
-    /// Send one now and then where most of what happens is filtered out for this client: when it
-    /// comes back it need not have all of that looked through again.
+    /// Send a checkpoint now and then if most events are filtered out for a client. After a
+    /// reconnect, the handler then need not filter them again.
     ///
-    /// By the standard (§9.2.6) that is enough. Chromium does so; WebKit moves the cursor with the
-    /// next event that has data, and Firefox not at all. Where it matters, give the event a name
-    /// for which nobody listens, which all of them take: `Event::checkpoint(id).event("cursor")`.
+    /// By the standard (§9.2.6), an `id` alone moves the cursor. Chromium implements that. WebKit
+    /// moves the cursor with the next event that has data, and Firefox does not move it. A name
+    /// without a listener works in all browsers: `Event::checkpoint(id).event("cursor")`.
     ///
     /// # Examples
     ///
@@ -122,27 +123,26 @@ impl Event {
         Self::default().id(id)
     }
 
-    /// `data` is the bytes of a `str`: the caller has made it as one.
+    /// `data` must be the bytes of a `str`.
     pub(crate) fn from_utf8_bytes(data: &[u8]) -> Self {
         Self { wire: Wire::new(DATA, data), fields: HAS_DATA }
     }
 
-    /// Sets the data: any text, of any number of lines.
+    /// Sets the data, which can be any text with any number of lines.
     #[inline]
     pub fn data(self, data: impl AsRef<str>) -> Self {
         let this = self.replace(HAS_DATA, DATA);
         Self { wire: this.wire.append(DATA, data.as_ref().as_bytes()), ..this }
     }
 
-    /// Sets the type of the event: what a page names in `addEventListener`. Without it the type is
-    /// `message`.
+    /// Sets the type of the event, which a page names in `addEventListener`. Default: `message`.
     ///
-    /// An event that has a name and no data is sent with empty data, since a client drops a message
-    /// that has no `data` line at all.
+    /// An event with a name and no data is sent with empty data, because a client drops a message
+    /// without a `data` line.
     ///
     /// # Panics
     ///
-    /// If it is a literal that [`EventName::from_static`] refuses.
+    /// If the name is a literal that [`EventName::from_static`] rejects.
     // Inlined, as `id` is, to keep the event in registers between the setters; without it they cost
     // twice as much.
     #[inline(always)]
@@ -160,7 +160,7 @@ impl Event {
     ///
     /// # Panics
     ///
-    /// If it is a literal that [`EventId::from_static`] refuses.
+    /// If the id is a literal that [`EventId::from_static`] rejects.
     #[inline(always)]
     pub fn id(
         self,
@@ -175,29 +175,29 @@ impl Event {
     /// Sets how long the client waits before it reconnects, in whole milliseconds (a fraction is
     /// cut off).
     ///
-    /// It holds for the rest of the connection and the reconnections after it, not for this event
-    /// alone.
+    /// The setting applies to all later reconnections of the client, not only to this event.
     pub fn retry(self, delay: Duration) -> Self {
         let this = self.replace(HAS_RETRY, RETRY);
         let milliseconds = delay.as_millis();
         Self { wire: this.wire.prepend(RETRY, itoa::Buffer::new().format(milliseconds).as_bytes()), ..this }
     }
 
-    /// Adds a comment: any text, of any number of lines. Clients do not see it; `curl -N` does.
+    /// Adds a comment, which can be any text with any number of lines. Clients ignore it, and
+    /// `curl -N` shows it.
     pub fn comment(self, text: impl AsRef<str>) -> Self {
         Self { wire: self.wire.append(COMMENT, text.as_ref().as_bytes()), ..self }
     }
 
-    /// The bytes of this event on the wire, its blank line included.
+    /// Returns the bytes of this event on the wire, with its blank line.
     ///
-    /// A clone of them shares the bytes, so an event for many clients is encoded once.
+    /// Clones share the bytes, so an event for many clients is encoded once.
     #[inline]
     #[must_use]
     pub fn encode(self) -> Bytes {
         self.with_what_a_name_needs().wire.into_bytes()
     }
 
-    /// Without its id: for events that no cursor may point to.
+    /// Removes the id, for events that must not move a cursor.
     pub(crate) fn without_id(mut self) -> Self {
         if self.fields & HAS_ID != 0 {
             self.wire = self.wire.remove(ID);
@@ -223,21 +223,21 @@ impl Event {
     }
 }
 
-/// What a log does with an event before it has its id, and after.
+/// The steps of a log before an event has its id, and after.
 #[cfg(feature = "hub")]
 impl Event {
-    /// As it is encoded but for its id, which can still be set.
+    /// Completes the event except for its id, which can still be set.
     pub(crate) fn complete(self) -> Self {
         self.with_what_a_name_needs()
     }
 
-    /// An event that is complete and has no id, from the bytes that it is on the wire. `None` if
-    /// these are not one event as it is written here.
+    /// Parses a complete event without an id from its bytes on the wire. `None` if the bytes are
+    /// not exactly one event as this crate writes it.
     pub(crate) fn from_wire(bytes: &[u8]) -> Option<Self> {
         Some(Self { wire: Wire::read(bytes)?, fields: 0 })
     }
 
-    /// What [`encode`](Self::encode) returns, of an event that is complete.
+    /// Returns the same as [`encode`](Self::encode) for a complete event.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
     }

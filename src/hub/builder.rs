@@ -8,7 +8,7 @@ use super::{
 use crate::BoxError;
 use std::{fmt, sync::Arc, time::Duration};
 
-/// How much a [`Hub`] holds, and for whom.
+/// The settings of a [`Hub`]: retention, limits, and the backend.
 ///
 /// # Examples
 ///
@@ -31,68 +31,66 @@ pub struct Builder(HubConfig);
 impl Builder {
     pub(super) const DEFAULT: Self = Self(HubConfig::DEFAULT);
 
-    /// How many events each topic holds at most. The default is 10,000.
+    /// Sets the maximum number of retained events per topic. Default: 10,000.
     ///
-    /// This, like the next two, is how far a client that comes back can go back, and how far one
-    /// that is slow can fall behind. A topic holds its newest event in any case, until that is too
-    /// old.
+    /// This limit and the next two decide how far a client can resume, and how far a slow client
+    /// can fall behind. A topic always retains its newest event until that expires.
     pub fn max_events(mut self, events: usize) -> Self {
         self.0.retention.max_events = events;
         self
     }
 
-    /// How many bytes of events, as they are sent, each topic holds at most. The default is 8 MiB.
+    /// Sets the maximum size of retained events per topic, in bytes on the wire. Default: 8 MiB.
     ///
-    /// What it takes in memory is up to 48 KiB more, and some 16 bytes more for each event.
+    /// A topic takes up to 48 KiB of memory in addition, and about 16 bytes per event.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.0.retention.max_bytes = bytes;
         self
     }
 
-    /// For how long each topic holds an event at most, and how long a topic is remembered that is
-    /// finished. The default is an hour; [`Duration::MAX`] is for ever.
+    /// Sets how long events are retained, and how long a finished topic is remembered. Default: one
+    /// hour. [`Duration::MAX`] disables expiry.
     ///
-    /// A topic without subscribers is dropped when its last event is too old. The memory of events
-    /// that are too old is given back a while later, at most a sixteenth of this time; whoever
-    /// subscribes gets them no more by then.
+    /// A topic without subscribers is dropped when its last event has expired. Expired events are
+    /// never delivered to new subscribers. Their memory is freed within `max_age / 16`.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = age;
         self
     }
 
-    /// How many topics there are at most. The default is 100,000. One more is an
+    /// Sets the maximum number of topics. Default: 100,000. One more is an
     /// [error](super::ErrorKind::TooManyTopics).
     pub fn max_topics(mut self, topics: usize) -> Self {
         self.0.max_topics = topics;
         self
     }
 
-    /// What becomes of a client that is so slow that events are let go before it has got them. The
-    /// default is [`LagPolicy::Gap`].
+    /// Sets the treatment of clients that are slower than the retention. Default:
+    /// [`LagPolicy::Gap`].
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.0.lag_policy = policy;
         self
     }
 
-    /// The hub, in the memory of this process.
+    /// Creates the hub in the memory of this process.
     #[must_use]
     pub fn build(self) -> Hub {
         Hub::new_handle(Arc::new(Core::new(self.0, None)))
     }
 
-    /// A hub whose log is in this backend, which other processes use, too. See
+    /// Puts the log of the hub into this backend, which other processes can share. See
     /// [several nodes](super#several-nodes).
     ///
-    /// What the hub [holds](Self::max_events) is then what clients get without asking the backend,
-    /// and costs memory in each process; what is no longer held here comes from the backend, whose
-    /// own retention is how far anybody can go back. The time for which an event is held counts
-    /// from when it was read here. [`max_topics`](Self::max_topics) are those of the whole log: of
-    /// a topic for which there is no room here nothing is held, and to subscribe or publish to it
-    /// is an error.
+    /// The [retention](Self::max_events) of the hub then decides which events clients get from this
+    /// process, and costs memory in each process. Older events come from the backend, and the
+    /// retention of the backend decides how far a client can resume. The age of an event counts
+    /// from the time at which this process read it. [`max_topics`](Self::max_topics) counts the
+    /// topics of the whole log. For a topic over the limit, this process retains no events, and
+    /// subscribing or publishing is an error.
     ///
     /// # Examples
     ///
-    /// Two hubs with one log, as two processes have:
+    /// Two hubs with one log, as in two processes:
     ///
     /// ```
     /// # use tower_sse::{Event, hub::{Error, Hub, Start, backend::MemoryBackend}};

@@ -1,10 +1,11 @@
 use crate::EventId;
 use std::fmt;
 
-/// Events that a subscriber should have had and cannot get any more.
+/// A range of events that are missing for a subscriber.
 ///
-/// [`Subscription::gap`](super::Subscription::gap) tells the handler before it answers. The client
-/// gets an event of type `gap`, whose data is JSON, before the first event that it can get:
+/// [`Subscription::gap`](super::Subscription::gap) reports it to the handler before the handler
+/// answers. The client gets an event of type `gap` before the next available event. Its data is
+/// JSON:
 ///
 /// ```text
 /// id: fzk2m5qa-407
@@ -12,12 +13,11 @@ use std::fmt;
 /// data: {"reason":"evicted","requested":"fzk2m5qa-100","resumed":"fzk2m5qa-408"}
 /// ```
 ///
-/// Its id is a place in the log, from which a client that comes back goes on: nothing is skipped by
-/// it.
+/// Its id is a log position, so a client can resume from it without missing anything else.
 ///
 /// # Examples
 ///
-/// A client that has missed something loads the page anew, which has all of it:
+/// A client that has missed events reloads its page, which has the current state:
 ///
 /// ```
 /// # use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
@@ -39,47 +39,46 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Why they are missing.
+    /// Returns the reason.
     #[must_use]
     pub fn reason(&self) -> GapReason {
         self.reason
     }
 
-    /// After which event the subscriber wanted to go on: what it sent, whatever that was; or, if it
-    /// was too slow, the last that it got.
+    /// Returns the id after which events are missing: the id that the client sent, or, for a slow
+    /// client, the last id that it received.
     #[must_use]
     pub fn requested(&self) -> &EventId {
         &self.requested
     }
 
-    /// The event with which it goes on instead, the oldest that is held; `None` if there is none
-    /// yet, or if the backend did not say which it is.
+    /// Returns the id of the event with which the subscription resumes: the oldest retained event.
+    /// `None` if there is no such event yet, or if the backend did not report it.
     #[must_use]
     pub fn resumed(&self) -> Option<&EventId> {
         self.resumed.as_ref()
     }
 }
 
-/// Why events are missing.
+/// The reason why events are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GapReason {
-    /// Some events after the one requested are no longer held. On the wire `evicted`.
+    /// Events after the requested id are no longer retained. On the wire `evicted`.
     Evicted,
     /// The id is greater than any id that the hub has issued. On the wire `ahead`.
     Ahead,
-    /// The id is of another hub: of this server before it was restarted, or of another one. On the
-    /// wire `other_epoch`.
+    /// The id is from another log: from before a restart or a replaced log, or of another hub. On
+    /// the wire `other_epoch`.
     OtherEpoch,
-    /// It is no id of a hub. On the wire `malformed`.
+    /// The text is no id of a hub. On the wire `malformed`.
     Malformed,
-    /// The subscriber was so slow that events were let go before it had got them. On the wire
-    /// `lagged`.
+    /// The subscriber was slower than the retention of its topics. On the wire `lagged`.
     Lagged,
 }
 
 impl GapReason {
-    /// As it is on the wire.
+    /// Returns the name on the wire.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -98,11 +97,11 @@ impl fmt::Display for GapReason {
     }
 }
 
-/// What becomes of a subscriber that is so slow that events are let go before it has got them.
+/// The treatment of a subscriber that is slower than the retention of its topics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LagPolicy {
-    /// It gets a [`Gap`] event and goes on with the oldest event that is held.
+    /// It gets a [`Gap`] event, and resumes with the oldest retained event.
     #[default]
     Gap,
     /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged).

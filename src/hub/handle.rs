@@ -3,10 +3,9 @@ use super::{
 };
 use std::{fmt, sync::Arc};
 
-/// Topics that are published to, and subscriptions that go on where a client was. See the
-/// [module](super).
+/// A log of events with topics, subscriptions and replay. See the [module](super).
 ///
-/// A clone is the same hub.
+/// Clones share the same hub.
 #[derive(Clone)]
 pub struct Hub {
     core: Arc<Core>,
@@ -17,30 +16,29 @@ impl Hub {
         Self { core }
     }
 
-    /// A hub in the memory of this process, with the [builder's](Builder) defaults: 10,000 events,
-    /// 8 MiB and an hour for each of at most 100,000 topics.
+    /// Creates a hub in the memory of this process with the defaults of [`Builder`]: 10,000 events,
+    /// 8 MiB and one hour for each of up to 100,000 topics.
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
     }
 
-    /// A hub that holds more, or less.
+    /// Returns a builder for a hub with other settings or with a backend.
     pub fn builder() -> Builder {
         Builder::DEFAULT
     }
 
-    /// A topic of this name, any text.
+    /// Returns a handle to the topic with this name, which can be any text.
     #[must_use]
     pub fn topic(&self, name: impl AsRef<str>) -> Topic {
         Topic::new(self.core.clone(), name.as_ref().into())
     }
 
-    /// The events of many topics, in the order in which they were published, from a place in the
-    /// log on.
+    /// Subscribes to many topics. The subscription yields their events in the order of publication.
     ///
-    /// One connection for all of them, and one cursor: a browser allows six connections to a host
-    /// on HTTP/1.1. Events do not say of which topic they are; give them different
-    /// [names](crate::Event::event), or say it in their data.
+    /// All topics share one connection and one cursor. (A browser opens at most six connections to
+    /// a host over HTTP/1.1.) An event does not name its topic: use different
+    /// [names](crate::Event::event), or put the topic into the data.
     ///
     /// # Errors
     ///
@@ -55,7 +53,7 @@ impl Hub {
     ///
     /// # Cancel safety
     ///
-    /// As that of [`Topic::subscribe`].
+    /// The same as for [`Topic::subscribe`].
     ///
     /// # Examples
     ///
@@ -75,16 +73,15 @@ impl Hub {
         self.core.subscribe(names, start.into()).await
     }
 
-    /// Ends all subscriptions at once, and takes no more events and no more subscribers.
+    /// Ends all subscriptions at once. Publishing and subscribing are errors from then on.
     ///
-    /// The response of a subscription ends cleanly and without its
-    /// [last event](crate::SseStream::end_with), and says when to reconnect, as at a
-    /// [shutdown of its layer](crate::SseLayer::shutdown): clients come back with the last id that
-    /// they got, to whoever answers then. What they have not got by now they do not get. Twice is
-    /// once.
+    /// The response of a subscription ends cleanly, without its
+    /// [last event](crate::SseStream::end_with), and with a reconnect delay, as in a
+    /// [shutdown of its layer](crate::SseLayer::shutdown). Undelivered events are dropped. Clients
+    /// reconnect with the last id that they received. Calling this again has no effect.
     ///
-    /// A server needs one of the two: this one, or the layer's, which also ends streams that are
-    /// not of a hub, and says a farewell.
+    /// A server needs this method or the shutdown of the layer. The layer also ends streams without
+    /// a hub, and sends a shutdown event.
     ///
     /// # Examples
     ///
@@ -104,7 +101,7 @@ impl Hub {
         self.core.shut_down();
     }
 
-    /// Figures for a status page.
+    /// Returns figures for a status page.
     ///
     /// # Examples
     ///

@@ -1,6 +1,6 @@
 use crate::{EventId, LastEventId};
 
-/// Where a subscription begins.
+/// The position at which a subscription begins.
 ///
 /// # Examples
 ///
@@ -11,22 +11,21 @@ use crate::{EventId, LastEventId};
 /// # let last = LastEventId::default();
 /// let news = Hub::new().topic("news");
 /// news.subscribe(Start::Earliest).await?;
-/// // Where the client left off; if it is new, with what is published from now on.
+/// // After the last id of the client. A new client receives live events.
 /// news.subscribe(last.clone()).await?;
-/// // Where the client left off; if it is new, with all that is held.
+/// // After the last id of the client. A new client receives all retained events first.
 /// news.subscribe(last.or(Start::Earliest)).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
-    /// With the events that are published from now on.
+    /// Begins with live events.
     #[default]
     Latest,
-    /// With the oldest event that is held.
+    /// Begins with the oldest retained event.
     Earliest,
-    /// With what followed the event of this id. An empty id is none, and means
-    /// [`Latest`](Self::Latest).
+    /// Begins after the event with this id. An empty id means [`Latest`](Self::Latest).
     After(EventId),
 }
 
@@ -36,14 +35,14 @@ impl From<EventId> for Start {
     }
 }
 
-/// Where the client left off; [`Start::Latest`] for one that sent no id.
+/// Resumes after the last id of the client. Without an id, it is [`Start::Latest`].
 impl From<LastEventId> for Start {
     fn from(last: LastEventId) -> Self {
         last.or(Self::Latest)
     }
 }
 
-/// Where the client left off; [`Start::Latest`] for one that sent no id.
+/// Resumes after the last id of the client. Without an id, it is [`Start::Latest`].
 impl From<Option<LastEventId>> for Start {
     fn from(last: Option<LastEventId>) -> Self {
         last.unwrap_or_default().into()
@@ -51,7 +50,7 @@ impl From<Option<LastEventId>> for Start {
 }
 
 impl LastEventId {
-    /// Where the client left off; `start` for one that sent no id.
+    /// Returns the start after the last id of the client, or `start` if the client sent no id.
     #[must_use]
     pub fn or(self, start: Start) -> Start {
         self.into_id().map_or(start, Start::After)

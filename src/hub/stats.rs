@@ -1,17 +1,17 @@
-/// What a hub has in this process, and what it has done since it was made.
+/// The contents of a hub in this process, and totals since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// How many topics there are.
+    /// The number of topics.
     pub topics: usize,
-    /// How many subscriptions there are; one to many topics is one.
+    /// The number of subscriptions. A subscription to many topics counts once.
     pub subscriptions: usize,
-    /// How many events the topics hold.
+    /// The number of retained events.
     pub events: usize,
-    /// How many bytes these are, as they are sent.
+    /// The size of the retained events in bytes on the wire.
     pub bytes: usize,
-    /// How many events were published; with a backend, how many were read from its log.
+    /// The number of events published; with a backend, the number of events read from its log.
     pub published: u64,
-    /// How many gaps were told, or led to a disconnection.
+    /// The number of gaps that were reported, or led to a disconnection.
     pub gaps: u64,
 }

@@ -23,7 +23,7 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The events of one or many topics, from a place in the log on, as they go to one client.
+/// A cursor over the events of one or many topics, for one client.
 ///
 /// As the response of an axum handler, a subscription is the same as
 /// [`SseStream::new(subscription)`](crate::SseStream::new):
@@ -81,38 +81,38 @@ use tokio_stream::Stream;
 /// [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     pub(super) core: Arc<Core>,
-    /// Of the log in which the cursor is.
+    /// The epoch of the log that the cursor belongs to.
     pub(super) epoch: Epoch,
-    /// None at the end.
+    /// Empty at the end.
     pub(super) readers: Box<[Reader]>,
-    /// Everything up to it was handed out, in all topics, or is lost and told.
+    /// Every event up to this position was delivered, or reported as missing.
     pub(super) cursor: u64,
     /// The newest event of the hub when this began.
     subscribed_at: u64,
-    /// Goes first.
+    /// Sent before anything else.
     pub(super) opening: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
-    /// What the topics here no longer hold, and the backend may.
+    /// Reads the events that the topics have evicted from the backend.
     pub(super) replay: Option<Box<Replay>>,
     waker: Option<Waker>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
-    /// Whether a response begins with the cursor.
+    /// Set if a response begins with the cursor.
     says_cursor: bool,
-    /// Whether a response has taken the cursor, or the subscription was polled.
+    /// Set when a response has taken the cursor, or the subscription was polled.
     has_preamble: AtomicBool,
     /// The subscription ended before the end of its topics.
     has_failed: bool,
 }
 
-/// How a subscription began.
+/// The way in which a subscription began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// For what is published from now on.
+    /// With live events.
     Live,
-    /// For all that is held, or with something missed.
+    /// With retained events, or with a gap.
     Replay,
-    /// With all that there was before.
+    /// After the last id of the client, with nothing missing.
     Resumed,
 }
 
@@ -144,7 +144,7 @@ impl Subscription {
         }
     }
 
-    /// Goes on for whoever has requested this, with what is missing for this reason.
+    /// Resumes after the requested id. Reports a gap if there is a reason.
     pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<u64>) {
         let Some(requested) = requested else { return };
         match reason {
@@ -153,7 +153,7 @@ impl Subscription {
         }
     }
 
-    /// Tells of a gap, by the event that is returned.
+    /// Reports a gap, and returns the event for the client.
     pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<u64>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
@@ -162,35 +162,35 @@ impl Subscription {
         event
     }
 
-    /// What the client has missed: when it came, or, if it was too slow later, since then. It gets
-    /// the same as an event, unless the subscription [begins with](Self::begin_with) a snapshot
-    /// instead.
+    /// Returns the gap with which the subscription began, or the latest gap of a slow client. The
+    /// client gets the same as an event, unless the subscription [begins with](Self::begin_with) a
+    /// snapshot.
     ///
-    /// `None` is not yet an answer if this hub does not hold what follows and its backend does not
-    /// answer; then it is not [resumed](Self::is_resumed) either.
+    /// While the backend does not answer, `None` is not final if this process does not retain the
+    /// next events. Then [`is_resumed`](Self::is_resumed) is `false` as well.
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
     }
 
-    /// Whether a client goes on here where it was, with nothing missed.
+    /// Returns `true` if the client resumes after its last id with nothing missing.
     ///
-    /// It is `false` for a client that sent no id, and where there is a [gap](Self::gap), or may
-    /// be: then it has no state, or not the state, to which the next events are added. See
+    /// It is `false` for a client without an id, and if there is a [gap](Self::gap) or may be one.
+    /// The state of the client then does not fit the next events. See
     /// [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.origin == Origin::Resumed
     }
 
-    /// The place in the log up to which the client has, or was told that it missed, every event of
-    /// its topics: the id with which it gets what it has not been handed yet.
+    /// Returns the id up to which the client has received every event of its topics, or a gap. A
+    /// client that reconnects with this id receives all undelivered events.
     #[must_use]
     pub fn cursor(&self) -> EventId {
         self.epoch.id(self.cursor)
     }
 
-    /// Whether there is nothing to hand out, now or later.
+    /// Returns `true` if there are no more events, now or later.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.opening.is_none()
@@ -202,20 +202,23 @@ impl Subscription {
             })
     }
 
-    /// Begins with this event, a snapshot: the state to which the next events are added. It gets
-    /// the [`cursor`](Self::cursor) as its id, instead of one that it may have.
+    /// Begins with a snapshot: the state that the next events change. The snapshot gets the
+    /// [`cursor`](Self::cursor) as its id, in place of any other.
     ///
-    /// Where there is a [gap](Self::gap), it takes the place of the gap event and of what is still
-    /// held: the subscription goes on with what was published after it was made.
+    /// If there is a [gap](Self::gap), the snapshot replaces the gap event and all retained events.
+    /// The subscription then resumes with the events that were published after it was created.
     ///
-    /// The state has to be that of the cursor: neither with less, nor with what follows. Either
-    /// nothing is published between the subscription and the reading of the state, by a lock that
-    /// those who publish hold, too, as below. Or the state knows the id of the event that changed
-    /// it last, and the subscription begins [after](super::Start::After) that, without a gap: with
-    /// one, the state is too old for what is held. With [several nodes](super#several-nodes) only
-    /// the latter holds, as a lock is no other process's.
-    /// [`Start::Earliest`](super::Start::Earliest) is no start for a snapshot, as all that is held
-    /// follows.
+    /// The snapshot must be the state at the cursor, with nothing less and nothing more. There are
+    /// two ways to ensure that:
+    ///
+    /// - Publishers hold the same lock while the handler subscribes and reads the state, as below.
+    ///   This works in one process only.
+    /// - The state has the id of the event that changed it last, and the subscription begins
+    ///   [after](super::Start::After) that id, without a gap. With a gap, the state is too old.
+    ///   This also works with [several nodes](super#several-nodes).
+    ///
+    /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot, because all retained
+    /// events would follow.
     ///
     /// # Examples
     ///
@@ -258,10 +261,10 @@ impl Subscription {
 
     /// Begins with the [`cursor`](Self::cursor).
     ///
-    /// That is an `id` line, which dispatches nothing; or, for a new client that
-    /// [waits for what comes](super::Start::Latest), an event of type `hub-cursor` with empty data,
-    /// for which no page need listen: without data Firefox and WebKit take no id, whatever the
-    /// standard says (§9.2.6), and would come back without one.
+    /// The cursor is an `id` line, which dispatches nothing. For a new client that waits for
+    /// [live events](super::Start::Latest), it is an event of type `hub-cursor` with empty data.
+    /// Firefox and WebKit ignore an id without data, against the standard (§9.2.6), and would
+    /// reconnect without an id. Pages need no listener for it.
     ///
     /// A response does this by itself. Use this method where something else polls the subscription,
     /// for example a task that forwards the events.
@@ -289,11 +292,11 @@ impl Subscription {
         self
     }
 
-    /// Begins with the first event, and not with the [`cursor`](Self::cursor).
+    /// Omits the [`cursor`](Self::cursor), so the response begins with the first event.
     ///
-    /// It is for clients that take whatever comes for an event of theirs, OpenAI's libraries for
-    /// instance, which read all of it as JSON. A new client that loses its connection before the
-    /// first event then comes back as a new one.
+    /// Use it for clients that treat every event as their own. OpenAI's libraries, for example,
+    /// parse all data as JSON. A new client that loses its connection before the first event then
+    /// reconnects without an id.
     ///
     /// # Examples
     ///
@@ -310,7 +313,7 @@ impl Subscription {
         self
     }
 
-    /// What becomes of this client if it is too slow, instead of what the hub was built with.
+    /// Sets the treatment of this client if it lags, in place of the setting of the hub.
     #[must_use]
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.lag_policy = policy;

@@ -2,16 +2,15 @@ use super::{core::Core, error::Error, start::Start, subscription::Subscription};
 use crate::{Event, EventId};
 use std::{fmt, sync::Arc};
 
-/// A label for events of a [`Hub`](super::Hub), and where they are kept.
+/// A handle to one topic of a [`Hub`](super::Hub).
 ///
-/// It is a handle: cheap to make, to clone and to drop. A topic comes into being when something is
-/// published to it, when somebody subscribes to it, or when it is finished, and is dropped when
-/// nobody is subscribed and its last event is too old. What was lost with it is still told when it
-/// is made anew.
+/// Handles are cheap to create, to clone and to drop. Publishing, subscribing or finishing creates
+/// the topic. A topic without subscribers is dropped when its last event has expired. If it is
+/// created again later, the evicted events are still reported as a gap.
 ///
 /// # Examples
 ///
-/// An answer of a model, which goes on whoever reads it, and is complete at some time:
+/// The answer of a language model, which continues whether or not a client reads it:
 ///
 /// ```
 /// use tokio_stream::{Stream, StreamExt};
@@ -48,12 +47,12 @@ impl Topic {
         Self { core, name, latest_only: false }
     }
 
-    /// Makes each event of this topic replace the one before it: a state and no history, such as
-    /// who is here, or how far a job is.
+    /// Makes each event of this topic replace the one before it. Use it for a state without a
+    /// history, such as presence or the progress of a job.
     ///
-    /// Only the newest event is held. A client that comes, or comes back, gets that one if it does
-    /// not have it; what it was before is not missing, so there is no gap. It holds from the next
-    /// event on that is published by this handle.
+    /// Only the newest event is retained. A client that connects or reconnects receives it, unless
+    /// the client has it already. Replaced events are not missing, so there is no gap. The setting
+    /// applies from the next event on that is published with this handle.
     ///
     /// # Examples
     ///
@@ -63,7 +62,7 @@ impl Topic {
     /// let hub = Hub::new();
     /// let presence = hub.topic("lobby/presence").latest_only();
     /// presence.publish(Event::display(hub.topic("lobby").subscribers()).event("here")).await?;
-    /// // One connection for what is said and for who is there to hear it.
+    /// // One connection for messages and presence.
     /// hub.subscribe(["lobby", "lobby/presence"], Start::Earliest).await?;
     /// # Ok(()) }
     /// ```
@@ -73,51 +72,51 @@ impl Topic {
         self
     }
 
-    /// Its name.
+    /// Returns the name of the topic.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Adds an event, and returns the id that it got once it is in the log: those who subscribe
-    /// from then on can have it.
+    /// Publishes an event, and returns its id when the event is in the log.
     ///
-    /// An id that the event has is replaced, as ids are places in the log of the hub. It is encoded
-    /// here and never again, and never waits for a subscriber. A comment, or a `retry` alone, is an
-    /// event as well.
+    /// The hub replaces the id of the event, because ids are positions in the log. The event is
+    /// encoded once. Publishing never waits for a subscriber. A comment or a `retry` alone counts
+    /// as an event.
     ///
     /// # Errors
     ///
-    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have;
-    /// or if the backend does not say that it has [taken it](super::ErrorKind::Backend).
+    /// - [`Finished`](super::ErrorKind::Finished) if the topic is [finished](Self::finish).
+    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
+    ///   already has `max_topics` topics.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the event.
     ///
     /// # Cancel safety
     ///
-    /// In memory it does not wait for anything: it is done when it was polled once. With a backend,
-    /// the event of a future that was dropped may or may not be in the log.
+    /// In memory, the future completes on its first poll. With a backend, the event of a dropped
+    /// future may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
         let event = event.without_id().complete();
         let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
-    /// Adds events that follow each other immediately, with one wake-up for all of them, and
-    /// returns the id of the last; `None` if there are none.
+    /// Publishes events with nothing between them and with one wake-up, and returns the id of the
+    /// last event. `None` if there are no events.
     ///
-    /// All of them are read before the first is added, so the iterator can take its time. If they
-    /// are more than the topic holds, everybody who listens has missed the first of them, and is
-    /// told.
+    /// The iterator is read to its end before the first event is added. If there are more events
+    /// than the topic retains, live subscribers get a gap for the first of them.
     ///
     /// # Errors
     ///
-    /// If the topic is [finished](Self::finish), or if it would be one more than the hub may have:
-    /// then none is added. Or if the backend does not say that it has
-    /// [taken them](super::ErrorKind::Backend): then all or none are.
+    /// The same as for [`publish`](Self::publish). No event is added, except after
+    /// [`Backend`](super::ErrorKind::Backend): then all of them or none are in the log.
     ///
     /// # Cancel safety
     ///
-    /// In memory it does not wait for anything: it is done when it was polled once. With a backend,
-    /// the events of a future that was dropped may or may not be in the log, all of them or none.
+    /// In memory, the future completes on its first poll. With a backend, all events of a dropped
+    /// future or none of them may be in the log.
     pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
         let events: Vec<_> = events.into_iter().map(|event| event.without_id().complete()).collect();
         if events.is_empty() {
@@ -126,11 +125,10 @@ impl Topic {
         self.core.publish(&self.name, self.latest_only, events).await
     }
 
-    /// The events of this topic, from a place in the log on.
+    /// Subscribes to this topic.
     ///
-    /// What is held already and what is published later is one sequence: nothing is lost, repeated
-    /// or out of order where the one passes into the other. See the
-    /// [table](super#where-a-client-goes-on) for what each id gets.
+    /// Retained and live events are one sequence: no event is lost, repeated or out of order
+    /// between them. See the [table](super#where-a-client-resumes) for what each id receives.
     ///
     /// # Errors
     ///
@@ -144,38 +142,36 @@ impl Topic {
     ///
     /// # Cancel safety
     ///
-    /// Of a future that was dropped nothing is left. In memory it does not wait for anything; with
-    /// a backend, at most two seconds for what is not held here.
+    /// Dropping the future has no effect. In memory, it completes on its first poll. With a
+    /// backend, it waits at most two seconds for events that this process does not retain.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
         self.core.subscribe(vec![self.name.clone()], start.into()).await
     }
 
-    /// Says that there will be no more events: a job that is done, an answer that is complete.
+    /// Finishes the topic: a job is done, or an answer is complete.
     ///
-    /// Its subscriptions end after its last event. An `EventSource` takes that for a lost
-    /// connection and comes back, and then gets `204 No Content`, by which it knows. It is
-    /// remembered for the hub's `max_age`, and for as long as there is a subscription to it and to
-    /// other topics that go on; until then nothing can be published to it. Finished twice is
-    /// finished.
+    /// Its subscriptions end after the last event. An `EventSource` then reconnects, and gets
+    /// `204 No Content`, which stops it. The hub remembers a finished topic for `max_age`, and for
+    /// as long as a subscription has it together with unfinished topics. Publishing to it is an
+    /// error until then. Calling this again has no effect.
     ///
-    /// With a backend every node knows it once it has read that. What is published on another node
-    /// before then is not lost: the topic goes on with it, on all nodes, and whoever was at its end
-    /// comes back to it.
+    /// With a backend, each node learns of it when it reads the log. If another node publishes to
+    /// the topic before that, the topic continues on all nodes with that event.
     ///
     /// # Errors
     ///
-    /// If the topic would be one more than the hub may have, or if the backend does not say that it
-    /// has [noted it](super::ErrorKind::Backend).
+    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
+    ///   already has `max_topics` topics.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge it.
     pub async fn finish(&self) -> Result<(), Error> {
         self.core.finish(&self.name).await
     }
 
-    /// Whether it has come into being and is still there: it holds events, is remembered as
-    /// finished, or has subscribers.
+    /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
-    /// Whoever subscribes to a topic makes it. Where a client chooses the name, this tells a topic
-    /// that somebody has published to from one that the client has made up. With a backend it is
-    /// what this process has read of it by now.
+    /// Subscribing creates a topic. Where a client chooses the name, check with this method that
+    /// the topic exists before you subscribe. With a backend, the answer depends on what this
+    /// process has read so far.
     ///
     /// # Examples
     ///
@@ -197,14 +193,14 @@ impl Topic {
         self.core.exists(&self.name)
     }
 
-    /// How many subscriptions there are now, in this process.
+    /// Returns the number of subscriptions in this process.
     ///
-    /// It counts those that were not dropped yet. A server drops one when the client closes its
-    /// connection; for a client that has vanished that is when a write to it fails, so it depends
-    /// on heartbeats and on the timeouts of the transport.
+    /// A subscription counts until it is dropped. A server drops it when the client closes its
+    /// connection. For a vanished client, that is when a write fails, which depends on heartbeats
+    /// and on the timeouts of the transport.
     ///
-    /// A browser may keep a page that was left, and its `EventSource` with it, to show it again. A
-    /// page that is not to count then closes its `EventSource` on `pagehide`.
+    /// A browser may keep a page that the user has left, with its `EventSource`, to show it again.
+    /// To stop counting then, the page can close its `EventSource` on `pagehide`.
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)
