@@ -18,12 +18,12 @@ use std::{
 };
 use tokio::{sync::watch, time::timeout};
 
-/// How often the client asks whether the server is there. If it is asked three times in vain, the
-/// connection is given up: what tells of a network that is silent, and says nothing of being cut.
+/// The interval of the client's pings. After three unanswered pings the connection is closed, which
+/// detects a silent network.
 const PING: Duration = Duration::from_secs(1);
 
-/// If the client does not try to connect for so long, it never will: it waits for a server that has
-/// accepted the connection, and said nothing. Newer versions of the client have a limit for that.
+/// A client that has not tried to connect for this time is stuck: it waits for a server that has
+/// accepted the connection and sends nothing. Newer versions of the client have a timeout for that.
 const STUCK: Duration = Duration::from_secs(15);
 
 /// The time to wait for an answer before the request is sent again.
@@ -48,8 +48,7 @@ enum Login {
 }
 
 impl Servers {
-    /// From URLs with commas between them. What is to log in with is that of the first which has
-    /// any.
+    /// Parses URLs that are separated by commas. The first URL with a login counts.
     pub(super) fn parse(urls: &str) -> Result<Self, BoxError> {
         let mut servers = Self::default();
         for url in urls.split(',') {
@@ -138,7 +137,7 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Health {
-    /// How often the connection was lost, and whether there is one now.
+    /// The number of lost connections, and whether there is a connection now.
     losses: watch::Sender<(u64, bool)>,
     /// When it last tried to connect, or was told to, if it is not connected since.
     trouble: Mutex<Option<Instant>>,
@@ -175,7 +174,7 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// What comes of this, if the connection is not lost before.
+    /// Returns the output of a future, or an error if the connection is lost before.
     pub(super) async fn unless_lost<T>(&mut self, future: impl Future<Output = T>) -> Result<T, BoxError> {
         let mut future = pin!(future);
         // If the sender is gone, so is the connection.
@@ -199,7 +198,7 @@ impl Link {
         self.client.connection_state() == State::Connected
     }
 
-    /// Whether it will not mend itself.
+    /// Returns `true` if the client does not reconnect by itself.
     pub(super) fn is_stuck(&self) -> bool {
         self.health.trouble().is_some_and(|since| since.elapsed() > STUCK)
     }

@@ -146,26 +146,26 @@ pub struct NatsBackend {
     reported: AtomicU64,
 }
 
-/// For so many topics at most the server is asked for nothing but theirs.
+/// The maximum number of topics for which the server filters. Beyond it, all topics are read.
 const MAX_FILTERS: usize = 200;
 
-/// For how long the server knows which messages it has stored: longer than one is sent again.
+/// The time for which the server recognizes a message that is sent again.
 const DUPLICATES: Duration = Duration::from_secs(30);
 
 const AWAY: &str = "there is no connection to the NATS server at the moment";
 
 impl NatsBackend {
-    /// A log on this server, or on one of several, with commas between them. It connects when it is
-    /// used.
+    /// Creates a backend for this server, or for several servers separated by commas. It connects
+    /// when it is first used.
     ///
-    /// The URLs begin with `nats://` or, for TLS, `tls://`. User and password, or a token, are
-    /// those of the first URL that has any: `nats://user:password@host:4222`, `nats://token@host`;
-    /// characters that are not allowed there are percent-encoded. The other servers of a cluster
-    /// are learned from the first that answers.
+    /// A URL begins with `nats://`, or with `tls://` for TLS. The user and password, or the token,
+    /// come from the first URL that has them: `nats://user:password@host:4222`,
+    /// `nats://token@host`. Special characters are percent-encoded. The first server that answers
+    /// names the other servers of its cluster.
     ///
     /// # Errors
     ///
-    /// If this is no such address.
+    /// If an address is invalid.
     pub fn new(servers: impl AsRef<str>) -> Result<Self, BoxError> {
         Ok(Self {
             servers: Servers::parse(servers.as_ref())?,
@@ -185,73 +185,75 @@ impl NatsBackend {
         })
     }
 
-    /// Logs in with a file of credentials, as `nsc` makes it and NATS Cloud gives it out. It is
-    /// read when it connects.
+    /// Logs in with a credentials file of `nsc` or NATS Cloud. The file is read for each
+    /// connection.
     #[must_use]
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.servers.credentials_file = Some(path.into());
         self
     }
 
-    /// Trusts servers with certificates from those in this file, in PEM, instead of those that the
-    /// system trusts. It can be given several times.
+    /// Trusts the root certificates in this PEM file instead of the system's. Each call adds a
+    /// file.
     ///
-    /// An application whose dependencies bring more than one cryptography to `rustls` says which
-    /// one is to be used, with `CryptoProvider::install_default`, before it connects with TLS.
+    /// If the dependencies of the application bring more than one cryptography provider for
+    /// `rustls`, call `CryptoProvider::install_default` before the first connection with TLS.
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.servers.root_certificates.push(path.into());
         self
     }
 
-    /// The name of the stream, and the first part of its subjects. The default is `tower-sse`. Hubs
-    /// with the same are one hub.
+    /// Sets the name of the stream, which is also the first part of its subjects. Default:
+    /// `tower-sse`. Hubs with the same stream are one hub.
     ///
-    /// The stream is made if it is not there. One that is there is
-    /// [taken as it is](Self#retention).
+    /// The stream is created if it does not exist. An existing stream is
+    /// [used as it is configured](Self#retention).
     #[must_use]
     pub fn stream(mut self, name: impl Into<String>) -> Self {
         self.config.name = name.into();
         self
     }
 
-    /// How many messages the stream holds, of all topics together. The default is a million.
+    /// Sets the number of messages that the stream retains, for all topics together. Default:
+    /// 1,000,000.
     #[must_use]
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.config.max_messages = messages.into();
         self
     }
 
-    /// How many bytes the stream holds, of all topics together. The default is as many as there
-    /// are.
+    /// Sets the number of bytes that the stream retains, for all topics together. Default: no
+    /// limit.
     #[must_use]
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.config.max_bytes = bytes.try_into().unwrap_or(i64::MAX);
         self
     }
 
-    /// How old a message can be. The default is an hour; [`Duration::MAX`] is for ever.
+    /// Sets the age at which messages are removed. Default: one hour. [`Duration::MAX`] disables
+    /// it.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };
         self
     }
 
-    /// On how many servers the stream is kept, of those that are a cluster. The default is one.
+    /// Sets the number of servers of a cluster that store the stream. Default: 1.
     #[must_use]
     pub fn replicas(mut self, replicas: u8) -> Self {
         self.config.num_replicas = replicas.into();
         self
     }
 
-    /// How long to wait for an answer, an hour at most. The default is two seconds.
+    /// Sets the timeout of a request, at most one hour. Default: 2 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(Duration::from_secs(60 * 60));
         self
     }
 
-    /// The connection. It is an error if there is none now: what would wait for one is not sent.
+    /// Returns the connection, or an error if there is none now. Requests do not wait for one.
     async fn link(&self) -> Result<Link, BoxError> {
         let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| AWAY)?;
         match &*kept {
@@ -324,7 +326,7 @@ impl NatsBackend {
     }
 }
 
-/// Whether it may have been stored all the same, and if not, may be the next time.
+/// Returns `true` if the message may have been stored, or can be sent again.
 fn is_unsure(error: &PublishError) -> bool {
     matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
 }

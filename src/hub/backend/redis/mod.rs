@@ -191,13 +191,13 @@ impl RedisBackend {
         })
     }
 
-    /// Asks these sentinels where the server is, each time that it connects. The host of the URL is
-    /// then the name of the master; user, password, database and TLS are those of the URL. The
-    /// sentinels have a URL each, with their own.
+    /// Asks these sentinels for the address of the master before each connection. The host of the
+    /// main URL is then the name of the master. Its user, password, database and TLS setting apply
+    /// to the master. Each sentinel has a URL with its own.
     ///
     /// # Errors
     ///
-    /// If there is none, or one of them is no URL.
+    /// If there is no sentinel, or a URL is invalid.
     ///
     /// # Examples
     ///
@@ -215,10 +215,10 @@ impl RedisBackend {
         Ok(self)
     }
 
-    /// The file of PEM certificates of those who are believed in what they say of a server, instead
-    /// of those whom the operating system believes. It is read when it connects.
+    /// Trusts the root certificates in this PEM file instead of the system's. The file is read for
+    /// each connection.
     ///
-    /// It is for `rediss://` URLs; to others it is nothing. Sentinels have to be known before.
+    /// Ignored unless the URL is `rediss://`. Call it after [`sentinels`](Self::sentinels).
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
@@ -227,10 +227,10 @@ impl RedisBackend {
         self
     }
 
-    /// The files of the PEM certificate that this client shows, and of its key, as a server asks
-    /// for under `tls-auth-clients yes`, which is its default. They are read when it connects.
+    /// Sets the PEM files of the client's certificate and key, for servers with
+    /// `tls-auth-clients yes` (the default). The files are read for each connection.
     ///
-    /// It is for `rediss://` URLs; to others it is nothing. Sentinels have to be known before.
+    /// Ignored unless the URL is `rediss://`. Call it after [`sentinels`](Self::sentinels).
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
@@ -245,30 +245,31 @@ impl RedisBackend {
         self.server.sentinels.iter_mut().filter_map(|sentinel| sentinel.tls.as_mut()).for_each(set);
     }
 
-    /// The key of the stream. The default is `tower-sse`. Hubs with the same key are one hub.
+    /// Sets the key of the stream. Default: `tower-sse`. Hubs with the same key are one hub.
     #[must_use]
     pub fn stream(mut self, key: impl Into<String>) -> Self {
         self.stream = key.into();
         self
     }
 
-    /// About how many records the stream holds, of all topics together. The default is a million.
-    /// The server [trims](https://redis.io/docs/latest/commands/xtrim/) whole nodes of the stream,
-    /// so it may be some hundred more.
+    /// Sets the approximate number of records that the stream retains, for all topics together.
+    /// Default: 1,000,000. The server [trims](https://redis.io/docs/latest/commands/xtrim/) whole
+    /// nodes of the stream, so it may retain some hundred more.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.max_records = records;
         self
     }
 
-    /// About how old a record can be. The default is an hour; [`Duration::MAX`] is for ever.
+    /// Sets the approximate age at which records are removed. Default: one hour. [`Duration::MAX`]
+    /// disables it.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self
     }
 
-    /// How long to wait for an answer, or for a connection. The default is two seconds.
+    /// Sets the timeout of a request, and of a connection attempt. Default: 2 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
