@@ -1,10 +1,10 @@
-//! What the handles of one hub share: its topics, and the order of its events.
+//! The state that all handles of a hub share: its topics, and the order of its events.
 //!
-//! Two kinds of locks, always taken in this order: that of the registry, by whoever publishes,
-//! subscribes or finishes; and that of one topic, by these and by whoever reads it. An event gets
-//! its number and its place in its topic under both, so numbers rise in each topic, and when a
-//! number is [committed](Core::committed) every smaller one can be read. Readers take the lock of
-//! their topic alone. No waker is woken, cloned or dropped while a lock is held.
+//! There are two kinds of locks, taken in this order: the registry, for publishing, subscribing and
+//! finishing; and one topic, for the same and for reading. An event gets its number and enters its
+//! topic under both locks. So numbers rise in each topic, and every number up to the
+//! [committed](Core::committed) one can be read. Readers lock only their topic. No waker is woken,
+//! cloned or dropped while a lock is held.
 
 use super::{
     backend::{IdFormat, RecordKind},
@@ -28,8 +28,7 @@ pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
     pub(super) backend: Option<BackendClient>,
-    /// Changes under the lock of the registry, and only if the log of a backend is another one than
-    /// before.
+    /// Changes under the lock of the registry, only when the backend's log was replaced.
     epoch: AtomicU64,
     pub(super) registry: Mutex<Registry>,
     committed: AtomicU64,
@@ -55,18 +54,18 @@ impl Core {
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
-    /// Up to which number every event can be read.
+    /// Returns the number up to which every event can be read.
     pub(super) fn committed(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
     }
 
-    /// Begins an epoch whose numbers are greater than this one. The caller holds the registry.
+    /// Begins an epoch whose numbers are greater than this number. The caller holds the registry.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: u64) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after, Ordering::Release);
     }
 
-    /// Everything up to the registry's newest number can be read.
+    /// Commits everything up to the registry's newest number.
     pub(super) fn set_committed(&self, registry: &Registry) {
         self.committed.store(registry.newest, Ordering::Release);
     }
@@ -165,8 +164,8 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a change known to those who read the topic, and wakes them once nothing is locked any
-    /// more.
+    /// Publishes a change to the readers of the topic, and wakes them after both locks are
+    /// released.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
@@ -192,12 +191,12 @@ impl Core {
         topic_state::shut_down(topics);
     }
 
-    /// What a subscription does with each of its topics when it goes.
+    /// Removes a subscription from one of its topics.
     pub(super) fn leave(&self, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waker = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
-        // One that is due is looked at then.
+        // A topic that is due is checked at that time.
         let may_go = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
         drop(contents);
         drop(waker);
@@ -211,7 +210,7 @@ impl Core {
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What a subscription does when it has left its topics.
+    /// Counts a subscription that has left its topics.
     pub(super) fn left(&self) {
         self.subscriptions.fetch_sub(1, Ordering::Relaxed);
     }
@@ -242,8 +241,8 @@ impl Core {
         }
     }
 
-    /// Lets go of what is too old in some of the topics that are due. Returns when to come again,
-    /// if there is anything that will be too old.
+    /// Removes expired events from some of the topics that are due. Returns the time of the next
+    /// expiry.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = lock(&self.registry);
         registry.sweep(64, &self.config.retention);
@@ -259,14 +258,14 @@ impl Core {
         lock(&self.registry).is_without_timers = true;
     }
 
-    /// Sees to it that there is a janitor if there is anything to do for one.
+    /// Starts a janitor if there is work for it and none is running.
     pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
         let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
         let is_there = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
         if !is_there {
             registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };
         }
-        // One whose runtime nobody drives is late.
+        // A janitor is late if its runtime is not driven.
         let is_late = || now.saturating_duration_since(due) > self.config.retention.max_age / 16;
         if registry.janitor.is_none() || is_late() {
             registry.sweep(4, &self.config.retention);

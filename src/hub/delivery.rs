@@ -1,4 +1,4 @@
-//! What a hub does with what it reads in the log of its backend.
+//! Delivery of records from the log of a backend into the topics of this process.
 
 use super::{
     backend::{Bounds, Page, Record, RecordKind},
@@ -60,15 +60,15 @@ impl Core {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = lock(&self.registry);
         let Ok(topic) = registry.topic(name, &self.config) else {
-            // There is no room for one more topic, so nobody is subscribed; who will be can have it
-            // from the backend.
+            // The limit of topics is reached, so there are no subscribers. Later subscribers read
+            // the event from the backend.
             run.iter().for_each(|(position, _)| registry.note_skipped(name, *position));
             return;
         };
         let mut contents = topic.lock();
         let epoch = self.epoch();
         for (position, record) in run {
-            // Whatever a backend says, nothing comes twice.
+            // No event is delivered twice, even if the backend repeats it.
             if *position <= registry.newest {
                 continue;
             }
@@ -78,11 +78,10 @@ impl Core {
                 contents.finished = Some(now);
                 continue;
             }
-            // Somebody else may have written into the log what is no event.
+            // Another program may have written a record that is no event.
             let Some(event) = Event::from_wire(&record.event) else { continue };
-            // Who has published this did not know yet that the topic was finished, and was told
-            // that it is in the log. So it goes on, on all nodes: what the log says does not depend
-            // on who reads it, and when.
+            // The publisher did not know yet that the topic was finished, and the event was
+            // acknowledged. So the topic continues on all nodes: the log decides.
             contents.finished = None;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
@@ -109,7 +108,7 @@ impl Core {
         let now = Instant::now();
         let registry = lock(&self.registry);
         let is_there = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        // Otherwise it is still to be read, and not all that comes before it is here.
+        // Otherwise the follower has not read all earlier events yet.
         let was_read = registry.newest >= end;
         let mut contents = topic.lock();
         if is_there && was_read && contents.finished.is_none() && contents.log.ends_at(through) {

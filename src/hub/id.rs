@@ -1,4 +1,4 @@
-//! IdFormat: what a number of the log is to a client.
+//! Conversion between positions of the log and ids of clients.
 
 use super::{backend::IdFormat, gap::GapReason};
 use crate::{EventId, random};
@@ -6,17 +6,17 @@ use crate::{EventId, random};
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
-/// As many positions are of one message, for [`IdFormat::Messages`].
+/// The number of positions per message, for [`IdFormat::Messages`].
 const MESSAGE: u64 = 1 << 16;
 
-/// As many bits of a position are not its time, for [`IdFormat::Times`].
+/// The number of bits of a position below its time, for [`IdFormat::Times`].
 const TIME: u32 = 20;
 const MOST_AT_A_TIME: u64 = (1 << TIME) - 1;
 
-/// What tells the log of one hub from that of any other, above all from that of the same server
-/// before it was restarted: 40 bits, as eight characters. In memory they are random.
+/// Distinguishes the log of one hub from any other log, above all from the log of the same server
+/// before a restart. It has 40 bits, written as eight characters. In memory they are random.
 ///
-/// It knows how its log wants its ids to be written.
+/// It also has the format of the ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch {
     letters: [u8; LENGTH],
@@ -28,7 +28,7 @@ impl Epoch {
         Self::of(random::bits(), IdFormat::Positions)
     }
 
-    /// The lower 40 bits.
+    /// Takes the lower 40 bits.
     pub(super) fn of(bits: u64, ids: IdFormat) -> Self {
         Self { letters: std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]), ids }
     }
@@ -58,7 +58,7 @@ impl Epoch {
         EventId::from_ascii(id.as_bytes())
     }
 
-    /// The number that an id says, if it is one of this epoch.
+    /// Returns the number of an id of this epoch.
     pub(super) fn number(&self, id: &EventId) -> Result<u64, GapReason> {
         let id = id.as_str();
         if self.ids == IdFormat::Times {
@@ -97,15 +97,14 @@ impl Epoch {
     }
 }
 
-/// A number as it is written here and in no other way: no sign, no zero in front. `None`: it is too
-/// large.
+/// Parses a number without a sign and without leading zeros. `None`: it is too large.
 fn digits(text: &str) -> Result<Option<u64>, GapReason> {
     let is_canonical =
         matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && text.bytes().all(|b| b.is_ascii_digit());
     if is_canonical { Ok(text.parse().ok()) } else { Err(GapReason::Malformed) }
 }
 
-/// An id while it is written.
+/// A buffer for an id.
 struct Text {
     bytes: [u8; 48],
     length: usize,

@@ -1,4 +1,4 @@
-//! The one task of a hub: it lets go of what is too old where nothing is published any more.
+//! The task of a hub that removes expired events from idle topics.
 
 use super::core::Core;
 use std::{
@@ -11,14 +11,14 @@ use tokio::{
     time::sleep_until,
 };
 
-/// Starts it on the runtime that the caller is in. Outside of a runtime there is none: those who
-/// publish and subscribe do its work then, a little each time.
+/// Starts the task on the current runtime. Outside of a runtime, publishers and subscribers do its
+/// work in small steps.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn(tidy(Arc::downgrade(core))).abort_handle())
 }
 
-/// Ends when there is nothing left that could become too old, or when the hub is gone.
+/// Runs until no event is left that can expire, or until the hub is dropped.
 async fn tidy(core: Weak<Core>) {
     let _told = TellsOfPanic(Weak::clone(&core));
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
@@ -27,7 +27,7 @@ async fn tidy(core: Weak<Core>) {
     }
 }
 
-/// To sleep panics in a runtime that was built without timers: once, and not with every event.
+/// Sleeping panics in a runtime without timers. This makes it panic once, and not for each event.
 struct TellsOfPanic(Weak<Core>);
 
 impl Drop for TellsOfPanic {

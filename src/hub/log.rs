@@ -1,9 +1,8 @@
 //! The log of one topic: its last events as wire bytes, read by any number of cursors.
 //!
-//! Events stand one after the other in segments of 16 KiB at most, so that whatever a cursor is
-//! given next is one piece of memory. A segment that is full is sealed: from then on it is shared,
-//! and a piece of it costs no copy. Of the open one, which still grows, a piece is copied when it
-//! is asked for, and kept for those who ask for the same.
+//! Events are contiguous in segments of up to 16 KiB, so the next events of a cursor are one slice
+//! of memory. A full segment is sealed: its slices are shared without a copy. A slice of the open
+//! segment, which still grows, is copied once, and cached for other readers at the same position.
 
 use super::segment::Segment;
 use crate::{EncodedEvents, Event};
@@ -16,18 +15,16 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A segment takes no event that would make it longer than this. As long as a frame of an
-/// [`SseBody`](crate::SseBody).
+/// The maximum size of a segment, which is that of a frame of an [`SseBody`](crate::SseBody).
 const SEGMENT: usize = 16 * 1024;
 
-/// An event from this size on is a segment of its own, and never copied.
+/// An event of this size or more is a segment of its own, and is never copied.
 const LARGE: usize = 4 * 1024;
 
-/// How much that is no longer held an open segment may keep before it is moved together.
+/// The number of evicted bytes in an open segment above which the segment is compacted.
 const SLACK: usize = 512;
 
-/// How much a topic holds: as much as all of these allow, but at least its newest event until that
-/// is too old.
+/// The retention of a topic. All limits apply, but the newest event stays until it expires.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retention {
     pub(super) max_events: usize,
@@ -36,18 +33,18 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    /// When something that happened then is too old. `None`: not before the end of time.
+    /// Returns the time at which an event of this time expires. `None`: never.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
         then.checked_add(self.max_age)
     }
 
-    /// So that a small log does not keep much more than it holds.
+    /// Keeps a small log from using much more memory than it retains.
     fn segment(&self) -> usize {
         (self.max_bytes / 4).min(SEGMENT)
     }
 }
 
-/// A number of events, and of their bytes.
+/// A number of events, and their size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) events: usize,
@@ -70,12 +67,12 @@ impl Sub for Amount {
     }
 }
 
-/// What a cursor gets.
+/// The result of reading at a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// The events that follow, or the first of them, and the number of the last of these.
+    /// The next events, and the number of the last of them.
     Events(EncodedEvents, u64),
-    /// There is none yet.
+    /// No event yet.
     Nothing,
     /// Some of the events that follow were evicted.
     Evicted,
@@ -150,7 +147,7 @@ impl Log {
         self.sealed.front().map_or_else(|| self.open.oldest(), Segment::oldest)
     }
 
-    /// Adds an event, whose id says the same number. Numbers rise.
+    /// Adds an event whose id has this number. Numbers must rise.
     pub(super) fn push(&mut self, number: u64, event: Event, retention: &Retention, now: Instant) {
         let size = event.as_bytes().len();
         let segment = retention.segment();
@@ -164,7 +161,7 @@ impl Log {
                 self.seal();
             }
             if self.open.entries.is_empty() && self.sealed.back().is_some_and(|last| last.entries.len() > 1) {
-                // A busy topic, and not a large event: this one will be filled, too.
+                // The topic is busy, so this segment will probably be filled as well.
                 self.open.bytes.reserve_exact(segment.max(size));
             }
             self.open.bytes.extend_from_slice(event.as_bytes());
@@ -176,7 +173,7 @@ impl Log {
         self.retained.bytes += size;
     }
 
-    /// Lets go of what is too much or too old. Returns how much that was.
+    /// Evicts events beyond the retention. Returns the amount.
     pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
         let before = self.retained;
         let too_much = |retained: Amount| {
@@ -213,7 +210,7 @@ impl Log {
         mem::replace(self, Self::new(through)).retained
     }
 
-    /// All of the oldest segment, which is sealed.
+    /// Evicts the oldest segment, which is sealed.
     fn evict_segment(&mut self) {
         if let Some(segment) = self.sealed.pop_front() {
             self.evicted_through = segment.last();
@@ -264,7 +261,7 @@ impl Log {
         }
     }
 
-    /// The segment with the event that follows, if it is not the open one, where most readers are.
+    /// Returns the sealed segment with the next event. Most readers are in the open segment.
     fn sealed_after(&self, after: u64) -> Option<&Segment<Bytes>> {
         if self.sealed.back()?.last() <= after {
             return None;

@@ -1,15 +1,15 @@
-//! How a subscription reads its topics.
+//! Reading the topics of a subscription.
 
 use super::{log::Read, topic_state::TopicState, waiters::Ticket};
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
-/// What comes next.
+/// The next step of a subscription.
 pub(super) enum Step {
-    /// And the number of the last of them.
+    /// The next events, and the number of the last of them.
     Events(EncodedEvents, u64),
     Evicted,
-    /// Nothing yet: the waker is where it will be woken.
+    /// No event yet. The waker is registered.
     Wait,
     Finished,
     Shutdown,
@@ -20,14 +20,12 @@ pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
     /// Evicted events up to this position are reported to the client.
     pub(super) gap_reported_through: u64,
-    /// The first event after the cursor, as far as it is known. Of one topic alone it is not looked
-    /// for.
+    /// The first event after the cursor, as far as it is known. Not used for a single topic.
     next: Option<u64>,
-    /// The version of the topic at which there was nothing after the cursor, and this began to
-    /// wait. `None`: it does not.
+    /// The version of the topic at which this reader began to wait. `None`: it does not wait.
     seen: Option<u64>,
     is_finished: bool,
-    /// The position of its end, if that is the last that the backend had of it, or 0.
+    /// The position at which the topic finishes, if the backend has nothing after it, or 0.
     pub(super) ends: u64,
     pub(super) ticket: Option<Ticket>,
 }
@@ -37,14 +35,14 @@ impl Reader {
         Self { topic, gap_reported_through, next: None, seen: None, is_finished: false, ends: 0, ticket: None }
     }
 
-    /// Forgets what it has seen, and that it waits.
+    /// Resets the reader, so that it reads the topic again.
     pub(super) fn reset(&mut self) {
         self.next = None;
         self.seen = None;
     }
 
-    /// Whether its topic is no longer one of the hub; if it still is, the waker is woken when that,
-    /// or anything else, changes.
+    /// Returns `true` if the subscriptions of the topic have to end: the hub was shut down, or its log
+    /// was replaced. Otherwise registers the waker for the next change.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
@@ -59,12 +57,12 @@ impl Reader {
         self.seen.is_some_and(|seen| seen == self.topic.version())
     }
 
-    /// The events after the cursor; if there are none yet, waits for them.
+    /// Returns the events after the cursor, or registers the waker.
     pub(super) fn read(&mut self, cursor: u64, waker: &Waker) -> Step {
         if self.waits() {
             return Step::Wait;
         }
-        // Not under the lock: to clone a waker is to run somebody else's code.
+        // Not under the lock: cloning a waker runs foreign code.
         let waker = waker.clone();
         let mut contents = self.topic.lock();
         if contents.is_shut_down {
@@ -77,8 +75,7 @@ impl Reader {
             Read::Nothing => true,
             Read::Evicted => false,
         };
-        // Also behind events that are handed out now: whoever gets them asks again at once, and has
-        // to wait then.
+        // Also after these events: their reader asks again at once, and then waits.
         let replaced = if nothing_follows && contents.finished.is_none() {
             self.seen = Some(self.topic.version());
             contents.waiters.wait(&mut self.ticket, waker)
@@ -96,8 +93,8 @@ impl Reader {
         }
     }
 
-    /// Finds out what comes next here; if there is nothing yet, waits for it. An error is what
-    /// comes before that.
+    /// Looks for the next event of this topic, or registers the waker. `Err` is a step that comes
+    /// before that.
     fn peek(&mut self, cursor: u64, waker: &Waker) -> Result<(), Step> {
         if self.next.is_some() || self.waits() {
             return Ok(());
@@ -114,7 +111,7 @@ impl Reader {
         }
         self.next = contents.log.first_after(from);
         let mut replaced = None;
-        // For now: in the log of a backend something can follow the end of a topic.
+        // For now: in the log of a backend, an event can follow the end of a topic.
         self.is_finished = self.next.is_none() && contents.finished.is_some();
         if self.next.is_none() {
             self.seen = Some(self.topic.version());
@@ -126,17 +123,17 @@ impl Reader {
     }
 }
 
-/// The events after the cursor in all of these topics together, in the order of the hub: a run of
+/// Returns the events after the cursor in all of these topics, in the order of the hub: one run of
 /// one topic at a time. `committed` returns the [committed](super::core::Core::committed) position.
 pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor: u64, waker: &Waker) -> Step {
     loop {
-        // Before the topics are looked at: what is committed by now will be found in them.
+        // Read before the topics, so that every committed event is found in them.
         let committed = committed();
         let mut first: Option<(u64, usize)> = None;
         let mut second = u64::MAX;
         for (i, reader) in readers.iter_mut().enumerate() {
-            // Told before anything that came after it: a client that is gone by then would come
-            // back with a later id.
+            // Reported before any later event. Otherwise a client that disconnects could resume
+            // with a later id.
             if let Err(step) = reader.peek(cursor, waker) {
                 return step;
             }
@@ -150,7 +147,7 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor:
             }
         }
         match first {
-            // It came after that; what came before it, elsewhere, may have been overlooked.
+            // This event is newer than the committed position, so an earlier one may be missing.
             Some((next, _)) if next > committed => {}
             Some((_, who)) => {
                 let reader = &mut readers[who];
@@ -162,7 +159,7 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor:
                 match contents.log.read(cursor, reader.gap_reported_through, committed.min(second - 1)) {
                     Read::Events(events, last) => return Step::Events(events, last),
                     Read::Evicted => return Step::Evicted,
-                    // Another event has taken its place by now.
+                    // Another event has replaced it meanwhile.
                     Read::Nothing => {}
                 }
             }

@@ -1,4 +1,4 @@
-//! The topics that there are, and what is known of those that are gone.
+//! The topics of a hub, and the tombstones of dropped topics.
 
 use super::{
     config::HubConfig,
@@ -20,19 +20,18 @@ pub(super) struct Registry {
     pub(super) retained: Amount,
     pub(super) published: u64,
     tombstones: Tombstones,
-    /// When a topic is to be looked at, because something in it will be too old then. The number
-    /// tells topics apart.
+    /// The topics by the time of their next expiry. The number distinguishes topics.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     pub(super) is_shut_down: bool,
-    /// Whether events that were evicted here may still be in a backend.
+    /// Set if events that were evicted here may still be in a backend.
     has_backend: bool,
     /// The runtime of a janitor had no timers.
     pub(super) is_without_timers: bool,
 }
 
 impl Registry {
-    /// The topic of this name, which is made if it is not there.
+    /// Returns the topic with this name. Creates it if it does not exist.
     pub(super) fn topic(&mut self, name: &Arc<str>, config: &HubConfig) -> Result<Arc<TopicState>, Error> {
         if self.is_shut_down {
             return Err(Error::shut_down());
@@ -55,8 +54,8 @@ impl Registry {
         }
     }
 
-    /// Gives up all topics, as those of another log. Of the one that begins, everything up to here
-    /// is lost.
+    /// Removes all topics, because another log begins. Everything up to this number is evicted in
+    /// it.
     pub(super) fn reset(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
         self.has_backend = true;
         self.newest = lost;
@@ -66,7 +65,7 @@ impl Registry {
         self.topics.drain().map(|(_, topic)| topic).collect()
     }
 
-    /// Notes that everything up to here is lost. It remains to be noted in these topics.
+    /// Records that everything up to this number is evicted. The caller records it in these topics.
     pub(super) fn truncate_through(&mut self, through: u64) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
@@ -77,7 +76,7 @@ impl Registry {
         self.tombstones.note(self.topics.hasher().hash_one(topic), number);
     }
 
-    /// Notes that the topic is to be looked at when it is due.
+    /// Schedules the topic for its next expiry.
     pub(super) fn age(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
         if let (Some(due), false) = (due, contents.is_due) {
             contents.is_due = true;
@@ -85,7 +84,7 @@ impl Registry {
         }
     }
 
-    /// Looks at some of the topics that are due.
+    /// Expires some of the topics that are due.
     pub(super) fn sweep(&mut self, at_once: usize, retention: &Retention) {
         let now = Instant::now();
         for _ in 0..at_once {
@@ -99,15 +98,15 @@ impl Registry {
         }
     }
 
-    /// What is done with a topic that was due.
+    /// Expires one topic that was due.
     fn tidy(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         contents.is_due = false;
         self.retained = self.retained - contents.log.evict(retention, now);
         let changed = contents.log.oldest().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
-            // Not for every single event: whoever comes gets nothing that is too old, whether it is
-            // still there or not.
+            // Not for every single event: new subscribers do not receive expired events in any
+            // case.
             let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.age(topic, &mut contents, Some(expiry.max(not_before)));
         }
@@ -120,7 +119,7 @@ impl Registry {
         let is_there = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         if is_there && contents.is_idle(retention, now) {
             self.topics.remove(&topic.name);
-            // That it is finished the backend still knows: after its last event.
+            // The backend still knows that the topic is finished, after its last event.
             let knows_more = self.has_backend && contents.finished.is_some();
             let lost = if knows_more { self.newest } else { contents.log.evicted_through() };
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), lost);
@@ -128,15 +127,15 @@ impl Registry {
     }
 }
 
-/// What was lost with topics that are gone.
+/// The eviction watermarks of dropped topics.
 ///
-/// A topic is known by the hash of its name. If two have the same hash, the one that has lost less
-/// is said to have lost more, and the same holds for all of them when there are too many: a gap may
-/// be told where there is none, never the other way round.
+/// A topic is identified by the hash of its name. Topics with the same hash share the greater
+/// watermark, and so do all topics beyond the limit. So a gap may be reported where there is none,
+/// but never the other way round.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, u64>,
-    /// The greatest number of those that are no longer told apart.
+    /// The greatest watermark of the topics beyond the limit.
     others: u64,
 }
 

@@ -28,7 +28,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A replay from the backend. It ends as soon as the topics of this node retain what follows.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
-    /// Whether the cursor may be greater than any in the log.
+    /// Set if the cursor may be after the end of the log.
     is_unsure: bool,
     state: State,
 }

@@ -1,6 +1,6 @@
 //! The point in the log where a subscription resumes.
 
-/// Where a subscription resumes in several topics together.
+/// The resume point of a subscription in several topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The greatest position with no retained event between it and the first one. A client that

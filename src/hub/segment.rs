@@ -6,24 +6,24 @@ use bytes::Bytes;
 use std::{ops::Range, time::Duration};
 use tokio::time::Instant;
 
-/// Events one after the other, of which the first few may be no longer held.
+/// Contiguous events. The first of them may be evicted.
 #[derive(Debug)]
 pub(super) struct Segment<B> {
     pub(super) bytes: B,
     pub(super) entries: Vec<Entry>,
-    /// How many of the entries are no longer held.
+    /// The number of evicted entries.
     pub(super) dead: usize,
-    /// When the first event was added.
+    /// The time of the first event.
     pub(super) born: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     number: u64,
-    /// Where it ends in the segment. Of the last one this is not looked at: it ends where the
-    /// segment does.
+    /// The end of the event in the segment. Not used for the last event, which ends with the
+    /// segment.
     end: u32,
-    /// When it was added: how many milliseconds after the segment was born.
+    /// The time of the event, in milliseconds after the first event of the segment.
     age: u32,
 }
 
@@ -32,17 +32,17 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Self { bytes, entries: Vec::new(), dead: 0, born: None }
     }
 
-    /// Whether the time can be told by the segment's clock, which goes on for 49 days.
+    /// Returns `true` if the clock of the segment covers this time. It covers 49 days.
     pub(super) fn takes(&self, now: Instant) -> bool {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Notes an event whose bytes are there.
+    /// Records an event whose bytes have been added.
     pub(super) fn note(&mut self, number: u64, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();
-        // The first cannot be reached where the end is looked at, the second not in a segment that
-        // takes the time.
+        // Neither limit is reached: a segment that is not sealed at once is small, and `takes` has
+        // checked the time.
         let [end, age] = [end as u128, age].map(|value| u32::try_from(value).unwrap_or(u32::MAX));
         self.entries.push(Entry { number, end, age });
     }
@@ -63,7 +63,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
-    /// Where an entry begins in the bytes; for their number, where the bytes end.
+    /// Returns the offset of an entry, or the end of the bytes for the number of entries.
     fn start_of(&self, entry: usize) -> usize {
         match entry.checked_sub(1) {
             None => 0,
@@ -80,7 +80,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.bytes.as_ref().len() - self.dead_bytes()
     }
 
-    /// The number and the size of the oldest event that is held, which then is not. There is one.
+    /// Evicts the oldest retained event, and returns its number and size. There must be one.
     pub(super) fn evict_oldest(&mut self) -> (u64, usize) {
         let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
         self.dead += 1;
@@ -88,7 +88,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
     }
 
     fn entry_after(&self, after: u64) -> usize {
-        // Most are at the end.
+        // Most readers are at the end.
         let newest = self.entries.len().saturating_sub(1);
         if newest > self.dead && self.entries[newest - 1].number <= after && self.entries[newest].number > after {
             return newest;
@@ -115,7 +115,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
 }
 
 impl Segment<Vec<u8>> {
-    /// Removes what is no longer held.
+    /// Removes the bytes of evicted events.
     pub(super) fn compact(&mut self) {
         let start = self.dead_bytes();
         self.bytes.drain(..start);

@@ -31,7 +31,7 @@ impl Core {
                 end = Some(backend.end(self.committed(), &start).await);
             }
             let subscription = self.subscribe_here(&names, start.clone(), end.as_ref())?;
-            // Otherwise it is the end of another log than this has become meanwhile.
+            // Otherwise the log was replaced meanwhile.
             if let Some(mut subscription) = subscription {
                 subscription.read_first_page().await?;
                 return Ok(subscription);

@@ -1,5 +1,4 @@
-//! What threads share, from std; and from loom where `tests/interleavings` compiles this crate to
-//! try every order of steps.
+//! Synchronization types of `std`, or of loom where `tests/interleavings` compiles this crate.
 
 #[cfg(tower_sse_loom)]
 pub(super) use loom::sync::{
@@ -13,8 +12,7 @@ pub(super) use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Nothing that is called under a lock of the hub is a caller's code, so a poisoned one would be as
-/// good as any other.
+/// Locks a mutex, also if it is poisoned. No foreign code runs under a lock of the hub.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

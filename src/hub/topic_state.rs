@@ -1,4 +1,4 @@
-//! One topic: its log, and who waits for it.
+//! One topic: its log, and the readers that wait for it.
 
 use super::{
     log::{Log, Retention},
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 pub(super) struct TopicState {
     pub(super) name: Arc<str>,
-    /// Grows with every change that a reader waits for.
+    /// The version, which each change increments.
     version: AtomicU64,
     contents: Mutex<Contents>,
 }
@@ -20,9 +20,9 @@ pub(super) struct Contents {
     pub(super) waiters: Waiters,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
-    /// Whether each event replaces the one before it.
+    /// Set if each event replaces the one before it.
     pub(super) latest_only: bool,
-    /// Whether it is in the registry's `due`.
+    /// Set if the topic is in the registry's `due`.
     pub(super) is_due: bool,
     pub(super) is_shut_down: bool,
 }
@@ -49,8 +49,8 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Tells the readers that something has changed: those who look by the version, those who wait
-    /// by their wakers, which the caller wakes when it holds no lock.
+    /// Notifies readers of a change. Active readers see the version. The caller wakes the returned
+    /// wakers of waiting readers when it holds no lock.
     pub(super) fn changed(&self, contents: &mut Contents) -> Vec<Option<Waker>> {
         self.version.fetch_add(1, Ordering::Release);
         contents.waiters.take()
@@ -66,7 +66,7 @@ impl TopicState {
 }
 
 impl Contents {
-    /// Whether there is nothing that anybody could come back for.
+    /// Returns `true` if no client could resume from this topic.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
         let is_remembered = |finished| retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
@@ -75,7 +75,7 @@ impl Contents {
 
 /// Ends the subscriptions of these topics.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
-    // In the same order each time, which is what `tests/interleavings` needs.
+    // In a fixed order, which `tests/interleavings` needs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     for topic in topics {
         let mut contents = topic.lock();

@@ -1,24 +1,24 @@
-//! Who is to be woken when a topic has something new.
+//! The wakers of the readers that wait for a topic.
 
 use std::task::Waker;
 
 /// The wakers of the subscriptions that wait.
 ///
-/// All of them are taken at once, so that they are woken when no lock is held: to wake is to run
-/// somebody else's code. For the same reason every waker that is no longer needed is handed out, to
-/// be dropped later.
+/// All wakers are taken at once, so that they can be woken without a lock: waking runs foreign
+/// code. For the same reason, a waker that is no longer needed is returned to the caller, who drops
+/// it.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     wakers: Vec<Option<Waker>>,
-    /// Entries of the above that can be used again.
+    /// The entries that are free.
     vacant: Vec<u32>,
-    /// Counts how often all were taken: tickets of before mean nothing any more.
+    /// The number of rounds. A ticket of an earlier round is invalid.
     round: u64,
-    /// Memory for the next round.
+    /// A buffer for the next round.
     spare: Vec<Option<Waker>>,
 }
 
-/// The place of one waker.
+/// The slot of one waker.
 #[derive(Debug)]
 pub(super) struct Ticket {
     round: u64,
@@ -26,7 +26,7 @@ pub(super) struct Ticket {
 }
 
 impl Waiters {
-    /// Adds a waker, or puts it where the one of the ticket is. Returns what is to be dropped.
+    /// Adds a waker, or replaces the waker of the ticket. Returns the waker to drop.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waker: Waker) -> Option<Waker> {
         if let Some(entry) = self.entry(ticket.as_ref()) {
             return entry.replace(waker);
@@ -45,7 +45,7 @@ impl Waiters {
         None
     }
 
-    /// Takes a waker back, to be dropped.
+    /// Removes a waker, and returns it to be dropped.
     pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waker> {
         let ticket = ticket.take();
         let waker = self.entry(ticket.as_ref())?.take();
@@ -53,7 +53,7 @@ impl Waiters {
         waker
     }
 
-    /// Takes all of them, to be woken.
+    /// Takes all wakers, to be woken.
     pub(super) fn take(&mut self) -> Vec<Option<Waker>> {
         if self.wakers.is_empty() {
             return Vec::new();
@@ -63,7 +63,7 @@ impl Waiters {
         std::mem::replace(&mut self.wakers, std::mem::take(&mut self.spare))
     }
 
-    /// Gives back what was taken, once it is empty.
+    /// Returns the emptied buffer for the next round.
     pub(super) fn give_back(&mut self, emptied: Vec<Option<Waker>>) {
         if emptied.capacity() > self.spare.capacity() {
             self.spare = emptied;
@@ -111,7 +111,7 @@ mod tests {
         for ticket in &mut tickets {
             assert!(waiters.wait(ticket, count.clone().into()).is_none());
         }
-        // Asked again, the second replaces its waker.
+        // The second waits again, which replaces its waker.
         assert!(waiters.wait(&mut tickets[1], count.clone().into()).is_some());
         assert_eq!(wake(&mut waiters), 3);
         assert_eq!(wake(&mut waiters), 0);
