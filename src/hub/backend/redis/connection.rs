@@ -39,20 +39,20 @@ pub(super) const COMMANDS: &str = "tower-sse-commands";
 /// follow each of them.
 const REGIONS: u64 = (1 << 20) - (1 << 16);
 
-/// How long one sentinel has to answer, before the next one is asked.
+/// The timeout of one sentinel, after which the next one is asked.
 const TO_ANSWER: Duration = Duration::from_millis(500);
 
-/// Where servers are, and how one is greeted.
+/// The address of a server, and the settings of a connection.
 pub(super) struct Server {
     address: Address,
     settings: RedisConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) tls: Option<Tls>,
-    /// If there are any, they know where the server is, and the address says under which name.
+    /// The sentinels that know the address of the server. `address` is then its name.
     pub(super) sentinels: Vec<Server>,
-    /// The last one that knew.
+    /// The index of the last sentinel that has answered.
     sentinel: AtomicUsize,
-    /// The node of a cluster that has said of itself, or another one of it, that it has the stream.
+    /// The node of a cluster that has the stream, as the cluster has reported.
     moved: Mutex<Option<Address>>,
 }
 
@@ -73,8 +73,8 @@ impl Server {
         if secured.is_some_and(|(_, rest)| rest.contains('#')) {
             return Err("a rediss:// URL has no fragment: certificates are always checked".into());
         }
-        // The client would set up TLS with what is the default of the process, if there is any, and
-        // panic if there is none.
+        // The client library would set up TLS with the default provider of the process, and panic
+        // if there is none.
         let info = match secured {
             Some((_, rest)) => format!("redis://{rest}").into_connection_info(),
             None => url.into_connection_info(),
@@ -97,8 +97,8 @@ impl Server {
         })
     }
 
-    /// Connects, under this name, to whatever is the server now. An answer can take some time, and
-    /// so can a connection.
+    /// Connects to the current server with this client name. `time` limits the connection attempt;
+    /// an answer may take `time` and `wait`.
     pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, Failed> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
@@ -107,7 +107,7 @@ impl Server {
         if let Some(address) = moved {
             match self.connect_to(&address, name, time, wait).await {
                 Ok(connection) => return Ok(connection),
-                // Whoever is left of the cluster knows where it is now.
+                // The rest of the cluster knows its new address.
                 Err(_) => self.set_address(None),
             }
         }
@@ -150,7 +150,7 @@ impl Server {
         };
         let address = Address::Tcp(host, port);
         let mut connection = self.connect_to(&address, name, time, wait).await?;
-        // It may not know yet that it is none any more, or not yet one.
+        // The server may not know yet that its role has changed.
         let role: Vec<Value> = cmd("ROLE")
             .query_async(&mut connection.commands)
             .await
@@ -181,7 +181,7 @@ impl Server {
             Address::Tcp(host, port) => {
                 let stream = TcpStream::connect((&**host, *port)).await?;
                 stream.set_nodelay(true)?;
-                // For the connection that has nothing to say for long.
+                // For the connection that is idle for long.
                 let keepalive =
                     TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
                 SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
@@ -206,7 +206,7 @@ impl Server {
         let named = cmd("CLIENT").arg("SETNAME").arg(name).to_owned();
         match commands.req_packed_command(&named).await {
             Err(error) if is_of_the_connection(&error) => Err(error),
-            // Whoever may not say a name goes without.
+            // A user without the right to set a name connects without one.
             _ => {
                 let region = if name == COMMANDS { region(&mut commands).await? } else { 0 };
                 Ok(Connection { commands, region, _driver: driver })
@@ -214,7 +214,7 @@ impl Server {
         }
     }
 
-    /// Remembers where the node of a cluster has said that the stream is.
+    /// Remembers the address in a `MOVED` error.
     pub(super) fn learn(&self, error: &RedisError) {
         if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
             return;
@@ -224,7 +224,7 @@ impl Server {
         };
         let Ok(port) = port.parse() else { return };
         let host = match &self.address {
-            // The same as the one that was asked.
+            // An empty host is that of the server that was asked.
             Address::Tcp(same, _) if host.is_empty() => same,
             _ => host,
         };
@@ -239,7 +239,7 @@ impl Server {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // What sentinels call a master has no port.
+            // The name of a master has no port.
             Self::Tcp(host, port) if *port == 0 => f.write_str(host),
             Self::Tcp(host, port) => write!(f, "{host}:{port}"),
             #[cfg(unix)]
@@ -249,7 +249,7 @@ impl fmt::Display for Address {
 }
 
 impl Server {
-    /// The address is a name that these sentinels know.
+    /// Makes the address a name that these sentinels resolve.
     pub(super) fn set_sentinels(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {
         match &mut self.address {
             Address::Tcp(_, port) => *port = 0,
@@ -305,24 +305,24 @@ impl Drop for Driver {
     }
 }
 
-/// Whether an error is one of the connection, or of the server at its other end, and not one of
-/// what was asked for.
+/// Returns `true` for an error of the connection or of the server, as opposed to an error of the
+/// command.
 pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => is_elsewhere(error) || kind == ServerErrorKind::MasterDown,
-        // A server that was told to be a replica frees those who wait.
+        // A server that becomes a replica unblocks waiting clients.
         ErrorKind::Extension => matches!(error.code(), Some("UNBLOCKED" | "NOAUTH")),
         _ => true,
     }
 }
 
-/// Whether another server is to be asked, and this one has done nothing.
+/// Returns `true` if another server has to be asked, and this one has not run the command.
 pub(super) fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{ClusterDown, Moved, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))
 }
 
-/// What did not work, and why.
+/// A failed operation, with its reason.
 #[derive(Clone, Debug)]
 pub(super) struct Failed {
     what: Arc<str>,
@@ -338,7 +338,7 @@ impl Failed {
         Self { what: what.into(), source: None }
     }
 
-    /// Whether the server has no room. A script says so of what it has called.
+    /// Returns `true` if the server is out of memory. A script reports it in the detail.
     pub(super) fn is_out_of_memory(&self) -> bool {
         self.source.as_ref().is_some_and(|error| {
             error.code() == Some("OOM") || error.detail().is_some_and(|detail| detail.contains("OOM "))
@@ -355,7 +355,7 @@ impl fmt::Display for Failed {
     }
 }
 
-/// What it says has the reason in it, so it has no source that says it once more.
+/// The message contains the reason, so there is no source.
 impl Error for Failed {}
 
 #[cfg(test)]

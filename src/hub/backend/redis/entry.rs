@@ -1,4 +1,4 @@
-//! What an entry of a stream is: its id a position, its fields a record.
+//! Entries of a stream: the id is a position, and the fields are a record.
 
 use crate::{
     BoxError,
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// As many bits of a position are the second part of an entry's id.
+/// The number of bits of a position for the second part of an entry's id.
 pub(super) const SEQUENCE: u32 = 20;
 
 /// The last position of a millisecond. No entry that is made here has it: it stands for all ids of
@@ -108,7 +108,7 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     let mut parts = parts.into_iter();
     let (Some(Value::BulkString(id)), Some(fields)) = (parts.next(), parts.next()) else { return Err(not_a_stream()) };
     let position = expect_position(&id)?;
-    // An entry without fields is one that was deleted meanwhile.
+    // An entry without fields was deleted meanwhile.
     let Value::Array(fields) = fields else {
         return Ok(Entry { position, previous: None, gone: 0, newest_gone: 0, record: None, bytes: 0 });
     };
@@ -172,13 +172,13 @@ fn not_a_stream() -> BoxError {
     "the answer of the server is none of a stream".into()
 }
 
-/// What some entries are.
+/// The contents of some entries.
 #[derive(Default)]
 pub(super) struct Part {
     /// Entries after `after` and up to this position were evicted or lost; 0 if none were.
     pub(super) evicted_through: u64,
     pub(super) records: Vec<(u64, Record)>,
-    /// Where they end.
+    /// The position of the last entry.
     pub(super) through: u64,
     /// It is not known what was before the first of them.
     pub(super) begins_with_a_foreign_one: bool,
@@ -192,7 +192,7 @@ pub(super) struct Part {
     /// each.
     pub(super) runs: Vec<(u64, u64)>,
     pub(super) entries: usize,
-    /// How many bytes the largest of them has.
+    /// The size of the largest entry in bytes.
     pub(super) largest: usize,
 }
 
@@ -213,7 +213,7 @@ pub(super) fn part(
         }) {
             Ok(entry) => entry,
             Err(error) if part.entries == 0 => return Err(error),
-            // What is before it can be read.
+            // The entries before it can be read.
             Err(_) => break,
         };
         let through = part.through;
@@ -267,7 +267,7 @@ mod tests {
     use super::*;
     use proptest::{collection::vec, prelude::*};
 
-    /// As many positions as a hub makes.
+    /// The positions that a hub issues.
     fn made() -> impl Strategy<Value = u64> {
         (0..u64::MAX >> SEQUENCE, 0..REST).prop_map(|(ms, sequence)| ms << SEQUENCE | sequence)
     }
@@ -285,7 +285,7 @@ mod tests {
         Some(name.into())
     }
 
-    /// What a stream can hold: ids, and whether they are ours.
+    /// The ids of a stream, and whether a hub has written the entry.
     fn stream() -> impl Strategy<Value = Vec<(u64, bool)>> {
         vec((1..5_u64, prop_oneof![Just(0), 1..3 * REST], any::<bool>()), 1..50).prop_map(|steps| {
             let mut at = 1_000_000 << SEQUENCE;
@@ -372,7 +372,7 @@ mod tests {
             prop_assume!(from > 0 && until > from && stream[until].1);
             let mut values = values(&stream);
             values.drain(from..until);
-            // What is before it, and then what is behind it.
+            // The entries before the gap, and then those after it.
             let first = part(values[..from].to_vec(), stream[0].0 - 10, all).unwrap();
             prop_assert_eq!(first.through, stream[from - 1].0);
             let whole = part(values.clone(), stream[0].0 - 10, all).unwrap();
@@ -423,7 +423,7 @@ mod tests {
         for answer in [Value::Int(1), Value::Array(vec![bulk("7-0")]), value("x".into(), &[])] {
             assert!(part(vec![answer], 1, all).is_err());
         }
-        // What comes before it can be read.
+        // The entries before it can be read.
         let entries = vec![value("7-3".into(), &[("t", "a"), ("f", "")]), value("x".into(), &[])];
         let part = part(entries, (7 << SEQUENCE) + 2, all).unwrap();
         assert_eq!((part.entries, part.through), (1, (7 << SEQUENCE) + 3));

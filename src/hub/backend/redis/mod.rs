@@ -130,37 +130,36 @@ pub struct RedisBackend {
     commands: Mutex<Commands>,
     /// `None` when it is lost, or in use.
     follower: Mutex<Option<Connection>>,
-    /// How many bytes the largest entries have.
+    /// The size of the largest entries in bytes.
     size: AtomicUsize,
     /// The newest position that was ever seen, which the server may have lost.
     known: AtomicU64,
     losses: SyncMutex<Losses>,
-    /// Where the server's log ended when that was before what is known.
+    /// The end of the server's log, when that was before the newest known position.
     behind: AtomicU64,
 }
 
-/// The connection that is shared.
+/// The shared connection.
 #[derive(Default)]
 struct Commands {
     connection: Option<Connection>,
-    /// How many there were.
+    /// The number of connections so far.
     number: u64,
-    /// When it was last tried in vain, and what came of it.
+    /// The time and the error of the last failed attempt.
     failed: Option<(Instant, Failed)>,
 }
 
-/// How many bytes of entries are asked for at once, about: by who reads history, and by who
-/// follows.
+/// The approximate size of a page in bytes: for history reads, and for the follower.
 const PAGES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// How many entries at most, and how many are asked for until it is known how large they are.
+/// The maximum number of entries in a page, and the number before their size is known.
 const MOST: usize = 1024;
 const FIRST: usize = 64;
 
 /// The number of pages that the server searches for the mark of another node.
 const MARKS: usize = 8;
 
-/// For how long the server waits for an entry before it says that there is none.
+/// The time for which the server waits for an entry.
 const WAIT: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
@@ -339,7 +338,7 @@ impl RedisBackend {
         if let Some(connection) = &commands.connection {
             return Ok((connection.clone(), commands.number));
         }
-        // Who has waited for somebody else's attempt does not make another one after it.
+        // A caller that has waited for a failed attempt does not try again at once.
         if let Some((at, failed)) = &commands.failed {
             if *at >= begin {
                 return Err(failed.clone());
@@ -366,7 +365,7 @@ impl RedisBackend {
         }
     }
 
-    /// How many entries are about as many bytes.
+    /// Returns the number of entries with about this size together.
     fn count(&self, bytes: usize) -> usize {
         (bytes / self.size.load(Relaxed).max(1)).clamp(1, MOST)
     }
@@ -591,7 +590,7 @@ impl RedisBackend {
     }
 }
 
-/// What is asked of the server, as often as it takes.
+/// A command that can be sent several times.
 enum Command<'a> {
     Plain(Cmd),
     Script(ScriptInvocation<'a>),

@@ -18,12 +18,12 @@ use tokio_rustls::{
     },
 };
 
-/// Whom to believe, and what to show.
+/// The TLS settings of a connection.
 #[derive(Default)]
 pub(super) struct Tls {
-    /// `None`: whom the system believes.
+    /// `None`: the root certificates of the system.
     pub(super) roots: Option<PathBuf>,
-    /// A chain, and its key.
+    /// The files of the certificate chain and its key.
     pub(super) own: Option<(PathBuf, PathBuf)>,
     config: Mutex<Option<Arc<ClientConfig>>>,
 }
@@ -47,10 +47,10 @@ impl Tls {
                     roots.add(root).map_err(|error| at(path, &error))?;
                 }
             }
-            // One that cannot be used is none that is missed.
+            // System roots that do not parse are ignored.
             None => drop(roots.add_parsable_certificates(load_native_certs()?)),
         }
-        // Not what is the default of the process, of which there may be none.
+        // Not the default provider of the process, as there may be none.
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| invalid(&error))?
