@@ -17,6 +17,7 @@ use hyper_util::{
 };
 use std::{
     convert::Infallible,
+    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -25,8 +26,8 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    client::{Answer, Http2, Protocol, within},
-    server::serve,
+    client::{Http2, Protocol, within},
+    server::{LingeringSocket, serve},
     whatwg,
 };
 use tokio::{
@@ -98,6 +99,23 @@ enum Server {
     HyperUtil,
 }
 
+/// Without it, the graceful shutdown of hyper resets some connections of clients that read slowly.
+struct LingeringListener(TcpListener);
+
+impl axum::serve::Listener for LingeringListener {
+    type Io = LingeringSocket;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (LingeringSocket, SocketAddr) {
+        let (socket, address) = axum::serve::Listener::accept(&mut self.0).await;
+        (LingeringSocket::new(socket), address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
 impl Server {
     /// A server that shuts down gracefully, and returns then.
     async fn run(self, app: Router, shutdown: CancellationToken) -> (SocketAddr, JoinHandle<()>) {
@@ -105,7 +123,10 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let running = match self {
             Self::Axum => tokio::spawn(async move {
-                axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await.unwrap();
+                axum::serve(LingeringListener(listener), app)
+                    .with_graceful_shutdown(shutdown.cancelled_owned())
+                    .await
+                    .unwrap();
             }),
             Self::HyperUtil => tokio::spawn(async move {
                 let graceful = GracefulShutdown::new();
@@ -113,7 +134,8 @@ impl Server {
                 while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
                     let (socket, _) = accepted.unwrap();
                     let service = TowerToHyperService::new(app.clone());
-                    let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
+                    let connection =
+                        builder.serve_connection(TokioIo::new(LingeringSocket::new(socket)), service).into_owned();
                     tokio::spawn(graceful.watch(connection));
                 }
                 graceful.shutdown().await;
@@ -123,13 +145,14 @@ impl Server {
     }
 }
 
-/// Opens a stream for each path. Says of each when its first event is there, and answers what it was when it has ended.
+/// Opens a stream for each path. Reports the first event of each stream to `there`. Returns the
+/// body of each stream after its end, when the client has dropped its connection.
 async fn open(
     protocol: Protocol,
     address: SocketAddr,
     paths: Vec<String>,
     there: UnboundedSender<()>,
-) -> JoinSet<Answer> {
+) -> JoinSet<Vec<u8>> {
     let mut clients = JoinSet::new();
     let mut connection = None;
     for (n, path) in paths.into_iter().enumerate() {
@@ -145,7 +168,7 @@ async fn open(
             };
             answer.read_until("data: 0\n").await;
             there.send(()).unwrap();
-            answer.complete().await
+            answer.complete().await.body
         });
         // Not more at a time than a listener's queue holds.
         if n % 50 == 49 {
@@ -157,14 +180,15 @@ async fn open(
 
 const FAREWELL: &str = "event: shutdown\ndata: bye\n\n";
 
-/// Every event up to some number, whole, then the farewell and the reconnection time. Answers how many events there are.
-fn assert_whole(answer: &Answer) -> usize {
-    let text = answer.text();
+/// Asserts that a body is every event up to some number, the shutdown event and the reconnection
+/// time, all complete. Returns the number of events.
+fn assert_whole(body: &[u8]) -> usize {
+    let text = str::from_utf8(body).unwrap();
     let (events, retry) = text.split_once(FAREWELL).unwrap_or_else(|| panic!("no farewell: {text:?}"));
     assert!(events.ends_with("\n\n") || events.ends_with(":\n"), "an event is cut: {events:?}");
     let retry: u64 = retry.strip_prefix("retry: ").unwrap().strip_suffix('\n').unwrap().parse().unwrap();
     assert!((2_000..=5_000).contains(&retry), "{retry}");
-    let data = answer.data();
+    let data: Vec<_> = whatwg::parse(body).messages.into_iter().map(|message| message.data).collect();
     let (last, numbers) = data.split_last().unwrap();
     assert_eq!(last, "bye");
     assert!(numbers.iter().enumerate().all(|(n, data)| *data == n.to_string()), "{numbers:?}");
@@ -199,17 +223,17 @@ async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], of_each: 
     shutdown.cancel();
     within("the server to return", running).await.unwrap();
     let returned = cancelled.elapsed();
-    let answers = within("every client to see the end", clients.join_all()).await;
+    let bodies = within("every client to see the end", clients.join_all()).await;
     println!(
         "{server:?}, {protocol:?}: {streams} streams of {paces:?} ended, and the server returned, in {returned:?}"
     );
 
-    let dispatched: usize = answers.iter().map(assert_whole).sum();
+    let dispatched: usize = bodies.iter().map(|body| assert_whole(body)).sum();
     // The transport has let go of each of them, or the server would not have returned.
     let told = told.lock().unwrap();
     assert_eq!(told.len(), streams);
     assert!(told.iter().all(|summary| summary.reason == CloseReason::Shutdown), "{told:?}");
-    let received: usize = answers.iter().map(|answer| answer.body.len()).sum();
+    let received: usize = bodies.iter().map(Vec::len).sum();
     assert_eq!(told.iter().map(|summary| summary.bytes).sum::<u64>(), received as u64);
     assert_eq!(told.iter().map(|summary| summary.events).sum::<u64>(), dispatched as u64);
 }

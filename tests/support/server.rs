@@ -8,8 +8,18 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use std::{error::Error, net::SocketAddr};
-use tokio::{net::TcpListener, task::AbortHandle};
+use std::{
+    error::Error,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    task::AbortHandle,
+};
 use tower_service::Service;
 
 /// Listens until it is dropped. Connections that are open then stay open.
@@ -50,4 +60,65 @@ where
         }
     };
     Server { address, listening: tokio::spawn(accept).abort_handle() }
+}
+
+/// A server's end of a connection that closes without a TCP reset.
+///
+/// After `shutdown`, it reads and discards until the client closes. hyper closes a connection as
+/// soon as its last response is written. If the client has sent bytes by then that hyper did not
+/// read, such as window updates of HTTP/2, the kernel resets the connection and discards the part
+/// of the responses that the client has not received. See RFC 9112, section 9.6.
+#[derive(Debug)]
+pub struct LingeringSocket {
+    socket: TcpStream,
+    is_shut_down: bool,
+}
+
+impl LingeringSocket {
+    pub fn new(socket: TcpStream) -> Self {
+        Self { socket, is_shut_down: false }
+    }
+}
+
+impl AsyncRead for LingeringSocket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for LingeringSocket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_shut_down {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+            self.is_shut_down = true;
+        }
+        let mut discarded = [0; 4096];
+        loop {
+            let mut buffer = ReadBuf::new(&mut discarded);
+            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
 }
