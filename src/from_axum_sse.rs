@@ -1,7 +1,6 @@
-//! For those who come from [`axum::response::sse`]: what becomes of each of its methods. This
-//! module has no items.
+//! Migration from [`axum::response::sse`], method by method. This module has no items.
 //!
-//! A handler that was
+//! This handler for axum:
 //!
 //! ```
 //! use axum::response::sse::{Event, KeepAlive, Sse};
@@ -16,7 +15,7 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(feed));
 //! ```
 //!
-//! becomes
+//! is this handler for tower-sse:
 //!
 //! ```
 //! use std::time::Duration;
@@ -31,45 +30,45 @@
 //! # let _: axum::Router = axum::Router::new().route("/", axum::routing::get(feed));
 //! ```
 //!
-//! Nothing has to change at once. An [`SseLayer`] around the router makes the streams of the
-//! handlers that still return `Sse` correct: headers, heartbeats, compressors kept away, shutdown,
-//! limits. Their `keep_alive` can go then.
+//! Handlers can migrate one by one. An [`SseLayer`] around the router completes the streams of
+//! handlers that still return `Sse`: headers, heartbeats, protection from compressors, shutdown,
+//! limits. Remove their `keep_alive` then.
 //!
 //! # The response
 //!
-//! | axum | tower-sse | what is different |
+//! | axum | tower-sse | difference |
 //! |---|---|---|
-//! | `Sse::new(stream)` | [`SseStream::new`] | The items can be [`Event`]s as well as `Result`s of them, so there is no `Infallible` to name. Events that are ready together are one frame. Two more headers keep compressors and the buffers of proxies away. |
-//! | `Sse::new(stream.map(json))` | [`SseStream::json`], [`SseStream::try_json`] | Take values that serialize, and `Result`s of these. |
-//! | an `Err` in the stream | the same, or [`on_error`](SseStream::on_error) | Both break the transfer; what was yielded before goes out first. `on_error` makes a last event and a clean end of it. |
-//! | `.keep_alive(KeepAlive::default())` | nothing | It is the default. The type of the response does not change by it. |
+//! | `Sse::new(stream)` | [`SseStream::new`] | The items can be [`Event`]s as well as `Result`s of them, so there is no `Infallible` to name. Events that are ready together are one frame. Two more headers disable compressors and the buffers of proxies. |
+//! | `Sse::new(stream.map(json))` | [`SseStream::json`], [`SseStream::try_json`] | They take values that serialize, and `Result`s of such values. |
+//! | an `Err` in the stream | the same, or [`on_error`](SseStream::on_error) | Both abort the transfer, after all events before the error were sent. `on_error` can send a final event and end the stream cleanly instead. |
+//! | `.keep_alive(KeepAlive::default())` | nothing | A heartbeat is the default. It does not change the type of the response. |
 //! | no `keep_alive` | [`without_heartbeat`](SseStream::without_heartbeat) | |
 //! | `KeepAlive::interval` | [`Heartbeat::every`] | |
-//! | `KeepAlive::text` | [`Heartbeat::comment`] | A line end makes another comment line, and no panic. |
-//! | `KeepAlive::event` | [`Heartbeat::event`] | Its id, if it has one, is left out: it would be where the client comes back to. |
-//! | | [`retry`](SseStream::retry), [`end_with`](SseStream::end_with), [`on_close`](SseStream::on_close), [`stop_reconnecting`](SseStream::stop_reconnecting) | When to come back, the last event, how it was, and the 204. |
+//! | `KeepAlive::text` | [`Heartbeat::comment`] | A line end begins another comment line. It does not panic. |
+//! | `KeepAlive::event` | [`Heartbeat::event`] | An id is removed: the client would resume after it. |
+//! | | [`retry`](SseStream::retry), [`end_with`](SseStream::end_with), [`on_close`](SseStream::on_close), [`stop_reconnecting`](SseStream::stop_reconnecting) | The reconnect delay, a final event, a summary of the stream, and the 204. |
 //!
 //! # The event
 //!
-//! | axum | tower-sse | what is different |
+//! | axum | tower-sse | difference |
 //! |---|---|---|
-//! | `Event::default().data(text)` | [`Event::new`], [`data`](Event::data) | The empty text is dispatched as an empty message; without a `data` line browsers drop the event. CR and LF together are one line end. Called again it replaces, and does not panic. |
-//! | `json_data(value)?` | [`Event::json`] | Begins an event; name and id are set afterwards. A line end in a `RawValue` is no line of data. |
-//! | `into_data_writer()`, `write!`, `into_event()` | [`Event::display`] with `format_args!(..)` | Written into the event, without a `String` between. |
-//! | `event(name)` | [`event("literal")`](Event::event), `event(EventName::new(text)?)` | Text of run time is an error if it has a line end, and no panic; forgotten checks do not compile ([`EventName`]). |
-//! | `id(text)` | `id("literal")`, [`id(number)`](Event::id), `id(EventId::new(text)?)` | The same, for NUL as well ([`EventId`]). |
-//! | `retry(duration)` | [`retry`](Event::retry) | The same. For all of a stream say it [there](SseStream::retry), or at the [layer](SseLayer::retry). |
-//! | `comment(text)` | [`comment`](Event::comment) | Any text; a line end makes another comment line. |
-//! | `Event::DEFAULT_KEEP_ALIVE` | [`Heartbeat::default`] | A comment line without a blank line, which can stand in the middle of an event. |
-//! | | [`Event::checkpoint`] | Moves the client's `Last-Event-ID` and dispatches nothing. |
+//! | `Event::default().data(text)` | [`Event::new`], [`data`](Event::data) | An empty text is dispatched as an empty message. Without a `data` line, browsers discard the event. CRLF is one line end. A second call replaces the data and does not panic. |
+//! | `json_data(value)?` | [`Event::json`] | It creates the event. Set name and id afterwards. A line end in a `RawValue` does not split the data. |
+//! | `into_data_writer()`, `write!`, `into_event()` | [`Event::display`] with `format_args!(..)` | It writes into the event, without an intermediate `String`. |
+//! | `event(name)` | [`event("literal")`](Event::event), `event(EventName::new(text)?)` | Text with a line end is an error and not a panic. Unchecked text does not compile ([`EventName`]). |
+//! | `id(text)` | `id("literal")`, [`id(number)`](Event::id), `id(EventId::new(text)?)` | The same, and NUL is an error, too ([`EventId`]). |
+//! | `retry(duration)` | [`retry`](Event::retry) | The same. For a whole stream, set it on the [stream](SseStream::retry) or the [layer](SseLayer::retry). |
+//! | `comment(text)` | [`comment`](Event::comment) | Any text. A line end begins another comment line. |
+//! | `Event::DEFAULT_KEEP_ALIVE` | [`Heartbeat::default`] | A comment line without a blank line. It may be sent in the middle of an event. |
+//! | | [`Event::checkpoint`] | It moves the client's `Last-Event-ID`, and dispatches nothing. |
 //!
-//! # Around it
+//! # Code around the response
 //!
 //! | by hand | tower-sse |
 //! |---|---|
-//! | `headers.get("last-event-id")` and `to_str`, which refuses what is not ASCII | [`LastEventId`], which reads UTF-8 and the query |
-//! | a `broadcast` channel, `BroadcastStream`, and what to do when it lags | a [`Hub`](crate::hub::Hub), with a history for those who come back |
-//! | a guard in the stream, dropped when the client is gone | [`on_close`](SseStream::on_close) |
+//! | `headers.get("last-event-id")` and `to_str`, which rejects non-ASCII text | [`LastEventId`], which reads UTF-8 and the query |
+//! | a `broadcast` channel, `BroadcastStream`, and code for lagging receivers | a [`Hub`](crate::hub::Hub), with replay for clients that reconnect |
+//! | a guard in the stream, which is dropped when the client disconnects | [`on_close`](SseStream::on_close) |
 //! | `take_until(shutdown)` in each handler | [`SseLayer::shutdown`] |
 //!
 //! [`axum::response::sse`]: https://docs.rs/axum/latest/axum/response/sse/index.html

@@ -33,18 +33,19 @@ mod on {
     #[cfg(feature = "hub")]
     const READS_REJECTED: &str = "tower_sse_hub_reads_rejected_total";
 
-    /// Once in a process: a recorder is usually there before the first stream is.
+    /// Describes all metrics, once per process. A recorder is usually installed before the first
+    /// stream begins.
     fn describe() {
         static DESCRIBED: Once = Once::new();
         DESCRIBED.call_once(|| {
-            describe_gauge!(ACTIVE, Unit::Count, "Event streams that are open.");
-            describe_counter!(CLOSED, Unit::Count, "Event streams that have ended, by how they did.");
-            describe_counter!(REFUSED, Unit::Count, "Event streams for which there was no place.");
-            describe_histogram!(DURATION, Unit::Seconds, "How long event streams were open.");
+            describe_gauge!(ACTIVE, Unit::Count, "Open event streams.");
+            describe_counter!(CLOSED, Unit::Count, "Ended event streams, by reason.");
+            describe_counter!(REFUSED, Unit::Count, "Event streams that a limit rejected.");
+            describe_histogram!(DURATION, Unit::Seconds, "Duration of event streams.");
             describe_counter!(EVENTS, Unit::Count, "Events handed to the transport.");
             describe_counter!(BYTES, Unit::Bytes, "Bytes of event streams handed to the transport.");
             describe_counter!(HEARTBEATS, Unit::Count, "Heartbeats handed to the transport.");
-            describe_counter!(GAPS, Unit::Count, "Gaps in what subscribers to a hub got, by why.");
+            describe_counter!(GAPS, Unit::Count, "Gaps reported to subscribers of a hub, by reason.");
             #[cfg(feature = "hub")]
             describe_counter!(
                 BACKEND_FAILURES,
@@ -66,7 +67,7 @@ mod on {
         counter!(REFUSED).increment(1);
     }
 
-    /// A subscriber has missed events.
+    /// Counts a gap that is reported to a subscriber.
     #[cfg(feature = "hub")]
     pub(crate) fn gap(reason: &'static str) {
         describe();
@@ -87,7 +88,7 @@ mod on {
         counter!(READS_REJECTED).increment(1);
     }
 
-    /// The counts of one stream. What it counts often is looked up once.
+    /// The metrics of one stream. It looks up the frequent counters once.
     pub(crate) struct Stream(Option<Handles>);
 
     struct Handles {
@@ -98,12 +99,12 @@ mod on {
     }
 
     impl Stream {
-        /// Of no stream.
+        /// Returns metrics that record nothing.
         pub(crate) fn none() -> Self {
             Self(None)
         }
 
-        /// Of a stream that begins.
+        /// Counts a stream that begins.
         pub(crate) fn begin() -> Self {
             describe();
             let active = gauge!(ACTIVE);

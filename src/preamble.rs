@@ -1,7 +1,7 @@
-//! The first bytes of a response, and its 204: what a stream says before its first item.
+//! The first bytes of a response, and its 204, which a stream determines before its first item.
 //!
-//! A response knows of its stream only that it is a [`Stream`]. Adapters such as `map` or `merge`
-//! hide the streams inside of them. They forward two calls on the thread of the response:
+//! A response knows only that its stream is a [`Stream`]. Adapters such as `map` or `merge` hide
+//! the streams inside them. They forward two calls on the thread of the response:
 //!
 //! - Most adapters forward `size_hint`. [`Preamble::of`] asks for it, and a stream that has a
 //!   preamble [offers](Preamble::offer) it there.
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use tokio_stream::Stream;
 
-/// What a response sends before the items of its stream.
+/// The part of a response before the items of its stream.
 #[derive(Debug, Default)]
 pub(crate) struct Preamble {
     /// Sent before everything else.
@@ -21,7 +21,7 @@ pub(crate) struct Preamble {
     pub(crate) is_over: bool,
 }
 
-/// What a response does with its stream on this thread.
+/// The call that a response makes to its stream on this thread.
 #[derive(Default)]
 enum Call {
     #[default]

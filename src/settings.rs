@@ -28,7 +28,7 @@ impl Settings {
     /// Returns the reconnect delay, with jitter, of a client that is disconnected along with
     /// others.
     pub(crate) fn reconnect_delay(&self, own: Option<Duration>) -> Duration {
-        own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.jitter.mul_f64(random::part()))
+        own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.jitter.mul_f64(random::fraction()))
     }
 
     /// Returns the final bytes of a stream at a shutdown.

@@ -105,8 +105,8 @@ use std::{io, time::Duration};
 ///   timeout. If nothing is sent, keep-alive detects it. With a [`Heartbeat`](crate::Heartbeat),
 ///   something is always sent, and the timeout counts from the first lost heartbeat.
 /// - *A slow client* stays connected as long as there is progress within the timeout. Its kernel
-///   reports progress when a packet fits into the window, and on Linux when a sixteenth of its
-///   receive buffer is free.
+///   reports progress when a packet fits into the window. On Linux it reports progress when a
+///   sixteenth of its receive buffer is free.
 /// - *A client that closes its connection*, or whose process ends, is noticed at once without these
 ///   options.
 ///
@@ -121,55 +121,55 @@ use std::{io, time::Duration};
 /// last write, of at most 64 KiB, in addition to the data in flight. Further events stay where they
 /// are: with a `hub`, in the topic, once for all clients.
 ///
-/// It is about what waits to be sent, so it does not slow a connection down. Large responses are
-/// written in smaller pieces. To have another limit, set the option again after this.
+/// The option limits only data that was not sent yet, so it does not slow a connection down. Large
+/// responses are written in smaller pieces. To use another limit, set the option again after
+/// [`apply`](Self::apply).
 ///
 /// # Proxies
 ///
-/// The peer of the connection is what counts. Behind a reverse proxy that is the proxy, which stops
-/// reading when its own buffers for the client are full, and has timeouts of its own (nginx's
-/// `send_timeout`).
+/// The timeout applies to the peer of the connection. Behind a reverse proxy, the peer is the
+/// proxy. The proxy stops reading when its buffers for the client are full, and it has its own
+/// timeouts (`send_timeout` in nginx).
 ///
 /// # Limits
 ///
-/// The shortest timeout is a second (two for keep-alive), the longest is 24 days (9 hours for
-/// keep-alive). What is beyond these is taken for the nearest of them.
+/// The shortest timeout is one second (two seconds for keep-alive). The longest is 24 days (9 hours
+/// for keep-alive). Values outside this range are set to the nearest limit.
 ///
 /// `TCP_USER_TIMEOUT` is set on Linux, Android and Fuchsia, and `TCP_NOTSENT_LOWAT` on Linux and
-/// Android. Linux before 5.11 (without the correction that its stable series have) may wait longer
-/// for a window that is zero.
+/// Android. Linux before 5.11 may wait longer while the window is zero, unless its stable series
+/// has the correction.
 ///
-/// Other systems get keep-alive, as far as they have its options, and `TCP_NODELAY`. There a client
-/// that does not read, or vanishes with data under way, is held for as long as the system does.
-/// What helps is a wrapper of the connection whose writes have a timeout.
+/// Other systems get `TCP_NODELAY` and the keep-alive options that they have. There the timeout of
+/// the system applies to a client that does not read, or that vanishes with data in flight. A
+/// wrapper of the connection with a timeout for writes shortens it.
 ///
 /// # HTTP/2
 ///
-/// All streams of a connection end with it. And there are clients that no option of a socket sees:
-/// those that read their connection, but not one of its streams. Such a stream has used up its
-/// window (the client's `SETTINGS_INITIAL_WINDOW_SIZE`, [RFC 9113][window] §6.9.2, 65,535 bytes if
-/// not set), and its body is not polled. It stays open until the client resets it or the connection
-/// ends, and costs little: one frame of the body waits for the window.
+/// All streams of a connection end with it. A socket option cannot detect a client that reads the
+/// connection but not one of its streams. Such a stream has used up its window (the client's
+/// `SETTINGS_INITIAL_WINDOW_SIZE`, [RFC 9113][window] §6.9.2, by default 65,535 bytes), and its
+/// body is not polled. It stays open until the client resets it or the connection ends. It costs
+/// little: one frame of the body waits for the window.
 ///
-/// When it is the connection that is stuck, h2 buffers up to hyper's `http2().max_send_buf_size`
-/// for each stream, 400 KiB if not set; `http2().max_concurrent_streams` bounds how many of these
-/// there are. `initial_stream_window_size` is about what clients send, and bounds nothing here.
+/// If the connection itself is stuck, h2 buffers up to hyper's `http2().max_send_buf_size` for each
+/// stream, by default 400 KiB. `http2().max_concurrent_streams` limits the number of streams.
+/// `initial_stream_window_size` limits what clients send, and has no effect here.
 ///
 /// hyper's `http2().keep_alive_interval` and `keep_alive_timeout` (which need a `timer`) send
-/// pings, and see what the socket cannot: a client whose kernel answers, but whose program does
-/// not.
+/// pings. They detect a client whose kernel answers while its program does not.
 ///
 /// # HTTP/1
 ///
-/// A client that shuts down its own direction only (`shutdown(SHUT_WR)`) is taken for one that has
-/// closed: hyper drops the response, unless its `http1().half_close(true)` is set. `axum::serve`
-/// has no such setting, and browsers do not need it.
+/// hyper treats a client that shuts down only its own direction (`shutdown(SHUT_WR)`) like a client
+/// that has closed the connection. It drops the response, unless its `http1().half_close(true)` is
+/// set. `axum::serve` has no such setting, and browsers do not need it.
 ///
 /// # See also
 ///
 /// [tcp(7)](https://man7.org/linux/man-pages/man7/tcp.7.html);
-/// [RFC 5482](https://www.rfc-editor.org/rfc/rfc5482), whose option tells the peer about a user
-/// timeout, which Linux does not; RFC 9293, [§3.8.4][keep-alive] on keep-alive.
+/// [RFC 5482](https://www.rfc-editor.org/rfc/rfc5482), an option that announces the user timeout to
+/// the peer, and that Linux does not send; RFC 9293, [§3.8.4][keep-alive] on keep-alive.
 ///
 /// [persist]: https://www.rfc-editor.org/rfc/rfc9293#section-3.8.6.1
 /// [r2]: https://www.rfc-editor.org/rfc/rfc9293#section-3.8.3
@@ -184,27 +184,29 @@ pub struct ClientTimeout {
 
 impl ClientTimeout {
     const SHORTEST: Duration = Duration::from_secs(1);
-    /// The option is a C `int` of milliseconds, of which Linux takes those that are not negative.
+    /// The option is a C `int` of milliseconds. Linux accepts values that are not negative.
     const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
-    /// Enough for a connection to be never out of data, and little enough for thousands of them.
+    /// Large enough that a connection never runs out of data, and small enough for thousands of
+    /// connections.
     #[cfg(any(target_os = "android", target_os = "linux"))]
     const UNSENT: u32 = 128 * 1024;
-    /// As many seconds as Linux takes for `TCP_KEEPIDLE`.
+    /// The maximum of `TCP_KEEPIDLE` on Linux, in seconds.
     const LONGEST_KEEP_ALIVE: u64 = 32_767;
 
-    /// Connections end when their client has not read, or has not been there, for this long. The
-    /// shortest is a second.
+    /// Creates a timeout: a connection ends when its client has not read, or has been unreachable,
+    /// for this long. The shortest timeout is one second.
     pub fn after(timeout: Duration) -> Self {
         Self { after: timeout.clamp(Self::SHORTEST, Self::LONGEST) }
     }
 
-    /// Sets the options of one connection: a `TcpStream` of tokio, of std, or of whatever lends its
-    /// socket.
+    /// Sets the options of one connection: a `TcpStream` of tokio or std, or another type that
+    /// lends its socket.
     ///
     /// # Errors
     ///
-    /// Those of the system: it is no TCP socket, or, on some systems, a connection that its client
-    /// has closed already. They are about this connection, so a server should log them and go on.
+    /// Returns the error of the system if the socket is not a TCP socket or, on some systems, if
+    /// the client has closed the connection already. The error concerns this connection only, so a
+    /// server should log it and continue.
     pub fn apply(&self, connection: &impl AsSocket) -> io::Result<()> {
         let socket = SockRef::from(connection);
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
@@ -215,16 +217,16 @@ impl ClientTimeout {
         socket.set_tcp_nodelay(true)
     }
 
-    /// Silence for about half of the time, and then up to three probes.
+    /// Returns keep-alive options: about half of the timeout in silence, then up to three probes.
     fn keep_alive(&self) -> TcpKeepalive {
         let round_up = u64::from(self.after.subsec_nanos() > 0);
-        // A second of silence and a second for the probe: there is nothing shorter.
+        // One second of silence and one second for the probe are the minimum.
         let seconds = (self.after.as_secs() + round_up).clamp(2, Self::LONGEST_KEEP_ALIVE);
         let interval = (seconds / 6).max(1);
         let retries = if seconds > 3 { 3 } else { seconds as u32 - 1 };
         let idle = seconds - u64::from(retries) * interval;
         let keep_alive = TcpKeepalive::new().with_time(Duration::from_secs(idle));
-        // Elsewhere the probes are as the system has them for all connections.
+        // Other systems use their global settings for the probes.
         #[cfg(any(
             target_os = "android",
             target_os = "dragonfly",

@@ -21,7 +21,7 @@ mod on {
 
     const TARGET: &str = "tower_sse";
 
-    /// The span in which a response was made, which is that of its request if there is one.
+    /// The span in which a response was created: usually the span of its request.
     #[derive(Default)]
     pub(crate) struct Parent(Option<tracing::Span>);
 
@@ -31,7 +31,8 @@ mod on {
         }
     }
 
-    /// What a layer notes of a request, if anybody is to be told. It shares what the request has.
+    /// The method and the path of a request, if a subscriber records spans. It shares both with the
+    /// request.
     #[derive(Debug, Default)]
     pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
 
@@ -48,8 +49,8 @@ mod on {
             self.0.as_ref().map(|(method, _)| method.as_str())
         }
 
-        /// Without the query, in which there may be secrets: an `EventSource` has no other place
-        /// for them.
+        /// Returns the path without the query. A query may contain secrets, because an
+        /// `EventSource` cannot send them in a header.
         fn path(&self) -> Option<&str> {
             Some(self.0.as_ref()?.1.as_ref()?.path())
         }
@@ -60,8 +61,9 @@ mod on {
         debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
     }
 
-    /// The stream that is polled has failed, with an error that can be told if it can be read.
-    /// Nobody else tells the server's operator, and to the client it is a lost connection.
+    /// Logs that the stream which is polled has failed. `error` is `None` if its type is opaque.
+    ///
+    /// This is the only report for the operator. The client sees a lost connection.
     pub(crate) fn failed(error: Option<&BoxError>) {
         let error = error.map(|error| tracing::field::display(error.as_ref()));
         warn!(target: TARGET, error, "stream failed");
@@ -97,12 +99,13 @@ mod on {
     pub(crate) struct Span(tracing::Span);
 
     impl Span {
-        /// Of no stream.
+        /// A span that records nothing.
         pub(crate) fn none() -> Self {
             Self(tracing::Span::none())
         }
 
-        /// Of a stream that begins, as an answer to the request that the last of these has noted.
+        /// Begins the span of a stream. The request is the last one that was recorded: the request
+        /// of the outermost layer.
         pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
             let parent = parent.0.as_ref().and_then(tracing::Span::id);
             let request = requests.rev().find(|request| request.0.is_some());
@@ -124,7 +127,7 @@ mod on {
             !self.0.is_disabled()
         }
 
-        /// To be dropped before this is.
+        /// Enters the span. Drop the result before this span.
         #[inline]
         pub(crate) fn enter(&self) -> Entered {
             Entered(self.0.with_subscriber(|(id, dispatch)| {
@@ -147,8 +150,8 @@ mod on {
         }
     }
 
-    /// A span that is left when this is dropped. Unlike tracing's own it borrows nothing, so what
-    /// the span belongs to can change meanwhile.
+    /// Exits the span when dropped. Unlike the guard of tracing, it borrows nothing, so the owner
+    /// of the span can be changed meanwhile.
     pub(crate) struct Entered(Option<(Id, Dispatch)>);
 
     impl Drop for Entered {

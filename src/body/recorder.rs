@@ -313,7 +313,7 @@ impl StreamRecorder {
 
 /// Returns a time within 10 % of this one, so that streams that began together do not end together.
 fn with_jitter(time: Duration) -> Duration {
-    let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::part());
+    let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::fraction());
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 

@@ -1,13 +1,12 @@
 //! The only place that writes wire bytes.
 //!
-//! An event is kept as the bytes it will be on the wire. They stand at the end of their buffer: the
-//! data, which is long and known first, is written once, and the short fields are put in front of
-//! it, into room that is kept there. So the fields come before the data whatever the order of the
-//! setters, nothing is moved, and the buffer is full to its last byte, which is what lets it become
-//! [`Bytes`] without a second allocation.
+//! An event is stored as its wire bytes, at the end of a buffer. The data is usually long and set
+//! first, so it is written once. The short fields are written in front of it, into reserved space.
+//! So the fields precede the data in any order of the setters, and no bytes move. The buffer is full
+//! to its last byte, so it becomes [`Bytes`] without a second allocation.
 //!
-//! A buffer inside of the value, for small events, was measured and left out: it costs more in
-//! moves than it saves in allocations.
+//! An inline buffer for small events was measured and rejected: moving the larger value costs more
+//! than the saved allocation.
 
 use bytes::{Buf, BufMut, Bytes};
 use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memmem};
@@ -19,17 +18,17 @@ pub(super) const ID: &[u8; 4] = b"id: ";
 pub(super) const RETRY: &[u8; 7] = b"retry: ";
 pub(super) const COMMENT: &[u8; 2] = b": ";
 
-/// What is kept free in front of data that is set first: enough for an id, a name and a `retry` of
+/// Bytes reserved in front of data that is set first: enough for an id, a name and a `retry` of
 /// usual length.
 const ROOM_FOR_FIELDS: usize = 64;
 
-/// What is kept free by a field that is set first, for data and further fields.
+/// Bytes reserved by a field that is set first, for data and further fields.
 const ROOM_FOR_DATA: usize = 256;
 
-/// The bytes of one event, complete at any time: the last one is the LF of its blank line.
+/// The bytes of one event. They are always complete: the last byte is the LF of the blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// Room, then the event. Empty for an event with nothing set.
+    /// Reserved space, then the event. Empty for an event with no field.
     buffer: Vec<u8>,
     start: usize,
 }
@@ -49,8 +48,9 @@ impl Wire {
         bytes
     }
 
-    /// What was written by this crate: each line has one of the fields but for an id, and ends in
-    /// LF, and the blank line is the last.
+    /// Parses an event that this crate has encoded without an id. Returns `None` for other bytes.
+    ///
+    /// Each line begins with one of the field names and ends in LF. The blank line is the last.
     #[cfg(feature = "hub")]
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let lines = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
@@ -66,7 +66,7 @@ impl Wire {
         Some(Self { buffer, start: ROOM_FOR_FIELDS })
     }
 
-    /// An event of one text.
+    /// Creates an event with one field, whose text may have several lines.
     pub(super) fn new<const N: usize>(prefix: &'static [u8; N], text: &[u8]) -> Self {
         let lines = Lines::of(prefix, text);
         let mut buffer = Vec::with_capacity(ROOM_FOR_FIELDS + lines.len() + 1);
@@ -76,7 +76,7 @@ impl Wire {
         Self { buffer, start: ROOM_FOR_FIELDS }
     }
 
-    /// Puts a line in front of the others.
+    /// Writes a line in front of the other lines.
     #[inline]
     pub(super) fn prepend<const N: usize>(mut self, prefix: &'static [u8; N], value: &[u8]) -> Self {
         let length = N + value.len() + 1;
@@ -87,7 +87,7 @@ impl Wire {
         self
     }
 
-    /// Puts a text of any number of lines before the blank line.
+    /// Writes a text of one or more lines in front of the blank line.
     pub(super) fn append<const N: usize>(mut self, prefix: &'static [u8; N], text: &[u8]) -> Self {
         if self.buffer.is_empty() {
             return Self::new(prefix, text);
@@ -104,7 +104,7 @@ impl Wire {
         self
     }
 
-    /// Takes away every line that begins with `prefix`.
+    /// Removes every line that begins with `prefix`.
     #[cold]
     pub(super) fn remove(self, prefix: &[u8]) -> Self {
         let lines = self.as_bytes().split_inclusive(|&byte| byte == b'\n');
@@ -112,8 +112,8 @@ impl Wire {
         Self { buffer: kept, start: 0 }
     }
 
-    /// Makes the room in front of the event at least `length` bytes long, in the allocation that is
-    /// there, if there is one.
+    /// Enlarges the reserved space to at least `length` bytes. It extends the existing allocation, if
+    /// there is one.
     #[cold]
     fn make_room(mut self, length: usize) -> Self {
         if self.buffer.is_empty() {
@@ -122,8 +122,7 @@ impl Wire {
             self.buffer[room] = b'\n';
             self.start = room;
         } else {
-            // What is there now becomes a part of the room, and a copy of it stands behind the new
-            // part.
+            // The old bytes become a part of the reserved space, and a copy of them follows it.
             let end = self.buffer.len();
             self.buffer.reserve_exact(length + end - self.start);
             self.buffer.resize(end + length, 0);
@@ -134,8 +133,8 @@ impl Wire {
     }
 }
 
-/// Writes a line at the end of the room and returns where it starts. The caller has seen that it
-/// fits.
+/// Writes a line at the end of the reserved space, and returns its start. The caller has checked
+/// that the line fits.
 fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], value: &[u8]) -> usize {
     let start = room.len() - (N + value.len() + 1);
     let (name, rest) = room[start..].split_at_mut(N);
@@ -146,29 +145,32 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
     start
 }
 
-/// A reconnection time alone, without a blank line: that would make a client that has come back
-/// forget its last event id, which is set to what this stream has said of it at every blank line
-/// (HTML standard, §9.2.6).
+/// Returns a `retry` line without a blank line.
+///
+/// At a blank line, a client sets its last event id to the id of this stream so far (HTML standard,
+/// §9.2.6). A client that has reconnected would lose the id with which it did.
 pub(crate) fn retry_line(delay: Duration) -> Bytes {
     let mut line = Vec::new();
     Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);
     Bytes::from(line)
 }
 
-/// A comment alone, without a blank line: it may stand in the middle of an event.
+/// Returns comment lines without a blank line. They may be sent in the middle of an event.
 pub(crate) fn comment_lines(text: &str) -> Bytes {
     let mut lines = Vec::new();
     Lines::of(COMMENT, text.as_bytes()).write(&mut lines);
     Bytes::from(lines)
 }
 
-/// A text and the lines it makes on the wire: CRLF, CR and LF each end one.
+/// A text as lines on the wire. CRLF, CR and LF each end a line.
 struct Lines<'a, const N: usize> {
     prefix: &'static [u8; N],
     text: &'a [u8],
-    /// How many LF and how many CR the text has, and how many of these are pairs that end one line.
+    /// The number of LF in the text.
     lf: usize,
+    /// The number of CR.
     cr: usize,
+    /// The number of CRLF pairs, each of which ends one line.
     crlf: usize,
 }
 
@@ -187,7 +189,7 @@ impl<'a, const N: usize> Lines<'a, N> {
         lines
     }
 
-    /// The exact number of bytes that [`write`](Self::write) writes.
+    /// Returns the exact number of bytes that [`write`](Self::write) writes.
     fn len(&self) -> usize {
         let breaks = self.lf + self.cr - self.crlf;
         self.text.len() - self.lf - self.cr + (breaks + 1) * (N + 1)

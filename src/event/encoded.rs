@@ -1,10 +1,10 @@
 use super::Event;
 use bytes::{Bytes, BytesMut};
 
-/// Bytes that hold whole events, encoded once for any number of clients.
+/// One or more complete events, encoded once for any number of clients.
 ///
-/// A clone shares the bytes. It can be made of [`Event`]s only, so it is always a valid piece of an
-/// event stream.
+/// A clone shares the bytes. The value is built from [`Event`]s only, so it is always a valid part
+/// of an event stream.
 ///
 /// # Examples
 ///
@@ -29,30 +29,30 @@ pub struct EncodedEvents {
 }
 
 impl EncodedEvents {
-    /// `bytes` holds so many whole events.
+    /// Wraps bytes that contain `count` complete events.
     pub(crate) fn from_parts(bytes: Bytes, count: usize) -> Self {
         Self { bytes, count }
     }
 
-    /// How many events these are.
+    /// Returns the number of events.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Returns whether there are no bytes: no event, and no line without an event.
+    /// Returns `true` if there are no bytes: no event, and no comment or `id` line.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The bytes on the wire.
+    /// Returns the bytes as they are sent.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The bytes on the wire, shared.
+    /// Converts this into the bytes as they are sent, without a copy.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.bytes
@@ -66,7 +66,7 @@ impl From<Event> for EncodedEvents {
     }
 }
 
-/// Joins events, or what was encoded before, into one piece. The bytes are copied.
+/// Joins events, or events that were encoded before. The bytes are copied.
 impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
     fn from_iter<I: IntoIterator<Item = T>>(events: I) -> Self {
         let mut bytes = BytesMut::new();

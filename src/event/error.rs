@@ -1,19 +1,21 @@
 use std::{error::Error, fmt};
 
-/// Why a text cannot be an [`EventName`](crate::EventName) or an [`EventId`](crate::EventId).
+/// The reason for which a text is not an [`EventName`](crate::EventName) or an
+/// [`EventId`](crate::EventId).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FieldErrorKind {
-    /// The text has a line feed (`\n`) or a carriage return (`\r`), which would end the field and
-    /// begin another one.
+    /// The text contains a line feed (`\n`) or a carriage return (`\r`), which would end the field
+    /// and begin another one.
     LineBreak,
-    /// The text has a NUL, for which a client ignores the whole `id` field (HTML standard, §9.2.6).
+    /// The text contains a NUL. A client ignores an `id` field with a NUL (HTML standard, §9.2.6).
     Nul,
-    /// An event name is empty, which a client cannot tell from no name.
+    /// The event name is empty. A client cannot distinguish it from a missing name.
     Empty,
 }
 
-/// A text that cannot be an [`EventName`](crate::EventName) or an [`EventId`](crate::EventId).
+/// The error of [`EventName::new`](crate::EventName::new) and
+/// [`EventId::new`](crate::EventId::new): the text is not valid.
 ///
 /// # Examples
 ///
@@ -41,13 +43,13 @@ impl FieldError {
         Self { kind, what, position, text: text.into() }
     }
 
-    /// What is wrong with the text.
+    /// Returns the reason.
     #[must_use]
     pub fn kind(&self) -> FieldErrorKind {
         self.kind
     }
 
-    /// The byte at which the text goes wrong; 0 for an empty one.
+    /// Returns the index of the first invalid byte. It is 0 for an empty text.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position
@@ -68,7 +70,7 @@ impl fmt::Display for FieldError {
 
 impl Error for FieldError {}
 
-/// A text as a message quotes it: a client can send a long one.
+/// Quotes the first 64 characters of a text in an error message. A client can send a long text.
 pub(crate) struct Shortened<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Shortened<'_> {

@@ -1,28 +1,31 @@
-//! A buffer that each thread keeps, for data whose length is known only once it is written.
+//! A buffer of each thread, for data whose length is known only after it is written.
 
 use std::{cell::Cell, fmt};
 
-/// A longer buffer is given back to the allocator after its use.
+/// Capacity in bytes up to which a thread keeps its buffer. A larger buffer is freed after its use.
 const KEPT: usize = 64 * 1024;
 
 thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Lends an empty buffer. A nested use gets one of its own, as does one while the thread ends.
+/// Calls `write` with an empty buffer. A nested call, and a call while the thread ends, get a new
+/// buffer.
 pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut buffer = SCRATCH.try_with(Cell::take).unwrap_or_default();
     buffer.clear();
     let written = write(&mut buffer);
     if buffer.capacity() <= KEPT {
-        // The thread ends: the buffer goes with it.
-        let _no_longer_kept = SCRATCH.try_with(|kept| kept.set(buffer));
+        // An error means that the thread ends. The buffer is freed with it.
+        let _freed_with_the_thread = SCRATCH.try_with(|kept| kept.set(buffer));
     }
     written
 }
 
-/// As `String` does it, and unlike `std::io::Write`, which panics where a `Display` reports an
-/// error.
+/// Appends formatted text to a buffer of bytes.
+///
+/// It reports an error of a `Display` implementation, as `String` does. `std::io::Write` panics
+/// there.
 pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 
 impl fmt::Write for Text<'_> {

@@ -258,5 +258,5 @@ impl Subscription {
 }
 
 fn pause() -> Sleep {
-    sleep(RETRY_PAUSE.mul_f64(1.0 + random::part()))
+    sleep(RETRY_PAUSE.mul_f64(1.0 + random::fraction()))
 }

@@ -99,7 +99,7 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
         }
         // After an outage the log may be another one, so its epoch is checked before the next page.
         let bounds = loop {
-            sleep(pause.mul_f64(0.5 + random::part() / 2.0)).await;
+            sleep(pause.mul_f64(0.5 + random::fraction() / 2.0)).await;
             pause = longest.min(pause * 2);
             match in_time(backend.bounds()).await {
                 Ok(bounds) => break bounds,

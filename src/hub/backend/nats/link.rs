@@ -88,7 +88,8 @@ impl Servers {
             })
             .reconnect_delay_callback(move |attempt| {
                 tried.set_trouble_since(Some(Instant::now()));
-                Duration::from_millis(50 * attempt.saturating_sub(1).min(3) as u64).mul_f64(0.5 + random::part() / 2.0)
+                Duration::from_millis(50 * attempt.saturating_sub(1).min(3) as u64)
+                    .mul_f64(0.5 + random::fraction() / 2.0)
             });
         match &self.login {
             Login::Nobody => {}
