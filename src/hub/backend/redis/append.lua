@@ -1,7 +1,7 @@
 -- Adds records to the stream, which then has about ARGV[1] entries, none older than ARGV[2]
 -- milliseconds (0: of any age). ARGV[3] is the newest id that the caller knows. ARGV[4] is the
--- first sequence number of the server's region, ARGV[5] a random one. From ARGV[6] on: the topic,
--- the name of the kind and the event of each record. Returns the id of the last entry.
+-- first sequence number of the server's region. From ARGV[5] on: the topic, the name of the kind
+-- and the event of each record. Returns the id of the last entry.
 --
 -- The field p of an entry is the id before it, so that a reader knows whether it has missed
 -- entries. The field is left out where it is the number before in the same millisecond. The field l
@@ -18,11 +18,11 @@ if tail then
   previous = tail
   local floor_ms, floor_seq = floor(ARGV[3])
   if is_greater(floor_ms, floor_seq, ms, seq) then
-    -- One more is left out: a reader at the place immediately before an entry has missed nothing.
-    ms, seq, is_next, lost = floor_ms, floor_seq + 1, false, ARGV[3]
+    ms, seq = after_missing(floor_ms, floor_seq)
+    is_next, lost = false, ARGV[3]
   end
 else
-  ms, seq = beginning(ARGV[3], ARGV[5])
+  ms, seq = beginning(ARGV[3])
   previous = string.format('%.0f-1048575', ms - 1)
   seq, is_next, is_first = seq - 1, false, false
 end
@@ -37,7 +37,7 @@ local function add(id, follows, topic, kind, event)
   return redis.pcall('XADD', stream, 'MAXLEN', '~', ARGV[1], id, 'p', previous, 't', topic, kind, event)
 end
 
-for i = 6, #ARGV, 3 do
+for i = 5, #ARGV, 3 do
   local full = no_room(ms, previous)
   if full then
     return full

@@ -17,6 +17,7 @@ use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     io,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -35,9 +36,9 @@ use tokio::{
 /// The name of the connection that publishes.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The number of sequence numbers that a server can begin a millisecond with. At least 65,535 more
-/// follow each of them.
-const REGIONS: u64 = (1 << 20) - (1 << 16);
+/// The sequence numbers with which a server can begin a millisecond. The numbers before them are of
+/// new streams (`BEGINNINGS` in `log.lua`). At least 65,535 numbers follow each of them.
+const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
 /// The timeout of one sentinel, after which the next one is asked.
 const TO_ANSWER: Duration = Duration::from_millis(500);
@@ -286,7 +287,7 @@ async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError>
         Err(error) if is_of_the_connection(&error) => return Err(error),
         info => info.ok().as_deref().and_then(identity).unwrap_or_else(random::bits),
     };
-    Ok(bits % REGIONS)
+    Ok(REGIONS.start + bits % (REGIONS.end - REGIONS.start))
 }
 
 /// Returns a hash of the identity of a server, which changes when the server starts again.

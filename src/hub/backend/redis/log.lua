@@ -4,11 +4,14 @@
 -- number is at most LAST, so that both fit into one number of 64 bits.
 --
 -- Two masters can run at the same time after a failover. So that they do not give the same ids,
--- each of them begins a millisecond with a sequence number of its own, `region`. The caller derives
--- it from the identity of the server. A call that finds the stream within REGION numbers after it
--- goes on there. One that finds the stream elsewhere goes to its own number, because another server
--- may go on there.
-local LAST, REGION = 1048574, 512
+-- each of them begins a millisecond with its own sequence number, `region`. The caller derives it
+-- from the identity of the server. If the stream is within REGION numbers after it, a call continues
+-- there. If the stream is elsewhere, a call continues at its own number, because another server may
+-- continue at the number that it found.
+--
+-- A new stream begins in a millisecond that the clock has not reached, with a sequence number below
+-- BEGINNINGS. No region is below BEGINNINGS.
+local LAST, REGION, BEGINNINGS = 1048574, 512, 327680
 local DAY = 86400000
 local stream = KEYS[1]
 local time = redis.call('TIME')
@@ -40,7 +43,7 @@ local function newest()
 end
 
 -- Returns the parts of an id that the caller remembers. An id more than a day ahead of the clock
--- was a mistake: the log does not go on there after the stream was deleted.
+-- was a mistake: the log does not continue there after the stream was deleted.
 local function floor(id)
   local ms, seq = parts(id)
   if ms > now + DAY then
@@ -49,12 +52,34 @@ local function floor(id)
   return ms, seq
 end
 
--- Returns the id with which a new stream begins. A stream that was deleted may have had any id up
--- to the end of this millisecond, so the new one begins in the next. A second stream that is
--- deleted in the same millisecond has begun there too, so the sequence number is random.
-local function beginning(remembered, random)
+-- Returns a sequence number for a millisecond that the clock has not reached. Streams that were
+-- deleted may have entries there, with ids that this caller does not know. They are smaller than
+-- this number: it rises by 8 in each microsecond, and a script takes longer than that to add 8
+-- entries. The number begins again after 32 milliseconds. No stream is so far ahead of the clock,
+-- because each of them begins one millisecond after the ids that its caller knows.
+local function unused()
+  return (time[1] * 1000000 + time[2]) % 32768 * 8
+end
+
+-- Returns the id with which a new stream begins. A stream that was deleted may have any id up to
+-- the end of this millisecond, so the new one begins in the next.
+local function beginning(remembered)
   local ms = floor(remembered)
-  return math.max(now, ms) + 1, tonumber(random)
+  return math.max(now, ms) + 1, unused()
+end
+
+-- Returns an id after entries that the stream does not have and the caller knows. At least one
+-- number is left out: a reader immediately before an entry has missed nothing.
+local function after_missing(ms, seq)
+  if ms <= now then
+    return ms, seq + 1
+  end
+  -- The stream was deleted, and another caller began the new one in an earlier millisecond.
+  local number = unused()
+  if number > seq then
+    return ms, number
+  end
+  return ms + 1, number
 end
 
 -- Returns the id after another one. `is_first` is true for the first entry of a call: the other id
@@ -63,8 +88,9 @@ local function following(ms, seq, region, is_first)
   if now > ms then
     return now, region, false
   end
-  -- The millisecond after this one is left as it is: a new stream has begun there.
-  local is_elsewhere = is_first and ms ~= now + 1 and (seq < region or seq >= region + REGION)
+  -- A stream that has just begun is on this server.
+  local has_begun = ms > now and seq < BEGINNINGS
+  local is_elsewhere = is_first and not has_begun and (seq < region or seq >= region + REGION)
   if is_elsewhere and seq < region then
     return ms, region, false
   elseif is_elsewhere or seq >= LAST then

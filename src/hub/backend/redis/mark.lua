@@ -34,13 +34,15 @@ end
 local ms, seq = parts(tail)
 local floor_ms, floor_seq = floor(ARGV[2])
 if is_greater(floor_ms, floor_seq, ms, seq) then
-  ms, seq = floor_ms, floor_seq
+  ms, seq = after_missing(floor_ms, floor_seq)
+else
+  seq = seq + 1
 end
 local full = no_room(ms, tail)
 if full then
   return full
 end
--- One is left out: a reader at the place immediately before an entry has missed nothing.
-ms, seq = following(ms, seq + 1, tonumber(ARGV[3]), true)
+-- A number is left out: a reader immediately before an entry has missed nothing.
+ms, seq = following(ms, seq, tonumber(ARGV[3]), true)
 seq = math.max(seq, 1)
 return redis.call('XADD', stream, 'MAXLEN', '~', ARGV[1], text(ms, seq), 'p', tail, 'g', ARGV[4])

@@ -7,7 +7,7 @@ mod losses;
 mod tls;
 
 use super::{Appended, Backend, Bounds, IdFormat, Page, Record};
-use crate::{BoxError, random};
+use crate::BoxError;
 use connection::{COMMANDS, Connection, Failed, Server, is_elsewhere, is_of_the_connection};
 use losses::Losses;
 use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation, Value, cmd};
@@ -39,7 +39,7 @@ use tokio::sync::Mutex;
 ///   returns an error and the events may be in the log. They are not sent again.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
 ///   stream, whichever is less. The server trims when something is published.
-/// - **Ids** are not used twice: see failover and deletion for the exceptions.
+/// - **Ids** are not used twice, with an exception after a failover.
 ///
 /// # What it reports as a gap
 ///
@@ -53,9 +53,7 @@ use tokio::sync::Mutex;
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: every client with an id of the old
 ///   stream, also if it has read all of that stream. A node without new events notices it within 3
 ///   seconds. If the stream is deleted again in the first two milliseconds of its life, every
-///   client gets a gap, but [`resumed`](crate::hub::Gap::resumed) may be too small. Two such
-///   streams have one id in common with a probability of about (n + m) in 524,288, if n and m
-///   events were published in them.
+///   client gets a gap, but [`resumed`](crate::hub::Gap::resumed) may be too small.
 /// - **Failover**: replication is asynchronous, so the last events may be lost with a master (see
 ///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A node that has
 ///   read or published a lost event notices the loss when it has reconnected. It adds a mark to the
@@ -70,11 +68,9 @@ use tokio::sync::Mutex;
 /// - A loss is not reported if all nodes that knew of it end before they reach the new master, or
 ///   may not write to it.
 /// - Two masters at the same time (split brain) may give the same id to two events. Each server
-///   begins a millisecond with a sequence number derived from its identity, one of 983,040. If the
+///   begins a millisecond with a sequence number derived from its identity, one of 655,360. If the
 ///   servers publish at most n and m events in a millisecond, their ids can meet with a probability
-///   of about (n + m) in 983,040 for each failover, for example 1 in 4,900 for 100 and 100. The
-///   first millisecond after the failover is an exception if the clock of the new master is one
-///   millisecond behind.
+///   of about (n + m) in 655,360 for each failover, for example 1 in 3,300 for 100 and 100.
 ///
 /// While the server is away, or has no memory left (`maxmemory` with `noeviction`), `publish`
 /// returns an error after at most one [`timeout`](Self::timeout) for a connection and one for an
@@ -380,7 +376,7 @@ impl RedisBackend {
     /// milliseconds.
     async fn ends(&self) -> Result<(u64, u64, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
-        bounds.arg(entry::id(self.known.load(Relaxed))).arg(random_sequence());
+        bounds.arg(entry::id(self.known.load(Relaxed)));
         let (oldest, newest, now): (Vec<Value>, Vec<u8>, u64) = self.run(&Command::Script(bounds)).await?;
         let newest = entry::expect_position(&newest)?;
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
@@ -465,12 +461,6 @@ impl RedisBackend {
     }
 }
 
-/// Returns a random first sequence number for a new stream. It leaves half of the numbers of
-/// the millisecond.
-fn random_sequence() -> u64 {
-    random::bits() >> (64 - entry::SEQUENCE + 1)
-}
-
 impl Backend for RedisBackend {
     const ID_FORMAT: IdFormat = IdFormat::Times;
 
@@ -490,7 +480,7 @@ impl Backend for RedisBackend {
         let shared = self.shared().await?;
         let mut append = self.append.key(&self.stream);
         append.arg(self.max_entries()).arg(self.max_age_ms());
-        append.arg(entry::id(self.known.load(Relaxed))).arg(shared.0.region()).arg(random_sequence());
+        append.arg(entry::id(self.known.load(Relaxed))).arg(shared.0.region());
         for record in &records {
             append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
         }

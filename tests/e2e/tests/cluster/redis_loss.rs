@@ -11,11 +11,12 @@ use e2e::{
     Wire,
     store::{Engine, Store},
 };
-use std::time::Duration;
+use futures_util::future::join_all;
+use std::{collections::HashSet, time::Duration};
 use tokio::time::sleep;
 use tower_sse::hub::{
     Hub, Start,
-    backend::{Backend, RedisBackend},
+    backend::{Backend, Record, RecordKind, RedisBackend},
 };
 
 /// The number of deletions under load.
@@ -65,6 +66,41 @@ async fn deleting_twice_at_once_repeats_no_id() {
         store.redis("DEL tower-sse").await;
     })
     .await;
+}
+
+/// Deletes the stream some thousand times per second. Many streams begin in one millisecond, and
+/// neither backend knows all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_one_millisecond_share_no_id() {
+    let store = Store::start(Engine::Redis, &["--appendfsync", "no"]).await;
+    let deletes = async {
+        loop {
+            store.redis("DEL tower-sse").await;
+        }
+    };
+    let appends = async |n: usize| {
+        let backend = RedisBackend::new(store.url()).expect("a URL");
+        let record = Record { topic: "news".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+        let mut positions = Vec::new();
+        for round in 0..15_000 {
+            if round % 8 == 0 {
+                // It creates an empty stream if there is none.
+                backend.bounds().await.expect("the server answers");
+            }
+            let records = vec![record.clone(); 1 + (n + round) % 3];
+            let count = records.len() as u64;
+            let last = backend.append(records).await.expect("the server stores it").position;
+            positions.extend(last + 1 - count..=last);
+        }
+        positions
+    };
+    let all = join_all([appends(0), appends(1), appends(2)]);
+    let positions = tokio::select! {
+        positions = all => positions.concat(),
+        () = deletes => unreachable!("it never ends"),
+    };
+    let distinct: HashSet<_> = positions.iter().collect();
+    assert_eq!(positions.len(), distinct.len(), "a position was used twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
