@@ -7,7 +7,7 @@ use std::{
 use tokio::task::yield_now;
 use tower_sse::{
     BoxError,
-    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record, contract},
+    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record, contract},
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -39,11 +39,11 @@ impl Backend for Repeats {
         self.newest.lock().unwrap().ok_or_else(|| "it was set above".into())
     }
 
-    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         self.log.read(topics, after).await
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         self.log.follow(after).await
     }
 }

@@ -21,7 +21,7 @@ use tower_sse::{
     Event,
     hub::{
         Hub, Start,
-        backend::{Backend, MemoryBackend},
+        backend::{Backend, MemoryBackend, Position},
     },
 };
 
@@ -118,16 +118,16 @@ async fn subscribe(world: Arc<World>, hub: Hub, reader: usize) {
 
 /// Follows the log itself. Expects every record once and in order.
 async fn follow(world: Arc<World>, reader: usize) {
-    let mut after = 0;
-    while after < EVENTS {
+    let mut after = Position::START;
+    while after.get() < EVENTS {
         let page = world.log.follow(after).await.unwrap();
         assert!(page.evicted_through <= after, "publishers wait for the slowest reader");
         for (position, _) in &page.records {
-            assert_eq!(*position, after + 1, "no record is lost, repeated or out of order");
+            assert_eq!(*position, after.next(), "no record is lost, repeated or out of order");
             after = *position;
         }
         assert_eq!(page.through, after);
-        world.received[reader].store(after, Relaxed);
+        world.received[reader].store(after.get(), Relaxed);
         // `follow` does not wait while there is a page.
         yield_now().await;
     }

@@ -183,7 +183,7 @@ const FAREWELL: &str = "event: shutdown\ndata: bye\n\n";
 /// Asserts that a body is every event up to some number, the shutdown event and the reconnection
 /// time, all complete. Returns the number of events.
 fn assert_whole(body: &[u8]) -> usize {
-    let text = str::from_utf8(body).unwrap();
+    let text = std::str::from_utf8(body).unwrap();
     let (events, retry) = text.split_once(FAREWELL).unwrap_or_else(|| panic!("no farewell: {text:?}"));
     assert!(events.ends_with("\n\n") || events.ends_with(":\n"), "an event is cut: {events:?}");
     let retry: u64 = retry.strip_prefix("retry: ").unwrap().strip_suffix('\n').unwrap().parse().unwrap();

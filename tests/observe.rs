@@ -34,7 +34,7 @@ use tower_sse::{
     BoxError, CloseReason, EncodedEvents, Event, Heartbeat, LastEventId, Overload, ResponseBody, SseLayer, SseStream,
     hub::{
         ErrorKind, Hub, LagPolicy,
-        backend::{self, Backend, Bounds, MemoryBackend, Page},
+        backend::{self, Backend, Bounds, MemoryBackend, Page, Position},
     },
 };
 use tracing::{
@@ -289,11 +289,11 @@ impl Backend for Fragile {
         self.answered(self.log.append(records)).await
     }
 
-    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         self.answered(self.log.read(topics, after)).await
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         self.answered(self.log.follow(after)).await
     }
 }

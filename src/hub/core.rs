@@ -1,13 +1,13 @@
 //! The state that all handles of a hub share: its topics, and the order of its events.
 //!
 //! There are two kinds of locks, taken in this order: the registry, for publishing, subscribing and
-//! finishing; and one topic, for the same and for reading. An event gets its number and enters its
-//! topic under both locks. So numbers rise in each topic, and every number up to the
-//! [committed](Core::committed) one can be read. Readers lock only their topic. No waker is woken,
+//! finishing; and one topic, for the same and for reading. An event gets its position and enters
+//! its topic under both locks. So positions rise in each topic, and every event up to the
+//! [committed](Core::committed) position can be read. Readers lock only their topic. No waker is woken,
 //! cloned or dropped while a lock is held.
 
 use super::{
-    backend::{IdFormat, RecordKind},
+    backend::{IdFormat, Position, RecordKind},
     config::HubConfig,
     error::Error,
     gap::GapReason,
@@ -54,20 +54,20 @@ impl Core {
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
-    /// Returns the number up to which every event can be read.
-    pub(super) fn committed(&self) -> u64 {
-        self.committed.load(Ordering::Acquire)
+    /// Returns the position up to which every event can be read.
+    pub(super) fn committed(&self) -> Position {
+        Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Begins an epoch whose numbers are greater than this number. The caller holds the registry.
-    pub(super) fn set_epoch(&self, epoch: Epoch, after: u64) {
+    /// Begins an epoch whose events follow this position. The caller holds the registry.
+    pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
-        self.committed.store(after, Ordering::Release);
+        self.committed.store(after.get(), Ordering::Release);
     }
 
-    /// Commits everything up to the registry's newest number.
+    /// Commits everything up to the newest position of the registry.
     pub(super) fn set_committed(&self, registry: &Registry) {
-        self.committed.store(registry.newest, Ordering::Release);
+        self.committed.store(registry.newest.get(), Ordering::Release);
     }
 
     /// Publishes events, which have no id yet, and returns the id of the last.
@@ -100,7 +100,7 @@ impl Core {
         let epoch = self.epoch();
         let mut newest = None;
         for event in events {
-            registry.newest += 1;
+            registry.newest = registry.newest.next();
             let id = epoch.id(registry.newest);
             self.add(&mut registry, &mut contents, event.id(id.clone()), now);
             newest = Some(id);
@@ -109,7 +109,7 @@ impl Core {
         Ok(newest)
     }
 
-    /// Adds an event with the registry's newest number, which its id says, to a topic.
+    /// Adds an event to a topic, at the newest position of the registry. The event has its id.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.newest, event, &self.config.retention, now);

@@ -1,7 +1,7 @@
 //! Delivery of records from the log of a backend into the topics of this process.
 
 use super::{
-    backend::{Bounds, Page, Record, RecordKind},
+    backend::{Bounds, Page, Position, Record, RecordKind},
     config::HubConfig,
     core::Core,
     error::Error,
@@ -56,7 +56,7 @@ impl Node for Core {
 
 impl Core {
     /// Adds records of one topic.
-    fn deliver_run(self: &Arc<Self>, run: &[(u64, Record)], now: Instant) {
+    fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = lock(&self.registry);
         let Ok(topic) = registry.topic(name, &self.config) else {
@@ -89,7 +89,7 @@ impl Core {
     }
 
     /// Removes all events up to a position that the backend has evicted.
-    fn truncate_through(self: &Arc<Self>, through: u64, now: Instant) {
+    fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = lock(&self.registry);
         registry.newest = registry.newest.max(through);
         let topics = registry.truncate_through(through);
@@ -104,7 +104,7 @@ impl Core {
 
     /// Records that the backend reports `topic` as finished at `end`, with nothing after it up to
     /// `through`.
-    pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: u64, through: u64) {
+    pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = lock(&self.registry);
         let is_there = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));

@@ -1,17 +1,13 @@
 //! Conversion between positions of the log and ids of clients.
 
-use super::{backend::IdFormat, gap::GapReason};
+use super::{
+    backend::{IdFormat, Position},
+    gap::GapReason,
+};
 use crate::{EventId, random};
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
-
-/// The number of positions per message, for [`IdFormat::Messages`].
-const MESSAGE: u64 = 1 << 16;
-
-/// The number of bits of a position below its time, for [`IdFormat::Times`].
-const TIME: u32 = 20;
-const MOST_AT_A_TIME: u64 = (1 << TIME) - 1;
 
 /// Distinguishes the log of one hub from any other log, above all from the log of the same server
 /// before a restart. It has 40 bits, written as eight characters. In memory they are random.
@@ -41,34 +37,37 @@ impl Epoch {
         u64::from_ne_bytes(self.letters)
     }
 
-    pub(super) fn id(&self, number: u64) -> EventId {
+    pub(super) fn id(&self, position: Position) -> EventId {
+        let number = position.get();
         let mut id = Text { bytes: [0; 48], length: 0 };
         match self.ids {
             IdFormat::Positions => id.add(&self.letters).add(b"-").number(number),
             IdFormat::Messages => {
-                let message = number.div_ceil(MESSAGE);
+                let message = number.div_ceil(IdFormat::MESSAGE);
                 id.add(&self.letters).add(b"-").number(message);
-                match message * MESSAGE - number {
+                match message * IdFormat::MESSAGE - number {
                     0 => &mut id,
                     following => id.add(b"-").number(following),
                 }
             }
-            IdFormat::Times => id.number(number >> TIME).add(b"-").number(number & MOST_AT_A_TIME),
+            IdFormat::Times => {
+                id.number(number >> IdFormat::SEQUENCE_BITS).add(b"-").number(number & IdFormat::MAX_SEQUENCE)
+            }
         };
         EventId::from_ascii(id.as_bytes())
     }
 
-    /// Returns the number of an id of this epoch.
-    pub(super) fn number(&self, id: &EventId) -> Result<u64, GapReason> {
+    /// Returns the position of an id of this epoch.
+    pub(super) fn position(&self, id: &EventId) -> Result<Position, GapReason> {
         let id = id.as_str();
         if self.ids == IdFormat::Times {
             let (time, sequence) = id.split_once('-').ok_or(GapReason::Malformed)?;
             let (time, sequence) = (digits(time)?, digits(sequence)?);
-            if sequence.is_none_or(|sequence| sequence > MOST_AT_A_TIME) {
+            if sequence.is_none_or(|sequence| sequence > IdFormat::MAX_SEQUENCE) {
                 return Err(GapReason::Malformed);
             }
-            let time = time.filter(|time| *time <= u64::MAX >> TIME).ok_or(GapReason::Ahead)?;
-            return Ok(time << TIME | sequence.unwrap_or(0));
+            let time = time.filter(|time| *time <= u64::MAX >> IdFormat::SEQUENCE_BITS).ok_or(GapReason::Ahead)?;
+            return Ok(Position::new(time << IdFormat::SEQUENCE_BITS | sequence.unwrap_or(0)));
         }
 
         let (letters, rest) = id.split_once('-').ok_or(GapReason::Malformed)?;
@@ -86,12 +85,12 @@ impl Epoch {
         }
         let number = number.ok_or(GapReason::Ahead)?;
         if self.ids == IdFormat::Positions {
-            return Ok(number);
+            return Ok(Position::new(number));
         }
-        let last = number.checked_mul(MESSAGE).ok_or(GapReason::Ahead)?;
+        let last = number.checked_mul(IdFormat::MESSAGE).ok_or(GapReason::Ahead)?;
         match following {
-            None => Ok(last),
-            Some(Some(following @ 1..MESSAGE)) if last > 0 => Ok(last - following),
+            None => Ok(Position::new(last)),
+            Some(Some(following @ 1..IdFormat::MESSAGE)) if last > 0 => Ok(Position::new(last - following)),
             Some(_) => Err(GapReason::Malformed),
         }
     }
@@ -134,8 +133,8 @@ mod tests {
     fn an_id_is_read_as_it_was_written() {
         let epoch = Epoch::random();
         for number in [0, 1, 9, 10, 1_234_567, u64::MAX] {
-            let id = epoch.id(number);
-            assert_eq!(epoch.number(&id).unwrap(), number, "{id}");
+            let id = epoch.id(Position::new(number));
+            assert_eq!(epoch.position(&id).unwrap().get(), number, "{id}");
             assert_eq!(EventId::new(id.as_str()).unwrap(), id);
         }
     }
@@ -159,7 +158,7 @@ mod tests {
             ("hgfedcba-99999999999999999999", GapReason::OtherEpoch),
             ("abcdefgh-99999999999999999999", GapReason::Ahead),
         ] {
-            assert_eq!(epoch.number(&EventId::new(id).unwrap()), Err(reason), "{id:?}");
+            assert_eq!(epoch.position(&EventId::new(id).unwrap()), Err(reason), "{id:?}");
         }
     }
 
@@ -178,8 +177,9 @@ mod tests {
             (times, 1_700_000_000_000 << 20 | 7, "1700000000000-7"),
             (times, u64::MAX, "17592186044415-1048575"),
         ] {
-            assert_eq!(epoch.id(number).as_str(), id);
-            assert_eq!(epoch.number(&EventId::new(id).unwrap()), Ok(number), "{id}");
+            let position = Position::new(number);
+            assert_eq!(epoch.id(position).as_str(), id);
+            assert_eq!(epoch.position(&EventId::new(id).unwrap()), Ok(position), "{id}");
         }
     }
 
@@ -207,7 +207,7 @@ mod tests {
             (times, "17592186044416-0", GapReason::Ahead),
             (times, "99999999999999999999-0", GapReason::Ahead),
         ] {
-            assert_eq!(epoch.number(&EventId::new(id).unwrap()), Err(reason), "{id:?}");
+            assert_eq!(epoch.position(&EventId::new(id).unwrap()), Err(reason), "{id:?}");
         }
     }
 

@@ -4,7 +4,7 @@
 //! of memory. A full segment is sealed: its slices are shared without a copy. A slice of the open
 //! segment, which still grows, is copied once, and cached for other readers at the same position.
 
-use super::segment::Segment;
+use super::{backend::Position, segment::Segment};
 use crate::{EncodedEvents, Event};
 use bytes::Bytes;
 use std::{
@@ -70,8 +70,8 @@ impl Sub for Amount {
 /// The result of reading at a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// The next events, and the number of the last of them.
-    Events(EncodedEvents, u64),
+    /// The next events, and the position of the last of them.
+    Events(EncodedEvents, Position),
     /// No event yet.
     Nothing,
     /// Some of the events that follow were evicted.
@@ -85,28 +85,28 @@ pub(super) struct Log {
     /// The last read of the open segment.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
-    newest: u64,
-    evicted_through: u64,
+    newest: Position,
+    evicted_through: Position,
 }
 
 #[derive(Debug)]
 struct CachedRead {
     /// Readers whose cursor lies in `after..first` share this read.
-    after: u64,
-    first: u64,
-    last: u64,
+    after: Position,
+    first: Position,
+    last: Position,
     events: EncodedEvents,
 }
 
 impl Log {
-    /// Creates an empty log that has evicted everything up to this number.
-    pub(super) fn new(evicted_through: u64) -> Self {
+    /// Creates an empty log that has evicted everything up to this position.
+    pub(super) fn new(evicted_through: Position) -> Self {
         Self {
             sealed: VecDeque::new(),
             open: Segment::new(Vec::new()),
             cached_read: None,
             retained: Amount::default(),
-            newest: 0,
+            newest: Position::START,
             evicted_through,
         }
     }
@@ -116,13 +116,13 @@ impl Log {
         self.retained
     }
 
-    /// Eviction watermark: events up to and including this number may have been evicted.
-    pub(super) fn evicted_through(&self) -> u64 {
+    /// Eviction watermark: events up to and including this position may have been evicted.
+    pub(super) fn evicted_through(&self) -> Position {
         self.evicted_through
     }
 
-    /// Returns the number of the first retained event after this number.
-    pub(super) fn first_after(&self, after: u64) -> Option<u64> {
+    /// Returns the position of the first retained event after this position.
+    pub(super) fn first_after(&self, after: Position) -> Option<Position> {
         if self.newest <= after {
             return None;
         }
@@ -132,13 +132,13 @@ impl Log {
         }
     }
 
-    /// The number of the newest event.
-    pub(super) fn newest(&self) -> u64 {
+    /// Returns the position of the newest event.
+    pub(super) fn newest(&self) -> Position {
         self.newest
     }
 
-    /// Returns whether no event follows this number, retained or evicted.
-    pub(super) fn ends_at(&self, after: u64) -> bool {
+    /// Returns whether no event follows this position, retained or evicted.
+    pub(super) fn ends_at(&self, after: Position) -> bool {
         self.newest.max(self.evicted_through) <= after
     }
 
@@ -147,14 +147,14 @@ impl Log {
         self.sealed.front().map_or_else(|| self.open.oldest(), Segment::oldest)
     }
 
-    /// Adds an event whose id has this number. Numbers must rise.
-    pub(super) fn push(&mut self, number: u64, event: Event, retention: &Retention, now: Instant) {
+    /// Adds an event at this position. Positions must rise.
+    pub(super) fn push(&mut self, position: Position, event: Event, retention: &Retention, now: Instant) {
         let size = event.as_bytes().len();
         let segment = retention.segment();
         if size >= LARGE {
             self.seal();
             let mut alone = Segment::new(event.encode());
-            alone.note(number, size, now);
+            alone.note(position, size, now);
             self.sealed.push_back(alone);
         } else {
             if self.open.bytes.len() + size > segment || !self.open.takes(now) {
@@ -166,9 +166,9 @@ impl Log {
             }
             self.open.bytes.extend_from_slice(event.as_bytes());
             let end = self.open.bytes.len();
-            self.open.note(number, end, now);
+            self.open.note(position, end, now);
         }
-        self.newest = number;
+        self.newest = position;
         self.retained.events += 1;
         self.retained.bytes += size;
     }
@@ -204,9 +204,9 @@ impl Log {
         self.evicted_through = evicted_through;
     }
 
-    /// Removes all events, and regards everything up to this number as evicted. Returns the amount
+    /// Removes all events, and regards everything up to this position as evicted. Returns the amount
     /// that was retained.
-    pub(super) fn truncate_through(&mut self, through: u64) -> Amount {
+    pub(super) fn truncate_through(&mut self, through: Position) -> Amount {
         mem::replace(self, Self::new(through)).retained
     }
 
@@ -220,7 +220,7 @@ impl Log {
     }
 
     fn evict_oldest(&mut self) {
-        let (number, size) = match self.sealed.front_mut() {
+        let (position, size) = match self.sealed.front_mut() {
             Some(segment) => {
                 let evicted = segment.evict_oldest();
                 if segment.is_dead() {
@@ -237,7 +237,7 @@ impl Log {
                 evicted
             }
         };
-        self.evicted_through = number;
+        self.evicted_through = position;
         self.retained.events -= 1;
         self.retained.bytes -= size;
         if self.open.dead_bytes() > self.open.live_bytes() + SLACK {
@@ -247,7 +247,7 @@ impl Log {
 
     /// Returns the events that follow `after`, in one piece, and nothing beyond `through`. Evicted
     /// events up to `gap_reported_through` are skipped.
-    pub(super) fn read(&mut self, after: u64, gap_reported_through: u64, through: u64) -> Read {
+    pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {
             return Read::Evicted;
@@ -262,14 +262,14 @@ impl Log {
     }
 
     /// Returns the sealed segment with the next event. Most readers are in the open segment.
-    fn sealed_after(&self, after: u64) -> Option<&Segment<Bytes>> {
+    fn sealed_after(&self, after: Position) -> Option<&Segment<Bytes>> {
         if self.sealed.back()?.last() <= after {
             return None;
         }
         self.sealed.get(self.sealed.partition_point(|segment| segment.last() <= after))
     }
 
-    fn read_open(&mut self, after: u64, through: u64) -> Read {
+    fn read_open(&mut self, after: Position, through: Position) -> Read {
         if let Some(cached_read) = &self.cached_read {
             if cached_read.after <= after && after < cached_read.first && cached_read.last == self.newest.min(through) {
                 return Read::Events(cached_read.events.clone(), cached_read.last);

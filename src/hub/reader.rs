@@ -1,13 +1,13 @@
 //! Reading the topics of a subscription.
 
-use super::{log::Read, topic_state::TopicState, waiters::Ticket};
+use super::{backend::Position, log::Read, topic_state::TopicState, waiters::Ticket};
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
 /// The next step of a subscription.
 pub(super) enum Step {
-    /// The next events, and the number of the last of them.
-    Events(EncodedEvents, u64),
+    /// The next events, and the position of the last of them.
+    Events(EncodedEvents, Position),
     Evicted,
     /// No event yet. The waker is registered.
     Wait,
@@ -19,20 +19,28 @@ pub(super) enum Step {
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
     /// Evicted events up to this position are reported to the client.
-    pub(super) gap_reported_through: u64,
+    pub(super) gap_reported_through: Position,
     /// The first event after the cursor, as far as it is known. Not used for a single topic.
-    next: Option<u64>,
+    next: Option<Position>,
     /// The version of the topic at which this reader began to wait. `None`: it does not wait.
     seen: Option<u64>,
     is_finished: bool,
-    /// The position at which the topic finishes, if the backend has nothing after it, or 0.
-    pub(super) ends: u64,
+    /// The position at which the topic finishes, if the backend has nothing after it.
+    pub(super) finished_at: Option<Position>,
     pub(super) ticket: Option<Ticket>,
 }
 
 impl Reader {
-    pub(super) fn new(topic: Arc<TopicState>, gap_reported_through: u64) -> Self {
-        Self { topic, gap_reported_through, next: None, seen: None, is_finished: false, ends: 0, ticket: None }
+    pub(super) fn new(topic: Arc<TopicState>, gap_reported_through: Position) -> Self {
+        Self {
+            topic,
+            gap_reported_through,
+            next: None,
+            seen: None,
+            is_finished: false,
+            finished_at: None,
+            ticket: None,
+        }
     }
 
     /// Resets the reader, so that it reads the topic again.
@@ -58,7 +66,7 @@ impl Reader {
     }
 
     /// Returns the events after the cursor, or registers the waker.
-    pub(super) fn read(&mut self, cursor: u64, waker: &Waker) -> Step {
+    pub(super) fn read(&mut self, cursor: Position, waker: &Waker) -> Step {
         if self.waits() {
             return Step::Wait;
         }
@@ -69,7 +77,7 @@ impl Reader {
             drop(contents);
             return Step::Shutdown;
         }
-        let read = contents.log.read(cursor, self.gap_reported_through, u64::MAX);
+        let read = contents.log.read(cursor, self.gap_reported_through, Position::MAX);
         let nothing_follows = match &read {
             Read::Events(_, last) => *last == contents.log.newest(),
             Read::Nothing => true,
@@ -95,7 +103,7 @@ impl Reader {
 
     /// Looks for the next event of this topic, or registers the waker. `Err` is a step that comes
     /// before that.
-    fn peek(&mut self, cursor: u64, waker: &Waker) -> Result<(), Step> {
+    fn peek(&mut self, cursor: Position, waker: &Waker) -> Result<(), Step> {
         if self.next.is_some() || self.waits() {
             return Ok(());
         }
@@ -125,12 +133,12 @@ impl Reader {
 
 /// Returns the events after the cursor in all of these topics, in the order of the hub: one run of
 /// one topic at a time. `committed` returns the [committed](super::core::Core::committed) position.
-pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor: u64, waker: &Waker) -> Step {
+pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cursor: Position, waker: &Waker) -> Step {
     loop {
         // Read before the topics, so that every committed event is found in them.
         let committed = committed();
-        let mut first: Option<(u64, usize)> = None;
-        let mut second = u64::MAX;
+        let mut first: Option<(Position, usize)> = None;
+        let mut second = Position::MAX;
         for (i, reader) in readers.iter_mut().enumerate() {
             // Reported before any later event. Otherwise a client that disconnects could resume
             // with a later id.
@@ -149,14 +157,14 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> u64, cursor:
         match first {
             // This event is newer than the committed position, so an earlier one may be missing.
             Some((next, _)) if next > committed => {}
-            Some((_, who)) => {
-                let reader = &mut readers[who];
+            Some((_, index)) => {
+                let reader = &mut readers[index];
                 reader.next = None;
                 let mut contents = reader.topic.lock();
                 if contents.is_shut_down {
                     return Step::Shutdown;
                 }
-                match contents.log.read(cursor, reader.gap_reported_through, committed.min(second - 1)) {
+                match contents.log.read(cursor, reader.gap_reported_through, committed.min(second.previous())) {
                     Read::Events(events, last) => return Step::Events(events, last),
                     Read::Evicted => return Step::Evicted,
                     // Another event has replaced it meanwhile.

@@ -1,6 +1,7 @@
 //! The topics of a hub, and the tombstones of dropped topics.
 
 use super::{
+    backend::Position,
     config::HubConfig,
     error::Error,
     log::{Amount, Retention},
@@ -16,7 +17,7 @@ use tokio::{task::AbortHandle, time::Instant};
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) topics: HashMap<Arc<str>, Arc<TopicState>>,
-    pub(super) newest: u64,
+    pub(super) newest: Position,
     pub(super) retained: Amount,
     pub(super) published: u64,
     tombstones: Tombstones,
@@ -54,9 +55,9 @@ impl Registry {
         }
     }
 
-    /// Removes all topics, because another log begins. Everything up to this number is evicted in
+    /// Removes all topics, because another log begins. Everything up to this position is evicted in
     /// it.
-    pub(super) fn reset(&mut self, lost: u64) -> Vec<Arc<TopicState>> {
+    pub(super) fn reset(&mut self, lost: Position) -> Vec<Arc<TopicState>> {
         self.has_backend = true;
         self.newest = lost;
         self.retained = Amount::default();
@@ -65,15 +66,15 @@ impl Registry {
         self.topics.drain().map(|(_, topic)| topic).collect()
     }
 
-    /// Records that everything up to this number is evicted. The caller records it in these topics.
-    pub(super) fn truncate_through(&mut self, through: u64) -> Vec<Arc<TopicState>> {
+    /// Records that everything up to this position is evicted. The caller records it in these topics.
+    pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
     }
 
     /// Records that an event of a topic was not added.
-    pub(super) fn note_skipped(&mut self, topic: &Arc<str>, number: u64) {
-        self.tombstones.note(self.topics.hasher().hash_one(topic), number);
+    pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
+        self.tombstones.note(self.topics.hasher().hash_one(topic), position);
     }
 
     /// Schedules the topic for its next expiry.
@@ -134,24 +135,24 @@ impl Registry {
 /// but never the other way round.
 #[derive(Default)]
 struct Tombstones {
-    topics: HashMap<u64, u64>,
+    topics: HashMap<u64, Position>,
     /// The greatest watermark of the topics beyond the limit.
-    others: u64,
+    others: Position,
 }
 
 impl Tombstones {
     const MAX: usize = 10_000;
 
-    fn lost(&self, topic: u64) -> u64 {
-        self.topics.get(&topic).copied().unwrap_or(0).max(self.others)
+    fn lost(&self, topic: u64) -> Position {
+        self.topics.get(&topic).copied().unwrap_or_default().max(self.others)
     }
 
-    fn note(&mut self, topic: u64, lost: u64) {
+    fn note(&mut self, topic: u64, lost: Position) {
         if lost <= self.others {
             return;
         }
         if self.topics.len() >= Self::MAX {
-            self.others = self.topics.drain().map(|(_, lost)| lost).fold(self.others, u64::max);
+            self.others = self.topics.drain().map(|(_, lost)| lost).fold(self.others, Position::max);
         }
         let known = self.topics.entry(topic).or_default();
         *known = lost.max(*known);

@@ -2,6 +2,7 @@
 //! clients that return late and for subscribers that have lagged.
 
 use super::{
+    backend::Position,
     error::{Error, SubscriptionError},
     gap::{GapReason, LagPolicy},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
@@ -48,7 +49,7 @@ enum State {
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
     /// The next events, and the end of their page.
-    Yields(EncodedEvents, u64),
+    Yields(EncodedEvents, Position),
 }
 
 /// A requested page. The mutex is never locked. It makes a subscription `Sync`, as other streams
@@ -185,7 +186,7 @@ impl Subscription {
     }
 
     /// Returns whether the topics of this node retain all events after a position.
-    fn has_all_after(&self, cursor: u64) -> bool {
+    fn has_all_after(&self, cursor: Position) -> bool {
         self.readers
             .iter()
             .all(|reader| reader.topic.lock().log.evicted_through() <= cursor.max(reader.gap_reported_through))
@@ -209,7 +210,7 @@ impl Subscription {
                 (pending_gap.reason, pending_gap.is_confirmed) = (GapReason::Ahead, true);
             }
             replay.state = State::Idle;
-            self.cursor = 0;
+            self.cursor = Position::START;
             return None;
         }
         replay.is_unsure = false;
@@ -225,10 +226,12 @@ impl Subscription {
         }
         for reader in &mut self.readers {
             reader.gap_reported_through = reader.gap_reported_through.max(page.evicted_through);
-            reader.ends = page.topics.get(&reader.topic.name).copied().unwrap_or(reader.ends);
+            if let Some(finished_at) = page.topics.get(&reader.topic.name) {
+                reader.finished_at = *finished_at;
+            }
             reader.reset();
-            if reader.ends > 0 {
-                self.core.note_end(&reader.topic, reader.ends, page.through);
+            if let Some(end) = reader.finished_at {
+                self.core.note_end(&reader.topic, end, page.through);
             }
         }
 

@@ -1,22 +1,24 @@
 //! The point in the log where a subscription resumes.
 
+use super::backend::Position;
+
 /// The resume point of a subscription in several topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The greatest position with no retained event between it and the first one. A client that
     /// returns from there gets no second gap for the same events.
-    pub(super) cursor: u64,
+    pub(super) cursor: Position,
     /// The position of the first event after the cursor.
-    pub(super) first: Option<u64>,
+    pub(super) first: Option<Position>,
 }
 
 impl ResumePoint {
     /// No topic yet.
-    pub(super) const START: Self = Self { cursor: u64::MAX, first: None };
+    pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
     /// The resume point in a topic whose next event is `first`, or that has no event up to `end`.
-    pub(super) fn of(first: Option<u64>, end: u64) -> Self {
-        Self { cursor: first.map_or(end, |first| first.saturating_sub(1)), first }
+    pub(super) fn of(first: Option<Position>, end: Position) -> Self {
+        Self { cursor: first.map_or(end, |first| first.previous()), first }
     }
 
     /// The resume point in these topics and another one.
@@ -33,12 +35,14 @@ mod tests {
     #[test]
     fn cursor_is_before_the_first_event_of_any_topic() {
         let of = |topics: &[(Option<u64>, u64)]| {
-            topics.iter().fold(ResumePoint::START, |point, &(first, end)| point.and(ResumePoint::of(first, end)))
+            let points = topics.iter().map(|(first, end)| ResumePoint::of(first.map(Position::new), (*end).into()));
+            let point = points.fold(ResumePoint::START, ResumePoint::and);
+            (point.cursor.get(), point.first.map(Position::get))
         };
-        assert_eq!(of(&[(None, 7)]), ResumePoint { cursor: 7, first: None });
-        assert_eq!(of(&[(Some(5), 7), (None, 7)]), ResumePoint { cursor: 4, first: Some(5) });
-        assert_eq!(of(&[(Some(5), 7), (Some(3), 7)]), ResumePoint { cursor: 2, first: Some(3) });
-        assert_eq!(of(&[(Some(5), 7), (None, 2)]), ResumePoint { cursor: 2, first: Some(5) });
-        assert_eq!(of(&[(Some(0), 7)]), ResumePoint { cursor: 0, first: Some(0) });
+        assert_eq!(of(&[(None, 7)]), (7, None));
+        assert_eq!(of(&[(Some(5), 7), (None, 7)]), (4, Some(5)));
+        assert_eq!(of(&[(Some(5), 7), (Some(3), 7)]), (2, Some(3)));
+        assert_eq!(of(&[(Some(5), 7), (None, 2)]), (2, Some(5)));
+        assert_eq!(of(&[(Some(0), 7)]), (0, Some(0)));
     }
 }

@@ -1,6 +1,6 @@
 //! A part of a log: events one after the other in one piece of memory.
 
-use super::log::Read;
+use super::{backend::Position, log::Read};
 use crate::EncodedEvents;
 use bytes::Bytes;
 use std::{ops::Range, time::Duration};
@@ -19,7 +19,7 @@ pub(super) struct Segment<B> {
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    number: u64,
+    position: Position,
     /// The end of the event in the segment. Not used for the last event, which ends with the
     /// segment.
     end: u32,
@@ -38,21 +38,21 @@ impl<B: AsRef<[u8]>> Segment<B> {
     }
 
     /// Records an event whose bytes have been added.
-    pub(super) fn note(&mut self, number: u64, end: usize, now: Instant) {
+    pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();
         // Neither limit is reached: a segment that is not sealed at once is small, and `takes` has
         // checked the time.
         let [end, age] = [end as u128, age].map(|value| u32::try_from(value).unwrap_or(u32::MAX));
-        self.entries.push(Entry { number, end, age });
+        self.entries.push(Entry { position, end, age });
     }
 
     pub(super) fn is_dead(&self) -> bool {
         self.dead == self.entries.len()
     }
 
-    pub(super) fn last(&self) -> u64 {
-        self.entries.last().map_or(0, |entry| entry.number)
+    pub(super) fn last(&self) -> Position {
+        self.entries.last().map_or(Position::START, |entry| entry.position)
     }
 
     pub(super) fn oldest(&self) -> Option<Instant> {
@@ -80,37 +80,42 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.bytes.as_ref().len() - self.dead_bytes()
     }
 
-    /// Evicts the oldest retained event, and returns its number and size. There must be one.
-    pub(super) fn evict_oldest(&mut self) -> (u64, usize) {
+    /// Evicts the oldest retained event, and returns its position and size. There must be one.
+    pub(super) fn evict_oldest(&mut self) -> (Position, usize) {
         let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
         self.dead += 1;
-        (self.entries[self.dead - 1].number, size)
+        (self.entries[self.dead - 1].position, size)
     }
 
-    fn entry_after(&self, after: u64) -> usize {
+    fn entry_after(&self, after: Position) -> usize {
         // Most readers are at the end.
         let newest = self.entries.len().saturating_sub(1);
-        if newest > self.dead && self.entries[newest - 1].number <= after && self.entries[newest].number > after {
+        if newest > self.dead && self.entries[newest - 1].position <= after && self.entries[newest].position > after {
             return newest;
         }
-        self.entries.partition_point(|entry| entry.number <= after).max(self.dead)
+        self.entries.partition_point(|entry| entry.position <= after).max(self.dead)
     }
 
-    pub(super) fn first_after(&self, after: u64) -> Option<u64> {
-        self.entries.get(self.entry_after(after)).map(|entry| entry.number)
+    pub(super) fn first_after(&self, after: Position) -> Option<Position> {
+        self.entries.get(self.entry_after(after)).map(|entry| entry.position)
     }
 
-    pub(super) fn read(&self, after: u64, through: u64, slice: impl FnOnce(&B, Range<usize>) -> Bytes) -> Read {
+    pub(super) fn read(
+        &self,
+        after: Position,
+        through: Position,
+        slice: impl FnOnce(&B, Range<usize>) -> Bytes,
+    ) -> Read {
         let first = self.entry_after(after);
         let end = match self.last() <= through {
             true => self.entries.len(),
-            false => self.entries.partition_point(|entry| entry.number <= through),
+            false => self.entries.partition_point(|entry| entry.position <= through),
         };
         if first >= end {
             return Read::Nothing;
         }
         let bytes = slice(&self.bytes, self.start_of(first)..self.start_of(end));
-        Read::Events(EncodedEvents::from_parts(bytes, end - first), self.entries[end - 1].number)
+        Read::Events(EncodedEvents::from_parts(bytes, end - first), self.entries[end - 1].position)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Subscribing: where a client resumes, and what it has missed.
 
 use super::{
+    backend::Position,
     core::Core,
     error::Error,
     gap::GapReason,
@@ -61,25 +62,25 @@ impl Core {
         };
         let origin = if start == Start::Latest { Origin::Live } else { Origin::Replay };
         let (base, requested, mut reason) = match start {
-            Start::After(id) => match epoch.number(&id) {
-                Ok(number) if number <= newest => {
+            Start::After(id) => match epoch.position(&id) {
+                Ok(position) if position <= newest => {
                     is_unsure = false;
-                    (number, Some(id), None)
+                    (position, Some(id), None)
                 }
-                Ok(number) if is_unsure => (number, Some(id), None),
-                Ok(_) => (0, Some(id), Some(GapReason::Ahead)),
+                Ok(position) if is_unsure => (position, Some(id), None),
+                Ok(_) => (Position::START, Some(id), Some(GapReason::Ahead)),
                 Err(reason) => {
                     is_unsure = false;
-                    (0, Some(id), Some(reason))
+                    (Position::START, Some(id), Some(reason))
                 }
             },
-            Start::Earliest => (0, None, None),
+            Start::Earliest => (Position::START, None, None),
             Start::Latest => (newest, None, None),
         };
 
         registry.check_room(names, &self.config)?;
         // The backend retains the events after this position.
-        let lost_for_good = self.backend.as_ref().map_or(u64::MAX, BackendClient::evicted_through);
+        let lost_for_good = self.backend.as_ref().map_or(Position::MAX, BackendClient::evicted_through);
         let mut is_here = true;
         let mut readers = Vec::with_capacity(names.len());
         let mut point = ResumePoint::START;
@@ -96,7 +97,7 @@ impl Core {
             }
             let from = base.max(lost);
             let first = contents.log.first_after(from);
-            // The follower has not read the events after the registry's newest number yet.
+            // The follower has not read the events after the newest position of the registry yet.
             point = point.and(ResumePoint::of(first, registry.newest.max(base)));
             drop(contents);
             readers.push(Reader::new(topic, lost.min(lost_for_good)));

@@ -1,4 +1,5 @@
 use super::{
+    backend::Position,
     core::Core,
     error::SubscriptionError,
     gap::{Gap, GapReason, LagPolicy},
@@ -86,9 +87,9 @@ pub struct Subscription {
     /// Empty at the end.
     pub(super) readers: Box<[Reader]>,
     /// Every event up to this position was delivered, or reported as missing.
-    pub(super) cursor: u64,
+    pub(super) cursor: Position,
     /// The newest event of the hub when this began.
-    subscribed_at: u64,
+    subscribed_at: Position,
     /// Sent before anything else.
     pub(super) opening: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
@@ -122,8 +123,8 @@ impl Subscription {
         epoch: Epoch,
         readers: Vec<Reader>,
         lag_policy: LagPolicy,
-        cursor: u64,
-        subscribed_at: u64,
+        cursor: Position,
+        subscribed_at: Position,
         origin: Origin,
     ) -> Self {
         Self {
@@ -145,7 +146,7 @@ impl Subscription {
     }
 
     /// Resumes after the requested id. Reports a gap if there is a reason.
-    pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<u64>) {
+    pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<Position>) {
         let Some(requested) = requested else { return };
         match reason {
             Some(reason) => self.opening = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
@@ -154,7 +155,7 @@ impl Subscription {
     }
 
     /// Reports a gap, and returns the event for the client.
-    pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<u64>) -> Event {
+    pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<Position>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
         let event = self.gap_event(&gap);

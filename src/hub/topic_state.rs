@@ -1,6 +1,7 @@
 //! One topic: its log, and the readers that wait for it.
 
 use super::{
+    backend::Position,
     log::{Log, Retention},
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::Waiters,
@@ -28,7 +29,7 @@ pub(super) struct Contents {
 }
 
 impl TopicState {
-    pub(super) fn new(name: Arc<str>, lost: u64) -> Self {
+    pub(super) fn new(name: Arc<str>, lost: Position) -> Self {
         let contents = Contents {
             log: Log::new(lost),
             waiters: Waiters::default(),

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 use tower_sse::{
     BoxError,
-    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record},
+    hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
 };
 
 /// A log that several nodes share, and everything that ever was in it.
@@ -113,7 +113,7 @@ impl Shared {
 
 impl Log {
     fn append(&mut self, records: Vec<Record>) -> Appended {
-        let first = self.bounds.last + 1;
+        let first = self.bounds.last.get() + 1;
         self.all.extend((first..).zip(records.iter().cloned()));
         let appended = now(self.backend.append(records)).unwrap();
         self.bounds = now(self.backend.bounds()).unwrap();
@@ -122,7 +122,7 @@ impl Log {
 
     /// What is held.
     pub(crate) fn held(&self) -> Vec<Record> {
-        self.all.range(self.bounds.evicted_through + 1..).map(|(_, record)| record.clone()).collect()
+        self.all.range(self.bounds.evicted_through.get() + 1..).map(|(_, record)| record.clone()).collect()
     }
 }
 
@@ -173,7 +173,7 @@ impl Backend for Faulty {
         }
     }
 
-    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         self.asked.reads.fetch_add(1, Relaxed);
         let _at_once = Held::new(&self.asked.reads_at_once);
         self.asked.most_reads_at_once.fetch_max(self.asked.reads_at_once.load(Relaxed), Relaxed);
@@ -185,7 +185,7 @@ impl Backend for Faulty {
         Ok(self.cut(page))
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let _held = Held::new(&self.asked.follows);
         self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
         let page = self.answered(async |backend| backend.follow(after).await).await?;

@@ -22,7 +22,7 @@ use tower_sse::{
     BoxError, Event, EventId, SseStream,
     hub::{
         Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription,
-        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Record, RecordKind},
+        backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record, RecordKind},
     },
 };
 
@@ -794,34 +794,37 @@ async fn an_unsure_publish_is_an_error_and_what_became_of_it_is_the_same_for_eve
 }
 
 /// Says what it is told to, whatever that is.
-struct Odd(Vec<(u64, Record)>);
+struct Odd(Vec<(Position, Record)>);
 
 impl Backend for Odd {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        Ok(Bounds { epoch: 7, evicted_through: 0, last: 9 })
+        Ok(Bounds { epoch: 7, evicted_through: Position::START, last: Position::new(9) })
     }
 
     async fn append(&self, _: Vec<Record>) -> Result<Appended, BoxError> {
-        Ok(Appended { epoch: 0, position: 0 })
+        Ok(Appended { epoch: 0, position: Position::START })
     }
 
-    async fn read(&self, _: &[Arc<str>], _: u64) -> Result<Page, BoxError> {
-        Ok(Page { epoch: 7, evicted_through: u64::MAX, records: self.0.clone(), through: u64::MAX })
+    async fn read(&self, _: &[Arc<str>], _: Position) -> Result<Page, BoxError> {
+        Ok(Page { epoch: 7, evicted_through: Position::MAX, records: self.0.clone(), through: Position::MAX })
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
-        match after {
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        match after.get() {
             9 => std::future::pending().await,
-            _ => Ok(Page { epoch: 7, evicted_through: 0, records: self.0.clone(), through: 9 }),
+            _ => {
+                let (evicted_through, through) = (Position::START, Position::new(9));
+                Ok(Page { epoch: 7, evicted_through, records: self.0.clone(), through })
+            }
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn nothing_that_a_backend_says_makes_a_hub_panic_or_hand_out_what_is_no_event() {
-    let record = |position, event: &'static str| {
+    let record = |position: u64, event: &'static str| {
         let event = event.as_bytes().into();
-        (position, Record { topic: "a".into(), kind: RecordKind::Event, event })
+        (position.into(), Record { topic: "a".into(), kind: RecordKind::Event, event })
     };
     let records = vec![
         record(0, "data: nowhere\n\n"),

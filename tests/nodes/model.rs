@@ -235,12 +235,12 @@ impl World {
             Begin::Latest => Start::Latest,
             Begin::Earliest => Start::Earliest,
             Begin::After(index) => {
-                let newest = log.bounds.last;
+                let newest = log.bounds.last.get();
                 let position = index.index(newest as usize + 1) as u64;
                 Start::After(EventId::new(format!("{}-{position}", log.letters)).unwrap())
             }
             Begin::Future(more) => {
-                Start::After(EventId::new(format!("{}-{}", log.letters, log.bounds.last + more)).unwrap())
+                Start::After(EventId::new(format!("{}-{}", log.letters, log.bounds.last.get() + more)).unwrap())
             }
             Begin::Foreign(id) => Start::After(EventId::new(id).unwrap()),
         };
@@ -418,7 +418,7 @@ impl Client {
         self.is_through(&logs[log], position);
         self.at = position;
         // What is told on a connection is told of all that was lost by then, also where another topic has something older.
-        self.may_miss = self.may_miss.map(|lost| lost.min(logs[log].bounds.evicted_through));
+        self.may_miss = self.may_miss.map(|lost| lost.min(logs[log].bounds.evicted_through.get()));
         self.got += 1;
     }
 
@@ -432,7 +432,7 @@ impl Client {
     /// Returns the first event before this position that the client should have and has not.
     /// Reported evictions and replaced states are not missing.
     fn missing(&self, log: &Log, position: u64) -> Option<u64> {
-        let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through));
+        let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through.get()));
         let mut skipped = log.all.range(self.at + 1..).take_while(|(missed, _)| **missed < position);
         let missing = skipped.find(|(missed, record)| {
             let is_ours = self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic);
@@ -457,7 +457,7 @@ impl Client {
             "evicted" | "lagged" => {
                 let (of, asked) = asked.expect("it is a place");
                 assert_eq!(of, log);
-                assert!(bounds.evicted_through > asked, "nothing is lost after {asked}: {bounds:?}");
+                assert!(bounds.evicted_through.get() > asked, "nothing is lost after {asked}: {bounds:?}");
                 assert!(asked >= self.at, "{asked} is where it was, {}", self.at);
             }
             "ahead" => assert!(asked.is_some_and(|(of, _)| of == log)),
@@ -470,7 +470,7 @@ impl Client {
         }
         self.log = log;
         // Without an event with which it goes on, that is the oldest which is held when the backend answers.
-        self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { bounds.evicted_through });
+        self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { bounds.evicted_through.get() });
         // All that is missing up to here is lost.
         if position > self.at {
             self.is_through(&logs[log], position + 1);
@@ -483,7 +483,7 @@ impl Client {
         let log = &logs[self.log];
         for topic in &self.topics {
             let of_topic = || log.all.iter().filter(|(_, record)| &*record.topic == TOPICS[*topic]);
-            let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through)).max(self.at);
+            let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through.get())).max(self.at);
             let next = of_topic().find(|(position, record)| record.kind != RecordKind::Finish && **position > may_miss);
             let end = of_topic().find(|(_, record)| record.kind == RecordKind::Finish);
             assert!(

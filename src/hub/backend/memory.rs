@@ -1,4 +1,4 @@
-use super::{Appended, Backend, Bounds, Page, Record};
+use super::{Appended, Backend, Bounds, Page, Position, Record};
 use crate::{BoxError, random};
 use std::{
     collections::VecDeque,
@@ -16,16 +16,16 @@ use tokio::sync::watch;
 #[derive(Clone, Debug)]
 pub struct MemoryBackend {
     log: Arc<Mutex<Log>>,
-    last: watch::Sender<u64>,
+    last: watch::Sender<Position>,
     max_records: usize,
     epoch: u64,
 }
 
 #[derive(Debug, Default)]
 struct Log {
-    records: VecDeque<(u64, Record)>,
-    evicted_through: u64,
-    last: u64,
+    records: VecDeque<(Position, Record)>,
+    evicted_through: Position,
+    last: Position,
 }
 
 /// The number of records in a full page.
@@ -35,14 +35,14 @@ impl MemoryBackend {
     /// Creates an empty log that retains `max_records` records.
     #[must_use]
     pub fn new(max_records: usize) -> Self {
-        Self { log: Arc::default(), last: watch::Sender::new(0), max_records, epoch: random::bits() }
+        Self { log: Arc::default(), last: watch::Sender::new(Position::START), max_records, epoch: random::bits() }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn page(&self, after: u64, is_wanted: impl Fn(&Record) -> bool) -> Page {
+    fn page(&self, after: Position, is_wanted: impl Fn(&Record) -> bool) -> Page {
         let log = self.log();
         let first = log.records.partition_point(|(position, _)| *position <= after);
         let records: Vec<_> =
@@ -62,8 +62,8 @@ impl Backend for MemoryBackend {
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let mut log = self.log();
         for record in records {
-            log.last += 1;
-            let position = log.last;
+            let position = log.last.next();
+            log.last = position;
             log.records.push_back((position, record));
             if log.records.len() > self.max_records {
                 log.evicted_through = log.records.pop_front().map_or(log.evicted_through, |(position, _)| position);
@@ -80,11 +80,11 @@ impl Backend for MemoryBackend {
         Ok(Appended { epoch: self.epoch, position })
     }
 
-    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         Ok(self.page(after, |record| topics.contains(&record.topic)))
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let mut last = self.last.subscribe();
         // `wait_for` returns a guard of the channel's read lock. The guard has to be dropped before
         // `page` locks the records. The wait cannot fail: `self` owns the sender.

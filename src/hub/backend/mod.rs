@@ -12,12 +12,14 @@ pub mod contract;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+mod position;
 #[cfg(feature = "redis")]
 mod redis;
 
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
 pub use nats::NatsBackend;
+pub use position::Position;
 #[cfg(feature = "redis")]
 pub use redis::RedisBackend;
 
@@ -28,7 +30,7 @@ use std::sync::Arc;
 /// A log that outlives its readers.
 ///
 /// A [`Hub`](super::Hub) that is [connected](super::Builder::backend) to a backend is one hub in
-/// several processes. Each record of the log has a position. Positions begin at 1 and rise, not
+/// several processes. Each record of the log has a [`Position`]. Positions begin at 1 and rise, not
 /// necessarily by one. All topics share one order.
 ///
 /// # What holds of every implementation
@@ -90,33 +92,34 @@ use std::sync::Arc;
 /// # #[cfg(feature = "backend-contract")] {
 /// use std::{collections::HashMap, sync::{Arc, Mutex}};
 /// use tokio::sync::watch;
-/// use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Record, contract}};
+/// use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Position, Record, contract}};
 ///
 /// /// A record at index `n` of the list has the position `n + 1`. Only the newest `max_records` count as retained.
 /// #[derive(Clone)]
 /// struct List {
 ///     records: Arc<Mutex<Vec<Record>>>,
-///     last: watch::Sender<u64>,
+///     last: watch::Sender<Position>,
 ///     max_records: u64,
 /// }
 ///
 /// impl List {
 ///     fn new(max_records: usize) -> Self {
-///         Self { records: Arc::default(), last: watch::Sender::new(0), max_records: max_records as u64 }
+///         Self { records: Arc::default(), last: watch::Sender::new(Position::START), max_records: max_records as u64 }
 ///     }
 ///
-///     fn page(&self, after: u64, is_asked_for: impl Fn(&Record) -> bool) -> Page {
+///     fn page(&self, after: Position, is_wanted: impl Fn(&Record) -> bool) -> Page {
 ///         let all = self.records.lock().unwrap();
 ///         let last = all.len() as u64;
 ///         let evicted_through = last.saturating_sub(self.max_records);
-///         let begin = after.max(evicted_through).min(last);
+///         let begin = after.get().max(evicted_through).min(last);
 ///         let through = last.min(begin + 1000);
-///         let records = (begin + 1..).zip(all[begin as usize..through as usize].iter().cloned());
+///         let positions = (begin + 1..).map(Position::new);
+///         let records = positions.zip(all[begin as usize..through as usize].iter().cloned());
 ///         Page {
 ///             epoch: 1,
-///             evicted_through,
-///             records: records.filter(|(_, record)| is_asked_for(record)).collect(),
-///             through,
+///             evicted_through: evicted_through.into(),
+///             records: records.filter(|(_, record)| is_wanted(record)).collect(),
+///             through: through.into(),
 ///         }
 ///     }
 /// }
@@ -124,22 +127,23 @@ use std::sync::Arc;
 /// impl Backend for List {
 ///     async fn bounds(&self) -> Result<Bounds, BoxError> {
 ///         let last = *self.last.borrow();
-///         Ok(Bounds { epoch: 1, evicted_through: last.saturating_sub(self.max_records), last })
+///         let evicted_through = last.get().saturating_sub(self.max_records).into();
+///         Ok(Bounds { epoch: 1, evicted_through, last })
 ///     }
 ///
 ///     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
 ///         let mut all = self.records.lock().unwrap();
 ///         all.extend(records);
-///         let last = all.len() as u64;
+///         let last = Position::new(all.len() as u64);
 ///         self.last.send_replace(last);
 ///         Ok(Appended { epoch: 1, position: last })
 ///     }
 ///
-///     async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+///     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
 ///         Ok(self.page(after, |record| topics.contains(&record.topic)))
 ///     }
 ///
-///     async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+///     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
 ///         // The guard that `wait_for` returns is dropped at the semicolon. If it lived on, `page` could
 ///         // wait for `append`, and `append` for the guard.
 ///         self.last.subscribe().wait_for(|last| *last > after).await?;
@@ -193,7 +197,7 @@ pub trait Backend: Send + Sync + 'static {
     /// [`Page::through`] is greater than `after`, even if no record of the page is of these topics.
     /// If the page ends where the log does, `through` is the end of the log. That is smaller than
     /// `after` if the log ends before `after`.
-    fn read(&self, topics: &[Arc<str>], after: u64) -> impl Future<Output = Result<Page, BoxError>> + Send;
+    fn read(&self, topics: &[Arc<str>], after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 
     /// Returns the next records of all topics after a position, in pages of about a thousand.
     ///
@@ -204,7 +208,7 @@ pub trait Backend: Send + Sync + 'static {
     /// One task calls this again and again, each time with the end of the previous page. So an
     /// implementation can keep its connection or consumer from one call to the next. Sometimes the
     /// hub drops the future and calls again with the same position.
-    fn follow(&self, after: u64) -> impl Future<Output = Result<Page, BoxError>> + Send;
+    fn follow(&self, after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 }
 
 /// The format of event ids.
@@ -225,13 +229,24 @@ pub enum IdFormat {
     Times,
 }
 
+impl IdFormat {
+    /// The number of positions per message, for [`Messages`](Self::Messages).
+    pub(in crate::hub) const MESSAGE: u64 = 1 << 16;
+
+    /// The number of bits of the sequence number in a position, for [`Times`](Self::Times).
+    pub(in crate::hub) const SEQUENCE_BITS: u32 = 20;
+
+    /// The greatest sequence number, for [`Times`](Self::Times).
+    pub(in crate::hub) const MAX_SEQUENCE: u64 = (1 << Self::SEQUENCE_BITS) - 1;
+}
+
 /// The result of an append: where the log has stored the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The [`Bounds::epoch`] of the log that stored the records.
     pub epoch: u64,
     /// The position of the last record in that log.
-    pub position: u64,
+    pub position: Position,
 }
 
 /// The epoch, the begin and the end of a log.
@@ -241,11 +256,11 @@ pub struct Bounds {
     /// epoch. The ids of events contain 40 bits of it.
     pub epoch: u64,
     /// Eviction watermark: records up to and including this position may have been evicted. Later
-    /// records are retained. 0 if the log has never evicted a record.
-    pub evicted_through: u64,
-    /// The position of the last record that the log has stored, evicted or not. 0 if the log has
-    /// never stored a record.
-    pub last: u64,
+    /// records are retained. [`Position::START`] if the log has never evicted a record.
+    pub evicted_through: Position,
+    /// The position of the last record that the log has stored, evicted or not.
+    /// [`Position::START`] if the log has never stored a record.
+    pub last: Position,
 }
 
 /// One event of a topic, or the end of a topic.
@@ -279,10 +294,10 @@ pub struct Page {
     /// Eviction watermark, as in [`Bounds::evicted_through`]. The hub reports a gap to a reader if
     /// the watermark is greater than the requested position. Any smaller value has no effect, so an
     /// implementation can return the watermark of the log as it is.
-    pub evicted_through: u64,
+    pub evicted_through: Position,
     /// The retained records with their positions, in rising order.
-    pub records: Vec<(u64, Record)>,
+    pub records: Vec<(Position, Record)>,
     /// The end of the page. Each record up to and including this position is in the page, or was
     /// evicted, or is of a topic that was not requested. Never smaller than `evicted_through`.
-    pub through: u64,
+    pub through: Position,
 }

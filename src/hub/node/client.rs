@@ -8,7 +8,7 @@ use super::{
 use crate::{
     BoxError, EncodedEvents, Event, EventId,
     hub::{
-        backend::{Appended, Bounds, IdFormat, Page, Record, RecordKind},
+        backend::{Appended, Bounds, IdFormat, Page, Position, Record, RecordKind},
         error::Error,
         id::Epoch,
         start::Start,
@@ -61,35 +61,35 @@ struct Known {
     /// The other fields belong to the log with this epoch.
     epoch: u64,
     /// The greatest known position. The log may have greater ones.
-    last: u64,
+    last: Position,
     /// Eviction watermark: the backend may have evicted records up to and including this position.
-    evicted_through: u64,
+    evicted_through: Position,
     /// The topics that this node has finished, and the positions of their ends, until the follower
     /// has read them.
-    finished: HashMap<Arc<str>, u64>,
+    finished: HashMap<Arc<str>, Position>,
 }
 
 /// The key of a history read: topics, and the position after which to read.
-type Place = (Arc<[Arc<str>]>, u64);
+type Place = (Arc<[Arc<str>]>, Position);
 
 /// A page for subscriptions, encoded once for all that need the same page.
 pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
-    pub(in crate::hub) evicted_through: u64,
-    pub(in crate::hub) through: u64,
+    pub(in crate::hub) evicted_through: Position,
+    pub(in crate::hub) through: Position,
     /// The position of the first event.
-    pub(in crate::hub) first: Option<u64>,
+    pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics that have a record in the page. The value is the position of the last record if
-    /// that finishes the topic, or 0.
-    pub(in crate::hub) topics: HashMap<Arc<str>, u64>,
+    /// The topics that have a record in the page, each with the position of its last record if that
+    /// finishes the topic.
+    pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
 }
 
 /// The end of the log, as far as this node knows it.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest known position.
-    pub(in crate::hub) last: u64,
+    pub(in crate::hub) last: Position,
     /// Set if the log may have greater positions, because the backend did not respond.
     pub(in crate::hub) is_unsure: bool,
 }
@@ -144,12 +144,12 @@ impl BackendClient {
         self.epoch(epoch)
     }
 
-    pub(in crate::hub) fn evicted_through(&self) -> u64 {
+    pub(in crate::hub) fn evicted_through(&self) -> Position {
         self.known().evicted_through
     }
 
     /// Raises the eviction watermark of the log with this epoch.
-    pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: u64) {
+    pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut known = self.known();
         if self.epoch(known.epoch) == epoch {
             known.evicted_through = known.evicted_through.max(through);
@@ -158,14 +158,14 @@ impl BackendClient {
 
     /// Returns the end of the log. Asks the backend if the client has a greater position than this
     /// node knows, and than is committed.
-    pub(in crate::hub) async fn end(&self, committed: u64, start: &Start) -> LogEnd {
+    pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let known = |is_unsure| {
             let known = self.known();
             LogEnd { epoch: self.epoch(known.epoch), last: known.last, is_unsure }
         };
         let end = known(false);
         match start {
-            Start::After(id) if end.epoch.number(id).is_ok_and(|claimed| claimed > end.last.max(committed)) => {}
+            Start::After(id) if end.epoch.position(id).is_ok_and(|claimed| claimed > end.last.max(committed)) => {}
             _ => return end,
         }
         let Some(bounds) = self.bounds().await else { return known(true) };
@@ -190,7 +190,11 @@ impl BackendClient {
     }
 
     /// Reads one page of these topics after a position from the backend.
-    pub(in crate::hub) async fn read(&self, topics: Arc<[Arc<str>]>, after: u64) -> Result<Arc<EncodedPage>, RunError> {
+    pub(in crate::hub) async fn read(
+        &self,
+        topics: Arc<[Arc<str>]>,
+        after: Position,
+    ) -> Result<Arc<EncodedPage>, RunError> {
         let runtime = self.runtime.get().ok_or(RunError::Failed)?;
         let place = (topics.clone(), after);
         let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.reads_outage));
@@ -254,7 +258,7 @@ impl BackendClient {
     }
 
     /// Forgets the ends of topics that the follower has read.
-    pub(in crate::hub) fn forget_ends(&self, through: u64) {
+    pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut known = self.known();
         if !known.finished.is_empty() {
             known.finished.retain(|_, position| *position > through);
@@ -284,7 +288,7 @@ impl EncodedPage {
         let mut events = Vec::with_capacity(page.records.len());
         let mut first = None;
         for (position, record) in page.records.into_iter().rev() {
-            let end = if record.kind == RecordKind::Finish { position } else { 0 };
+            let end = (record.kind == RecordKind::Finish).then_some(position);
             topics.entry(record.topic.clone()).or_insert(end);
             match record.kind {
                 RecordKind::Finish => continue,

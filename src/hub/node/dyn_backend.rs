@@ -2,7 +2,7 @@
 
 use crate::{
     BoxError,
-    hub::backend::{Appended, Backend, Bounds, IdFormat, Page, Record},
+    hub::backend::{Appended, Backend, Bounds, IdFormat, Page, Position, Record},
 };
 use std::{pin::Pin, sync::Arc};
 
@@ -13,8 +13,8 @@ pub(in crate::hub) trait DynBackend: Send + Sync {
     fn id_format(&self) -> IdFormat;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended>;
-    fn read<'a>(&'a self, topics: &'a [Arc<str>], after: u64) -> BoxFuture<'a, Page>;
-    fn follow(&self, after: u64) -> BoxFuture<'_, Page>;
+    fn read<'a>(&'a self, topics: &'a [Arc<str>], after: Position) -> BoxFuture<'a, Page>;
+    fn follow(&self, after: Position) -> BoxFuture<'_, Page>;
 }
 
 impl<B: Backend> DynBackend for B {
@@ -30,11 +30,11 @@ impl<B: Backend> DynBackend for B {
         Box::pin(Backend::append(self, records))
     }
 
-    fn read<'a>(&'a self, topics: &'a [Arc<str>], after: u64) -> BoxFuture<'a, Page> {
+    fn read<'a>(&'a self, topics: &'a [Arc<str>], after: Position) -> BoxFuture<'a, Page> {
         Box::pin(Backend::read(self, topics, after))
     }
 
-    fn follow(&self, after: u64) -> BoxFuture<'_, Page> {
+    fn follow(&self, after: Position) -> BoxFuture<'_, Page> {
         Box::pin(Backend::follow(self, after))
     }
 }

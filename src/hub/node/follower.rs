@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     BoxError,
-    hub::backend::{Bounds, Page},
+    hub::backend::{Bounds, Page, Position},
     random,
 };
 use std::{
@@ -78,7 +78,7 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
 }
 
 /// Runs the follower: reads the log page by page, until the hub is dropped.
-async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: u64, mut epoch: u64) {
+async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: Position, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut max_missed = MAX_MISSED_PROBES;
     let outage = Outage::of("follow");
@@ -118,7 +118,7 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 /// a connection can be lost without an error.
 async fn next(
     backend: &dyn DynBackend,
-    after: u64,
+    after: Position,
     epoch: u64,
     max_missed: &mut u32,
     outage: &Outage,

@@ -6,10 +6,13 @@ use super::{
     history::next_messages,
     identity::{Identity, Known, Witness},
     link::{Link, Losses},
-    message::{self, Delivered, Stored, position, sequence_after},
+    message::{self, Delivered, Stored, position, sequence, sequence_after},
     stream::Stream,
 };
-use crate::{BoxError, hub::backend::Page};
+use crate::{
+    BoxError,
+    hub::backend::{Page, Position},
+};
 use async_nats::jetstream::consumer::pull;
 use std::{
     pin::{Pin, pin},
@@ -35,7 +38,7 @@ const ATTEMPTS: u32 = 5;
 /// Follows one log.
 pub(super) struct Follower {
     /// Up to where the log was delivered.
-    pub(super) after: u64,
+    pub(super) after: Position,
     /// The epoch of the log that is followed.
     pub(super) epoch: u64,
     log: Known,
@@ -75,7 +78,7 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
 
 impl Follower {
     /// Follows this log after a position.
-    pub(super) fn new(stream: &Stream<'_>, log: &Known, after: u64) -> Self {
+    pub(super) fn new(stream: &Stream<'_>, log: &Known, after: Position) -> Self {
         let mut follower = Self {
             after,
             epoch: log.epoch,
@@ -128,7 +131,7 @@ impl Follower {
                 }
             };
             if let Some((page, witness)) = page {
-                identity.followed(&self.log, page.through / position(1), witness);
+                identity.followed(&self.log, sequence(page.through), witness);
                 self.after = page.through;
                 return Ok(page);
             }
@@ -228,7 +231,7 @@ impl Consumer {
 /// A page while messages are added to it.
 struct NewPage {
     page: Page,
-    after: u64,
+    after: Position,
     count: usize,
     witness: Option<Witness>,
 }

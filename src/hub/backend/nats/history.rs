@@ -5,7 +5,10 @@ use super::{
     message::{self, Delivered, Stored, position, sequence_after},
     stream::{State, Stream},
 };
-use crate::{BoxError, hub::backend::Page};
+use crate::{
+    BoxError,
+    hub::backend::{Page, Position},
+};
 use async_nats::client::Request;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -22,7 +25,7 @@ pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
     subjects: Vec<String>,
-    after: u64,
+    after: Position,
     patience: Duration,
 ) -> Result<Page, BoxError> {
     let consumer = timeout(CONSUMER, consume(stream.link, stream.name(), sequence_after(after), subjects)).await;
@@ -58,7 +61,7 @@ pub(super) async fn read(
     Ok(page)
 }
 
-async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: u64) -> Result<Page, BoxError> {
+async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) -> Result<Page, BoxError> {
     let mut page = Page { through: after, ..Page::default() };
     let messages = next_messages(stream, sequence_after(after)).await?;
     for message in &messages {
@@ -85,7 +88,7 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
 
 /// Ends a page before the first message after `after` that is missing in the middle of the stream;
 /// or, if that is the next message, says up to where messages are missing.
-pub(super) fn report_holes(page: &mut Page, after: u64, deleted: &[u64]) {
+pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
     let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];
     let Some(hole) = holes.first() else { return };
@@ -102,7 +105,7 @@ pub(super) fn report_holes(page: &mut Page, after: u64, deleted: &[u64]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::message::sequence, *};
     use crate::hub::backend::{Record, RecordKind};
     use bytes::Bytes;
     use proptest::{collection::btree_set, prelude::*};
@@ -124,7 +127,7 @@ mod tests {
                 report_holes(&mut page, after, &holes);
                 prop_assert!(page.through > after || page.evicted_through > after);
                 let end = page.through.max(page.evicted_through);
-                for sequence in sequence_after(after)..=end / position(1) {
+                for sequence in sequence_after(after)..=sequence(end) {
                     let at = position(sequence);
                     let is_delivered = page.records.iter().any(|(position, _)| *position == at) && at > page.evicted_through;
                     let is_reported = at <= page.evicted_through;

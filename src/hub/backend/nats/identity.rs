@@ -12,7 +12,7 @@ use super::{
     message::{self, Stored, position},
     stream::{State, Stream},
 };
-use crate::{BoxError, random};
+use crate::{BoxError, hub::backend::Position, random};
 use async_nats::{HeaderMap, jetstream::message::PublishMessage};
 use std::{
     sync::{
@@ -88,7 +88,7 @@ impl Witness {
 impl Known {
     /// Returns the position of the newest evicted event, or a greater one before the next event.
     /// Marks are no events.
-    pub(super) fn evicted_through(&self, state: &State) -> u64 {
+    pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
             () if first <= self.mark + 1 && first > self.last_event => self.last_event,
@@ -98,7 +98,7 @@ impl Known {
     }
 
     /// Returns the position before the first event after this one, as far as that is known.
-    pub(super) fn without_marks(&self, through: u64) -> u64 {
+    pub(super) fn without_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }

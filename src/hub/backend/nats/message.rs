@@ -3,7 +3,7 @@
 
 use crate::{
     BoxError,
-    hub::backend::{Page, Record, RecordKind},
+    hub::backend::{IdFormat, Page, Position, Record, RecordKind},
 };
 use async_nats::{
     HeaderMap, Subject,
@@ -13,9 +13,9 @@ use async_nats::{
 use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc};
 
-/// A message holds as many events as this at most, so a position is the number of the message and
-/// that of the event in it.
-pub(super) const EVENTS: u64 = 1 << 16;
+/// The maximum number of events in a message. A position combines the number of a message and the
+/// number of an event in it.
+pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
 /// A server ends the connection of a client that sends a line of more than 4096 bytes. The subject
 /// is a part of the line.
@@ -24,14 +24,19 @@ const LONGEST_SUBJECT: usize = 2048;
 const KIND: &str = "Tower-Sse-Kind";
 const LOG: &str = "Tower-Sse-Log";
 
-/// The position of the last event of a message.
-pub(super) fn position(sequence: u64) -> u64 {
-    sequence.saturating_mul(EVENTS)
+/// Returns the position of the last event of a message.
+pub(super) fn position(sequence: u64) -> Position {
+    sequence.saturating_mul(EVENTS).into()
 }
 
-/// The message in which the first event after a position is.
-pub(super) fn sequence_after(position: u64) -> u64 {
-    position / EVENTS + 1
+/// Returns the number of the message whose last event has this position.
+pub(super) fn sequence(position: Position) -> u64 {
+    position.get() / EVENTS
+}
+
+/// Returns the number of the message with the first event after a position.
+pub(super) fn sequence_after(position: Position) -> u64 {
+    position.get() / EVENTS + 1
 }
 
 /// The subject of a topic, whatever its name, in the stream of this name. `None`: the name is too
@@ -180,7 +185,7 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
 }
 
 /// Adds the events of a message after a position to a page. A foreign message has none.
-pub(super) fn add(page: &mut Page, after: u64, stream: &str, message: &Stored) {
+pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;
     let Some(topic) = topic(stream, &message.subject) else { return };
@@ -192,8 +197,8 @@ pub(super) fn add(page: &mut Page, after: u64, stream: &str, message: &Stored) {
     };
     let mut events = split(&message.payload);
     events.truncate(EVENTS as usize);
-    let first = (last + 1).saturating_sub(events.len() as u64);
-    let records = (first..).zip(events).filter(|(position, _)| *position > after);
+    let first = last.get().saturating_add(1).saturating_sub(events.len() as u64);
+    let records = (first..).map(Position::new).zip(events).filter(|(position, _)| *position > after);
     page.records.extend(records.map(|(position, event)| (position, Record { topic: topic.clone(), kind, event })));
 }
 
@@ -264,14 +269,14 @@ mod tests {
         }
 
         #[test]
-        fn whatever_the_payload_is_nothing_of_it_is_lost(payload in prop::collection::vec(prop::sample::select(b"a\n\r: ".to_vec()), 0..40)) {
+        fn splitting_a_payload_loses_no_byte(payload in prop::collection::vec(prop::sample::select(b"a\n\r: ".to_vec()), 0..40)) {
             let payload = Bytes::from(payload);
             prop_assert_eq!(split(&payload).concat(), payload);
         }
 
         #[test]
-        fn positions_rise_and_lead_back_to_their_message(sequence in 1..1_u64 << 40, count in 1..40_u64) {
-            let page = read(sequence, count as usize, 0);
+        fn positions_rise_and_identify_their_message(sequence in 1..1_u64 << 40, count in 1..40_u64) {
+            let page = read(sequence, count as usize, Position::START);
             prop_assert_eq!(page.records.len() as u64, count);
             prop_assert_eq!(page.through, position(sequence));
             prop_assert_eq!(page.records.last().expect("one").0, page.through);
@@ -290,14 +295,14 @@ mod tests {
         Stored { subject: subject.into(), sequence, headers, payload }
     }
 
-    fn read(sequence: u64, count: usize, after: u64) -> Page {
+    fn read(sequence: u64, count: usize, after: Position) -> Page {
         let mut page = Page::default();
         add(&mut page, after, "s", &message(sequence, "s.t=", None, "data: x\n\n".repeat(count).into()));
         page
     }
 
     #[test]
-    fn what_is_of_somebody_else_is_no_record_and_does_not_stand_in_the_way() {
+    fn foreign_messages_are_skipped() {
         let other = HeaderMap::from_iter([("Tower-Sse-Kind".parse().unwrap(), "of another version".parse().unwrap())]);
         let event = || Bytes::from_static(b"data: x\n\n");
         for (message, records) in [
@@ -310,14 +315,14 @@ mod tests {
             (message(7, "s.t=", None, "\n".repeat(70_000).into()), EVENTS as usize),
         ] {
             let mut page = Page::default();
-            add(&mut page, 0, "s", &message);
+            add(&mut page, Position::START, "s", &message);
             assert_eq!((page.records.len(), page.through), (records, position(7)), "{:?}", message.subject);
             assert!(page.records.iter().all(|(at, _)| *at > position(6)), "{:?}", message.subject);
         }
     }
 
     #[test]
-    fn what_cannot_be_one_message_says_why() {
+    fn records_that_are_no_message_are_an_error() {
         let record = |topic: &str, bytes: usize| Record {
             topic: topic.into(),
             kind: RecordKind::Event,
@@ -336,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_too_long_for_a_server_has_no_subject() {
+    fn long_topic_name_has_no_subject() {
         assert!(subject("s", &"x".repeat(2045)).is_some());
         assert_eq!(subject("s", &"x".repeat(2046)), None);
         assert_eq!(subject("s", &" ".repeat(700)), None);

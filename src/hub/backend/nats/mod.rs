@@ -17,7 +17,7 @@ use self::{
     message::position,
     stream::Stream,
 };
-use super::{Appended, Backend, Bounds, IdFormat, Page, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
 use crate::{BoxError, random};
 use async_nats::{
     HeaderMap,
@@ -377,7 +377,7 @@ impl Backend for NatsBackend {
         Ok(Appended { epoch, position: position(sequence) })
     }
 
-    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let link = self.link().await?;
         let config = self.config();
         let stream = Stream { link: &link, config: &config };
@@ -410,7 +410,7 @@ impl Backend for NatsBackend {
         Ok(page)
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         let mut kept = self.follower.lock().await;
         let link = self.link().await?;
         let config = self.config();

@@ -2,54 +2,59 @@
 
 use crate::{
     BoxError,
-    hub::backend::{Record, RecordKind},
+    hub::backend::{IdFormat, Position, Record, RecordKind},
 };
 use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
 /// The number of bits of a position for the second part of an entry's id.
-pub(super) const SEQUENCE: u32 = 20;
+pub(super) const SEQUENCE: u32 = IdFormat::SEQUENCE_BITS;
 
-/// The last position of a millisecond. No entry that is made here has it: it stands for all ids of
-/// this millisecond that are too great for a position of their own. Only other software chooses
+/// The last sequence number of a millisecond. The scripts do not use it: it stands for all ids of
+/// this millisecond whose sequence number does not fit into a position. Only other software chooses
 /// such ids.
-const REST: u64 = (1 << SEQUENCE) - 1;
+const REST: u64 = IdFormat::MAX_SEQUENCE;
 
 /// The position of every id that is later than the hub can count. Only other clients of the server
 /// choose such ids.
-const TOO_LATE: u64 = u64::MAX;
+const TOO_LATE: Position = Position::MAX;
 
 /// An id that is further ahead of the server's clock is a mistake. After the stream was deleted,
 /// the log does not continue there. The scripts have the same number.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
-/// the position `u64::MAX`.
-pub(super) fn position(id: &[u8]) -> Option<u64> {
+/// the position [`Position::MAX`].
+pub(super) fn position(id: &[u8]) -> Option<Position> {
     let dash = memchr::memchr(b'-', id)?;
     let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
     let fits = ms >> (64 - SEQUENCE) == 0;
-    Some(if fits { ms << SEQUENCE | sequence.min(REST) } else { TOO_LATE })
+    Some(if fits { Position::new(ms << SEQUENCE | sequence.min(REST)) } else { TOO_LATE })
 }
 
 /// Returns the position of an id, or an error if the text is no id.
-pub(super) fn expect_position(id: &[u8]) -> Result<u64, BoxError> {
+pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
     position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
 }
 
 /// Returns the last id of a position.
-pub(super) fn id(position: u64) -> String {
+pub(super) fn id(position: Position) -> String {
     if position == TOO_LATE {
         return format!("{0}-{0}", u64::MAX);
     }
-    let (ms, sequence) = (position >> SEQUENCE, position & REST);
+    let (ms, sequence) = (ms(position), position.get() & REST);
     format!("{ms}-{}", if sequence == REST { u64::MAX } else { sequence })
 }
 
+/// Returns the time of a position in milliseconds.
+pub(super) fn ms(position: Position) -> u64 {
+    position.get() >> SEQUENCE
+}
+
 /// Returns whether a position is more than a day after a time of the server.
-pub(super) fn is_far_after(position: u64, ms: u64) -> bool {
-    position >> SEQUENCE > ms.saturating_add(DAY_MS)
+pub(super) fn is_far_after(position: Position, time_ms: u64) -> bool {
+    ms(position) > time_ms.saturating_add(DAY_MS)
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
@@ -82,22 +87,22 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 
 /// One entry.
 pub(super) struct Entry {
-    pub(super) position: u64,
-    /// The position of the entry before it. Entries of other software do not say it.
-    pub(super) previous: Option<u64>,
-    /// Entries were lost immediately before this one: for each reader that has read less than this.
-    /// 0 if none were.
-    gone: u64,
-    /// The newest position that is known to have been lost there. 0 if none is.
-    newest_gone: u64,
+    pub(super) position: Position,
+    /// The position of the entry before it. Entries of other software do not contain it.
+    pub(super) previous: Option<Position>,
+    /// Entries immediately before this one were lost. Each reader that has not read up to this
+    /// position has missed some of them.
+    lost_for_readers_before: Option<Position>,
+    /// The newest position that is known to have been lost there.
+    newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
 }
 
 impl Entry {
     /// Returns the eviction watermark of the log if this entry is the oldest one.
-    pub(super) fn evicted_through(&self) -> u64 {
-        self.previous.unwrap_or(self.position.saturating_sub(1))
+    pub(super) fn evicted_through(&self) -> Position {
+        self.previous.unwrap_or(self.position.previous())
     }
 }
 
@@ -110,9 +115,16 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     let position = expect_position(&id)?;
     // An entry without fields was deleted meanwhile.
     let Value::Array(fields) = fields else {
-        return Ok(Entry { position, previous: None, gone: 0, newest_gone: 0, record: None, bytes: 0 });
+        return Ok(Entry {
+            position,
+            previous: None,
+            lost_for_readers_before: None,
+            newest_lost: None,
+            record: None,
+            bytes: 0,
+        });
     };
-    let (mut previous, mut end, mut mark) = (None, 0, 0);
+    let (mut previous, mut lost, mut mark) = (None, None, None);
     let (mut has_topic, mut is_wanted, mut record, mut bytes) = (false, false, None, id.len());
     let mut fields = fields.into_iter();
     while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) = (fields.next(), fields.next()) {
@@ -121,8 +133,8 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
             // A later one would be the end of the log for its readers. Only other clients of the
             // server choose such values.
             b"p" => previous = self::position(&value).filter(|previous| *previous < position),
-            b"l" => end = self::position(&value).filter(|gone| *gone < position).unwrap_or(0),
-            b"g" => mark = self::position(&value).filter(|gone| *gone < position).unwrap_or(0),
+            b"l" => lost = self::position(&value).filter(|lost| *lost < position),
+            b"g" => mark = self::position(&value).filter(|lost| *lost < position),
             b"t" => {
                 let topic = std::str::from_utf8(&value);
                 has_topic = topic.is_ok();
@@ -132,18 +144,19 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
         }
     }
     let is_ours = has_topic && record.is_some() && position != TOO_LATE;
-    if is_ours && previous.is_none() && position & REST != 0 {
-        previous = Some(position - 1);
+    if is_ours && previous.is_none() && position.get() & REST != 0 {
+        previous = Some(position.previous());
     }
     // The first entry after a failover reports the loss to readers before the lost entries.
     // A mark is for all readers.
-    let is_mark = !has_topic && previous.is_some() && mark > 0;
-    let (gone, newest_gone) = match is_mark {
-        true => (position - 1, mark),
-        false if is_ours => (end, end),
-        false => (0, 0),
+    let is_mark = !has_topic && previous.is_some() && mark.is_some();
+    let (lost_for_readers_before, newest_lost) = match is_mark {
+        true => (Some(position.previous()), mark),
+        false if is_ours => (lost, lost),
+        false => (None, None),
     };
-    Ok(Entry { position, previous, gone, newest_gone, record: record.filter(|_| is_ours && is_wanted), bytes })
+    let record = record.filter(|_| is_ours && is_wanted);
+    Ok(Entry { position, previous, lost_for_readers_before, newest_lost, record, bytes })
 }
 
 /// The first of these entries.
@@ -175,22 +188,22 @@ fn not_a_stream() -> BoxError {
 /// The contents of some entries.
 #[derive(Default)]
 pub(super) struct Part {
-    /// Entries after `after` and up to this position were evicted or lost; 0 if none were.
-    pub(super) evicted_through: u64,
-    pub(super) records: Vec<(u64, Record)>,
+    /// Entries after `after` and up to this position were evicted or lost.
+    pub(super) evicted_through: Option<Position>,
+    pub(super) records: Vec<(Position, Record)>,
     /// The position of the last entry.
-    pub(super) through: u64,
+    pub(super) through: Position,
     /// It is not known what was before the first of them.
     pub(super) begins_with_a_foreign_one: bool,
-    /// The position before the first entry, if the entry says it.
-    pub(super) previous: Option<u64>,
+    /// The position before the first entry, if the entry contains it.
+    pub(super) previous: Option<Position>,
     /// The log has lost the position `after`, and continues from an earlier one.
     pub(super) has_gone_back: bool,
-    /// The newest lost position that these entries report to all readers. 0 if they report no loss.
-    pub(super) newest_gone: u64,
+    /// The newest lost position that these entries report to all readers.
+    pub(super) newest_lost: Option<Position>,
     /// The positions of the entries, as runs of consecutive numbers: the first and the last of
     /// each.
-    pub(super) runs: Vec<(u64, u64)>,
+    pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
     /// The size of the largest entry in bytes.
     pub(super) largest: usize,
@@ -200,7 +213,7 @@ pub(super) struct Part {
 /// passed over. It ends before the first that does not follow the one before it.
 pub(super) fn part(
     entries: Vec<Value>,
-    after: u64,
+    after: Position,
     mut topic: impl FnMut(&str) -> Option<Arc<str>>,
 ) -> Result<Part, BoxError> {
     let records = Vec::with_capacity(entries.len());
@@ -217,7 +230,8 @@ pub(super) fn part(
             Err(_) => break,
         };
         let through = part.through;
-        let is_next = entry.previous.is_none_or(|previous| previous == through) && entry.gone <= through;
+        let is_next =
+            entry.previous.is_none_or(|previous| previous == through) && entry.lost_for_readers_before <= Some(through);
         match part.entries {
             0 => {
                 part.begins_with_a_foreign_one = entry.previous.is_none();
@@ -230,9 +244,9 @@ pub(super) fn part(
         }
         part.entries += 1;
         part.largest = part.largest.max(entry.bytes);
-        part.newest_gone = part.newest_gone.max(entry.newest_gone);
+        part.newest_lost = part.newest_lost.max(entry.newest_lost);
         match part.runs.last_mut() {
-            Some((_, last)) if entry.position.saturating_sub(*last) <= 1 => *last = entry.position.max(*last),
+            Some((_, last)) if entry.position <= last.next() => *last = entry.position.max(*last),
             _ => part.runs.push((entry.position, entry.position)),
         }
         // Those at the end of a millisecond can have one position.
@@ -244,22 +258,22 @@ pub(super) fn part(
     Ok(part)
 }
 
-/// Returns the last position that a reader at `after` has missed if `next` is the next entry, or 0
-/// if the reader has missed no entry.
-fn evicted_through(after: u64, next: &Entry) -> u64 {
+/// Returns the last position that a reader at `after` has missed if `next` is the next entry, or
+/// `None` if the reader has missed no entry.
+fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     match next.previous {
-        _ if next.gone > after => next.position - 1,
-        Some(previous) if previous > after => previous,
-        // Nobody knows what else was lost.
-        _ if has_gone_back(after, next) => next.position - 1,
-        _ => 0,
+        _ if next.lost_for_readers_before > Some(after) => Some(next.position.previous()),
+        Some(previous) if previous > after => Some(previous),
+        // More entries may be lost than this reader knows.
+        _ if has_gone_back(after, next) => Some(next.position.previous()),
+        _ => None,
     }
 }
 
 /// Returns whether the log has gone back behind `after`, as in a failover that has lost the newest
 /// entries. A cursor immediately before an entry has lost nothing.
-fn has_gone_back(after: u64, next: &Entry) -> bool {
-    next.previous.is_some_and(|previous| previous < after) && after < next.position - 1
+fn has_gone_back(after: Position, next: &Entry) -> bool {
+    next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }
 
 #[cfg(test)]
@@ -267,9 +281,13 @@ mod tests {
     use super::*;
     use proptest::{collection::vec, prelude::*};
 
+    fn at(ms: u64, sequence: u64) -> Position {
+        Position::new(ms << SEQUENCE | sequence)
+    }
+
     /// The positions that a hub issues.
-    fn made() -> impl Strategy<Value = u64> {
-        (0..u64::MAX >> SEQUENCE, 0..REST).prop_map(|(ms, sequence)| ms << SEQUENCE | sequence)
+    fn issued() -> impl Strategy<Value = Position> {
+        (0..u64::MAX >> SEQUENCE, 0..REST).prop_map(|(ms, sequence)| at(ms, sequence))
     }
 
     fn bulk(bytes: impl Into<Vec<u8>>) -> Value {
@@ -286,27 +304,32 @@ mod tests {
     }
 
     /// The ids of a stream, and whether a hub has written the entry.
-    fn stream() -> impl Strategy<Value = Vec<(u64, bool)>> {
+    fn stream() -> impl Strategy<Value = Vec<(Position, bool)>> {
         vec((1..5_u64, prop_oneof![Just(0), 1..3 * REST], any::<bool>()), 1..50).prop_map(|steps| {
-            let mut at = 1_000_000 << SEQUENCE;
+            let mut at = 1_000_000_u64 << SEQUENCE;
             let mut stream = Vec::new();
             for (ms, sequence, is_ours) in steps {
                 at = if sequence == 0 { at + 1 } else { ((at >> SEQUENCE) + ms) << SEQUENCE | (sequence % REST) };
                 at += u64::from(at & REST == REST);
-                stream.push((at, is_ours));
+                stream.push((Position::new(at), is_ours));
             }
             stream
         })
     }
 
-    fn values(stream: &[(u64, bool)]) -> Vec<Value> {
-        let mut previous = stream[0].0 - 10;
+    /// A position before a stream.
+    fn before(stream: &[(Position, bool)]) -> Position {
+        Position::new(stream[0].0.get() - 10)
+    }
+
+    fn values(stream: &[(Position, bool)]) -> Vec<Value> {
+        let mut previous = before(stream);
         let mut values = Vec::new();
         for (at, is_ours) in stream {
             let before = id(previous);
             values.push(match is_ours {
                 false => value(id(*at), &[("some", "thing")]),
-                true if *at == previous + 1 && at & REST != 0 => value(id(*at), &[("t", "a"), ("e", "b")]),
+                true if *at == previous.next() && at.get() & REST != 0 => value(id(*at), &[("t", "a"), ("e", "b")]),
                 true => value(id(*at), &[("p", &before), ("t", "a"), ("e", "b")]),
             });
             previous = *at;
@@ -316,7 +339,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_position_is_its_id_and_their_order_is_the_same(one in made(), other in made()) {
+        fn ids_and_positions_have_one_order(one in issued(), other in issued()) {
             prop_assert_eq!(position(id(one).as_bytes()), Some(one));
             let parts = |position| {
                 let id = id(position);
@@ -327,7 +350,7 @@ mod tests {
         }
 
         #[test]
-        fn ids_that_others_choose_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
+        fn foreign_ids_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
             let at = position(format!("{ms}-{sequence}").as_bytes()).unwrap();
             if ms >> (64 - SEQUENCE) > 0 {
                 prop_assert_eq!(at, TOO_LATE);
@@ -336,22 +359,22 @@ mod tests {
             let through = id(at);
             let (through_ms, through_sequence) = through.split_once('-').unwrap();
             prop_assert!(through_ms.parse::<u64>().unwrap() >= ms);
-            prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "whoever goes on there does not get it again");
+            prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "a reader that continues there does not get it again");
         }
 
         #[test]
-        fn whatever_an_id_is_made_of_is_no_reason_to_panic(bytes in vec(any::<u8>(), 0..50)) {
-            let _whatever_it_is = position(&bytes);
+        fn arbitrary_ids_do_not_panic(bytes in vec(any::<u8>(), 0..50)) {
+            let _any_result = position(&bytes);
         }
 
         #[test]
-        fn a_stream_is_read_from_each_of_its_places_without_loss(stream in stream(), pages in 1..10_usize) {
+        fn stream_is_read_from_every_position_without_loss(stream in stream(), pages in 1..10_usize) {
             for begin in 0..stream.len() {
                 let mut after = stream[begin].0;
                 let mut read = Vec::new();
                 for page in values(&stream)[begin + 1..].chunks(pages) {
                     let part = part(page.to_vec(), after, all).unwrap();
-                    prop_assert_eq!(part.evicted_through, 0);
+                    prop_assert_eq!(part.evicted_through, None);
                     prop_assert_eq!(part.entries, page.len());
                     after = part.through;
                     read.extend(part.records.into_iter().map(|(position, _)| position));
@@ -364,7 +387,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_taken_out_of_a_stream_is_told_by_the_next_that_is_ours(
+        fn deleted_entries_are_reported_by_the_next_entry(
             stream in stream(), from in any::<prop::sample::Index>(), count in 1..5_usize
         ) {
             let from = from.index(stream.len());
@@ -373,41 +396,38 @@ mod tests {
             let mut values = values(&stream);
             values.drain(from..until);
             // The entries before the gap, and then those after it.
-            let first = part(values[..from].to_vec(), stream[0].0 - 10, all).unwrap();
+            let first = part(values[..from].to_vec(), before(&stream), all).unwrap();
             prop_assert_eq!(first.through, stream[from - 1].0);
-            let whole = part(values.clone(), stream[0].0 - 10, all).unwrap();
+            let whole = part(values.clone(), before(&stream), all).unwrap();
             prop_assert_eq!(whole.through, stream[from - 1].0, "it ends where something is missing");
             let rest = part(values[from..].to_vec(), first.through, all).unwrap();
-            prop_assert_eq!(rest.evicted_through, stream[until - 1].0);
+            prop_assert_eq!(rest.evicted_through, Some(stream[until - 1].0));
         }
     }
 
     #[test]
-    fn what_follows_nothing_that_was_read_is_told() {
+    fn missing_entries_are_reported() {
         let next = |previous: &str| value("7-0".into(), &[("p", previous), ("t", "a"), ("e", "b")]);
-        let anew = || value("7-0".into(), &[("p", "4-0"), ("l", "6-0"), ("t", "a"), ("e", "b")]);
+        let after_loss = || value("7-0".into(), &[("p", "4-0"), ("l", "6-0"), ("t", "a"), ("e", "b")]);
         for after in [3, 4, 5, 6] {
-            let after = after << SEQUENCE;
-            assert!(
-                part(vec![anew()], after, all).unwrap().evicted_through > after,
-                "it ended at 4-0, and had gone to 6-0"
-            );
+            let after = at(after, 0);
+            let evicted_through = part(vec![after_loss()], after, all).unwrap().evicted_through;
+            assert!(evicted_through > Some(after), "entries from 4-0 to 6-0 are lost");
         }
-        let whole =
-            part(vec![value("4-0".into(), &[("p", "3-0"), ("t", "a"), ("e", "b")]), anew()], 3 << SEQUENCE, all)
-                .unwrap();
-        assert_eq!((whole.through, whole.evicted_through), (4 << SEQUENCE, 0), "and that is where a page ends");
+        let before_loss = value("4-0".into(), &[("p", "3-0"), ("t", "a"), ("e", "b")]);
+        let whole = part(vec![before_loss, after_loss()], at(3, 0), all).unwrap();
+        assert_eq!((whole.through, whole.evicted_through), (at(4, 0), None), "a page ends before the loss");
         let lost = |after: &str, previous: &str| {
             part(vec![next(previous)], position(after.as_bytes()).unwrap(), all).unwrap().evicted_through
         };
-        assert_eq!(lost("5-0", "5-0"), 0);
-        assert_eq!(lost("5-0", "6-0"), 6 << SEQUENCE, "it was trimmed");
-        assert_eq!(lost("6-0", "5-0"), (7 << SEQUENCE) - 1, "the log has gone back");
-        assert_eq!(lost(&id((7 << SEQUENCE) - 1), "5-0"), 0, "nothing is between");
+        assert_eq!(lost("5-0", "5-0"), None);
+        assert_eq!(lost("5-0", "6-0"), Some(at(6, 0)), "it was trimmed");
+        assert_eq!(lost("6-0", "5-0"), Some(at(7, 0).previous()), "the log has gone back");
+        assert_eq!(lost(&id(at(7, 0).previous()), "5-0"), None, "nothing is between");
     }
 
     #[test]
-    fn what_is_no_entry_of_a_hub_is_passed_over_or_an_error() {
+    fn foreign_entries_are_skipped_or_an_error() {
         for fields in [
             &[][..],
             &[("t", "a")],
@@ -416,26 +436,27 @@ mod tests {
             &[("t", "a"), ("", "")],
             &[("E", "a"), ("T", "b")],
         ] {
-            let part = part(vec![value("7-3".into(), fields)], 1, all).unwrap();
-            assert_eq!((part.entries, part.records.len(), part.evicted_through), (1, 0, 0), "{fields:?}");
+            let part = part(vec![value("7-3".into(), fields)], at(0, 1), all).unwrap();
+            assert_eq!((part.entries, part.records.len(), part.evicted_through), (1, 0, None), "{fields:?}");
             assert!(part.begins_with_a_foreign_one);
         }
         for answer in [Value::Int(1), Value::Array(vec![bulk("7-0")]), value("x".into(), &[])] {
-            assert!(part(vec![answer], 1, all).is_err());
+            assert!(part(vec![answer], at(0, 1), all).is_err());
         }
         // The entries before it can be read.
         let entries = vec![value("7-3".into(), &[("t", "a"), ("f", "")]), value("x".into(), &[])];
-        let part = part(entries, (7 << SEQUENCE) + 2, all).unwrap();
-        assert_eq!((part.entries, part.through), (1, (7 << SEQUENCE) + 3));
+        let part = part(entries, at(7, 2), all).unwrap();
+        assert_eq!((part.entries, part.through), (1, at(7, 3)));
         assert_eq!(part.records[0].1.kind, RecordKind::Finish);
     }
+
     #[test]
     fn ids_too_late_for_a_position_are_passed() {
         let far = ["17592186044416-0", "99999999999999-7", "18446744073709551615-18446744073709551615"];
         let entries: Vec<_> = far.iter().map(|id| value((*id).to_owned(), &[("t", "a"), ("e", "b")])).collect();
-        let read = part(entries.clone(), 1, all).unwrap();
+        let read = part(entries.clone(), at(0, 1), all).unwrap();
         assert_eq!((read.entries, read.records.len(), read.through), (3, 0, TOO_LATE));
-        assert_eq!(part(entries, TOO_LATE, all).unwrap().evicted_through, 0);
+        assert_eq!(part(entries, TOO_LATE, all).unwrap().evicted_through, None);
         assert_eq!(id(TOO_LATE), far[2], "no entry is after it");
     }
 
@@ -444,30 +465,26 @@ mod tests {
         for fields in
             [&[("p", "99999999999999-0")][..], &[("p", "8-0"), ("g", "9-0")], &[("l", "6-0")], &[("g", "6-0")]]
         {
-            let read = part(vec![value("7-3".into(), fields)], 1, all).unwrap();
-            assert_eq!(
-                (read.evicted_through, read.newest_gone, read.through),
-                (0, 0, (7 << SEQUENCE) + 3),
-                "{fields:?}"
-            );
+            let read = part(vec![value("7-3".into(), fields)], at(0, 1), all).unwrap();
+            assert_eq!((read.evicted_through, read.newest_lost, read.through), (None, None, at(7, 3)), "{fields:?}");
         }
     }
 
     #[test]
-    fn every_reader_that_passes_a_mark_has_lost_events() {
+    fn mark_reports_a_loss_to_every_reader() {
         let before = || value("7-4".into(), &[("p", "5-0"), ("t", "a"), ("e", "b")]);
         let mark = || value("7-6".into(), &[("p", "7-4"), ("g", "6-0")]);
         let at = |id: &str| position(id.as_bytes()).unwrap();
         for after in ["5-0", "6-0", "7-4"] {
             let read = part(vec![mark()], at(after), all).unwrap();
             assert_eq!(
-                (read.evicted_through, read.through, read.newest_gone),
-                (at("7-5"), at("7-6"), at("6-0")),
+                (read.evicted_through, read.through, read.newest_lost),
+                (Some(at("7-5")), at("7-6"), Some(at("6-0"))),
                 "{after}"
             );
         }
-        assert_eq!(part(vec![mark()], at("7-5"), all).unwrap().evicted_through, 0, "a reader that was told");
+        assert_eq!(part(vec![mark()], at("7-5"), all).unwrap().evicted_through, None, "a reader after the loss");
         let read = part(vec![before(), mark()], at("5-0"), all).unwrap();
-        assert_eq!((read.evicted_through, read.through), (0, at("7-4")), "a page ends before a mark");
+        assert_eq!((read.evicted_through, read.through), (None, at("7-4")), "a page ends before a mark");
     }
 }

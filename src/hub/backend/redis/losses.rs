@@ -1,7 +1,13 @@
 //! Notices entries that the log has lost.
 
-use super::entry::{self, Part};
-use std::collections::{BTreeSet, VecDeque};
+use super::{
+    super::Position,
+    entry::{self, Part},
+};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    mem,
+};
 
 /// The maximum number of acknowledged positions that are still to be read. Beyond that the oldest
 /// are forgotten.
@@ -22,19 +28,21 @@ const ATTEMPTS: u32 = 4;
 #[derive(Default)]
 pub(super) struct Losses {
     /// All entries after `from` up to `through` were read: those in `runs`.
-    from: u64,
-    through: u64,
-    runs: VecDeque<(u64, u64)>,
+    from: Position,
+    through: Position,
+    runs: VecDeque<(Position, Position)>,
     /// Positions that were acknowledged here, and are still to be read.
-    acknowledged: BTreeSet<u64>,
-    /// The newest lost position that no entry of the log reports yet. 0 if there is none.
-    lost: u64,
+    acknowledged: BTreeSet<Position>,
+    /// The newest lost position that no entry of the log reports yet.
+    lost: Option<Position>,
     attempts: u32,
+    /// The end of the server's log at the last look, if it was before the newest known position.
+    behind: Option<Position>,
 }
 
 impl Losses {
     /// The next entries to be read are those after this position.
-    pub(super) fn begin(&mut self, after: u64) {
+    pub(super) fn begin(&mut self, after: Position) {
         if after != self.through {
             (self.from, self.through) = (after, after);
             self.runs.clear();
@@ -42,14 +50,14 @@ impl Losses {
     }
 
     /// Forgets what was known of the old log when another one replaces it. The new log ends here.
-    pub(super) fn reset(&mut self, newest: u64) {
+    pub(super) fn reset(&mut self, newest: Position) {
         self.acknowledged.retain(|position| *position <= newest);
-        (self.lost, self.attempts) = (0, 0);
+        (self.lost, self.attempts) = (None, 0);
     }
 
     /// Notes a position that was acknowledged here. It may have been read already.
-    pub(super) fn note_acknowledged(&mut self, position: u64) {
-        let was_passed = position <= self.through && !entry::is_far_after(self.through, position >> entry::SEQUENCE);
+    pub(super) fn note_acknowledged(&mut self, position: Position) {
+        let was_passed = position <= self.through && !entry::is_far_after(self.through, entry::ms(position));
         if !was_passed {
             self.acknowledged.insert(position);
             if self.acknowledged.len() > ACKNOWLEDGED {
@@ -62,16 +70,15 @@ impl Losses {
 
     /// Notes the entries that were read after a position. `evicted_through` is the watermark that
     /// the entries report.
-    pub(super) fn note_read(&mut self, part: &Part, after: u64, evicted_through: u64) {
+    pub(super) fn note_read(&mut self, part: &Part, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
-        let told = part.previous.unwrap_or(evicted_through);
-        if told > self.through {
-            self.from = told;
+        if let Some(reported) = part.previous.or(evicted_through).filter(|reported| *reported > self.through) {
+            self.from = reported;
             self.runs.clear();
         }
         for &(first, last) in &part.runs {
             match self.runs.back_mut() {
-                Some((_, end)) if first.saturating_sub(*end) <= 1 => *end = last.max(*end),
+                Some((_, end)) if first <= end.next() => *end = last.max(*end),
                 _ => self.runs.push_back((first, last)),
             }
         }
@@ -88,32 +95,38 @@ impl Losses {
         if part.has_gone_back {
             self.note_missing(after);
         }
-        self.note_marked(part.newest_gone);
+        if let Some(reported) = part.newest_lost {
+            self.note_marked(reported);
+        }
     }
 
     /// Notes a position that was in the log and is not there any more.
-    pub(super) fn note_missing(&mut self, position: u64) {
-        self.lost = self.lost.max(position);
+    pub(super) fn note_missing(&mut self, position: Position) {
+        self.lost = self.lost.max(Some(position));
     }
 
-    /// The log says that this position was lost.
-    pub(super) fn note_marked(&mut self, position: u64) {
-        if position >= self.lost {
-            (self.lost, self.attempts) = (0, 0);
+    /// Notes that the log reports the loss of this position.
+    pub(super) fn note_marked(&mut self, position: Position) {
+        if Some(position) >= self.lost {
+            (self.lost, self.attempts) = (None, 0);
         }
     }
 
     /// Returns the position that is to be marked as lost, if there is one, and whether it is to be
     /// marked whatever else the log has. Counts an attempt.
-    pub(super) fn attempt(&mut self) -> Option<(u64, bool)> {
-        if self.lost == 0 {
-            return None;
-        }
+    pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
+        let lost = self.lost?;
         self.attempts += 1;
-        Some((self.lost, self.attempts > ATTEMPTS))
+        Some((lost, self.attempts > ATTEMPTS))
     }
 
-    fn has_read(&self, position: u64) -> bool {
+    /// Records that the log ends here, before the newest known position, or that it does not.
+    /// Returns the end that was recorded before.
+    pub(super) fn replace_behind(&mut self, behind: Option<Position>) -> Option<Position> {
+        mem::replace(&mut self.behind, behind)
+    }
+
+    fn has_read(&self, position: Position) -> bool {
         let run = self.runs.partition_point(|(_, last)| *last < position);
         self.runs.get(run).is_some_and(|(first, _)| *first <= position)
     }
@@ -123,11 +136,15 @@ impl Losses {
 mod tests {
     use super::*;
 
+    fn at(number: u64) -> Position {
+        number.into()
+    }
+
     fn part(previous: u64, positions: &[u64]) -> Part {
         Part {
-            previous: Some(previous),
-            through: positions[positions.len() - 1],
-            runs: positions.iter().map(|position| (*position, *position)).collect(),
+            previous: Some(at(previous)),
+            through: at(positions[positions.len() - 1]),
+            runs: positions.iter().map(|position| (at(*position), at(*position))).collect(),
             ..Part::default()
         }
     }
@@ -135,8 +152,8 @@ mod tests {
     /// Has read 1 to 3.
     fn losses() -> Losses {
         let mut losses = Losses::default();
-        losses.begin(0);
-        losses.note_read(&part(0, &[1, 2, 3]), 0, 0);
+        losses.begin(at(0));
+        losses.note_read(&part(0, &[1, 2, 3]), at(0), None);
         losses
     }
 
@@ -144,66 +161,66 @@ mod tests {
     fn acknowledged_positions_that_are_read_are_not_lost() {
         let mut losses = losses();
         for position in [2, 3, 4, 7] {
-            losses.note_acknowledged(position);
+            losses.note_acknowledged(at(position));
         }
-        losses.note_read(&part(3, &[4, 5, 7]), 3, 0);
-        losses.note_acknowledged(5);
+        losses.note_read(&part(3, &[4, 5, 7]), at(3), None);
+        losses.note_acknowledged(at(5));
         assert_eq!(losses.attempt(), None);
     }
 
     #[test]
     fn acknowledged_positions_that_are_not_read_are_lost() {
         let mut before = losses();
-        before.note_acknowledged(5);
-        before.note_read(&part(3, &[4, 7]), 3, 0);
-        assert_eq!(before.attempt(), Some((5, false)));
+        before.note_acknowledged(at(5));
+        before.note_read(&part(3, &[4, 7]), at(3), None);
+        assert_eq!(before.attempt(), Some((at(5), false)));
         let mut afterwards = losses();
-        afterwards.note_read(&part(3, &[4, 7]), 3, 0);
-        afterwards.note_acknowledged(6);
-        assert_eq!(afterwards.attempt(), Some((6, false)));
+        afterwards.note_read(&part(3, &[4, 7]), at(3), None);
+        afterwards.note_acknowledged(at(6));
+        assert_eq!(afterwards.attempt(), Some((at(6), false)));
     }
 
     #[test]
     fn trimmed_positions_need_no_mark() {
         let mut losses = losses();
-        losses.note_acknowledged(5);
-        losses.note_read(&part(6, &[7, 8]), 3, 6);
-        losses.note_acknowledged(6);
+        losses.note_acknowledged(at(5));
+        losses.note_read(&part(6, &[7, 8]), at(3), Some(at(6)));
+        losses.note_acknowledged(at(6));
         assert_eq!(losses.attempt(), None);
     }
 
     #[test]
     fn a_mark_for_a_newer_position_ends_the_loss() {
-        for (newest_gone, is_told) in [(2, false), (3, true), (4, true)] {
+        for (newest_lost, is_reported) in [(2, false), (3, true), (4, true)] {
             let mut losses = losses();
-            let read = Part { has_gone_back: true, newest_gone, ..part(1, &[7]) };
-            losses.note_read(&read, 3, 6);
-            assert_eq!(losses.attempt().is_none(), is_told, "{newest_gone}");
+            let read = Part { has_gone_back: true, newest_lost: Some(at(newest_lost)), ..part(1, &[7]) };
+            losses.note_read(&read, at(3), Some(at(6)));
+            assert_eq!(losses.attempt().is_none(), is_reported, "{newest_lost}");
         }
     }
 
     #[test]
     fn a_long_log_does_not_prevent_a_mark() {
         let mut losses = losses();
-        losses.note_missing(3);
+        losses.note_missing(at(3));
         for _ in 0..ATTEMPTS {
-            assert_eq!(losses.attempt(), Some((3, false)));
+            assert_eq!(losses.attempt(), Some((at(3), false)));
         }
-        assert_eq!(losses.attempt(), Some((3, true)));
-        losses.note_marked(2);
-        assert_eq!(losses.attempt(), Some((3, true)));
-        losses.note_marked(3);
+        assert_eq!(losses.attempt(), Some((at(3), true)));
+        losses.note_marked(at(2));
+        assert_eq!(losses.attempt(), Some((at(3), true)));
+        losses.note_marked(at(3));
         assert_eq!(losses.attempt(), None);
     }
 
     #[test]
     fn a_new_log_forgets_positions_after_its_end() {
         let mut losses = losses();
-        losses.note_acknowledged(9);
-        losses.note_missing(3);
-        losses.reset(2);
-        losses.begin(1);
-        losses.note_read(&part(1, &[2, 10]), 1, 0);
+        losses.note_acknowledged(at(9));
+        losses.note_missing(at(3));
+        losses.reset(at(2));
+        losses.begin(at(1));
+        losses.note_read(&part(1, &[2, 10]), at(1), None);
         assert_eq!(losses.attempt(), None);
     }
 }

@@ -6,7 +6,7 @@ mod losses;
 #[cfg(feature = "redis-tls")]
 mod tls;
 
-use super::{Appended, Backend, Bounds, IdFormat, Page, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
 use crate::BoxError;
 use connection::{COMMANDS, Connection, Failed, Server, is_elsewhere, is_of_the_connection};
 use losses::Losses;
@@ -131,8 +131,6 @@ pub struct RedisBackend {
     /// The newest position that was ever seen, which the server may have lost.
     known: AtomicU64,
     losses: SyncMutex<Losses>,
-    /// The end of the server's log, when that was before the newest known position.
-    behind: AtomicU64,
 }
 
 /// The shared connection.
@@ -182,7 +180,6 @@ impl RedisBackend {
             size: AtomicUsize::new(PAGES[0] / FIRST),
             known: AtomicU64::new(0),
             losses: SyncMutex::default(),
-            behind: AtomicU64::new(0),
         })
     }
 
@@ -288,8 +285,13 @@ impl RedisBackend {
         Failed::new(format!("the stream {:?} of Redis", self.stream), source)
     }
 
-    fn knows(&self, position: u64) {
-        self.known.fetch_max(position, Relaxed);
+    /// Returns the newest known position.
+    fn known(&self) -> Position {
+        self.known.load(Relaxed).into()
+    }
+
+    fn note_known(&self, position: Position) {
+        self.known.fetch_max(position.get(), Relaxed);
     }
 
     fn losses(&self) -> MutexGuard<'_, Losses> {
@@ -374,16 +376,16 @@ impl RedisBackend {
 
     /// Returns the eviction watermark, the last position, and the time of the server in
     /// milliseconds.
-    async fn ends(&self) -> Result<(u64, u64, u64), BoxError> {
+    async fn ends(&self) -> Result<(Position, Position, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
-        bounds.arg(entry::id(self.known.load(Relaxed)));
+        bounds.arg(entry::id(self.known()));
         let (oldest, newest, now): (Vec<Value>, Vec<u8>, u64) = self.run(&Command::Script(bounds)).await?;
         let newest = entry::expect_position(&newest)?;
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
     /// Returns the eviction watermark of a reader at `after` that gets these entries.
-    async fn evicted_through(&self, part: &entry::Part, after: u64) -> Result<u64, BoxError> {
+    async fn evicted_through(&self, part: &entry::Part, after: Position) -> Result<Option<Position>, BoxError> {
         if !part.begins_with_a_foreign_one {
             return Ok(part.evicted_through);
         }
@@ -394,21 +396,22 @@ impl RedisBackend {
         if !self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
             return Ok(part.evicted_through);
         }
-        Ok(self.ends().await?.0)
+        Ok(Some(self.ends().await?.0))
     }
 
-    fn page(&self, part: entry::Part, evicted_through: u64) -> Page {
+    fn page(&self, part: entry::Part, evicted_through: Option<Position>) -> Page {
         self.learn(part.largest);
-        self.knows(part.through);
+        self.note_known(part.through);
+        let evicted_through = evicted_through.unwrap_or_default();
         Page { epoch: self.epoch(), evicted_through, records: part.records, through: part.through }
     }
 
     /// Compares the end of the log with what is known of it, when nothing follows after a position.
     /// Returns a page if everything that follows is lost. Returns an error if another log has
     /// replaced it.
-    async fn look_at_the_end(&self, after: u64) -> Result<Option<Page>, BoxError> {
+    async fn look_at_the_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
         // Before the server is asked: what another task appends meanwhile is no loss.
-        let known = self.known.load(Relaxed).max(after);
+        let known = self.known().max(after);
         let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
         let Some(newest) = newest else { return Ok(None) };
         let newest = entry::expect_position(&newest)?;
@@ -419,12 +422,12 @@ impl RedisBackend {
             return Ok(is_empty.then(|| self.nothing_but_a_loss(newest)));
         }
         let is_far = entry::is_far_after(known, now);
-        let before = self.behind.swap(if newest < after { newest } else { 0 }, Relaxed);
+        let before = self.losses().replace_behind((newest < after).then_some(newest));
         // Others add entries before the place that was read, and this process could not mark the
         // loss.
-        let has_gone_on = before > 0 && before < newest;
-        if newest < after && (is_far || has_gone_on) {
-            self.known.store(newest, Relaxed);
+        let has_continued = before.is_some_and(|before| before < newest);
+        if newest < after && (is_far || has_continued) {
+            self.known.store(newest.get(), Relaxed);
             self.losses().reset(newest);
             return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
         }
@@ -434,8 +437,8 @@ impl RedisBackend {
         Ok(None)
     }
 
-    fn nothing_but_a_loss(&self, through: u64) -> Page {
-        self.knows(through);
+    fn nothing_but_a_loss(&self, through: Position) -> Page {
+        self.note_known(through);
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
 
@@ -443,15 +446,15 @@ impl RedisBackend {
     /// say so.
     ///
     /// An attempt that fails is repeated before the next page.
-    async fn mark(&self, after: u64) {
+    async fn mark(&self, after: Position) {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared().await else { return };
         let mut mark = self.mark.key(&self.stream);
-        mark.arg(self.max_entries()).arg(entry::id(self.known.load(Relaxed))).arg(shared.0.region());
+        mark.arg(self.max_entries()).arg(entry::id(self.known())).arg(shared.0.region());
         mark.arg(entry::id(lost)).arg(entry::id(after)).arg(self.count(PAGES[1]) * MARKS).arg(u8::from(is_forced));
         if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
             // It is empty if another node was first.
-            entry::position(&id).inspect(|position| self.knows(*position));
+            entry::position(&id).inspect(|position| self.note_known(*position));
             self.losses().note_marked(lost);
         }
     }
@@ -465,22 +468,22 @@ impl Backend for RedisBackend {
     const ID_FORMAT: IdFormat = IdFormat::Times;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        let known = self.known.load(Relaxed);
+        let known = self.known();
         let (evicted_through, newest, now) = self.ends().await?;
         if newest < known && entry::is_far_after(known, now) {
             // Nothing was added since, unless the position has changed.
-            let _changed = self.known.compare_exchange(known, newest, Relaxed, Relaxed);
+            let _changed = self.known.compare_exchange(known.get(), newest.get(), Relaxed, Relaxed);
         }
-        self.knows(newest);
+        self.note_known(newest);
         // A failover has lost a position that is known and not in the log. The follower reports it.
-        Ok(Bounds { epoch: self.epoch(), evicted_through, last: self.known.load(Relaxed) })
+        Ok(Bounds { epoch: self.epoch(), evicted_through, last: self.known() })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let shared = self.shared().await?;
         let mut append = self.append.key(&self.stream);
         append.arg(self.max_entries()).arg(self.max_age_ms());
-        append.arg(entry::id(self.known.load(Relaxed))).arg(shared.0.region());
+        append.arg(entry::id(self.known())).arg(shared.0.region());
         for record in &records {
             append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
         }
@@ -490,16 +493,16 @@ impl Backend for RedisBackend {
             self.trim().await;
         }
         let position = entry::expect_position(&id?)?;
-        self.knows(position);
+        self.note_known(position);
         self.losses().note_acknowledged(position);
         Ok(Appended { epoch: self.epoch(), position })
     }
 
-    async fn read(&self, topics: &[Arc<str>], after: u64) -> Result<Page, BoxError> {
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         loop {
             let entries = match after {
                 // There is no id after it, and the server says so by an error.
-                u64::MAX => Vec::new(),
+                Position::MAX => Vec::new(),
                 _ => {
                     let mut range = cmd("XRANGE");
                     range.arg(&self.stream).arg(format!("({}", entry::id(after))).arg("+");
@@ -521,7 +524,7 @@ impl Backend for RedisBackend {
         }
     }
 
-    async fn follow(&self, after: u64) -> Result<Page, BoxError> {
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
         self.losses().begin(after);
         loop {
             self.mark(after).await;
@@ -571,7 +574,7 @@ impl RedisBackend {
     /// Lets go of what is too old, as adding something does, where nothing can be added.
     async fn trim(&self) {
         let age = self.max_age_ms();
-        let newest = self.known.load(Relaxed) >> 20;
+        let newest = entry::ms(self.known());
         if age > 0 && age < newest {
             let mut trim = cmd("XTRIM");
             trim.arg(&self.stream).arg("MINID").arg(newest - age);

@@ -28,7 +28,7 @@ use tower_sse::{
     Event, EventId,
     hub::{
         Error, ErrorKind, Hub, Start, Subscription,
-        backend::{Backend, NatsBackend, Record, RecordKind},
+        backend::{Backend, NatsBackend, Position, Record, RecordKind},
     },
 };
 
@@ -680,7 +680,7 @@ async fn what_is_deleted_from_the_middle_is_told() {
         positions.push(log.append(vec![record]).await.expect("it is there").position);
     }
     admin.get_stream("tower-sse").await.expect("it is there").delete_message(5).await.expect("it is there");
-    let mut after = 0;
+    let mut after = Position::START;
     let mut followed = Vec::new();
     while after < positions[5] {
         let page = log.follow(after).await.expect("a page");
@@ -703,7 +703,7 @@ fn a_hub_can_be_dropped_where_there_is_no_runtime() {
         let hub = connect(backend(&store.url())).await;
         publish(&hub, "x").await;
         let log = backend(&store.url());
-        log.follow(0).await.expect("a page");
+        log.follow(Position::START).await.expect("a page");
         (store, hub, log)
     });
     // It keeps a consumer.

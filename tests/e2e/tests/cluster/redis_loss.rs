@@ -89,7 +89,7 @@ async fn streams_of_one_millisecond_share_no_id() {
             }
             let records = vec![record.clone(); 1 + (n + round) % 3];
             let count = records.len() as u64;
-            let last = backend.append(records).await.expect("the server stores it").position;
+            let last = backend.append(records).await.expect("the server stores it").position.get();
             positions.extend(last + 1 - count..=last);
         }
         positions

@@ -1,0 +1,64 @@
+use std::fmt;
+
+/// The number of a record in the order of a log.
+///
+/// The positions of a log begin at 1 and rise, not necessarily by one. They have a meaning only
+/// together with the [epoch](super::Bounds::epoch) of their log.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::hub::backend::Position;
+///
+/// let first = Position::START.next();
+/// assert_eq!(first, Position::new(1));
+/// assert!(first > Position::START);
+/// assert_eq!(first.get(), 1);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(u64);
+
+impl Position {
+    /// The position before the first record of every log. A reader after it gets all records, and no
+    /// record has it. It is the default.
+    pub const START: Self = Self(0);
+
+    /// The greatest position.
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// Creates a position from its number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// Returns the number of this position.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the position that follows immediately. [`MAX`](Self::MAX) stays as it is.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// Returns the position immediately before. [`START`](Self::START) stays as it is.
+    #[must_use]
+    pub const fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+}
+
+impl From<u64> for Position {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
