@@ -1,4 +1,4 @@
-//! What an `SseStream` is as a body: when it yields what, how it ends, and what it releases.
+//! `SseStream` as a body: its frames and their times, its end, and the release of its stream.
 
 use bytes::Bytes;
 use futures_util::stream::{self, poll_fn};
@@ -16,41 +16,20 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
+use support::polled::Polled;
 use tokio::{
     sync::mpsc,
     time::{advance, sleep},
 };
 use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
-use tokio_test::{assert_pending, task};
-use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, SseBody, SseItem, SseStream};
+use tower_sse::{EncodedEvents, Event, Heartbeat, JsonError, SseItem, SseStream};
 
-/// A body that is polled by hand.
-struct Polled<S>(task::Spawn<SseBody<S>>);
-
-impl<S> Polled<S>
+fn polled<S>(stream: SseStream<S>) -> Polled
 where
-    S: Stream,
+    S: Stream + Send + 'static,
     S::Item: SseItem,
 {
-    fn new(stream: SseStream<S>) -> Self {
-        Self(task::spawn(stream.into_http_response().into_body()))
-    }
-
-    fn poll(&mut self) -> Poll<Option<Result<Bytes, String>>> {
-        self.0.enter(|cx, body| body.poll_frame(cx)).map(|frame| {
-            frame.map(|frame| frame.map(|frame| frame.into_data().unwrap()).map_err(|error| error.to_string()))
-        })
-    }
-
-    #[track_caller]
-    fn assert_data(&mut self, expected: &str) {
-        assert_eq!(self.poll(), Poll::Ready(Some(Ok(Bytes::copy_from_slice(expected.as_bytes())))));
-    }
-
-    #[track_caller]
-    fn assert_end(&mut self) {
-        assert_eq!(self.poll(), Poll::Ready(None));
-    }
+    Polled::new(stream.into_http_response())
 }
 
 fn channel() -> (mpsc::UnboundedSender<Event>, UnboundedReceiverStream<Event>) {
@@ -58,7 +37,7 @@ fn channel() -> (mpsc::UnboundedSender<Event>, UnboundedReceiverStream<Event>) {
     (sender, UnboundedReceiverStream::new(receiver))
 }
 
-/// A stream that panics when it is polled after its end, or after an error.
+/// Returns a stream that panics when it is polled after its end, or after an error.
 fn strict<T: Send + 'static, E: Send + 'static>(items: Vec<Result<T, E>>) -> impl Stream<Item = Result<T, E>> + Send {
     let mut items = items.into_iter();
     let mut ended = false;
@@ -71,48 +50,48 @@ fn strict<T: Send + 'static, E: Send + 'static>(items: Vec<Result<T, E>>) -> imp
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_sends_its_first_byte_at_once_and_then_a_heartbeat_after_every_interval() {
+async fn silent_stream_sends_first_byte_then_heartbeats() {
     let (_sender, events) = channel();
-    let mut body = Polled::new(SseStream::new(events));
+    let mut body = polled(SseStream::new(events));
     body.assert_data(":\n");
-    assert_pending!(body.poll());
+    body.assert_pending();
 
     for _ in 0..3 {
         advance(Duration::from_millis(14_990)).await;
-        assert!(!body.0.is_woken());
-        assert_pending!(body.poll());
+        assert!(!body.is_woken());
+        body.assert_pending();
         advance(Duration::from_millis(20)).await;
-        assert!(body.0.is_woken());
+        assert!(body.is_woken());
         body.assert_data(":\n");
-        assert_pending!(body.poll());
+        body.assert_pending();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heartbeat_comes_a_full_interval_after_the_last_event() {
+async fn heartbeat_follows_last_event_by_full_interval() {
     let (sender, events) = channel();
-    let mut body = Polled::new(SseStream::new(events).heartbeat(Heartbeat::every(Duration::from_secs(10))));
+    let mut body = polled(SseStream::new(events).heartbeat(Heartbeat::every(Duration::from_secs(10))));
     body.assert_data(":\n");
-    assert_pending!(body.poll());
+    body.assert_pending();
 
     advance(Duration::from_secs(7)).await;
     sender.send(Event::new("a")).unwrap();
     body.assert_data("data: a\n\n");
-    assert_pending!(body.poll());
+    body.assert_pending();
 
-    // The timer was set for here. It is set anew, for ten seconds after the event.
+    // The timer was set for this instant. It is now set to ten seconds after the event.
     advance(Duration::from_millis(3_001)).await;
-    assert!(body.0.is_woken());
-    assert_pending!(body.poll());
+    assert!(body.is_woken());
+    body.assert_pending();
     advance(Duration::from_millis(6_990)).await;
-    assert!(!body.0.is_woken());
+    assert!(!body.is_woken());
     advance(Duration::from_millis(20)).await;
-    assert!(body.0.is_woken());
+    assert!(body.is_woken());
     body.assert_data(":\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_heartbeat_can_have_a_text_or_be_an_event_and_never_has_an_id() {
+async fn heartbeat_is_comment_or_event_without_id() {
     async fn second_frame(heartbeat: Heartbeat) -> Bytes {
         let (_sender, events) = channel();
         let mut body = SseStream::new(events).heartbeat(heartbeat).into_http_response().into_body();
@@ -125,19 +104,19 @@ async fn a_heartbeat_can_have_a_text_or_be_an_event_and_never_has_an_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_heartbeat_there_is_nothing_but_the_events() {
+async fn without_heartbeat_body_has_only_events() {
     let (sender, events) = channel();
-    let mut body = Polled::new(SseStream::new(events).without_heartbeat());
-    assert_pending!(body.poll());
+    let mut body = polled(SseStream::new(events).without_heartbeat());
+    body.assert_pending();
     advance(Duration::from_secs(3600)).await;
-    assert!(!body.0.is_woken());
-    assert_pending!(body.poll());
+    assert!(!body.is_woken());
+    body.assert_pending();
     sender.send(Event::new("a")).unwrap();
     body.assert_data("data: a\n\n");
 }
 
 #[test]
-fn without_heartbeat_no_runtime_is_needed() {
+fn without_heartbeat_body_needs_no_runtime() {
     let events = stream::iter([Event::new("a")]).chain(stream::pending().take(0));
     let body = SseStream::new(events).without_heartbeat().into_http_response().into_body();
     let collected = futures_executor::block_on(body.collect()).unwrap();
@@ -145,17 +124,17 @@ fn without_heartbeat_no_runtime_is_needed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interval_beyond_the_end_of_time_is_no_heartbeat() {
+async fn interval_beyond_instant_range_disables_heartbeats() {
     let (_sender, events) = channel();
-    let mut body = Polled::new(SseStream::new(events).heartbeat(Heartbeat::every(Duration::MAX)));
+    let mut body = polled(SseStream::new(events).heartbeat(Heartbeat::every(Duration::MAX)));
     body.assert_data(":\n");
-    assert_pending!(body.poll());
+    body.assert_pending();
 }
 
 #[tokio::test]
-async fn ready_events_are_one_frame_and_an_event_that_is_ready_alone_is_not_delayed() {
+async fn ready_events_share_a_frame_without_delay() {
     let (sender, events) = channel();
-    let mut body = Polled::new(SseStream::new(events));
+    let mut body = polled(SseStream::new(events));
     sender.send(Event::new("a")).unwrap();
     sender.send(Event::new("b")).unwrap();
     body.assert_data("data: a\n\ndata: b\n\n");
@@ -164,9 +143,9 @@ async fn ready_events_are_one_frame_and_an_event_that_is_ready_alone_is_not_dela
 }
 
 #[tokio::test]
-async fn a_frame_takes_no_more_than_about_16_kib_and_nothing_is_lost_between_frames() {
+async fn frames_hold_16_kib_and_lose_nothing() {
     for size in [0, 1, 100, 1000, 4000, 4090, 5000, 20_000, 70_000] {
-        // The smallest there are have no id.
+        // An event of the smallest size has no id.
         let event = |n| if size == 0 { Event::new("") } else { Event::new("x".repeat(size)).id(n) };
         let events: Vec<_> = (0..400_000 / (size + 8)).map(event).collect();
         let all: EncodedEvents = events.iter().cloned().collect();
@@ -190,7 +169,7 @@ async fn a_frame_takes_no_more_than_about_16_kib_and_nothing_is_lost_between_fra
 }
 
 #[tokio::test]
-async fn a_large_chunk_is_handed_on_without_a_copy() {
+async fn large_encoded_events_are_not_copied() {
     let chunk: EncodedEvents = [Event::new("x".repeat(10_000))].into_iter().collect();
     let items = [EncodedEvents::from(Event::new("small")), chunk.clone()];
     let mut body = SseStream::new(stream::iter(items)).into_http_response().into_body();
@@ -199,96 +178,96 @@ async fn a_large_chunk_is_handed_on_without_a_copy() {
     assert_eq!(data.as_ptr(), chunk.as_bytes().as_ptr());
 }
 
-/// The time that the transport has to send what it was given before an error.
-const GRACE: Duration = Duration::from_millis(250);
+/// The time between the last bytes and an error, in which the transport sends those bytes.
+const FLUSH_DELAY: Duration = Duration::from_millis(250);
 
 #[tokio::test(start_paused = true)]
-async fn what_came_before_an_error_is_sent_before_the_error() {
+async fn events_before_an_error_are_sent_first() {
     let items = vec![Ok(Event::new("a")), Ok(Event::new("b")), Err(io::Error::other("broken"))];
-    let mut body = Polled::new(SseStream::new(strict(items)));
+    let mut body = polled(SseStream::new(strict(items)));
     body.assert_data("data: a\n\ndata: b\n\n");
-    // The transport's opportunity to flush. Over HTTP/2 one turn is not enough: another task writes.
-    assert_pending!(body.poll());
-    advance(GRACE - Duration::from_millis(1)).await;
-    assert_pending!(body.poll());
+    // The transport can flush now. One poll is not enough for HTTP/2, where another task writes.
+    body.assert_pending();
+    advance(FLUSH_DELAY - Duration::from_millis(1)).await;
+    body.assert_pending();
     advance(Duration::from_millis(2)).await;
-    assert!(body.0.is_woken());
+    assert!(body.is_woken());
     assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".into()))));
     body.assert_end();
     body.assert_end();
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_before_the_first_event_leaves_the_transport_the_time_to_send_the_head() {
-    let mut body = Polled::new(SseStream::new(strict(vec![Err::<Event, _>(io::Error::other("broken"))])));
-    assert_pending!(body.poll());
-    sleep(GRACE).await;
+async fn early_error_waits_until_head_is_sent() {
+    let mut body = polled(SseStream::new(strict(vec![Err::<Event, _>(io::Error::other("broken"))])));
+    body.assert_pending();
+    sleep(FLUSH_DELAY).await;
     assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".into()))));
     body.assert_end();
 }
 
 #[test]
-fn without_a_runtime_an_error_comes_after_one_turn() {
+fn without_runtime_error_follows_after_one_poll() {
     let items = vec![Ok(Event::new("a")), Err(io::Error::other("broken"))];
-    let mut body = Polled::new(SseStream::new(strict(items)).without_heartbeat());
+    let mut body = polled(SseStream::new(strict(items)).without_heartbeat());
     body.assert_data("data: a\n\n");
-    assert_pending!(body.poll());
-    assert!(body.0.is_woken());
+    body.assert_pending();
+    assert!(body.is_woken());
     assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".into()))));
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_error_decides_between_a_last_event_and_the_broken_transfer() {
+async fn on_error_sends_last_event_or_breaks_transfer() {
     let items = || vec![Ok(Event::new("a")), Err(io::Error::other("broken"))];
     let end_with = Event::new("never sent after an error");
 
     let stream = SseStream::new(strict(items())).end_with(end_with.clone());
-    let mut body = Polled::new(stream.on_error(|error| Some(Event::display(error).event("error"))));
+    let mut body = polled(stream.on_error(|error| Some(Event::display(error).event("error"))));
     body.assert_data("data: a\n\nevent: error\ndata: broken\n\n");
     body.assert_end();
 
-    let mut body = Polled::new(SseStream::new(strict(items())).end_with(end_with).on_error(|_| None));
+    let mut body = polled(SseStream::new(strict(items())).end_with(end_with).on_error(|_| None));
     body.assert_data("data: a\n\n");
-    assert_pending!(body.poll());
-    sleep(GRACE).await;
+    body.assert_pending();
+    sleep(FLUSH_DELAY).await;
     assert_eq!(body.poll(), Poll::Ready(Some(Err("broken".into()))));
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_by_itself_ends_with_its_last_event() {
+async fn finished_stream_sends_end_with_event() {
     let items: Vec<Result<_, io::Error>> = vec![Ok(Event::new("a"))];
     let stream = SseStream::new(strict(items)).retry(Duration::from_secs(3)).end_with(Event::default().event("close"));
-    let mut body = Polled::new(stream);
-    assert!(!body.0.is_end_stream());
+    let mut body = polled(stream);
+    assert!(!body.is_end_stream());
     body.assert_data("retry: 3000\ndata: a\n\nevent: close\ndata: \n\n");
-    assert!(body.0.is_end_stream());
+    assert!(body.is_end_stream());
     body.assert_end();
     body.assert_end();
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_reconnection_time_goes_first_and_at_once() {
+async fn retry_is_sent_first_and_immediately() {
     let (_sender, events) = channel();
-    let mut body = Polled::new(SseStream::new(events).retry(Duration::from_millis(1500)));
+    let mut body = polled(SseStream::new(events).retry(Duration::from_millis(1500)));
     body.assert_data("retry: 1500\n");
-    assert_pending!(body.poll());
+    body.assert_pending();
 }
 
 #[tokio::test]
-async fn an_empty_stream_ends() {
-    let mut body = Polled::new(SseStream::new(stream::empty::<Event>()));
+async fn empty_stream_ends_immediately() {
+    let mut body = polled(SseStream::new(stream::empty::<Event>()));
     body.assert_end();
-    let mut body = Polled::new(SseStream::new(stream::empty::<Event>()).end_with(Event::new("bye")));
+    let mut body = polled(SseStream::new(stream::empty::<Event>()).end_with(Event::new("bye")));
     body.assert_data("data: bye\n\n");
     body.assert_end();
 }
 
 #[tokio::test]
-async fn a_stream_of_nothing_but_empty_chunks_lets_others_have_their_turn() {
-    let mut body = Polled::new(SseStream::new(stream::repeat(EncodedEvents::default())));
+async fn endless_empty_chunks_yield_to_other_tasks() {
+    let mut body = polled(SseStream::new(stream::repeat(EncodedEvents::default())));
     body.assert_data(":\n");
-    assert_pending!(body.poll());
-    assert!(body.0.is_woken());
+    body.assert_pending();
+    assert!(body.is_woken());
 }
 
 struct CountsDrops(Arc<AtomicUsize>);
@@ -308,22 +287,22 @@ impl Stream for CountsDrops {
 }
 
 #[tokio::test]
-async fn the_stream_is_released_when_it_ends_and_when_the_body_is_dropped_polled_or_not() {
+async fn stream_is_dropped_at_end_or_with_body() {
     let drops = Arc::new(AtomicUsize::new(0));
     drop(SseStream::new(CountsDrops(Arc::clone(&drops))));
     assert_eq!(drops.load(Ordering::Relaxed), 1);
     drop(SseStream::new(CountsDrops(Arc::clone(&drops))).into_http_response());
     assert_eq!(drops.load(Ordering::Relaxed), 2);
 
-    let mut body = Polled::new(SseStream::new(CountsDrops(Arc::clone(&drops))));
+    let mut body = polled(SseStream::new(CountsDrops(Arc::clone(&drops))));
     body.assert_end();
-    assert_eq!(drops.load(Ordering::Relaxed), 3, "it is not kept until the transport drops the body");
+    assert_eq!(drops.load(Ordering::Relaxed), 3, "the stream is kept until the transport drops the body");
     drop(body);
     assert_eq!(drops.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test]
-async fn items_can_be_events_encoded_events_or_results_of_them() {
+async fn items_are_events_encoded_events_or_results() {
     async fn all<S>(stream: S) -> Bytes
     where
         S: Stream + Send + 'static,
@@ -344,8 +323,9 @@ async fn items_can_be_events_encoded_events_or_results_of_them() {
 
 #[tokio::test(start_paused = true)]
 async fn try_json_sends_values_and_ends_at_an_error() {
-    let no_json = || HashMap::from([([1, 2], 3)]);
-    for (last, expected) in [(Ok(no_json()), "JsonError"), (Err(io::Error::other("gone")), "io::Error")] {
+    // JSON has no keys that are arrays.
+    let not_json = || HashMap::from([([1, 2], 3)]);
+    for (last, expected) in [(Ok(not_json()), "JsonError"), (Err(io::Error::other("gone")), "io::Error")] {
         let items = stream::iter([Ok(HashMap::new()), last, Ok(HashMap::new())]);
         let stream = SseStream::try_json(items).on_error(|error| {
             let kind = if error.is::<JsonError>() { "JsonError" } else { "io::Error" };
@@ -361,7 +341,7 @@ async fn try_json_sends_values_and_ends_at_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_of_its_own_pace_is_passed_on_at_that_pace() {
+async fn events_are_sent_when_their_stream_yields_them() {
     let ticks = Box::pin(stream::unfold(0, |n| async move {
         sleep(Duration::from_secs(1)).await;
         (n < 3).then(|| (Event::display(n), n + 1))
@@ -375,7 +355,7 @@ async fn a_stream_of_its_own_pace_is_passed_on_at_that_pace() {
 }
 
 #[test]
-fn the_response_has_the_headers_of_an_event_stream() {
+fn response_has_event_stream_headers() {
     let response = SseStream::new(stream::empty::<Event>()).into_http_response();
     assert_eq!(response.status(), StatusCode::OK);
     let headers: Vec<_> = response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
@@ -390,7 +370,7 @@ fn the_response_has_the_headers_of_an_event_stream() {
 }
 
 #[tokio::test]
-async fn stop_reconnecting_is_204_with_nothing_in_it() {
+async fn stop_reconnecting_is_an_empty_204() {
     let response: Response<_> = SseStream::stop_reconnecting().into_http_response();
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
     assert!(response.headers().is_empty());
@@ -400,29 +380,29 @@ async fn stop_reconnecting_is_204_with_nothing_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_shortest_interval_is_a_millisecond_and_not_a_loop() {
+async fn shortest_heartbeat_interval_is_one_millisecond() {
     let (_sender, events) = channel();
-    let mut body = Polled::new(SseStream::new(events).heartbeat(Heartbeat::every(Duration::ZERO)));
+    let mut body = polled(SseStream::new(events).heartbeat(Heartbeat::every(Duration::ZERO)));
     body.assert_data(":\n");
-    assert_pending!(body.poll());
+    body.assert_pending();
     advance(Duration::from_millis(2)).await;
     body.assert_data(":\n");
-    assert_pending!(body.poll());
+    body.assert_pending();
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_byte_is_at_once_also_after_nothing_but_empty_chunks() {
+async fn first_byte_is_immediate_after_empty_chunks() {
     let chunks = stream::iter(vec![EncodedEvents::default(); 1024]).chain(stream::pending());
-    let mut body = Polled::new(SseStream::new(chunks));
+    let mut body = polled(SseStream::new(chunks));
     body.assert_data(":\n");
 }
 
 #[tokio::test]
-async fn an_event_of_ten_mebibytes_is_a_frame_of_its_own() {
+async fn event_of_10_mib_has_its_own_frame() {
     let data = "x".repeat(10 * 1024 * 1024);
-    let mut body = Polled::new(SseStream::new(stream::iter([Event::new("a"), Event::new(&data), Event::new("b")])));
+    let mut body = polled(SseStream::new(stream::iter([Event::new("a"), Event::new(&data), Event::new("b")])));
     body.assert_data("data: a\n\n");
-    body.assert_data(&format!("data: {data}\n\n"));
+    body.assert_data(format!("data: {data}\n\n"));
     body.assert_data("data: b\n\n");
     body.assert_end();
 }

@@ -1,115 +1,53 @@
-//! Helpers for the tests of the life of streams.
+//! Helpers for the tests of how streams end.
 
 use bytes::Bytes;
-use futures_util::{FutureExt, stream};
+use futures_util::stream;
 use http::{Request, Response, StatusCode, header};
 use http_body::Body;
-use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use http_body_util::BodyExt;
 use std::{
-    convert::Infallible,
-    future::{self, ready},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    task::Poll,
     time::Duration,
 };
-use support::script::{Script, Step};
+use support::{
+    polled::Polled,
+    respond::respond,
+    script::{Script, Step},
+};
 use tokio::{
     sync::mpsc::{UnboundedSender, unbounded_channel},
-    time::{Instant, advance},
+    time::Instant,
 };
 use tokio_stream::{Stream, wrappers::UnboundedReceiverStream};
-use tokio_test::task;
 use tokio_util::sync::CancellationToken;
-use tower::{Layer, ServiceExt, service_fn};
 use tower_sse::{BoxError, CloseReason, Event, SseItem, SseLayer, SseStream, StreamSummary};
 
-/// A body that is polled by hand.
-pub(crate) struct Polled(pub(crate) task::Spawn<UnsyncBoxBody<Bytes, BoxError>>);
-
-impl Polled {
-    pub(crate) fn new<B>(response: Response<B>) -> Self
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        Self(task::spawn(response.into_body().map_err(Into::into).boxed_unsync()))
-    }
-
-    pub(crate) fn poll(&mut self) -> Poll<Option<Result<Bytes, String>>> {
-        self.0.enter(|cx, body| body.poll_frame(cx)).map(|frame| {
-            let data = |frame: http_body::Frame<Bytes>| frame.into_data().expect("data");
-            frame.map(|frame| frame.map(data).map_err(|error| error.to_string()))
-        })
-    }
-
-    #[track_caller]
-    pub(crate) fn assert_data(&mut self, expected: impl AsRef<[u8]>) {
-        assert_eq!(self.poll(), Poll::Ready(Some(Ok(Bytes::copy_from_slice(expected.as_ref())))));
-    }
-
-    #[track_caller]
-    pub(crate) fn assert_pending(&mut self) {
-        assert_eq!(self.poll(), Poll::Pending);
-    }
-
-    #[track_caller]
-    pub(crate) fn assert_end(&mut self) {
-        assert_eq!(self.poll(), Poll::Ready(None));
-    }
-
-    /// Reads the rest of the body, and expects it to be ready. Stops as hyper does, at `None` or at
-    /// `is_end_stream`.
-    #[track_caller]
-    pub(crate) fn rest(&mut self) -> String {
-        let mut rest = Vec::new();
-        while !self.0.is_end_stream() {
-            match self.poll() {
-                Poll::Ready(Some(Ok(data))) => rest.extend_from_slice(&data),
-                Poll::Ready(None) => break,
-                other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&rest)),
-            }
-        }
-        String::from_utf8(rest).unwrap()
-    }
-
-    /// Reads the next frame, while paused time advances.
-    pub(crate) async fn poll_in_time(&mut self) -> Poll<Option<Result<Bytes, String>>> {
-        for _ in 0..300 {
-            match self.poll() {
-                Poll::Pending => advance(Duration::from_millis(1)).await,
-                ready => return ready,
-            }
-        }
-        Poll::Pending
-    }
-}
-
-/// Passes an `SseStream` through these layers, the innermost first.
+/// Passes an `SseStream` through layers. The first one is the innermost.
 pub(crate) fn ours<S>(stream: SseStream<S>, layers: &[&SseLayer]) -> Polled
 where
     S: Stream + Send + 'static,
     S::Item: SseItem,
 {
-    let response = stream.into_http_response();
-    // A layer changes the type of the body, so there are as many cases as layers.
-    match layers {
-        [] => Polled::new(response),
-        [one] => Polled::new(through(one, response)),
-        [one, two] => Polled::new(through(two, through(one, response))),
-        more => panic!("{} layers", more.len()),
-    }
+    through_all(layers, stream.into_http_response())
 }
 
 pub(crate) fn upstream_response<B>(body: B) -> Response<B> {
     Response::builder().header(header::CONTENT_TYPE, "text/event-stream").body(body).unwrap()
 }
 
-/// Passes an upstream stream through these layers, the innermost first.
+/// Passes an upstream stream through layers. The first one is the innermost.
 pub(crate) fn upstream(steps: impl IntoIterator<Item = Step>, layers: &[&SseLayer]) -> Polled {
-    let response = upstream_response(Script::new(steps));
+    through_all(layers, upstream_response(Script::new(steps)))
+}
+
+fn through_all<B>(layers: &[&SseLayer], response: Response<B>) -> Polled
+where
+    B: Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static,
+{
+    // Each layer changes the type of the body.
     match layers {
         [] => Polled::new(response),
         [one] => Polled::new(through(one, response)),
@@ -125,25 +63,12 @@ where
     respond(layer, Request::new(()), response)
 }
 
-pub(crate) fn respond<B>(
-    layer: &SseLayer,
-    request: Request<()>,
-    response: Response<B>,
-) -> Response<tower_sse::ResponseBody<B>>
-where
-    B: Body<Data = Bytes>,
-{
-    let mut response = Some(response);
-    let handler = service_fn(|_| ready(Ok::<_, Infallible>(response.take().expect("one request"))));
-    layer.layer(handler).oneshot(request).now_or_never().expect("a handler that does not wait").unwrap()
-}
-
 pub(crate) fn channel() -> (UnboundedSender<Event>, UnboundedReceiverStream<Event>) {
     let (sender, receiver) = unbounded_channel();
     (sender, UnboundedReceiverStream::new(receiver))
 }
 
-/// An endless stream that is always ready, and the number of items that were taken from it.
+/// Returns an endless stream that is always ready, and the count of items that it has yielded.
 pub(crate) fn endless() -> (Arc<AtomicUsize>, impl Stream<Item = Event> + Send) {
     let taken = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&taken);
@@ -154,14 +79,14 @@ pub(crate) fn silent() -> SseStream<stream::Pending<Event>> {
     SseStream::new(stream::pending()).without_heartbeat()
 }
 
-/// A layer whose streams a token ends, with a reconnect delay without jitter.
+/// Returns a layer without jitter, and the token that ends its streams.
 pub(crate) fn shutdown_layer() -> (CancellationToken, SseLayer) {
     let token = CancellationToken::new();
     let layer = SseLayer::new().shutdown(token.clone()).reconnect_jitter(Duration::ZERO);
     (token, layer.without_heartbeat())
 }
 
-/// The summaries that a callback has received.
+/// Records the summaries that a callback receives.
 #[derive(Clone, Default)]
 pub(crate) struct Summaries(Arc<Mutex<Vec<StreamSummary>>>);
 
@@ -184,8 +109,10 @@ impl Summaries {
     }
 }
 
-/// Checks that samples are uniform over a range: each tenth of the range has between half and one
-/// and a half times its share. For 2,000 samples these are seven standard deviations.
+/// Checks that samples are uniform over a range.
+///
+/// Each tenth of the range must have 0.5 to 1.5 times its share. For 2,000 samples, this is a
+/// deviation of seven standard deviations.
 pub(crate) fn assert_uniform(samples: &[f64], from: f64, to: f64) {
     let mut buckets = [0; 10];
     for &sample in samples {
@@ -197,9 +124,10 @@ pub(crate) fn assert_uniform(samples: &[f64], from: f64, to: f64) {
 }
 
 /// Returns how long a stream is open.
-pub(crate) async fn lifetime(mut body: Polled) -> Duration {
+pub(crate) async fn lifetime(body: Polled) -> Duration {
     let began = Instant::now();
-    while let Some(frame) = future::poll_fn(|cx| body.0.enter(|_, body| body.poll_frame(cx))).await {
+    let mut body = body.into_body();
+    while let Some(frame) = body.frame().await {
         frame.unwrap();
     }
     began.elapsed()

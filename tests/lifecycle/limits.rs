@@ -1,8 +1,7 @@
 //! Limits of open streams, and their permits.
 
 use crate::common::{
-    Polled, Summaries, assert_uniform, encoded, has_permit, lifetime, limited, respond, silent, through,
-    upstream_response,
+    Summaries, assert_uniform, encoded, has_permit, lifetime, limited, silent, through, upstream_response,
 };
 use bytes::Bytes;
 use futures_util::stream;
@@ -16,6 +15,8 @@ use std::{
     time::Duration,
 };
 use support::{
+    polled::Polled,
+    respond::respond,
     script::{Script, Step},
     whatwg,
 };
@@ -66,7 +67,7 @@ async fn rejected_stream_is_not_polled_or_reported() {
     for when_full in [Overload::ServiceUnavailable, Overload::RetryLater] {
         let summaries = Summaries::default();
         let layer = SseLayer::new().max_streams(0).when_full(when_full).on_close(summaries.callback());
-        let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("polled") });
+        let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("a rejected stream was polled") });
         let response = through(&layer, SseStream::new(never).into_http_response());
         response.into_body().collect().await.unwrap();
         assert!(summaries.is_empty());
@@ -80,7 +81,7 @@ async fn permit_is_released_however_a_stream_ends() {
     let response = |steps: &[Step]| through(&layer, upstream_response(Script::new(steps.to_vec())));
     let chunk = || Step::chunk("data: a\n\n");
 
-    // Finished, or broken, and dropped.
+    // The stream finishes or fails, and its body is dropped.
     for steps in [vec![chunk()], vec![chunk(), Step::Fail("broken")]] {
         let mut body = Polled::new(response(&steps));
         body.assert_data("data: a\n\n");
@@ -106,16 +107,16 @@ async fn permit_is_released_however_a_stream_ends() {
     assert!(!has_permit(&layer));
     drop(body);
     assert!(has_permit(&layer));
-    // The lifetime is over.
+    // The lifetime of the stream expires.
     let body = Polled::new(response(&[Step::Hang]));
     lifetime(body).await;
     assert!(has_permit(&layer));
-    // A shutdown.
-    let mut bodies = [Polled::new(response(&[Step::Hang]))];
+    // A shutdown ends the stream.
+    let mut body = Polled::new(response(&[Step::Hang]));
     assert!(!has_permit(&layer));
     token.cancel();
-    assert!(bodies[0].rest().starts_with("retry: "));
-    drop(bodies);
+    assert!(body.rest().starts_with("retry: "));
+    drop(body);
     assert!(has_permit(&layer));
 }
 
@@ -185,10 +186,10 @@ async fn each_key_has_its_own_limit() {
     let again = ["anna", "bob", "anna", "bob"].map(get);
     assert!(again.iter().all(|response| response.status() == StatusCode::OK));
     // `None` is a key, too.
-    let nobody = || respond(&layer, Request::new(()), silent().into_http_response());
-    let two = [nobody(), nobody()];
+    let anonymous = || respond(&layer, Request::new(()), silent().into_http_response());
+    let two = [anonymous(), anonymous()];
     assert!(two.iter().all(|response| response.status() == StatusCode::OK));
-    assert_eq!(nobody().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(anonymous().status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
@@ -224,8 +225,8 @@ async fn clones_share_their_limit() {
     let service = layer.layer(service_fn(|_| ready(Ok::<_, Infallible>(silent().into_http_response()))));
     let open = service.clone().oneshot(Request::new(())).await.unwrap();
     assert_eq!(open.status(), StatusCode::OK);
-    let refused = service.oneshot(Request::new(())).await.unwrap();
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let rejected = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
@@ -236,9 +237,9 @@ async fn limits_of_two_layers_both_apply() {
     assert_eq!(open.status(), StatusCode::OK);
     // A stream that the outer layer rejects releases the permit of the inner layer when its
     // response is sent.
-    let refused = get();
-    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    drop(refused);
+    let rejected = get();
+    assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
+    drop(rejected);
     assert!(has_permit(&inner));
     drop(open);
     assert!(has_permit(&outer));
@@ -259,15 +260,15 @@ async fn outer_layer_ignores_a_rejected_response() {
 fn all_permits_are_released_after_100_000_streams() {
     const LIMIT: usize = 8;
     let layer = per_user(LIMIT).max_streams(LIMIT);
-    let (opened, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (opened, rejected) = (AtomicUsize::new(0), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let (layer, opened, refused) = (&layer, &opened, &refused);
+            let (layer, opened, rejected) = (&layer, &opened, &rejected);
             scope.spawn(move || {
                 let mut open = std::collections::VecDeque::new();
                 for n in 0..25_000 {
                     let response = respond(layer, from_user(["anna", "bob"][n % 2]), silent().into_http_response());
-                    let counter = if response.status() == StatusCode::OK { opened } else { refused };
+                    let counter = if response.status() == StatusCode::OK { opened } else { rejected };
                     counter.fetch_add(1, Ordering::Relaxed);
                     let mut body = Polled::new(response);
                     if n % 3 != 0 {
@@ -282,9 +283,9 @@ fn all_permits_are_released_after_100_000_streams() {
             });
         }
     });
-    assert_eq!(opened.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed), 100_000);
+    assert_eq!(opened.load(Ordering::Relaxed) + rejected.load(Ordering::Relaxed), 100_000);
     assert!(opened.load(Ordering::Relaxed) > 1_000);
-    assert!(refused.load(Ordering::Relaxed) > 0, "there were to be too many at times");
+    assert!(rejected.load(Ordering::Relaxed) > 0, "the threads never reached the limit");
     for user in ["anna", "bob"] {
         let get = || respond(&layer, from_user(user), silent().into_http_response());
         let open: Vec<_> = (0..LIMIT).map(|_| get()).collect();
@@ -313,14 +314,15 @@ async fn rejection_keeps_other_headers() {
         let layer = SseLayer::new().max_streams(0).when_full(when_full);
         // The outer layer does not treat the rejection as a stream.
         let outer = SseLayer::new().without_heartbeat().retry(Duration::from_secs(9));
-        for mut response in [encoded(&[Step::Fail("polled")]), upstream_response(Script::new([Step::Fail("polled")]))] {
+        let unpolled = [Step::Fail("a rejected stream was polled")];
+        for mut response in [encoded(&unpolled), upstream_response(Script::new(unpolled.clone()))] {
             response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, "https://a.example".parse().unwrap());
             let response = through(&outer, through(&layer, response));
             assert_eq!(response.status(), status);
             let headers = response.headers();
             assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://a.example");
-            for of_the_body in [header::CONTENT_ENCODING, header::CONTENT_LENGTH] {
-                assert!(!headers.contains_key(of_the_body));
+            for name in [header::CONTENT_ENCODING, header::CONTENT_LENGTH] {
+                assert!(!headers.contains_key(name));
             }
             let is_stream = headers[header::CONTENT_TYPE] == "text/event-stream";
             assert_eq!(is_stream, when_full == Overload::RetryLater);

@@ -1,4 +1,4 @@
-//! The life of a stream: what ends it, what limits it, and what is reported of it.
+//! How streams end: at a shutdown, at a limit or by themselves, and what is reported.
 
 mod common;
 mod lifetime;

@@ -11,7 +11,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tower_sse::{Overload, SseItem, SseLayer, SseStream};
 
-/// The reconnection time of a stream that is shut down, in milliseconds.
+/// Returns the reconnection time of a stream that is shut down, in milliseconds.
 fn reconnection_time<S>(stream: SseStream<S>, layer: SseLayer) -> u128
 where
     S: Stream + Send + 'static,
@@ -32,7 +32,7 @@ fn jitter_is_uniform() {
 }
 
 #[test]
-fn default_is_one_second_plus_five_of_jitter() {
+fn default_delay_is_one_to_six_seconds() {
     let samples: Vec<_> = (0..2_000).map(|_| reconnection_time(silent(), SseLayer::new()) as f64).collect();
     assert_uniform(&samples, 1_000.0, 6_000.0);
 }
@@ -48,12 +48,12 @@ fn retry_of_handler_wins_over_layer() {
 
 #[tokio::test]
 async fn extreme_durations_are_accepted() {
-    for [retry, spread, lifetime] in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX]
+    for [retry, jitter, lifetime] in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX]
         .into_iter()
         .flat_map(|a| [Duration::ZERO, Duration::from_nanos(1), Duration::MAX].map(|b| [a, b, b]))
     {
         for when_full in [Overload::RetryLater, Overload::ServiceUnavailable] {
-            let layer = || SseLayer::new().retry(retry).reconnect_jitter(spread).when_full(when_full);
+            let layer = || SseLayer::new().retry(retry).reconnect_jitter(jitter).when_full(when_full);
             for _ in 0..100 {
                 let time = reconnection_time(silent().retry(retry), layer().max_lifetime(lifetime));
                 assert!(time >= retry.as_millis());

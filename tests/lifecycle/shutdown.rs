@@ -1,8 +1,7 @@
-//! A shutdown ends every `SseStream` within one poll, idle or busy, at the end of an event.
+//! Guarantee: a shutdown ends every `SseStream`, idle or busy, within one poll and between events.
 
 use crate::common::{Summaries, channel, endless, ours, shutdown_layer, silent, upstream};
 use futures_util::{StreamExt, stream};
-use http_body::Body;
 use std::{sync::atomic::Ordering, task::Poll, time::Duration};
 use support::{script::Step, whatwg};
 use tokio::time::advance;
@@ -16,12 +15,12 @@ async fn idle_stream_ends_with_event_and_reconnect_delay() {
     let (_sender, events) = channel();
     let mut body = ours(SseStream::new(events), &[&layer]);
     body.assert_pending();
-    assert!(!body.0.is_woken());
+    assert!(!body.is_woken());
 
     token.cancel();
-    assert!(body.0.is_woken());
+    assert!(body.is_woken());
     body.assert_data("data: bye\n\nretry: 1000\n");
-    assert!(body.0.is_end_stream());
+    assert!(body.is_end_stream());
     body.assert_end();
     body.assert_end();
 }
@@ -33,14 +32,14 @@ async fn busy_stream_ends_after_current_frame() {
     let mut body = ours(SseStream::new(events), &[&layer]);
     let mut seen = Vec::new();
     for _ in 0..10 {
-        let Poll::Ready(Some(Ok(frame))) = body.poll() else { panic!("it is always ready") };
+        let Poll::Ready(Some(Ok(frame))) = body.poll() else { panic!("the stream is always ready") };
         seen.extend_from_slice(&frame);
     }
     let before = taken.load(Ordering::Relaxed);
     token.cancel();
     let rest = body.rest();
     assert!(rest.ends_with("\n\nretry: 1000\n") || rest == "retry: 1000\n", "{rest:?}");
-    assert_eq!(taken.load(Ordering::Relaxed), before, "nothing is taken that is not needed");
+    assert_eq!(taken.load(Ordering::Relaxed), before, "the stream was polled for another item");
     seen.extend_from_slice(rest.as_bytes());
     let data: Vec<_> = whatwg::parse(&seen).messages.into_iter().map(|message| message.data).collect();
     assert_eq!(data, (0..before).map(|n| n.to_string()).collect::<Vec<_>>());
@@ -114,11 +113,11 @@ async fn stream_after_shutdown_ends_unpolled() {
     let (token, layer) = shutdown_layer();
     let layer = layer.shutdown_event(Event::new("bye")).retry(Duration::from_secs(3));
     token.cancel();
-    let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("polled") });
+    let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("the stream was polled") });
     let mut body = ours(SseStream::new(never), &[&layer]);
     assert_eq!(body.rest(), "retry: 3000\ndata: bye\n\nretry: 3000\n");
 
-    let mut body = upstream([Step::Fail("not to be polled")], &[&layer]);
+    let mut body = upstream([Step::Fail("the stream was polled")], &[&layer]);
     assert_eq!(body.rest(), "retry: 3000\ndata: bye\n\nretry: 3000\n");
     let (token, quiet) = shutdown_layer();
     token.cancel();

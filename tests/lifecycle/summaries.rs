@@ -1,4 +1,4 @@
-//! Each stream is reported once, with the reason of its end and what it sent.
+//! Guarantee: each stream is reported once, with the reason of its end and the amount it sent.
 
 use crate::common::{
     Summaries, assert_summary, channel, has_permit, limited, ours, shutdown_layer, silent, through, upstream,
@@ -27,7 +27,8 @@ async fn panicking_stream_ends_with_reason_error() {
     let bad = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("in the stream") });
     let ours = through(&layer, SseStream::new(bad).on_close(summaries[0].callback()).into_http_response());
     let layer = SseLayer::new().on_close(summaries[2].callback());
-    let bad = stream::poll_fn(|_| -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> { panic!("in it") });
+    let bad =
+        stream::poll_fn(|_| -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> { panic!("in the body") });
     let upstream = through(&layer, upstream_response(http_body_util::StreamBody::new(bad)));
     for body in [ours.into_body().map_err(drop).boxed_unsync(), upstream.into_body().map_err(drop).boxed_unsync()] {
         let polled = tokio::spawn(async move { body.collect().await.map(drop) }).await;
@@ -55,16 +56,14 @@ async fn panicking_callback_does_not_prevent_others() {
 #[tokio::test]
 async fn on_close_runs_after_stream_is_dropped() {
     for polled in [true, false] {
-        let held = Arc::new(());
-        let (alive, inside) = (Arc::downgrade(&held), held);
+        let captured = Arc::new(());
+        let weak = Arc::downgrade(&captured);
         let count = Arc::new(AtomicUsize::new(usize::MAX));
-        let seen_count = Arc::clone(&count);
-        let stream = stream::pending::<Event>().inspect(move |_| drop(Arc::clone(&inside)));
-        let stream = SseStream::new(stream);
-        let mut body = ours(
-            stream.without_heartbeat().on_close(move |_| seen_count.store(alive.strong_count(), Ordering::Relaxed)),
-            &[],
-        );
+        let count_at_close = Arc::clone(&count);
+        let stream = stream::pending::<Event>().inspect(move |_| drop(Arc::clone(&captured)));
+        let stream = SseStream::new(stream).without_heartbeat();
+        let stream = stream.on_close(move |_| count_at_close.store(weak.strong_count(), Ordering::Relaxed));
+        let mut body = ours(stream, &[]);
         if polled {
             body.assert_pending();
         }
@@ -121,7 +120,7 @@ async fn end_counts_only_when_handed_out() {
     body.assert_pending();
     token.cancel();
     drop(body);
-    assert_eq!(summaries.only().reason, CloseReason::ClientGone, "its end was never asked for");
+    assert_eq!(summaries.only().reason, CloseReason::ClientGone, "the end was not polled");
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,7 +167,7 @@ async fn client_that_leaves_before_error_is_gone() {
 
 #[cfg(feature = "hub")]
 #[tokio::test(start_paused = true)]
-async fn slow_subscriber_has_lagged() {
+async fn slow_subscriber_ends_with_reason_lagged() {
     use tower_sse::hub::{Hub, LagPolicy, Start};
 
     let hub = Hub::builder().max_events(3).lag_policy(LagPolicy::Disconnect).build();
@@ -177,7 +176,7 @@ async fn slow_subscriber_has_lagged() {
     let layer = SseLayer::new().on_close(summaries[1].callback());
     let stream = SseStream::new(topic.subscribe(Start::Latest).await.unwrap()).on_close(summaries[0].callback());
     let mut body = ours(stream, &[&layer]);
-    let Poll::Ready(Some(Ok(checkpoint))) = body.poll() else { panic!("its first byte is ready") };
+    let Poll::Ready(Some(Ok(cursor))) = body.poll() else { panic!("the first bytes are ready") };
     for n in 0..5 {
         topic.publish(Event::display(n)).await.unwrap();
     }
@@ -185,7 +184,7 @@ async fn slow_subscriber_has_lagged() {
     drop(body);
     for summaries in summaries {
         assert_eq!(summaries.only().reason, CloseReason::Lagged);
-        assert_eq!((summaries.only().events, summaries.only().bytes), (0, checkpoint.len() as u64));
+        assert_eq!((summaries.only().events, summaries.only().bytes), (0, cursor.len() as u64));
     }
 }
 
@@ -209,16 +208,16 @@ async fn unpolled_stream_is_reported_once_to_all() {
 }
 
 #[tokio::test]
-async fn handler_is_notified_before_inner_and_outer_layer() {
+async fn callbacks_run_from_handler_to_outermost_layer() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let limit = limited();
-    let note = |who: &'static str| {
+    let record = |name: &'static str| {
         let (order, limit) = (Arc::clone(&order), limit.clone());
-        move |_: StreamSummary| order.lock().unwrap().push((who, has_permit(&limit)))
+        move |_: StreamSummary| order.lock().unwrap().push((name, has_permit(&limit)))
     };
-    let inner = limit.clone().on_close(note("inner"));
-    let outer = SseLayer::new().on_close(note("outer"));
-    let mut body = ours(silent().on_close(note("handler")), &[&inner, &outer]);
+    let inner = limit.clone().on_close(record("inner"));
+    let outer = SseLayer::new().on_close(record("outer"));
+    let mut body = ours(silent().on_close(record("handler")), &[&inner, &outer]);
     body.assert_pending();
     drop(body);
     assert_eq!(*order.lock().unwrap(), [("handler", true), ("inner", true), ("outer", true)]);
@@ -226,14 +225,13 @@ async fn handler_is_notified_before_inner_and_outer_layer() {
 
 #[tokio::test]
 async fn stream_without_response_is_not_reported() {
-    // The stream never had a response.
     let summaries = Summaries::default();
     drop(silent().on_close(summaries.callback()));
     assert!(summaries.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn upstream_events_are_counted_like_a_client() {
+async fn upstream_events_are_counted_as_clients_do() {
     for (text, events) in [
         ("data: a\n\ndata: b\n\n", 2),
         ("data: a\r\n\r\ndata: b\r\n\r\n", 2),
@@ -292,7 +290,7 @@ async fn shutdown_event_is_counted() {
 #[tokio::test(start_paused = true)]
 async fn heartbeat_event_counts_as_heartbeat_only() {
     let summaries: [Summaries; 2] = Default::default();
-    let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_secs(1)).event(Event::new("beat")));
+    let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_secs(1)).event(Event::new("alive")));
     let first = ours(SseStream::new(stream::pending::<Event>()).on_close(summaries[0].callback()), &[&layer]);
     let second = upstream([Step::Hang], &[&layer.on_close(summaries[1].callback())]);
     for (mut body, first_byte, summaries) in [(first, 1, &summaries[0]), (second, 0, &summaries[1])] {
@@ -302,12 +300,12 @@ async fn heartbeat_event_counts_as_heartbeat_only() {
         for _ in 0..3 {
             body.assert_pending();
             advance(Duration::from_millis(1_002)).await;
-            body.assert_data("data: beat\n\n");
+            body.assert_data("data: alive\n\n");
         }
         drop(body);
         let summary = summaries.only();
         assert_eq!((summary.events, summary.heartbeats), (0, 3 + first_byte));
-        assert_eq!(summary.bytes, 3 * 12 + 2 * first_byte);
+        assert_eq!(summary.bytes, 3 * 13 + 2 * first_byte);
     }
 }
 

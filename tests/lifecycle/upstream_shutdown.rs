@@ -1,6 +1,6 @@
-//! A shutdown ends every upstream stream, between two events if it can.
+//! Guarantee: a shutdown ends every upstream stream, between two events if possible.
 
-use crate::common::{Polled, Summaries, assert_summary, encoded, shutdown_layer, through, upstream, upstream_response};
+use crate::common::{Summaries, assert_summary, encoded, shutdown_layer, through, upstream, upstream_response};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, header};
@@ -8,6 +8,7 @@ use http_body::Body;
 use proptest::prelude::*;
 use std::{convert::Infallible, task::Poll, time::Duration};
 use support::{
+    polled::Polled,
     script::{Script, Step},
     whatwg,
 };
@@ -25,7 +26,7 @@ async fn stream_between_events_ends_immediately() {
         body.assert_data(&chunk);
         body.assert_pending();
         token.cancel();
-        assert!(body.0.is_woken());
+        assert!(body.is_woken());
         assert_eq!(body.rest(), "data: bye\n\nretry: 1000\n", "{end:?}");
     }
 }
@@ -102,13 +103,13 @@ async fn silent_event_is_cut_after_250_milliseconds() {
         body.assert_data(begun);
         body.assert_pending();
         token.cancel();
-        assert!(body.0.is_woken());
+        assert!(body.is_woken());
         body.assert_pending();
         advance(Duration::from_millis(248)).await;
         body.assert_pending();
-        assert!(!body.0.is_woken());
+        assert!(!body.is_woken());
         advance(Duration::from_millis(3)).await;
-        assert!(body.0.is_woken());
+        assert!(body.is_woken());
         assert_eq!(body.rest(), last, "{begun:?}");
         body.assert_end();
         assert!(whatwg::parse(format!("{begun}{last}").as_bytes()).messages.is_empty());
@@ -133,9 +134,9 @@ async fn endless_busy_event_is_cut_after_250_milliseconds() {
             Poll::Ready(Some(Ok(data))) if data == "data: a\n" => frames += 1,
             end => break end,
         }
-        assert!(frames < 1000, "it goes on and on");
+        assert!(frames < 1000, "the stream does not end");
         advance(Duration::from_millis(1)).await;
-        // Restores the task's cooperative budget of tokio.
+        // Restores the cooperative budget that tokio gives the task.
         tokio::task::yield_now().await;
     };
     assert!((240..=260).contains(&frames), "{frames}");
@@ -165,7 +166,7 @@ async fn trailers_while_draining_are_passed_on() {
     let mut frame = || body.enter(|cx, body| body.poll_frame(cx)).map(|frame| frame.map(Result::unwrap));
     assert!(matches!(frame(), Poll::Ready(Some(frame)) if frame.is_data()));
     token.cancel();
-    let Poll::Ready(Some(last)) = frame() else { panic!("the trailers are ready") };
+    let Poll::Ready(Some(last)) = frame() else { panic!("the trailers are not ready") };
     assert_eq!(last.into_trailers().unwrap(), trailers);
     assert!(matches!(frame(), Poll::Ready(None)));
 }
@@ -175,13 +176,12 @@ async fn stream_with_cr_lines_ends_between_events() {
     let (token, layer) = shutdown_layer();
     let summaries = Summaries::default();
     let layer = layer.shutdown_event(Event::new("bye")).on_close(summaries.callback());
-    let idle = upstream([Step::chunk("data: a\r\r"), Step::Hang], &[&layer]);
-    let mut bodies = [idle];
-    bodies[0].assert_data("data: a\r\r");
-    bodies[0].assert_pending();
+    let mut idle = upstream([Step::chunk("data: a\r\r"), Step::Hang], &[&layer]);
+    idle.assert_data("data: a\r\r");
+    idle.assert_pending();
     token.cancel();
-    assert_eq!(bodies[0].rest(), "data: bye\n\nretry: 1000\n");
-    drop(bodies);
+    assert_eq!(idle.rest(), "data: bye\n\nretry: 1000\n");
+    drop(idle);
     assert_eq!(summaries.only().events, 2);
 
     for (next, completed) in
@@ -196,8 +196,8 @@ async fn stream_with_cr_lines_ends_between_events() {
     }
 }
 
-/// An `SseStream` that a proxy passes on is such a stream: it begins with its reconnect delay and a
-/// comment, and its heartbeats are comments without a blank line.
+/// A proxied `SseStream` has such bytes. It begins with its reconnect delay and a comment, and its
+/// heartbeats are comments without a blank line.
 #[tokio::test(start_paused = true)]
 async fn comment_or_retry_is_between_events() {
     for begun in [
@@ -241,7 +241,7 @@ async fn incomplete_byte_order_mark_is_discarded() {
     let layer = layer.retry(Duration::from_secs(2)).shutdown_event(Event::new("bye"));
     let mut body = upstream([Step::chunk(b"\xEF\xBB"), Step::Hang], &[&layer]);
     body.assert_data("retry: 2000\n");
-    // The mark is held back, because the reconnect delay went first.
+    // The reconnect delay was sent first, so the layer holds the mark back to remove it.
     body.assert_data("");
     body.assert_pending();
     token.cancel();
@@ -268,7 +268,7 @@ async fn stream_that_ends_while_draining_sends_delay() {
     }
 }
 
-/// Texts made of all kinds of pieces of event streams.
+/// Generates texts from all kinds of pieces of event streams.
 fn pieces() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         4 => prop::sample::select(vec!["data: a", "data: b", "data", "event: e", "id: 1", "id: 2", "id", "retry: 7"]),
@@ -280,7 +280,7 @@ fn pieces() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(mark, pieces)| [mark, &pieces.concat()].concat().into_bytes())
 }
 
-/// A text in chunks, with some delays, followed by an end or by silence.
+/// Generates a text in chunks with some delays, followed by an end or by silence.
 fn script() -> impl Strategy<Value = (Vec<u8>, Vec<Step>)> {
     let cuts = prop::collection::vec((1_usize..12, prop::sample::select(vec![0_u64, 0, 100, 300])), 1..10);
     (pieces(), cuts, any::<bool>()).prop_map(|(text, cuts, ends)| {
@@ -314,7 +314,7 @@ proptest! {
         retry in any::<bool>(),
         heartbeats in any::<bool>(),
     ) {
-        // The layer leaves a body alone that is at its end.
+        // The layer does not change a body that is already at its end.
         prop_assume!(!steps.is_empty());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
@@ -340,8 +340,8 @@ proptest! {
                     }
                     Poll::Pending => advance(Duration::from_millis(90)).await,
                 }
-                // hyper does not poll again after this.
-                if body.0.is_end_stream() {
+                // hyper does not poll a body again after this.
+                if body.is_end_stream() {
                     is_over = true;
                     break;
                 }
@@ -354,11 +354,11 @@ proptest! {
                     Poll::Ready(Some(Err(error))) => panic!("{error}"),
                     Poll::Ready(None) => break,
                     Poll::Pending => {
-                        prop_assert!(cancelled.elapsed() <= Duration::from_millis(252), "it goes on");
+                        prop_assert!(cancelled.elapsed() <= Duration::from_millis(252), "the stream does not end");
                         advance(Duration::from_millis(10)).await;
                     }
                 }
-                is_over = body.0.is_end_stream();
+                is_over = body.is_end_stream();
             }
             drop(body);
 
@@ -379,7 +379,7 @@ proptest! {
                 prop_assert_ne!(shutdown_event.last_event_id, "9");
                 prop_assert_eq!(client.reconnection_time.as_deref(), Some("1000"));
             } else if matches!(seen.last(), Some(b'\n' | b'\r')) {
-                // Only in the middle of a line no delay can be sent.
+                // No delay can be sent in the middle of a line, only after a line end.
                 prop_assert_eq!(client.reconnection_time.as_deref(), Some("1000"), "{:?}", String::from_utf8_lossy(&seen));
             }
             Ok(())
@@ -387,7 +387,7 @@ proptest! {
     }
 }
 
-/// An endless encoded stream would block the shutdown of a server, too.
+/// An endless encoded stream must end, too: it would block the shutdown of a server.
 #[tokio::test(start_paused = true)]
 async fn encoded_stream_ends_without_added_bytes() {
     let (token, layer) = shutdown_layer();
@@ -397,7 +397,7 @@ async fn encoded_stream_ends_without_added_bytes() {
     let outer = SseLayer::new().on_close(summaries[1].callback()).max_lifetime(Duration::from_secs(100));
     let layer = layer.on_close(summaries[0].callback());
     let response = through(&outer, through(&layer, encoded(&[Step::chunk("\x1f\n\n:d"), Step::Hang])));
-    // The stream may end before its length.
+    // The stream may end before it reaches that length.
     assert!(!response.headers().contains_key(header::CONTENT_LENGTH));
     let mut body = Polled::new(response);
     body.assert_data("\x1f\n\n:d");
@@ -405,7 +405,7 @@ async fn encoded_stream_ends_without_added_bytes() {
     advance(Duration::from_secs(10)).await;
     body.assert_pending();
     token.cancel();
-    assert!(body.0.is_woken());
+    assert!(body.is_woken());
     body.assert_end();
     body.assert_end();
     drop(body);

@@ -1,4 +1,4 @@
-//! Clients that see what is on the wire: of HTTP/1 written by hand, of HTTP/2 by hyper.
+//! Clients that show the bytes on the wire: HTTP/1 is written by hand, HTTP/2 is hyper's.
 
 use bytes::Bytes;
 use futures_util::stream::{Stream, unfold};
@@ -14,14 +14,14 @@ use tokio::{
     time::timeout,
 };
 
-/// Long enough for a machine that is busy with something else. No test waits for it unless it fails.
+/// The time limit of [`within`], long enough for a busy machine. Only a failing test reaches it.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Waits, but not forever.
+/// Waits for a future, and panics after 30 seconds.
 pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
     match timeout(LIMIT, future).await {
         Ok(output) => output,
-        Err(_) => panic!("waited {LIMIT:?} in vain for {what}"),
+        Err(_) => panic!("waited {LIMIT:?} for {what}, which did not happen"),
     }
 }
 
@@ -34,7 +34,7 @@ pub enum Protocol {
 impl Protocol {
     pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
 
-    /// A `GET` on a connection of its own.
+    /// Sends a `GET` on a new connection, and reads the head of the response.
     pub async fn get(self, address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Answer {
         match self {
             Self::Http1 => {
@@ -47,7 +47,7 @@ impl Protocol {
     }
 }
 
-/// A connection that speaks HTTP/1.0 or HTTP/1.1, as the bytes of the request say.
+/// A connection of HTTP/1.0 or HTTP/1.1. The bytes of the request select the version.
 #[derive(Debug)]
 pub struct Http1 {
     socket: TcpStream,
@@ -60,7 +60,7 @@ impl Http1 {
         Self { socket, received: Vec::new() }
     }
 
-    /// Sends the bytes of a whole request, and reads the head of its response.
+    /// Sends the bytes of a complete request, and reads the head of its response.
     pub async fn request(mut self, request: impl AsRef<[u8]>) -> Answer {
         let request = request.as_ref();
         within("the request to be sent", self.socket.write_all(request)).await.expect("an open connection");
@@ -81,18 +81,18 @@ impl Http1 {
             } else if let Some(length) = headers.get(header::CONTENT_LENGTH) {
                 Framing::Length(length.to_str().expect("digits").parse().expect("digits"))
             } else {
-                Framing::ToTheClose
+                Framing::UntilClose
             };
         let source = Source::Http1 { connection: self, framing };
         Answer { version, status, headers, body: Vec::new(), trailers: None, source }
     }
 
-    /// Whether the server has closed the connection, and sent nothing before it.
+    /// Returns whether the server closes the connection without sending another byte.
     pub async fn is_closed(mut self) -> bool {
         self.received.is_empty() && !self.receive("the server to close the connection").await.unwrap_or(false)
     }
 
-    /// Answers whether there was more.
+    /// Reads more bytes. Returns `false` at the end of the connection.
     async fn receive(&mut self, what: &str) -> io::Result<bool> {
         Ok(within(what, self.socket.read_buf(&mut self.received)).await? > 0)
     }
@@ -124,7 +124,7 @@ impl Http1 {
                 *length -= available;
                 Ok(Some(self.received.drain(..available).collect()))
             }
-            Framing::ToTheClose => {
+            Framing::UntilClose => {
                 if self.received.is_empty() && !self.receive("the body").await? {
                     *framing = Framing::Ended;
                     return Ok(None);
@@ -162,7 +162,7 @@ fn parse_head(head: &[u8]) -> (Version, StatusCode, HeaderMap) {
     let version = match &status_line[..9] {
         b"HTTP/1.1 " => Version::HTTP_11,
         b"HTTP/1.0 " => Version::HTTP_10,
-        other => panic!("no HTTP/1: {other:?}"),
+        other => panic!("not a version of HTTP/1: {other:?}"),
     };
     let status = StatusCode::from_bytes(&status_line[9..12]).expect("a status");
     let mut headers = HeaderMap::new();
@@ -176,7 +176,9 @@ fn parse_head(head: &[u8]) -> (Version, StatusCode, HeaderMap) {
     (version, status, headers)
 }
 
-/// A connection that speaks HTTP/2 from its first byte. It closes when the last clone and the last answer are dropped.
+/// A connection of HTTP/2 with prior knowledge (RFC 9113, section 3.3).
+///
+/// The connection closes when its last clone and its last answer are dropped.
 #[derive(Clone, Debug)]
 pub struct Http2 {
     requests: SendRequest<Full<Bytes>>,
@@ -205,7 +207,9 @@ impl Http2 {
         self.request(Method::GET, path, headers, "").await.expect("a response")
     }
 
-    /// An error is that of a stream that was reset before the head of its response.
+    /// Sends a request, and reads the head of its response.
+    ///
+    /// Fails if the stream is reset before the head.
     pub async fn request(
         &self,
         method: Method,
@@ -232,13 +236,15 @@ impl Http2 {
     }
 }
 
-/// A response under way. Dropping it closes the connection of HTTP/1, and resets the stream of HTTP/2.
+/// A response whose body is still arriving.
+///
+/// Dropping it closes the connection of HTTP/1, and resets the stream of HTTP/2.
 #[derive(Debug)]
 pub struct Answer {
     pub version: Version,
     pub status: StatusCode,
     pub headers: HeaderMap,
-    /// What has come so far.
+    /// The bytes received so far.
     pub body: Vec<u8>,
     pub trailers: Option<HeaderMap>,
     source: Source,
@@ -255,11 +261,11 @@ enum Framing {
     Ended,
     Chunked,
     Length(usize),
-    ToTheClose,
+    UntilClose,
 }
 
 impl Answer {
-    /// Reads until the body holds this, and not a byte more than has to be read for it.
+    /// Reads until the body contains `text`. Stops after the piece that completes the text.
     pub async fn read_until(&mut self, text: impl AsRef<[u8]>) {
         let text = text.as_ref();
         while !self.body.windows(text.len()).any(|window| window == text) {
@@ -268,7 +274,9 @@ impl Answer {
         }
     }
 
-    /// Reads one more piece; answers whether there was one. An error is a broken transfer.
+    /// Reads the next piece of the body. Returns `false` at the end of the message.
+    ///
+    /// Fails if the transfer breaks.
     pub async fn more(&mut self) -> Result<bool, String> {
         let piece = match &mut self.source {
             Source::Http1 { connection, framing } => {
@@ -291,7 +299,7 @@ impl Answer {
         Ok(is_more)
     }
 
-    /// The body, piece by piece as it comes.
+    /// Returns the rest of the body as a stream of the pieces in which it arrives.
     pub fn into_pieces(self) -> impl Stream<Item = Result<Bytes, String>> + Send + 'static {
         unfold(self, |mut answer| async {
             let piece = match answer.more().await {
@@ -303,16 +311,16 @@ impl Answer {
         })
     }
 
-    /// Reads to the end, and says which one it is: the end of the message, or a broken transfer.
+    /// Reads to the end of the message. Fails if the transfer breaks.
     pub async fn end(&mut self) -> Result<(), String> {
         while self.more().await? {}
         Ok(())
     }
 
-    /// Reads to the end of a message that has to be complete.
+    /// Reads to the end of the message, and panics if the transfer breaks.
     pub async fn complete(mut self) -> Self {
         let end = self.end().await;
-        assert_eq!(end, Ok(()), "broken off after {:?}", self.text());
+        assert_eq!(end, Ok(()), "the transfer broke after {:?}", self.text());
         self
     }
 
@@ -320,16 +328,16 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The data of the events that have come so far.
+    /// Returns the data of the events received so far.
     pub fn data(&self) -> Vec<String> {
         crate::whatwg::parse(&self.body).messages.into_iter().map(|message| message.data).collect()
     }
 
-    /// The connection of HTTP/1, for its next request.
+    /// Returns the connection of HTTP/1 for its next request. Panics for HTTP/2.
     pub fn into_connection(self) -> Http1 {
         match self.source {
             Source::Http1 { connection, .. } => connection,
-            Source::Http2 { .. } => panic!("HTTP/2 needs no answer to be over"),
+            Source::Http2 { .. } => panic!("an HTTP/2 connection takes requests at any time: clone it"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What benchmarks do with a stream and with a body, polled by hand.
+//! Streams and bodies that a benchmark polls by hand.
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Each item is ready only when it is asked for a second time: the pace of a stream that is waited for.
+/// A stream that is pending once before each item, like a stream whose items arrive one by one.
 #[derive(Debug)]
 pub struct Alone<S> {
     stream: Pin<Box<S>>,
@@ -26,11 +26,12 @@ impl<S: Stream> Stream for Alone<S> {
     }
 }
 
+/// Makes a stream pending once before each item.
 pub fn alone<S>(stream: S) -> Alone<S> {
     Alone { stream: Box::pin(stream), is_ready: true }
 }
 
-/// Polls a body until it is dry, and answers how many bytes it had.
+/// Polls a body to its end, and returns the number of its bytes.
 pub fn drain<B: Body<Data = Bytes, Error: Debug>>(body: B) -> usize {
     let mut body = pin!(body);
     let mut cx = Context::from_waker(Waker::noop());
@@ -38,7 +39,7 @@ pub fn drain<B: Body<Data = Bytes, Error: Debug>>(body: B) -> usize {
     loop {
         match body.as_mut().poll_frame(&mut cx) {
             Poll::Ready(Some(frame)) => {
-                bytes += black_box(frame).expect("it does not fail").data_ref().map_or(0, Bytes::len);
+                bytes += black_box(frame).expect("the body does not fail").data_ref().map_or(0, Bytes::len);
             }
             Poll::Ready(None) => return bytes,
             Poll::Pending => {}

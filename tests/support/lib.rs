@@ -1,8 +1,10 @@
-//! What the tests and benchmarks share. It does not know the crate under test.
+//! Helpers of the tests and benchmarks. They do not depend on the crate under test.
 
 pub mod client;
 pub mod drain;
+pub mod polled;
 pub mod ratios;
+pub mod respond;
 pub mod script;
 pub mod server;
 pub mod whatwg;

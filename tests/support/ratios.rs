@@ -1,22 +1,25 @@
-//! What a benchmark prints at its end: how two of its measurements stand to each other.
+//! The table at the end of a benchmark, which compares pairs of its measurements.
 //!
-//! Absolute times differ between machines and between runs; a ratio of two medians of one run can be compared.
+//! Absolute times differ between machines and between runs. The ratio of two medians of the same
+//! run can be compared.
 
 use criterion::Criterion;
 use std::path::{Path, PathBuf};
 
-/// A criterion that keeps its measurements where [`Ratios`] finds them, and its baselines between runs.
+/// Creates a `Criterion` that stores its measurements where [`Ratios`] reads them.
+///
+/// Its baselines survive between runs.
 pub fn criterion() -> Criterion {
     Criterion::default().output_directory(&directory()).configure_from_args()
 }
 
 fn directory() -> PathBuf {
-    // A bench runs in `…/release/deps`.
-    let executable = std::env::current_exe().expect("a bench has a path");
+    // The executable of a benchmark is in `…/release/deps`.
+    let executable = std::env::current_exe().expect("a path of the executable");
     executable.ancestors().nth(3).unwrap_or(Path::new(".")).join("criterion")
 }
 
-/// Prints the rows of a table.
+/// A table of ratios and differences. Each method prints a line.
 pub struct Ratios;
 
 impl Ratios {
@@ -25,14 +28,14 @@ impl Ratios {
         Self
     }
 
-    /// One measurement against another, each divided by what it did in one go.
+    /// Prints the ratio of two measurements, each divided by the operations per iteration.
     pub fn ratio(&self, what: &str, ours: &str, theirs: &str, per: usize, target: &str) {
         if let (Some(ours), Some(theirs)) = (median(ours, per), median(theirs, per)) {
             println!("{what:<52} {ours:>12.1} {theirs:>12.1} {:>8.2}  {target}", ours / theirs);
         }
     }
 
-    /// What something adds.
+    /// Prints the difference of two measurements, each divided by the operations per iteration.
     pub fn difference(&self, what: &str, with: &str, without: &str, per: usize, target: &str) {
         if let (Some(with), Some(without)) = (median(with, per), median(without, per)) {
             println!("{what:<52} {with:>12.1} {without:>12.1} {:>+7.1}+  {target}", with - without);
@@ -40,7 +43,9 @@ impl Ratios {
     }
 }
 
-/// In nanoseconds. `None` for a measurement that this run was told to leave out and no other has made.
+/// Returns the median of a measurement in nanoseconds.
+///
+/// Returns `None` if neither this run nor an earlier one made the measurement.
 fn median(id: &str, per: usize) -> Option<f64> {
     let estimates = std::fs::read(directory().join(id).join("new/estimates.json")).ok()?;
     let estimates: serde_json::Value = serde_json::from_slice(&estimates).ok()?;

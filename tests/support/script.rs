@@ -1,4 +1,4 @@
-//! A body that plays a script, so that a test decides what comes when, and in which chunks.
+//! A body that plays a script: the test decides each chunk and its time.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -12,15 +12,15 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// What the body does next.
+/// One step of a [`Script`].
 #[derive(Clone, Debug)]
 pub enum Step {
     Chunk(Bytes),
     Trailers(HeaderMap),
-    /// Pending for this long.
+    /// Is pending for a duration.
     Silence(Duration),
     Fail(&'static str),
-    /// Pending until it is dropped.
+    /// Is pending until the body is dropped.
     Hang,
 }
 
@@ -34,7 +34,9 @@ impl Step {
     }
 }
 
-/// Plays its steps, then ends. It panics when it is polled after its end or its error.
+/// A body that plays its steps and then ends.
+///
+/// Polling it again after its end or its error panics.
 #[derive(Debug, Default)]
 pub struct Script {
     steps: VecDeque<Step>,
@@ -47,7 +49,7 @@ impl Script {
         Self { steps: steps.into_iter().collect(), ..Self::default() }
     }
 
-    /// Chunks that are all ready at once.
+    /// Creates a body whose chunks are all ready immediately.
     pub fn of_chunks<T: AsRef<[u8]>>(chunks: impl IntoIterator<Item = T>) -> Self {
         Self::new(chunks.into_iter().map(Step::chunk))
     }

@@ -1,4 +1,4 @@
-//! A server on a socket, for any tower service.
+//! A server for any tower service, on a real socket.
 
 use http::{Request, Response};
 use http_body::Body;
@@ -20,9 +20,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::AbortHandle,
 };
-use tower_service::Service;
+use tower::Service;
 
-/// Listens until it is dropped. Connections that are open then stay open.
+/// A listening server. Dropping it stops the listener, and leaves open connections open.
 #[derive(Debug)]
 pub struct Server {
     pub address: SocketAddr,
@@ -35,7 +35,7 @@ impl Drop for Server {
     }
 }
 
-/// Serves HTTP/1 and HTTP/2 with prior knowledge on a port of its own, by hyper and nothing else.
+/// Serves HTTP/1 and HTTP/2 with prior knowledge on a free port, with hyper only.
 pub async fn serve<S, B>(service: S) -> Server
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -49,11 +49,12 @@ where
     let address = listener.local_addr().expect("the port");
     let accept = async move {
         while let Ok((socket, _)) = listener.accept().await {
-            // Small writes are not to wait for the acknowledgement of others: it makes the tests take seconds.
+            // Without this, small writes wait for acknowledgements, and the tests take seconds.
             let _unimportant = socket.set_nodelay(true);
             let service = TowerToHyperService::new(service.clone());
             tokio::spawn(async move {
-                // It fails when a body fails or a client goes, which the tests see at the client.
+                // A connection fails when a body fails or a client disconnects. Tests check this
+                // at the client.
                 let _ended =
                     auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
             });

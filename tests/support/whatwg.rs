@@ -1,18 +1,18 @@
 //! A parser of event streams, written from the HTML standard and from nothing else:
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>.
 //!
-//! It is slow and says what the standard says, in its order and its words.
+//! It is slow. It follows the standard in the same order and with the same terms.
 
-/// What an `EventSource` makes of a stream.
+/// The result of interpreting a stream, as an `EventSource` does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventSource {
     /// The events that were dispatched, in order.
     pub messages: Vec<Message>,
-    /// What `Last-Event-ID` would be on reconnection.
+    /// The value of `Last-Event-ID` on a reconnect.
     pub last_event_id: String,
-    /// The reconnection time in milliseconds, as the digits that were sent.
+    /// The reconnection time in milliseconds, as the digits in the stream.
     pub reconnection_time: Option<String>,
-    /// What no page sees: the comment lines, without their colon.
+    /// The comment lines without their colon. A page does not see them.
     pub comments: Vec<String>,
 }
 
@@ -29,9 +29,9 @@ pub fn parse(stream: &[u8]) -> EventSource {
     parse_after("", stream)
 }
 
-/// Interprets a whole stream that a client reads when it has come back with this id.
+/// Interprets a whole stream that a client reads after it has reconnected with an id.
 ///
-/// The id that it would send next stays until a blank line sets it to what this stream has said of it.
+/// The first blank line replaces that id with the last event ID buffer of this stream.
 pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     // "Streams must be decoded using the UTF-8 decode algorithm", which strips one byte order mark.
     let stream = stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream);
@@ -83,7 +83,7 @@ fn dispatch(source: &mut EventSource, data: &mut String, event_type: &mut String
     });
 }
 
-/// The lines that have ended: by CRLF, by LF, or by CR. A CR at the end of the stream has ended its line.
+/// Returns the complete lines. A line ends with CRLF, LF or CR, also at the end of the stream.
 fn lines(text: &str) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
@@ -106,17 +106,17 @@ mod tests {
         messages(stream).into_iter().map(|(_, data, _)| data).collect()
     }
 
-    // The examples of §9.2.6, in their order, with what the standard says of each.
+    // The examples of HTML, section 9.2.6, in their order, with the result in the standard.
 
     #[test]
-    fn the_standards_example_of_stocks() {
+    fn standard_example_with_three_data_lines() {
         assert_eq!(data("data: YHOO\ndata: +2\ndata: 10\n\n"), ["YHOO\n+2\n10"]);
     }
 
     #[test]
-    fn the_standards_example_of_four_blocks() {
+    fn standard_example_with_four_blocks() {
         let stream = ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n";
-        // The third is not dispatched: its blank line is missing.
+        // The third event is not dispatched, because its blank line is missing.
         assert_eq!(
             messages(stream),
             [
@@ -129,36 +129,36 @@ mod tests {
     }
 
     #[test]
-    fn the_standards_example_of_empty_data() {
+    fn standard_example_with_empty_data() {
         assert_eq!(data("data\n\ndata\ndata\n\ndata:"), ["", "\n"]);
     }
 
     #[test]
-    fn the_standards_example_of_a_space_after_the_colon() {
+    fn standard_example_with_space_after_colon() {
         assert_eq!(data("data:test\n\ndata: test\n\n"), ["test", "test"]);
     }
 
     #[test]
-    fn every_kind_of_line_end_and_the_byte_order_mark() {
+    fn line_ends_and_byte_order_mark_are_recognized() {
         assert_eq!(data("\u{feff}data: a\r\ndata: b\rdata: c\n\r\n"), ["a\nb\nc"]);
         assert_eq!(data("\u{feff}\u{feff}data: a\n\n"), Vec::<String>::new());
     }
 
     #[test]
-    fn ids_with_a_nul_and_retries_that_are_no_digits_are_ignored() {
+    fn id_with_nul_and_invalid_retry_are_ignored() {
         let source = parse(b"id: 1\nretry: 10\n\nid: 2\0\nretry: 1x\nretry:\nretry: -1\n\n");
         assert_eq!(source.last_event_id, "1");
         assert_eq!(source.reconnection_time.as_deref(), Some("10"));
     }
 
     #[test]
-    fn the_id_of_a_client_that_comes_back_stays_until_the_first_blank_line() {
+    fn id_of_reconnect_lasts_until_first_blank_line() {
         assert_eq!(parse_after("7", b": comment\nretry: 1\n").last_event_id, "7");
         assert_eq!(parse_after("7", b"\n").last_event_id, "");
     }
 
     #[test]
-    fn an_id_counts_once_its_block_has_ended() {
+    fn id_takes_effect_at_blank_line() {
         assert_eq!(parse(b"id: 1\n\nid: 2\n").last_event_id, "1");
     }
 }
