@@ -1,4 +1,4 @@
-//! What the layer does to which responses.
+//! Which responses the layer treats as event streams, and how it changes them.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -21,24 +21,12 @@ use std::{
     time::Duration,
 };
 use support::{
+    respond::{respond, through},
     script::{Script, Step},
     whatwg,
 };
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_sse::{BoxError, Event, Heartbeat, ResponseBody, SseBody, SseLayer, SseStream};
-
-/// What the layer makes of this response to this request.
-async fn through<B>(layer: SseLayer, request: Request<()>, response: Response<B>) -> Response<ResponseBody<B>>
-where
-    B: Body<Data = Bytes>,
-{
-    let mut response = Some(response);
-    let service = layer.layer(service_fn(|_| {
-        let response = response.take().expect("one request");
-        async { Ok::<_, Infallible>(response) }
-    }));
-    service.oneshot(request).await.unwrap()
-}
+use tower_sse::{BoxError, Event, Heartbeat, SseBody, SseLayer, SseStream};
 
 fn events() -> http::response::Builder {
     Response::builder().header(CONTENT_TYPE, "text/event-stream")
@@ -48,12 +36,12 @@ fn eager() -> SseLayer {
     SseLayer::new().heartbeat(Heartbeat::every(Duration::from_secs(1)))
 }
 
-/// A stream that is silent for a moment longer than a heartbeat of [`eager`].
+/// Returns a stream with a silence of 1.5 times the heartbeat interval of [`eager`].
 fn silent_once() -> Script {
     Script::new([Step::chunk("data: a\n\n"), Step::Silence(Duration::from_millis(1500)), Step::chunk("data: b\n\n")])
 }
 
-/// A stream that has nothing to say yet.
+/// Returns a stream that stays silent.
 fn waiting() -> Script {
     Script::new([Step::Hang])
 }
@@ -67,61 +55,61 @@ where
 }
 
 const WITH_HEARTBEAT: &str = "data: a\n\n:\ndata: b\n\n";
-const WITHOUT: &str = "data: a\n\ndata: b\n\n";
+const WITHOUT_HEARTBEAT: &str = "data: a\n\ndata: b\n\n";
 
 #[tokio::test(start_paused = true)]
-async fn a_response_of_the_type_is_an_event_stream_in_any_case_and_with_parameters() {
+async fn content_type_matches_in_any_case_with_parameters() {
     for content_type in ["text/event-stream", "Text/EVENT-Stream", "text/event-stream; charset=utf-8"] {
         let response = Response::builder().header(CONTENT_TYPE, content_type).body(silent_once()).unwrap();
-        assert_eq!(text(through(eager(), Request::new(()), response).await).await, WITH_HEARTBEAT, "{content_type}");
+        assert_eq!(text(through(&eager(), response)).await, WITH_HEARTBEAT, "{content_type}");
     }
     for content_type in ["text/event-streams", "text/plain", "application/grpc"] {
         let response = Response::builder().header(CONTENT_TYPE, content_type).body(silent_once()).unwrap();
-        assert_eq!(text(through(eager(), Request::new(()), response).await).await, WITHOUT, "{content_type}");
+        assert_eq!(text(through(&eager(), response)).await, WITHOUT_HEARTBEAT, "{content_type}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_200_without_a_type_is_one_if_the_request_asked_for_it() {
-    let asked = || Request::builder().header(ACCEPT, "application/json, text/event-stream").body(()).unwrap();
-    let response = through(eager(), asked(), Response::new(silent_once())).await;
+async fn untyped_200_is_event_stream_if_request_accepts_it() {
+    let accepting = || Request::builder().header(ACCEPT, "application/json, text/event-stream").body(()).unwrap();
+    let response = respond(&eager(), accepting(), Response::new(silent_once()));
     assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
     assert_eq!(text(response).await, WITH_HEARTBEAT);
 
-    let not_asked = through(eager(), Request::new(()), Response::new(silent_once())).await;
-    assert!(not_asked.headers().is_empty());
-    assert_eq!(text(not_asked).await, WITHOUT);
+    let not_accepted = through(&eager(), Response::new(silent_once()));
+    assert!(not_accepted.headers().is_empty());
+    assert_eq!(text(not_accepted).await, WITHOUT_HEARTBEAT);
 
     let mut error = Response::new(silent_once());
     *error.status_mut() = StatusCode::BAD_GATEWAY;
-    let error = through(eager(), asked(), error).await;
+    let error = respond(&eager(), accepting(), error);
     assert!(error.headers().is_empty());
-    assert_eq!(text(error).await, WITHOUT);
+    assert_eq!(text(error).await, WITHOUT_HEARTBEAT);
 }
 
 #[tokio::test(start_paused = true)]
-async fn head_204_304_and_bodies_at_their_end_are_let_alone() {
+async fn head_204_304_and_ended_bodies_pass_unchanged() {
     let head = Request::builder().method(Method::HEAD).body(()).unwrap();
-    let response = through(eager(), head, events().header(CONTENT_LENGTH, 18).body(silent_once()).unwrap()).await;
+    let response = respond(&eager(), head, events().header(CONTENT_LENGTH, 18).body(silent_once()).unwrap());
     assert_eq!(response.headers().len(), 2);
-    assert_eq!(text(response).await, WITHOUT);
+    assert_eq!(text(response).await, WITHOUT_HEARTBEAT);
 
     for status in [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED] {
         let response = events().status(status).body(silent_once()).unwrap();
-        let response = through(eager().retry(Duration::from_secs(1)), Request::new(()), response).await;
+        let response = through(&eager().retry(Duration::from_secs(1)), response);
         assert_eq!(response.headers().len(), 1);
-        assert_eq!(text(response).await, WITHOUT);
+        assert_eq!(text(response).await, WITHOUT_HEARTBEAT);
     }
 
-    let at_its_end = events().header(CONTENT_LENGTH, 0).body(Empty::<Bytes>::new()).unwrap();
-    let response = through(eager().retry(Duration::from_secs(1)), Request::new(()), at_its_end).await;
+    let ended = events().header(CONTENT_LENGTH, 0).body(Empty::<Bytes>::new()).unwrap();
+    let response = through(&eager().retry(Duration::from_secs(1)), ended);
     assert_eq!(response.headers().len(), 2);
     assert!(response.body().is_end_stream());
     assert_eq!(text(response).await, "");
 }
 
 #[tokio::test]
-async fn every_other_response_passes_untouched_with_its_trailers_and_its_length() {
+async fn other_responses_keep_headers_trailers_and_length() {
     let trailers: HeaderMap =
         [(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))].into_iter().collect();
     let grpc = Response::builder()
@@ -130,7 +118,7 @@ async fn every_other_response_passes_untouched_with_its_trailers_and_its_length(
         .body(Script::new([Step::chunk(b"\0\0\0\0\0"), Step::chunk(""), Step::Trailers(trailers.clone())]))
         .unwrap();
     let headers = grpc.headers().clone();
-    let mut response = through(eager(), Request::new(()), grpc).await;
+    let mut response = through(&eager(), grpc);
     assert_eq!(response.headers(), &headers);
     let mut frames = Vec::new();
     while let Some(frame) = response.body_mut().frame().await {
@@ -142,15 +130,15 @@ async fn every_other_response_passes_untouched_with_its_trailers_and_its_length(
     assert_eq!(frames.len(), 3);
 
     let plain = Response::new(Full::from("hello"));
-    let response = through(eager(), Request::new(()), plain).await;
+    let response = through(&eager(), plain);
     assert_eq!(response.body().size_hint().exact(), Some(5));
     assert!(!response.body().is_end_stream());
 }
 
 #[tokio::test]
-async fn missing_headers_are_added_and_what_the_handler_set_wins() {
+async fn layer_adds_only_missing_headers() {
     let response = events().header(CONTENT_LENGTH, 9999).body(waiting()).unwrap();
-    let response = through(eager(), Request::new(()), response).await;
+    let response = through(&eager(), response);
     let sorted = |headers: &HeaderMap| {
         let mut headers: Vec<_> =
             headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
@@ -175,48 +163,48 @@ async fn missing_headers_are_added_and_what_the_handler_set_wins() {
         let (name, value) = header.split_once(": ").unwrap();
         response.header(name, value)
     });
-    let response = through(eager(), Request::new(()), response.body(waiting()).unwrap()).await;
+    let response = through(&eager(), response.body(waiting()).unwrap());
     assert_eq!(sorted(response.headers()), own);
 }
 
 #[tokio::test]
-async fn the_bare_no_cache_of_other_responders_is_completed() {
+async fn no_cache_alone_becomes_no_cache_no_transform() {
     let response = events().header(CACHE_CONTROL, "no-cache").body(waiting()).unwrap();
-    let response = through(eager(), Request::new(()), response).await;
+    let response = through(&eager(), response);
     assert_eq!(response.headers()[CACHE_CONTROL], "no-cache, no-transform");
 }
 
 #[tokio::test]
-async fn no_directive_of_the_handler_is_lost_where_it_stands_in_several_headers() {
+async fn several_cache_control_headers_stay_unchanged() {
     let response = events().header(CACHE_CONTROL, "no-cache").header(CACHE_CONTROL, "private, no-store");
-    let response = through(eager(), Request::new(()), response.body(waiting()).unwrap()).await;
+    let response = through(&eager(), response.body(waiting()).unwrap());
     let values: Vec<_> = response.headers().get_all(CACHE_CONTROL).into_iter().collect();
     assert_eq!(values, ["no-cache", "private, no-store"]);
 }
 
 #[tokio::test]
-async fn the_connection_header_is_for_http_1_1_only() {
+async fn connection_header_is_set_for_http_1_1_only() {
     for (version, expected) in
         [(Version::HTTP_10, false), (Version::HTTP_11, true), (Version::HTTP_2, false), (Version::HTTP_3, false)]
     {
         let request = Request::builder().version(version).body(()).unwrap();
-        let response = through(eager(), request, events().body(waiting()).unwrap()).await;
+        let response = respond(&eager(), request, events().body(waiting()).unwrap());
         assert_eq!(response.headers().contains_key(CONNECTION), expected, "{version:?}");
     }
 }
 
 #[tokio::test]
-async fn no_connection_is_kept_that_the_client_asks_to_close() {
+async fn keep_alive_is_not_set_after_connection_close() {
     for (value, expected) in [("close", false), ("TE, Close", false), ("keep-alive", true), ("closed", true)] {
         let request = Request::builder().version(Version::HTTP_11).header(ACCEPT, "text/event-stream");
         let request = request.header(CONNECTION, value).body(()).unwrap();
-        let response = through(eager(), request, events().body(waiting()).unwrap()).await;
+        let response = respond(&eager(), request, events().body(waiting()).unwrap());
         assert_eq!(response.headers().contains_key(CONNECTION), expected, "{value}");
     }
 }
 
 #[tokio::test]
-async fn a_request_for_an_event_stream_is_passed_on_as_one_that_wants_no_compression() {
+async fn event_stream_request_asks_handler_for_identity_encoding() {
     let service = SseLayer::new().layer(service_fn(async |request: Request<()>| {
         let encodings = request.headers().get_all(ACCEPT_ENCODING).into_iter().cloned().collect::<Vec<_>>();
         Ok::<_, Infallible>(Response::new(Full::from(format!("{encodings:?}"))))
@@ -233,35 +221,35 @@ async fn a_request_for_an_event_stream_is_passed_on_as_one_that_wants_no_compres
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_encoded_body_passes_as_it_is_and_keeps_its_length() {
+async fn encoded_body_passes_unchanged_with_its_length() {
     let encoded = |coding: &str| {
         events().header(CONTENT_ENCODING, coding).header(CONTENT_LENGTH, 18).body(silent_once()).unwrap()
     };
-    let response = through(eager().retry(Duration::from_secs(3)), Request::new(()), encoded("gzip")).await;
+    let response = through(&eager().retry(Duration::from_secs(3)), encoded("gzip"));
     assert_eq!(response.headers()[CONTENT_LENGTH], "18");
-    assert_eq!(text(response).await, WITHOUT);
+    assert_eq!(text(response).await, WITHOUT_HEARTBEAT);
 
-    let response = through(eager(), Request::new(()), encoded("identity")).await;
+    let response = through(&eager(), encoded("identity"));
     assert_eq!(response.headers().get(CONTENT_LENGTH), None);
     assert_eq!(text(response).await, WITH_HEARTBEAT);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_length_of_an_event_stream_is_unknown() {
-    let response = through(eager(), Request::new(()), events().body(Full::from("data: a\n\n")).unwrap()).await;
+async fn event_stream_has_unknown_length() {
+    let response = through(&eager(), events().body(Full::from("data: a\n\n")).unwrap());
     assert_eq!(response.body().size_hint().exact(), None);
     assert_eq!(text(response).await, "data: a\n\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_an_upstream_stream_comes_after_what_came_before_it() {
+async fn upstream_error_follows_earlier_data_after_250_ms() {
     let body = Script::new([Step::chunk("data: a\n\n"), Step::Fail("broken")]);
-    let response = through(eager(), Request::new(()), events().body(body).unwrap()).await;
+    let response = through(&eager(), events().body(body).unwrap());
     let mut body = tokio_test::task::spawn(response.into_body());
     let mut poll = || body.enter(|cx, body| body.poll_frame(cx)).map_ok(|frame| frame.into_data().unwrap());
     assert!(matches!(poll(), Poll::Ready(Some(Ok(data))) if data == "data: a\n\n"));
     assert!(poll().is_pending());
-    // The transport has a quarter of a second to flush.
+    // The transport has 250 milliseconds to flush.
     tokio::time::sleep(Duration::from_millis(250)).await;
     assert!(matches!(poll(), Poll::Ready(Some(Err(error))) if error.to_string() == "broken"));
     assert!(matches!(poll(), Poll::Ready(None)));
@@ -269,10 +257,10 @@ async fn an_error_of_an_upstream_stream_comes_after_what_came_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_in_the_middle_of_an_event_comes_after_its_first_half() {
+async fn upstream_error_follows_half_of_an_event() {
     for half in ["data: a\n", "data: ha", "data: a\r", "data: \u{e9}\n\ndat"] {
         let body = Script::new([Step::chunk(half), Step::Fail("broken")]);
-        let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
+        let mut body = through(&eager(), events().body(body).unwrap()).into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), half);
         assert_eq!(body.frame().await.unwrap().unwrap_err().to_string(), "broken");
         assert!(body.frame().await.is_none());
@@ -280,9 +268,9 @@ async fn an_error_in_the_middle_of_an_event_comes_after_its_first_half() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_an_upstream_stream_does_not_swallow_half_a_byte_order_mark() {
+async fn upstream_error_follows_half_of_byte_order_mark() {
     let body = Script::new([Step::silence(2), Step::chunk([0xEF, 0xBB]), Step::Fail("broken")]);
-    let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
+    let mut body = through(&eager(), events().body(body).unwrap()).into_body();
     let mut seen = Vec::new();
     let error = loop {
         match body.frame().await.unwrap() {
@@ -296,34 +284,31 @@ async fn an_error_of_an_upstream_stream_does_not_swallow_half_a_byte_order_mark(
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_heartbeat_the_layer_adds_nothing_to_a_silent_stream() {
+async fn without_heartbeat_layer_adds_nothing_to_silent_stream() {
     let layer = SseLayer::new().without_heartbeat();
     // Four times the default interval.
     let steps = [Step::chunk("data: a\n\n"), Step::silence(60), Step::chunk("data: b\n\n")];
     let response = events().body(Script::new(steps)).unwrap();
-    assert_eq!(text(through(layer.clone(), Request::new(()), response).await).await, WITHOUT);
+    assert_eq!(text(through(&layer, response)).await, WITHOUT_HEARTBEAT);
 
     let response = own_stream(Duration::from_secs(60)).into_http_response();
-    assert_eq!(text(through(layer, Request::new(()), response).await).await, "data: a\n\n");
+    assert_eq!(text(through(&layer, response)).await, "data: a\n\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_reconnection_time_goes_before_an_upstream_stream() {
+async fn retry_is_sent_before_upstream_data() {
     let response = events().body(silent_once()).unwrap();
-    let response = through(eager().retry(Duration::from_millis(2500)), Request::new(()), response).await;
+    let response = through(&eager().retry(Duration::from_millis(2500)), response);
     assert_eq!(text(response).await, format!("retry: 2500\n{WITH_HEARTBEAT}"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_layers_put_one_heartbeat_into_an_upstream_stream() {
-    let service = ServiceBuilder::new()
-        .layer(eager())
-        .layer(eager())
-        .service(service_fn(async |_: Request<()>| Ok::<_, Infallible>(events().body(silent_once()).unwrap())));
-    assert_eq!(text(service.oneshot(Request::new(())).await.unwrap()).await, WITH_HEARTBEAT);
+async fn two_layers_send_one_heartbeat_in_upstream_stream() {
+    let response = through(&eager(), through(&eager(), events().body(silent_once()).unwrap()));
+    assert_eq!(text(response).await, WITH_HEARTBEAT);
 }
 
-/// An `SseStream` of one event that is silent for a while and then ends.
+/// Returns an `SseStream` of one event, a silence and its end.
 fn own_stream(
     silence: Duration,
 ) -> SseStream<impl stream::Stream<Item = Result<Event, io::Error>> + Send + Unpin + 'static> {
@@ -333,62 +318,59 @@ fn own_stream(
     SseStream::new(tokio_stream::once(Ok(Event::new("a"))).chain(pause))
 }
 
-/// Two heartbeats of [`eager`], and a half.
+/// 2.5 times the heartbeat interval of [`eager`].
 const A_WHILE: Duration = Duration::from_millis(2500);
 
 #[tokio::test(start_paused = true)]
-async fn an_sse_stream_takes_the_layers_settings_over_instead_of_being_wrapped() {
+async fn sse_stream_applies_settings_of_layer() {
     let layer = eager().retry(Duration::from_millis(700));
-    let response = through(layer.clone(), Request::new(()), own_stream(A_WHILE).into_http_response()).await;
+    let response = through(&layer, own_stream(A_WHILE).into_http_response());
     assert_eq!(response.headers()[CONNECTION], "keep-alive");
     assert_eq!(text(response).await, "retry: 700\ndata: a\n\n:\n:\n");
 
-    // Also when it was boxed on the way.
+    // The body may be boxed before it reaches the layer.
     let boxed = own_stream(A_WHILE).into_http_response().map(|body| body.boxed_unsync());
-    assert_eq!(text(through(layer.clone(), Request::new(()), boxed).await).await, "retry: 700\ndata: a\n\n:\n:\n");
+    assert_eq!(text(through(&layer, boxed)).await, "retry: 700\ndata: a\n\n:\n:\n");
 
-    // And when somebody encoded it: it is the stream inside that beats, before the encoder.
+    // A middleware may encode the body. The stream inside sends the heartbeats, before the encoder.
     let mut encoded = own_stream(A_WHILE).into_http_response();
     encoded.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("rot26"));
-    assert_eq!(text(through(layer, Request::new(()), encoded).await).await, "retry: 700\ndata: a\n\n:\n:\n");
+    assert_eq!(text(through(&layer, encoded)).await, "retry: 700\ndata: a\n\n:\n:\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_handler_set_on_its_stream_wins_over_the_layer() {
+async fn settings_of_handler_win_over_layer() {
     let layer = eager().retry(Duration::from_millis(700));
-    let with = |stream: SseStream<_>| through(layer.clone(), Request::new(()), stream.into_http_response());
+    let with = |stream: SseStream<_>| through(&layer, stream.into_http_response());
 
     let slow = own_stream(A_WHILE).heartbeat(Heartbeat::every(Duration::from_secs(2)).comment("own"));
-    assert_eq!(text(with(slow).await).await, "retry: 700\ndata: a\n\n: own\n");
-    assert_eq!(text(with(own_stream(A_WHILE).without_heartbeat()).await).await, "retry: 700\ndata: a\n\n");
+    assert_eq!(text(with(slow)).await, "retry: 700\ndata: a\n\n: own\n");
+    assert_eq!(text(with(own_stream(A_WHILE).without_heartbeat())).await, "retry: 700\ndata: a\n\n");
     let own_retry = own_stream(A_WHILE).without_heartbeat().retry(Duration::from_millis(1));
-    assert_eq!(text(with(own_retry).await).await, "retry: 1\ndata: a\n\n");
+    assert_eq!(text(with(own_retry)).await, "retry: 1\ndata: a\n\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_layers_the_inner_one_settles_an_sse_stream() {
+async fn innermost_layer_sets_heartbeat_and_retry() {
     let outer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(100))).retry(Duration::from_secs(9));
-    let service = ServiceBuilder::new()
-        .layer(outer)
-        .layer(eager())
-        .service(service_fn(async |_: Request<()>| Ok::<_, Infallible>(own_stream(A_WHILE).into_http_response())));
-    assert_eq!(text(service.oneshot(Request::new(())).await.unwrap()).await, "data: a\n\n:\n:\n");
+    let response = through(&outer, through(&eager(), own_stream(A_WHILE).into_http_response()));
+    assert_eq!(text(response).await, "data: a\n\n:\n:\n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_was_put_in_the_place_of_an_sse_stream_is_an_upstream_one() {
+async fn replaced_body_of_sse_stream_is_upstream_stream() {
     let replaced = own_stream(A_WHILE).into_http_response().map(|_| silent_once());
-    // Also where somebody keeps a copy of what the response carried.
+    // A middleware may keep a copy of the extensions.
     let _copy = replaced.extensions().clone();
-    assert_eq!(text(through(eager(), Request::new(()), replaced).await).await, WITH_HEARTBEAT);
+    assert_eq!(text(through(&eager(), replaced)).await, WITH_HEARTBEAT);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_reconnection_time_does_not_make_a_client_that_comes_back_forget_its_id() {
+async fn retry_keeps_last_event_id_of_client() {
     let layer = SseLayer::new().retry(Duration::from_secs(3));
     let own = SseStream::new(stream::pending::<Event>()).into_http_response();
-    let mut own = through(layer.clone(), Request::new(()), own).await.into_body();
-    let mut upstream = through(layer, Request::new(()), events().body(waiting()).unwrap()).await.into_body();
+    let mut own = through(&layer, own).into_body();
+    let mut upstream = through(&layer, events().body(waiting()).unwrap()).into_body();
     for first in [own.frame().await.unwrap().unwrap(), upstream.frame().await.unwrap().unwrap()] {
         let seen = whatwg::parse_after("41", first.data_ref().unwrap());
         assert_eq!((seen.reconnection_time.as_deref(), seen.last_event_id.as_str()), (Some("3000"), "41"));
@@ -398,17 +380,17 @@ async fn the_reconnection_time_does_not_make_a_client_that_comes_back_forget_its
 #[tokio::test(start_paused = true)]
 async fn nothing_follows_trailers() {
     let steps = [Step::chunk("data: a\n\n"), Step::Trailers(HeaderMap::new()), Step::silence(60)];
-    let mut body = through(eager(), Request::new(()), events().body(Script::new(steps)).unwrap()).await.into_body();
+    let mut body = through(&eager(), events().body(Script::new(steps)).unwrap()).into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());
     assert!(body.frame().await.unwrap().unwrap().is_trailers());
     assert!(body.frame().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_is_not_at_its_end_while_something_of_it_is_kept_back() {
+async fn body_is_not_ended_while_bytes_are_held_back() {
     let layer = eager().retry(Duration::from_secs(3));
     let body = Script::new([Step::chunk([0xEF, 0xBB])]);
-    let mut body = through(layer, Request::new(()), events().body(body).unwrap()).await.into_body();
+    let mut body = through(&layer, events().body(body).unwrap()).into_body();
     let mut seen = Vec::new();
     while !body.is_end_stream() {
         let Some(frame) = body.frame().await else { break };
@@ -418,17 +400,17 @@ async fn a_body_is_not_at_its_end_while_something_of_it_is_kept_back() {
 }
 
 #[tokio::test]
-async fn a_chunk_of_ten_mebibytes_passes_uncopied() {
+async fn chunk_of_10_mib_is_not_copied() {
     let chunk = Bytes::from("data: x\n\n".repeat(10 * 1024 * 1024 / 9));
     let body = Script::new([Step::Chunk(chunk.clone())]);
-    let mut body = through(eager(), Request::new(()), events().body(body).unwrap()).await.into_body();
+    let mut body = through(&eager(), events().body(body).unwrap()).into_body();
     let passed = body.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!((passed.as_ptr(), passed.len()), (chunk.as_ptr(), chunk.len()));
 }
 
-/// tower-http's middleware that answers by itself asks for a body that has a default.
+/// tower-http's middleware that responds without the handler requires a body with a default.
 #[tokio::test]
-async fn middleware_that_answers_by_itself_goes_around_the_layer() {
+async fn response_of_outer_middleware_bypasses_layer() {
     use tower_http::{cors::CorsLayer, timeout::TimeoutLayer};
     let app = axum::Router::new().route("/", axum::routing::get(async || "hello")).layer(
         ServiceBuilder::new()
@@ -443,27 +425,27 @@ async fn middleware_that_answers_by_itself_goes_around_the_layer() {
 }
 
 #[tokio::test]
-async fn readiness_and_its_errors_are_those_of_the_service_inside() {
+async fn poll_ready_forwards_error_of_inner_service() {
     #[derive(Clone, Debug, Default)]
-    struct Picky {
-        asked: Arc<AtomicBool>,
+    struct NotReady {
+        is_polled: Arc<AtomicBool>,
     }
-    impl Service<Request<()>> for Picky {
+    impl Service<Request<()>> for NotReady {
         type Response = Response<Full<Bytes>>;
         type Error = BoxError;
         type Future = std::future::Ready<Result<Self::Response, BoxError>>;
 
         fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), BoxError>> {
-            self.asked.store(true, Ordering::Relaxed);
-            Poll::Ready(Err("not today".into()))
+            self.is_polled.store(true, Ordering::Relaxed);
+            Poll::Ready(Err("not ready".into()))
         }
 
         fn call(&mut self, _: Request<()>) -> Self::Future {
-            unreachable!("it was not ready")
+            unreachable!("the service is never ready")
         }
     }
-    let picky = Picky::default();
-    let mut service = SseLayer::new().layer(picky.clone());
-    assert_eq!(service.ready().await.unwrap_err().to_string(), "not today");
-    assert!(picky.asked.load(Ordering::Relaxed));
+    let inner = NotReady::default();
+    let mut service = SseLayer::new().layer(inner.clone());
+    assert_eq!(service.ready().await.unwrap_err().to_string(), "not ready");
+    assert!(inner.is_polled.load(Ordering::Relaxed));
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Request, Response, StatusCode, header};
+use http::{Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::BodyExt;
 use std::{
@@ -14,7 +14,7 @@ use std::{
 };
 use support::{
     polled::Polled,
-    respond::respond,
+    respond::through,
     script::{Script, Step},
 };
 use tokio::{
@@ -54,13 +54,6 @@ where
         [one, two] => Polled::new(through(two, through(one, response))),
         more => panic!("{} layers", more.len()),
     }
-}
-
-pub(crate) fn through<B>(layer: &SseLayer, response: Response<B>) -> Response<tower_sse::ResponseBody<B>>
-where
-    B: Body<Data = Bytes>,
-{
-    respond(layer, Request::new(()), response)
 }
 
 pub(crate) fn channel() -> (UnboundedSender<Event>, UnboundedReceiverStream<Event>) {

@@ -1,8 +1,6 @@
 //! Limits of open streams, and their permits.
 
-use crate::common::{
-    Summaries, assert_uniform, encoded, has_permit, lifetime, limited, silent, through, upstream_response,
-};
+use crate::common::{Summaries, assert_uniform, encoded, has_permit, lifetime, limited, silent, upstream_response};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, Request, Response, StatusCode, header};
@@ -16,7 +14,7 @@ use std::{
 };
 use support::{
     polled::Polled,
-    respond::respond,
+    respond::{respond, through},
     script::{Script, Step},
     whatwg,
 };

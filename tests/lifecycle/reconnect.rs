@@ -1,9 +1,10 @@
 //! The reconnect delay of clients that are disconnected together.
 
-use crate::common::{assert_uniform, ours, silent, through, upstream, upstream_response};
+use crate::common::{assert_uniform, ours, silent, upstream, upstream_response};
 use http_body_util::BodyExt;
 use std::time::Duration;
 use support::{
+    respond::through,
     script::{Script, Step},
     whatwg,
 };

@@ -1,8 +1,7 @@
 //! Guarantee: each stream is reported once, with the reason of its end and the amount it sent.
 
 use crate::common::{
-    Summaries, assert_summary, channel, has_permit, limited, ours, shutdown_layer, silent, through, upstream,
-    upstream_response,
+    Summaries, assert_summary, channel, has_permit, limited, ours, shutdown_layer, silent, upstream, upstream_response,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -16,7 +15,10 @@ use std::{
     task::Poll,
     time::Duration,
 };
-use support::script::{Script, Step};
+use support::{
+    respond::through,
+    script::{Script, Step},
+};
 use tokio::time::advance;
 use tower_sse::{CloseReason, Event, Heartbeat, SseLayer, SseStream, StreamSummary};
 

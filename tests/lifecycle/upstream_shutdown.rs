@@ -1,6 +1,6 @@
 //! Guarantee: a shutdown ends every upstream stream, between two events if possible.
 
-use crate::common::{Summaries, assert_summary, encoded, shutdown_layer, through, upstream, upstream_response};
+use crate::common::{Summaries, assert_summary, encoded, shutdown_layer, upstream, upstream_response};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, header};
@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use std::{convert::Infallible, task::Poll, time::Duration};
 use support::{
     polled::Polled,
+    respond::through,
     script::{Script, Step},
     whatwg,
 };

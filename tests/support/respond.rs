@@ -35,3 +35,11 @@ where
     let Ok(response) = layer.layer(Handler(Some(response))).oneshot(request).now_or_never().expect("no waiting");
     response
 }
+
+/// Returns what a layer makes of the response of its handler, for a `GET` of `/`.
+pub fn through<L, B, C>(layer: &L, response: Response<B>) -> Response<C>
+where
+    L: Layer<Handler<B>, Service: Service<Request<()>, Response = Response<C>, Error = Infallible>>,
+{
+    respond(layer, Request::new(()), response)
+}
