@@ -1,4 +1,4 @@
-//! Where a client left off, however it says so, and whatever it sends instead.
+//! `LastEventId`: ids from the header and the query, and invalid values.
 
 use http::{HeaderValue, Request, StatusCode};
 use tower_sse::{EventId, LastEventId};
@@ -17,18 +17,18 @@ fn none() -> LastEventId {
 }
 
 #[test]
-fn the_header_is_read_as_utf_8_bytes() {
+fn header_value_is_utf_8() {
     assert_eq!(from_header(b"41").as_str(), Some("41"));
     assert_eq!(from_header("né 日本 🦀".as_bytes()).as_str(), Some("né 日本 🦀"));
     assert_eq!(from_header(b"a\tb").as_str(), Some("a\tb"));
-    // It is not encoded there, so nothing is decoded.
+    // A header value is not percent-encoded, so it is not decoded.
     assert_eq!(from_header(b"a%20b+c%").as_str(), Some("a%20b+c%"));
     let long = "x".repeat(8192);
     assert_eq!(from_header(long.as_bytes()).as_str(), Some(&*long));
 }
 
 #[test]
-fn what_is_empty_or_no_utf_8_is_absent() {
+fn empty_or_invalid_utf_8_header_is_none() {
     assert_eq!(from_header(b""), none());
     assert_eq!(from_header(b"\xFF\xFE"), none());
     assert_eq!(from_header(b"caf\xE9"), none());
@@ -39,7 +39,7 @@ fn what_is_empty_or_no_utf_8_is_absent() {
 }
 
 #[test]
-fn of_several_headers_the_first_that_is_an_id_counts() {
+fn first_valid_header_wins() {
     let request = |values: &[&str]| {
         let request = values.iter().fold(Request::builder(), |request, value| request.header("last-event-id", *value));
         LastEventId::from_request(&request.body(()).unwrap())
@@ -49,7 +49,7 @@ fn of_several_headers_the_first_that_is_an_id_counts() {
 }
 
 #[test]
-fn every_name_that_polyfills_use_is_read_from_the_query() {
+fn query_names_of_polyfills_are_read() {
     for name in ["lastEventId", "last-event-id", "Last-Event-ID", "lastEventID", "last_event_id", "evs_last_event_id"] {
         assert_eq!(from_query(&format!("a=b&{name}=41&c")).as_str(), Some("41"), "{name}");
     }
@@ -59,7 +59,7 @@ fn every_name_that_polyfills_use_is_read_from_the_query() {
 }
 
 #[test]
-fn ids_in_the_query_are_form_encoded() {
+fn query_ids_are_form_decoded() {
     assert_eq!(from_query("lastEventId=a%2Fb%20c+d%2B%26").as_str(), Some("a/b c d+&"));
     assert_eq!(from_query("lastEventId=n%C3%A9%F0%9F%A6%80").as_str(), Some("né🦀"));
     assert_eq!(from_query("lastEventId=100%").as_str(), Some("100%"));
@@ -67,7 +67,7 @@ fn ids_in_the_query_are_form_encoded() {
 }
 
 #[test]
-fn an_id_in_the_query_that_cannot_be_one_is_absent() {
+fn invalid_query_id_is_none() {
     for query in
         ["lastEventId=", "lastEventId", "lastEventId=%FF", "lastEventId=a%00", "lastEventId=a%0Ab", "lastEventId=%0D"]
     {
@@ -77,7 +77,7 @@ fn an_id_in_the_query_that_cannot_be_one_is_absent() {
 }
 
 #[test]
-fn the_header_goes_before_the_query_unless_it_is_no_id() {
+fn valid_header_wins_over_query() {
     let request = |header: &[u8]| {
         let header = HeaderValue::from_bytes(header).unwrap();
         let request = Request::builder().uri("/?lastEventId=query").header("Last-Event-ID", header).body(()).unwrap();
@@ -89,7 +89,7 @@ fn the_header_goes_before_the_query_unless_it_is_no_id() {
 }
 
 #[test]
-fn an_id_that_does_not_parse_is_rejected_with_its_cause_and_a_short_sentence() {
+fn parse_error_is_400_with_short_text_and_source() {
     assert_eq!(from_header(b"41").parse::<u64>().unwrap(), Some(41));
     assert_eq!(none().parse::<u64>().unwrap(), None);
     let rejection = from_header("9".repeat(8192).as_bytes()).parse::<u64>().unwrap_err();
@@ -105,7 +105,7 @@ mod in_axum {
     use tower::ServiceExt;
     use tower_sse::{LastEventId, LastEventIdRejection};
 
-    async fn ask(path: &str, id: Option<&str>) -> (u16, String) {
+    async fn get_text(path: &str, id: Option<&str>) -> (u16, String) {
         let app = Router::new()
             .route("/id", get(async |last: LastEventId| format!("{:?}", last.as_str())))
             .route(
@@ -124,18 +124,18 @@ mod in_axum {
     }
 
     #[tokio::test]
-    async fn the_extractor_never_rejects_and_the_option_is_none_without_an_id() {
-        assert_eq!(ask("/id", Some("7")).await, (200, "Some(\"7\")".into()));
-        assert_eq!(ask("/id", None).await, (200, "None".into()));
-        assert_eq!(ask("/option", Some("7")).await, (200, "Some(\"7\")".into()));
-        assert_eq!(ask("/option", Some("")).await, (200, "None".into()));
+    async fn extractor_accepts_requests_without_id() {
+        assert_eq!(get_text("/id", Some("7")).await, (200, "Some(\"7\")".into()));
+        assert_eq!(get_text("/id", None).await, (200, "None".into()));
+        assert_eq!(get_text("/option", Some("7")).await, (200, "Some(\"7\")".into()));
+        assert_eq!(get_text("/option", Some("")).await, (200, "None".into()));
     }
 
     #[tokio::test]
-    async fn a_handler_that_parses_answers_400_with_a_sentence() {
-        assert_eq!(ask("/number", Some("7")).await, (200, "Some(7)".into()));
-        assert_eq!(ask("/number", None).await, (200, "None".into()));
+    async fn handler_returns_400_for_unparsable_id() {
+        assert_eq!(get_text("/number", Some("7")).await, (200, "Some(7)".into()));
+        assert_eq!(get_text("/number", None).await, (200, "None".into()));
         let sentence = r#"the last event id "seven" is not one of this stream's; connect without it"#;
-        assert_eq!(ask("/number", Some("seven")).await, (400, sentence.into()));
+        assert_eq!(get_text("/number", Some("seven")).await, (400, sentence.into()));
     }
 }

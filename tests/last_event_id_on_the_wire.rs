@@ -1,4 +1,4 @@
-//! Where clients left off, as they say it on real connections.
+//! The ids of reconnecting clients, on real connections.
 
 use axum::{Router, routing::get};
 use http::{StatusCode, header};
@@ -9,7 +9,7 @@ use support::{
 };
 use tower_sse::{LastEventId, LastEventIdRejection, SseLayer};
 
-/// `/id` says which id it was given, `/option` whether it was given one, `/number` which number it is.
+/// Serves `/id` and `/option`, which return the id, and `/number`, which returns it as a number.
 async fn server() -> Server {
     let id = async |last: LastEventId| format!("{:?}", last.as_str());
     let option = async |last: Option<LastEventId>| format!("{:?}", last.as_ref().and_then(LastEventId::as_str));
@@ -18,8 +18,8 @@ async fn server() -> Server {
     serve(app.layer(SseLayer::new())).await
 }
 
-/// The handlers' view of an id that comes in this request line and these header lines, over HTTP/1.1.
-async fn ask_raw(server: &Server, target: &str, fields: &[&[u8]]) -> Answer {
+/// Sends an HTTP/1.1 request of this target and these raw header lines.
+async fn get_raw(server: &Server, target: &str, fields: &[&[u8]]) -> Answer {
     let mut request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
     for field in fields {
         request.extend([field, &b"\r\n"[..]].concat());
@@ -29,7 +29,7 @@ async fn ask_raw(server: &Server, target: &str, fields: &[&[u8]]) -> Answer {
 }
 
 #[tokio::test]
-async fn an_id_reaches_the_handler_as_the_utf_8_that_browsers_send() {
+async fn utf_8_ids_of_browsers_reach_the_handler() {
     let server = server().await;
     for id in ["41", "né 日本 🦀", "\u{feff}", "a:b, c;d=\"e\"", "1700000000-0"] {
         for (protocol, path) in Protocol::ALL.into_iter().flat_map(|p| ["/id", "/option"].map(|path| (p, path))) {
@@ -44,28 +44,28 @@ async fn an_id_reaches_the_handler_as_the_utf_8_that_browsers_send() {
 }
 
 #[tokio::test]
-async fn the_bytes_of_a_header_are_taken_as_they_are_on_the_wire() {
+async fn header_bytes_are_read_as_utf_8() {
     let server = server().await;
     for (field, expected) in [
         (&b"Last-Event-ID: n\xC3\xA9"[..], Some("né")),
         (b"LAST-EVENT-ID:\xF0\x9F\xA6\x80", Some("🦀")),
-        // White space around a value is no part of it (RFC 9110, §5.5).
+        // White space around a value is not part of it (RFC 9110, section 5.5).
         (b"Last-Event-ID:  \t 41 \t ", Some("41")),
-        // ISO 8859-1 is no UTF-8.
+        // ISO 8859-1 is not UTF-8.
         (b"Last-Event-ID: n\xE9", None),
         (b"Last-Event-ID: \xF0\x9F\xA6", None),
         (b"Last-Event-ID:", None),
         (b"X-Last-Event-ID: 41", None),
     ] {
         for path in ["/id", "/option"] {
-            let answer = ask_raw(&server, path, &[field]).await;
+            let answer = get_raw(&server, path, &[field]).await;
             assert_eq!(answer.text(), format!("{expected:?}"), "{path} {:?}", String::from_utf8_lossy(field));
         }
     }
 }
 
 #[tokio::test]
-async fn an_id_of_8_kib_is_an_id() {
+async fn id_of_8_kib_is_accepted() {
     let server = server().await;
     let long = "0123456789abcdef".repeat(512);
     for protocol in Protocol::ALL {
@@ -77,14 +77,14 @@ async fn an_id_of_8_kib_is_an_id() {
 }
 
 #[tokio::test]
-async fn of_duplicated_headers_the_first_that_is_an_id_counts() {
+async fn first_valid_header_wins() {
     let server = server().await;
     for (fields, expected) in [
         ([&b"Last-Event-ID: 1"[..], b"Last-Event-ID: 2"], "1"),
         ([b"Last-Event-ID:", b"Last-Event-ID: 2"], "2"),
         ([b"Last-Event-ID: \xFF", b"Last-Event-ID: 2"], "2"),
     ] {
-        assert_eq!(ask_raw(&server, "/id", &fields).await.text(), format!("{:?}", Some(expected)));
+        assert_eq!(get_raw(&server, "/id", &fields).await.text(), format!("{:?}", Some(expected)));
     }
     for protocol in Protocol::ALL {
         let headers = [("last-event-id", "1"), ("last-event-id", "2")];
@@ -93,7 +93,7 @@ async fn of_duplicated_headers_the_first_that_is_an_id_counts() {
 }
 
 #[tokio::test]
-async fn an_id_in_the_query_is_percent_decoded_whatever_is_in_it() {
+async fn query_id_is_percent_decoded() {
     let server = server().await;
     for id in ["41", "né 日本 🦀", "a&b=c#d?e/f+g%h", " "] {
         let encoded = id.bytes().fold(String::new(), |mut encoded, byte| {
@@ -117,16 +117,16 @@ async fn an_id_in_the_query_is_percent_decoded_whatever_is_in_it() {
         ("lastEventId=", None),
         ("lastEventId", None),
     ] {
-        let answer = ask_raw(&server, &format!("/id?{query}"), &[]).await;
+        let answer = get_raw(&server, &format!("/id?{query}"), &[]).await;
         assert_eq!(answer.text(), format!("{expected:?}"), "{query}");
     }
-    // A client that can set the header is believed before one that has it in its address.
-    let answer = ask_raw(&server, "/id?lastEventId=1", &[b"Last-Event-ID: 2"]).await;
+    // The header wins over the query.
+    let answer = get_raw(&server, "/id?lastEventId=1", &[b"Last-Event-ID: 2"]).await;
     assert_eq!(answer.text(), r#"Some("2")"#);
 }
 
 #[tokio::test]
-async fn an_id_that_does_not_parse_is_answered_400_with_a_sentence_that_names_it() {
+async fn unparsable_id_gets_400_that_names_it() {
     let server = server().await;
     for protocol in Protocol::ALL {
         let answer = protocol.get(server.address, "/number", &[]).await.complete().await;

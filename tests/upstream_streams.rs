@@ -1,5 +1,5 @@
-//! Upstream streams behind the layer, on real connections: streams of axum, proxied and hand-made
-//! streams.
+//! Upstream streams under the layer, on real connections: axum's own streams, proxied streams, and
+//! handwritten streams.
 
 use axum::{
     Router,
@@ -30,7 +30,7 @@ fn fast() -> SseLayer {
     SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(5)))
 }
 
-/// A handler's answer, made once.
+/// Returns a function for a handler that returns `value` to its only request.
 fn once<T>(value: T) -> impl Fn() -> T + Clone {
     let value = Arc::new(Mutex::new(Some(value)));
     move || value.lock().unwrap().take().expect("one request")
@@ -44,7 +44,7 @@ fn event_stream(body: impl Into<Body>) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body.into()).into_response()
 }
 
-/// A body of what is sent, when it is sent.
+/// Returns a body whose chunks come from a channel.
 fn chunks(receiver: UnboundedReceiver<&'static str>) -> Body {
     Body::from_stream(UnboundedReceiverStream::new(receiver).map(Ok::<_, Infallible>))
 }
@@ -53,7 +53,7 @@ fn script(steps: impl IntoIterator<Item = Step>) -> Body {
     Body::new(Script::new(steps))
 }
 
-/// No header is there twice, and these are what an event stream has.
+/// Checks that the headers of an event stream are present, and no header is duplicated.
 fn assert_headers(answer: &Answer) {
     for (name, expected) in [
         (header::CONTENT_TYPE.as_str(), "text/event-stream"),
@@ -66,13 +66,13 @@ fn assert_headers(answer: &Answer) {
         assert_eq!(answer.headers.get_all(name).into_iter().count(), 1, "{name}");
     }
     assert!(!answer.headers.contains_key(header::CONTENT_LENGTH));
-    // hyper writes the values of one name on one line, and takes the header away in HTTP/2.
+    // hyper joins several values of this header on one line, and removes it from HTTP/2 responses.
     let connection = answer.headers.get(header::CONNECTION).map(HeaderValue::as_bytes);
     assert_eq!(connection, (answer.version == Version::HTTP_11).then_some(&b"keep-alive"[..]));
 }
 
 #[tokio::test]
-async fn axums_own_responder_has_the_headers_and_the_heartbeats_of_the_layer() {
+async fn axum_sse_gets_headers_and_heartbeats_of_layer() {
     for protocol in Protocol::ALL {
         let (sender, receiver) = unbounded_channel();
         let response = once(sse::Sse::new(events(receiver)));
@@ -90,12 +90,12 @@ async fn axums_own_responder_has_the_headers_and_the_heartbeats_of_the_layer() {
 }
 
 #[tokio::test]
-async fn axums_own_responder_that_keeps_itself_alive_has_no_heartbeats_of_the_layer_as_well() {
+async fn axum_keep_alive_replaces_heartbeats_of_layer() {
     for protocol in Protocol::ALL {
         let (sender, receiver) = unbounded_channel();
         let keep_alive = sse::KeepAlive::new().interval(Duration::from_millis(5)).text("axum");
         let response = once(sse::Sse::new(events(receiver)).keep_alive(keep_alive));
-        // Though the layer's interval passes several times: its clock runs in silence alone.
+        // The layer's interval passes several times, but its idle timer measures silence only.
         let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(300)).comment("layer"));
         let app = Router::new().route("/", get(async move || response())).layer(layer);
         let server = serve(app).await;
@@ -113,17 +113,17 @@ async fn axums_own_responder_that_keeps_itself_alive_has_no_heartbeats_of_the_la
     }
 }
 
-/// A handler that asks another server, and hands on what it answers: status, headers and body.
+/// Returns a handler that proxies another server: its status, headers and body.
 fn proxy(upstream: std::net::SocketAddr) -> Router {
     let handler = async move |State(client): State<reqwest::Client>| {
-        let answer = client.get(format!("http://{upstream}/")).send().await.expect("an answer from upstream");
+        let answer = client.get(format!("http://{upstream}/")).send().await.expect("a response of the upstream");
         http::Response::<reqwest::Body>::from(answer).map(Body::new)
     };
     Router::new().route("/", get(handler)).with_state(reqwest::Client::builder().no_proxy().build().unwrap())
 }
 
 #[tokio::test]
-async fn a_proxied_stream_arrives_event_by_event_and_with_heartbeats() {
+async fn proxied_stream_has_immediate_events_and_heartbeats() {
     for protocol in Protocol::ALL {
         let (sender, receiver) = unbounded_channel();
         let response = once(sse::Sse::new(events(receiver)));
@@ -142,7 +142,7 @@ async fn a_proxied_stream_arrives_event_by_event_and_with_heartbeats() {
 }
 
 #[tokio::test]
-async fn the_length_and_the_connection_headers_of_an_upstream_do_not_break_a_proxied_stream() {
+async fn length_and_connection_of_upstream_are_replaced() {
     const TEXT: &str = "data: one\n\ndata: two\n\n";
     // The upstream can have a layer of its own, which sets `Connection`.
     for (protocol, has_layer) in Protocol::ALL.into_iter().flat_map(|p| [(p, false), (p, true)]) {
@@ -164,7 +164,7 @@ async fn the_length_and_the_connection_headers_of_an_upstream_do_not_break_a_pro
 }
 
 #[tokio::test]
-async fn a_client_that_goes_is_gone_for_the_upstream_of_a_proxied_stream() {
+async fn disconnecting_client_ends_the_upstream_stream() {
     for protocol in Protocol::ALL {
         let (sender, receiver) = unbounded_channel();
         let response = once(sse::Sse::new(events(receiver)));
@@ -180,10 +180,10 @@ async fn a_client_that_goes_is_gone_for_the_upstream_of_a_proxied_stream() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_breaks_breaks_the_proxied_stream_after_every_event_before_it() {
+async fn broken_upstream_breaks_proxied_stream_after_its_events() {
     let handler =
         async || event_stream(script([Step::chunk("data: one\n\n"), Step::chunk("data: tw"), Step::Fail("x")]));
-    // It flushes before it breaks.
+    // The layer of the upstream delays the error, so that its events are flushed first.
     let upstream = serve(Router::new().route("/", get(handler)).layer(SseLayer::new())).await;
     for protocol in Protocol::ALL {
         let server = serve(proxy(upstream.address).layer(SseLayer::new())).await;
@@ -194,29 +194,29 @@ async fn an_upstream_that_breaks_breaks_the_proxied_stream_after_every_event_bef
 }
 
 #[tokio::test]
-async fn a_stream_that_comes_byte_by_byte_is_the_same_stream() {
+async fn stream_of_single_bytes_keeps_its_events() {
     let text =
         "\u{feff}: hello\r\ndata: one\r\rid: 7\r\nevent: wide\r\ndata: né 日本 🦀\r\n\r\n:\n\ndata:\ndata: two\n\n";
     let handler = async || {
-        // Heartbeats fall wherever a byte is late.
+        // Each silence is longer than the heartbeat interval.
         event_stream(script(
             text.bytes().flat_map(|byte| [Step::chunk([byte]), Step::Silence(Duration::from_millis(3))]),
         ))
     };
-    let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(1)).comment("beat"));
+    let layer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(1)).comment("alive"));
     let server = serve(Router::new().route("/", get(handler)).layer(layer)).await;
     for protocol in Protocol::ALL {
         let answer = protocol.get(server.address, "/", &[]).await.complete().await;
         let (mut with, without) = (whatwg::parse(&answer.body), whatwg::parse(text.as_bytes()));
         assert_eq!(without.messages.len(), 3);
-        assert!(with.comments.iter().any(|comment| comment == " beat"), "there were to be heartbeats");
-        with.comments.retain(|comment| comment != " beat");
+        assert!(with.comments.iter().any(|comment| comment == " alive"), "the layer sent no heartbeats");
+        with.comments.retain(|comment| comment != " alive");
         assert_eq!(with, without, "{protocol:?}");
     }
 }
 
 #[tokio::test]
-async fn a_wrong_length_that_a_handler_sets_does_not_cut_the_stream_off() {
+async fn wrong_content_length_of_handler_is_removed() {
     let ours = async || {
         let events = tokio_stream::iter([Event::new("one"), Event::new("two")]);
         ([(header::CONTENT_LENGTH, "5")], SseStream::new(events))
@@ -237,9 +237,9 @@ async fn a_wrong_length_that_a_handler_sets_does_not_cut_the_stream_off() {
 }
 
 #[tokio::test]
-async fn a_body_of_no_type_is_an_event_stream_to_a_client_that_accepts_one_and_to_no_other() {
+async fn untyped_body_is_event_stream_if_client_accepts_it() {
     for protocol in Protocol::ALL {
-        // A bare body: axum gives the type to what it makes of texts and bytes.
+        // A bare body has no type. axum adds a type to texts and bytes.
         let (sender, receiver) = unbounded_channel();
         let response = once(Response::new(chunks(receiver)));
         let server = serve(Router::new().route("/", get(async move || response())).layer(fast())).await;

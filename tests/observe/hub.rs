@@ -1,0 +1,172 @@
+//! Metrics and events of hubs and their backends.
+
+use crate::recording::{Emitted, Seen, observed};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_stream::StreamExt;
+use tower_sse::{
+    BoxError, Event, LastEventId,
+    hub::{
+        ErrorKind, Hub, LagPolicy, Start,
+        backend::{self, Backend, Bounds, MemoryBackend, Page, Position},
+    },
+};
+use tracing::Level;
+
+#[test]
+fn gap_is_counted_by_reason() {
+    observed(async |seen: Seen| {
+        let hub = Hub::builder().max_events(1).build();
+        let topic = hub.topic("news");
+        let first = topic.publish(Event::new("first")).await.expect("a hub in memory does not fail");
+        let slow = topic.subscribe(LastEventId::default()).await.expect("a hub in memory does not fail");
+        let strict = topic.subscribe(LastEventId::default()).await.expect("a hub in memory does not fail");
+        for _ in 0..2 {
+            topic.publish(Event::new("next")).await.expect("a hub in memory does not fail");
+        }
+        let id = |id: &str| Start::After(id.parse().expect("an id"));
+        let (epoch, _) = first.as_str().split_once('-').expect("an epoch and a number");
+        for (requested, reason) in [
+            (first.as_str(), "evicted"),
+            (&*format!("{epoch}-99"), "ahead"),
+            ("aaaaaaaa-1", "other_epoch"),
+            ("what?", "malformed"),
+        ] {
+            let subscription = topic.subscribe(id(requested)).await.expect("a hub in memory does not fail");
+            assert_eq!(subscription.gap().expect("a gap").reason().as_str(), reason);
+        }
+        for subscription in [slow, strict.lag_policy(LagPolicy::Disconnect)] {
+            assert!(std::pin::pin!(subscription).next().await.is_some());
+        }
+        let names = ["evicted", "ahead", "malformed", "other_epoch"].map(|reason| (reason, 1.0));
+        let expected = names.into_iter().chain([("lagged", 2.0)]);
+        let expected = expected.map(|(reason, n)| (format!("tower_sse_hub_gaps_total{{reason={reason}}}"), n));
+        assert_eq!(seen.numbers(), expected.collect());
+    });
+}
+
+/// A backend in memory whose calls fail during an outage.
+struct Outages {
+    log: MemoryBackend,
+    is_down: watch::Receiver<bool>,
+}
+
+impl Outages {
+    async fn unless_down<T>(&self, call: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+        let mut is_down = self.is_down.clone();
+        tokio::select! {
+            biased;
+            _ = is_down.wait_for(|is_down| *is_down) => Err("the backend is down".into()),
+            result = call => result,
+        }
+    }
+}
+
+impl Backend for Outages {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.unless_down(self.log.bounds()).await
+    }
+
+    async fn append(&self, records: Vec<backend::Record>) -> Result<backend::Appended, BoxError> {
+        self.unless_down(self.log.append(records)).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        self.unless_down(self.log.read(topics, after)).await
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        self.unless_down(self.log.follow(after)).await
+    }
+}
+
+/// Returns the level, the message, and the fields `operation` and `error` of each event.
+fn outages(seen: &Seen) -> Vec<(Level, String, Option<String>, Option<String>)> {
+    let field = |event: &Emitted, name: &str| event.fields.get(name).cloned();
+    let events = seen.events().into_iter();
+    events.map(|event| (event.level, event.message(), field(&event, "operation"), field(&event, "error"))).collect()
+}
+
+fn failed(operation: &str) -> (Level, String, Option<String>, Option<String>) {
+    (Level::WARN, "backend failed".into(), Some(operation.into()), Some("the backend is down".into()))
+}
+
+fn recovered(operation: &str) -> (Level, String, Option<String>, Option<String>) {
+    (Level::INFO, "backend recovered".into(), Some(operation.into()), None)
+}
+
+#[test]
+fn outage_is_logged_once_and_each_failure_counted() {
+    observed(async |seen: Seen| {
+        let (down, is_down) = watch::channel(false);
+        let log = Outages { log: MemoryBackend::new(100), is_down };
+        let hub = Hub::builder().max_events(1).backend(log).connect().await.expect("the backend is up");
+        let topic = hub.topic("news");
+        let first = topic.publish(Event::new("first")).await.expect("the backend is up");
+        topic.publish(Event::new("second")).await.expect("the backend is up");
+        topic.publish(Event::new("third")).await.expect("the backend is up");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let cursor = topic.subscribe(LastEventId::default()).await.expect("the backend is up").cursor();
+        let epoch = cursor.as_str().split_once('-').expect("an epoch").0;
+        let unknown = || Start::After(format!("{epoch}-99").parse().expect("an id"));
+        for _ in 0..2 {
+            let before = outages(&seen).len();
+            down.send_replace(true);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            topic.publish(Event::new("lost")).await.expect_err("the backend is down");
+            let mut history = topic.subscribe(first.clone()).await.expect("an outage is not an error here");
+            let _ahead = topic.subscribe(unknown()).await.expect("an outage is not an error here");
+            let _no_event = tokio::time::timeout(Duration::from_secs(60), history.next()).await;
+            down.send_replace(false);
+            history.next().await.expect("the history continues").expect("no error");
+            topic.subscribe(unknown()).await.expect("a gap");
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let mut events = outages(&seen).split_off(before);
+            assert_eq!(events[..3], [failed("follow"), failed("read"), failed("bounds")]);
+            events[3..].sort_by(|one, other| one.2.cmp(&other.2));
+            assert_eq!(events[3..], [recovered("bounds"), recovered("follow"), recovered("read")]);
+        }
+
+        let name = |operation: &str| format!("tower_sse_hub_backend_failures_total{{operation={operation}}}");
+        let numbers = seen.numbers();
+        assert_eq!((numbers[&name("publish")], numbers[&name("bounds")]), (2.0, 2.0));
+        // A retry follows after 200 to 400 milliseconds, and the first ones are faster.
+        for operation in ["follow", "read"] {
+            assert!((300.0..640.0).contains(&numbers[&name(operation)]), "{operation}: {numbers:?}");
+        }
+    });
+}
+
+#[test]
+fn rejected_history_reads_count_and_log_once() {
+    observed(async |seen: Seen| {
+        let (down, is_down) = watch::channel(false);
+        let log = Outages { log: MemoryBackend::new(10_000), is_down };
+        let hub = Hub::builder().max_events(1).backend(log).connect().await.expect("the backend is up");
+        let topic = hub.topic("news");
+        let mut ids = Vec::new();
+        for n in 0..1100 {
+            ids.push(topic.publish(Event::display(n)).await.expect("the backend is up"));
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for round in 1..3_u32 {
+            let mut waiting = Vec::new();
+            for id in &ids[..1024] {
+                let mut subscribes = Box::pin(topic.subscribe(id.clone()));
+                assert!(futures_util::poll!(&mut subscribes).is_pending());
+                waiting.push(subscribes);
+            }
+            for id in &ids[1024..1030] {
+                let error = topic.subscribe(id.clone()).await.expect_err("1,024 reads wait");
+                assert_eq!(error.kind(), ErrorKind::Overloaded);
+            }
+            drop(waiting);
+            topic.subscribe(ids[0].clone()).await.expect("no read waits");
+            let rejected = seen.numbers()["tower_sse_hub_reads_rejected_total"];
+            assert_eq!(rejected, f64::from(6 * round));
+            let messages: Vec<_> = seen.events().iter().map(Emitted::message).collect();
+            assert_eq!(messages, ["history reads rejected", "history reads accepted"].repeat(round as usize));
+        }
+        drop(down);
+    });
+}
