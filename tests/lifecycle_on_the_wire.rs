@@ -1,5 +1,7 @@
-//! Guarantee: shutdown ends every open stream, so the graceful shutdown of a server completes by itself, and every client has
-//! a complete last event and a time at which to come back. And limits that hold, and summaries that are true, on real sockets.
+//! Guarantee: a shutdown ends every open stream, so the graceful shutdown of a server completes.
+//! Every client receives a complete last event and a reconnect delay.
+//!
+//! Also limits and summaries on real sockets.
 
 use axum::{
     Router,
@@ -40,7 +42,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_sse::{CloseReason, Event, Heartbeat, Overload, SseLayer, SseStream, StreamSummary};
 
-/// The large tests run one after another: each has thousands of sockets, and tells how long it took.
+/// Runs the large tests one after another: each opens thousands of sockets and prints its duration.
 static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 const KINDS: [&str; 2] = ["ours", "upstream"];
@@ -54,12 +56,12 @@ fn response(kind: &str, events: impl Stream<Item = Event> + Send + 'static) -> R
     }
 }
 
-/// One event, and then nothing.
+/// Returns a stream of one event, which then stays silent.
 fn idle() -> impl Stream<Item = Event> + Send {
     stream::iter([Event::display(0)]).chain(stream::pending())
 }
 
-/// A burst of events every few milliseconds, numbered.
+/// Returns a stream of numbered events, in a burst of ten every 20 milliseconds.
 fn busy() -> impl Stream<Item = Event> + Send {
     stream::iter(0_u32..).then(async |n| {
         if n % 10 == 9 {
@@ -69,10 +71,10 @@ fn busy() -> impl Stream<Item = Event> + Send {
     })
 }
 
-/// How many events were taken that are always ready.
+/// The number of events that the streams of [`always_ready`] have yielded.
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Events that are always ready, numbered, as fast as the client reads.
+/// Returns a stream of numbered events that are always ready.
 fn always_ready() -> impl Stream<Item = Event> + Send {
     let text = "x".repeat(200);
     stream::iter(0_u32..).map(move |n| {
@@ -99,7 +101,9 @@ enum Server {
     HyperUtil,
 }
 
-/// Without it, the graceful shutdown of hyper resets some connections of clients that read slowly.
+/// A listener whose connections close without a TCP reset.
+///
+/// The graceful shutdown of hyper would reset some connections of clients that read slowly.
 struct LingeringListener(TcpListener);
 
 impl axum::serve::Listener for LingeringListener {
@@ -117,7 +121,7 @@ impl axum::serve::Listener for LingeringListener {
 }
 
 impl Server {
-    /// A server that shuts down gracefully, and returns then.
+    /// Runs a server until its graceful shutdown completes.
     async fn run(self, app: Router, shutdown: CancellationToken) -> (SocketAddr, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -145,32 +149,32 @@ impl Server {
     }
 }
 
-/// Opens a stream for each path. Reports the first event of each stream to `there`. Returns the
+/// Opens a stream for each path. Reports the first event of each stream to `arrived`. Returns the
 /// body of each stream after its end, when the client has dropped its connection.
 async fn open(
     protocol: Protocol,
     address: SocketAddr,
     paths: Vec<String>,
-    there: UnboundedSender<()>,
+    arrived: UnboundedSender<()>,
 ) -> JoinSet<Vec<u8>> {
     let mut clients = JoinSet::new();
     let mut connection = None;
     for (n, path) in paths.into_iter().enumerate() {
-        // As many as hyper's server lets one connection have, with room to spare.
+        // hyper's server allows 200 streams per connection.
         if protocol == Protocol::Http2 && n % 100 == 0 {
             connection = Some(Http2::connect(address).await);
         }
-        let (connection, there) = (connection.clone(), there.clone());
+        let (connection, arrived) = (connection.clone(), arrived.clone());
         clients.spawn(async move {
             let mut answer = match connection {
                 Some(connection) => connection.get(&path, &[]).await,
                 None => protocol.get(address, &path, &[]).await,
             };
             answer.read_until("data: 0\n").await;
-            there.send(()).unwrap();
+            arrived.send(()).unwrap();
             answer.complete().await.body
         });
-        // Not more at a time than a listener's queue holds.
+        // The backlog of a listener is limited.
         if n % 50 == 49 {
             sleep(Duration::from_millis(2)).await;
         }
@@ -178,14 +182,14 @@ async fn open(
     clients
 }
 
-const FAREWELL: &str = "event: shutdown\ndata: bye\n\n";
+const SHUTDOWN_EVENT: &str = "event: shutdown\ndata: bye\n\n";
 
-/// Asserts that a body is every event up to some number, the shutdown event and the reconnection
+/// Asserts that a body has the events up to some number, the shutdown event and the reconnection
 /// time, all complete. Returns the number of events.
 fn assert_whole(body: &[u8]) -> usize {
     let text = std::str::from_utf8(body).unwrap();
-    let (events, retry) = text.split_once(FAREWELL).unwrap_or_else(|| panic!("no farewell: {text:?}"));
-    assert!(events.ends_with("\n\n") || events.ends_with(":\n"), "an event is cut: {events:?}");
+    let (events, retry) = text.split_once(SHUTDOWN_EVENT).unwrap_or_else(|| panic!("no shutdown event: {text:?}"));
+    assert!(events.ends_with("\n\n") || events.ends_with(":\n"), "an event is incomplete: {events:?}");
     let retry: u64 = retry.strip_prefix("retry: ").unwrap().strip_suffix('\n').unwrap().parse().unwrap();
     assert!((2_000..=5_000).contains(&retry), "{retry}");
     let data: Vec<_> = whatwg::parse(body).messages.into_iter().map(|message| message.data).collect();
@@ -195,78 +199,78 @@ fn assert_whole(body: &[u8]) -> usize {
     data.len()
 }
 
-/// Opens as many streams as there are, cancels the token, and sees them all end.
-async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], of_each: usize) {
+/// Opens streams, cancels the token, and checks that all streams end.
+async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], per_pace: usize) {
     let _alone = ONE_AT_A_TIME.lock().await;
     let shutdown = CancellationToken::new();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&told);
+    let summaries = Arc::new(Mutex::new(Vec::new()));
+    let callback_summaries = Arc::clone(&summaries);
     let layer = SseLayer::new()
         .shutdown(shutdown.clone())
         .shutdown_event(Event::new("bye").event("shutdown"))
         .retry(Duration::from_secs(2))
         .reconnect_jitter(Duration::from_secs(3))
-        .on_close(move |summary| tell.lock().unwrap().push(summary));
+        .on_close(move |summary| callback_summaries.lock().unwrap().push(summary));
     let (address, running) = server.run(app(layer), shutdown.clone()).await;
 
-    let paths: Vec<_> = (0..of_each)
+    let paths: Vec<_> = (0..per_pace)
         .flat_map(|n| paces.iter().map(move |pace| format!("/{}/{pace}", KINDS[n % KINDS.len()])))
         .collect();
     let streams = paths.len();
-    let (there, mut opened) = unbounded_channel();
-    let clients = open(protocol, address, paths, there).await;
+    let (arrived, mut opened) = unbounded_channel();
+    let clients = open(protocol, address, paths, arrived).await;
     for _ in 0..streams {
-        within("every stream to be open", opened.recv()).await.expect("a client that is there");
+        within("every stream to be open", opened.recv()).await.expect("an open stream");
     }
 
     let cancelled = Instant::now();
     shutdown.cancel();
     within("the server to return", running).await.unwrap();
     let returned = cancelled.elapsed();
-    let bodies = within("every client to see the end", clients.join_all()).await;
+    let bodies = within("every stream to end at its client", clients.join_all()).await;
     println!(
         "{server:?}, {protocol:?}: {streams} streams of {paces:?} ended, and the server returned, in {returned:?}"
     );
 
     let dispatched: usize = bodies.iter().map(|body| assert_whole(body)).sum();
-    // The transport has let go of each of them, or the server would not have returned.
-    let told = told.lock().unwrap();
-    assert_eq!(told.len(), streams);
-    assert!(told.iter().all(|summary| summary.reason == CloseReason::Shutdown), "{told:?}");
+    // The server has returned, so the transport has dropped every stream.
+    let summaries = summaries.lock().unwrap();
+    assert_eq!(summaries.len(), streams);
+    assert!(summaries.iter().all(|summary| summary.reason == CloseReason::Shutdown), "{summaries:?}");
     let received: usize = bodies.iter().map(Vec::len).sum();
-    assert_eq!(told.iter().map(|summary| summary.bytes).sum::<u64>(), received as u64);
-    assert_eq!(told.iter().map(|summary| summary.events).sum::<u64>(), dispatched as u64);
+    assert_eq!(summaries.iter().map(|summary| summary.bytes).sum::<u64>(), received as u64);
+    assert_eq!(summaries.iter().map(|summary| summary.events).sum::<u64>(), dispatched as u64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn axum_shuts_down_by_itself_with_two_thousand_streams_open_over_http_1_1() {
+async fn axum_shuts_down_with_2000_http_1_streams() {
     shut_down(Server::Axum, Protocol::Http1, &["idle", "busy"], 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn axum_shuts_down_by_itself_with_two_thousand_streams_open_over_http_2() {
+async fn axum_shuts_down_with_2000_http_2_streams() {
     shut_down(Server::Axum, Protocol::Http2, &["idle", "busy"], 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hyper_util_shuts_down_by_itself_with_two_thousand_streams_open_over_http_1_1() {
+async fn hyper_util_shuts_down_with_2000_http_1_streams() {
     shut_down(Server::HyperUtil, Protocol::Http1, &["idle", "busy"], 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hyper_util_shuts_down_by_itself_with_two_thousand_streams_open_over_http_2() {
+async fn hyper_util_shuts_down_with_2000_http_2_streams() {
     shut_down(Server::HyperUtil, Protocol::Http2, &["idle", "busy"], 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_are_always_ready_end_as_well() {
+async fn shutdown_ends_always_ready_streams() {
     for protocol in Protocol::ALL {
         shut_down(Server::Axum, protocol, &["ready"], 4).await;
     }
 }
 
-/// A connection that has asked for this path, and has at least the beginning of the answer, unread.
-async fn asked(address: SocketAddr, path: &str) -> TcpStream {
+/// Sends a request, and returns its connection with the start of the answer, unread.
+async fn request_unread(address: SocketAddr, path: &str) -> TcpStream {
     let mut socket = within("a connection", TcpStream::connect(address)).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     within("the request to be sent", socket.write_all(request.as_bytes())).await.unwrap();
@@ -275,56 +279,56 @@ async fn asked(address: SocketAddr, path: &str) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_thousands_of_abrupt_closes_every_place_is_free_and_each_stream_was_told_of_once() {
-    const PLACES: usize = 40;
+async fn reset_streams_release_permits_and_are_reported_once() {
+    const LIMIT: usize = 40;
     let _alone = ONE_AT_A_TIME.lock().await;
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let tell = Arc::clone(&told);
-    let layer = SseLayer::new().max_streams(PLACES).max_streams_per(PLACES, |parts| parts.method.clone());
-    let layer = layer.on_close(move |summary: StreamSummary| tell.lock().unwrap().push(summary));
+    let summaries = Arc::new(Mutex::new(Vec::new()));
+    let callback_summaries = Arc::clone(&summaries);
+    let layer = SseLayer::new().max_streams(LIMIT).max_streams_per(LIMIT, |parts| parts.method.clone());
+    let layer = layer.on_close(move |summary: StreamSummary| callback_summaries.lock().unwrap().push(summary));
     let server = serve(app(layer)).await;
 
     let opened = AtomicUsize::new(0);
     let client = async |n: usize| {
         let path = format!("/{}/{}", KINDS[n % 2], ["idle", "busy"][n / 2 % 2]);
-        let socket = asked(server.address, &path).await;
+        let socket = request_unread(server.address, &path).await;
         let mut head = [0; 12];
         let peeked = within("a status", socket.peek(&mut head)).await.unwrap();
         match &head[..peeked] {
             b"HTTP/1.1 200" => opened.fetch_add(1, Ordering::Relaxed),
-            // Those before it have gone, which the server may not have seen yet.
+            // The server may not yet know that earlier clients have disconnected.
             b"HTTP/1.1 503" => 0,
             other => panic!("{:?}", String::from_utf8_lossy(other)),
         };
-        // A socket that has something unread is not closed but reset.
+        // Dropping a socket with unread bytes resets its connection.
         drop(socket);
     };
-    stream::iter((0..3_000).map(client)).buffer_unordered(PLACES / 2).for_each(async |()| {}).await;
+    stream::iter((0..3_000).map(client)).buffer_unordered(LIMIT / 2).for_each(async |()| {}).await;
 
     let opened = opened.into_inner();
-    assert!(opened >= PLACES, "{opened}");
-    within("the server to let go of every stream", async {
-        while told.lock().unwrap().len() < opened {
+    assert!(opened >= LIMIT, "{opened}");
+    within("the server to drop every stream", async {
+        while summaries.lock().unwrap().len() < opened {
             sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
     let mut open = Vec::new();
-    for _ in 0..PLACES {
+    for _ in 0..LIMIT {
         open.push(Protocol::Http1.get(server.address, "/ours/idle", &[]).await);
     }
     assert!(open.iter().all(|answer| answer.status == StatusCode::OK));
-    let refused = Protocol::Http1.get(server.address, "/ours/idle", &[]).await;
-    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(refused.headers.contains_key(header::RETRY_AFTER));
-    let told = told.lock().unwrap();
-    assert_eq!(told.len(), opened);
-    assert!(told.iter().all(|summary| summary.reason == CloseReason::ClientGone), "{told:?}");
+    let rejected = Protocol::Http1.get(server.address, "/ours/idle", &[]).await;
+    assert_eq!(rejected.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(rejected.headers.contains_key(header::RETRY_AFTER));
+    let summaries = summaries.lock().unwrap();
+    assert_eq!(summaries.len(), opened);
+    assert!(summaries.iter().all(|summary| summary.reason == CloseReason::ClientGone), "{summaries:?}");
     println!("{opened} of 3,000 streams were opened, and each was reset by its client");
 }
 
 #[tokio::test]
-async fn a_client_that_is_told_to_come_back_later_has_a_stream_that_ends_and_its_connection() {
+async fn retry_later_is_a_complete_response() {
     for protocol in Protocol::ALL {
         let layer = SseLayer::new().max_streams(0).when_full(Overload::RetryLater).retry(Duration::from_secs(2));
         let server = serve(app(layer.reconnect_jitter(Duration::ZERO))).await;
@@ -335,12 +339,12 @@ async fn a_client_that_is_told_to_come_back_later_has_a_stream_that_ends_and_its
 }
 
 #[tokio::test]
-async fn what_is_told_of_a_stream_is_what_its_client_received() {
+async fn summary_matches_bytes_that_client_received() {
     for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|protocol| KINDS.map(|kind| (protocol, kind))) {
-        let (tell, mut told) = unbounded_channel();
+        let (sender, mut summaries) = unbounded_channel();
         let layer = SseLayer::new()
             .heartbeat(Heartbeat::every(Duration::from_millis(5)))
-            .on_close(move |summary| tell.send(summary).unwrap());
+            .on_close(move |summary| sender.send(summary).unwrap());
         let handler = async move || {
             let events = stream::iter(0..20).then(async |n| {
                 sleep(Duration::from_millis(if n % 4 == 0 { 12 } else { 0 })).await;
@@ -349,46 +353,46 @@ async fn what_is_told_of_a_stream_is_what_its_client_received() {
             response(kind, events)
         };
         let server = serve(Router::new().route("/", get(handler)).layer(layer)).await;
-        let asked = Instant::now();
+        let requested = Instant::now();
         let answer = protocol.get(server.address, "/", &[]).await.complete().await;
-        let summary = within("the summary", told.recv()).await.unwrap();
+        let summary = within("the summary", summaries.recv()).await.unwrap();
         let client = whatwg::parse(&answer.body);
         assert_eq!(summary.reason, CloseReason::Finished);
         assert_eq!(summary.events, client.messages.len() as u64);
         assert_eq!(summary.heartbeats, client.comments.len() as u64, "{protocol:?} {kind}");
         assert_eq!(summary.bytes, answer.body.len() as u64);
-        assert!(summary.heartbeats > 0 && summary.duration <= asked.elapsed());
-        assert!(told.try_recv().is_err(), "it is told once");
+        assert!(summary.heartbeats > 0 && summary.duration <= requested.elapsed());
+        assert!(summaries.try_recv().is_err(), "the stream is reported twice");
     }
 }
 
 #[tokio::test]
-async fn a_client_that_goes_from_a_shared_connection_is_told_of_while_the_others_stay() {
-    let (tell, mut told) = unbounded_channel();
-    // Of the one that stays nobody wants to know when the test is over.
+async fn reset_http_2_stream_leaves_others_open() {
+    let (sender, mut summaries) = unbounded_channel();
+    // The other stream ends after the test, when the receiver is dropped.
     let layer = SseLayer::new().on_close(move |summary| {
-        let _nobody_listens = tell.send(summary);
+        let _test_has_ended = sender.send(summary);
     });
     let server = serve(app(layer)).await;
     let connection = Http2::connect(server.address).await;
-    let mut gone = connection.get("/ours/idle", &[]).await;
+    let mut reset = connection.get("/ours/idle", &[]).await;
     let mut stays = connection.get("/upstream/busy", &[]).await;
-    gone.read_until("data: 0\n\n").await;
-    drop(gone);
-    let summary = within("the summary", told.recv()).await.unwrap();
+    reset.read_until("data: 0\n\n").await;
+    drop(reset);
+    let summary = within("the summary", summaries.recv()).await.unwrap();
     assert_eq!((summary.reason, summary.events), (CloseReason::ClientGone, 1));
     stays.read_until("data: 20\n\n").await;
-    assert!(told.try_recv().is_err());
+    assert!(summaries.try_recv().is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_read_holds_nobody_up_once_its_connection_is_gone() {
+async fn stalled_client_blocks_shutdown_only_while_connected() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let shutdown = CancellationToken::new();
-    let (tell, mut told) = unbounded_channel();
-    let layer = SseLayer::new().shutdown(shutdown.clone()).on_close(move |summary| tell.send(summary).unwrap());
+    let (sender, mut summaries) = unbounded_channel();
+    let layer = SseLayer::new().shutdown(shutdown.clone()).on_close(move |summary| sender.send(summary).unwrap());
     let (address, mut running) = Server::Axum.run(app(layer), shutdown.clone()).await;
-    let stalled = [asked(address, "/ours/ready").await, asked(address, "/upstream/ready").await];
+    let stalled = [request_unread(address, "/ours/ready").await, request_unread(address, "/upstream/ready").await];
     let mut reads = Protocol::Http1.get(address, "/ours/idle", &[]).await;
     reads.read_until("data: 0\n\n").await;
     within("all buffers to be full", async {
@@ -401,9 +405,10 @@ async fn a_client_that_does_not_read_holds_nobody_up_once_its_connection_is_gone
     .await;
 
     shutdown.cancel();
-    // The others end at once.
+    // The stream of the other client ends immediately.
     assert!(reads.complete().await.text().contains("retry: "));
-    // What is full of events that nobody reads is not asked for more, so these wait for their connections.
+    // The transport does not poll a stream whose client does not read. Such a stream ends with its
+    // connection.
     let waits = tokio::time::timeout(Duration::from_millis(200), &mut running).await.is_err();
     println!("the server waits for clients that do not read: {waits}");
     drop(stalled);
@@ -411,7 +416,7 @@ async fn a_client_that_does_not_read_holds_nobody_up_once_its_connection_is_gone
         within("the server to return", running).await.unwrap();
     }
     let mut reasons = Vec::new();
-    while let Some(summary) = within("the summaries", told.recv()).await {
+    while let Some(summary) = within("the summaries", summaries.recv()).await {
         reasons.push(summary.reason);
     }
     assert_eq!(reasons.len(), 3);
