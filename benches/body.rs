@@ -1,4 +1,5 @@
-//! What an event costs on its way from a stream to frames, and through hyper's HTTP/1 server to the bytes of a client.
+//! The cost of an event from the stream to a frame, and through hyper's HTTP/1 server to the bytes
+//! of a client.
 
 use axum::response::{
     IntoResponse, Sse,
@@ -42,7 +43,7 @@ fn encoded_events() -> impl Stream<Item = EncodedEvents> + Send + 'static {
     stream::repeat(EncodedEvents::from(Event::new(data()))).take(EVENTS)
 }
 
-/// Serves one request on a pipe in memory, and reads its response to the end.
+/// Serves a request on an in-memory pipe, reads its response, and returns its length.
 async fn serve<B>(response: Response<B>) -> usize
 where
     B: Body<Data = Bytes> + Send + 'static,

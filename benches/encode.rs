@@ -1,7 +1,8 @@
-//! What one event costs until it is bytes.
+//! The cost of building and encoding an event.
 //!
-//! axum's `Event` has no public way to its bytes but a body, so it is measured twice: built and thrown away (less than what
-//! is measured here), and as a frame of its `Sse` (more: a boxed body is polled).
+//! axum's `Event` makes its bytes public only through a body, so it is measured twice. Building
+//! and dropping the event is less work than `encode`. A frame of `Sse` is more work, because a
+//! boxed body is polled.
 
 use axum::response::{IntoResponse, Sse, sse};
 use bytes::Bytes;
@@ -14,15 +15,15 @@ use tower_sse::Event;
 
 fn compare(
     criterion: &mut Criterion,
-    what: &str,
+    name: &str,
     ours: impl Fn() -> Bytes,
     theirs: impl Fn() -> sse::Event + Clone + Send + 'static,
 ) {
     let mut group = criterion.benchmark_group("encode");
-    group.bench_function(BenchmarkId::new("tower-sse", what), |bencher| bencher.iter(&ours));
-    group.bench_function(BenchmarkId::new("axum, built only", what), |bencher| bencher.iter(&theirs));
+    group.bench_function(BenchmarkId::new("tower-sse", name), |bencher| bencher.iter(&ours));
+    group.bench_function(BenchmarkId::new("axum, built only", name), |bencher| bencher.iter(&theirs));
     let mut body = Sse::new(stream::repeat_with(move || Ok::<_, Infallible>(theirs()))).into_response().into_body();
-    group.bench_function(BenchmarkId::new("axum, a frame", what), |bencher| {
+    group.bench_function(BenchmarkId::new("axum, a frame", name), |bencher| {
         bencher.iter(|| body.frame().now_or_never().unwrap().unwrap().unwrap().into_data().unwrap());
     });
     group.finish();
@@ -85,7 +86,7 @@ fn main() {
 
     criterion.final_summary();
     let ratios = Ratios::head();
-    for (what, target) in [
+    for (name, target) in [
         ("12 B token", "≤ 0.35"),
         ("id, event, 100 B", "≤ 0.30"),
         ("4 KiB of JSON", ""),
@@ -93,8 +94,8 @@ fn main() {
         ("4 KiB on 100 lines", "≤ 0.60"),
     ] {
         for axum in ["axum, built only", "axum, a frame"] {
-            let (ours, theirs) = (format!("encode/tower-sse/{what}"), format!("encode/{axum}/{what}"));
-            ratios.ratio(&format!("{what}, against {axum}"), &ours, &theirs, 1, target);
+            let (ours, theirs) = (format!("encode/tower-sse/{name}"), format!("encode/{axum}/{name}"));
+            ratios.ratio(&format!("{name}, against {axum}"), &ours, &theirs, 1, target);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What a hub costs: an event for each of many subscribers, an event for none, and history.
+//! The cost of a hub: deliveries to many subscribers, publishing without subscribers, and replay.
 //!
-//! The peer is what people write without a hub: a tokio `broadcast` channel, and axum's `Sse` which encodes each event for each
-//! subscriber. Both run on one thread, so the time is the CPU's.
+//! The comparison is the usual code without a hub: a tokio `broadcast` channel, and axum's `Sse`,
+//! which encodes each event for each subscriber. Both run on one thread, so the time is CPU time.
 
 use axum::response::{
     IntoResponse, Sse,
@@ -47,51 +47,53 @@ fn data() -> &'static str {
 fn now<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("a hub in memory waits for nothing"),
+        Poll::Pending => unreachable!("a hub in memory never waits"),
     }
 }
 
-/// Reads bodies, each in a task of its own, and counts their bytes.
-struct Audience {
-    heard: Arc<AtomicUsize>,
+/// Tasks that read one body each, and count the bytes.
+struct Readers {
+    received: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
-impl Audience {
-    fn of<B>(runtime: &Runtime, bodies: impl Iterator<Item = B>) -> Self
+impl Readers {
+    fn spawn<B>(runtime: &Runtime, bodies: impl Iterator<Item = B>) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Debug + Send,
     {
-        let heard = Arc::new(AtomicUsize::new(0));
+        let received = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
         for body in bodies {
-            let heard = heard.clone();
+            let received = received.clone();
             let read = async move {
                 let mut body = Box::pin(body);
                 while let Some(frame) = body.frame().await {
-                    heard.fetch_add(frame.unwrap().data_ref().map_or(0, Bytes::len), Ordering::Relaxed);
+                    received.fetch_add(frame.unwrap().data_ref().map_or(0, Bytes::len), Ordering::Relaxed);
                 }
             };
             tasks.spawn_on(read, runtime.handle());
         }
-        // Each has its first byte, and waits: some 60 tasks have their turn between two of this one.
+        // Lets each task read its first byte and then wait. The runtime polls about 60 tasks
+        // between two polls of this future.
         runtime.block_on(async {
             for _ in 0..SUBSCRIBERS {
                 yield_now().await;
             }
         });
-        heard.store(0, Ordering::Relaxed);
-        Self { heard, _tasks: tasks }
+        received.store(0, Ordering::Relaxed);
+        Self { received, _tasks: tasks }
     }
 
-    /// Waits until everybody has heard so many bytes: all that were published, as those who are left behind would read two
-    /// bursts for the price of one.
-    async fn hears(&self, bytes: usize) {
-        while self.heard.load(Ordering::Relaxed) < bytes * SUBSCRIBERS {
+    /// Waits until each task has received this number of bytes, which is all that was published.
+    ///
+    /// A task that is left behind would read two bursts at the cost of one.
+    async fn wait_for(&self, bytes: usize) {
+        while self.received.load(Ordering::Relaxed) < bytes * SUBSCRIBERS {
             yield_now().await;
         }
-        assert_eq!(self.heard.swap(0, Ordering::Relaxed), bytes * SUBSCRIBERS);
+        assert_eq!(self.received.swap(0, Ordering::Relaxed), bytes * SUBSCRIBERS);
     }
 }
 
@@ -103,13 +105,13 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
     let mut group = criterion.benchmark_group(format!("fan-out of {burst}"));
     group.throughput(Throughput::Elements((SUBSCRIBERS * burst) as u64));
     let data = data();
-    // The ids differ in length; the rest does not.
+    // Only the length of the ids varies.
     let without_ids = burst * (Event::new(data).encode().len() + "id: \n".len());
 
     let topic = Hub::new().topic("ticks");
     let subscriptions =
         || SseStream::new(now(topic.subscribe(Start::Latest)).unwrap()).into_http_response().into_body();
-    let audience = Audience::of(runtime, (0..SUBSCRIBERS).map(|_| subscriptions()));
+    let readers = Readers::spawn(runtime, (0..SUBSCRIBERS).map(|_| subscriptions()));
     group.bench_function("tower-sse, published one by one", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
@@ -117,7 +119,7 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
                 for _ in 0..burst {
                     bytes += topic.publish(Event::new(black_box(data))).await.unwrap().as_bytes().len();
                 }
-                audience.hears(bytes).await;
+                readers.wait_for(bytes).await;
             });
         });
     });
@@ -129,11 +131,11 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
                 let (epoch, last) = last.as_str().split_once('-').expect("an id of a hub");
                 let last: usize = last.parse().expect("a number");
                 let ids = (last - burst..last).map(|before| epoch.len() + 1 + digits(before + 1));
-                audience.hears(without_ids + ids.sum::<usize>()).await;
+                readers.wait_for(without_ids + ids.sum::<usize>()).await;
             });
         });
     });
-    drop(audience);
+    drop(readers);
 
     let (sender, _) = broadcast::channel::<(u64, Arc<str>)>(1024);
     let bodies = || {
@@ -143,7 +145,7 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
         });
         Sse::new(events).keep_alive(KeepAlive::default()).into_response().into_body()
     };
-    let audience = Audience::of(runtime, (0..SUBSCRIBERS).map(|_| bodies()));
+    let readers = Readers::spawn(runtime, (0..SUBSCRIBERS).map(|_| bodies()));
     let mut id = 0;
     group.bench_function("broadcast and axum", |bencher| {
         bencher.iter(|| {
@@ -154,7 +156,7 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
                     bytes += digits(id as usize);
                     sender.send((id, black_box(data).into())).unwrap();
                 }
-                audience.hears(bytes).await;
+                readers.wait_for(bytes).await;
             });
         });
     });
@@ -168,13 +170,13 @@ fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<Option<us
 fn publish(criterion: &mut criterion::Criterion) {
     let mut group = criterion.benchmark_group("publish");
     let data = data();
-    group.bench_function("to nobody", |bencher| {
-        let topic = Hub::new().topic("nobody");
+    group.bench_function("without subscribers", |bencher| {
+        let topic = Hub::new().topic("unread");
         bencher.iter_batched(|| Event::new(data), |event| now(topic.publish(event)).unwrap(), BatchSize::SmallInput);
     });
-    group.bench_function("to nobody, the event and the handle made anew", |bencher| {
+    group.bench_function("without subscribers, with a new event and handle", |bencher| {
         let hub = Hub::new();
-        bencher.iter(|| now(hub.topic("nobody").publish(Event::new(black_box(data)))).unwrap());
+        bencher.iter(|| now(hub.topic("unread").publish(Event::new(black_box(data)))).unwrap());
     });
     group.bench_function("to idle subscribers", |bencher| {
         let topic: Topic = Hub::new().topic("idle");
@@ -271,12 +273,11 @@ fn main() {
 
     criterion.final_summary();
     let ratios = Ratios::head();
-    let many = format!("fan-out of {BURST}/");
-    let together = |name: &str| format!("{many}{name}");
+    let of_many = |name: &str| format!("fan-out of {BURST}/{name}");
     let per = SUBSCRIBERS * BURST;
-    let peer = together("broadcast and axum");
-    ratios.ratio("a delivery, bursts of 25", &together("tower-sse, published one by one"), &peer, per, "≤ 0.15");
-    ratios.ratio("the same, with publish_all", &together("tower-sse, published together"), &peer, per, "≤ 0.15");
+    let peer = of_many("broadcast and axum");
+    ratios.ratio("a delivery, bursts of 25", &of_many("tower-sse, published one by one"), &peer, per, "≤ 0.15");
+    ratios.ratio("the same, with publish_all", &of_many("tower-sse, published together"), &peer, per, "≤ 0.15");
     let (alone, peer) = ("fan-out of 1/tower-sse, published one by one", "fan-out of 1/broadcast and axum");
     ratios.ratio("a delivery, single events", alone, peer, SUBSCRIBERS, "≤ 0.5");
     ratios.ratio(
@@ -286,8 +287,8 @@ fn main() {
         IDLE,
         "",
     );
-    let fresh = "publish/to nobody, the event and the handle made anew";
-    ratios.ratio("publish to nobody", "publish/to nobody", fresh, 1, "≤ 300 ns");
+    let with_new = "publish/without subscribers, with a new event and handle";
+    ratios.ratio("publish without subscribers", "publish/without subscribers", with_new, 1, "≤ 300 ns");
     ratios.ratio("replay, per event", "replay/out of the log", "replay/as frames", HISTORY, "≤ 77: 2 GB/s");
     ratios.ratio(
         "replay of two topics, per event",

@@ -11,15 +11,17 @@ use http_body_util::Full;
 use std::{
     convert::Infallible,
     future::ready,
-    hint::black_box,
-    pin::{Pin, pin},
-    task::{Context, Poll, Waker},
+    pin::Pin,
+    task::{Context, Poll},
 };
-use support::ratios::{self, Ratios};
+use support::{
+    drain::drain,
+    ratios::{self, Ratios},
+};
 use tower::{Layer, Service, service_fn, util::MapResponse};
 use tower_sse::SseLayer;
 
-/// What a browser sends when it loads a page.
+/// Returns the request of a browser that loads a page.
 fn request() -> Request<()> {
     let mut request = Request::new(());
     let headers = request.headers_mut();
@@ -35,7 +37,7 @@ fn response<B>(content_type: &'static str, body: B) -> Response<B> {
     response
 }
 
-/// The same chunk, so many times.
+/// A body that repeats a chunk.
 #[derive(Clone)]
 struct Chunks {
     chunk: Bytes,
@@ -61,19 +63,11 @@ impl Body for Chunks {
     }
 }
 
-fn drain<B: Body<Data = Bytes>>(body: B) {
-    let mut body = pin!(body);
-    let mut cx = Context::from_waker(Waker::noop());
-    while let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut cx) {
-        drop(black_box(frame));
-    }
-}
-
 fn call<S, B>(service: &mut S, request: Request<()>) -> Response<B>
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
 {
-    let Ok(response) = service.call(request).now_or_never().expect("the service is ready at once");
+    let Ok(response) = service.call(request).now_or_never().expect("the service does not wait");
     response
 }
 
@@ -92,7 +86,7 @@ fn main() {
     group.bench_function("bare", |bencher| {
         bencher.iter(|| call(&mut service, request()));
     });
-    // The least that a middleware with a body of its own can cost.
+    // The minimal cost of a middleware with its own body type.
     let mut service =
         MapResponse::new(bare(), |response: Response<Full<Bytes>>| response.map(|body| (body, None::<Box<u8>>)));
     group.bench_function("another body", |bencher| {
@@ -104,7 +98,7 @@ fn main() {
     });
     group.finish();
 
-    // The body of 1 MiB in frames of 1 KiB, and event streams in chunks of two sizes.
+    // A body of 1 MiB in frames of 1 KiB, and event streams in chunks of two sizes.
     let kinds = [
         ("1 MiB of text", "text/plain", Chunks::new("x", 1024, 1024)),
         ("events of 100 B", "text/event-stream", Chunks::new("data: 0123456789\n\n", 100, FRAMES)),
@@ -134,9 +128,9 @@ fn main() {
     let adds = |what, group, per, target| {
         ratios.difference(what, &format!("{group}/layer"), &format!("{group}/bare"), per, target);
     };
-    adds("the layer adds to a response that is no event stream", "plain response", 1, "≤ 30 ns");
-    let (least, bare) = ("plain response/another body", "plain response/bare");
-    ratios.difference("a middleware that only has a body of its own adds", least, bare, 1, "");
+    adds("the layer adds to a response that is not a stream", "plain response", 1, "≤ 30 ns");
+    let (minimal, bare) = ("plain response/another body", "plain response/bare");
+    ratios.difference("a middleware with only its own body type adds", minimal, bare, 1, "");
     adds("… to each frame of its body", "1 MiB of text", 1024, "0 ns");
     adds("… to each frame of 100 B of an event stream", "events of 100 B", FRAMES, "≤ 20 ns");
     adds("… to each frame of 4 KiB of an event stream", "events of 4 KiB", FRAMES, "≤ 20 ns");

@@ -1,7 +1,7 @@
-//! What metrics and spans add to an event, with a recorder and a subscriber, and with nobody to watch.
+//! The cost of metrics and spans per event, with and without a recorder and a subscriber.
 //!
-//! Without the features there is nothing of them, so it takes two builds, one right after the other. The second one prints the
-//! differences:
+//! The comparison is a build without the features, so run two builds, one after the other. The
+//! second run prints the differences:
 //!
 //! ```console
 //! $ cargo bench --bench observe
@@ -26,24 +26,24 @@ fn events() -> impl Stream<Item = Event> + Send + 'static {
     stream::repeat_with(move || Event::new(black_box(&*data))).take(EVENTS)
 }
 
-fn measure(criterion: &mut Criterion, who: &str) {
+fn measure(criterion: &mut Criterion, setup: &str) {
     let mut group = criterion.benchmark_group("observe");
     group.throughput(Throughput::Elements(EVENTS as u64));
-    group.bench_function(format!("ready, {who}"), |bencher| {
+    group.bench_function(format!("ready, {setup}"), |bencher| {
         bencher.iter_batched(
             || SseStream::new(events()).into_http_response().into_body(),
             drain,
             BatchSize::LargeInput,
         );
     });
-    group.bench_function(format!("alone, {who}"), |bencher| {
+    group.bench_function(format!("alone, {setup}"), |bencher| {
         let body = || SseStream::new(alone(events())).into_http_response().into_body();
         bencher.iter_batched(body, drain, BatchSize::LargeInput);
     });
     group.throughput(Throughput::Elements(1));
-    group.bench_function(format!("stream, {who}"), |bencher| {
-        let one = || SseStream::new(stream::iter([Event::new("x")]));
-        bencher.iter(|| drain(black_box(one().into_http_response().into_body())));
+    group.bench_function(format!("stream, {setup}"), |bencher| {
+        let stream = || SseStream::new(stream::iter([Event::new("x")]));
+        bencher.iter(|| drain(black_box(stream().into_http_response().into_body())));
     });
     group.finish();
 }
@@ -54,27 +54,29 @@ fn main() {
     let _context = runtime.enter();
 
     const OFF: &str = "features off";
+    const NOT_RECORDED: &str = "not recorded";
+    const RECORDED: &str = "recorded";
     if !cfg!(any(feature = "metrics", feature = "tracing")) {
         measure(&mut criterion, OFF);
         return criterion.final_summary();
     }
-    // Who watches cannot be sent away again, so this goes first.
-    measure(&mut criterion, "nobody watches");
+    // A recorder cannot be removed, so the measurement without a recorder is first.
+    measure(&mut criterion, NOT_RECORDED);
     let _metrics = PrometheusBuilder::new().install_recorder().unwrap();
     tracing_subscriber::fmt().with_writer(io::sink).init();
-    measure(&mut criterion, "watched");
+    measure(&mut criterion, RECORDED);
 
     criterion.final_summary();
     let ratios = Ratios::head();
-    for (what, per, target) in [("ready", EVENTS, "≤ 10 ns"), ("alone", EVENTS, "≤ 10 ns"), ("stream", 1, "")] {
-        for who in ["nobody watches", "watched"] {
-            let what_it_adds_to = match what {
+    for (kind, per, target) in [("ready", EVENTS, "≤ 10 ns"), ("alone", EVENTS, "≤ 10 ns"), ("stream", 1, "")] {
+        for setup in [NOT_RECORDED, RECORDED] {
+            let name = match kind {
                 "ready" => "a ready event",
-                "alone" => "an event in a frame of its own",
+                "alone" => "an event in its own frame",
                 _ => "a stream",
             };
-            let [with, without] = [who, OFF].map(|who| format!("observe/{what}, {who}"));
-            ratios.difference(&format!("{who}, adds to {what_it_adds_to}"), &with, &without, per, target);
+            let [with, without] = [setup, OFF].map(|setup| format!("observe/{kind}, {setup}"));
+            ratios.difference(&format!("{setup}: adds to {name}"), &with, &without, per, target);
         }
     }
 }

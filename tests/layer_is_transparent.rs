@@ -68,7 +68,8 @@ impl Stream {
 fn stream() -> impl Strategy<Value = Stream> {
     vec(select(PIECES), 0..14).prop_map(|pieces| pieces.concat()).prop_flat_map(|bytes| {
         let cuts = vec((0..=bytes.len(), 0..6_u64), 0..8);
-        // Half of the streams begin with a silence, so that a heartbeat precedes the byte order mark.
+        // Half of the streams begin with a silence, so that a heartbeat precedes the byte order
+        // mark.
         (Just(bytes), cuts, any::<bool>()).prop_map(|(bytes, mut cuts, silent_first)| {
             if silent_first {
                 cuts.push((0, 5));

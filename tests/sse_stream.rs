@@ -178,7 +178,7 @@ async fn large_encoded_events_are_not_copied() {
     assert_eq!(data.as_ptr(), chunk.as_bytes().as_ptr());
 }
 
-/// The time between the last bytes and an error, in which the transport sends those bytes.
+/// The time between the last bytes and an error. The transport sends the bytes meanwhile.
 const FLUSH_DELAY: Duration = Duration::from_millis(250);
 
 #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! How late events come, and how many there can be.
+//! The delay of events and their rate.
 
 use crate::{
     Bench, Log, median,
@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Times in nanoseconds, and what happens in a second.
+/// Times in nanoseconds, and rates per second.
 #[derive(Clone, Copy)]
 struct Row {
-    late: f64,
-    latest: f64,
+    median_delay: f64,
+    p99_delay: f64,
     acknowledged: f64,
     events: f64,
     deliveries: f64,
@@ -22,10 +22,12 @@ struct Row {
 }
 
 impl Bench {
-    /// How late an event comes that is alone, and how many there can be, and how both grow.
+    /// Prints the delay of a single event, and the rate of events, by the number of clients and
+    /// nodes.
     ///
-    /// Every node has as many clients. One of them publishes what is alone; then all of them publish at once, as fast as what they
-    /// have published is acknowledged. It is all measured several times, each time against the hub in memory of that time.
+    /// Every node has the same number of clients. First, one node publishes single events. Then,
+    /// all nodes publish as fast as their events are acknowledged. Each measurement is repeated,
+    /// and compared to the hub in memory of the same repetition.
     pub(crate) fn deliveries(&mut self) -> Result<(), String> {
         println!(
             "\n{:<20} {:>7} {:>5} {:>8} {:>8} {:>6} {:>8} {:>9} {:>9} {:>6} {:>12} {:>6} {:>11}",
@@ -45,7 +47,7 @@ impl Bench {
         );
         for &clients in self.scale.clients {
             let mut cases = vec![(Log::Memory, 1), (Log::MemoryBackend, 1)];
-            // What is in the memory of a process has no other node.
+            // A log in memory has no second node.
             cases.extend(
                 [Log::Redis, Log::Nats].into_iter().flat_map(|log| self.scale.nodes.iter().map(move |n| (log, *n))),
             );
@@ -62,9 +64,9 @@ impl Bench {
                 println!(
                     "{:<20} {clients:>7} {nodes:>5} {:>8.0} {:>8.0} {:>6.2} {:>8.0} {:>9.0} {:>9.0} {:>6.2} {:>12.0} {:>6.2} {:>11}",
                     log.name(),
-                    of(|(row, _)| row.late / 1e3),
-                    of(|(row, _)| row.latest / 1e3),
-                    of(|(row, memory)| row.late / memory.late),
+                    of(|(row, _)| row.median_delay / 1e3),
+                    of(|(row, _)| row.p99_delay / 1e3),
+                    of(|(row, memory)| row.median_delay / memory.median_delay),
                     of(|(row, _)| row.acknowledged / 1e3),
                     of(|(row, _)| row.events),
                     of(|(row, _)| row.events) / nodes as f64,
@@ -76,7 +78,7 @@ impl Bench {
             }
         }
         println!(
-            "clients: of each node; deliveries/s: to all of them; connections: to the server, of all nodes, at most"
+            "clients: per node; deliveries/s: to all clients; connections: to the server, from all nodes, at most"
         );
         Ok(())
     }
@@ -86,28 +88,28 @@ impl Bench {
         let mut nodes = (0..count).map(|_| Node::start()).collect::<Result<Vec<_>, _>>()?;
         all(&mut nodes, &self.open(log, &stream, 10_000))?;
 
-        all(&mut nodes, &format!("listen 0 {clients} 1"))?;
+        all(&mut nodes, &format!("read 0 {clients} 1"))?;
         all(&mut nodes, "begin 0")?;
         let (times, micros) = self.scale.alone;
-        let acknowledged = nodes[0].ask(&format!("pace 0 {times} 1 {micros}"))?;
-        all(&mut nodes, &format!("heard 0 {times}"))?;
-        // Each has as many clients, so each counts the same.
+        let acknowledged = nodes[0].call(&format!("pace 0 {times} 1 {micros}"))?;
+        all(&mut nodes, &format!("wait 0 {times}"))?;
+        // All nodes have the same number of clients, so their quantiles have the same weight.
         let mut delays = all(&mut nodes, "delays 0")?.concat();
         delays.sort_unstable();
 
-        all(&mut nodes, &format!("listen 0 {clients} 0"))?;
+        all(&mut nodes, &format!("read 0 {clients} 0"))?;
         all(&mut nodes, "begin 0")?;
         let (millis, publishers) = self.scale.flood;
         let begin = Instant::now();
-        nodes.iter_mut().try_for_each(|node| node.tell(&format!("flood 0 {millis} {publishers}")))?;
+        nodes.iter_mut().try_for_each(|node| node.send(&format!("flood 0 {millis} {publishers}")))?;
         sleep(Duration::from_millis(millis / 2));
         let connections = self.store(log).map_or(0, Store::connections);
-        let published: u64 = nodes.iter_mut().map(Node::answer).collect::<Result<Vec<_>, _>>()?.concat().iter().sum();
-        all(&mut nodes, &format!("heard 0 {published}"))?;
+        let published: u64 = nodes.iter_mut().map(Node::receive).collect::<Result<Vec<_>, _>>()?.concat().iter().sum();
+        all(&mut nodes, &format!("wait 0 {published}"))?;
         let events = published as f64 / begin.elapsed().as_secs_f64();
         Ok(Row {
-            late: quantile(&delays, 0.5),
-            latest: quantile(&delays, 0.99),
+            median_delay: quantile(&delays, 0.5),
+            p99_delay: quantile(&delays, 0.99),
             acknowledged: quantile(&acknowledged, 0.5),
             events,
             deliveries: events * (count * clients) as f64,
@@ -116,7 +118,7 @@ impl Bench {
     }
 }
 
-/// Of what is sorted.
+/// Returns a quantile of sorted values.
 fn quantile(sorted: &[u64], part: f64) -> f64 {
     let at = sorted.len().saturating_sub(1) as f64 * part;
     sorted.get(at as usize).copied().unwrap_or(0) as f64

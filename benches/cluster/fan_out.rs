@@ -1,17 +1,20 @@
-//! What it costs a node to deliver.
+//! The CPU time of deliveries.
 
 use crate::{Bench, Log, Scale, median, process::Node};
 
-/// How many events are published together, where they are not alone.
+/// The number of events that are published together.
 const BURST: usize = 25;
 
 impl Bench {
-    /// What CPU time a node takes for a delivery to one of its clients: to the body of a response, and over a connection to
-    /// another process, to which a node without a backend delivers, too.
+    /// Prints the CPU time of a node per delivery of an event to a client.
     ///
-    /// One process has a hub in memory and one with a backend, each with as many clients. In turn, the one is published to in that
-    /// process, and the other from another process, so that its time is that of reading and delivering: the same events at the
-    /// same pace, slow enough that the process waits in between, whatever wakes it then. Divided by the events.
+    /// The client is the body of a response, or a connection of another process.
+    ///
+    /// One process has two hubs, in memory and with a backend, each with the same number of
+    /// clients. The two hubs receive events in turn. The events of the hub in memory are published
+    /// in the process, and those of the other hub in another process, so that the process only
+    /// reads and delivers. Both have the same events at the same pace. The pace is so slow that the
+    /// process waits between two bursts.
     pub(crate) fn fan_out(&mut self) -> Result<(), String> {
         let title = format!("CPU time of a delivery, {} clients", self.scale.fan_out);
         println!("\n{title:<45} {:>10} {:>14} {:>7}  target", "ns", "in memory, ns", "ratio");
@@ -29,38 +32,38 @@ impl Bench {
         let Scale { fan_out: clients, rounds, .. } = self.scale;
         let (times, micros) = if is_connected { self.scale.connected } else { self.scale.bodies };
         let stream = self.new_stream();
-        let (mut reader, mut audience, mut writer) = (Node::start()?, Node::start()?, Node::start()?);
-        reader.ask(&self.open(Log::Memory, "-", 10_000))?;
-        reader.ask(&self.open(log, &stream, 10_000))?;
+        let (mut node, mut client, mut writer) = (Node::start()?, Node::start()?, Node::start()?);
+        node.call(&self.open(Log::Memory, "-", 10_000))?;
+        node.call(&self.open(log, &stream, 10_000))?;
         if log != Log::MemoryBackend {
-            writer.ask(&self.open(log, &stream, 10_000))?;
+            writer.call(&self.open(log, &stream, 10_000))?;
         }
         let mut pairs = Vec::new();
         for round in 0..rounds {
             let mut pair = [0.0; 2];
-            for place in [round % 2, (round + 1) % 2] {
+            for hub in [round % 2, (round + 1) % 2] {
                 if is_connected {
-                    let port = reader.ask(&format!("serve {place} {clients}"))?[0];
-                    audience.ask(&format!("connect {port} {clients}"))?;
+                    let port = node.call(&format!("serve {hub} {clients}"))?[0];
+                    client.call(&format!("connect {port} {clients}"))?;
                 } else {
-                    reader.ask(&format!("listen {place} {clients} 0"))?;
+                    node.call(&format!("read {hub} {clients} 0"))?;
                 }
-                reader.ask(&format!("begin {place}"))?;
-                let is_here = place == 0 || log == Log::MemoryBackend;
-                if is_here {
-                    reader.tell(&format!("pace {place} {times} {burst} {micros}"))?;
+                node.call(&format!("begin {hub}"))?;
+                let is_own = hub == 0 || log == Log::MemoryBackend;
+                if is_own {
+                    node.send(&format!("pace {hub} {times} {burst} {micros}"))?;
                 } else {
-                    writer.tell(&format!("pace 0 {times} {burst} {micros}"))?;
+                    writer.send(&format!("pace 0 {times} {burst} {micros}"))?;
                 }
-                reader.tell(&format!("heard {place} {}", times * burst))?;
-                if is_here { &mut reader } else { &mut writer }.answer()?;
-                let [cpu, deliveries] = reader.answer()?[..] else { return Err("two numbers".to_owned()) };
-                // On a busy machine what is read late is delivered together, at once. That is not to look cheaper.
+                node.send(&format!("wait {hub} {}", times * burst))?;
+                if is_own { &mut node } else { &mut writer }.receive()?;
+                let [cpu, deliveries] = node.receive()?[..] else { return Err("not two numbers".to_owned()) };
+                // A busy machine delivers late events together. This must not count as cheaper.
                 let deliveries = deliveries.min((times * clients) as u64);
-                pair[place] = cpu as f64 / deliveries as f64 / burst as f64;
-                // Nobody listens to the other hub in its turn.
-                audience.ask("disconnect")?;
-                reader.ask(&format!("listen {place} 0 0"))?;
+                pair[hub] = cpu as f64 / deliveries as f64 / burst as f64;
+                // The clients disconnect before the turn of the other hub.
+                client.call("disconnect")?;
+                node.call(&format!("read {hub} 0 0"))?;
             }
             pairs.push(pair);
         }

@@ -1,14 +1,17 @@
-//! What it costs that a hub is on several nodes: in memory, with a backend in memory, with Redis Streams and with NATS JetStream,
-//! in one run.
+//! The cost of a hub on several nodes: in memory, with a backend in memory, with Redis Streams, and
+//! with NATS JetStream, in one run.
 //!
 //! ```console
 //! $ cargo bench --bench cluster --features redis,nats
 //! ```
 //!
-//! It starts the servers, and itself once more for each node. A ratio is against the hub in memory. All of them share one
-//! machine, so more nodes are less machine for each of them. It reads `/proc`, and opens 1,000 connections: `ulimit -n 2000`.
+//! The benchmark starts the servers, and a process of its own executable for each node. Ratios are
+//! against the hub in memory. All processes share a machine, so each of several nodes has a smaller
+//! part of it.
+//!
+//! The benchmark needs Linux's `/proc`, and 1,000 connections: `ulimit -n 2000`.
 
-mod audience;
+mod clients;
 mod deliveries;
 mod fan_out;
 mod node;
@@ -20,22 +23,25 @@ use process::NODE;
 use std::{env, error::Error, iter::successors, process::ExitCode};
 use store::{Engine, Store};
 
-/// How much of everything.
+/// The sizes of all measurements.
 struct Scale {
-    /// How often delays and numbers are measured.
+    /// Measurements of each row of delays and rates.
     times: usize,
     clients: &'static [usize],
     nodes: &'static [usize],
-    /// Events one after the other, of which the delay is measured, and microseconds between two of them.
+    /// Single events with a measured delay, and the microseconds between two of them.
     alone: (usize, u64),
-    /// Milliseconds of events as fast as they can be published, and how many are on their way at the same time.
+    /// Milliseconds of publishing without an interval, and the events in flight.
     flood: (u64, usize),
-    /// Clients of which the CPU time of a delivery is measured, and how often. Each time so much is published, with so many
-    /// microseconds in between that the node is idle for a while.
+    /// Clients in the measurement of CPU time per delivery.
     fan_out: usize,
+    /// Rounds of this measurement.
     rounds: usize,
+    /// Bursts per round for bodies, and the microseconds between them. The node is idle in between.
     bodies: (usize, u64),
+    /// Bursts per round for connections, and the microseconds between them.
     connected: (usize, u64),
+    /// Events in a replayed log.
     history: usize,
     replays: usize,
 }
@@ -68,7 +74,7 @@ const TEST: Scale = Scale {
     replays: 1,
 };
 
-/// Where a log is.
+/// The location of a log.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Log {
     Memory,
@@ -99,9 +105,9 @@ fn main() -> ExitCode {
     let result = match env::args().nth(1).as_deref() {
         Some(NODE) => node::main().map_err(|error| {
             let first: &dyn Error = &*error;
-            let whole: Vec<_> =
+            let chain: Vec<_> =
                 successors(Some(first), |error| Error::source(*error)).map(ToString::to_string).collect();
-            whole.join(": ")
+            chain.join(": ")
         }),
         _ => run(),
     };
@@ -120,7 +126,7 @@ fn run() -> Result<(), String> {
     let redis = Store::start(Engine::Redis)?;
     let nats = Store::start(Engine::Nats)?;
     let mut bench = Bench { scale, redis, nats, streams: 0 };
-    // As with the other benchmarks: those whose names contain what was given, or all.
+    // Like criterion, runs the tables whose names contain an argument, or all of them.
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(&**filter));
     let tables: [(_, fn(&mut Bench) -> _); 3] =
@@ -142,7 +148,7 @@ impl Bench {
         format!("bench-{}", self.streams)
     }
 
-    /// How a process opens a hub, which then has the next number in that process.
+    /// Returns the command that opens a hub. A node numbers its hubs from zero.
     fn open(&self, log: Log, stream: &str, max_events: usize) -> String {
         let kind = match log {
             Log::Memory => "memory",

@@ -1,9 +1,12 @@
-//! A process with hubs, which does what it is told on its standard input, line by line, and answers each line with numbers.
+//! A process with hubs, which executes commands.
 //!
-//! It has one thread, so that its CPU time is that of its work, and nodes on one machine disturb each other as little as they
-//! can.
+//! Each line of the standard input is a command, and each line of the standard output is its
+//! result, as numbers.
+//!
+//! The process has one thread, so that it has the CPU time of its work only, and that nodes on one
+//! machine disturb each other as little as possible.
 
-use crate::audience::{Audience, connect, now};
+use crate::clients::{Clients, connect, now};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::{
     fs,
@@ -24,50 +27,51 @@ use tower_sse::{
     },
 };
 
-/// Long for anything that is measured here, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How many events are on their way at the same time to fill a log.
+/// The time limit of a command, long enough for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The number of events in flight while a log is filled.
 const IN_FLIGHT: usize = 100;
-/// Of a distribution, as many are told.
+/// The number of quantiles in the result of a distribution, without the minimum.
 pub(crate) const QUANTILES: usize = 1000;
 
-struct Place {
+/// A topic of a hub, and its clients.
+struct Feed {
     topic: Topic,
-    audience: Audience,
-    /// When its audience began to listen: CPU time.
-    began: u64,
+    clients: Clients,
+    /// The CPU time of this process at the last `begin`.
+    cpu_at_begin: u64,
 }
 
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn main() -> Result<(), BoxError> {
-    let mut places = Vec::new();
+    let mut feeds = Vec::new();
     let mut connections = JoinSet::new();
     let mut commands = BufReader::new(tokio::io::stdin()).lines();
-    // It ends with whoever has started it.
+    // The end of the parent process closes the standard input and ends this process.
     while let Some(line) = commands.next_line().await? {
         let words: Vec<_> = line.split(' ').collect();
         let numbers: Vec<_> = words.iter().skip(1).map(|word| word.parse().unwrap_or(0)).collect();
-        let answer = match (words[0], &numbers[..]) {
+        let result = match (words[0], &numbers[..]) {
             ("open", &[.., max_events]) => {
                 let [_, kind, url, stream, ..] = words[..] else { return Err(line.into()) };
                 let hub = open(kind, url, stream, max_events as usize).await?;
-                places.push(Place { topic: hub.topic("ticks"), audience: Audience::default(), began: 0 });
+                feeds.push(Feed { topic: hub.topic("ticks"), clients: Clients::default(), cpu_at_begin: 0 });
                 Vec::new()
             }
-            // Is as many clients of such a server.
-            ("connect", &[port, clients]) => {
-                connections = connect(u16::try_from(port)?, clients as usize).await?;
+            // Connects as clients of another node's server.
+            ("connect", &[port, count]) => {
+                connections = connect(u16::try_from(port)?, count as usize).await?;
                 Vec::new()
             }
             ("disconnect", []) => {
                 connections.shutdown().await;
                 Vec::new()
             }
-            (word, &[place, ref numbers @ ..]) => act(&mut places[place as usize], word, numbers).await?,
+            (word, &[feed, ref numbers @ ..]) => execute(&mut feeds[feed as usize], word, numbers).await?,
             _ => return Err(line.into()),
         };
-        let answer: Vec<_> = answer.iter().map(u64::to_string).collect();
-        println!("{}", answer.join(" "));
+        let result: Vec<_> = result.iter().map(u64::to_string).collect();
+        println!("{}", result.join(" "));
         io::stdout().flush()?;
     }
     Ok(())
@@ -77,46 +81,49 @@ async fn open(kind: &str, url: &str, stream: &str, max_events: usize) -> Result<
     let hub = Hub::builder().max_events(max_events).max_bytes(usize::MAX);
     Ok(match kind {
         "memory" => hub.build(),
-        "redis" => hub.backend(RedisBackend::new(url)?.stream(stream).timeout(PATIENCE)).connect().await?,
-        "nats" => hub.backend(NatsBackend::new(url)?.stream(stream).timeout(PATIENCE)).connect().await?,
+        "redis" => hub.backend(RedisBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
+        "nats" => hub.backend(NatsBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
         _ => hub.backend(MemoryBackend::new(1_000_000)).connect().await?,
     })
 }
 
-async fn act(place: &mut Place, word: &str, numbers: &[u64]) -> Result<Vec<u64>, BoxError> {
-    let topic = &place.topic;
+async fn execute(feed: &mut Feed, word: &str, numbers: &[u64]) -> Result<Vec<u64>, BoxError> {
+    let topic = &feed.topic;
     Ok(match (word, numbers) {
-        // As many clients, from now on, who note when they get what.
-        ("listen", &[clients, is_timed]) => {
-            place.audience = Audience::of(topic, clients as usize, is_timed == 1).await?;
-            // Those of before have gone.
-            while topic.subscribers() > clients as usize {
+        // Replaces the clients by tasks of this process.
+        ("read", &[count, is_timed]) => {
+            feed.clients = Clients::spawn(topic, count as usize, is_timed == 1).await?;
+            // The tasks of the earlier clients end soon.
+            while topic.subscribers() > count as usize {
                 time::sleep(Duration::from_millis(1)).await;
             }
             Vec::new()
         }
-        // As many clients, from now on, of a server that answers at this port.
-        ("serve", &[clients]) => {
-            let (audience, port) = Audience::of_connections(topic, clients as usize).await;
-            place.audience = audience;
+        // Replaces the clients by a server for another process. Returns its port.
+        ("serve", &[count]) => {
+            let (clients, port) = Clients::serve(topic, count as usize).await;
+            feed.clients = clients;
             vec![port.into()]
         }
+        // Begins a measurement.
         ("begin", []) => {
-            place.audience.begin();
-            place.began = cpu();
+            feed.clients.begin();
+            feed.cpu_at_begin = cpu();
             Vec::new()
         }
-        // Waits until everybody has got so many events since then. Answers what CPU time it took, and how many deliveries.
-        ("heard", &[events]) => {
-            let heard = timeout(PATIENCE, place.audience.hears(events as usize)).await;
-            let times = heard.map_err(|_| format!("{} of {events} events came", place.audience.has_heard()))?;
-            vec![cpu() - place.began, times as u64]
+        // Waits until the clients have received this many events each since `begin`.
+        // Returns the CPU time and the number of deliveries since then.
+        ("wait", &[events]) => {
+            let deliveries = timeout(TIMEOUT, feed.clients.wait_for(events as usize)).await;
+            let deliveries = deliveries
+                .map_err(|_| format!("clients received {} of {events} events", feed.clients.events_per_client()))?;
+            vec![cpu() - feed.cpu_at_begin, deliveries as u64]
         }
-        // Publishes so often, so many at once, in time. Answers how long each took to be acknowledged.
+        // Publishes bursts at an interval. Returns the times until their acknowledgements.
         ("pace", &[times, burst, micros]) => {
             let mut interval = time::interval(Duration::from_micros(micros));
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut times_taken = Vec::new();
+            let mut acknowledged = Vec::new();
             for _ in 0..times {
                 interval.tick().await;
                 let begin = Instant::now();
@@ -124,11 +131,11 @@ async fn act(place: &mut Place, word: &str, numbers: &[u64]) -> Result<Vec<u64>,
                     1 => drop(topic.publish(event()).await?),
                     _ => drop(topic.publish_all((0..burst).map(|_| event())).await?),
                 }
-                times_taken.push(begin.elapsed().as_nanos() as u64);
+                acknowledged.push(begin.elapsed().as_nanos() as u64);
             }
-            quantiles(times_taken)
+            quantiles(acknowledged)
         }
-        // Publishes for so long, with so many at the same time. Answers how many that were.
+        // Publishes with concurrent publishers for a duration. Returns the number of events.
         ("flood", &[millis, publishers]) => {
             let end = Instant::now() + Duration::from_millis(millis);
             let mut tasks = JoinSet::new();
@@ -139,7 +146,7 @@ async fn act(place: &mut Place, word: &str, numbers: &[u64]) -> Result<Vec<u64>,
                     while Instant::now() < end {
                         topic.publish(event()).await?;
                         published += 1;
-                        // A hub in memory waits for nothing, and the clients have to have their turn.
+                        // A hub in memory never waits. The clients need the thread, too.
                         yield_now().await;
                     }
                     Ok::<_, tower_sse::hub::Error>(published)
@@ -151,33 +158,34 @@ async fn act(place: &mut Place, word: &str, numbers: &[u64]) -> Result<Vec<u64>,
             }
             vec![published]
         }
-        ("delays", []) => quantiles(place.audience.delays()),
-        // Publishes so often, so many at once, in any time.
+        // Returns the delays of the events at their clients.
+        ("delays", []) => quantiles(feed.clients.delays()),
+        // Publishes bursts, without an interval.
         ("fill", &[times, burst]) => {
             let publish = |_| topic.publish_all((0..burst).map(|_| event()));
-            let at_once = (IN_FLIGHT / burst as usize).max(1);
-            stream::iter(0..times).map(publish).buffered(at_once).try_collect::<Vec<_>>().await?;
+            let concurrent = (IN_FLIGHT / burst as usize).max(1);
+            stream::iter(0..times).map(publish).buffered(concurrent).try_collect::<Vec<_>>().await?;
             Vec::new()
         }
-        // Reads so many events from the beginning. Answers how long it took.
+        // Replays the log. Returns the duration, and the CPU time of this process.
         ("replay", &[events]) => {
             let begin = Instant::now();
             let mut subscription = topic.subscribe(Start::Earliest).await?;
             let mut read = 0;
             while read < events as usize {
-                let next = timeout(PATIENCE, subscription.next()).await?.ok_or("it has ended")??;
+                let next = timeout(TIMEOUT, subscription.next()).await?.ok_or("the subscription has ended")??;
                 read += black_box(next).count();
             }
             if subscription.gap().is_some() || read > events as usize {
-                return Err(format!("{read} events came, and a gap: {:?}", subscription.gap()).into());
+                return Err(format!("read {read} of {events} events, with the gap {:?}", subscription.gap()).into());
             }
             vec![begin.elapsed().as_nanos() as u64, cpu()]
         }
-        _ => return Err(format!("{word} {numbers:?}").into()),
+        _ => return Err(format!("unknown command: {word} {numbers:?}").into()),
     })
 }
 
-/// 128 bytes of data that begin with the time.
+/// Returns an event of 128 bytes of data, which begin with the current time.
 fn event() -> Event {
     Event::new(format!("{:<128}", now()))
 }
@@ -190,7 +198,7 @@ fn quantiles(mut values: Vec<u64>) -> Vec<u64> {
     }
 }
 
-/// The CPU time of this process, in nanoseconds, from what Linux tells of its threads.
+/// Returns the CPU time of this process in nanoseconds, from Linux's `/proc/self/task`.
 fn cpu() -> u64 {
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let of = |path: std::path::PathBuf| fs::read_to_string(path).ok()?.split(' ').next()?.parse::<u64>().ok();

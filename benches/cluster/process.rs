@@ -1,4 +1,4 @@
-//! A [node](crate::node) as whoever has started it sees it.
+//! A handle to the process of a [node](crate::node).
 
 use std::{
     env,
@@ -8,7 +8,7 @@ use std::{
 
 pub(crate) const NODE: &str = "--node";
 
-/// Killed on drop.
+/// A process that is killed on drop.
 pub(crate) struct Node {
     process: Child,
     input: ChildStdin,
@@ -26,35 +26,36 @@ impl Node {
         Ok(Self { process, input, output: BufReader::new(output) })
     }
 
-    /// What it is to do. It does one after the other.
-    pub(crate) fn tell(&mut self, command: &str) -> Result<(), String> {
+    /// Sends a command. The node executes its commands one after another.
+    pub(crate) fn send(&mut self, command: &str) -> Result<(), String> {
         writeln!(self.input, "{command}").map_err(|error| format!("{command}: {error}"))
     }
 
-    /// The answer to what it was told first, of what it has not answered yet.
-    pub(crate) fn answer(&mut self) -> Result<Vec<u64>, String> {
+    /// Waits for the result of the oldest command without a received result.
+    pub(crate) fn receive(&mut self) -> Result<Vec<u64>, String> {
         let mut line = String::new();
         match self.output.read_line(&mut line) {
             Ok(1..) => Ok(line.split_whitespace().filter_map(|word| word.parse().ok()).collect()),
-            _ => Err("a node has ended; why is above".to_owned()),
+            _ => Err("a node has ended, with the error above".to_owned()),
         }
     }
 
-    pub(crate) fn ask(&mut self, command: &str) -> Result<Vec<u64>, String> {
-        self.tell(command)?;
-        self.answer()
+    /// Sends a command, and waits for its result.
+    pub(crate) fn call(&mut self, command: &str) -> Result<Vec<u64>, String> {
+        self.send(command)?;
+        self.receive()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         let _already_ended = self.process.kill();
-        let _nothing_to_do_about_it = self.process.wait();
+        let _ended = self.process.wait();
     }
 }
 
-/// Has all of them do the same at the same time.
+/// Runs a command on all nodes at the same time.
 pub(crate) fn all(nodes: &mut [Node], command: &str) -> Result<Vec<Vec<u64>>, String> {
-    nodes.iter_mut().try_for_each(|node| node.tell(command))?;
-    nodes.iter_mut().map(Node::answer).collect()
+    nodes.iter_mut().try_for_each(|node| node.send(command))?;
+    nodes.iter_mut().map(Node::receive).collect()
 }

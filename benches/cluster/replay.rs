@@ -1,12 +1,15 @@
-//! What it takes to read a log again.
+//! The rate of a replay.
 
 use crate::{Bench, Log, median, process::Node, store::Store};
 
-/// How many events are published together, where they are not alone.
+/// The number of events that are published together.
 const TOGETHER: usize = 1000;
 
 impl Bench {
-    /// What a client gets that was away for so long that its node does not hold what it missed.
+    /// Prints the rate of a replay from the memory of a node, and from a backend.
+    ///
+    /// A node reads the backend if a client was disconnected for so long that the node does not
+    /// retain the missed events.
     pub(crate) fn replay(&mut self) -> Result<(), String> {
         let (events, replays) = (self.scale.history, self.scale.replays);
         let title = format!("replay of {events} events");
@@ -20,32 +23,32 @@ impl Bench {
             (Log::Nats, false, 1),
             (Log::Nats, false, TOGETHER),
         ];
-        for (log, held, burst) in cases {
+        for (log, is_retained, burst) in cases {
             let stream = self.new_stream();
             let mut writer = Node::start()?;
-            writer.ask(&self.open(log, &stream, events))?;
-            writer.ask(&format!("fill 0 {} {burst}", events / burst))?;
-            let mut node = if held { writer } else { Node::start()? };
-            if !held {
-                node.ask(&self.open(log, &stream, 1))?;
+            writer.call(&self.open(log, &stream, events))?;
+            writer.call(&format!("fill 0 {} {burst}", events / burst))?;
+            let mut node = if is_retained { writer } else { Node::start()? };
+            if !is_retained {
+                node.call(&self.open(log, &stream, 1))?;
             }
             let mut rates = Vec::new();
             for _ in 0..replays {
-                let nanos = node.ask(&format!("replay 0 {events}"))?[0];
+                let nanos = node.call(&format!("replay 0 {events}"))?[0];
                 rates.push(events as f64 * 1e9 / nanos as f64);
             }
             let rate = median(rates);
             let in_memory = *in_memory.get_or_insert(rate);
-            let what = match (held, burst) {
-                (true, _) => "held by the node",
-                (false, 1) => "not held",
-                (false, _) => "not held, published 1,000 together",
+            let case = match (is_retained, burst) {
+                (true, _) => "retained by the node",
+                (false, 1) => "not retained",
+                (false, _) => "not retained, published 1,000 together",
             };
-            let target = if log == Log::Redis && !held { "≥ 200,000" } else { "" };
+            let target = if log == Log::Redis && !is_retained { "≥ 200,000" } else { "" };
             let connections = self.store(log).map_or(0, Store::connections);
             let ratio = rate / in_memory;
-            let what = format!("{}, {what}", log.name());
-            println!("{what:<45} {rate:>12.0} {ratio:>8.4} {connections:>11}  {target}");
+            let case = format!("{}, {case}", log.name());
+            println!("{case:<45} {rate:>12.0} {ratio:>8.4} {connections:>11}  {target}");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The servers that keep a log, started for the run.
+//! The servers that store the logs. Each run starts its own.
 
 use std::{
     env, fs,
@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a server has to listen.
-const TO_START: Duration = Duration::from_secs(10);
+/// The time limit for the start of a server.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Engine {
@@ -18,7 +18,7 @@ pub(crate) enum Engine {
     Nats,
 }
 
-/// A server on a port that was free, with its files in a folder of its own. Both are gone on drop.
+/// A server on a free port, with its files in its own folder. Dropping it removes both.
 pub(crate) struct Store {
     engine: Engine,
     port: u16,
@@ -27,8 +27,9 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Starts one as it is set up where events are to survive a restart: Redis with an append-only file that is written to
-    /// the disk every second, NATS with a stream in files.
+    /// Starts a server with the usual settings for events that survive a restart.
+    ///
+    /// Redis writes an append-only file to the disk every second. NATS stores its stream in files.
     pub(crate) fn start(engine: Engine) -> Result<Self, String> {
         // Another program may take the port before the server does.
         let mut attempts = 0..5;
@@ -44,7 +45,7 @@ impl Store {
 
     fn try_start(engine: Engine) -> Result<Self, String> {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-        let port = free.map_err(|error| format!("there is no free port: {error}"))?.port();
+        let port = free.map_err(|error| format!("no port is free: {error}"))?.port();
         let folder = env::temp_dir().join(format!("tower-sse-cluster-{port}"));
         fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         let mut command = match engine {
@@ -66,8 +67,8 @@ impl Store {
         let begin = Instant::now();
         while TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_err() {
             let has_ended = !matches!(store.process.try_wait(), Ok(None));
-            if has_ended || begin.elapsed() > TO_START {
-                return Err(format!("{command:?} does not listen"));
+            if has_ended || begin.elapsed() > START_TIMEOUT {
+                return Err(format!("{command:?} has ended, or does not listen after {START_TIMEOUT:?}"));
             }
             sleep(Duration::from_millis(10));
         }
@@ -82,31 +83,31 @@ impl Store {
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
-    /// How many connections there are to it, from what Linux tells of them.
+    /// Returns the number of connections to the server, from Linux's `/proc/net/tcp`.
     pub(crate) fn connections(&self) -> usize {
         const ESTABLISHED: &str = "01";
         let remote = format!("0100007F:{:04X}", self.port);
         let sockets = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-        let is_one = |line: &&str| {
+        let is_connection = |line: &&str| {
             let mut fields = line.split_whitespace().skip(2);
             fields.next() == Some(&remote) && fields.next() == Some(ESTABLISHED)
         };
-        sockets.lines().filter(is_one).count()
+        sockets.lines().filter(is_connection).count()
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
         let _already_ended = self.process.kill();
-        let _nothing_to_do_about_it = self.process.wait();
-        let _nor_about_this = fs::remove_dir_all(&self.folder);
+        let _ended = self.process.wait();
+        let _removed = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// Where the first of these programs is.
+/// Returns the path of the first installed program of these.
 fn installed(names: &[&str], package: &str) -> Result<PathBuf, String> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Debian keeps servers where only root looks for programs.
+    // Debian installs servers in a folder that is only in root's PATH.
     let folders: Vec<_> = env::split_paths(&path).chain(["/usr/sbin".into()]).collect();
     let mut files = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     files.find(|file| file.is_file()).ok_or_else(|| {

@@ -27,9 +27,10 @@ const EVENTS_PER_SECOND: usize = 20;
 const EVENTS: usize = SECONDS * EVENTS_PER_SECOND;
 const MAX_KIB_PER_CLIENT: usize = 512;
 
-/// The variable with which the test starts itself again as the server.
+/// The environment variable that makes this test the server.
 ///
-/// The server is a separate process, so that its memory contains nothing of the clients.
+/// The test starts itself again as a separate process, so that the memory of the server contains
+/// nothing of the clients.
 const SERVER: &str = "TOWER_SSE_SERVER_OF_STALLED_CLIENTS";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -172,7 +173,8 @@ impl Reader {
             assert_eq!(self.answer.more().await, Ok(true));
             let now = micros();
             let body = std::mem::take(&mut self.answer.body);
-            // A piece is a frame, which has whole events. The first event is the cursor, without data.
+            // A piece is a frame, which has whole events. The first event is the cursor, without
+            // data.
             for line in String::from_utf8(body).unwrap().lines() {
                 if let Some(published) = line.strip_prefix("data: ").filter(|data| !data.is_empty()) {
                     let published = published.trim_end().parse::<u128>().expect("the time of publishing, and no gap");

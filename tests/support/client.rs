@@ -299,7 +299,7 @@ impl Answer {
         Ok(is_more)
     }
 
-    /// Returns the rest of the body as a stream of the pieces in which it arrives.
+    /// Returns the rest of the body as a stream of its pieces.
     pub fn into_pieces(self) -> impl Stream<Item = Result<Bytes, String>> + Send + 'static {
         unfold(self, |mut answer| async {
             let piece = match answer.more().await {
