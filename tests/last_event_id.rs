@@ -89,7 +89,7 @@ fn valid_header_wins_over_query() {
 }
 
 #[test]
-fn parse_error_is_400_with_short_text_and_source() {
+fn parse_error_is_short_400_with_source() {
     assert_eq!(from_header(b"41").parse::<u64>().unwrap(), Some(41));
     assert_eq!(none().parse::<u64>().unwrap(), None);
     let rejection = from_header("9".repeat(8192).as_bytes()).parse::<u64>().unwrap_err();

@@ -1,4 +1,4 @@
-//! Which responses the layer treats as event streams, and how it changes them.
+//! The layer: its choice of responses that are event streams, and its changes to them.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -70,7 +70,7 @@ async fn content_type_matches_in_any_case_with_parameters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn untyped_200_is_event_stream_if_request_accepts_it() {
+async fn untyped_200_is_stream_if_request_accepts_it() {
     let accepting = || Request::builder().header(ACCEPT, "application/json, text/event-stream").body(()).unwrap();
     let response = respond(&eager(), accepting(), Response::new(silent_once()));
     assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
@@ -183,7 +183,7 @@ async fn several_cache_control_headers_stay_unchanged() {
 }
 
 #[tokio::test]
-async fn connection_header_is_set_for_http_1_1_only() {
+async fn only_http_1_1_gets_connection_header() {
     for (version, expected) in
         [(Version::HTTP_10, false), (Version::HTTP_11, true), (Version::HTTP_2, false), (Version::HTTP_3, false)]
     {
@@ -387,7 +387,7 @@ async fn nothing_follows_trailers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn body_is_not_ended_while_bytes_are_held_back() {
+async fn body_with_held_back_bytes_is_not_ended() {
     let layer = eager().retry(Duration::from_secs(3));
     let body = Script::new([Step::chunk([0xEF, 0xBB])]);
     let mut body = through(&layer, events().body(body).unwrap()).into_body();

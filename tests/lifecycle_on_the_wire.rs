@@ -243,22 +243,22 @@ async fn shut_down(server: Server, protocol: Protocol, paces: &[&str], per_pace:
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn axum_shuts_down_with_2000_http_1_streams() {
+async fn axum_shuts_down_with_2000_http1_streams() {
     shut_down(Server::Axum, Protocol::Http1, &["idle", "busy"], 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn axum_shuts_down_with_2000_http_2_streams() {
+async fn axum_shuts_down_with_2000_http2_streams() {
     shut_down(Server::Axum, Protocol::Http2, &["idle", "busy"], 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hyper_util_shuts_down_with_2000_http_1_streams() {
+async fn hyper_util_shuts_down_with_2000_http1_streams() {
     shut_down(Server::HyperUtil, Protocol::Http1, &["idle", "busy"], 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hyper_util_shuts_down_with_2000_http_2_streams() {
+async fn hyper_util_shuts_down_with_2000_http2_streams() {
     shut_down(Server::HyperUtil, Protocol::Http2, &["idle", "busy"], 1_000).await;
 }
 
@@ -367,7 +367,7 @@ async fn summary_matches_bytes_that_client_received() {
 }
 
 #[tokio::test]
-async fn reset_http_2_stream_leaves_others_open() {
+async fn reset_http2_stream_leaves_others_open() {
     let (sender, mut summaries) = unbounded_channel();
     // The other stream ends after the test, when the receiver is dropped.
     let layer = SseLayer::new().on_close(move |summary| {

@@ -322,7 +322,7 @@ async fn items_are_events_encoded_events_or_results() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn try_json_sends_values_and_ends_at_an_error() {
+async fn try_json_ends_at_first_error() {
     // JSON has no keys that are arrays.
     let not_json = || HashMap::from([([1, 2], 3)]);
     for (last, expected) in [(Ok(not_json()), "JsonError"), (Err(io::Error::other("gone")), "io::Error")] {

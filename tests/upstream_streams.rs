@@ -237,7 +237,7 @@ async fn wrong_content_length_of_handler_is_removed() {
 }
 
 #[tokio::test]
-async fn untyped_body_is_event_stream_if_client_accepts_it() {
+async fn untyped_body_is_stream_if_client_accepts_it() {
     for protocol in Protocol::ALL {
         // A bare body has no type. axum adds a type to texts and bytes.
         let (sender, receiver) = unbounded_channel();

@@ -14,7 +14,7 @@ impl Bench {
     /// clients. The two hubs receive events in turn. The events of the hub in memory are published
     /// in the process, and those of the other hub in another process, so that the process only
     /// reads and delivers. Both have the same events at the same pace. The pace is so slow that the
-    /// process waits between two bursts.
+    /// process waits between two bursts, so each burst includes the cost of a wake-up.
     pub(crate) fn fan_out(&mut self) -> Result<(), String> {
         let title = format!("CPU time of a delivery, {} clients", self.scale.fan_out);
         println!("\n{title:<45} {:>10} {:>14} {:>7}  target", "ns", "in memory, ns", "ratio");

@@ -1,4 +1,4 @@
-//! How streams end: at a shutdown, at a limit or by themselves, and what is reported.
+//! The end of streams: shutdown, lifetime, limits, reconnect delays, and summaries.
 
 mod common;
 mod lifetime;

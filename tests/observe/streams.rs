@@ -35,7 +35,7 @@ const ALL: [CloseReason; 6] = [
 ];
 
 #[test]
-fn closed_stream_is_counted_by_reason_and_not_active() {
+fn closed_stream_is_counted_by_reason() {
     for (reason, is_upstream) in ALL.into_iter().flat_map(|reason| [(reason, false), (reason, true)]) {
         if is_upstream && reason == CloseReason::Lagged {
             continue;
@@ -155,7 +155,7 @@ fn stream_without_layer_has_metrics_and_span() {
 }
 
 #[test]
-fn stream_in_two_layers_counts_once_with_outermost_path() {
+fn stream_in_two_layers_has_outermost_path() {
     for is_upstream in [false, true] {
         observed(async |seen: Seen| {
             let strip = |mut request: Request<()>| {
@@ -203,7 +203,7 @@ fn rejected_stream_is_counted_as_refused_only() {
 }
 
 #[test]
-fn span_is_child_of_request_and_current_in_polls() {
+fn span_of_stream_is_current_in_polls() {
     observed(async |seen: Seen| {
         let response = tracing::info_span!("request").in_scope(|| {
             let stream = poll_fn(|_| {
@@ -232,7 +232,7 @@ fn span_is_child_of_request_and_current_in_polls() {
 }
 
 #[test]
-fn failure_is_logged_without_span_and_despite_on_error() {
+fn failure_is_logged_without_span() {
     observed(async |seen: Seen| {
         let quiet = tracing_subscriber::registry().with(seen.trace.clone().with_filter(LevelFilter::WARN));
         let _subscriber = quiet.set_default();

@@ -300,7 +300,7 @@ async fn half_closed_connection_counts_as_closed() {
 }
 
 #[tokio::test]
-async fn half_close_setting_keeps_stream_until_client_is_gone() {
+async fn half_closed_client_receives_events_until_it_disconnects() {
     let mut server = Server::with_half_close(true).await;
     let mut client = request(server.address, "/heartbeats").await;
     read_until(&mut client, "hello\n\n").await;
