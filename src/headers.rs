@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_TYPE},
+    header::{ACCEPT, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, VARY},
 };
 use memchr::{memchr, memchr_iter};
 
@@ -21,10 +21,9 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
             headers.insert(CONTENT_TYPE, value);
         }
     }
-    // `no-cache` alone is what other responders of event streams set. Any other value is a
-    // handler's decision.
-    if headers.get_all(CACHE_CONTROL).into_iter().all(|value| value == "no-cache") {
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    if !has_directive(headers, CACHE_CONTROL, "no-transform") {
+        let value = with_no_transform(headers).unwrap_or(HeaderValue::from_static("no-cache, no-transform"));
+        headers.insert(CACHE_CONTROL, value);
     }
     headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
 }
@@ -62,11 +61,79 @@ fn has_event_stream(ranges: &[u8]) -> bool {
     })
 }
 
+/// Returns whether an `Accept` header has no other concrete media type than that of event streams.
+/// Ranges such as `*/*`, and types with a weight of 0, are not concrete.
+pub(crate) fn is_only_event_stream_accepted(headers: &HeaderMap) -> bool {
+    items(headers, ACCEPT).all(|range| {
+        let mut parts = range.split(|&byte| byte == b';');
+        let media_type = parts.next().unwrap_or_default().trim_ascii();
+        media_type.is_empty()
+            || memchr(b'*', media_type).is_some()
+            || media_type.eq_ignore_ascii_case(EVENT_STREAM.as_bytes())
+            || parts.any(is_weight_of_zero)
+    })
+}
+
+/// Adds `Accept` to the `Vary` header, because the response depends on it (RFC 9110, §12.5.5).
+pub(crate) fn vary_by_accept(headers: &mut HeaderMap) {
+    if !has_directive(headers, VARY, "accept") && !has_directive(headers, VARY, "*") {
+        headers.append(VARY, HeaderValue::from_static("Accept"));
+    }
+}
+
 /// Returns whether the client closes the connection after the response (RFC 9112, §9.6).
 pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
-    let mut options =
-        headers.get_all(CONNECTION).into_iter().flat_map(|value| value.as_bytes().split(|&byte| byte == b','));
-    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+    has_directive(headers, CONNECTION, "close")
+}
+
+/// Returns whether additional bytes would corrupt the body. `none` is not a registered coding, but
+/// a widespread way to disable compressors.
+pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
+    items(headers, CONTENT_ENCODING).any(|coding| {
+        let is_identity = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
+        !coding.is_empty() && !is_identity("identity") && !is_identity("none")
+    })
+}
+
+/// Returns the items of a header whose value is a list, without white space. A comma within quotes
+/// does not separate items (RFC 9110, §5.6.4).
+fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    headers.get_all(name).into_iter().flat_map(|value| {
+        let (mut is_quoted, mut is_escaped) = (false, false);
+        let separates = move |&byte: &u8| {
+            match byte {
+                _ if is_escaped => is_escaped = false,
+                b'\\' if is_quoted => is_escaped = true,
+                b'"' => is_quoted = !is_quoted,
+                _ => {}
+            }
+            byte == b',' && !is_quoted
+        };
+        value.as_bytes().split(separates).map(<[u8]>::trim_ascii)
+    })
+}
+
+/// Returns whether a list has this item, with or without an argument.
+fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
+    items(headers, list).any(|item| {
+        let end = memchr(b'=', item).unwrap_or(item.len());
+        item[..end].trim_ascii_end().eq_ignore_ascii_case(name.as_bytes())
+    })
+}
+
+/// Returns the directives of `Cache-Control` and `no-transform`, in one value: some middleware
+/// reads only the first value of a header. Returns `None` if there are no directives.
+fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut value = Vec::new();
+    for directive in items(headers, CACHE_CONTROL).filter(|directive| !directive.is_empty()) {
+        value.extend_from_slice(directive);
+        value.extend_from_slice(b", ");
+    }
+    if value.is_empty() {
+        return None;
+    }
+    value.extend_from_slice(b"no-transform");
+    HeaderValue::from_bytes(&value).ok()
 }
 
 /// Returns the part after the type, if that is the type of event streams.
@@ -139,12 +206,61 @@ mod tests {
     }
 
     #[test]
-    fn what_a_handler_decided_stays() {
+    fn headers_of_the_handler_stay() {
         let mut headers = HeaderMap::new();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, max-age=1"));
         headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("yes"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, No-Transform"));
         complete(&mut headers);
-        assert_eq!(headers[CACHE_CONTROL], "private, max-age=1");
+        assert_eq!(headers[CACHE_CONTROL], "private, No-Transform");
         assert_eq!(headers[X_ACCEL_BUFFERING], "yes");
+    }
+
+    #[test]
+    fn no_transform_is_added_to_other_directives() {
+        for (given, expected) in [
+            (&[][..], "no-cache, no-transform"),
+            (&[""], "no-cache, no-transform"),
+            (&["no-cache"], "no-cache, no-transform"),
+            (&["no-store"], "no-store, no-transform"),
+            (&["private, max-age=1,"], "private, max-age=1, no-transform"),
+            (&["no-cache", "no-store"], "no-cache, no-store, no-transform"),
+            (&["private=\"a, no-transform\""], "private=\"a, no-transform\", no-transform"),
+            (&["private=\"\\\", no-transform\""], "private=\"\\\", no-transform\", no-transform"),
+        ] {
+            let given = given.iter().map(|value| (CACHE_CONTROL, HeaderValue::from_static(value)));
+            let mut headers: HeaderMap = given.collect();
+            complete(&mut headers);
+            assert_eq!(headers.get_all(CACHE_CONTROL).iter().collect::<Vec<_>>(), [expected]);
+        }
+    }
+
+    #[test]
+    fn only_event_streams_are_accepted_without_other_concrete_types() {
+        for (accept, is_only) in [
+            ("text/event-stream", true),
+            ("text/event-stream, */*;q=0.1", true),
+            ("text/*, Text/Event-Stream;q=0.5", true),
+            ("text/event-stream, application/json;q=0", true),
+            ("application/json, text/event-stream", false),
+            ("text/event-stream, application/json;q=0.1", false),
+        ] {
+            let headers = [(ACCEPT, HeaderValue::from_static(accept))].into_iter().collect();
+            assert_eq!(is_only_event_stream_accepted(&headers), is_only, "{accept}");
+        }
+    }
+
+    #[test]
+    fn none_and_identity_are_no_encodings() {
+        for (encoding, expected) in [
+            ("identity", false),
+            ("None", false),
+            ("", false),
+            ("identity, none,", false),
+            ("gzip", true),
+            ("identity, br", true),
+        ] {
+            let headers = [(CONTENT_ENCODING, HeaderValue::from_static(encoding))].into_iter().collect();
+            assert_eq!(is_encoded(&headers), expected, "{encoding}");
+        }
     }
 }

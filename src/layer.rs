@@ -1,4 +1,4 @@
-//! The middleware: any event stream becomes a correct one.
+//! The middleware, which completes any event stream.
 
 use crate::{
     Event, Heartbeat, Overload, StreamSummary,
@@ -12,7 +12,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
     request::Parts,
 };
@@ -30,12 +30,12 @@ use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that makes every event stream that passes through it a correct one, and leaves every
-/// other response alone.
+/// Completes event streams: headers, heartbeats, shutdown and limits. Other responses pass
+/// unchanged.
 ///
-/// It works on the responses of axum, tonic and anything else that is a [`Service`] of HTTP
-/// requests, whoever made them: an [`SseStream`](crate::SseStream), another framework's responder,
-/// a stream that is proxied from another server.
+/// The layer works with axum, tonic and every other [`Service`] of HTTP requests, and with event
+/// streams from any source: an [`SseStream`](crate::SseStream), another framework's responder, or
+/// an upstream server behind a proxy.
 ///
 /// # Examples
 ///
@@ -57,38 +57,50 @@ use tower_service::Service;
 ///
 /// # Which responses are event streams
 ///
-/// Those whose `Content-Type` is `text/event-stream`, in any case and with any parameters; and
-/// those with status 200 and no `Content-Type` to a request whose `Accept` names
-/// `text/event-stream`, which then get the header. Answers to `HEAD`, the statuses 204 and 304, and
-/// bodies that are already at their end are left alone.
+/// A response is an event stream if its status is 200 and its `Content-Type` is
+/// `text/event-stream`, in any case and with any parameters. A client ignores the body of any other
+/// status (HTML standard, §9.2.2).
 ///
-/// # What it does to them
+/// A response without a `Content-Type` is an event stream if its status is 200, its length is not
+/// known, and `text/event-stream` is the only concrete media type in the `Accept` header of the
+/// request. It gets the content type, and `Vary: Accept`.
 ///
-/// - **Headers.** What the handler has set wins; what is missing is added:
-///   `Content-Type: text/event-stream`, `Cache-Control: no-cache, no-transform` (a bare `no-cache`
-///   is completed to it), `X-Accel-Buffering: no`, and on HTTP/1.1 `Connection: keep-alive`, unless
-///   a request that names `text/event-stream` asks to close. The content type is written in lower
-///   case. `Content-Length` goes, since heartbeats change the length.
-/// - **Heartbeats** after each interval of silence: see [`Heartbeat`]. They are put between the
-///   lines of a stream, never into one, so a client dispatches exactly the events that it would
-///   without the layer (and the heartbeats, if these are events).
-/// - **An [`SseStream`](crate::SseStream)** takes the settings over into its own body; what the
-///   handler has set on it explicitly wins. So there is never a second heartbeat, even with several
-///   layers: the innermost one decides.
+/// Responses to `HEAD`, and bodies that are already at their end, pass unchanged.
+///
+/// # What the layer does
+///
+/// - **Headers.** The layer adds missing headers, and keeps the values that the handler has set:
+///   `Content-Type: text/event-stream`, `Cache-Control: no-cache, no-transform` and
+///   `X-Accel-Buffering: no`. If the handler has set other directives of `Cache-Control`, the layer
+///   adds `no-transform` to them. The content type is written in lower case. `Content-Length` is
+///   removed, since heartbeats change the length.
+/// - **`Connection: keep-alive`** is added on HTTP/1.1, unless the client asks to close the
+///   connection or the [shutdown](Self::shutdown) of this layer has begun. A layer cannot see
+///   whether the server closes the connection for another reason, such as its own graceful shutdown.
+///   If a response has both options, `close` applies (RFC 9112, §9.3).
+/// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. They are sent between the
+///   lines of a stream. So a client dispatches the same events as without the layer, and the
+///   heartbeats if these are events.
+/// - **An [`SseStream`](crate::SseStream)** applies the settings in its own body. The settings of
+///   the handler have precedence. So there is never a second heartbeat, even with several layers: the
+///   innermost layer decides.
 ///
 /// # Compression
 ///
-/// A compressor holds events back until it has enough of them, so it is kept out on both sides. A
-/// request whose `Accept` names `text/event-stream` (`*/*` does not) is passed on with
-/// `Accept-Encoding: identity`, for the compressors inside of the layer. This holds even if the
-/// answer then turns out to be something else, such as JSON: correct beats small. Compressors
-/// outside of the layer see a content type they know and `no-transform`. One that is told to
-/// compress everything will do so; tower-http's still delivers each event when it is sent.
+/// A compressor delays events until it has enough bytes, so the layer disables compressors on both
+/// sides:
 ///
-/// An event stream that already has a `Content-Encoding` passes without heartbeats, because added
-/// bytes would corrupt it. A [shutdown](Self::shutdown) or its [maximum
-/// lifetime](Self::max_lifetime) ends it immediately, without a shutdown event or a reconnect
-/// delay.
+/// - *Inside*: a request whose `Accept` names `text/event-stream` is passed on with
+///   `Accept-Encoding: identity`. (`*/*` does not name it.) This applies even if the response turns
+///   out to be something else, such as JSON.
+/// - *Outside*: compressors see a content type that they know, and `no-transform`. A compressor that
+///   is configured to compress everything ignores both. tower-http's compressor still delivers each
+///   event when it is sent.
+///
+/// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
+/// corrupt it. (`identity`, `none` and an empty value are no encodings.) A
+/// [shutdown](Self::shutdown) or its [maximum lifetime](Self::max_lifetime) ends it immediately,
+/// without a shutdown event or a reconnect delay.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {
@@ -96,27 +108,27 @@ pub struct SseLayer {
 }
 
 impl SseLayer {
-    /// A layer with the default heartbeat, an empty comment after 15 seconds of silence, and
-    /// nothing else set.
+    /// Creates a layer with the default heartbeat, an empty comment after 15 seconds of silence. No
+    /// other setting is set.
     pub fn new() -> Self {
         Self { settings: Arc::default() }
     }
 
-    /// Keeps the streams alive in this way.
+    /// Sets the heartbeat of streams whose handler sets none.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
         self.with(|settings| settings.heartbeat = Some(heartbeat))
     }
 
-    /// Sends no heartbeats, but for the streams whose handler has set one.
+    /// Disables the heartbeat of streams whose handler sets none.
     ///
-    /// A client that closes its connection is noticed all the same. One that vanishes is noticed
-    /// only when the server writes to it, so its stream is then held for as long as it is silent.
+    /// The server still notices a client that closes its connection. It notices a client that
+    /// vanishes only when a write fails, so a silent stream is kept until then.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = None)
     }
 
-    /// Tells the clients first how long to wait before they reconnect, in whole milliseconds.
-    /// Without it they use their own default, some seconds.
+    /// Sets the reconnect delay that each stream sends first, in whole milliseconds. By default,
+    /// clients use their own delay of some seconds.
     pub fn retry(self, delay: Duration) -> Self {
         self.with(|settings| settings.retry = Some(delay))
     }
@@ -236,7 +248,8 @@ impl SseLayer {
     /// is gone, or when the response was never sent. Rejected requests are not reported.
     ///
     /// `f` runs where the body is dropped, so it should return quickly. It runs after the
-    /// [`SseStream::on_close`](crate::SseStream::on_close) of the handler.
+    /// [`SseStream::on_close`](crate::SseStream::on_close) of the handler. If `f` panics, the panic
+    /// ends there, and the other callbacks still run.
     pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }
@@ -261,7 +274,7 @@ impl<S> Layer<S> for SseLayer {
     }
 }
 
-/// The service that an [`SseLayer`] makes.
+/// The service that an [`SseLayer`] creates.
 #[derive(Clone, Debug)]
 pub struct SseService<S> {
     inner: S,
@@ -288,15 +301,16 @@ where
         if accepts {
             request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
+        let assumes = accepts && headers::is_only_event_stream_accepted(request.headers());
         let is_head = request.method() == Method::HEAD;
-        let keep_connection = can_keep_connection(&request, accepts);
+        let keep_connection = can_keep_connection(&request);
         let noted = trace::Request::of(&request);
         let mut keys = Keys::default();
         if !self.settings.limits.is_empty() {
             (request, keys) = with_keys(request, &self.settings.limits);
         }
         let inner = self.inner.call(request);
-        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keep_connection, accepts, is_head }
+        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keep_connection, assumes, is_head }
     }
 }
 
@@ -317,7 +331,8 @@ pin_project! {
         keys: Keys,
         noted: trace::Request,
         keep_connection: bool,
-        accepts: bool,
+        // A response without a content type is an event stream.
+        assumes: bool,
         is_head: bool,
     }
 }
@@ -333,7 +348,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.inner.poll(cx).map_ok(|response| {
-            if *this.is_head || !is_event_stream(&response, *this.accepts) {
+            if *this.is_head || !is_event_stream(&response, *this.assumes) {
                 response.map(ResponseBody::untouched)
             } else {
                 make_correct(response, *this.keep_connection, this.settings, this.keys, mem::take(this.noted))
@@ -361,12 +376,16 @@ fn make_correct<B: Body>(
     };
     let layer = AppliedLayer::new(settings, permits, request);
     let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
+    let is_shut_down = settings.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled);
     let headers = response.headers_mut();
+    if !headers.contains_key(CONTENT_TYPE) {
+        headers::vary_by_accept(headers);
+    }
     headers::complete(headers);
-    if keep_connection {
+    if keep_connection && !is_shut_down {
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
-    let is_encoded = is_encoded(headers) && handle.is_none();
+    let is_encoded = headers::is_encoded(headers) && handle.is_none();
     if is_encoded && !layer.is_recorded() {
         return response.map(ResponseBody::untouched);
     }
@@ -427,24 +446,24 @@ fn reject<B: Body>(response: Response<B>, settings: &Settings) -> Response<Respo
 /// Returns whether the response may have `Connection: keep-alive`.
 ///
 /// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be wrong, because a
-/// body without a length ends with the connection (RFC 9112, §6.3). The `Connection` header of the
-/// request is read only if the request accepts an event stream, so that other requests do not pay
-/// for it.
-fn can_keep_connection<B>(request: &Request<B>, accepts: bool) -> bool {
-    request.version() == Version::HTTP_11 && !(accepts && headers::has_connection_close(request.headers()))
+/// body without a length ends with the connection (RFC 9112, §6.3).
+fn can_keep_connection<B>(request: &Request<B>) -> bool {
+    request.version() == Version::HTTP_11 && !headers::has_connection_close(request.headers())
 }
 
-fn is_event_stream<B: Body>(response: &Response<B>, accepts: bool) -> bool {
+/// Returns whether a client reads the response as an event stream. It does so only with status 200
+/// (HTML standard, §9.2.2).
+///
+/// `assumes` is true if the client accepts nothing else, so that the content type may be missing. A
+/// body of known length is complete, so it is not assumed to be a stream.
+fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
     let is_of_type = match response.headers().get(CONTENT_TYPE) {
         Some(value) => headers::is_event_stream(value),
-        None => accepts && response.status() == StatusCode::OK,
+        None => assumes && !has_known_length(response),
     };
-    is_of_type
-        && !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        && !response.body().is_end_stream()
+    is_of_type && response.status() == StatusCode::OK && !response.body().is_end_stream()
 }
 
-/// Returns whether additional bytes would corrupt the body.
-fn is_encoded(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_ENCODING).into_iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+fn has_known_length<B: Body>(response: &Response<B>) -> bool {
+    response.headers().contains_key(CONTENT_LENGTH) || response.body().size_hint().exact().is_some()
 }

@@ -75,9 +75,11 @@
 //!    has 250 milliseconds to complete it.
 //! 8. No limit on streams is exceeded, every permit is returned, and each stream is reported
 //!    exactly once (`lifecycle`).
-//! 9. No compressor inside the layer compresses the response to a request whose `Accept` names
-//!    `text/event-stream`. A compressor outside does not if it honours the content type or
-//!    `no-transform` (`compression`).
+//! 9. A panic in a callback of the user does not abort the process, keeps no other callback from
+//!    running, and leaks no permit (`callbacks`).
+//! 10. No compressor inside the layer compresses the response to a request whose `Accept` names
+//!     `text/event-stream`. A compressor outside does not if it honours the content type or
+//!     `no-transform` (`compression`).
 //!
 //! # Features
 //!
@@ -132,7 +134,8 @@
 //!
 //! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
 //! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
-//! is an [`SseStream`]. A request over a [limit](SseLayer::when_full) is the event `stream refused`
+//! is an [`SseStream`]. A panic in `on_close` is the event `on_close panicked` (`ERROR`). A request
+//! over a [limit](SseLayer::when_full) is the event `stream refused`
 //! (`DEBUG`).
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),

@@ -167,7 +167,8 @@ impl<S> SseStream<S> {
     /// Calls `f` exactly once, when the body is dropped: after the end of the stream, when the
     /// client is gone, or when the response was never sent.
     ///
-    /// `f` runs where the body is dropped, so it should return quickly. A second call replaces `f`.
+    /// `f` runs where the body is dropped, so it should return quickly. If `f` panics, the panic ends
+    /// there, and the callbacks of layers still run. A second call replaces `f`.
     ///
     /// # Examples
     ///

@@ -2,9 +2,9 @@
 //! functions are empty.
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use off::{Entered, Parent, Request, Span, failed, refused};
+pub(crate) use off::{Entered, Parent, Request, Span, callback_panicked, failed, refused};
 #[cfg(feature = "tracing")]
-pub(crate) use on::{Entered, Parent, Request, Span, failed, refused};
+pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, failed, refused};
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
 pub(crate) use off::{backend_failed, backend_recovered, reads_accepted, reads_rejected};
@@ -17,7 +17,7 @@ mod on {
     use http::{Method, uri::PathAndQuery};
     #[cfg(feature = "hub")]
     use tracing::info;
-    use tracing::{Dispatch, Level, debug, field::Empty, info_span, span::Id, span_enabled, warn};
+    use tracing::{Dispatch, Level, debug, error, field::Empty, info_span, span::Id, span_enabled, warn};
 
     const TARGET: &str = "tower_sse";
 
@@ -67,6 +67,11 @@ mod on {
     pub(crate) fn failed(error: Option<&BoxError>) {
         let error = error.map(|error| tracing::field::display(error.as_ref()));
         warn!(target: TARGET, error, "stream failed");
+    }
+
+    /// Logs a panic in a callback that runs when a body is dropped.
+    pub(crate) fn callback_panicked() {
+        error!(target: TARGET, "on_close panicked");
     }
 
     /// Logs the first failure of an outage of `follow`, `read` or `bounds`. Subscriptions wait, and
@@ -189,6 +194,8 @@ mod off {
     pub(crate) fn refused(_: &Request) {}
 
     pub(crate) fn failed(_: Option<&BoxError>) {}
+
+    pub(crate) fn callback_panicked() {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(_: &'static str, _: &BoxError) {}

@@ -70,8 +70,8 @@ async fn content_type_matches_in_any_case_with_parameters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn untyped_200_is_stream_if_request_accepts_it() {
-    let accepting = || Request::builder().header(ACCEPT, "application/json, text/event-stream").body(()).unwrap();
+async fn untyped_200_is_stream_if_request_accepts_nothing_else() {
+    let accepting = || Request::builder().header(ACCEPT, "text/event-stream, */*;q=0.1").body(()).unwrap();
     let response = respond(&eager(), accepting(), Response::new(silent_once()));
     assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");
     assert_eq!(text(response).await, WITH_HEARTBEAT);
@@ -154,7 +154,7 @@ async fn layer_adds_only_missing_headers() {
     assert_eq!(sorted(response.headers()), expected);
 
     let own = [
-        "cache-control: private, no-store",
+        "cache-control: private, no-store, no-transform",
         "connection: close",
         "content-type: text/event-stream;charset=UTF-8",
         "x-accel-buffering: yes",
@@ -175,11 +175,11 @@ async fn no_cache_alone_becomes_no_cache_no_transform() {
 }
 
 #[tokio::test]
-async fn several_cache_control_headers_stay_unchanged() {
+async fn directives_of_several_cache_control_headers_stay() {
     let response = events().header(CACHE_CONTROL, "no-cache").header(CACHE_CONTROL, "private, no-store");
     let response = through(&eager(), response.body(waiting()).unwrap());
     let values: Vec<_> = response.headers().get_all(CACHE_CONTROL).into_iter().collect();
-    assert_eq!(values, ["no-cache", "private, no-store"]);
+    assert_eq!(values, ["no-cache, private, no-store, no-transform"]);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use std::{
     mem,
+    panic::{self, AssertUnwindSafe},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -333,25 +334,24 @@ impl Drop for StreamRecorder {
         };
         // Before the callbacks, so that they find the permits released.
         drop(mem::take(&mut self.permits));
-        self.counts.ended(&summary);
-        self.span.ended(&summary);
+        contain_panic(|| {
+            self.counts.ended(&summary);
+            self.span.ended(&summary);
+        });
         let _entered = self.span.enter();
-        let _after_the_handler = Notify(&self.layers, &summary);
         if let Some(on_close) = self.on_close.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            on_close(summary.clone());
+            contain_panic(|| on_close(summary.clone()));
+        }
+        for on_close in self.layers.iter().filter_map(|layer| layer.on_close.as_ref()) {
+            contain_panic(|| on_close(summary.clone()));
         }
     }
 }
 
-/// Calls the `on_close` of these layers when it is dropped, even if a callback before them panics.
-struct Notify<'a>(&'a [Arc<Settings>], &'a StreamSummary);
-
-impl Drop for Notify<'_> {
-    fn drop(&mut self) {
-        let Some((settings, outer)) = self.0.split_first() else { return };
-        let _after_this_layer = Notify(outer, self.1);
-        if let Some(on_close) = &settings.on_close {
-            on_close(self.1.clone());
-        }
+/// Calls code of the user from `drop`. A panic ends there: the thread may be unwinding already, and
+/// a second panic would abort the process. The panic hook has reported it.
+fn contain_panic(call: impl FnOnce()) {
+    if panic::catch_unwind(AssertUnwindSafe(call)).is_err() {
+        trace::callback_panicked();
     }
 }

@@ -47,11 +47,11 @@ async fn panicking_callback_does_not_prevent_others() {
     let inner = SseLayer::new().on_close(|_| panic!("the inner layer's"));
     let layers = [inner, SseLayer::new().on_close(summaries[1].callback())];
     let body = ours(silent(), &[&layers[0], &layers[1]]);
-    assert!(tokio::spawn(async move { drop(body) }).await.unwrap_err().is_panic());
+    drop(body);
     summaries[1].only();
     let layer = SseLayer::new().on_close(summaries[0].callback());
     let body = ours(silent().on_close(|_| panic!("the handler's")), &[&layer]);
-    assert!(tokio::spawn(async move { drop(body) }).await.unwrap_err().is_panic());
+    drop(body);
     summaries[0].only();
 }
 
