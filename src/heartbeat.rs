@@ -90,6 +90,38 @@ impl Heartbeat {
     }
 }
 
+/// The heartbeat setting of a handler or of a layer.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum HeartbeatSetting {
+    /// The heartbeat of the next layer outside, or else the default.
+    #[default]
+    Inherit,
+    Off,
+    On(Heartbeat),
+}
+
+impl HeartbeatSetting {
+    /// Takes over the setting of an outer layer if this one is unset. Returns whether it did.
+    pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
+        let is_inherited = matches!((&*self, outer), (Self::Inherit, Self::Off | Self::On(_)));
+        if is_inherited {
+            self.clone_from(outer);
+        }
+        is_inherited
+    }
+
+    /// Returns the heartbeat, or `None` if it is disabled.
+    pub(crate) fn heartbeat(&self) -> Option<&Heartbeat> {
+        match self {
+            Self::Inherit => Some(&DEFAULT_HEARTBEAT),
+            Self::Off => None,
+            Self::On(heartbeat) => Some(heartbeat),
+        }
+    }
+}
+
+static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
+
 impl Default for Heartbeat {
     /// Sends an empty comment after every 15 seconds of silence.
     fn default() -> Self {

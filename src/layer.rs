@@ -5,7 +5,8 @@ use crate::{
     body::{AppliedLayer, LayerHandle, LayerLink, ResponseBody},
     event::retry_line,
     headers,
-    limit::{Keys, Limit},
+    heartbeat::HeartbeatSetting,
+    limit::{Keys, Limit, LimitKey, LimitReached},
     metrics,
     settings::Settings,
     trace,
@@ -19,7 +20,6 @@ use http::{
 use http_body::Body;
 use pin_project_lite::pin_project;
 use std::{
-    hash::Hash,
     mem,
     pin::Pin,
     sync::Arc,
@@ -116,7 +116,7 @@ impl SseLayer {
 
     /// Sets the heartbeat of streams whose handler sets none.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
-        self.with(|settings| settings.heartbeat = Some(heartbeat))
+        self.with(|settings| settings.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
     /// Disables the heartbeat of streams whose handler sets none.
@@ -124,7 +124,7 @@ impl SseLayer {
     /// The server still notices a client that closes its connection. It notices a client that
     /// vanishes only when a write fails, so a silent stream is kept until then.
     pub fn without_heartbeat(self) -> Self {
-        self.with(|settings| settings.heartbeat = None)
+        self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
 
     /// Sets the reconnect delay that each stream sends first, in whole milliseconds. By default,
@@ -181,20 +181,22 @@ impl SseLayer {
     /// a client that reconnected forget its last id. A stream that is resumed should therefore
     /// begin with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
     pub fn shutdown_event(self, event: Event) -> Self {
-        self.with(|settings| settings.shutdown_event = event.without_id().encode())
+        self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
     }
 
-    /// Sets the jitter of the reconnect delay of clients that are disconnected together: at a
-    /// [shutdown](Self::shutdown), or over a limit with [`Overload::RetryLater`]. The default is
-    /// five seconds.
+    /// Sets the jitter of reconnect delays, so that clients that are disconnected together do not
+    /// all reconnect at the same time.
     ///
-    /// Each client gets the delay of [`retry`](Self::retry), one second if it is not set, plus a
-    /// random part of the jitter.
+    /// - At a [shutdown](Self::shutdown), and over a limit with [`Overload::RetryLater`], a client
+    ///   gets the delay of [`retry`](Self::retry) (one second if it is not set) plus a random part of
+    ///   the jitter. Without this setting, the jitter is five seconds.
+    /// - The delay that each stream sends first ([`retry`](Self::retry)) varies in the same way, for
+    ///   the clients that a crash disconnects. Without this setting, it does not vary.
     ///
     /// A client keeps the last delay that it received. Set `retry` on the streams that it
     /// reconnects to, so that it does not keep this delay.
     pub fn reconnect_jitter(self, jitter: Duration) -> Self {
-        self.with(|settings| settings.jitter = jitter)
+        self.with(|settings| settings.jitter = Some(jitter))
     }
 
     /// Ends each stream after this time, with a jitter of ±10 %. A stream first finishes its
@@ -219,8 +221,9 @@ impl SseLayer {
     /// Limits the number of streams that are open at the same time per key: an address, a user, a
     /// tenant.
     ///
-    /// The key is read from the head of every request. A stream has to be within all limits, if
-    /// this is combined with [`max_streams`](Self::max_streams) or called several times.
+    /// The key is read from the head of every request. A request whose key is `None` is not limited.
+    /// A stream has to be within all limits, if this is combined with
+    /// [`max_streams`](Self::max_streams) or called several times.
     ///
     /// # Examples
     ///
@@ -234,14 +237,18 @@ impl SseLayer {
     ///     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
     /// });
     /// ```
-    pub fn max_streams_per<K: Hash>(self, streams: usize, key: impl Fn(&Parts) -> K + Send + Sync + 'static) -> Self {
+    pub fn max_streams_per<K: LimitKey>(
+        self,
+        streams: usize,
+        key: impl Fn(&Parts) -> K + Send + Sync + 'static,
+    ) -> Self {
         self.with(|settings| settings.limits.push(Limit::per(streams, key)))
     }
 
     /// Sets the response for requests over a stream limit. The default is
     /// [`Overload::ServiceUnavailable`].
     pub fn when_full(self, answer: Overload) -> Self {
-        self.with(|settings| settings.when_full = answer)
+        self.with(|settings| settings.when_full = Some(answer))
     }
 
     /// Calls `f` exactly once per stream, when its body is dropped: after its end, when the client
@@ -348,7 +355,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         this.inner.poll(cx).map_ok(|response| {
-            if *this.is_head || !is_event_stream(&response, *this.assumes) {
+            if let Some(rejected) = response.extensions().get::<Rejected>().cloned() {
+                reject_again(response, rejected, this.settings)
+            } else if *this.is_head || !is_event_stream(&response, *this.assumes) {
                 response.map(ResponseBody::untouched)
             } else {
                 make_correct(response, *this.keep_connection, this.settings, this.keys, mem::take(this.noted))
@@ -366,16 +375,17 @@ fn make_correct<B: Body>(
     keys: &Keys,
     request: trace::Request,
 ) -> Response<ResponseBody<B>> {
-    if response.extensions().get::<Rejected>().is_some() {
-        return response.map(ResponseBody::untouched);
-    }
-    let Some(permits) = keys.acquire(&settings.limits) else {
-        trace::refused(&request);
-        metrics::refused();
-        return reject(response, settings);
+    let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
+    let is_held = |limit: &Limit| handle.as_ref().is_some_and(|handle| handle.holds_permit_of(limit));
+    let permits = match keys.acquire(&settings.limits, is_held) {
+        Ok(permits) => permits,
+        Err(limit) => {
+            trace::refused(&request);
+            metrics::refused();
+            return reject(response, Rejected { limit, settings: Settings::clone(settings) });
+        }
     };
     let layer = AppliedLayer::new(settings, permits, request);
-    let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
     let is_shut_down = settings.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled);
     let headers = response.headers_mut();
     if !headers.contains_key(CONTENT_TYPE) {
@@ -408,30 +418,37 @@ fn make_correct<B: Body>(
     }
 }
 
-/// Marks the response to a request over the limit, so that outer layers do not treat it as an event
-/// stream.
+/// Marks the response to a request over the limit. Outer layers do not treat it as an event stream,
+/// and complete its settings.
 #[derive(Clone)]
-struct Rejected;
+struct Rejected {
+    limit: LimitReached,
+    settings: Settings,
+}
 
 /// Replaces the response to a request over the limit. The stream of the handler is not polled.
 ///
 /// Other headers stay. Without the CORS headers, a page of another origin would not reconnect.
-fn reject<B: Body>(response: Response<B>, settings: &Settings) -> Response<ResponseBody<B>> {
-    let delay = settings.reconnect_delay(None);
+fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
+    let delay = rejected.settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();
-    head.extensions.remove::<LayerHandle>();
-    head.extensions.insert(Rejected);
     for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
         head.headers.remove(of_the_body);
     }
-    let body = match settings.when_full {
+    let body = match rejected.settings.when_full.unwrap_or_default() {
         Overload::ServiceUnavailable => {
-            head.status = StatusCode::SERVICE_UNAVAILABLE;
+            head.status = match rejected.limit {
+                LimitReached::Total => StatusCode::SERVICE_UNAVAILABLE,
+                LimitReached::Key => StatusCode::TOO_MANY_REQUESTS,
+            };
             let seconds = delay.as_secs_f64().ceil() as u64;
             head.headers.insert(RETRY_AFTER, seconds.into());
             head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            let text = "there are as many event streams open as there may be; try again later";
+            let text = match rejected.limit {
+                LimitReached::Total => "the limit of open event streams is reached; try again later",
+                LimitReached::Key => "your limit of open event streams is reached; close one, or try again later",
+            };
             ResponseBody::replaced(body, Bytes::from_static(text.as_bytes()))
         }
         Overload::RetryLater => {
@@ -440,7 +457,25 @@ fn reject<B: Body>(response: Response<B>, settings: &Settings) -> Response<Respo
             ResponseBody::replaced(body, retry_line(delay))
         }
     };
+    head.extensions.remove::<LayerHandle>();
+    head.extensions.insert(rejected);
     Response::from_parts(head, body)
+}
+
+/// Replaces the response of an inner layer to a request over its limit, if that layer leaves
+/// settings to this one.
+fn reject_again<B: Body>(
+    mut response: Response<B>,
+    mut rejected: Rejected,
+    outer: &Settings,
+) -> Response<ResponseBody<B>> {
+    if !rejected.settings.inherit(outer) {
+        return response.map(ResponseBody::untouched);
+    }
+    for of_the_rejection in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
+        response.headers_mut().remove(of_the_rejection);
+    }
+    reject(response, rejected)
 }
 
 /// Returns whether the response may have `Connection: keep-alive`.

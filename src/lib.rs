@@ -201,7 +201,7 @@ pub use heartbeat::Heartbeat;
 pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
-pub use limit::Overload;
+pub use limit::{LimitKey, Overload};
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};

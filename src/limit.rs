@@ -4,7 +4,7 @@ use http::request::Parts;
 use std::{
     collections::HashMap,
     fmt,
-    hash::{BuildHasher, Hash, RandomState},
+    hash::RandomState,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -30,8 +30,10 @@ use std::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overload {
-    /// `503 Service Unavailable` with `Retry-After`. Load balancers see the overload. An
-    /// `EventSource` does not reconnect by itself.
+    /// `503 Service Unavailable` with `Retry-After`, or `429 Too Many Requests` if the limit of a key
+    /// is reached. Load balancers see the overload. They do not eject a server because of a 429: one
+    /// client with too many streams does not make the server unhealthy. An `EventSource` does not
+    /// reconnect by itself.
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.
@@ -44,21 +46,113 @@ pub enum Overload {
 /// request, and most requests are not for streams.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    first: Option<u64>,
-    others: Box<[u64]>,
+    first: Key,
+    others: Box<[Key]>,
+}
+
+/// The hash of a key, or `None` if the limit does not apply to the request. The hash has a random
+/// seed, so that clients cannot choose keys that collide.
+type Key = Option<u64>;
+
+/// A key that [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per) takes: text, an
+/// address, an integer, a header value, a method, a URI, a tuple of two keys, or an `Option` of any
+/// type that implements [`Hash`].
+///
+/// `None` means that the request is not limited. For another type, return `Some(key)`.
+///
+/// This trait is sealed.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a key of a stream limit",
+    note = "return `Some(key)` for a key of any type that implements `Hash`; `None` is not limited"
+)]
+pub trait LimitKey: sealed::LimitKey {}
+
+impl<K: sealed::LimitKey> LimitKey for K {}
+
+mod sealed {
+    use http::{HeaderName, HeaderValue, Method, Uri, Version};
+    use std::{
+        borrow::Cow,
+        hash::{BuildHasher, Hash},
+        net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+        sync::Arc,
+    };
+
+    pub trait LimitKey {
+        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64>;
+    }
+
+    impl<K: Hash> LimitKey for Option<K> {
+        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
+            self.as_ref().map(|key| hasher.hash_one(key))
+        }
+    }
+
+    macro_rules! limit_keys {
+        ($($Key:ty)*) => {$(
+            impl LimitKey for $Key {
+                fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
+                    Some(hasher.hash_one(self))
+                }
+            }
+        )*};
+    }
+
+    limit_keys!(() bool char u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
+    limit_keys!(String Box<str> Arc<str> Cow<'_, str> Vec<u8> bytes::Bytes);
+    limit_keys!(IpAddr Ipv4Addr Ipv6Addr SocketAddr HeaderName HeaderValue Method Uri Version);
+
+    impl<K: Hash + ?Sized> LimitKey for &K {
+        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
+            Some(hasher.hash_one(self))
+        }
+    }
+
+    impl<A: Hash, B: Hash> LimitKey for (A, B) {
+        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
+            Some(hasher.hash_one(self))
+        }
+    }
+
+    impl<const N: usize> LimitKey for [u8; N] {
+        fn hash_key(&self, hasher: &impl BuildHasher) -> Option<u64> {
+            Some(hasher.hash_one(self))
+        }
+    }
+}
+
+/// A limit that is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LimitReached {
+    /// The limit of all streams.
+    Total,
+    /// The limit of one key.
+    Key,
 }
 
 impl Keys {
     /// Reads the keys, in the order of the limits that have keys.
     pub(crate) fn of(parts: &Parts, limits: &[Limit]) -> Self {
-        let mut keys = limits.iter().filter_map(|limit| limit.key(parts));
-        Self { first: keys.next(), others: keys.collect() }
+        let mut keys = limits.iter().filter_map(Limit::keyed).map(|slots| (slots.key)(parts));
+        Self { first: keys.next().unwrap_or_default(), others: keys.collect() }
     }
 
-    /// Acquires a permit of each limit, or returns `None` if one of the limits is reached.
-    pub(crate) fn acquire(&self, limits: &[Limit]) -> Option<Vec<Permit>> {
-        let mut keys = self.first.iter().chain(&self.others);
-        limits.iter().map(|limit| limit.try_acquire(&mut keys)).collect()
+    /// Acquires a permit of each limit that the stream does not have a permit of, or returns which
+    /// kind of limit is reached.
+    pub(crate) fn acquire(
+        &self,
+        limits: &[Limit],
+        is_held: impl Fn(&Limit) -> bool,
+    ) -> Result<Vec<Permit>, LimitReached> {
+        let mut keys = std::iter::once(&self.first).chain(&self.others);
+        let mut permits = Vec::new();
+        for limit in limits {
+            let key = limit.keyed().and_then(|_| *keys.next()?);
+            if !is_held(limit) {
+                permits.extend(limit.try_acquire(key)?);
+            }
+        }
+        Ok(permits)
     }
 }
 
@@ -76,9 +170,8 @@ pub(crate) struct Slots {
 
 pub(crate) struct KeyedSlots {
     max: usize,
-    key: Box<dyn Fn(&Parts) -> u64 + Send + Sync>,
-    /// The number of open streams by the hash of their key. The hash has a random seed, so that
-    /// clients cannot choose keys that collide.
+    key: Box<dyn Fn(&Parts) -> Key + Send + Sync>,
+    /// The number of open streams by the hash of their key.
     in_use: Mutex<HashMap<u64, usize>>,
 }
 
@@ -87,38 +180,37 @@ impl Limit {
         Self::All(Arc::new(Slots { max, in_use: AtomicUsize::new(0) }))
     }
 
-    pub(crate) fn per<K: Hash>(max: usize, key: impl Fn(&Parts) -> K + Send + Sync + 'static) -> Self {
+    pub(crate) fn per<K: LimitKey>(max: usize, key: impl Fn(&Parts) -> K + Send + Sync + 'static) -> Self {
         let hasher = RandomState::new();
-        let key = Box::new(move |parts: &Parts| hasher.hash_one(key(parts)));
+        let key = Box::new(move |parts: &Parts| key(parts).hash_key(&hasher));
         Self::Per(Arc::new(KeyedSlots { max, key, in_use: Mutex::default() }))
     }
 
-    /// Returns the key of a request, if this limit has keys.
-    fn key(&self, parts: &Parts) -> Option<u64> {
+    /// Returns the slots of a limit that has keys.
+    fn keyed(&self) -> Option<&KeyedSlots> {
         match self {
             Self::All(_) => None,
-            Self::Per(slots) => Some((slots.key)(parts)),
+            Self::Per(slots) => Some(slots),
         }
     }
 
-    /// Acquires a permit, unless the limit is reached. A limit that has keys takes the next one of
-    /// `keys`.
-    fn try_acquire<'a>(&self, keys: &mut impl Iterator<Item = &'a u64>) -> Option<Permit> {
+    /// Acquires a permit. Returns `None` if the limit does not apply to this key.
+    fn try_acquire(&self, key: Key) -> Result<Option<Permit>, LimitReached> {
         match self {
             Self::All(slots) => {
                 let one_more = |in_use| (in_use < slots.max).then_some(in_use + 1);
-                slots.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-                Some(Permit::All(Arc::clone(slots)))
+                let acquired = slots.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+                acquired.map(|_| Some(Permit::All(Arc::clone(slots)))).map_err(|_| LimitReached::Total)
             }
             Self::Per(slots) => {
-                let key = *keys.next()?;
+                let Some(key) = key else { return Ok(None) };
                 let mut in_use = slots.in_use.lock().unwrap_or_else(PoisonError::into_inner);
                 let count = in_use.get(&key).copied().unwrap_or(0);
                 if count >= slots.max {
-                    return None;
+                    return Err(LimitReached::Key);
                 }
                 in_use.insert(key, count + 1);
-                Some(Permit::Per(Arc::clone(slots), key))
+                Ok(Some(Permit::Per(Arc::clone(slots), key)))
             }
         }
     }
@@ -137,6 +229,17 @@ impl fmt::Debug for Limit {
 pub(crate) enum Permit {
     All(Arc<Slots>),
     Per(Arc<KeyedSlots>, u64),
+}
+
+impl Permit {
+    /// Returns whether this is a permit of a limit. Clones of a limit are the same limit.
+    pub(crate) fn is_of(&self, limit: &Limit) -> bool {
+        match (self, limit) {
+            (Self::All(slots), Limit::All(of)) => Arc::ptr_eq(slots, of),
+            (Self::Per(slots, _), Limit::Per(of)) => Arc::ptr_eq(slots, of),
+            _ => false,
+        }
+    }
 }
 
 impl Drop for Permit {
@@ -166,10 +269,10 @@ mod tests {
     #[test]
     fn key_without_streams_takes_no_memory() {
         let limit = Limit::per(2, |parts| parts.uri.clone());
-        let Limit::Per(slots) = &limit else { panic!("it has keys") };
+        let slots = limit.keyed().unwrap();
         let acquire = |n: usize| {
             let (parts, ()) = Request::builder().uri(format!("/{n}")).body(()).unwrap().into_parts();
-            limit.try_acquire(&mut [limit.key(&parts).unwrap()].iter())
+            limit.try_acquire((slots.key)(&parts)).ok().flatten()
         };
         for n in 0..10_000 {
             let [first, second] = [acquire(n), acquire(n)];
@@ -187,8 +290,8 @@ mod tests {
     #[test]
     fn limit_of_zero_stores_no_key() {
         let limit = Limit::per(0, |_| ());
-        assert!(limit.try_acquire(&mut [7].iter()).is_none());
-        let Limit::Per(slots) = limit else { panic!("it has keys") };
+        assert_eq!(limit.try_acquire(Some(7)).err(), Some(LimitReached::Key));
+        let slots = limit.keyed().unwrap();
         assert!(slots.in_use.lock().unwrap().is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! The settings of a layer, their defaults, and what they make of the end of a stream.
 
-use crate::{Heartbeat, Overload, StreamSummary, event::retry_line, limit::Limit, random};
+use crate::{Overload, StreamSummary, event::retry_line, heartbeat::HeartbeatSetting, limit::Limit, random};
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -8,14 +8,14 @@ use tokio_util::sync::CancellationToken;
 /// The settings of an [`SseLayer`](crate::SseLayer).
 #[derive(Clone)]
 pub(crate) struct Settings {
-    pub(crate) heartbeat: Option<Heartbeat>,
+    pub(crate) heartbeat: HeartbeatSetting,
     pub(crate) retry: Option<Duration>,
     pub(crate) shutdown: Option<CancellationToken>,
-    pub(crate) shutdown_event: Bytes,
-    pub(crate) jitter: Duration,
+    pub(crate) shutdown_event: Option<Bytes>,
+    pub(crate) jitter: Option<Duration>,
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) limits: Vec<Limit>,
-    pub(crate) when_full: Overload,
+    pub(crate) when_full: Option<Overload>,
     pub(crate) on_close: Option<Arc<dyn Fn(StreamSummary) + Send + Sync>>,
 }
 
@@ -25,32 +25,61 @@ impl Settings {
     const RETRY: Duration = Duration::from_secs(1);
     const JITTER: Duration = Duration::from_secs(5);
 
+    /// Takes over the settings of an outer layer that are unset here, if only one of them can apply
+    /// to a stream. Returns whether there were any.
+    pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
+        fn fill<T: Clone>(own: &mut Option<T>, outer: &Option<T>) -> bool {
+            let is_filled = own.is_none() && outer.is_some();
+            if is_filled {
+                own.clone_from(outer);
+            }
+            is_filled
+        }
+        let has_heartbeat = self.heartbeat.inherit(&outer.heartbeat);
+        has_heartbeat
+            | fill(&mut self.retry, &outer.retry)
+            | fill(&mut self.shutdown_event, &outer.shutdown_event)
+            | fill(&mut self.jitter, &outer.jitter)
+            | fill(&mut self.when_full, &outer.when_full)
+    }
+
+    /// Returns the delay that a stream sends first. `own` is the delay of the handler.
+    pub(crate) fn first_retry(&self, own: Option<Duration>) -> Option<Duration> {
+        Some(with_jitter(own.or(self.retry)?, self.jitter.unwrap_or_default()))
+    }
+
     /// Returns the reconnect delay, with jitter, of a client that is disconnected along with
     /// others.
     pub(crate) fn reconnect_delay(&self, own: Option<Duration>) -> Duration {
-        own.or(self.retry).unwrap_or(Self::RETRY).saturating_add(self.jitter.mul_f64(random::fraction()))
+        with_jitter(own.or(self.retry).unwrap_or(Self::RETRY), self.jitter.unwrap_or(Self::JITTER))
     }
 
     /// Returns the final bytes of a stream at a shutdown.
     pub(crate) fn final_bytes(&self, retry: Option<Duration>) -> FinalBytes {
-        FinalBytes { event: self.shutdown_event.clone(), retry: retry_line(self.reconnect_delay(retry)) }
+        let event = self.shutdown_event.clone().unwrap_or_default();
+        FinalBytes { event, retry: retry_line(self.reconnect_delay(retry)) }
     }
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            heartbeat: Some(Heartbeat::default()),
+            heartbeat: HeartbeatSetting::Inherit,
             retry: None,
             shutdown: None,
-            shutdown_event: Bytes::new(),
-            jitter: Self::JITTER,
+            shutdown_event: None,
+            jitter: None,
             max_lifetime: None,
             limits: Vec::new(),
-            when_full: Overload::default(),
+            when_full: None,
             on_close: None,
         }
     }
+}
+
+/// Adds a random part of the jitter.
+fn with_jitter(delay: Duration, jitter: Duration) -> Duration {
+    delay.saturating_add(jitter.mul_f64(random::fraction()))
 }
 
 impl fmt::Debug for Settings {

@@ -2,8 +2,9 @@
 
 use crate::{
     BoxError, Event, Heartbeat, SseItem, StreamSummary,
-    body::{HeartbeatSetting, LayerLink, Options, SseBody},
+    body::{LayerLink, Options, SseBody},
     headers,
+    heartbeat::HeartbeatSetting,
     preamble::Preamble,
 };
 use http::{Response, StatusCode};

@@ -351,10 +351,10 @@ async fn settings_of_handler_win_over_layer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn innermost_layer_sets_heartbeat_and_retry() {
+async fn inner_layer_wins_and_inherits_the_rest() {
     let outer = SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(100))).retry(Duration::from_secs(9));
     let response = through(&outer, through(&eager(), own_stream(A_WHILE).into_http_response()));
-    assert_eq!(text(response).await, "data: a\n\n:\n:\n");
+    assert_eq!(text(response).await, "retry: 9000\ndata: a\n\n:\n:\n");
 }
 
 #[tokio::test(start_paused = true)]

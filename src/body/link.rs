@@ -4,7 +4,11 @@
 //! travels in the extensions of the response. Each layer that finds an open handle attaches an
 //! [`AppliedLayer`] instead of wrapping the body. The first poll of the body closes the link.
 
-use crate::{limit::Permit, settings::Settings, trace};
+use crate::{
+    limit::{Limit, Permit},
+    settings::Settings,
+    trace,
+};
 use std::{
     mem,
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -24,6 +28,14 @@ impl AppliedLayer {
     pub(crate) fn new(settings: &Arc<Settings>, permits: Vec<Permit>, request: trace::Request) -> Self {
         let at = settings.on_close.is_some().then(Instant::now);
         Self { settings: Arc::clone(settings), permits, request, at }
+    }
+
+    /// Takes over the settings of the next layer outside that are unset in this one.
+    fn inherit(&mut self, outer: &Self) {
+        let mut settings = Settings::clone(&self.settings);
+        if settings.inherit(&outer.settings) {
+            self.settings = Arc::new(settings);
+        }
     }
 
     /// Returns whether the layer limits, ends or observes the stream.
@@ -73,7 +85,13 @@ impl LayerLink {
     /// closed before.
     pub(super) fn close(&mut self) -> Option<(trace::Parent, &mut [AppliedLayer])> {
         let Self::Open(state) = self else { return None };
-        let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
+        let LinkState { parent, mut layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
+        let all = layers.as_deref_mut().map(Vec::as_mut_slice).unwrap_or_default();
+        for inner in (1..all.len()).rev() {
+            if let [inner, outer] = &mut all[inner - 1..=inner] {
+                inner.inherit(outer);
+            }
+        }
         *self = Self::Closed(layers);
         match self {
             Self::Closed(Some(layers)) => Some((parent, layers)),
@@ -81,7 +99,8 @@ impl LayerLink {
         }
     }
 
-    /// Returns the settings of the innermost layer, once the link is closed.
+    /// Returns the settings of the innermost layer, once the link is closed. What that layer leaves
+    /// unset is taken from the outer layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Closed(Some(layers)) => layers.first().map(|layer| &*layer.settings),
@@ -97,10 +116,28 @@ pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 
 impl LayerHandle {
     /// Hands a layer over to the body. Has no effect if the body is gone.
+    ///
+    /// A layer that is around a router and around one of its routes counts once.
     pub(crate) fn attach(&self, layer: AppliedLayer) {
-        if let Some(state) = self.0.upgrade() {
-            state.lock().unwrap_or_else(PoisonError::into_inner).layers.get_or_insert_default().push(layer);
+        let Some(state) = self.0.upgrade() else { return };
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let layers = state.layers.get_or_insert_default();
+        match layers.iter_mut().find(|inner| Arc::ptr_eq(&inner.settings, &layer.settings)) {
+            // The outermost request is the one that spans show.
+            Some(inner) => inner.request = layer.request,
+            None => layers.push(layer),
         }
+    }
+
+    /// Returns whether a layer that the response has passed through holds a permit of this limit.
+    pub(crate) fn holds_permit_of(&self, limit: &Limit) -> bool {
+        let Some(state) = self.0.upgrade() else { return false };
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state
+            .layers
+            .iter()
+            .flat_map(|layers| layers.iter())
+            .any(|layer| layer.permits.iter().any(|permit| permit.is_of(limit)))
     }
 
     /// Returns whether the body still exists and was not polled.

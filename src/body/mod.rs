@@ -10,6 +10,6 @@ mod sse;
 mod upstream;
 
 pub(crate) use link::{AppliedLayer, LayerHandle, LayerLink};
+pub(crate) use sse::Options;
 pub use sse::SseBody;
-pub(crate) use sse::{HeartbeatSetting, Options};
 pub use upstream::ResponseBody;

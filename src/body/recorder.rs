@@ -18,6 +18,7 @@ use std::{
     mem,
     panic::{self, AssertUnwindSafe},
     pin::Pin,
+    ptr,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -32,6 +33,8 @@ pub(super) type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
 pub(crate) type OnClose = (Instant, Callback);
 
 type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
+
+type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
 /// A body whose life is recorded.
 pub(super) trait RecordedBody {
@@ -178,8 +181,8 @@ pub(super) struct StreamRecorder {
     end_signals: Vec<EndSignal>,
     /// A mutex that is never locked. It makes a body `Sync` if its stream is.
     on_close: Mutex<Option<Callback>>,
-    /// The layers that have an `on_close`.
-    layers: Vec<Arc<Settings>>,
+    /// The `on_close` of the layers, each once.
+    layers: Vec<LayerOnClose>,
     permits: Vec<Permit>,
     span: trace::Span,
     counts: metrics::Stream,
@@ -245,8 +248,8 @@ impl StreamRecorder {
             if let Some(max) = settings.max_lifetime {
                 recorder.end_signals.push(EndSignal::MaxLifetime(with_jitter(max), None));
             }
-            if settings.on_close.is_some() {
-                recorder.layers.push(Arc::clone(settings));
+            if let Some(on_close) = settings.on_close.as_ref().filter(|on_close| !recorder.calls(on_close)) {
+                recorder.layers.push(Arc::clone(on_close));
             }
             recorder.permits.append(&mut layer.permits);
         }
@@ -273,6 +276,11 @@ impl StreamRecorder {
             }
         }
         Poll::Pending
+    }
+
+    /// Returns whether this callback of a layer is called already, as that of a clone of the layer.
+    fn calls(&self, on_close: &LayerOnClose) -> bool {
+        self.layers.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
     }
 
     fn set_reason(&mut self, reason: CloseReason) {
@@ -342,7 +350,7 @@ impl Drop for StreamRecorder {
         if let Some(on_close) = self.on_close.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             contain_panic(|| on_close(summary.clone()));
         }
-        for on_close in self.layers.iter().filter_map(|layer| layer.on_close.as_ref()) {
+        for on_close in &self.layers {
             contain_panic(|| on_close(summary.clone()));
         }
     }

@@ -8,8 +8,12 @@ use super::{
     recorder::{OnClose, Outcome, RecordedBody, Recording, poll_recorded},
 };
 use crate::{
-    BoxError, CloseReason, Event, Heartbeat, SseItem, event::retry_line, heartbeat::EMPTY_COMMENT,
-    preamble::first_poll, settings::Settings, trace,
+    BoxError, CloseReason, Event, Heartbeat, SseItem,
+    event::retry_line,
+    heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
+    preamble::first_poll,
+    settings::Settings,
+    trace,
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -36,16 +40,6 @@ pub(crate) struct Options {
     pub(crate) on_close: Mutex<Option<OnClose>>,
 }
 
-/// The heartbeat of one stream.
-#[derive(Default)]
-pub(crate) enum HeartbeatSetting {
-    /// The heartbeat of the layer, or else the default.
-    #[default]
-    Inherit,
-    Off,
-    On(Heartbeat),
-}
-
 impl Options {
     fn take_on_close(&mut self) -> Option<OnClose> {
         take_unlocked(&mut self.on_close)
@@ -64,8 +58,6 @@ struct Failure {
 
 /// The number of items that one poll takes from the stream at most.
 const MAX_ITEMS_PER_POLL: usize = 1024;
-
-static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
 
 pin_project! {
     #[project = Projection]
@@ -245,7 +237,11 @@ impl<S> Projection<'_, S> {
     /// first lines of the stream. In this order: some clients read the delay as a part of
     /// the event that follows, and nowhere else.
     fn preamble(&self, lines: Bytes) -> Bytes {
-        match self.retry().or_else(|| self.recording.settings()?.retry) {
+        let retry = match self.recording.settings() {
+            Some(settings) => settings.first_retry(self.retry()),
+            None => self.retry(),
+        };
+        match retry {
             Some(retry) if lines.is_empty() => retry_line(retry),
             Some(retry) => [retry_line(retry), lines].concat().into(),
             None => lines,
@@ -355,14 +351,10 @@ fn reason_of(error: &BoxError) -> CloseReason {
 
 /// Returns the heartbeat of the handler, or else of the layer, or else the default.
 fn heartbeat<'a>(options: &'a Option<Box<Options>>, recording: &'a Recording) -> Option<&'a Heartbeat> {
-    match options.as_ref().map(|options| &options.heartbeat) {
-        Some(HeartbeatSetting::On(heartbeat)) => Some(heartbeat),
-        Some(HeartbeatSetting::Off) => None,
-        Some(HeartbeatSetting::Inherit) | None => match recording.settings() {
-            Some(settings) => settings.heartbeat.as_ref(),
-            None => Some(&DEFAULT_HEARTBEAT),
-        },
-    }
+    let own = options.as_ref().map(|options| &options.heartbeat);
+    let own = own.filter(|heartbeat| !matches!(heartbeat, HeartbeatSetting::Inherit));
+    let setting = own.or_else(|| Some(&recording.settings()?.heartbeat));
+    setting.unwrap_or(&HeartbeatSetting::Inherit).heartbeat()
 }
 
 impl<S> fmt::Debug for SseBody<S> {

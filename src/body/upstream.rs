@@ -252,7 +252,7 @@ where
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
         let stream = &mut *self.stream;
         if is_first {
-            if let Some(retry) = stream.recording.settings().and_then(|settings| settings.retry) {
+            if let Some(retry) = stream.recording.settings().and_then(|settings| settings.first_retry(None)) {
                 stream.preamble = retry_line(retry);
             }
         }
@@ -313,7 +313,7 @@ impl<E> PassthroughStream<E> {
             Poll::Pending => {}
         }
 
-        let Some(heartbeat) = self.recording.settings().and_then(|settings| settings.heartbeat.as_ref()) else {
+        let Some(heartbeat) = self.recording.settings().and_then(|settings| settings.heartbeat.heartbeat()) else {
             return Poll::Pending;
         };
         if matches!(self.phase, Phase::Trailers) || !self.lines.is_at_line_start() {

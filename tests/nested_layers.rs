@@ -1,0 +1,208 @@
+//! Several layers around one stream: settings, limits and callbacks.
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Response, StatusCode, header};
+use http_body::Body;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use support::respond::through;
+use tokio_util::sync::CancellationToken;
+use tower_sse::{Event, Heartbeat, Overload, SseLayer, SseStream};
+
+type BoxedBody = UnsyncBoxBody<Bytes, ()>;
+
+const KINDS: [&str; 2] = ["own", "upstream"];
+
+/// A stream with one event, of this crate or of an upstream server.
+fn response(kind: &str) -> Response<BoxedBody> {
+    let events = stream::iter([Event::new("a")]);
+    let response = SseStream::new(events).into_http_response();
+    match kind {
+        "own" => boxed(response),
+        _ => {
+            let mut upstream = Response::new(response.into_body().map_err(drop).boxed_unsync());
+            upstream.headers_mut().insert(header::CONTENT_TYPE, "text/event-stream".parse().unwrap());
+            upstream
+        }
+    }
+}
+
+fn boxed<B>(response: Response<B>) -> Response<BoxedBody>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+{
+    response.map(|body| body.map_err(drop).boxed_unsync())
+}
+
+/// Passes a stream through these layers, from the innermost to the outermost.
+fn pass(kind: &str, layers: &[&SseLayer]) -> Response<BoxedBody> {
+    layers.iter().fold(response(kind), |response, layer| boxed(through(*layer, response)))
+}
+
+async fn text(response: Response<BoxedBody>) -> String {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
+fn quiet() -> SseLayer {
+    SseLayer::new().without_heartbeat()
+}
+
+#[tokio::test]
+async fn same_layer_twice_counts_once() {
+    for kind in KINDS {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let called = Arc::clone(&calls);
+        let layer = quiet().max_streams(1).max_streams_per(1, |parts| parts.method.clone()).on_close(move |_| {
+            called.fetch_add(1, Relaxed);
+        });
+        // A clone shares limits and callback, even if it has other settings as well.
+        for outer in [layer.clone(), layer.clone().retry(Duration::from_secs(1))] {
+            calls.store(0, Relaxed);
+            let held = pass(kind, &[&layer, &outer, &layer]);
+            assert_eq!(held.status(), StatusCode::OK, "{kind}");
+            let second = pass(kind, &[&layer, &outer]);
+            assert_eq!(second.status(), StatusCode::SERVICE_UNAVAILABLE, "{kind}");
+            assert_eq!(calls.load(Relaxed), 0);
+            drop(held);
+            assert_eq!(calls.load(Relaxed), 1, "{kind}");
+            let again = pass(kind, &[&outer]);
+            assert_eq!(again.status(), StatusCode::OK, "{kind}");
+            // The other stream that counts, without the layer inside.
+            assert_eq!(pass(kind, &[&layer]).status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+}
+
+#[tokio::test]
+async fn different_layers_count_each() {
+    for kind in KINDS {
+        let [inner, outer] = [quiet().max_streams(2), quiet().max_streams(1)];
+        let held = pass(kind, &[&inner, &outer]);
+        assert_eq!(held.status(), StatusCode::OK);
+        assert_eq!(pass(kind, &[&inner, &outer]).status(), StatusCode::SERVICE_UNAVAILABLE);
+        let second = pass(kind, &[&inner]);
+        assert_eq!(second.status(), StatusCode::OK);
+        assert_eq!(pass(kind, &[&inner]).status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
+
+#[tokio::test]
+async fn unset_retry_and_shutdown_event_come_from_outside() {
+    for kind in KINDS {
+        let token = CancellationToken::new();
+        token.cancel();
+        let inner = quiet().shutdown(token).max_streams(10);
+        let middle = SseLayer::new().retry(Duration::from_secs(2));
+        let outer = SseLayer::new()
+            .retry(Duration::from_secs(9))
+            .reconnect_jitter(Duration::ZERO)
+            .shutdown_event(Event::new("bye"));
+        let ended = text(pass(kind, &[&inner, &middle, &outer])).await;
+        assert_eq!(ended, "retry: 2000\ndata: bye\n\nretry: 2000\n", "{kind}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unset_heartbeat_comes_from_outside() {
+    let heartbeat = |comment| SseLayer::new().heartbeat(Heartbeat::every(Duration::from_secs(1)).comment(comment));
+    let unset = SseLayer::new().retry(Duration::from_secs(1));
+    let silence = |layers: &[&SseLayer]| {
+        let silent = SseStream::new(stream::once(async {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            Event::new("a")
+        }));
+        let response =
+            layers.iter().fold(boxed(silent.into_http_response()), |response, layer| boxed(through(*layer, response)));
+        text(response)
+    };
+    let [outer, other] = [heartbeat("outer"), heartbeat("other")];
+    assert_eq!(silence(&[&unset, &outer]).await, "retry: 1000\n: outer\ndata: a\n\n");
+    assert_eq!(silence(&[&outer, &unset, &other]).await, "retry: 1000\n: outer\ndata: a\n\n");
+    assert_eq!(silence(&[&unset, &quiet(), &outer]).await, "retry: 1000\ndata: a\n\n");
+}
+
+#[tokio::test]
+async fn unset_overload_response_comes_from_outside() {
+    for kind in KINDS {
+        let inner = SseLayer::new().max_streams(0);
+        let outer = SseLayer::new()
+            .when_full(Overload::RetryLater)
+            .retry(Duration::from_secs(7))
+            .reconnect_jitter(Duration::ZERO);
+        let rejected = pass(kind, &[&inner, &outer]);
+        assert_eq!(rejected.status(), StatusCode::OK);
+        assert_eq!(rejected.headers()[header::CONTENT_TYPE], "text/event-stream");
+        assert_eq!(rejected.headers()[header::CACHE_CONTROL], "no-cache, no-transform");
+        assert!(!rejected.headers().contains_key(header::RETRY_AFTER));
+        assert_eq!(text(rejected).await, "retry: 7000\n");
+
+        // What the inner layer sets stays.
+        let inner = inner.when_full(Overload::ServiceUnavailable);
+        let rejected = pass(kind, &[&inner, &outer]);
+        assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(rejected.headers()[header::RETRY_AFTER], "7");
+    }
+}
+
+#[tokio::test]
+async fn limit_of_a_key_is_429_and_of_all_is_503() {
+    let per_key = SseLayer::new().max_streams(2).max_streams_per(1, |parts| parts.method.clone());
+    let held = pass("own", &[&per_key]);
+    let rejected = pass("own", &[&per_key]);
+    assert_eq!((held.status(), rejected.status()), (StatusCode::OK, StatusCode::TOO_MANY_REQUESTS));
+    assert!(rejected.headers().contains_key(header::RETRY_AFTER));
+    assert_eq!(text(rejected).await, "your limit of open event streams is reached; close one, or try again later");
+    let total = SseLayer::new().max_streams(0).max_streams_per(0, |parts| parts.method.clone());
+    assert_eq!(pass("own", &[&total]).status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn keys_of_all_kinds_limit_and_none_does_not() {
+    fn rejects(layer: &SseLayer) -> bool {
+        through(layer, SseStream::new(stream::pending::<Event>()).into_http_response()).status() != StatusCode::OK
+    }
+    let layer = SseLayer::new();
+    assert!(!rejects(&layer.clone().max_streams_per(0, |_| None::<String>)));
+    #[derive(Hash)]
+    struct Tenant(u32);
+    assert!(rejects(&layer.clone().max_streams_per(0, |_| Some(Tenant(7)))));
+    assert!(rejects(&layer.clone().max_streams_per(0, |_| "text")));
+    assert!(rejects(&layer.clone().max_streams_per(0, |_| String::from("text"))));
+    assert!(rejects(&layer.clone().max_streams_per(0, |_| ("tenant", 7))));
+    assert!(rejects(&layer.clone().max_streams_per(0, |parts| parts.uri.clone())));
+    // A request without a key takes the permits of the other limits.
+    let both = layer.max_streams(1).max_streams_per(0, |_: &http::request::Parts| None::<u32>);
+    let held = through(&both, SseStream::new(stream::pending::<Event>()).into_http_response());
+    assert_eq!(held.status(), StatusCode::OK);
+    assert!(rejects(&both));
+}
+
+#[tokio::test]
+async fn first_retry_varies_if_jitter_is_set() {
+    for kind in KINDS {
+        let layer = SseLayer::new().retry(Duration::from_secs(2)).reconnect_jitter(Duration::from_secs(3));
+        let mut delays = Vec::new();
+        for _ in 0..200 {
+            let text = text(pass(kind, &[&layer])).await;
+            let delay = text.strip_prefix("retry: ").unwrap().split('\n').next().unwrap();
+            delays.push(delay.parse::<u64>().unwrap());
+        }
+        delays.sort_unstable();
+        assert!(delays[0] < 2_300 && delays[199] > 4_700, "{kind}: {delays:?}");
+        assert!((2_000..=5_000).contains(&delays[0]) && delays[199] <= 5_000, "{kind}: {delays:?}");
+        // The delay of the handler varies, too, and without the setting no delay does.
+        let own = SseStream::new(stream::empty::<Event>()).retry(Duration::from_secs(9));
+        let varied = text(boxed(through(&layer, own.into_http_response()))).await;
+        assert!(varied.starts_with("retry: 9") || varied.starts_with("retry: 1"), "{varied}");
+        let exact = SseLayer::new().retry(Duration::from_secs(2));
+        assert!(text(pass(kind, &[&exact])).await.starts_with("retry: 2000\n"));
+    }
+}
