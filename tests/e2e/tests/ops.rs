@@ -55,7 +55,7 @@ async fn the_metrics_show_a_stream_while_it_is_open_and_how_it_ended_afterwards(
         assert!(metrics.value(&format!("tower_sse_{counter}_sent_total")) >= 1.0, "{counter}: {metrics:?}");
     }
     let text = &metrics.0;
-    assert!(text.contains("# HELP tower_sse_streams_active Event streams that are open."), "{text}");
+    assert!(text.contains("# HELP tower_sse_streams_active Open event streams."), "{text}");
     assert!(text.contains("# TYPE tower_sse_streams_active gauge"), "{text}");
 
     // Not only the page: of one that was left, a browser may keep the connection for a while.
