@@ -1,4 +1,4 @@
-//! What is paid for in memory.
+//! The memory cost of events, streams and topics.
 
 use allocation_counter::{AllocationInfo, measure};
 use bytes::Bytes;
@@ -18,7 +18,7 @@ fn allocations(run: impl FnMut()) -> u64 {
     count(run).count_total
 }
 
-/// Of a second run: the first one may make what a thread keeps.
+/// Measures a second run, because the first one may allocate what a thread keeps.
 fn count(mut run: impl FnMut()) -> AllocationInfo {
     run();
     measure(run)
@@ -74,16 +74,16 @@ fn a_response_that_is_no_event_stream_passes_without_an_allocation() {
     };
     assert_eq!(responses(SseLayer::new(), plain, browser), 0);
 
-    // Nor for the limits of streams, of which it is none.
+    // The limits of streams cost nothing either, because the response is no stream.
     let limited = SseLayer::new().max_streams(1).max_streams_per(1, |parts| parts.version);
     assert_eq!(responses(limited, plain, || Request::new(())), 0);
 }
 
-/// The whole of a stream that waits: its body, what the body has on the heap, and its timer.
+/// The whole memory of an idle stream: its body, the heap of the body, and its timer.
 #[tokio::test(start_paused = true)]
 async fn an_idle_body_holds_no_more_than_256_bytes_beyond_its_stream() {
     type Idle = stream::Pending<Event>;
-    // Kept by the thread and the runtime's timer, not by a stream.
+    // The thread and the timer of the runtime keep this memory, not a stream.
     let warm_up = idle(SseStream::new(stream::pending::<Event>()));
     let mut streams = Vec::with_capacity(100);
     let heap = measure(|| {
@@ -91,17 +91,17 @@ async fn an_idle_body_holds_no_more_than_256_bytes_beyond_its_stream() {
             streams.push(idle(SseStream::new(stream::pending::<Event>())));
         }
     });
-    // `task::Spawn` boxes what it polls, and its waker; a transport does so, too.
+    // `task::Spawn` boxes the body and its waker. A transport does so, too.
     let frame = measure(|| drop(black_box(task::spawn(std::future::pending::<()>())))).bytes_max;
     let body = heap.bytes_current as usize / 100 - frame as usize;
     drop((warm_up, streams));
     println!("an idle body: {body} bytes, {} of them inline", size_of::<SseBody<Idle>>());
-    // With what it counts and tells on the way.
+    // With everything that it records.
     let watched = if cfg!(any(feature = "metrics", feature = "tracing")) { 256 } else { 0 };
     assert!(body <= 256 + watched + size_of::<Idle>(), "{body} bytes, {} of them inline", size_of::<SseBody<Idle>>());
 }
 
-/// Polled until it has sent its first byte and waits for its heartbeat.
+/// Polls a body until it has sent its first byte and waits for its heartbeat.
 fn idle<S>(stream: SseStream<S>) -> task::Spawn<SseBody<S>>
 where
     S: Stream<Item: SseItem>,
@@ -156,7 +156,8 @@ fn an_idle_topic_holds_no_more_than_512_bytes() {
     assert!(topic <= 512, "{topic} bytes");
 }
 
-/// The whole of a stream that waits for a topic, against one that waits for nothing.
+/// The whole memory of a stream that waits for a topic, compared with a stream that waits for
+/// nothing.
 #[tokio::test(start_paused = true)]
 async fn an_idle_subscription_holds_no_more_than_256_bytes_beyond_its_body() {
     const SUBSCRIPTIONS: usize = 1000;
@@ -164,7 +165,7 @@ async fn an_idle_subscription_holds_no_more_than_256_bytes_beyond_its_body() {
     let bare = |n| (0..n).map(|_| idle(SseStream::new(stream::pending::<Event>()))).collect::<Vec<_>>();
     let subscribed =
         |n| (0..n).map(|_| idle(SseStream::new(published(topic.subscribe(Start::Latest))))).collect::<Vec<_>>();
-    // Kept by the thread, the runtime's timer and the topic.
+    // The thread, the timer of the runtime and the topic keep this memory.
     drop((bare(1), subscribed(1)));
     let mut kept = (Vec::new(), Vec::new());
     let without = measure(|| kept.0 = bare(SUBSCRIPTIONS)).bytes_current;
@@ -174,7 +175,7 @@ async fn an_idle_subscription_holds_no_more_than_256_bytes_beyond_its_body() {
     assert!(subscription <= 256, "{subscription} bytes, {} of them inline", size_of::<Subscription>());
 }
 
-/// To publish allocates for the event, however many there are to hear it.
+/// Publishing allocates for the event, whatever the number of subscribers.
 #[test]
 fn to_publish_allocates_nothing_for_a_subscriber() {
     let allocations_with = |subscribers: usize| {
@@ -187,7 +188,7 @@ fn to_publish_allocates_nothing_for_a_subscriber() {
                 while subscription.poll_next_unpin(&mut cx).is_ready() {}
             }
             let one = measure(|| drop(black_box(published(topic.publish(Event::new("hello world!"))))));
-            // The first ones make what the topic keeps.
+            // The first events allocate memory that the topic keeps.
             total += if round < 20 { 0 } else { one.count_total };
         }
         total
@@ -210,7 +211,7 @@ fn a_small_event_after_a_large_one_takes_no_memory_for_many() {
     assert!(topic <= 1024, "{topic} bytes for one event");
 }
 
-/// What a client does not read is held by the topic for everybody, and no longer than for everybody.
+/// The topic retains unread events once for all clients, and no longer than for other clients.
 #[test]
 fn a_client_that_does_not_read_costs_nothing_while_others_do() {
     let held = |stalled: usize| {

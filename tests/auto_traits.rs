@@ -1,5 +1,5 @@
-//! Which types can cross threads, and be moved after they were polled: it is a part of the interface, and nobody writes it.
-//! These are checked when they are compiled.
+//! The auto traits of public types: which types can cross threads, and be moved after a poll. They
+//! are a part of the API. The compiler checks them.
 
 use bytes::Bytes;
 use futures_util::stream::{Iter, Pending};
@@ -21,7 +21,7 @@ assert_impl_all!(LastEventId: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(StopReconnecting: Send, Sync, Unpin, Debug);
 assert_impl_all!(SseLayer: Send, Sync, Unpin, Clone, Debug);
 
-// These are what is in them.
+// These are the types inside.
 assert_impl_all!(SseStream<Plain>: Send, Sync, Unpin, Debug);
 assert_impl_all!(SseBody<Plain>: Send, Sync, Unpin, Debug);
 assert_impl_all!(SseService<Plain>: Send, Sync, Unpin, Clone, Debug);

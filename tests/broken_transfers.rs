@@ -1,5 +1,5 @@
-//! Guarantee: what was yielded before an error reaches a client that reads, over HTTP/1.1 and HTTP/2, and then the client sees
-//! that the transfer is broken.
+//! Guarantee: events before an error reach a client that reads, over HTTP/1.1 and HTTP/2. Then the
+//! client sees that the transfer is broken.
 
 use axum::{
     Router,
@@ -17,7 +17,7 @@ use support::{
 };
 use tower_sse::{Event, SseLayer, SseStream};
 
-/// Whose event stream it is.
+/// The source of the event stream.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Ours,
@@ -32,12 +32,12 @@ fn upstream(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
-/// How a stream comes to its error.
+/// The way in which a stream reaches its error.
 #[derive(Clone, Copy, Debug)]
 enum Before {
-    /// Event after event, and then the error: all are ready at once.
+    /// All events and the error are ready at once.
     AllReady,
-    /// The runtime has a turn between the last event and the error.
+    /// The runtime runs other tasks between the last event and the error.
     AYield,
 }
 
@@ -61,10 +61,10 @@ fn failing(kind: Kind, before: Before) -> Response {
     }
 }
 
-/// A race is lost sometimes only.
+/// The number of attempts, because a race is lost only sometimes.
 const TRANSFERS: usize = 200;
 
-/// How many of the transfers lost an event.
+/// Returns the number of transfers that lost an event.
 async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
     let app = Router::new()
         .route("/", get(move || async move { failing(kind, before) }))
@@ -76,7 +76,7 @@ async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
     let transfer = async |n: usize| {
         let answer = match protocol {
             Protocol::Http1 => Ok(protocol.get(server.address, "/", &[]).await),
-            // On a connection that is new, and on one that is in use.
+            // On a new connection, and on a used one.
             Protocol::Http2 => {
                 let connection = if n % 2 == 0 { shared.clone() } else { Http2::connect(server.address).await };
                 connection.request(Method::GET, "/", &[], "").await
@@ -94,7 +94,7 @@ async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
     };
     let transfers = futures_util::stream::iter((0..TRANSFERS).map(transfer)).buffer_unordered(20);
     let lost = transfers.filter(|data| future::ready(data != &["one", "two", "three"])).count().await;
-    // A stream that fails is reset; it does not take its connection with it.
+    // A failed stream is reset. Its connection stays open.
     assert_eq!(shared.get("/fine", &[]).await.complete().await.text(), "fine");
     lost
 }

@@ -1,4 +1,5 @@
-//! Event streams and the compressors of tower-http, on real connections: which are kept out, and what others do.
+//! Event streams and the compressors of tower-http on real connections: which of them the layer
+//! disables.
 
 use axum::{
     Router,
@@ -30,7 +31,7 @@ use tower_sse::{Event, Heartbeat, SseLayer, SseStream};
 
 const CODINGS: [&str; 4] = ["gzip", "br", "zstd", "gzip, br, zstd"];
 
-/// Whose event stream it is.
+/// The source of the event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ours,
@@ -55,7 +56,7 @@ impl Kind {
     }
 }
 
-/// A stream, at `/live`, of what is sent here; it can be asked for once.
+/// Returns an app with a stream of the sent items at `/live`, for one request.
 fn live(kind: Kind) -> (UnboundedSender<String>, Router) {
     let (sender, receiver) = unbounded_channel();
     let receiver = Arc::new(Mutex::new(Some(receiver)));
@@ -66,18 +67,18 @@ fn live(kind: Kind) -> (UnboundedSender<String>, Router) {
     (sender, Router::new().route("/live", get(handler)))
 }
 
-/// A predicate of tower-http that leaves nothing uncompressed.
+/// A predicate of tower-http that compresses everything.
 fn everything(_: StatusCode, _: Version, _: &HeaderMap, _: &Extensions) -> bool {
     true
 }
 
-/// Asks as an `EventSource` does.
+/// Sends the request of an `EventSource`.
 async fn ask(protocol: Protocol, app: Router, codings: &str) -> Answer {
     let server = serve(app).await;
     protocol.get(server.address, "/live", &[("accept", "text/event-stream"), ("accept-encoding", codings)]).await
 }
 
-/// The stream arrives as it is, and event by event.
+/// Asserts that the stream arrives uncompressed, event by event.
 async fn assert_not_compressed(around: impl Fn(Router) -> Router) {
     for protocol in Protocol::ALL {
         for (kind, codings) in Kind::ALL.into_iter().flat_map(|kind| CODINGS.map(|codings| (kind, codings))) {
@@ -94,7 +95,7 @@ async fn assert_not_compressed(around: impl Fn(Router) -> Router) {
     }
 }
 
-/// Nobody can tell from `*/*` that the answer will be an event stream.
+/// `*/*` does not announce that the response will be an event stream.
 #[tokio::test]
 async fn one_inside_that_compresses_everything_is_kept_out_only_where_the_request_names_the_event_stream() {
     let (events, app) = live(Kind::Ours);
@@ -128,7 +129,7 @@ async fn a_compressor_inside_of_the_layer_that_asks_for_the_size_alone_is_kept_o
     assert_not_compressed(|app| app.layer(compressor.clone()).layer(SseLayer::new())).await;
 }
 
-/// A response with its content decoded, as it comes. The decoders poll bodies after their end.
+/// Decodes the content of a response as it arrives. The decoders poll bodies after their end.
 async fn decoded(answer: Answer) -> Body {
     let mut response = Response::new(());
     *response.headers_mut() = answer.headers.clone();
@@ -141,7 +142,8 @@ async fn decoded(answer: Answer) -> Body {
     Body::new(response.into_body())
 }
 
-/// What the layer cannot prevent, as these look at neither the type of a response nor its cache control.
+/// The layer cannot prevent these: the compressors read neither the content type nor the cache
+/// control of a response.
 async fn assert_compressed_and_yet_timely(around: impl Fn(Router) -> Router) {
     for (kind, coding) in Kind::ALL.into_iter().flat_map(|kind| ["gzip", "br", "zstd"].map(|coding| (kind, coding))) {
         let (events, app) = live(kind);
@@ -197,7 +199,7 @@ async fn a_handler_that_says_content_encoding_identity_keeps_out_every_compresso
 #[tokio::test]
 async fn a_content_type_in_upper_case_is_known_to_the_compressor_outside() {
     let handler = async || {
-        // Fused, as the compressors poll bodies after their end.
+        // Fused, because the compressors poll bodies after their end.
         let body = tokio_stream::iter(["data: one\n\n", "data: two\n\n"].map(Ok::<_, Infallible>)).fuse();
         ([(header::CONTENT_TYPE, "Text/Event-Stream; charset=utf-8")], Body::from_stream(body))
     };
@@ -226,7 +228,7 @@ async fn json_is_compressed_but_inside_of_the_layer_for_a_client_that_accepts_ev
     for (app, accept, expected) in [
         (&inside, "application/json", true),
         (&inside, "*/*", true),
-        // The layer cannot know what the answer will be: correct beats small.
+        // The layer cannot know the response, so it disables compression for any response.
         (&inside, "application/json, text/event-stream", false),
         (&outside, "application/json", true),
         (&outside, "application/json, text/event-stream", true),
@@ -240,14 +242,14 @@ async fn json_is_compressed_but_inside_of_the_layer_for_a_client_that_accepts_ev
     }
 }
 
-/// What `gzip` makes of two events.
+/// The output of `gzip` for two events.
 const GZIP: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\x4b\x49\x2c\x49\xb4\x52\xc8\xcf\x4b\xe5\xe2\x4a\x01\
     \x33\x4b\xca\xf3\xb9\xb8\x00\xa2\x0d\x4a\x3f\x16\x00\x00\x00";
 
 #[tokio::test]
 async fn an_event_stream_that_is_already_encoded_passes_byte_for_byte_and_keeps_its_length() {
     let handler = async || {
-        // Where nothing has been passed on yet, heartbeats would be legal in a stream that is not encoded.
+        // Before the first byte, heartbeats would be legal in a stream without an encoding.
         let steps = [Step::Silence(Duration::from_millis(50)), Step::chunk(GZIP)];
         let headers = [
             (header::CONTENT_TYPE, "text/event-stream".to_owned()),

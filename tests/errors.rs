@@ -12,7 +12,7 @@ use tower_sse::{
     hub::{Error, ErrorKind, Hub, Subscription},
 };
 
-/// Serializes, except with the key of a map that is no string.
+/// Serializes only without a map key that is no string.
 fn value(is_json: bool) -> HashMap<Option<[u8; 2]>, u32> {
     if is_json { HashMap::new() } else { HashMap::from([(Some([1, 2]), 3)]) }
 }

@@ -1,5 +1,6 @@
-//! Guarantee: for every `Event` that can be built, a parser that follows the standard dispatches exactly one message with
-//! the same fields; without data and name it dispatches none.
+//! Guarantee: for every `Event` that can be built, a parser that follows the standard dispatches
+//! exactly one message with the same fields. It dispatches no message for an event without data and
+//! name.
 
 use eventsource_stream::Eventsource;
 use futures_util::StreamExt;
@@ -8,7 +9,7 @@ use std::{convert::Infallible, time::Duration};
 use support::whatwg::{self, Message};
 use tower_sse::{EncodedEvents, Event, EventId, EventName};
 
-/// What a handler may do to an event, in any order and any number of times.
+/// A call of a setter. Handlers make them in any order and number.
 #[derive(Clone, Debug)]
 enum Setter {
     Data(String),
@@ -19,7 +20,7 @@ enum Setter {
     Comment(String),
 }
 
-/// What an event was told last.
+/// The last value of each field of an event.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Told {
     data: Option<String>,
@@ -35,7 +36,7 @@ fn build(setters: &[Setter]) -> (Event, Told) {
             told.data = Some(text.clone());
             (event.data(text), told)
         }
-        // It begins an event of its own.
+        // It creates a new event.
         Setter::Display(text) => (Event::display(&text), Told { data: Some(text), ..Told::default() }),
         Setter::Name(text) => {
             told.name = Some(text.clone());
@@ -56,7 +57,7 @@ fn build(setters: &[Setter]) -> (Event, Told) {
     })
 }
 
-/// The one thing the format cannot carry: which line end it was.
+/// Replaces each line end by LF: the format does not preserve the kind of a line end.
 fn with_line_feeds(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
@@ -94,7 +95,7 @@ const PIECES: &[&str] = &[
     "{\"a\":1}",
 ];
 
-/// Text made of what has broken encoders and parsers before.
+/// Text that has broken encoders and parsers before.
 fn nasty_text() -> impl Strategy<Value = String> {
     prop_oneof![vec(select(PIECES), 0..12).prop_map(|pieces| pieces.concat()), any::<String>()]
 }
@@ -134,7 +135,8 @@ proptest! {
         prop_assert_eq!(parsed.comments, told.comments);
     }
 
-    /// The parser in `tests/support` is the judge; these two are published and used, and have nothing to do with us.
+    /// The parser in `tests/support` decides. These two decoders are published crates without any
+    /// relation to this one.
     #[test]
     fn published_decoders_read_the_same_events(events in vec(vec(setter(), 0..6), 1..6), cut in option::of(1..40_usize)) {
         let encoded: EncodedEvents = events.iter().map(|setters| build(setters).0).collect();
@@ -149,7 +151,7 @@ proptest! {
             .unwrap();
         prop_assert_eq!(&decoded, &judged.messages, "eventsource-stream");
 
-        // It hands out raw blocks: those without data too, and an id only where the block itself has one.
+        // It returns raw blocks, also without data, and an id only if the block itself has one.
         let body = support::script::Script::of_chunks(&chunks);
         let mut last_event_id = String::new();
         let mut decoded = Vec::new();

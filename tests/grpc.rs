@@ -1,4 +1,5 @@
-//! gRPC and event streams on one port, under one layer: the calls are byte by byte what they are without it.
+//! gRPC and event streams on one port, under one layer. The calls are the same bytes as without the
+//! layer.
 
 use axum::{Router, body::Body, response::IntoResponse, routing::get};
 use http::{HeaderMap, Method, StatusCode, header};
@@ -18,14 +19,14 @@ use tonic_health::{
 };
 use tower_sse::{Event, Heartbeat, SseLayer, SseStream};
 
-/// The service that `Watch` is asked for.
+/// The service that `Watch` requests.
 const WATCHED: &str = "watched";
 
 fn layer() -> SseLayer {
     SseLayer::new().heartbeat(Heartbeat::every(Duration::from_millis(50)))
 }
 
-/// The health service of tonic, and silent event streams at `/ours` and `/upstream`.
+/// Returns the health service of tonic, and silent event streams at `/ours` and `/upstream`.
 fn routes(health: &HealthReporter) -> Routes {
     let ours = async || SseStream::new(tokio_stream::pending::<Event>());
     let upstream =
@@ -35,17 +36,17 @@ fn routes(health: &HealthReporter) -> Routes {
     Routes::from(events).add_service(HealthServer::new(health))
 }
 
-/// A message, with the length that stands before it.
+/// A message with its length prefix.
 fn message(bytes: &[u8]) -> Vec<u8> {
     [&[0], &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
 }
 
-/// A `HealthCheckRequest`: the name of the service is its field 1.
+/// A `HealthCheckRequest`: field 1 is the name of the service.
 fn health_check_request(service: &str) -> Vec<u8> {
     message(&[&[0x0A, u8::try_from(service.len()).unwrap()], service.as_bytes()].concat())
 }
 
-/// A `HealthCheckResponse`: the status is its field 1.
+/// A `HealthCheckResponse`: field 1 is the status.
 fn health_check_response(status: ServingStatus) -> Vec<u8> {
     message(&[0x08, status as u8])
 }
@@ -56,7 +57,7 @@ async fn call(connection: &Http2, method: &str, service: &str) -> Answer {
     connection.request(Method::POST, &path, &headers, health_check_request(service)).await.expect("a response")
 }
 
-/// Everything of an answer but its date.
+/// Returns the whole response except its date.
 #[derive(Debug, PartialEq, Eq)]
 struct Bytes {
     status: StatusCode,
@@ -89,9 +90,9 @@ fn sorted(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     fields
 }
 
-/// The answers to all kinds of calls: unary, failing, of a method that is not there, and streaming.
+/// Returns the responses to all kinds of calls: unary, failing, unknown method, and streaming.
 ///
-/// Time is told by the heartbeats of another server.
+/// The heartbeats of another server measure the time.
 async fn calls(address: SocketAddr, clock: SocketAddr, health: &mut HealthReporter) -> Vec<Bytes> {
     health.set_service_status(WATCHED, ServingStatus::Serving).await;
     let connection = Http2::connect(address).await;
@@ -104,7 +105,8 @@ async fn calls(address: SocketAddr, clock: SocketAddr, health: &mut HealthReport
     let mut watch = call(&connection, "Watch", WATCHED).await;
     let mut expected = health_check_response(ServingStatus::Serving);
     watch.read_until(&expected).await;
-    // It is silent for as long as three heartbeats take, so that it would have some if it were given any.
+    // It is silent for three heartbeat intervals, so it would contain heartbeats if the layer sent
+    // them.
     Protocol::Http2.get(clock, "/ours", &[]).await.read_until(":\n:\n:\n:\n").await;
     health.set_service_status(WATCHED, ServingStatus::NotServing).await;
     expected.extend(health_check_response(ServingStatus::NotServing));
@@ -122,7 +124,7 @@ async fn assert_calls_are_unchanged(plain: SocketAddr, layered: SocketAddr, heal
     let [check, unknown, no_method, watch] = &with[..] else { panic!("four calls") };
     assert_eq!(check.body, health_check_response(ServingStatus::Serving));
     assert_eq!(check.trailer("grpc-status"), Some("0"));
-    // An answer that is trailers alone has them in its head.
+    // A response of trailers only has them in its head.
     for (answer, status) in [(unknown, "5"), (no_method, "12")] {
         assert!(answer.headers.contains(&("grpc-status".to_owned(), status.into())), "{answer:?}");
     }
@@ -130,7 +132,7 @@ async fn assert_calls_are_unchanged(plain: SocketAddr, layered: SocketAddr, heal
     assert_eq!(watch.trailer("grpc-status"), Some("0"));
 }
 
-/// Both at once, and on the connection that calls use, too.
+/// Calls and streams at the same time, and on the same connection.
 async fn assert_event_streams_have_heartbeats(address: SocketAddr, protocols: &[Protocol]) {
     for protocol in protocols {
         for path in ["/ours", "/upstream"] {
@@ -148,7 +150,7 @@ async fn assert_event_streams_have_heartbeats(address: SocketAddr, protocols: &[
     events.read_until(":\n:\n:\n").await;
 }
 
-/// Of tonic's own server.
+/// The server of tonic itself.
 async fn incoming() -> (SocketAddr, TcpListenerStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     (listener.local_addr().unwrap(), TcpListenerStream::new(listener))

@@ -1,4 +1,4 @@
-//! Event streams on real connections: what HTTP/1.0, HTTP/1.1 and HTTP/2 clients get, byte by byte.
+//! Event streams on real connections: the bytes that HTTP/1.0, HTTP/1.1 and HTTP/2 clients receive.
 
 use axum::{
     Router,
@@ -26,7 +26,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower::{Layer, ServiceBuilder, service_fn};
 use tower_sse::{Event, SseLayer, SseStream};
 
-/// Whose event stream it is.
+/// The source of the event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ours,
@@ -48,13 +48,13 @@ fn upstream(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
-/// `/two` is a stream of two events, of either kind.
+/// Returns an app with a stream of two events at `/two`, from either source.
 fn two_events(kind: Kind) -> Router {
     let two = move || async move { kind.response(tokio_stream::iter([Event::new("one"), Event::new("two")])) };
     Router::new().route("/two", get(two)).layer(SseLayer::new())
 }
 
-/// `/live` is a stream of what is sent here; it can be asked for once.
+/// Returns an app with a stream of the sent items at `/live`, for one request.
 fn live(kind: Kind) -> (UnboundedSender<Event>, Router) {
     let (sender, receiver) = unbounded_channel();
     let receiver = Arc::new(Mutex::new(Some(receiver)));
@@ -72,7 +72,7 @@ async fn axum_serve(app: Router) -> SocketAddr {
     address
 }
 
-/// All headers but the date, in order of their names, each with all its values.
+/// Returns all headers except the date, sorted by name, each with all its values.
 fn all_but_the_date(headers: &HeaderMap) -> Vec<(String, String)> {
     let mut all: Vec<_> = headers
         .iter()
@@ -139,7 +139,8 @@ async fn each_event_arrives_when_it_is_sent_and_not_at_the_end() {
         let mut answer = protocol.get(address, "/live", &[]).await;
         for n in 1..=20 {
             events.send(Event::display(n)).unwrap();
-            // The next one is sent when this one has come: a server that waits for more waits for ever.
+            // The next event is sent when this one has arrived. A server that waits for more would
+            // wait for ever.
             answer.read_until(format!("data: {n}\n\n")).await;
         }
         drop(events);
@@ -172,7 +173,7 @@ async fn an_http_1_1_client_that_asks_to_close_is_told_so_and_gets_everything() 
     }
 }
 
-/// With and without the wish to keep the connection.
+/// With and without the request to keep the connection.
 const HTTP_1_0: [&str; 2] = ["GET /two HTTP/1.0\r\n\r\n", "GET /two HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"];
 
 #[tokio::test]
@@ -184,7 +185,7 @@ async fn an_http_1_0_client_reads_to_the_close_and_has_every_event() {
             assert_eq!((answer.version, answer.status), (Version::HTTP_10, StatusCode::OK));
             assert!(!answer.headers.contains_key(header::TRANSFER_ENCODING), "there is no chunked in HTTP/1.0");
             assert!(!answer.headers.contains_key(header::CONTENT_LENGTH));
-            // Without a length, the end of the body can be told by nothing but the close.
+            // Without a length, only the close of the connection ends the body.
             let answer = answer.complete().await;
             assert_eq!(answer.text(), "data: one\n\ndata: two\n\n", "{kind:?}");
         }
@@ -195,7 +196,8 @@ async fn an_http_1_0_client_reads_to_the_close_and_has_every_event() {
 async fn an_http_1_0_client_is_not_promised_a_connection_that_then_closes() {
     for kind in Kind::ALL {
         let server = serve(two_events(kind)).await;
-        // To a client that asks for it hyper answers `keep-alive` by itself, before it closes; the layer has no part in it.
+        // hyper itself answers `keep-alive` to a client that asks for it, before it closes. The
+        // layer is not involved.
         let [request, _] = HTTP_1_0;
         let answer = Http1::connect(server.address).await.request(request).await;
         assert_eq!(answer.headers.get(header::CONNECTION), None);
@@ -241,7 +243,7 @@ async fn the_answer_to_head_is_the_same_with_and_without_the_layer() {
         let app = Router::new().route("/", get(stream));
         let plain = serve(app.clone()).await;
         let layered = serve(app.layer(SseLayer::new())).await;
-        // The route itself strips the body off what a `get` handler answers, inside of this layer.
+        // The route removes the body of the response of a `get` handler, inside of this layer.
         let inside = serve(Router::new().route("/", get(stream).layer(SseLayer::new()))).await;
 
         let mut heads = Vec::new();
@@ -249,7 +251,7 @@ async fn the_answer_to_head_is_the_same_with_and_without_the_layer() {
             let request = "HEAD / HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n";
             let answer = Http1::connect(address).await.request(request).await;
             heads.push((answer.status, all_but_the_date(&answer.headers)));
-            // Were there a body, it would be taken for the next answer.
+            // A body would be read as the next response.
             let again = answer.complete().await.into_connection().request(request).await;
             assert_eq!(again.status, StatusCode::OK);
         }
@@ -268,7 +270,7 @@ async fn stop_reconnecting_is_204_without_a_body() {
             let headers = [("accept", "text/event-stream")];
             let answer = protocol.get(server.address, "/", &headers).await;
             assert_eq!(answer.status, StatusCode::NO_CONTENT);
-            // axum adds a `content-length: 0` to it over HTTP/2.
+            // axum adds `content-length: 0` to it over HTTP/2.
             let plain = protocol.get(axums_own.address, "/", &headers).await;
             assert_eq!(all_but_the_date(&answer.headers), all_but_the_date(&plain.headers), "{protocol:?}");
             assert_eq!(answer.complete().await.text(), "");
@@ -328,7 +330,7 @@ async fn a_plain_tower_service_needs_no_axum() {
 async fn a_client_that_goes_frees_the_handlers_stream_at_once() {
     for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|p| Kind::ALL.map(|kind| (p, kind))) {
         let (events, app) = live(kind);
-        // No heartbeat comes in the meantime: it is the close that is seen, not a failing write.
+        // No heartbeat is sent meanwhile: the server notices the close, not a failed write.
         let server = serve(app).await;
         let mut answer = protocol.get(server.address, "/live", &[]).await;
         events.send(Event::new("one")).unwrap();

@@ -1,4 +1,4 @@
-//! Topics and their subscribers: what arrives, as what, and what is told of it.
+//! Topics and their subscribers: what arrives, in which form, and what is reported.
 
 use futures_util::{FutureExt, StreamExt};
 use http_body::Body;
@@ -31,7 +31,7 @@ fn subscribe(topic: &Topic, start: impl Into<Start>) -> task::Spawn<Subscription
     task::spawn(now(topic.subscribe(start)).unwrap())
 }
 
-/// The next item, which is ready.
+/// Returns the next item, which is ready.
 #[track_caller]
 fn next(subscription: &mut task::Spawn<Subscription>) -> EncodedEvents {
     assert_ready!(subscription.poll_next()).expect("it has not ended").unwrap()
@@ -168,7 +168,8 @@ fn the_waker_that_polled_last_is_woken() {
     }
 }
 
-/// Two that are at the same place get the same memory: an event is copied once, and not for each.
+/// Two subscribers at the same cursor share memory: an event is copied once, and not for each of
+/// them.
 #[test]
 fn who_is_at_the_same_place_gets_the_same_bytes() {
     let topic = Hub::new().topic("a");
@@ -251,7 +252,8 @@ fn who_is_too_slow_is_told_and_goes_on_with_the_oldest_that_is_held() {
     assert_eq!(hub.stats().gaps, 1);
 }
 
-/// The last event of a stream says that there is no more. One that is cut off has more, so it must not be sent.
+/// The last event of a stream says that no more events follow. A subscription that ends early must
+/// not send it.
 #[tokio::test(start_paused = true)]
 async fn who_is_too_slow_can_be_disconnected_and_comes_back_to_where_it_was() {
     let hub = Hub::builder().max_events(3).lag_policy(LagPolicy::Disconnect).build();
@@ -283,7 +285,7 @@ async fn who_is_too_slow_can_be_disconnected_and_comes_back_to_where_it_was() {
 
     let back = topic.subscribe(last).await.unwrap();
     assert_eq!(back.gap().map(|gap| gap.reason()), Some(GapReason::Evicted));
-    // What the handler says wins over what the hub was built with.
+    // The setting of the handler has precedence over the setting of the hub.
     let mut told = task::spawn(back.lag_policy(LagPolicy::Gap));
     for data in ["6", "7", "8"] {
         publish(&topic, data);
@@ -312,7 +314,7 @@ async fn that_a_client_was_too_slow_is_not_lost_when_events_are_joined() {
     }
 }
 
-/// `204` would keep the client away from what it has not got.
+/// A `204` would keep the client from events that it has not received.
 #[test]
 fn one_that_was_cut_off_before_it_became_a_response_is_not_over() {
     let topic = Hub::builder().max_events(1).lag_policy(LagPolicy::Disconnect).build().topic("a");
@@ -352,7 +354,7 @@ fn a_snapshot_comes_first_and_its_id_is_the_state_it_shows() {
     assert_eq!((&*got[0].r#type, &*got[0].data, &*got[0].last_event_id), ("state", "1", seen.as_str()));
     assert_eq!(got[1].data, "2");
     assert_eq!(got.len(), 2);
-    // Who comes back with the snapshot's id gets the rest.
+    // A client that reconnects with the id of the snapshot gets the rest.
     assert_eq!(messages(&mut subscribe(&topic, seen)).len(), 1);
 }
 
@@ -436,7 +438,8 @@ fn what_another_client_was_given_of_a_state_is_not_given_when_it_is_replaced() {
 fn a_stream_that_is_made_of_a_subscription_can_begin_with_its_place() {
     let topic = Hub::new().topic("a");
     let id = publish(&topic, "1");
-    // A new client has to be given data for the id to count in every browser; one that has an id has it.
+    // In some browsers an id counts only with data, so a new client gets data. A client with an id
+    // has it already.
     let new = Start::from(tower_sse::LastEventId::default());
     let resumed = Start::from(id.clone());
     for (start, expected) in
@@ -447,7 +450,7 @@ fn a_stream_that_is_made_of_a_subscription_can_begin_with_its_place() {
         assert_eq!((text(&first), first.count()), (&*expected, 0));
         assert_pending!(subscription.poll_next());
     }
-    // A snapshot and a gap have their own.
+    // A snapshot and a gap have their own ids.
     let snapshot = now(topic.subscribe(Start::Latest)).unwrap().begin_with(Event::new("state")).begin_with_cursor();
     assert_eq!(messages(&mut task::spawn(snapshot)).len(), 1);
     let gap = now(topic.subscribe(EventId::from("lost"))).unwrap().begin_with_cursor();
@@ -485,7 +488,7 @@ fn only_a_client_that_waits_for_what_comes_is_told_its_place_by_an_event_and_not
     assert_eq!(response.status(), 204, "it stays a response of a subscription");
 }
 
-/// Some clients read it as a part of an event that has data, and nowhere else.
+/// Some clients read `retry` only as a part of an event with data.
 #[test]
 fn the_reconnection_time_comes_with_the_place_of_a_new_client() {
     let topic = Hub::new().topic("a");
@@ -575,7 +578,8 @@ fn any_text_is_the_name_of_a_topic() {
     }
 }
 
-/// A waker can be the last one to hold a task, and the task a subscription: nothing of the hub is locked when it is dropped.
+/// A waker can be the last owner of a task, and the task of a subscription. No lock of the hub is
+/// held when it is dropped.
 #[test]
 fn a_waker_that_holds_another_subscription_can_be_dropped_by_the_hub() {
     struct Holds(Mutex<Option<Subscription>>);
@@ -599,7 +603,7 @@ fn a_waker_that_holds_another_subscription_can_be_dropped_by_the_hub() {
     publish(&topic, "1");
     assert_ready!(Pin::new(&mut subscription).poll_next(&mut Context::from_waker(Waker::noop())));
     assert_eq!(topic.subscribers(), 1);
-    // Left.
+    // Dropped with the subscription.
     poll(&mut subscription, &holds());
     drop(subscription);
     assert_eq!(topic.subscribers(), 0);

@@ -1,4 +1,4 @@
-//! Where a client goes on: each row of the table in the documentation of `tower_sse::hub`.
+//! The resume point of a client: each row of the table in the documentation of `tower_sse::hub`.
 
 use futures_util::{
     FutureExt, StreamExt, future,
@@ -15,7 +15,7 @@ use tower_sse::{
     hub::{GapReason, Hub, Start, Subscription, SubscriptionError},
 };
 
-/// A hub that holds the last three events of each topic, for a minute.
+/// Creates a hub that retains the last three events of each topic, for a minute.
 fn hub() -> Hub {
     Hub::builder().max_events(3).max_age(Duration::from_secs(60)).build()
 }
@@ -36,7 +36,7 @@ fn subscribe_to<const N: usize>(hub: &Hub, topics: [&str; N], start: impl Into<S
     hub.subscribe(topics, start).now_or_never().unwrap().unwrap()
 }
 
-/// The messages that are ready, and whether these were the last.
+/// Returns the messages that are ready, and whether the subscription ended after them.
 fn ready(subscription: Subscription) -> (Vec<Message>, bool) {
     let mut subscription = task::spawn(subscription);
     let mut messages = Vec::new();
@@ -57,7 +57,8 @@ fn assert_gets(subscription: Subscription, data: &[&str]) {
     assert!(!has_ended);
 }
 
-/// A gap, to the handler and to the client, and then these; and a client that comes back with the gap's id gets these, too.
+/// Expects a gap, for the handler and for the client, and then these events. A client that
+/// reconnects with the id of the gap gets these events, too.
 #[track_caller]
 fn assert_gets_after_a_gap(hub: &Hub, topics: &[&str], requested: EventId, reason: GapReason, data: &[&str]) {
     let subscription = hub.subscribe(topics, requested.clone()).now_or_never().unwrap().unwrap();
@@ -76,7 +77,8 @@ fn assert_gets_after_a_gap(hub: &Hub, topics: &[&str], requested: EventId, reaso
 
     let back = EventId::new(&told.last_event_id).unwrap();
     let (again, _) = ready(hub.subscribe(topics, back).now_or_never().unwrap().unwrap());
-    // With many topics it may be told once more: no place is after what one has lost and before what another holds.
+    // With many topics the gap may be repeated: no cursor is after the evicted events of one topic
+    // and before the retained events of another.
     let is_retold = topics.len() > 1 && again[0].r#type == "gap";
     assert_eq!(&again[usize::from(is_retold)..], rest, "the id of a gap is a place to come back to");
 }
@@ -147,7 +149,7 @@ fn the_one_before_the_oldest_has_missed_nothing() {
     let hub = hub();
     let ids = ["1", "2", "3", "4"].map(|data| publish(&hub, "a", data));
     assert_gets(subscribe(&hub, "a", ids[0].clone()), &["2", "3", "4"]);
-    // The place before everything, which a client can hold that came before the first event.
+    // The cursor before the first event, which a client has if it connected before that event.
     let before = self::hub();
     let start = subscribe(&before, "a", Start::Latest).cursor();
     let _ids = ["1", "2"].map(|data| publish(&before, "a", data));
@@ -173,7 +175,7 @@ fn an_id_of_another_topic_is_a_place_in_the_same_log() {
         publish(&hub, "a", data);
     }
     assert_gets_after_a_gap(&hub, &["a"], other.clone(), GapReason::Evicted, &["5", "6", "7"]);
-    // Of a topic that the handler does not name, a client sees nothing.
+    // A client gets nothing of a topic that the handler does not name.
     assert_gets(subscribe(&hub, "c", other), &[]);
 }
 
@@ -247,7 +249,7 @@ fn a_finished_topic_ends_after_its_last_event_and_stays_away_who_has_it() {
     assert_eq!(response(Start::After(ids[2].clone())).status(), 200);
     let gap = response(Start::After(EventId::from("nonsense")));
     assert_eq!(gap.status(), 200, "it has a gap to be told of");
-    // Others go on.
+    // Other subscribers continue.
     publish(&hub, "b", "5");
     let both = subscribe_to(&hub, ["a", "b"], ids[3].clone());
     assert!(!both.is_finished());
@@ -265,7 +267,7 @@ async fn what_a_topic_lost_is_told_when_it_was_dropped_and_made_anew() {
     assert_gets_after_a_gap(&hub, &["a"], ids[0].clone(), GapReason::Evicted, &[]);
     publish(&hub, "a", "4");
     assert_gets_after_a_gap(&hub, &["a"], ids[0].clone(), GapReason::Evicted, &["4"]);
-    // Who had all of it has missed nothing.
+    // A client that had all events has missed nothing.
     assert_gets(subscribe(&hub, "a", ids[1].clone()), &["4"]);
 }
 
@@ -283,7 +285,7 @@ async fn a_finished_topic_is_forgotten_when_it_is_too_old() {
     assert_gets(anew, &["2"]);
 }
 
-/// A client that loses its connection before the first event comes back to the same place.
+/// A client that loses its connection before the first event resumes at the same cursor.
 #[tokio::test]
 async fn a_response_begins_with_a_place_to_come_back_to() {
     let hub = hub();
@@ -291,7 +293,7 @@ async fn a_response_begins_with_a_place_to_come_back_to() {
     let mut body = task::spawn(SseStream::new(subscribe(&hub, "a", Start::Latest)).into_http_response().into_body());
     let Poll::Ready(Some(Ok(frame))) = body.enter(|cx, body| body.poll_frame(cx)) else { panic!("a first byte") };
     let source = whatwg::parse(frame.data_ref().unwrap());
-    // For its browser: no page listens to it.
+    // For the browser: no page listens to it.
     let types: Vec<_> = source.messages.iter().map(|message| &*message.r#type).collect();
     assert_eq!(types, ["hub-cursor"]);
     drop(body);
@@ -328,13 +330,13 @@ fn who_began_with_the_earliest_and_comes_back_before_the_first_event_missed_noth
 type Item = Result<EncodedEvents, SubscriptionError>;
 type Adapt = fn(Subscription) -> BoxStream<'static, Item>;
 
-/// The adapters that change nothing. Each hides the subscription from the response.
+/// Adapters that change nothing. Each of them hides the subscription from the response.
 const ADAPTERS: [Adapt; 6] = [
     |events| events.boxed(),
     |events| events.map(|events| events).boxed(),
     |events| tokio_stream::StreamExt::merge(events, stream::empty()).boxed(),
     |events| events.filter(|_| future::ready(true)).inspect(|_| ()).boxed(),
-    // These do not forward `size_hint`.
+    // These adapters do not forward `size_hint`.
     |events| events.take_until(future::pending::<()>()).fuse().boxed(),
     |events| stream::select(events, stream::empty()).boxed(),
 ];

@@ -1,5 +1,6 @@
-//! Clients that come, read, fall behind, vanish and come back in any order get every event of their topics once and in
-//! order, or are told of a gap: against a model that keeps everything and knows what a hub may have let go.
+//! Clients connect, read, lag, vanish and reconnect in any order. Each of them gets every event of
+//! its topics once and in order, or a gap. A model that keeps all events knows what a hub may have
+//! evicted.
 
 use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*, sample::Index};
@@ -16,7 +17,7 @@ use tower_sse::{
 };
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
-/// The one of them in which each event replaces the one before it.
+/// The topic whose events each replace the event before.
 const STATE: usize = 2;
 const MAX_AGE: Duration = Duration::from_secs(60);
 
@@ -30,12 +31,12 @@ enum Step {
         topics: Vec<usize>,
         start: Begin,
     },
-    /// Reads so many items.
+    /// Reads this number of items.
     Read {
         client: Index,
         items: usize,
     },
-    /// Loses the connection and comes back with the last id.
+    /// Loses the connection, and reconnects with the last id.
     Resume {
         client: Index,
     },
@@ -45,9 +46,9 @@ enum Step {
     Finish {
         topic: usize,
     },
-    /// So much time that everything is too old.
+    /// Time in which every event expires.
     Wait,
-    /// A quarter of that.
+    /// A quarter of that time.
     Pass,
 }
 
@@ -55,7 +56,7 @@ enum Step {
 enum Begin {
     Latest,
     Earliest,
-    /// After an event of any topic, held or not.
+    /// After an event of any topic, retained or not.
     After(Index),
     Foreign(&'static str),
     Future(u64),
@@ -82,18 +83,18 @@ fn step(largest: usize) -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Without what ends a topic, whose time is another matter.
+/// All steps except those that finish a topic, whose time is another matter.
 fn step_in_time() -> impl Strategy<Value = Step> {
     let lasting = step(300).prop_filter("a topic goes on", |step| !matches!(step, Step::Finish { .. } | Step::Wait));
     prop_oneof![6 => lasting, 1 => Just(Step::Pass)]
 }
 
-/// An event that was published.
+/// A published event.
 struct Published {
     topic: usize,
     data: String,
     size: usize,
-    /// In quarters of the time for which an event is held.
+    /// The time in quarters of the maximum age.
     at: u32,
     is_held: bool,
     is_replaced: bool,
@@ -101,7 +102,7 @@ struct Published {
 
 #[derive(Default)]
 struct Model {
-    /// By their numbers; the first is 1.
+    /// All events by their numbers. The first number is 1.
     log: BTreeMap<u64, Published>,
     finished: [Option<Finished>; 3],
     max_events: usize,
@@ -112,7 +113,7 @@ struct Model {
 #[derive(Clone, Copy, PartialEq)]
 enum Finished {
     Remembered,
-    /// Too long ago, but somebody was still there.
+    /// Expired, but a subscriber was still connected.
     Expired,
 }
 
@@ -147,11 +148,11 @@ impl Model {
 struct Client {
     topics: BTreeSet<usize>,
     subscription: task::Spawn<Subscription>,
-    /// Every event up to this one has arrived, or is excused.
+    /// Every event up to this one has arrived, or is reported.
     position: u64,
-    /// What it was told that it missed.
+    /// The gap that the client got.
     excused: BTreeSet<u64>,
-    /// What the gap says that it begins with.
+    /// The first event after the gap, as the gap reports it.
     first_gap: Option<BTreeSet<u64>>,
     last_id: EventId,
     has_ended: bool,
@@ -159,7 +160,7 @@ struct Client {
 }
 
 impl Client {
-    /// What it is entitled to and has not got.
+    /// Events that the client is entitled to and has not received.
     fn due<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (u64, &'a Published)> {
         let after = model.log.range(self.position + 1..).map(|(number, event)| (*number, event));
         after.filter(|(number, event)| {
@@ -171,7 +172,7 @@ impl Client {
         self.topics.contains(&topic) && !self.has_ended && !self.was_cut_off
     }
 
-    /// What it is due and cannot get any more.
+    /// Events that the client is entitled to and cannot receive any more.
     fn lost(&self, model: &Model) -> BTreeSet<u64> {
         self.due(model).filter(|(_, event)| !event.is_held).map(|(number, _)| number).collect()
     }
@@ -272,7 +273,7 @@ impl World {
             && client.due(&self.model).next().is_none()
             && client.topics.iter().all(|topic| self.model.finished[*topic].is_some());
         assert_eq!(client.subscription.is_finished(), is_over);
-        // What a response would begin with.
+        // The first bytes of a response.
         if expected.is_none() {
             client.last_id = client.subscription.cursor();
         }
@@ -323,7 +324,7 @@ impl World {
         if message.r#type == "gap" {
             let data: serde_json::Value = serde_json::from_str(&message.data).unwrap();
             assert!(data["requested"].is_string() && (data["resumed"].is_string() || data["resumed"].is_null()));
-            // The first one is as old as the subscription.
+            // The first event is as old as the subscription.
             let excused = client.first_gap.take().unwrap_or_else(|| client.lost(&self.model));
             client.excused.extend(excused);
             let skipped = client.due(&self.model).find(|(due, _)| *due <= number);
@@ -345,7 +346,7 @@ impl World {
         drop(subscription);
         self.forget_topics();
         let known = last_id.as_str().strip_prefix(&format!("{}-", self.epoch)).and_then(|number| number.parse().ok());
-        // A client whose id was never one of this hub has nothing to come back to yet.
+        // A client that never had an id of this hub has no cursor yet.
         let Some(number) = known.filter(|number| *number <= self.model.newest()) else { return };
         self.subscribe_after(topics, number);
         let client = &self.clients[self.clients.len() - 1];
@@ -377,7 +378,7 @@ impl World {
         self.clients.push(client);
     }
 
-    /// A topic that holds nothing and that nobody listens to is dropped, once it need not be remembered as finished.
+    /// A topic without events and subscribers is dropped, once its end need not be remembered.
     fn forget_topics(&mut self) {
         for topic in 0..TOPICS.len() {
             let is_held = self.model.log.values().any(|event| event.topic == topic && event.is_held);
@@ -391,7 +392,7 @@ impl World {
     async fn pass(&mut self) {
         tokio::time::advance(MAX_AGE / 4).await;
         self.model.now += 1;
-        // Whoever comes gets nothing that is too old, whether a janitor was there or not.
+        // New subscribers get no expired event, whether or not a janitor has run.
         drop(self.hub.subscribe(TOPICS, Start::Latest).await.unwrap());
         for event in self.model.log.values_mut() {
             event.is_held &= self.model.now - event.at < 4;
@@ -400,7 +401,7 @@ impl World {
 
     async fn wait(&mut self) {
         tokio::time::advance(2 * MAX_AGE).await;
-        // The janitor has its turn.
+        // The janitor runs.
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
@@ -454,7 +455,7 @@ async fn play(steps: Vec<Step>, max_events: usize, max_bytes: usize, policy: Lag
         assert_eq!(world.hub.stats().events, held().count());
         assert_eq!(world.hub.stats().bytes, held().map(|event| event.size).sum::<usize>());
     }
-    // Everybody gets all that is left.
+    // Every client gets the remaining events.
     for client in 0..world.clients.len() {
         world.read(client, usize::MAX);
     }

@@ -1,4 +1,5 @@
-//! Subscriptions on real connections: clients that come back, clients that vanish, clients that do not read.
+//! Subscriptions on real connections: clients that reconnect, clients that vanish, clients that do
+//! not read.
 
 use axum::{
     Router,
@@ -43,7 +44,7 @@ async fn publish(hub: &Hub, topic: &str, data: &str) {
     hub.topic(topic).publish(Event::new(data)).await.unwrap();
 }
 
-/// The data of what a page listens to: the place with which the stream of a new client begins is for its browser.
+/// The data that a page listens to. The first cursor of a new client is for its browser only.
 fn for_the_page(messages: Vec<Message>) -> Vec<String> {
     messages.into_iter().filter(|message| message.r#type != "hub-cursor").map(|message| message.data).collect()
 }
@@ -121,7 +122,7 @@ async fn the_client_that_is_one_too_many_is_refused_until_another_has_gone() {
     drop(first);
     eventually("its place is free", || hub.topic("news").subscribers() == 1).await;
     within("a place", async {
-        // The place is free a moment later than the subscription.
+        // The subscriber is removed a moment after the subscription.
         while get().await.status != StatusCode::OK {}
     })
     .await;
@@ -160,7 +161,7 @@ async fn an_error_of_the_hub_is_a_response_that_says_what_is_wrong() {
     assert!(answer.text().contains("max_topics"), "{}", answer.text());
 }
 
-/// Looks now and then until it is so.
+/// Waits until the condition is true.
 async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     within(what, async {
         while !is_so() {
@@ -182,7 +183,7 @@ async fn subscribers_are_counted_exactly_when_connections_are_reset() {
         }
         eventually("all are there", || news.subscribers() == 50).await;
         for connection in connections.drain(25..) {
-            // No word of goodbye: the connection is reset.
+            // The connection is reset.
             connection.set_zero_linger().unwrap();
         }
         eventually("half of them are gone", || news.subscribers() == 25).await;
@@ -198,7 +199,7 @@ async fn request(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(connection)
 }
 
-/// What the kernel and hyper take for a connection is all that a client gets that does not read.
+/// A client that does not read costs only the buffers of the kernel and of hyper.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_do_not_read_delay_nobody_and_are_not_waited_for() {
     const EVENTS: usize = 5000;
@@ -218,7 +219,7 @@ async fn clients_that_do_not_read_delay_nobody_and_are_not_waited_for() {
         let mut lines = 0;
         for n in 0..EVENTS {
             publish(&hub, "news", &format!("{n} {data}")).await;
-            // In step with the one that reads, so that it never falls behind: an event has three lines.
+            // In step with the reading client, so that it never lags. An event has three lines.
             while n % 50 == 49 && lines < 3 * n {
                 let piece = within("the next piece", pieces.next()).await.unwrap().unwrap();
                 lines += piece.iter().filter(|byte| **byte == b'\n').count();

@@ -1,10 +1,12 @@
-//! Many threads publish, read, come, go and fall behind at the same time: nothing is lost, repeated or out of order.
+//! Many threads publish, read, connect, disconnect and lag at the same time. No event is lost,
+//! repeated or out of order.
 //!
 //! ```console
 //! $ cargo test --profile bench --test hub_stress -- --nocapture
 //! ```
 //!
-//! With optimizations it goes on until 50 million events were delivered; otherwise it stops at a million.
+//! With optimizations the test runs until 50 million events were delivered. Otherwise it stops at a
+//! million.
 
 use std::{
     sync::{
@@ -22,15 +24,16 @@ use tower_sse::{
 
 const TOPICS: usize = 4;
 const DELIVERIES: u64 = if cfg!(debug_assertions) { 1_000_000 } else { 50_000_000 };
-/// How many events each topic holds, and how far the slowest reader of those that must not miss any is let fall behind.
+/// The number of events that each topic retains, and the maximum lag of the slowest reader that
+/// must not miss an event.
 const HELD: usize = 2_000;
 const AHEAD: u64 = 1_000;
 
-/// Those who read as fast as they can, and must never be told of a gap.
+/// Readers that read as fast as they can, and must never get a gap.
 const STEADY: usize = 48;
-/// Those who come and go, and are somewhere else in between.
+/// Readers that disconnect and reconnect.
 const RESTLESS: usize = 12;
-/// Those who rest for so long that events are let go before they come to them.
+/// Readers that pause for so long that events are evicted before they read them.
 const SLOW: usize = 4;
 
 struct World {
@@ -38,7 +41,7 @@ struct World {
     delivered: AtomicU64,
     gaps: AtomicU64,
     resumed: AtomicU64,
-    /// How many events of each topic each steady reader has.
+    /// The number of events of each topic that each steady reader has received.
     progress: Vec<[AtomicU64; TOPICS]>,
     is_over: AtomicBool,
 }
@@ -47,7 +50,7 @@ fn name(topic: usize) -> String {
     format!("topic {topic}")
 }
 
-/// What a reader has seen so far, over all its connections.
+/// The events that a reader has received over all its connections.
 #[derive(Default)]
 struct Seen {
     last: u64,
@@ -59,7 +62,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Looks at each event of a piece, and returns how many there are.
+    /// Checks each event of a piece, and returns the number of events.
     fn look_at(&mut self, piece: &[u8]) -> u64 {
         let mut events = 0;
         let mut rest = piece;
@@ -76,7 +79,7 @@ impl Seen {
                 self.last = number;
                 self.is_after_a_gap = true;
                 self.gaps += 1;
-                // Any of the topics may have lost something.
+                // Events of any topic may be missing.
                 self.counts = [None; TOPICS];
                 continue;
             }
@@ -128,7 +131,7 @@ async fn publish(world: Arc<World>, topic: usize) {
         }
         yield_now().await;
     }
-    // Those who wait for another event need not.
+    // Readers that wait for another event need no further one.
     handle.finish().await.unwrap();
 }
 
@@ -155,7 +158,7 @@ async fn read_steadily(world: Arc<World>, reader: usize) {
         let Some(Ok(piece)) = subscription.next().await else { break };
         let events = seen.look_at(piece.as_bytes());
         for topic in &topics {
-            // The first event of a topic has the count 0, and a reader that began there must have it.
+            // The first event of a topic has the count 0. A reader that began there must have it.
             let heard = seen.counts[*topic].map_or(0, |count| count + 1);
             world.progress[reader][*topic].store(heard, Ordering::Relaxed);
         }
@@ -181,7 +184,7 @@ async fn come_and_go(world: Arc<World>, reader: usize) {
         }
         drop(subscription);
         if seen.last % 13 == 0 {
-            // A new client now and then.
+            // Sometimes the client is a new one.
             seen.last_id = None;
         }
         yield_now().await;

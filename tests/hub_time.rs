@@ -1,4 +1,4 @@
-//! What is too old is gone, without traffic and without a task for each topic.
+//! Expired events are removed without traffic, and without a task for each topic.
 
 use http_body::Body;
 use std::{task::Poll, time::Duration};
@@ -11,7 +11,7 @@ use tower_sse::{
 };
 
 const MAX_AGE: Duration = Duration::from_secs(64);
-/// By then the memory of what is too old was given back.
+/// The time after which the memory of expired events is freed.
 const A_WHILE: Duration = Duration::from_secs(4);
 
 fn hub() -> Hub {
@@ -146,7 +146,7 @@ async fn the_clock_of_a_log_goes_on_for_longer_than_its_events_count_millisecond
     assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["1", "2", "3"]);
 }
 
-/// Those who publish and subscribe let go of what is too old where no task can.
+/// Publishers and subscribers remove expired events where no task can.
 #[test]
 fn outside_of_a_runtime_topics_are_dropped_as_well() {
     let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
@@ -180,7 +180,7 @@ fn a_runtime_that_nobody_drives_keeps_no_topics() {
     });
 }
 
-/// To sleep panics there: once, and not for every event.
+/// Sleeping panics there. It happens once, and not for every event.
 #[test]
 fn in_a_runtime_without_timers_there_is_one_try_and_topics_are_dropped_as_well() {
     let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
@@ -188,7 +188,7 @@ fn in_a_runtime_without_timers_there_is_one_try_and_topics_are_dropped_as_well()
     runtime.block_on(async {
         publish(&hub, "first", "").await;
         assert_eq!(Handle::current().metrics().num_alive_tasks(), 1);
-        // It has its turn, and then another one.
+        // The janitor runs, and then another task.
         for _ in 0..3 {
             tokio::task::yield_now().await;
         }
@@ -201,7 +201,7 @@ fn in_a_runtime_without_timers_there_is_one_try_and_topics_are_dropped_as_well()
     assert_eq!(hub.stats().topics, 1);
 }
 
-/// A hub in a static outlives the runtime of whoever used it first.
+/// A hub in a static outlives the runtime of its first user.
 #[test]
 fn a_hub_goes_from_one_runtime_to_another() {
     let hub = hub();

@@ -1,4 +1,5 @@
-//! For this crate alone, and not for what it depends on: tokio would be another one under this cfg.
+//! Sets a cfg for this crate alone. Its dependencies must not see it: tokio would be another crate
+//! under this cfg.
 
 fn main() {
     println!("cargo::rustc-cfg=tower_sse_loom");

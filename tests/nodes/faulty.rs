@@ -1,4 +1,4 @@
-//! A backend that is in trouble when it is told to be.
+//! A backend that fails on request.
 
 use std::{
     collections::BTreeMap,
@@ -14,11 +14,11 @@ use tower_sse::{
     hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record},
 };
 
-/// A log that several nodes share, and everything that ever was in it.
+/// A log that several nodes share, and everything that was ever in it.
 #[derive(Clone)]
 pub(crate) struct Shared(Arc<Mutex<Vec<Log>>>);
 
-/// One of the logs that there were under its name, the last of which is the one that there is.
+/// A log of the name. The last log of the list is the current one.
 #[derive(Clone)]
 pub(crate) struct Log {
     backend: MemoryBackend,
@@ -27,7 +27,7 @@ pub(crate) struct Log {
     pub bounds: Bounds,
 }
 
-/// The connection of one node to it.
+/// The connection of one node to the log.
 #[derive(Clone)]
 pub(crate) struct Faulty {
     shared: Shared,
@@ -38,27 +38,27 @@ pub(crate) struct Faulty {
     pub asked: Arc<Asked>,
 }
 
-/// How often it was asked for what.
+/// The numbers of calls.
 #[derive(Default)]
 pub(crate) struct Asked {
     pub bounds: AtomicUsize,
     pub reads: AtomicUsize,
     pub reads_at_once: AtomicUsize,
     pub most_reads_at_once: AtomicUsize,
-    /// How many futures of `follow` there are.
+    /// The number of futures of `follow`.
     pub follows: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Works,
-    /// Whatever is asked is refused, also what waits for an answer.
+    /// Every request fails, also a request in flight.
     Fails,
-    /// Nothing is answered.
+    /// No request gets a response.
     Hangs,
-    /// What is added is added, but nobody is told.
+    /// Records are stored, but the response is lost.
     LosesAnswers,
-    /// Nothing new is read: neither does it come, nor is that an error.
+    /// Nothing new is read, and that is no error.
     Lags,
 }
 
@@ -79,7 +79,7 @@ impl Shared {
         }
     }
 
-    /// Another log is there from now on, that begins with these records.
+    /// Replaces the log by another log that begins with these records.
     pub(crate) fn replace(&self, max_records: usize, records: Vec<Record>) {
         let backend = MemoryBackend::new(max_records);
         let bounds = now(backend.bounds()).unwrap();
@@ -93,7 +93,7 @@ impl Shared {
         }
     }
 
-    /// The log that there is.
+    /// Returns the current log.
     pub(crate) fn log(&self) -> Log {
         self.0.lock().unwrap().last().unwrap().clone()
     }
@@ -120,7 +120,7 @@ impl Log {
         appended
     }
 
-    /// What is held.
+    /// Returns the retained records.
     pub(crate) fn held(&self) -> Vec<Record> {
         self.all.range(self.bounds.evicted_through.get() + 1..).map(|(_, record)| record.clone()).collect()
     }
@@ -189,7 +189,7 @@ impl Backend for Faulty {
         let _held = Held::new(&self.asked.follows);
         self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
         let page = self.answered(async |backend| backend.follow(after).await).await?;
-        // Also what was asked for before.
+        // Also a request that was sent before.
         self.mode.subscribe().wait_for(|mode| *mode != Mode::Lags).await?;
         Ok(self.cut(page))
     }
@@ -210,7 +210,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// What does not wait for anything.
+/// Returns the output of a future that is ready.
 fn now<T>(future: impl Future<Output = T>) -> T {
     futures_util::FutureExt::now_or_never(future).expect("it does not wait")
 }

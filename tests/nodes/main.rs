@@ -1,5 +1,5 @@
-//! Hubs of several nodes with one log: every event that is acknowledged on one of them arrives once and in order on all of them,
-//! or a gap is told, whatever becomes of the backend.
+//! Hubs of several nodes with one log. Every event that one node acknowledges arrives once and in
+//! order on all of them, or a gap is reported, whatever happens to the backend.
 
 mod faulty;
 mod model;
@@ -32,7 +32,7 @@ async fn hub(backend: impl Backend) -> Hub {
     Hub::builder().backend(backend).connect().await.unwrap()
 }
 
-/// Two nodes, and their connections.
+/// Creates two nodes and their connections.
 async fn two(shared: &Shared, builder: impl Fn() -> Builder) -> ([Hub; 2], [Faulty; 2]) {
     let [one, other] = [shared.connect(), shared.connect()];
     let hubs = [
@@ -42,7 +42,7 @@ async fn two(shared: &Shared, builder: impl Fn() -> Builder) -> ([Hub; 2], [Faul
     (hubs, [one, other])
 }
 
-/// Lets the nodes read what there is.
+/// Lets the nodes read the records that exist.
 async fn settle() {
     for _ in 0..50 {
         yield_now().await;
@@ -57,7 +57,7 @@ async fn subscribe(hub: &Hub, topic: &str, start: impl Into<Start>) -> task::Spa
     task::spawn(hub.topic(topic).subscribe(start).await.unwrap())
 }
 
-/// What is there to be read now, and whether that is all there will be.
+/// Returns the messages that can be read now, and whether the subscription ended after them.
 fn read(subscription: &mut task::Spawn<Subscription>) -> (Vec<Message>, bool) {
     let mut bytes = Vec::new();
     loop {
@@ -69,7 +69,8 @@ fn read(subscription: &mut task::Spawn<Subscription>) -> (Vec<Message>, bool) {
     }
 }
 
-/// The data of what is there to be read now; of a gap its reason, and of an end that.
+/// Returns the data of the messages that can be read now, the reason for a gap, and a marker for an
+/// end.
 fn data(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
     let (messages, is_end) = read(subscription);
     let say = |message: Message| match &*message.r#type {
@@ -84,7 +85,7 @@ fn reason(gap: &str) -> String {
     gap["reason"].as_str().unwrap().to_owned()
 }
 
-/// The same, once it was read.
+/// The same, after the node has read the log.
 async fn data_soon(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
     let mut all = Vec::new();
     let mut quiet = 0;
@@ -220,7 +221,7 @@ async fn what_the_backend_does_not_hold_either_is_a_gap_before_the_answer() {
         data_soon(&mut back).await,
         ["evicted".to_owned()].into_iter().chain(numbers(30..40)).collect::<Vec<_>>()
     );
-    // The last before the oldest that is held: nothing is between.
+    // The last event before the oldest retained one: nothing is missing in between.
     let mut edge = subscribe(&other, "a", ids[29].clone()).await;
     assert!(edge.is_resumed());
     assert_eq!(data_soon(&mut edge).await, numbers(30..40));
@@ -342,7 +343,7 @@ async fn a_snapshot_takes_the_place_of_a_gap_and_of_what_is_still_held() {
         read(&mut back)
     };
     assert_eq!(messages.iter().map(|message| &*message.data).collect::<Vec<_>>(), ["snapshot", "next"]);
-    // Its id is a place from which nothing is missing.
+    // Its id is a cursor from which nothing is missing.
     let id = EventId::new(&*messages[0].last_event_id).unwrap();
     assert_eq!(data_soon(&mut subscribe(&other, "a", id).await).await, ["next"]);
 }
@@ -364,7 +365,7 @@ async fn an_answer_waits_two_seconds_for_a_backend_that_does_not_answer_and_not_
     assert_eq!(data(&mut back), [""; 0]);
     connections[1].set(Mode::Works);
     assert_eq!(data_soon(&mut back).await, numbers(0..3));
-    // What is a gap in any case is told without.
+    // A certain gap is reported without it.
     connections[1].set(Mode::Hangs);
     let other = subscribe(&hubs[1], "a", EventId::new("aaaaaaaa-1").unwrap()).await;
     assert_eq!(other.gap().map(|gap| gap.reason()), Some(GapReason::OtherEpoch));
@@ -392,7 +393,7 @@ async fn a_client_that_comes_back_to_a_finished_topic_gets_204_whether_or_not_th
     assert!(!other.topic("job").exists(), "it is forgotten here");
     assert_eq!(status(other.topic("job").subscribe(last.clone()).await.unwrap()), 204);
     assert_eq!(data_soon(&mut subscribe(&one, "job", first.clone()).await).await, ["done", "end"]);
-    // And a node that has just begun.
+    // And on a node that has just connected.
     let third = hub(shared.connect()).await;
     assert_eq!(status(third.topic("job").subscribe(last).await.unwrap()), 204);
     assert_eq!(status(third.topic("job").subscribe(Start::Latest).await.unwrap()), 204);
@@ -469,7 +470,7 @@ async fn a_client_that_does_not_read_holds_up_nobody_who_waits_for_the_same_page
         publish(&hubs[0], "a", n).await;
     }
     settle().await;
-    // As many as may read at once, and one more: each has asked for a page, and then does not look.
+    // As many as may read at once, and one more. Each of them requests a page, and is not polled.
     let mut silent = Vec::new();
     for skip in 0..9 {
         let mut client = subscribe(&hubs[1], "a", early.clone()).await;
@@ -539,7 +540,7 @@ async fn a_topic_that_is_a_state_is_one_on_every_node() {
         assert!(back.is_resumed(), "what it was before is not missing");
         assert_eq!(data(&mut back), ["9"]);
     }
-    // A node that has not read yet that it is a state, and a handle that does not say so.
+    // A node that has not read yet that the event is a state, and a handle without `latest_only`.
     to_other.set(Mode::Lags);
     state.publish(Event::new("10")).await.unwrap();
     publish(&other, "here", 11).await;
@@ -678,7 +679,7 @@ async fn a_connection_that_has_died_without_a_word_is_noticed() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     let mut listens = subscribe(&other, "a", Start::Latest).await;
     settle().await;
-    // What follows from here waits for ever, and what follows anew does not.
+    // A `follow` from here waits for ever. A new one does not.
     to_other.set(Mode::Lags);
     publish(&one, "a", 0).await;
     sleep(Duration::from_secs(30)).await;
@@ -701,7 +702,7 @@ async fn another_log_under_the_same_name_ends_who_reads_and_is_a_gap_to_who_come
     let mut live = subscribe(&hubs[1], "a", Start::Latest).await;
     connections[1].set(Mode::Hangs);
     let mut history = subscribe(&hubs[1], "a", ids[3].clone()).await;
-    // A failover: the newest are lost, and others are in their place.
+    // A failover: the newest events are lost, and others have their positions.
     let kept = shared.log().held()[..6].to_vec();
     shared.replace(PLENTY, kept);
     connections.iter().for_each(|connection| connection.set(Mode::Fails));
@@ -740,13 +741,14 @@ async fn ten_thousand_clients_that_come_back_at_once_are_few_requests() {
         let hub = &hubs[1];
         async move { hub.topic("a").subscribe(start).await.unwrap() }
     };
-    // With an id that this node does not know yet, and the same that it does not hold any more.
+    // With an id that this node does not know yet, and with the same id when the node has evicted
+    // it.
     let clients = (0..10_000).map(|n| come(if n % 2 == 0 { newer.clone() } else { ids[3].clone() }));
     let clients = futures_util::future::join_all(clients).await;
     assert!(clients.iter().all(Subscription::is_resumed));
     assert!(asked.bounds.load(Relaxed) <= 3, "{} questions where the log ends", asked.bounds.load(Relaxed));
     assert!(asked.reads.load(Relaxed) <= 3, "{} pages", asked.reads.load(Relaxed));
-    // Each at another place.
+    // Each client has another cursor.
     let many = (0..1000).map(|n| come(ids[n % 18].clone()));
     assert_eq!(futures_util::future::join_all(many).await.len(), 1000);
     assert!(asked.reads.load(Relaxed) <= 50, "{} pages", asked.reads.load(Relaxed));
@@ -793,7 +795,7 @@ async fn an_unsure_publish_is_an_error_and_what_became_of_it_is_the_same_for_eve
     }
 }
 
-/// Says what it is told to, whatever that is.
+/// Returns the given records, whatever they are.
 struct Odd(Vec<(Position, Record)>);
 
 impl Backend for Odd {

@@ -1,5 +1,6 @@
-//! Whatever is published, finished, subscribed to, broken and mended on two nodes in any order: nothing that was acknowledged is
-//! lost without a gap, nothing comes twice or out of order, and no gap is told where nothing is missing.
+//! Events are published, topics finished, clients subscribed, and connections broken and restored
+//! on two nodes in any order. No acknowledged event is lost without a gap, repeated or out of
+//! order. No gap is reported where nothing is missing.
 //!
 //! The same steps run with paused time on one thread, and with real time on four threads.
 
@@ -28,7 +29,7 @@ use tower_sse::{
 };
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
-/// The one of them in which each event replaces the one before it.
+/// The topic whose events each replace the event before.
 const STATE: usize = 2;
 
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ enum Step {
         node: usize,
         size: usize,
     },
-    /// Another log is there, with the oldest of the records that were held.
+    /// Another log replaces the current one, with the oldest of the retained records.
     Replace {
         kept: Index,
     },
@@ -125,10 +126,10 @@ struct Client {
     topics: BTreeSet<usize>,
     stream: Option<task::Spawn<Subscription>>,
     last_event_id: String,
-    /// The log in which it is, and up to where it has everything, or was told that it has not.
+    /// The log of the cursor. Every event up to the cursor has arrived, or is reported as missing.
     log: usize,
     at: u64,
-    /// What it may miss without a word, or with one that was said: what is lost.
+    /// The position up to which events may be missing: they are lost, reported or not yet.
     may_miss: Option<u64>,
     is_new: bool,
     got: usize,
@@ -156,7 +157,8 @@ impl World {
     }
 
     async fn take(&mut self, step: Step) {
-        // It is shown if the test fails. What is random in a hub, its pauses, makes that more telling than a smaller case.
+        // It is shown if the test fails. The pauses of a hub are random, so it helps more than a
+        // smaller case.
         eprintln!("{step:?} {:?}", self.shared.log().bounds);
         match step {
             Step::Publish { node, topic, count } => self.publish(node, topic, count).await,
@@ -193,7 +195,8 @@ impl World {
                 let mut held = self.shared.log().held();
                 held.truncate(kept.index(held.len() + 1));
                 self.shared.replace(self.max_records, held);
-                // Its connections are lost, and it is there again at once, for those that can reach it.
+                // Its connections are lost. It is available again at once, for the nodes that can
+                // reach it.
                 for connection in &self.connections {
                     connection.reset().await;
                 }
@@ -218,7 +221,7 @@ impl World {
             Ok(Some(id)) => {
                 let (_, position) = id.as_str().split_once('-').unwrap();
                 let position: u64 = position.parse().unwrap();
-                // The node may not know yet that it is another log, so nothing is said of the epoch.
+                // The node may not know yet that the log was replaced, so the epoch is not checked.
                 let log = self.shared.log();
                 let last = &log.all[&position];
                 assert_eq!(last.event, Event::display(self.published - 1).encode(), "it is where its id says");
@@ -266,7 +269,7 @@ impl World {
     }
 
     async fn begin(&mut self, client: usize, node: usize, start: Start) {
-        // What it held goes first: a client has one connection.
+        // Its previous connection ends first: a client has one connection.
         self.clients[client].stream = None;
         let topics = self.clients[client].topics.iter().map(|topic| TOPICS[*topic]).collect::<Vec<_>>();
         let mut subscription = self.hubs[node].subscribe(topics, start.clone()).await.unwrap();
@@ -302,7 +305,7 @@ impl World {
         client.stream = Some(task::spawn(subscription));
     }
 
-    /// Reads so many items. Returns whether there may be more.
+    /// Reads this number of items. Returns whether there may be more.
     fn read(&mut self, client: usize, items: usize) -> bool {
         let logs = self.shared.logs();
         eprintln!("    client {client} reads");
@@ -335,8 +338,8 @@ impl World {
         true
     }
 
-    /// Mends the connections, and reads until each client has all that it may not miss. Uses real
-    /// time.
+    /// Restores the connections, and reads until each client has every event that it must not miss.
+    /// Uses real time.
     async fn come_to_rest_soon(&mut self) {
         for connection in &self.connections {
             connection.set(Mode::Works);
@@ -358,14 +361,14 @@ impl World {
                 sleep(Duration::from_millis(2)).await;
             }
         }
-        // Nothing comes twice.
+        // No event is repeated.
         sleep(Duration::from_millis(5)).await;
         for client in 0..self.clients.len() {
             while self.read(client, 100) {}
         }
     }
 
-    /// All is well again, and everybody reads to the end.
+    /// Restores all connections, and reads every subscription to its end.
     async fn come_to_rest(&mut self) {
         for connection in &self.connections {
             connection.set(Mode::Works);
@@ -395,7 +398,7 @@ impl World {
     }
 }
 
-/// Which log, and where in it.
+/// A log, and a position in it.
 fn place(logs: &[Log], id: &str) -> Option<(usize, u64)> {
     let (letters, position) = id.split_once('-')?;
     Some((logs.iter().position(|log| log.letters == letters)?, position.parse().ok()?))
@@ -417,7 +420,7 @@ impl Client {
         assert!(self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic), "it is of its topics");
         self.is_through(&logs[log], position);
         self.at = position;
-        // What is told on a connection is told of all that was lost by then, also where another topic has something older.
+        // A gap covers everything that was lost by then, also in another topic.
         self.may_miss = self.may_miss.map(|lost| lost.min(logs[log].bounds.evicted_through.get()));
         self.got += 1;
     }
@@ -469,16 +472,17 @@ impl Client {
             self.at = 0;
         }
         self.log = log;
-        // Without an event with which it goes on, that is the oldest which is held when the backend answers.
+        // A gap without a next event covers everything up to the oldest event that is retained when
+        // the backend responds.
         self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { bounds.evicted_through.get() });
-        // All that is missing up to here is lost.
+        // All missing events up to here are lost.
         if position > self.at {
             self.is_through(&logs[log], position + 1);
             self.at = position;
         }
     }
 
-    /// Each of its topics has an end that it has come to.
+    /// Asserts that each topic has an end that the client has reached.
     fn has_ended(&self, logs: &[Log]) {
         let log = &logs[self.log];
         for topic in &self.topics {
@@ -495,7 +499,7 @@ impl Client {
 }
 
 impl Faulty {
-    /// Loses what waits for an answer.
+    /// Fails the requests in flight.
     async fn reset(&self) {
         let mode = self.mode();
         self.set(Mode::Fails);
@@ -503,7 +507,7 @@ impl Faulty {
             yield_now().await;
         }
         if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
-            // So that the other threads see it. If not, the node finds out after two seconds.
+            // So that the other threads see it. Otherwise the node notices it after two seconds.
             sleep(Duration::from_millis(2)).await;
         }
         self.set(mode);
@@ -511,7 +515,7 @@ impl Faulty {
 }
 
 impl Step {
-    /// Replaces what takes long in real time: waits, and requests that are never answered.
+    /// Replaces steps that take long in real time: waits, and requests that get no response.
     fn in_real_time(self) -> Self {
         match self {
             Self::Pass { milliseconds } => Self::Pass { milliseconds: milliseconds % 20 },
@@ -542,7 +546,7 @@ proptest! {
 }
 
 proptest! {
-    // Outages take their time: nodes that lost a connection pause for up to 400 ms.
+    // Outages take time: nodes that lost a connection pause for up to 400 ms.
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
         cases: ProptestConfig::default().cases / 16,

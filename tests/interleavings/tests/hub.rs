@@ -1,4 +1,5 @@
-//! Nothing is lost, repeated or out of order, and nobody waits for ever, in whatever order the threads take their steps.
+//! No event is lost, repeated or out of order, and no thread waits for ever, in every order of the
+//! steps of the threads.
 
 use loom::{future::block_on, thread};
 use std::{future::poll_fn, pin::Pin};
@@ -8,7 +9,7 @@ use tower_sse::{
     hub::{Hub, Start, Subscription},
 };
 
-/// All orders in which a thread is interrupted at most so often.
+/// Explores all orders in which a thread is preempted at most this number of times.
 fn check(interruptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(interruptions);
@@ -23,7 +24,7 @@ fn subscribe(hub: &Hub, topics: &[&str], start: Start) -> Subscription {
     block_on(hub.subscribe(topics, start)).unwrap()
 }
 
-/// Waits for so many events, and returns their data. The ids have to rise.
+/// Waits for this number of events, and returns their data. The ids have to rise.
 fn read(subscription: &mut Subscription, events: usize) -> Vec<String> {
     let mut data = Vec::new();
     let mut last = 0;
@@ -98,7 +99,7 @@ fn all_that_wait_are_woken_while_others_leave() {
         let mut stays = subscribe(&hub, &["a", "b"], Start::Latest);
         let mut leaves = subscribe(&hub, &["a"], Start::Latest);
         let leaver = thread::spawn(move || {
-            // It waits, and goes.
+            // It waits, and is dropped.
             let mut polled = false;
             block_on(poll_fn(|cx| {
                 if !std::mem::replace(&mut polled, true) {
@@ -135,7 +136,7 @@ fn a_topic_that_is_left_while_somebody_comes_is_there() {
     });
 }
 
-/// Held is one event of each topic, so either reader may come too late for one.
+/// One event of each topic is retained, so either reader may lag.
 #[test]
 fn who_comes_too_late_for_an_event_is_told_and_goes_on() {
     check(2, || {
