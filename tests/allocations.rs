@@ -25,7 +25,7 @@ fn count(mut run: impl FnMut()) -> AllocationInfo {
 }
 
 #[test]
-fn an_event_with_fields_of_usual_length_costs_one_allocation_until_it_is_bytes() {
+fn usual_event_costs_one_allocation() {
     let text = "x".repeat(100);
     let lines = "some line\n".repeat(400);
     let name = EventName::new("run-time-name").unwrap();
@@ -59,7 +59,7 @@ fn responses(layer: SseLayer, response: impl Fn() -> Plain, request: impl Fn() -
 }
 
 #[test]
-fn a_response_that_is_no_event_stream_passes_without_an_allocation() {
+fn other_response_passes_without_allocation() {
     let plain = || {
         let mut response = Plain::new(Full::from("hello"));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -81,7 +81,7 @@ fn a_response_that_is_no_event_stream_passes_without_an_allocation() {
 
 /// The whole memory of an idle stream: its body, the heap of the body, and its timer.
 #[tokio::test(start_paused = true)]
-async fn an_idle_body_holds_no_more_than_256_bytes_beyond_its_stream() {
+async fn idle_body_takes_at_most_256_bytes() {
     type Idle = stream::Pending<Event>;
     // The thread and the timer of the runtime keep this memory, not a stream.
     let warm_up = idle(SseStream::new(stream::pending::<Event>()));
@@ -115,7 +115,7 @@ where
 }
 
 #[tokio::test]
-async fn a_frame_costs_no_allocation_for_each_of_its_events() {
+async fn events_of_a_frame_cost_no_allocation() {
     fn event() -> Event {
         Event::new("hello world!")
     }
@@ -138,7 +138,7 @@ fn published<T>(future: impl Future<Output = Result<T, tower_sse::hub::Error>>) 
 }
 
 #[test]
-fn an_idle_topic_holds_no_more_than_512_bytes() {
+fn idle_topic_takes_at_most_512_bytes() {
     const TOPICS: usize = 100_000;
     let hub = Hub::builder().max_topics(usize::MAX).build();
     let names: Vec<_> = (0..TOPICS).map(|n| format!("notices/{n}")).collect();
@@ -159,7 +159,7 @@ fn an_idle_topic_holds_no_more_than_512_bytes() {
 /// The whole memory of a stream that waits for a topic, compared with a stream that waits for
 /// nothing.
 #[tokio::test(start_paused = true)]
-async fn an_idle_subscription_holds_no_more_than_256_bytes_beyond_its_body() {
+async fn idle_subscription_takes_at_most_256_bytes() {
     const SUBSCRIPTIONS: usize = 1000;
     let topic = Hub::new().topic("news");
     let bare = |n| (0..n).map(|_| idle(SseStream::new(stream::pending::<Event>()))).collect::<Vec<_>>();
@@ -197,7 +197,7 @@ fn to_publish_allocates_nothing_for_a_subscriber() {
 }
 
 #[test]
-fn a_small_event_after_a_large_one_takes_no_memory_for_many() {
+fn small_event_after_large_one_takes_little_memory() {
     const TOPICS: usize = 1000;
     let hub = Hub::builder().max_events(1).build();
     let topics: Vec<_> = (0..TOPICS).map(|n| hub.topic(n.to_string())).collect();
@@ -213,7 +213,7 @@ fn a_small_event_after_a_large_one_takes_no_memory_for_many() {
 
 /// The topic retains unread events once for all clients, and no longer than for other clients.
 #[test]
-fn a_client_that_does_not_read_costs_nothing_while_others_do() {
+fn stalled_client_costs_no_memory_of_its_own() {
     let held = |stalled: usize| {
         let topic = Hub::builder().max_events(100).build().topic("news");
         let mut reads = published(topic.subscribe(Start::Latest));

@@ -110,17 +110,17 @@ async fn assert_that_none_loses_an_event(protocol: Protocol) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_error_over_http_1_1_breaks_the_transfer_after_every_event_before_it() {
+async fn error_breaks_http_1_1_transfer_after_all_events() {
     assert_that_none_loses_an_event(Protocol::Http1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn an_error_over_http_2_resets_the_stream_after_every_event_before_it() {
+async fn error_resets_http_2_stream_after_all_events() {
     assert_that_none_loses_an_event(Protocol::Http2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_long_replay_before_an_error_arrives_as_a_whole() {
+async fn long_replay_arrives_before_error() {
     const EVENTS: usize = 300;
     for kind in Kind::ALL {
         let handler = move || async move {
@@ -147,7 +147,7 @@ async fn a_long_replay_before_an_error_arrives_as_a_whole() {
 }
 
 #[tokio::test]
-async fn an_error_that_on_error_makes_an_event_of_is_a_clean_end() {
+async fn on_error_event_ends_stream_cleanly() {
     let handler = async || {
         let events = tokio_stream::iter([Ok(Event::new("one")), Err(io::Error::other("model gone"))]);
         SseStream::new(events).on_error(|error| Some(Event::display(error).event("error")))

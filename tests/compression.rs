@@ -97,7 +97,7 @@ async fn assert_not_compressed(around: impl Fn(Router) -> Router) {
 
 /// `*/*` does not announce that the response will be an event stream.
 #[tokio::test]
-async fn one_inside_that_compresses_everything_is_kept_out_only_where_the_request_names_the_event_stream() {
+async fn inner_compressor_is_disabled_only_if_accept_names_stream() {
     let (events, app) = live(Kind::Ours);
     drop(events);
     let app = app.layer(CompressionLayer::new().compress_when(everything)).layer(SseLayer::new());
@@ -108,23 +108,23 @@ async fn one_inside_that_compresses_everything_is_kept_out_only_where_the_reques
 }
 
 #[tokio::test]
-async fn the_compressor_inside_of_the_layer_is_kept_out() {
+async fn inner_compressor_is_disabled() {
     assert_not_compressed(|app| app.layer(CompressionLayer::new()).layer(SseLayer::new())).await;
 }
 
 #[tokio::test]
-async fn the_compressor_outside_of_the_layer_is_kept_out() {
+async fn outer_compressor_is_disabled() {
     assert_not_compressed(|app| app.layer(SseLayer::new()).layer(CompressionLayer::new())).await;
 }
 
 #[tokio::test]
-async fn a_compressor_inside_of_the_layer_that_compresses_everything_is_kept_out() {
+async fn inner_compressor_of_everything_is_disabled() {
     let compressor = CompressionLayer::new().compress_when(everything);
     assert_not_compressed(|app| app.layer(compressor.clone()).layer(SseLayer::new())).await;
 }
 
 #[tokio::test]
-async fn a_compressor_inside_of_the_layer_that_asks_for_the_size_alone_is_kept_out() {
+async fn inner_compressor_by_size_is_disabled() {
     let compressor = CompressionLayer::new().compress_when(SizeAbove::new(0));
     assert_not_compressed(|app| app.layer(compressor.clone()).layer(SseLayer::new())).await;
 }
@@ -167,19 +167,19 @@ async fn assert_compressed_and_yet_timely(around: impl Fn(Router) -> Router) {
 }
 
 #[tokio::test]
-async fn a_compressor_outside_of_the_layer_that_compresses_everything_delivers_each_event_when_it_is_sent() {
+async fn outer_compressor_of_everything_delivers_each_event() {
     let compressor = CompressionLayer::new().compress_when(everything);
     assert_compressed_and_yet_timely(|app| app.layer(SseLayer::new()).layer(compressor.clone())).await;
 }
 
 #[tokio::test]
-async fn a_compressor_outside_of_the_layer_that_asks_for_the_size_alone_delivers_each_event_when_it_is_sent() {
+async fn outer_compressor_by_size_delivers_each_event() {
     let compressor = CompressionLayer::new().compress_when(SizeAbove::new(0));
     assert_compressed_and_yet_timely(|app| app.layer(SseLayer::new()).layer(compressor.clone())).await;
 }
 
 #[tokio::test]
-async fn a_handler_that_says_content_encoding_identity_keeps_out_every_compressor_and_has_heartbeats() {
+async fn content_encoding_identity_disables_compressors_and_keeps_heartbeats() {
     let identity = async |mut response: Response| {
         response.headers_mut().insert(header::CONTENT_ENCODING, "identity".parse().unwrap());
         response
@@ -197,7 +197,7 @@ async fn a_handler_that_says_content_encoding_identity_keeps_out_every_compresso
 }
 
 #[tokio::test]
-async fn a_content_type_in_upper_case_is_known_to_the_compressor_outside() {
+async fn outer_compressor_knows_content_type_in_upper_case() {
     let handler = async || {
         // Fused, because the compressors poll bodies after their end.
         let body = tokio_stream::iter(["data: one\n\n", "data: two\n\n"].map(Ok::<_, Infallible>)).fuse();
@@ -215,7 +215,7 @@ async fn a_content_type_in_upper_case_is_known_to_the_compressor_outside() {
 }
 
 #[tokio::test]
-async fn json_is_compressed_but_inside_of_the_layer_for_a_client_that_accepts_event_streams() {
+async fn json_is_compressed_unless_accept_names_stream() {
     let json = format!("[{}1]", "1,".repeat(1_000));
     let handler = {
         let json = json.clone();
@@ -247,7 +247,7 @@ const GZIP: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\x4b\x49\x2c\x49\x
     \x33\x4b\xca\xf3\xb9\xb8\x00\xa2\x0d\x4a\x3f\x16\x00\x00\x00";
 
 #[tokio::test]
-async fn an_event_stream_that_is_already_encoded_passes_byte_for_byte_and_keeps_its_length() {
+async fn encoded_event_stream_passes_unchanged_with_length() {
     let handler = async || {
         // Before the first byte, heartbeats would be legal in a stream without an encoding.
         let steps = [Step::Silence(Duration::from_millis(50)), Step::chunk(GZIP)];

@@ -119,7 +119,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_parser_dispatches_what_the_event_was_told(setters in vec(setter(), 0..8)) {
+    fn parser_dispatches_the_fields_of_the_event(setters in vec(setter(), 0..8)) {
         let (event, told) = build(&setters);
         let parsed = whatwg::parse(&event.encode());
 
@@ -168,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn json_is_one_line_and_stays_the_same_value(key in nasty_text(), value in nasty_text()) {
+    fn json_is_one_line_with_same_value(key in nasty_text(), value in nasty_text()) {
         let value = serde_json::json!({ key: [value, 1.5, null] });
         let parsed = whatwg::parse(&Event::json(&value).unwrap().encode());
         prop_assert!(!parsed.messages[0].data.contains('\n'));
@@ -177,7 +177,7 @@ proptest! {
 }
 
 #[test]
-fn a_raw_json_value_with_line_ends_stays_correct_and_on_one_line() {
+fn raw_json_with_line_ends_is_one_line() {
     let pretty = "{\r\n  \"text\": \"two\\nlines\",\r  \"n\": [\n1\n]\n}";
     let raw: Box<serde_json::value::RawValue> = serde_json::from_str(pretty).unwrap();
     let parsed = whatwg::parse(&Event::json(&raw).unwrap().encode());
@@ -190,7 +190,7 @@ fn a_raw_json_value_with_line_ends_stays_correct_and_on_one_line() {
 }
 
 #[test]
-fn a_value_that_does_not_serialize_is_an_error_with_its_cause() {
+fn unserializable_value_is_error_with_source() {
     let map = std::collections::HashMap::from([(vec![1], 2)]);
     let error = Event::json(&map).unwrap_err();
     assert_eq!(
@@ -212,7 +212,7 @@ fn ten_mebibytes_of_data_arrive_whole() {
 }
 
 #[test]
-fn an_event_with_nothing_but_an_id_moves_the_cursor_and_dispatches_nothing() {
+fn checkpoint_moves_cursor_and_dispatches_nothing() {
     let stream: EncodedEvents = [Event::new("a").id(1), Event::checkpoint(9), Event::new("b")].into_iter().collect();
     let parsed = whatwg::parse(stream.as_bytes());
     let ids: Vec<_> = parsed.messages.iter().map(|message| message.last_event_id.as_str()).collect();
@@ -220,7 +220,7 @@ fn an_event_with_nothing_but_an_id_moves_the_cursor_and_dispatches_nothing() {
 }
 
 #[test]
-fn an_empty_id_makes_the_client_forget_its_id() {
+fn empty_id_clears_last_event_id() {
     let stream: EncodedEvents = [Event::new("a").id(1), Event::new("b").id("")].into_iter().collect();
     assert_eq!(whatwg::parse(stream.as_bytes()).last_event_id, "");
 }

@@ -88,7 +88,7 @@ fn owned(headers: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn an_http_1_1_client_gets_the_headers_of_an_event_stream_and_no_others() {
+async fn http_1_1_client_gets_event_stream_headers() {
     for kind in Kind::ALL {
         let bare = serve(two_events(kind)).await;
         for address in [axum_serve(two_events(kind)).await, bare.address] {
@@ -132,7 +132,7 @@ async fn an_http_2_client_gets_no_connection_header() {
 }
 
 #[tokio::test]
-async fn each_event_arrives_when_it_is_sent_and_not_at_the_end() {
+async fn each_event_arrives_when_it_is_sent() {
     for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|p| Kind::ALL.map(|kind| (p, kind))) {
         let (events, app) = live(kind);
         let address = axum_serve(app).await;
@@ -149,7 +149,7 @@ async fn each_event_arrives_when_it_is_sent_and_not_at_the_end() {
 }
 
 #[tokio::test]
-async fn an_http_1_1_connection_serves_the_next_request_when_a_stream_has_ended() {
+async fn http_1_1_connection_is_reused_after_stream() {
     for kind in Kind::ALL {
         let server = serve(two_events(kind)).await;
         let mut connection = Http1::connect(server.address).await;
@@ -162,7 +162,7 @@ async fn an_http_1_1_connection_serves_the_next_request_when_a_stream_has_ended(
 }
 
 #[tokio::test]
-async fn an_http_1_1_client_that_asks_to_close_is_told_so_and_gets_everything() {
+async fn http_1_1_client_can_ask_to_close() {
     for kind in Kind::ALL {
         let server = serve(two_events(kind)).await;
         let request = "GET /two HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\nConnection: close\r\n\r\n";
@@ -177,7 +177,7 @@ async fn an_http_1_1_client_that_asks_to_close_is_told_so_and_gets_everything() 
 const HTTP_1_0: [&str; 2] = ["GET /two HTTP/1.0\r\n\r\n", "GET /two HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"];
 
 #[tokio::test]
-async fn an_http_1_0_client_reads_to_the_close_and_has_every_event() {
+async fn http_1_0_client_reads_every_event_until_close() {
     for (request, kind) in HTTP_1_0.into_iter().flat_map(|request| Kind::ALL.map(|kind| (request, kind))) {
         let bare = serve(two_events(kind)).await;
         for address in [axum_serve(two_events(kind)).await, bare.address] {
@@ -193,7 +193,7 @@ async fn an_http_1_0_client_reads_to_the_close_and_has_every_event() {
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_is_not_promised_a_connection_that_then_closes() {
+async fn http_1_0_client_gets_no_keep_alive() {
     for kind in Kind::ALL {
         let server = serve(two_events(kind)).await;
         // hyper itself answers `keep-alive` to a client that asks for it, before it closes. The
@@ -237,7 +237,7 @@ async fn many_streams_share_an_http_2_connection() {
 }
 
 #[tokio::test]
-async fn the_answer_to_head_is_the_same_with_and_without_the_layer() {
+async fn head_response_is_unchanged_by_layer() {
     for kind in Kind::ALL {
         let stream = move || async move { kind.response(tokio_stream::pending()) };
         let app = Router::new().route("/", get(stream));
@@ -289,7 +289,7 @@ async fn stop_reconnecting_is_204_without_a_body() {
 }
 
 #[tokio::test]
-async fn after_stop_reconnecting_the_http_1_1_connection_serves_the_next_request() {
+async fn http_1_1_connection_is_reused_after_stop_reconnecting() {
     let app = Router::new().route("/", get(async || SseStream::stop_reconnecting())).layer(SseLayer::new());
     let server = serve(app).await;
     let mut connection = Http1::connect(server.address).await;
@@ -327,7 +327,7 @@ async fn a_plain_tower_service_needs_no_axum() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_frees_the_handlers_stream_at_once() {
+async fn disconnect_drops_stream_at_once() {
     for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|p| Kind::ALL.map(|kind| (p, kind))) {
         let (events, app) = live(kind);
         // No heartbeat is sent meanwhile: the server notices the close, not a failed write.
@@ -341,7 +341,7 @@ async fn a_client_that_goes_frees_the_handlers_stream_at_once() {
 }
 
 #[tokio::test]
-async fn a_client_that_resets_one_http_2_stream_frees_that_one_alone() {
+async fn http_2_reset_drops_only_its_stream() {
     for kind in Kind::ALL {
         let (gone, gone_app) = live(kind);
         let (stays, stays_app) = live(kind);
@@ -361,7 +361,7 @@ async fn a_client_that_resets_one_http_2_stream_frees_that_one_alone() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_before_the_first_event_frees_the_handlers_stream() {
+async fn disconnect_before_first_event_drops_stream() {
     for (protocol, kind) in Protocol::ALL.into_iter().flat_map(|p| Kind::ALL.map(|kind| (p, kind))) {
         let (events, app) = live(kind);
         let server = serve(app).await;

@@ -42,7 +42,7 @@ fn text(events: &EncodedEvents) -> &str {
 }
 
 #[test]
-fn a_subscription_gets_what_is_published_and_is_woken_for_it() {
+fn subscription_is_woken_for_published_event() {
     let topic = Hub::new().topic("a");
     let mut subscription = subscribe(&topic, Start::Latest);
     assert_pending!(subscription.poll_next());
@@ -61,7 +61,7 @@ fn a_subscription_gets_what_is_published_and_is_woken_for_it() {
 }
 
 #[test]
-fn an_event_keeps_its_fields_and_gets_the_id_of_the_hub() {
+fn event_keeps_fields_and_gets_hub_id() {
     let topic = Hub::new().topic("a");
     let mut subscription = subscribe(&topic, Start::Latest);
     let name = EventName::from_static("name");
@@ -85,7 +85,7 @@ fn ids_rise_over_all_topics_of_a_hub() {
 }
 
 #[test]
-fn many_topics_come_in_the_order_in_which_they_were_published() {
+fn topics_are_merged_in_publish_order() {
     let hub = Hub::new();
     let mut expected = Vec::new();
     for n in 0..2000_u32 {
@@ -114,7 +114,7 @@ fn many_topics_come_in_the_order_in_which_they_were_published() {
 }
 
 #[test]
-fn what_is_published_together_is_one_item_and_one_wake_up() {
+fn publish_all_is_one_item_and_wake_up() {
     let topic = Hub::new().topic("a");
     let count = Arc::new(Count::default());
     let waker = Waker::from(count.clone());
@@ -139,7 +139,7 @@ impl Wake for Count {
 }
 
 #[test]
-fn whoever_waits_is_woken_once_however_much_is_published_before_it_reads() {
+fn waiter_is_woken_once_before_it_reads() {
     let hub = Hub::new();
     let count = Arc::new(Count::default());
     let waker = Waker::from(count.clone());
@@ -171,7 +171,7 @@ fn the_waker_that_polled_last_is_woken() {
 /// Two subscribers at the same cursor share memory: an event is copied once, and not for each of
 /// them.
 #[test]
-fn who_is_at_the_same_place_gets_the_same_bytes() {
+fn subscribers_at_same_cursor_share_bytes() {
     let topic = Hub::new().topic("a");
     let mut live: Vec<_> = (0..3).map(|_| subscribe(&topic, Start::Latest)).collect();
     let same = |items: Vec<EncodedEvents>| {
@@ -191,7 +191,7 @@ fn who_is_at_the_same_place_gets_the_same_bytes() {
 }
 
 #[test]
-fn history_comes_in_large_pieces_that_are_not_copied() {
+fn history_is_large_pieces_without_copy() {
     let topic = Hub::new().topic("a");
     for n in 0..5000 {
         publish(&topic, &format!("{n:0>100}"));
@@ -212,7 +212,7 @@ fn history_comes_in_large_pieces_that_are_not_copied() {
 }
 
 #[test]
-fn the_newest_event_is_held_even_if_it_is_too_large_for_its_topic() {
+fn newest_event_is_retained_even_if_too_large() {
     for (max_events, max_bytes) in [(0, 1 << 20), (10, 0)] {
         let topic = Hub::builder().max_events(max_events).max_bytes(max_bytes).build().topic("a");
         let mut subscription = subscribe(&topic, Start::Latest);
@@ -233,7 +233,7 @@ fn messages(subscription: &mut task::Spawn<Subscription>) -> Vec<Message> {
 }
 
 #[test]
-fn who_is_too_slow_is_told_and_goes_on_with_the_oldest_that_is_held() {
+fn slow_subscriber_gets_gap_then_oldest_retained_event() {
     let hub = Hub::builder().max_events(3).build();
     let topic = hub.topic("a");
     let mut subscription = subscribe(&topic, Start::Latest);
@@ -255,7 +255,7 @@ fn who_is_too_slow_is_told_and_goes_on_with_the_oldest_that_is_held() {
 /// The last event of a stream says that no more events follow. A subscription that ends early must
 /// not send it.
 #[tokio::test(start_paused = true)]
-async fn who_is_too_slow_can_be_disconnected_and_comes_back_to_where_it_was() {
+async fn disconnected_slow_subscriber_resumes_where_it_was() {
     let hub = Hub::builder().max_events(3).lag_policy(LagPolicy::Disconnect).build();
     let topic = hub.topic("a");
     let stream = SseStream::new(topic.subscribe(Start::Latest).await.unwrap()).end_with(Event::new("no more"));
@@ -295,7 +295,7 @@ async fn who_is_too_slow_can_be_disconnected_and_comes_back_to_where_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn that_a_client_was_too_slow_is_not_lost_when_events_are_joined() {
+async fn lagged_error_survives_joined_events() {
     let hub = Hub::builder().max_events(1).lag_policy(LagPolicy::Disconnect).build();
     let subscription = now(hub.topic("a").subscribe(Start::Latest)).unwrap();
     publish(&hub.topic("a"), "1");
@@ -316,7 +316,7 @@ async fn that_a_client_was_too_slow_is_not_lost_when_events_are_joined() {
 
 /// A `204` would keep the client from events that it has not received.
 #[test]
-fn one_that_was_cut_off_before_it_became_a_response_is_not_over() {
+fn subscription_that_failed_early_is_not_204() {
     let topic = Hub::builder().max_events(1).lag_policy(LagPolicy::Disconnect).build().topic("a");
     let mut subscription = subscribe(&topic, Start::Latest);
     publish(&topic, "1");
@@ -328,7 +328,7 @@ fn one_that_was_cut_off_before_it_became_a_response_is_not_over() {
 }
 
 #[test]
-fn a_snapshot_after_a_lag_does_not_go_back() {
+fn snapshot_after_lag_does_not_move_back() {
     let hub = Hub::builder().max_events(3).build();
     let mut subscription = subscribe(&hub.topic("a"), Start::Latest);
     for n in 0..10 {
@@ -343,7 +343,7 @@ fn a_snapshot_after_a_lag_does_not_go_back() {
 }
 
 #[test]
-fn a_snapshot_comes_first_and_its_id_is_the_state_it_shows() {
+fn snapshot_comes_first_with_id_of_its_state() {
     let topic = Hub::new().topic("a");
     let seen = publish(&topic, "1");
     let subscription = now(topic.subscribe(Start::Latest)).unwrap();
@@ -359,7 +359,7 @@ fn a_snapshot_comes_first_and_its_id_is_the_state_it_shows() {
 }
 
 #[test]
-fn a_snapshot_takes_the_place_of_a_gap_and_of_what_is_still_held() {
+fn snapshot_replaces_gap_and_retained_events() {
     let topic = Hub::new().topic("a");
     let newest = publish(&topic, "1");
     let subscription = now(topic.subscribe(EventId::from("lost"))).unwrap();
@@ -372,7 +372,7 @@ fn a_snapshot_takes_the_place_of_a_gap_and_of_what_is_still_held() {
 }
 
 #[test]
-fn a_snapshot_of_a_state_that_knows_its_id_is_followed_by_what_came_after_that() {
+fn snapshot_with_id_is_followed_by_later_events() {
     let topic = Hub::new().topic("a");
     let (as_of, _) = (publish(&topic, "1"), publish(&topic, "2"));
     let subscription = now(topic.subscribe(as_of.clone())).unwrap();
@@ -383,7 +383,7 @@ fn a_snapshot_of_a_state_that_knows_its_id_is_followed_by_what_came_after_that()
 }
 
 #[test]
-fn a_snapshot_of_a_finished_topic_is_sent_before_the_end() {
+fn snapshot_of_finished_topic_precedes_end() {
     let topic = Hub::new().topic("a");
     now(topic.finish()).unwrap();
     let subscription = now(topic.subscribe(Start::Latest)).unwrap().begin_with(Event::new("state"));
@@ -393,7 +393,7 @@ fn a_snapshot_of_a_finished_topic_is_sent_before_the_end() {
 }
 
 #[test]
-fn of_a_state_a_client_gets_the_newest_and_misses_nothing() {
+fn latest_only_client_gets_newest_without_gap() {
     let hub = Hub::new();
     let (said, here) = (hub.topic("said"), hub.topic("here").latest_only());
     let mut slow = task::spawn(now(hub.subscribe(["said", "here"], Start::Latest)).unwrap());
@@ -418,7 +418,7 @@ fn of_a_state_a_client_gets_the_newest_and_misses_nothing() {
 }
 
 #[test]
-fn what_another_client_was_given_of_a_state_is_not_given_when_it_is_replaced() {
+fn replaced_state_is_not_read_from_cache() {
     let hub = Hub::new();
     let (said, here) = (hub.topic("said"), hub.topic("here").latest_only());
     let mut clients = [(); 2].map(|()| task::spawn(now(hub.subscribe(["said", "here"], Start::Latest)).unwrap()));
@@ -435,7 +435,7 @@ fn what_another_client_was_given_of_a_state_is_not_given_when_it_is_replaced() {
 }
 
 #[test]
-fn a_stream_that_is_made_of_a_subscription_can_begin_with_its_place() {
+fn stream_of_subscription_can_begin_with_cursor() {
     let topic = Hub::new().topic("a");
     let id = publish(&topic, "1");
     // In some browsers an id counts only with data, so a new client gets data. A client with an id
@@ -458,7 +458,7 @@ fn a_stream_that_is_made_of_a_subscription_can_begin_with_its_place() {
 }
 
 #[test]
-fn only_a_client_that_waits_for_what_comes_is_told_its_place_by_an_event_and_not_against_its_will() {
+fn only_live_client_gets_hub_cursor_unless_disabled() {
     let topic = Hub::new().topic("a");
     let id = publish(&topic, "1");
     let first_bytes = |subscription: Subscription| {
@@ -490,7 +490,7 @@ fn only_a_client_that_waits_for_what_comes_is_told_its_place_by_an_event_and_not
 
 /// Some clients read `retry` only as a part of an event with data.
 #[test]
-fn the_reconnection_time_comes_with_the_place_of_a_new_client() {
+fn retry_precedes_cursor_of_new_client() {
     let topic = Hub::new().topic("a");
     let new = now(topic.subscribe(tower_sse::LastEventId::default())).unwrap();
     let place = new.cursor();
@@ -502,7 +502,7 @@ fn the_reconnection_time_comes_with_the_place_of_a_new_client() {
 }
 
 #[test]
-fn subscribers_are_counted_until_they_are_dropped_or_at_their_end() {
+fn subscribers_count_until_dropped_or_ended() {
     let hub = Hub::new();
     let (a, b) = (hub.topic("a"), hub.topic("b"));
     let count = || (a.subscribers(), b.subscribers(), hub.stats().subscriptions);
@@ -532,7 +532,7 @@ fn a_topic_that_is_finished_takes_no_more() {
 }
 
 #[test]
-fn one_topic_too_many_is_an_error_and_leaves_nothing_behind() {
+fn topic_over_limit_is_error_without_trace() {
     let hub = Hub::builder().max_topics(2).build();
     publish(&hub.topic("a"), "");
     let error = now(hub.subscribe(["a", "b", "c"], Start::Latest)).unwrap_err();
@@ -548,7 +548,7 @@ fn one_topic_too_many_is_an_error_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_topic_that_nothing_was_ever_published_to_is_gone_with_its_last_subscriber() {
+fn empty_topic_is_dropped_with_last_subscriber() {
     let hub = Hub::new();
     let topic = hub.topic("a");
     assert!(!topic.exists());
@@ -581,7 +581,7 @@ fn any_text_is_the_name_of_a_topic() {
 /// A waker can be the last owner of a task, and the task of a subscription. No lock of the hub is
 /// held when it is dropped.
 #[test]
-fn a_waker_that_holds_another_subscription_can_be_dropped_by_the_hub() {
+fn hub_drops_waker_that_owns_a_subscription() {
     struct Holds(Mutex<Option<Subscription>>);
     impl Wake for Holds {
         fn wake(self: Arc<Self>) {
@@ -610,7 +610,7 @@ fn a_waker_that_holds_another_subscription_can_be_dropped_by_the_hub() {
 }
 
 #[test]
-fn a_hub_that_is_shut_down_ends_idle_and_busy_streams_at_once_and_clients_know_when_to_come_back() {
+fn hub_shutdown_ends_streams_with_reconnect_delay() {
     let hub = Hub::new();
     let topic = hub.topic("a");
     let body = || {

@@ -84,7 +84,7 @@ fn assert_gets_after_a_gap(hub: &Hub, topics: &[&str], requested: EventId, reaso
 }
 
 #[test]
-fn no_id_gets_what_is_published_from_now_on_or_what_the_handler_says() {
+fn no_id_gets_live_events_or_handler_start() {
     let hub = hub();
     publish(&hub, "a", "1");
     let none = LastEventId::default();
@@ -100,7 +100,7 @@ fn no_id_gets_what_is_published_from_now_on_or_what_the_handler_says() {
 }
 
 #[test]
-fn an_empty_id_is_none() {
+fn empty_id_counts_as_absent() {
     let hub = hub();
     publish(&hub, "a", "1");
     let subscription = subscribe(&hub, "a", Start::After(EventId::from("")));
@@ -109,7 +109,7 @@ fn an_empty_id_is_none() {
 }
 
 #[test]
-fn the_earliest_that_is_held_is_no_gap() {
+fn start_earliest_is_no_gap() {
     let hub = hub();
     for data in ["1", "2", "3", "4", "5"] {
         publish(&hub, "a", data);
@@ -131,14 +131,14 @@ fn the_newest_id_replays_nothing() {
 }
 
 #[test]
-fn an_id_that_is_held_gets_what_follows_it() {
+fn retained_id_gets_events_after_it() {
     let hub = hub();
     let ids = ["1", "2", "3"].map(|data| publish(&hub, "a", data));
     assert_gets(subscribe(&hub, "a", ids[1].clone()), &["3"]);
 }
 
 #[test]
-fn the_oldest_id_gets_what_follows_it() {
+fn oldest_id_gets_events_after_it() {
     let hub = hub();
     let ids = ["1", "2", "3", "4"].map(|data| publish(&hub, "a", data));
     assert_gets(subscribe(&hub, "a", ids[1].clone()), &["3", "4"]);
@@ -157,14 +157,14 @@ fn the_one_before_the_oldest_has_missed_nothing() {
 }
 
 #[test]
-fn an_evicted_id_gets_a_gap_and_all_that_is_held() {
+fn evicted_id_gets_gap_and_retained_events() {
     let hub = hub();
     let ids = ["1", "2", "3", "4", "5"].map(|data| publish(&hub, "a", data));
     assert_gets_after_a_gap(&hub, &["a"], ids[0].clone(), GapReason::Evicted, &["3", "4", "5"]);
 }
 
 #[test]
-fn an_id_of_another_topic_is_a_place_in_the_same_log() {
+fn id_of_another_topic_is_valid_cursor() {
     let hub = hub();
     publish(&hub, "a", "1");
     let other = publish(&hub, "b", "2");
@@ -180,7 +180,7 @@ fn an_id_of_another_topic_is_a_place_in_the_same_log() {
 }
 
 #[test]
-fn what_is_evicted_of_one_topic_only_is_a_gap_and_the_rest_is_there() {
+fn eviction_in_one_topic_is_gap_before_rest() {
     let hub = hub();
     let start = publish(&hub, "a", "1");
     publish(&hub, "b", "2");
@@ -192,7 +192,7 @@ fn what_is_evicted_of_one_topic_only_is_a_gap_and_the_rest_is_there() {
 }
 
 #[test]
-fn an_id_from_the_future_gets_a_gap_and_does_not_wait() {
+fn future_id_gets_gap_without_waiting() {
     let hub = hub();
     publish(&hub, "a", "1");
     let newest = publish(&hub, "a", "2");
@@ -204,7 +204,7 @@ fn an_id_from_the_future_gets_a_gap_and_does_not_wait() {
 }
 
 #[test]
-fn an_id_of_another_epoch_gets_a_gap_and_all_that_is_held() {
+fn id_of_other_epoch_gets_gap_and_retained_events() {
     let (before, after) = (hub(), hub());
     let old = ["1", "2", "3"].map(|data| publish(&before, "a", data));
     assert_gets_after_a_gap(&after, &["a"], old[1].clone(), GapReason::OtherEpoch, &[]);
@@ -225,7 +225,7 @@ fn an_id_that_was_never_issued_is_malformed() {
 }
 
 #[test]
-fn a_finished_topic_ends_after_its_last_event_and_stays_away_who_has_it() {
+fn finished_topic_ends_and_complete_client_gets_204() {
     let hub = hub();
     let ids = ["1", "2", "3", "4"].map(|data| publish(&hub, "a", data));
     let listening = subscribe(&hub, "a", Start::Latest);
@@ -257,7 +257,7 @@ fn a_finished_topic_ends_after_its_last_event_and_stays_away_who_has_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_topic_lost_is_told_when_it_was_dropped_and_made_anew() {
+async fn recreated_topic_reports_events_evicted_before() {
     let hub = hub();
     let ids = ["1", "2"].map(|data| publish(&hub, "a", data));
     publish(&hub, "b", "3");
@@ -272,7 +272,7 @@ async fn what_a_topic_lost_is_told_when_it_was_dropped_and_made_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_finished_topic_is_forgotten_when_it_is_too_old() {
+async fn expired_finished_topic_is_forgotten() {
     let hub = hub();
     let last = publish(&hub, "a", "1");
     finish(&hub, "a");
@@ -287,7 +287,7 @@ async fn a_finished_topic_is_forgotten_when_it_is_too_old() {
 
 /// A client that loses its connection before the first event resumes at the same cursor.
 #[tokio::test]
-async fn a_response_begins_with_a_place_to_come_back_to() {
+async fn response_begins_with_cursor() {
     let hub = hub();
     publish(&hub, "a", "1");
     let mut body = task::spawn(SseStream::new(subscribe(&hub, "a", Start::Latest)).into_http_response().into_body());
@@ -303,7 +303,7 @@ async fn a_response_begins_with_a_place_to_come_back_to() {
 }
 
 #[test]
-fn a_gap_that_was_told_is_not_told_again_to_who_comes_back_with_its_id() {
+fn reported_gap_is_not_repeated_after_reconnect() {
     let hub = Hub::builder().max_age(Duration::ZERO).build();
     publish(&hub, "a", "1");
     publish(&hub, "c", "2");
@@ -318,7 +318,7 @@ fn a_gap_that_was_told_is_not_told_again_to_who_comes_back_with_its_id() {
 }
 
 #[test]
-fn who_began_with_the_earliest_and_comes_back_before_the_first_event_missed_nothing() {
+fn earliest_client_resumes_before_first_event_without_gap() {
     let hub = Hub::builder().max_events(2).build();
     for n in 0..5 {
         publish(&hub, "a", &n.to_string());
@@ -373,7 +373,7 @@ fn cursor_survives_adapters() {
 }
 
 #[test]
-fn two_subscriptions_in_one_stream_have_no_common_cursor() {
+fn merged_subscriptions_have_no_common_cursor() {
     let hub = hub();
     let first = publish(&hub, "a", "1");
     let merge =

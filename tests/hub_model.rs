@@ -474,28 +474,28 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn with_short_histories_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+    fn events_arrive_or_gap_with_short_history(
         steps in vec(step(50), 1..120), max_events in 1_usize..30, policy in policies(),
     ) {
         run(steps, max_events, usize::MAX, policy);
     }
 
     #[test]
-    fn with_small_histories_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+    fn events_arrive_or_gap_with_small_history(
         steps in vec(step(400), 1..120), max_bytes in 0_usize..6000, policy in policies(),
     ) {
         run(steps, usize::MAX, max_bytes, policy);
     }
 
     #[test]
-    fn while_time_passes_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+    fn events_arrive_or_gap_while_time_passes(
         steps in vec(step_in_time(), 1..120), policy in policies(),
     ) {
         run(steps, usize::MAX, usize::MAX, policy);
     }
 
     #[test]
-    fn with_large_events_every_event_arrives_once_and_in_order_or_a_gap_is_told(
+    fn events_arrive_or_gap_with_large_events(
         steps in vec(step(9000), 1..120), max_bytes in 10_000_usize..200_000, policy in policies(),
     ) {
         run(steps, usize::MAX, max_bytes, policy);
@@ -503,7 +503,7 @@ proptest! {
 }
 
 #[test]
-fn a_response_to_who_has_it_all_is_204() {
+fn response_to_complete_client_is_204() {
     let hub = Hub::new();
     let topic = hub.topic("done");
     let id = topic.publish(Event::new("all")).now_or_never().unwrap().unwrap();

@@ -54,7 +54,7 @@ async fn back(protocol: Protocol, address: SocketAddr, path: &str, last_event_id
 }
 
 #[tokio::test]
-async fn a_client_comes_back_to_where_it_was_as_often_as_it_likes() {
+async fn client_resumes_after_every_reconnect() {
     for protocol in Protocol::ALL {
         let hub = Hub::new();
         let server = server(&hub).await;
@@ -77,7 +77,7 @@ async fn a_client_comes_back_to_where_it_was_as_often_as_it_likes() {
 }
 
 #[tokio::test]
-async fn a_client_whose_streams_end_after_a_time_comes_back_each_time_and_misses_nothing() {
+async fn client_misses_nothing_with_max_lifetime() {
     const EVENTS: usize = 300;
     for protocol in Protocol::ALL {
         let hub = Hub::new();
@@ -111,7 +111,7 @@ async fn a_client_whose_streams_end_after_a_time_comes_back_each_time_and_misses
 }
 
 #[tokio::test]
-async fn the_client_that_is_one_too_many_is_refused_until_another_has_gone() {
+async fn client_over_limit_is_rejected_until_another_leaves() {
     let hub = Hub::new();
     let server = server_with(&hub, SseLayer::new().max_streams(2)).await;
     let get = || Protocol::ALL[0].get(server.address, "/news", &[]);
@@ -130,7 +130,7 @@ async fn the_client_that_is_one_too_many_is_refused_until_another_has_gone() {
 }
 
 #[tokio::test]
-async fn who_comes_back_to_a_finished_topic_with_its_last_id_is_told_to_stay_away() {
+async fn complete_client_of_finished_topic_gets_204() {
     let hub = Hub::new();
     let server = server(&hub).await;
     publish(&hub, "job", "50 %").await;
@@ -153,7 +153,7 @@ async fn who_comes_back_to_a_finished_topic_with_its_last_id_is_told_to_stay_awa
 }
 
 #[tokio::test]
-async fn an_error_of_the_hub_is_a_response_that_says_what_is_wrong() {
+async fn hub_error_is_response_with_reason() {
     let hub = Hub::builder().max_topics(0).build();
     let server = server(&hub).await;
     let answer = Protocol::ALL[0].get(server.address, "/news", &[]).await.complete().await;
@@ -201,7 +201,7 @@ async fn request(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// A client that does not read costs only the buffers of the kernel and of hyper.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_do_not_read_delay_nobody_and_are_not_waited_for() {
+async fn stalled_clients_delay_no_publisher_or_client() {
     const EVENTS: usize = 5000;
     let data = "x".repeat(1024);
     let mut times = Vec::new();

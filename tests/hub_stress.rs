@@ -217,7 +217,7 @@ impl World {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn nothing_is_lost_repeated_or_out_of_order_under_stress() {
+async fn no_event_is_lost_repeated_or_reordered() {
     let begin = Instant::now();
     let world = Arc::new(World {
         hub: Hub::builder().max_events(HELD).build(),

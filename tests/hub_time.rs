@@ -35,7 +35,7 @@ fn data(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_is_held_until_it_is_too_old_and_not_longer() {
+async fn event_is_retained_until_it_expires() {
     let hub = hub();
     publish(&hub, "a", "old").await;
     sleep(MAX_AGE / 2).await;
@@ -63,7 +63,7 @@ async fn memory_is_given_back_without_traffic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_task_is_enough_for_all_topics_and_it_ends_when_there_is_nothing_to_do() {
+async fn one_janitor_serves_all_topics_and_ends() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let hub = hub();
     assert_eq!(tasks(), 0);
@@ -84,7 +84,7 @@ async fn one_task_is_enough_for_all_topics_and_it_ends_when_there_is_nothing_to_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_topic_is_looked_at_now_and_then_and_not_for_every_event() {
+async fn busy_topic_is_swept_sometimes() {
     let hub = hub();
     for _ in 0..1000 {
         publish(&hub, "a", "").await;
@@ -99,7 +99,7 @@ async fn a_busy_topic_is_looked_at_now_and_then_and_not_for_every_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_everything_is_told_of_no_gap_when_it_ages() {
+async fn expiry_is_no_gap_for_complete_client() {
     let hub = hub();
     let last = publish(&hub, "a", "1").await;
     let mut listening = subscribe(&hub, "a", last.clone()).await;
@@ -112,7 +112,7 @@ async fn who_has_everything_is_told_of_no_gap_when_it_ages() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_did_not_read_what_is_too_old_now_is_told() {
+async fn unread_expired_event_is_gap() {
     let hub = hub();
     let mut stalled = subscribe(&hub, "a", Start::Latest).await;
     publish(&hub, "a", "1").await;
@@ -136,7 +136,7 @@ async fn for_ever_is_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_clock_of_a_log_goes_on_for_longer_than_its_events_count_milliseconds() {
+async fn log_outlives_the_range_of_its_clock() {
     let day = Duration::from_secs(60 * 60 * 24);
     let hub = Hub::builder().max_age(200 * day).build();
     for n in 0..4 {
@@ -148,7 +148,7 @@ async fn the_clock_of_a_log_goes_on_for_longer_than_its_events_count_millisecond
 
 /// Publishers and subscribers remove expired events where no task can.
 #[test]
-fn outside_of_a_runtime_topics_are_dropped_as_well() {
+fn topics_expire_outside_of_a_runtime() {
     let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
     let publish = |topic: &str| futures_executor::block_on(publish(&hub, topic, ""));
     for topic in 0..100 {
@@ -162,7 +162,7 @@ fn outside_of_a_runtime_topics_are_dropped_as_well() {
 }
 
 #[test]
-fn a_runtime_that_nobody_drives_keeps_no_topics() {
+fn topics_expire_in_an_idle_runtime() {
     let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let first = runtime();
@@ -182,7 +182,7 @@ fn a_runtime_that_nobody_drives_keeps_no_topics() {
 
 /// Sleeping panics there. It happens once, and not for every event.
 #[test]
-fn in_a_runtime_without_timers_there_is_one_try_and_topics_are_dropped_as_well() {
+fn topics_expire_in_runtime_without_timers() {
     let hub = Hub::builder().max_age(Duration::from_millis(1)).build();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -215,7 +215,7 @@ fn a_hub_goes_from_one_runtime_to_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_subscription_has_the_heartbeat_of_any_stream() {
+async fn silent_subscription_sends_heartbeats() {
     let hub = hub();
     let stream = SseStream::new(hub.topic("a").subscribe(Start::Latest).await.unwrap());
     let mut body = task::spawn(stream.into_http_response().into_body());

@@ -111,7 +111,7 @@ fn status(subscription: Subscription) -> u16 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_published_on_one_node_arrives_on_the_other_and_a_client_goes_on_at_either() {
+async fn events_reach_both_nodes_and_clients_resume_at_either() {
     let ([one, other], _) = two(&Shared::new(PLENTY), Hub::builder).await;
     let mut here = subscribe(&one, "a", Start::Latest).await;
     let mut there = subscribe(&other, "a", Start::Latest).await;
@@ -129,7 +129,7 @@ async fn what_is_published_on_one_node_arrives_on_the_other_and_a_client_goes_on
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_goes_to_a_node_that_is_behind_loses_nothing_and_gets_nothing_twice() {
+async fn client_loses_nothing_at_a_node_behind() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     to_other.set(Mode::Lags);
     let mut ids = Vec::new();
@@ -147,7 +147,7 @@ async fn a_client_that_goes_to_a_node_that_is_behind_loses_nothing_and_gets_noth
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_for_what_is_published_from_now_on_does_not_get_what_this_node_has_published_before() {
+async fn live_subscriber_gets_no_earlier_event_of_node() {
     let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
     connections[0].set(Mode::Lags);
     publish(&hubs[0], "a", "before").await;
@@ -158,7 +158,7 @@ async fn who_comes_for_what_is_published_from_now_on_does_not_get_what_this_node
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_node_does_not_hold_any_more_comes_from_the_backend_in_pages_of_any_size() {
+async fn evicted_events_are_replayed_from_backend_in_pages() {
     for page in [1, 2, 7, 1000] {
         let shared = Shared::new(PLENTY);
         let (hubs, connections) = two(&shared, || Hub::builder().max_events(3)).await;
@@ -185,7 +185,7 @@ async fn what_a_node_does_not_hold_any_more_comes_from_the_backend_in_pages_of_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_node_holds_is_never_asked_of_the_backend() {
+async fn retained_events_need_no_read() {
     let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
     let mut ids = Vec::new();
     for n in 0..100 {
@@ -206,7 +206,7 @@ async fn what_a_node_holds_is_never_asked_of_the_backend() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_backend_does_not_hold_either_is_a_gap_before_the_answer() {
+async fn events_evicted_by_backend_are_gap_before_response() {
     let ([one, other], _) = two(&Shared::new(10), || Hub::builder().max_events(3)).await;
     let mut ids = Vec::new();
     for n in 0..40 {
@@ -228,7 +228,7 @@ async fn what_the_backend_does_not_hold_either_is_a_gap_before_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gap_is_told_with_the_event_with_which_the_client_goes_on_also_if_that_is_pages_away() {
+async fn gap_names_next_event_even_pages_later() {
     let shared = Shared::new(20);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
     connections[1].page.store(1, Relaxed);
@@ -245,7 +245,7 @@ async fn a_gap_is_told_with_the_event_with_which_the_client_goes_on_also_if_that
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_client_that_the_retention_of_the_backend_overtakes_is_told_or_disconnected() {
+async fn client_slower_than_backend_retention_gets_gap_or_ends() {
     for policy in [LagPolicy::Gap, LagPolicy::Disconnect] {
         let (hubs, _) = two(&Shared::new(10), || Hub::builder().max_events(3).lag_policy(policy)).await;
         let mut slow = subscribe(&hubs[1], "a", Start::Latest).await;
@@ -268,7 +268,7 @@ async fn a_slow_client_that_the_retention_of_the_backend_overtakes_is_told_or_di
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_comes_back_while_the_backend_is_down_is_not_cut_for_what_it_has_missed() {
+async fn client_resumes_without_gap_after_backend_outage() {
     let shared = Shared::new(5);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(2).lag_policy(LagPolicy::Disconnect)).await;
     let id = publish(&hubs[0], "a", "seen").await;
@@ -286,7 +286,7 @@ async fn a_client_that_comes_back_while_the_backend_is_down_is_not_cut_for_what_
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_id_that_was_never_issued_is_a_gap_as_soon_as_that_is_known() {
+async fn id_never_issued_is_gap_once_known() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, Hub::builder).await;
     publish(&hubs[0], "a", 0).await;
@@ -310,7 +310,7 @@ async fn an_id_that_was_never_issued_is_a_gap_as_soon_as_that_is_known() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_id_that_a_node_does_not_know_while_the_backend_is_down_is_taken_for_what_it_turns_out_to_be() {
+async fn unknown_id_is_decided_after_backend_outage() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     to_other.set(Mode::Fails);
     let ids = [publish(&one, "a", 0).await, publish(&one, "a", 1).await];
@@ -326,7 +326,7 @@ async fn an_id_that_a_node_does_not_know_while_the_backend_is_down_is_taken_for_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_takes_the_place_of_a_gap_and_of_what_is_still_held() {
+async fn snapshot_replaces_gap_and_retained_events() {
     let shared = Shared::new(10);
     let ([one, other], _) = two(&shared, || Hub::builder().max_events(3)).await;
     let early = publish(&one, "a", "early").await;
@@ -349,7 +349,7 @@ async fn a_snapshot_takes_the_place_of_a_gap_and_of_what_is_still_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_waits_two_seconds_for_a_backend_that_does_not_answer_and_not_longer() {
+async fn response_waits_two_seconds_for_silent_backend() {
     let shared = Shared::new(10);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
     let early = publish(&hubs[0], "a", "early").await;
@@ -372,7 +372,7 @@ async fn an_answer_waits_two_seconds_for_a_backend_that_does_not_answer_and_not_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_comes_back_to_a_finished_topic_gets_204_whether_or_not_the_node_still_knows_it() {
+async fn client_of_finished_topic_gets_204_on_any_node() {
     let age = Duration::from_secs(60);
     let shared = Shared::new(PLENTY);
     let ([one, other], _) = two(&shared, || Hub::builder().max_age(age)).await;
@@ -400,7 +400,7 @@ async fn a_client_that_comes_back_to_a_finished_topic_gets_204_whether_or_not_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_published_by_a_node_that_does_not_know_yet_that_the_topic_is_finished_is_not_lost() {
+async fn event_published_after_unread_finish_is_not_lost() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     let mut alone = subscribe(&one, "a", Start::Latest).await;
     let mut both = task::spawn(one.subscribe(["a", "b"], Start::Latest).await.unwrap());
@@ -424,7 +424,7 @@ async fn what_is_published_by_a_node_that_does_not_know_yet_that_the_topic_is_fi
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_finished_a_topic_cannot_publish_to_it_before_the_node_has_read_that() {
+async fn node_cannot_publish_after_its_own_finish() {
     let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
     connections[0].set(Mode::Lags);
     let last = publish(&hubs[0], "a", 0).await;
@@ -439,8 +439,7 @@ async fn who_has_finished_a_topic_cannot_publish_to_it_before_the_node_has_read_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_of_a_topic_that_one_client_finds_in_the_history_does_not_end_others_before_they_have_what_comes_first()
-{
+async fn replayed_end_ends_no_other_subscription_early() {
     let (hubs, connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(1)).await;
     let mut ids = Vec::new();
     for n in 0..3 {
@@ -462,7 +461,7 @@ async fn the_end_of_a_topic_that_one_client_finds_in_the_history_does_not_end_ot
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_read_holds_up_nobody_who_waits_for_the_same_page() {
+async fn unpolled_client_delays_no_client_of_its_page() {
     let (hubs, connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(1)).await;
     connections[1].page.store(1, Relaxed);
     let early = publish(&hubs[0], "a", 0).await;
@@ -486,7 +485,7 @@ async fn a_client_that_does_not_read_holds_up_nobody_who_waits_for_the_same_page
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_is_held_is_what_the_backend_holds() {
+async fn hub_retains_at_most_what_backend_retains() {
     let shared = Shared::new(30);
     let early = hub(shared.connect()).await;
     for n in 0..40 {
@@ -507,7 +506,7 @@ async fn all_that_is_held_is_what_the_backend_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ids_of_many_topics_become_visible_in_the_order_of_the_log() {
+async fn ids_of_all_topics_follow_log_order() {
     for page in [1, 3, 1000] {
         let (hubs, connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(4)).await;
         connections[1].page.store(page, Relaxed);
@@ -527,7 +526,7 @@ async fn ids_of_many_topics_become_visible_in_the_order_of_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_that_is_a_state_is_one_on_every_node() {
+async fn latest_only_topic_is_so_on_every_node() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     let state = one.topic("here").latest_only();
     let first = state.publish(Event::new("0")).await.unwrap();
@@ -552,7 +551,7 @@ async fn a_topic_that_is_a_state_is_one_on_every_node() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_state_in_the_history_each_page_has_the_newest() {
+async fn replayed_page_has_newest_state() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
     connections[1].page.store(5, Relaxed);
@@ -570,7 +569,7 @@ async fn of_a_state_in_the_history_each_page_has_the_newest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_for_which_a_node_has_no_room_is_an_error_there_and_comes_from_the_backend_when_there_is() {
+async fn topic_over_limit_is_read_from_backend_later() {
     let age = Duration::from_secs(60);
     let shared = Shared::new(PLENTY);
     let roomy = hub(shared.connect()).await;
@@ -589,7 +588,7 @@ async fn a_topic_for_which_a_node_has_no_room_is_an_error_there_and_comes_from_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_ends_every_subscription_at_once_also_one_that_waits_for_the_backend() {
+async fn shutdown_ends_subscriptions_that_wait_for_backend() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
     let early = publish(&hubs[0], "a", 0).await;
@@ -616,7 +615,7 @@ async fn a_shutdown_ends_every_subscription_at_once_also_one_that_waits_for_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_reader_goes_with_the_last_handle_and_lets_go_of_the_backend() {
+async fn follower_ends_with_last_handle() {
     let connection = Shared::new(PLENTY).connect();
     let hub = hub(connection.clone()).await;
     let subscription = subscribe(&hub, "a", Start::Latest).await;
@@ -635,7 +634,7 @@ async fn the_reader_goes_with_the_last_handle_and_lets_go_of_the_backend() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn publishing_fails_at_once_while_the_backend_is_down_and_recovers_by_itself() {
+async fn publish_fails_during_outage_and_recovers() {
     let ([one, other], [to_one, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     let mut listens = subscribe(&other, "a", Start::Latest).await;
     for down in [1, 100, 3600] {
@@ -663,7 +662,7 @@ async fn publishing_fails_at_once_while_the_backend_is_down_and_recovers_by_itse
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backend_that_does_not_answer_is_an_error_after_ten_seconds() {
+async fn silent_backend_is_error_after_ten_seconds() {
     let connection = Shared::new(PLENTY).connect();
     let hub = hub(connection.clone()).await;
     connection.set(Mode::Hangs);
@@ -675,7 +674,7 @@ async fn a_backend_that_does_not_answer_is_an_error_after_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_has_died_without_a_word_is_noticed() {
+async fn follower_notices_silently_dead_connection() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     let mut listens = subscribe(&other, "a", Start::Latest).await;
     settle().await;
@@ -691,7 +690,7 @@ async fn a_connection_that_has_died_without_a_word_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_log_under_the_same_name_ends_who_reads_and_is_a_gap_to_who_comes_back() {
+async fn replaced_log_ends_subscriptions_and_is_gap() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(2)).await;
     let mut ids = Vec::new();
@@ -725,7 +724,7 @@ async fn another_log_under_the_same_name_ends_who_reads_and_is_a_gap_to_who_come
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_clients_that_come_back_at_once_are_few_requests() {
+async fn ten_thousand_reconnects_share_few_reads() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
     let mut ids = Vec::new();
@@ -757,7 +756,7 @@ async fn ten_thousand_clients_that_come_back_at_once_are_few_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_while_it_waits_for_a_page_holds_up_nobody() {
+async fn client_leaving_during_read_delays_no_other() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = two(&shared, || Hub::builder().max_events(1)).await;
     let early = publish(&hubs[0], "a", 0).await;
@@ -780,7 +779,7 @@ async fn a_client_that_leaves_while_it_waits_for_a_page_holds_up_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unsure_publish_is_an_error_and_what_became_of_it_is_the_same_for_everybody() {
+async fn unsure_publish_is_error_and_same_for_all() {
     let ([one, other], [to_one, _]) = two(&Shared::new(PLENTY), Hub::builder).await;
     let mut clients = [subscribe(&one, "a", Start::Latest).await, subscribe(&other, "a", Start::Latest).await];
     to_one.set(Mode::LosesAnswers);
@@ -823,7 +822,7 @@ impl Backend for Odd {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_that_a_backend_says_makes_a_hub_panic_or_hand_out_what_is_no_event() {
+async fn odd_backend_causes_no_panic_or_invalid_event() {
     let record = |position: u64, event: &'static str| {
         let event = event.as_bytes().into();
         (position.into(), Record { topic: "a".into(), kind: RecordKind::Event, event })
@@ -846,7 +845,7 @@ async fn nothing_that_a_backend_says_makes_a_hub_panic_or_hand_out_what_is_no_ev
 }
 
 #[tokio::test]
-async fn memory_keeps_the_contract_of_a_log_of_its_own() {
+async fn hub_works_with_memory_backend_retaining_nothing() {
     let hub = hub(MemoryBackend::new(0)).await;
     assert_eq!(publish(&hub, "a", "held by nobody but the node").await.as_str().split('-').count(), 2);
 }

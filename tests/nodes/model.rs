@@ -529,7 +529,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_acknowledged_event_arrives_once_and_in_order_or_a_gap_is_told(
+    fn acknowledged_events_arrive_once_in_order_or_gap(
         max_records in 1..60_usize,
         max_events in 1..12_usize,
         steps in vec(step(), 1..80),

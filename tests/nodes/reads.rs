@@ -32,7 +32,7 @@ async fn nodes_with_history(events: usize) -> ([Hub; 2], [Faulty; 2], Vec<EventI
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_leave_delay_the_next_client_by_few_reads() {
+async fn leaving_clients_delay_next_client_by_few_reads() {
     const CLIENTS: usize = 20_000;
     let (hubs, connections, ids) = nodes_with_history(CLIENTS + 10).await;
     let topic = hubs[1].topic("a");
@@ -116,7 +116,7 @@ async fn open_subscription_retries_while_the_queue_is_full() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_of_the_same_read_share_a_place_in_the_queue() {
+async fn clients_of_same_read_share_queue_entry() {
     let (hubs, connections, ids) = nodes_with_history(10).await;
     let topic = hubs[1].topic("a");
     let clients = join_all((0..5_000).map(|_| topic.subscribe(ids[3].clone()))).await;

@@ -113,7 +113,7 @@ fn numbers(numbers: std::ops::Range<usize>) -> Vec<String> {
 }
 
 #[test]
-fn event_arrives_on_both_nodes_and_client_resumes_at_either() {
+fn event_reaches_both_nodes_and_client_resumes() {
     on_four_threads(async {
         let (hubs, _) = two(&Shared::new(PLENTY), 1000).await;
         let mut clients = Vec::new();
@@ -137,7 +137,7 @@ fn event_arrives_on_both_nodes_and_client_resumes_at_either() {
 }
 
 #[test]
-fn concurrent_publishers_are_in_one_order_on_both_nodes() {
+fn concurrent_publishers_have_one_order_on_nodes() {
     on_four_threads(async {
         const EACH: usize = 500;
         let (hubs, _) = two(&Shared::new(PLENTY), 7).await;
@@ -167,7 +167,7 @@ fn concurrent_publishers_are_in_one_order_on_both_nodes() {
 }
 
 #[test]
-fn history_comes_from_the_backend_in_pages_of_any_size() {
+fn history_is_replayed_in_pages_of_any_size() {
     on_four_threads(async {
         for page in [1, 7, 1000] {
             let (hubs, connections) = two(&Shared::new(PLENTY), 3).await;
@@ -239,7 +239,7 @@ fn node_recovers_within_a_second_after_an_outage() {
 }
 
 #[test]
-fn finished_topic_ends_on_both_nodes_and_is_204() {
+fn finished_topic_ends_on_nodes_with_204() {
     on_four_threads(async {
         let (hubs, _) = two(&Shared::new(PLENTY), 1000).await;
         let mut clients = [subscribe(&hubs[0], Start::Latest).await, subscribe(&hubs[1], Start::Latest).await];
@@ -303,7 +303,7 @@ fn returning_clients_share_reads() {
 }
 
 #[test]
-fn clients_that_come_and_leave_do_not_disturb_others() {
+fn connecting_and_leaving_clients_disturb_no_other() {
     on_four_threads(async {
         let (hubs, connections) = two(&Shared::new(PLENTY), 1).await;
         let ids = publish_many(&hubs[0], 500).await;

@@ -46,7 +46,7 @@ fn has_ended(subscription: &mut Subscription) -> bool {
 }
 
 #[test]
-fn a_reader_gets_each_event_and_the_end_while_they_are_published() {
+fn subscriber_gets_each_event_and_the_end() {
     check(3, || {
         let hub = Hub::new();
         let mut subscription = subscribe(&hub, &["a"], Start::Latest);
@@ -62,7 +62,7 @@ fn a_reader_gets_each_event_and_the_end_while_they_are_published() {
 }
 
 #[test]
-fn a_reader_of_two_topics_gets_the_events_of_two_publishers_in_their_order() {
+fn events_of_two_topics_arrive_in_order() {
     check(2, || {
         let hub = Hub::new();
         let mut subscription = subscribe(&hub, &["a", "b"], Start::Latest);
@@ -78,7 +78,7 @@ fn a_reader_of_two_topics_gets_the_events_of_two_publishers_in_their_order() {
 }
 
 #[test]
-fn who_subscribes_while_events_are_published_gets_what_follows_its_place() {
+fn subscribing_during_publish_gets_all_after_cursor() {
     check(3, || {
         let hub = Hub::new();
         publish(&hub, "a", "1");
@@ -121,7 +121,7 @@ fn all_that_wait_are_woken_while_others_leave() {
 }
 
 #[test]
-fn a_topic_that_is_left_while_somebody_comes_is_there() {
+fn topic_survives_leave_during_subscribe() {
     check(3, || {
         let hub = Hub::new();
         let leaves = subscribe(&hub, &["a"], Start::Latest);
@@ -138,7 +138,7 @@ fn a_topic_that_is_left_while_somebody_comes_is_there() {
 
 /// One event of each topic is retained, so either reader may lag.
 #[test]
-fn who_comes_too_late_for_an_event_is_told_and_goes_on() {
+fn lagged_subscriber_gets_gap_and_continues() {
     check(2, || {
         let hub = Hub::builder().max_events(1).build();
         let mut subscription = subscribe(&hub, &["a", "b"], Start::Latest);
@@ -167,7 +167,7 @@ fn who_comes_too_late_for_an_event_is_told_and_goes_on() {
 }
 
 #[test]
-fn who_waits_or_reads_while_the_hub_is_shut_down_comes_to_an_end() {
+fn shutdown_ends_waiting_and_reading_subscribers() {
     for topics in [&["a"][..], &["a", "b"]] {
         check(3, || {
             let hub = Hub::new();
