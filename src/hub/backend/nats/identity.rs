@@ -34,6 +34,12 @@ const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 /// A node renews the mark after this time once it has found a log, unless there are newer messages.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
+/// Pauses in milliseconds before a mark is published again to a stream that does not respond.
+///
+/// If two nodes create the stream at the same time, the server may answer one of them before the
+/// stream has subscribed to its subjects.
+const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
+
 /// The header of a mark that names the log that it replaces.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
@@ -387,19 +393,26 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 /// Publishes a mark and returns its sequence. `None`: the stream does not end where this was
 /// expected.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
-    use async_nats::jetstream::context::PublishErrorKind::WrongLastSequence;
+    use async_nats::jetstream::context::PublishErrorKind::{StreamNotFound, WrongLastSequence};
 
     let context = &stream.link.context;
     let subject = message::mark_subject(stream.name());
     let publish = async || {
-        let published = match context.send_publish(subject.clone(), mark.clone()).await {
-            Ok(acknowledged) => acknowledged.await,
-            Err(error) => Err(error),
-        };
-        match published {
-            Ok(ack) => Ok(Some(ack.sequence)),
-            Err(error) if error.kind() == WrongLastSequence => Ok(None),
-            Err(error) => Err(error),
+        let mut pauses = CREATION_PAUSES.into_iter();
+        loop {
+            let published = match context.send_publish(subject.clone(), mark.clone()).await {
+                Ok(acknowledged) => acknowledged.await,
+                Err(error) => Err(error),
+            };
+            match published {
+                Ok(ack) => return Ok(Some(ack.sequence)),
+                Err(error) if error.kind() == WrongLastSequence => return Ok(None),
+                Err(error) if error.kind() == StreamNotFound => match pauses.next() {
+                    Some(pause) => sleep(Duration::from_millis(pause)).await,
+                    None => return Err(error),
+                },
+                Err(error) => return Err(error),
+            }
         }
     };
     stream.link.answer(publish()).await

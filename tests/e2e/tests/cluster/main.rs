@@ -7,6 +7,7 @@ mod faults;
 mod limits;
 mod nats;
 mod nats_cluster;
+mod nats_creation;
 mod nats_logs;
 mod nodes;
 mod processes;
