@@ -1,12 +1,12 @@
-//! A chat: many rooms over one connection, who is here, and nothing missed when the connection was lost.
+//! A chat with several rooms over one connection, presence, and replay after a lost connection.
 //!
 //! ```console
 //! $ cargo run --example chat                        # http://127.0.0.1:3000
 //! $ cargo run --example chat 127.0.0.1:0            # any free port
 //! ```
 //!
-//! Open it in two windows. Cut the network of one, or stop the server and start it again, while the other writes.
-//! `/?rooms=lobby,rust` is in two rooms only.
+//! Open the page in two windows. Cut the network of one window while you write in the other, or
+//! restart the server. `/?rooms=lobby,rust` shows only two of the rooms.
 
 use axum::{
     Json, Router,
@@ -29,11 +29,11 @@ use tower_sse::{
 };
 
 const ROOMS: [&str; 4] = ["lobby", "rust", "music", "random"];
-/// In characters.
-const LONGEST_NAME: usize = 32;
-const LONGEST_TEXT: usize = 500;
+/// Limits, in characters.
+const MAX_NAME_LENGTH: usize = 32;
+const MAX_TEXT_LENGTH: usize = 500;
 
-/// How many are in each room, beside the rooms themselves.
+/// The topic for the number of subscribers in each room.
 const PRESENCE: &str = "presence";
 
 #[tokio::main]
@@ -53,36 +53,36 @@ async fn run(address: &str) -> Result<(), BoxError> {
     let url = format!("http://{}", listener.local_addr()?);
     println!("Open {url} in two windows, or read the wire:\n  curl -N '{url}/events?rooms=lobby,rust'");
 
-    // A room is remembered for an hour, and by newcomers for its last 500 messages.
+    // Each room retains its last 500 messages, for up to an hour.
     let hub = Hub::builder().max_events(500).max_age(Duration::from_secs(60 * 60)).build();
     let app = Router::new()
         .route("/", get(Html(include_str!("chat.html"))))
-        .route("/events", get(listen))
-        .route("/messages", post(say))
+        .route("/events", get(events))
+        .route("/messages", post(send))
         .layer(DefaultBodyLimit::max(16 << 10))
         .with_state(hub.clone())
         .layer(SseLayer::new().retry(Duration::from_secs(1)));
     tokio::select! {
         served = axum::serve(listener, app).into_future() => Ok(served?),
-        counted = count(&hub) => counted,
+        published = publish_presence(&hub) => published,
     }
 }
 
 #[derive(Deserialize)]
-struct Choice {
+struct Rooms {
     #[serde(default)]
     rooms: String,
 }
 
-/// The messages of some rooms, and who is there: `/events?rooms=lobby,rust`.
-async fn listen(
+/// Streams the messages and the presence of some rooms: `/events?rooms=lobby,rust`.
+async fn events(
     State(hub): State<Hub>,
-    Query(choice): Query<Choice>,
+    Query(query): Query<Rooms>,
     last: LastEventId,
 ) -> Result<SseStream<Subscription>, ErrorResponse> {
-    let mut rooms: Vec<_> = choice.rooms.split(',').filter(|room| !room.is_empty()).collect();
-    check(!rooms.is_empty(), || "name a room or more, as in /events?rooms=lobby,rust".into())?;
-    check(rooms.len() <= ROOMS.len(), || format!("{} rooms are too many: name at most {}", rooms.len(), ROOMS.len()))?;
+    let mut rooms: Vec<_> = query.rooms.split(',').filter(|room| !room.is_empty()).collect();
+    check(!rooms.is_empty(), || "no room given: name some, as in /events?rooms=lobby,rust".into())?;
+    check(rooms.len() <= ROOMS.len(), || format!("too many rooms ({}): name at most {}", rooms.len(), ROOMS.len()))?;
     for room in &rooms {
         check_room(room)?;
     }
@@ -95,21 +95,24 @@ struct Message {
     room: String,
     name: String,
     text: String,
-    /// Unix time in milliseconds, by the clock of the server.
+    /// Unix time in milliseconds, set by the server.
     #[serde(default)]
     time: u64,
 }
 
-/// Says something in a room. Who says it gets it as all the others do, by the connection.
-async fn say(State(hub): State<Hub>, Json(mut message): Json<Message>) -> Result<StatusCode, ErrorResponse> {
+/// Publishes a message in a room. The author receives it through the event stream,
+/// like all other subscribers.
+async fn send(State(hub): State<Hub>, Json(mut message): Json<Message>) -> Result<StatusCode, ErrorResponse> {
     check_room(&message.room)?;
-    for (field, longest, what) in
-        [(&mut message.name, LONGEST_NAME, "name"), (&mut message.text, LONGEST_TEXT, "message")]
+    for (field, max_length, what) in
+        [(&mut message.name, MAX_NAME_LENGTH, "name"), (&mut message.text, MAX_TEXT_LENGTH, "message")]
     {
         *field = field.trim().into();
         check(!field.is_empty(), || format!("the {what} is empty"))?;
         let length = field.chars().count();
-        check(length <= longest, || format!("the {what} has {length} characters, and at most {longest} are allowed"))?;
+        check(length <= max_length, || {
+            format!("the {what} has {length} characters: at most {max_length} are allowed")
+        })?;
     }
     message.time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_millis() as u64);
     let event = Event::json(&message).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
@@ -117,26 +120,26 @@ async fn say(State(hub): State<Hub>, Json(mut message): Json<Message>) -> Result
     Ok(StatusCode::NO_CONTENT)
 }
 
-type Refusal = (StatusCode, String);
+type Rejection = (StatusCode, String);
 
-fn check_room(room: &str) -> Result<(), Refusal> {
-    check(ROOMS.contains(&room), || format!("there is no room {room:?}, but {}", ROOMS.join(", ")))
+fn check_room(room: &str) -> Result<(), Rejection> {
+    check(ROOMS.contains(&room), || format!("there is no room {room:?}: choose from {}", ROOMS.join(", ")))
 }
 
-fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Refusal> {
-    if holds { Ok(()) } else { Err((StatusCode::BAD_REQUEST, otherwise())) }
+fn check(is_valid: bool, reason: impl FnOnce() -> String) -> Result<(), Rejection> {
+    if is_valid { Ok(()) } else { Err((StatusCode::BAD_REQUEST, reason())) }
 }
 
-/// Looks twice a second how many are in each room, and tells everybody when that has changed.
-async fn count(hub: &Hub) -> Result<(), BoxError> {
-    // Who comes gets the newest count, and not how it came about.
+/// Counts the subscribers of each room twice a second, and publishes the counts when they change.
+async fn publish_presence(hub: &Hub) -> Result<(), BoxError> {
+    // A new client needs only the newest counts.
     let presence = hub.topic(PRESENCE).latest_only();
-    let mut told = BTreeMap::new();
+    let mut published = BTreeMap::new();
     loop {
-        let here = BTreeMap::from(ROOMS.map(|room| (room, hub.topic(room).subscribers())));
-        if here != told {
-            presence.publish(Event::json(&here)?.event("presence")).await?;
-            told = here;
+        let counts = BTreeMap::from(ROOMS.map(|room| (room, hub.topic(room).subscribers())));
+        if counts != published {
+            presence.publish(Event::json(&counts)?.event("presence")).await?;
+            published = counts;
         }
         sleep(Duration::from_millis(500)).await;
     }

@@ -1,15 +1,18 @@
-//! Several nodes with one log: what is published on any of them arrives on all of them, and a client goes on at any of them.
+//! Several nodes with one log in Redis or NATS. An event that is published on one node arrives on
+//! all nodes, and a client can resume on any node.
 //!
 //! ```console
 //! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1:6379
 //! $ cargo run --example cluster --features redis,nats -- --nats nats://127.0.0.1:4222
 //! ```
 //!
-//! That is two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001, each with a hub of its own, as two programs would have. Open one of them,
-//! stop its node on the page, and see it go on at the other one, with what was published meanwhile. Stop Redis or NATS, and
-//! start it again.
+//! This starts two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001. Each node has its own hub, as two
+//! processes would. Open the page of one node, and stop the node on the page. The page reconnects
+//! to the other node, and receives the events that were published in between. Restart Redis or
+//! NATS, too.
 //!
-//! With addresses it is a node at each of them. These are two programs, which tell their pages of each other:
+//! With addresses, the program starts a node at each of them. `--others` names the nodes of other
+//! processes, for the page:
 //!
 //! ```console
 //! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
@@ -32,9 +35,9 @@ use tower_sse::{
     hub::{Hub, Subscription},
 };
 
-const USAGE: &str = "Say where the log is: --redis redis://127.0.0.1:6379 or --nats nats://127.0.0.1:4222";
-/// For how long a node is away that was stopped.
-const AWAY: Duration = Duration::from_secs(5);
+const USAGE: &str = "Give the URL of the log: --redis redis://127.0.0.1:6379 or --nats nats://127.0.0.1:4222";
+/// The downtime of a stopped node.
+const DOWNTIME: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -54,8 +57,8 @@ async fn run(args: Vec<String>) -> Result<(), BoxError> {
     let [backend, url, addresses @ ..] = &args[..] else { return Err(USAGE.into()) };
     let mut parts = addresses.splitn(2, |arg| arg == "--others");
     let (own, others) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let usual = ["127.0.0.1:3000".to_owned(), "127.0.0.1:3001".to_owned()];
-    let own = if own.is_empty() { &usual } else { own };
+    let default = ["127.0.0.1:3000".to_owned(), "127.0.0.1:3001".to_owned()];
+    let own = if own.is_empty() { &default } else { own };
     let mut listeners = Vec::new();
     for address in own {
         listeners.push(TcpListener::bind(address).await.map_err(|error| {
@@ -69,7 +72,7 @@ async fn run(args: Vec<String>) -> Result<(), BoxError> {
         nodes.push(listener.local_addr()?);
     }
     for other in others {
-        nodes.push(other.parse().map_err(|error| format!("{other:?} is no address of a node: {error}"))?);
+        nodes.push(other.parse().map_err(|error| format!("invalid address of a node {other:?}: {error}"))?);
     }
     let nodes: Arc<[_]> = nodes.into();
     let mut servers = JoinSet::new();
@@ -92,12 +95,12 @@ async fn run(args: Vec<String>) -> Result<(), BoxError> {
 #[derive(Clone)]
 struct Node {
     hub: Hub,
-    /// For the page: those of this program, and the others.
+    /// The addresses of all nodes, for the page.
     nodes: Arc<[SocketAddr]>,
     stop: CancellationToken,
 }
 
-/// Until it is stopped, and again after a while, as by whatever restarts a server.
+/// Serves until the node is stopped, and again after the downtime, as a process manager would.
 async fn serve(mut listener: TcpListener, hub: Hub, nodes: Arc<[SocketAddr]>) -> std::io::Result<()> {
     let address = listener.local_addr()?;
     loop {
@@ -113,23 +116,23 @@ async fn serve(mut listener: TcpListener, hub: Hub, nodes: Arc<[SocketAddr]>) ->
             .route("/publish", post(publish))
             .route("/stop", post(async |State(node): State<Node>| node.stop.cancel()))
             .with_state(Node { hub: hub.clone(), nodes: nodes.clone(), stop: stop.clone() })
-            // A page of one node goes on at the other, which is another origin.
+            // The page of one node reconnects to the other node, which is another origin.
             .layer(CorsLayer::permissive())
             .layer(streams);
         axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
-        sleep(AWAY).await;
+        sleep(DOWNTIME).await;
         listener = TcpListener::bind(address).await?;
     }
 }
 
-/// What is published, on whichever node. While the log cannot be reached nothing comes, and it all comes afterwards.
+/// Streams the events of all nodes. An outage of the log delays events, and loses none.
 async fn events(State(node): State<Node>, last: LastEventId) -> Result<SseStream<Subscription>> {
     Ok(SseStream::new(node.hub.topic("news").subscribe(last).await?))
 }
 
-/// Each line is an event, and they follow each other. Answers with the id of the last when all are in the log, and with an error
-/// if they may not be.
+/// Publishes each line as an event, in one batch. Returns the id of the last event when the log has
+/// stored the batch, and an error if it may not have.
 async fn publish(State(node): State<Node>, lines: String) -> Result<String, ErrorResponse> {
     let id = node.hub.topic("news").publish_all(lines.lines().map(Event::new)).await?;
-    Ok(id.ok_or((StatusCode::BAD_REQUEST, "there is nothing to publish"))?.to_string())
+    Ok(id.ok_or((StatusCode::BAD_REQUEST, "nothing to publish: the body is empty"))?.to_string())
 }

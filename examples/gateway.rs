@@ -1,12 +1,14 @@
-//! A reverse proxy: heartbeats, headers, limits and an orderly end for the event streams of a server that has none of these.
+//! A reverse proxy for a server with plain event streams. The proxy adds heartbeats, headers,
+//! limits and a graceful shutdown.
 //!
 //! ```console
-//! $ cargo run --example gateway                                        # http://127.0.0.1:3000, and a server behind it
-//! $ cargo run --example gateway 127.0.0.1:0 http://127.0.0.1:8080      # any free port, and that server behind it
+//! $ cargo run --example gateway                                        # http://127.0.0.1:3000, with its own upstream
+//! $ cargo run --example gateway 127.0.0.1:0 http://127.0.0.1:8080      # any free port, and this upstream
 //! ```
 //!
-//! The page reads one and the same stream directly and through the gateway. Everything that is no event stream passes as it
-//! is, but for upgrades (WebSockets), which do not. When a client goes, its request to the server behind is dropped.
+//! The page reads the same stream directly and through the gateway. Other responses pass unchanged.
+//! Upgrades, such as WebSockets, are not supported. When a client disconnects, the gateway drops
+//! its request to the upstream.
 
 use axum::{
     Router,
@@ -24,10 +26,11 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tower_sse::{BoxError, Heartbeat, SseLayer};
 
-/// Short, so that there is something to see. In production, below what the first proxy waits for: often 15 to 25 seconds.
+/// Short, so that the page shows some. In production, choose an interval below the shortest timeout
+/// between server and client: often 15 to 25 seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How long connections have to end by themselves, when the gateway is stopped.
-const GRACE: Duration = Duration::from_secs(10);
+/// The time that open connections have to end at a shutdown.
+const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -44,60 +47,64 @@ async fn run(address: &str, upstream: Option<String>) -> Result<(), BoxError> {
     let upstream = match upstream {
         Some(url) => {
             Url::parse(&url).ok().filter(|url| url.scheme() == "http" && url.path() == "/").ok_or_else(|| {
-                format!("cannot pass on to {url:?}\nGive an http URL without a path, such as http://127.0.0.1:8080")
+                format!("invalid upstream {url:?}\nGive an http URL without a path, such as http://127.0.0.1:8080")
             })?
         }
-        None => naive_server().await?,
+        None => plain_server().await?,
     };
     let listener = TcpListener::bind(address).await.map_err(|error| {
         format!("cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port")
     })?;
-    println!("Open http://{} in a browser: it is {upstream} through the gateway", listener.local_addr()?);
+    println!("Open http://{} in a browser. The upstream is {upstream}", listener.local_addr()?);
 
-    // No timeout for the whole, or for its silences: streams last. What is encoded stays so, and a redirection is an answer.
+    // No timeout for the response or for reads, because streams are long and often silent. The
+    // client decodes no content and follows no redirects: both are for the browser.
     let client = Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).redirect(Policy::none());
     let client = client.no_gzip().no_brotli().no_zstd().no_deflate().build()?;
-    // Without it, an event that follows closely on another one waits for the client's acknowledgement: some 40 milliseconds.
+    // Without TCP_NODELAY, an event shortly after another one waits for the acknowledgement of the
+    // client: about 40 milliseconds.
     let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
     let stop = CancellationToken::new();
     let streams = SseLayer::new()
         .heartbeat(Heartbeat::every(HEARTBEAT))
         .shutdown(stop.clone())
         .max_streams(10_000)
-        .max_streams_per(20, address_of);
+        .max_streams_per(20, client_address);
     let app = Router::new()
-        .fallback(pass_on)
+        .fallback(forward)
         .with_state((client, upstream))
         .layer(streams)
         .into_make_service_with_connect_info::<SocketAddr>();
     tokio::select! {
-        served = axum::serve(listener, app).with_graceful_shutdown(told_to_stop(stop.clone())) => Ok(served?),
-        () = too_long(&stop) => Err(format!("some connections have not ended in {GRACE:?}").into()),
+        served = axum::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
+        () = grace_period(&stop) => Err(format!("some connections did not end within {GRACE_PERIOD:?}").into()),
     }
 }
 
-/// Whose streams are counted together. Behind another proxy this is the proxy: take what it says of the client instead.
-fn address_of(parts: &Parts) -> Option<IpAddr> {
+/// Returns the key of the limit. Behind another proxy, this is the address of that proxy: read the
+/// address of the client from the header that it sets instead.
+fn client_address(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }
 
-/// Asks the server behind the same thing, and hands on what it answers as it comes.
+/// Forwards a request to the upstream, and streams the response back.
 ///
-/// When the client goes, all of this is dropped, and with it the connection to the server behind. When that one breaks off,
-/// so does the answer: a client must not take it for complete, and an `EventSource` comes back.
-async fn pass_on(
+/// When the client disconnects, axum drops this future or the response body, and reqwest closes the
+/// connection to the upstream. When the upstream connection breaks, the response breaks, too. The
+/// client then knows that the response is incomplete, and an `EventSource` reconnects.
+async fn forward(
     State((client, mut url)): State<(Client, Url)>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
 ) -> Response {
     let (Parts { method, uri, mut headers, .. }, body) = request.into_parts();
     url.set_path(uri.path());
     url.set_query(uri.query());
-    keep_end_to_end(&mut headers);
+    remove_hop_by_hop(&mut headers);
     headers.append(header::VIA, HeaderValue::from_static("1.1 gateway"));
-    headers.append("x-forwarded-for", HeaderValue::try_from(from.ip().to_string()).expect("digits, dots and colons"));
+    headers.append("x-forwarded-for", HeaderValue::try_from(peer.ip().to_string()).expect("an address is ASCII"));
     headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
-    // reqwest sets the one that the server behind goes by.
+    // reqwest sets `Host` to the upstream.
     if let Some(host) = headers.remove(header::HOST) {
         headers.insert("x-forwarded-host", host);
     }
@@ -106,22 +113,22 @@ async fn pass_on(
         request = request.body(reqwest::Body::wrap_stream(body.into_data_stream()));
     }
     match request.send().await {
-        Ok(answer) => {
-            let mut response = axum::http::Response::<reqwest::Body>::from(answer).map(Body::new);
-            keep_end_to_end(response.headers_mut());
+        Ok(response) => {
+            let mut response = axum::http::Response::<reqwest::Body>::from(response).map(Body::new);
+            remove_hop_by_hop(response.headers_mut());
             response
         }
         Err(error) => {
-            eprintln!("no answer: {error:?}");
-            let what = if error.is_connect() { "cannot be reached" } else { "has broken off before it answered" };
+            eprintln!("no response from the upstream: {error:?}");
+            let what = if error.is_connect() { "cannot be reached" } else { "did not send a response" };
             (StatusCode::BAD_GATEWAY, format!("the server behind this gateway {what}; try again later\n"))
                 .into_response()
         }
     }
 }
 
-/// Takes away what is meant for one connection, and not for the next one (RFC 9110, §7.6.1).
-fn keep_end_to_end(headers: &mut HeaderMap) {
+/// Removes the headers of a single connection (RFC 9110, §7.6.1).
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let connection = headers.get_all(header::CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
     let named: Vec<_> = connection.flat_map(|names| names.split(',')).map(|name| name.trim().to_owned()).collect();
     let always = ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
@@ -130,8 +137,8 @@ fn keep_end_to_end(headers: &mut HeaderMap) {
     }
 }
 
-/// A server that knows no better: it streams events, falls silent for a while, and leaves it at that.
-async fn naive_server() -> Result<Url, BoxError> {
+/// Starts an upstream with a plain event stream: no heartbeats, and silences of ten seconds.
+async fn plain_server() -> Result<Url, BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = Url::parse(&format!("http://{}", listener.local_addr()?))?;
     let page = include_str!("gateway.html").replace("{upstream}", url.as_str());
@@ -140,7 +147,7 @@ async fn naive_server() -> Result<Url, BoxError> {
             sleep(Duration::from_secs(if count % 4 == 0 { 10 } else { 1 })).await;
             Ok::<_, Infallible>(format!("id: {count}\ndata: This is event {count}.\n\n"))
         });
-        // Only the page needs the latter two, as it comes from another origin.
+        // The page needs the CORS headers, because it comes from another origin.
         let headers = [
             (header::CONTENT_TYPE, "text/event-stream"),
             (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
@@ -153,11 +160,13 @@ async fn naive_server() -> Result<Url, BoxError> {
     Ok(url)
 }
 
-/// Waits for Ctrl-C or SIGTERM, and then ends the streams: otherwise the gateway would wait for them.
-async fn told_to_stop(stop: CancellationToken) {
+/// Waits for Ctrl-C or SIGTERM, and ends the streams. Otherwise the graceful shutdown would wait
+/// for them.
+async fn shutdown_signal(stop: CancellationToken) {
     #[cfg(unix)]
     let terminate = async {
-        let mut signals = signal::unix::signal(signal::unix::SignalKind::terminate()).expect("a handler of signals");
+        let mut signals =
+            signal::unix::signal(signal::unix::SignalKind::terminate()).expect("the signal handler can be installed");
         signals.recv().await;
     };
     #[cfg(not(unix))]
@@ -169,7 +178,7 @@ async fn told_to_stop(stop: CancellationToken) {
     stop.cancel();
 }
 
-async fn too_long(stop: &CancellationToken) {
+async fn grace_period(stop: &CancellationToken) {
     stop.cancelled().await;
-    sleep(GRACE).await;
+    sleep(GRACE_PERIOD).await;
 }

@@ -1,12 +1,13 @@
-//! Long jobs with progress bars: one connection tells how far they are and how they end, not a request every second.
+//! Long jobs with progress bars. One event stream replaces a request every second.
 //!
 //! ```console
 //! $ cargo run --example jobs                        # http://127.0.0.1:3000
 //! $ cargo run --example jobs 127.0.0.1:0 20         # any free port, a step every 20 milliseconds
 //! ```
 //!
-//! Start some jobs, let one fail, cancel another; reload the page in the middle, open it in a second tab, cut the network.
-//! The page counts its requests. There is nothing to be done here: the function `work` pretends, and is what to replace.
+//! Start some jobs, let one fail, and cancel another. Reload the page in the middle, open it in a
+//! second tab, or cut the network. The page counts its requests. The function `work` only simulates
+//! a job: replace it with a real one.
 
 use axum::{
     Json, Router,
@@ -29,16 +30,16 @@ use tower_sse::{
     hub::{Error, Hub, Start, Subscription, Topic},
 };
 
-/// How many steps each job has.
+/// The number of steps of each job.
 const STEPS: u32 = 200;
-/// In characters.
-const LONGEST_NAME: usize = 60;
-/// How many jobs are worked on at once, and how many can be asked for in one request.
+/// The limit for a name, in characters.
+const MAX_NAME_LENGTH: usize = 60;
+/// Limits for jobs that run at the same time, and for jobs in one event stream.
 const MAX_RUNNING: usize = 8;
 const MAX_FOLLOWED: usize = 32;
-/// How many jobs are known, and for how long, from their beginning on.
-const MAX_KNOWN: usize = 1000;
-const KNOWN: Duration = Duration::from_secs(60 * 60);
+/// Limits for the jobs that the server remembers: their number, and the time since their start.
+const MAX_JOBS: usize = 1000;
+const RETENTION: Duration = Duration::from_secs(60 * 60);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -54,7 +55,7 @@ async fn main() -> ExitCode {
 
 async fn run(address: &str, pace: &str) -> Result<(), BoxError> {
     let Ok(pace @ 1..=10_000) = pace.parse() else {
-        return Err(format!("a step every {pace:?}? Give milliseconds, from 1 to 10000").into());
+        return Err(format!("invalid time of a step {pace:?}: give milliseconds from 1 to 10000").into());
     };
     let listener = TcpListener::bind(address).await.map_err(|error| {
         format!("cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port")
@@ -62,17 +63,18 @@ async fn run(address: &str, pace: &str) -> Result<(), BoxError> {
     println!("Open http://{} in a browser", listener.local_addr()?);
 
     let app = Arc::new(App {
-        // A topic is kept for so long after its last event, and a job is known for so long after its first.
-        hub: Hub::builder().max_age(KNOWN).max_topics(MAX_KNOWN).build(),
+        // A topic outlives its job: it is retained for this time after its last event, and a job
+        // only after its first.
+        hub: Hub::builder().max_age(RETENTION).max_topics(MAX_JOBS).build(),
         jobs: Mutex::default(),
-        room: Arc::new(Semaphore::new(MAX_RUNNING)),
+        permits: Arc::new(Semaphore::new(MAX_RUNNING)),
         pace: Duration::from_millis(pace),
     });
     let app = Router::new()
         .route("/", get(Html(include_str!("jobs.html"))))
         .route("/jobs", post(start))
-        .route("/jobs/{id}", get(look).delete(cancel))
-        .route("/jobs/{ids}/events", get(follow))
+        .route("/jobs/{id}", get(status).delete(cancel))
+        .route("/jobs/{ids}/events", get(events))
         .layer(DefaultBodyLimit::max(16 << 10))
         .with_state(app)
         .layer(SseLayer::new().retry(Duration::from_secs(1)));
@@ -82,25 +84,25 @@ async fn run(address: &str, pace: &str) -> Result<(), BoxError> {
 struct App {
     hub: Hub,
     jobs: Mutex<HashMap<String, Arc<Job>>>,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     pace: Duration,
 }
 
 struct Job {
-    begun: Instant,
+    started: Instant,
     status: Mutex<Status>,
-    /// Each event is the whole status and replaces the one before it. So a page that is new or was reloaded needs nothing
-    /// but the newest, one that was away is brought up to date by one event, and one that is slow leaves some out.
+    /// Each event is the whole status, and replaces the event before. So one event is enough for a
+    /// page that is new or reconnects, and a slow page skips events.
     topic: Topic,
     worker: Mutex<Option<AbortHandle>>,
 }
 
-/// What is known of a job: the data of each of its events, and what somebody gets who polls.
+/// The status of a job: the data of its events, and the response to a client that polls.
 #[derive(Clone, serde::Serialize)]
 struct Status {
     id: String,
     name: String,
-    /// `progress`, and at the end `done`, `failed` or `cancelled`. Events are called the same.
+    /// `progress`, and at the end `done`, `failed` or `cancelled`. Also the name of the event.
     state: &'static str,
     done: u32,
     total: u32,
@@ -108,81 +110,84 @@ struct Status {
 }
 
 #[derive(serde::Deserialize)]
-struct Order {
+struct JobRequest {
     name: String,
-    /// Whether it is to fail, as there is nothing here that could.
+    /// Makes the simulated job fail.
     #[serde(default)]
     fails: bool,
 }
 
-/// Starts a job, and says where it is to be found. It goes on whether anybody looks or not.
-async fn start(State(app): State<Arc<App>>, Json(order): Json<Order>) -> Result<impl IntoResponse> {
-    let name = order.name.trim().to_owned();
+/// Starts a job, and returns its location. The job does not depend on a connection.
+async fn start(State(app): State<Arc<App>>, Json(request): Json<JobRequest>) -> Result<impl IntoResponse> {
+    let name = request.name.trim().to_owned();
     let length = name.chars().count();
-    if !(1..=LONGEST_NAME).contains(&length) {
-        let why = format!("A name has 1 to {LONGEST_NAME} characters, and this one has {length}");
-        return Err((StatusCode::BAD_REQUEST, why).into());
+    if !(1..=MAX_NAME_LENGTH).contains(&length) {
+        let reason = format!("A name needs 1 to {MAX_NAME_LENGTH} characters, but this one has {length}");
+        return Err((StatusCode::BAD_REQUEST, reason).into());
     }
-    let place = Arc::clone(&app.room).try_acquire_owned().map_err(|_| {
-        let why = format!("{MAX_RUNNING} jobs are being worked on, which is the limit. Try again in a while");
-        (StatusCode::SERVICE_UNAVAILABLE, why)
+    let permit = Arc::clone(&app.permits).try_acquire_owned().map_err(|_| {
+        let reason = format!("{MAX_RUNNING} jobs are running, which is the limit. Try again later");
+        (StatusCode::SERVICE_UNAVAILABLE, reason)
     })?;
 
-    // Who knows the id can follow the job and cancel it. Each `RandomState` has random keys.
+    // The id must be unguessable: with it, a client can follow the job and cancel it. Each
+    // `RandomState` has random keys.
     let id: String = (0..2).map(|_| format!("{:016x}", RandomState::new().hash_one(&name))).collect();
     let status = Status { id: id.clone(), name, state: "progress", done: 0, total: STEPS, message: String::new() };
     let job = Arc::new(Job {
-        begun: Instant::now(),
+        started: Instant::now(),
         status: Mutex::new(status),
         topic: app.hub.topic(format!("jobs/{id}")).latest_only(),
         worker: Mutex::default(),
     });
-    // The first event. If the hub has too many topics already, it says so here.
-    job.tell(|_| {}).await?;
-    let worker = tokio::spawn(work(job.clone(), order.fails, app.pace));
+    // The first event. It is an error if the hub has too many topics.
+    job.update(|_| {}).await?;
+    let worker = tokio::spawn(work(job.clone(), request.fails, app.pace));
     *job.worker.lock().unwrap() = Some(worker.abort_handle());
     let mut jobs = app.jobs.lock().unwrap();
-    jobs.retain(|_, job| job.begun.elapsed() < KNOWN);
+    jobs.retain(|_, job| job.started.elapsed() < RETENTION);
     jobs.insert(id.clone(), job.clone());
     drop(jobs);
 
     tokio::spawn(async move {
-        let _until_it_has_ended = place;
-        // However it ends, those who follow it are told: also when it panics.
+        let _permit_until_the_end = permit;
+        // Subscribers learn of every end, also of a panic.
         let (state, message) = match worker.await {
             Ok(Ok(())) => ("done", format!("All {STEPS} steps are done")),
             Ok(Err(error)) => ("failed", error.to_string()),
-            Err(error) if error.is_cancelled() => ("cancelled", "Somebody has cancelled it".into()),
-            Err(_) => ("failed", "It has panicked".into()),
+            Err(error) if error.is_cancelled() => ("cancelled", "The job was cancelled".into()),
+            Err(_) => ("failed", "The job panicked".into()),
         };
-        let told = job.tell(|status| (status.state, status.message) = (state, message)).await;
-        if let Err(error) = told.and(job.topic.finish().await) {
+        let published = job.update(|status| (status.state, status.message) = (state, message)).await;
+        if let Err(error) = published.and(job.topic.finish().await) {
             eprintln!("{:?}: {error}", job.topic);
         }
     });
     Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/jobs/{id}"))], Json(serde_json::json!({ "id": id }))))
 }
 
-/// What somebody gets who polls.
-async fn look(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Status>> {
+/// Returns the status to a client that polls.
+async fn status(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Status>> {
     let status = app.job(&id)?.status.lock().unwrap().clone();
     Ok(Json(status))
 }
 
-/// How far a job is, or several on one connection: `/jobs/1f…,9c…/events`. Over HTTP/1.1 a browser has six for all tabs.
+/// Streams the status of one or more jobs over one connection: `/jobs/1f…,9c…/events`. Over
+/// HTTP/1.1, a browser has only six connections to a server for all tabs.
 ///
-/// It ends with the last of these jobs. Who comes back then with the last id gets `204 No Content`, and stays away.
-async fn follow(
+/// The stream ends with the last of these jobs. A client that reconnects with the last id then gets
+/// `204 No Content`, which ends the reconnections.
+async fn events(
     State(app): State<Arc<App>>,
     Path(ids): Path<String>,
     last: LastEventId,
 ) -> Result<SseStream<Subscription>> {
     let ids: Vec<_> = ids.split(',').collect();
     if ids.len() > MAX_FOLLOWED {
-        let why = format!("{} jobs are too many at once: name at most {MAX_FOLLOWED}", ids.len());
-        return Err((StatusCode::BAD_REQUEST, why).into());
+        let reason = format!("Too many jobs ({}): name at most {MAX_FOLLOWED}", ids.len());
+        return Err((StatusCode::BAD_REQUEST, reason).into());
     }
-    // Whoever subscribes to a topic makes it, so an id that somebody made up must not get there.
+    // Subscribing creates the topic, so check ids from clients first.
     let mut topics = Vec::new();
     for id in ids {
         topics.push(app.job(id)?.topic.name().to_owned());
@@ -190,7 +195,7 @@ async fn follow(
     Ok(SseStream::new(app.hub.subscribe(topics, last.or(Start::Earliest)).await?))
 }
 
-/// Stops a job. That it has stopped its events tell. For one that has ended already it changes nothing.
+/// Cancels a job. Its events report when it has ended. Has no effect on a job that has ended.
 async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<StatusCode> {
     if let Some(worker) = &*app.job(&id)?.worker.lock().unwrap() {
         worker.abort();
@@ -200,31 +205,33 @@ async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<S
 
 impl App {
     fn job(&self, id: &str) -> Result<Arc<Job>, (StatusCode, &'static str)> {
-        let job = self.jobs.lock().unwrap().get(id).filter(|job| job.begun.elapsed() < KNOWN).cloned();
-        job.ok_or((StatusCode::NOT_FOUND, "There is no such job, or it is no longer known"))
+        let job = self.jobs.lock().unwrap().get(id).filter(|job| job.started.elapsed() < RETENTION).cloned();
+        job.ok_or((StatusCode::NOT_FOUND, "There is no such job, or it has expired"))
     }
 }
 
 impl Job {
-    async fn tell(&self, change: impl FnOnce(&mut Status)) -> Result<(), Error> {
+    /// Changes the status, and publishes it.
+    async fn update(&self, change: impl FnOnce(&mut Status)) -> Result<(), Error> {
         let status = {
             let mut status = self.status.lock().unwrap();
             change(&mut status);
             status.clone()
         };
-        let event = Event::json(&status).expect("texts and numbers are JSON").event(status.state);
+        let event = Event::json(&status).expect("strings and numbers serialize").event(status.state);
         self.topic.publish(event).await.map(drop)
     }
 }
 
-/// A stand-in for a long job, to be replaced by a real one. It tells of every step: nobody is made slower by that.
+/// Simulates a long job. It publishes every step, because slow clients delay neither the job nor
+/// other clients.
 async fn work(job: Arc<Job>, fails: bool, pace: Duration) -> Result<(), BoxError> {
     for step in 1..=STEPS {
         sleep(pace).await;
         if fails && step > STEPS * 3 / 5 {
-            return Err(format!("Step {step} has failed: the file ends too early").into());
+            return Err(format!("Step {step} failed: the file ends too early").into());
         }
-        job.tell(|status| {
+        job.update(|status| {
             status.done = step;
             status.message = format!("Step {step} of {STEPS}");
         })

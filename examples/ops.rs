@@ -1,12 +1,12 @@
-//! A server as it goes into production: a live feed with limits, metrics and logs, that can be stopped while it is watched.
+//! A live feed with production settings: limits, metrics, logs and a graceful shutdown.
 //!
 //! ```console
 //! $ cargo run --example ops --all-features                        # http://127.0.0.1:3000
 //! $ cargo run --example ops --all-features 127.0.0.1:0            # any free port
 //! ```
 //!
-//! Open it in some windows, stop it with Ctrl-C or SIGTERM, and start it again. `/metrics` is what Prometheus reads;
-//! `RUST_LOG` says what is logged.
+//! Open the page in several windows, stop the server with Ctrl-C or SIGTERM, and start it again.
+//! `/metrics` serves the metrics for Prometheus, and `RUST_LOG` filters the log.
 
 use axum::{
     Router,
@@ -33,11 +33,13 @@ use tower_sse::{
 use tracing::{Span, info, info_span, warn};
 use tracing_subscriber::EnvFilter;
 
-/// Short, so that there is something to see. In production, below what the first proxy waits for: often 15 to 25 seconds.
+/// Short, so that the page shows some. In production, choose an interval below the shortest timeout
+/// between server and client: often 15 to 25 seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-const BETWEEN_EVENTS: Duration = Duration::from_secs(2);
-/// How long connections have to end by themselves. Shorter than whoever has sent the SIGTERM waits before it kills.
-const GRACE: Duration = Duration::from_secs(10);
+const EVENT_INTERVAL: Duration = Duration::from_secs(2);
+/// The time that open connections have to end at a shutdown. An init system must not send SIGKILL
+/// earlier.
+const GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -52,7 +54,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(address: &str) -> Result<(), BoxError> {
-    // Before the first stream, so that none is missed.
+    // Install the recorder before the first stream, so that it counts all streams.
     let durations = Matcher::Full("tower_sse_stream_duration_seconds".into());
     let metrics = PrometheusBuilder::new().set_buckets_for_metric(durations, &[1.0, 10.0, 60.0, 600.0, 3600.0])?;
     let metrics = metrics.install_recorder()?;
@@ -61,12 +63,12 @@ async fn run(address: &str) -> Result<(), BoxError> {
         format!("cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port")
     })?;
     let url = format!("http://{}", listener.local_addr()?);
-    println!("Open {url} in a browser, and look at its metrics:\n  curl {url}/metrics");
+    println!("Open {url} in a browser, and read the metrics:\n  curl {url}/metrics");
 
     let feed = Hub::new().topic("feed");
     let stop = CancellationToken::new();
     let streams = SseLayer::new()
-        // As an event, which the page can see: without one it knows that the connection is dead.
+        // An event and not a comment, so that the page can detect a dead connection.
         .heartbeat(Heartbeat::every(HEARTBEAT).event(Event::default().event("heartbeat")))
         .retry(Duration::from_secs(1))
         .shutdown(stop.clone())
@@ -74,31 +76,31 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .reconnect_jitter(Duration::from_secs(3))
         .max_lifetime(Duration::from_secs(60 * 60))
         .max_streams(10_000)
-        .max_streams_per(20, client)
+        .max_streams_per(20, client_address)
         .when_full(Overload::RetryLater)
-        .on_close(log);
+        .on_close(log_stream);
     let app = Router::new()
         .route("/", get(Html(include_str!("ops.html"))))
-        .route("/feed", get(watch).with_state(feed.clone()))
+        .route("/feed", get(events).with_state(feed.clone()))
         .route("/metrics", get(|State(metrics): State<PrometheusHandle>| async move { metrics.render() }))
         .with_state(metrics.clone())
         .layer(streams)
-        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(TraceLayer::new_for_http().make_span_with(request_span))
         .into_make_service_with_connect_info::<SocketAddr>();
     let timeout = ClientTimeout::default();
     let listener = listener.tap_io(move |tcp| {
         if let Err(error) = timeout.apply(tcp) {
-            warn!("a connection that is not given up: {error}");
+            warn!("cannot set the timeout of a connection: {error}");
         }
     });
     tokio::select! {
-        served = axum::serve(listener, app).with_graceful_shutdown(told_to_stop(stop.clone())) => Ok(served?),
+        served = axum::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
         ended = publish(&feed, &metrics) => ended,
-        () = too_long(&stop) => Err(format!("some connections have not ended in {GRACE:?}").into()),
+        () = grace_period(&stop) => Err(format!("some connections did not end within {GRACE_PERIOD:?}").into()),
     }
 }
 
-async fn watch(State(feed): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
+async fn events(State(feed): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
     Ok(SseStream::new(feed.subscribe(last).await?))
 }
 
@@ -106,34 +108,37 @@ async fn publish(feed: &Topic, metrics: &PrometheusHandle) -> Result<(), BoxErro
     for count in 1_u64.. {
         let watching = feed.subscribers();
         feed.publish(Event::json(&serde_json::json!({ "count": count, "watching": watching }))?).await?;
-        // Whether or not anybody reads the metrics.
+        // The recorder needs this even if Prometheus never reads the metrics.
         metrics.run_upkeep();
-        sleep(BETWEEN_EVENTS).await;
+        sleep(EVENT_INTERVAL).await;
     }
     Ok(())
 }
 
-/// Whose streams are counted together. Behind a proxy this is the proxy: take what it says of the client instead.
-fn client(parts: &Parts) -> Option<IpAddr> {
+/// Returns the key of the limit. Behind a proxy, this is the address of the proxy: read the address
+/// of the client from the header that the proxy sets instead.
+fn client_address(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }
 
-/// The span of a request, inside of which that of its stream is.
-fn span(request: &Request) -> Span {
+/// Creates the span of a request. The span of its stream is a child.
+fn request_span(request: &Request) -> Span {
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     info_span!("request", route)
 }
 
-/// In words of its own: `RUST_LOG=tower_sse=debug` is what the library says of it.
-fn log(StreamSummary { reason, duration, events, .. }: StreamSummary) {
-    info!("a stream has ended after {duration:.1?} and {events} events: {reason}");
+/// Logs the end of a stream. `RUST_LOG=tower_sse=debug` shows what the library itself logs.
+fn log_stream(StreamSummary { reason, duration, events, .. }: StreamSummary) {
+    info!("stream ended after {duration:.1?} and {events} events: {reason}");
 }
 
-/// Waits for Ctrl-C or SIGTERM, and then ends the streams: otherwise the server would wait for them.
-async fn told_to_stop(stop: CancellationToken) {
+/// Waits for Ctrl-C or SIGTERM, and ends the streams. Otherwise the graceful shutdown would wait
+/// for them.
+async fn shutdown_signal(stop: CancellationToken) {
     #[cfg(unix)]
     let terminate = async {
-        let mut signals = signal::unix::signal(signal::unix::SignalKind::terminate()).expect("a handler of signals");
+        let mut signals =
+            signal::unix::signal(signal::unix::SignalKind::terminate()).expect("the signal handler can be installed");
         signals.recv().await;
     };
     #[cfg(not(unix))]
@@ -142,11 +147,11 @@ async fn told_to_stop(stop: CancellationToken) {
         _ = signal::ctrl_c() => {}
         () = terminate => {}
     }
-    info!("stopping");
+    info!("shutting down");
     stop.cancel();
 }
 
-async fn too_long(stop: &CancellationToken) {
+async fn grace_period(stop: &CancellationToken) {
     stop.cancelled().await;
-    sleep(GRACE).await;
+    sleep(GRACE_PERIOD).await;
 }

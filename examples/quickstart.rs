@@ -1,11 +1,12 @@
-//! A live page of the machine it runs on: its load, memory and uptime, once a second.
+//! A live page of this machine: its load, memory and uptime, sampled every second.
 //!
 //! ```console
 //! $ cargo run --example quickstart                        # http://127.0.0.1:3000
 //! $ cargo run --example quickstart 127.0.0.1:0 100        # any free port, a sample every 100 milliseconds
 //! ```
 //!
-//! Stop the server and start it again, or cut the network, while the page is open: it catches up by itself.
+//! Restart the server, or cut the network, while the page is open. The page reconnects, and catches
+//! up by itself.
 
 use axum::{Router, extract::State, response::Html, routing::get};
 use std::{
@@ -20,25 +21,25 @@ use tower_sse::{
     hub::{Error, Hub, Start, Subscription, Topic},
 };
 
-/// How long events are kept, for those who come back and for newcomers: as long as the page's charts go back.
-const KEPT: Duration = Duration::from_secs(2 * 60);
+/// The retention of the hub: as long as the charts of the page go back.
+const RETENTION: Duration = Duration::from_secs(2 * 60);
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut args = env::args().skip(1);
     let address = args.next().unwrap_or_else(|| "127.0.0.1:3000".into());
-    let every = args.next().unwrap_or_else(|| "1000".into());
-    if let Err(error) = run(&address, &every).await {
+    let interval = args.next().unwrap_or_else(|| "1000".into());
+    if let Err(error) = run(&address, &interval).await {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-async fn run(address: &str, every: &str) -> Result<(), BoxError> {
-    let every = match every.parse() {
+async fn run(address: &str, interval: &str) -> Result<(), BoxError> {
+    let interval = match interval.parse() {
         Ok(milliseconds @ 1..=60_000) => Duration::from_millis(milliseconds),
-        _ => return Err(format!("samples every {every:?}? Give milliseconds, from 1 to 60000").into()),
+        _ => return Err(format!("invalid interval {interval:?}: give milliseconds from 1 to 60000").into()),
     };
     let listener = TcpListener::bind(address).await.map_err(|error| {
         format!("cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port")
@@ -46,20 +47,22 @@ async fn run(address: &str, every: &str) -> Result<(), BoxError> {
     let url = format!("http://{}", listener.local_addr()?);
     println!("Open {url} in a browser, or read the wire:\n  curl -N {url}/events");
 
-    let machine = Hub::builder().max_age(KEPT).build().topic("machine");
+    let machine = Hub::builder().max_age(RETENTION).build().topic("machine");
     let app = Router::new()
         .route("/", get(Html(include_str!("quickstart.html"))))
         .route("/events", get(events))
         .with_state(machine.clone())
-        // The default heartbeat waits for 15 seconds of silence, which this feed never has. This one can be watched.
-        .layer(SseLayer::new().retry(Duration::from_secs(1)).heartbeat(Heartbeat::every(every * 2 / 3)));
+        // The default heartbeat comes after 15 seconds of silence, and this feed is never silent
+        // for so long. A short interval makes heartbeats visible on the page.
+        .layer(SseLayer::new().retry(Duration::from_secs(1)).heartbeat(Heartbeat::every(interval * 2 / 3)));
     tokio::select! {
         served = axum::serve(listener, app).into_future() => Ok(served?),
-        sampled = sample(&machine, every) => sampled,
+        sampled = sample(&machine, interval) => sampled,
     }
 }
 
-/// All that is held for a newcomer; what it has missed for a client that comes back; and then what comes next.
+/// Streams the samples. A new client first gets all retained events, and a client that reconnects
+/// gets the events that it missed.
 async fn events(State(machine): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
     Ok(SseStream::new(machine.subscribe(last.or(Start::Earliest)).await?))
 }
@@ -74,8 +77,8 @@ struct Sample {
     uptime: u64,
 }
 
-/// Publishes a sample as a plain `message`, and after every fifth the highest of the five as a `peak`.
-async fn sample(machine: &Topic, every: Duration) -> Result<(), BoxError> {
+/// Publishes each sample as a plain `message`, and the maximum of every five samples as a `peak`.
+async fn sample(machine: &Topic, interval: Duration) -> Result<(), BoxError> {
     let mut system = System::new();
     let mut peak = Sample::default();
     for count in 1_u64.. {
@@ -93,7 +96,7 @@ async fn sample(machine: &Topic, every: Duration) -> Result<(), BoxError> {
             machine.publish(Event::json(&peak)?.event("peak")).await?;
             peak = Sample::default();
         }
-        sleep(every).await;
+        sleep(interval).await;
     }
     Ok(())
 }

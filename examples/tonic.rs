@@ -1,4 +1,5 @@
-//! gRPC and an event stream on one port: the health of some services, as gRPC clients watch it, and as a page does.
+//! gRPC and an event stream on one port. gRPC clients and a page both watch the health of some
+//! services.
 //!
 //! ```console
 //! $ cargo run --example tonic                                     # http://127.0.0.1:3000
@@ -6,8 +7,8 @@
 //! $ cargo run --example tonic 127.0.0.1:3000 watch payments       # a gRPC client of that server
 //! ```
 //!
-//! Let the client watch, open the page, and press its buttons: both are told of the same changes. Browsers come by
-//! HTTP/1.1, gRPC clients by HTTP/2, to the same address. Another client for it is
+//! Start the gRPC client, open the page, and press its buttons: both show the same changes.
+//! Browsers use HTTP/1.1, and gRPC clients use HTTP/2, on the same port. Another gRPC client is
 //! `grpc_health_probe -addr=127.0.0.1:3000 -service=payments`.
 
 use axum::{
@@ -38,13 +39,13 @@ const SERVICES: [&str; 3] = ["payments", "inventory", "search"];
 async fn main() -> ExitCode {
     let args: Vec<_> = env::args().skip(1).collect();
     let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let ran = match args[..] {
+    let result = match args[..] {
         [] => serve("127.0.0.1:3000").await,
         [address] => serve(address).await,
         [address, "watch", service] => watch(address, service).await,
-        _ => Err("Give an address to listen on, or one of such a server, `watch` and the name of a service".into()),
+        _ => Err("usage: tonic [ADDRESS], or tonic ADDRESS watch SERVICE".into()),
     };
-    if let Err(error) = ran {
+    if let Err(error) = result {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
@@ -56,7 +57,7 @@ async fn serve(address: &str) -> Result<(), BoxError> {
         format!("cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port")
     })?;
     let address = listener.local_addr()?;
-    println!("Open http://{address} in a browser, and watch a service by gRPC:");
+    println!("Open http://{address} in a browser, and watch a service through gRPC:");
     println!("  cargo run --example tonic {address} watch {}", SERVICES[0]);
 
     let health = HealthReporter::new();
@@ -69,14 +70,15 @@ async fn serve(address: &str) -> Result<(), BoxError> {
         .route("/services/{name}", put(set))
         .with_state(health.clone());
     let calls = Routes::new(HealthServer::new(HealthService::from_health_reporter(health)));
-    // Around both. Calls pass it as they are, with their trailers: only event streams are its business.
+    // The layer is around both routers. gRPC calls pass it unchanged, with their trailers.
     let app = calls.into_axum_router().merge(pages).layer(SseLayer::new().retry(Duration::from_secs(1)));
     Ok(axum::serve(listener, app).await?)
 }
 
-/// What a gRPC client gets from `Watch`, of all services at once: how they are, and then each change. It is a state and
-/// has no history: who comes back is told how it is now, and of what was in between nothing is needed. So there are no
-/// ids.
+/// Streams what a gRPC client gets from `Watch`, for all services: the current status, and then
+/// each change.
+///
+/// The events have no ids, because a client that reconnects needs only the current status.
 async fn events(
     State(health): State<HealthReporter>,
 ) -> Result<SseStream<impl Stream<Item = Result<Event, BoxError>>>, StatusCode> {
@@ -98,22 +100,22 @@ struct Change {
     serving: bool,
 }
 
-/// Changes the one state that both are told of.
+/// Sets the status of a service, for gRPC clients and pages.
 async fn set(
     State(health): State<HealthReporter>,
     Path(service): Path<String>,
     Json(change): Json<Change>,
 ) -> Result<StatusCode, (StatusCode, String)> {
     if !SERVICES.contains(&&*service) {
-        let why = format!("there is no service {service:?}, but {}", SERVICES.join(", "));
-        return Err((StatusCode::NOT_FOUND, why));
+        let reason = format!("there is no service {service:?}: choose from {}", SERVICES.join(", "));
+        return Err((StatusCode::NOT_FOUND, reason));
     }
     let status = if change.serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     health.set_service_status(service, status).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// As a gRPC client of such a server: prints each change, until it is stopped.
+/// Prints each change of a service, as a gRPC client.
 async fn watch(address: &str, service: &str) -> Result<(), BoxError> {
     let mut client = HealthClient::new(Endpoint::new(format!("http://{address}"))?.connect().await?);
     let mut changes = client.watch(HealthCheckRequest { service: service.into() }).await?.into_inner();
@@ -123,7 +125,7 @@ async fn watch(address: &str, service: &str) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// As it is in the protocol: `SERVING`, `NOT_SERVING`.
+/// Returns the name in the protocol: `SERVING` or `NOT_SERVING`.
 fn name(change: &HealthCheckResponse) -> &'static str {
     change.status().as_str_name()
 }

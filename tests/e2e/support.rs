@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: programs that are started and stopped, a relay to cut the wire in, and waiting.
+//! Shared helpers of the end-to-end tests: programs, browsers, faulty networks, and waiting.
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -12,16 +12,18 @@ mod driver;
 mod engine;
 #[path = "support/example.rs"]
 mod example;
-#[path = "support/family.rs"]
-mod family;
 #[path = "support/firefox.rs"]
 mod firefox;
-#[path = "support/network.rs"]
-mod network;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/page.rs"]
+mod page;
 #[path = "support/port.rs"]
 mod port;
 #[path = "support/process.rs"]
 mod process;
+#[path = "support/process_tree.rs"]
+mod process_tree;
 #[path = "support/proxy.rs"]
 mod proxy;
 #[path = "support/relay.rs"]
@@ -33,7 +35,7 @@ mod screenshot;
 #[path = "support/server.rs"]
 mod server;
 #[path = "support/store.rs"]
-pub mod store;
+mod store;
 #[path = "support/tls.rs"]
 mod tls;
 #[path = "support/wait.rs"]
@@ -46,12 +48,14 @@ mod wire;
 pub use browser::{Browser, Window};
 pub use client::Client;
 pub use engine::Engine;
-pub use example::{Example, program};
-pub use network::Wire;
+pub use example::{Example, example_path};
+pub use http::{Message, create, read, read_until, request, request_until};
+pub use page::Page;
 pub use port::Port;
 pub use process::installed;
-pub use proxy::{Model, Program, Proxy};
+pub use proxy::{Proxy, ProxyConfig, ProxyKind};
 pub use relay::{Relay, RequestHead};
 pub use server::Server;
+pub use store::{Store, StoreKind};
 pub use wait::{eventually, stays};
-pub use wire::{Message, create, read, read_until, request, request_until};
+pub use wire::Wire;

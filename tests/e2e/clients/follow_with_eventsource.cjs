@@ -4,8 +4,8 @@ const { EventSource } = require('eventsource');
 const [url, ...types] = process.argv.slice(2);
 const write = (object) => console.log(JSON.stringify(object));
 
-// From its version 5 on, the package does not keep a process alive that has nothing to do but wait for the reconnection.
-const alive = setInterval(() => {}, 1000);
+// Since version 5 of the package, its timer for the reconnection does not keep the process alive.
+const keepAlive = setInterval(() => {}, 1000);
 
 const source = new EventSource(url);
 for (const type of types) {
@@ -14,5 +14,5 @@ for (const type of types) {
 source.addEventListener('error', (event) => {
   if (source.readyState !== EventSource.CLOSED) return;
   write({ closed: event.code });
-  clearInterval(alive);
+  clearInterval(keepAlive);
 });

@@ -1,4 +1,4 @@
-"""Reads an answer with OpenAI's package: python read_with_openai.py <url>"""
+"""Reads an answer with the openai package: python read_with_openai.py <url>"""
 
 import json
 import sys

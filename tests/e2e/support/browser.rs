@@ -1,4 +1,4 @@
-//! A browser of one of three engines.
+//! A browser, driven through WebDriver.
 
 use crate::{driver::Driver, engine::Engine};
 use fantoccini::{Client, ClientBuilder};
@@ -7,34 +7,37 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Tests run beside each other, but more browsers than this starve each other on a small machine. A test that needs two waits
-/// for both at once: if each of two tests had one, both would wait for ever.
+/// The number of browsers at the same time. Tests run in parallel, and more browsers would starve
+/// each other on a small machine.
+///
+/// A test with two browsers acquires both permits together. Two such tests with one permit each
+/// would wait for each other forever.
 static BROWSERS: Semaphore = Semaphore::const_new(2);
 
-/// A browser with an empty profile. It ends on drop, and its profile with it.
+/// A browser with an empty profile. Dropping it ends the browser, and removes the profile.
 #[derive(Debug)]
 pub struct Browser {
     client: Client,
-    // Dropped in this order: the browser ends before its profile is removed, and then the next one may start.
+    // Dropped in this order: the browser ends, its profile is removed, and the next one may start.
     _driver: Driver,
     _profile: TempDir,
     _permit: SemaphorePermit<'static>,
 }
 
-/// What the page is shown in.
+/// The window of a browser.
 #[derive(Clone, Copy, Debug)]
 pub enum Window {
-    /// As wide as on a desk.
+    /// A window that is 1280 CSS pixels wide.
     Desktop,
-    /// As on a phone: this many CSS pixels wide, and with touch.
+    /// The screen of a phone, with touch.
     Phone {
-        /// Usually 360 to 430.
+        /// In CSS pixels, usually 360 to 430.
         width: u32,
     },
 }
 
 impl Window {
-    /// In CSS pixels.
+    /// Returns the width in CSS pixels.
     pub(crate) fn width(self) -> u32 {
         match self {
             Self::Desktop => 1280,
@@ -44,23 +47,23 @@ impl Window {
 }
 
 impl Browser {
-    /// Starts Chromium, which can be a phone, and takes screenshots.
+    /// Starts Chromium. Only Chromium can emulate a phone.
     ///
     /// # Panics
     ///
-    /// If it, or chromedriver, is not installed or does not start.
+    /// If Chromium or chromedriver is not installed, or does not start.
     pub async fn start(window: Window) -> Self {
         Self::start_with(permit().await, Engine::Chromium, window).await
     }
 
-    /// Starts two of Chromium that know nothing of each other, as on two machines.
+    /// Starts Chromium twice, with separate profiles, as on two machines.
     ///
     /// # Panics
     ///
-    /// If Chromium, or chromedriver, is not installed or does not start.
+    /// If Chromium or chromedriver is not installed, or does not start.
     pub async fn start_two(windows: [Window; 2]) -> [Self; 2] {
-        let mut permit = BROWSERS.acquire_many(2).await.expect("never closed");
-        let another = permit.split(1).expect("it is for two");
+        let mut permit = BROWSERS.acquire_many(2).await.expect("the semaphore is never closed");
+        let another = permit.split(1).expect("the permit is for two browsers");
         [
             Self::start_with(permit, Engine::Chromium, windows[0]).await,
             Self::start_with(another, Engine::Chromium, windows[1]).await,
@@ -71,13 +74,13 @@ impl Browser {
     ///
     /// # Panics
     ///
-    /// If it, or its driver, is not installed or does not start.
-    pub async fn of(engine: Engine) -> Self {
+    /// If the browser or its driver is not installed, or does not start.
+    pub async fn start_engine(engine: Engine) -> Self {
         Self::start_with(permit().await, engine, Window::Desktop).await
     }
 
     async fn start_with(permit: SemaphorePermit<'static>, engine: Engine, window: Window) -> Self {
-        let profile = tempfile::tempdir().expect("there is room for a profile");
+        let profile = tempfile::tempdir().expect("the folder can be created");
         let driver = engine.start(profile.path(), window);
         let client = ClientBuilder::new(HttpConnector::new())
             .capabilities(driver.capabilities())
@@ -87,16 +90,16 @@ impl Browser {
         Self { client, _driver: driver, _profile: profile, _permit: permit }
     }
 
-    /// What is on its screen, and what can be done there.
+    /// Returns the WebDriver client.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// What a script returns in the page.
+    /// Evaluates a JavaScript expression in the page. Awaits a promise.
     ///
     /// # Panics
     ///
-    /// If the script throws.
+    /// If the expression throws.
     pub async fn eval(&self, expression: &str) -> Value {
         let result = self.client.execute(&format!("return {expression};"), Vec::new()).await;
         result.unwrap_or_else(|error| panic!("`{expression}` throws in the page: {error}"))
@@ -104,5 +107,5 @@ impl Browser {
 }
 
 async fn permit() -> SemaphorePermit<'static> {
-    BROWSERS.acquire().await.expect("never closed")
+    BROWSERS.acquire().await.expect("the semaphore is never closed")
 }

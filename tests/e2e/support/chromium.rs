@@ -1,4 +1,4 @@
-//! Chromium, by way of chromedriver.
+//! Chromium, driven by chromedriver.
 
 use crate::{
     browser::Window,
@@ -10,7 +10,7 @@ use std::{path::Path, process::Command};
 
 pub(crate) fn start(profile: &Path, window: Window) -> Driver {
     let mut command = Command::new(installed(&["chromedriver"], "chromium-driver"));
-    // What it keeps outside of its profile, and does not remove when it is killed.
+    // Files outside of the profile, which chromedriver does not remove when it is killed.
     command.arg("--port=0").env("TMPDIR", profile);
     let port_in = |line: &str| {
         let (_, port) = line.split_once("successfully on port ")?;
@@ -28,7 +28,7 @@ pub(crate) fn start(profile: &Path, window: Window) -> Driver {
             "--no-sandbox",
             "--disable-dev-shm-usage",
             "--disable-gpu",
-            // Nothing but the page is to use the network, and nothing is to be between it and the relay.
+            // Only the page may use the network, and no proxy may stand between it and the relay.
             "--disable-quic",
             "--no-proxy-server",
             "--no-first-run",

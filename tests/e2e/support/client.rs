@@ -1,4 +1,4 @@
-//! Other programs that read event streams.
+//! Clients that are other programs.
 
 use crate::process::Process;
 use std::{
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-/// A running program that reads an event stream and writes what it gets, killed on drop.
+/// A running program that reads an event stream and prints what it receives. Killed on drop.
 #[derive(Debug)]
 pub struct Client {
     process: Process,
@@ -16,26 +16,26 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts it.
+    /// Starts the program.
     ///
     /// # Panics
     ///
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub fn start(command: &mut Command) -> Self {
-        let (process, output) = Process::spawn_read(command);
+        let (process, output) = Process::spawn_piped(command);
         Self { process, output, lines: Vec::new() }
     }
 
-    /// What it has written so far.
+    /// Returns the lines that the program has printed until now.
     pub fn lines(&mut self) -> &[String] {
         self.lines.extend(self.output.try_iter());
         &self.lines
     }
 
-    /// Waits for it to end by itself, and returns how it did. `None` if it does not in this time.
-    pub fn ended_within(&mut self, time: Duration) -> Option<ExitStatus> {
-        let status = self.process.ended_within(time)?;
-        // What it wrote last may still be on its way here.
+    /// Waits until the program exits, and returns its status. Returns `None` after the timeout.
+    pub fn wait_for_exit(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        let status = self.process.wait_for_exit(timeout)?;
+        // The last lines may still be in the channel.
         self.lines.extend(self.output.iter());
         Some(status)
     }

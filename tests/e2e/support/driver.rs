@@ -1,10 +1,10 @@
-//! A program that speaks WebDriver, and through which a browser is driven.
+//! A WebDriver server, such as chromedriver.
 
 use crate::{process::Process, screen::Screen};
 use serde_json::{Map, Value};
 use std::net::SocketAddr;
 
-/// It ends on drop, and its browser with it.
+/// A running WebDriver server. Dropping it ends the server and its browser.
 #[derive(Debug)]
 pub(crate) struct Driver {
     // Dropped in this order: the browser ends before its screen.
@@ -15,27 +15,28 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// One that is running.
+    /// Creates the handle of a WebDriver server that listens on this port.
     ///
     /// # Panics
     ///
-    /// If the capabilities, what is asked for of the browser, are no object.
+    /// If the capabilities are not a JSON object.
     pub(crate) fn new(process: Process, port: u16, capabilities: Value) -> Self {
-        let Value::Object(capabilities) = capabilities else { panic!("no object: {capabilities}") };
+        let Value::Object(capabilities) = capabilities else { panic!("not a JSON object: {capabilities}") };
         Self { _process: process, _screen: None, address: SocketAddr::from(([127, 0, 0, 1], port)), capabilities }
     }
 
-    /// The same, with a screen that is kept for as long.
-    pub(crate) fn on(self, screen: Screen) -> Self {
+    /// Keeps this screen until the browser has ended.
+    pub(crate) fn with_screen(self, screen: Screen) -> Self {
         Self { _screen: Some(screen), ..self }
     }
 
-    /// Where a browser is asked for.
+    /// Returns the URL for new WebDriver sessions.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What is asked for. A self-signed certificate is as good as any on this machine, and nobody waits for a page for ever.
+    /// Returns the capabilities to request. The browser accepts self-signed certificates, and
+    /// loading a page or running a script fails after 20 seconds.
     pub(crate) fn capabilities(&self) -> Map<String, Value> {
         let mut capabilities = self.capabilities.clone();
         capabilities.insert("acceptInsecureCerts".to_owned(), true.into());
@@ -44,11 +45,14 @@ impl Driver {
     }
 }
 
-/// Starts a driver that takes a port which is free at `::1` or `127.0.0.1`, and ends if it is not free at the other.
+/// Starts a driver, and tries again up to four times.
+///
+/// A driver chooses a port that is free on one of `::1` and `127.0.0.1`, and exits if the same port
+/// is taken on the other.
 ///
 /// # Panics
 ///
-/// If that happens again and again.
+/// If the last attempt fails.
 pub(crate) fn start(mut try_start: impl FnMut() -> Result<(Process, u16), String>) -> (Process, u16) {
     for _ in 0..4 {
         if let Ok(started) = try_start() {

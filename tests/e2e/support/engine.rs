@@ -1,21 +1,22 @@
-//! The three engines that there are.
+//! The three browser engines.
 
 use crate::{browser::Window, chromium, driver::Driver, firefox, webkit};
 use std::path::Path;
 
-/// What is inside of a browser, and reads event streams in its own way.
+/// A browser engine. Each engine has its own implementation of `EventSource`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// That of Chromium, also in Chrome, Edge and Opera.
+    /// The engine of Chromium, Chrome, Edge and Opera.
     Chromium,
-    /// That of Firefox.
+    /// The engine of Firefox.
     Firefox,
-    /// That of WebKitGTK's MiniBrowser, also in Safari, there with another network library.
+    /// The engine of WebKitGTK's MiniBrowser. Safari uses it with another network library.
     WebKit,
 }
 
 impl Engine {
-    /// Starts what drives it. Only Chromium can be a phone.
+    /// Starts the WebDriver server of this engine. Only Chromium uses the window: the other engines
+    /// cannot emulate a phone.
     pub(crate) fn start(self, profile: &Path, window: Window) -> Driver {
         match self {
             Self::Chromium => chromium::start(profile, window),

@@ -1,4 +1,4 @@
-//! The examples, as a user runs them.
+//! The examples, as programs.
 
 use crate::process::Process;
 use std::{
@@ -19,31 +19,31 @@ pub struct Example {
 }
 
 impl Example {
-    /// Starts it on a port that is free, with these arguments after the address.
+    /// Starts an example on a free port, with these arguments after the address.
     ///
     /// # Panics
     ///
-    /// If it does not build, or does not print where it listens.
+    /// If the example does not build, or does not print its address.
     pub fn start(name: &str, args: &[&str]) -> Self {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), name, args)
     }
 
-    /// Starts it where another one was.
+    /// Starts an example at the address of an earlier one.
     ///
     /// # Panics
     ///
-    /// If it does not build, or does not print where it listens.
+    /// If the example does not build, or does not print its address.
     pub fn start_at(address: SocketAddr, name: &str, args: &[&str]) -> Self {
         Self::start_with(name, &[&[&*address.to_string()], args].concat())
     }
 
-    /// Starts it with nothing but these arguments.
+    /// Starts an example with only these arguments.
     ///
     /// # Panics
     ///
-    /// If it does not build, or does not print where it listens.
+    /// If the example does not build, or does not print its address.
     pub fn start_with(name: &str, args: &[&str]) -> Self {
-        let mut command = Command::new(program(name));
+        let mut command = Command::new(example_path(name));
         command.args(args);
         let (process, address) = Process::start(&mut command, |line| {
             let (_, url) = line.split_once("http://")?;
@@ -52,41 +52,41 @@ impl Example {
         Self { process, address }
     }
 
-    /// Asks it to end, as an init system does before it kills: SIGTERM.
+    /// Sends SIGTERM, as an init system does before it kills a service.
     ///
     /// # Panics
     ///
-    /// If it cannot be asked.
+    /// If the signal cannot be sent.
     pub fn terminate(&self) {
         self.process.signal("TERM");
     }
 
-    /// Sends it this signal: `STOP` and `CONT`.
+    /// Sends a signal, such as `STOP` or `CONT`.
     ///
     /// # Panics
     ///
-    /// If it cannot be sent.
+    /// If the signal cannot be sent.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
     }
 
-    /// Waits for it to end by itself. `None` if it does not in this time.
-    pub fn ended_within(&mut self, time: Duration) -> Option<ExitStatus> {
-        self.process.ended_within(time)
+    /// Waits until the example exits, and returns its status. Returns `None` after the timeout.
+    pub fn wait_for_exit(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        self.process.wait_for_exit(timeout)
     }
 
-    /// Where it listens.
+    /// Returns the address of the example.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-/// Where the program of an example is: built once, and where cargo says it has put it.
+/// Builds an example once, and returns the path of its executable.
 ///
 /// # Panics
 ///
-/// If it does not build.
-pub fn program(name: &str) -> PathBuf {
+/// If the example does not build.
+pub fn example_path(name: &str) -> PathBuf {
     static BUILT: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     built.get_or_insert_default().entry(name.to_owned()).or_insert_with(|| build(name)).clone()
@@ -94,22 +94,23 @@ pub fn program(name: &str) -> PathBuf {
 
 fn build(name: &str) -> PathBuf {
     let mut command = Command::new(env!("CARGO"));
-    // What cargo tells a test of its package: ring is built anew where that is another one than the last time.
+    // Cargo sets these variables for a test. The build script of ring would see the change, and
+    // build ring again.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             command.env_remove(name);
         }
     }
     let build = command
-        // With the features with which the whole suite is built, so that it is built once.
+        // With the features of the whole suite, so that cargo builds the library once.
         .args(["build", "--package=tower-sse", "--all-features", "--example", name])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .output()
-        .expect("cargo runs");
+        .expect("cargo is installed");
     assert!(build.status.success(), "{name} does not build:\n{}", String::from_utf8_lossy(&build.stderr));
     let messages = String::from_utf8(build.stdout).expect("cargo writes UTF-8");
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut programs = messages.filter(|message| message["target"]["name"] == name);
-    programs.find_map(|message| Some(message["executable"].as_str()?.into())).expect("cargo names what it has built")
+    let mut artifacts = messages.filter(|message| message["target"]["name"] == name);
+    artifacts.find_map(|message| Some(message["executable"].as_str()?.into())).expect("cargo prints the executable")
 }

@@ -1,20 +1,20 @@
-//! Firefox, by way of geckodriver.
+//! Firefox, driven by geckodriver.
 
 use crate::{
     driver::Driver,
-    process::{Process, found, installed},
+    process::{Process, find_installed, installed},
 };
 use serde_json::json;
 use std::{path::Path, process::Command};
 
 pub(crate) fn start(profile: &Path) -> Driver {
-    // Debian has no package of it.
-    let geckodriver = found(&["geckodriver"])
+    // Debian has no package of geckodriver.
+    let geckodriver = find_installed(&["geckodriver"])
         .unwrap_or_else(|| panic!("geckodriver is not installed: `cargo install --locked --debug geckodriver@0.37.1`"));
     let mut command = Command::new(geckodriver);
-    // The other port is that of a protocol that is not used: any will do.
+    // WebDriver BiDi is not used, so its port can be any.
     command.args(["--port=0", "--websocket-port=0", "--profile-root"]).arg(profile);
-    // What it keeps outside of a profile.
+    // Files outside of the profile.
     command.env("HOME", profile).env("TMPDIR", profile);
     let (process, port) =
         Process::start(&mut command, |line| line.rsplit_once("Listening on 127.0.0.1:")?.1.parse().ok());
@@ -23,7 +23,7 @@ pub(crate) fn start(profile: &Path) -> Driver {
         "moz:firefoxOptions": {
             "binary": installed(&["firefox-esr", "firefox"], "firefox-esr"),
             "args": ["-headless"],
-            // Nothing but the page is to use the network. geckodriver turns off the rest.
+            // Only the page may use the network. geckodriver disables other services by itself.
             "prefs": {
                 "app.normandy.enabled": false,
                 "browser.safebrowsing.malware.enabled": false,

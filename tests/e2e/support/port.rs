@@ -1,39 +1,40 @@
-//! A port that stays its own while nobody listens there.
+//! A port that stays reserved while no server listens on it.
 
 use std::{io, net::SocketAddr};
 use tokio::net::{TcpListener, TcpSocket};
 
-/// A port of this machine. Who connects while nobody listens is refused.
+/// A reserved port of 127.0.0.1. A connection attempt is refused while no server listens.
 #[derive(Debug)]
 pub struct Port {
     address: SocketAddr,
-    /// Bound, and never listening: so nobody else gets the port, and whoever has this can listen there.
+    /// Bound, and never listening. The system gives the port to no other program, and the owner of
+    /// this value can listen on it.
     _socket: TcpSocket,
 }
 
 impl Port {
-    /// One that is free.
+    /// Reserves a free port.
     ///
     /// # Errors
     ///
-    /// If there is none.
+    /// If there is no free port.
     pub fn free() -> io::Result<Self> {
-        let socket = socket_at(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         Ok(Self { address: socket.local_addr()?, _socket: socket })
     }
 
-    /// Where it is.
+    /// Returns the address of the port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// One at a time.
+    /// Listens on the port. Only one listener at a time is possible.
     pub(crate) fn listen(&self) -> io::Result<TcpListener> {
-        socket_at(self.address)?.listen(1024)
+        bind(self.address)?.listen(1024)
     }
 }
 
-fn socket_at(address: SocketAddr) -> io::Result<TcpSocket> {
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -1,6 +1,6 @@
 //! Programs that do not outlive the test.
 
-use crate::family;
+use crate::process_tree;
 use std::{
     env, fs,
     io::{BufRead, BufReader},
@@ -11,53 +11,54 @@ use std::{
     time::{Duration, Instant},
 };
 
-const TO_START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A running program, killed on drop with all that it has started.
+/// A running program. Dropping it kills the program and all its descendants.
 #[derive(Debug)]
 pub(crate) struct Process(Child);
 
 impl Process {
-    /// Starts it. It has no input, and its output is where the command says.
+    /// Starts the program without input. The command decides where the output goes.
     pub(crate) fn spawn(command: &mut Command) -> Self {
         let child = command.stdin(Stdio::null()).spawn();
         Self(child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}")))
     }
 
-    /// Starts it. What it writes comes line by line.
-    pub(crate) fn spawn_read(command: &mut Command) -> (Self, mpsc::Receiver<String>) {
+    /// Starts the program, and returns a channel of its output lines.
+    pub(crate) fn spawn_piped(command: &mut Command) -> (Self, mpsc::Receiver<String>) {
         let mut process = Self::spawn(command.stdout(Stdio::piped()));
         let output = process.0.stdout.take().expect("its output is piped");
 
         let (sender, lines) = mpsc::channel();
-        // It goes on reading to the end, as the program would wait when its pipe is full.
+        // The thread reads to the end, because a full pipe would block the program.
         thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let _no_longer_waited_for = sender.send(line);
+                let _receiver_is_dropped = sender.send(line);
             }
         });
         (process, lines)
     }
 
-    /// Starts it, and waits for the line of its output in which `find` finds what is to know of it.
+    /// Starts the program, and waits until `find` returns a value for a line of its output.
     pub(crate) fn start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> (Self, T) {
         Self::try_start(command, find).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The same, for a program that may do better the next time. The error says what it wrote.
+    /// Does the same as [`start`](Self::start), and returns an error that contains the output.
     pub(crate) fn try_start<T>(command: &mut Command, find: impl Fn(&str) -> Option<T>) -> Result<(Self, T), String> {
-        let (process, lines) = Self::spawn_read(command);
+        let (process, lines) = Self::spawn_piped(command);
         let begin = Instant::now();
-        let mut written = Vec::new();
+        let mut output = Vec::new();
         loop {
-            match lines.recv_timeout(TO_START.saturating_sub(begin.elapsed())) {
+            match lines.recv_timeout(START_TIMEOUT.saturating_sub(begin.elapsed())) {
                 Ok(line) => match find(&line) {
                     Some(value) => return Ok((process, value)),
-                    None => written.push(line),
+                    None => output.push(line),
                 },
                 Err(error) => {
                     return Err(format!(
-                        "{command:?} did not start in {:?}: {error}; it wrote {written:?}, and its error output is above",
+                        "{command:?} did not start within {:?}: {error}; its output is {output:?}, \
+                         and its error output is above",
                         begin.elapsed()
                     ));
                 }
@@ -65,34 +66,34 @@ impl Process {
         }
     }
 
-    /// Starts it, and waits until it listens on a port: for a program that does not say on which.
+    /// Starts a program that does not print its port, and waits until it listens on one.
     pub(crate) fn try_start_listening(command: &mut Command) -> Result<(Self, u16), String> {
         let mut process = Self::spawn(command.stdout(Stdio::null()));
         let begin = Instant::now();
-        while begin.elapsed() < TO_START {
-            if let Some(port) = listens_on(process.0.id()) {
+        while begin.elapsed() < START_TIMEOUT {
+            if let Some(port) = listening_port(process.0.id()) {
                 return Ok((process, port));
             }
             if let Some(status) = process.0.try_wait().expect("it is a child of this process") {
-                return Err(format!("{command:?} has ended, {status}; its error output is above"));
+                return Err(format!("{command:?} exited with {status}; its error output is above"));
             }
             thread::sleep(Duration::from_millis(20));
         }
         Err(format!("{command:?} does not listen after {:?}; its error output is above", begin.elapsed()))
     }
 
-    /// Sends it this signal.
+    /// Sends a signal, by name.
     ///
-    /// By the program for that: the standard library has no safe way to send another one than SIGKILL.
+    /// Runs `kill`, because the standard library can safely send no signal but SIGKILL.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new(installed(&["kill"], "procps")).args(["-s", name, &self.0.id().to_string()]).status();
-        assert!(sent.is_ok_and(|status| status.success()), "{name} cannot be sent");
+        assert!(sent.is_ok_and(|status| status.success()), "cannot send SIG{name}");
     }
 
-    /// Waits for it to end by itself, but not for long.
-    pub(crate) fn ended_within(&mut self, time: Duration) -> Option<ExitStatus> {
+    /// Waits until the program exits, and returns its status. Returns `None` after the timeout.
+    pub(crate) fn wait_for_exit(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let begin = Instant::now();
-        while begin.elapsed() < time {
+        while begin.elapsed() < timeout {
             if let Some(status) = self.0.try_wait().expect("it is a child of this process") {
                 return Some(status);
             }
@@ -104,18 +105,18 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The id of one that has ended may be another's by now.
+        // After the program has exited, its id may belong to another process.
         if let Ok(None) = self.0.try_wait() {
-            family::kill(self.0.id());
+            process_tree::kill(self.0.id());
         }
         let _already_ended = self.0.kill();
         let _nothing_to_do_about_it = self.0.wait();
     }
 }
 
-/// The first port on which a process listens at 127.0.0.1, from what Linux tells of it.
-fn listens_on(process: u32) -> Option<u16> {
-    const LISTENS: &str = "0A";
+/// Returns the port of 127.0.0.1 that a process listens on. Reads `/proc`.
+fn listening_port(process: u32) -> Option<u16> {
+    const LISTEN: &str = "0A";
     let files = fs::read_dir(format!("/proc/{process}/fd")).ok()?;
     let targets = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
     let inode = |target: PathBuf| Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned());
@@ -123,27 +124,27 @@ fn listens_on(process: u32) -> Option<u16> {
     fs::read_to_string("/proc/net/tcp").ok()?.lines().skip(1).find_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, local, _, state, ..] = *fields else { return None };
-        let is_its_own = sockets.iter().any(|socket| socket == fields.get(9).copied().unwrap_or_default());
+        let is_own = sockets.iter().any(|socket| socket == fields.get(9).copied().unwrap_or_default());
         let port = local.strip_prefix("0100007F:")?;
-        if state == LISTENS && is_its_own { u16::from_str_radix(port, 16).ok() } else { None }
+        if state == LISTEN && is_own { u16::from_str_radix(port, 16).ok() } else { None }
     })
 }
 
-/// Where a program is that the tests cannot do without, and that this Debian package brings.
+/// Returns the path of a required program: the first of these names that is installed.
 ///
 /// # Panics
 ///
-/// If it is nowhere.
+/// If none of the programs is installed. The message names the Debian package.
 pub fn installed(names: &[&str], package: &str) -> PathBuf {
-    found(names).unwrap_or_else(|| {
+    find_installed(names).unwrap_or_else(|| {
         panic!("{} is not installed: `apt-get install {package}`, or run scripts/test", names.join(" or "))
     })
 }
 
-/// Where the first of these programs is.
-pub(crate) fn found(names: &[&str]) -> Option<PathBuf> {
+/// Returns the path of the first of these programs that is installed.
+pub(crate) fn find_installed(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Debian keeps servers where only root looks for programs.
+    // Debian installs servers in a folder that only root has in its PATH.
     let folders = env::split_paths(&path).chain(["/usr/sbin".into()]).collect::<Vec<_>>();
     let mut files = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     files.find(|file| file.is_file())

@@ -1,4 +1,4 @@
-//! Proxies in front of a server, each with the configuration that users are given as a model.
+//! Reverse proxies in front of a server, with the configurations that the documentation recommends.
 
 use crate::process::{Process, installed};
 use std::{
@@ -12,19 +12,19 @@ use std::{
 use tempfile::TempDir;
 use tokio::{net::TcpStream, time::sleep};
 
-/// Varnish has a C compiler at work.
-const TO_START: Duration = Duration::from_secs(30);
-/// A free port may be taken by somebody else before the proxy takes it.
+/// Varnish compiles its configuration with a C compiler.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Another program can take the free port before the proxy listens on it.
 const ATTEMPTS: usize = 3;
 
-/// What the models say, and the test has to say otherwise.
-const LISTENS_AT: &str = "127.0.0.1:8080";
-const SERVER: &str = "127.0.0.1:3000";
+/// Values in the recommended configurations that a test replaces.
+const LISTEN_ADDRESS: &str = "127.0.0.1:8080";
+const SERVER_ADDRESS: &str = "127.0.0.1:3000";
 const TIMEOUT: &str = "60s";
 
-/// A program that passes requests on.
+/// A reverse proxy program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
+pub enum ProxyKind {
     /// Apache httpd, with mod_proxy_http and mod_deflate.
     Apache,
     /// Caddy 2.
@@ -37,134 +37,137 @@ pub enum Program {
     Varnish,
 }
 
-/// A configuration: that of the folder `proxies`, with what a test changes of it.
+/// A configuration of the folder `proxies`, with the changes of a test.
 #[derive(Clone, Debug)]
-pub struct Model {
-    program: Program,
+pub struct ProxyConfig {
+    kind: ProxyKind,
     text: String,
-    /// Of varnishd, which are not in its file.
+    /// Parameters of varnishd, which are arguments and not in its file.
     parameters: Vec<String>,
     http2: bool,
 }
 
-impl Model {
-    /// As it is in the folder.
-    pub fn of(program: Program) -> Self {
-        let text = match program {
-            Program::Apache => include_str!("../proxies/apache.conf"),
-            Program::Caddy => include_str!("../proxies/Caddyfile"),
-            Program::HaProxy => include_str!("../proxies/haproxy.cfg"),
-            Program::Nginx => include_str!("../proxies/nginx.conf"),
-            Program::Varnish => include_str!("../proxies/varnish.vcl"),
+impl ProxyConfig {
+    /// Loads the configuration from the folder.
+    pub fn new(kind: ProxyKind) -> Self {
+        let text = match kind {
+            ProxyKind::Apache => include_str!("../proxies/apache.conf"),
+            ProxyKind::Caddy => include_str!("../proxies/Caddyfile"),
+            ProxyKind::HaProxy => include_str!("../proxies/haproxy.cfg"),
+            ProxyKind::Nginx => include_str!("../proxies/nginx.conf"),
+            ProxyKind::Varnish => include_str!("../proxies/varnish.vcl"),
         };
-        Self { program, text: text.to_owned(), parameters: Vec::new(), http2: false }
+        Self { kind, text: text.to_owned(), parameters: Vec::new(), http2: false }
     }
 
-    /// With other timeouts than its 60 seconds.
+    /// Replaces the timeouts of 60 seconds.
     ///
     /// # Panics
     ///
-    /// If it has no timeouts.
+    /// If the configuration has no such timeouts.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
-        assert!(self.text.contains(TIMEOUT), "the timeouts of {self:?} are as the test knows them");
+        assert!(self.text.contains(TIMEOUT), "{self:?} has no timeout of {TIMEOUT}");
         let seconds = timeout.as_secs();
-        let model = Self { text: self.text.replace(TIMEOUT, &format!("{seconds}s")), ..self };
-        if model.program == Program::Varnish { model.parameter(&format!("pipe_timeout={seconds}")) } else { model }
+        let config = Self { text: self.text.replace(TIMEOUT, &format!("{seconds}s")), ..self };
+        if config.kind == ProxyKind::Varnish { config.parameter(&format!("pipe_timeout={seconds}")) } else { config }
     }
 
-    /// With this parameter of varnishd.
+    /// Adds a parameter of varnishd.
     #[must_use]
     pub fn parameter(mut self, parameter: &str) -> Self {
         self.parameters.push(parameter.to_owned());
         self
     }
 
-    /// With something else in place of a part of it.
+    /// Replaces a part of the configuration.
     ///
     /// # Panics
     ///
-    /// If that part is not there exactly once.
+    /// If the configuration does not contain the part exactly once.
     #[must_use]
-    pub fn with(self, part: &str, instead: &str) -> Self {
+    pub fn replace(self, part: &str, replacement: &str) -> Self {
         assert_eq!(self.text.matches(part).count(), 1, "{part:?} in {self:?}");
-        Self { text: self.text.replace(part, instead), ..self }
+        Self { text: self.text.replace(part, replacement), ..self }
     }
 
-    /// For clients that speak HTTP/2 from the first byte on, as browsers do once TLS is done.
+    /// Serves HTTP/2 with prior knowledge, as to a browser after its TLS handshake.
     #[must_use]
     pub fn http2(self) -> Self {
-        let program = self.program;
-        let model = Self { http2: true, ..self };
-        match program {
-            // The others are told outside of their models.
-            Program::Apache | Program::Caddy | Program::Varnish => model,
-            Program::HaProxy => model.with(LISTENS_AT, &format!("{LISTENS_AT} proto h2")),
-            Program::Nginx => model.with(LISTENS_AT, &format!("{LISTENS_AT} http2")),
+        let config = Self { http2: true, ..self };
+        match config.kind {
+            // These have the setting outside of the file in the folder.
+            ProxyKind::Apache | ProxyKind::Caddy | ProxyKind::Varnish => config,
+            ProxyKind::HaProxy => config.replace(LISTEN_ADDRESS, &format!("{LISTEN_ADDRESS} proto h2")),
+            ProxyKind::Nginx => config.replace(LISTEN_ADDRESS, &format!("{LISTEN_ADDRESS} http2")),
         }
     }
 
-    /// The whole of it: with the addresses, and with what the model does not say as it is another one on each machine.
-    fn configuration(&self, folder: &Path, address: SocketAddr, server: SocketAddr) -> String {
-        let model = self.clone();
-        let Self { text: model, .. } = match self.program {
-            Program::Caddy => model.with(SERVER, &server.to_string()).with(":8080", &format!(":{}", address.port())),
-            Program::Varnish => model.with("\"3000\"", &format!("\"{}\"", server.port())),
-            _ => model.with(SERVER, &server.to_string()).with(LISTENS_AT, &address.to_string()),
+    /// Returns the whole file: with the addresses, and with the settings that differ from machine
+    /// to machine.
+    fn file(&self, folder: &Path, address: SocketAddr, server: SocketAddr) -> String {
+        let config = self.clone();
+        let Self { text, .. } = match self.kind {
+            ProxyKind::Caddy => {
+                config.replace(SERVER_ADDRESS, &server.to_string()).replace(":8080", &format!(":{}", address.port()))
+            }
+            ProxyKind::Varnish => config.replace("\"3000\"", &format!("\"{}\"", server.port())),
+            _ => config.replace(SERVER_ADDRESS, &server.to_string()).replace(LISTEN_ADDRESS, &address.to_string()),
         };
         let folder = folder.display();
-        match self.program {
-            Program::Apache => {
+        match self.kind {
+            ProxyKind::Apache => {
                 let protocol = if self.http2 { "h2c" } else { "http/1.1" };
                 let load = ["mpm_event", "authz_core", "filter", "deflate", "proxy", "proxy_http", "http2"]
                     .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
                     .concat();
                 format!(
                     "ServerRoot {folder}\nPidFile pid\nMutex pthread\nErrorLog error.log\nServerName localhost\n\
-                     User nobody\nGroup nogroup\n{load}Listen {address}\nProtocols {protocol}\n{model}"
+                     User nobody\nGroup nogroup\n{load}Listen {address}\nProtocols {protocol}\n{text}"
                 )
             }
-            Program::Caddy => {
+            ProxyKind::Caddy => {
                 let protocols = if self.http2 { "h1 h2c" } else { "h1" };
-                format!("{{\nadmin off\nauto_https off\nservers {{\nprotocols {protocols}\n}}\n}}\n{model}")
+                format!("{{\nadmin off\nauto_https off\nservers {{\nprotocols {protocols}\n}}\n}}\n{text}")
             }
-            Program::Nginx => {
+            ProxyKind::Nginx => {
                 let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
                     .map(|name| format!("{name}_temp_path {folder}/{name};\n"))
                     .concat();
                 format!(
                     "daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\n\
-                     http {{\naccess_log off;\n{temporary}{model}}}\n"
+                     http {{\naccess_log off;\n{temporary}{text}}}\n"
                 )
             }
-            Program::HaProxy | Program::Varnish => model,
+            ProxyKind::HaProxy | ProxyKind::Varnish => text,
         }
     }
 
-    /// How it is started with this file: in the foreground, as one process if it can, and with all that it writes in the
-    /// folder.
+    /// Returns the command that starts the proxy with this file: in the foreground, as one process
+    /// if possible, and with all its own files in the folder.
     fn command(&self, folder: &Path, file: &Path, address: SocketAddr) -> Command {
         let mut command;
-        match self.program {
-            Program::Apache => {
+        match self.kind {
+            ProxyKind::Apache => {
                 command = Command::new(installed(&["apache2"], "apache2-bin"));
                 command.arg("-X").arg("-f").arg(file);
             }
-            Program::Caddy => {
+            ProxyKind::Caddy => {
                 command = Command::new(installed(&["caddy"], "caddy"));
                 command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
                 command.envs(["HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"].map(|name| (name, folder)));
             }
-            Program::HaProxy => {
+            ProxyKind::HaProxy => {
                 command = Command::new(installed(&["haproxy"], "haproxy"));
-                // -dR: another one cannot listen at the same port then, and get half of the connections.
+                // -dR disables SO_REUSEPORT. Otherwise a second process could listen on the same
+                // port, and get half of the connections.
                 command.args(["-db", "-dR", "-f"]).arg(file);
             }
-            Program::Nginx => {
+            ProxyKind::Nginx => {
                 command = Command::new(installed(&["nginx"], "nginx"));
                 command.args(["-e", "stderr", "-p"]).arg(folder).arg("-c").arg(file);
             }
-            Program::Varnish => {
+            ProxyKind::Varnish => {
                 command = Command::new(installed(&["varnishd"], "varnish"));
                 command.args(["-F", "-j", "none", "-T", "none", "-s", "malloc,16m", "-a", &address.to_string()]);
                 command.args(self.parameters.iter().flat_map(|parameter| ["-p", parameter]));
@@ -176,59 +179,60 @@ impl Model {
     }
 }
 
-/// A running proxy, killed on drop. If that is because a test fails, it shows its log.
+/// A running proxy, killed on drop. If the test panics, it prints its log.
 #[derive(Debug)]
 pub struct Proxy {
     process: Process,
     address: SocketAddr,
-    program: Program,
+    kind: ProxyKind,
     folder: TempDir,
 }
 
 impl Proxy {
-    /// Starts it on a port that is free, in front of this server.
+    /// Starts a proxy on a free port, in front of this server.
     ///
     /// # Panics
     ///
-    /// If it is not installed or does not start: with its log.
-    pub async fn start(model: &Model, server: SocketAddr) -> Self {
+    /// If the proxy is not installed, or does not start. The message contains its log.
+    pub async fn start(config: &ProxyConfig, server: SocketAddr) -> Self {
         for _ in 1..ATTEMPTS {
-            if let Ok(proxy) = Self::attempt(model, server).await {
+            if let Ok(proxy) = Self::try_start(config, server).await {
                 return proxy;
             }
         }
-        let attempt = Self::attempt(model, server).await;
-        attempt.unwrap_or_else(|log| panic!("{:?} does not start: {log}\nwith {}", model.program, model.text))
+        let started = Self::try_start(config, server).await;
+        started.unwrap_or_else(|log| panic!("{:?} does not start: {log}\nwith {}", config.kind, config.text))
     }
 
-    /// Where it listens.
+    /// Returns the address of the proxy.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    async fn attempt(model: &Model, server: SocketAddr) -> Result<Self, String> {
-        let folder = tempfile::tempdir().expect("there is room for its files");
+    async fn try_start(config: &ProxyConfig, server: SocketAddr) -> Result<Self, String> {
+        let folder = tempfile::tempdir().expect("the folder can be created");
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let address = free.expect("there is a free port");
         let file = folder.path().join("configuration");
-        fs::write(&file, model.configuration(folder.path(), address, server)).expect("its folder can be written to");
-        let mut command = model.command(folder.path(), &file, address);
-        let log = File::create(folder.path().join("log")).expect("its folder can be written to");
-        command.stdout(log.try_clone().expect("it is open")).stderr(log);
+        fs::write(&file, config.file(folder.path(), address, server)).expect("the file can be written");
+        let mut command = config.command(folder.path(), &file, address);
+        let log = File::create(folder.path().join("log")).expect("the log can be created");
+        command.stdout(log.try_clone().expect("the log is open")).stderr(log);
         let process = Process::spawn(&mut command);
-        let mut proxy = Self { process, address, program: model.program, folder };
+        let mut proxy = Self { process, address, kind: config.kind, folder };
         let begin = Instant::now();
         loop {
-            let listens = TcpStream::connect(address).await.is_ok();
-            // In this order: if somebody else listens there, it has not started.
-            if let Some(status) = proxy.process.ended_within(Duration::from_millis(1)) {
+            let is_listening = TcpStream::connect(address).await.is_ok();
+            // Checked after the connection attempt: if another program listens on the port, the
+            // proxy exits.
+            if let Some(status) = proxy.process.wait_for_exit(Duration::from_millis(1)) {
                 return Err(format!("{status}: {}", proxy.log()));
             }
-            if listens {
+            if is_listening {
                 return Ok(proxy);
             }
-            if begin.elapsed() > TO_START {
-                return Err(format!("it does not listen: {}", proxy.log()));
+            if begin.elapsed() > START_TIMEOUT {
+                return Err(format!("not listening: {}", proxy.log()));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -243,7 +247,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("the log of {:?} at {}: {}", self.program, self.address, self.log());
+            eprintln!("the log of {:?} at {}: {}", self.kind, self.address, self.log());
         }
     }
 }

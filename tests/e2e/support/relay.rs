@@ -1,4 +1,4 @@
-//! A wire between browser and server that can be looked at, and cut.
+//! An HTTP/1 relay between browser and server. It records requests, and can cut connections.
 
 use std::{
     future::pending,
@@ -19,21 +19,21 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A TCP relay to one server. It is gone on drop, with its connections.
+/// A TCP relay to one server. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
-    wire: Arc<Wire>,
-    accepts: JoinHandle<()>,
+    shared: Arc<Shared>,
+    accept: JoinHandle<()>,
 }
 
 #[derive(Debug)]
-struct Wire {
+struct Shared {
     server: SocketAddr,
     is_cut: AtomicBool,
-    /// Ends the connections that are open.
+    /// Closes the open connections when it changes.
     cuts: watch::Sender<u64>,
-    /// The bytes on their way to the browser behind which nothing is to pass.
+    /// No byte after this text passes to the browser.
     stop_after: Mutex<Option<Vec<u8>>>,
     has_stopped: AtomicBool,
     heads: Mutex<Vec<RequestHead>>,
@@ -41,32 +41,32 @@ struct Wire {
     bytes_to_browser: AtomicU64,
 }
 
-/// The head of a request that came by.
+/// The head of a request that passed the relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead(String);
 
 impl RequestHead {
-    /// Whether an `EventSource` has sent it: the page's own `fetch` accepts anything.
-    fn is_of_event_source(&self) -> bool {
+    /// Returns whether an `EventSource` sent the request. A `fetch` accepts any media type.
+    fn is_from_event_source(&self) -> bool {
         self.header("accept") == Some("text/event-stream")
     }
 
-    /// What it is to do.
+    /// Returns the method.
     pub fn method(&self) -> &str {
         self.0.split(' ').next().unwrap_or_default()
     }
 
-    /// Whether a browser asks by it for the permission to send another one.
+    /// Returns whether the request is a CORS preflight.
     pub fn is_preflight(&self) -> bool {
         self.method() == "OPTIONS"
     }
 
-    /// The path and query it asks for.
+    /// Returns the path and the query.
     pub fn target(&self) -> &str {
         self.0.split(' ').nth(1).unwrap_or_default()
     }
 
-    /// The value of a header.
+    /// Returns the value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         let fields = self.0.lines().skip(1).filter_map(|line| line.split_once(':'));
         fields.into_iter().find(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
@@ -74,14 +74,15 @@ impl RequestHead {
 }
 
 impl Relay {
-    /// Listens on a free port, and passes on to the server, whether it is there yet or not.
+    /// Listens on a free port, and connects to the server for each connection. The server does not
+    /// have to run yet.
     ///
     /// # Errors
     ///
-    /// If there is no port.
+    /// If there is no free port.
     pub async fn to(server: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let wire = Arc::new(Wire {
+        let shared = Arc::new(Shared {
             server,
             is_cut: AtomicBool::new(false),
             cuts: watch::Sender::new(0),
@@ -92,97 +93,97 @@ impl Relay {
             bytes_to_browser: AtomicU64::new(0),
         });
         let address = listener.local_addr()?;
-        let accepts = tokio::spawn(Arc::clone(&wire).accept(listener));
-        Ok(Self { address, wire, accepts })
+        let accept = tokio::spawn(Arc::clone(&shared).accept(listener));
+        Ok(Self { address, shared, accept })
     }
 
-    /// Where it listens.
+    /// Returns the address of the relay.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends all connections, and each new one at once, until [`mend`](Self::mend).
+    /// Closes all connections, and each new connection immediately, until [`mend`](Self::mend).
     pub fn cut(&self) {
-        self.wire.is_cut.store(true, SeqCst);
-        self.wire.cuts.send_modify(|cuts| *cuts += 1);
+        self.shared.is_cut.store(true, SeqCst);
+        self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Passes this text on to the browser when it comes, and then nothing more on that connection.
+    /// Passes responses on to the end of this text, and then no more bytes on that connection.
     pub fn stop_after(&self, text: &str) {
-        *self.wire.stop_after.lock().expect("no holder panics") = Some(text.into());
-        self.wire.has_stopped.store(false, SeqCst);
+        *self.shared.stop_after.lock().expect("no holder panics") = Some(text.into());
+        self.shared.has_stopped.store(false, SeqCst);
     }
 
-    /// Whether that text has passed.
+    /// Returns whether that text has passed.
     pub fn has_stopped(&self) -> bool {
-        self.wire.has_stopped.load(SeqCst)
+        self.shared.has_stopped.load(SeqCst)
     }
 
-    /// Passes on again.
+    /// Accepts connections again after a cut.
     pub fn mend(&self) {
-        self.wire.is_cut.store(false, SeqCst);
+        self.shared.is_cut.store(false, SeqCst);
     }
 
-    /// The heads of all requests so far, in order.
+    /// Returns the heads of all requests until now, in order.
     pub fn heads(&self) -> Vec<RequestHead> {
-        self.wire.heads.lock().expect("no holder panics").clone()
+        self.shared.heads.lock().expect("no holder panics").clone()
     }
 
-    /// Those of them that an `EventSource` has sent.
+    /// Returns the heads of the requests that an `EventSource` sent.
     pub fn event_sources(&self) -> Vec<RequestHead> {
-        self.heads().into_iter().filter(RequestHead::is_of_event_source).collect()
+        self.heads().into_iter().filter(RequestHead::is_from_event_source).collect()
     }
 
-    /// How many connections the browser has made so far, those that were refused included.
+    /// Returns the number of connections until now, refused connections included.
     pub fn connections(&self) -> u64 {
-        self.wire.connections.load(SeqCst)
+        self.shared.connections.load(SeqCst)
     }
 
-    /// How many bytes have gone to the browser so far.
+    /// Returns the number of bytes that were sent to the browser until now.
     pub fn bytes_to_browser(&self) -> u64 {
-        self.wire.bytes_to_browser.load(SeqCst)
+        self.shared.bytes_to_browser.load(SeqCst)
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.accepts.abort();
+        self.accept.abort();
         self.cut();
     }
 }
 
-impl Wire {
+impl Shared {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         while let Ok((browser, _)) = listener.accept().await {
             self.connections.fetch_add(1, SeqCst);
-            // Before the look at `is_cut`: a cut between the two is then seen by one of them.
+            // Subscribed before `is_cut` is read, so that no cut between the two is missed.
             let mut cuts = self.cuts.subscribe();
             if self.is_cut.load(SeqCst) {
                 continue;
             }
-            let wire = Arc::clone(&self);
+            let shared = Arc::clone(&self);
             tokio::spawn(async move {
                 tokio::select! {
-                    _ = wire.pass(browser) => {}
+                    _ = shared.pass(browser) => {}
                     _ = cuts.changed() => {}
                 }
             });
         }
     }
 
-    /// Until either side ends: what an HTTP/1 connection is over with.
+    /// Passes bytes on until either side closes, which ends an HTTP/1 connection.
     async fn pass(&self, browser: TcpStream) -> io::Result<()> {
         let server = TcpStream::connect(self.server).await?;
         let (from_browser, to_browser) = browser.into_split();
         let (from_server, to_server) = server.into_split();
         tokio::select! {
-            ended = self.requests(from_browser, to_server) => ended,
-            ended = self.responses(from_server, to_browser) => ended,
+            ended = self.pass_requests(from_browser, to_server) => ended,
+            ended = self.pass_responses(from_server, to_browser) => ended,
         }
     }
 
-    /// Their heads are kept. Their bodies, which all have a length, are passed on.
-    async fn requests(&self, mut browser: OwnedReadHalf, mut server: OwnedWriteHalf) -> io::Result<()> {
+    /// Passes requests on, and records their heads. Each body needs a `Content-Length`.
+    async fn pass_requests(&self, mut browser: OwnedReadHalf, mut server: OwnedWriteHalf) -> io::Result<()> {
         let mut unread = Vec::new();
         let mut rest_of_body = 0;
         while browser.read_buf(&mut unread).await? > 0 {
@@ -204,7 +205,7 @@ impl Wire {
         Ok(())
     }
 
-    async fn responses(&self, mut server: OwnedReadHalf, mut browser: OwnedWriteHalf) -> io::Result<()> {
+    async fn pass_responses(&self, mut server: OwnedReadHalf, mut browser: OwnedWriteHalf) -> io::Result<()> {
         let mut bytes = vec![0; 16 * 1024];
         let mut passed = Vec::new();
         loop {
@@ -212,7 +213,7 @@ impl Wire {
             if n == 0 {
                 return Ok(());
             }
-            let stop = self.place_of_stop(&mut passed, &bytes[..n]);
+            let stop = self.stop_position(&mut passed, &bytes[..n]);
             let through = stop.unwrap_or(n);
             browser.write_all(&bytes[..through]).await?;
             self.bytes_to_browser.fetch_add(through as u64, SeqCst);
@@ -223,8 +224,9 @@ impl Wire {
         }
     }
 
-    /// Where in these bytes the text ends behind which nothing is to pass; it may begin in those before.
-    fn place_of_stop(&self, passed: &mut Vec<u8>, bytes: &[u8]) -> Option<usize> {
+    /// Returns the position in `bytes` after which no byte may pass. The text of `stop_after` ends
+    /// there, and may begin in earlier bytes.
+    fn stop_position(&self, passed: &mut Vec<u8>, bytes: &[u8]) -> Option<usize> {
         let mut stop_after = self.stop_after.lock().expect("no holder panics");
         let Some(length) = stop_after.as_ref().map(Vec::len) else {
             passed.clear();

@@ -1,9 +1,9 @@
-//! A screen that nobody looks at, for a browser that does not run without one.
+//! A virtual screen for a browser that has no headless mode.
 
 use crate::process::{Process, installed};
 use std::{process::Command, time::Duration};
 
-/// It is gone on drop.
+/// A running Xvfb. Dropping it ends Xvfb.
 #[derive(Debug)]
 pub(crate) struct Screen {
     xvfb: Process,
@@ -11,7 +11,7 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    /// On a display that is free: Xvfb looks for one, and says which.
+    /// Starts Xvfb. It chooses a free display, and prints its number.
     pub(crate) fn start() -> Self {
         let mut command = Command::new(installed(&["Xvfb"], "xvfb"));
         command.args(["-displayfd", "1", "-nolisten", "tcp", "-screen", "0", "1280x900x24"]);
@@ -19,16 +19,16 @@ impl Screen {
         Self { xvfb, display: format!(":{number}") }
     }
 
-    /// What `DISPLAY` is for programs that are to be on it.
+    /// Returns the value of `DISPLAY` for programs on this screen.
     pub(crate) fn display(&self) -> &str {
         &self.display
     }
 }
 
 impl Drop for Screen {
-    /// Killed, it would leave the lock of its display behind.
+    /// Sends SIGTERM first: SIGKILL would leave the lock file of the display behind.
     fn drop(&mut self) {
         self.xvfb.signal("TERM");
-        self.xvfb.ended_within(Duration::from_secs(5));
+        self.xvfb.wait_for_exit(Duration::from_secs(5));
     }
 }

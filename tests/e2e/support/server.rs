@@ -1,4 +1,4 @@
-//! A server that is stopped as one is that is killed, and started again where it was.
+//! A server in this process that a test can stop and start again.
 
 use crate::{port::Port, tls};
 use axum::Router;
@@ -21,86 +21,86 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// A server of an application, in this process. It is gone on drop, with its connections.
+/// A server for an axum application. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Server {
     port: Port,
     scheme: &'static str,
     connections: Arc<AtomicU64>,
-    accepts: Accepts,
+    accept: AcceptTask,
 }
 
-/// Ends on drop.
+/// Aborts the task on drop.
 #[derive(Debug)]
-struct Accepts(JoinHandle<()>);
+struct AcceptTask(JoinHandle<()>);
 
 impl Server {
-    /// Over HTTP/1.1, on a port that is free.
+    /// Serves HTTP/1.1 on a free port.
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If there is no free port.
     pub fn start(app: Router) -> Self {
         Self::start_at(Port::free().expect("there is a free port"), app)
     }
 
-    /// The same, where another one was.
+    /// Serves HTTP/1.1 on the port of a server that was stopped.
     ///
     /// # Panics
     ///
-    /// If it still listens there.
+    /// If another server listens on the port.
     pub fn start_at(port: Port, app: Router) -> Self {
         Self::listen(port, app, None)
     }
 
-    /// Over HTTP/2 and TLS, with a certificate that nobody has signed, on a port that is free.
+    /// Serves HTTP/2 over TLS on a free port, with a self-signed certificate.
     ///
     /// # Panics
     ///
-    /// If there is none.
+    /// If there is no free port.
     pub fn start_with_tls(app: Router) -> Self {
         Self::listen(Port::free().expect("there is a free port"), app, Some(tls::acceptor()))
     }
 
     fn listen(port: Port, app: Router, tls: Option<TlsAcceptor>) -> Self {
-        let listener = port.listen().expect("nobody else listens there");
+        let listener = port.listen().expect("the port is free");
         let scheme = if tls.is_some() { "https" } else { "http" };
         let connections = Arc::new(AtomicU64::new(0));
-        let accepts = Accepts(tokio::spawn(accept(listener, app, tls, Arc::clone(&connections))));
-        Self { port, scheme, connections, accepts }
+        let accept = AcceptTask(tokio::spawn(accept(listener, app, tls, Arc::clone(&connections))));
+        Self { port, scheme, connections, accept }
     }
 
-    /// Where it listens.
+    /// Returns the address of the server.
     pub fn address(&self) -> SocketAddr {
         self.port.address()
     }
 
-    /// The address of something on it, for a browser.
+    /// Returns the URL of a path of the server.
     pub fn url(&self, path: &str) -> String {
         format!("{}://{}{path}", self.scheme, self.address())
     }
 
-    /// How many connections were made to it so far.
+    /// Returns the number of connections until now.
     pub fn connections(&self) -> u64 {
         self.connections.load(SeqCst)
     }
 
-    /// Cuts every connection, and returns when nobody listens any more. Another one can be started there.
+    /// Cuts every connection, and waits until the port is free for another server.
     pub async fn stop(mut self) -> Port {
-        self.accepts.0.abort();
-        let _cancelled = (&mut self.accepts.0).await;
+        self.accept.0.abort();
+        let _cancelled = (&mut self.accept.0).await;
         self.port
     }
 }
 
-impl Drop for Accepts {
+impl Drop for AcceptTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 async fn accept(listener: TcpListener, app: Router, tls: Option<TlsAcceptor>, connections: Arc<AtomicU64>) {
-    // They end with this task.
+    // The connections end with this task.
     let mut open = JoinSet::new();
     while let Ok((tcp, _)) = listener.accept().await {
         connections.fetch_add(1, SeqCst);
@@ -109,10 +109,11 @@ async fn accept(listener: TcpListener, app: Router, tls: Option<TlsAcceptor>, co
     }
 }
 
-/// What goes wrong with a connection is the browser's to notice.
+/// Serves one connection. Ignores its errors, because the browser sees them.
 async fn serve(tcp: TcpStream, app: Router, tls: Option<TlsAcceptor>) {
-    // Otherwise the kernel holds an event back until the client, or a proxy, has acknowledged the one before: for 40 to 200 ms.
-    let _ends_with_its_connection = tcp.set_nodelay(true);
+    // Without this, the kernel can delay an event for 40 to 200 ms: until the client, or a proxy,
+    // has acknowledged the event before.
+    let _connection_may_have_ended = tcp.set_nodelay(true);
     match tls {
         None => serve_http(tcp, app).await,
         Some(tls) => {

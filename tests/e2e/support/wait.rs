@@ -1,4 +1,4 @@
-//! Waiting for what must happen, and watching for what must not.
+//! Waiting for a condition, and checking that nothing changes.
 
 use std::{
     fmt::Debug,
@@ -6,13 +6,13 @@ use std::{
 };
 use tokio::time::sleep;
 
-const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Looks until there is an `Ok`, and returns it. `Err` says what there is instead.
+/// Calls `look` until it returns `Ok`, and returns that value. An `Err` holds the current state.
 ///
 /// # Panics
 ///
-/// When the time is up: with what was waited for, and what there was at the last look.
+/// When the time is up. The message contains `what`, and the last state.
 pub async fn eventually<T, E: Debug>(within: Duration, what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
     let begin = Instant::now();
     loop {
@@ -20,22 +20,22 @@ pub async fn eventually<T, E: Debug>(within: Duration, what: &str, mut look: imp
             Ok(value) => return value,
             Err(seen) => seen,
         };
-        assert!(begin.elapsed() < within, "{within:?} have passed, and not yet: {what}. At the last look: {seen:?}");
-        sleep(BETWEEN_LOOKS).await;
+        assert!(begin.elapsed() < within, "not within {within:?}: {what}; the last state: {seen:?}");
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Looks for all of the time, and each look must give the same as the first.
+/// Asserts that `look` returns the same value for all of this time.
 ///
 /// # Panics
 ///
-/// As soon as one does not.
+/// As soon as a value differs from the first value.
 pub async fn stays<T: Debug + PartialEq>(throughout: Duration, what: &str, mut look: impl AsyncFnMut() -> T) {
     let begin = Instant::now();
     let first = look().await;
     while begin.elapsed() < throughout {
-        sleep(BETWEEN_LOOKS).await;
+        sleep(POLL_INTERVAL).await;
         let now = look().await;
-        assert_eq!(now, first, "after {:?} no longer: {what}", begin.elapsed());
+        assert_eq!(now, first, "{what}: changed after {:?}", begin.elapsed());
     }
 }

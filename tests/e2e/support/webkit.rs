@@ -1,4 +1,4 @@
-//! WebKit, by way of WebKitWebDriver, which starts the MiniBrowser that comes with the library.
+//! WebKit, driven by WebKitWebDriver, which starts the MiniBrowser of WebKitGTK.
 
 use crate::{
     driver::{self, Driver},
@@ -15,15 +15,15 @@ pub(crate) fn start(profile: &Path) -> Driver {
         .arg("--port=0")
         .env("DISPLAY", screen.display())
         .env("GDK_BACKEND", "x11")
-        // Such a screen has no graphics card.
+        // A virtual screen has no graphics card.
         .env("WEBKIT_DISABLE_COMPOSITING_MODE", "1")
-        // There is no option for a profile, and by automation it keeps none but caches.
+        // There is no option for a profile. Under automation, WebKit stores only caches.
         .env("HOME", profile)
         .env("TMPDIR", profile)
         .env("XDG_CACHE_HOME", profile)
         .env("XDG_CONFIG_HOME", profile)
         .env("XDG_DATA_HOME", profile);
-    // It says nothing, also not on which port it listens.
+    // WebKitWebDriver prints nothing, not even its port.
     let (process, port) = driver::start(|| Process::try_start_listening(&mut command));
-    Driver::new(process, port, json!({ "proxy": { "proxyType": "direct" } })).on(screen)
+    Driver::new(process, port, json!({ "proxy": { "proxyType": "direct" } })).with_screen(screen)
 }

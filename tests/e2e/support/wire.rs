@@ -1,131 +1,193 @@
-//! The servers without a browser.
+//! A TCP connection to a server, with network faults. The protocol can be any.
 
-use serde_json::Value;
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+    time::sleep,
 };
 
-/// By then whatever an example does has ended, on a machine that has much else to do.
-const TO_THE_END: Duration = Duration::from_secs(40);
-
-/// What a client is to dispatch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Its id, opaque.
-    pub id: String,
-    /// Its type: `message` for one without a name.
-    pub kind: String,
-    /// Its data.
-    pub data: String,
+/// A TCP relay to one server. Dropping it resets its connections.
+#[derive(Debug)]
+pub struct Wire {
+    address: SocketAddr,
+    state: watch::Sender<State>,
+    accept: JoinHandle<()>,
 }
 
-impl Message {
-    /// From the object that a page has made of it.
-    pub fn from_page(value: &Value) -> Option<Self> {
-        let field = |name: &str| Some(value[name].as_str()?.to_owned());
-        Some(Self { id: field("id")?, kind: field("type")?, data: field("data")? })
+#[derive(Clone, Copy, Debug)]
+struct State {
+    mode: Mode,
+    /// The number of connections until now, and the number before the silence began.
+    accepted: u64,
+    accepted_before_silence: u64,
+    /// This many of the first connections carry no more bytes, and do not end either.
+    dead: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Normal,
+    /// Bytes per second, in each direction of each connection.
+    Slow(u32),
+    Silent,
+    /// Only the direction from the server to the client is silent.
+    SilentResponses,
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Request,
+    Response,
+}
+
+impl State {
+    fn is_silent(&self) -> bool {
+        matches!(self.mode, Mode::Silent | Mode::SilentResponses)
+    }
+
+    /// Returns whether the connection with this number carries bytes in this direction.
+    fn is_passing(&self, connection: u64, direction: Direction) -> bool {
+        let is_muted = match self.mode {
+            Mode::Silent => true,
+            Mode::SilentResponses => direction == Direction::Response,
+            Mode::Normal | Mode::Slow(_) | Mode::Cut => false,
+        };
+        !is_muted && connection > self.dead
     }
 }
 
-/// Reads the feed from the oldest event that the server holds, until and with the event of this id.
-///
-/// # Panics
-///
-/// If the server ends the feed before, or does not come to the event in ten seconds.
-pub async fn read_until(server: SocketAddr, id: &str) -> Vec<Message> {
-    let mut messages = read(server, |messages| messages.iter().any(|message| message.id == id)).await;
-    let through = messages.iter().position(|message| message.id == id).expect("it was read until there");
-    messages.truncate(through + 1);
-    messages
-}
+impl Wire {
+    /// Starts a relay to this server.
+    ///
+    /// # Panics
+    ///
+    /// If there is no free port.
+    pub async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let address = listener.local_addr().expect("the listener has an address");
+        let state = watch::Sender::new(State { mode: Mode::Normal, accepted: 0, accepted_before_silence: 0, dead: 0 });
+        let accept = tokio::spawn(accept(listener, server, state.clone()));
+        Self { address, state, accept }
+    }
 
-/// Reads the feed from the oldest event that the server holds, as a newcomer, until that is enough.
-///
-/// It asks in HTTP/1.0, so that the body is nothing but the event stream.
-///
-/// # Panics
-///
-/// If the server ends the feed before, or does not send enough in ten seconds.
-pub async fn read(server: SocketAddr, is_enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
-    let mut response = Vec::new();
-    let read = async {
-        let mut stream = TcpStream::connect(server).await.expect("the server listens");
-        let request = format!("GET /events HTTP/1.0\r\nHost: {server}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("the server reads");
-        loop {
-            let n = stream.read_buf(&mut response).await.expect("the server writes");
-            assert!(n > 0, "the feed ended: {}", String::from_utf8_lossy(&response));
-            let messages = messages(&response);
-            if is_enough(&messages) {
-                return messages;
+    /// Returns the address of the relay.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Resets all connections, and each new connection immediately, until [`mend`](Self::mend).
+    pub fn cut(&self) {
+        self.set(Mode::Cut);
+    }
+
+    /// Carries no bytes. Connections stay open, and new connections are accepted, so neither end
+    /// notices the fault.
+    pub fn silence(&self) {
+        self.set(Mode::Silent);
+    }
+
+    /// Carries bytes to the server, and none to the client.
+    pub fn silence_responses(&self) {
+        self.set(Mode::SilentResponses);
+    }
+
+    /// Carries this many bytes per second in each direction of each connection.
+    pub fn slow_down(&self, bytes_per_second: u32) {
+        self.set(Mode::Slow(bytes_per_second));
+    }
+
+    /// Carries bytes again, and delivers the bytes that have waited.
+    pub fn mend(&self) {
+        self.set(Mode::Normal);
+    }
+
+    /// Carries the bytes of new connections, and of the connections accepted during a silence.
+    ///
+    /// Older connections stay silent forever, as when a router has forgotten them.
+    pub fn mend_for_new_connections(&self) {
+        self.state.send_modify(|state| {
+            state.dead = if state.is_silent() { state.accepted_before_silence } else { state.accepted };
+            state.mode = Mode::Normal;
+        });
+    }
+
+    fn set(&self, mode: Mode) {
+        self.state.send_modify(|state| {
+            let was_silent = state.is_silent();
+            state.mode = mode;
+            if state.is_silent() && !was_silent {
+                state.accepted_before_silence = state.accepted;
             }
-        }
-    };
-    let read = timeout(Duration::from_secs(10), read).await;
-    read.unwrap_or_else(|_| panic!("that is not enough: {}", String::from_utf8_lossy(&response)))
-}
-
-/// The whole events of a response, written apart from the library for one feed: lines end in LF, data is one line.
-fn messages(response: &[u8]) -> Vec<Message> {
-    let text = String::from_utf8_lossy(response);
-    let Some((_, body)) = text.split_once("\r\n\r\n") else { return Vec::new() };
-    let Some((whole, _)) = body.rsplit_once("\n\n") else { return Vec::new() };
-    let event = |lines: &str| {
-        let field = |name: &str| lines.lines().find_map(|line| line.strip_prefix(name));
-        let kind = field("event: ").unwrap_or("message").to_owned();
-        Some(Message { id: field("id: ")?.to_owned(), kind, data: field("data: ")?.to_owned() })
-    };
-    // The place with which the stream of a newcomer begins is for its browser: no page listens to it.
-    whole.split("\n\n").filter_map(event).filter(|message| message.kind != "hub-cursor").collect()
-}
-
-/// Sends a request in HTTP/1.0, so that a body is nothing but what was written, and reads the response to its end.
-///
-/// # Panics
-///
-/// If there is no server, or no end.
-pub async fn request(server: SocketAddr, request: &str) -> String {
-    request_until(server, request, |_| false).await
-}
-
-/// Posts JSON to have something made, and returns its id, below which it is to be found; the response if this has another
-/// status.
-///
-/// # Panics
-///
-/// If there is no server, no end, or neither an id nor the place that goes with it.
-pub async fn create(server: SocketAddr, path: &str, body: &Value, status: u16) -> Result<String, String> {
-    let body = body.to_string();
-    let head = format!("POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}", body.len());
-    let response = request(server, &format!("{head}\r\n\r\n{body}")).await;
-    if !response.starts_with(&format!("HTTP/1.0 {status} ")) {
-        return Err(response);
+        });
     }
-    let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
-    let body: Value = serde_json::from_str(body).expect("its body is JSON");
-    let id = body["id"].as_str().expect("it has an id");
-    assert!(head.contains(&format!("\r\nlocation: {path}/{id}\r\n")), "{head}");
-    Ok(id.to_owned())
 }
 
-/// Sends a request in HTTP/1.0, and reads the response to its end, or as far as it is enough.
-///
-/// # Panics
-///
-/// If there is no server, no end, and never enough.
-pub async fn request_until(server: SocketAddr, request: &str, is_enough: impl Fn(&str) -> bool) -> String {
-    let read = async {
-        let mut stream = TcpStream::connect(server).await.expect("the server listens");
-        stream.write_all(request.as_bytes()).await.expect("the server reads");
-        let mut response = Vec::new();
-        while stream.read_buf(&mut response).await.expect("the server writes") > 0
-            && !is_enough(&String::from_utf8_lossy(&response))
-        {}
-        // It may end in the middle of a character.
-        String::from_utf8_lossy(&response).into_owned()
-    };
-    timeout(TO_THE_END, read).await.unwrap_or_else(|_| panic!("the response does not end: {request}"))
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.accept.abort();
+        self.cut();
+    }
+}
+
+async fn accept(listener: TcpListener, server: SocketAddr, state: watch::Sender<State>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let mut number = 0;
+        state.send_modify(|state| {
+            state.accepted += 1;
+            number = state.accepted;
+        });
+        tokio::spawn(carry(client, server, number, state.subscribe()));
+    }
+}
+
+async fn carry(client: TcpStream, server: SocketAddr, number: u64, mut state: watch::Receiver<State>) {
+    // Both ends notice a cut immediately, even if they are idle, because the connection is reset.
+    let _reset_on_close = client.set_zero_linger();
+    if state.borrow().mode == Mode::Cut {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(server).await else { return };
+    let _reset_on_close = server.set_zero_linger();
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    tokio::select! {
+        () = pass(from_client, to_server, number, Direction::Request, state.clone()) => {}
+        () = pass(from_server, to_client, number, Direction::Response, state.clone()) => {}
+        _ = state.wait_for(|state| state.mode == Mode::Cut) => {}
+    }
+}
+
+/// Passes bytes on in one direction, until either side ends.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    number: u64,
+    direction: Direction,
+    mut state: watch::Receiver<State>,
+) {
+    let is_passing = |state: &State| state.is_passing(number, direction);
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(n @ 1..) = from.read(&mut bytes).await {
+        let Ok(mode) = state.wait_for(is_passing).await.map(|state| state.mode) else { break };
+        if mode == Mode::Cut {
+            // The `select!` branch for a cut may have to wait, because tokio gives a busy task a
+            // budget. No byte that was read after the cut may pass.
+            return;
+        }
+        if let Mode::Slow(bytes_per_second) = mode {
+            sleep(Duration::from_secs_f64(n as f64 / f64::from(bytes_per_second))).await;
+        }
+        if to.write_all(&bytes[..n]).await.is_err() {
+            break;
+        }
+    }
+    // A silent wire does not carry the end of a connection either.
+    drop(state.wait_for(is_passing).await);
 }

@@ -1,7 +1,7 @@
-//! Clients that others have made: each connects, receives, loses its connection, and comes back to where it was.
+//! Third-party clients: each connects, receives events, loses its connection, and resumes.
 //!
-//! Their scripts and versions are in `tests/e2e/clients`. What they do not do as a browser's `EventSource` does is asserted,
-//! too: it is what somebody who serves them has to know.
+//! Their scripts and versions are in `tests/e2e/clients`. The tests also assert where a client differs
+//! from the `EventSource` of a browser, because a server has to handle these differences.
 
 use axum::{
     Router,
@@ -30,13 +30,13 @@ use tower_sse::{
 };
 
 const SOON: Duration = Duration::from_secs(15);
-/// What the server tells the clients to wait before they reconnect: other than what any of them would wait otherwise.
+/// The reconnection time that the server sets. It differs from the default of every client.
 const RETRY: Duration = Duration::from_millis(200);
-/// Often enough that there are some in every silence.
+/// So short that every silence contains heartbeats.
 const HEARTBEAT: Duration = Duration::from_millis(20);
 
-/// Of each kind that the format has, and that all clients here read as the standard says.
-const NEWS: [(&str, &str); 7] = [
+/// Events of every kind that all clients read as the standard specifies.
+const EVENTS: [(&str, &str); 7] = [
     ("message", "1"),
     ("news", "with a name"),
     ("message", "a line\n\nand one after an empty one"),
@@ -45,108 +45,115 @@ const NEWS: [(&str, &str); 7] = [
     ("message", "no line ends: \u{b} \u{1c} \u{85} \u{2028} \u{2029}, nor this: \0"),
     ("tick", ""),
 ];
-/// The first line of an event that is cut behind it.
+/// The first line of an event that is cut after this line.
 const HALF: &str = "one half";
-/// What some of them read otherwise.
-const ODDITIES: [(&str, &str); 2] = [("message", ""), ("news", "\nafter an empty line")];
+/// Events that some clients read differently.
+const SPECIAL_CASES: [(&str, &str); 2] = [("message", ""), ("news", "\nafter an empty line")];
 
-/// Tokens of an answer.
+/// The tokens of an answer.
 const ANSWER: [&str; 4] = ["Noth", "ing", "\n\n", " 🦀"];
 
-// ---- what each of them does -----------------------------------------------------------------------------------------------
+// ---- tests --------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_misses_nothing_if_the_user_names_the_last_id_and_is_answered_204_at_the_end() {
+async fn curl_resumes_with_last_event_id_until_204() {
     let mut feed = Feed::start().await;
     let url = feed.url("/events");
     let mut curl = Curl::start(&url);
-    nothing_is_missed(&mut feed, &mut curl).await;
-    assert!(feed.relay.heads().iter().all(|head| head.header("accept") == Some("*/*")), "it asks for nothing special");
+    assert_resumes(&mut feed, &mut curl).await;
+    assert!(feed.relay.heads().iter().all(|head| head.header("accept") == Some("*/*")), "curl accepts any media type");
 
     feed.end().await;
-    assert!(curl.run.ended_within(SOON).is_some_and(|status| status.success()), "an end that is no error to it");
+    assert!(
+        curl.run.wait_for_exit(SOON).is_some_and(|status| status.success()),
+        "curl succeeds at the end of the stream"
+    );
     let last = format!("Last-Event-ID: {}", feed.last_id());
     let mut again = Client::start(curl_command().args(["--write-out", "%{http_code}", "-H", &last, &url]));
-    assert!(again.ended_within(SOON).is_some_and(|status| status.success()));
-    assert_eq!(again.lines(), ["204"], "no event, and no reason to come back");
+    assert!(again.wait_for_exit(SOON).is_some_and(|status| status.success()));
+    assert_eq!(again.lines(), ["204"], "a finished topic has no more events");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_eventsource_package_in_node_misses_nothing_and_stays_away_after_204() {
+async fn node_eventsource_misses_nothing_and_stops_at_204() {
     let mut feed = Feed::start().await;
-    let mut node = Program::node(&feed.url("/events"));
-    nothing_is_missed(&mut feed, &mut node).await;
+    let mut node = Script::node(&feed.url("/events"));
+    assert_resumes(&mut feed, &mut node).await;
     feed.end().await;
-    node.says_that_it_is_closed_and_ends(&feed).await;
+    node.assert_closed_by_204(&feed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn httpx_sse_in_a_loop_misses_nothing_and_can_stay_away_after_204() {
+async fn httpx_sse_loop_misses_nothing_and_stops_at_204() {
     let mut feed = Feed::start().await;
-    let mut python = Program::python(&feed.url("/events"));
-    nothing_is_missed(&mut feed, &mut python).await;
+    let mut python = Script::python(&feed.url("/events"));
+    assert_resumes(&mut feed, &mut python).await;
     feed.end().await;
-    python.says_that_it_is_closed_and_ends(&feed).await;
+    python.assert_closed_by_204(&feed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn event_source_polyfill_on_a_page_of_another_origin_misses_nothing_by_the_id_in_the_query_and_stays_away_after_204()
- {
+async fn event_source_polyfill_resumes_by_query_and_stops_at_204() {
     let mut feed = Feed::start().await;
     let mut page = Page::open(&feed, POLYFILL, "/events", "").await;
-    nothing_is_missed(&mut feed, &mut page).await;
-    let came_back = feed.relay.heads().split_off(1);
-    assert!(came_back.iter().all(|head| head.header("last-event-id").is_none()), "the header would need a preflight");
-    assert!(feed.relay.heads().iter().all(|head| !head.is_preflight()), "a stream of another origin needs none");
+    assert_resumes(&mut feed, &mut page).await;
+    let reconnections = feed.relay.heads().split_off(1);
+    let has_no_header = reconnections.iter().all(|head| head.header("last-event-id").is_none());
+    assert!(has_no_header, "the header would need a preflight");
+    assert!(feed.relay.heads().iter().all(|head| !head.is_preflight()), "a simple request needs no preflight");
 
     feed.end().await;
-    page.is_closed_and_stays_away(&feed).await;
+    page.assert_closed_by_204(&feed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fetch_event_source_with_post_misses_nothing_if_it_is_told_what_it_has_read_and_can_stay_away_after_204() {
+async fn fetch_event_source_resumes_post_and_stops_at_204() {
     let mut feed = Feed::start().await;
     let mut page = Page::open(&feed, FETCH_EVENT_SOURCE, "/events", "").await;
-    nothing_is_missed(&mut feed, &mut page).await;
-    assert!(feed.asked().iter().all(|head| head.method() == "POST"), "as those do that stream an answer");
+    assert_resumes(&mut feed, &mut page).await;
+    assert!(
+        feed.requests().iter().all(|head| head.method() == "POST"),
+        "every request is a POST, as for the stream of an answer"
+    );
 
     feed.end().await;
-    page.is_closed_and_stays_away(&feed).await;
+    page.assert_closed_by_204(&feed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fetch_event_source_as_it_is_takes_half_an_event_for_one_and_an_end_for_the_last() {
+async fn unchanged_fetch_event_source_skips_a_cut_event() {
     let mut feed = Feed::start().await;
-    let mut page = Page::open(&feed, FETCH_EVENT_SOURCE, "/events", "&as-it-is").await;
-    feed.is_followed().await;
+    let mut page = Page::open(&feed, FETCH_EVENT_SOURCE, "/events", "&unchanged").await;
+    feed.wait_for_client().await;
     feed.publish("message", "before").await;
-    page.receives_all_of(&feed).await;
+    page.assert_received_all(&feed).await;
 
     let half = feed.publish_half().await;
     let wire = async || page.browser.eval("wire").await.as_str().is_some_and(|wire| wire.contains(HALF));
-    eventually(SOON, "the package has read one half", async || if wire().await { Ok(()) } else { Err("no") }).await;
+    eventually(SOON, "the package has read half an event", async || if wire().await { Ok(()) } else { Err("no") })
+        .await;
     feed.cut().await;
     feed.relay.mend();
-    feed.is_followed().await;
-    assert_eq!(feed.place_asked_for_last().as_ref(), Some(&half), "of which it has read the id");
+    feed.wait_for_client().await;
+    assert_eq!(feed.last_requested_id().as_ref(), Some(&half), "the package sends the id of the incomplete event");
     feed.publish("message", "after").await;
     feed.published.retain(|message| message.id != half);
-    page.receives_all_of(&feed).await;
+    page.assert_received_all(&feed).await;
 
     feed.end().await;
-    page.is_closed_and_stays_away(&feed).await;
-    assert_eq!(feed.place_asked_for_last(), Some(half), "it has not come back since");
+    page.assert_closed_by_204(&feed).await;
+    assert_eq!(feed.last_requested_id(), Some(half), "it does not reconnect after the end");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn eventsource_client_in_rust_misses_nothing_and_comes_back_even_after_204() {
+async fn eventsource_client_misses_nothing_and_reconnects_after_204() {
     let mut feed = Feed::start().await;
-    let mut client = InRust::eventsource_client(&feed.url("/events"));
-    nothing_is_missed(&mut feed, &mut client).await;
+    let mut client = RustClient::eventsource_client(&feed.url("/events"));
+    assert_resumes(&mut feed, &mut client).await;
     feed.end().await;
-    let asked = feed.asked().len();
-    eventually(SOON, "it comes back, is answered 204, and comes back", async || match feed.asked().len() - asked {
-        times @ 0..2 => Err(times),
+    let before = feed.requests().len();
+    eventually(SOON, "it reconnects again after a 204", async || match feed.requests().len() - before {
+        requests @ 0..2 => Err(requests),
         _ => Ok(()),
     })
     .await;
@@ -154,242 +161,246 @@ async fn eventsource_client_in_rust_misses_nothing_and_comes_back_even_after_204
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reqwest_eventsource_in_rust_misses_nothing_and_stays_away_after_204() {
+async fn reqwest_eventsource_misses_nothing_and_stops_at_204() {
     let mut feed = Feed::start().await;
-    let mut client = InRust::reqwest_eventsource(&feed.url("/events"));
-    nothing_is_missed(&mut feed, &mut client).await;
+    let mut client = RustClient::reqwest_eventsource(&feed.url("/events"));
+    assert_resumes(&mut feed, &mut client).await;
     feed.end().await;
-    eventually(SOON, "its stream ends", async || if client.task.is_finished() { Ok(()) } else { Err("it goes on") })
-        .await;
+    eventually(SOON, "its stream ends", async || if client.task.is_finished() { Ok(()) } else { Err("open") }).await;
     assert_eq!(client.received().await, feed.published);
 }
 
-/// It does not resume, and needs not to. But it reads each event as a part of the answer, even the place that a hub's
-/// newcomer is told, which is none to others.
+/// The package does not resume. It reads each event as a part of the answer, also the cursor event that
+/// a hub sends to a new client.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_openai_package_in_python_reads_an_answer_between_heartbeats_while_it_is_written() {
+async fn openai_package_reads_tokens_between_heartbeats() {
     let feed = Feed::start().await;
-    let mut python = Program::start_python("read_with_openai.py", &feed.url("/v1"));
-    feed.is_followed().await;
-    for written in 1..=ANSWER.len() {
-        let token = ANSWER[written - 1];
+    let mut python = Script::start_python("read_with_openai.py", &feed.url("/v1"));
+    feed.wait_for_client().await;
+    for count in 1..=ANSWER.len() {
+        let token = ANSWER[count - 1];
         let chunk = json!({
             "id": "answer", "object": "chat.completion.chunk", "created": 0, "model": "any",
             "choices": [{ "index": 0, "delta": { "content": token }, "finish_reason": null }],
         });
         feed.topic.publish(Event::display(chunk)).await.expect("there is room");
         eventually(SOON, "the token arrives", async || match python.objects() {
-            tokens if tokens == ANSWER[..written] => Ok(()),
+            tokens if tokens == ANSWER[..count] => Ok(()),
             tokens => Err(tokens),
         })
         .await;
         let bytes = feed.relay.bytes_to_browser();
         eventually(SOON, "a heartbeat follows", async || match feed.relay.bytes_to_browser() - bytes {
-            0 => Err("nothing follows"),
+            0 => Err("no bytes"),
             _ => Ok(()),
         })
         .await;
     }
     feed.topic.publish(Event::new("[DONE]")).await.expect("there is room");
-    assert!(python.run.ended_within(SOON).is_some_and(|status| status.success()), "it goes by that, not by the end");
+    assert!(
+        python.run.wait_for_exit(SOON).is_some_and(|status| status.success()),
+        "it stops at [DONE], not at the end of the stream"
+    );
     assert_eq!(python.objects(), ANSWER);
-    assert_eq!(feed.asked()[0].method(), "POST");
+    assert_eq!(feed.requests()[0].method(), "POST");
 
-    let mut told = Program::start_python("read_with_openai.py", &feed.url("/told-its-place"));
-    assert!(told.run.ended_within(SOON).is_some_and(|status| !status.success()), "an event without data is no JSON");
-    assert_eq!(told.objects(), [json!("not JSON")]);
+    let mut with_cursor = Script::start_python("read_with_openai.py", &feed.url("/with-cursor"));
+    let status = with_cursor.run.wait_for_exit(SOON);
+    assert!(status.is_some_and(|status| !status.success()), "an event without data is not JSON");
+    assert_eq!(with_cursor.objects(), [json!("not JSON")]);
 }
 
-/// The whole of it, the same for every client.
-async fn nothing_is_missed(feed: &mut Feed, client: &mut impl Follower) {
-    feed.is_followed().await;
-    for (kind, data) in NEWS {
+/// Asserts that a client receives every event, through two lost connections.
+async fn assert_resumes(feed: &mut Feed, client: &mut impl Follower) {
+    feed.wait_for_client().await;
+    for (kind, data) in EVENTS {
         feed.publish(kind, data).await;
     }
-    client.receives_all_of(feed).await;
+    client.assert_received_all(feed).await;
 
-    // Between two events, with some that it does not see.
+    // The connection is lost between two events. The client misses others.
     let last = feed.last_id();
     feed.cut().await;
-    feed.publish("message", "while it was away").await;
-    feed.publish("news", "and away").await;
+    feed.publish("message", "while disconnected").await;
+    feed.publish("news", "still disconnected").await;
     feed.relay.mend();
     client.resume(&feed.url("/events")).await;
-    feed.is_followed().await;
-    assert_eq!(feed.place_asked_for_last(), Some(last), "it names the last event that it has");
-    feed.publish("message", "when it was back").await;
-    client.receives_all_of(feed).await;
+    feed.wait_for_client().await;
+    assert_eq!(feed.last_requested_id(), Some(last), "the client sends the id of its last event");
+    feed.publish("message", "after the reconnection").await;
+    client.assert_received_all(feed).await;
 
-    // In the middle of an event.
+    // The connection is lost in the middle of an event.
     let last = feed.last_id();
     feed.publish_half().await;
     feed.cut().await;
     feed.publish("message", "the next one").await;
     feed.relay.mend();
     client.resume(&feed.url("/events")).await;
-    feed.is_followed().await;
-    assert_eq!(feed.place_asked_for_last(), Some(last), "it does not have the event that was cut");
-    feed.publish("news", "when it was back again").await;
-    client.receives_all_of(feed).await;
+    feed.wait_for_client().await;
+    assert_eq!(feed.last_requested_id(), Some(last), "the client does not count the incomplete event");
+    feed.publish("news", "after the second reconnection").await;
+    client.assert_received_all(feed).await;
 
-    for (kind, data) in ODDITIES {
+    for (kind, data) in SPECIAL_CASES {
         feed.publish(kind, data).await;
-        let published = feed.published.pop().expect("one was published");
-        feed.published.extend(client.makes_of(published));
+        let published = feed.published.pop().expect("an event was published");
+        feed.published.extend(client.expected(published));
     }
     feed.publish("message", "the last one").await;
-    client.receives_all_of(feed).await;
+    client.assert_received_all(feed).await;
 }
 
-/// A hub tells a newcomer its place, so that there is one to come back to before the first event.
+/// A hub sends a cursor to a new client, so that the client can resume before its first event.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_lost_before_the_first_event_is_resumed_by_all_of_them() {
-    async fn lost<C: Follower>(path: &str, follow: impl AsyncFnOnce(&Feed, &str) -> C) -> (Vec<String>, bool) {
+async fn cursor_resumes_clients_before_their_first_event() {
+    async fn lose_connection<C: Follower>(
+        path: &str,
+        follow: impl AsyncFnOnce(&Feed, &str) -> C,
+    ) -> (Vec<String>, bool) {
         let mut feed = Feed::start().await;
-        feed.publish("message", "before anybody came").await;
+        feed.publish("message", "before the client").await;
         let mut client = follow(&feed, path).await;
-        feed.is_followed().await;
-        let place = feed.last_id();
+        feed.wait_for_client().await;
+        let cursor = feed.last_id();
         if path == "/events" {
-            let has_place = async || match client.dispatched().await {
-                told if told.iter().any(|message| message.id == place) => Ok(()),
+            let has_cursor = async || match client.dispatched().await {
+                messages if messages.iter().any(|message| message.id == cursor) => Ok(()),
                 other => Err(other),
             };
-            eventually(SOON, "it is told its place", has_place).await;
+            eventually(SOON, "the client receives its cursor", has_cursor).await;
         } else {
-            let sent = async || if feed.relay.bytes_to_browser() > 0 { Ok(()) } else { Err("nothing") };
-            eventually(SOON, "a heartbeat has passed", sent).await;
+            let sent = async || if feed.relay.bytes_to_browser() > 0 { Ok(()) } else { Err("no bytes") };
+            eventually(SOON, "the client receives a heartbeat", sent).await;
         }
         feed.cut().await;
         feed.publish("message", "missed").await;
         feed.relay.mend();
         client.resume(&feed.url(path)).await;
-        feed.is_followed().await;
+        feed.wait_for_client().await;
         feed.publish("message", "live").await;
         let received =
-            client.receives("the one that is live", |received| received.iter().any(|message| message.data == "live"));
+            client.wait_for("the live event", |received| received.iter().any(|message| message.data == "live"));
         let data = received.await.into_iter().map(|message| message.data).collect();
-        (data, feed.place_asked_for_last() == Some(place))
+        (data, feed.last_requested_id() == Some(cursor))
     }
     let resumed = (vec!["missed".to_owned(), "live".to_owned()], true);
     let not_resumed = (vec!["live".to_owned()], false);
 
     let curl = async |feed: &Feed, path: &str| Curl::start(&feed.url(path));
-    let node = async |feed: &Feed, path: &str| Program::node(&feed.url(path));
-    let python = async |feed: &Feed, path: &str| Program::python(&feed.url(path));
+    let node = async |feed: &Feed, path: &str| Script::node(&feed.url(path));
+    let python = async |feed: &Feed, path: &str| Script::python(&feed.url(path));
     let polyfill = async |feed: &Feed, path: &str| Page::open(feed, POLYFILL, path, "").await;
     let fetch_event_source = async |feed: &Feed, path: &str| Page::open(feed, FETCH_EVENT_SOURCE, path, "").await;
-    let eventsource_client = async |feed: &Feed, path: &str| InRust::eventsource_client(&feed.url(path));
-    let reqwest_eventsource = async |feed: &Feed, path: &str| InRust::reqwest_eventsource(&feed.url(path));
+    let eventsource_client = async |feed: &Feed, path: &str| RustClient::eventsource_client(&feed.url(path));
+    let reqwest_eventsource = async |feed: &Feed, path: &str| RustClient::reqwest_eventsource(&feed.url(path));
 
-    async fn is<C: Follower>(
+    async fn check<C: Follower>(
         expected: &(Vec<String>, bool),
-        what: &str,
+        name: &str,
         path: &str,
         follow: impl AsyncFnOnce(&Feed, &str) -> C,
     ) {
-        assert_eq!(lost(path, follow).await, *expected, "{what} at {path}");
+        assert_eq!(lose_connection(path, follow).await, *expected, "{name} at {path}");
     }
     tokio::join!(
-        is(&resumed, "curl's user", "/events", curl),
-        is(&resumed, "httpx-sse", "/events", python),
-        is(&resumed, "fetch-event-source", "/events", fetch_event_source),
-        is(&resumed, "the eventsource package", "/events", node),
-        is(&resumed, "event-source-polyfill", "/events", polyfill),
-        is(&resumed, "eventsource-client", "/events", eventsource_client),
-        is(&resumed, "reqwest-eventsource", "/events", reqwest_eventsource),
-        // Who is not told has none.
-        is(&not_resumed, "curl's user", "/without-cursor", curl),
-        is(&not_resumed, "the eventsource package", "/without-cursor", node),
+        check(&resumed, "curl's user", "/events", curl),
+        check(&resumed, "httpx-sse", "/events", python),
+        check(&resumed, "fetch-event-source", "/events", fetch_event_source),
+        check(&resumed, "the eventsource package", "/events", node),
+        check(&resumed, "event-source-polyfill", "/events", polyfill),
+        check(&resumed, "eventsource-client", "/events", eventsource_client),
+        check(&resumed, "reqwest-eventsource", "/events", reqwest_eventsource),
+        // Without the cursor event, a client cannot resume.
+        check(&not_resumed, "curl's user", "/without-cursor", curl),
+        check(&not_resumed, "the eventsource package", "/without-cursor", node),
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn they_come_back_when_the_server_says() {
+async fn clients_wait_for_the_retry_time() {
     const LONG: Duration = Duration::from_millis(2500);
 
-    async fn waits<C: Follower>(retry: Duration, what: &str, follow: impl AsyncFnOnce(&Feed) -> C) -> Duration {
+    async fn measure<C: Follower>(retry: Duration, name: &str, follow: impl AsyncFnOnce(&Feed) -> C) -> Duration {
         let mut feed = Feed::start_with(retry).await;
         let mut client = follow(&feed).await;
-        feed.is_followed().await;
+        feed.wait_for_client().await;
         feed.publish("message", "something").await;
-        client.receives_all_of(&feed).await;
+        client.assert_received_all(&feed).await;
         let connections = feed.relay.connections();
         let cut = Instant::now();
         feed.relay.cut();
-        eventually(SOON, &format!("{what} tries to come back"), async || {
+        eventually(SOON, &format!("{name} tries to reconnect"), async || {
             match feed.relay.connections() - connections {
-                0 => Err("it does not"),
+                0 => Err("no attempt"),
                 _ => Ok(()),
             }
         })
         .await;
-        println!("{what} {:?}", cut.elapsed());
+        println!("{name} {:?}", cut.elapsed());
         cut.elapsed()
     }
-    /// Of those who wait for a second or less if nobody says anything.
-    async fn waits_for_long<C: Follower>(what: &str, follow: impl AsyncFnOnce(&Feed) -> C) {
-        let waited = waits(LONG, what, follow).await;
-        assert!(waited >= LONG.mul_f32(0.95), "{what}: {waited:?}");
+    /// For clients with a default of a second or less.
+    async fn check_long<C: Follower>(name: &str, follow: impl AsyncFnOnce(&Feed) -> C) {
+        let waited = measure(LONG, name, follow).await;
+        assert!(waited >= LONG.mul_f32(0.95), "{name}: {waited:?}");
     }
     tokio::join!(
         async {
             let waited =
-                waits(RETRY, "the eventsource package", async |feed| Program::node(&feed.url("/events"))).await;
-            assert!(waited < Duration::from_millis(2900), "three seconds is its own time: {waited:?}");
+                measure(RETRY, "the eventsource package", async |feed| Script::node(&feed.url("/events"))).await;
+            assert!(waited < Duration::from_millis(2900), "its default is three seconds: {waited:?}");
         },
         async {
-            let follow = async |feed: &Feed| InRust::eventsource_client(&feed.url("/events"));
-            let waited = waits(LONG, "eventsource-client", follow).await;
-            assert!(waited >= LONG / 2, "it takes off up to a half, so that not all come at once: {waited:?}");
+            let follow = async |feed: &Feed| RustClient::eventsource_client(&feed.url("/events"));
+            let waited = measure(LONG, "eventsource-client", follow).await;
+            assert!(waited >= LONG / 2, "its jitter shortens the time by up to a half: {waited:?}");
         },
-        waits_for_long("httpx-sse", async |feed| Program::python(&feed.url("/events"))),
-        waits_for_long("reqwest-eventsource", async |feed| InRust::reqwest_eventsource(&feed.url("/events"))),
-        waits_for_long("event-source-polyfill", async |feed| Page::open(feed, POLYFILL, "/events", "").await),
-        waits_for_long("fetch-event-source", async |feed| Page::open(feed, FETCH_EVENT_SOURCE, "/events", "").await),
+        check_long("httpx-sse", async |feed| Script::python(&feed.url("/events"))),
+        check_long("reqwest-eventsource", async |feed| RustClient::reqwest_eventsource(&feed.url("/events"))),
+        check_long("event-source-polyfill", async |feed| Page::open(feed, POLYFILL, "/events", "").await),
+        check_long("fetch-event-source", async |feed| Page::open(feed, FETCH_EVENT_SOURCE, "/events", "").await),
     );
 }
 
-/// A hub's ids are ASCII. Those of a handler of its own need not be.
+/// The ids of a hub are ASCII. The ids of a handler can be any text.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_is_not_ascii_comes_back_from_some_clients_only() {
+async fn only_some_clients_send_back_non_ascii_ids() {
     const ALL: [&str; 4] = ["none", "plain", "é", "日本"];
-    /// As it sends the second one in Latin-1, which is no UTF-8, and cannot send the third one at all.
-    const NOT_BEYOND_LATIN_1: [&str; 3] = ["none", "plain", "none"];
+    /// These clients send `é` in Latin-1, which is not UTF-8, and cannot send `日本`.
+    const LATIN_1: [&str; 3] = ["none", "plain", "none"];
 
-    async fn asked_for<C: Follower>(expected: &[&str], what: &str, follow: impl AsyncFnOnce(&Feed) -> C) {
+    async fn check<C: Follower>(expected: &[&str], name: &str, follow: impl AsyncFnOnce(&Feed) -> C) {
         let feed = Feed::start().await;
         let mut client = follow(&feed).await;
-        // What they do when they have all is not the question here.
-        let asked = async || feed.ids.lock().expect("no holder panics").iter().take(4).cloned().collect::<Vec<_>>();
-        eventually(SOON, &format!("{what} asks for {expected:?}"), async || {
+        // The test ignores requests after the fourth.
+        let requested = async || feed.ids.lock().expect("no holder panics").iter().take(4).cloned().collect::<Vec<_>>();
+        eventually(SOON, &format!("{name} sends the ids {expected:?}"), async || {
             client.resume(&feed.url("/ids")).await;
-            let ids = asked().await;
+            let ids = requested().await;
             if ids == expected { Ok(()) } else { Err(ids) }
         })
         .await;
-        stays(3 * RETRY, &format!("{what} asks for nothing else"), asked).await;
+        stays(3 * RETRY, &format!("{name} sends no other id"), requested).await;
     }
     tokio::join!(
-        asked_for(&ALL, "curl's user", async |feed| Curl::start(&feed.url("/ids"))),
-        asked_for(&ALL, "httpx-sse", async |feed| Program::python(&feed.url("/ids"))),
-        asked_for(&ALL, "eventsource-client", async |feed| InRust::eventsource_client(&feed.url("/ids"))),
-        asked_for(&ALL, "reqwest-eventsource", async |feed| InRust::reqwest_eventsource(&feed.url("/ids"))),
-        asked_for(&ALL, "event-source-polyfill", async |feed| Page::open(feed, POLYFILL, "/ids", "").await),
-        asked_for(&NOT_BEYOND_LATIN_1, "the eventsource package", async |feed| Program::node(&feed.url("/ids"))),
-        asked_for(&NOT_BEYOND_LATIN_1, "fetch-event-source", async |feed| {
-            Page::open(feed, FETCH_EVENT_SOURCE, "/ids", "").await
-        }),
+        check(&ALL, "curl's user", async |feed| Curl::start(&feed.url("/ids"))),
+        check(&ALL, "httpx-sse", async |feed| Script::python(&feed.url("/ids"))),
+        check(&ALL, "eventsource-client", async |feed| RustClient::eventsource_client(&feed.url("/ids"))),
+        check(&ALL, "reqwest-eventsource", async |feed| RustClient::reqwest_eventsource(&feed.url("/ids"))),
+        check(&ALL, "event-source-polyfill", async |feed| Page::open(feed, POLYFILL, "/ids", "").await),
+        check(&LATIN_1, "the eventsource package", async |feed| Script::node(&feed.url("/ids"))),
+        check(&LATIN_1, "fetch-event-source", async |feed| { Page::open(feed, FETCH_EVENT_SOURCE, "/ids", "").await }),
     );
 }
 
-// ---- the server -----------------------------------------------------------------------------------------------------------
+// ---- server -------------------------------------------------------------------------------------
 
-/// A topic, as a client follows it through a wire that can be cut.
+/// A topic of a server, behind a relay that can cut the connection.
 struct Feed {
     topic: Topic,
     published: Vec<Message>,
-    /// The ids that clients of `/ids` came with, in order.
+    /// The last event ids in the requests to `/ids`, in order.
     ids: Arc<Mutex<Vec<String>>>,
     relay: Relay,
     server: Server,
@@ -407,7 +418,7 @@ impl Feed {
             .route("/events", get(events).post(events))
             .route("/without-cursor", get(without_cursor))
             .route("/v1/chat/completions", post(without_cursor))
-            .route("/told-its-place/chat/completions", post(events))
+            .route("/with-cursor/chat/completions", post(events))
             .with_state(topic.clone())
             .route("/ids", get(next_id).post(next_id))
             .with_state(ids.clone())
@@ -427,44 +438,44 @@ impl Feed {
     async fn publish(&mut self, kind: &str, data: &str) -> String {
         let event = match kind {
             "message" => Event::new(data),
-            _ => Event::new(data).event(EventName::new(kind).expect("a name of one line")),
+            _ => Event::new(data).event(EventName::new(kind).expect("the name is valid")),
         };
         let id = self.topic.publish(event).await.expect("there is room").to_string();
         self.published.push(Message { id: id.clone(), kind: kind.into(), data: data.into() });
         id
     }
 
-    /// Publishes an event of which half gets through.
+    /// Publishes an event, and passes only half of it to the client.
     async fn publish_half(&mut self) -> String {
         self.relay.stop_after(HALF);
         let id = self.publish("message", &format!("{HALF}\nand the other")).await;
-        let has_passed = async || if self.relay.has_stopped() { Ok(()) } else { Err("it has not") };
-        eventually(SOON, "one half has passed", has_passed).await;
+        let has_passed = async || if self.relay.has_stopped() { Ok(()) } else { Err("not passed") };
+        eventually(SOON, "half of the event has passed", has_passed).await;
         id
     }
 
     async fn cut(&self) {
         self.relay.cut();
-        self.is_left().await;
+        self.wait_for_no_client().await;
     }
 
     fn last_id(&self) -> String {
-        self.published.last().expect("something was published").id.clone()
+        self.published.last().expect("an event was published").id.clone()
     }
 
     async fn end(&self) {
-        self.topic.finish().await.expect("it exists");
+        self.topic.finish().await.expect("the topic exists");
     }
 
-    async fn is_followed(&self) {
-        self.has_subscribers(1, "somebody is there").await;
+    async fn wait_for_client(&self) {
+        self.wait_for_subscribers(1, "a client has subscribed").await;
     }
 
-    async fn is_left(&self) {
-        self.has_subscribers(0, "the server has noticed that nobody is there").await;
+    async fn wait_for_no_client(&self) {
+        self.wait_for_subscribers(0, "the server has noticed the disconnect").await;
     }
 
-    async fn has_subscribers(&self, count: usize, what: &str) {
+    async fn wait_for_subscribers(&self, count: usize, what: &str) {
         eventually(SOON, what, async || match self.topic.subscribers() {
             subscribers if subscribers == count => Ok(()),
             subscribers => Err((subscribers, self.relay.heads())),
@@ -472,15 +483,15 @@ impl Feed {
         .await;
     }
 
-    /// What the clients have asked for, permissions aside.
-    fn asked(&self) -> Vec<RequestHead> {
+    /// Returns the requests of clients, without preflights.
+    fn requests(&self) -> Vec<RequestHead> {
         self.relay.heads().into_iter().filter(|head| !head.is_preflight()).collect()
     }
 
-    /// By whatever means.
-    fn place_asked_for_last(&self) -> Option<String> {
-        let asked = self.asked();
-        let last = asked.last().expect("somebody has asked");
+    /// Returns the last event id of the latest request, from its header or its query.
+    fn last_requested_id(&self) -> Option<String> {
+        let requests = self.requests();
+        let last = requests.last().expect("there is a request");
         let in_query = || Some(last.target().split_once("?lastEventId=")?.1);
         last.header("last-event-id").or_else(in_query).map(str::to_owned)
     }
@@ -490,12 +501,13 @@ async fn events(State(topic): State<Topic>, last: LastEventId) -> Result<SseStre
     Ok(SseStream::new(topic.subscribe(last).await?))
 }
 
-/// The same, without a place to come back to if the connection is lost before the first event.
+/// Streams the topic without the cursor event.
 async fn without_cursor(State(topic): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
     Ok(SseStream::new(topic.subscribe(last).await?.without_cursor()))
 }
 
-/// One event, with another id each time, and an end after which the client is to come back with it. Notes the one it has.
+/// Streams one event with another id for each request, and ends. Records the last event id of the
+/// request.
 async fn next_id(
     State(ids): State<Arc<Mutex<Vec<String>>>>,
     last: LastEventId,
@@ -503,58 +515,58 @@ async fn next_id(
     let mut ids = ids.lock().expect("no holder panics");
     ids.push(last.as_str().unwrap_or("none").to_owned());
     let id = ["plain", "é", "日本"].get(ids.len() - 1).ok_or_else(SseStream::stop_reconnecting)?;
-    let event = Event::new(id).id(EventId::new(id).expect("it is one line"));
+    let event = Event::new(id).id(EventId::new(id).expect("the id is valid"));
     Ok(SseStream::new(futures_util::stream::iter([event])))
 }
 
 async fn page(UrlPath(name): UrlPath<String>) -> impl IntoResponse {
     let page = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(name);
-    ([(CONTENT_TYPE, "text/html")], fs::read(page).expect("the page is there"))
+    ([(CONTENT_TYPE, "text/html")], fs::read(page).expect("the page exists"))
 }
 
 async fn package(UrlPath(mut path): UrlPath<String>) -> impl IntoResponse {
-    // What is written for bundlers names modules without it.
+    // Modules for bundlers import others without the extension.
     if !path.ends_with(".js") {
         path += ".js";
     }
-    let file = brought("node/node_modules").join(path);
-    ([(CONTENT_TYPE, "text/javascript")], fs::read(file).expect("the package has the file"))
+    let file = installed_client("node/node_modules").join(path);
+    ([(CONTENT_TYPE, "text/javascript")], fs::read(file).expect("the file exists"))
 }
 
-// ---- the clients ----------------------------------------------------------------------------------------------------------
+// ---- clients ------------------------------------------------------------------------------------
 
 trait Follower {
-    /// All that it has dispatched.
+    /// Returns all events that the client has dispatched.
     async fn dispatched(&mut self) -> Vec<Message>;
 
-    /// What was published of that.
+    /// Returns the published events that the client has dispatched.
     async fn received(&mut self) -> Vec<Message> {
         let mut received = self.dispatched().await;
         received.retain(|message| message.kind != CURSOR);
         received
     }
 
-    /// What its user has to do when the connection was lost, if it does not come back by itself.
+    /// Reconnects a client that does not reconnect by itself.
     async fn resume(&mut self, _url: &str) {}
 
-    /// What it makes of one of the [`ODDITIES`].
-    fn makes_of(&self, published: Message) -> Option<Message> {
+    /// Returns how the client dispatches one of the [`SPECIAL_CASES`].
+    fn expected(&self, published: Message) -> Option<Message> {
         Some(published)
     }
 
-    async fn receives(&mut self, what: &str, is_enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
-        eventually(SOON, &format!("the client receives {what}"), async || {
+    async fn wait_for(&mut self, what: &str, is_enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
+        eventually(SOON, &format!("the client has received {what}"), async || {
             let received = self.received().await;
             if is_enough(&received) { Ok(received) } else { Err(received) }
         })
         .await
     }
 
-    /// Once and in order.
-    async fn receives_all_of(&mut self, feed: &Feed) {
+    /// Asserts that the client receives all published events, once and in order.
+    async fn assert_received_all(&mut self, feed: &Feed) {
         let last = feed.last_id();
         let has_last = |received: &[Message]| received.iter().any(|message| message.id == last);
-        assert_eq!(self.receives("the last event", has_last).await, feed.published);
+        assert_eq!(self.wait_for("the last event", has_last).await, feed.published);
     }
 }
 
@@ -564,10 +576,10 @@ fn curl_command() -> Command {
     command
 }
 
-/// curl, and somebody who reads what it writes, as an `EventSource` would.
+/// curl, and a parser that reads its output like an `EventSource`.
 struct Curl {
     run: Client,
-    /// Of the runs before.
+    /// The messages of earlier runs.
     received: Vec<Message>,
     last_event_id: String,
 }
@@ -579,8 +591,8 @@ impl Curl {
     }
 
     fn read(&mut self) -> whatwg::EventSource {
-        let written: String = self.run.lines().iter().flat_map(|line| [line, "\n"]).collect();
-        whatwg::parse_after(&self.last_event_id, written.as_bytes())
+        let output: String = self.run.lines().iter().flat_map(|line| [line, "\n"]).collect();
+        whatwg::parse_after(&self.last_event_id, output.as_bytes())
     }
 }
 
@@ -592,9 +604,9 @@ impl Follower for Curl {
     }
 
     async fn resume(&mut self, url: &str) {
-        let status = self.run.ended_within(SOON).expect("it ends with its connection");
+        let status = self.run.wait_for_exit(SOON).expect("curl exits when its connection ends");
         if status.success() && self.run.lines().is_empty() {
-            // Not even a heartbeat: there is nothing to come back for.
+            // A 204 response without a body: the client must not reconnect.
             return;
         }
         self.received = self.dispatched().await;
@@ -604,18 +616,18 @@ impl Follower for Curl {
     }
 }
 
-/// A script that writes each event as a line of JSON.
-struct Program {
+/// A script that prints each event as a line of JSON.
+struct Script {
     run: Client,
-    /// Takes an id without an event for an empty event, so that it cannot tell an empty event from that.
-    tells_places: bool,
+    /// The client dispatches an id without data as an empty event, so its script prints no empty events.
+    prints_cursors: bool,
 }
 
-impl Program {
+impl Script {
     fn node(url: &str) -> Self {
         let mut command = Command::new(installed(&["node", "nodejs"], "nodejs"));
-        command.env("NODE_PATH", brought("node/node_modules")).arg(script("follow_with_eventsource.cjs"));
-        Self { run: Client::start(command.arg(url).args(KINDS)), tells_places: false }
+        command.env("NODE_PATH", installed_client("node/node_modules")).arg(script("follow_with_eventsource.cjs"));
+        Self { run: Client::start(command.arg(url).args(KINDS)), prints_cursors: false }
     }
 
     fn python(url: &str) -> Self {
@@ -623,69 +635,67 @@ impl Program {
     }
 
     fn start_python(name: &str, url: &str) -> Self {
-        let mut command = Command::new(brought("python/bin/python"));
-        Self { run: Client::start(command.arg(script(name)).arg(url)), tells_places: true }
+        let mut command = Command::new(installed_client("python/bin/python"));
+        Self { run: Client::start(command.arg(script(name)).arg(url)), prints_cursors: true }
     }
 
     fn objects(&mut self) -> Vec<Value> {
-        self.run.lines().iter().map(|line| serde_json::from_str(line).expect("the script writes JSON")).collect()
+        self.run.lines().iter().map(|line| serde_json::from_str(line).expect("the script prints JSON")).collect()
     }
 
-    async fn says_that_it_is_closed_and_ends(&mut self, feed: &Feed) {
-        assert!(self.run.ended_within(SOON).is_some_and(|status| status.success()), "{:?}", self.run);
+    async fn assert_closed_by_204(&mut self, feed: &Feed) {
+        assert!(self.run.wait_for_exit(SOON).is_some_and(|status| status.success()), "{:?}", self.run);
         assert_eq!(self.received().await, feed.published);
         assert_eq!(self.objects().last(), Some(&json!({ "closed": 204 })));
     }
 }
 
-impl Follower for Program {
+impl Follower for Script {
     async fn dispatched(&mut self) -> Vec<Message> {
         self.objects().iter().filter_map(Message::from_page).collect()
     }
 
-    fn makes_of(&self, published: Message) -> Option<Message> {
+    fn expected(&self, published: Message) -> Option<Message> {
         let is_empty = published.kind == "message" && published.data.is_empty();
-        (!is_empty || !self.tells_places).then_some(published)
+        (!is_empty || !self.prints_cursors).then_some(published)
     }
 }
 
 const POLYFILL: &str = "follow_with_event_source_polyfill.html";
 const FETCH_EVENT_SOURCE: &str = "follow_with_fetch_event_source.html";
 
-/// A page in Chromium, of another origin than the stream.
+/// A page in Chromium. Its origin is not that of the stream.
 struct Page {
     browser: Browser,
     name: &'static str,
 }
 
 impl Page {
-    async fn open(feed: &Feed, name: &'static str, path: &str, more: &str) -> Self {
+    async fn open(feed: &Feed, name: &'static str, path: &str, parameters: &str) -> Self {
         let browser = Browser::start(Window::Desktop).await;
         let kinds: String = KINDS.iter().map(|kind| format!("&type={kind}")).collect();
-        let path = format!("/pages/{name}?url={}{kinds}{more}", feed.url(path));
-        browser.client().goto(&feed.server.url(&path)).await.expect("the page is there");
+        let path = format!("/pages/{name}?url={}{kinds}{parameters}", feed.url(path));
+        browser.client().goto(&feed.server.url(&path)).await.expect("the page loads");
         Self { browser, name }
     }
 
-    async fn is_closed_and_stays_away(&mut self, feed: &Feed) {
-        eventually(SOON, "the page is told that it is over", async || match self.browser.eval("isClosed()").await {
+    async fn assert_closed_by_204(&mut self, feed: &Feed) {
+        eventually(SOON, "the client of the page is closed", async || match self.browser.eval("isClosed()").await {
             Value::Bool(true) => Ok(()),
             other => Err(other),
         })
         .await;
-        stays(Duration::from_millis(1500), "it asks for nothing any more", async || feed.asked().len()).await;
+        stays(Duration::from_millis(1500), "the page sends no request", async || feed.requests().len()).await;
         assert_eq!(self.received().await, feed.published);
     }
 }
 
 impl Follower for Page {
     async fn dispatched(&mut self) -> Vec<Message> {
-        let received = self.browser.eval("window.received ?? received").await;
-        let received = received.as_array().expect("the page keeps them in an array");
-        received.iter().map(|value| Message::from_page(value).expect("each has an id, a type and data")).collect()
+        Message::all_from_page(&self.browser.eval("window.received ?? received").await)
     }
 
-    fn makes_of(&self, mut published: Message) -> Option<Message> {
+    fn expected(&self, mut published: Message) -> Option<Message> {
         if self.name == FETCH_EVENT_SOURCE {
             if published.kind == "message" && published.data.is_empty() {
                 return None;
@@ -696,18 +706,19 @@ impl Follower for Page {
     }
 }
 
-/// A client in this process.
-struct InRust {
+/// A Rust client in this process.
+struct RustClient {
     received: Arc<Mutex<Vec<Message>>>,
     task: JoinHandle<()>,
 }
 
-impl InRust {
+impl RustClient {
     fn eventsource_client(url: &str) -> Self {
         use eventsource_client::{Client as _, ClientBuilder, SSE};
 
-        let transport = launchdarkly_sdk_transport::HyperTransport::new().expect("plain HTTP needs nothing");
-        let client = ClientBuilder::for_url(url).expect("it is a URL").build_with_transport(transport);
+        let transport =
+            launchdarkly_sdk_transport::HyperTransport::new().expect("plain HTTP needs no TLS configuration");
+        let client = ClientBuilder::for_url(url).expect("the URL is valid").build_with_transport(transport);
         Self::follow(client.stream().filter_map(async |item| match item {
             Ok(SSE::Event(event)) => {
                 let id = event.id.unwrap_or_default();
@@ -737,31 +748,31 @@ impl InRust {
     }
 }
 
-impl Follower for InRust {
+impl Follower for RustClient {
     async fn dispatched(&mut self) -> Vec<Message> {
         self.received.lock().expect("no holder panics").clone()
     }
 }
 
-impl Drop for InRust {
+impl Drop for RustClient {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// The type of event that tells a new client its place.
+/// The type of the cursor event for a new client.
 const CURSOR: &str = "hub-cursor";
 
-/// The types of event that clients which have to name them listen to.
+/// The event types for clients that must list them.
 const KINDS: [&str; 4] = ["message", "news", "tick", CURSOR];
 
 fn script(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }
 
-/// What `tests/e2e/clients/install` has put into cargo's target folder.
-fn brought(path: &str) -> PathBuf {
+/// Returns the path of a client that `tests/e2e/clients/install` has installed.
+fn installed_client(path: &str) -> PathBuf {
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("e2e-clients").join(path);
-    assert!(file.exists(), "{} is not there: run scripts/test, which installs it", file.display());
+    assert!(file.exists(), "{} does not exist: run scripts/test, which installs the clients", file.display());
     file
 }

@@ -1,5 +1,5 @@
-//! The gateway in front of servers of actix-web and warp, which know nothing of it: what their streams gain, and what stays as
-//! it is.
+//! The `gateway` example in front of actix-web and warp servers: added heartbeats and limits, and
+//! unchanged responses.
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
@@ -7,8 +7,7 @@ use actix_web::{
     http::{StatusCode, header},
     web,
 };
-use e2e::{Browser, Example, Window, eventually};
-use fantoccini::Locator;
+use e2e::{Browser, Example, Page, Window, eventually};
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -30,14 +29,14 @@ use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
 use warp::{Filter, Reply};
 
 const SOON: Duration = Duration::from_secs(10);
-/// How many streams the gateway grants to one address.
-const PLACES: usize = 20;
+/// The stream limit of the gateway for each client address.
+const MAX_STREAMS: usize = 20;
 const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const EVENT_STREAM: (&str, &str) = ("accept", "text/event-stream");
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_events_of_an_actix_stream_come_unchanged_and_with_heartbeats_in_its_silences() {
-    // Cut in the middle of a line, of a character, of two line ends, and between two that are a CR each.
+async fn actix_events_pass_unchanged_with_heartbeats_between_them() {
+    // The cuts are inside a line, a character, and a CRLF CRLF, and between two CR.
     const TEXT: &str =
         "id: 1\r\nevent: wide\r\ndata: né 日本 🦀\r\ndata\r\n\r\n: theirs\n\nretry: 9\ndata:two\r\rid\ndata: x\n\n";
     const CUTS: [usize; 7] = [0, 4, 31, 42, 50, 79, TEXT.len()];
@@ -57,8 +56,8 @@ async fn the_events_of_an_actix_stream_come_unchanged_and_with_heartbeats_in_its
         answer.read_until(":\n:\n").await;
         for cut in CUTS.windows(2) {
             let before = answer.body.len();
-            stream.sends(&TEXT.as_bytes()[cut[0]..cut[1]]);
-            // As many bytes have come, and maybe a heartbeat, which may stand at the beginning of a line only.
+            stream.send(&TEXT.as_bytes()[cut[0]..cut[1]]);
+            // Wait for all these bytes. A heartbeat may come before them, but only at the start of a line.
             while answer.body.len() < before + cut[1] - cut[0] {
                 assert_eq!(answer.more().await, Ok(true));
             }
@@ -76,12 +75,12 @@ async fn the_events_of_an_actix_stream_come_unchanged_and_with_heartbeats_in_its
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_of_warp_gains_heartbeats_beside_its_own_and_is_dropped_when_the_client_goes() {
+async fn warp_stream_gets_heartbeats_and_ends_with_its_client() {
     for keeps_alive in [false, true] {
         let (events, receiver) = unbounded_channel::<&'static str>();
         let receiver = Arc::new(Mutex::new(Some(receiver)));
         let stream = move || {
-            let receiver = receiver.lock().expect("no holder panics").take().expect("one request");
+            let receiver = receiver.lock().expect("no holder panics").take().expect("there is one request");
             let events = UnboundedReceiverStream::new(receiver);
             events.map(|data| Ok::<_, Infallible>(warp::sse::Event::default().data(data)))
         };
@@ -109,7 +108,7 @@ async fn a_stream_of_warp_gains_heartbeats_beside_its_own_and_is_dropped_when_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_through_the_gateway_within_a_tenth_of_a_second() {
+async fn events_pass_within_100_ms() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     for protocol in Protocol::ALL {
@@ -120,7 +119,7 @@ async fn an_event_is_through_the_gateway_within_a_tenth_of_a_second() {
             let stream = upstream.next_stream().await;
             for (times, event) in [(&mut first, "data: one\n\n"), (&mut later, "data: two\n\n")] {
                 let sent = Instant::now();
-                stream.sends(event);
+                stream.send(event);
                 answer.read_until(event).await;
                 times.push(sent.elapsed());
             }
@@ -134,7 +133,7 @@ async fn an_event_is_through_the_gateway_within_a_tenth_of_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_a_client_goes_the_actix_stream_is_dropped_at_once() {
+async fn client_disconnect_drops_actix_stream_immediately() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     for protocol in Protocol::ALL {
@@ -142,26 +141,26 @@ async fn when_a_client_goes_the_actix_stream_is_dropped_at_once() {
         for _ in 0..5 {
             let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
             let stream = upstream.next_stream().await;
-            stream.sends("data: one\n\n");
+            stream.send("data: one\n\n");
             answer.read_until("data: one\n\n").await;
-            let gone = Instant::now();
+            let disconnected = Instant::now();
             drop(answer);
             within("the stream to be dropped", stream.events.closed()).await;
-            times.push(gone.elapsed());
+            times.push(disconnected.elapsed());
         }
         times.sort();
-        println!("{protocol:?}, from the client's end to the drop of the stream: {times:.1?}");
-        // Sooner than by the next heartbeat, which would fail.
+        println!("{protocol:?}, from the disconnect to the drop of the stream: {times:.1?}");
+        // Earlier than the next heartbeat, which would fail.
         assert!(times[times.len() / 2] < Duration::from_millis(100), "{protocol:?}: {times:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_a_client_goes_before_it_is_answered_the_actix_handler_is_dropped() {
+async fn client_disconnect_drops_handler_before_its_response() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     let mut client = TcpStream::connect(gateway.address()).await.unwrap();
-    client.write_all(b"GET /thinks HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    client.write_all(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let stream = upstream.next_stream().await;
     assert!(!stream.events.is_closed());
     drop(client);
@@ -169,23 +168,23 @@ async fn when_a_client_goes_before_it_is_answered_the_actix_handler_is_dropped()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_actix_server_that_allows_half_closed_connections_notices_at_its_next_events() {
+async fn half_closed_actix_notices_disconnect_at_next_event() {
     let mut upstream = Upstream::start_at(ANY_PORT, Config { allows_half_closed: true });
     let gateway = upstream.behind_gateway();
     let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
     let stream = upstream.next_stream().await;
-    stream.sends("data: one\n\n");
+    stream.send("data: one\n\n");
     answer.read_until("data: one\n\n").await;
     drop(answer);
     eventually(SOON, "the stream is dropped", async || match stream.events.send(Ok("data: two\n\n".into())) {
-        Ok(()) => Err("it still takes events"),
+        Ok(()) => Err("it accepts events"),
         Err(_) => Ok(()),
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_end_to_end_is_passed_on_and_what_is_of_one_connection_is_not() {
+async fn hop_by_hop_headers_are_removed_in_both_directions() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     let sent = [
@@ -212,7 +211,7 @@ async fn what_is_end_to_end_is_passed_on_and_what_is_of_one_connection_is_not() 
     for (name, _) in &sent[7..] {
         assert_eq!(header(name), None, "{name}");
     }
-    // As a compressor would hold events back.
+    // A compressor would delay events.
     assert_eq!(header("accept-encoding"), Some("identity"));
     assert_eq!(header("x-forwarded-for"), Some("192.0.2.1, 127.0.0.1"));
     assert_eq!(header("x-forwarded-host"), Some("localhost"));
@@ -220,8 +219,8 @@ async fn what_is_end_to_end_is_passed_on_and_what_is_of_one_connection_is_not() 
     assert_eq!(header("host"), Some(&*upstream.address.to_string()));
     assert_eq!(header("via"), Some("1.1 gateway"));
 
-    // On the way back, too, of a server that says so. actix cannot.
-    let upstream = answers_once(
+    // The same in a response. actix cannot set these headers.
+    let upstream = respond_once(
         "HTTP/1.1 200 OK\r\nConnection: close, X-Of-This-Connection\r\nX-Of-This-Connection: secret\r\n\
          Keep-Alive: timeout=5\r\nX-Own: one\r\nContent-Length: 2\r\n\r\nok",
     )
@@ -238,7 +237,7 @@ async fn what_is_end_to_end_is_passed_on_and_what_is_of_one_connection_is_not() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_no_event_stream_is_passed_on_as_it_is() {
+async fn other_responses_pass_unchanged() {
     let upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     for (method, path) in [
@@ -253,18 +252,18 @@ async fn an_answer_that_is_no_event_stream_is_passed_on_as_it_is() {
         ("GET", "/there/is/none"),
         ("HEAD", "/events"),
     ] {
-        let ask = async |address: SocketAddr| {
+        let get = async |address: SocketAddr| {
             let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n");
             let mut answer = Http1::connect(address).await.request(request).await.complete().await;
             answer.headers.remove("date");
             (answer.status, answer.headers, answer.body)
         };
-        assert_eq!(ask(gateway.address()).await, ask(upstream.address).await, "{method} {path}");
+        assert_eq!(get(gateway.address()).await, get(upstream.address).await, "{method} {path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_body_of_a_request_is_passed_on_as_it_comes() {
+async fn request_body_streams_through_the_gateway() {
     let upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     let mut client = TcpStream::connect(gateway.address()).await.unwrap();
@@ -279,39 +278,39 @@ async fn the_body_of_a_request_is_passed_on_as_it_comes() {
         }
         String::from_utf8_lossy(&answer).into_owned()
     };
-    // Answered while the request is still under way.
+    // The response begins before the request body has ended.
     let text = read_until(&mut client, "one").await;
     assert!(text.starts_with("HTTP/1.1 201 "), "{text}");
     assert!(text.contains("content-type: text/x-own\r\n"), "{text}");
     client.write_all(b"3\r\ntwo\r\n0\r\n\r\n").await.unwrap();
     read_until(&mut client, "two").await;
 
-    // With a length it arrives with a length.
+    // A body with a length keeps it.
     let request = "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nthree";
     let answer = Http1::connect(gateway.address()).await.request(request).await.complete().await;
     assert_eq!((answer.text(), &answer.headers["x-length"]), ("three".into(), &"5".parse().unwrap()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_actix_stream_that_breaks_breaks_that_of_the_client_after_all_that_came_before() {
+async fn broken_actix_stream_breaks_response_after_its_events() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     for protocol in Protocol::ALL {
         let mut answer = protocol.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
         let stream = upstream.next_stream().await;
-        stream.sends("data: one\n\ndata: tw");
+        stream.send("data: one\n\ndata: tw");
         answer.read_until("data: tw").await;
-        stream.events.send(Err(Error::other("broken"))).expect("it is read");
+        stream.events.send(Err(Error::other("broken"))).expect("actix reads the stream");
         let end = within("the end", answer.end()).await;
-        assert!(end.is_err(), "{protocol:?}: it is no clean end");
+        assert!(end.is_err(), "{protocol:?}: the response ended cleanly");
         assert_eq!(answer.data(), ["one"]);
         assert!(answer.text().ends_with("data: one\n\ndata: tw"), "{}", answer.text());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_cannot_be_reached_or_does_not_answer_is_a_502_until_it_is_back() {
-    // Nobody listens at its port, and nobody else gets it.
+async fn unreachable_upstream_is_502_until_it_returns() {
+    // A reserved port on which no program listens.
     let reserved = TcpSocket::new_v4().expect("a socket");
     reserved.bind(ANY_PORT).expect("a free port");
     let gateway = Example::start("gateway", &[&format!("http://{}", reserved.local_addr().expect("the port"))]);
@@ -323,20 +322,20 @@ async fn a_server_that_cannot_be_reached_or_does_not_answer_is_a_502_until_it_is
         assert_eq!(answer.text(), "the server behind this gateway cannot be reached; try again later\n");
     }
 
-    let upstream = answers_once("").await;
+    let upstream = respond_once("").await;
     let gateway = Example::start("gateway", &[&format!("http://{upstream}")]);
     let answer = Protocol::Http1.get(gateway.address(), "/", &[]).await.complete().await;
     assert_eq!(answer.status, 502);
-    assert_eq!(answer.text(), "the server behind this gateway has broken off before it answered; try again later\n");
+    assert_eq!(answer.text(), "the server behind this gateway did not send a response; try again later\n");
 
-    // While it is down, no other test is given its port: they have theirs at another address.
+    // No other test can get the port while the server is down, because they use another address.
     let address = SocketAddr::from(([127, 0, 0, 2], 0));
     let mut upstream = Upstream::start_at(address, Config { allows_half_closed: false });
     let gateway = upstream.behind_gateway();
     let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
     let _stream = upstream.next_stream().await;
     upstream.handle.stop(false).await;
-    assert!(within("the end", answer.end()).await.is_err(), "a server that is killed has not ended its streams");
+    assert!(within("the end", answer.end()).await.is_err(), "a killed server does not end its streams cleanly");
     let answer = Protocol::Http1.get(gateway.address(), "/page", &[]).await;
     assert_eq!(answer.status, 502);
     let again = Upstream::start_at(upstream.address, Config { allows_half_closed: false });
@@ -346,30 +345,30 @@ async fn a_server_that_cannot_be_reached_or_does_not_answer_is_a_502_until_it_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_address_has_its_number_of_streams_and_no_more_until_one_ends() {
+async fn streams_over_the_limit_of_an_address_get_503() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
-    let ask = async || Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
+    let get = async || Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
     let mut open: Vec<(Answer, Stream)> = Vec::new();
-    for _ in 0..PLACES {
-        open.push((ask().await, upstream.next_stream().await));
+    for _ in 0..MAX_STREAMS {
+        open.push((get().await, upstream.next_stream().await));
         assert_eq!(open[open.len() - 1].0.status, 200);
     }
-    let refused = ask().await;
-    assert_eq!(refused.status, 503);
-    assert!(refused.headers.contains_key("retry-after"), "{:?}", refused.headers);
-    assert!(refused.complete().await.text().contains("as many event streams open as there may be"));
-    let its_stream = upstream.next_stream().await;
-    within("the stream nobody reads to be dropped", its_stream.events.closed()).await;
-    // Everything else goes on.
+    let rejection = get().await;
+    assert_eq!(rejection.status, 503);
+    assert!(rejection.headers.contains_key("retry-after"), "{:?}", rejection.headers);
+    assert!(rejection.complete().await.text().contains("as many event streams open as there may be"));
+    let rejected_stream = upstream.next_stream().await;
+    within("the rejected stream to be dropped", rejected_stream.events.closed()).await;
+    // Other responses and open streams are not affected.
     assert_eq!(Protocol::Http1.get(gateway.address(), "/page", &[]).await.status, 200);
     for (answer, stream) in &mut open {
-        stream.sends("data: still here\n\n");
+        stream.send("data: still here\n\n");
         answer.read_until("data: still here\n\n").await;
     }
 
     open.pop();
-    eventually(SOON, "there is a place again", async || match ask().await.status.as_u16() {
+    eventually(SOON, "another stream is accepted", async || match get().await.status.as_u16() {
         200 => Ok(()),
         status => Err(status),
     })
@@ -377,107 +376,103 @@ async fn one_address_has_its_number_of_streams_and_no_more_until_one_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_that_is_told_to_stop_ends_the_streams_of_others_and_itself() {
+async fn shutdown_ends_upstream_streams_and_exits() {
     let mut upstream = Upstream::start();
     let mut gateway = upstream.behind_gateway();
     let mut answer = Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
     let stream = upstream.next_stream().await;
-    stream.sends("data: one\n\n");
+    stream.send("data: one\n\n");
     answer.read_until("data: one\n\n").await;
     gateway.terminate();
     let answer = within("the end of the stream", answer.complete()).await;
     assert!(whatwg::parse(&answer.body).reconnection_time.is_some(), "{}", answer.text());
     within("the stream to be dropped", stream.events.closed()).await;
-    let status = gateway.ended_within(Duration::from_secs(5)).expect("it waits for nobody");
+    let status = gateway.wait_for_exit(Duration::from_secs(5)).expect("the gateway does not wait for clients");
     assert!(status.success(), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_and_its_picture_show_the_silence_of_the_server_and_the_heartbeats_of_the_gateway() {
+async fn page_and_screenshot_show_silence_and_heartbeats() {
     let gateway = Example::start("gateway", &[]);
-    let browser = Browser::start(Window::Desktop).await;
-    browser.client().goto(&format!("http://{}/", gateway.address())).await.expect("the page is there");
-    let [direct, through] = eventually(Duration::from_secs(30), "a silence has passed", async || {
-        let ways =
-            "[ways.direct, ways.gateway].map(({ events, heartbeats, longest }) => [events, heartbeats, longest])";
-        let ways: [[f64; 3]; 2] = serde_json::from_value(browser.eval(ways).await).expect("numbers");
-        if ways[0][2] > 8000.0 { Ok(ways) } else { Err(ways) }
-    })
-    .await;
+    let page = Page::open(Browser::start(Window::Desktop).await, gateway.address(), SOON).await;
+    let [direct, through] =
+        eventually(Duration::from_secs(30), "the direct stream was silent for 8 seconds", async || {
+            let ways =
+                "[ways.direct, ways.gateway].map(({ events, heartbeats, longest }) => [events, heartbeats, longest])";
+            let ways: [[f64; 3]; 2] = serde_json::from_value(page.eval(ways).await).expect("numbers");
+            if ways[0][2] > 8000.0 { Ok(ways) } else { Err(ways) }
+        })
+        .await;
     // Events, heartbeats, and the longest silence in milliseconds.
     assert!(direct[0] >= 4.0 && through[0] >= 3.0, "{direct:?} {through:?}");
     assert_eq!(direct[1], 0.0, "{direct:?}");
     assert!(through[1] >= 6.0, "{through:?}");
     assert!(through[2] < direct[2] / 2.0, "{through:?}");
 
-    let text = async |selector: &str| {
-        let text = browser.eval(&format!("document.querySelector('{selector}').textContent")).await;
-        text.as_str().expect("an element has text").to_owned()
-    };
-    let wire = text("#gateway .wire").await;
+    let wire = page.text("#gateway .wire").await;
     assert!(wire.contains(":") && wire.contains("data: This is event 1."), "{wire}");
-    let head = text("#gateway .head").await;
+    let head = page.text("#gateway .head").await;
     assert!(head.starts_with("200 OK") && head.contains("cache-control: no-cache, no-transform"), "{head}");
-    assert!(!text("#direct .head").await.contains("cache-control"), "the server sets none");
-    browser.fits("gateway", Window::Desktop).await;
-    browser.screenshot("gateway").await;
+    assert!(!page.text("#direct .head").await.contains("cache-control"), "the upstream does not set the header");
+    page.browser().assert_fits("gateway", Window::Desktop).await;
+    page.browser().screenshot("gateway").await;
 
-    browser.client().find(Locator::Css("#toggle")).await.expect("a button").click().await.expect("it can be clicked");
-    eventually(SOON, "both are closed", async || {
-        let states = [text("#direct .state").await, text("#gateway .state").await];
+    page.click("#toggle").await;
+    eventually(SOON, "both streams are closed", async || {
+        let states = [page.text("#direct .state").await, page.text("#gateway .state").await];
         if states == ["closed", "closed"] { Ok(()) } else { Err(states) }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_fits_into_the_width_of_a_phone() {
+async fn page_fits_phone() {
     let gateway = Example::start("gateway", &[]);
     for phone in [360, 390].map(|width| Window::Phone { width }) {
-        let browser = Browser::start(phone).await;
-        browser.client().goto(&format!("http://{}/", gateway.address())).await.expect("the page is there");
-        eventually(SOON, "both streams have come", async || {
-            let events = browser.eval("[ways.direct.events, ways.gateway.events]").await;
+        let page = Page::open(Browser::start(phone).await, gateway.address(), SOON).await;
+        eventually(SOON, "both streams have an event", async || {
+            let events = page.eval("[ways.direct.events, ways.gateway.events]").await;
             if events[0].as_u64() > Some(0) && events[1].as_u64() > Some(0) { Ok(()) } else { Err(events) }
         })
         .await;
-        browser.fits("gateway", phone).await;
+        page.browser().assert_fits("gateway", phone).await;
     }
 }
 
-/// A server by hand: it sends these bytes to whoever asks first, whatever it asks, and hangs up.
-async fn answers_once(bytes: &'static str) -> SocketAddr {
+/// Starts a server that sends these bytes to the first client, whatever its request, and closes the
+/// connection.
+async fn respond_once(bytes: &'static str) -> SocketAddr {
     let listener = TcpListener::bind(ANY_PORT).await.expect("a free port");
     let address = listener.local_addr().expect("the port");
     tokio::spawn(async move {
         let (mut connection, _) = listener.accept().await.expect("the gateway connects");
-        let _head = connection.read(&mut [0; 4096]).await.expect("it asks");
-        connection.write_all(bytes.as_bytes()).await.expect("it listens");
+        let _head = connection.read(&mut [0; 4096]).await.expect("the gateway sends a request");
+        connection.write_all(bytes.as_bytes()).await.expect("the gateway reads the response");
     });
     address
 }
 
-/// A server of actix-web with a handful of answers, and event streams that say what the test has them say.
+/// An actix-web server with some responses, and with event streams that a test controls.
 struct Upstream {
     address: SocketAddr,
     handle: ServerHandle,
     streams: UnboundedReceiver<Stream>,
 }
 
-/// An event stream that a client has asked the upstream for. It is over when this is dropped.
+/// An event stream that a client has requested from the upstream. Dropping it ends the stream.
 struct Stream {
     target: String,
     headers: HashMap<String, String>,
-    /// Closed when actix has dropped the stream.
+    /// Closed after actix has dropped the stream.
     events: UnboundedSender<Result<web::Bytes, Error>>,
 }
 
 impl Stream {
-    fn sends(&self, text: impl AsRef<[u8]>) {
+    fn send(&self, text: impl AsRef<[u8]>) {
         self.events.send(Ok(web::Bytes::copy_from_slice(text.as_ref()))).expect("actix has not dropped the stream");
     }
 
-    fn of(request: &HttpRequest, opened: &Opened) -> UnboundedReceiver<Result<web::Bytes, Error>> {
+    fn open(request: &HttpRequest, opened: &Opened) -> UnboundedReceiver<Result<web::Bytes, Error>> {
         let mut headers = HashMap::<String, String>::new();
         for (name, value) in request.headers() {
             let value = String::from_utf8_lossy(value.as_bytes());
@@ -486,7 +481,7 @@ impl Stream {
         }
         let (events, receiver) = unbounded_channel();
         let stream = Self { target: request.uri().to_string(), headers, events };
-        let _test_is_over = opened.lock().expect("no holder panics").send(stream);
+        let _test_has_ended = opened.lock().expect("no holder panics").send(stream);
         receiver
     }
 }
@@ -494,7 +489,7 @@ impl Stream {
 type Opened = Mutex<UnboundedSender<Stream>>;
 
 impl Upstream {
-    /// One that notices when its client, which is the gateway, has closed the connection.
+    /// Starts a server that notices when its client, the gateway, closes the connection.
     fn start() -> Self {
         Self::start_at(ANY_PORT, Config { allows_half_closed: false })
     }
@@ -506,7 +501,7 @@ impl Upstream {
             App::new()
                 .app_data(opened.clone())
                 .route("/events", web::get().to(events))
-                .route("/thinks", web::get().to(thinks))
+                .route("/slow", web::get().to(slow))
                 .route("/echo", web::post().to(echo))
                 .default_service(web::to(answer))
         };
@@ -514,7 +509,7 @@ impl Upstream {
             .workers(1)
             .disable_signals()
             .h1_allow_half_closed(config.allows_half_closed)
-            // As for any server of events: otherwise an event can wait some 40 milliseconds for an acknowledgement.
+            // Otherwise an event can wait about 40 milliseconds for an acknowledgement.
             .tcp_nodelay(true)
             .bind(address)
             .expect("the address is free");
@@ -529,32 +524,32 @@ impl Upstream {
         Example::start("gateway", &[&format!("http://{}", self.address)])
     }
 
-    /// The next one that is asked for.
+    /// Waits for the next request for a stream.
     async fn next_stream(&mut self) -> Stream {
-        within("a stream to be asked for", self.streams.recv()).await.expect("the server runs")
+        within("a request for a stream", self.streams.recv()).await.expect("the server runs")
     }
 }
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        // It begins to stop without being waited for.
+        // Starts the shutdown, and does not wait for its end.
         drop(self.handle.stop(false));
     }
 }
 
 struct Config {
-    /// What actix-web does by default: a client that closes is one that says nothing more and may still listen.
+    /// The default of actix-web: a client that has closed its sending side may still read.
     allows_half_closed: bool,
 }
 
 async fn events(request: HttpRequest, opened: web::Data<Opened>) -> HttpResponse {
-    let events = UnboundedReceiverStream::new(Stream::of(&request, &opened));
+    let events = UnboundedReceiverStream::new(Stream::open(&request, &opened));
     HttpResponse::Ok().content_type("text/event-stream").streaming(events)
 }
 
-/// Before it answers, for as long as the test lets it.
-async fn thinks(request: HttpRequest, opened: web::Data<Opened>) -> HttpResponse {
-    let _said = Stream::of(&request, &opened).recv().await;
+/// Responds when the test ends the stream.
+async fn slow(request: HttpRequest, opened: web::Data<Opened>) -> HttpResponse {
+    let _item = Stream::open(&request, &opened).recv().await;
     HttpResponse::Ok().finish()
 }
 
@@ -592,5 +587,5 @@ async fn answer(request: HttpRequest) -> HttpResponse {
     }
 }
 
-/// A line of text, compressed.
+/// A line of text, compressed with gzip.
 const GZIP: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\x02\x03KI,I\xb4R(HL\xceNM\xe1\xe2\x02\0?\x91\x96d\x0e\0\0\0";

@@ -1,221 +1,225 @@
-//! Long jobs in a real browser: their progress and their ends, seen by pages that reload, get lost, or come late.
+//! The `jobs` example in Chromium: progress and ends of jobs, through reloads, lost connections and
+//! restarts.
 
-use e2e::{Browser, Example, Message, Relay, Window, create, eventually, request, stays};
+use e2e::{Example, Message, Page, Relay, Window, create, eventually, request, stays};
 use fantoccini::Locator;
 use serde_json::{Value, json};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::Deref, time::Duration};
 
-/// Milliseconds between two steps: a job of 200 steps takes some six seconds.
+/// Milliseconds between two steps: a job of 200 steps takes about six seconds.
 const PACE: &str = "30";
 const STEPS: u64 = 200;
-/// What the server tells the browser to wait before it reconnects.
+/// The reconnection time that the server sets.
 const RETRY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(10);
-/// By then a job has ended, on a machine that has much else to do.
-const TO_THE_END: Duration = Duration::from_secs(40);
+/// Longer than any job takes, also on a busy machine.
+const JOB_TIMEOUT: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_shows_its_progress_and_its_end_by_two_requests_and_then_nothing_is_asked_for() {
+async fn two_requests_start_and_follow_a_job() {
     let (server, relay, page) = open_page(PACE, Window::Desktop).await;
-    stays(RETRY, "without a job nothing is followed", async || relay.event_sources().len()).await;
+    stays(RETRY, "without a job, the page opens no stream", async || relay.event_sources().len()).await;
     let id = page.start("An import", false).await;
-    page.has_come_to(&id, 20).await;
-    assert_eq!(page.text(&id, ".name").await, "An import");
-    assert!(page.text(&id, ".state").await.ends_with(" %"));
-    page.has_ended(&id, "done", "All 200 steps are done").await;
-    assert_eq!(page.state().await, "idle");
+    page.wait_for_steps(&id, 20).await;
+    assert_eq!(page.job_text(&id, ".name").await, "An import");
+    assert!(page.job_text(&id, ".state").await.ends_with(" %"));
+    page.wait_for_end(&id, "done", "All 200 steps are done").await;
+    assert_eq!(page.text("#state").await, "idle");
 
-    let told = page.received().await;
-    let (end, progress) = told.split_last().expect("the page was told of it");
-    assert_eq!(
-        status(end),
-        json!({ "id": id, "name": "An import", "state": "done", "done": STEPS, "total": STEPS,
-        "message": "All 200 steps are done" })
-    );
+    let received = page.received().await;
+    let (end, progress) = received.split_last().expect("the page has received events");
+    let expected = json!({
+        "id": id, "name": "An import", "state": "done", "done": STEPS, "total": STEPS,
+        "message": "All 200 steps are done",
+    });
+    assert_eq!(status(end), expected);
     assert_eq!(end.kind, "done");
-    assert!(progress.iter().all(|message| message.kind == "progress"), "there is one `done`: {told:?}");
+    assert!(progress.iter().all(|message| message.kind == "progress"), "there is one `done`: {received:?}");
     let steps: Vec<_> = progress.iter().map(step).collect();
-    assert!(steps.is_sorted() && steps.len() >= 20, "each step once, but for those that were overtaken: {steps:?}");
+    assert!(steps.is_sorted() && steps.len() >= 20, "steps rise, and a newer one replaces an older one: {steps:?}");
 
-    // Whatever was still open would reconnect now.
+    // An open EventSource would reconnect now.
     relay.cut();
     relay.mend();
-    let seen = async || (relay.connections(), relay.heads().len(), relay.bytes_to_browser(), page.state().await);
-    stays(3 * RETRY, "nothing is asked for", seen).await;
-    assert_eq!(page.counted("#requests").await, 2, "one to start it, and one to follow it");
+    let seen = async || (relay.connections(), relay.heads().len(), relay.bytes_to_browser(), page.text("#state").await);
+    stays(3 * RETRY, "the page sends no request", seen).await;
+    assert_eq!(page.number("#requests").await, 2, "one request starts the job, and one follows it");
     let targets: Vec<_> = relay.heads().iter().map(|head| head.target().to_owned()).collect();
     assert_eq!(targets, ["/", "/jobs", &format!("/jobs/{id}/events")]);
-    assert!(page.counted("#polls").await >= 6, "once a second");
-    assert!(page.counted("#news").await > page.counted("#polled").await);
+    assert!(page.number("#polls").await >= 6, "a client that polls sends a request every second");
+    assert!(page.number("#updates").await > page.number("#polled").await);
 
     let events = format!("GET /jobs/{id}/events HTTP/1.0\r\n");
     let again = request(server.address(), &format!("{events}Last-Event-ID: {}\r\n\r\n", end.id)).await;
     assert!(again.starts_with("HTTP/1.0 204 "), "{again}");
-    let anew = request(server.address(), &format!("{events}\r\n")).await;
-    assert!(anew.matches("\nevent: ").count() == 1 && anew.contains("\nevent: done\n"), "how it ended: {anew}");
+    let new = request(server.address(), &format!("{events}\r\n")).await;
+    assert!(new.matches("\nevent: ").count() == 1 && new.contains("\nevent: done\n"), "only the end: {new}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_source_that_does_not_close_gets_the_end_once_and_then_a_204_by_which_it_stops() {
+async fn status_204_after_the_end_stops_an_event_source() {
     let (_server, relay, page) = open_page("5", Window::Desktop).await;
     let id = page.start("An import", false).await;
-    page.browser
-        .eval(&format!(
-            "window.ends = [], window.careless = new EventSource('/jobs/{id}/events?careless'), \
+    page.eval(&format!(
+        "window.ends = [], window.careless = new EventSource('/jobs/{id}/events?careless'), \
              careless.addEventListener('done', ({{ lastEventId }}) => ends.push(lastEventId)), null"
-        ))
-        .await;
-    eventually(TO_THE_END, "it has given up", async || {
-        match page.browser.eval("[careless.readyState, ends.length]").await {
+    ))
+    .await;
+    eventually(JOB_TIMEOUT, "the EventSource is closed, with one end", async || {
+        match page.eval("[careless.readyState, ends.length]").await {
             seen if seen == json!([2, 1]) => Ok(()),
             seen => Err(seen),
         }
     })
     .await;
-    let ends = page.browser.eval("ends").await;
-    let asked: Vec<_> = relay.event_sources().into_iter().filter(|head| head.target().ends_with("?careless")).collect();
-    assert_eq!(asked.len(), 2, "{asked:?}");
-    assert_eq!(asked[1].header("last-event-id"), ends[0].as_str(), "it came back with the last id");
+    let ends = page.eval("ends").await;
+    let mut requests = relay.event_sources();
+    requests.retain(|head| head.target().ends_with("?careless"));
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert_eq!(requests[1].header("last-event-id"), ends[0].as_str(), "it reconnects with the last id");
     let seen = async || relay.event_sources().len();
-    stays(3 * RETRY, "and does not come again", seen).await;
-    assert_eq!(page.browser.eval("ends.length").await, 1);
+    stays(3 * RETRY, "it does not reconnect again", seen).await;
+    assert_eq!(page.eval("ends.length").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_page_that_is_reloaded_in_the_middle_shows_the_progress_so_far_and_goes_on() {
+async fn reloaded_page_continues_at_the_current_step() {
     let (_server, relay, page) = open_page(PACE, Window::Desktop).await;
     let id = page.start("An import", false).await;
-    let before = page.has_come_to(&id, 40).await;
-    page.browser.client().refresh().await.expect("the page is there");
-    page.has_come_to(&id, before).await;
+    let before = page.wait_for_steps(&id, 40).await;
+    page.reload().await;
+    page.wait_for_steps(&id, before).await;
     let first = page.received().await.swap_remove(0);
-    assert!(step(&first) >= before, "no history, but how it is: {first:?} after {before}");
-    assert_eq!(page.text(&id, ".name").await, "An import");
-    page.has_ended(&id, "done", "All 200 steps are done").await;
+    assert!(step(&first) >= before, "the first event is the current status: {first:?} after {before}");
+    assert_eq!(page.job_text(&id, ".name").await, "An import");
+    page.wait_for_end(&id, "done", "All 200 steps are done").await;
     assert_eq!(page.ends().await, 1);
-    let asked = relay.event_sources();
-    assert_eq!(asked.len(), 2, "once by each page: {asked:?}");
-    assert_eq!(page.counted("#requests").await, 1, "a page that was reloaded asks once");
+    let requests = relay.event_sources();
+    assert_eq!(requests.len(), 2, "one request of each page: {requests:?}");
+    assert_eq!(page.number("#requests").await, 1, "a reloaded page sends one request");
 
-    page.browser.client().refresh().await.expect("the page is there");
-    page.has_ended(&id, "done", "All 200 steps are done").await;
-    let told = page.received().await;
-    assert_eq!(told.len(), 1, "of a job that has ended the end alone is told: {told:?}");
+    page.reload().await;
+    page.wait_for_end(&id, "done", "All 200 steps are done").await;
+    let received = page.received().await;
+    assert_eq!(received.len(), 1, "a finished job has one event: {received:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_lost_connection_a_page_is_up_to_date_by_one_event_and_gets_the_end_once() {
+async fn one_event_updates_page_after_lost_connection() {
     let (server, relay, page) = open_page(PACE, Window::Desktop).await;
     let id = page.start("An import", false).await;
     let mut resumed = Vec::new();
-    // The second time until the job has ended: its end is then all that is left to be told.
+    // The second time, the connection is lost until the job has ended. Only its end is left to send.
     for misses_the_end in [false, true] {
         let steps = page.received().await.last().map_or(0, step);
-        page.has_come_to(&id, steps + 20).await;
+        page.wait_for_steps(&id, steps + 20).await;
         relay.cut();
-        page.is_in_state("reconnecting").await;
+        page.wait_for_state("reconnecting").await;
         let before = page.received().await;
-        let last = before.last().expect("it was told something").clone();
-        eventually(TO_THE_END, "the job goes on without the page", async || {
-            let now = look(server.address(), &id).await;
+        let last = before.last().expect("the page has received events").clone();
+        eventually(JOB_TIMEOUT, "the job continues without the page", async || {
+            let now = status_of(server.address(), &id).await;
             let is_enough =
                 if misses_the_end { now["state"] == "done" } else { now["done"].as_u64() >= Some(step(&last) + 30) };
             if is_enough { Ok(()) } else { Err(now) }
         })
         .await;
-        assert_eq!(page.received().await, before, "the connection is cut");
+        assert_eq!(page.received().await, before, "nothing passes a cut connection");
         relay.mend();
-        let next = eventually(SOON, "the page is told more", async || {
-            page.received().await.get(before.len()).cloned().ok_or("nothing yet")
+        let next = eventually(SOON, "the page receives the next event", async || {
+            page.received().await.get(before.len()).cloned().ok_or("no event")
         })
         .await;
-        assert!(step(&next) >= step(&last) + 30 || misses_the_end, "not what was in between: {next:?} after {last:?}");
+        assert!(
+            step(&next) >= step(&last) + 30 || misses_the_end,
+            "one event skips the steps in between: {next:?} after {last:?}"
+        );
         resumed.push(Some(last.id));
     }
-    page.has_ended(&id, "done", "All 200 steps are done").await;
+    page.wait_for_end(&id, "done", "All 200 steps are done").await;
     assert_eq!(page.ends().await, 1);
-    let told = page.received().await;
-    assert!(told.iter().all(|message| message.kind != "gap"), "a state has no gaps: {told:?}");
+    let received = page.received().await;
+    assert!(received.iter().all(|message| message.kind != "gap"), "a `latest_only` topic has no gaps: {received:?}");
     let sent: Vec<_> =
         relay.event_sources().iter().map(|head| head.header("last-event-id").map(str::to_owned)).collect();
-    assert_eq!(sent[1..], resumed, "it comes back with the last id, and no more often");
-    stays(3 * RETRY, "and not after the end", async || relay.heads().len()).await;
+    assert_eq!(sent[1..], resumed, "it reconnects twice, with the last id");
+    stays(3 * RETRY, "it does not reconnect after the end", async || relay.heads().len()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_jobs_share_a_connection_and_two_tabs_see_the_same_of_them() {
-    // Slow, so that the one that is to be cancelled still goes on when a second tab is open.
+async fn jobs_share_a_connection_and_tabs_show_the_same() {
+    // So slow that a job still runs when the second tab is open.
     let (_server, relay, page) = open_page("75", Window::Desktop).await;
     let fails = page.start("One that fails", true).await;
     let cancelled = page.start("One that is cancelled", false).await;
     let done = page.start("One that is done", false).await;
     let ids = format!("{done},{cancelled},{fails}");
-    assert_eq!(page.browser.eval("location.hash").await, format!("#{ids}"));
-    page.has_come_to(&done, 10).await;
-    // One for all that go on: the first may have failed by now.
-    let asked = relay.event_sources().last().expect("there is one").target().to_owned();
-    assert!(asked.starts_with(&format!("/jobs/{done},{cancelled}")), "{asked}");
+    assert_eq!(page.eval("location.hash").await, format!("#{ids}"));
+    page.wait_for_steps(&done, 10).await;
+    // One stream follows all running jobs. The first job may have failed already.
+    let target = relay.event_sources().last().expect("there is a request").target().to_owned();
+    assert!(target.starts_with(&format!("/jobs/{done},{cancelled}")), "{target}");
 
-    let client = page.browser.client();
-    let first = client.window().await.expect("it has a window");
-    let second = client.new_window(true).await.expect("it opens another one").handle;
-    client.switch_to_window(second.clone()).await.expect("it is there");
-    client.goto(&format!("http://{}/#{ids}", relay.address())).await.expect("the page is there");
-    page.has_come_to(&cancelled, 10).await;
+    let client = page.client();
+    let first = client.window().await.expect("there is a tab");
+    let second = client.new_window(true).await.expect("Chromium opens a tab").handle;
+    client.switch_to_window(second.clone()).await.expect("the tab is open");
+    page.go_to(&format!("/#{ids}")).await;
+    page.wait_for_steps(&cancelled, 10).await;
     page.cancel(&cancelled).await;
 
     let mut seen = Vec::new();
     for tab in [second, first] {
-        client.switch_to_window(tab).await.expect("it is there");
-        page.has_ended(&cancelled, "cancelled", "Somebody has cancelled it").await;
-        page.has_ended(&fails, "failed", "Step 121 has failed: the file ends too early").await;
-        page.has_ended(&done, "done", "All 200 steps are done").await;
-        page.is_in_state("idle").await;
-        assert_eq!(page.ends().await, 3, "each end is told once");
-        let shown = page.browser.eval("document.querySelector('#jobs').innerHTML").await;
+        client.switch_to_window(tab).await.expect("the tab is open");
+        page.wait_for_end(&cancelled, "cancelled", "The job was cancelled").await;
+        page.wait_for_end(&fails, "failed", "Step 121 failed: the file ends too early").await;
+        page.wait_for_end(&done, "done", "All 200 steps are done").await;
+        page.wait_for_state("idle").await;
+        assert_eq!(page.ends().await, 3, "each end is one event");
+        let shown = page.eval("document.querySelector('#jobs').innerHTML").await;
         seen.push(shown);
-        // Not in the order in which they ended, but in that in which they were started.
-        let names = page.browser.eval("[...document.querySelectorAll('.name')].map((name) => name.textContent)").await;
+        // In the order of their start, newest first, and not in the order of their end.
+        let names = page.eval("[...document.querySelectorAll('.name')].map((name) => name.textContent)").await;
         assert_eq!(names, json!(["One that is done", "One that is cancelled", "One that fails"]));
     }
     assert_eq!(seen[0], seen[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_is_cancelled_stops_at_once_and_one_that_has_ended_cannot_be() {
+async fn cancel_stops_a_job_immediately_and_only_once() {
     let server = Example::start("jobs", &["10000"]);
     let id = start(server.address(), "A slow one").await.expect("there is room");
     let delete = format!("DELETE /jobs/{id} HTTP/1.0\r\n\r\n");
     let response = request(server.address(), &delete).await;
     assert!(response.starts_with("HTTP/1.0 202 "), "{response}");
-    // It ends by itself long before the next step is due.
+    // The job ends long before its next step is due.
     let events = request(server.address(), &format!("GET /jobs/{id}/events HTTP/1.0\r\n\r\n")).await;
     assert!(events.contains("\nevent: cancelled\n"), "{events}");
-    let stopped = look(server.address(), &id).await;
+    let stopped = status_of(server.address(), &id).await;
     assert_eq!((&stopped["state"], &stopped["done"]), (&json!("cancelled"), &json!(0)));
     let response = request(server.address(), &delete).await;
     assert!(response.starts_with("HTTP/1.0 202 "), "{response}");
-    assert_eq!(look(server.address(), &id).await, stopped, "nothing has changed");
+    assert_eq!(status_of(server.address(), &id).await, stopped, "a second request has no effect");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_jobs_than_are_worked_on_at_once_are_refused_until_one_has_ended() {
+async fn jobs_over_the_limit_get_503() {
     let server = Example::start("jobs", &["10000"]);
     let mut jobs = Vec::new();
-    let refusal = loop {
+    let rejection = loop {
         assert!(jobs.len() < 100, "there is a limit");
         match start(server.address(), "A slow one").await {
             Ok(id) => jobs.push(id),
             Err(response) => break response,
         }
     };
-    assert!(refusal.starts_with("HTTP/1.0 503 ") && refusal.contains("which is the limit"), "{refusal}");
+    assert!(rejection.starts_with("HTTP/1.0 503 ") && rejection.contains("which is the limit"), "{rejection}");
     request(server.address(), &format!("DELETE /jobs/{} HTTP/1.0\r\n\r\n", jobs[0])).await;
-    eventually(SOON, "there is room again", async || start(server.address(), "A slow one").await).await;
+    eventually(SOON, "another job can start", async || start(server.address(), "A slow one").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_is_not_there_and_an_order_that_cannot_be_are_told_as_such() {
+async fn unknown_jobs_get_404_and_invalid_requests_400() {
     let (server, relay, page) = open_page(PACE, Window::Desktop).await;
     let id = page.start("An import", false).await;
     let made_up = "0123456789abcdef0123456789abcdef";
@@ -233,150 +237,129 @@ async fn a_job_that_is_not_there_and_an_order_that_cannot_be_are_told_as_such() 
     let response = request(server.address(), &format!("GET /jobs/{many}/events HTTP/1.0\r\n\r\n")).await;
     assert!(response.starts_with("HTTP/1.0 400 ") && response.contains("name at most 32"), "{response}");
     for (name, length) in [("", 0), (" \n ", 0), (&*"long ".repeat(13), 64)] {
-        let response = start(server.address(), name).await.expect_err("it is refused");
+        let response = start(server.address(), name).await.expect_err("the name is invalid");
         assert!(response.starts_with("HTTP/1.0 400 "), "{response}");
-        assert!(response.ends_with(&format!("1 to 60 characters, and this one has {length}")), "{response}");
+        assert!(response.ends_with(&format!("1 to 60 characters, but this one has {length}")), "{response}");
     }
 
-    // The page finds out which of its jobs it is, and follows the other one.
-    page.browser.client().goto("about:blank").await.expect("there is such a page");
-    let both = format!("http://{}/#{made_up},{id}", relay.address());
-    page.browser.client().goto(&both).await.expect("the page is there");
-    page.has_ended(made_up, "gone", "The server does not know it any more").await;
-    page.has_ended(&id, "done", "All 200 steps are done").await;
-    stays(3 * RETRY, "it does not ask again", async || relay.heads().len()).await;
+    // The page detects the unknown job, and follows the other one.
+    page.client().goto("about:blank").await.expect("the page loads");
+    page.go_to(&format!("/#{made_up},{id}")).await;
+    page.wait_for_end(made_up, "gone", "The server no longer has this job").await;
+    page.wait_for_end(&id, "done", "All 200 steps are done").await;
+    stays(3 * RETRY, "the page sends no request", async || relay.heads().len()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_of_the_server_the_page_says_that_the_job_is_gone() {
+async fn page_reports_jobs_lost_by_a_restart() {
     let (server, _relay, page) = open_page(PACE, Window::Desktop).await;
     let id = page.start("<img src=x onerror=alert(1)>", false).await;
-    page.has_come_to(&id, 10).await;
-    assert_eq!(page.text(&id, ".name").await, "<img src=x onerror=alert(1)>");
-    assert_eq!(page.browser.eval("document.querySelectorAll('#jobs img').length").await, 0, "text stays text");
+    page.wait_for_steps(&id, 10).await;
+    assert_eq!(page.job_text(&id, ".name").await, "<img src=x onerror=alert(1)>");
+    assert_eq!(page.eval("document.querySelectorAll('#jobs img').length").await, 0, "a name is never read as HTML");
     let address = server.address();
     drop(server);
-    page.is_in_state("reconnecting").await;
+    page.wait_for_state("reconnecting").await;
     let _server = Example::start_at(address, "jobs", &[PACE]);
-    page.has_ended(&id, "gone", "The server does not know it any more").await;
-    page.is_in_state("idle").await;
+    page.wait_for_end(&id, "gone", "The server no longer has this job").await;
+    page.wait_for_state("idle").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
+async fn page_fits_phone_and_desktop() {
     for window in [Window::Phone { width: 390 }, Window::Desktop] {
         let (_server, _relay, page) = open_page("1", window).await;
         let long = page.start(&"W".repeat(60), false).await;
-        let fails = page.start("One that fails, and says so in several words", true).await;
-        page.has_ended(&long, "done", "All 200 steps are done").await;
-        page.has_ended(&fails, "failed", "Step 121 has failed: the file ends too early").await;
-        page.browser.fits("jobs", window).await;
+        let fails = page.start("A job with a long name that fails", true).await;
+        page.wait_for_end(&long, "done", "All 200 steps are done").await;
+        page.wait_for_end(&fails, "failed", "Step 121 failed: the file ends too early").await;
+        page.browser().assert_fits("jobs", window).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_shows_jobs_that_go_on_and_jobs_that_have_ended() {
+async fn screenshot_shows_running_and_ended_jobs() {
     let (_server, _relay, page) = open_page(PACE, Window::Desktop).await;
     let done = page.start("Resize 200 photos", false).await;
     let fails = page.start("Import the orders of May", true).await;
-    page.has_ended(&fails, "failed", "Step 121 has failed: the file ends too early").await;
-    page.has_ended(&done, "done", "All 200 steps are done").await;
-    let goes_on = page.start("Export the ledger", false).await;
-    page.has_come_to(&goes_on, 80).await;
-    page.browser.screenshot("jobs").await;
+    page.wait_for_end(&fails, "failed", "Step 121 failed: the file ends too early").await;
+    page.wait_for_end(&done, "done", "All 200 steps are done").await;
+    let running = page.start("Export the ledger", false).await;
+    page.wait_for_steps(&running, 80).await;
+    page.browser().screenshot("jobs").await;
 }
 
-/// The page of a new server, seen through a relay.
-async fn open_page(pace: &str, window: Window) -> (Example, Relay, Page) {
-    let server = Example::start("jobs", &[pace]);
-    let relay = Relay::to(server.address()).await.expect("there is a free port");
-    let page = Page { browser: Browser::start(window).await };
-    page.browser.client().goto(&format!("http://{}/", relay.address())).await.expect("the page is there");
-    (server, relay, page)
+/// Starts the example, and opens its page through a relay.
+async fn open_page(pace: &str, window: Window) -> (Example, Relay, Jobs) {
+    let (server, relay, page) = Page::open_example("jobs", &[pace], window, SOON).await;
+    (server, relay, Jobs(page))
 }
 
-struct Page {
-    browser: Browser,
+struct Jobs(Page);
+
+impl Deref for Jobs {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        &self.0
+    }
 }
 
-impl Page {
-    /// Starts a job by the form, and returns the id that it then has in the address of the page.
+impl Jobs {
+    /// Starts a job with the form, and returns its id from the URL of the page.
     async fn start(&self, name: &str, fails: bool) -> String {
-        let client = self.browser.client();
-        let before = self.browser.eval("ids()").await;
-        let field = client.find(Locator::Css("[name=name]")).await.expect("the page has a field");
-        field.clear().await.expect("it can be edited");
-        field.send_keys(name).await.expect("it can be edited");
-        for selector in fails.then_some("[name=fails]").into_iter().chain(["form button"]) {
-            let button = client.find(Locator::Css(selector)).await.expect("the page has it");
-            button.click().await.expect("it can be pressed");
+        let before = self.eval("ids()").await;
+        let field = self.client().find(Locator::Css("[name=name]")).await.expect("the page has a field for the name");
+        field.clear().await.expect("the field is editable");
+        field.send_keys(name).await.expect("the field is editable");
+        if fails {
+            self.click("[name=fails]").await;
         }
-        eventually(SOON, "the job has an address", async || {
-            let ids = self.browser.eval("ids()").await;
-            if ids != before { Ok(ids[0].as_str().expect("an id is text").to_owned()) } else { Err(self.note().await) }
+        self.click("form button").await;
+        eventually(SOON, "the URL contains the id of the job", async || {
+            let ids = self.eval("ids()").await;
+            if ids == before {
+                Err(self.text("#note").await)
+            } else {
+                Ok(ids[0].as_str().expect("a string").to_owned())
+            }
         })
         .await
     }
 
     async fn cancel(&self, id: &str) {
-        let button = format!("jobs.get({}).card.querySelector('button')", json!(id));
-        self.browser.eval(&format!("{button}.click()")).await;
+        self.eval(&format!("jobs.get({}).card.querySelector('button').click()", json!(id))).await;
     }
 
-    /// Of a job, in its card.
-    async fn text(&self, id: &str, selector: &str) -> String {
+    /// Returns the text of an element in the card of a job.
+    async fn job_text(&self, id: &str, selector: &str) -> String {
         let card = format!("jobs.get({})?.card", json!(id));
-        let text = self.browser.eval(&format!("{card}.querySelector({}).textContent", json!(selector))).await;
-        text.as_str().expect("an element has text").to_owned()
+        self.eval_text(&format!("{card}.querySelector({}).textContent", json!(selector))).await
     }
 
-    /// Waits until the bar of a job shows so many steps, and returns how many it shows.
-    async fn has_come_to(&self, id: &str, steps: u64) -> u64 {
+    /// Waits until a job has done this many steps, and returns the number that its bar shows.
+    async fn wait_for_steps(&self, id: &str, steps: u64) -> u64 {
         let bar = format!("jobs.get({})?.card.querySelector('progress').value", json!(id));
-        eventually(TO_THE_END, &format!("the page shows {steps} steps"), async || {
-            let shown = self.browser.eval(&bar).await;
+        eventually(JOB_TIMEOUT, &format!("the page shows {steps} steps"), async || {
+            let shown = self.eval(&bar).await;
             shown.as_f64().map(|shown| shown as u64).filter(|shown| *shown >= steps).ok_or(shown)
         })
         .await
     }
 
-    async fn has_ended(&self, id: &str, how: &str, why: &str) {
-        eventually(TO_THE_END, &format!("the page says {how}: {why}"), async || {
-            let said = (self.text(id, ".state").await, self.text(id, ".message").await);
-            if said.0 == how && said.1 == why { Ok(()) } else { Err(said) }
+    async fn wait_for_end(&self, id: &str, state: &str, message: &str) {
+        eventually(JOB_TIMEOUT, &format!("the page shows {state}: {message}"), async || {
+            let shown = (self.job_text(id, ".state").await, self.job_text(id, ".message").await);
+            if shown.0 == state && shown.1 == message { Ok(()) } else { Err(shown) }
         })
         .await;
     }
 
-    async fn note(&self) -> String {
-        self.browser.eval("document.querySelector('#note').textContent").await.to_string()
+    async fn number(&self, selector: &str) -> u64 {
+        self.text(selector).await.parse().expect("a number")
     }
 
-    async fn state(&self) -> String {
-        let text = self.browser.eval("document.querySelector('#state').textContent").await;
-        text.as_str().expect("an element has text").to_owned()
-    }
-
-    async fn is_in_state(&self, state: &str) {
-        eventually(SOON, &format!("the page says {state:?}"), async || match self.state().await {
-            said if said == state => Ok(()),
-            said => Err(said),
-        })
-        .await;
-    }
-
-    async fn counted(&self, selector: &str) -> u64 {
-        let text = self.browser.eval(&format!("document.querySelector('{selector}').textContent")).await;
-        text.as_str().and_then(|text| text.parse().ok()).expect("a number")
-    }
-
-    async fn received(&self) -> Vec<Message> {
-        let received = self.browser.eval("received").await;
-        let received = received.as_array().expect("the page keeps them in an array");
-        received.iter().map(|value| Message::from_page(value).expect("each has an id, a type and data")).collect()
-    }
-
-    /// How many ends it was told of.
+    /// Returns the number of events that report an end.
     async fn ends(&self) -> usize {
         self.received().await.iter().filter(|message| message.kind != "progress").count()
     }
@@ -390,15 +373,15 @@ fn step(message: &Message) -> u64 {
     status(message)["done"].as_u64().expect("a number of steps")
 }
 
-/// What somebody gets who polls.
-async fn look(server: SocketAddr, id: &str) -> Value {
+/// Requests the status of a job, as a client that polls.
+async fn status_of(server: SocketAddr, id: &str) -> Value {
     let response = request(server, &format!("GET /jobs/{id} HTTP/1.0\r\n\r\n")).await;
     let (head, body) = response.split_once("\r\n\r\n").expect("a response has a head");
     assert!(head.starts_with("HTTP/1.0 200 "), "{response}");
-    serde_json::from_str(body).expect("its body is JSON")
+    serde_json::from_str(body).expect("the body is JSON")
 }
 
-/// Starts a job and returns its id; the response if there is none.
+/// Starts a job, and returns its id. Returns the response if the server rejects the job.
 async fn start(server: SocketAddr, name: &str) -> Result<String, String> {
     create(server, "/jobs", &json!({ "name": name }), 202).await
 }

@@ -1,37 +1,36 @@
-//! The quickstart in a real browser: its page, its feed, and what happens when the connection is lost.
+//! The `quickstart` example in Chromium: its page, its feed, and lost connections.
 
-use e2e::{Browser, Example, Message, Relay, Window, eventually, read, read_until, stays};
-use fantoccini::Locator;
+use e2e::{Example, Message, Page, Relay, Window, eventually, read, read_until, stays};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// Ten times as fast as by default: more events fall into every interruption.
-const EVERY: Duration = Duration::from_millis(100);
-/// What the server tells the browser to wait before it reconnects.
+/// Ten times as fast as the default, so that each interruption misses more events.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// The reconnection time that the server sets.
 const RETRY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(10);
-/// By then the page has what is enough, on a machine that has much else to do: up to ten seconds' worth of events.
-const ENOUGH: Duration = Duration::from_secs(40);
+/// The tests wait for up to ten seconds of events. A busy machine takes longer.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(40);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_shows_each_event_and_the_wire_it_came_by() {
-    let (server, relay, page) = open_page(EVERY, Window::Desktop).await;
+async fn page_shows_every_event_and_the_wire() {
+    let (server, relay, page) = open_page(INTERVAL, Window::Desktop).await;
 
-    eventually(SOON, "the wire shows every kind of line, a heartbeat too", async || {
-        let wire = page.text_of("document.querySelector('#wire').textContent").await;
+    eventually(SOON, "the wire shows every kind of line, also a heartbeat", async || {
+        let wire = page.text("#wire").await;
         let starts = |with: &str| wire.lines().any(|line| line.starts_with(with));
         let kinds = ["retry: 1000", "id: ", "data: {", "event: peak", ":"];
         if kinds.iter().all(|kind| starts(kind)) { Ok(()) } else { Err(wire) }
     })
     .await;
-    let head = page.text_of("document.querySelector('#head').textContent").await;
+    let head = page.text("#head").await;
     let has = |line: &str| head.lines().any(|found| found == line);
     assert!(has("200 OK"), "{head}");
     assert!(has("content-type: text/event-stream"), "{head}");
     assert!(has("cache-control: no-cache, no-transform"), "{head}");
 
-    page.receives("a peak", |received| received.iter().any(|message| message.kind == "peak")).await;
-    let received = page.receives("twenty events", |received| received.len() >= 20).await;
+    wait_for_events(&page, "a peak", |received| received.iter().any(|message| message.kind == "peak")).await;
+    let received = wait_for_events(&page, "twenty events", |received| received.len() >= 20).await;
     assert!(received.iter().all(|message| message.kind == "message" || message.kind == "peak"), "{received:?}");
     let sample: serde_json::Value = serde_json::from_str(&received[0].data).expect("the data is JSON");
     assert!(
@@ -40,16 +39,16 @@ async fn the_page_shows_each_event_and_the_wire_it_came_by() {
     assert_same(&received, &read_until(server.address(), &received[received.len() - 1].id).await);
 
     for chart in ["#load path", "#memory path"] {
-        eventually(SOON, "the chart is a line over several samples", async || {
-            let line = page.text_of(&format!("document.querySelector('{chart}')?.getAttribute('d')")).await;
-            let drawn = page.browser.eval(&format!("document.querySelector('{chart}')?.getBBox().width")).await;
+        eventually(SOON, "the chart draws a line of ten samples", async || {
+            let line = page.eval_text(&format!("document.querySelector('{chart}')?.getAttribute('d')")).await;
+            let drawn = page.eval(&format!("document.querySelector('{chart}')?.getBBox().width")).await;
             if line.matches('L').count() >= 10 && drawn.as_f64() > Some(0.0) { Ok(()) } else { Err((line, drawn)) }
         })
         .await;
     }
-    eventually(SOON, "the page lists a peak and counts the events", async || {
-        let peak = page.text_of("document.querySelector('#peaks li')?.textContent").await;
-        let count = page.text_of("document.querySelector('#count').textContent").await;
+    eventually(SOON, "the page lists a peak, and counts the events", async || {
+        let peak = page.eval_text("document.querySelector('#peaks li')?.textContent").await;
+        let count = page.text("#count").await;
         if peak.contains("load") && count.parse().is_ok_and(|count: u64| count >= 20) {
             Ok(())
         } else {
@@ -58,42 +57,44 @@ async fn the_page_shows_each_event_and_the_wire_it_came_by() {
     })
     .await;
 
-    assert_eq!(relay.event_sources().len(), 1, "one connection is enough");
+    assert_eq!(relay.event_sources().len(), 1, "the page has one connection");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_of_the_server_the_browser_is_told_of_the_gap_and_gets_everything_of_the_new_server() {
-    let (server, relay, page) = open_page(EVERY, Window::Desktop).await;
-    page.receives("some events", |received| received.len() >= 10).await;
+async fn server_restart_is_a_gap_then_all_new_events() {
+    let (server, relay, page) = open_page(INTERVAL, Window::Desktop).await;
+    wait_for_events(&page, "some events", |received| received.len() >= 10).await;
 
     let address = server.address();
     drop(server);
-    page.is_in_state("reconnecting").await;
+    page.wait_for_state("reconnecting").await;
     let before = page.received().await;
     let last = &before[before.len() - 1].id;
-    let server = Example::start_at(address, "quickstart", &[&EVERY.as_millis().to_string()]);
-    page.is_in_state("open").await;
+    let server = Example::start_at(address, "quickstart", &[&INTERVAL.as_millis().to_string()]);
+    page.wait_for_state("open").await;
 
-    let received = page.receives("events of the new server", |received| received.len() >= before.len() + 10).await;
-    let asked = relay.event_sources();
-    assert_eq!(asked[1].header("last-event-id"), Some(&**last));
+    let received =
+        wait_for_events(&page, "events of the new server", |received| received.len() >= before.len() + 10).await;
+    let requests = relay.event_sources();
+    assert_eq!(requests[1].header("last-event-id"), Some(&**last));
 
-    let (gap, news) = received[before.len()..].split_first().expect("there is more than before");
-    assert_eq!(received[..before.len()], before, "what the page had, it has");
-    assert_eq!(gap.kind, "gap", "it goes first: {gap:?}");
-    let told: serde_json::Value = serde_json::from_str(&gap.data).expect("the data is JSON");
-    assert_eq!((&told["reason"], &told["requested"]), (&"other_epoch".into(), &(&**last).into()));
-    assert_eq!(news, read_until(server.address(), &received[received.len() - 1].id).await, "from its first event on");
+    let (gap, new) = received[before.len()..].split_first().expect("there are new events");
+    assert_eq!(received[..before.len()], before, "the page keeps the events of the old server");
+    assert_eq!(gap.kind, "gap", "the gap comes first: {gap:?}");
+    let data: serde_json::Value = serde_json::from_str(&gap.data).expect("the data is JSON");
+    assert_eq!((&data["reason"], &data["requested"]), (&"other_epoch".into(), &(&**last).into()));
+    let published = read_until(server.address(), &received[received.len() - 1].id).await;
+    assert_eq!(new, published, "the page has all events of the new server");
 
-    eventually(SOON, "the page says what is missing, and its wire shows it", async || {
-        let note = page.text_of("document.querySelector('#gap').textContent").await;
-        let wire = page.text_of("document.querySelector('#wire').textContent").await;
-        let is_told = note.contains("started anew") && note.contains(&**last) && wire.contains("event: gap\n");
-        if is_told { Ok(()) } else { Err((note, wire)) }
+    eventually(SOON, "the page describes the gap, and the wire shows it", async || {
+        let note = page.text("#gap").await;
+        let wire = page.text("#wire").await;
+        let is_reported = note.contains("restarted") && note.contains(&**last) && wire.contains("event: gap\n");
+        if is_reported { Ok(()) } else { Err((note, wire)) }
     })
     .await;
-    eventually(SOON, "the chart leaves out the time without samples, and goes on", async || {
-        let line = page.text_of("document.querySelector('#load path').getAttribute('d')").await;
+    eventually(SOON, "the chart has an interruption for the time without samples", async || {
+        let line = page.eval_text("document.querySelector('#load path').getAttribute('d')").await;
         let pieces: Vec<_> = line.split('M').skip(1).collect();
         if pieces.len() >= 2 && pieces[pieces.len() - 1].contains('L') { Ok(()) } else { Err(line) }
     })
@@ -101,141 +102,112 @@ async fn after_a_restart_of_the_server_the_browser_is_told_of_the_gap_and_gets_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_published_while_the_connection_is_lost_arrives_once_and_in_order_when_it_is_back() {
-    // Fast, so that events are published also between what is replayed and what is live.
+async fn events_during_lost_connection_are_replayed_once() {
+    // So fast that events are published between the replay and the live events.
     let (server, relay, page) = open_page(Duration::from_millis(10), Window::Desktop).await;
-    page.receives("some events", |received| received.len() >= 10).await;
+    wait_for_events(&page, "some events", |received| received.len() >= 10).await;
 
     for _ in 0..3 {
         relay.cut();
-        page.is_in_state("reconnecting").await;
+        page.wait_for_state("reconnecting").await;
         let before = page.received().await;
         let last = &before[before.len() - 1].id;
-        let refused = relay.connections();
-        eventually(SOON, "the browser tries again and is refused", async || match relay.connections() - refused {
-            0 | 1 => Err("not twice yet"),
-            _ => Ok(()),
+        let connections = relay.connections();
+        eventually(SOON, "the browser tries to reconnect twice, and fails", async || {
+            match relay.connections() - connections {
+                0 | 1 => Err("fewer attempts"),
+                _ => Ok(()),
+            }
         })
         .await;
-        // The server has gone on: there are events that the page cannot know of.
+        // The server has published at least 150 events that the page has not received.
         let after = |messages: &[Message]| messages.iter().rev().take_while(|message| message.id != *last).count();
         let missed =
             read(server.address(), |published| after(published) >= 150 && after(published) < published.len()).await;
-        assert_eq!(page.received().await, before, "the connection is cut");
+        assert_eq!(page.received().await, before, "nothing passes a cut connection");
 
         relay.mend();
-        page.is_in_state("open").await;
-        let resumed = relay.event_sources().pop().expect("there is one");
-        assert_eq!(resumed.header("last-event-id"), Some(&**last));
+        page.wait_for_state("open").await;
+        let reconnection = relay.event_sources().pop().expect("there is a request");
+        assert_eq!(reconnection.header("last-event-id"), Some(&**last));
         let newest = &missed[missed.len() - 1].id;
-        let received = page
-            .receives("what it missed, and more", |received| {
-                received.iter().rev().skip(50).any(|message| message.id == *newest)
-            })
-            .await;
+        let received = wait_for_events(&page, "the missed events and 50 more", |received| {
+            received.iter().rev().skip(50).any(|message| message.id == *newest)
+        })
+        .await;
         assert_same(&received, &read_until(server.address(), &received[received.len() - 1].id).await);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_button_closes_the_feed_for_good_and_opens_it_where_it_was() {
-    let (server, relay, page) = open_page(EVERY, Window::Desktop).await;
-    page.receives("some events", |received| received.len() >= 10).await;
+async fn button_closes_the_feed_and_resumes_it() {
+    let (server, relay, page) = open_page(INTERVAL, Window::Desktop).await;
+    wait_for_events(&page, "some events", |received| received.len() >= 10).await;
 
-    page.press_the_button().await;
-    page.is_in_state("closed").await;
-    assert_eq!(page.browser.eval("source.readyState").await, 2, "EventSource.CLOSED");
+    page.click("#toggle").await;
+    page.wait_for_state("closed").await;
+    assert_eq!(page.eval("source.readyState").await, 2, "EventSource.CLOSED");
     let closed = page.received().await;
-    eventually(SOON, "nothing is sent any more", async || {
+    eventually(SOON, "the server sends no more bytes", async || {
         let before = relay.bytes_to_browser();
-        sleep(5 * EVERY).await;
+        sleep(5 * INTERVAL).await;
         if relay.bytes_to_browser() == before { Ok(()) } else { Err("more bytes") }
     })
     .await;
-    // Whatever was still open would now reconnect.
+    // An open EventSource would reconnect now.
     relay.cut();
     relay.mend();
     let seen =
         async || (relay.connections(), relay.heads().len(), relay.bytes_to_browser(), page.received().await.len());
-    stays(3 * RETRY, "nothing is asked for and nothing comes", seen).await;
+    stays(3 * RETRY, "the page sends no request, and receives no bytes", seen).await;
 
-    page.press_the_button().await;
-    page.is_in_state("open").await;
-    let received = page.receives("more events", |received| received.len() >= closed.len() + 40).await;
+    page.click("#toggle").await;
+    page.wait_for_state("open").await;
+    let received = wait_for_events(&page, "more events", |received| received.len() >= closed.len() + 40).await;
     assert_same(&received, &read_until(server.address(), &received[received.len() - 1].id).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_fits_into_the_width_of_a_phone_and_of_a_desk() {
+async fn page_fits_phone_and_desktop() {
     for window in [Window::Phone { width: 390 }, Window::Desktop] {
-        let (_server, _relay, page) = open_page(EVERY, window).await;
-        page.receives("enough to fill the page", |received| received.len() >= 40).await;
-        page.browser.fits("quickstart", window).await;
+        let (_server, _relay, page) = open_page(INTERVAL, window).await;
+        wait_for_events(&page, "40 events", |received| received.len() >= 40).await;
+        page.browser().assert_fits("quickstart", window).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_shows_the_machine_while_it_is_watched() {
-    let (_server, _relay, page) = open_page(EVERY, Window::Desktop).await;
-    page.receives("enough for a chart", |received| received.len() >= 100).await;
-    page.browser.screenshot("quickstart").await;
+async fn screenshot_shows_the_charts() {
+    let (_server, _relay, page) = open_page(INTERVAL, Window::Desktop).await;
+    wait_for_events(&page, "100 events", |received| received.len() >= 100).await;
+    page.browser().screenshot("quickstart").await;
 }
 
-/// The page of a new server, seen through a relay.
-async fn open_page(every: Duration, window: Window) -> (Example, Relay, Page) {
-    let server = Example::start("quickstart", &[&every.as_millis().to_string()]);
-    let relay = Relay::to(server.address()).await.expect("there is a free port");
-    let page = Page { browser: Browser::start(window).await };
-    page.browser.client().goto(&format!("http://{}/", relay.address())).await.expect("the page is there");
-    page.is_in_state("open").await;
+/// Starts the example, and opens its page through a relay.
+async fn open_page(interval: Duration, window: Window) -> (Example, Relay, Page) {
+    let interval = interval.as_millis().to_string();
+    let (server, relay, page) = Page::open_example("quickstart", &[&interval], window, SOON).await;
+    page.wait_for_state("open").await;
     (server, relay, page)
 }
 
-struct Page {
-    browser: Browser,
+/// Waits until the page has received enough events, and returns all of them.
+async fn wait_for_events(page: &Page, what: &str, is_enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
+    eventually(EVENTS_TIMEOUT, &format!("the page has received {what}"), async || {
+        let received = page.received().await;
+        if is_enough(&received) { Ok(received) } else { Err(received.last().cloned()) }
+    })
+    .await
 }
 
-impl Page {
-    async fn received(&self) -> Vec<Message> {
-        let received = self.browser.eval("received").await;
-        let received = received.as_array().expect("the page keeps them in an array");
-        let messages = received.iter().map(|value| Message::from_page(value).expect("each has an id, a type and data"));
-        messages.collect()
-    }
-
-    async fn receives(&self, what: &str, is_enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
-        eventually(ENOUGH, &format!("the page receives {what}"), async || {
-            let received = self.received().await;
-            if is_enough(&received) { Ok(received) } else { Err(received.last().cloned()) }
-        })
-        .await
-    }
-
-    async fn is_in_state(&self, state: &str) {
-        eventually(SOON, &format!("the page says {state:?}"), async || {
-            let said = self.text_of("document.querySelector('#state').textContent").await;
-            if said == state { Ok(()) } else { Err(said) }
-        })
-        .await;
-    }
-
-    async fn press_the_button(&self) {
-        let button = self.browser.client().find(Locator::Css("#toggle")).await.expect("the page has a button");
-        button.click().await.expect("the button can be pressed");
-    }
-
-    async fn text_of(&self, expression: &str) -> String {
-        self.browser.eval(expression).await.as_str().unwrap_or_default().to_owned()
-    }
-}
-
-/// All that was published from the first event the page received to the last, exactly once and in order.
+/// Asserts that the page has received each published event once and in order, beginning with the
+/// first event that it received.
 #[track_caller]
 fn assert_same(received: &[Message], published: &[Message]) {
     let first = &received[0].id;
     let published: Vec<_> = published.iter().skip_while(|message| message.id != *first).cloned().collect();
     let missing: Vec<_> = published.iter().filter(|message| !received.contains(message)).collect();
-    assert!(missing.is_empty(), "published, and never received: {missing:?}");
+    assert!(missing.is_empty(), "published, and not received: {missing:?}");
     let ids = |messages: &[Message]| messages.iter().map(|message| message.id.clone()).collect::<Vec<_>>();
-    assert_eq!(ids(received), ids(&published), "received is what was published, once and in order");
+    assert_eq!(ids(received), ids(&published), "the page has received each event once and in order");
 }

@@ -1,5 +1,5 @@
-//! The Model Context Protocol by its Rust SDK: rmcp's streamable HTTP service under the layer, and rmcp's own client, which
-//! knows nothing of it.
+//! The Model Context Protocol: the layer around the streamable HTTP service of rmcp, with rmcp's own
+//! client.
 
 use async_trait::async_trait;
 use axum::Router;
@@ -48,24 +48,24 @@ use tower_sse::{CloseReason, Heartbeat, SseLayer, StreamSummary};
 
 const SOON: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_millis(30);
-/// How long rmcp's server has its client wait before it comes back.
+/// The reconnection time that the server of rmcp sets.
 const RETRY: Duration = Duration::from_millis(50);
-/// Of a call.
+/// The number of steps of a call.
 const STEPS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_with_progress_and_the_notifications_of_the_server_come_through_silences_with_heartbeats() {
-    // Alone, and beside those of rmcp: more often and less often.
+async fn heartbeats_fill_silences_of_calls_and_notifications() {
+    // Without heartbeats of rmcp, and with more and less frequent ones.
     for keep_alive in [None, Some(HEARTBEAT / 3), Some(HEARTBEAT * 3)] {
         let mut server = Server::start_with(Config { keep_alive, ..Config::default() }, |layer| layer).await;
         let relay = Relay::to(server.address).await.expect("a port");
         let mut client = Client::connect(relay.address(), ClientLifecycleMode::Initialize).await;
         let peer = server.next_peer().await;
         converse(&relay, &server.steps, &mut client, Some(peer)).await;
-        client.service.cancel().await.expect("it ends");
+        client.service.cancel().await.expect("the session ends");
 
-        let closed = eventually(SOON, "all streams are over", async || match server.closed() {
-            // Of the handshake, of the tools, of the call, and the one of its own.
+        let closed = eventually(SOON, "all streams have ended", async || match server.closed() {
+            // The streams of the handshake, the tool list, the call, and the notifications.
             closed if closed.len() >= 4 => Ok(closed),
             closed => Err(closed),
         })
@@ -79,75 +79,75 @@ async fn a_call_with_progress_and_the_notifications_of_the_server_come_through_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_the_protocol_without_sessions_a_call_comes_through_and_a_client_that_goes_is_told_to_the_tool() {
+async fn disconnect_without_session_cancels_the_call() {
     let mut server = Server::start(|layer| layer).await;
     let relay = Relay::to(server.address).await.expect("a port");
     let lifecycle = ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] };
     let mut client = Client::connect(relay.address(), lifecycle).await;
     converse(&relay, &server.steps, &mut client, None).await;
-    server.called().await;
+    server.wait_for_call().await;
 
     let _call = client.call().await;
-    server.called().await;
-    assert!(server.cancelled.try_recv().is_err(), "it is under way");
+    server.wait_for_call().await;
+    assert!(server.cancelled.try_recv().is_err(), "the call has not ended");
     drop(client);
     relay.cut();
-    within("the tool to be told", server.cancelled.recv()).await.expect("it tells");
+    within("the tool to be cancelled", server.cancelled.recv()).await.expect("the server runs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_connection_is_cut_is_resumed_where_it_was() {
-    // Of its own, rmcp keeps what is said in a call for as long as that is under way.
-    for (stores_events, while_away) in [(false, 1), (true, 2)] {
+async fn call_resumes_after_its_connection_is_cut() {
+    // Without an event store, rmcp retains the messages of a call until it ends.
+    for (stores_events, while_disconnected) in [(false, 1), (true, 2)] {
         let server = Server::start_with(Config { stores_events, ..Config::default() }, |layer| layer).await;
         let relay = Relay::to(server.address).await.expect("a port");
         let mut client = Client::connect(relay.address(), ClientLifecycleMode::Initialize).await;
         let call = client.call().await;
         server.steps.add_permits(1);
-        client.comes_to(1).await;
+        client.wait_for_steps(1).await;
         relay.cut();
-        server.steps.add_permits(while_away);
-        eventually(SOON, "the tool has gone on", async || match server.steps.available_permits() {
+        server.steps.add_permits(while_disconnected);
+        eventually(SOON, "the tool has continued", async || match server.steps.available_permits() {
             0 => Ok(()),
             permits => Err(permits),
         })
         .await;
         relay.mend();
-        client.comes_to(1 + while_away).await;
-        server.steps.add_permits(STEPS - 1 - while_away);
-        client.comes_to(3).await;
+        client.wait_for_steps(1 + while_disconnected).await;
+        server.steps.add_permits(STEPS - 1 - while_disconnected);
+        client.wait_for_steps(3).await;
         assert_eq!(result(call).await, "counted to 3");
         let resumed: Vec<_> =
             relay.heads().iter().filter_map(|head| head.header("last-event-id").map(str::to_owned)).collect();
         println!("events are stored: {stores_events}; resumed after {resumed:?}");
-        assert!(!resumed.is_empty(), "it came back by a cursor");
+        assert!(!resumed.is_empty(), "the client reconnects with an id");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_outlives_the_lifetime_of_its_streams_loses_nothing() {
+async fn call_survives_max_lifetime_of_its_streams() {
     const LIFETIME: Duration = Duration::from_millis(300);
     let config = Config { stores_events: true, ..Config::default() };
     let mut server = Server::start_with(config, |layer| layer.max_lifetime(LIFETIME)).await;
     let mut client = Client::connect(server.address, ClientLifecycleMode::Initialize).await;
     let call = client.call().await;
-    server.called().await;
+    server.wait_for_call().await;
     for step in 1..=STEPS {
-        let over = server.over();
-        eventually(SOON, "a stream has reached its lifetime", async || match server.over() {
-            now if now > over => Ok(()),
+        let before = server.lifetimes_reached();
+        eventually(SOON, "a stream has reached its lifetime", async || match server.lifetimes_reached() {
+            now if now > before => Ok(()),
             now => Err(now),
         })
         .await;
         server.steps.add_permits(1);
-        client.comes_to(step).await;
+        client.wait_for_steps(step).await;
     }
     assert_eq!(result(call).await, "counted to 3");
-    client.service.cancel().await.expect("it ends");
+    client.service.cancel().await.expect("the session ends");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_ends_the_streams_of_rmcp_and_so_the_server_and_without_one_the_server_waits() {
+async fn only_the_shutdown_token_lets_the_server_end() {
     for has_shutdown in [true, false] {
         let shutdown = CancellationToken::new();
         let for_layer = shutdown.clone();
@@ -162,20 +162,21 @@ async fn a_shutdown_ends_the_streams_of_rmcp_and_so_the_server_and_without_one_t
         shutdown.cancel();
         stop.cancel();
         if has_shutdown {
-            within("the server to end", &mut server.serving).await.expect("it does not panic");
+            within("the server to end", &mut server.serving).await.expect("the server does not panic");
             let closed = server.closed();
             let by_shutdown = closed.iter().filter(|summary| summary.reason == CloseReason::Shutdown).count();
-            // That of the call, and the one of the server's own notifications.
+            // The streams of the call and of the notifications.
             assert!(by_shutdown >= 2, "{closed:?}");
         } else {
-            stays(Duration::from_secs(1), "it waits", async || server.serving.is_finished()).await;
+            stays(Duration::from_secs(1), "the server waits for its streams", async || server.serving.is_finished())
+                .await;
             assert!(!server.serving.is_finished());
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_headers_that_rmcp_sets_stay_and_its_other_answers_pass_as_they_are() {
+async fn layer_keeps_rmcp_headers_and_other_responses() {
     const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"test","version":"1"}}}"#;
     let with = Server::start(|layer| layer).await;
     let without = Server::start_without_layer().await;
@@ -189,13 +190,13 @@ async fn the_headers_that_rmcp_sets_stay_and_its_other_answers_pass_as_they_are(
         answer.headers.remove("date");
         answers.push(answer);
     }
-    let [mut through, direct]: [Answer; 2] = answers.try_into().expect("there are two");
+    let [mut through, direct]: [Answer; 2] = answers.try_into().expect("there are two answers");
     assert_eq!(
         through.headers.insert("cache-control", direct.headers["cache-control"].clone()).unwrap(),
         "no-cache, no-transform"
     );
     assert_eq!(through.headers.remove("connection").unwrap(), "keep-alive");
-    // Its type, `X-Accel-Buffering: no`, and nothing twice.
+    // The other headers are the same, and the layer repeats none.
     assert_eq!(through.headers, direct.headers);
     let messages = |answer: &Answer| whatwg::parse(&answer.body).messages;
     assert_eq!(messages(&through), messages(&direct));
@@ -225,31 +226,31 @@ async fn the_headers_that_rmcp_sets_stay_and_its_other_answers_pass_as_they_are(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn behind_the_gateway_it_is_the_same() {
+async fn gateway_example_carries_a_whole_session() {
     let mut server = Server::start_without_layer().await;
     let gateway = Example::start("gateway", &[&format!("http://{}", server.address)]);
     let relay = Relay::to(gateway.address()).await.expect("a port");
     let mut client = Client::connect(relay.address(), ClientLifecycleMode::Initialize).await;
     let peer = server.next_peer().await;
     converse(&relay, &server.steps, &mut client, Some(peer)).await;
-    client.service.cancel().await.expect("it ends");
+    client.service.cancel().await.expect("the session ends");
 }
 
-/// All that a client and a server have to say to each other, with silences between.
+/// Runs a whole session of client and server, with silences in between.
 async fn converse(relay: &Relay, steps: &Semaphore, client: &mut Client, peer: Option<Peer<RoleServer>>) {
-    let tools = within("the tools", client.service.list_tools(None)).await.expect("a list");
+    let tools = within("the tools", client.service.list_tools(None)).await.expect("a list of tools");
     assert_eq!(tools.tools.iter().map(|tool| &*tool.name).collect::<Vec<_>>(), ["count"]);
-    // Of no request, on a stream of its own.
+    // A notification belongs to no request, and has its own stream.
     if let Some(peer) = &peer {
-        silence_with_heartbeats(relay).await;
+        wait_for_heartbeats(relay).await;
         peer.notify_tool_list_changed().await.expect("a client");
         within("the notification", client.changes.recv()).await.expect("a client");
     }
     let call = client.call().await;
     for step in 1..=STEPS {
-        // Without a session rmcp answers with the first message and not before, so there is nothing to keep alive.
+        // Without a session, rmcp responds with the first message, so there is no silent stream before.
         if peer.is_some() || step > 1 {
-            silence_with_heartbeats(relay).await;
+            wait_for_heartbeats(relay).await;
         }
         steps.add_permits(1);
         assert_eq!(client.next_progress().await, step as f64);
@@ -261,11 +262,11 @@ async fn converse(relay: &Relay, steps: &Semaphore, client: &mut Client, peer: O
     }
 }
 
-/// Nobody says anything, and yet there are bytes again and again.
-async fn silence_with_heartbeats(relay: &Relay) {
+/// Waits for bytes three times, while neither side sends a message.
+async fn wait_for_heartbeats(relay: &Relay) {
     for _ in 0..3 {
         let before = relay.bytes_to_browser();
-        eventually(SOON, "there is a heartbeat", async || match relay.bytes_to_browser() {
+        eventually(SOON, "a heartbeat passes", async || match relay.bytes_to_browser() {
             now if now > before => Ok(()),
             now => Err(now),
         })
@@ -284,12 +285,12 @@ async fn post(address: SocketAddr, headers: &[(&str, &str)], body: &str) -> Answ
     Http1::connect(address).await.request(request).await
 }
 
-/// A server with one tool, which counts when it is let.
+/// A server with one tool, which counts under the control of the test.
 struct Server {
     address: SocketAddr,
-    /// A permit is a step of a call.
+    /// Each permit allows one step of a call.
     steps: Arc<Semaphore>,
-    /// Of the clients that have initialized a session.
+    /// The peers that have initialized a session.
     peers: UnboundedReceiver<Peer<RoleServer>>,
     calls: UnboundedReceiver<()>,
     cancelled: UnboundedReceiver<()>,
@@ -300,7 +301,7 @@ struct Server {
 
 #[derive(Default)]
 struct Config {
-    /// rmcp's own.
+    /// The heartbeat interval of rmcp.
     keep_alive: Option<Duration>,
     stores_events: bool,
 }
@@ -347,7 +348,7 @@ impl Server {
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let serving = tokio::spawn(async move {
-            axum::serve(listener, app).with_graceful_shutdown(stopped).await.expect("it serves");
+            axum::serve(listener, app).with_graceful_shutdown(stopped).await.expect("the server runs");
         });
         Self { address, steps, peers, calls, cancelled, closed: Arc::default(), stop, serving }
     }
@@ -356,8 +357,8 @@ impl Server {
         within("a client", self.peers.recv()).await.expect("the server runs")
     }
 
-    /// Waits for the tool to be called.
-    async fn called(&mut self) {
+    /// Waits until a client calls the tool.
+    async fn wait_for_call(&mut self) {
         within("a call", self.calls.recv()).await.expect("the server runs");
     }
 
@@ -365,13 +366,13 @@ impl Server {
         self.closed.lock().expect("no holder panics").clone()
     }
 
-    /// How many streams have reached their lifetime.
-    fn over(&self) -> usize {
+    /// Returns the number of streams that have reached their maximum lifetime.
+    fn lifetimes_reached(&self) -> usize {
         self.closed().iter().filter(|summary| summary.reason == CloseReason::MaxLifetime).count()
     }
 }
 
-/// What was said on each stream, with the name of the stream.
+/// The messages of all streams, each with the name of its stream.
 #[derive(Default)]
 struct Events(Mutex<Vec<(String, ServerSseMessage)>>);
 
@@ -409,7 +410,7 @@ impl ServerHandler for Counter {
     }
 
     async fn on_initialized(&self, context: NotificationContext<RoleServer>) {
-        let _test_is_over = self.peers.send(context.peer);
+        let _test_has_ended = self.peers.send(context.peer);
     }
 
     async fn list_tools(
@@ -417,7 +418,7 @@ impl ServerHandler for Counter {
         _request: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let schema = serde_json::json!({ "type": "object" }).as_object().cloned().expect("it is an object");
+        let schema = serde_json::json!({ "type": "object" }).as_object().cloned().expect("the schema is an object");
         Ok(ListToolsResult::with_all_items(vec![Tool::new("count", "Counts to three", schema)]))
     }
 
@@ -426,45 +427,45 @@ impl ServerHandler for Counter {
         _request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let _test_is_over = self.calls.send(());
+        let _test_has_ended = self.calls.send(());
         let token = context.meta.get_progress_token().expect("the client asks for progress");
         for step in 1..=STEPS {
             tokio::select! {
                 permit = self.steps.acquire() => permit.expect("never closed").forget(),
                 () = context.ct.cancelled() => {
-                    let _test_is_over = self.cancelled.send(());
+                    let _test_has_ended = self.cancelled.send(());
                     return Err(ErrorData::internal_error("cancelled", None));
                 }
             }
             let progress = ProgressNotificationParam::new(token.clone(), step as f64);
-            // While its connection is cut nobody is told, but when it is back.
-            let _told = context.peer.notify_progress(progress).await;
+            // Fails while the connection is cut. The client receives the message after it reconnects.
+            let _may_be_disconnected = context.peer.notify_progress(progress).await;
         }
         Ok(CallToolResult::success(vec![ContentBlock::text(format!("counted to {STEPS}"))]).into())
     }
 }
 
-/// rmcp's client, and what it is told.
+/// The client of rmcp, and the notifications that it receives.
 struct Client {
-    service: RunningService<RoleClient, Told>,
+    service: RunningService<RoleClient, Handler>,
     progress: UnboundedReceiver<f64>,
-    /// Of the call that is under way, by way of [`comes_to`](Self::comes_to).
+    /// The received steps of the current call, for [`wait_for_steps`](Self::wait_for_steps).
     steps: BTreeSet<usize>,
     changes: UnboundedReceiver<()>,
 }
 
-struct Told {
+struct Handler {
     progress: UnboundedSender<f64>,
     changes: UnboundedSender<()>,
 }
 
-impl ClientHandler for Told {
+impl ClientHandler for Handler {
     async fn on_progress(&self, params: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
-        let _test_is_over = self.progress.send(params.progress);
+        let _test_has_ended = self.progress.send(params.progress);
     }
 
     async fn on_tool_list_changed(&self, _: NotificationContext<RoleClient>) {
-        let _test_is_over = self.changes.send(());
+        let _test_has_ended = self.changes.send(());
     }
 }
 
@@ -478,27 +479,30 @@ impl Client {
         let mut config = StreamableHttpClientTransportConfig::with_uri(format!("http://{server}/mcp"));
         config.retry_config = Arc::new(backoff);
         let transport = StreamableHttpClientTransport::from_config(config);
-        let told = Told { progress: to_progress, changes: to_changes };
-        let service = within("the handshake", told.serve_with_lifecycle(transport, lifecycle)).await;
+        let handler = Handler { progress: to_progress, changes: to_changes };
+        let service = within("the handshake", handler.serve_with_lifecycle(transport, lifecycle)).await;
         Self { service: service.expect("a session"), progress, steps: BTreeSet::new(), changes }
     }
 
-    /// Begins one.
+    /// Starts a call.
     async fn call(&self) -> RequestHandle<RoleClient> {
         let request = ClientRequest::CallToolRequest(Request::new(CallToolRequestParams::new("count")));
         let options = PeerRequestOptions::no_options();
-        within("the request", self.service.send_cancellable_request(request, options)).await.expect("it is sent")
+        within("the request", self.service.send_cancellable_request(request, options))
+            .await
+            .expect("the request is sent")
     }
 
     async fn next_progress(&mut self) -> f64 {
         within("progress", self.progress.recv()).await.expect("the client runs")
     }
 
-    /// Each step up to this one, and none beyond.
+    /// Waits for the steps of a call up to this one, and for no later step.
     ///
-    /// Of a call that was resumed a step can come again, as rmcp's server begins with the event that a client has seen last,
-    /// and not after it. Steps that come together may change places, as rmcp's client handles them beside each other.
-    async fn comes_to(&mut self, step: usize) {
+    /// After a reconnection, a step can arrive again, because the server of rmcp resumes with the last
+    /// event of the client, and not after it. Steps that arrive together can be in any order, because the
+    /// client of rmcp handles them concurrently.
+    async fn wait_for_steps(&mut self, step: usize) {
         let expected: BTreeSet<_> = (1..=step).collect();
         while self.steps != expected {
             let next = self.next_progress().await as usize;
@@ -508,9 +512,9 @@ impl Client {
     }
 }
 
-/// The text that a call results in.
+/// Returns the text of the result of a call.
 async fn result(call: RequestHandle<RoleClient>) -> String {
     let result = within("the result", call.await_response()).await.expect("a result");
-    let ServerResult::CallToolResult(result) = result else { panic!("{result:?} is no result of a call") };
+    let ServerResult::CallToolResult(result) = result else { panic!("{result:?} is not the result of a tool call") };
     result.content[0].as_text().expect("a text").text.clone()
 }

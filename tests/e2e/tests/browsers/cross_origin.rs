@@ -1,9 +1,9 @@
-//! A page of another origin, and tower-http's layer that lets it in.
+//! A page of another origin, and the CORS layer of tower-http.
 
 use crate::{
     in_every_engine,
     page::{self, Page, SOON, message},
-    visits::{self, Visits},
+    requests::{self, Requests},
 };
 use axum::{
     Router,
@@ -19,69 +19,67 @@ use tower_http::cors::CorsLayer;
 use tower_sse::{Event, SseLayer, SseStream};
 
 in_every_engine! {
-    a_page_of_another_origin_reads_with_its_cookie_what_the_cors_layer_lets_it_read_and_nothing_else,
+    cors_layer_decides_which_streams_a_page_reads,
 }
 
 const LOGIN: &str = "/login";
-/// What may be read by the page, with its cookie.
+/// The page may read this stream, with its cookie.
 const OPEN: &str = "/open";
-/// What may be read by anybody, without a cookie.
+/// Every origin may read this stream, without a cookie.
 const PUBLIC: &str = "/public";
-/// Without any CORS.
+/// This stream has no CORS headers.
 const CLOSED: &str = "/closed";
 
-/// Says which cookie it has got, and ends.
-async fn who_are_you(headers: HeaderMap) -> SseStream<impl Stream<Item = Event>> {
-    let cookie = headers.get("cookie").map_or("nobody", |cookie| cookie.to_str().expect("it is ours"));
+/// Sends the cookie of the request, and ends.
+async fn cookie_stream(headers: HeaderMap) -> SseStream<impl Stream<Item = Event>> {
+    let cookie = headers.get("cookie").map_or("none", |cookie| cookie.to_str().expect("the cookie is ASCII"));
     SseStream::new(tokio_stream::once(Event::new(cookie).id("größe"))).retry(Duration::from_millis(100))
 }
 
-async fn a_page_of_another_origin_reads_with_its_cookie_what_the_cors_layer_lets_it_read_and_nothing_else(
-    engine: Engine,
-) {
+async fn cors_layer_decides_which_streams_a_page_reads(engine: Engine) {
     let pages = Server::start(Router::new().route("/", get(page::html)));
-    let origin = HeaderValue::try_from(pages.url("")).expect("it is ASCII");
-    let visits = Visits::default();
+    let origin = HeaderValue::try_from(pages.url("")).expect("the origin is ASCII");
+    let requests = Requests::default();
     let app = Router::new()
-        .route(OPEN, get(who_are_you).layer(CorsLayer::new().allow_origin(origin.clone()).allow_credentials(true)))
-        .route(PUBLIC, get(who_are_you).layer(CorsLayer::permissive()))
-        .route(CLOSED, get(who_are_you))
+        .route(OPEN, get(cookie_stream).layer(CorsLayer::new().allow_origin(origin.clone()).allow_credentials(true)))
+        .route(PUBLIC, get(cookie_stream).layer(CorsLayer::permissive()))
+        .route(CLOSED, get(cookie_stream))
         .route(LOGIN, get(async || [("set-cookie", "session=42; HttpOnly; SameSite=Strict")]))
         .layer(SseLayer::new())
-        .layer(middleware::from_fn_with_state(visits.clone(), visits::keep));
+        .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
     let server = Server::start(app);
     let page = Page::open(engine, &server.url(LOGIN)).await;
     page.go_to(&pages.url("/")).await;
 
     let with_credentials = json!({ "withCredentials": true });
     page.listen_with("open", &server.url(OPEN), &[], with_credentials.clone()).await;
-    let told = page.is_told("open", "twice who it is", |told| told.len() >= 2).await;
-    assert_eq!(told[..2], [message("message", "größe", "session=42"), message("message", "größe", "session=42")]);
+    let received = page.wait_for_events("open", "the cookie twice", |received| received.len() >= 2).await;
+    assert_eq!(received[..2], [message("message", "größe", "session=42"), message("message", "größe", "session=42")]);
     page.close("open").await;
-    let to_open = visits.to(OPEN);
-    assert_eq!(to_open[0].headers.get("origin"), Some(&origin), "it is another origin");
-    assert_eq!(to_open[1].last_event_id(), Some("größe".as_bytes()), "it comes back with its id");
-    assert!(to_open.iter().all(|visit| visit.method == Method::GET), "and asks for no permission before: {to_open:?}");
+    let to_open = requests.to(OPEN);
+    assert_eq!(to_open[0].headers.get("origin"), Some(&origin), "the request is cross-origin");
+    assert_eq!(to_open[1].last_event_id(), Some("größe".as_bytes()), "it reconnects with its id");
+    assert!(to_open.iter().all(|request| request.method == Method::GET), "the browser sends no preflight: {to_open:?}");
 
     page.listen("public", &server.url(PUBLIC), &[]).await;
-    let told = page.is_told("public", "who it is", |told| !told.is_empty()).await;
-    assert_eq!(told[0], message("message", "größe", "nobody"), "without credentials there is no cookie");
+    let received = page.wait_for_events("public", "the cookie", |received| !received.is_empty()).await;
+    assert_eq!(received[0], message("message", "größe", "none"), "the browser sends no cookie without credentials");
     page.close("public").await;
 
-    let before = visits.count(PUBLIC);
-    page.listen_with("refused", &server.url(PUBLIC), &[], with_credentials.clone()).await;
+    let before = requests.count(PUBLIC);
+    page.listen_with("rejected", &server.url(PUBLIC), &[], with_credentials.clone()).await;
     page.listen_with("closed", &server.url(CLOSED), &[], with_credentials).await;
     page.listen("closed without credentials", &server.url(CLOSED), &[]).await;
-    for refused in ["refused", "closed", "closed without credentials"] {
-        page.becomes(refused, "CLOSED").await;
-        assert_eq!(page.told(refused).await, [], "{refused}");
+    for rejected in ["rejected", "closed", "closed without credentials"] {
+        page.wait_for_ready_state(rejected, "CLOSED").await;
+        assert_eq!(page.received(rejected).await, [], "{rejected}");
     }
-    let seen = async || (visits.count(PUBLIC) - before, visits.count(CLOSED));
+    let seen = async || (requests.count(PUBLIC) - before, requests.count(CLOSED));
     eventually(
         SOON,
-        "the handlers have been asked",
+        "the handlers have been called",
         async || if seen().await == (1, 2) { Ok(()) } else { Err(seen().await) },
     )
     .await;
-    stays(Duration::from_millis(1600), "nobody comes back", seen).await;
+    stays(Duration::from_millis(1600), "no EventSource reconnects", seen).await;
 }

@@ -1,4 +1,4 @@
-//! A stream that is not read by an `EventSource`: the answer to a POST, as of a language model.
+//! A stream that a page reads with `fetch`: the response to a POST, as from a language model.
 
 use crate::{
     in_every_engine,
@@ -19,19 +19,19 @@ use tokio_stream::{Stream, StreamExt};
 use tower_sse::{CloseReason, Event, SseLayer, SseStream, StreamSummary};
 
 in_every_engine! {
-    the_stream_of_an_answer_is_dropped_at_once_when_the_page_aborts_it,
+    abort_of_a_fetch_drops_the_stream_immediately,
 }
 
-/// Far less than a heartbeat, by which a server notices a client that has vanished.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// Much shorter than the heartbeat interval, after which a server notices a vanished client.
+const PROMPT: Duration = Duration::from_secs(1);
 
-/// When a stream was dropped, and how it ended.
+/// The time when a stream was dropped, and its summary.
 type Ends = UnboundedSender<(Instant, StreamSummary)>;
 
-/// Says what it was asked, and thinks.
+/// Sends the question back, and stays open.
 async fn answer(State(ends): State<Ends>, question: String) -> SseStream<impl Stream<Item = Event>> {
     SseStream::new(tokio_stream::once(Event::new(question)).chain(tokio_stream::pending()))
-        .on_close(move |summary| ends.send((Instant::now(), summary)).expect("somebody waits for it"))
+        .on_close(move |summary| ends.send((Instant::now(), summary)).expect("the test receives it"))
 }
 
 fn app() -> (Router, UnboundedReceiver<(Instant, StreamSummary)>) {
@@ -40,13 +40,13 @@ fn app() -> (Router, UnboundedReceiver<(Instant, StreamSummary)>) {
     (app.layer(SseLayer::new()), closed)
 }
 
-async fn the_stream_of_an_answer_is_dropped_at_once_when_the_page_aborts_it(engine: Engine) {
+async fn abort_of_a_fetch_drops_the_stream_immediately(engine: Engine) {
     let (app, closed) = app();
     let server = Server::start(app);
     let page = Page::open(engine, &server.url("/")).await;
     ask_and_abort(&page, closed).await;
 
-    // Here the connection stays, and the stream is reset.
+    // Over HTTP/2, the browser resets the stream, and keeps the connection.
     let (app, closed) = self::app();
     let server = Server::start_with_tls(app);
     page.go_to(&server.url("/")).await;
@@ -67,8 +67,9 @@ async fn ask_and_abort(page: &Page, mut closed: UnboundedReceiver<(Instant, Stre
 
     let aborted = Instant::now();
     page.eval("question.abort()").await;
-    let (dropped, summary) = timeout(SOON, closed.recv()).await.expect("it is dropped").expect("the layer is there");
+    let (dropped, summary) =
+        timeout(SOON, closed.recv()).await.expect("the stream is dropped").expect("the layer runs");
     reads("data: why?\n\nAbortError").await;
     assert_eq!(summary.reason, CloseReason::ClientGone);
-    assert!(dropped - aborted < AT_ONCE, "dropped after {:?}", dropped - aborted);
+    assert!(dropped - aborted < PROMPT, "dropped after {:?}", dropped - aborted);
 }

@@ -1,9 +1,9 @@
-//! Events arrive as they were written.
+//! The fields of events, and the last event id.
 
 use crate::{
     in_every_engine,
     page::{self, Page, message},
-    visits::{self, Visits},
+    requests::{self, Requests},
 };
 use axum::{Router, extract::State, middleware, routing::get};
 use e2e::{Engine, Server, eventually};
@@ -15,15 +15,15 @@ use tokio_stream::{Stream, StreamExt};
 use tower_sse::{Event, EventId, EventName, LastEventId, SseStream};
 
 in_every_engine! {
-    names_ids_and_data_arrive_as_they_were_written,
-    an_id_without_data_counts_at_once_in_chromium_later_in_webkit_and_never_in_firefox,
-    an_id_comes_back_as_the_bytes_of_its_utf_8_and_is_read_as_what_it_was,
+    names_ids_and_data_arrive_unchanged,
+    engines_differ_in_handling_of_checkpoints,
+    ids_round_trip_as_utf_8,
 }
 
 const EVERY_KIND: &str = "/every-kind";
 const IDS: &str = "/ids";
 
-async fn names_ids_and_data_arrive_as_they_were_written(engine: Engine) {
+async fn names_ids_and_data_arrive_unchanged(engine: Engine) {
     let long = "ü".repeat(40_000);
     let sent = [
         Event::new("plain"),
@@ -31,7 +31,7 @@ async fn names_ids_and_data_arrive_as_they_were_written(engine: Engine) {
         Event::new("with an id").id("41"),
         Event::new("the id stays"),
         Event::new(""),
-        // A name is enough.
+        // Without data, an event with a name is dispatched.
         Event::default().event("created"),
         Event::new("a\nb"),
         Event::new("a\r\nb\rc\n\nd\n"),
@@ -39,9 +39,9 @@ async fn names_ids_and_data_arrive_as_they_were_written(engine: Engine) {
         Event::new("  two spaces before: a colon, \u{feff}a mark, \u{2028}\u{2029}\u{85}\u{b}\u{c}lines that are none"),
         Event::new("a\0b"),
         Event::new("data: 1\nid: 2\n\nevent: 3\n:4"),
-        Event::new("größer als 日本 🦀").event(EventName::new("größe 日本 🦀").expect("it is one line")),
-        Event::new("an id").id(EventId::new("größe 日本 🦀").expect("it is one line")),
-        Event::default().comment("nobody reads this"),
+        Event::new("größer als 日本 🦀").event(EventName::new("größe 日本 🦀").expect("one line is valid")),
+        Event::new("an id").id(EventId::new("größe 日本 🦀").expect("one line is valid")),
+        Event::default().comment("a comment"),
         Event::new(&long),
         Event::new("no id any more").id(""),
     ];
@@ -60,7 +60,7 @@ async fn names_ids_and_data_arrive_as_they_were_written(engine: Engine) {
             "41",
             "  two spaces before: a colon, \u{feff}a mark, \u{2028}\u{2029}\u{85}\u{b}\u{c}lines that are none",
         ),
-        // Firefox has no NUL.
+        // Firefox drops NUL.
         message("message", "41", if engine == Engine::Firefox { "ab" } else { "a\0b" }),
         message("message", "41", "data: 1\nid: 2\n\nevent: 3\n:4"),
         message("größe 日本 🦀", "41", "größer als 日本 🦀"),
@@ -68,19 +68,19 @@ async fn names_ids_and_data_arrive_as_they_were_written(engine: Engine) {
         message("message", "größe 日本 🦀", &long),
         message("message", "", "no id any more"),
     ];
-    let all_of_it = async move || SseStream::new(tokio_stream::iter(sent).chain(tokio_stream::pending()));
-    let server = Server::start(Router::new().route("/", get(page::html)).route(EVERY_KIND, get(all_of_it)));
+    let all = async move || SseStream::new(tokio_stream::iter(sent).chain(tokio_stream::pending()));
+    let server = Server::start(Router::new().route("/", get(page::html)).route(EVERY_KIND, get(all)));
 
     let page = Page::open(engine, &server.url("/")).await;
     page.listen("source", EVERY_KIND, &["created", "größe 日本 🦀"]).await;
-    let told = page.is_told("source", "everything", |told| told.len() >= expected.len()).await;
-    for (told, expected) in told.iter().zip(&expected) {
-        assert_eq!(told, expected);
+    let received = page.wait_for_events("source", "all events", |received| received.len() >= expected.len()).await;
+    for (message, expected) in received.iter().zip(&expected) {
+        assert_eq!(message, expected);
     }
-    assert_eq!(told.len(), expected.len());
+    assert_eq!(received.len(), expected.len());
 }
 
-async fn an_id_without_data_counts_at_once_in_chromium_later_in_webkit_and_never_in_firefox(engine: Engine) {
+async fn engines_differ_in_handling_of_checkpoints(engine: Engine) {
     const ALONE: &str = "/alone";
     const BEFORE_DATA: &str = "/before-data";
     const WITH_A_NAME: &str = "/with-a-name";
@@ -91,14 +91,14 @@ async fn an_id_without_data_counts_at_once_in_chromium_later_in_webkit_and_never
             SseStream::new(tokio_stream::iter(events)).retry(Duration::from_millis(1))
         })
     };
-    let visits = Visits::default();
+    let requests = Requests::default();
     let app = Router::new()
         .route("/", get(page::html))
         .route(ALONE, answer(|| vec![Event::checkpoint(2)]))
         .route(BEFORE_DATA, answer(|| vec![Event::checkpoint(2), Event::new("two")]))
-        // It has empty data then.
-        .route(WITH_A_NAME, answer(|| vec![Event::checkpoint(2).event("nobody-listens")]))
-        .layer(middleware::from_fn_with_state(visits.clone(), visits::keep));
+        // With a name, the checkpoint becomes an event with empty data.
+        .route(WITH_A_NAME, answer(|| vec![Event::checkpoint(2).event("unhandled")]))
+        .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
     let server = Server::start(app);
     let page = Page::open(engine, &server.url("/")).await;
 
@@ -109,18 +109,18 @@ async fn an_id_without_data_counts_at_once_in_chromium_later_in_webkit_and_never
     };
     for (path, id) in [(ALONE, alone), (BEFORE_DATA, before_data), (WITH_A_NAME, "2")] {
         page.listen(path, path, &[]).await;
-        let back = async || visits.to(path).get(1).cloned().ok_or("not yet");
-        let visit = eventually(page::SOON, "it comes back", back).await;
-        assert_eq!(visit.last_event_id(), Some(id.as_bytes()), "{path}");
-        let told = page.told(path).await;
-        assert_eq!(told[0], message("message", "1", "one"), "{path}");
-        assert!(path != BEFORE_DATA || told[1] == message("message", id, "two"), "{told:?}");
+        let second = async || requests.to(path).get(1).cloned().ok_or("one request");
+        let request = eventually(page::SOON, "it reconnects", second).await;
+        assert_eq!(request.last_event_id(), Some(id.as_bytes()), "{path}");
+        let received = page.received(path).await;
+        assert_eq!(received[0], message("message", "1", "one"), "{path}");
+        assert!(path != BEFORE_DATA || received[1] == message("message", id, "two"), "{received:?}");
         page.close(path).await;
     }
 }
 
-/// The n-th visitor gets the n-th of these ids, and has to come back.
-const GIVEN: [&str; 6] = ["41", "größe", "日本 🦀", "%20+\"';,=", "\u{80}\u{a0}\u{ff}", "\u{10ffff}"];
+/// The n-th request gets the n-th of these ids, and has to reconnect.
+const SENT_IDS: [&str; 6] = ["41", "größe", "日本 🦀", "%20+\"';,=", "\u{80}\u{a0}\u{ff}", "\u{10ffff}"];
 
 #[derive(Clone, Default)]
 struct Ids(Arc<Mutex<Vec<LastEventId>>>);
@@ -128,37 +128,38 @@ struct Ids(Arc<Mutex<Vec<LastEventId>>>);
 async fn next_id(State(Ids(read)): State<Ids>, last: LastEventId) -> SseStream<impl Stream<Item = Event>> {
     let mut read = read.lock().expect("no holder panics");
     read.push(last);
-    let id = GIVEN.get(read.len() - 1).copied().unwrap_or_default();
-    let event = Event::new("come back").id(EventId::new(id).expect("it is one line"));
+    let id = SENT_IDS.get(read.len() - 1).copied().unwrap_or_default();
+    let event = Event::new("come back").id(EventId::new(id).expect("one line is valid"));
     SseStream::new(tokio_stream::once(event)).retry(Duration::from_millis(1))
 }
 
-async fn an_id_comes_back_as_the_bytes_of_its_utf_8_and_is_read_as_what_it_was(engine: Engine) {
-    let visits = Visits::default();
+async fn ids_round_trip_as_utf_8(engine: Engine) {
+    let requests = Requests::default();
     let ids = Ids::default();
     let app = Router::new()
         .route("/", get(page::html))
         .route(IDS, get(next_id))
         .with_state(ids.clone())
-        .layer(middleware::from_fn_with_state(visits.clone(), visits::keep));
+        .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
     let server = Server::start(app);
 
     let page = Page::open(engine, &server.url("/")).await;
     page.listen("source", IDS, &[]).await;
-    // The last one comes back with an id that is empty, which is none.
-    let enough = 1 + GIVEN.len() + 1;
-    eventually(page::SOON, "it has come back with each id", async || match visits.count(IDS) {
-        visits if visits >= enough => Ok(()),
-        visits => Err(visits),
+    // After the empty id, the browser sends no header.
+    let enough = 1 + SENT_IDS.len() + 1;
+    eventually(page::SOON, "it has reconnected with each id", async || match requests.count(IDS) {
+        requests if requests >= enough => Ok(()),
+        requests => Err(requests),
     })
     .await;
     page.close("source").await;
 
-    let sent: Vec<_> = visits.to(IDS).into_iter().map(|visit| visit.last_event_id().map(<[u8]>::to_vec)).collect();
+    let sent: Vec<_> =
+        requests.to(IDS).into_iter().map(|request| request.last_event_id().map(<[u8]>::to_vec)).collect();
     let read: Vec<_> =
         ids.0.lock().expect("no holder panics").iter().map(|last| last.as_str().map(str::to_owned)).collect();
-    assert_eq!((&sent[0], &read[0]), (&None, &None), "a newcomer has no id");
-    for (n, given) in GIVEN.into_iter().enumerate() {
+    assert_eq!((&sent[0], &read[0]), (&None, &None), "a new client has no id");
+    for (n, given) in SENT_IDS.into_iter().enumerate() {
         assert_eq!(sent[n + 1].as_deref(), Some(given.as_bytes()), "the bytes of {given:?}");
         assert_eq!(read[n + 1].as_deref(), Some(given));
     }

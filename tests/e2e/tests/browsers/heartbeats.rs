@@ -1,4 +1,4 @@
-//! What keeps a stream alive, and who can see it.
+//! Heartbeats as comments and as events.
 
 use crate::{
     in_every_engine,
@@ -12,12 +12,12 @@ use tokio_stream::{Stream, StreamExt};
 use tower_sse::{Event, Heartbeat, SseLayer, SseStream, StreamSummary};
 
 in_every_engine! {
-    a_comment_is_seen_by_nobody_and_an_event_by_who_listens_to_it,
+    pages_see_heartbeat_events_and_no_comments,
 }
 
 const EVERY: Duration = Duration::from_millis(50);
 
-/// An event, a silence of many heartbeats, and another event.
+/// Streams an event, a silence of many heartbeats, and another event.
 fn silence() -> SseStream<impl Stream<Item = Event>> {
     let silence = async || {
         tokio::time::sleep(20 * EVERY).await;
@@ -27,10 +27,10 @@ fn silence() -> SseStream<impl Stream<Item = Event>> {
     SseStream::new(tokio_stream::once(Event::new("before").id(1)).chain(after).chain(tokio_stream::pending()))
 }
 
-async fn a_comment_is_seen_by_nobody_and_an_event_by_who_listens_to_it(engine: Engine) {
+async fn pages_see_heartbeat_events_and_no_comments(engine: Engine) {
     let (summaries, mut closed) = mpsc::unbounded_channel::<StreamSummary>();
-    let tell = move |summary| summaries.send(summary).expect("somebody waits for it");
-    let with = |heartbeat| SseLayer::new().heartbeat(heartbeat).on_close(tell.clone());
+    let record = move |summary| summaries.send(summary).expect("the test receives it");
+    let with = |heartbeat| SseLayer::new().heartbeat(heartbeat).on_close(record.clone());
     let named = Heartbeat::every(EVERY).event(Event::default().event("heartbeat"));
     let unnamed = Heartbeat::every(EVERY).event(Event::new("heartbeat"));
     let app = Router::new()
@@ -40,26 +40,26 @@ async fn a_comment_is_seen_by_nobody_and_an_event_by_who_listens_to_it(engine: E
         .route("/unnamed", get(async || silence()).layer(with(unnamed)));
     let server = Server::start(app);
     let page = Page::open(engine, &server.url("/")).await;
-    let is_over = |told: &[e2e::Message]| told.iter().any(|message| message.data == "after");
+    let has_ended = |received: &[e2e::Message]| received.iter().any(|message| message.data == "after");
     let (before, after) = (message("message", "1", "before"), message("message", "2", "after"));
 
     page.listen("comments", "/comments", &["heartbeat"]).await;
-    let told = page.is_told("comments", "what comes after the silence", is_over).await;
-    assert_eq!(told, [before.clone(), after.clone()], "no comment is told");
+    let received = page.wait_for_events("comments", "the event after the silence", has_ended).await;
+    assert_eq!(received, [before.clone(), after.clone()], "the page sees no comment");
     page.close("comments").await;
-    let summary = timeout(page::SOON, closed.recv()).await.expect("it is told of").expect("the layer is there");
-    assert!(summary.heartbeats >= 5, "and there were some: {summary:?}");
+    let summary = timeout(page::SOON, closed.recv()).await.expect("the stream is closed").expect("the layer runs");
+    assert!(summary.heartbeats >= 5, "the layer has sent heartbeats: {summary:?}");
 
-    // They do not move the place of the client, either.
+    // Heartbeat events do not move the cursor of the client.
     page.listen("named", "/named", &["heartbeat"]).await;
-    let told = page.is_told("named", "what comes after the silence", is_over).await;
-    let heartbeats = told.iter().filter(|told| **told == message("heartbeat", "1", "")).count();
-    assert!(heartbeats >= 5, "each heartbeat is told: {told:?}");
-    let others: Vec<_> = told.iter().filter(|told| told.kind != "heartbeat").collect();
-    assert_eq!(others, [&before, &after], "and to `onmessage` none");
+    let received = page.wait_for_events("named", "the event after the silence", has_ended).await;
+    let heartbeats = received.iter().filter(|message| **message == message("heartbeat", "1", "")).count();
+    assert!(heartbeats >= 5, "the page sees each heartbeat: {received:?}");
+    let others: Vec<_> = received.iter().filter(|message| message.kind != "heartbeat").collect();
+    assert_eq!(others, [&before, &after], "`onmessage` sees no heartbeat");
 
     page.listen("unnamed", "/unnamed", &[]).await;
-    let told = page.is_told("unnamed", "what comes after the silence", is_over).await;
-    let heartbeats = told.iter().filter(|told| **told == message("message", "1", "heartbeat")).count();
-    assert!(heartbeats >= 5, "without a name, it is told to `onmessage`: {told:?}");
+    let received = page.wait_for_events("unnamed", "the event after the silence", has_ended).await;
+    let heartbeats = received.iter().filter(|message| **message == message("message", "1", "heartbeat")).count();
+    assert!(heartbeats >= 5, "`onmessage` sees a heartbeat without a name: {received:?}");
 }

@@ -1,4 +1,4 @@
-//! What browsers of three engines make of event streams.
+//! Event streams in browsers of three engines.
 
 mod cross_origin;
 mod fetch;
@@ -7,10 +7,10 @@ mod heartbeats;
 mod many_streams;
 mod page;
 mod reconnection;
+mod requests;
 mod restart;
-mod visits;
 
-/// Each of these is a test in each engine, which the test's name says.
+/// Defines each case as a test in each engine. The module of the test names the engine.
 macro_rules! in_every_engine {
     ($($case:ident),+ $(,)?) => {
         mod in_chromium {

@@ -1,25 +1,26 @@
-//! A page that keeps what its `EventSource`s tell it.
+//! A page that records the events of its `EventSource`s.
 
 use axum::response::Html;
 use e2e::{Browser, Engine, Message, eventually};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Far longer than anything takes that does happen.
+/// Much longer than any expected event takes.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
-/// What is looked at from outside are properties of the window: in Firefox, scripts from outside see no `const` of the page.
+/// The variables for tests are properties of `window`. In Firefox, WebDriver scripts cannot see a `const`
+/// of the page.
 const HTML: &str = "<!doctype html><meta charset=utf-8><link rel=icon href=data:,><script>
     window.sources = {};
-    window.told = {};
-    // What it is told goes into a list of its own: messages, and events of the other types that are named.
+    window.received = {};
+    // Records `message` events, and events of these other types, in a list for this name.
     function listen(name, url, types, init) {
         const source = sources[name] = new EventSource(url, init);
-        const messages = told[name] = [];
-        const tell = (event) => messages.push({ type: event.type, id: event.lastEventId, data: event.data });
-        for (const type of ['message', ...types]) source.addEventListener(type, tell);
+        const messages = received[name] = [];
+        const record = (event) => messages.push({ type: event.type, id: event.lastEventId, data: event.data });
+        for (const type of ['message', ...types]) source.addEventListener(type, record);
     }
-    // The text of an answer, up to its end, or to an error and its name.
+    // The text of a response. The name of an error, or `the end`, follows it.
     window.answer = { text: '' };
     function ask(url, question) {
         window.question = new AbortController();
@@ -33,7 +34,7 @@ const HTML: &str = "<!doctype html><meta charset=utf-8><link rel=icon href=data:
     }
 </script>";
 
-/// The page itself, for the application under test to serve.
+/// Serves the page.
 pub(crate) async fn html() -> Html<&'static str> {
     Html(HTML)
 }
@@ -46,25 +47,25 @@ pub(crate) struct Page {
 impl Page {
     /// Starts the browser and opens the page.
     pub(crate) async fn open(engine: Engine, url: &str) -> Self {
-        let page = Self { browser: Browser::of(engine).await };
+        let page = Self { browser: Browser::start_engine(engine).await };
         page.go_to(url).await;
         page
     }
 
     pub(crate) async fn go_to(&self, url: &str) {
-        self.browser.client().goto(url).await.unwrap_or_else(|error| panic!("{url} is not there: {error}"));
+        self.browser.client().goto(url).await.unwrap_or_else(|error| panic!("{url} does not load: {error}"));
     }
 
     pub(crate) async fn eval(&self, expression: &str) -> Value {
         self.browser.eval(expression).await
     }
 
-    /// Opens an `EventSource` of this name, and listens to messages and to events of these types.
+    /// Opens an `EventSource` with this name, and listens to `message` and to these event types.
     pub(crate) async fn listen(&self, name: &str, url: &str, types: &[&str]) {
         self.listen_with(name, url, types, json!({})).await;
     }
 
-    /// The same, with what the constructor takes beside the URL.
+    /// Opens an `EventSource` with this second argument of its constructor.
     pub(crate) async fn listen_with(&self, name: &str, url: &str, types: &[&str], init: Value) {
         self.eval(&format!("listen({}, {}, {}, {init})", json!(name), json!(url), json!(types))).await;
     }
@@ -73,40 +74,43 @@ impl Page {
         self.eval(&format!("sources[{}].close()", json!(name))).await;
     }
 
-    /// What it was told so far.
-    pub(crate) async fn told(&self, name: &str) -> Vec<Message> {
-        let told = self.eval(&format!("told[{}]", json!(name))).await;
-        let told = told.as_array().expect("the page keeps it in an array");
-        told.iter().map(|value| Message::from_page(value).expect("each has an id, a type and data")).collect()
+    /// Returns the events that the `EventSource` has dispatched until now.
+    pub(crate) async fn received(&self, name: &str) -> Vec<Message> {
+        Message::all_from_page(&self.eval(&format!("received[{}]", json!(name))).await)
     }
 
-    /// Waits until it was told enough.
-    pub(crate) async fn is_told(&self, name: &str, what: &str, is_enough: impl Fn(&[Message]) -> bool) -> Vec<Message> {
-        eventually(SOON, &format!("{name} is told {what}"), async || {
-            let told = self.told(name).await;
-            if is_enough(&told) { Ok(told) } else { Err(told) }
+    /// Waits for enough events, and returns all dispatched events.
+    pub(crate) async fn wait_for_events(
+        &self,
+        name: &str,
+        what: &str,
+        is_enough: impl Fn(&[Message]) -> bool,
+    ) -> Vec<Message> {
+        eventually(SOON, &format!("{name} dispatches {what}"), async || {
+            let received = self.received(name).await;
+            if is_enough(&received) { Ok(received) } else { Err(received) }
         })
         .await
     }
 
-    /// `CONNECTING`, `OPEN` or `CLOSED`.
-    pub(crate) async fn state(&self, name: &str) -> &'static str {
+    /// Returns the `readyState`: `CONNECTING`, `OPEN` or `CLOSED`.
+    pub(crate) async fn ready_state(&self, name: &str) -> &'static str {
         let state = self.eval(&format!("sources[{}].readyState", json!(name))).await;
         let state = state.as_u64().and_then(|state| ["CONNECTING", "OPEN", "CLOSED"].get(state as usize).copied());
         state.expect("there are three states")
     }
 
-    /// Waits until it is in this state.
-    pub(crate) async fn becomes(&self, name: &str, state: &str) {
+    /// Waits until the `EventSource` has this `readyState`.
+    pub(crate) async fn wait_for_ready_state(&self, name: &str, state: &str) {
         eventually(SOON, &format!("{name} is {state}"), async || {
-            let is = self.state(name).await;
-            if is == state { Ok(()) } else { Err(is) }
+            let current = self.ready_state(name).await;
+            if current == state { Ok(()) } else { Err(current) }
         })
         .await;
     }
 }
 
-/// As the page tells it.
+/// Creates a message to compare with.
 pub(crate) fn message(kind: &str, id: &str, data: &str) -> Message {
     Message { kind: kind.to_owned(), id: id.to_owned(), data: data.to_owned() }
 }

@@ -1,49 +1,49 @@
-//! HAProxy, which leaves event streams alone when it is told not to wait.
+//! HAProxy. It passes event streams unchanged and, with `http-no-delay`, without delay.
 
 use crate::{
+    case::{Exchange, ProxyCase, median},
     server::{LAYERED, PLAIN, Server},
-    through::{Asked, Way, median},
 };
-use e2e::{Model, Program, Proxy};
+use e2e::{Proxy, ProxyConfig, ProxyKind};
 use std::time::{Duration, Instant};
 use support::client::Protocol;
 use tower_sse::Heartbeat;
 
-pub(crate) const HAPROXY: Way = Way {
-    program: Program::HaProxy,
+pub(crate) const HAPROXY: ProxyCase = ProxyCase {
+    kind: ProxyKind::HaProxy,
     accept: "text/event-stream",
     timeout: Duration::from_secs(2),
-    tells_of_clients_that_go: true,
-    holds_heads: false,
+    forwards_disconnects: true,
+    delays_heads: false,
     buffers: false,
 };
 
-holds_through!(HAPROXY);
+proxy_tests!(HAPROXY);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_heeds_no_transform_where_it_compresses_everything() {
+async fn haproxy_respects_no_transform() {
     let types = "compression type";
-    let model = Model::of(Program::HaProxy).with(types, &format!("# {types}"));
+    let config = ProxyConfig::new(ProxyKind::HaProxy).replace(types, &format!("# {types}"));
     for path in LAYERED {
-        assert_eq!(HAPROXY.coding(&model, path).await, None, "{path}");
+        assert_eq!(HAPROXY.content_encoding(&config, path).await, None, "{path}");
     }
     for path in PLAIN {
-        assert_eq!(HAPROXY.coding(&model, path).await.as_deref(), Some("gzip"), "{path}");
+        assert_eq!(HAPROXY.content_encoding(&config, path).await.as_deref(), Some("gzip"), "{path}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_http_no_delay_it_holds_each_event_back_for_200_ms() {
+async fn without_http_no_delay_events_are_200_ms_late() {
     let mut server = Server::start(Heartbeat::default());
-    let model = Model::of(Program::HaProxy).with("option http-no-delay", "");
-    let proxy = Proxy::start(&model, server.address()).await;
+    let config = ProxyConfig::new(ProxyKind::HaProxy).replace("option http-no-delay", "");
+    let proxy = Proxy::start(&config, server.address()).await;
     for path in LAYERED {
-        let Asked { answer, open } = HAPROXY.ask(Protocol::Http1, &proxy, &mut server, path).await;
+        let Exchange { answer, stream } = HAPROXY.get(Protocol::Http1, &proxy, &mut server, path).await;
         let (_, mut answer) = answer.await.expect("a response");
         let mut delays = Vec::new();
         for n in 1..=5 {
             let sent = Instant::now();
-            open.send(n, &n.to_string());
+            stream.send(n, &n.to_string());
             answer.read_until(format!("data: {n}\n\n")).await;
             delays.push(sent.elapsed());
         }
@@ -52,12 +52,12 @@ async fn without_http_no_delay_it_holds_each_event_back_for_200_ms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_abortonclose_it_does_not_tell_of_a_client_that_goes() {
+async fn without_abortonclose_disconnects_are_not_forwarded() {
     let mut server = Server::start(Heartbeat::default());
-    let model = Model::of(Program::HaProxy).with("option abortonclose", "");
-    let proxy = Proxy::start(&model, server.address()).await;
-    let way = Way { tells_of_clients_that_go: false, ..HAPROXY };
+    let config = ProxyConfig::new(ProxyKind::HaProxy).replace("option abortonclose", "");
+    let proxy = Proxy::start(&config, server.address()).await;
+    let case = ProxyCase { forwards_disconnects: false, ..HAPROXY };
     for path in LAYERED {
-        assert!(!way.tells(&proxy, &mut server, path).await, "{path}");
+        assert!(!case.is_disconnect_forwarded(&proxy, &mut server, path).await, "{path}");
     }
 }

@@ -1,39 +1,39 @@
-//! Varnish, which carries event streams by itself if they are not to be cached, and better if it pipes them.
+//! Varnish. It passes event streams that must not be cached, and works best if it pipes them.
 
 use crate::{
+    case::{ProxyCase, SHORT_WAIT},
     server::{LAYERED, Server},
-    through::{A_WHILE, Way},
 };
-use e2e::{Model, Program, Proxy};
+use e2e::{Proxy, ProxyConfig, ProxyKind};
 use std::time::{Duration, Instant};
 use support::client::{Protocol, within};
 use tokio::time::timeout;
 use tower_sse::Heartbeat;
 
-/// For clients that do not say that they want an event stream.
-pub(crate) const VARNISH: Way = Way {
-    program: Program::Varnish,
+/// For clients whose `Accept` header does not name event streams.
+pub(crate) const VARNISH: ProxyCase = ProxyCase {
+    kind: ProxyKind::Varnish,
     accept: "*/*",
     timeout: Duration::from_secs(2),
-    tells_of_clients_that_go: false,
-    holds_heads: false,
+    forwards_disconnects: false,
+    delays_heads: false,
     buffers: false,
 };
 
-pub(crate) const PIPED: Way = Way { accept: "text/event-stream", tells_of_clients_that_go: true, ..VARNISH };
+pub(crate) const PIPED: ProxyCase = ProxyCase { accept: "text/event-stream", forwards_disconnects: true, ..VARNISH };
 
-holds_through!(VARNISH);
+proxy_tests!(VARNISH);
 
 mod piped {
     use super::PIPED;
 
-    holds_through!(PIPED);
+    proxy_tests!(PIPED);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_client_has_a_stream_of_its_own_and_without_the_layer_the_first_ones() {
+async fn clients_share_a_stream_only_without_the_layer() {
     let mut server = Server::start(Heartbeat::default());
-    let proxy = Proxy::start(&Model::of(Program::Varnish), server.address()).await;
+    let proxy = Proxy::start(&ProxyConfig::new(ProxyKind::Varnish), server.address()).await;
     let get = |path| Protocol::Http1.get(proxy.address(), path, &[]);
 
     let (mut one, first) = tokio::join!(get("/layer/bare"), server.next());
@@ -49,32 +49,32 @@ async fn each_client_has_a_stream_of_its_own_and_without_the_layer_the_first_one
     one.read_until("data: for the first\n\n").await;
     let mut another = within("a response", get("/plain/bare")).await;
     another.read_until("data: for the first\n\n").await;
-    assert!(timeout(A_WHILE, server.next()).await.is_err(), "the handler was not asked a second time");
+    assert!(timeout(SHORT_WAIT, server.next()).await.is_err(), "the handler was not exchange a second time");
 }
 
-/// After ten minutes, if it is not set.
+/// The default of `send_timeout` is ten minutes.
 #[tokio::test(flavor = "multi_thread")]
-async fn heartbeats_do_not_help_against_send_timeout_and_pipes_do() {
+async fn only_piped_streams_survive_send_timeout() {
     let mut server = Server::start(Heartbeat::every(Duration::from_millis(400)));
     let seconds = VARNISH.timeout.as_secs();
-    let model = Model::of(Program::Varnish).parameter(&format!("send_timeout={seconds}"));
-    let proxy = Proxy::start(&model, server.address()).await;
+    let config = ProxyConfig::new(ProxyKind::Varnish).parameter(&format!("send_timeout={seconds}"));
+    let proxy = Proxy::start(&config, server.address()).await;
     let begin = Instant::now();
-    let not_piped = VARNISH.ask(Protocol::Http1, &proxy, &mut server, "/layer/ours").await;
-    not_piped.open.send(1, "before");
-    let piped = PIPED.ask(Protocol::Http1, &proxy, &mut server, "/layer/ours").await;
-    piped.open.send(1, "before");
+    let not_piped = VARNISH.get(Protocol::Http1, &proxy, &mut server, "/layer/ours").await;
+    not_piped.stream.send(1, "before");
+    let piped = PIPED.get(Protocol::Http1, &proxy, &mut server, "/layer/ours").await;
+    piped.stream.send(1, "before");
     tokio::join!(
-        VARNISH.is_cut("not piped", &["before"], begin, not_piped),
-        PIPED.survives("piped", &["before"], piped),
+        VARNISH.assert_cut("not piped", &["before"], begin, not_piped),
+        PIPED.assert_survives("piped", &["before"], piped),
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_does_not_heed_no_transform_but_does_not_touch_what_it_pipes() {
-    let model = Model::of(Program::Varnish).with("text/(html|", "text/(event-stream|html|");
+async fn varnish_ignores_no_transform_except_in_pipes() {
+    let config = ProxyConfig::new(ProxyKind::Varnish).replace("text/(html|", "text/(event-stream|html|");
     for path in LAYERED {
-        assert_eq!(VARNISH.coding(&model, path).await.as_deref(), Some("gzip"), "{path}");
-        assert_eq!(PIPED.coding(&model, path).await, None, "{path}");
+        assert_eq!(VARNISH.content_encoding(&config, path).await.as_deref(), Some("gzip"), "{path}");
+        assert_eq!(PIPED.content_encoding(&config, path).await, None, "{path}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a server sees of its browser.
+//! A middleware that records the requests of a browser.
 
 use axum::{
     extract::{Request, State},
@@ -12,13 +12,13 @@ use std::{
     time::Instant,
 };
 
-/// The requests to a server, as a middleware: `middleware::from_fn_with_state(visits, visits::keep)`.
+/// The recorded requests: `middleware::from_fn_with_state(requests, requests::record)`.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Visits(Arc<Mutex<Vec<Visit>>>);
+pub(crate) struct Requests(Arc<Mutex<Vec<RecordedRequest>>>);
 
 /// A request.
 #[derive(Clone, Debug)]
-pub(crate) struct Visit {
+pub(crate) struct RecordedRequest {
     pub(crate) at: Instant,
     pub(crate) method: Method,
     pub(crate) path: String,
@@ -26,28 +26,29 @@ pub(crate) struct Visit {
     pub(crate) version: Version,
 }
 
-impl Visits {
-    /// Those to this path, in order.
-    pub(crate) fn to(&self, path: &str) -> Vec<Visit> {
-        let visits = self.0.lock().expect("no holder panics");
-        visits.iter().filter(|visit| visit.path == path).cloned().collect()
+impl Requests {
+    /// Returns the requests to this path, in order.
+    pub(crate) fn to(&self, path: &str) -> Vec<RecordedRequest> {
+        let requests = self.0.lock().expect("no holder panics");
+        requests.iter().filter(|request| request.path == path).cloned().collect()
     }
 
-    /// How many there were to this path.
+    /// Returns the number of requests to this path.
     pub(crate) fn count(&self, path: &str) -> usize {
         self.to(path).len()
     }
 }
 
-impl Visit {
-    /// The bytes of `Last-Event-ID`.
+impl RecordedRequest {
+    /// Returns the bytes of the `Last-Event-ID` header.
     pub(crate) fn last_event_id(&self) -> Option<&[u8]> {
         self.headers.get("last-event-id").map(|value| value.as_bytes())
     }
 }
 
-pub(crate) async fn keep(State(visits): State<Visits>, request: Request, next: Next) -> Response {
-    visits.0.lock().expect("no holder panics").push(Visit {
+/// Records a request.
+pub(crate) async fn record(State(requests): State<Requests>, request: Request, next: Next) -> Response {
+    requests.0.lock().expect("no holder panics").push(RecordedRequest {
         at: Instant::now(),
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
