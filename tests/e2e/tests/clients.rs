@@ -1,7 +1,7 @@
 //! Third-party clients: each connects, receives events, loses its connection, and resumes.
 //!
-//! Their scripts and versions are in `tests/e2e/clients`. The tests also assert where a client differs
-//! from the `EventSource` of a browser, because a server has to handle these differences.
+//! Their scripts and versions are in `tests/e2e/clients`. The tests also assert where a client
+//! differs from the `EventSource` of a browser, because a server has to handle these differences.
 
 use axum::{
     Router,
@@ -170,8 +170,8 @@ async fn reqwest_eventsource_misses_nothing_and_stops_at_204() {
     assert_eq!(client.received().await, feed.published);
 }
 
-/// The package does not resume. It reads each event as a part of the answer, also the cursor event that
-/// a hub sends to a new client.
+/// The package does not resume. It reads each event as a part of the answer, also the cursor event
+/// that a hub sends to a new client.
 #[tokio::test(flavor = "multi_thread")]
 async fn openai_package_reads_tokens_between_heartbeats() {
     let feed = Feed::start().await;
@@ -619,7 +619,8 @@ impl Follower for Curl {
 /// A script that prints each event as a line of JSON.
 struct Script {
     run: Client,
-    /// The client dispatches an id without data as an empty event, so its script prints no empty events.
+    /// The client dispatches an id without data as an empty event, so its script prints no empty
+    /// events.
     prints_cursors: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The `cluster` example in browsers, with Redis and NATS: the page moves between nodes, and misses no
-//! event.
+//! The `cluster` example in browsers, with Redis and NATS: the page moves between nodes, and misses
+//! no event.
 
 use e2e::{Browser, Engine, Example, Message, Page, Port, Store, StoreKind, Window, eventually, example_path, request};
 use fantoccini::Locator;

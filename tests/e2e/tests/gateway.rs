@@ -57,7 +57,8 @@ async fn actix_events_pass_unchanged_with_heartbeats_between_them() {
         for cut in CUTS.windows(2) {
             let before = answer.body.len();
             stream.send(&TEXT.as_bytes()[cut[0]..cut[1]]);
-            // Wait for all these bytes. A heartbeat may come before them, but only at the start of a line.
+            // Wait for all these bytes. A heartbeat may come before them, but only at the start of
+            // a line.
             while answer.body.len() < before + cut[1] - cut[0] {
                 assert_eq!(answer.more().await, Ok(true));
             }

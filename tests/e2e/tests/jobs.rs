@@ -109,7 +109,8 @@ async fn one_event_updates_page_after_lost_connection() {
     let (server, relay, page) = open_page(PACE, Window::Desktop).await;
     let id = page.start("An import", false).await;
     let mut resumed = Vec::new();
-    // The second time, the connection is lost until the job has ended. Only its end is left to send.
+    // The second time, the connection is lost until the job has ended. Only its end is left to
+    // send.
     for misses_the_end in [false, true] {
         let steps = page.received().await.last().map_or(0, step);
         page.wait_for_steps(&id, steps + 20).await;

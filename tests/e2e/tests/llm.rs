@@ -1,5 +1,5 @@
-//! The `llm` example in Chromium: an answer survives reloads and lost connections, and stops without a
-//! reader.
+//! The `llm` example in Chromium: an answer survives reloads and lost connections, and stops
+//! without a reader.
 
 use e2e::{Example, Page, Relay, Window, create, eventually, request, request_until, stays};
 use fantoccini::Locator;
@@ -52,7 +52,8 @@ async fn lost_connections_neither_drop_nor_repeat_tokens() {
     let (server, relay, page) = open_page(&[PACE], Window::Desktop).await;
     let id = page.ask(PROMPT).await;
     let mut lost_after = Vec::new();
-    // The second time, the connection is lost until the answer is complete. Only its rest is left to send.
+    // The second time, the connection is lost until the answer is complete. Only its rest is left
+    // to send.
     for misses_the_end in [false, true] {
         page.wait_for_tokens(20 + lost_after.last().copied().unwrap_or(0)).await;
         relay.cut();
@@ -270,7 +271,8 @@ impl Llm {
     }
 }
 
-/// An answer, parsed from the wire independently of the library. Lines end in LF, and data is one line.
+/// An answer, parsed from the wire independently of the library. Lines end in LF, and data is one
+/// line.
 #[derive(Debug, Default)]
 struct Answer {
     tokens: Vec<String>,

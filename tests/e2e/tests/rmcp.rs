@@ -1,5 +1,5 @@
-//! The Model Context Protocol: the layer around the streamable HTTP service of rmcp, with rmcp's own
-//! client.
+//! The Model Context Protocol: the layer around the streamable HTTP service of rmcp, with rmcp's
+//! own client.
 
 use async_trait::async_trait;
 use axum::Router;
@@ -248,7 +248,8 @@ async fn converse(relay: &Relay, steps: &Semaphore, client: &mut Client, peer: O
     }
     let call = client.call().await;
     for step in 1..=STEPS {
-        // Without a session, rmcp responds with the first message, so there is no silent stream before.
+        // Without a session, rmcp responds with the first message, so there is no silent stream
+        // before.
         if peer.is_some() || step > 1 {
             wait_for_heartbeats(relay).await;
         }
@@ -438,7 +439,8 @@ impl ServerHandler for Counter {
                 }
             }
             let progress = ProgressNotificationParam::new(token.clone(), step as f64);
-            // Fails while the connection is cut. The client receives the message after it reconnects.
+            // Fails while the connection is cut. The client receives the message after it
+            // reconnects.
             let _may_be_disconnected = context.peer.notify_progress(progress).await;
         }
         Ok(CallToolResult::success(vec![ContentBlock::text(format!("counted to {STEPS}"))]).into())
@@ -499,9 +501,9 @@ impl Client {
 
     /// Waits for the steps of a call up to this one, and for no later step.
     ///
-    /// After a reconnection, a step can arrive again, because the server of rmcp resumes with the last
-    /// event of the client, and not after it. Steps that arrive together can be in any order, because the
-    /// client of rmcp handles them concurrently.
+    /// After a reconnection, a step can arrive again, because the server of rmcp resumes with the
+    /// last event of the client, and not after it. Steps that arrive together can be in any order,
+    /// because the client of rmcp handles them concurrently.
     async fn wait_for_steps(&mut self, step: usize) {
         let expected: BTreeSet<_> = (1..=step).collect();
         while self.steps != expected {

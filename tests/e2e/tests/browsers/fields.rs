@@ -129,7 +129,7 @@ async fn next_id(State(Ids(read)): State<Ids>, last: LastEventId) -> SseStream<i
     let mut read = read.lock().expect("no holder panics");
     read.push(last);
     let id = SENT_IDS.get(read.len() - 1).copied().unwrap_or_default();
-    let event = Event::new("come back").id(EventId::new(id).expect("one line is valid"));
+    let event = Event::new("reconnect").id(EventId::new(id).expect("one line is valid"));
     SseStream::new(tokio_stream::once(event)).retry(Duration::from_millis(1))
 }
 

@@ -53,13 +53,13 @@ async fn pages_see_heartbeat_events_and_no_comments(engine: Engine) {
     // Heartbeat events do not move the cursor of the client.
     page.listen("named", "/named", &["heartbeat"]).await;
     let received = page.wait_for_events("named", "the event after the silence", has_ended).await;
-    let heartbeats = received.iter().filter(|message| **message == message("heartbeat", "1", "")).count();
+    let heartbeats = received.iter().filter(|event| **event == message("heartbeat", "1", "")).count();
     assert!(heartbeats >= 5, "the page sees each heartbeat: {received:?}");
     let others: Vec<_> = received.iter().filter(|message| message.kind != "heartbeat").collect();
     assert_eq!(others, [&before, &after], "`onmessage` sees no heartbeat");
 
     page.listen("unnamed", "/unnamed", &[]).await;
     let received = page.wait_for_events("unnamed", "the event after the silence", has_ended).await;
-    let heartbeats = received.iter().filter(|message| **message == message("message", "1", "heartbeat")).count();
+    let heartbeats = received.iter().filter(|event| **event == message("message", "1", "heartbeat")).count();
     assert!(heartbeats >= 5, "`onmessage` sees a heartbeat without a name: {received:?}");
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 /// Much longer than any expected event takes.
 pub(crate) const SOON: Duration = Duration::from_secs(15);
 
-/// The variables for tests are properties of `window`. In Firefox, WebDriver scripts cannot see a `const`
-/// of the page.
+/// The variables for tests are properties of `window`. In Firefox, WebDriver scripts cannot see a
+/// `const` of the page.
 const HTML: &str = "<!doctype html><meta charset=utf-8><link rel=icon href=data:,><script>
     window.sources = {};
     window.received = {};

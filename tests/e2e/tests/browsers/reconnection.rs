@@ -158,8 +158,8 @@ fn reconnection_time(engine: Engine, set: Option<Duration>) -> Duration {
 async fn retry_sets_the_reconnection_time(engine: Engine) {
     /// The precision of a timer.
     const TOO_EARLY: Duration = Duration::from_millis(20);
-    /// The limit for the shortest of several delays, because the machine is busy. The `retry` values and
-    /// the defaults differ by more.
+    /// The limit for the shortest of several delays, because the machine is busy. The `retry`
+    /// values and the defaults differ by more.
     const TOO_LATE: Duration = Duration::from_millis(300);
 
     let times = [None, Some(100), Some(700), Some(1500)].map(|millis| millis.map(Duration::from_millis));

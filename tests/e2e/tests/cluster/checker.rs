@@ -1,10 +1,11 @@
-//! Publishers and clients, on several nodes.
+//! Publishers and clients on several nodes, and a check of everything that the clients received.
 
 use crate::{
-    nodes::{Following, Node, Parser},
-    report::{Batch, Entries, Report, Tells, compare},
+    nodes::{Node, NodeStream, Parser},
+    received::Received,
+    report::{Batch, GapTiming, Report, compare},
 };
-use e2e::store::Engine;
+use e2e::StoreKind;
 use std::{
     ops::Range,
     sync::{
@@ -18,61 +19,61 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How many events may be on their way to the slowest client. Without a limit, the end of a test would be the clients' alone.
-const UNDER_WAY: usize = 20_000;
+/// How many events may be in flight to the slowest paced client. Without this limit, publishers
+/// would outpace the clients, and a test would end with a long wait.
+const MAX_IN_FLIGHT: usize = 20_000;
 
-/// Nothing takes so long, unless it never comes.
-const FOR_EVER: Duration = Duration::from_secs(60);
+/// Longer than any expected event takes.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What publishes.
+/// The load of a publisher.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    /// How many events at once.
+    /// The number of events in a batch.
     pub(crate) batch: u32,
-    /// How long are the events, about.
+    /// The approximate length of an event.
     pub(crate) bytes: usize,
+    /// The time between two batches.
     pub(crate) pause: Duration,
 }
 
 impl Load {
-    /// One event after the other.
+    /// Single events.
     pub(crate) const SINGLE: Self = Self { batch: 1, bytes: 10, pause: Duration::from_millis(2) };
-    /// As many as the clients can read.
+    /// As many events as the clients can read.
     pub(crate) const BATCHES: Self = Self { batch: 100, bytes: 10, pause: Duration::from_millis(1) };
 }
 
-/// All of them, and what they have seen.
+/// Runs publishers and clients, and checks what the clients have received.
 #[derive(Debug)]
 pub(crate) struct Checker {
-    engine: Engine,
-    is_over: Arc<AtomicBool>,
+    kind: StoreKind,
+    has_ended: Arc<AtomicBool>,
+    /// The number of acknowledged events, and of events whose publication was an error.
     acknowledged: Arc<AtomicUsize>,
-    refused: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
     publishers: Vec<JoinHandle<Vec<Batch>>>,
     clients: Vec<Client>,
-    /// Whether those that nobody waits for read.
-    holds: Arc<AtomicBool>,
-    /// The first parts of ids that do not begin with a time, in the order in which they were seen.
+    is_paused: Arc<AtomicBool>,
+    /// The epochs in the ids of NATS, in the order in which clients saw them.
     epochs: Arc<Mutex<Vec<String>>>,
 }
 
-/// How long it took until clients got something again.
+/// The times until the first and the last client received an event again.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Back {
+pub(crate) struct Recovery {
     first: Option<Duration>,
     pub(crate) last: Duration,
 }
 
-impl Back {
-    /// A second to the first delivery at most. A machine that does something else for a while is not to fail a test: of three
-    /// times one may be longer.
-    pub(crate) fn is_soon(engine: Engine, what: &str, times: &[Self]) {
-        let mut first: Vec<_> = times.iter().filter_map(|back| back.first).collect();
-        let last: Vec<_> = times.iter().map(|back| back.last).collect();
-        println!(
-            "{engine:?}: {what}: back, the first client got something after {first:.0?}, the last after {last:.0?}"
-        );
-        assert_eq!(first.len(), 3, "there were three");
+impl Recovery {
+    /// Asserts that two of three recoveries took at most a second to the first delivery. The third
+    /// may take longer, because the machine may be busy.
+    pub(crate) fn assert_fast(kind: StoreKind, what: &str, recoveries: &[Self]) {
+        let mut first: Vec<_> = recoveries.iter().filter_map(|recovery| recovery.first).collect();
+        let last: Vec<_> = recoveries.iter().map(|recovery| recovery.last).collect();
+        println!("{kind:?}: {what}: delivered to the first client after {first:.0?}, to the last after {last:.0?}");
+        assert_eq!(first.len(), 3, "there are three recoveries");
         first.sort_unstable();
         assert!(first[1] <= Duration::from_secs(1), "{first:?}");
     }
@@ -80,42 +81,44 @@ impl Back {
 
 #[derive(Debug)]
 struct Client {
-    reads: JoinHandle<Entries>,
+    task: JoinHandle<Received>,
     received: Arc<AtomicUsize>,
-    /// Who publishes waits for it.
-    is_waited_for: bool,
+    /// Publishers wait for this client.
+    is_paced: bool,
 }
 
-/// The last event of all: whoever has got it has got, or was told that it missed, all before it.
+/// The data of the last event. A client that has received it has received every earlier event or a
+/// gap.
 const LAST: &str = "the last one";
 
 impl Checker {
-    pub(crate) fn new(engine: Engine) -> Self {
+    pub(crate) fn new(kind: StoreKind) -> Self {
         Self {
-            engine,
-            is_over: Arc::default(),
+            kind,
+            has_ended: Arc::default(),
             acknowledged: Arc::default(),
-            refused: Arc::default(),
+            failed: Arc::default(),
             publishers: Vec::new(),
             clients: Vec::new(),
-            holds: Arc::default(),
+            is_paused: Arc::default(),
             epochs: Arc::default(),
         }
     }
 
-    /// Publishes until it is over, one batch after the other, whether it is answered with an error or not. The clients have to
-    /// be there already.
+    /// Starts a publisher on a node. It publishes batches until the check, and continues after
+    /// errors. Start the clients first.
     pub(crate) fn publish(&mut self, node: impl Into<Node>, load: Load) {
         let (node, name) = (node.into(), self.publishers.len());
-        let (is_over, acknowledged, refused) = (self.is_over.clone(), self.acknowledged.clone(), self.refused.clone());
+        let (has_ended, acknowledged, failed) =
+            (self.has_ended.clone(), self.acknowledged.clone(), self.failed.clone());
         let paced: Vec<_> =
-            self.clients.iter().filter(|client| client.is_waited_for).map(|client| client.received.clone()).collect();
+            self.clients.iter().filter(|client| client.is_paced).map(|client| client.received.clone()).collect();
         self.publishers.push(tokio::spawn(async move {
             let mut batches = Vec::new();
             let mut numbers = 0..0;
-            while !is_over.load(SeqCst) {
+            while !has_ended.load(SeqCst) {
                 let slowest = paced.iter().map(|received| received.load(SeqCst)).min();
-                if slowest.is_some_and(|slowest| slowest + UNDER_WAY < acknowledged.load(SeqCst)) {
+                if slowest.is_some_and(|slowest| slowest + MAX_IN_FLIGHT < acknowledged.load(SeqCst)) {
                     sleep(Duration::from_millis(2)).await;
                     continue;
                 }
@@ -123,7 +126,7 @@ impl Checker {
                 let data: Vec<_> = numbers.clone().map(|n| datum(name, n, load.bytes)).collect();
                 let begin = Instant::now();
                 let id = node.publish(&data).await;
-                if id.is_ok() { &acknowledged } else { &refused }.fetch_add(data.len(), SeqCst);
+                if id.is_ok() { &acknowledged } else { &failed }.fetch_add(data.len(), SeqCst);
                 batches.push(Batch { numbers: numbers.clone(), id, took: begin.elapsed() });
                 sleep(load.pause).await;
             }
@@ -131,71 +134,72 @@ impl Checker {
         }));
     }
 
-    /// Follows from now on, and goes from node to node each time it has got so many events, or the stream ends.
-    pub(crate) async fn follow(&mut self, nodes: &[Node], stays_for: usize, parser: Parser) {
-        self.client(nodes, Reads { stays_for, parser, holds: Holds::Never }).await;
+    /// Starts a client that receives live events. It moves to the next node after this many events,
+    /// and whenever its stream ends.
+    pub(crate) async fn follow(&mut self, nodes: &[Node], events_per_node: usize, parser: Parser) {
+        self.client(nodes, Behavior { events_per_node, parser, pause: PauseMode::Never }).await;
     }
 
-    /// Follows one node, and nobody waits for it.
-    pub(crate) async fn follow_at_leisure(&mut self, node: impl Into<Node>, holds: Holds) {
-        self.client(&[node.into()], Reads { stays_for: usize::MAX, parser: Parser::Fast, holds }).await;
+    /// Starts a client of one node. Publishers do not wait for it.
+    pub(crate) async fn follow_unpaced(&mut self, node: impl Into<Node>, pause: PauseMode) {
+        let behavior = Behavior { events_per_node: usize::MAX, parser: Parser::Fast, pause };
+        self.client(&[node.into()], behavior).await;
     }
 
-    async fn client(&mut self, nodes: &[Node], reads: Reads) {
-        let mut following = nodes[0].follow(None).await.expect("there is room");
-        let mut entries = Entries::new(self.engine, self.epochs.clone());
-        // The place from which it follows.
-        let place = following.next().await.expect("it has a place");
-        entries.begin(reads.parser.read(&place, |_, _, _| {}).expect("it is an id"));
-        let received: Arc<AtomicUsize> = Arc::default();
-        let is_waited_for = matches!(reads.holds, Holds::Never);
-        let task = follow(nodes.to_vec(), following, entries, reads, received.clone(), self.holds.clone());
-        self.clients.push(Client { reads: tokio::spawn(task), received, is_waited_for });
+    async fn client(&mut self, nodes: &[Node], behavior: Behavior) {
+        let mut stream = nodes[0].follow(None).await.expect("the node accepts a subscription");
+        let mut received = Received::new(self.kind, self.epochs.clone());
+        let cursor = stream.next().await.expect("a new stream begins with its cursor");
+        received.start_after(behavior.parser.read(&cursor, |_, _, _| {}).expect("the cursor has an id"));
+        let count: Arc<AtomicUsize> = Arc::default();
+        let is_paced = matches!(behavior.pause, PauseMode::Never);
+        let task = follow(nodes.to_vec(), stream, received, behavior, count.clone(), self.is_paused.clone());
+        self.clients.push(Client { task: tokio::spawn(task), received: count, is_paced });
     }
 
-    /// Whether those that hold do so now.
-    pub(crate) fn hold(&self, now: bool) {
-        self.holds.store(now, SeqCst);
+    /// Pauses or resumes the unpaced clients, as their [`PauseMode`] says.
+    pub(crate) fn pause(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, SeqCst);
     }
 
-    /// How far the last one of those that nobody waits for is behind.
-    pub(crate) fn is_behind(&self) -> usize {
-        let clients = self.clients.iter().filter(|client| !client.is_waited_for);
+    /// Returns how many acknowledged events the slowest unpaced client has not received.
+    pub(crate) fn lag(&self) -> usize {
+        let clients = self.clients.iter().filter(|client| !client.is_paced);
         let least = clients.map(|client| client.received.load(SeqCst)).min();
-        self.acknowledged().saturating_sub(least.expect("there is one"))
+        self.acknowledged().saturating_sub(least.expect("there is an unpaced client"))
     }
 
     pub(crate) fn acknowledged(&self) -> usize {
         self.acknowledged.load(SeqCst)
     }
 
-    /// Waits until so many more were acknowledged.
-    pub(crate) async fn acknowledges(&self, more: usize) {
+    /// Waits until this many more events are acknowledged.
+    pub(crate) async fn wait_for_more_acknowledged(&self, more: usize) {
         let before = self.acknowledged();
-        self.acknowledges_in_all(before + more).await;
+        self.wait_for_acknowledged(before + more).await;
     }
 
-    /// Waits until so many were acknowledged.
-    pub(crate) async fn acknowledges_in_all(&self, number: usize) {
+    /// Waits until this many events are acknowledged in total.
+    pub(crate) async fn wait_for_acknowledged(&self, number: usize) {
         let begin = Instant::now();
         while self.acknowledged() < number {
-            assert!(begin.elapsed() < FOR_EVER, "only {} of {number} are acknowledged", self.acknowledged());
+            assert!(begin.elapsed() < TIMEOUT, "only {} of {number} events are acknowledged", self.acknowledged());
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Waits until so many more were answered with an error.
-    pub(crate) async fn refuses(&self, more: usize) {
-        let before = self.refused.load(SeqCst);
+    /// Waits until the publication of this many more events is an error.
+    pub(crate) async fn wait_for_errors(&self, more: usize) {
+        let before = self.failed.load(SeqCst);
         let begin = Instant::now();
-        while self.refused.load(SeqCst) < before + more {
-            assert!(begin.elapsed() < FOR_EVER, "nothing is refused");
+        while self.failed.load(SeqCst) < before + more {
+            assert!(begin.elapsed() < TIMEOUT, "no publication is an error");
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Waits until nobody gets anything any more.
-    pub(crate) async fn stands_still(&self) {
+    /// Waits until no client receives events any more.
+    pub(crate) async fn wait_until_idle(&self) {
         let begin = Instant::now();
         let counts = || self.clients.iter().map(|client| client.received.load(SeqCst)).collect::<Vec<_>>();
         loop {
@@ -204,160 +208,162 @@ impl Checker {
             if counts() == before {
                 return;
             }
-            assert!(begin.elapsed() < FOR_EVER, "events still come");
+            assert!(begin.elapsed() < TIMEOUT, "clients still receive events");
         }
     }
 
-    /// Waits until every client has got something more. Returns how long it took the first of them, and the last.
-    pub(crate) async fn all_get_more(&self) -> Back {
+    /// Waits until every client has received another event. Returns the times of the first and the
+    /// last client.
+    pub(crate) async fn wait_for_delivery_to_all(&self) -> Recovery {
         let begin = Instant::now();
-        let mut waits: Vec<_> =
+        let mut waiting: Vec<_> =
             self.clients.iter().map(|client| (&client.received, client.received.load(SeqCst))).collect();
-        let mut back = Back { first: None, last: Duration::ZERO };
-        while !waits.is_empty() {
-            let before = waits.len();
-            waits.retain(|(received, before)| received.load(SeqCst) == *before);
-            if waits.len() < before {
-                back.first.get_or_insert(begin.elapsed());
-                back.last = begin.elapsed();
+        let mut recovery = Recovery { first: None, last: Duration::ZERO };
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            waiting.retain(|(received, before)| received.load(SeqCst) == *before);
+            if waiting.len() < before {
+                recovery.first.get_or_insert(begin.elapsed());
+                recovery.last = begin.elapsed();
             }
-            assert!(begin.elapsed() < FOR_EVER, "{} of {} clients get nothing", waits.len(), self.clients.len());
+            let (waiting, all) = (waiting.len(), self.clients.len());
+            assert!(begin.elapsed() < TIMEOUT, "{waiting} of {all} clients receive nothing");
             sleep(Duration::from_millis(2)).await;
         }
-        back
+        recovery
     }
 
-    /// Ends it, and compares what every client has got with what was acknowledged.
+    /// Stops the publishers, and compares what every client received with the acknowledged events.
     pub(crate) async fn check(self, node: impl Into<Node>, what: &str) -> Report {
-        self.check_with(Tells::Before, node, what).await
+        self.check_with(GapTiming::BeforeLaterEvents, node, what).await
     }
 
-    /// The same, where clients may get gaps later than the events after them.
-    pub(crate) async fn check_with(self, tells: Tells, node: impl Into<Node>, what: &str) -> Report {
-        self.is_over.store(true, SeqCst);
+    /// Does the same as [`check`](Self::check), with another rule for the time of gaps.
+    pub(crate) async fn check_with(self, timing: GapTiming, node: impl Into<Node>, what: &str) -> Report {
+        self.has_ended.store(true, SeqCst);
         let mut published = Vec::new();
         for publisher in self.publishers {
-            published.push(timeout(FOR_EVER, publisher).await.expect("it is over").expect("it does not panic"));
+            let batches = timeout(TIMEOUT, publisher).await.expect("the publisher stops");
+            published.push(batches.expect("the publisher does not panic"));
         }
-        node.into().publish(&[LAST.to_owned()]).await.expect("all is well again");
+        node.into().publish(&[LAST.to_owned()]).await.expect("the node has recovered");
         let mut clients = Vec::new();
         for client in self.clients {
-            let reads = timeout(FOR_EVER, client.reads).await;
-            let received = client.received.load(SeqCst);
-            clients.push(
-                reads
-                    .unwrap_or_else(|_| panic!("a client stands still after {received} events"))
-                    .expect("it does not panic"),
-            );
+            let received = timeout(TIMEOUT, client.task).await;
+            let count = client.received.load(SeqCst);
+            let received = received.unwrap_or_else(|_| panic!("a client has stopped after {count} events"));
+            clients.push(received.expect("the client does not panic"));
         }
-        let report = compare(self.engine, tells, &published, clients);
-        println!("{:?}: {what}: {report}", self.engine);
+        let report = compare(self.kind, timing, &published, clients);
+        println!("{:?}: {what}: {report}", self.kind);
         report
     }
 }
 
-/// How a client reads.
+/// The behavior of a client.
 #[derive(Clone, Copy, Debug)]
-struct Reads {
-    stays_for: usize,
+struct Behavior {
+    events_per_node: usize,
     parser: Parser,
-    holds: Holds,
+    pause: PauseMode,
 }
 
-/// What a client does while the checker [holds](Checker::hold) it.
+/// The behavior of a client while the checker [pauses](Checker::pause) it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Holds {
-    /// It goes on.
+pub(crate) enum PauseMode {
+    /// It continues.
     Never,
-    /// It stays, and does not read.
-    Still,
-    /// It is away.
-    Away,
+    /// It stays subscribed, and does not read.
+    StaySubscribed,
+    /// It disconnects.
+    Disconnect,
 }
 
 async fn follow(
     nodes: Vec<Node>,
-    mut following: Following,
-    mut entries: Entries,
-    reads: Reads,
-    received: Arc<AtomicUsize>,
-    holds: Arc<AtomicBool>,
-) -> Entries {
+    mut stream: NodeStream,
+    mut received: Received,
+    behavior: Behavior,
+    count: Arc<AtomicUsize>,
+    is_paused: Arc<AtomicBool>,
+) -> Received {
     let mut nodes = nodes.iter().cycle().skip(1);
-    while !read(&mut entries, &mut following, reads, &received, &holds).await {
-        drop(following);
-        while matches!(reads.holds, Holds::Away) && holds.load(SeqCst) {
+    while !read(&mut received, &mut stream, behavior, &count, &is_paused).await {
+        drop(stream);
+        while matches!(behavior.pause, PauseMode::Disconnect) && is_paused.load(SeqCst) {
             sleep(Duration::from_millis(5)).await;
         }
-        following = loop {
-            let node = nodes.next().expect("they are a circle");
-            match node.follow(Some(&entries.last)).await {
-                Ok(following) => break following,
+        stream = loop {
+            let node = nodes.next().expect("the iterator is endless");
+            match node.follow(Some(&received.last)).await {
+                Ok(stream) => break stream,
                 Err(_) => sleep(Duration::from_millis(20)).await,
             }
         };
     }
-    entries
+    received
 }
 
-/// Until the stream ends, or as many have come as it stays for; whether it is over.
+/// Reads until the stream ends, the client moves to another node, or the last event arrives.
+/// Returns whether the last event has arrived.
 async fn read(
-    entries: &mut Entries,
-    following: &mut Following,
-    reads: Reads,
-    received: &AtomicUsize,
-    holds: &AtomicBool,
+    received: &mut Received,
+    stream: &mut NodeStream,
+    behavior: Behavior,
+    total: &AtomicUsize,
+    is_paused: &AtomicBool,
 ) -> bool {
-    let mut left = reads.stays_for;
+    let mut left = behavior.events_per_node;
     while left > 0 {
-        match reads.holds {
-            Holds::Away if holds.load(SeqCst) => return false,
-            Holds::Still if holds.load(SeqCst) => {
+        match behavior.pause {
+            PauseMode::Disconnect if is_paused.load(SeqCst) => return false,
+            PauseMode::StaySubscribed if is_paused.load(SeqCst) => {
                 sleep(Duration::from_millis(5)).await;
                 continue;
             }
             _ => {}
         }
-        let Some(bytes) = following.next().await else { return false };
-        let (mut is_over, mut count) = (false, 0);
-        let last = reads.parser.read(&bytes, |id, kind, data| {
-            // What it reads behind the last one is of nobody.
-            if is_over || kind == "hub-cursor" {
+        let Some(bytes) = stream.next().await else { return false };
+        let (mut is_last, mut count) = (false, 0);
+        let last = behavior.parser.read(&bytes, |id, kind, data| {
+            // Events after the last one belong to no publisher.
+            if is_last || kind == "hub-cursor" {
                 return;
             }
             if data == LAST {
-                is_over = true;
+                is_last = true;
             } else if kind == "gap" {
-                entries.gap(id, data);
+                received.gap(id, data);
             } else {
-                entries.event(id, number(data));
+                received.event(id, number(data));
                 count += 1;
             }
         });
         if let Some(last) = last {
-            entries.last = last;
+            received.last = last;
         }
-        received.fetch_add(count, SeqCst);
+        total.fetch_add(count, SeqCst);
         left = left.saturating_sub(count);
-        if is_over {
+        if is_last {
             return true;
         }
     }
     false
 }
 
-/// The data of the event with this number of a publisher.
+/// Returns the data of the n-th event of a publisher.
 fn datum(publisher: usize, n: u32, bytes: usize) -> String {
     let mut datum = format!("{publisher}/{n}/");
     datum.extend(std::iter::repeat_n('.', bytes.saturating_sub(datum.len())));
     datum
 }
 
+/// Parses the publisher and the number of an event.
 fn number(data: &str) -> (usize, u32) {
     let mut parts = data.splitn(3, '/');
     let mut next = || parts.next().and_then(|part| part.parse::<u32>().ok()).unwrap_or_else(|| panic!("{data:?}"));
     (next() as usize, next())
 }
 
-/// Numbers of events.
+/// The numbers of the events in a batch.
 pub(crate) type Numbers = Range<u32>;

@@ -1,6 +1,6 @@
-//! What holds of every backend.
+//! The contract that every backend keeps.
 
-use e2e::store::{Engine, Store};
+use e2e::{Store, StoreKind};
 use std::{collections::HashMap, sync::Mutex};
 use tower_sse::hub::backend::{MemoryBackend, NatsBackend, RedisBackend, contract};
 
@@ -16,18 +16,18 @@ async fn memory_keeps_the_contract() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_keeps_the_contract() {
-    let store = Store::start(Engine::Redis, &[]).await;
+    let store = Store::start(StoreKind::Redis, &[]).await;
     contract::check(async |name: &str, max_records| {
-        RedisBackend::new(store.url()).expect("a URL").stream(name).max_records(max_records as u64)
+        RedisBackend::new(store.url()).expect("the URL is valid").stream(name).max_records(max_records as u64)
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_keeps_the_contract() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     contract::check(async |name: &str, max_records| {
-        NatsBackend::new(store.url()).expect("a URL").stream(name).max_messages(max_records as u32)
+        NatsBackend::new(store.url()).expect("the URL is valid").stream(name).max_messages(max_records as u32)
     })
     .await;
 }

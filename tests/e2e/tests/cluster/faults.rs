@@ -1,168 +1,166 @@
-//! What becomes of events while the backend, or the way to it, is broken.
+//! Faults of the backend, and of the network to it.
 
 use crate::{
-    checker::{Back, Checker, Holds, Load},
+    checker::{Checker, Load, PauseMode, Recovery},
     nodes::{Node, Parser},
-    with_each_engine,
-    world::{AN_ERROR, at_least, busy, connect, fails_fast, two_hubs, url_by},
+    setup::{ERROR_TIMEOUT, assert_publish_fails_fast, connect, min_events, start_load, two_hubs},
+    with_each_store,
 };
-use e2e::{
-    Wire,
-    store::{Engine, Store},
-};
+use e2e::{Store, StoreKind, Wire};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tower_sse::hub::Hub;
 
-with_each_engine! {
-    a_backend_that_is_killed_and_started_again_loses_nothing,
-    a_backend_that_stands_still_for_ten_seconds_loses_nothing,
-    a_network_that_resets_its_connections_loses_nothing,
-    a_network_that_is_silent_for_a_while_loses_nothing,
-    a_network_that_has_forgotten_its_connections_loses_nothing,
-    a_node_to_which_events_come_more_slowly_than_they_are_published_loses_nothing,
+with_each_store! {
+    killed_backend_loses_nothing,
+    stopped_backend_loses_nothing,
+    connection_resets_lose_nothing,
+    silent_network_loses_nothing,
+    forgotten_connections_lose_nothing,
+    slow_network_loses_nothing,
 }
 
-async fn two(engine: Engine, url: &str) -> ([Hub; 2], Checker) {
-    let hubs = two_hubs(engine, url).await;
+async fn start_two(kind: StoreKind, url: &str) -> ([Hub; 2], Checker) {
+    let hubs = two_hubs(kind, url).await;
     let nodes = [Node::from(&hubs[0]), Node::from(&hubs[1])];
-    let checker = busy(engine, &nodes).await;
+    let checker = start_load(kind, &nodes).await;
     (hubs, checker)
 }
 
-/// Three times away and back. Returns how long it took each time until all clients got something.
-async fn away_and_back(checker: &Checker, hub: &Hub, breaks: impl Fn(), mends: impl Fn()) -> Vec<Back> {
-    let mut times = Vec::new();
+/// Breaks and mends the connection three times. Returns the recovery after each time.
+async fn interrupt(checker: &Checker, hub: &Hub, break_it: impl Fn(), mend_it: impl Fn()) -> Vec<Recovery> {
+    let mut recoveries = Vec::new();
     for _ in 0..3 {
-        breaks();
-        fails_fast(hub).await;
-        checker.refuses(1).await;
-        checker.stands_still().await;
-        mends();
-        times.push(checker.all_get_more().await);
-        checker.acknowledges(2000).await;
+        break_it();
+        assert_publish_fails_fast(hub).await;
+        checker.wait_for_errors(1).await;
+        checker.wait_until_idle().await;
+        mend_it();
+        recoveries.push(checker.wait_for_delivery_to_all().await);
+        checker.wait_for_more_acknowledged(2000).await;
     }
-    times
+    recoveries
 }
 
-async fn a_backend_that_is_killed_and_started_again_loses_nothing(engine: Engine) {
-    let mut store = Store::start(engine, &[]).await;
-    let (hubs, checker) = two(engine, &store.url()).await;
-    let mut times = Vec::new();
+async fn killed_backend_loses_nothing(kind: StoreKind) {
+    let mut store = Store::start(kind, &[]).await;
+    let (hubs, checker) = start_two(kind, &store.url()).await;
+    let mut recoveries = Vec::new();
     for _ in 0..3 {
         store.kill();
-        fails_fast(&hubs[0]).await;
-        checker.refuses(1).await;
-        checker.stands_still().await;
+        assert_publish_fails_fast(&hubs[0]).await;
+        checker.wait_for_errors(1).await;
+        checker.wait_until_idle().await;
         store.restart().await;
-        times.push(checker.all_get_more().await);
-        checker.acknowledges(2000).await;
+        recoveries.push(checker.wait_for_delivery_to_all().await);
+        checker.wait_for_more_acknowledged(2000).await;
     }
-    // At once, so that nobody has noticed much.
+    // Restart immediately, so that clients may not notice.
     store.kill();
     store.restart().await;
-    checker.acknowledges_in_all(at_least::KILLED).await;
+    checker.wait_for_acknowledged(min_events::KILLED).await;
     let report = checker.check(&hubs[0], "killed four times").await;
-    report.nothing_is_missed(at_least::KILLED).fails_within(AN_ERROR);
-    Back::is_soon(engine, "killed", &times);
+    report.assert_nothing_missed(min_events::KILLED).assert_errors_within(ERROR_TIMEOUT);
+    Recovery::assert_fast(kind, "killed", &recoveries);
 }
 
-async fn a_backend_that_stands_still_for_ten_seconds_loses_nothing(engine: Engine) {
-    let store = Store::start(engine, &[]).await;
-    let (hubs, checker) = two(engine, &store.url()).await;
-    let mut times = Vec::new();
+async fn stopped_backend_loses_nothing(kind: StoreKind) {
+    let store = Store::start(kind, &[]).await;
+    let (hubs, checker) = start_two(kind, &store.url()).await;
+    let mut recoveries = Vec::new();
     for seconds in [10, 1, 3] {
         let begin = Instant::now();
         store.signal("STOP");
-        checker.stands_still().await;
+        checker.wait_until_idle().await;
         if seconds == 10 {
-            fails_fast(&hubs[0]).await;
+            assert_publish_fails_fast(&hubs[0]).await;
         }
         sleep(Duration::from_secs(seconds).saturating_sub(begin.elapsed())).await;
         store.signal("CONT");
-        times.push(checker.all_get_more().await);
-        checker.acknowledges(2000).await;
+        recoveries.push(checker.wait_for_delivery_to_all().await);
+        checker.wait_for_more_acknowledged(2000).await;
     }
-    checker.acknowledges_in_all(at_least::STOPPED).await;
+    checker.wait_for_acknowledged(min_events::STOPPED).await;
     let report = checker.check(&hubs[0], "stopped for 10, 1 and 3 s").await;
-    report.nothing_is_missed(at_least::STOPPED).fails_within(AN_ERROR);
-    Back::is_soon(engine, "stopped", &times);
+    report.assert_nothing_missed(min_events::STOPPED).assert_errors_within(ERROR_TIMEOUT);
+    Recovery::assert_fast(kind, "stopped", &recoveries);
 }
 
-async fn a_network_that_resets_its_connections_loses_nothing(engine: Engine) {
-    let store = Store::start(engine, &[]).await;
+async fn connection_resets_lose_nothing(kind: StoreKind) {
+    let store = Store::start(kind, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (hubs, checker) = two(engine, &url_by(&wire, &store)).await;
-    let times = away_and_back(&checker, &hubs[0], || wire.cut(), || wire.mend()).await;
-    // And many times in mid-stream.
-    while checker.acknowledged() < at_least::CUT {
+    let (hubs, checker) = start_two(kind, &store.url_through(&wire)).await;
+    let recoveries = interrupt(&checker, &hubs[0], || wire.cut(), || wire.mend()).await;
+    // Cut many more times under load.
+    while checker.acknowledged() < min_events::CUT {
         wire.cut();
         sleep(Duration::from_millis(20)).await;
         wire.mend();
-        checker.acknowledges(2000).await;
+        checker.wait_for_more_acknowledged(2000).await;
     }
-    let report = checker.check(&hubs[0], "cut again and again").await;
-    report.nothing_is_missed(at_least::CUT).fails_within(AN_ERROR);
-    Back::is_soon(engine, "reset", &times);
+    let report = checker.check(&hubs[0], "cut repeatedly").await;
+    report.assert_nothing_missed(min_events::CUT).assert_errors_within(ERROR_TIMEOUT);
+    Recovery::assert_fast(kind, "reset", &recoveries);
 }
 
-async fn a_network_that_is_silent_for_a_while_loses_nothing(engine: Engine) {
-    let store = Store::start(engine, &[]).await;
+async fn silent_network_loses_nothing(kind: StoreKind) {
+    let store = Store::start(kind, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (hubs, checker) = two(engine, &url_by(&wire, &store)).await;
-    let times = away_and_back(&checker, &hubs[0], || wire.silence(), || wire.mend()).await;
-    checker.acknowledges_in_all(at_least::SILENT).await;
+    let (hubs, checker) = start_two(kind, &store.url_through(&wire)).await;
+    let recoveries = interrupt(&checker, &hubs[0], || wire.silence(), || wire.mend()).await;
+    checker.wait_for_acknowledged(min_events::SILENT).await;
     let report = checker.check(&hubs[0], "silent three times").await;
-    report.nothing_is_missed(at_least::SILENT).fails_within(AN_ERROR);
-    Back::is_soon(engine, "silent", &times);
+    report.assert_nothing_missed(min_events::SILENT).assert_errors_within(ERROR_TIMEOUT);
+    Recovery::assert_fast(kind, "silent", &recoveries);
 }
 
-/// Nobody is told that the connections are gone: to find out takes as long as is waited for an answer.
-async fn a_network_that_has_forgotten_its_connections_loses_nothing(engine: Engine) {
-    const FOUND_OUT: Duration = Duration::from_secs(8);
+/// Neither end is notified that the connections are dead. A node notices when an answer times out.
+async fn forgotten_connections_lose_nothing(kind: StoreKind) {
+    const MAX_DETECTION: Duration = Duration::from_secs(8);
 
-    let store = Store::start(engine, &[]).await;
+    let store = Store::start(kind, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let (hubs, checker) = two(engine, &url_by(&wire, &store)).await;
+    let (hubs, checker) = start_two(kind, &store.url_through(&wire)).await;
     wire.silence();
-    fails_fast(&hubs[0]).await;
-    checker.stands_still().await;
+    assert_publish_fails_fast(&hubs[0]).await;
+    checker.wait_until_idle().await;
     wire.mend_for_new_connections();
-    let first = checker.all_get_more().await.last;
-    checker.acknowledges(2000).await;
-    // In mid-stream, and at once.
+    let first = checker.wait_for_delivery_to_all().await.last;
+    checker.wait_for_more_acknowledged(2000).await;
+    // Again under load, without a silence before.
     wire.mend_for_new_connections();
     let back = Instant::now();
-    checker.stands_still().await;
-    checker.all_get_more().await;
+    checker.wait_until_idle().await;
+    checker.wait_for_delivery_to_all().await;
     let second = back.elapsed();
     println!(
-        "{engine:?}: the last client got something {first:.0?} and {second:.0?} after the connections were forgotten"
+        "{kind:?}: delivered to the last client {first:.0?} and {second:.0?} after the connections were forgotten"
     );
-    checker.acknowledges_in_all(at_least::FORGOTTEN).await;
+    checker.wait_for_acknowledged(min_events::FORGOTTEN).await;
     let report = checker.check(&hubs[0], "connections forgotten twice").await;
-    report.nothing_is_missed(at_least::FORGOTTEN).fails_within(AN_ERROR);
-    assert!(first.max(second) < FOUND_OUT, "{first:?}, {second:?}");
+    report.assert_nothing_missed(min_events::FORGOTTEN).assert_errors_within(ERROR_TIMEOUT);
+    assert!(first.max(second) < MAX_DETECTION, "{first:?}, {second:?}");
 }
 
-async fn a_node_to_which_events_come_more_slowly_than_they_are_published_loses_nothing(engine: Engine) {
-    let store = Store::start(engine, &[]).await;
+async fn slow_network_loses_nothing(kind: StoreKind) {
+    let store = Store::start(kind, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let fast = connect(engine, &store.url()).await.expect("it is there");
-    let slow = connect(engine, &url_by(&wire, &store)).await.expect("it is there");
-    let mut checker = Checker::new(engine);
+    let fast = connect(kind, &store.url()).await.expect("the backend runs");
+    let slow = connect(kind, &store.url_through(&wire)).await.expect("the backend runs");
+    let mut checker = Checker::new(kind);
     checker.follow(&[Node::from(&fast)], usize::MAX, Parser::Fast).await;
-    checker.follow_at_leisure(&slow, Holds::Still).await;
+    checker.follow_unpaced(&slow, PauseMode::StaySubscribed).await;
     wire.slow_down(100_000);
     checker.publish(&fast, Load::BATCHES);
     checker.publish(&fast, Load::SINGLE);
-    checker.acknowledges_in_all(at_least::SLOW_WAY).await;
-    let behind = checker.is_behind();
-    // Who comes to it with an id of the other gets what follows, whether the slow one has it yet or not.
+    checker.wait_for_acknowledged(min_events::SLOW_NETWORK).await;
+    let behind = checker.lag();
+    // A client with an id of the fast node can move to the slow node, which may not have that event
+    // yet.
     checker.follow(&[Node::from(&fast), Node::from(&slow)], 10, Parser::Fast).await;
-    checker.acknowledges(200).await;
+    checker.wait_for_more_acknowledged(200).await;
     wire.mend();
     let report = checker.check(&fast, &format!("a node was {behind} events behind")).await;
-    report.nothing_is_missed(at_least::SLOW_WAY);
-    assert!(behind > 5000, "it was slower: {behind}");
+    report.assert_nothing_missed(min_events::SLOW_NETWORK);
+    assert!(behind > 5000, "the slow node is not slower: {behind}");
 }

@@ -1,38 +1,42 @@
-//! Hubs whose log is in Redis or NATS.
+//! Hubs with a log in Redis or NATS.
 
 mod checker;
+mod connect_errors;
 mod connections;
 mod contract;
 mod faults;
 mod limits;
 mod nats;
+mod nats_access;
 mod nats_cluster;
 mod nats_creation;
 mod nats_logs;
 mod nodes;
 mod processes;
+mod received;
 mod redis;
+mod redis_access;
 mod redis_failover;
 mod redis_loss;
-mod refusals;
 mod report;
-mod world;
+mod setup;
 
-/// Each of these is a test with each engine, which the test's name says.
-macro_rules! with_each_engine {
+/// Defines each case as a test with Redis and a test with NATS. The module of the test names the
+/// store.
+macro_rules! with_each_store {
     ($($case:ident),+ $(,)?) => {
         mod redis {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::$case(e2e::store::Engine::Redis).await;
+                super::$case(e2e::StoreKind::Redis).await;
             })+
         }
         mod nats {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::$case(e2e::store::Engine::Nats).await;
+                super::$case(e2e::StoreKind::Nats).await;
             })+
         }
     };
 }
-use with_each_engine;
+use with_each_store;

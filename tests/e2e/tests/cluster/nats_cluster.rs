@@ -1,10 +1,7 @@
 //! A NATS cluster of three servers that loses one server.
 
-use crate::nats::{SOON, admin, backend, publishes_again, reason, stored, try_connect, until};
-use e2e::{
-    Port,
-    store::{Engine, Store},
-};
+use crate::nats::{SOON, admin, backend, publish_retrying, read_until, reason, stored, try_connect};
+use e2e::{Port, Store, StoreKind};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use tower_sse::hub::{Hub, Start};
@@ -21,7 +18,7 @@ impl Cluster {
         for (n, route) in routes.iter().enumerate() {
             let (name, route) = (format!("server-{n}"), format!("nats://{}", route.address()));
             let more = ["--name", &name, "--cluster_name", "test", "--cluster", &route, "--routes", &all];
-            servers.push(Store::start(Engine::Nats, &more).await);
+            servers.push(Store::start(StoreKind::Nats, &more).await);
         }
         Self { servers }
     }
@@ -45,12 +42,13 @@ impl Cluster {
     /// Returns the number of the server that leads the stream.
     pub(crate) async fn leader(&self) -> usize {
         let admin = admin(&self.servers[0].url()).await;
-        let leader = stored(&admin).await.cluster.expect("it is one").leader.expect("there is a leader");
-        leader.strip_prefix("server-").and_then(|n| n.parse().ok()).expect("one of the three")
+        let leader =
+            stored(&admin).await.cluster.expect("the stream is in a cluster").leader.expect("there is a leader");
+        leader.strip_prefix("server-").and_then(|n| n.parse().ok()).expect("the leader is one of the servers")
     }
 
-    /// Waits until every server has all of the stream.
-    async fn is_complete(&self, server: usize) {
+    /// Waits until a server sees that all replicas of the stream are current.
+    async fn wait_for_replicas(&self, server: usize) {
         let admin = admin(&self.servers[server].url()).await;
         let caught_up = async || {
             let info = timeout(Duration::from_secs(1), admin.get_stream("tower-sse")).await;
@@ -62,7 +60,7 @@ impl Cluster {
         };
         let begin = Instant::now();
         while !caught_up().await {
-            assert!(begin.elapsed() < 2 * SOON, "it does not catch up");
+            assert!(begin.elapsed() < 2 * SOON, "the replicas do not catch up");
             sleep(Duration::from_millis(50)).await;
         }
     }
@@ -75,37 +73,37 @@ async fn events_arrive_within_a_second_after_leader_dies() {
     let mut cluster = Cluster::start().await;
     let url = cluster.url();
     let nodes = [cluster.connect(&url, 3).await, cluster.connect(&url, 3).await];
-    let mut client = nodes[1].topic("news").subscribe(Start::Latest).await.expect("there is room");
+    let mut client = nodes[1].topic("news").subscribe(Start::Latest).await.expect("the hub accepts the subscription");
     let mut acknowledged = Vec::new();
     let mut delays = Vec::new();
     for round in 0..ROUNDS {
         for n in 0..20 {
             let text = format!("{round}/{n}");
-            publishes_again(&nodes[n % 2], &text).await;
+            publish_retrying(&nodes[n % 2], &text).await;
             acknowledged.push(text);
         }
         let leader = cluster.leader().await;
         cluster.servers[leader].kill();
         let begin = Instant::now();
         let text = format!("{round}/without");
-        publishes_again(&nodes[0], &text).await;
+        publish_retrying(&nodes[0], &text).await;
         println!("acknowledged {:?} after the leader was killed", begin.elapsed());
         let begin = Instant::now();
-        until(&mut client, &format!("data: {text}\n")).await;
+        read_until(&mut client, &format!("data: {text}\n")).await;
         delays.push(begin.elapsed());
         acknowledged.push(text);
         cluster.servers[leader].restart().await;
-        // It has to have what it missed before another one can be spared.
-        cluster.is_complete(leader).await;
+        // All replicas must be current before another server can be killed.
+        cluster.wait_for_replicas(leader).await;
     }
     println!("delivered {delays:?} after that");
     assert!(delays.iter().all(|delay| *delay < Duration::from_secs(1)), "{delays:?}");
-    let mut all = nodes[1].topic("news").subscribe(Start::Earliest).await.expect("there is room");
-    let got = until(&mut all, &format!("data: {}/without\n", ROUNDS - 1)).await;
+    let mut all = nodes[1].topic("news").subscribe(Start::Earliest).await.expect("the hub accepts the subscription");
+    let got = read_until(&mut all, &format!("data: {}/without\n", ROUNDS - 1)).await;
     let mut got: Vec<_> = got.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     got.dedup();
-    // One whose answer was lost with the leader may have been published twice: that is the
-    // publisher's retry.
+    // An event whose acknowledgement was lost with the leader may be there twice, because the test
+    // published it again.
     let missing: Vec<_> = acknowledged.iter().filter(|text| !got.contains(&text.as_str())).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

@@ -3,12 +3,13 @@
 
 use crate::{
     nats::{
-        SOON, admin, backend, connect, copy_all, marks, publish, publishes_again, reason, told, try_connect, until,
+        SOON, admin, backend, connect, copy_all, marks, publish, publish_retrying, read_until, reason, replay_with_gap,
+        try_connect,
     },
     nats_cluster::Cluster,
 };
 use async_nats::jetstream::{self, stream};
-use e2e::store::{Engine, Store};
+use e2e::{Store, StoreKind};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -56,7 +57,8 @@ impl Traffic {
         let acknowledged = Arc::<Mutex<Vec<_>>>::default();
         let mut clients = Vec::new();
         for node in nodes {
-            let subscription = node.topic("news").subscribe(Start::Latest).await.expect("there is room");
+            let subscription =
+                node.topic("news").subscribe(Start::Latest).await.expect("the hub accepts the subscription");
             let last = subscription.cursor();
             drop(subscription);
             clients.push(tokio::spawn(receive(node.clone(), last)));
@@ -78,12 +80,12 @@ impl Traffic {
         });
         let publishers = publishers.collect();
         let traffic = Self { nodes: nodes.to_vec(), is_over, acknowledged, publishers, clients };
-        traffic.acknowledges(500).await;
+        traffic.wait_for_more_acknowledged(500).await;
         traffic
     }
 
     /// Waits until so many more events were acknowledged.
-    async fn acknowledges(&self, more: usize) {
+    async fn wait_for_more_acknowledged(&self, more: usize) {
         let count = || self.acknowledged.lock().expect("no holder panics").len();
         let (begin, before) = (Instant::now(), count());
         while count() < before + more {
@@ -93,19 +95,19 @@ impl Traffic {
     }
 
     /// Checks that no id was issued twice, and that each client has received every event or a gap
-    /// in its place.
+    /// in its position.
     async fn check(self, what: &str) {
-        self.acknowledges(500).await;
+        self.wait_for_more_acknowledged(500).await;
         self.is_over.store(true, SeqCst);
         for publisher in self.publishers {
-            publisher.await.expect("it does not panic");
+            publisher.await.expect("the task does not panic");
         }
-        publishes_again(&self.nodes[0], LAST).await;
+        publish_retrying(&self.nodes[0], LAST).await;
         let acknowledged = self.acknowledged.lock().expect("no holder panics").clone();
         let ids: BTreeSet<_> = acknowledged.iter().map(|(.., id)| id).collect();
         assert_eq!(ids.len(), acknowledged.len(), "an id was acknowledged twice");
         for (name, client) in self.clients.into_iter().enumerate() {
-            let received = timeout(SOON, client).await.expect("the last event comes").expect("it does not panic");
+            let received = timeout(SOON, client).await.expect("the last event comes").expect("the task does not panic");
             let missing = received.missing(&acknowledged);
             println!(
                 "{what}: client {name} received {} events, {} gaps instead of {missing} of {} acknowledged events",
@@ -171,17 +173,17 @@ async fn two_nodes(url: &str) -> [Hub; 2] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restored_copy_issues_no_id_twice() {
-    let folder = tempfile::tempdir().expect("there is room");
+    let folder = tempfile::tempdir().expect("the folder can be created");
     let (files, copy) = (folder.path().join("files"), folder.path().join("copy"));
-    let mut store = Store::start(Engine::Nats, &["-sd", files.to_str().expect("UTF-8")]).await;
+    let mut store = Store::start(StoreKind::Nats, &["-sd", files.to_str().expect("the path is UTF-8")]).await;
     let nodes = two_nodes(&store.url()).await;
     let traffic = Traffic::start(&nodes).await;
     store.kill();
     copy_all(&files, &copy);
     store.restart().await;
-    traffic.acknowledges(1000).await;
+    traffic.wait_for_more_acknowledged(1000).await;
     store.kill();
-    fs::remove_dir_all(&files).expect("it is there");
+    fs::remove_dir_all(&files).expect("the server responds");
     copy_all(&copy, &files);
     store.restart().await;
     traffic.check("a copy was restored").await;
@@ -189,30 +191,30 @@ async fn restored_copy_issues_no_id_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recreated_stream_with_same_configuration_is_another_log() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     let nodes = two_nodes(&store.url()).await;
     let admin = admin(&store.url()).await;
-    let config = admin.get_stream("tower-sse").await.expect("it is there").cached_info().config.clone();
+    let config = admin.get_stream("tower-sse").await.expect("the server responds").cached_info().config.clone();
     let traffic = Traffic::start(&nodes).await;
     for _ in 0..3 {
-        admin.delete_stream("tower-sse").await.expect("it is there");
+        admin.delete_stream("tower-sse").await.expect("the server responds");
         // The nodes may have created it already.
         let _stream = admin.create_stream(config.clone()).await;
-        traffic.acknowledges(500).await;
+        traffic.wait_for_more_acknowledged(500).await;
     }
     traffic.check("the stream was created again, three times").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_stream_of_restarted_server_is_another_log() {
-    let mut store = Store::start(Engine::Nats, &[]).await;
+    let mut store = Store::start(StoreKind::Nats, &[]).await;
     let config = stream::Config {
         name: "tower-sse".to_owned(),
         subjects: vec!["tower-sse.>".to_owned()],
         storage: stream::StorageType::Memory,
         ..stream::Config::default()
     };
-    admin(&store.url()).await.create_stream(config.clone()).await.expect("there is none");
+    admin(&store.url()).await.create_stream(config.clone()).await.expect("the stream is new");
     let nodes = two_nodes(&store.url()).await;
     let traffic = Traffic::start(&nodes).await;
     for _ in 0..2 {
@@ -221,7 +223,7 @@ async fn memory_stream_of_restarted_server_is_another_log() {
         // The server has forgotten the stream with its messages. An operator may be faster than the
         // nodes.
         let _stream = admin(&store.url()).await.create_stream(config.clone()).await;
-        traffic.acknowledges(500).await;
+        traffic.wait_for_more_acknowledged(500).await;
     }
     traffic.check("a server with a stream in memory was restarted twice").await;
 }
@@ -237,8 +239,8 @@ async fn cluster_server_without_its_disk_begins_another_log() {
     let traffic = Traffic::start(&nodes).await;
     cluster.servers[leader].kill();
     let folder = cluster.servers[leader].folder().to_owned();
-    for entry in fs::read_dir(&folder).expect("it is there").flatten() {
-        fs::remove_dir_all(entry.path()).expect("it is there");
+    for entry in fs::read_dir(&folder).expect("the server responds").flatten() {
+        fs::remove_dir_all(entry.path()).expect("the server responds");
     }
     cluster.servers[leader].restart().await;
     traffic.check("a server of a cluster has lost its disk").await;
@@ -246,7 +248,7 @@ async fn cluster_server_without_its_disk_begins_another_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_starts_later_recognizes_another_log() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     let node = connect(backend(&store.url())).await;
     let mut ids = Vec::new();
     for n in 0..5 {
@@ -254,75 +256,77 @@ async fn node_that_starts_later_recognizes_another_log() {
     }
     drop(node);
     let admin = admin(&store.url()).await;
-    let config = admin.get_stream("tower-sse").await.expect("it is there").cached_info().config.clone();
-    admin.delete_stream("tower-sse").await.expect("it is there");
+    let config = admin.get_stream("tower-sse").await.expect("the server responds").cached_info().config.clone();
+    admin.delete_stream("tower-sse").await.expect("the server responds");
     sleep(Duration::from_millis(500)).await;
-    admin.create_stream(config).await.expect("there is none");
+    admin.create_stream(config).await.expect("the stream is new");
     let later = connect(backend(&store.url())).await;
     for n in 0..8 {
         ids.push(publish(&later, &format!("after {n}")).await);
     }
     assert_eq!(ids.iter().map(EventId::as_str).collect::<BTreeSet<_>>().len(), ids.len(), "{ids:?}");
-    let mut client = later.topic("news").subscribe(ids[2].clone()).await.expect("there is room");
-    let got = until(&mut client, "after 7").await;
+    let mut client = later.topic("news").subscribe(ids[2].clone()).await.expect("the hub accepts the subscription");
+    let got = read_until(&mut client, "after 7").await;
     assert!(got.contains("event: gap\n") && got.contains("data: after 0\n"), "{got}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_marks_and_stale_configuration_stop_no_node() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     let nodes = two_nodes(&store.url()).await;
     let admin = admin(&store.url()).await;
     let first = publish(&nodes[0], "first").await;
     let put = async |subject: &str, kind: &str, payload: &'static str| {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Tower-Sse-Kind", kind);
-        let ack = admin.publish_with_headers(subject.to_owned(), headers, payload.into()).await.expect("it is there");
-        ack.await.expect("it is stored");
+        let ack =
+            admin.publish_with_headers(subject.to_owned(), headers, payload.into()).await.expect("the server responds");
+        ack.await.expect("the message is stored");
     };
-    // Kinds that this version does not know, and a configuration that an operator has edited, change
-    // nothing.
+    // Kinds that this version does not know, and a configuration that an operator has edited,
+    // change nothing.
     put("tower-sse.=", "log 7", "").await;
     put("tower-sse.news=", "log 18446744073709551615", "data: no event\n\n").await;
-    let stream = admin.get_stream("tower-sse").await.expect("it is there");
+    let stream = admin.get_stream("tower-sse").await.expect("the server responds");
     let edited = stream::Config { description: Some("; log 1.7".to_owned()), ..stream.cached_info().config.clone() };
-    admin.update_stream(edited).await.expect("it is there");
+    admin.update_stream(edited).await.expect("the server responds");
     let second = publish(&nodes[1], "second").await;
     for node in [&nodes[0], &nodes[1], &connect(backend(&store.url())).await] {
-        let mut client = node.topic("news").subscribe(first.clone()).await.expect("there is room");
-        let got = until(&mut client, "data: second\n").await;
+        let mut client = node.topic("news").subscribe(first.clone()).await.expect("the hub accepts the subscription");
+        let got = read_until(&mut client, "data: second\n").await;
         assert!(!got.contains("gap") && !got.contains("no event"), "{got}");
     }
     // Any mark of another program begins another log, once.
     for payload in ["", "a mark of the operator", "\u{1F980}"] {
         put("tower-sse._log", "", payload).await;
-        let third = publishes_again(&nodes[0], "third").await;
+        let third = publish_retrying(&nodes[0], "third").await;
         for node in [&nodes[0], &nodes[1], &connect(backend(&store.url())).await] {
-            told(node, &second, "data: third\n").await;
+            replay_with_gap(node, &second, "data: third\n").await;
         }
-        let fourth = publishes_again(&nodes[1], "fourth").await;
+        let fourth = publish_retrying(&nodes[1], "fourth").await;
         assert_ne!(third, fourth);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_deleted_from_the_middle_are_a_gap() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
     // It retains too little for its clients, so that they read the stream.
     let node = connect(backend(&store.url())).await;
     let mut ids = Vec::new();
     for n in 0..10 {
         let topic = if (2..5).contains(&n) { "other" } else { "news" };
-        ids.push(node.topic(topic).publish(Event::display(n)).await.expect("it is there"));
+        ids.push(node.topic(topic).publish(Event::display(n)).await.expect("the server responds"));
     }
     for n in 0..200 {
         publish(&node, &format!("filler {n}")).await;
     }
-    let stream = admin.get_stream("tower-sse").await.expect("it is there");
+    let stream = admin.get_stream("tower-sse").await.expect("the server responds");
     let read = async |topic: &str, from: usize| {
         let node = connect(backend(&store.url())).await;
-        let mut client = node.topic(topic).subscribe(ids[from].clone()).await.expect("there is room");
+        let mut client =
+            node.topic(topic).subscribe(ids[from].clone()).await.expect("the hub accepts the subscription");
         let next = timeout(SOON, client.next())
             .await
             .expect("there is something")
@@ -333,14 +337,14 @@ async fn messages_deleted_from_the_middle_are_a_gap() {
     assert!(!read("news", 0).await.contains("gap"), "nothing is missing yet");
 
     // The mark is message 1.
-    stream.delete_message(2 + 6).await.expect("it is there");
+    stream.delete_message(2 + 6).await.expect("the server responds");
     let mut client = connect(backend(&store.url())).await.topic("news").subscribe(ids[0].clone()).await.expect("room");
-    let got = until(&mut client, "data: filler 199\n").await;
+    let got = read_until(&mut client, "data: filler 199\n").await;
     let gap = got.find("event: gap\n").expect("there is a gap");
     assert!(got.find("data: 5\n").expect("it is retained") < gap, "{got}");
     assert!(gap < got.find("data: 7\n").expect("it is retained") && !got.contains("data: 6\n"), "{got}");
 
-    stream.purge().filter("tower-sse.other=").await.expect("it is there");
+    stream.purge().filter("tower-sse.other=").await.expect("the server responds");
     let got = read("other", 0).await;
     assert!(got.contains("event: gap\n"), "{got}");
     assert!(!read("news", 7).await.contains("gap"), "nothing after it is missing");
@@ -348,17 +352,17 @@ async fn messages_deleted_from_the_middle_are_a_gap() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_that_drop_from_the_middle_are_refused() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
     let make = async |name: &str, config: stream::Config| {
-        admin.create_stream(stream::Config { name: name.to_owned(), ..config }).await.expect("there is none");
+        admin.create_stream(stream::Config { name: name.to_owned(), ..config }).await.expect("the stream is new");
     };
     let subjects = |name: &str| vec![format!("{name}.>")];
     let config = stream::Config { subjects: subjects("seven"), max_messages_per_subject: 7, ..Default::default() };
     make("seven", config).await;
     make("sealed", stream::Config { subjects: subjects("sealed"), ..Default::default() }).await;
-    let sealed = admin.get_stream("sealed").await.expect("it is there").cached_info().config.clone();
-    admin.update_stream(stream::Config { sealed: true, ..sealed }).await.expect("it is there");
+    let sealed = admin.get_stream("sealed").await.expect("the server responds").cached_info().config.clone();
+    admin.update_stream(stream::Config { sealed: true, ..sealed }).await.expect("the server responds");
     for (name, part) in [("seven", "max_msgs_per_subject is 7"), ("sealed", "sealed")] {
         let error = try_connect(backend(&store.url()).stream(name)).await.expect_err("it is no log");
         assert!(reason(&error).contains(part), "{}", reason(&error));
@@ -369,7 +373,7 @@ async fn streams_that_drop_from_the_middle_are_refused() {
 async fn has_aged(admin: &jetstream::Context) {
     let begin = Instant::now();
     loop {
-        let stream = admin.get_stream("tower-sse").await.expect("it is there");
+        let stream = admin.get_stream("tower-sse").await.expect("the server responds");
         let state = &stream.cached_info().state;
         if state.first_sequence > 3 && state.messages <= 1 {
             return;
@@ -381,7 +385,7 @@ async fn has_aged(admin: &jetstream::Context) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_or_purged_log_stays_the_same() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
     let backend = || backend(&store.url()).max_age(Duration::from_secs(2));
     let node = connect(backend()).await;
@@ -389,15 +393,24 @@ async fn idle_or_purged_log_stays_the_same() {
     for text in ["aged", "purged"] {
         match text {
             "aged" => has_aged(&admin).await,
-            _ => drop(admin.get_stream("tower-sse").await.expect("it is there").purge().await.expect("it is there")),
+            _ => drop(
+                admin
+                    .get_stream("tower-sse")
+                    .await
+                    .expect("the server responds")
+                    .purge()
+                    .await
+                    .expect("the server responds"),
+            ),
         }
         // The node notices that the stream is empty when nothing has come for two seconds.
         sleep(Duration::from_secs(3)).await;
         let other = connect(backend()).await;
         let next = publish(&other, text).await;
         for node in [&node, &other] {
-            let mut client = node.topic("news").subscribe(last.clone()).await.expect("there is room");
-            let got = until(&mut client, &format!("data: {text}\n")).await;
+            let mut client =
+                node.topic("news").subscribe(last.clone()).await.expect("the hub accepts the subscription");
+            let got = read_until(&mut client, &format!("data: {text}\n")).await;
             assert!(!got.contains("gap"), "{got}");
         }
         last = next;

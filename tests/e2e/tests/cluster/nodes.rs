@@ -1,4 +1,4 @@
-//! A node as those see it who publish and follow: a hub in this process, or a server in another one.
+//! A node for publishers and clients: a hub in this process, or a server in another process.
 
 use std::{error::Error, net::SocketAddr, time::Duration};
 use support::whatwg;
@@ -13,16 +13,16 @@ use tower_sse::{
     hub::{Hub, Start, Subscription},
 };
 
-/// The topic, as in the example.
+/// The topic of the `cluster` example.
 pub(crate) const TOPIC: &str = "news";
 
-/// No answer of a node that is there takes so long.
-const NO_ANSWER: Duration = Duration::from_secs(12);
+/// Longer than any response of a running node takes.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(12);
 
 #[derive(Clone, Debug)]
 pub(crate) enum Node {
     Hub(Hub),
-    /// The `cluster` example.
+    /// A process of the `cluster` example.
     Server(SocketAddr),
 }
 
@@ -33,25 +33,26 @@ impl From<&Hub> for Node {
 }
 
 impl Node {
-    /// Publishes these together, and returns the id of the last of them.
+    /// Publishes a batch, and returns the id of its last event.
     pub(crate) async fn publish(&self, data: &[String]) -> Result<String, String> {
         match self {
             Self::Hub(hub) => {
                 let events = data.iter().map(Event::new);
                 let id = hub.topic(TOPIC).publish_all(events).await.map_err(|error| with_sources(&error))?;
-                Ok(id.ok_or("nothing was published")?.to_string())
+                Ok(id.ok_or("the batch is empty")?.to_string())
             }
             Self::Server(address) => {
                 let body = data.join("\n");
-                let answer = timeout(NO_ANSWER, post(*address, "/publish", &body)).await.map_err(|_| "no answer")?;
+                let answer =
+                    timeout(RESPONSE_TIMEOUT, post(*address, "/publish", &body)).await.map_err(|_| "no response")?;
                 let (head, body) = answer?;
                 if head.starts_with("HTTP/1.0 200 ") { Ok(body) } else { Err(body) }
             }
         }
     }
 
-    /// Follows what comes after this id; from now on without one.
-    pub(crate) async fn follow(&self, last: Option<&str>) -> Result<Following, String> {
+    /// Subscribes after this id. Without an id, the stream has only live events.
+    pub(crate) async fn follow(&self, last: Option<&str>) -> Result<NodeStream, String> {
         match self {
             Self::Hub(hub) => {
                 let start = match last {
@@ -59,17 +60,18 @@ impl Node {
                     None => Start::Latest,
                 };
                 let subscription = hub.topic(TOPIC).subscribe(start).await.map_err(|error| with_sources(&error))?;
-                Ok(Following::Hub(Box::new(subscription.begin_with_cursor())))
+                Ok(NodeStream::Hub(Box::new(subscription.begin_with_cursor())))
             }
             Self::Server(address) => {
-                let response = timeout(NO_ANSWER, Response::get(*address, last)).await.map_err(|_| "no answer")?;
-                Ok(Following::Server(response.map_err(|error| error.to_string())?))
+                let response =
+                    timeout(RESPONSE_TIMEOUT, Response::get(*address, last)).await.map_err(|_| "no response")?;
+                Ok(NodeStream::Server(response.map_err(|error| error.to_string())?))
             }
         }
     }
 }
 
-/// Sends a text, and returns the head and the body of the answer.
+/// Posts a text, and returns the head and the body of the response.
 pub(crate) async fn post(node: SocketAddr, path: &str, body: &str) -> Result<(String, String), String> {
     let exchange = async {
         let mut stream = TcpStream::connect(node).await?;
@@ -81,21 +83,21 @@ pub(crate) async fn post(node: SocketAddr, path: &str, body: &str) -> Result<(St
         std::io::Result::Ok(answer)
     };
     let answer = exchange.await.map_err(|error| error.to_string())?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer broke off")?;
-    // Without it a body that breaks off could not be told from a whole one.
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("the response is incomplete")?;
+    // Without the length, an incomplete body would look like a complete one.
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).ok_or("no length")?;
-    if length == body.len().to_string() { Ok((head.into(), body.into())) } else { Err("the body broke off".into()) }
+    if length == body.len().to_string() { Ok((head.into(), body.into())) } else { Err("the body is incomplete".into()) }
 }
 
-/// A stream of whole events, or of the lines between them.
+/// A stream of events from a node.
 #[derive(Debug)]
-pub(crate) enum Following {
+pub(crate) enum NodeStream {
     Hub(Box<Subscription>),
     Server(Response),
 }
 
-impl Following {
-    /// The next whole events. `None`: it has ended, in whatever way.
+impl NodeStream {
+    /// Returns the bytes of the next complete events, and `None` at the end or after an error.
     pub(crate) async fn next(&mut self) -> Option<Vec<u8>> {
         match self {
             Self::Hub(subscription) => Some(subscription.next().await?.ok()?.as_bytes().to_vec()),
@@ -104,7 +106,7 @@ impl Following {
     }
 }
 
-/// In HTTP/1.0, so that its body is nothing but the stream.
+/// An HTTP/1.0 response. Its body is the event stream without chunks.
 #[derive(Debug)]
 pub(crate) struct Response {
     stream: TcpStream,
@@ -122,7 +124,7 @@ impl Response {
                 break at + 4;
             }
             if stream.read_buf(&mut unread).await? == 0 {
-                return Err(std::io::Error::other("the head broke off"));
+                return Err(std::io::Error::other("the head is incomplete"));
             }
         };
         let head: Vec<_> = unread.drain(..end).collect();
@@ -132,7 +134,7 @@ impl Response {
 
     async fn next(&mut self) -> Option<Vec<u8>> {
         loop {
-            if let Some(at) = memchr_end(&self.unread) {
+            if let Some(at) = end_of_last_event(&self.unread) {
                 return Some(self.unread.drain(..at).collect());
             }
             self.unread.reserve(64 << 10);
@@ -141,28 +143,29 @@ impl Response {
     }
 }
 
-/// Where the last whole event ends.
-fn memchr_end(bytes: &[u8]) -> Option<usize> {
+/// Returns the position after the last complete event.
+fn end_of_last_event(bytes: &[u8]) -> Option<usize> {
     bytes.windows(2).rposition(|two| two == b"\n\n").map(|at| at + 2)
 }
 
-/// How a client reads.
+/// The parser of a client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Parser {
-    /// As the standard says, in its own words.
+    /// Follows the algorithm of the HTML standard.
     Standard,
-    /// What is on the wire of a hub whose events are of one line, and nothing else.
+    /// Reads only the wire format of a hub whose events have one data line.
     Fast,
 }
 
 impl Parser {
-    /// Reads whole events: of each its id, type and data. Returns the last id.
-    pub(crate) fn read(self, bytes: &[u8], mut take: impl FnMut(&str, &str, &str)) -> Option<String> {
+    /// Reads complete events, and calls `f` with the id, type and data of each. Returns the last
+    /// id.
+    pub(crate) fn read(self, bytes: &[u8], mut f: impl FnMut(&str, &str, &str)) -> Option<String> {
         match self {
             Self::Standard => {
                 let source = whatwg::parse_after("", bytes);
                 for message in source.messages {
-                    take(&message.last_event_id, &message.r#type, &message.data);
+                    f(&message.last_event_id, &message.r#type, &message.data);
                 }
                 Some(source.last_event_id).filter(|id| !id.is_empty())
             }
@@ -181,7 +184,7 @@ impl Parser {
                         }
                     }
                     if let Some(data) = data {
-                        take(id, kind, data);
+                        f(id, kind, data);
                     }
                     if !id.is_empty() {
                         last = Some(id);
@@ -193,6 +196,7 @@ impl Parser {
     }
 }
 
+/// Formats an error and its sources.
 pub(crate) fn with_sources(error: &dyn Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", with_sources(source)),

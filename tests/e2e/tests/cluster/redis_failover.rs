@@ -4,13 +4,10 @@ use crate::{
     checker::{Checker, Load},
     nodes::{Node, Parser},
     redis::{Client, SOON, cli, hub, publish},
-    report::Tells,
-    world::{connect, url_by},
+    report::GapTiming,
+    setup::connect,
 };
-use e2e::{
-    Wire, eventually,
-    store::{Engine, Store},
-};
+use e2e::{Store, StoreKind, Wire, eventually};
 use std::{net::SocketAddr, time::Duration};
 use tokio::{
     io::copy_bidirectional,
@@ -26,7 +23,7 @@ use tower_sse::{
     },
 };
 
-/// Leads to one server, and then to another.
+/// A TCP relay that can switch to another server.
 struct Switch {
     address: SocketAddr,
     target: watch::Sender<SocketAddr>,
@@ -54,43 +51,43 @@ impl Switch {
         Self { address, target }
     }
 
-    /// Cuts all connections. New ones lead to this server.
-    fn turn_to(&self, server: &Store) {
+    /// Cuts all connections. New connections go to this server.
+    fn switch_to(&self, server: &Store) {
         self.target.send_replace(server.address());
     }
 
     async fn node(&self) -> Hub {
-        connect(Engine::Redis, &format!("redis://{}", self.address)).await.expect("it is there")
+        connect(StoreKind::Redis, &format!("redis://{}", self.address)).await.expect("the server responds")
     }
 }
 
 const FAST: [&str; 4] = ["--appendfsync", "no", "--repl-diskless-sync-delay", "0"];
 
-/// Two servers whose ids do not meet. By chance they can, once in some thousand times.
+/// Starts two servers whose ids do not collide. They could by chance, once in some thousand times.
 async fn two_servers() -> (Store, Store) {
-    let old = Store::start(Engine::Redis, &FAST).await;
+    let old = Store::start(StoreKind::Redis, &FAST).await;
     let begins = first_sequence(&old).await;
     for _ in 0..10 {
-        let new = Store::start(Engine::Redis, &FAST).await;
+        let new = Store::start(StoreKind::Redis, &FAST).await;
         if first_sequence(&new).await.abs_diff(begins) > 1000 {
             return (old, new);
         }
     }
-    panic!("servers begin a millisecond with numbers of their own, and not all with {begins}");
+    panic!("all servers begin a millisecond with {begins}");
 }
 
 /// Returns the first sequence number of a server in a millisecond. Leaves no stream behind.
 async fn first_sequence(store: &Store) -> u64 {
     let topic = hub(store).await.topic("news");
-    // The beginning of a stream is random.
+    // The first sequence number of a stream is random.
     sleep(Duration::from_millis(10)).await;
     let id = publish(&topic, "first").await;
     cli(store, &["del", "tower-sse"]);
     id.as_str().split_once('-').and_then(|(_, sequence)| sequence.parse().ok()).expect("a number")
 }
 
-async fn is_linked(replica: &Store) {
-    eventually(SOON, "the replica has it all", async || {
+async fn wait_for_link(replica: &Store) {
+    eventually(SOON, "the replica is connected to its master", async || {
         let info = cli(replica, &["info", "replication"]);
         if info.contains("master_link_status:up") { Ok(()) } else { Err(info) }
     })
@@ -107,8 +104,8 @@ async fn two_masters_repeat_no_id_and_report_losses() {
         let on_new = [moves.node().await, moves.node().await];
         let port = old.address().port().to_string();
         cli(&new, &["replicaof", "127.0.0.1", &port]);
-        is_linked(&new).await;
-        let mut checker = Checker::new(Engine::Redis);
+        wait_for_link(&new).await;
+        let mut checker = Checker::new(StoreKind::Redis);
         for parser in [Parser::Standard, Parser::Fast] {
             checker.follow(&[Node::from(&on_old)], usize::MAX, parser).await;
             checker.follow(&[Node::from(&on_new[0])], usize::MAX, parser).await;
@@ -119,33 +116,32 @@ async fn two_masters_repeat_no_id_and_report_losses() {
             checker.publish(node, Load::BATCHES);
             checker.publish(node, Load::SINGLE);
         }
-        checker.acknowledges(1500).await;
-        // In some rounds the old master is alone for a moment, in others the new one has all the
-        // time of the world.
+        checker.wait_for_more_acknowledged(1500).await;
+        // In even rounds, both masters accept events before the nodes move to the new one.
         cli(&new, &["replicaof", "no", "one"]);
         if round % 2 == 0 {
-            checker.acknowledges(500).await;
+            checker.wait_for_more_acknowledged(500).await;
         }
-        moves.turn_to(&new);
-        checker.acknowledges(1500 + 500 * round).await;
+        moves.switch_to(&new);
+        checker.wait_for_more_acknowledged(1500 + 500 * round).await;
         let port = new.address().port().to_string();
         cli(&old, &["replicaof", "127.0.0.1", &port]);
         if round % 3 == 0 {
-            is_linked(&old).await;
+            wait_for_link(&old).await;
         }
-        let said = says_of_loss(&new);
-        stays.turn_to(&new);
-        eventually(SOON, "the log says what the old master had", async || {
-            let now = says_of_loss(&new);
-            if now > said { Ok(()) } else { Err(now) }
+        let before = loss_reports(&new);
+        stays.switch_to(&new);
+        eventually(SOON, "the log reports the loss of the old master", async || {
+            let now = loss_reports(&new);
+            if now > before { Ok(()) } else { Err(now) }
         })
         .await;
-        checker.acknowledges(1500).await;
-        let report = checker.check_with(Tells::Ever, &on_new[1], "two masters").await.has(5000);
-        assert!(report.gaps.iter().all(|gaps| !gaps.is_empty()), "all clients were told: {:?}", report.gaps);
+        checker.wait_for_more_acknowledged(1500).await;
+        let report = checker.check_with(GapTiming::AnyTime, &on_new[1], "two masters").await.assert_acknowledged(5000);
+        assert!(report.gaps.iter().all(|gaps| !gaps.is_empty()), "every client received a gap: {:?}", report.gaps);
         let marks = marks(&new);
         println!("round {round}: {marks} marks");
-        assert!(marks <= 3, "nodes do not mark what another one has marked: {marks}");
+        assert!(marks <= 3, "a node repeats no mark of another node: {marks}");
     }
 }
 
@@ -161,12 +157,11 @@ fn marks(store: &Store) -> usize {
 }
 
 /// Counts the entries that report a loss: marks, and first events of nodes that know it.
-fn says_of_loss(store: &Store) -> usize {
+fn loss_reports(store: &Store) -> usize {
     marks(store) + entries_with(store, "l")
 }
 
-/// A stream that ends where it did some time ago, as after a failover, and the nodes that know what
-/// is lost, and that do not.
+/// A stream that has lost its end, as after a failover. Some nodes have read the lost events.
 struct Lost {
     store: Store,
     wires: Vec<Wire>,
@@ -175,29 +170,30 @@ struct Lost {
 }
 
 impl Lost {
-    /// The first of the nodes know it. None of them is connected.
+    /// Creates `count` nodes. The first `know` nodes have read the lost events. No node is
+    /// connected.
     async fn new(count: usize, know: usize) -> Self {
-        let store = Store::start(Engine::Redis, &[]).await;
+        let store = Store::start(StoreKind::Redis, &[]).await;
         let publisher = hub(&store).await.topic("news");
         let (mut wires, mut nodes, mut clients) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..count {
             let wire = Wire::to(store.address()).await;
-            let backend = RedisBackend::new(url_by(&wire, &store)).expect("a URL");
-            let node = Hub::builder().backend(backend).connect().await.expect("it is there");
+            let backend = RedisBackend::new(store.url_through(&wire)).expect("the URL is valid");
+            let node = Hub::builder().backend(backend).connect().await.expect("the server responds");
             clients.push(Client::of(&node.topic("news"), Start::Latest).await);
             wires.push(wire);
             nodes.push(node);
         }
         publish(&publisher, "kept").await;
         for client in &mut clients {
-            client.gets("kept").await;
+            client.assert_next("kept").await;
         }
         wires[know..].iter().for_each(Wire::cut);
         assert_eq!(cli(&store, &["copy", "tower-sse", "older"]), "1");
         for n in 0..3 {
             publish(&publisher, &n.to_string()).await;
             for client in &mut clients[..know] {
-                client.gets(&n.to_string()).await;
+                client.assert_next(&n.to_string()).await;
             }
         }
         drop(publisher);
@@ -217,22 +213,22 @@ async fn idle_nodes_report_a_failover_to_every_client() {
     assert_eq!(marks(&lost.store), 1, "both nodes know the same");
     publish(&lost.nodes[3].topic("news"), "on").await;
     for client in &mut lost.clients {
-        client.gets("on").await;
+        client.assert_next("on").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loss_is_reported_after_an_unknowing_publisher() {
+async fn loss_is_reported_after_an_unknowing_publisher() {
     let mut lost = Lost::new(4, 2).await;
     lost.wires[2..].iter().for_each(Wire::mend);
     let begin = lost.clients[3].subscription.cursor();
     publish(&lost.nodes[2].topic("news"), "after").await;
     for client in &mut lost.clients[2..] {
-        client.gets("after").await;
+        client.assert_next("after").await;
     }
     lost.wires.iter().for_each(Wire::mend);
     for client in &mut lost.clients[..2] {
-        assert_eq!(client.is_told().await, "after");
+        assert_eq!(client.next_after_gap().await, "after");
     }
     for client in &mut lost.clients[2..] {
         assert_eq!(client.next().await.0, "gap");
@@ -242,35 +238,35 @@ async fn a_loss_is_reported_after_an_unknowing_publisher() {
     assert_eq!(late.next().await.0, "gap");
 }
 
-/// The node that has published an event has not read it, and does not publish afterwards.
+/// The publishing node has not read the event, and does not publish again.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_events_that_no_node_read_are_reported() {
-    let store = Store::start(Engine::Redis, &[]).await;
+    let store = Store::start(StoreKind::Redis, &[]).await;
     let wire = Wire::to(store.address()).await;
-    let backend = RedisBackend::new(url_by(&wire, &store)).expect("a URL");
-    let other = Hub::builder().backend(backend).connect().await.expect("it is there").topic("news");
+    let backend = RedisBackend::new(store.url_through(&wire)).expect("the URL is valid");
+    let other = Hub::builder().backend(backend).connect().await.expect("the server responds").topic("news");
     let mut client = Client::of(&other, Start::Latest).await;
     publish(&other, "kept").await;
-    client.gets("kept").await;
+    client.assert_next("kept").await;
     for is_idle in [true, false] {
-        let backend = RedisBackend::new(store.url()).expect("a URL");
-        let mut after = backend.bounds().await.expect("it is there").last;
+        let backend = RedisBackend::new(store.url()).expect("the URL is valid");
+        let mut after = backend.bounds().await.expect("the server responds").last;
         wire.cut();
         assert_eq!(cli(&store, &["copy", "tower-sse", "older", "replace"]), "1");
         let event = Event::new("lost").encode();
         let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
-        let lost = backend.append(vec![record]).await.expect("it is added").position;
+        let lost = backend.append(vec![record]).await.expect("the record is stored").position;
         assert_eq!(cli(&store, &["rename", "older", "tower-sse"]), "OK");
         wire.mend();
         if !is_idle {
-            eventually(SOON, "the other node is back", async || {
+            eventually(SOON, "the other node can publish again", async || {
                 other.publish(Event::new("after")).await.map(drop).map_err(|error| error.to_string())
             })
             .await;
-            client.gets("after").await;
+            client.assert_next("after").await;
         }
         let page = loop {
-            let page = timeout(SOON, backend.follow(after)).await.expect("it is told").expect("a page");
+            let page = timeout(SOON, backend.follow(after)).await.expect("the loss is reported").expect("a page");
             if page.evicted_through > lost {
                 break page;
             }

@@ -16,8 +16,8 @@ use tower_sse::{CloseReason, Heartbeat};
 
 /// The limit for the delay of a single event.
 const MAX_DELAY: Duration = Duration::from_millis(100);
-/// The limit for noticing a disconnect. Shorter than all heartbeat intervals and timeouts, except those
-/// that a test shortens.
+/// The limit for noticing a disconnect. Shorter than all heartbeat intervals and timeouts, except
+/// those that a test shortens.
 const SOON: Duration = Duration::from_secs(5);
 /// The time for which a test waits for an event that must not come.
 pub(crate) const SHORT_WAIT: Duration = Duration::from_secs(1);
@@ -108,8 +108,8 @@ impl ProxyCase {
         }
     }
 
-    /// Checks that streams in the layer survive a silence of three timeouts, at their start and after an
-    /// event. Streams without the layer do not survive the first timeout.
+    /// Checks that streams in the layer survive a silence of three timeouts, at their start and
+    /// after an event. Streams without the layer do not survive the first timeout.
     pub(crate) async fn check_silence(self) {
         let mut server = Server::start(Heartbeat::every(self.timeout * 2 / 5));
         let proxy = Proxy::start(&ProxyConfig::new(self.kind).timeout(self.timeout), server.address()).await;
@@ -173,8 +173,8 @@ impl ProxyCase {
 
     /// Checks that a client disconnect drops the stream.
     ///
-    /// If the proxy does not forward a disconnect, the next heartbeats detect it. Without heartbeats, the
-    /// server never notices.
+    /// If the proxy does not forward a disconnect, the next heartbeats detect it. Without
+    /// heartbeats, the server never notices.
     pub(crate) async fn check_disconnect(self) {
         let mut server = Server::start(Heartbeat::every(Duration::from_millis(200)));
         for protocol in Protocol::ALL {

@@ -49,7 +49,7 @@ async fn clients_share_a_stream_only_without_the_layer() {
     one.read_until("data: for the first\n\n").await;
     let mut another = within("a response", get("/plain/bare")).await;
     another.read_until("data: for the first\n\n").await;
-    assert!(timeout(SHORT_WAIT, server.next()).await.is_err(), "the handler was not exchange a second time");
+    assert!(timeout(SHORT_WAIT, server.next()).await.is_err(), "the handler was called once");
 }
 
 /// The default of `send_timeout` is ten minutes.

@@ -1,0 +1,69 @@
+//! Backends to which a hub cannot connect.
+
+use crate::{nodes::with_sources, setup::connect, with_each_store};
+use e2e::{Store, StoreKind};
+use std::time::{Duration, Instant};
+use tower_sse::hub::{
+    ErrorKind,
+    backend::{NatsBackend, RedisBackend},
+};
+
+with_each_store! {
+    wrong_password_is_an_error_without_the_password,
+    unreachable_backend_is_an_error_within_seconds,
+    invalid_url_is_an_error,
+}
+
+const SOON: Duration = Duration::from_secs(6);
+
+async fn wrong_password_is_an_error_without_the_password(kind: StoreKind) {
+    let (arguments, right, wrong, message): (&[&str], _, _, _) = match kind {
+        StoreKind::Redis => (&["--requirepass", "secret"], ":secret@", ":guessed@", "authentication failed"),
+        StoreKind::Nats => {
+            (&["--user", "me", "--pass", "secret"], "me:secret@", "me:guessed@", "authorization violation")
+        }
+    };
+    let store = Store::start(kind, arguments).await;
+    connect(kind, &store.url_with(right)).await.expect("the password is right");
+    for (user, message) in [(wrong, message), ("", if kind == StoreKind::Redis { "NOAUTH" } else { message })] {
+        let error = connect(kind, &store.url_with(user)).await.expect_err("the password is wrong");
+        let text = with_sources(&error);
+        println!("{kind:?}: {text}");
+        assert_eq!(error.kind(), ErrorKind::Backend);
+        assert!(text.to_lowercase().contains(&message.to_lowercase()), "{text}");
+        assert!(!text.contains("guessed"), "the error contains the password: {text}");
+    }
+}
+
+async fn unreachable_backend_is_an_error_within_seconds(kind: StoreKind) {
+    let mut store = Store::start(kind, &[]).await;
+    store.signal("STOP");
+    let begin = Instant::now();
+    let error = connect(kind, &store.url()).await.expect_err("the server is stopped");
+    println!("{kind:?}: {}, after {:.1?}", with_sources(&error), begin.elapsed());
+    assert_eq!(error.kind(), ErrorKind::Backend);
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+
+    store.signal("CONT");
+    store.kill();
+    for url in [store.url(), store.url().replace("127.0.0.1", "nowhere.invalid")] {
+        let begin = Instant::now();
+        let error = connect(kind, &url).await.expect_err("no server listens");
+        println!("{kind:?}: {}, after {:.1?}", with_sources(&error), begin.elapsed());
+        assert_eq!(error.kind(), ErrorKind::Backend);
+        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    }
+}
+
+async fn invalid_url_is_an_error(kind: StoreKind) {
+    let mut errors = Vec::new();
+    for url in ["", "http://127.0.0.1", "127.0.0.1:port", "nats://:port", "redis://["] {
+        let error = match kind {
+            StoreKind::Redis => RedisBackend::new(url).err(),
+            StoreKind::Nats => NatsBackend::new(url).err(),
+        };
+        println!("{kind:?}: {url:?}: {error:?}");
+        errors.push((url, error.is_some()));
+    }
+    assert!(errors.iter().all(|(_, is_error)| *is_error), "{errors:?}");
+}
