@@ -46,7 +46,7 @@ const EVENTS: [(&str, &str); 7] = [
     ("tick", ""),
 ];
 /// The first line of an event that is cut after this line.
-const HALF: &str = "one half";
+const HALF: &str = "first half";
 /// Events that some clients read differently.
 const SPECIAL_CASES: [(&str, &str); 2] = [("message", ""), ("news", "\nafter an empty line")];
 
@@ -84,7 +84,7 @@ async fn node_eventsource_misses_nothing_and_stops_at_204() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn httpx_sse_loop_misses_nothing_and_stops_at_204() {
+async fn httpx_sse_misses_nothing_and_stops_at_204() {
     let mut feed = Feed::start().await;
     let mut python = Script::python(&feed.url("/events"));
     assert_resumes(&mut feed, &mut python).await;
@@ -93,7 +93,7 @@ async fn httpx_sse_loop_misses_nothing_and_stops_at_204() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn event_source_polyfill_resumes_by_query_and_stops_at_204() {
+async fn polyfill_resumes_by_query_and_stops_at_204() {
     let mut feed = Feed::start().await;
     let mut page = Page::open(&feed, POLYFILL, "/events", "").await;
     assert_resumes(&mut feed, &mut page).await;
@@ -107,7 +107,7 @@ async fn event_source_polyfill_resumes_by_query_and_stops_at_204() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fetch_event_source_resumes_post_and_stops_at_204() {
+async fn fetch_event_source_resumes_post_until_204() {
     let mut feed = Feed::start().await;
     let mut page = Page::open(&feed, FETCH_EVENT_SOURCE, "/events", "").await;
     assert_resumes(&mut feed, &mut page).await;
@@ -183,7 +183,7 @@ async fn openai_package_reads_tokens_between_heartbeats() {
             "id": "answer", "object": "chat.completion.chunk", "created": 0, "model": "any",
             "choices": [{ "index": 0, "delta": { "content": token }, "finish_reason": null }],
         });
-        feed.topic.publish(Event::display(chunk)).await.expect("there is room");
+        feed.topic.publish(Event::display(chunk)).await.expect("the event is published");
         eventually(SOON, "the token arrives", async || match python.objects() {
             tokens if tokens == ANSWER[..count] => Ok(()),
             tokens => Err(tokens),
@@ -196,7 +196,7 @@ async fn openai_package_reads_tokens_between_heartbeats() {
         })
         .await;
     }
-    feed.topic.publish(Event::new("[DONE]")).await.expect("there is room");
+    feed.topic.publish(Event::new("[DONE]")).await.expect("the event is published");
     assert!(
         python.run.wait_for_exit(SOON).is_some_and(|status| status.success()),
         "it stops at [DONE], not at the end of the stream"
@@ -340,7 +340,7 @@ async fn clients_wait_for_the_retry_time() {
         println!("{name} {:?}", cut.elapsed());
         cut.elapsed()
     }
-    /// For clients with a default of a second or less.
+    /// Checks a client whose default is a second or less.
     async fn check_long<C: Follower>(name: &str, follow: impl AsyncFnOnce(&Feed) -> C) {
         let waited = measure(LONG, name, follow).await;
         assert!(waited >= LONG.mul_f32(0.95), "{name}: {waited:?}");
@@ -440,7 +440,7 @@ impl Feed {
             "message" => Event::new(data),
             _ => Event::new(data).event(EventName::new(kind).expect("the name is valid")),
         };
-        let id = self.topic.publish(event).await.expect("there is room").to_string();
+        let id = self.topic.publish(event).await.expect("the event is published").to_string();
         self.published.push(Message { id: id.clone(), kind: kind.into(), data: data.into() });
         id
     }
@@ -448,7 +448,7 @@ impl Feed {
     /// Publishes an event, and passes only half of it to the client.
     async fn publish_half(&mut self) -> String {
         self.relay.stop_after(HALF);
-        let id = self.publish("message", &format!("{HALF}\nand the other")).await;
+        let id = self.publish("message", &format!("{HALF}\nsecond half")).await;
         let has_passed = async || if self.relay.has_stopped() { Ok(()) } else { Err("not passed") };
         eventually(SOON, "half of the event has passed", has_passed).await;
         id

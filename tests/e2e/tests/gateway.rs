@@ -76,7 +76,7 @@ async fn actix_events_pass_unchanged_with_heartbeats_between_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn warp_stream_gets_heartbeats_and_ends_with_its_client() {
+async fn warp_stream_has_heartbeats_and_ends_with_client() {
     for keeps_alive in [false, true] {
         let (events, receiver) = unbounded_channel::<&'static str>();
         let receiver = Arc::new(Mutex::new(Some(receiver)));
@@ -185,7 +185,7 @@ async fn half_closed_actix_notices_disconnect_at_next_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hop_by_hop_headers_are_removed_in_both_directions() {
+async fn hop_by_hop_headers_are_removed_both_ways() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     let sent = [
@@ -311,7 +311,7 @@ async fn broken_actix_stream_breaks_response_after_its_events() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unreachable_upstream_is_502_until_it_returns() {
-    // A reserved port on which no program listens.
+    // No program listens on a reserved port.
     let reserved = TcpSocket::new_v4().expect("a socket");
     reserved.bind(ANY_PORT).expect("a free port");
     let gateway = Example::start("gateway", &[&format!("http://{}", reserved.local_addr().expect("the port"))]);
@@ -346,7 +346,7 @@ async fn unreachable_upstream_is_502_until_it_returns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_over_the_limit_of_an_address_get_503() {
+async fn streams_over_the_address_limit_get_503() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     let get = async || Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;

@@ -57,7 +57,7 @@ async fn two_requests_start_and_follow_a_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_204_after_the_end_stops_an_event_source() {
+async fn event_source_stops_at_204_after_the_end() {
     let (_server, relay, page) = open_page("5", Window::Desktop).await;
     let id = page.start("An import", false).await;
     page.eval(&format!(
@@ -148,7 +148,7 @@ async fn one_event_updates_page_after_lost_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_share_a_connection_and_tabs_show_the_same() {
+async fn jobs_share_one_connection_and_tabs_agree() {
     // So slow that a job still runs when the second tab is open.
     let (_server, relay, page) = open_page("75", Window::Desktop).await;
     let fails = page.start("One that fails", true).await;
@@ -189,7 +189,7 @@ async fn jobs_share_a_connection_and_tabs_show_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_stops_a_job_immediately_and_only_once() {
     let server = Example::start("jobs", &["10000"]);
-    let id = start(server.address(), "A slow one").await.expect("there is room");
+    let id = start(server.address(), "A slow one").await.expect("the server accepts the job");
     let delete = format!("DELETE /jobs/{id} HTTP/1.0\r\n\r\n");
     let response = request(server.address(), &delete).await;
     assert!(response.starts_with("HTTP/1.0 202 "), "{response}");
@@ -208,7 +208,7 @@ async fn jobs_over_the_limit_get_503() {
     let server = Example::start("jobs", &["10000"]);
     let mut jobs = Vec::new();
     let rejection = loop {
-        assert!(jobs.len() < 100, "there is a limit");
+        assert!(jobs.len() < 100, "the server has no limit");
         match start(server.address(), "A slow one").await {
             Ok(id) => jobs.push(id),
             Err(response) => break response,

@@ -152,7 +152,7 @@ async fn answers_over_the_limit_get_503() {
     let server = Example::start("llm", &["10000", "1"]);
     let mut answers = Vec::new();
     let rejection = loop {
-        assert!(answers.len() < 100, "there is a limit");
+        assert!(answers.len() < 100, "the server has no limit");
         match ask(server.address(), PROMPT).await {
             Ok(id) => answers.push(id),
             Err(response) => break response,

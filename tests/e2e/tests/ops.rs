@@ -103,7 +103,7 @@ async fn open_page(server: SocketAddr, window: Window) -> Page {
     Page::open(Browser::start(window).await, server, SOON).await
 }
 
-/// Waits for an event, and returns the first one for which `is_match` returns true.
+/// Waits until `is_match` returns true for an event, and returns the event.
 async fn wait_for_event(page: &Page, what: &str, is_match: impl Fn(&Message) -> bool) -> Message {
     eventually(SOON, &format!("the page has received {what}"), async || {
         let received = page.received().await;

@@ -61,7 +61,7 @@ async fn page_shows_every_event_and_the_wire() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn server_restart_is_a_gap_then_all_new_events() {
+async fn restart_is_a_gap_then_all_new_events() {
     let (server, relay, page) = open_page(INTERVAL, Window::Desktop).await;
     wait_for_events(&page, "some events", |received| received.len() >= 10).await;
 

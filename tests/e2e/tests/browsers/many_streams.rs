@@ -12,7 +12,7 @@ use tokio_stream::StreamExt;
 use tower_sse::{Event, SseStream};
 
 in_every_engine! {
-    http_1_allows_six_streams_and_the_seventh_waits,
+    seventh_stream_over_http_1_waits,
     http_2_allows_fifty_streams_on_one_connection,
 }
 
@@ -35,7 +35,7 @@ async fn listen(page: &Page, streams: usize) -> Vec<String> {
     names
 }
 
-async fn http_1_allows_six_streams_and_the_seventh_waits(engine: Engine) {
+async fn seventh_stream_over_http_1_waits(engine: Engine) {
     let requests = Requests::default();
     let server = Server::start(app(&requests));
     let page = Page::open(engine, &server.url("/")).await;

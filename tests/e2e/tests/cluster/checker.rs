@@ -19,7 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How many events may be in flight to the slowest paced client. Without this limit, publishers
+/// The limit for events in flight to the slowest paced client. Without this limit, publishers
 /// would outpace the clients, and a test would end with a long wait.
 const MAX_IN_FLIGHT: usize = 20_000;
 
@@ -40,7 +40,7 @@ pub(crate) struct Load {
 impl Load {
     /// Single events.
     pub(crate) const SINGLE: Self = Self { batch: 1, bytes: 10, pause: Duration::from_millis(2) };
-    /// As many events as the clients can read.
+    /// Batches, as fast as the clients can read.
     pub(crate) const BATCHES: Self = Self { batch: 100, bytes: 10, pause: Duration::from_millis(1) };
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Checker {
     publishers: Vec<JoinHandle<Vec<Batch>>>,
     clients: Vec<Client>,
     is_paused: Arc<AtomicBool>,
-    /// The epochs in the ids of NATS, in the order in which clients saw them.
+    /// The epochs in the ids of NATS, in the order of their first appearance.
     epochs: Arc<Mutex<Vec<String>>>,
 }
 

@@ -1,4 +1,4 @@
-//! Backends to which a hub cannot connect.
+//! Errors of a connection to the backend.
 
 use crate::{nodes::with_sources, setup::connect, with_each_store};
 use e2e::{Store, StoreKind};

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::{net::SocketAddr, time::Duration};
 
 with_each_store! {
-    connections_do_not_depend_on_the_number_of_clients,
+    connections_do_not_grow_with_clients,
 }
 
 /// More events than a node of the example retains.
@@ -18,7 +18,7 @@ const REPLAYED: usize = 1500;
 
 const SOON: Duration = Duration::from_secs(20);
 
-async fn connections_do_not_depend_on_the_number_of_clients(kind: StoreKind) {
+async fn connections_do_not_grow_with_clients(kind: StoreKind) {
     let monitor = Port::free().expect("there is a free port");
     let port = monitor.address().port().to_string();
     let arguments: &[&str] = if kind == StoreKind::Nats { &["-m", &port] } else { &[] };

@@ -14,7 +14,7 @@ with_each_store! {
     clients_behind_the_retention_receive_gaps,
     node_behind_the_retention_reports_gaps,
     deleted_log_is_one_gap_for_each_client,
-    full_log_is_an_error_until_it_has_room,
+    full_log_is_an_error_until_extended,
 }
 
 /// Returns the number of records in a small log. A message of NATS contains ten records here.
@@ -99,7 +99,7 @@ async fn deleted_log_is_one_gap_for_each_client(kind: StoreKind) {
     assert!(delivered < Duration::from_secs(5), "{delivered:?}");
 }
 
-async fn full_log_is_an_error_until_it_has_room(kind: StoreKind) {
+async fn full_log_is_an_error_until_extended(kind: StoreKind) {
     const ROOM: &str = "12000000";
 
     let arguments: &[&str] = match kind {

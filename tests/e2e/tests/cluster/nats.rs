@@ -277,7 +277,7 @@ pub(crate) fn copy_all(from: &Path, to: &Path) {
         let (from, to) = (entry.path(), to.join(entry.file_name()));
         match from.is_dir() {
             true => copy_all(&from, &to),
-            false => assert!(fs::copy(&from, &to).is_ok(), "there is room"),
+            false => assert!(fs::copy(&from, &to).is_ok(), "the file can be copied"),
         }
     }
 }
@@ -346,12 +346,12 @@ async fn rejected_batch_is_an_error_and_stores_nothing() {
 
     // Each event alone would fit.
     let many = (0..100).map(|n| Event::new(format!("{n}: {}", "x".repeat(1000))));
-    let refused = hub.topic("news").publish_all(many).await.expect_err("the batch is too large");
-    let why = reason(&refused);
+    let error = hub.topic("news").publish_all(many).await.expect_err("the batch is too large");
+    let why = reason(&error);
     assert!(why.contains("one message of 10") && why.contains("takes 65536"), "{why}");
     let long = "x".repeat(3000);
-    let refused = hub.topic(&long).publish(Event::new("x")).await.expect_err("the name is too long");
-    assert!(reason(&refused).contains("too long"), "{}", reason(&refused));
+    let error = hub.topic(&long).publish(Event::new("x")).await.expect_err("the name is too long");
+    assert!(reason(&error).contains("too long"), "{}", reason(&error));
     // Such a topic can be subscribed to, and is empty.
     let mut both = hub.subscribe(["news", &long], Start::Earliest).await.expect("the hub accepts the subscription");
     assert_eq!(stored(&admin).await.state.messages, 1, "only the mark is stored");
@@ -359,18 +359,18 @@ async fn rejected_batch_is_an_error_and_stores_nothing() {
     publish(&hub, "first").await;
     read_until(&mut both, "data: first\n").await;
     let mut count = 2;
-    let refused = loop {
+    let error = loop {
         match hub.topic("news").publish(Event::new("y".repeat(10_000))).await {
             Ok(_) => count += 1,
             Err(error) => break error,
         }
         assert!(count < 100, "the stream never becomes full");
     };
-    let why = reason(&refused);
+    let why = reason(&error);
     assert!(why.contains("maximum bytes exceeded"), "{why}");
     assert_eq!(stored(&admin).await.state.messages, count);
     // The connection stays usable, and publishing succeeds when the stream has room.
-    admin.get_stream("tower-sse").await.expect("the server responds").purge().await.expect("it is purged");
+    admin.get_stream("tower-sse").await.expect("the server responds").purge().await.expect("the stream is purged");
     publish(&hub, "after the purge").await;
     read_until(&mut client, "after the purge").await;
 }

@@ -23,7 +23,7 @@ use tower_sse::{
 async fn connection_without_a_greeting_is_an_error() {
     // A listener that accepts connections, and never sends a byte.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
-    let dead = listener.local_addr().expect("it listens");
+    let dead = listener.local_addr().expect("the listener has an address");
     let begin = Instant::now();
     let url = format!("nats://{dead}");
     let error = try_connect(backend(&url).timeout(Duration::from_millis(300))).await.expect_err("the server is silent");

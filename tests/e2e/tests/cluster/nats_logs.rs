@@ -1,5 +1,5 @@
-//! Streams that are another log than before, although their name and configuration are the same,
-//! and streams with holes.
+//! Streams that become another log, although name and configuration stay the same, and streams with
+//! missing messages.
 
 use crate::{
     nats::{
@@ -84,7 +84,7 @@ impl Traffic {
         traffic
     }
 
-    /// Waits until so many more events were acknowledged.
+    /// Waits until this many more events are acknowledged.
     async fn wait_for_more_acknowledged(&self, more: usize) {
         let count = || self.acknowledged.lock().expect("no holder panics").len();
         let (begin, before) = (Instant::now(), count());
@@ -94,8 +94,8 @@ impl Traffic {
         }
     }
 
-    /// Checks that no id was issued twice, and that each client has received every event or a gap
-    /// in its position.
+    /// Checks that no id was issued twice, and that each client has received every event, or a gap
+    /// instead.
     async fn check(self, what: &str) {
         self.wait_for_more_acknowledged(500).await;
         self.is_over.store(true, SeqCst);
@@ -121,8 +121,8 @@ impl Traffic {
 }
 
 impl Received {
-    /// Returns how many acknowledged events this client has not received. Panics if no gap is where
-    /// one of them is missing.
+    /// Returns the number of acknowledged events that this client has not received. Panics if no gap
+    /// is at the position of a missing event.
     fn missing(&self, acknowledged: &[(usize, u32, String)]) -> usize {
         let mut first = BTreeMap::new();
         for (index, event) in self.events.iter().enumerate() {
@@ -228,7 +228,7 @@ async fn memory_stream_of_restarted_server_is_another_log() {
     traffic.check("a server with a stream in memory was restarted twice").await;
 }
 
-/// The nodes are connected to the other servers, so no connection of theirs is lost.
+/// The nodes are connected to the other servers, so they lose no connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_server_without_its_disk_begins_another_log() {
     let mut cluster = Cluster::start().await;
@@ -271,7 +271,7 @@ async fn node_that_starts_later_recognizes_another_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_marks_and_stale_configuration_stop_no_node() {
+async fn marks_of_other_programs_stop_no_node() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let nodes = two_nodes(&store.url()).await;
     let admin = admin(&store.url()).await;
@@ -312,7 +312,7 @@ async fn foreign_marks_and_stale_configuration_stop_no_node() {
 async fn messages_deleted_from_the_middle_are_a_gap() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
-    // It retains too little for its clients, so that they read the stream.
+    // The node retains too few events, so its clients read the stream.
     let node = connect(backend(&store.url())).await;
     let mut ids = Vec::new();
     for n in 0..10 {
@@ -329,8 +329,8 @@ async fn messages_deleted_from_the_middle_are_a_gap() {
             node.topic(topic).subscribe(ids[from].clone()).await.expect("the hub accepts the subscription");
         let next = timeout(SOON, client.next())
             .await
-            .expect("there is something")
-            .expect("it does not end")
+            .expect("an event arrives")
+            .expect("the stream does not end")
             .expect("no error");
         String::from_utf8_lossy(next.as_bytes()).into_owned()
     };
@@ -341,8 +341,8 @@ async fn messages_deleted_from_the_middle_are_a_gap() {
     let mut client = connect(backend(&store.url())).await.topic("news").subscribe(ids[0].clone()).await.expect("room");
     let got = read_until(&mut client, "data: filler 199\n").await;
     let gap = got.find("event: gap\n").expect("there is a gap");
-    assert!(got.find("data: 5\n").expect("it is retained") < gap, "{got}");
-    assert!(gap < got.find("data: 7\n").expect("it is retained") && !got.contains("data: 6\n"), "{got}");
+    assert!(got.find("data: 5\n").expect("the event is retained") < gap, "{got}");
+    assert!(gap < got.find("data: 7\n").expect("the event is retained") && !got.contains("data: 6\n"), "{got}");
 
     stream.purge().filter("tower-sse.other=").await.expect("the server responds");
     let got = read("other", 0).await;
@@ -351,7 +351,7 @@ async fn messages_deleted_from_the_middle_are_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_drop_from_the_middle_are_refused() {
+async fn streams_that_drop_from_the_middle_are_rejected() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let admin = admin(&store.url()).await;
     let make = async |name: &str, config: stream::Config| {
@@ -364,7 +364,7 @@ async fn streams_that_drop_from_the_middle_are_refused() {
     let sealed = admin.get_stream("sealed").await.expect("the server responds").cached_info().config.clone();
     admin.update_stream(stream::Config { sealed: true, ..sealed }).await.expect("the server responds");
     for (name, part) in [("seven", "max_msgs_per_subject is 7"), ("sealed", "sealed")] {
-        let error = try_connect(backend(&store.url()).stream(name)).await.expect_err("it is no log");
+        let error = try_connect(backend(&store.url()).stream(name)).await.expect_err("the stream is unsuitable");
         assert!(reason(&error).contains(part), "{}", reason(&error));
     }
 }
@@ -403,7 +403,7 @@ async fn idle_or_purged_log_stays_the_same() {
                     .expect("the server responds"),
             ),
         }
-        // The node notices that the stream is empty when nothing has come for two seconds.
+        // The node notices that the stream is empty after two seconds without a message.
         sleep(Duration::from_secs(3)).await;
         let other = connect(backend()).await;
         let next = publish(&other, text).await;
@@ -416,5 +416,5 @@ async fn idle_or_purged_log_stays_the_same() {
         last = next;
     }
     let marks: BTreeSet<_> = marks(&admin).await.into_iter().collect();
-    assert!(marks.len() <= 1, "there was one log: {marks:?}");
+    assert!(marks.len() <= 1, "the log stays the same: {marks:?}");
 }

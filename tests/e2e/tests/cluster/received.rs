@@ -18,7 +18,7 @@ pub(crate) struct Received {
     /// The position, the publisher, and the number of each event.
     pub(crate) events: Vec<(Position, usize, u32)>,
     pub(crate) gaps: Vec<ReportedGap>,
-    /// The last event id, with which the client reconnects.
+    /// The last event id. The client reconnects with it.
     pub(crate) last: String,
 }
 

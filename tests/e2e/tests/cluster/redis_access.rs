@@ -61,7 +61,8 @@ async fn tls_checks_certificates_of_server_and_client() {
         let error = connect_error(backend).await;
         assert!(error.contains(reason), "{reason}: {error}");
     }
-    let error = RedisBackend::new(format!("rediss://localhost:{port}#insecure")).expect_err("no").to_string();
+    let error =
+        RedisBackend::new(format!("rediss://localhost:{port}#insecure")).expect_err("the URL is invalid").to_string();
     assert!(error.contains("always checked"), "{error}");
 }
 
@@ -133,7 +134,10 @@ async fn sentinel_failover_keeps_replicated_events() {
 
     let backend = || {
         let urls = [format!("redis://127.0.0.1:{}", free_port()), format!("redis://:watchful@{}", sentinel.address)];
-        RedisBackend::new("redis://:secret@main").expect("the URL is valid").sentinels(urls).expect("two of them")
+        RedisBackend::new("redis://:secret@main")
+            .expect("the URL is valid")
+            .sentinels(urls)
+            .expect("the URLs are valid")
     };
     let connect =
         async || Hub::builder().max_events(10).backend(backend()).connect().await.expect("the server responds");
@@ -174,11 +178,15 @@ async fn sentinel_failover_keeps_replicated_events() {
     assert!(late.subscription.gap().is_none() && !unsure.is_empty());
 
     let unknown = RedisBackend::new("redis://:secret@other").expect("the URL is valid");
-    let error =
-        connect_error(unknown.sentinels([format!("redis://:watchful@{}", sentinel.address)]).expect("one")).await;
+    let error = connect_error(
+        unknown.sentinels([format!("redis://:watchful@{}", sentinel.address)]).expect("the URL is valid"),
+    )
+    .await;
     assert!(error.contains("knows no master \"other\""), "{error}");
     let no_auth = RedisBackend::new("redis://:secret@main").expect("the URL is valid");
-    let error = connect_error(no_auth.sentinels([format!("redis://:drowsy@{}", sentinel.address)]).expect("one")).await;
+    let error =
+        connect_error(no_auth.sentinels([format!("redis://:drowsy@{}", sentinel.address)]).expect("the URL is valid"))
+            .await;
     assert!(error.contains(&sentinel.address.to_string()) && !error.contains("drowsy"), "{error}");
 }
 
@@ -205,7 +213,7 @@ async fn missing_permissions_are_errors_without_the_password() {
             let is_named = error.contains("permission") || error.contains("can't run this command");
             assert!(is_named && !error.contains("mine"), "{commands}: {error}");
         };
-        // Without INFO a random number separates the ids of servers.
+        // Without INFO, the node uses a random number to keep the ids of servers apart.
         let is_enough = commands.is_empty() || commands == "-info" || commands.starts_with("-@all");
         match connected {
             Ok(hub) if is_enough => {
@@ -232,13 +240,13 @@ async fn missing_permissions_are_errors_without_the_password() {
         }
         admin_cli(&["del", "tower-sse"]);
     }
-    for user in ["", ":wrongword@", "nobody:wrongword@"] {
+    for user in ["", ":wrongword@", "unknown:wrongword@"] {
         let error = connect_error(backend(user)).await;
         println!("{error}");
         assert!(error.contains("uthentication") && !error.contains("wrongword"), "{error}");
     }
     for url in ["http://:wrongword@localhost", "redis://:wrongword@localhost/x", "redis://:wrongword@localhost:x"] {
-        let error = RedisBackend::new(url).expect_err("no URL of Redis").to_string();
+        let error = RedisBackend::new(url).expect_err("the URL is invalid").to_string();
         assert!(error.contains("no URL of Redis") && !error.contains("wrongword"), "{error}");
     }
 }
@@ -273,7 +281,7 @@ async fn url_selects_socket_database_and_protocol() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_cluster_redirects_to_the_node_with_the_stream() {
+async fn redis_cluster_redirects_to_the_right_server() {
     let start = async || {
         let bus = free_port().to_string();
         (Store::start(StoreKind::Redis, &["--cluster-enabled", "yes", "--cluster-port", &bus]).await, bus)

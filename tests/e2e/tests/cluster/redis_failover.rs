@@ -32,7 +32,7 @@ struct Switch {
 impl Switch {
     async fn to(server: &Store) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
-        let address = listener.local_addr().expect("it listens");
+        let address = listener.local_addr().expect("the listener has an address");
         let target = watch::Sender::new(server.address());
         let targets = target.subscribe();
         tokio::spawn(async move {

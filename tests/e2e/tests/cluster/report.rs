@@ -77,7 +77,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// The time by which a client must receive a gap for a missing event.
+/// The deadline of a gap for a missing event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum GapTiming {
     /// Before any later event.

@@ -21,7 +21,7 @@ pub(crate) const CADDY: ProxyCase = ProxyCase {
 
 proxy_tests!(CADDY);
 
-/// By default, Caddy compresses all of `text/*`. It decides by the first bytes: a stream of ours
+/// Caddy compresses all of `text/*` by default. It decides by the first bytes: a stream of ours
 /// begins with a heartbeat, which is too short to compress.
 #[tokio::test(flavor = "multi_thread")]
 async fn caddy_ignores_no_transform_and_delays_compressed_events() {

@@ -16,10 +16,9 @@ use tower_sse::{CloseReason, Heartbeat};
 
 /// The limit for the delay of a single event.
 const MAX_DELAY: Duration = Duration::from_millis(100);
-/// The limit for noticing a disconnect. Shorter than all heartbeat intervals and timeouts, except
-/// those that a test shortens.
+/// The limit for noticing a disconnect. Shorter than all default heartbeat intervals and timeouts.
 const SOON: Duration = Duration::from_secs(5);
-/// The time for which a test waits for an event that must not come.
+/// The waiting time for an event that must not come.
 pub(crate) const SHORT_WAIT: Duration = Duration::from_secs(1);
 
 /// A proxy, and its expected behavior.
