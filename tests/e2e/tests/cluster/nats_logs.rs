@@ -121,8 +121,8 @@ impl Traffic {
 }
 
 impl Received {
-    /// Returns the number of acknowledged events that this client has not received. Panics if no gap
-    /// is at the position of a missing event.
+    /// Returns the number of acknowledged events that this client has not received. Panics if no
+    /// gap is at the position of a missing event.
     fn missing(&self, acknowledged: &[(usize, u32, String)]) -> usize {
         let mut first = BTreeMap::new();
         for (index, event) in self.events.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 /// A position in the log: the index of the epoch, and two numbers from the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Position(usize, u64, u64);
+pub(crate) struct LogPosition(usize, u64, u64);
 
 /// The events and gaps of one client, in order.
 #[derive(Debug)]
@@ -14,9 +14,9 @@ pub(crate) struct Received {
     kind: StoreKind,
     epochs: Arc<Mutex<Vec<String>>>,
     /// The client is entitled to the events after this position.
-    pub(crate) start: Option<Position>,
+    pub(crate) start: Option<LogPosition>,
     /// The position, the publisher, and the number of each event.
-    pub(crate) events: Vec<(Position, usize, u32)>,
+    pub(crate) events: Vec<(LogPosition, usize, u32)>,
     pub(crate) gaps: Vec<ReportedGap>,
     /// The last event id. The client reconnects with it.
     pub(crate) last: String,
@@ -30,8 +30,8 @@ pub(crate) struct ReportedGap {
     pub(crate) at: usize,
     /// The number of acknowledged events that the gap covers.
     pub(crate) missed: usize,
-    pub(crate) requested: Position,
-    pub(crate) resumed: Option<Position>,
+    pub(crate) requested: LogPosition,
+    pub(crate) resumed: Option<LogPosition>,
 }
 
 impl Received {
@@ -46,11 +46,11 @@ impl Received {
     }
 
     /// Parses an id.
-    pub(crate) fn position(&self, id: &str) -> Position {
+    pub(crate) fn position(&self, id: &str) -> LogPosition {
         let number = |text: &str| text.parse::<u64>().unwrap_or_else(|_| panic!("{id:?} is no id of {:?}", self.kind));
         let (first, rest) = id.split_once('-').unwrap_or_else(|| panic!("{id:?} is no id of {:?}", self.kind));
         if self.kind == StoreKind::Redis {
-            return Position(0, number(first), number(rest));
+            return LogPosition(0, number(first), number(rest));
         }
         let mut epochs = self.epochs.lock().expect("no holder panics");
         let epoch = epochs.iter().position(|epoch| epoch == first).unwrap_or_else(|| {
@@ -59,7 +59,7 @@ impl Received {
         });
         // In an id of NATS, the second number says how many events of the same message follow.
         let (message, following) = rest.split_once('-').unwrap_or((rest, "0"));
-        Position(epoch, number(message), u64::MAX - number(following))
+        LogPosition(epoch, number(message), u64::MAX - number(following))
     }
 
     pub(crate) fn event(&mut self, id: &str, (publisher, n): (usize, u32)) {

@@ -64,8 +64,8 @@ async fn deleting_twice_at_once_repeats_no_id() {
     .await;
 }
 
-/// Deletes the stream some thousand times per second. Several streams begin in one millisecond, and no
-/// backend knows all of them.
+/// Deletes the stream some thousand times per second. Several streams begin in one millisecond, and
+/// no backend knows all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_one_millisecond_share_no_id() {
     let store = Store::start(StoreKind::Redis, &["--appendfsync", "no"]).await;

@@ -2,7 +2,7 @@
 
 use crate::{
     checker::Numbers,
-    received::{Position, Received, ReportedGap},
+    received::{LogPosition, Received, ReportedGap},
 };
 use e2e::StoreKind;
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -127,9 +127,9 @@ fn assert_ids_unique(published: &[Vec<Batch>]) {
 }
 
 /// Returns the position of each event that a client received. Asserts that clients agree on it.
-fn positions_of_events(published: &[Vec<Batch>], clients: &[Received]) -> Vec<Vec<Option<Position>>> {
+fn positions_of_events(published: &[Vec<Batch>], clients: &[Received]) -> Vec<Vec<Option<LogPosition>>> {
     let counts = published.iter().map(|batches| batches.last().map_or(0, |batch| batch.numbers.end as usize));
-    let mut positions: Vec<Vec<Option<Position>>> = counts.map(|count| vec![None; count]).collect();
+    let mut positions: Vec<Vec<Option<LogPosition>>> = counts.map(|count| vec![None; count]).collect();
     for client in clients {
         for (position, publisher, n) in &client.events {
             let known = positions.get_mut(*publisher).and_then(|positions| positions.get_mut(*n as usize));
@@ -145,7 +145,7 @@ fn check_client(
     timing: GapTiming,
     name: usize,
     published: &[Vec<Batch>],
-    positions: &[Vec<Option<Position>>],
+    positions: &[Vec<Option<LogPosition>>],
     client: &mut Received,
 ) {
     let events = &client.events;
