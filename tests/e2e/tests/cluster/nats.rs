@@ -43,14 +43,19 @@ pub(crate) fn reason(error: &Error) -> String {
     std::error::Error::source(error).expect("the error has a source").to_string()
 }
 
-/// Returns the state of the stream.
-pub(crate) async fn stored(admin: &jetstream::Context) -> stream::Info {
-    admin.get_stream("tower-sse").await.expect("the server responds").cached_info().clone()
+/// Returns the stream of the log.
+pub(crate) async fn stream_of_log(admin: &jetstream::Context) -> stream::Stream {
+    admin.get_stream("tower-sse").await.expect("the server responds")
+}
+
+/// Returns the configuration and the state of the stream.
+pub(crate) async fn stream_info(admin: &jetstream::Context) -> stream::Info {
+    stream_of_log(admin).await.cached_info().clone()
 }
 
 /// Returns the marks that identify logs, in the order of their messages.
 pub(crate) async fn marks(admin: &jetstream::Context) -> Vec<String> {
-    let stream = admin.get_stream("tower-sse").await.expect("the server responds");
+    let stream = stream_of_log(admin).await;
     let mut marks = Vec::new();
     for sequence in 1..=stream.cached_info().state.last_sequence {
         let Ok(message) = stream.get_raw_message(sequence).await else { continue };
@@ -144,7 +149,7 @@ async fn each_node_has_one_connection_and_one_consumer() {
         // A node that disconnects.
         let short = connect(backend(&store.url_through(&wire))).await;
         publish(&short, &format!("of round {round}")).await;
-        most = most.max(stored(&admin).await.state.consumer_count);
+        most = most.max(stream_info(&admin).await.state.consumer_count);
     }
     // The connections of the dropped nodes are closed soon.
     let what = "three connections are left: two of nodes, and one of this test";
@@ -160,7 +165,7 @@ async fn each_node_has_one_connection_and_one_consumer() {
     while left != 2 {
         assert!(begin.elapsed() < SOON, "{left} consumers are left");
         sleep(Duration::from_millis(100)).await;
-        left = stored(&admin).await.state.consumer_count;
+        left = stream_info(&admin).await.state.consumer_count;
     }
     assert!(begin.elapsed() < Duration::from_secs(10), "the consumers were removed after {:?}", begin.elapsed());
 }
@@ -255,7 +260,7 @@ async fn restart_or_edit_without_loss_keeps_the_epoch() {
         store.kill();
         store.restart().await;
         let admin = admin(&store.url()).await;
-        let config = stored(&admin).await.config;
+        let config = stream_info(&admin).await.config;
         admin
             .update_stream(stream::Config { max_messages: 1000 + n as i64, ..config })
             .await
@@ -354,7 +359,7 @@ async fn rejected_batch_is_an_error_and_stores_nothing() {
     assert!(reason(&error).contains("too long"), "{}", reason(&error));
     // Such a topic can be subscribed to, and is empty.
     let mut both = hub.subscribe(["news", &long], Start::Earliest).await.expect("the hub accepts the subscription");
-    assert_eq!(stored(&admin).await.state.messages, 1, "only the mark is stored");
+    assert_eq!(stream_info(&admin).await.state.messages, 1, "only the mark is stored");
 
     publish(&hub, "first").await;
     read_until(&mut both, "data: first\n").await;
@@ -368,9 +373,9 @@ async fn rejected_batch_is_an_error_and_stores_nothing() {
     };
     let why = reason(&error);
     assert!(why.contains("maximum bytes exceeded"), "{why}");
-    assert_eq!(stored(&admin).await.state.messages, count);
+    assert_eq!(stream_info(&admin).await.state.messages, count);
     // The connection stays usable, and publishing succeeds when the stream has room.
-    admin.get_stream("tower-sse").await.expect("the server responds").purge().await.expect("the stream is purged");
+    stream_of_log(&admin).await.purge().await.expect("the stream is purged");
     publish(&hub, "after the purge").await;
     read_until(&mut client, "after the purge").await;
 }
@@ -394,7 +399,7 @@ async fn retries_store_once_and_silent_connections_are_replaced() {
     assert!(reason(&error).contains("has not answered"), "{}", reason(&error));
     // The server has received the event twice, and has stored it once, before this one.
     publish(&near, "second").await;
-    let state = stored(&admin).await.state;
+    let state = stream_info(&admin).await.state;
     assert_eq!((state.messages, state.last_sequence), (4, 4), "a mark, first, unsure, second");
     // The node has detected the dead connection by itself, so it recovers quickly.
     wire.mend();
@@ -431,13 +436,7 @@ async fn message_deleted_from_the_middle_is_evicted() {
         let record = Record { topic: "news".into(), kind: RecordKind::Event, event };
         positions.push(log.append(vec![record]).await.expect("the server responds").position);
     }
-    admin
-        .get_stream("tower-sse")
-        .await
-        .expect("the server responds")
-        .delete_message(5)
-        .await
-        .expect("the server responds");
+    stream_of_log(&admin).await.delete_message(5).await.expect("the server responds");
     let mut after = Position::START;
     let mut followed = Vec::new();
     while after < positions[5] {

@@ -1,6 +1,6 @@
 //! A NATS cluster of three servers that loses one server.
 
-use crate::nats::{SOON, admin, backend, publish_retrying, read_until, reason, stored, try_connect};
+use crate::nats::{SOON, admin, backend, publish_retrying, read_until, reason, stream_info, try_connect};
 use e2e::{Port, Store, StoreKind};
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
@@ -43,7 +43,7 @@ impl Cluster {
     pub(crate) async fn leader(&self) -> usize {
         let admin = admin(&self.servers[0].url()).await;
         let leader =
-            stored(&admin).await.cluster.expect("the stream is in a cluster").leader.expect("there is a leader");
+            stream_info(&admin).await.cluster.expect("the stream is in a cluster").leader.expect("there is a leader");
         leader.strip_prefix("server-").and_then(|n| n.parse().ok()).expect("the leader is one of the servers")
     }
 

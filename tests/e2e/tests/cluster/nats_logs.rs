@@ -4,7 +4,7 @@
 use crate::{
     nats::{
         SOON, admin, backend, connect, copy_all, marks, publish, publish_retrying, read_until, reason, replay_with_gap,
-        try_connect,
+        stream_info, stream_of_log, try_connect,
     },
     nats_cluster::Cluster,
 };
@@ -194,7 +194,7 @@ async fn recreated_stream_with_same_configuration_is_another_log() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     let nodes = two_nodes(&store.url()).await;
     let admin = admin(&store.url()).await;
-    let config = admin.get_stream("tower-sse").await.expect("the server responds").cached_info().config.clone();
+    let config = stream_info(&admin).await.config;
     let traffic = Traffic::start(&nodes).await;
     for _ in 0..3 {
         admin.delete_stream("tower-sse").await.expect("the server responds");
@@ -256,7 +256,7 @@ async fn node_that_starts_later_recognizes_another_log() {
     }
     drop(node);
     let admin = admin(&store.url()).await;
-    let config = admin.get_stream("tower-sse").await.expect("the server responds").cached_info().config.clone();
+    let config = stream_info(&admin).await.config;
     admin.delete_stream("tower-sse").await.expect("the server responds");
     sleep(Duration::from_millis(500)).await;
     admin.create_stream(config).await.expect("the stream is new");
@@ -287,7 +287,7 @@ async fn marks_of_other_programs_stop_no_node() {
     // change nothing.
     put("tower-sse.=", "log 7", "").await;
     put("tower-sse.news=", "log 18446744073709551615", "data: no event\n\n").await;
-    let stream = admin.get_stream("tower-sse").await.expect("the server responds");
+    let stream = stream_of_log(&admin).await;
     let edited = stream::Config { description: Some("; log 1.7".to_owned()), ..stream.cached_info().config.clone() };
     admin.update_stream(edited).await.expect("the server responds");
     let second = publish(&nodes[1], "second").await;
@@ -322,7 +322,7 @@ async fn messages_deleted_from_the_middle_are_a_gap() {
     for n in 0..200 {
         publish(&node, &format!("filler {n}")).await;
     }
-    let stream = admin.get_stream("tower-sse").await.expect("the server responds");
+    let stream = stream_of_log(&admin).await;
     let read = async |topic: &str, from: usize| {
         let node = connect(backend(&store.url())).await;
         let mut client =
@@ -373,8 +373,7 @@ async fn streams_that_drop_from_the_middle_are_rejected() {
 async fn has_aged(admin: &jetstream::Context) {
     let begin = Instant::now();
     loop {
-        let stream = admin.get_stream("tower-sse").await.expect("the server responds");
-        let state = &stream.cached_info().state;
+        let state = stream_info(admin).await.state;
         if state.first_sequence > 3 && state.messages <= 1 {
             return;
         }
@@ -393,15 +392,7 @@ async fn idle_or_purged_log_stays_the_same() {
     for text in ["aged", "purged"] {
         match text {
             "aged" => has_aged(&admin).await,
-            _ => drop(
-                admin
-                    .get_stream("tower-sse")
-                    .await
-                    .expect("the server responds")
-                    .purge()
-                    .await
-                    .expect("the server responds"),
-            ),
+            _ => drop(stream_of_log(&admin).await.purge().await.expect("the server responds")),
         }
         // The node notices that the stream is empty after two seconds without a message.
         sleep(Duration::from_secs(3)).await;
