@@ -197,7 +197,7 @@ When the connection is lost, the browser reconnects by itself, and sends the id 
     GET /answers/4f1c… HTTP/1.1
     Last-Event-ID: fzk2m5qa-407
 
-The server continues with the event after that one. So no word is missing, and no word arrives twice – not a word, not a <b>tag</b>, not one of the four  spaces before the lines above.
+The server continues with the event after that one. So nothing is missing, and nothing arrives twice – not a word, not a <b>tag</b>, not one of the four  spaces before the lines above.
 
 If no client reads for a while, the generation stops, because tokens cost money. And when the answer is complete, an event says so. The page then closes its connection, and does not reconnect, because there is nothing more to read about “{}”.
 "#;
