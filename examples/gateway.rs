@@ -26,8 +26,8 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tower_sse::{BoxError, Heartbeat, SseLayer};
 
-/// Short, so that the page shows some. In production, choose an interval below the shortest timeout
-/// between server and client: often 15 to 25 seconds.
+/// A short interval, so that the page shows heartbeats. In production, choose an interval below the
+/// shortest timeout between server and client: often 15 to 25 seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The time that open connections have to end at a shutdown.
 const GRACE_PERIOD: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ async fn run(address: &str, upstream: Option<String>) -> Result<(), BoxError> {
     println!("Open http://{} in a browser. The upstream is {upstream}", listener.local_addr()?);
 
     // No timeout for the response or for reads, because streams are long and often silent. The
-    // client decodes no content and follows no redirects: both are for the browser.
+    // client neither decodes content nor follows redirects, because the browser does both.
     let client = Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).redirect(Policy::none());
     let client = client.no_gzip().no_brotli().no_zstd().no_deflate().build()?;
     // Without TCP_NODELAY, an event shortly after another one waits for the acknowledgement of the

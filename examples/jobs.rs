@@ -140,7 +140,7 @@ async fn start(State(app): State<Arc<App>>, Json(request): Json<JobRequest>) -> 
         topic: app.hub.topic(format!("jobs/{id}")).latest_only(),
         worker: Mutex::default(),
     });
-    // The first event. It is an error if the hub has too many topics.
+    // The first event. Publishing it fails if the hub has too many topics.
     job.update(|_| {}).await?;
     let worker = tokio::spawn(work(job.clone(), request.fails, app.pace));
     *job.worker.lock().unwrap() = Some(worker.abort_handle());

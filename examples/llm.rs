@@ -115,8 +115,8 @@ async fn ask(State(app): State<Arc<App>>, Json(Question { prompt }): Json<Questi
     let id: String = (0..2).map(|_| format!("{:016x}", RandomState::new().hash_one(&prompt))).collect();
     let topic = app.hub.topic(format!("answer/{id}"));
     let started = Instant::now();
-    // The first event is the prompt, for a page that knows only the id. It is an error if the hub
-    // has too many topics.
+    // The first event is the prompt, for a page that knows only the id. Publishing it fails if the
+    // hub has too many topics.
     topic.publish(Event::json(&prompt).expect("a string serializes").event("prompt")).await?;
     let mut answers = app.answers.lock().unwrap();
     answers.retain(|_, (started, _)| started.elapsed() < RETENTION);

@@ -33,8 +33,8 @@ use tower_sse::{
 use tracing::{Span, info, info_span, warn};
 use tracing_subscriber::EnvFilter;
 
-/// Short, so that the page shows some. In production, choose an interval below the shortest timeout
-/// between server and client: often 15 to 25 seconds.
+/// A short interval, so that the page shows heartbeats. In production, choose an interval below the
+/// shortest timeout between server and client: often 15 to 25 seconds.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const EVENT_INTERVAL: Duration = Duration::from_secs(2);
 /// The time that open connections have to end at a shutdown. An init system must not send SIGKILL
