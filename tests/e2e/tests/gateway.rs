@@ -346,7 +346,7 @@ async fn unreachable_upstream_is_502_until_it_returns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_over_the_address_limit_get_503() {
+async fn streams_over_the_address_limit_get_429() {
     let mut upstream = Upstream::start();
     let gateway = upstream.behind_gateway();
     let get = async || Protocol::Http1.get(gateway.address(), "/events", &[EVENT_STREAM]).await;
@@ -356,9 +356,9 @@ async fn streams_over_the_address_limit_get_503() {
         assert_eq!(open[open.len() - 1].0.status, 200);
     }
     let rejection = get().await;
-    assert_eq!(rejection.status, 503);
+    assert_eq!(rejection.status, 429);
     assert!(rejection.headers.contains_key("retry-after"), "{:?}", rejection.headers);
-    assert!(rejection.complete().await.text().contains("as many event streams open as there may be"));
+    assert!(rejection.complete().await.text().contains("your limit of open event streams is reached"));
     let rejected_stream = upstream.next_stream().await;
     within("the rejected stream to be dropped", rejected_stream.events.closed()).await;
     // Other responses and open streams are not affected.
