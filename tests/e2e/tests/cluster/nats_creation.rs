@@ -1,13 +1,13 @@
 //! Several nodes that connect to NATS before the stream exists.
 
 use crate::nats::backend;
-use e2e::store::{Engine, Store};
+use e2e::{Store, StoreKind};
 use futures_util::future::join_all;
 use tower_sse::hub::backend::Backend;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_create_the_stream_at_once_find_one_log() {
-    let store = Store::start(Engine::Nats, &[]).await;
+    let store = Store::start(StoreKind::Nats, &[]).await;
     for round in 0..150 {
         let nodes: Vec<_> = (0..4).map(|_| backend(&store.url()).stream(format!("round-{round}"))).collect();
         let bounds = join_all(nodes.iter().map(Backend::bounds)).await;
