@@ -226,6 +226,11 @@ impl Event {
 /// The steps of a log before an event has its id, and after.
 #[cfg(feature = "hub")]
 impl Event {
+    /// Returns the name if a setter has set one. It does not search the data of other events.
+    pub(crate) fn set_name(&self) -> Option<&str> {
+        if self.fields & HAS_NAME == 0 { None } else { self.name() }
+    }
+
     /// Completes the event except for its id, which can still be set.
     pub(crate) fn complete(self) -> Self {
         self.with_what_a_name_needs()

@@ -65,6 +65,16 @@ impl Builder {
         self
     }
 
+    /// Sets the maximum number of topics in one subscription. Default: 1,000. More topics are an
+    /// [error](super::ErrorKind::TooManyTopicsInSubscription).
+    ///
+    /// It protects the hub from requests that name topics. A subscription to topics that do not
+    /// exist creates them, and they count for [`max_topics`](Self::max_topics).
+    pub fn max_topics_per_subscription(mut self, topics: usize) -> Self {
+        self.0.max_topics_per_subscription = topics;
+        self
+    }
+
     /// Sets the treatment of clients that are slower than the retention. Default:
     /// [`LagPolicy::Gap`].
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
@@ -179,6 +189,11 @@ impl Connector {
     /// See [`Builder::max_age`].
     pub fn max_age(self, age: Duration) -> Self {
         Self { settings: self.settings.max_age(age), ..self }
+    }
+
+    /// See [`Builder::max_topics_per_subscription`].
+    pub fn max_topics_per_subscription(self, topics: usize) -> Self {
+        Self { settings: self.settings.max_topics_per_subscription(topics), ..self }
     }
 
     /// See [`Builder::max_topics`].

@@ -8,6 +8,7 @@ pub(super) struct HubConfig {
     /// The retention of each topic in this process.
     pub(super) retention: Retention,
     pub(super) max_topics: usize,
+    pub(super) max_topics_per_subscription: usize,
     /// The policy of subscriptions that set none.
     pub(super) lag_policy: LagPolicy,
 }
@@ -16,6 +17,7 @@ impl HubConfig {
     pub(super) const DEFAULT: Self = Self {
         retention: Retention { max_events: 10_000, max_bytes: 8 << 20, max_age: Duration::from_secs(60 * 60) },
         max_topics: 100_000,
+        max_topics_per_subscription: 1_000,
         lag_policy: LagPolicy::Gap,
     };
 }

@@ -37,6 +37,7 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
+    /// The name of a topic or of an event, or the number of topics in a subscription.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -53,6 +54,13 @@ pub enum ErrorKind {
     TooManyTopics,
     /// A subscription without a topic. 400 Bad Request.
     NoTopics,
+    /// A subscription to more topics than
+    /// [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription) allows. 400 Bad
+    /// Request.
+    TooManyTopicsInSubscription,
+    /// The name of the event is `gap` or `hub-cursor`. A hub sends events with these names itself.
+    /// 500 Internal Server Error.
+    ReservedName,
     /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
     Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
@@ -96,6 +104,15 @@ impl Error {
         Self { kind: ErrorKind::NoTopics, topic: "".into(), limit: 0, source: None }
     }
 
+    pub(super) fn too_many_topics_in_subscription(topics: usize, limit: usize) -> Self {
+        let topics = topics.to_string().into();
+        Self { kind: ErrorKind::TooManyTopicsInSubscription, topic: topics, limit, source: None }
+    }
+
+    pub(super) fn reserved_name(name: &str) -> Self {
+        Self { kind: ErrorKind::ReservedName, topic: name.into(), limit: 0, source: None }
+    }
+
     pub(super) fn shut_down() -> Self {
         Self { kind: ErrorKind::Shutdown, topic: "".into(), limit: 0, source: None }
     }
@@ -126,8 +143,8 @@ impl Error {
             ErrorKind::TooManyTopics | ErrorKind::Shutdown | ErrorKind::Backend | ErrorKind::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ErrorKind::NoTopics => StatusCode::BAD_REQUEST,
-            ErrorKind::Json => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorKind::NoTopics | ErrorKind::TooManyTopicsInSubscription => StatusCode::BAD_REQUEST,
+            ErrorKind::Json | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -143,6 +160,13 @@ impl fmt::Display for Error {
             }
             ErrorKind::Shutdown => f.write_str("the hub is shut down; another server may answer"),
             ErrorKind::NoTopics => f.write_str("a subscription needs at least one topic"),
+            ErrorKind::TooManyTopicsInSubscription => {
+                let (topics, limit) = (&self.topic, self.limit);
+                write!(f, "a subscription may have {limit} topics, and not {topics}: see max_topics_per_subscription")
+            }
+            ErrorKind::ReservedName => {
+                write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
+            }
             ErrorKind::Json => f.write_str("the data of an event does not serialize to JSON"),
             ErrorKind::Overloaded => {
                 let limit = self.limit;

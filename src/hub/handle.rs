@@ -40,9 +40,15 @@ impl Hub {
     /// a host over HTTP/1.1.) An event does not name its topic: use different
     /// [names](crate::Event::event), or put the topic into the data.
     ///
+    /// Subscribing creates the topics. Check topic names that come from clients first: invented
+    /// names use up [`max_topics`](super::Builder::max_topics).
+    ///
     /// # Errors
     ///
     /// - [`NoTopics`](super::ErrorKind::NoTopics) if no topic is named.
+    /// - [`TooManyTopicsInSubscription`](super::ErrorKind::TooManyTopicsInSubscription) if there
+    ///   are more topics than
+    ///   [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription).
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the hub would have more topics than
     ///   it may.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,

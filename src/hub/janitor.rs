@@ -2,8 +2,8 @@
 
 use super::core::Core;
 use std::{
+    panic,
     sync::{Arc, Weak},
-    thread,
 };
 use tokio::{
     runtime::Handle,
@@ -20,20 +20,14 @@ pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
 
 /// Runs until no event is left that can expire, or until the hub is dropped.
 async fn tidy(core: Weak<Core>) {
-    let _told = TellsOfPanic(Weak::clone(&core));
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;
-        sleep_until(next).await;
-    }
-}
-
-/// Sleeping panics in a runtime without timers. This makes it panic once, and not for each event.
-struct TellsOfPanic(Weak<Core>);
-
-impl Drop for TellsOfPanic {
-    fn drop(&mut self) {
-        if let (true, Some(core)) = (thread::panicking(), self.0.upgrade()) {
-            core.disable_timers();
-        }
+        // A runtime without timers panics here. Only this panic disables the janitor: an unrelated
+        // one may drop this task, and another runtime may have timers.
+        let Ok(pause) = panic::catch_unwind(|| sleep_until(next)) else {
+            core.upgrade().inspect(|core| core.disable_timers());
+            return;
+        };
+        pause.await;
     }
 }

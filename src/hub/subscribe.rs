@@ -23,6 +23,10 @@ impl Core {
     ) -> Result<Subscription, Error> {
         names.sort_unstable();
         names.dedup();
+        let limit = self.config.max_topics_per_subscription;
+        if names.len() > limit {
+            return Err(Error::too_many_topics_in_subscription(names.len(), limit));
+        }
         if names.is_empty() {
             return Err(Error::no_topics());
         }

@@ -89,6 +89,7 @@ impl Topic {
     /// - [`Finished`](super::ErrorKind::Finished) if the topic is [finished](Self::finish).
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
+    /// - [`ReservedName`](super::ErrorKind::ReservedName) if the event is named `gap` or `hub-cursor`.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the event.
     ///
@@ -97,8 +98,7 @@ impl Topic {
     /// In memory, the future completes on its first poll. With a backend, the event of a dropped
     /// future may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
-        let event = event.without_id().complete();
-        let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
+        let id = self.core.publish(&self.name, self.latest_only, [complete(event)?]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -118,7 +118,7 @@ impl Topic {
     /// In memory, the future completes on its first poll. With a backend, all events of a dropped
     /// future or none of them may be in the log.
     pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
-        let events: Vec<_> = events.into_iter().map(|event| event.without_id().complete()).collect();
+        let events = events.into_iter().map(complete).collect::<Result<Vec<_>, Error>>()?;
         if events.is_empty() {
             return Ok(None);
         }
@@ -204,6 +204,14 @@ impl Topic {
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)
+    }
+}
+
+/// Completes an event except for its id, which the log assigns.
+fn complete(event: Event) -> Result<Event, Error> {
+    match event.set_name() {
+        Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),
+        _ => Ok(event.without_id().complete()),
     }
 }
 

@@ -6,7 +6,11 @@ use super::{
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::Waiters,
 };
-use std::{sync::Arc, task::Waker};
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    task::Waker,
+};
 use tokio::time::Instant;
 
 pub(super) struct TopicState {
@@ -61,8 +65,18 @@ impl TopicState {
         if wakers.is_empty() {
             return;
         }
-        wakers.drain(..).flatten().for_each(Waker::wake);
+        // A waker is code of the executor. One that panics must not keep the others from being
+        // woken.
+        let mut panicked = None;
+        for waker in wakers.drain(..).flatten() {
+            if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+                panicked = Some(panic);
+            }
+        }
         self.lock().waiters.give_back(wakers);
+        if let Some(panic) = panicked {
+            panic::resume_unwind(panic);
+        }
     }
 }
 

@@ -1,0 +1,116 @@
+//! Limits of a hub, and code of others inside of it that fails.
+
+use futures_util::StreamExt;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+use tokio::runtime::{Builder, Runtime};
+use tower_sse::{
+    Event, EventName,
+    hub::{ErrorKind, Hub, Start},
+};
+
+#[tokio::test]
+async fn reserved_event_names_are_rejected() {
+    let hub = Hub::new();
+    let topic = hub.topic("news");
+    let mut subscription = topic.subscribe(Start::Latest).await.unwrap();
+    for name in ["gap", "hub-cursor"] {
+        let error = topic.publish(Event::new("x").event(EventName::new(name).unwrap())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReservedName);
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(error.status(), 500);
+        let several = [Event::new("first"), Event::default().event(EventName::new(name).unwrap())];
+        assert_eq!(topic.publish_all(several).await.unwrap_err().kind(), ErrorKind::ReservedName);
+    }
+    // Neither of them was added, and data may look like a name.
+    topic.publish(Event::new("event: gap").event("gaps")).await.unwrap();
+    let events = subscription.next().await.unwrap().unwrap();
+    assert_eq!(events.count(), 1);
+    assert_eq!(hub.stats().published, 1);
+}
+
+#[tokio::test]
+async fn topics_of_a_subscription_are_limited() {
+    let hub = Hub::builder().max_topics_per_subscription(3).build();
+    let names = |count: usize| (0..count).map(|n| n.to_string());
+    let error = hub.subscribe(names(4), Start::Latest).await.unwrap_err();
+    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::TooManyTopicsInSubscription, 400));
+    assert_eq!(error.to_string(), "a subscription may have 3 topics, and not 4: see max_topics_per_subscription");
+    assert_eq!(hub.stats().topics, 0, "no topic was created");
+    // Names count once.
+    drop(hub.subscribe(names(3).chain(names(3)), Start::Latest).await.unwrap());
+    let hub = Hub::new();
+    drop(hub.subscribe(names(1_000), Start::Latest).await.unwrap());
+    assert!(hub.subscribe(names(1_001), Start::Latest).await.is_err());
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+#[test]
+fn topics_expire_after_an_unrelated_panic() {
+    let hub = Hub::builder().max_age(Duration::from_secs(1)).build();
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        let runtime = runtime();
+        runtime.block_on(async { hub.topic("first").publish(Event::new("")).await.unwrap() });
+        // The runtime, and with it the janitor, is dropped by the panic.
+        panic!("unrelated");
+    }));
+    assert!(unwound.is_err());
+    runtime().block_on(async {
+        hub.topic("second").publish(Event::new("")).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(hub.stats().topics, 0);
+    });
+}
+
+struct Counts(AtomicUsize);
+
+impl Wake for Counts {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("the waker panics");
+    }
+}
+
+#[test]
+fn panicking_waker_keeps_no_other_from_being_woken() {
+    let hub = Hub::new();
+    let counts = Arc::new(Counts(AtomicUsize::new(0)));
+    let wakers = [Waker::from(counts.clone()), Arc::new(Panics).into(), counts.clone().into()];
+    let mut subscriptions = Vec::new();
+    for waker in &wakers {
+        let topic = hub.topic("news");
+        let mut subscribe = Box::pin(topic.subscribe(Start::Latest));
+        let Poll::Ready(subscription) = subscribe.as_mut().poll(&mut Context::from_waker(waker)) else { panic!() };
+        let mut subscription = subscription.unwrap();
+        assert!(subscription.poll_next_unpin(&mut Context::from_waker(waker)).is_pending());
+        subscriptions.push(subscription);
+    }
+    let topic = hub.topic("news");
+    let published = catch_unwind(AssertUnwindSafe(|| {
+        let mut publish = pin!(topic.publish(Event::new("")));
+        let _ready = publish.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }));
+    assert!(published.is_err(), "the publisher sees the panic");
+    assert_eq!(counts.0.load(Relaxed), 2);
+    for subscription in &mut subscriptions {
+        assert!(subscription.poll_next_unpin(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+}
