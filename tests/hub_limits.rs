@@ -61,7 +61,13 @@ fn topics_expire_after_an_unrelated_panic() {
     let hub = Hub::builder().max_age(Duration::from_secs(1)).build();
     let unwound = catch_unwind(AssertUnwindSafe(|| {
         let runtime = runtime();
-        runtime.block_on(async { hub.topic("first").publish(Event::new("")).await.unwrap() });
+        runtime.block_on(async {
+            hub.topic("first").publish(Event::new("")).await.unwrap();
+            // The janitor begins to sleep.
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        });
         // The runtime, and with it the janitor, is dropped by the panic.
         panic!("unrelated");
     }));
