@@ -76,14 +76,14 @@ use tower_service::Service;
 ///   removed, since heartbeats change the length.
 /// - **`Connection: keep-alive`** is added on HTTP/1.1, unless the client asks to close the
 ///   connection or the [shutdown](Self::shutdown) of this layer has begun. A layer cannot see
-///   whether the server closes the connection for another reason, such as its own graceful shutdown.
-///   If a response has both options, `close` applies (RFC 9112, §9.3).
+///   whether the server closes the connection for another reason, such as its own graceful
+///   shutdown. If a response has both options, `close` applies (RFC 9112, §9.3).
 /// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. They are sent between the
 ///   lines of a stream. So a client dispatches the same events as without the layer, and the
 ///   heartbeats if these are events.
 /// - **An [`SseStream`](crate::SseStream)** applies the settings in its own body. The settings of
-///   the handler have precedence. So there is never a second heartbeat, even with several layers: the
-///   innermost layer decides.
+///   the handler have precedence. So there is never a second heartbeat, even with several layers:
+///   the innermost layer decides.
 ///
 /// # Compression
 ///
@@ -93,9 +93,9 @@ use tower_service::Service;
 /// - *Inside*: a request whose `Accept` names `text/event-stream` is passed on with
 ///   `Accept-Encoding: identity`. (`*/*` does not name it.) This applies even if the response turns
 ///   out to be something else, such as JSON.
-/// - *Outside*: compressors see a content type that they know, and `no-transform`. A compressor that
-///   is configured to compress everything ignores both. tower-http's compressor still delivers each
-///   event when it is sent.
+/// - *Outside*: compressors see a content type that they know, and `no-transform`. A compressor
+///   that is configured to compress everything ignores both. tower-http's compressor still delivers
+///   each event when it is sent.
 ///
 /// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
 /// corrupt it. (`identity`, `none` and an empty value are no encodings.) A
@@ -188,10 +188,10 @@ impl SseLayer {
     /// all reconnect at the same time.
     ///
     /// - At a [shutdown](Self::shutdown), and over a limit with [`Overload::RetryLater`], a client
-    ///   gets the delay of [`retry`](Self::retry) (one second if it is not set) plus a random part of
-    ///   the jitter. Without this setting, the jitter is five seconds.
-    /// - The delay that each stream sends first ([`retry`](Self::retry)) varies in the same way, for
-    ///   the clients that a crash disconnects. Without this setting, it does not vary.
+    ///   gets the delay of [`retry`](Self::retry) (one second if it is not set) plus a random part
+    ///   of the jitter. Without this setting, the jitter is five seconds.
+    /// - The delay that each stream sends first ([`retry`](Self::retry)) varies in the same way,
+    ///   for the clients that a crash disconnects. Without this setting, it does not vary.
     ///
     /// A client keeps the last delay that it received. Set `retry` on the streams that it
     /// reconnects to, so that it does not keep this delay.
@@ -221,8 +221,8 @@ impl SseLayer {
     /// Limits the number of streams that are open at the same time per key: an address, a user, a
     /// tenant.
     ///
-    /// The key is read from the head of every request. A request whose key is `None` is not limited.
-    /// A stream has to be within all limits, if this is combined with
+    /// The key is read from the head of every request. A request whose key is `None` is not
+    /// limited. A stream has to be within all limits, if this is combined with
     /// [`max_streams`](Self::max_streams) or called several times.
     ///
     /// # Examples

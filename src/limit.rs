@@ -30,10 +30,10 @@ use std::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overload {
-    /// `503 Service Unavailable` with `Retry-After`, or `429 Too Many Requests` if the limit of a key
-    /// is reached. Load balancers see the overload. They do not eject a server because of a 429: one
-    /// client with too many streams does not make the server unhealthy. An `EventSource` does not
-    /// reconnect by itself.
+    /// `503 Service Unavailable` with `Retry-After`, or `429 Too Many Requests` if the limit of a
+    /// key is reached. Load balancers see the overload. They do not eject a server because of a
+    /// 429: one client with too many streams does not make the server unhealthy. An `EventSource`
+    /// does not reconnect by itself.
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.

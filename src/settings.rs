@@ -25,8 +25,8 @@ impl Settings {
     const RETRY: Duration = Duration::from_secs(1);
     const JITTER: Duration = Duration::from_secs(5);
 
-    /// Takes over the settings of an outer layer that are unset here, if only one of them can apply
-    /// to a stream. Returns whether there were any.
+    /// Takes over settings of an outer layer that are unset here. It leaves out settings that apply
+    /// in every layer. Returns whether it took over any.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         fn fill<T: Clone>(own: &mut Option<T>, outer: &Option<T>) -> bool {
             let is_filled = own.is_none() && outer.is_some();

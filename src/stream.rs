@@ -1,4 +1,4 @@
-//! The responder: what a handler returns.
+//! The responder, which a handler returns.
 
 use crate::{
     BoxError, Event, Heartbeat, SseItem, StreamSummary,
@@ -66,7 +66,7 @@ pub struct SseStream<S> {
 }
 
 impl<S> SseStream<S> {
-    /// Creates a response of the items of a stream.
+    /// Creates a response from a stream of events.
     ///
     /// The response of a [`Subscription`](crate::hub::Subscription) begins with the cursor, and is
     /// `204 No Content` if the client has received everything. Adapters such as `map` or `merge`
@@ -79,11 +79,11 @@ impl<S> SseStream<S> {
         Self { preamble: Preamble::of(&stream), stream, options: None }
     }
 
-    /// Replaces the stream by one that is made of it, for example with an adapter.
+    /// Wraps the stream, for example in an adapter.
     ///
     /// The settings of the response stay. If the stream is a
     /// [`Subscription`](crate::hub::Subscription), the cursor and the `204 No Content` of its
-    /// response stay, whatever the adapter is.
+    /// response stay with any adapter.
     ///
     /// # Examples
     ///
@@ -105,30 +105,30 @@ impl<S> SseStream<S> {
         SseStream { stream: f(self.stream), options: self.options, preamble: self.preamble }
     }
 
-    /// Keeps the stream alive in this way, whatever a layer says. The default is a comment after 15
+    /// Sets the heartbeat. It overrides the heartbeat of layers. The default is a comment after 15
     /// seconds of silence.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
-    /// Sends nothing but the stream's events, whatever a layer says: no heartbeat, and no first
-    /// byte before the first event. (A subscription to a hub has its place to say first.)
+    /// Disables the heartbeat, also the heartbeat of layers. No byte is sent before the first
+    /// event. (A subscription to a hub still begins with its cursor.)
     ///
-    /// A client that closes its connection is noticed all the same. One that vanishes is noticed
-    /// only when the server writes to it, so its stream is then held for as long as it is silent.
+    /// The server still notices a client that closes its connection. It notices a client that
+    /// vanishes only when a write fails, so a silent stream is kept until then.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }
 
-    /// Tells the client first how long to wait before it reconnects, in whole milliseconds,
-    /// whatever a layer says.
+    /// Sets the reconnect delay that the stream sends first, in whole milliseconds. It overrides
+    /// the delay of layers.
     ///
-    /// Without it a client uses its own default, some seconds.
+    /// By default, clients use their own delay of some seconds.
     pub fn retry(self, delay: Duration) -> Self {
         self.with(|options| options.retry = Some(delay))
     }
 
-    /// Sends this event last, when the stream has ended by itself and without an error.
+    /// Sets the last event. It is sent when the stream ends by itself and without an error.
     ///
     /// # Examples
     ///
@@ -168,8 +168,8 @@ impl<S> SseStream<S> {
     /// Calls `f` exactly once, when the body is dropped: after the end of the stream, when the
     /// client is gone, or when the response was never sent.
     ///
-    /// `f` runs where the body is dropped, so it should return quickly. If `f` panics, the panic ends
-    /// there, and the callbacks of layers still run. A second call replaces `f`.
+    /// `f` runs where the body is dropped, so it should return quickly. If `f` panics, the panic
+    /// ends there, and the callbacks of layers still run. A second call replaces `f`.
     ///
     /// # Examples
     ///
@@ -229,9 +229,9 @@ impl<S> SseStream<S> {
 }
 
 impl SseStream<Empty<Event>> {
-    /// The answer to a client that should not come back: `204 No Content`, by which the HTML
-    /// standard (§9.2.1) lets a server tell an `EventSource` to stop reconnecting. The page gets an
-    /// `error` event and finds its `readyState` to be `CLOSED`.
+    /// Returns the response for a client that should not reconnect: `204 No Content`. It stops an
+    /// `EventSource` (HTML standard, §9.2.1). The page gets an `error` event, and its `readyState`
+    /// is `CLOSED`.
     ///
     /// # Examples
     ///

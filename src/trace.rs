@@ -109,8 +109,8 @@ mod on {
             Self(tracing::Span::none())
         }
 
-        /// Begins the span of a stream. The request is the last one that was recorded: the request
-        /// of the outermost layer.
+        /// Begins the span of a stream. It shows the last recorded request, that of the outermost
+        /// layer.
         pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
             let parent = parent.0.as_ref().and_then(tracing::Span::id);
             let request = requests.rev().find(|request| request.0.is_some());

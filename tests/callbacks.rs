@@ -35,7 +35,7 @@ fn panicking() -> impl Stream<Item = Event> + Send {
     stream::iter([Event::new("first")]).chain(stream::once(async { panic!("the stream panics") }))
 }
 
-/// Two layers, of which the inner one has a limit of one stream. All callbacks panic.
+/// Passes a stream through two layers. All callbacks panic.
 async fn respond<S>(events: S, log: &Log, layers: &[SseLayer; 2]) -> Response<impl http_body::Body<Data = bytes::Bytes>>
 where
     S: Stream<Item = Event> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Topics and their subscribers: what arrives, in which form, and what is reported.
+//! Topics and their subscribers: the events that arrive, their form, and the reports.
 
 use futures_util::{FutureExt, StreamExt};
 use http_body::Body;

@@ -83,7 +83,7 @@ fn step(largest: usize) -> impl Strategy<Value = Step> {
     ]
 }
 
-/// All steps except those that finish a topic, whose time is another matter.
+/// All steps except the end of a topic, which expires at another time.
 fn step_in_time() -> impl Strategy<Value = Step> {
     let lasting = step(300).prop_filter("a topic goes on", |step| !matches!(step, Step::Finish { .. } | Step::Wait));
     prop_oneof![6 => lasting, 1 => Just(Step::Pass)]

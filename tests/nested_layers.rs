@@ -144,7 +144,7 @@ async fn unset_overload_response_comes_from_outside() {
         assert!(!rejected.headers().contains_key(header::RETRY_AFTER));
         assert_eq!(text(rejected).await, "retry: 7000\n");
 
-        // What the inner layer sets stays.
+        // A setting of the inner layer stays.
         let inner = inner.when_full(Overload::ServiceUnavailable);
         let rejected = pass(kind, &[&inner, &outer]);
         assert_eq!(rejected.status(), StatusCode::SERVICE_UNAVAILABLE);

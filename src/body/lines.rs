@@ -109,7 +109,7 @@ impl EventTracker {
         self.line_start.is_none() && matches!(self.mark, 0 | 3)
     }
 
-    /// Whether the stream can end here, and no event is cut by that.
+    /// Returns whether the stream can end here without cutting off an event.
     pub(super) fn is_complete(&self) -> bool {
         self.is_at_line_start() && !self.has_fields
     }

@@ -99,8 +99,8 @@ impl LayerLink {
         }
     }
 
-    /// Returns the settings of the innermost layer, once the link is closed. What that layer leaves
-    /// unset is taken from the outer layers.
+    /// Returns the settings of the innermost layer, once the link is closed. Its unset settings come
+    /// from the outer layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Closed(Some(layers)) => layers.first().map(|layer| &*layer.settings),
@@ -123,7 +123,7 @@ impl LayerHandle {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let layers = state.layers.get_or_insert_default();
         match layers.iter_mut().find(|inner| Arc::ptr_eq(&inner.settings, &layer.settings)) {
-            // The outermost request is the one that spans show.
+            // Spans show the outermost request.
             Some(inner) => inner.request = layer.request,
             None => layers.push(layer),
         }

@@ -278,7 +278,7 @@ impl StreamRecorder {
         Poll::Pending
     }
 
-    /// Returns whether this callback of a layer is called already, as that of a clone of the layer.
+    /// Returns whether this callback of a layer is in the list already. Clones of a layer share it.
     fn calls(&self, on_close: &LayerOnClose) -> bool {
         self.layers.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
     }

@@ -2,8 +2,8 @@
 //!
 //! An event is stored as its wire bytes, at the end of a buffer. The data is usually long and set
 //! first, so it is written once. The short fields are written in front of it, into reserved space.
-//! So the fields precede the data in any order of the setters, and no bytes move. The buffer is full
-//! to its last byte, so it becomes [`Bytes`] without a second allocation.
+//! So the fields precede the data in any order of the setters, and no bytes move. The buffer is
+//! full to its last byte, so it becomes [`Bytes`] without a second allocation.
 //!
 //! An inline buffer for small events was measured and rejected: moving the larger value costs more
 //! than the saved allocation.
@@ -112,8 +112,8 @@ impl Wire {
         Self { buffer: kept, start: 0 }
     }
 
-    /// Enlarges the reserved space to at least `length` bytes. It extends the existing allocation, if
-    /// there is one.
+    /// Enlarges the reserved space to at least `length` bytes. It extends the existing allocation,
+    /// if there is one.
     #[cold]
     fn make_room(mut self, length: usize) -> Self {
         if self.buffer.is_empty() {

@@ -129,7 +129,7 @@ struct Client {
     /// The log of the cursor. Every event up to the cursor has arrived, or is reported as missing.
     log: usize,
     at: u64,
-    /// The position up to which events may be missing: they are lost, reported or not yet.
+    /// The position up to which events may be missing. The gap may not be reported yet.
     may_miss: Option<u64>,
     is_new: bool,
     got: usize,
