@@ -1,4 +1,4 @@
-//! Data that serializes: the only file that knows JSON.
+//! Events and streams of values that serialize. No other file uses JSON for events of the user.
 
 use crate::{BoxError, Event, SseStream, event::with_scratch};
 use http::StatusCode;
@@ -13,16 +13,18 @@ use std::{
 use tokio_stream::Stream;
 
 impl Event {
-    /// An event with a value as compact JSON as its data, on one line.
+    /// Creates an event whose data is a value as compact JSON, on one line.
     ///
-    /// It is written into a buffer that the thread keeps, so no `String` is allocated for it. The
-    /// line ends in a raw value (serde_json's `RawValue`), which can stand between tokens only,
-    /// become spaces.
+    /// The value is written into a buffer of the thread, so no `String` is allocated. Line ends in a
+    /// raw value (serde_json's `RawValue`) become spaces. They can occur only between tokens.
+    ///
+    /// U+2028, U+2029 and U+0085 are escaped. Some clients split lines at these characters, which
+    /// are no line ends of an event stream.
     ///
     /// # Errors
     ///
-    /// If the value does not serialize: its `Serialize` fails, or it has a map whose keys are not
-    /// strings.
+    /// Returns an error if the value does not serialize: its `Serialize` fails, or it has a map whose
+    /// keys are not strings.
     ///
     /// # Examples
     ///
@@ -41,13 +43,43 @@ impl Event {
             if memchr::memchr2(b'\n', b'\r', json).is_some() {
                 json.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
             }
-            Ok(Self::from_utf8_bytes(json))
+            Ok(match escape_separators(json) {
+                Some(escaped) => Self::from_utf8_bytes(&escaped),
+                None => Self::from_utf8_bytes(json),
+            })
         })
     }
 }
 
+/// Escapes the line separators of Unicode in JSON. Returns `None` if there are none, as usual. Outside
+/// of strings, JSON has only ASCII characters.
+fn escape_separators(json: &[u8]) -> Option<Vec<u8>> {
+    // The first bytes of U+0085 (C2 85), and of U+2028 and U+2029 (E2 80 A8, E2 80 A9).
+    let escape = |at: usize| match &json[at..] {
+        [0xC2, 0x85, ..] => Some((2, b"\\u0085")),
+        [0xE2, 0x80, 0xA8, ..] => Some((3, b"\\u2028")),
+        [0xE2, 0x80, 0xA9, ..] => Some((3, b"\\u2029")),
+        _ => None,
+    };
+    let mut escaped = Vec::new();
+    let mut rest = 0;
+    for at in memchr::memchr2_iter(0xC2, 0xE2, json) {
+        if let Some((length, escape)) = escape(at) {
+            escaped.extend_from_slice(&json[rest..at]);
+            escaped.extend_from_slice(escape);
+            rest = at + length;
+        }
+    }
+    if rest == 0 {
+        return None;
+    }
+    escaped.extend_from_slice(&json[rest..]);
+    Some(escaped)
+}
+
 impl<S> SseStream<JsonEvents<S>> {
-    /// A response of values, each the data of one event, as [`Event::json`] writes it.
+    /// Creates a response from a stream of values. Each value is the data of one event, as
+    /// [`Event::json`] writes it.
     ///
     /// A value that does not serialize ends the stream, as an error does.
     /// [`try_json`](Self::try_json) takes a stream of `Result`s. To set names and ids, map the
@@ -70,8 +102,8 @@ impl<S> SseStream<JsonEvents<S>> {
 }
 
 impl<S> SseStream<TryJsonEvents<S>> {
-    /// A response of `Result`s of values, each value the data of one event, as [`Event::json`]
-    /// writes it.
+    /// Creates a response from a stream of `Result`s of values. Each value is the data of one event,
+    /// as [`Event::json`] writes it.
     ///
     /// An error of the stream and a value that does not serialize both end the response the same
     /// way: see [`on_error`](Self::on_error). It receives the error of the stream itself, or a
@@ -176,5 +208,21 @@ impl fmt::Display for JsonError {
 impl Error for JsonError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_separators_of_unicode_are_escaped() {
+        for text in ["a\u{2028}b", "\u{2029}", "x\u{85}\u{85}", "\u{85}ä\u{2028}\u{2029}é", "â€“ Â ä €", "plain"]
+        {
+            let event = Event::json(&[text, text]).unwrap();
+            let data = event.event_data().unwrap().into_owned();
+            assert!(!data.contains(['\u{2028}', '\u{2029}', '\u{85}']), "{data:?}");
+            assert_eq!(serde_json::from_str::<[String; 2]>(&data).unwrap(), [text, text]);
+        }
     }
 }
