@@ -136,8 +136,8 @@ impl SseLayer {
     /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy
     /// stream first finishes the current event.
     ///
-    /// The stream then sends its [shutdown event](Self::shutdown_event) and a reconnect delay with
-    /// [jitter](Self::reconnect_jitter), and ends cleanly. The graceful shutdown of axum and hyper
+    /// The stream then sends a reconnect delay with [jitter](Self::reconnect_jitter) and its
+    /// [shutdown event](Self::shutdown_event), and ends cleanly. The graceful shutdown of axum and hyper
     /// waits for every response, so it completes by itself. An upstream stream that is in the
     /// middle of an event has 250 milliseconds to complete it. After that the event is cut off, and
     /// the client discards its part of it. Streams that begin after the shutdown end in the same

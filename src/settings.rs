@@ -105,7 +105,9 @@ pub(crate) struct FinalBytes {
 }
 
 impl FinalBytes {
+    /// Joins both parts. The delay comes first: some clients, such as undici and htmx, apply it
+    /// only as a part of an event that follows.
     pub(crate) fn into_bytes(self) -> Bytes {
-        if self.event.is_empty() { self.retry } else { [self.event, self.retry].concat().into() }
+        if self.event.is_empty() { self.retry } else { [self.retry, self.event].concat().into() }
     }
 }

@@ -188,7 +188,8 @@ const SHUTDOWN_EVENT: &str = "event: shutdown\ndata: bye\n\n";
 /// time, all complete. Returns the number of events.
 fn assert_whole(body: &[u8]) -> usize {
     let text = std::str::from_utf8(body).unwrap();
-    let (events, retry) = text.split_once(SHUTDOWN_EVENT).unwrap_or_else(|| panic!("no shutdown event: {text:?}"));
+    let text = text.strip_suffix(SHUTDOWN_EVENT).unwrap_or_else(|| panic!("no shutdown event: {text:?}"));
+    let (events, retry) = text.split_at(text.rfind("retry: ").unwrap());
     assert!(events.ends_with("\n\n") || events.ends_with(":\n"), "an event is incomplete: {events:?}");
     let retry: u64 = retry.strip_prefix("retry: ").unwrap().strip_suffix('\n').unwrap().parse().unwrap();
     assert!((2_000..=5_000).contains(&retry), "{retry}");

@@ -106,7 +106,7 @@ async fn unset_retry_and_shutdown_event_come_from_outside() {
             .reconnect_jitter(Duration::ZERO)
             .shutdown_event(Event::new("bye"));
         let ended = text(pass(kind, &[&inner, &middle, &outer])).await;
-        assert_eq!(ended, "retry: 2000\ndata: bye\n\nretry: 2000\n", "{kind}");
+        assert_eq!(ended, "retry: 2000\nretry: 2000\ndata: bye\n\n", "{kind}");
     }
 }
 

@@ -19,7 +19,7 @@ async fn idle_stream_ends_with_event_and_reconnect_delay() {
 
     token.cancel();
     assert!(body.is_woken());
-    body.assert_data("data: bye\n\nretry: 1000\n");
+    body.assert_data("retry: 1000\ndata: bye\n\n");
     assert!(body.is_end_stream());
     body.assert_end();
     body.assert_end();
@@ -57,7 +57,7 @@ async fn pending_event_is_sent_before_shutdown_event() {
         body.assert_data("data: small\n\n");
         token.cancel();
         let rest = body.rest();
-        assert_eq!(rest, format!("data: {large}\n\ndata: {shutdown_event}\n\nretry: 1000\n"));
+        assert_eq!(rest, format!("data: {large}\n\nretry: 1000\ndata: {shutdown_event}\n\n"));
         drop(body);
         let summary = summaries.only();
         assert_eq!(summary.reason, CloseReason::Shutdown);
@@ -102,7 +102,7 @@ async fn shutdown_event_is_sent_without_its_id() {
     token.cancel();
     for mut body in bodies {
         let rest = body.rest();
-        assert_eq!(rest, "event: shutdown\ndata: bye\n\nretry: 1000\n");
+        assert_eq!(rest, "retry: 1000\nevent: shutdown\ndata: bye\n\n");
         let whole = whatwg::parse(format!("id: 3\ndata: a\n\n{rest}").as_bytes());
         assert_eq!(whole.last_event_id, "3");
     }
@@ -115,10 +115,10 @@ async fn stream_after_shutdown_ends_unpolled() {
     token.cancel();
     let never = stream::poll_fn(|_| -> Poll<Option<Event>> { panic!("the stream was polled") });
     let mut body = ours(SseStream::new(never), &[&layer]);
-    assert_eq!(body.rest(), "retry: 3000\ndata: bye\n\nretry: 3000\n");
+    assert_eq!(body.rest(), "retry: 3000\nretry: 3000\ndata: bye\n\n");
 
     let mut body = upstream([Step::Fail("the stream was polled")], &[&layer]);
-    assert_eq!(body.rest(), "retry: 3000\ndata: bye\n\nretry: 3000\n");
+    assert_eq!(body.rest(), "retry: 3000\nretry: 3000\ndata: bye\n\n");
     let (token, quiet) = shutdown_layer();
     token.cancel();
     assert_eq!(ours(silent(), &[&quiet]).rest(), "retry: 1000\n");
@@ -140,7 +140,7 @@ async fn each_layer_ends_with_its_own_event() {
         }
         tokens[cancelled].cancel();
         for mut body in bodies {
-            assert_eq!(body.rest(), format!("data: {cancelled}\n\nretry: 1000\n"));
+            assert_eq!(body.rest(), format!("retry: 1000\ndata: {cancelled}\n\n"));
         }
     }
 }

@@ -28,7 +28,7 @@ async fn stream_between_events_ends_immediately() {
         body.assert_pending();
         token.cancel();
         assert!(body.is_woken());
-        assert_eq!(body.rest(), "data: bye\n\nretry: 1000\n", "{end:?}");
+        assert_eq!(body.rest(), "retry: 1000\ndata: bye\n\n", "{end:?}");
     }
 }
 
@@ -68,9 +68,9 @@ async fn current_event_is_completed_and_next_is_cut() {
         }
         if begun.ends_with("\r\n\r") {
             // The CR is the blank line. The stream does not wait for its LF.
-            assert_eq!(rest.trim_start_matches('\n'), "data: bye\n\nretry: 1000\n");
+            assert_eq!(rest.trim_start_matches('\n'), "retry: 1000\ndata: bye\n\n");
         } else {
-            assert_eq!(rest, format!("{completed}data: bye\n\nretry: 1000\n"), "{begun:?} {next:?}");
+            assert_eq!(rest, format!("{completed}retry: 1000\ndata: bye\n\n"), "{begun:?} {next:?}");
         }
         body.assert_end();
     }
@@ -181,7 +181,7 @@ async fn stream_with_cr_lines_ends_between_events() {
     idle.assert_data("data: a\r\r");
     idle.assert_pending();
     token.cancel();
-    assert_eq!(idle.rest(), "data: bye\n\nretry: 1000\n");
+    assert_eq!(idle.rest(), "retry: 1000\ndata: bye\n\n");
     drop(idle);
     assert_eq!(summaries.only().events, 2);
 
@@ -193,7 +193,7 @@ async fn stream_with_cr_lines_ends_between_events() {
         let mut body = upstream([Step::chunk("data: a"), Step::chunk(next), Step::Hang], &[&layer]);
         body.assert_data("data: a");
         token.cancel();
-        assert_eq!(body.rest(), format!("{completed}data: bye\n\nretry: 1000\n"), "{next:?}");
+        assert_eq!(body.rest(), format!("{completed}retry: 1000\ndata: bye\n\n"), "{next:?}");
     }
 }
 
@@ -217,7 +217,7 @@ async fn comment_or_retry_is_between_events() {
         body.assert_data(begun);
         body.assert_pending();
         token.cancel();
-        assert_eq!(body.rest(), "data: bye\n\nretry: 1000\n", "{begun:?}");
+        assert_eq!(body.rest(), "retry: 1000\ndata: bye\n\n", "{begun:?}");
     }
 }
 
@@ -246,23 +246,25 @@ async fn incomplete_byte_order_mark_is_discarded() {
     body.assert_data("");
     body.assert_pending();
     token.cancel();
-    assert_eq!(body.rest(), "data: bye\n\nretry: 2000\n");
+    assert_eq!(body.rest(), "retry: 2000\ndata: bye\n\n");
     body.assert_end();
 }
 
 #[tokio::test(start_paused = true)]
 async fn stream_that_ends_while_draining_sends_delay() {
-    for (last, completed) in
-        [("\n", "\ndata: bye\n\n"), ("\n\n", "\n\ndata: bye\n\n"), ("data: b\n", "data: b\n"), ("da", "da")]
-    {
+    for (last, completed) in [
+        ("\n", "\nretry: 1000\ndata: bye\n\n"),
+        ("\n\n", "\n\nretry: 1000\ndata: bye\n\n"),
+        ("data: b\n", "data: b\nretry: 1000\n"),
+        ("da", "da"),
+    ] {
         let summaries = Summaries::default();
         let (token, layer) = shutdown_layer();
         let layer = layer.shutdown_event(Event::new("bye")).on_close(summaries.callback());
         let mut body = upstream([Step::chunk("data: a\n"), Step::chunk(last)], &[&layer]);
         body.assert_data("data: a\n");
         token.cancel();
-        let retry = if completed.ends_with('\n') { "retry: 1000\n" } else { "" };
-        assert_eq!(body.rest(), format!("{completed}{retry}"));
+        assert_eq!(body.rest(), completed);
         body.assert_end();
         drop(body);
         assert_eq!(summaries.only().reason, CloseReason::Shutdown);
