@@ -10,7 +10,7 @@ use support::client::{Protocol, within};
 use tokio::time::timeout;
 use tower_sse::Heartbeat;
 
-/// Serves clients whose `Accept` header does not name event streams.
+/// The case of clients whose `Accept` header does not name event streams.
 pub(crate) const VARNISH: ProxyCase = ProxyCase {
     kind: ProxyKind::Varnish,
     accept: "*/*",
