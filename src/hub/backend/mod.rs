@@ -9,6 +9,8 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
+#[cfg(all(any(doc, doctest), feature = "backend-contract"))]
+pub mod guide;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
@@ -73,93 +75,10 @@ use std::sync::Arc;
 /// wait for a server that is down: a request without a response is an error after a few seconds.
 /// The hub gives up a request after ten seconds.
 ///
-/// # What a hub does with it
+/// # Implementing a backend
 ///
-/// A hub calls [`bounds`](Self::bounds) before any other method. Then one task of each hub, the
-/// follower, calls [`follow`](Self::follow) again and again. The follower calls
-/// [`bounds`](Self::bounds) after an error, and after two seconds without a record. Publishers call
-/// [`append`](Self::append), many at the same time. The hub calls [`read`](Self::read) for clients
-/// that need records which the node does not retain. At most eight reads run at the same time, and
-/// all clients that need the same page share one read. Up to 1,024 different reads run or wait; see
-/// [`Overloaded`](super::ErrorKind::Overloaded). A read whose clients have all left before it began
-/// is not sent.
-///
-/// # Examples
-///
-/// A complete backend. A real implementation has a server instead of the `Mutex`:
-///
-/// ```
-/// # #[cfg(feature = "backend-contract")] {
-/// use std::{collections::HashMap, sync::{Arc, Mutex}};
-/// use tokio::sync::watch;
-/// use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Position, Record, contract}};
-///
-/// /// A record at index `n` of the list has the position `n + 1`. Only the newest `max_records` count as retained.
-/// #[derive(Clone)]
-/// struct List {
-///     records: Arc<Mutex<Vec<Record>>>,
-///     last: watch::Sender<Position>,
-///     max_records: u64,
-/// }
-///
-/// impl List {
-///     fn new(max_records: usize) -> Self {
-///         Self { records: Arc::default(), last: watch::Sender::new(Position::START), max_records: max_records as u64 }
-///     }
-///
-///     fn page(&self, after: Position, is_wanted: impl Fn(&Record) -> bool) -> Page {
-///         let all = self.records.lock().unwrap();
-///         let last = all.len() as u64;
-///         let evicted_through = last.saturating_sub(self.max_records);
-///         let begin = after.get().max(evicted_through).min(last);
-///         let through = last.min(begin + 1000);
-///         let positions = (begin + 1..).map(Position::new);
-///         let records = positions.zip(all[begin as usize..through as usize].iter().cloned());
-///         Page {
-///             epoch: 1,
-///             evicted_through: evicted_through.into(),
-///             records: records.filter(|(_, record)| is_wanted(record)).collect(),
-///             through: through.into(),
-///         }
-///     }
-/// }
-///
-/// impl Backend for List {
-///     async fn bounds(&self) -> Result<Bounds, BoxError> {
-///         let last = *self.last.borrow();
-///         let evicted_through = last.get().saturating_sub(self.max_records).into();
-///         Ok(Bounds { epoch: 1, evicted_through, last })
-///     }
-///
-///     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-///         let mut all = self.records.lock().unwrap();
-///         all.extend(records);
-///         let last = Position::new(all.len() as u64);
-///         self.last.send_replace(last);
-///         Ok(Appended { epoch: 1, position: last })
-///     }
-///
-///     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
-///         Ok(self.page(after, |record| topics.contains(&record.topic)))
-///     }
-///
-///     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-///         // The guard that `wait_for` returns is dropped at the semicolon. If it lived on, `page` could
-///         // wait for `append`, and `append` for the guard.
-///         self.last.subscribe().wait_for(|last| *last > after).await?;
-///         Ok(self.page(after, |_| true))
-///     }
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// let logs = Mutex::new(HashMap::new());
-/// contract::check(async |name: &str, max_records| {
-///     logs.lock().unwrap().entry(name.to_owned()).or_insert_with(|| List::new(max_records)).clone()
-/// })
-/// .await;
-/// # }
-/// # main(); }
-/// ```
+/// [`guide`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/guide/index.html) says how to
+/// choose positions and epochs and how a hub calls each method, and has a complete example.
 pub trait Backend: Send + Sync + 'static {
     /// The format of the ids that the hub makes of positions.
     const ID_FORMAT: IdFormat = IdFormat::Positions;

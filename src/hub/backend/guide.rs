@@ -1,0 +1,186 @@
+//! Implementing a backend: what a log needs, how a hub calls it, how to test it. This module has no
+//! items.
+//!
+//! Read the rules of [`Backend`] first. This page says how to keep them.
+//!
+//! # What a log must give
+//!
+//! | a hub needs | for example |
+//! |---|---|
+//! | one order of all records, in which new records appear only at the end | a Redis stream, one partition of Kafka, one table |
+//! | appending several records as one | a transaction, a script, a batch in one message |
+//! | reading from any retained position | an index by position |
+//! | waiting for new records | a blocking read, a consumer, `LISTEN`; at worst a short poll |
+//! | the greatest evicted position | the first offset, or a stored watermark |
+//! | an identity that changes if the log is replaced | the id of a topic, or random bits in the log |
+//!
+//! One log has all topics. Do not make a log per topic: one id resumes all topics of a client, so
+//! their records need one order.
+//!
+//! # Positions and epochs
+//!
+//! - A log with numbers from 0 adds 1, because [`Position::START`] (0) is before the first record.
+//! - Numbers may be skipped. They must become visible in order. In SQL, a sequence gives a number
+//!   before the commit, so a smaller number can appear later. Let the transaction take one lock
+//!   before it takes its numbers, and release the lock with its commit.
+//! - Each record has its own position, also inside a batch. For messages that contain several
+//!   events, [`IdFormat::Messages`] reserves 65,536 positions per message. Otherwise keep the
+//!   default, [`IdFormat::Positions`].
+//! - The epoch is a `u64` of random bits, made when the log is created and stored in the log. Ids
+//!   contain 40 bits of it, except those of [`IdFormat::Times`].
+//! - The epoch of a returned value belongs to its positions. Read both in one step, or compare the
+//!   epoch before and after.
+//! - A restore from a backup brings the old epoch back, with positions that were used already. The
+//!   epoch has to change then: automatically if the system can show it, otherwise by a documented
+//!   step of the operator.
+//!
+//! # Watermarks
+//!
+//! `evicted_through` says up to where records may be missing. Return the greatest evicted position,
+//! or the position before the oldest retained record. A greater value reports gaps that do not
+//! exist. A smaller value loses events silently.
+//!
+//! Eviction can happen during a read. So read the watermark after the records, or together with
+//! them. Records that were evicted in between are then up to the watermark.
+//!
+//! `through` says up to where a page is complete. It is at least the watermark. A page without a record of its topics still moves
+//! `through` forward; otherwise the hub asks for the same page again. At the end of the log it is
+//! the end of the log.
+//!
+//! # How a hub calls it
+//!
+//! | method | caller | concurrency | after an error |
+//! |---|---|---|---|
+//! | [`bounds`](Backend::bounds) | first of all; the follower after an error, and after two seconds without a record; a client with a position that the node does not know | at most two | the follower repeats it after at most 400 ms |
+//! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
+//! | [`append`](Backend::append) | publishers | any number | the publisher gets it; no retry |
+//! | [`read`](Backend::read) | clients before the oldest event of the node | 8 at a time; up to 1,024 different reads run or wait; the same page is read once | again after 200 to 400 ms |
+//!
+//! - When a hub connects, it calls `bounds` and then `follow` from `evicted_through`, until it has
+//!   the whole log, or for five seconds. The follower reads the rest.
+//! - The follower compares `bounds` with its position. The log may have newer records three times in
+//!   a row, two seconds apart, while `follow` returns no page. Then the hub drops the future and calls
+//!   `follow` again. The number doubles each time.
+//! - If the epoch differs, or the log ends before the position of the follower, the hub ends all
+//!   subscriptions and begins with the log as it is.
+//! - Every call except `follow` has a time limit of ten seconds. The backend needs shorter limits of
+//!   its own, so that its error says more.
+//! - A publisher can drop its future, and with it the future of `append`. The futures of `read` and
+//!   `bounds` run in tasks of their own, so a client that leaves does not interrupt them.
+//!
+//! # Example
+//!
+//! A complete backend. A real implementation has a server instead of the `Mutex`:
+//!
+//! ```
+//! use std::{collections::HashMap, sync::{Arc, Mutex}};
+//! use tokio::sync::watch;
+//! use tower_sse::{BoxError, hub::backend::{Appended, Backend, Bounds, Page, Position, Record, contract}};
+//!
+//! /// A record at index `n` of the list has the position `n + 1`. Only the newest `max_records` count as retained.
+//! #[derive(Clone)]
+//! struct List {
+//!     records: Arc<Mutex<Vec<Record>>>,
+//!     last: watch::Sender<Position>,
+//!     max_records: u64,
+//! }
+//!
+//! impl List {
+//!     fn new(max_records: usize) -> Self {
+//!         Self { records: Arc::default(), last: watch::Sender::new(Position::START), max_records: max_records as u64 }
+//!     }
+//!
+//!     fn page(&self, after: Position, is_wanted: impl Fn(&Record) -> bool) -> Page {
+//!         let all = self.records.lock().unwrap();
+//!         let last = all.len() as u64;
+//!         let evicted_through = last.saturating_sub(self.max_records);
+//!         let begin = after.get().max(evicted_through).min(last);
+//!         let through = last.min(begin + 1000);
+//!         let positions = (begin + 1..).map(Position::new);
+//!         let records = positions.zip(all[begin as usize..through as usize].iter().cloned());
+//!         Page {
+//!             epoch: 1,
+//!             evicted_through: evicted_through.into(),
+//!             records: records.filter(|(_, record)| is_wanted(record)).collect(),
+//!             through: through.into(),
+//!         }
+//!     }
+//! }
+//!
+//! impl Backend for List {
+//!     async fn bounds(&self) -> Result<Bounds, BoxError> {
+//!         let last = *self.last.borrow();
+//!         let evicted_through = last.get().saturating_sub(self.max_records).into();
+//!         Ok(Bounds { epoch: 1, evicted_through, last })
+//!     }
+//!
+//!     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+//!         let mut all = self.records.lock().unwrap();
+//!         all.extend(records);
+//!         let last = Position::new(all.len() as u64);
+//!         self.last.send_replace(last);
+//!         Ok(Appended { epoch: 1, position: last })
+//!     }
+//!
+//!     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+//!         Ok(self.page(after, |record| topics.contains(&record.topic)))
+//!     }
+//!
+//!     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+//!         // The guard that `wait_for` returns is dropped at the semicolon. If it lived on, `page` could
+//!         // wait for `append`, and `append` for the guard.
+//!         self.last.subscribe().wait_for(|last| *last > after).await?;
+//!         Ok(self.page(after, |_| true))
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let logs = Mutex::new(HashMap::new());
+//! contract::check(async |name: &str, max_records| {
+//!     logs.lock().unwrap().entry(name.to_owned()).or_insert_with(|| List::new(max_records)).clone()
+//! })
+//! .await;
+//! # }
+//! ```
+//!
+//! # Tests
+//!
+//! [`contract::check`] (feature `backend-contract`) runs as in the example,
+//! against a real server too. It sees one healthy log from outside. Add tests for the rest:
+//!
+//! | case | expected |
+//! |---|---|
+//! | the server stops, and starts again | calls return errors within seconds; afterwards each acknowledged record is read once |
+//! | the connection hangs without an error | the same |
+//! | the log is deleted and created again | another epoch, before the first record |
+//! | the log is restored from an older copy | another epoch, before the next record |
+//! | a failover loses the newest records | another epoch, or the documented exception |
+//! | another program writes a record | `read` and `follow` pass it |
+//! | a record is larger than the server accepts | `append` returns an error, and stores none of its records |
+//! | the future of `follow` is dropped at any time | the next call returns the same records |
+//!
+//! # Documentation for users
+//!
+//! Say for your backend, as [`MemoryBackend`] does in a sentence, and backends with a server in a
+//! page:
+//!
+//! 1. where a record is when `append` returns `Ok`: in memory, on disk, on how many servers;
+//! 2. which failures can lose such a record, and whether a gap reports the loss;
+//! 3. the retention: its unit, its default, and whether it is exact;
+//! 4. the limits: size of a batch, length of a topic name, number of topics;
+//! 5. how many connections a node has, and which permissions it needs;
+//! 6. the time limits, and which requests are sent again.
+//!
+//! # Mistakes to avoid
+//!
+//! - An append that is retried after a timeout, without an identity by which the server recognizes
+//!   it. The records are then in the log twice.
+//! - A page whose `through` is its last record. The follower then stops before foreign records.
+//! - A lock that is held while `follow` waits. The append that would wake it waits for the lock.
+//! - A `follow` that returns an empty page at once instead of waiting. The follower then never sleeps.
+//! - `bounds` from a replica that lags. The log seems to have lost records, so after an error the hub
+//!   ends all subscriptions.
+//! - A topic name in a key or subject without escaping. Names are any text, also empty, with spaces
+//!   or NUL.
+
+use super::{Backend, IdFormat, MemoryBackend, Position, contract};
