@@ -65,9 +65,9 @@ impl Core {
         self.committed.store(after.get(), Ordering::Release);
     }
 
-    /// Commits everything up to the newest position of the registry.
+    /// Commits everything up to the last position of the registry.
     pub(super) fn set_committed(&self, registry: &Registry) {
-        self.committed.store(registry.newest.get(), Ordering::Release);
+        self.committed.store(registry.last.get(), Ordering::Release);
     }
 
     /// Publishes events, which have no id yet, and returns the id of the last.
@@ -77,13 +77,13 @@ impl Core {
         latest_only: bool,
         events: impl IntoIterator<Item = Event>,
     ) -> Result<Option<EventId>, Error> {
-        let Some(backend) = &self.backend else { return self.publish_here(name, latest_only, events) };
+        let Some(backend) = &self.backend else { return self.publish_in_memory(name, latest_only, events) };
         self.check_publish(name)?;
         backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
     }
 
     /// Appends events to the log in memory.
-    fn publish_here(
+    fn publish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,
         latest_only: bool,
@@ -98,21 +98,21 @@ impl Core {
         }
         contents.latest_only |= latest_only;
         let epoch = self.epoch();
-        let mut newest = None;
+        let mut last_id = None;
         for event in events {
-            registry.newest = registry.newest.next();
-            let id = epoch.id(registry.newest);
+            registry.last = registry.last.next();
+            let id = epoch.id(registry.last);
             self.add(&mut registry, &mut contents, event.id(id.clone()), now);
-            newest = Some(id);
+            last_id = Some(id);
         }
         self.commit(registry, &topic, contents, now);
-        Ok(newest)
+        Ok(last_id)
     }
 
-    /// Adds an event to a topic, at the newest position of the registry. The event has its id.
+    /// Adds an event to a topic, at the last position of the registry. The event has its id.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
-        contents.log.push(registry.newest, event, &self.config.retention, now);
+        contents.log.push(registry.last, event, &self.config.retention, now);
         if contents.latest_only {
             contents.log.replace();
         }
@@ -123,7 +123,7 @@ impl Core {
 
     /// Finishes a topic. Does nothing if the topic is finished.
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
-        let Some(backend) = &self.backend else { return self.finish_here(name) };
+        let Some(backend) = &self.backend else { return self.finish_in_memory(name) };
         match self.check_publish(name) {
             Err(error) if error.is_finished() => return Ok(()),
             other => other?,
@@ -140,18 +140,18 @@ impl Core {
         if registry.is_shut_down {
             return Err(Error::shut_down());
         }
-        registry.check_room(std::slice::from_ref(name), &self.config)?;
+        registry.check_topic_limit(std::slice::from_ref(name), &self.config)?;
         let topic = registry.topics.get(name).cloned();
         drop(registry);
-        let is_finished_here = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
-        if is_finished_here || topic.is_some_and(|topic| topic.lock().finished.is_some()) {
+        let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
+        if is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some()) {
             return Err(Error::finished(name));
         }
         Ok(())
     }
 
     /// Finishes a topic of the log in memory.
-    fn finish_here(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
+    fn finish_in_memory(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
         let topic = registry.topic(name, &self.config)?;
@@ -173,7 +173,7 @@ impl Core {
         mut contents: MutexGuard<'_, Contents>,
         now: Instant,
     ) {
-        registry.age(topic, &mut contents, self.config.retention.expiry(now));
+        registry.schedule(topic, &mut contents, self.config.retention.expiry(now));
         let wakers = topic.changed(&mut contents);
         self.set_committed(&registry);
         drop(contents);
@@ -197,10 +197,10 @@ impl Core {
         let waker = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
         // A topic that is due is checked at that time.
-        let may_go = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
+        let may_be_idle = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
         drop(contents);
         drop(waker);
-        if may_go {
+        if may_be_idle {
             lock(&self.registry).forget_if_idle(topic, &self.config.retention, Instant::now());
         }
     }
@@ -261,8 +261,8 @@ impl Core {
     /// Starts a janitor if there is work for it and none is running.
     pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
         let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
-        let is_there = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
-        if !is_there {
+        let is_running = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
+        if !is_running {
             registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };
         }
         // A janitor is late if its runtime is not driven.

@@ -47,7 +47,7 @@ impl Node for Core {
             self.deliver_run(run, now);
         }
         let mut registry = lock(&self.registry);
-        registry.newest = registry.newest.max(page.through);
+        registry.last = registry.last.max(page.through);
         self.set_committed(&registry);
         drop(registry);
         self.backend.as_ref().inspect(|backend| backend.forget_ends(page.through));
@@ -69,10 +69,10 @@ impl Core {
         let epoch = self.epoch();
         for (position, record) in run {
             // No event is delivered twice, even if the backend repeats it.
-            if *position <= registry.newest {
+            if *position <= registry.last {
                 continue;
             }
-            registry.newest = *position;
+            registry.last = *position;
             contents.latest_only |= record.kind == RecordKind::State;
             if record.kind == RecordKind::Finish {
                 contents.finished = Some(now);
@@ -91,7 +91,7 @@ impl Core {
     /// Removes all events up to a position that the backend has evicted.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = lock(&self.registry);
-        registry.newest = registry.newest.max(through);
+        registry.last = registry.last.max(through);
         let topics = registry.truncate_through(through);
         for topic in topics {
             let mut contents = topic.lock();
@@ -107,11 +107,11 @@ impl Core {
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = lock(&self.registry);
-        let is_there = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
+        let is_current = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         // Otherwise the follower has not read all earlier events yet.
-        let was_read = registry.newest >= end;
+        let was_read = registry.last >= end;
         let mut contents = topic.lock();
-        if is_there && was_read && contents.finished.is_none() && contents.log.ends_at(through) {
+        if is_current && was_read && contents.finished.is_none() && contents.log.ends_at(through) {
             contents.finished = Some(now);
             self.commit(registry, topic, contents, now);
         }

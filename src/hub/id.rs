@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_of_this_epoch_says_why() {
+    fn invalid_id_gives_the_reason_of_the_gap() {
         let epoch = Epoch { letters: *b"abcdefgh", ids: IdFormat::Positions };
         for (id, reason) in [
             ("", GapReason::Malformed),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_of_such_a_log_says_why() {
+    fn invalid_id_of_a_backend_gives_the_reason() {
         let messages = Epoch { letters: *b"abcdefgh", ids: IdFormat::Messages };
         let times = Epoch { ids: IdFormat::Times, ..messages };
         for (epoch, id, reason) in [

@@ -15,11 +15,11 @@ use tokio::{
 /// work in small steps.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
-    Some(runtime.spawn(tidy(Arc::downgrade(core))).abort_handle())
+    Some(runtime.spawn(expire(Arc::downgrade(core))).abort_handle())
 }
 
 /// Runs until no event is left that can expire, or until the hub is dropped.
-async fn tidy(core: Weak<Core>) {
+async fn expire(core: Weak<Core>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;
         // A runtime without timers panics here. Only this panic disables the janitor: an unrelated

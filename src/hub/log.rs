@@ -85,7 +85,7 @@ pub(super) struct Log {
     /// The last read of the open segment.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
-    newest: Position,
+    last: Position,
     evicted_through: Position,
 }
 
@@ -106,7 +106,7 @@ impl Log {
             open: Segment::new(Vec::new()),
             cached_read: None,
             retained: Amount::default(),
-            newest: Position::START,
+            last: Position::START,
             evicted_through,
         }
     }
@@ -123,7 +123,7 @@ impl Log {
 
     /// Returns the position of the first retained event after this position.
     pub(super) fn first_after(&self, after: Position) -> Option<Position> {
-        if self.newest <= after {
+        if self.last <= after {
             return None;
         }
         match self.sealed_after(after) {
@@ -132,19 +132,19 @@ impl Log {
         }
     }
 
-    /// Returns the position of the newest event.
-    pub(super) fn newest(&self) -> Position {
-        self.newest
+    /// Returns the position of the last event.
+    pub(super) fn last(&self) -> Position {
+        self.last
     }
 
     /// Returns whether no event follows this position, retained or evicted.
     pub(super) fn ends_at(&self, after: Position) -> bool {
-        self.newest.max(self.evicted_through) <= after
+        self.last.max(self.evicted_through) <= after
     }
 
     /// Returns when the oldest retained event was added.
-    pub(super) fn oldest(&self) -> Option<Instant> {
-        self.sealed.front().map_or_else(|| self.open.oldest(), Segment::oldest)
+    pub(super) fn oldest_time(&self) -> Option<Instant> {
+        self.sealed.front().map_or_else(|| self.open.oldest_time(), Segment::oldest_time)
     }
 
     /// Adds an event at this position. Positions must rise.
@@ -168,7 +168,7 @@ impl Log {
             let end = self.open.bytes.len();
             self.open.note(position, end, now);
         }
-        self.newest = position;
+        self.last = position;
         self.retained.events += 1;
         self.retained.bytes += size;
     }
@@ -183,10 +183,10 @@ impl Log {
             self.evict_oldest();
         }
         let is_too_old = |then| retention.expiry(then).is_some_and(|expiry| expiry <= now);
-        while self.sealed.front().and_then(Segment::newest).is_some_and(is_too_old) {
+        while self.sealed.front().and_then(Segment::newest_time).is_some_and(is_too_old) {
             self.evict_segment();
         }
-        while self.oldest().is_some_and(is_too_old) {
+        while self.oldest_time().is_some_and(is_too_old) {
             self.evict_oldest();
         }
         before - self.retained
@@ -252,7 +252,7 @@ impl Log {
         if self.evicted_through > after {
             return Read::Evicted;
         }
-        if self.newest <= after {
+        if self.last <= after {
             return Read::Nothing;
         }
         match self.sealed_after(after) {
@@ -271,7 +271,7 @@ impl Log {
 
     fn read_open(&mut self, after: Position, through: Position) -> Read {
         if let Some(cached_read) = &self.cached_read {
-            if cached_read.after <= after && after < cached_read.first && cached_read.last == self.newest.min(through) {
+            if cached_read.after <= after && after < cached_read.first && cached_read.last == self.last.min(through) {
                 return Read::Events(cached_read.events.clone(), cached_read.last);
             }
         }

@@ -79,7 +79,7 @@ impl Reader {
         }
         let read = contents.log.read(cursor, self.gap_reported_through, Position::MAX);
         let nothing_follows = match &read {
-            Read::Events(_, last) => *last == contents.log.newest(),
+            Read::Events(_, last) => *last == contents.log.last(),
             Read::Nothing => true,
             Read::Evicted => false,
         };

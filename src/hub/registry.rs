@@ -17,7 +17,7 @@ use tokio::{task::AbortHandle, time::Instant};
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) topics: HashMap<Arc<str>, Arc<TopicState>>,
-    pub(super) newest: Position,
+    pub(super) last: Position,
     pub(super) retained: Amount,
     pub(super) published: u64,
     tombstones: Tombstones,
@@ -40,14 +40,14 @@ impl Registry {
         if let Some(topic) = self.topics.get(name) {
             return Ok(topic.clone());
         }
-        self.check_room(std::slice::from_ref(name), config)?;
-        let lost = self.tombstones.lost(self.topics.hasher().hash_one(name));
-        let topic = Arc::new(TopicState::new(name.clone(), lost));
+        self.check_topic_limit(std::slice::from_ref(name), config)?;
+        let evicted_through = self.tombstones.evicted_through(self.topics.hasher().hash_one(name));
+        let topic = Arc::new(TopicState::new(name.clone(), evicted_through));
         self.topics.insert(name.clone(), topic.clone());
         Ok(topic)
     }
 
-    pub(super) fn check_room(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
+    pub(super) fn check_topic_limit(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
         let room = config.max_topics.saturating_sub(self.topics.len());
         match names.iter().filter(|name| !self.topics.contains_key(*name)).nth(room) {
             Some(name) => Err(Error::too_many_topics(name, config.max_topics)),
@@ -57,12 +57,12 @@ impl Registry {
 
     /// Removes all topics, because another log begins. Everything up to this position is evicted in
     /// it.
-    pub(super) fn reset(&mut self, lost: Position) -> Vec<Arc<TopicState>> {
+    pub(super) fn reset(&mut self, evicted_through: Position) -> Vec<Arc<TopicState>> {
         self.has_backend = true;
-        self.newest = lost;
+        self.last = evicted_through;
         self.retained = Amount::default();
         self.due.clear();
-        self.tombstones = Tombstones { topics: HashMap::new(), others: lost };
+        self.tombstones = Tombstones { topics: HashMap::new(), others: evicted_through };
         self.topics.drain().map(|(_, topic)| topic).collect()
     }
 
@@ -78,7 +78,7 @@ impl Registry {
     }
 
     /// Schedules the topic for its next expiry.
-    pub(super) fn age(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
+    pub(super) fn schedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
         if let (Some(due), false) = (due, contents.is_due) {
             contents.is_due = true;
             self.due.insert((due, Arc::as_ptr(topic).addr() as u64), topic.clone());
@@ -92,7 +92,7 @@ impl Registry {
             match self.due.first_entry() {
                 Some(first) if first.key().0 <= now => {
                     let topic = first.remove();
-                    self.tidy(&topic, retention, now);
+                    self.expire(&topic, retention, now);
                 }
                 _ => break,
             }
@@ -100,16 +100,16 @@ impl Registry {
     }
 
     /// Expires one topic that was due.
-    fn tidy(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
+    fn expire(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         contents.is_due = false;
         self.retained = self.retained - contents.log.evict(retention, now);
-        let changed = contents.log.oldest().or(contents.finished);
+        let changed = contents.log.oldest_time().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
             // Not for every single event: new subscribers do not receive expired events in any
             // case.
             let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
-            self.age(topic, &mut contents, Some(expiry.max(not_before)));
+            self.schedule(topic, &mut contents, Some(expiry.max(not_before)));
         }
         drop(contents);
         self.forget_if_idle(topic, retention, now);
@@ -117,13 +117,13 @@ impl Registry {
 
     pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let contents = topic.lock();
-        let is_there = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        if is_there && contents.is_idle(retention, now) {
+        let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
+        if is_current && contents.is_idle(retention, now) {
             self.topics.remove(&topic.name);
             // The backend still knows that the topic is finished, after its last event.
             let knows_more = self.has_backend && contents.finished.is_some();
-            let lost = if knows_more { self.newest } else { contents.log.evicted_through() };
-            self.tombstones.note(self.topics.hasher().hash_one(&topic.name), lost);
+            let evicted_through = if knows_more { self.last } else { contents.log.evicted_through() };
+            self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
         }
     }
 }
@@ -143,18 +143,18 @@ struct Tombstones {
 impl Tombstones {
     const MAX: usize = 10_000;
 
-    fn lost(&self, topic: u64) -> Position {
+    fn evicted_through(&self, topic: u64) -> Position {
         self.topics.get(&topic).copied().unwrap_or_default().max(self.others)
     }
 
-    fn note(&mut self, topic: u64, lost: Position) {
-        if lost <= self.others {
+    fn note(&mut self, topic: u64, evicted_through: Position) {
+        if evicted_through <= self.others {
             return;
         }
         if self.topics.len() >= Self::MAX {
-            self.others = self.topics.drain().map(|(_, lost)| lost).fold(self.others, Position::max);
+            self.others = self.topics.drain().map(|(_, through)| through).fold(self.others, Position::max);
         }
         let known = self.topics.entry(topic).or_default();
-        *known = lost.max(*known);
+        *known = evicted_through.max(*known);
     }
 }

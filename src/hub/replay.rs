@@ -97,28 +97,28 @@ impl Subscription {
     /// Reads the first page of the replay, so that a gap is known before the response. Continues
     /// without the page after [`RESPONSE_TIMEOUT`]. Fails if too many reads are waiting.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
-        let answer = Instant::now() + RESPONSE_TIMEOUT;
-        let comes_back = self.is_undecided();
+        let deadline = Instant::now() + RESPONSE_TIMEOUT;
+        let is_returning = self.is_undecided();
         while let Some(State::Idle) = self.replay.as_ref().map(|replay| &replay.state) {
             let Some(mut page) = self.request_page() else { return Ok(()) };
-            match timeout_at(answer, &mut page).await {
+            match timeout_at(deadline, &mut page).await {
                 Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
                 Ok(page) => {
                     if let Some(gap) = self.apply_page(page.ok()) {
-                        self.opening = Some(Box::new(gap.into()));
+                        self.first_item = Some(Box::new(gap.into()));
                     }
                 }
                 Err(_) => self.set_state(State::Reads(page)),
             }
         }
         if self.gap().is_none() && self.is_undecided() {
-            let certain = self
+            let confirmed = self
                 .replay
                 .as_mut()
                 .and_then(|replay| replay.pending_gap.take_if(|pending_gap| pending_gap.is_confirmed));
-            self.opening = certain
+            self.first_item = confirmed
                 .map(|pending_gap| Box::new(self.report_gap(pending_gap.reason, pending_gap.requested, None).into()));
-        } else if self.gap().is_none() && comes_back {
+        } else if self.gap().is_none() && is_returning {
             self.origin = Origin::Resumed;
         }
         Ok(())
@@ -254,8 +254,8 @@ impl Subscription {
                 Some(Box::new(Replay { pending_gap: Some(pending_gap), is_unsure: false, state: State::Idle }));
             return None;
         }
-        let here = self.readers.iter().filter_map(|reader| reader.topic.lock().log.first_after(self.cursor));
-        let resumed = page.first.or_else(|| here.min());
+        let local = self.readers.iter().filter_map(|reader| reader.topic.lock().log.first_after(self.cursor));
+        let resumed = page.first.or_else(|| local.min());
         Some(self.report_gap(pending_gap.reason, pending_gap.requested, resumed))
     }
 }

@@ -55,11 +55,11 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.entries.last().map_or(Position::START, |entry| entry.position)
     }
 
-    pub(super) fn oldest(&self) -> Option<Instant> {
+    pub(super) fn oldest_time(&self) -> Option<Instant> {
         Some(self.born? + Duration::from_millis(self.entries.get(self.dead)?.age.into()))
     }
 
-    pub(super) fn newest(&self) -> Option<Instant> {
+    pub(super) fn newest_time(&self) -> Option<Instant> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
@@ -89,9 +89,12 @@ impl<B: AsRef<[u8]>> Segment<B> {
 
     fn entry_after(&self, after: Position) -> usize {
         // Most readers are at the end.
-        let newest = self.entries.len().saturating_sub(1);
-        if newest > self.dead && self.entries[newest - 1].position <= after && self.entries[newest].position > after {
-            return newest;
+        let newest_index = self.entries.len().saturating_sub(1);
+        if newest_index > self.dead
+            && self.entries[newest_index - 1].position <= after
+            && self.entries[newest_index].position > after
+        {
+            return newest_index;
         }
         self.entries.partition_point(|entry| entry.position <= after).max(self.dead)
     }

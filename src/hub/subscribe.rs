@@ -35,7 +35,7 @@ impl Core {
             if let Some(backend) = &self.backend {
                 end = Some(backend.end(self.committed(), &start).await);
             }
-            let subscription = self.subscribe_here(&names, start.clone(), end.as_ref())?;
+            let subscription = self.subscribe_to_known(&names, start.clone(), end.as_ref())?;
             // Otherwise the log was replaced meanwhile.
             if let Some(mut subscription) = subscription {
                 subscription.read_first_page().await?;
@@ -46,7 +46,7 @@ impl Core {
 
     /// Subscribes to the topics of this process. `end` is the end of the log, which may be after
     /// the events of this process. Returns `None` if `end` belongs to another log.
-    fn subscribe_here(
+    fn subscribe_to_known(
         self: &Arc<Self>,
         names: &[Arc<str>],
         start: Start,
@@ -55,10 +55,10 @@ impl Core {
         let now = Instant::now();
         let mut registry = lock(&self.registry);
         let epoch = self.epoch();
-        let (newest, mut is_unsure) = match end {
+        let (last, mut is_unsure) = match end {
             Some(end) if end.epoch != epoch => return Ok(None),
-            Some(end) => (registry.newest.max(end.last), end.is_unsure),
-            None => (registry.newest, false),
+            Some(end) => (registry.last.max(end.last), end.is_unsure),
+            None => (registry.last, false),
         };
         let start = match start {
             Start::After(id) if id.as_bytes().is_empty() => Start::Latest,
@@ -67,7 +67,7 @@ impl Core {
         let origin = if start == Start::Latest { Origin::Live } else { Origin::Replay };
         let (base, requested, mut reason) = match start {
             Start::After(id) => match epoch.position(&id) {
-                Ok(position) if position <= newest => {
+                Ok(position) if position <= last => {
                     is_unsure = false;
                     (position, Some(id), None)
                 }
@@ -79,13 +79,13 @@ impl Core {
                 }
             },
             Start::Earliest => (Position::START, None, None),
-            Start::Latest => (newest, None, None),
+            Start::Latest => (last, None, None),
         };
 
-        registry.check_room(names, &self.config)?;
+        registry.check_topic_limit(names, &self.config)?;
         // The backend retains the events after this position.
-        let lost_for_good = self.backend.as_ref().map_or(Position::MAX, BackendClient::evicted_through);
-        let mut is_here = true;
+        let evicted_by_backend = self.backend.as_ref().map_or(Position::MAX, BackendClient::evicted_through);
+        let mut needs_no_replay = true;
         let mut readers = Vec::with_capacity(names.len());
         let mut point = ResumePoint::START;
         for name in names {
@@ -94,25 +94,25 @@ impl Core {
             let evicted = contents.log.evict(&self.config.retention, now);
             registry.retained = registry.retained - evicted;
             contents.subscribers += 1;
-            let lost = contents.log.evicted_through();
-            if lost > base {
-                is_here &= lost <= lost_for_good;
-                reason = reason.or((is_here && requested.is_some()).then_some(GapReason::Evicted));
+            let evicted_through = contents.log.evicted_through();
+            if evicted_through > base {
+                needs_no_replay &= evicted_through <= evicted_by_backend;
+                reason = reason.or((needs_no_replay && requested.is_some()).then_some(GapReason::Evicted));
             }
-            let from = base.max(lost);
+            let from = base.max(evicted_through);
             let first = contents.log.first_after(from);
-            // The follower has not read the events after the newest position of the registry yet.
-            point = point.and(ResumePoint::of(first, registry.newest.max(base)));
+            // The follower has not read the events after the last position of the registry yet.
+            point = point.and(ResumePoint::of(first, registry.last.max(base)));
             drop(contents);
-            readers.push(Reader::new(topic, lost.min(lost_for_good)));
+            readers.push(Reader::new(topic, evicted_through.min(evicted_by_backend)));
         }
         self.call_janitor(&mut registry, now);
         drop(registry);
 
         self.joined();
         let mut subscription =
-            Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, point.cursor, newest, origin);
-        if is_here && !is_unsure {
+            Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, point.cursor, last, origin);
+        if needs_no_replay && !is_unsure {
             subscription.resume(requested, reason, point.first);
         } else {
             subscription.cursor = base;

@@ -91,7 +91,7 @@ pub struct Subscription {
     /// The newest event of the hub when this began.
     subscribed_at: Position,
     /// Sent before anything else.
-    pub(super) opening: Option<Box<EncodedEvents>>,
+    pub(super) first_item: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
     /// Reads the events that the topics have evicted from the backend.
     pub(super) replay: Option<Box<Replay>>,
@@ -99,7 +99,7 @@ pub struct Subscription {
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
     /// Set if a response begins with the cursor.
-    says_cursor: bool,
+    sends_cursor: bool,
     /// Set when a response has taken the cursor, or the subscription was polled.
     has_preamble: AtomicBool,
     /// The subscription ended before the end of its topics.
@@ -109,9 +109,9 @@ pub struct Subscription {
 /// The way in which a subscription began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// With live events.
+    /// The subscription began with live events.
     Live,
-    /// With retained events, or with a gap.
+    /// The subscription began with retained events, or with a gap.
     Replay,
     /// After the last id of the client, with nothing missing.
     Resumed,
@@ -133,13 +133,13 @@ impl Subscription {
             readers: readers.into(),
             cursor,
             subscribed_at,
-            opening: None,
+            first_item: None,
             gap: None,
             replay: None,
             waker: None,
             lag_policy,
             origin,
-            says_cursor: true,
+            sends_cursor: true,
             has_preamble: AtomicBool::new(false),
             has_failed: false,
         }
@@ -149,7 +149,7 @@ impl Subscription {
     pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<Position>) {
         let Some(requested) = requested else { return };
         match reason {
-            Some(reason) => self.opening = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
+            Some(reason) => self.first_item = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
             None => self.origin = Origin::Resumed,
         }
     }
@@ -194,7 +194,7 @@ impl Subscription {
     /// Returns `true` if there are no more events, now or later.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.opening.is_none()
+        self.first_item.is_none()
             && self.replay.is_none()
             && !self.has_failed
             && self.readers.iter().all(|reader| {
@@ -256,7 +256,7 @@ impl Subscription {
             reader.reset();
         }
         let snapshot = snapshot.id(self.cursor());
-        self.opening = Some(Box::new(snapshot.into()));
+        self.first_item = Some(Box::new(snapshot.into()));
         self
     }
 
@@ -289,7 +289,7 @@ impl Subscription {
     #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
         let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-        self.opening.get_or_insert_with(|| Box::new(cursor));
+        self.first_item.get_or_insert_with(|| Box::new(cursor));
         self
     }
 
@@ -310,7 +310,7 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn without_cursor(mut self) -> Self {
-        self.says_cursor = false;
+        self.sends_cursor = false;
         self
     }
 
@@ -323,8 +323,8 @@ impl Subscription {
 
     /// Returns what a response begins with: the cursor, or nothing.
     fn first_bytes(&self) -> Bytes {
-        let says_cursor = self.opening.is_none() && self.says_cursor && !self.is_unsure();
-        if says_cursor { self.cursor_event().encode() } else { Bytes::new() }
+        let sends_cursor = self.first_item.is_none() && self.sends_cursor && !self.is_unsure();
+        if sends_cursor { self.cursor_event().encode() } else { Bytes::new() }
     }
 
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
@@ -333,7 +333,8 @@ impl Subscription {
         if self.origin == Origin::Live { cursor.event("hub-cursor") } else { cursor }
     }
 
-    /// Its id is where the client goes on, whether or not it gets any further on this connection.
+    /// Returns the event for a gap. Its id is the cursor, so a client that reconnects immediately
+    /// resumes after the gap.
     fn gap_event(&self, gap: &Gap) -> Event {
         let data = serde_json::json!({
             "reason": gap.reason.as_str(),
@@ -361,7 +362,7 @@ impl Subscription {
         }
     }
 
-    /// Goes on with the oldest that is held.
+    /// Skips to the oldest retained event, and returns the gap event.
     fn skip(&mut self) -> Event {
         let requested = self.cursor();
         let through = self.core.committed();
@@ -408,8 +409,8 @@ impl Stream for Subscription {
                 return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
             }
         }
-        if let Some(opening) = this.opening.take() {
-            return Poll::Ready(Some(Ok(*opening)));
+        if let Some(first_item) = this.first_item.take() {
+            return Poll::Ready(Some(Ok(*first_item)));
         }
         loop {
             if this.replay.is_some() {
@@ -445,8 +446,8 @@ impl Stream for Subscription {
     /// `(0, Some(0))` once the subscription [is finished](Self::is_finished).
     fn size_hint(&self) -> (usize, Option<usize>) {
         let is_over = self.is_finished();
-        let is_asked = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });
-        self.has_preamble.fetch_or(is_asked, Ordering::Relaxed);
+        let is_offered = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });
+        self.has_preamble.fetch_or(is_offered, Ordering::Relaxed);
         (0, is_over.then_some(0))
     }
 }

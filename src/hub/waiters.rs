@@ -22,7 +22,7 @@ pub(super) struct Waiters {
 #[derive(Debug)]
 pub(super) struct Ticket {
     round: u64,
-    place: u32,
+    slot: u32,
 }
 
 impl Waiters {
@@ -31,17 +31,17 @@ impl Waiters {
         if let Some(entry) = self.entry(ticket.as_ref()) {
             return entry.replace(waker);
         }
-        let place = match self.vacant.pop() {
-            Some(place) => {
-                self.wakers[place as usize] = Some(waker);
-                place
+        let slot = match self.vacant.pop() {
+            Some(slot) => {
+                self.wakers[slot as usize] = Some(waker);
+                slot
             }
             None => {
                 self.wakers.push(Some(waker));
                 (self.wakers.len() - 1) as u32
             }
         };
-        *ticket = Some(Ticket { round: self.round, place });
+        *ticket = Some(Ticket { round: self.round, slot });
         None
     }
 
@@ -49,7 +49,7 @@ impl Waiters {
     pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waker> {
         let ticket = ticket.take();
         let waker = self.entry(ticket.as_ref())?.take();
-        self.vacant.extend(ticket.map(|ticket| ticket.place));
+        self.vacant.extend(ticket.map(|ticket| ticket.slot));
         waker
     }
 
@@ -72,7 +72,7 @@ impl Waiters {
 
     fn entry(&mut self, ticket: Option<&Ticket>) -> Option<&mut Option<Waker>> {
         let ticket = ticket.filter(|ticket| ticket.round == self.round)?;
-        self.wakers.get_mut(ticket.place as usize)
+        self.wakers.get_mut(ticket.slot as usize)
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_of_an_earlier_round_takes_nobodys_place() {
+    fn ticket_of_an_earlier_round_takes_no_slot() {
         let mut waiters = Waiters::default();
         let (mut early, mut late) = (None, None);
         waiters.wait(&mut early, Waker::noop().clone());

@@ -43,10 +43,10 @@ pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 /// The client of the backend.
 pub(in crate::hub) struct BackendClient {
     backend: Arc<dyn DynBackend>,
-    known: Mutex<Known>,
+    state: Mutex<LogState>,
     bounds: SingleFlight<(), Bounds>,
     bounds_outage: Arc<Outage>,
-    reads: SingleFlight<Place, Arc<EncodedPage>>,
+    reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
     /// The last logged state: whether reads are rejected.
     is_overloaded: AtomicBool,
@@ -57,7 +57,7 @@ pub(in crate::hub) struct BackendClient {
 
 /// The state of the log that this node knows of, whether the follower has read it or not.
 #[derive(Default)]
-struct Known {
+struct LogState {
     /// The other fields belong to the log with this epoch.
     epoch: u64,
     /// The greatest known position. The log may have greater ones.
@@ -70,7 +70,7 @@ struct Known {
 }
 
 /// The key of a history read: topics, and the position after which to read.
-type Place = (Arc<[Arc<str>]>, Position);
+type ReadKey = (Arc<[Arc<str>]>, Position);
 
 /// A page for subscriptions, encoded once for all that need the same page.
 pub(in crate::hub) struct EncodedPage {
@@ -98,7 +98,7 @@ impl BackendClient {
     pub(in crate::hub) fn new(backend: Arc<dyn DynBackend>) -> Self {
         Self {
             backend,
-            known: Mutex::default(),
+            state: Mutex::default(),
             bounds: SingleFlight::new(1, 1),
             bounds_outage: Arc::new(Outage::of("bounds")),
             reads: SingleFlight::new(MAX_CONCURRENT_READS, MAX_QUEUED_READS),
@@ -109,8 +109,8 @@ impl BackendClient {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, LogState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(in crate::hub) fn id_format(&self) -> IdFormat {
@@ -140,44 +140,44 @@ impl BackendClient {
     /// Switches to another log. Returns its epoch.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
-        *self.known() = Known { epoch, last, evicted_through, finished: HashMap::new() };
+        *self.state() = LogState { epoch, last, evicted_through, finished: HashMap::new() };
         self.epoch(epoch)
     }
 
     pub(in crate::hub) fn evicted_through(&self) -> Position {
-        self.known().evicted_through
+        self.state().evicted_through
     }
 
     /// Raises the eviction watermark of the log with this epoch.
     pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
-        let mut known = self.known();
-        if self.epoch(known.epoch) == epoch {
-            known.evicted_through = known.evicted_through.max(through);
+        let mut state = self.state();
+        if self.epoch(state.epoch) == epoch {
+            state.evicted_through = state.evicted_through.max(through);
         }
     }
 
     /// Returns the end of the log. Asks the backend if the client has a greater position than this
     /// node knows, and than is committed.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
-        let known = |is_unsure| {
-            let known = self.known();
-            LogEnd { epoch: self.epoch(known.epoch), last: known.last, is_unsure }
+        let end = |is_unsure| {
+            let state = self.state();
+            LogEnd { epoch: self.epoch(state.epoch), last: state.last, is_unsure }
         };
-        let end = known(false);
+        let known = end(false);
         match start {
-            Start::After(id) if end.epoch.position(id).is_ok_and(|claimed| claimed > end.last.max(committed)) => {}
-            _ => return end,
+            Start::After(id) if known.epoch.position(id).is_ok_and(|claimed| claimed > known.last.max(committed)) => {}
+            _ => return known,
         }
-        let Some(bounds) = self.bounds().await else { return known(true) };
-        let mut there = self.known();
+        let Some(bounds) = self.bounds().await else { return end(true) };
+        let mut state = self.state();
         // The follower does not know the other log yet, so no position in it is certain.
-        if bounds.epoch != there.epoch {
-            drop(there);
-            return known(true);
+        if bounds.epoch != state.epoch {
+            drop(state);
+            return end(true);
         }
-        there.last = there.last.max(bounds.last);
-        there.evicted_through = there.evicted_through.max(bounds.evicted_through);
-        LogEnd { epoch: end.epoch, last: there.last, is_unsure: false }
+        state.last = state.last.max(bounds.last);
+        state.evicted_through = state.evicted_through.max(bounds.evicted_through);
+        LogEnd { epoch: known.epoch, last: state.last, is_unsure: false }
     }
 
     async fn bounds(&self) -> Option<Bounds> {
@@ -196,7 +196,7 @@ impl BackendClient {
         after: Position,
     ) -> Result<Arc<EncodedPage>, RunError> {
         let runtime = self.runtime.get().ok_or(RunError::Failed)?;
-        let place = (topics.clone(), after);
+        let key = (topics.clone(), after);
         let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.reads_outage));
         let page = move || {
             let (backend, outage, topics) = (Arc::clone(&backend), Arc::clone(&outage), Arc::clone(&topics));
@@ -205,7 +205,7 @@ impl BackendClient {
                 Some(Arc::new(EncodedPage::new(page, backend.id_format())))
             }
         };
-        let page = self.reads.run(runtime, place, page).await;
+        let page = self.reads.run(runtime, key, page).await;
         match page {
             Err(RunError::Full) => self.note_rejected_read(),
             _ => self.note_accepted_read(),
@@ -245,23 +245,23 @@ impl BackendClient {
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
         let Appended { epoch, position } = self.append(topic, vec![finish]).await?;
-        let mut known = self.known();
-        if known.epoch == epoch {
-            known.finished.insert(topic.clone(), position);
+        let mut state = self.state();
+        if state.epoch == epoch {
+            state.finished.insert(topic.clone(), position);
         }
         Ok(())
     }
 
     /// Returns whether this node has finished the topic and has not read that yet.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
-        self.known().finished.contains_key(topic)
+        self.state().finished.contains_key(topic)
     }
 
     /// Forgets the ends of topics that the follower has read.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
-        let mut known = self.known();
-        if !known.finished.is_empty() {
-            known.finished.retain(|_, position| *position > through);
+        let mut state = self.state();
+        if !state.finished.is_empty() {
+            state.finished.retain(|_, position| *position > through);
         }
     }
 
@@ -272,9 +272,9 @@ impl BackendClient {
             metrics::backend_failed("publish");
             Error::backend(topic, source)
         })?;
-        let mut known = self.known();
-        if known.epoch == appended.epoch {
-            known.last = known.last.max(appended.position);
+        let mut state = self.state();
+        if state.epoch == appended.epoch {
+            state.last = state.last.max(appended.position);
         }
         Ok(appended)
     }
@@ -306,6 +306,6 @@ impl EncodedPage {
 }
 
 /// Waits for a response of the backend, at most [`REQUEST_TIMEOUT`].
-pub(super) async fn in_time<T>(answer: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
-    timeout(REQUEST_TIMEOUT, answer).await?
+pub(super) async fn in_time<T>(response: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+    timeout(REQUEST_TIMEOUT, response).await?
 }

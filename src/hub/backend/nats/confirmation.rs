@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::oneshot, time::timeout};
 
 /// The time that a publisher waits for the follower after the server has acknowledged the message.
-const PATIENCE: Duration = Duration::from_millis(5);
+const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// The messages that publishers wait for.
 #[derive(Default)]
@@ -70,7 +70,7 @@ impl Pending<'_> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();
         }
-        timeout(PATIENCE, &mut self.epoch).await.ok()?.ok()
+        timeout(FOLLOWER_TIMEOUT, &mut self.epoch).await.ok()?.ok()
     }
 }
 

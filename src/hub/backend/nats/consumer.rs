@@ -7,13 +7,13 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pu
 use std::{mem, time::Duration};
 
 /// The maximum number of messages in a page.
-pub(super) const PAGE: usize = 1000;
+pub(super) const PAGE_MESSAGES: usize = 1000;
 
 /// The number of bytes in a page, to which the largest message is added.
-pub(super) const BYTES: usize = 4 << 20;
+pub(super) const PAGE_BYTES: usize = 4 << 20;
 
 /// The server forgets a consumer after this time without a request.
-const FORGOTTEN: Duration = Duration::from_secs(5);
+const INACTIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The interval at which a server says that there is nothing new. A consumer that is silent for
 /// twice this time is replaced.
@@ -34,21 +34,21 @@ pub(super) async fn consume(
     let config = pull::Config {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
         ack_policy: AckPolicy::None,
-        inactive_threshold: FORGOTTEN,
+        inactive_threshold: INACTIVE_TIMEOUT,
         memory_storage: true,
         num_replicas: 1,
         filter_subject,
         filter_subjects,
         ..pull::Config::default()
     };
-    link.answer(link.context.create_consumer_on_stream(config, stream)).await
+    link.request(link.context.create_consumer_on_stream(config, stream)).await
 }
 
-pub(super) fn bytes_of_a_page(link: &Link) -> usize {
-    BYTES + 2 * link.client.server_info().max_payload
+pub(super) fn max_page_bytes(link: &Link) -> usize {
+    PAGE_BYTES + 2 * link.client.server_info().max_payload
 }
 
 /// Checks that no message was lost between the server and this client.
-pub(super) fn expect_number(delivered: &Delivered, expected: u64) -> Result<(), BoxError> {
+pub(super) fn check_sequence(delivered: &Delivered, expected: u64) -> Result<(), BoxError> {
     if delivered.number == expected { Ok(()) } else { Err("a message from the NATS server was lost".into()) }
 }

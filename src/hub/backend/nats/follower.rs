@@ -1,12 +1,12 @@
-//! Following a stream.
+//! The follower of a stream.
 
 use super::{
     confirmation::Confirmations,
-    consumer::{HEARTBEAT, PAGE, bytes_of_a_page, consume, expect_number},
-    history::next_messages,
-    identity::{Identity, Known, Witness},
+    consumer::{HEARTBEAT, PAGE_MESSAGES, check_sequence, consume, max_page_bytes},
+    identity::{Identity, KnownLog, Witness},
     link::{Link, Losses},
     message::{self, Delivered, Stored, position, sequence, sequence_after},
+    read::next_messages,
     stream::Stream,
 };
 use crate::{
@@ -30,10 +30,10 @@ use tokio_stream::StreamExt;
 const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 
 /// The pause before the next attempt to create a consumer.
-const PAUSE: Duration = Duration::from_millis(300);
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// After so many failed attempts in a row to create a consumer, following fails.
-const ATTEMPTS: u32 = 5;
+const MAX_ATTEMPTS: u32 = 5;
 
 /// Follows one log.
 pub(super) struct Follower {
@@ -41,7 +41,7 @@ pub(super) struct Follower {
     pub(super) after: Position,
     /// The epoch of the log that is followed.
     pub(super) epoch: u64,
-    log: Known,
+    log: KnownLog,
     source: Source,
     losses: Losses,
     /// The message that is next, if it has arrived.
@@ -69,16 +69,16 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
     let consumer = consume(&link, &stream, from, Vec::new()).await?;
     let messages = consumer
         .stream()
-        .max_messages_per_batch(PAGE)
-        .max_bytes_per_batch(bytes_of_a_page(&link))
+        .max_messages_per_batch(PAGE_MESSAGES)
+        .max_bytes_per_batch(max_page_bytes(&link))
         .heartbeat(HEARTBEAT)
         .messages();
-    Ok(Consumer { messages: link.answer(messages).await?, received: 0 })
+    Ok(Consumer { messages: link.request(messages).await?, received: 0 })
 }
 
 impl Follower {
     /// Follows this log after a position.
-    pub(super) fn new(stream: &Stream<'_>, log: &Known, after: Position) -> Self {
+    pub(super) fn new(stream: &Stream<'_>, log: &KnownLog, after: Position) -> Self {
         let mut follower = Self {
             after,
             epoch: log.epoch,
@@ -121,9 +121,9 @@ impl Follower {
                             confirmations.set_following(true);
                             None
                         }
-                        Ok(Err(error)) if failures + 1 >= ATTEMPTS => return Err(error),
+                        Ok(Err(error)) if failures + 1 >= MAX_ATTEMPTS => return Err(error),
                         Ok(Err(_)) => {
-                            self.start(stream, PAUSE, failures + 1);
+                            self.start(stream, RETRY_PAUSE, failures + 1);
                             None
                         }
                         Err(_) => self.read_page(stream, identity).await?,
@@ -131,7 +131,7 @@ impl Follower {
                 }
             };
             if let Some((page, witness)) = page {
-                identity.followed(&self.log, sequence(page.through), witness);
+                identity.note_followed(&self.log, sequence(page.through), witness);
                 self.after = page.through;
                 return Ok(page);
             }
@@ -184,7 +184,7 @@ impl Follower {
                 self.next = Some(message);
                 break;
             }
-            if page.count == PAGE {
+            if page.count == PAGE_MESSAGES {
                 break;
             }
         }
@@ -198,17 +198,17 @@ impl Follower {
 
     /// Waits for the next message.
     async fn receive(&mut self) -> Result<Stored, BoxError> {
-        let Source::Consumer(consumer) = &mut self.source else { return Err(ENDED.into()) };
+        let Source::Consumer(consumer) = &mut self.source else { return Err(CONSUMER_ENDED.into()) };
         let message = self.losses.unless_lost(consumer.messages.next()).await?;
-        consumer.accept(message.ok_or(ENDED)??)
+        consumer.accept(message.ok_or(CONSUMER_ENDED)??)
     }
 
     /// Returns the next message if it has arrived.
     fn try_receive(&mut self) -> Result<Option<Stored>, BoxError> {
-        let Source::Consumer(consumer) = &mut self.source else { return Err(ENDED.into()) };
+        let Source::Consumer(consumer) = &mut self.source else { return Err(CONSUMER_ENDED.into()) };
         // The caller that waits for the next message registers its own waker.
         match pin!(consumer.messages.next()).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(message) => consumer.accept(message.ok_or(ENDED)??).map(Some),
+            Poll::Ready(message) => consumer.accept(message.ok_or(CONSUMER_ENDED)??).map(Some),
             Poll::Pending => Ok(None),
         }
     }
@@ -216,14 +216,14 @@ impl Follower {
 
 /// Checks that the stream is still the log with this epoch.
 async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
-    if identity.glance(stream).await?.epoch == epoch { Ok(()) } else { Err(ANOTHER.into()) }
+    if identity.check_witness(stream).await?.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }
 }
 
 impl Consumer {
     fn accept(&mut self, message: async_nats::jetstream::Message) -> Result<Stored, BoxError> {
         let delivered = Delivered::try_from(message)?;
         self.received += 1;
-        expect_number(&delivered, self.received)?;
+        check_sequence(&delivered, self.received)?;
         Ok(delivered.stored)
     }
 }
@@ -239,13 +239,13 @@ struct NewPage {
 impl NewPage {
     /// Adds a message. Returns `false` if it belongs to the next page, as messages before it are
     /// missing.
-    fn add(&mut self, stream: &str, log: &mut Known, message: &Stored) -> Result<bool, BoxError> {
+    fn add(&mut self, stream: &str, log: &mut KnownLog, message: &Stored) -> Result<bool, BoxError> {
         let is_mark = *message.subject == *message::mark_subject(stream);
         if is_mark && !log.accept(message) {
-            return Err(ANOTHER.into());
+            return Err(OTHER_LOG.into());
         }
         let before = position(message.sequence.saturating_sub(1));
-        if before > log.without_marks(self.page.through) {
+        if before > log.skip_marks(self.page.through) {
             if self.count > 0 {
                 return Ok(false);
             }
@@ -258,8 +258,8 @@ impl NewPage {
     }
 }
 
-const ENDED: &str = "the consumer has ended";
-const ANOTHER: &str = "the stream holds another log than before";
+const CONSUMER_ENDED: &str = "the consumer has ended";
+const OTHER_LOG: &str = "the stream holds another log than before";
 
 impl Drop for Follower {
     fn drop(&mut self) {

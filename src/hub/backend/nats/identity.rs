@@ -24,7 +24,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 /// A larger message is no witness, as each check would fetch all of it.
-const LARGEST_WITNESS: usize = 4096;
+const MAX_WITNESS_BYTES: usize = 4096;
 
 /// A leader that was just elected may not have applied yet everything that its predecessor had
 /// acknowledged. So an end that is too early is looked at so many times more, with a pause before
@@ -48,7 +48,7 @@ const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
 /// The knowledge of a node about the log.
 #[derive(Clone, Debug)]
-pub(super) struct Known {
+pub(super) struct KnownLog {
     /// The text of its mark.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
@@ -76,12 +76,12 @@ pub(super) struct Witness {
 impl Witness {
     /// A message that was stored with this sequence and published with this id.
     pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Option<Self> {
-        (bytes <= LARGEST_WITNESS).then(|| Self { sequence, identity: message::identity(id) })
+        (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
     }
 
     /// `None` for a message that is foreign or large.
     pub(super) fn of(message: &Stored) -> Option<Self> {
-        let is_fit = message.log().is_some() && message.payload.len() <= LARGEST_WITNESS;
+        let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
         Some(Self { sequence: message.sequence, identity })
     }
@@ -91,7 +91,7 @@ impl Witness {
     }
 }
 
-impl Known {
+impl KnownLog {
     /// Returns the position of the newest evicted event, or a greater one before the next event.
     /// Marks are no events.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
@@ -104,7 +104,7 @@ impl Known {
     }
 
     /// Returns the position before the first event after this one, as far as that is known.
-    pub(super) fn without_marks(&self, through: Position) -> Position {
+    pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
@@ -161,25 +161,25 @@ enum Verdict {
 /// The log that a node follows and publishes to.
 #[derive(Default)]
 pub(super) struct Identity {
-    known: Mutex<Option<Known>>,
+    known: Mutex<Option<KnownLog>>,
     /// Checks of the witness alone.
-    glances: Shared<Known>,
+    witness_checks: SharedCheck<KnownLog>,
     /// Checks of everything.
-    checks: Shared<(Known, State)>,
+    checks: SharedCheck<(KnownLog, State)>,
 }
 
 impl Identity {
-    fn lock(&self) -> MutexGuard<'_, Option<Known>> {
+    fn lock(&self) -> MutexGuard<'_, Option<KnownLog>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn known(&self) -> Option<Known> {
+    pub(super) fn known(&self) -> Option<KnownLog> {
         self.lock().clone()
     }
 
     /// Takes note of what a follower knows of the log, and of a witness.
-    pub(super) fn followed(&self, log: &Known, newest: u64, witness: Option<Witness>) {
-        self.has(log.epoch, newest, witness);
+    pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
+        self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
         if let Some(known) = known.as_mut().filter(|known| known.epoch == log.epoch && known.mark < log.mark) {
             (known.mark, known.last_event) = (log.mark, log.last_event);
@@ -187,7 +187,7 @@ impl Identity {
     }
 
     /// Takes note of a message that is in the log, or was.
-    pub(super) fn has(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
+    pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
         if known.newest < newest {
@@ -203,8 +203,8 @@ impl Identity {
     ///
     /// Everything that was in the stream before the call is in that log, unless the stream was
     /// replaced twice since.
-    pub(super) async fn glance(&self, stream: &Stream<'_>) -> Result<Known, BoxError> {
-        let glance = async {
+    pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
+        let check_witness = async {
             if let Some(known) = self.known() {
                 if let Some(witness) = known.witness {
                     let found = stream.get(witness.sequence).await?;
@@ -215,18 +215,18 @@ impl Identity {
             }
             Ok(self.check(stream).await?.0)
         };
-        self.glances.run(glance).await
+        self.witness_checks.run(check_witness).await
     }
 
     /// Returns the log that the stream is, and where it begins and ends, after a check that began
     /// after this call. Creates the stream if it does not exist, and marks it as a new log if it is
     /// another log than this node knows.
-    pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(Known, State), BoxError> {
+    pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
         // It is large, and in several futures.
         self.checks.run(Box::pin(self.find(stream))).await
     }
 
-    async fn find(&self, stream: &Stream<'_>) -> Result<(Known, State), BoxError> {
+    async fn find(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
         // Before the state, so that it cannot be ahead of it.
         let known = self.known();
         let mut state = stream.state_or_create(known.is_some()).await?;
@@ -264,8 +264,8 @@ impl Identity {
     }
 
     /// Takes the stream for another log than before.
-    async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<Known, BoxError> {
-        let known = Known {
+    async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
+        let known = KnownLog {
             epoch: epoch_of(&mark.id),
             id: mark.id,
             mark: mark.sequence,
@@ -283,13 +283,13 @@ impl Identity {
     async fn keep(
         &self,
         stream: &Stream<'_>,
-        known: Known,
+        known: KnownLog,
         mark: Option<Mark>,
         state: &State,
-    ) -> Result<Known, BoxError> {
+    ) -> Result<KnownLog, BoxError> {
         if known.witness.is_none_or(|witness| witness.sequence < state.first) {
             let witness = newest(stream, state).await?;
-            self.has(known.epoch, state.last, witness);
+            self.note_message(known.epoch, state.last, witness);
         }
 
         let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
@@ -319,7 +319,7 @@ impl Identity {
     }
 }
 
-async fn compare(stream: &Stream<'_>, known: &Known, state: &State) -> Result<Verdict, BoxError> {
+async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result<Verdict, BoxError> {
     if state.last < known.newest {
         return Ok(Verdict::Shorter);
     }
@@ -352,7 +352,7 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
 }
 
 /// Marks the stream as a new log, unless another node has done so for the same reason.
-async fn replace(stream: &Stream<'_>, lost: &Known, mark: Option<Mark>) -> Result<Mark, BoxError> {
+async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
         mark => begin(stream, Some(&lost.id), mark.map_or(0, |mark| mark.sequence)).await,
@@ -415,14 +415,14 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
             }
         }
     };
-    stream.link.answer(publish()).await
+    stream.link.request(publish()).await
 }
 
 /// Shares a check between all who ask for it at the same time.
 ///
 /// A caller gets the result of a check that began after it asked, so the result is never older than
 /// the question.
-struct Shared<T> {
+struct SharedCheck<T> {
     begun: AtomicU64,
     /// The number of the last check that has ended, and its result.
     last: tokio::sync::Mutex<Option<Ended<T>>>,
@@ -430,13 +430,13 @@ struct Shared<T> {
 
 type Ended<T> = (u64, Result<T, Arc<str>>);
 
-impl<T> Default for Shared<T> {
+impl<T> Default for SharedCheck<T> {
     fn default() -> Self {
         Self { begun: AtomicU64::new(0), last: tokio::sync::Mutex::new(None) }
     }
 }
 
-impl<T: Clone> Shared<T> {
+impl<T: Clone> SharedCheck<T> {
     async fn run(&self, check: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let before = self.begun.load(SeqCst);
         let mut last = self.last.lock().await;
@@ -462,7 +462,7 @@ mod tests {
 
     #[derive(Default)]
     struct Checks {
-        shared: Shared<usize>,
+        shared: SharedCheck<usize>,
         count: AtomicUsize,
     }
 

@@ -20,14 +20,14 @@ use tokio::{sync::watch, time::timeout};
 
 /// The interval of the client's pings. After three unanswered pings the connection is closed, which
 /// detects a silent network.
-const PING: Duration = Duration::from_secs(1);
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A client that has not tried to connect for this time is stuck: it waits for a server that has
 /// accepted the connection and sends nothing. Newer versions of the client have a timeout for that.
-const STUCK: Duration = Duration::from_secs(15);
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The time to wait for an answer before the request is sent again.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The servers, and how to log in. It has secrets, so it cannot be printed.
 #[derive(Clone, Default)]
@@ -42,7 +42,7 @@ pub(super) struct Servers {
 #[derive(Clone, Default, PartialEq, Eq)]
 enum Login {
     #[default]
-    Nobody,
+    Anonymous,
     Token(String),
     Password(String, String),
 }
@@ -61,7 +61,7 @@ impl Servers {
                 return Err("the address of a NATS server has no host; it is such as nats://nats.internal:4222".into());
             }
             servers.is_tls |= scheme == "tls";
-            if servers.login == Login::Nobody {
+            if servers.login == Login::Anonymous {
                 servers.login = Login::of(&server)?;
             }
             // Without what is to log in with, as the client writes its addresses into logs.
@@ -72,15 +72,15 @@ impl Servers {
     }
 
     /// Tries each of them once.
-    pub(super) async fn connect(&self, patience: Duration) -> Result<Link, BoxError> {
+    pub(super) async fn connect(&self, timeout_per_request: Duration) -> Result<Link, BoxError> {
         let health = Arc::new(Health::default());
         let (noticed, tried) = (Arc::clone(&health), Arc::clone(&health));
         let mut options = ConnectOptions::new()
             .name("tower-sse")
-            .connection_timeout(patience)
+            .connection_timeout(timeout_per_request)
             // It is looked at here how long a request takes.
             .request_timeout(None)
-            .ping_interval(PING)
+            .ping_interval(PING_INTERVAL)
             .require_tls(self.is_tls)
             .event_callback(move |event| {
                 noticed.notice(&event);
@@ -92,7 +92,7 @@ impl Servers {
                     .mul_f64(0.5 + random::fraction() / 2.0)
             });
         match &self.login {
-            Login::Nobody => {}
+            Login::Anonymous => {}
             Login::Token(token) => options = options.token(token.clone()),
             Login::Password(user, password) => options = options.user_and_password(user.clone(), password.clone()),
         }
@@ -104,12 +104,15 @@ impl Servers {
             options = options.add_root_certificates(path.clone());
         }
         let count = self.addresses.len().try_into().unwrap_or(u32::MAX);
-        let connect = timeout(patience.saturating_mul(count), options.connect(&self.addresses[..]));
+        let connect = timeout(timeout_per_request.saturating_mul(count), options.connect(&self.addresses[..]));
         let client = connect.await.map_err(|_| "the NATS server has not said anything")??;
-        // The first event may still be under way.
+        // The first event may still be in flight.
         health.notice(&Event::Connected);
-        let context = ContextBuilder::new().timeout(patience * 4).ack_timeout(patience * 4).build(client.clone());
-        Ok(Link { client, context, health, patience })
+        let context = ContextBuilder::new()
+            .timeout(timeout_per_request * 4)
+            .ack_timeout(timeout_per_request * 4)
+            .build(client.clone());
+        Ok(Link { client, context, health, timeout_per_request })
     }
 }
 
@@ -120,7 +123,7 @@ impl Login {
             Err(_) => Err("the user or the password of the NATS server is not UTF-8"),
         };
         Ok(match (server.username(), server.password()) {
-            (None, None) => Self::Nobody,
+            (None, None) => Self::Anonymous,
             (Some(token), None) => Self::Token(decode(token)?),
             (user, Some(password)) => Self::Password(decode(user.unwrap_or_default())?, decode(password)?),
         })
@@ -133,14 +136,14 @@ pub(super) struct Link {
     pub(super) client: Client,
     pub(super) context: Context,
     health: Arc<Health>,
-    patience: Duration,
+    timeout_per_request: Duration,
 }
 
 #[derive(Default)]
 struct Health {
     /// The number of lost connections, and whether there is a connection now.
     losses: watch::Sender<(u64, bool)>,
-    /// When it last tried to connect, or was told to, if it is not connected since.
+    /// The time of the last attempt to connect or of the loss of the connection. `None`: connected.
     trouble: Mutex<Option<Instant>>,
 }
 
@@ -201,10 +204,10 @@ impl Link {
 
     /// Returns `true` if the client does not reconnect by itself.
     pub(super) fn is_stuck(&self) -> bool {
-        self.health.trouble().is_some_and(|since| since.elapsed() > STUCK)
+        self.health.trouble().is_some_and(|since| since.elapsed() > RECONNECT_TIMEOUT)
     }
 
-    /// From now on.
+    /// Watches for losses of the connection from now on.
     pub(super) fn losses(&self) -> Losses {
         let losses = self.health.losses.subscribe();
         let before = losses.borrow().0;
@@ -212,32 +215,32 @@ impl Link {
     }
 
     /// Waits for an answer up to the timeout, or until the connection is lost.
-    pub(super) async fn answer<T, E>(&self, question: impl Future<Output = Result<T, E>>) -> Result<T, BoxError>
+    pub(super) async fn request<T, E>(&self, request: impl Future<Output = Result<T, E>>) -> Result<T, BoxError>
     where
         BoxError: From<E>,
     {
         let mut losses = self.losses();
         // Those of the client take kilobytes, which would be of each future that waits for one.
-        let question = Box::pin(question);
-        Ok(self.soon(losses.unless_lost(question)).await??)
+        let request = Box::pin(request);
+        Ok(self.soon(losses.unless_lost(request)).await??)
     }
 
-    /// Waits for an answer like [`answer`](Self::answer). Sends the question again if no answer
+    /// Waits for an answer like [`request`](Self::request). Sends the request again if no answer
     /// comes soon: a server that dies takes the question with it, and a stream without a leader
     /// does not answer.
-    pub(super) async fn answer_of_any<T, E, A>(&self, ask: impl Fn() -> A) -> Result<T, BoxError>
+    pub(super) async fn request_repeatedly<T, E, A>(&self, request: impl Fn() -> A) -> Result<T, BoxError>
     where
         BoxError: From<E>,
         A: Future<Output = Result<T, E>>,
     {
         let again = async {
             loop {
-                if let Ok(answer) = timeout(ASK_AGAIN, ask()).await {
+                if let Ok(answer) = timeout(RETRY_INTERVAL, request()).await {
                     return answer;
                 }
             }
         };
-        self.answer(again).await
+        self.request(again).await
     }
 
     /// Waits for something, but not for long. If nothing at all comes meanwhile, this connection is
@@ -245,7 +248,7 @@ impl Link {
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();
-        if let Ok(answer) = timeout(self.patience, future).await {
+        if let Ok(answer) = timeout(self.timeout_per_request, future).await {
             return answer;
         }
         if received() == before && self.is_connected() {
@@ -254,7 +257,7 @@ impl Link {
             // connection.
             let _is_full = timeout(Duration::ZERO, self.client.force_reconnect()).await;
         }
-        Err(format!("NATS has not answered in {:?}", self.patience).into())
+        Err(format!("NATS has not answered in {:?}", self.timeout_per_request).into())
     }
 }
 
@@ -270,8 +273,8 @@ mod tests {
     fn servers_are_read_with_what_is_to_log_in_with() {
         let password = |user: &str, password: &str| Login::Password(user.to_owned(), password.to_owned());
         for (text, addresses, login) in [
-            ("nats.internal", &["nats://nats.internal:4222"][..], Login::Nobody),
-            ("nats://a:1, tls://[::1]", &["nats://a:1", "tls://[::1]:4222"], Login::Nobody),
+            ("nats.internal", &["nats://nats.internal:4222"][..], Login::Anonymous),
+            ("nats://a:1, tls://[::1]", &["nats://a:1", "tls://[::1]:4222"], Login::Anonymous),
             ("nats://s3cret@a", &["nats://a:4222"], Login::Token("s3cret".to_owned())),
             ("nats://me:p%40s%2Cs@a,b", &["nats://a:4222", "nats://b:4222"], password("me", "p@s,s")),
             ("nats://a,nats://me:pass@b,nats://you:word@c", &["nats://a:4222", "nats://b:4222", "nats://c:4222"], {

@@ -19,7 +19,7 @@ pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
 /// A server ends the connection of a client that sends a line of more than 4096 bytes. The subject
 /// is a part of the line.
-const LONGEST_SUBJECT: usize = 2048;
+const MAX_SUBJECT_BYTES: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
 const LOG: &str = "Tower-Sse-Log";
@@ -57,7 +57,7 @@ pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     }
     // A topic without a name has a subject, too.
     subject.push('=');
-    (subject.len() <= LONGEST_SUBJECT).then_some(subject)
+    (subject.len() <= MAX_SUBJECT_BYTES).then_some(subject)
 }
 
 /// The topic of a subject, if it is one of this stream.
@@ -204,7 +204,7 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
 
 /// Why these records cannot be one message, on a server that takes this many bytes.
 pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'static, str>> {
-    /// For the headers, which count, too.
+    /// The bytes reserved for headers, which count as well.
     const HEADERS: usize = 256;
     let [first, ..] = records else { return Some("there is nothing to add".into()) };
     if records.iter().any(|record| record.topic != first.topic || record.kind != first.kind) {

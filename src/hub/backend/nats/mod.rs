@@ -3,10 +3,10 @@
 mod confirmation;
 mod consumer;
 mod follower;
-mod history;
 mod identity;
 mod link;
 mod message;
+mod read;
 mod stream;
 
 use self::{
@@ -150,9 +150,9 @@ pub struct NatsBackend {
 const MAX_FILTERS: usize = 200;
 
 /// The time for which the server recognizes a message that is sent again.
-const DUPLICATES: Duration = Duration::from_secs(30);
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
-const AWAY: &str = "there is no connection to the NATS server at the moment";
+const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";
 
 impl NatsBackend {
     /// Creates a backend for this server, or for several servers separated by commas. It connects
@@ -255,11 +255,11 @@ impl NatsBackend {
 
     /// Returns the connection, or an error if there is none now. Requests do not wait for one.
     async fn link(&self) -> Result<Link, BoxError> {
-        let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| AWAY)?;
+        let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| DISCONNECTED)?;
         match &*kept {
             Some(link) if link.is_stuck() => {}
             Some(link) if link.is_connected() => return Ok(link.clone()),
-            Some(_) => return Err(AWAY.into()),
+            Some(_) => return Err(DISCONNECTED.into()),
             None => {}
         }
         *kept = None;
@@ -270,7 +270,7 @@ impl NatsBackend {
 
     /// The configuration of a stream that is created.
     fn config(&self) -> Config {
-        let duplicates = DUPLICATES.max(self.timeout * 4);
+        let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());
         Config {
             subjects: vec![format!("{}.>", self.config.name)],
@@ -311,13 +311,13 @@ impl NatsBackend {
 
     /// Returns the epoch of the log that has stored a message, or an error if no log has it.
     async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
-        let mut epoch = self.identity.glance(stream).await?.epoch;
+        let mut epoch = self.identity.check_witness(stream).await?.epoch;
         loop {
             let found = stream.get(sequence).await?;
             if found.and_then(|found| found.identity()) != Some(message::identity(id)) {
                 return Err("the stream has lost it, or was replaced meanwhile".into());
             }
-            let now = self.identity.glance(stream).await?.epoch;
+            let now = self.identity.check_witness(stream).await?.epoch;
             if now == epoch {
                 return Ok(now);
             }
@@ -368,12 +368,12 @@ impl Backend for NatsBackend {
         // The stream may have been replaced before it stored the message.
         let epoch = match confirmation.epoch().await {
             Some(epoch) => epoch,
-            None if self.identity.glance(&stream).await?.epoch == before.epoch && sequence > before.newest => {
+            None if self.identity.check_witness(&stream).await?.epoch == before.epoch && sequence > before.newest => {
                 before.epoch
             }
             None => self.log_of(&stream, sequence, &id).await?,
         };
-        self.identity.has(epoch, sequence, Witness::new(sequence, &id, bytes));
+        self.identity.note_message(epoch, sequence, Witness::new(sequence, &id, bytes));
         Ok(Appended { epoch, position: position(sequence) })
     }
 
@@ -392,15 +392,15 @@ impl Backend for NatsBackend {
             if subjects.len() > MAX_FILTERS || (subjects.len() > 1 && !link.client.is_server_compatible(2, 10, 0)) {
                 subjects.clear();
             }
-            page = history::read(&stream, &state, subjects, after, self.timeout).await?;
+            page = read::read(&stream, &state, subjects, after, self.timeout).await?;
             page.records.retain(|(_, record)| wanted.contains(&record.topic));
             // Messages that were removed meanwhile may not have been read.
             let (state, holes) = stream.state_with_holes().await?;
-            if self.identity.glance(&stream).await?.epoch != log.epoch {
+            if self.identity.check_witness(&stream).await?.epoch != log.epoch {
                 return Err("the stream was replaced while it was read".into());
             }
             page.evicted_through = log.evicted_through(&state);
-            history::report_holes(&mut page, after, &holes);
+            read::report_holes(&mut page, after, &holes);
             evicted_through = page.evicted_through;
         }
         page.epoch = log.epoch;

@@ -60,12 +60,12 @@ impl Stream<'_> {
             return Err(format!("{name:?} cannot be the name of a stream; use letters, digits, - and _").into());
         }
         let mut info = self.info(&Value::Null).await;
-        if existed && matches!(info, Err(Failure::Refused { code: 404, .. })) {
+        if existed && matches!(info, Err(RequestError::Refused { code: 404, .. })) {
             sleep(DELETION).await;
             info = self.info(&Value::Null).await;
         }
-        if let Err(Failure::Refused { code: 404, .. }) = info {
-            let created = self.link.answer(self.link.context.create_stream(self.config.clone())).await;
+        if let Err(RequestError::Refused { code: 404, .. }) = info {
+            let created = self.link.request(self.link.context.create_stream(self.config.clone())).await;
             // Another node may have created it meanwhile.
             info = self.info(&Value::Null).await;
             if let (Err(_), Err(error)) = (&info, created) {
@@ -108,7 +108,7 @@ impl Stream<'_> {
     }
 
     async fn message(&self, request: &Value) -> Result<Option<Stored>, BoxError> {
-        match ask(self.link, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
+        match send(self.link, &format!("STREAM.MSG.GET.{}", self.name()), request).await {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
                 let (subject, sequence) = (message.subject.clone(), message.sequence);
@@ -116,13 +116,13 @@ impl Stream<'_> {
                 let foreign = |_| Stored { subject: subject.into(), sequence, headers: None, payload: Bytes::new() };
                 Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
             }
-            Err(Failure::Refused { error: NO_MESSAGE, .. }) => Ok(None),
+            Err(RequestError::Refused { error: NO_MESSAGE, .. }) => Ok(None),
             Err(failure) => Err(failure.into()),
         }
     }
 
-    async fn info(&self, request: &Value) -> Result<Value, Failure> {
-        ask(self.link, &format!("STREAM.INFO.{}", self.name()), request).await
+    async fn info(&self, request: &Value) -> Result<Value, RequestError> {
+        send(self.link, &format!("STREAM.INFO.{}", self.name()), request).await
     }
 }
 
@@ -169,26 +169,26 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
 }
 
 /// Why JetStream did not do what it was asked to.
-enum Failure {
+enum RequestError {
     Refused { code: u64, error: u64, description: String },
     Other(BoxError),
 }
 
-impl From<Failure> for BoxError {
-    fn from(failure: Failure) -> Self {
+impl From<RequestError> for BoxError {
+    fn from(failure: RequestError) -> Self {
         match failure {
-            Failure::Refused { code, description, .. } => format!("{description} ({code})").into(),
-            Failure::Other(error) => error,
+            RequestError::Refused { code, description, .. } => format!("{description} ({code})").into(),
+            RequestError::Other(error) => error,
         }
     }
 }
 
 /// Sends a request that changes nothing, so it can be sent again if no answer comes.
-async fn ask(link: &Link, subject: &str, request: &Value) -> Result<Value, Failure> {
-    let ask = || link.context.request::<_, _, Value>(subject.to_owned(), request);
-    let answer = link.answer_of_any(ask).await.map_err(Failure::Other)?;
+async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, RequestError> {
+    let attempt = || link.context.request::<_, _, Value>(subject.to_owned(), request);
+    let answer = link.request_repeatedly(attempt).await.map_err(RequestError::Other)?;
     let Some(error) = answer.get("error") else { return Ok(answer) };
-    Err(Failure::Refused {
+    Err(RequestError::Refused {
         code: error["code"].as_u64().unwrap_or(0),
         error: error["err_code"].as_u64().unwrap_or(0),
         description: error["description"].as_str().unwrap_or("refused by the server").to_owned(),

@@ -41,7 +41,7 @@ pub(super) const COMMANDS: &str = "tower-sse-commands";
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
 /// The timeout of one sentinel, after which the next one is asked.
-const TO_ANSWER: Duration = Duration::from_millis(500);
+const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The address of a server, and the settings of a connection.
 pub(super) struct Server {
@@ -80,7 +80,7 @@ impl Server {
             Some((_, rest)) => format!("redis://{rest}").into_connection_info(),
             None => url.into_connection_info(),
         };
-        let info = info.map_err(|source| Failed::new("this is no URL of Redis", source))?;
+        let info = info.map_err(|source| RequestError::new("this is no URL of Redis", source))?;
         let address = match info.addr() {
             ConnectionAddr::Tcp(host, port) => Address::Tcp(host.clone(), *port),
             #[cfg(unix)]
@@ -100,7 +100,7 @@ impl Server {
 
     /// Connects to the current server with this client name. `time` limits the connection attempt;
     /// an answer may take `time` and `wait`.
-    pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, Failed> {
+    pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, RequestError> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
         }
@@ -115,7 +115,12 @@ impl Server {
         self.connect_to(&self.address, name, time, wait).await
     }
 
-    async fn connect_by_sentinels(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, Failed> {
+    async fn connect_by_sentinels(
+        &self,
+        name: &str,
+        time: Duration,
+        wait: Duration,
+    ) -> Result<Connection, RequestError> {
         let count = self.sentinels.len();
         let begin = self.sentinel.load(Relaxed);
         let mut failed = None;
@@ -128,7 +133,7 @@ impl Server {
                 Err(error) => failed = Some(error),
             }
         }
-        Err(failed.unwrap_or_else(|| Failed::because("there is no sentinel")))
+        Err(failed.unwrap_or_else(|| RequestError::because("there is no sentinel")))
     }
 
     async fn connect_by(
@@ -137,17 +142,21 @@ impl Server {
         name: &str,
         time: Duration,
         wait: Duration,
-    ) -> Result<Connection, Failed> {
+    ) -> Result<Connection, RequestError> {
         let master = self.address.to_string();
-        let mut asked = sentinel.connect_to(&sentinel.address, name, time.min(TO_ANSWER), Duration::ZERO).await?;
-        let question = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&master).to_owned();
-        let answer: Option<(String, u16)> = question
-            .query_async(&mut asked.commands)
+        let mut connection_to_sentinel =
+            sentinel.connect_to(&sentinel.address, name, time.min(SENTINEL_TIMEOUT), Duration::ZERO).await?;
+        let request = cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&master).to_owned();
+        let answer: Option<(String, u16)> = request
+            .query_async(&mut connection_to_sentinel.commands)
             .await
-            .map_err(|source| Failed::new(format!("the sentinel at {}", sentinel.address), source))?;
-        drop(asked);
+            .map_err(|source| RequestError::new(format!("the sentinel at {}", sentinel.address), source))?;
+        drop(connection_to_sentinel);
         let Some((host, port)) = answer else {
-            return Err(Failed::because(format!("the sentinel at {} knows no master {master:?}", sentinel.address)));
+            return Err(RequestError::because(format!(
+                "the sentinel at {} knows no master {master:?}",
+                sentinel.address
+            )));
         };
         let address = Address::Tcp(host, port);
         let mut connection = self.connect_to(&address, name, time, wait).await?;
@@ -155,13 +164,13 @@ impl Server {
         let role: Vec<Value> = cmd("ROLE")
             .query_async(&mut connection.commands)
             .await
-            .map_err(|source| Failed::new(format!("Redis at {address}"), source))?;
+            .map_err(|source| RequestError::new(format!("Redis at {address}"), source))?;
         let is_master =
             role.first().is_some_and(|role| String::from_redis_value_ref(role).is_ok_and(|role| role == "master"));
         if is_master {
             Ok(connection)
         } else {
-            Err(Failed::because(format!("Redis at {address} is said to be the master {master:?}, and is none")))
+            Err(RequestError::because(format!("Redis at {address} is said to be the master {master:?}, and is none")))
         }
     }
 
@@ -171,10 +180,10 @@ impl Server {
         name: &str,
         time: Duration,
         wait: Duration,
-    ) -> Result<Connection, Failed> {
+    ) -> Result<Connection, RequestError> {
         let connected = timeout(time, self.open(address, name, time + wait)).await;
         let connected = connected.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()));
-        connected.map_err(|source| Failed::new(format!("Redis at {address} cannot be used"), source))
+        connected.map_err(|source| RequestError::new(format!("Redis at {address} cannot be used"), source))
     }
 
     async fn open(&self, address: &Address, name: &str, response: Duration) -> Result<Connection, RedisError> {
@@ -206,7 +215,7 @@ impl Server {
         let driver = Arc::new(Driver(tokio::spawn(driver).abort_handle()));
         let named = cmd("CLIENT").arg("SETNAME").arg(name).to_owned();
         match commands.req_packed_command(&named).await {
-            Err(error) if is_of_the_connection(&error) => Err(error),
+            Err(error) if is_connection_error(&error) => Err(error),
             // A user without the right to set a name connects without one.
             _ => {
                 let region = if name == COMMANDS { region(&mut commands).await? } else { 0 };
@@ -216,7 +225,7 @@ impl Server {
     }
 
     /// Remembers the address in a `MOVED` error.
-    pub(super) fn learn(&self, error: &RedisError) {
+    pub(super) fn follow_redirect(&self, error: &RedisError) {
         if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
             return;
         }
@@ -284,7 +293,7 @@ impl Connection {
 /// is.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
-        Err(error) if is_of_the_connection(&error) => return Err(error),
+        Err(error) if is_connection_error(&error) => return Err(error),
         info => info.ok().as_deref().and_then(identity).unwrap_or_else(random::bits),
     };
     Ok(REGIONS.start + bits % (REGIONS.end - REGIONS.start))
@@ -308,9 +317,9 @@ impl Drop for Driver {
 
 /// Returns `true` for an error of the connection or of the server, as opposed to an error of the
 /// command.
-pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
+pub(super) fn is_connection_error(error: &RedisError) -> bool {
     match error.kind() {
-        ErrorKind::Server(kind) => is_elsewhere(error) || kind == ServerErrorKind::MasterDown,
+        ErrorKind::Server(kind) => is_redirect(error) || kind == ServerErrorKind::MasterDown,
         // A server that becomes a replica unblocks waiting clients.
         ErrorKind::Extension => matches!(error.code(), Some("UNBLOCKED" | "NOAUTH")),
         _ => true,
@@ -318,19 +327,19 @@ pub(super) fn is_of_the_connection(error: &RedisError) -> bool {
 }
 
 /// Returns `true` if another server has to be asked, and this one has not run the command.
-pub(super) fn is_elsewhere(error: &RedisError) -> bool {
+pub(super) fn is_redirect(error: &RedisError) -> bool {
     use ServerErrorKind::{ClusterDown, Moved, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))
 }
 
 /// A failed operation, with its reason.
 #[derive(Clone, Debug)]
-pub(super) struct Failed {
+pub(super) struct RequestError {
     what: Arc<str>,
     source: Option<RedisError>,
 }
 
-impl Failed {
+impl RequestError {
     pub(super) fn new(what: impl Into<Arc<str>>, source: RedisError) -> Self {
         Self { what: what.into(), source: Some(source) }
     }
@@ -347,7 +356,7 @@ impl Failed {
     }
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             Some(source) => write!(f, "{}: {source}", self.what),
@@ -357,7 +366,7 @@ impl fmt::Display for Failed {
 }
 
 /// The message contains the reason, so there is no source.
-impl Error for Failed {}
+impl Error for RequestError {}
 
 #[cfg(test)]
 mod tests {

@@ -9,12 +9,12 @@ use redis::Value;
 use std::sync::Arc;
 
 /// The number of bits of a position for the second part of an entry's id.
-pub(super) const SEQUENCE: u32 = IdFormat::SEQUENCE_BITS;
+pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
 
 /// The last sequence number of a millisecond. The scripts do not use it: it stands for all ids of
 /// this millisecond whose sequence number does not fit into a position. Only other software chooses
 /// such ids.
-const REST: u64 = IdFormat::MAX_SEQUENCE;
+const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 
 /// The position of every id that is later than the hub can count. Only other clients of the server
 /// choose such ids.
@@ -29,8 +29,8 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) fn position(id: &[u8]) -> Option<Position> {
     let dash = memchr::memchr(b'-', id)?;
     let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
-    let fits = ms >> (64 - SEQUENCE) == 0;
-    Some(if fits { Position::new(ms << SEQUENCE | sequence.min(REST)) } else { TOO_LATE })
+    let fits = ms >> (64 - SEQUENCE_BITS) == 0;
+    Some(if fits { Position::new(ms << SEQUENCE_BITS | sequence.min(OVERFLOW_SEQUENCE)) } else { TOO_LATE })
 }
 
 /// Returns the position of an id, or an error if the text is no id.
@@ -43,17 +43,17 @@ pub(super) fn id(position: Position) -> String {
     if position == TOO_LATE {
         return format!("{0}-{0}", u64::MAX);
     }
-    let (ms, sequence) = (ms(position), position.get() & REST);
-    format!("{ms}-{}", if sequence == REST { u64::MAX } else { sequence })
+    let (ms, sequence) = (ms(position), position.get() & OVERFLOW_SEQUENCE);
+    format!("{ms}-{}", if sequence == OVERFLOW_SEQUENCE { u64::MAX } else { sequence })
 }
 
 /// Returns the time of a position in milliseconds.
 pub(super) fn ms(position: Position) -> u64 {
-    position.get() >> SEQUENCE
+    position.get() >> SEQUENCE_BITS
 }
 
 /// Returns whether a position is more than a day after a time of the server.
-pub(super) fn is_far_after(position: Position, time_ms: u64) -> bool {
+pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
     ms(position) > time_ms.saturating_add(DAY_MS)
 }
 
@@ -144,7 +144,7 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
         }
     }
     let is_ours = has_topic && record.is_some() && position != TOO_LATE;
-    if is_ours && previous.is_none() && position.get() & REST != 0 {
+    if is_ours && previous.is_none() && position.get() & OVERFLOW_SEQUENCE != 0 {
         previous = Some(position.previous());
     }
     // The first entry after a failover reports the loss to readers before the lost entries.
@@ -165,7 +165,7 @@ pub(super) fn first(entries: Vec<Value>) -> Result<Option<Entry>, BoxError> {
 }
 
 /// The answer to `XREAD` of one stream.
-pub(super) fn of_one_stream(answer: Value) -> Result<Vec<Value>, BoxError> {
+pub(super) fn stream_entries(answer: Value) -> Result<Vec<Value>, BoxError> {
     let entries = match answer {
         Value::Nil => return Ok(Vec::new()),
         Value::Map(streams) => streams.into_iter().next().map(|(_, entries)| entries),
@@ -187,14 +187,14 @@ fn not_a_stream() -> BoxError {
 
 /// The contents of some entries.
 #[derive(Default)]
-pub(super) struct Part {
+pub(super) struct DecodedBatch {
     /// Entries after `after` and up to this position were evicted or lost.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
     /// The position of the last entry.
     pub(super) through: Position,
     /// It is not known what was before the first of them.
-    pub(super) begins_with_a_foreign_one: bool,
+    pub(super) begins_with_foreign_entry: bool,
     /// The position before the first entry, if the entry contains it.
     pub(super) previous: Option<Position>,
     /// The log has lost the position `after`, and continues from an earlier one.
@@ -211,13 +211,13 @@ pub(super) struct Part {
 
 /// Reads these entries for a reader that has read up to `after`. Entries of other software are
 /// passed over. It ends before the first that does not follow the one before it.
-pub(super) fn part(
+pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
     mut topic: impl FnMut(&str) -> Option<Arc<str>>,
-) -> Result<Part, BoxError> {
+) -> Result<DecodedBatch, BoxError> {
     let records = Vec::with_capacity(entries.len());
-    let mut part = Part { records, through: after, ..Part::default() };
+    let mut batch = DecodedBatch { records, through: after, ..DecodedBatch::default() };
     for value in entries {
         let mut name = None;
         let entry = match entry(value, |text| {
@@ -225,37 +225,37 @@ pub(super) fn part(
             name.is_some()
         }) {
             Ok(entry) => entry,
-            Err(error) if part.entries == 0 => return Err(error),
+            Err(error) if batch.entries == 0 => return Err(error),
             // The entries before it can be read.
             Err(_) => break,
         };
-        let through = part.through;
+        let through = batch.through;
         let is_next =
             entry.previous.is_none_or(|previous| previous == through) && entry.lost_for_readers_before <= Some(through);
-        match part.entries {
+        match batch.entries {
             0 => {
-                part.begins_with_a_foreign_one = entry.previous.is_none();
-                part.previous = entry.previous;
-                part.has_gone_back = has_gone_back(after, &entry);
-                part.evicted_through = evicted_through(after, &entry);
+                batch.begins_with_foreign_entry = entry.previous.is_none();
+                batch.previous = entry.previous;
+                batch.has_gone_back = has_gone_back(after, &entry);
+                batch.evicted_through = evicted_through(after, &entry);
             }
             _ if !is_next => break,
             _ => {}
         }
-        part.entries += 1;
-        part.largest = part.largest.max(entry.bytes);
-        part.newest_lost = part.newest_lost.max(entry.newest_lost);
-        match part.runs.last_mut() {
+        batch.entries += 1;
+        batch.largest = batch.largest.max(entry.bytes);
+        batch.newest_lost = batch.newest_lost.max(entry.newest_lost);
+        match batch.runs.last_mut() {
             Some((_, last)) if entry.position <= last.next() => *last = entry.position.max(*last),
-            _ => part.runs.push((entry.position, entry.position)),
+            _ => batch.runs.push((entry.position, entry.position)),
         }
         // Those at the end of a millisecond can have one position.
-        part.through = entry.position.max(part.through);
+        batch.through = entry.position.max(batch.through);
         if let (Some((kind, event)), Some(topic)) = (entry.record, name) {
-            part.records.push((entry.position, Record { topic, kind, event }));
+            batch.records.push((entry.position, Record { topic, kind, event }));
         }
     }
-    Ok(part)
+    Ok(batch)
 }
 
 /// Returns the last position that a reader at `after` has missed if `next` is the next entry, or
@@ -282,12 +282,12 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     fn at(ms: u64, sequence: u64) -> Position {
-        Position::new(ms << SEQUENCE | sequence)
+        Position::new(ms << SEQUENCE_BITS | sequence)
     }
 
     /// The positions that a hub issues.
     fn issued() -> impl Strategy<Value = Position> {
-        (0..u64::MAX >> SEQUENCE, 0..REST).prop_map(|(ms, sequence)| at(ms, sequence))
+        (0..u64::MAX >> SEQUENCE_BITS, 0..OVERFLOW_SEQUENCE).prop_map(|(ms, sequence)| at(ms, sequence))
     }
 
     fn bulk(bytes: impl Into<Vec<u8>>) -> Value {
@@ -305,12 +305,16 @@ mod tests {
 
     /// The ids of a stream, and whether a hub has written the entry.
     fn stream() -> impl Strategy<Value = Vec<(Position, bool)>> {
-        vec((1..5_u64, prop_oneof![Just(0), 1..3 * REST], any::<bool>()), 1..50).prop_map(|steps| {
-            let mut at = 1_000_000_u64 << SEQUENCE;
+        vec((1..5_u64, prop_oneof![Just(0), 1..3 * OVERFLOW_SEQUENCE], any::<bool>()), 1..50).prop_map(|steps| {
+            let mut at = 1_000_000_u64 << SEQUENCE_BITS;
             let mut stream = Vec::new();
             for (ms, sequence, is_ours) in steps {
-                at = if sequence == 0 { at + 1 } else { ((at >> SEQUENCE) + ms) << SEQUENCE | (sequence % REST) };
-                at += u64::from(at & REST == REST);
+                at = if sequence == 0 {
+                    at + 1
+                } else {
+                    ((at >> SEQUENCE_BITS) + ms) << SEQUENCE_BITS | (sequence % OVERFLOW_SEQUENCE)
+                };
+                at += u64::from(at & OVERFLOW_SEQUENCE == OVERFLOW_SEQUENCE);
                 stream.push((Position::new(at), is_ours));
             }
             stream
@@ -329,7 +333,9 @@ mod tests {
             let before = id(previous);
             values.push(match is_ours {
                 false => value(id(*at), &[("some", "thing")]),
-                true if *at == previous.next() && at.get() & REST != 0 => value(id(*at), &[("t", "a"), ("e", "b")]),
+                true if *at == previous.next() && at.get() & OVERFLOW_SEQUENCE != 0 => {
+                    value(id(*at), &[("t", "a"), ("e", "b")])
+                }
                 true => value(id(*at), &[("p", &before), ("t", "a"), ("e", "b")]),
             });
             previous = *at;
@@ -352,7 +358,7 @@ mod tests {
         #[test]
         fn foreign_ids_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
             let at = position(format!("{ms}-{sequence}").as_bytes()).unwrap();
-            if ms >> (64 - SEQUENCE) > 0 {
+            if ms >> (64 - SEQUENCE_BITS) > 0 {
                 prop_assert_eq!(at, TOO_LATE);
                 return Ok(());
             }
@@ -373,11 +379,11 @@ mod tests {
                 let mut after = stream[begin].0;
                 let mut read = Vec::new();
                 for page in values(&stream)[begin + 1..].chunks(pages) {
-                    let part = part(page.to_vec(), after, all).unwrap();
-                    prop_assert_eq!(part.evicted_through, None);
-                    prop_assert_eq!(part.entries, page.len());
-                    after = part.through;
-                    read.extend(part.records.into_iter().map(|(position, _)| position));
+                    let batch = decode(page.to_vec(), after, all).unwrap();
+                    prop_assert_eq!(batch.evicted_through, None);
+                    prop_assert_eq!(batch.entries, page.len());
+                    after = batch.through;
+                    read.extend(batch.records.into_iter().map(|(position, _)| position));
                 }
                 let expected: Vec<_> =
                     stream[begin + 1..].iter().filter(|(_, is_ours)| *is_ours).map(|(position, _)| *position).collect();
@@ -396,11 +402,11 @@ mod tests {
             let mut values = values(&stream);
             values.drain(from..until);
             // The entries before the gap, and then those after it.
-            let first = part(values[..from].to_vec(), before(&stream), all).unwrap();
+            let first = decode(values[..from].to_vec(), before(&stream), all).unwrap();
             prop_assert_eq!(first.through, stream[from - 1].0);
-            let whole = part(values.clone(), before(&stream), all).unwrap();
+            let whole = decode(values.clone(), before(&stream), all).unwrap();
             prop_assert_eq!(whole.through, stream[from - 1].0, "it ends where something is missing");
-            let rest = part(values[from..].to_vec(), first.through, all).unwrap();
+            let rest = decode(values[from..].to_vec(), first.through, all).unwrap();
             prop_assert_eq!(rest.evicted_through, Some(stream[until - 1].0));
         }
     }
@@ -411,14 +417,14 @@ mod tests {
         let after_loss = || value("7-0".into(), &[("p", "4-0"), ("l", "6-0"), ("t", "a"), ("e", "b")]);
         for after in [3, 4, 5, 6] {
             let after = at(after, 0);
-            let evicted_through = part(vec![after_loss()], after, all).unwrap().evicted_through;
+            let evicted_through = decode(vec![after_loss()], after, all).unwrap().evicted_through;
             assert!(evicted_through > Some(after), "entries from 4-0 to 6-0 are lost");
         }
         let before_loss = value("4-0".into(), &[("p", "3-0"), ("t", "a"), ("e", "b")]);
-        let whole = part(vec![before_loss, after_loss()], at(3, 0), all).unwrap();
+        let whole = decode(vec![before_loss, after_loss()], at(3, 0), all).unwrap();
         assert_eq!((whole.through, whole.evicted_through), (at(4, 0), None), "a page ends before the loss");
         let lost = |after: &str, previous: &str| {
-            part(vec![next(previous)], position(after.as_bytes()).unwrap(), all).unwrap().evicted_through
+            decode(vec![next(previous)], position(after.as_bytes()).unwrap(), all).unwrap().evicted_through
         };
         assert_eq!(lost("5-0", "5-0"), None);
         assert_eq!(lost("5-0", "6-0"), Some(at(6, 0)), "it was trimmed");
@@ -436,27 +442,27 @@ mod tests {
             &[("t", "a"), ("", "")],
             &[("E", "a"), ("T", "b")],
         ] {
-            let part = part(vec![value("7-3".into(), fields)], at(0, 1), all).unwrap();
-            assert_eq!((part.entries, part.records.len(), part.evicted_through), (1, 0, None), "{fields:?}");
-            assert!(part.begins_with_a_foreign_one);
+            let batch = decode(vec![value("7-3".into(), fields)], at(0, 1), all).unwrap();
+            assert_eq!((batch.entries, batch.records.len(), batch.evicted_through), (1, 0, None), "{fields:?}");
+            assert!(batch.begins_with_foreign_entry);
         }
         for answer in [Value::Int(1), Value::Array(vec![bulk("7-0")]), value("x".into(), &[])] {
-            assert!(part(vec![answer], at(0, 1), all).is_err());
+            assert!(decode(vec![answer], at(0, 1), all).is_err());
         }
         // The entries before it can be read.
         let entries = vec![value("7-3".into(), &[("t", "a"), ("f", "")]), value("x".into(), &[])];
-        let part = part(entries, at(7, 2), all).unwrap();
-        assert_eq!((part.entries, part.through), (1, at(7, 3)));
-        assert_eq!(part.records[0].1.kind, RecordKind::Finish);
+        let batch = decode(entries, at(7, 2), all).unwrap();
+        assert_eq!((batch.entries, batch.through), (1, at(7, 3)));
+        assert_eq!(batch.records[0].1.kind, RecordKind::Finish);
     }
 
     #[test]
     fn ids_too_late_for_a_position_are_passed() {
         let far = ["17592186044416-0", "99999999999999-7", "18446744073709551615-18446744073709551615"];
         let entries: Vec<_> = far.iter().map(|id| value((*id).to_owned(), &[("t", "a"), ("e", "b")])).collect();
-        let read = part(entries.clone(), at(0, 1), all).unwrap();
+        let read = decode(entries.clone(), at(0, 1), all).unwrap();
         assert_eq!((read.entries, read.records.len(), read.through), (3, 0, TOO_LATE));
-        assert_eq!(part(entries, TOO_LATE, all).unwrap().evicted_through, None);
+        assert_eq!(decode(entries, TOO_LATE, all).unwrap().evicted_through, None);
         assert_eq!(id(TOO_LATE), far[2], "no entry is after it");
     }
 
@@ -465,7 +471,7 @@ mod tests {
         for fields in
             [&[("p", "99999999999999-0")][..], &[("p", "8-0"), ("g", "9-0")], &[("l", "6-0")], &[("g", "6-0")]]
         {
-            let read = part(vec![value("7-3".into(), fields)], at(0, 1), all).unwrap();
+            let read = decode(vec![value("7-3".into(), fields)], at(0, 1), all).unwrap();
             assert_eq!((read.evicted_through, read.newest_lost, read.through), (None, None, at(7, 3)), "{fields:?}");
         }
     }
@@ -476,15 +482,15 @@ mod tests {
         let mark = || value("7-6".into(), &[("p", "7-4"), ("g", "6-0")]);
         let at = |id: &str| position(id.as_bytes()).unwrap();
         for after in ["5-0", "6-0", "7-4"] {
-            let read = part(vec![mark()], at(after), all).unwrap();
+            let read = decode(vec![mark()], at(after), all).unwrap();
             assert_eq!(
                 (read.evicted_through, read.through, read.newest_lost),
                 (Some(at("7-5")), at("7-6"), Some(at("6-0"))),
                 "{after}"
             );
         }
-        assert_eq!(part(vec![mark()], at("7-5"), all).unwrap().evicted_through, None, "a reader after the loss");
-        let read = part(vec![before(), mark()], at("5-0"), all).unwrap();
+        assert_eq!(decode(vec![mark()], at("7-5"), all).unwrap().evicted_through, None, "a reader after the loss");
+        let read = decode(vec![before(), mark()], at("5-0"), all).unwrap();
         assert_eq!((read.evicted_through, read.through), (None, at("7-4")), "a page ends before a mark");
     }
 }

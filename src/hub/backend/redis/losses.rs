@@ -2,7 +2,7 @@
 
 use super::{
     super::Position,
-    entry::{self, Part},
+    entry::{self, DecodedBatch},
 };
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -11,14 +11,14 @@ use std::{
 
 /// The maximum number of acknowledged positions that are still to be read. Beyond that the oldest
 /// are forgotten.
-const ACKNOWLEDGED: usize = 1 << 16;
+const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
 /// The maximum number of remembered runs of positions that were read. A run has all entries of a
 /// millisecond, more or less, so this is longer than an answer takes.
-const RUNS: usize = 4096;
+const MAX_RUNS: usize = 4096;
 
 /// The number of attempts to mark a loss that may fail because of too many entries to look at.
-const ATTEMPTS: u32 = 4;
+const MAX_ATTEMPTS: u32 = 4;
 
 /// Compares the positions that this process knows with the entries that it reads.
 ///
@@ -37,7 +37,7 @@ pub(super) struct Losses {
     lost: Option<Position>,
     attempts: u32,
     /// The end of the server's log at the last look, if it was before the newest known position.
-    behind: Option<Position>,
+    regressed_to: Option<Position>,
 }
 
 impl Losses {
@@ -57,10 +57,10 @@ impl Losses {
 
     /// Notes a position that was acknowledged here. It may have been read already.
     pub(super) fn note_acknowledged(&mut self, position: Position) {
-        let was_passed = position <= self.through && !entry::is_far_after(self.through, entry::ms(position));
+        let was_passed = position <= self.through && !entry::is_far_ahead(self.through, entry::ms(position));
         if !was_passed {
             self.acknowledged.insert(position);
-            if self.acknowledged.len() > ACKNOWLEDGED {
+            if self.acknowledged.len() > MAX_ACKNOWLEDGED {
                 self.acknowledged.pop_first();
             }
         } else if position > self.from && !self.has_read(position) {
@@ -70,32 +70,32 @@ impl Losses {
 
     /// Notes the entries that were read after a position. `evicted_through` is the watermark that
     /// the entries report.
-    pub(super) fn note_read(&mut self, part: &Part, after: Position, evicted_through: Option<Position>) {
+    pub(super) fn note_read(&mut self, batch: &DecodedBatch, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
-        if let Some(reported) = part.previous.or(evicted_through).filter(|reported| *reported > self.through) {
+        if let Some(reported) = batch.previous.or(evicted_through).filter(|reported| *reported > self.through) {
             self.from = reported;
             self.runs.clear();
         }
-        for &(first, last) in &part.runs {
+        for &(first, last) in &batch.runs {
             match self.runs.back_mut() {
                 Some((_, end)) if first <= end.next() => *end = last.max(*end),
                 _ => self.runs.push_back((first, last)),
             }
         }
-        while self.runs.len() > RUNS {
+        while self.runs.len() > MAX_RUNS {
             self.from = self.runs.pop_front().map_or(self.from, |(_, last)| last);
         }
-        self.through = part.through;
-        while let Some(position) = self.acknowledged.first().copied().filter(|first| *first <= part.through) {
+        self.through = batch.through;
+        while let Some(position) = self.acknowledged.first().copied().filter(|first| *first <= batch.through) {
             self.acknowledged.pop_first();
             if position > self.from && !self.has_read(position) {
                 self.note_missing(position);
             }
         }
-        if part.has_gone_back {
+        if batch.has_gone_back {
             self.note_missing(after);
         }
-        if let Some(reported) = part.newest_lost {
+        if let Some(reported) = batch.newest_lost {
             self.note_marked(reported);
         }
     }
@@ -117,13 +117,13 @@ impl Losses {
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.attempts += 1;
-        Some((lost, self.attempts > ATTEMPTS))
+        Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
     /// Records that the log ends here, before the newest known position, or that it does not.
     /// Returns the end that was recorded before.
-    pub(super) fn replace_behind(&mut self, behind: Option<Position>) -> Option<Position> {
-        mem::replace(&mut self.behind, behind)
+    pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
+        mem::replace(&mut self.regressed_to, regressed_to)
     }
 
     fn has_read(&self, position: Position) -> bool {
@@ -140,12 +140,12 @@ mod tests {
         number.into()
     }
 
-    fn part(previous: u64, positions: &[u64]) -> Part {
-        Part {
+    fn batch(previous: u64, positions: &[u64]) -> DecodedBatch {
+        DecodedBatch {
             previous: Some(at(previous)),
             through: at(positions[positions.len() - 1]),
             runs: positions.iter().map(|position| (at(*position), at(*position))).collect(),
-            ..Part::default()
+            ..DecodedBatch::default()
         }
     }
 
@@ -153,7 +153,7 @@ mod tests {
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(at(0));
-        losses.note_read(&part(0, &[1, 2, 3]), at(0), None);
+        losses.note_read(&batch(0, &[1, 2, 3]), at(0), None);
         losses
     }
 
@@ -163,7 +163,7 @@ mod tests {
         for position in [2, 3, 4, 7] {
             losses.note_acknowledged(at(position));
         }
-        losses.note_read(&part(3, &[4, 5, 7]), at(3), None);
+        losses.note_read(&batch(3, &[4, 5, 7]), at(3), None);
         losses.note_acknowledged(at(5));
         assert_eq!(losses.attempt(), None);
     }
@@ -172,10 +172,10 @@ mod tests {
     fn acknowledged_positions_that_are_not_read_are_lost() {
         let mut before = losses();
         before.note_acknowledged(at(5));
-        before.note_read(&part(3, &[4, 7]), at(3), None);
+        before.note_read(&batch(3, &[4, 7]), at(3), None);
         assert_eq!(before.attempt(), Some((at(5), false)));
         let mut afterwards = losses();
-        afterwards.note_read(&part(3, &[4, 7]), at(3), None);
+        afterwards.note_read(&batch(3, &[4, 7]), at(3), None);
         afterwards.note_acknowledged(at(6));
         assert_eq!(afterwards.attempt(), Some((at(6), false)));
     }
@@ -184,7 +184,7 @@ mod tests {
     fn trimmed_positions_need_no_mark() {
         let mut losses = losses();
         losses.note_acknowledged(at(5));
-        losses.note_read(&part(6, &[7, 8]), at(3), Some(at(6)));
+        losses.note_read(&batch(6, &[7, 8]), at(3), Some(at(6)));
         losses.note_acknowledged(at(6));
         assert_eq!(losses.attempt(), None);
     }
@@ -193,7 +193,7 @@ mod tests {
     fn a_mark_for_a_newer_position_ends_the_loss() {
         for (newest_lost, is_reported) in [(2, false), (3, true), (4, true)] {
             let mut losses = losses();
-            let read = Part { has_gone_back: true, newest_lost: Some(at(newest_lost)), ..part(1, &[7]) };
+            let read = DecodedBatch { has_gone_back: true, newest_lost: Some(at(newest_lost)), ..batch(1, &[7]) };
             losses.note_read(&read, at(3), Some(at(6)));
             assert_eq!(losses.attempt().is_none(), is_reported, "{newest_lost}");
         }
@@ -203,7 +203,7 @@ mod tests {
     fn a_long_log_does_not_prevent_a_mark() {
         let mut losses = losses();
         losses.note_missing(at(3));
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             assert_eq!(losses.attempt(), Some((at(3), false)));
         }
         assert_eq!(losses.attempt(), Some((at(3), true)));
@@ -220,7 +220,7 @@ mod tests {
         losses.note_missing(at(3));
         losses.reset(at(2));
         losses.begin(at(1));
-        losses.note_read(&part(1, &[2, 10]), at(1), None);
+        losses.note_read(&batch(1, &[2, 10]), at(1), None);
         assert_eq!(losses.attempt(), None);
     }
 }

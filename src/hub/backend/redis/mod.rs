@@ -8,7 +8,7 @@ mod tls;
 
 use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
 use crate::BoxError;
-use connection::{COMMANDS, Connection, Failed, Server, is_elsewhere, is_of_the_connection};
+use connection::{COMMANDS, Connection, RequestError, Server, is_connection_error, is_redirect};
 use losses::Losses;
 use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation, Value, cmd};
 #[cfg(feature = "redis-tls")]
@@ -127,9 +127,9 @@ pub struct RedisBackend {
     /// `None` when it is lost, or in use.
     follower: Mutex<Option<Connection>>,
     /// The size of the largest entries in bytes.
-    size: AtomicUsize,
+    entry_size: AtomicUsize,
     /// The newest position that was ever seen, which the server may have lost.
-    known: AtomicU64,
+    high_watermark: AtomicU64,
     losses: SyncMutex<Losses>,
 }
 
@@ -140,21 +140,21 @@ struct Commands {
     /// The number of connections so far.
     number: u64,
     /// The time and the error of the last failed attempt.
-    failed: Option<(Instant, Failed)>,
+    last_failure: Option<(Instant, RequestError)>,
 }
 
 /// The approximate size of a page in bytes: for history reads, and for the follower.
-const PAGES: [usize; 2] = [64 << 10, 1 << 20];
+const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// The maximum number of entries in a page, and the number before their size is known.
-const MOST: usize = 1024;
-const FIRST: usize = 64;
+const MAX_ENTRIES: usize = 1024;
+const INITIAL_ENTRIES: usize = 64;
 
 /// The number of pages that the server searches for the mark of another node.
-const MARKS: usize = 8;
+const MARK_SEARCH_PAGES: usize = 8;
 
 /// The time for which the server waits for an entry.
-const WAIT: Duration = Duration::from_millis(500);
+const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
     /// A log at this URL: `redis://user:password@host:port/database`, `rediss://` for TLS (feature
@@ -177,8 +177,8 @@ impl RedisBackend {
             mark: Script::new(concat!(include_str!("log.lua"), include_str!("mark.lua"))),
             commands: Mutex::default(),
             follower: Mutex::default(),
-            size: AtomicUsize::new(PAGES[0] / FIRST),
-            known: AtomicU64::new(0),
+            entry_size: AtomicUsize::new(PAGE_BYTES[0] / INITIAL_ENTRIES),
+            high_watermark: AtomicU64::new(0),
             losses: SyncMutex::default(),
         })
     }
@@ -281,17 +281,17 @@ impl RedisBackend {
         u64::try_from(self.max_age.as_millis()).map_or(0, |ms| ms.max(1))
     }
 
-    fn failed(&self, source: RedisError) -> Failed {
-        Failed::new(format!("the stream {:?} of Redis", self.stream), source)
+    fn error(&self, source: RedisError) -> RequestError {
+        RequestError::new(format!("the stream {:?} of Redis", self.stream), source)
     }
 
     /// Returns the newest known position.
-    fn known(&self) -> Position {
-        self.known.load(Relaxed).into()
+    fn high_watermark(&self) -> Position {
+        self.high_watermark.load(Relaxed).into()
     }
 
-    fn note_known(&self, position: Position) {
-        self.known.fetch_max(position.get(), Relaxed);
+    fn raise_high_watermark(&self, position: Position) {
+        self.high_watermark.fetch_max(position.get(), Relaxed);
     }
 
     fn losses(&self) -> MutexGuard<'_, Losses> {
@@ -299,8 +299,8 @@ impl RedisBackend {
     }
 
     /// Runs a command on the connection that is shared, and kept for as long as it works.
-    async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, Failed> {
-        self.run_on(self.shared().await?, command).await
+    async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, RequestError> {
+        self.run_on(self.shared_connection().await?, command).await
     }
 
     /// Runs a command on the connection that is shared, which was asked for before.
@@ -308,36 +308,36 @@ impl RedisBackend {
         &self,
         (mut connection, mut number): (Connection, u64),
         command: &Command<'_>,
-    ) -> Result<T, Failed> {
+    ) -> Result<T, RequestError> {
         let mut is_new = false;
         loop {
             let error = match command.run(&mut connection).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            self.server.learn(&error);
-            if is_of_the_connection(&error) {
-                self.give_up(Some(number)).await;
+            self.server.follow_redirect(&error);
+            if is_connection_error(&error) {
+                self.disconnect(Some(number)).await;
             }
             // It has done nothing, and another one may: the new master, or the node of the cluster
             // that has the key.
-            if is_new || !is_elsewhere(&error) {
-                return Err(self.failed(error));
+            if is_new || !is_redirect(&error) {
+                return Err(self.error(error));
             }
             is_new = true;
-            (connection, number) = self.shared().await?;
+            (connection, number) = self.shared_connection().await?;
         }
     }
 
     /// The connection that is shared, and its number.
-    async fn shared(&self) -> Result<(Connection, u64), Failed> {
+    async fn shared_connection(&self) -> Result<(Connection, u64), RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;
         if let Some(connection) = &commands.connection {
             return Ok((connection.clone(), commands.number));
         }
         // A caller that has waited for a failed attempt does not try again at once.
-        if let Some((at, failed)) = &commands.failed {
+        if let Some((at, failed)) = &commands.last_failure {
             if *at >= begin {
                 return Err(failed.clone());
             }
@@ -349,14 +349,14 @@ impl RedisBackend {
                 Ok((connection, commands.number))
             }
             Err(failed) => {
-                commands.failed = Some((Instant::now(), failed.clone()));
+                commands.last_failure = Some((Instant::now(), failed.clone()));
                 Err(failed)
             }
         }
     }
 
     /// Lets go of the connection that is shared, if it still is the one of this number.
-    async fn give_up(&self, number: Option<u64>) {
+    async fn disconnect(&self, number: Option<u64>) {
         let mut commands = self.commands.lock().await;
         if number.is_none_or(|number| number == commands.number) {
             commands.connection = None;
@@ -365,53 +365,58 @@ impl RedisBackend {
 
     /// Returns the number of entries with about this size together.
     fn count(&self, bytes: usize) -> usize {
-        (bytes / self.size.load(Relaxed).max(1)).clamp(1, MOST)
+        (bytes / self.entry_size.load(Relaxed).max(1)).clamp(1, MAX_ENTRIES)
     }
 
     /// Learns how large entries can be: at once if they are larger than before, slowly if they are
     /// smaller.
-    fn learn(&self, largest: usize) {
-        let _always = self.size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
+    fn note_entry_size(&self, largest: usize) {
+        let _always =
+            self.entry_size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
     }
 
     /// Returns the eviction watermark, the last position, and the time of the server in
     /// milliseconds.
     async fn ends(&self) -> Result<(Position, Position, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
-        bounds.arg(entry::id(self.known()));
+        bounds.arg(entry::id(self.high_watermark()));
         let (oldest, newest, now): (Vec<Value>, Vec<u8>, u64) = self.run(&Command::Script(bounds)).await?;
         let newest = entry::expect_position(&newest)?;
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
     /// Returns the eviction watermark of a reader at `after` that gets these entries.
-    async fn evicted_through(&self, part: &entry::Part, after: Position) -> Result<Option<Position>, BoxError> {
-        if !part.begins_with_a_foreign_one {
-            return Ok(part.evicted_through);
+    async fn evicted_through(
+        &self,
+        batch: &entry::DecodedBatch,
+        after: Position,
+    ) -> Result<Option<Position>, BoxError> {
+        if !batch.begins_with_foreign_entry {
+            return Ok(batch.evicted_through);
         }
         // As streams are trimmed at their beginning, nothing is missing where there is something
         // before.
         let mut range = cmd("XREVRANGE");
         range.arg(&self.stream).arg(entry::id(after)).arg("-").arg("COUNT").arg(1);
         if !self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
-            return Ok(part.evicted_through);
+            return Ok(batch.evicted_through);
         }
         Ok(Some(self.ends().await?.0))
     }
 
-    fn page(&self, part: entry::Part, evicted_through: Option<Position>) -> Page {
-        self.learn(part.largest);
-        self.note_known(part.through);
+    fn page(&self, batch: entry::DecodedBatch, evicted_through: Option<Position>) -> Page {
+        self.note_entry_size(batch.largest);
+        self.raise_high_watermark(batch.through);
         let evicted_through = evicted_through.unwrap_or_default();
-        Page { epoch: self.epoch(), evicted_through, records: part.records, through: part.through }
+        Page { epoch: self.epoch(), evicted_through, records: batch.records, through: batch.through }
     }
 
     /// Compares the end of the log with what is known of it, when nothing follows after a position.
     /// Returns a page if everything that follows is lost. Returns an error if another log has
     /// replaced it.
-    async fn look_at_the_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
+    async fn check_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
         // Before the server is asked: what another task appends meanwhile is no loss.
-        let known = self.known().max(after);
+        let high_watermark = self.high_watermark().max(after);
         let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
         let Some(newest) = newest else { return Ok(None) };
         let newest = entry::expect_position(&newest)?;
@@ -419,26 +424,26 @@ impl RedisBackend {
             // Otherwise there are entries by now.
             let (evicted_through, newest, _) = self.ends().await?;
             let is_empty = evicted_through >= newest && newest > after;
-            return Ok(is_empty.then(|| self.nothing_but_a_loss(newest)));
+            return Ok(is_empty.then(|| self.loss_page(newest)));
         }
-        let is_far = entry::is_far_after(known, now);
-        let before = self.losses().replace_behind((newest < after).then_some(newest));
+        let is_mistake = entry::is_far_ahead(high_watermark, now);
+        let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
         // Others add entries before the place that was read, and this process could not mark the
         // loss.
         let has_continued = before.is_some_and(|before| before < newest);
-        if newest < after && (is_far || has_continued) {
-            self.known.store(newest.get(), Relaxed);
+        if newest < after && (is_mistake || has_continued) {
+            self.high_watermark.store(newest.get(), Relaxed);
             self.losses().reset(newest);
             return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
         }
-        if newest < known && !is_far {
-            self.losses().note_missing(known);
+        if newest < high_watermark && !is_mistake {
+            self.losses().note_missing(high_watermark);
         }
         Ok(None)
     }
 
-    fn nothing_but_a_loss(&self, through: Position) -> Page {
-        self.note_known(through);
+    fn loss_page(&self, through: Position) -> Page {
+        self.raise_high_watermark(through);
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
 
@@ -448,13 +453,16 @@ impl RedisBackend {
     /// An attempt that fails is repeated before the next page.
     async fn mark(&self, after: Position) {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
-        let Ok(shared) = self.shared().await else { return };
+        let Ok(shared) = self.shared_connection().await else { return };
         let mut mark = self.mark.key(&self.stream);
-        mark.arg(self.max_entries()).arg(entry::id(self.known())).arg(shared.0.region());
-        mark.arg(entry::id(lost)).arg(entry::id(after)).arg(self.count(PAGES[1]) * MARKS).arg(u8::from(is_forced));
+        mark.arg(self.max_entries()).arg(entry::id(self.high_watermark())).arg(shared.0.region());
+        mark.arg(entry::id(lost))
+            .arg(entry::id(after))
+            .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)
+            .arg(u8::from(is_forced));
         if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
             // It is empty if another node was first.
-            entry::position(&id).inspect(|position| self.note_known(*position));
+            entry::position(&id).inspect(|position| self.raise_high_watermark(*position));
             self.losses().note_marked(lost);
         }
     }
@@ -468,32 +476,32 @@ impl Backend for RedisBackend {
     const ID_FORMAT: IdFormat = IdFormat::Times;
 
     async fn bounds(&self) -> Result<Bounds, BoxError> {
-        let known = self.known();
+        let high_watermark = self.high_watermark();
         let (evicted_through, newest, now) = self.ends().await?;
-        if newest < known && entry::is_far_after(known, now) {
+        if newest < high_watermark && entry::is_far_ahead(high_watermark, now) {
             // Nothing was added since, unless the position has changed.
-            let _changed = self.known.compare_exchange(known.get(), newest.get(), Relaxed, Relaxed);
+            let _changed = self.high_watermark.compare_exchange(high_watermark.get(), newest.get(), Relaxed, Relaxed);
         }
-        self.note_known(newest);
+        self.raise_high_watermark(newest);
         // A failover has lost a position that is known and not in the log. The follower reports it.
-        Ok(Bounds { epoch: self.epoch(), evicted_through, last: self.known() })
+        Ok(Bounds { epoch: self.epoch(), evicted_through, last: self.high_watermark() })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        let shared = self.shared().await?;
+        let shared = self.shared_connection().await?;
         let mut append = self.append.key(&self.stream);
         append.arg(self.max_entries()).arg(self.max_age_ms());
-        append.arg(entry::id(self.known())).arg(shared.0.region());
+        append.arg(entry::id(self.high_watermark())).arg(shared.0.region());
         for record in &records {
             append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
         }
         drop(records);
         let id = self.run_on::<Vec<u8>>(shared, &Command::Script(append)).await;
-        if id.as_ref().is_err_and(Failed::is_out_of_memory) {
+        if id.as_ref().is_err_and(RequestError::is_out_of_memory) {
             self.trim().await;
         }
         let position = entry::expect_position(&id?)?;
-        self.note_known(position);
+        self.raise_high_watermark(position);
         self.losses().note_acknowledged(position);
         Ok(Appended { epoch: self.epoch(), position })
     }
@@ -506,15 +514,15 @@ impl Backend for RedisBackend {
                 _ => {
                     let mut range = cmd("XRANGE");
                     range.arg(&self.stream).arg(format!("({}", entry::id(after))).arg("+");
-                    range.arg("COUNT").arg(self.count(PAGES[0]));
+                    range.arg("COUNT").arg(self.count(PAGE_BYTES[0]));
                     self.run(&Command::Plain(range)).await?
                 }
             };
             let wanted = |name: &str| topics.iter().find(|topic| ***topic == *name).cloned();
-            let part = entry::part(entries, after, wanted)?;
-            if part.entries > 0 {
-                let evicted_through = self.evicted_through(&part, after).await?;
-                return Ok(self.page(part, evicted_through));
+            let batch = entry::decode(entries, after, wanted)?;
+            if batch.entries > 0 {
+                let evicted_through = self.evicted_through(&batch, after).await?;
+                return Ok(self.page(batch, evicted_through));
             }
             let (evicted_through, newest, _) = self.ends().await?;
             // Otherwise something was added since.
@@ -528,25 +536,25 @@ impl Backend for RedisBackend {
         self.losses().begin(after);
         loop {
             self.mark(after).await;
-            // It is put back when it has answered: one that still waits for a place that nobody
-            // asks for any more is closed.
+            // The connection is put back after its response. If this future is dropped earlier, the
+            // connection is closed, because it still waits for entries after an old position.
             let kept = self.follower.lock().await.take();
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => self.server.connect("tower-sse-follow", self.timeout, WAIT).await?,
+                None => self.server.connect("tower-sse-follow", self.timeout, BLOCK_TIME).await?,
             };
             let mut read = cmd("XREAD");
-            read.arg("COUNT").arg(self.count(PAGES[1])).arg("BLOCK").arg(WAIT.as_millis() as u64);
+            read.arg("COUNT").arg(self.count(PAGE_BYTES[1])).arg("BLOCK").arg(BLOCK_TIME.as_millis() as u64);
             read.arg("STREAMS").arg(&self.stream).arg(entry::id(after));
             let answer = match read.query_async::<Value>(&mut connection.commands).await {
                 Ok(answer) => answer,
                 Err(error) => {
-                    self.server.learn(&error);
-                    if is_of_the_connection(&error) {
+                    self.server.follow_redirect(&error);
+                    if is_connection_error(&error) {
                         // The other one will hardly be any better, and may not have noticed yet.
-                        self.give_up(None).await;
+                        self.disconnect(None).await;
                     }
-                    return Err(self.failed(error).into());
+                    return Err(self.error(error).into());
                 }
             };
             *self.follower.lock().await = Some(connection);
@@ -557,13 +565,13 @@ impl Backend for RedisBackend {
                 }
                 last.clone()
             };
-            let part = entry::part(entry::of_one_stream(answer)?, after, topic)?;
-            if part.entries > 0 {
-                let evicted_through = self.evicted_through(&part, after).await?;
-                self.losses().note_read(&part, after, evicted_through);
-                return Ok(self.page(part, evicted_through));
+            let batch = entry::decode(entry::stream_entries(answer)?, after, topic)?;
+            if batch.entries > 0 {
+                let evicted_through = self.evicted_through(&batch, after).await?;
+                self.losses().note_read(&batch, after, evicted_through);
+                return Ok(self.page(batch, evicted_through));
             }
-            if let Some(page) = self.look_at_the_end(after).await? {
+            if let Some(page) = self.check_end(after).await? {
                 return Ok(page);
             }
         }
@@ -574,11 +582,11 @@ impl RedisBackend {
     /// Lets go of what is too old, as adding something does, where nothing can be added.
     async fn trim(&self) {
         let age = self.max_age_ms();
-        let newest = entry::ms(self.known());
+        let newest = entry::ms(self.high_watermark());
         if age > 0 && age < newest {
             let mut trim = cmd("XTRIM");
             trim.arg(&self.stream).arg("MINID").arg(newest - age);
-            let _is_told_by_the_next_one = self.run::<Value>(&Command::Plain(trim)).await;
+            let _reported_by_next_request = self.run::<Value>(&Command::Plain(trim)).await;
         }
     }
 }

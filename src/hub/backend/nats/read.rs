@@ -1,7 +1,7 @@
-//! Reading the past of a stream.
+//! Reads the retained messages of a stream.
 
 use super::{
-    consumer::{BYTES, PAGE, bytes_of_a_page, consume},
+    consumer::{PAGE_BYTES, PAGE_MESSAGES, consume, max_page_bytes},
     message::{self, Delivered, Stored, position, sequence_after},
     stream::{State, Stream},
 };
@@ -17,7 +17,7 @@ use tokio_stream::StreamExt;
 /// The time to wait for a consumer before messages are read one by one. Only the leader of all
 /// servers of a cluster can create a consumer, and while these elect one, the leader of the stream
 /// may have been elected already.
-const CONSUMER: Duration = Duration::from_millis(700);
+const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Reads what the stream has of these subjects after a position, up to a page of it. It may read
 /// other subjects as well.
@@ -26,20 +26,22 @@ pub(super) async fn read(
     state: &State,
     subjects: Vec<String>,
     after: Position,
-    patience: Duration,
+    timeout_per_message: Duration,
 ) -> Result<Page, BoxError> {
-    let consumer = timeout(CONSUMER, consume(stream.link, stream.name(), sequence_after(after), subjects)).await;
+    let consumer =
+        timeout(CONSUMER_TIMEOUT, consume(stream.link, stream.name(), sequence_after(after), subjects)).await;
     let Ok(Ok(consumer)) = consumer else {
         return read_one_by_one(stream, state, after).await;
     };
     let mut page = Page { through: after, ..Page::default() };
     let mut pending = consumer.cached_info().num_pending;
-    let mut count = PAGE.min(pending.try_into().unwrap_or(PAGE));
+    let mut count = PAGE_MESSAGES.min(pending.try_into().unwrap_or(PAGE_MESSAGES));
     if count > 0 {
-        let fetch = consumer.fetch().max_messages(count).max_bytes(bytes_of_a_page(stream.link)).expires(patience);
-        let mut messages = stream.link.answer(fetch.messages()).await?;
+        let fetch =
+            consumer.fetch().max_messages(count).max_bytes(max_page_bytes(stream.link)).expires(timeout_per_message);
+        let mut messages = stream.link.request(fetch.messages()).await?;
         while count > 0 && pending > 0 {
-            let message = match timeout(patience, messages.next()).await? {
+            let message = match timeout(timeout_per_message, messages.next()).await? {
                 Some(Ok(message)) => message,
                 // The page has as many bytes as fit.
                 _ if page.through > after => break,
@@ -77,7 +79,7 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
 /// each, and no consumer.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
-    while messages.len() < PAGE && bytes < BYTES {
+    while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES {
         let Some(message) = stream.next(sequence).await? else { break };
         sequence = message.sequence + 1;
         bytes += message.payload.len();
@@ -120,8 +122,8 @@ mod tests {
             let holes: Vec<_> = deleted.iter().copied().collect();
             let mut after = position(from);
             while after < position(40) {
-                let held = (sequence_after(after)..=40).filter(|sequence| !deleted.contains(sequence));
-                let records: Vec<_> = held.take(size).map(|sequence| (position(sequence), record())).collect();
+                let retained = (sequence_after(after)..=40).filter(|sequence| !deleted.contains(sequence));
+                let records: Vec<_> = retained.take(size).map(|sequence| (position(sequence), record())).collect();
                 let through = records.last().map_or(position(40), |(position, _)| *position);
                 let mut page = Page { through, records, ..Page::default() };
                 report_holes(&mut page, after, &holes);
