@@ -1,0 +1,71 @@
+//! Reads `LastEventId` from the heads of requests.
+//!
+//! An input is a request target, and after it one `Last-Event-ID` header per line. The result is the one that the
+//! documentation of `LastEventId` describes: the first id in the headers, or else the first id in the query.
+
+#![no_main]
+
+use fuzz::split_line;
+use http::{HeaderValue, Request, Uri};
+use libfuzzer_sys::{Corpus, fuzz_target};
+use tower_sse::{LastEventId, hub::Start};
+
+const QUERY_NAMES: [&[u8]; 6] =
+    [b"lastEventId", b"last-event-id", b"Last-Event-ID", b"lastEventID", b"last_event_id", b"evs_last_event_id"];
+
+fuzz_target!(|input: &[u8]| -> Corpus {
+    let (uri, headers) = split_line(input);
+    let Ok(uri) = Uri::try_from(uri) else { return Corpus::Reject };
+    let headers: Vec<_> =
+        headers.split(|byte| *byte == b'\n').filter_map(|value| HeaderValue::from_bytes(value).ok()).collect();
+
+    let in_headers = headers.iter().find_map(|value| id(value.as_bytes().to_vec()));
+    let query = uri.query().unwrap_or_default().as_bytes();
+    let in_query = || query.split(|byte| *byte == b'&').find_map(id_of_pair);
+    let expected = in_headers.or_else(in_query);
+
+    let mut request = Request::new(());
+    *request.uri_mut() = uri;
+    for value in headers {
+        request.headers_mut().append("last-event-id", value);
+    }
+    let last = LastEventId::from_request(&request);
+    assert_eq!(LastEventId::from_parts(&request.into_parts().0), last);
+    assert_eq!(last.as_str(), expected.as_deref());
+
+    if let Err(rejection) = last.parse::<u64>() {
+        assert!(rejection.to_string().len() < 1000);
+    }
+    let start = last.clone().or(Start::Earliest);
+    assert_eq!(start, last.into_id().map_or(Start::Earliest, Start::After));
+    Corpus::Keep
+});
+
+fn id(bytes: Vec<u8>) -> Option<String> {
+    String::from_utf8(bytes).ok().filter(|id| !id.is_empty() && !id.contains(['\r', '\n', '\0']))
+}
+
+fn id_of_pair(pair: &[u8]) -> Option<String> {
+    let equals = pair.iter().position(|byte| *byte == b'=')?;
+    let name = form_decoded(&pair[..equals]);
+    QUERY_NAMES.contains(&&*name).then(|| id(form_decoded(&pair[equals + 1..]))).flatten()
+}
+
+/// Decodes as the URL standard, §5.1, does, except for the decoding of UTF-8.
+fn form_decoded(text: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::new();
+    let mut rest = text;
+    while let Some((byte, after)) = rest.split_first() {
+        let digit = |at: usize| after.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        rest = after;
+        decoded.push(match (byte, digit(0), digit(1)) {
+            (b'+', ..) => b' ',
+            (b'%', Some(high), Some(low)) => {
+                rest = &after[2..];
+                (high * 16 + low) as u8
+            }
+            _ => *byte,
+        });
+    }
+    decoded
+}
