@@ -311,7 +311,8 @@ impl Client {
                 || world.log.iter().any(|later| later.topic == event.topic && later.number > event.number);
             // After its end, a topic can be forgotten and created again.
             let is_of_next_topic = || {
-                let mut ends = world.finished.iter().filter(|(topic, end)| *topic == event.topic && *end < event.number);
+                let mut ends =
+                    world.finished.iter().filter(|(topic, end)| *topic == event.topic && *end < event.number);
                 ends.any(|(_, end)| {
                     let between = |it: &&Published| it.number > *end && it.number <= self.connected_at;
                     !world.log.iter().filter(between).any(|between| between.topic == event.topic)

@@ -367,7 +367,10 @@ impl Received {
 
         let passed = self.passed(settings);
         let is_part = |upstream: &[u8]| upstream.starts_with(&passed);
-        assert!(is_part(upstream) || is_part(without_mark(upstream)), "other bytes than those of the stream were passed");
+        assert!(
+            is_part(upstream) || is_part(without_mark(upstream)),
+            "other bytes than those of the stream were passed"
+        );
 
         let reason = self.summary.as_ref().map(|summary| summary.reason);
         assert_eq!(settings.has_on_close, reason.is_some());
@@ -432,12 +435,20 @@ impl Received {
         let Some((at, read)) = first else { return usize::MAX };
         let complete_at = |len: usize| whatwg::parse(&upstream[..len]).messages.len();
         // At the moment of the end itself, either can be first.
-        let read = read.filter(|_| by_lifetime.is_none()).unwrap_or_else(|| arrived_before(steps, at - at.min(TOLERANCE)));
+        let read =
+            read.filter(|_| by_lifetime.is_none()).unwrap_or_else(|| arrived_before(steps, at - at.min(TOLERANCE)));
         let complete = complete_at(read);
-        let begun = whatwg::parse(&[&upstream[..read], b"\n\n"].concat()).messages.len() > complete;
+        let is_begun = whatwg::parse(&[&upstream[..read], b"\n\n"].concat()).messages.len() > complete;
         let deadline = arrived_before(steps, at + COMPLETION_TIMEOUT - 2 * TOLERANCE);
-        complete + usize::from(begun && complete_at(deadline.max(read)) > complete)
+        let end = (read + 1..=deadline).find(|len| is_between_events(&upstream[..*len]));
+        complete + usize::from(is_begun && end.is_some_and(|end| complete_at(end) > complete))
     }
+}
+
+/// Returns whether an event that follows would be an event of its own.
+fn is_between_events(stream: &[u8]) -> bool {
+    let messages = whatwg::parse(&[stream, b"data: probe\n\n"].concat()).messages;
+    messages.last().is_some_and(|message| message.data == "probe" && message.r#type == "message")
 }
 
 /// Returns the number of bytes that have arrived before a time.
@@ -460,7 +471,6 @@ fn messages(source: &EventSource) -> (Vec<whatwg::Message>, bool) {
     messages.retain(|message| message.r#type != "~beat~");
     (messages, has_bye)
 }
-
 
 fn without_mark(stream: &[u8]) -> &[u8] {
     stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream)

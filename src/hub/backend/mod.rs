@@ -9,6 +9,9 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(all(any(doc, doctest), feature = "backend-contract"))]
 pub mod guide;
 mod memory;

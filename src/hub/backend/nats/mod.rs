@@ -3,6 +3,8 @@
 mod confirmation;
 mod consumer;
 mod follower;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identity;
 mod link;
 mod message;

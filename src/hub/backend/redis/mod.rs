@@ -2,6 +2,8 @@
 
 mod connection;
 mod entry;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod losses;
 #[cfg(feature = "redis-tls")]
 mod tls;

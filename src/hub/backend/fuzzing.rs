@@ -1,0 +1,11 @@
+//! Access to the decoders, for the fuzz targets only.
+
+#[cfg(feature = "nats")]
+pub use super::nats::fuzzing as nats;
+#[cfg(feature = "redis")]
+pub use super::redis::fuzzing as redis;
+
+/// Parses the event of a record.
+pub fn event(record: &super::Record) -> Option<crate::Event> {
+    crate::Event::from_wire(&record.event)
+}

@@ -1,0 +1,35 @@
+//! Access to the decoder of entries, for the fuzz targets only.
+
+use super::{
+    super::{Page, Position, RecordKind},
+    entry,
+};
+use crate::BoxError;
+pub use redis::Value;
+
+/// Returns the position of an id.
+pub fn position(id: &[u8]) -> Option<Position> {
+    entry::position(id)
+}
+
+/// Returns the last id of a position.
+pub fn id(position: Position) -> String {
+    entry::id(position)
+}
+
+/// Returns the name of the field that has the event.
+pub fn name(kind: RecordKind) -> &'static str {
+    entry::name(kind)
+}
+
+/// Reads the answer to `XREAD`, with the records of all topics.
+pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
+    let part = entry::part(entry::of_one_stream(answer)?, after, |topic| Some(topic.into()))?;
+    let evicted_through = part.evicted_through.unwrap_or_default();
+    Ok(Page { epoch: 0, evicted_through, records: part.records, through: part.through })
+}
+
+/// Returns the eviction watermark of a log that begins with the first entry of this answer.
+pub fn evicted_through(answer: Value) -> Result<Option<Position>, BoxError> {
+    Ok(entry::first(entry::of_one_stream(answer)?)?.map(|entry| entry.evicted_through()))
+}
