@@ -197,8 +197,10 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
     };
     let mut events = split(&message.payload);
     events.truncate(EVENTS as usize);
-    let first = last.get().saturating_add(1).saturating_sub(events.len() as u64);
-    let records = (first..).map(Position::new).zip(events).filter(|(position, _)| *position > after);
+    // `split` returns at least one event.
+    let first = last.get().saturating_sub(events.len() as u64 - 1);
+    let positions = (first..=last.get()).map(Position::new);
+    let records = positions.zip(events).filter(|(position, _)| *position > after);
     page.records.extend(records.map(|(position, event)| (position, Record { topic: topic.clone(), kind, event })));
 }
 
@@ -338,6 +340,17 @@ mod tests {
             let refusal = refusal(&records, 1000).expect("it cannot be one");
             assert!(refusal.contains(part), "{refusal}");
         }
+    }
+
+    #[test]
+    fn positions_do_not_overflow_at_both_ends() {
+        let positions =
+            |sequence| read(sequence, 2, Position::START).records.iter().map(|(at, _)| at.get()).collect::<Vec<_>>();
+        for sequence in [1 << 48, u64::MAX] {
+            assert_eq!(positions(sequence), [u64::MAX - 1, u64::MAX]);
+        }
+        // A server begins with 1.
+        assert_eq!(positions(0), [0; 0]);
     }
 
     #[test]
