@@ -1,10 +1,11 @@
 //! Builds events with any text, in any order of the setters.
 //!
-//! A parser from the HTML standard dispatches exactly one message with the same fields, or none if the event has
-//! neither data nor a name. `EventName` and `EventId` reject CR, LF and NUL, and accept all printable text.
+//! A parser from the HTML standard dispatches exactly one message with the same fields, or none if
+//! the event has neither data nor a name. `EventName` and `EventId` reject CR, LF and NUL, and
+//! accept all printable text.
 //!
-//! An input is a list of calls, separated by the byte FF, which no text contains. The first byte of a call names the
-//! setter, and the rest is its text.
+//! An input is a list of calls, separated by the byte FF, which no text contains. The first byte of
+//! a call names the setter, and the rest is its text.
 
 #![no_main]
 

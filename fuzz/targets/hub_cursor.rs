@@ -1,11 +1,11 @@
 //! Subscribes to a hub with any `Last-Event-ID`.
 //!
-//! The subscription delivers every later event of its topics, once and in order, or reports a gap. A client that
-//! reconnects with the id of its last event continues there.
+//! The subscription delivers every later event of its topics, once and in order, or reports a gap.
+//! A client that reconnects with the id of its last event continues there.
 //!
-//! An input is three lines, and after them the text of the header. The first line is the subscription: its topics of
-//! `a`, `b` and `c`, and settings. The second line is the history of the hub, and the third line is what happens after
-//! the client has subscribed.
+//! An input is three lines, and after them the text of the header. The first line is the
+//! subscription: its topics of `a`, `b` and `c`, and settings. The second line is the history of
+//! the hub, and the third line is what happens after the client has subscribed.
 //!
 //! | setting | meaning |
 //! |---|---|
@@ -151,10 +151,10 @@ struct Client {
     connected_at: u64,
     /// Every event up to this position was delivered or reported as missing.
     cursor: u64,
-    /// The oldest events of each topic up to this position may be missing: they were reported, or the client has begun
-    /// with the earliest event.
+    /// The oldest events of each topic up to this position may be missing: they were reported, or
+    /// the client has begun with the earliest event.
     excused_through: u64,
-    /// The topics of which an event has arrived since then.
+    /// The topics with an event that has arrived since then.
     arrived: BTreeSet<u8>,
 }
 
@@ -204,7 +204,7 @@ impl Client {
         let subscription = poll(world.hub.subscribe(topics, start)).expect("a hub in memory does not fail");
         let gap = subscription.gap().cloned();
         match (reason, gap.as_ref().map(|gap| gap.reason())) {
-            (Some(reason), told) => assert_eq!(told, Some(reason)),
+            (Some(reason), reported) => assert_eq!(reported, Some(reason)),
             (None, Some(reason)) => assert_eq!(reason, GapReason::Evicted),
             (None, None) => {}
         }

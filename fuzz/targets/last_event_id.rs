@@ -1,7 +1,7 @@
 //! Reads `LastEventId` from the heads of requests.
 //!
-//! An input is a request target, and after it one `Last-Event-ID` header per line. The result is the one that the
-//! documentation of `LastEventId` describes: the first id in the headers, or else the first id in the query.
+//! An input is a request target, and after it one `Last-Event-ID` header per line. As documented,
+//! the first id in the headers counts, or else the first id in the query.
 
 #![no_main]
 

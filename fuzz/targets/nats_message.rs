@@ -1,11 +1,11 @@
 //! Reads the messages of a stream of NATS, which any other software can write to.
 //!
-//! Reading never panics, and returns the events of the payload with consecutive positions up to that of the message.
-//! Records that the hub has written are read as the same records.
+//! Reading never panics, and returns the events of the payload with consecutive positions up to
+//! that of the message. Records that the hub has written are read as the same records.
 //!
-//! An input is four parts, separated by LF: the sequence of the message and the position to read after; the subject;
-//! headers `name: value` with TABs between them; and the payload. In the payload, the byte FF separates the texts of
-//! which a hub makes the same message.
+//! An input is four parts, separated by LF: the sequence of the message and the position to read
+//! after; the subject; headers `name: value` with TABs between them; and the payload. The byte FF
+//! splits the payload into texts. A hub publishes these texts together, as one message.
 
 #![no_main]
 

@@ -1,11 +1,12 @@
 //! Reads the entries of a stream of Redis, which any other software can write to.
 //!
-//! Reading never panics. It returns the records of the first entries that have a topic and an event, unchanged and in
-//! order. It returns each record that the hub has written, without a gap, from any position.
+//! Reading never panics. It returns the records of the first entries that have a topic and an
+//! event, unchanged and in order. It returns each record that the hub has written, without a gap,
+//! from any position.
 //!
-//! An input is lines. The first line is the form of the answer, and the id after which the hub reads. A line is then
-//! an entry: its id, and fields `name=value`, with TABs between them. An entry without a TAB has no fields, as if it
-//! was deleted. Some first bytes have a meaning:
+//! An input is lines. The first line is the form of the answer, and the id after which the hub
+//! reads. A line is then an entry: its id, and fields `name=value`, with TABs between them. An
+//! entry without a TAB has no fields, as if it was deleted. Some first bytes have a meaning:
 //!
 //! | first byte | the entry |
 //! |---|---|

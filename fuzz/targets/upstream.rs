@@ -1,11 +1,11 @@
 //! Passes upstream event streams through `SseLayer`.
 //!
-//! A parser from the HTML standard dispatches the same events with and without the layer, apart from the heartbeat
-//! and shutdown events of the layer. A stream that the layer ends keeps every event that was complete before, and the
-//! event that is completed within 250 milliseconds.
+//! A parser from the HTML standard dispatches the same events with and without the layer, apart
+//! from the heartbeat and shutdown events of the layer. A stream that the layer ends keeps every
+//! event that was complete before, and the event that is completed within 250 milliseconds.
 //!
-//! An input is a line of settings, and after it the bytes of the stream. A letter sets something, with the number that
-//! follows it:
+//! An input is a line of settings, and after it the bytes of the stream. A letter sets something,
+//! with the number that follows it:
 //!
 //! | setting | meaning |
 //! |---|---|
@@ -69,7 +69,7 @@ const COMMENT: &str = ": ~idle~\n";
 const BEAT: &str = "event: ~beat~\ndata: \n\n";
 const BYE: &str = "event: ~bye~\ndata: bye\n\n";
 
-/// The id with which the client reconnected.
+/// The last id of the client, which has reconnected.
 const LAST: &str = "41";
 
 fuzz_target!(|input: &[u8]| -> Corpus {
@@ -293,7 +293,7 @@ impl Body for Upstream {
 struct Received {
     bytes: Vec<u8>,
     has_failed: bool,
-    /// When the token was cancelled, and the number of bytes that the layer had read by then.
+    /// The time of the shutdown, and the number of bytes that the layer had read then.
     shutdown: Option<(Duration, usize)>,
     summary: Option<StreamSummary>,
 }
@@ -414,7 +414,7 @@ impl Received {
         }
     }
 
-    /// Returns the bytes without those that the layer has added.
+    /// Returns the bytes of the upstream stream, without the additions of the layer.
     fn passed(&self, settings: &Settings) -> Vec<u8> {
         let (preamble, retry) = settings.retries();
         let bytes = self.bytes.strip_prefix(preamble.as_bytes());
