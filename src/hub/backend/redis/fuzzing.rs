@@ -24,12 +24,12 @@ pub fn name(kind: RecordKind) -> &'static str {
 
 /// Reads the answer to `XREAD`, with the records of all topics.
 pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
-    let part = entry::part(entry::of_one_stream(answer)?, after, |topic| Some(topic.into()))?;
-    let evicted_through = part.evicted_through.unwrap_or_default();
-    Ok(Page { epoch: 0, evicted_through, records: part.records, through: part.through })
+    let batch = entry::decode(entry::stream_entries(answer)?, after, |topic| Some(topic.into()))?;
+    let evicted_through = batch.evicted_through.unwrap_or_default();
+    Ok(Page { epoch: 0, evicted_through, records: batch.records, through: batch.through })
 }
 
 /// Returns the eviction watermark of a log that begins with the first entry of this answer.
 pub fn evicted_through(answer: Value) -> Result<Option<Position>, BoxError> {
-    Ok(entry::first(entry::of_one_stream(answer)?)?.map(|entry| entry.evicted_through()))
+    Ok(entry::first(entry::stream_entries(answer)?)?.map(|entry| entry.evicted_through()))
 }
