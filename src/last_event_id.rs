@@ -1,4 +1,4 @@
-//! Where a client left off.
+//! The extractor for the id of a client that reconnects.
 
 use crate::{EventId, event::Shortened};
 use http::{HeaderName, Request, StatusCode, request::Parts};
@@ -11,19 +11,21 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const QUERY_NAMES: [&str; 6] =
     ["lastEventId", "last-event-id", "Last-Event-ID", "lastEventID", "last_event_id", "evs_last_event_id"];
 
-/// The id of the last event a client has seen, which it sends when it reconnects.
+/// The id of the last event that a client has received. The client sends it when it reconnects.
 ///
-/// As an axum extractor it never rejects: a client that comes for the first time has none.
-/// `Option<LastEventId>` is `None` then. Without axum, [`from_request`](Self::from_request) and
+/// As an axum extractor, it never rejects. A client that connects for the first time has no id, and
+/// `Option<LastEventId>` is `None`. Without axum, [`from_request`](Self::from_request) and
 /// [`from_parts`](Self::from_parts) read it.
 ///
-/// # Where it is looked for
+/// # Sources
 ///
-/// In the `Last-Event-ID` header first, which is UTF-8, as an `EventSource` sends it (HTML
-/// standard, §9.2.4). If there is none, in the query, for polyfills and clients that cannot set the
-/// header: as `lastEventId`, `last-event-id`, `Last-Event-ID`, `lastEventID`, `last_event_id` or
-/// `evs_last_event_id`, form-encoded. The first one that is an id is taken. One that is empty, is
-/// not UTF-8 or holds NUL, CR or LF counts as absent.
+/// 1. The `Last-Event-ID` header. An `EventSource` sends it as UTF-8 (HTML standard, §9.2.4).
+/// 2. The query, form-encoded, for polyfills and clients that cannot set the header. The names are
+///    `lastEventId`, `last-event-id`, `Last-Event-ID`, `lastEventID`, `last_event_id` and
+///    `evs_last_event_id`.
+///
+/// The first valid id is used. A value counts as absent if it is empty, is not UTF-8, or contains
+/// NUL, CR or LF.
 ///
 /// # Examples
 ///
@@ -55,13 +57,13 @@ const QUERY_NAMES: [&str; 6] =
 pub struct LastEventId(Option<EventId>);
 
 impl LastEventId {
-    /// Reads it from a request.
+    /// Reads the id from a request.
     #[must_use]
     pub fn from_request<B>(request: &Request<B>) -> Self {
         Self::read(request.headers(), request.uri())
     }
 
-    /// Reads it from the head of a request.
+    /// Reads the id from the head of a request.
     #[must_use]
     pub fn from_parts(parts: &Parts) -> Self {
         Self::read(&parts.headers, &parts.uri)
@@ -72,25 +74,25 @@ impl LastEventId {
         Self(in_headers.or_else(|| id_from_query(uri.query()?)))
     }
 
-    /// The id, if there is one.
+    /// Returns the id, if there is one.
     #[must_use]
     pub fn id(&self) -> Option<&EventId> {
         self.0.as_ref()
     }
 
-    /// The id as text, if there is one.
+    /// Returns the id as text, if there is one.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         self.id().map(EventId::as_str)
     }
 
-    /// The id, taken out, if there is one.
+    /// Converts this into the id, if there is one.
     #[must_use]
     pub fn into_id(self) -> Option<EventId> {
         self.0
     }
 
-    /// The id as a number, or whatever else parses; `None` if there is no id.
+    /// Parses the id, for example as a number. Returns `None` if there is no id.
     ///
     /// # Errors
     ///
@@ -109,7 +111,7 @@ impl LastEventId {
 }
 
 impl From<EventId> for LastEventId {
-    /// An empty id is none.
+    /// Converts an id. An empty id counts as absent.
     fn from(id: EventId) -> Self {
         Self((!id.as_bytes().is_empty()).then_some(id))
     }
@@ -128,8 +130,8 @@ fn id_from_query(query: &str) -> Option<EventId> {
     })
 }
 
-/// As `application/x-www-form-urlencoded` is parsed (URL standard, §5.1), except that what is not
-/// UTF-8 is not replaced.
+/// Decodes `application/x-www-form-urlencoded` (URL standard, §5.1), without the replacement of
+/// bytes that are not UTF-8.
 fn form_decode(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }
@@ -155,7 +157,7 @@ pub struct LastEventIdRejection {
 }
 
 impl LastEventIdRejection {
-    /// `400 Bad Request`.
+    /// Returns the status of a response for this error: `400 Bad Request`.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         StatusCode::BAD_REQUEST

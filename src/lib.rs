@@ -37,7 +37,7 @@
 //! - [`SseLayer`] is the middleware, also for other frameworks' responders and for upstream streams
 //!   behind a proxy. It adds missing headers, keeps compressors away, and puts heartbeats between
 //!   the lines. An [`SseStream`] inside takes over its settings.
-//! - [`LastEventId`] is the id with which a client reconnects. [`SseStream::stop_reconnecting`] is
+//! - [`LastEventId`] is the id that a client sends when it reconnects. [`SseStream::stop_reconnecting`] is
 //!   the response that stops it from reconnecting.
 //! - A [`hub`] has topics with replay, and subscriptions that resume. With a
 //!   [backend](hub::backend), [several servers](hub#several-nodes) share one hub.

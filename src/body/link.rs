@@ -99,8 +99,8 @@ impl LayerLink {
         }
     }
 
-    /// Returns the settings of the innermost layer, once the link is closed. Its unset settings come
-    /// from the outer layers.
+    /// Returns the settings of the innermost layer, once the link is closed. Its unset settings
+    /// come from the outer layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Closed(Some(layers)) => layers.first().map(|layer| &*layer.settings),

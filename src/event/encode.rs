@@ -148,7 +148,7 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
 /// Returns a `retry` line without a blank line.
 ///
 /// At a blank line, a client sets its last event id to the id of this stream so far (HTML standard,
-/// §9.2.6). A client that has reconnected would lose the id with which it did.
+/// §9.2.6). A client that has reconnected would lose its id.
 pub(crate) fn retry_line(delay: Duration) -> Bytes {
     let mut line = Vec::new();
     Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);
@@ -170,7 +170,7 @@ struct Lines<'a, const N: usize> {
     lf: usize,
     /// The number of CR.
     cr: usize,
-    /// The number of CRLF pairs, each of which ends one line.
+    /// The number of CRLF pairs. A pair ends one line.
     crlf: usize,
 }
 

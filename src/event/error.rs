@@ -1,6 +1,6 @@
 use std::{error::Error, fmt};
 
-/// The reason for which a text is not an [`EventName`](crate::EventName) or an
+/// The reason why a text is not an [`EventName`](crate::EventName) or an
 /// [`EventId`](crate::EventId).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -14,7 +14,7 @@ enum Text {
 }
 
 impl Text {
-    /// What fits beside the discriminant and the length in three words.
+    /// The number of bytes that fit beside the discriminant and the length in three words.
     const INLINE: usize = 22;
 
     fn new(text: &str, what: &'static str) -> Result<Self, FieldError> {
@@ -294,7 +294,7 @@ macro_rules! field {
         ///
         /// # Panics
         ///
-        /// On the texts on which [`from_static`](Self::from_static) does.
+        /// Panics if [`from_static`](Self::from_static) does.
         impl From<&'static str> for $Field {
             fn from(text: &'static str) -> Self {
                 Self::from_static(text)

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, fmt};
 
-/// Capacity in bytes up to which a thread keeps its buffer. A larger buffer is freed after its use.
+/// The maximum capacity in bytes that a thread keeps. A larger buffer is freed after its use.
 const KEPT: usize = 64 * 1024;
 
 thread_local! {

@@ -3,8 +3,8 @@
 //! There are two kinds of locks, taken in this order: the registry, for publishing, subscribing and
 //! finishing; and one topic, for the same and for reading. An event gets its position and enters
 //! its topic under both locks. So positions rise in each topic, and every event up to the
-//! [committed](Core::committed) position can be read. Readers lock only their topic. No waker is woken,
-//! cloned or dropped while a lock is held.
+//! [committed](Core::committed) position can be read. Readers lock only their topic. No waker is
+//! woken, cloned or dropped while a lock is held.
 
 use super::{
     backend::{IdFormat, Position, RecordKind},

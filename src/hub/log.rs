@@ -204,8 +204,8 @@ impl Log {
         self.evicted_through = evicted_through;
     }
 
-    /// Removes all events, and regards everything up to this position as evicted. Returns the amount
-    /// that was retained.
+    /// Removes all events, and regards everything up to this position as evicted. Returns the
+    /// amount that was retained.
     pub(super) fn truncate_through(&mut self, through: Position) -> Amount {
         mem::replace(self, Self::new(through)).retained
     }

@@ -49,8 +49,8 @@ impl Reader {
         self.seen = None;
     }
 
-    /// Returns `true` if the subscriptions of the topic have to end: the hub was shut down, or its log
-    /// was replaced. Otherwise registers the waker for the next change.
+    /// Returns `true` if the subscriptions of the topic have to end: the hub was shut down, or its
+    /// log was replaced. Otherwise registers the waker for the next change.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();

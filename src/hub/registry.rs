@@ -66,7 +66,8 @@ impl Registry {
         self.topics.drain().map(|(_, topic)| topic).collect()
     }
 
-    /// Records that everything up to this position is evicted. The caller records it in these topics.
+    /// Records that everything up to this position is evicted. The caller records it in these
+    /// topics.
     pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()

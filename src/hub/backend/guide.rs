@@ -43,9 +43,9 @@
 //! Eviction can happen during a read. So read the watermark after the records, or together with
 //! them. Records that were evicted in between are then up to the watermark.
 //!
-//! `through` says up to where a page is complete. It is at least the watermark. A page without a record of its topics still moves
-//! `through` forward; otherwise the hub asks for the same page again. At the end of the log it is
-//! the end of the log.
+//! `through` says up to where a page is complete. It is at least the watermark. A page without a
+//! record of its topics still moves `through` forward; otherwise the hub asks for the same page
+//! again. At the end of the log it is the end of the log.
 //!
 //! # How a hub calls it
 //!
@@ -58,13 +58,13 @@
 //!
 //! - When a hub connects, it calls `bounds` and then `follow` from `evicted_through`, until it has
 //!   the whole log, or for five seconds. The follower reads the rest.
-//! - The follower compares `bounds` with its position. The log may have newer records three times in
-//!   a row, two seconds apart, while `follow` returns no page. Then the hub drops the future and calls
-//!   `follow` again. The number doubles each time.
+//! - The follower compares `bounds` with its position. The log may have newer records three times
+//!   in a row, two seconds apart, while `follow` returns no page. Then the hub drops the future and
+//!   calls `follow` again. The number doubles each time.
 //! - If the epoch differs, or the log ends before the position of the follower, the hub ends all
 //!   subscriptions and begins with the log as it is.
-//! - Every call except `follow` has a time limit of ten seconds. The backend needs shorter limits of
-//!   its own, so that its error says more.
+//! - Every call except `follow` has a time limit of ten seconds. The backend needs shorter limits
+//!   of its own, so that its error says more.
 //! - A publisher can drop its future, and with it the future of `append`. The futures of `read` and
 //!   `bounds` run in tasks of their own, so a client that leaves does not interrupt them.
 //!
@@ -177,9 +177,10 @@
 //!   it. The records are then in the log twice.
 //! - A page whose `through` is its last record. The follower then stops before foreign records.
 //! - A lock that is held while `follow` waits. The append that would wake it waits for the lock.
-//! - A `follow` that returns an empty page at once instead of waiting. The follower then never sleeps.
-//! - `bounds` from a replica that lags. The log seems to have lost records, so after an error the hub
-//!   ends all subscriptions.
+//! - A `follow` that returns an empty page at once instead of waiting. The follower then never
+//!   sleeps.
+//! - `bounds` from a replica that lags. The log seems to have lost records, so after an error the
+//!   hub ends all subscriptions.
 //! - A topic name in a key or subject without escaping. Names are any text, also empty, with spaces
 //!   or NUL.
 

@@ -19,8 +19,8 @@ use std::fmt;
 pub struct Position(u64);
 
 impl Position {
-    /// The position before the first record of every log. A reader after it gets all records, and no
-    /// record has it. It is the default.
+    /// The position before the first record of every log. A reader after it gets all records, and
+    /// no record has it. It is the default.
     pub const START: Self = Self(0);
 
     /// The greatest position.

@@ -243,8 +243,8 @@ impl Link {
         self.request(again).await
     }
 
-    /// Waits for something, but not for long. If nothing at all comes meanwhile, this connection is
-    /// given up: nobody may ever say that it is cut.
+    /// Waits for a response with a time limit. Gives up the connection if nothing at all arrives in
+    /// that time: a cut connection may never report an error.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();
