@@ -63,7 +63,7 @@
 //! client as an event of type `gap` before the events that follow. A client that falls behind the
 //! retention of its topics gets a gap as well, or is [disconnected](LagPolicy::Disconnect). A
 //! client that loses its connection before it has caught up may get a gap twice. The names `gap`
-//! and `hub-cursor` are reserved: do not use them for your own events.
+//! and `hub-cursor` are reserved: publishing them is an [error](ErrorKind::ReservedName).
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the one before it. That is
 //! no gap.
