@@ -149,7 +149,7 @@ fn ours(begin: u8, last: &mut Position, topic: &[u8], kind: &[u8], event: &[u8])
     fields.extend([bulk(b"t"), bulk(topic.as_bytes()), bulk(name(kind).as_bytes()), bulk(event)]);
     let value = Value::Array(vec![bulk(id(*last).as_bytes()), Value::Array(fields)]);
     let record = Some((*last, topic, kind, event.to_vec()));
-    (*last < Position::MAX).then(|| (value, Written { position: *last, previous: Some(previous), record }))
+    (*last < Position::MAX).then_some((value, Written { position: *last, previous: Some(previous), record }))
 }
 
 /// Returns an entry of other software. It is a record if it has a topic and an event.
