@@ -15,16 +15,16 @@ use tokio_stream::Stream;
 impl Event {
     /// Creates an event whose data is a value as compact JSON, on one line.
     ///
-    /// The value is written into a buffer of the thread, so no `String` is allocated. Line ends in a
-    /// raw value (serde_json's `RawValue`) become spaces. They can occur only between tokens.
+    /// The value is written into a buffer of the thread, so no `String` is allocated. Line ends in
+    /// a raw value (serde_json's `RawValue`) become spaces. They can occur only between tokens.
     ///
     /// U+2028, U+2029 and U+0085 are escaped. Some clients split lines at these characters, which
     /// are no line ends of an event stream.
     ///
     /// # Errors
     ///
-    /// Returns an error if the value does not serialize: its `Serialize` fails, or it has a map whose
-    /// keys are not strings.
+    /// Returns an error if the value does not serialize: its `Serialize` fails, or it has a map
+    /// whose keys are not strings.
     ///
     /// # Examples
     ///
@@ -51,8 +51,8 @@ impl Event {
     }
 }
 
-/// Escapes the line separators of Unicode in JSON. Returns `None` if there are none, as usual. Outside
-/// of strings, JSON has only ASCII characters.
+/// Replaces U+0085, U+2028 and U+2029 in JSON by their escapes. Returns `None` in the usual case
+/// that there are none. These characters can occur only within strings, where escapes are valid.
 fn escape_separators(json: &[u8]) -> Option<Vec<u8>> {
     // The first bytes of U+0085 (C2 85), and of U+2028 and U+2029 (E2 80 A8, E2 80 A9).
     let escape = |at: usize| match &json[at..] {
@@ -102,8 +102,8 @@ impl<S> SseStream<JsonEvents<S>> {
 }
 
 impl<S> SseStream<TryJsonEvents<S>> {
-    /// Creates a response from a stream of `Result`s of values. Each value is the data of one event,
-    /// as [`Event::json`] writes it.
+    /// Creates a response from a stream of `Result`s of values. Each value is the data of one
+    /// event, as [`Event::json`] writes it.
     ///
     /// An error of the stream and a value that does not serialize both end the response the same
     /// way: see [`on_error`](Self::on_error). It receives the error of the stream itself, or a

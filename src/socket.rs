@@ -184,10 +184,11 @@ pub struct ClientTimeout {
 
 impl ClientTimeout {
     const SHORTEST: Duration = Duration::from_secs(1);
-    /// The option is a C `int` of milliseconds. Linux accepts values that are not negative.
+    /// The longest timeout. `TCP_USER_TIMEOUT` is a C `int` of milliseconds, and Linux accepts only
+    /// values that are not negative.
     const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
-    /// Large enough that a connection never runs out of data, and small enough for thousands of
-    /// connections.
+    /// The maximum number of unsent bytes in the kernel per connection. It is large enough to keep
+    /// a fast connection busy, and small enough for thousands of stalled connections.
     #[cfg(any(target_os = "android", target_os = "linux"))]
     const UNSENT: u32 = 128 * 1024;
     /// The maximum of `TCP_KEEPIDLE` on Linux, in seconds.

@@ -77,7 +77,7 @@ pub(super) fn poll_recorded<B: RecordedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The part of a body that connects it to its layers, and records its life.
+/// The state of a body for its layers: the link to their settings, and the recorder of the stream.
 pub(super) struct Recording {
     link: LayerLink,
     /// Set by the first poll, if there is anything to record.

@@ -233,9 +233,9 @@ struct FrameBuilder {
 }
 
 impl<S> Projection<'_, S> {
-    /// Returns the reconnect delay, if the handler or else the layer has set it, followed by the
-    /// first lines of the stream. In this order: some clients read the delay as a part of
-    /// the event that follows, and nowhere else.
+    /// Returns the reconnect delay and the first lines of the stream. The setting of the handler
+    /// has precedence over that of the layer. The delay comes first, because some clients apply it
+    /// only as a part of an event that follows.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.recording.settings() {
             Some(settings) => settings.first_retry(self.retry()),

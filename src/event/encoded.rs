@@ -66,7 +66,7 @@ impl From<Event> for EncodedEvents {
     }
 }
 
-/// Joins events, or events that were encoded before. The bytes are copied.
+/// Joins `Event`s, or values of `EncodedEvents`, into one value. The bytes are copied.
 impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
     fn from_iter<I: IntoIterator<Item = T>>(events: I) -> Self {
         let mut bytes = BytesMut::new();

@@ -27,7 +27,8 @@ pub(super) struct Registry {
     pub(super) is_shut_down: bool,
     /// Set if events that were evicted here may still be in a backend.
     has_backend: bool,
-    /// The runtime of a janitor had no timers.
+    /// Set when the expiry task was started on a runtime without timers. Publishers and subscribers
+    /// then expire events.
     pub(super) is_without_timers: bool,
 }
 

@@ -123,7 +123,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
 }
 
 impl Segment<Vec<u8>> {
-    /// Removes the bytes of evicted events.
+    /// Frees the memory of evicted events, and moves the others to the beginning.
     pub(super) fn compact(&mut self) {
         let start = self.dead_bytes();
         self.bytes.drain(..start);

@@ -1,4 +1,5 @@
-/// The contents of a hub in this process, and totals since it was created.
+/// Figures of a hub: its current numbers of topics, subscriptions and events in this process, and
+/// totals since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

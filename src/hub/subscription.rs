@@ -154,7 +154,7 @@ impl Subscription {
         }
     }
 
-    /// Reports a gap, and returns the event for the client.
+    /// Records a gap and counts it in metrics. Returns the event for the client.
     pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<Position>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
@@ -380,7 +380,7 @@ impl Subscription {
         self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
 
-    /// Ends the subscription before the end of its topics.
+    /// Ends the subscription early, while its topics are not finished.
     pub(super) fn fail(&mut self, error: SubscriptionError) -> SubscriptionError {
         self.leave();
         self.has_failed = true;

@@ -137,8 +137,8 @@ pub trait Backend: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdFormat {
-    /// `<epoch>-<position>`. The epoch is eight letters and digits for 40 bits of
-    /// [`Bounds::epoch`].
+    /// `<epoch>-<position>`. The epoch is the lower 40 bits of [`Bounds::epoch`] as eight letters
+    /// and digits.
     Positions,
     /// `<epoch>-<message>`, for a log of messages that contain several events.
     ///
@@ -155,7 +155,8 @@ impl IdFormat {
     /// The number of positions per message, for [`Messages`](Self::Messages).
     pub(in crate::hub) const MESSAGE: u64 = 1 << 16;
 
-    /// The number of bits of the sequence number in a position, for [`Times`](Self::Times).
+    /// The number of low bits of a position that are the sequence number, in the format
+    /// [`Times`](Self::Times).
     pub(in crate::hub) const SEQUENCE_BITS: u32 = 20;
 
     /// The greatest sequence number, for [`Times`](Self::Times).

@@ -18,7 +18,7 @@ use tokio::{
 /// Runs calls so that identical concurrent requests share one call.
 ///
 /// Each call runs in its own task, so a caller that is not polled cannot block the others. A call
-/// needs a permit. Callers that leave before the call has its permit withdraw the call.
+/// needs a permit to start. If all of its callers leave before it starts, the call is dropped.
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T> {
     shared: Arc<Shared<K, T>>,

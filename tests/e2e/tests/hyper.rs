@@ -108,7 +108,7 @@ async fn shutdown_ends_streams_cleanly_and_exits() {
             // curl would fail if the response were incomplete.
             curl.wait_for_exit(0).await;
             let lines = curl.0.lines();
-            let [.., event, data, _, retry] = lines else { panic!("{lines:?}") };
+            let [.., retry, event, data, _] = lines else { panic!("{lines:?}") };
             assert_eq!([&**event, data], ["event: shutdown", "data: The server is being restarted"]);
             let retry: u64 = retry.strip_prefix("retry: ").and_then(|retry| retry.parse().ok()).expect("a time");
             assert!((1000..=6000).contains(&retry), "the reconnection time is {retry} ms");

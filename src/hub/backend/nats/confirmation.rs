@@ -25,7 +25,7 @@ pub(super) struct Confirmations {
     is_following: AtomicBool,
 }
 
-/// One message that a publisher waits for.
+/// One message whose publisher waits for its confirmation.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
     identity: u64,

@@ -103,7 +103,7 @@ impl KnownLog {
         })
     }
 
-    /// Returns the position before the first event after this one, as far as that is known.
+    /// Skips the known marks that follow a position. Returns a position with the same next event.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }

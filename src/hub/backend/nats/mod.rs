@@ -328,7 +328,8 @@ impl NatsBackend {
     }
 }
 
-/// Returns `true` if the message may have been stored, or can be sent again.
+/// Returns `true` if the outcome of a publish is unknown. The message is then sent again: the
+/// server recognizes a message that it has stored.
 fn is_unsure(error: &PublishError) -> bool {
     matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
 }

@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// A server deletes a stream within this time. Up to 2.9 at least, it says that the
-/// stream is gone, and then removes with its files the files of a stream that is created meanwhile.
-/// Such a stream stores messages and delivers none.
+/// The pause between the deletion of a stream and its creation with the same name.
+///
+/// nats-server (up to 2.9 at least) confirms a deletion before it has removed the files. It then
+/// also removes the files of a stream with this name that was created meanwhile. Such a stream
+/// stores messages and delivers none.
 const DELETION: Duration = Duration::from_millis(300);
 
 /// The code of JetStream for a message that it does not have.

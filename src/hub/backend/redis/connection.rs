@@ -326,7 +326,8 @@ pub(super) fn is_connection_error(error: &RedisError) -> bool {
     }
 }
 
-/// Returns `true` if another server has to be asked, and this one has not run the command.
+/// Returns `true` if the server has refused the command without running it, and another server can
+/// run it. Examples are `MOVED` and `READONLY`.
 pub(super) fn is_redirect(error: &RedisError) -> bool {
     use ServerErrorKind::{ClusterDown, Moved, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))

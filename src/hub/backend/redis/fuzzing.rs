@@ -22,7 +22,7 @@ pub fn name(kind: RecordKind) -> &'static str {
     entry::name(kind)
 }
 
-/// Reads the answer to `XREAD`, with the records of all topics.
+/// Decodes a response to `XREAD`. The page has the records of all topics.
 pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
     let batch = entry::decode(entry::stream_entries(answer)?, after, |topic| Some(topic.into()))?;
     let evicted_through = batch.evicted_through.unwrap_or_default();

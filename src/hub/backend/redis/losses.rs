@@ -68,8 +68,8 @@ impl Losses {
         }
     }
 
-    /// Notes the entries that were read after a position. `evicted_through` is the watermark that
-    /// the entries report.
+    /// Records a batch of entries that was read after a position. `evicted_through` is the eviction
+    /// watermark that the batch contains.
     pub(super) fn note_read(&mut self, batch: &DecodedBatch, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
         if let Some(reported) = batch.previous.or(evicted_through).filter(|reported| *reported > self.through) {

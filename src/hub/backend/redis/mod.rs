@@ -148,8 +148,9 @@ struct Commands {
 /// The approximate size of a page in bytes: for history reads, and for the follower.
 const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// The maximum number of entries in a page, and the number before their size is known.
+/// The maximum number of entries in a page.
 const MAX_ENTRIES: usize = 1024;
+/// The maximum number of entries in the first page, whose size is not known.
 const INITIAL_ENTRIES: usize = 64;
 
 /// The number of pages that the server searches for the mark of another node.
