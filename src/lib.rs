@@ -37,8 +37,8 @@
 //! - [`SseLayer`] is the middleware, also for other frameworks' responders and for upstream streams
 //!   behind a proxy. It adds missing headers, keeps compressors away, and puts heartbeats between
 //!   the lines. An [`SseStream`] inside takes over its settings.
-//! - [`LastEventId`] is the id that a client sends when it reconnects. [`SseStream::stop_reconnecting`] is
-//!   the response that stops it from reconnecting.
+//! - [`LastEventId`] is the id that a client sends when it reconnects.
+//!   [`SseStream::stop_reconnecting`] is the response that stops it from reconnecting.
 //! - A [`hub`] has topics with replay, and subscriptions that resume. With a
 //!   [backend](hub::backend), [several servers](hub#several-nodes) share one hub.
 //!
@@ -134,7 +134,8 @@
 //!
 //! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
 //! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
-//! is an [`SseStream`]. A panic in `on_close` is the event `on_close panicked` (`ERROR`). A request
+//! is an [`SseStream`]. A panic in `on_close` is the event `callback panicked` (`ERROR`), with the
+//! field `callback`. A request
 //! over a [limit](SseLayer::when_full) is the event `stream refused`
 //! (`DEBUG`).
 //!
@@ -170,6 +171,7 @@
 #[cfg(feature = "axum")]
 mod axum;
 mod body;
+mod callback;
 mod event;
 #[cfg(all(any(doc, doctest), feature = "axum", feature = "hub", feature = "json"))]
 pub mod from_axum_sse;

@@ -69,9 +69,9 @@ mod on {
         warn!(target: TARGET, error, "stream failed");
     }
 
-    /// Logs a panic in a callback that runs when a body is dropped.
-    pub(crate) fn callback_panicked() {
-        error!(target: TARGET, "on_close panicked");
+    /// Logs a panic in code that the crate calls and does not own.
+    pub(crate) fn callback_panicked(callback: &'static str) {
+        error!(target: TARGET, callback, "callback panicked");
     }
 
     /// Logs the first failure of an outage of `follow`, `read` or `bounds`. Subscriptions wait, and
@@ -195,7 +195,7 @@ mod off {
 
     pub(crate) fn failed(_: Option<&BoxError>) {}
 
-    pub(crate) fn callback_panicked() {}
+    pub(crate) fn callback_panicked(_: &'static str) {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(_: &'static str, _: &BoxError) {}

@@ -14,7 +14,7 @@ use std::{
 use tokio::runtime::{Builder, Runtime};
 use tower_sse::{
     Event, EventName,
-    hub::{ErrorKind, Hub, Start},
+    hub::{ErrorKind, Hub, Start, Subscription, SubscriptionError, backend::MemoryBackend},
 };
 
 #[tokio::test]
@@ -114,9 +114,43 @@ fn panicking_waker_keeps_no_other_from_being_woken() {
         let mut publish = pin!(topic.publish(Event::new("")));
         let _ready = publish.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     }));
-    assert!(published.is_err(), "the publisher sees the panic");
+    assert!(published.is_ok(), "the publisher does not see the panic");
     assert_eq!(counts.0.load(Relaxed), 2);
     for subscription in &mut subscriptions {
         assert!(subscription.poll_next_unpin(&mut Context::from_waker(Waker::noop())).is_ready());
+    }
+}
+
+/// Subscribes to a topic, and waits for its next item with a waker that panics.
+async fn wait_and_panic(hub: &Hub, topic: &str) -> Subscription {
+    let mut subscription = hub.topic(topic).subscribe(Start::Latest).await.unwrap();
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(subscription.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+    subscription
+}
+
+#[tokio::test]
+async fn panicking_waker_does_not_stop_a_shutdown() {
+    let hub = Hub::new();
+    let mut subscriptions = Vec::new();
+    for topic in ["a", "b", "c"] {
+        subscriptions.push(wait_and_panic(&hub, topic).await);
+    }
+    hub.shutdown();
+    for subscription in &mut subscriptions {
+        let item = subscription.next().await.unwrap();
+        assert_eq!(item.unwrap_err(), SubscriptionError::Shutdown);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn panicking_waker_does_not_stop_the_follower() {
+    let hub = Hub::builder().backend(MemoryBackend::new(100)).connect().await.unwrap();
+    let mut other = hub.topic("news").subscribe(Start::Latest).await.unwrap();
+    let _waits = wait_and_panic(&hub, "news").await;
+    for round in 0..2 {
+        hub.topic("news").publish(Event::display(round)).await.unwrap();
+        let item = tokio::time::timeout(Duration::from_secs(60), other.next()).await;
+        assert_eq!(item.expect("the follower runs").unwrap().unwrap().count(), 1, "{round}");
     }
 }

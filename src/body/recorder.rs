@@ -6,6 +6,7 @@
 
 use super::link::{AppliedLayer, LayerLink};
 use crate::{
+    callback::contain_panic,
     limit::Permit,
     metrics, random,
     settings::{FinalBytes, Settings},
@@ -16,7 +17,6 @@ use bytes::Bytes;
 use http_body::Frame;
 use std::{
     mem,
-    panic::{self, AssertUnwindSafe},
     pin::Pin,
     ptr,
     sync::{Arc, Mutex, PoisonError},
@@ -342,24 +342,14 @@ impl Drop for StreamRecorder {
         };
         // Before the callbacks, so that they find the permits released.
         drop(mem::take(&mut self.permits));
-        contain_panic(|| {
-            self.counts.ended(&summary);
-            self.span.ended(&summary);
-        });
+        contain_panic("metrics recorder", || self.counts.ended(&summary));
+        contain_panic("tracing subscriber", || self.span.ended(&summary));
         let _entered = self.span.enter();
         if let Some(on_close) = self.on_close.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            contain_panic(|| on_close(summary.clone()));
+            contain_panic("on_close", || on_close(summary.clone()));
         }
         for on_close in &self.layers {
-            contain_panic(|| on_close(summary.clone()));
+            contain_panic("on_close", || on_close(summary.clone()));
         }
-    }
-}
-
-/// Calls code of the user from `drop`. A panic ends there: the thread may be unwinding already, and
-/// a second panic would abort the process. The panic hook has reported it.
-fn contain_panic(call: impl FnOnce()) {
-    if panic::catch_unwind(AssertUnwindSafe(call)).is_err() {
-        trace::callback_panicked();
     }
 }

@@ -6,11 +6,8 @@ use super::{
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::Waiters,
 };
-use std::{
-    panic::{self, AssertUnwindSafe},
-    sync::Arc,
-    task::Waker,
-};
+use crate::callback::contain_panic;
+use std::{sync::Arc, task::Waker};
 use tokio::time::Instant;
 
 pub(super) struct TopicState {
@@ -65,18 +62,10 @@ impl TopicState {
         if wakers.is_empty() {
             return;
         }
-        // A waker is code of the executor. One that panics must not keep the others from being
-        // woken.
-        let mut panicked = None;
         for waker in wakers.drain(..).flatten() {
-            if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-                panicked = Some(panic);
-            }
+            contain_panic("waker", || waker.wake());
         }
         self.lock().waiters.give_back(wakers);
-        if let Some(panic) = panicked {
-            panic::resume_unwind(panic);
-        }
     }
 }
 
