@@ -367,7 +367,14 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
         mark = mark.header(REPLACES, replaces);
     }
     publish(stream, mark).await?;
-    last_mark(stream).await?.ok_or_else(|| "the mark of a new log is not in the stream".into())
+    last_mark(stream).await?.ok_or_else(|| {
+        format!(
+            "the server has stored a message in the stream {:?} and does not return it, as if the stream was created \
+             while the files of its predecessor were removed; delete the stream, and create it a few seconds later",
+            stream.name(),
+        )
+        .into()
+    })
 }
 
 async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {

@@ -15,8 +15,9 @@ use tokio::time::sleep;
 ///
 /// nats-server (up to 2.9 at least) confirms a deletion before it has removed the files. It then
 /// also removes the files of a stream with this name that was created meanwhile. Such a stream
-/// stores messages and delivers none.
-const DELETION: Duration = Duration::from_millis(300);
+/// stores messages and delivers none. On a busy disk, the removal takes longer than 300
+/// milliseconds.
+const DELETION: Duration = Duration::from_secs(1);
 
 /// The code of JetStream for a message that it does not have.
 const NO_MESSAGE: u64 = 10_037;
