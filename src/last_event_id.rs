@@ -24,8 +24,12 @@ const QUERY_NAMES: [&str; 6] =
 ///    `lastEventId`, `last-event-id`, `Last-Event-ID`, `lastEventID`, `last_event_id` and
 ///    `evs_last_event_id`.
 ///
-/// The first valid id is used. A value counts as absent if it is empty, is not UTF-8, or contains
-/// NUL, CR or LF.
+/// The first valid id is used. An empty value counts as absent.
+///
+/// A value is malformed if it is not UTF-8 or contains a control character. If all values are
+/// malformed, the id is the beginning of the first one, at most 64 bytes, with U+FFFD in place of
+/// the invalid characters. [`parse`](Self::parse) then usually returns an error, and a hub reports a
+/// [gap](crate::hub::GapReason::Malformed), as the client has missed events.
 ///
 /// # Examples
 ///
@@ -70,8 +74,17 @@ impl LastEventId {
     }
 
     fn read(headers: &http::HeaderMap, uri: &http::Uri) -> Self {
-        let in_headers = headers.get_all(LAST_EVENT_ID).into_iter().find_map(|value| id_from(value.as_bytes()));
-        Self(in_headers.or_else(|| id_from_query(uri.query()?)))
+        let mut malformed = None;
+        let mut read = |bytes: &[u8]| {
+            if bytes.is_empty() {
+                return None;
+            }
+            let id = EventId::from_client(bytes);
+            id.map_err(|text| malformed.get_or_insert(text).clone()).ok()
+        };
+        let in_headers = headers.get_all(LAST_EVENT_ID).into_iter().find_map(|value| read(value.as_bytes()));
+        let id = in_headers.or_else(|| uri.query()?.split('&').find_map(|pair| read(&id_in_query(pair)?)));
+        Self(id.or(malformed))
     }
 
     /// Returns the id, if there is one.
@@ -106,7 +119,9 @@ impl LastEventId {
         T::Err: Into<crate::BoxError>,
     {
         let Some(id) = self.as_str() else { return Ok(None) };
-        id.parse().map(Some).map_err(|error: T::Err| LastEventIdRejection { id: id.into(), source: error.into() })
+        let rejection =
+            |error: T::Err| LastEventIdRejection { id: Shortened(id).beginning().into(), source: error.into() };
+        id.parse().map(Some).map_err(rejection)
     }
 }
 
@@ -117,17 +132,11 @@ impl From<EventId> for LastEventId {
     }
 }
 
-fn id_from(bytes: &[u8]) -> Option<EventId> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    EventId::new(text).ok().filter(|id| !id.as_bytes().is_empty())
-}
-
-fn id_from_query(query: &str) -> Option<EventId> {
-    query.split('&').find_map(|pair| {
-        let (name, value) = pair.split_once('=')?;
-        let is_known = QUERY_NAMES.contains(&std::str::from_utf8(&form_decode(name)).ok()?);
-        if is_known { id_from(&form_decode(value)) } else { None }
-    })
+/// Returns the decoded value of a pair of the query if its name is one of [`QUERY_NAMES`].
+fn id_in_query(pair: &str) -> Option<Vec<u8>> {
+    let (name, value) = pair.split_once('=')?;
+    let is_known = QUERY_NAMES.contains(&std::str::from_utf8(&form_decode(name)).ok()?);
+    is_known.then(|| form_decode(value))
 }
 
 /// Decodes `application/x-www-form-urlencoded` (URL standard, §5.1), without the replacement of

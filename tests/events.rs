@@ -109,7 +109,7 @@ fn setter() -> impl Strategy<Value = Setter> {
         4 => nasty_text().prop_map(Setter::Data),
         1 => nasty_text().prop_map(Setter::Display),
         2 => nasty_field().prop_filter("a name is not empty", |name| !name.is_empty()).prop_map(Setter::Name),
-        2 => nasty_field().prop_map(Setter::Id),
+        2 => nasty_field().prop_map(|id| Setter::Id(id.replace(char::is_control, "_"))),
         1 => any::<u32>().prop_map(Setter::Retry),
         1 => nasty_text().prop_map(Setter::Comment),
     ]

@@ -217,9 +217,9 @@ fn an_id_that_was_never_issued_is_malformed() {
     let hub = hub();
     let issued = publish(&hub, "a", "1");
     let (epoch, _) = issued.as_str().split_once('-').unwrap();
-    for id in ["7", "yesterday", "-", "\"}\n{", "a\u{7f}\u{2028}é", &format!("{epoch}-01"), &format!("{epoch}-"), epoch]
+    for id in ["7", "yesterday", "-", "\"}{", "a\u{fffd}\u{2028}é", &format!("{epoch}-01"), &format!("{epoch}-"), epoch]
     {
-        let Ok(id) = EventId::new(id.replace('\n', "\t")) else { unreachable!("no line end is left") };
+        let id = EventId::new(id).unwrap();
         assert_gets_after_a_gap(&hub, &["a"], id, GapReason::Malformed, &["1"]);
     }
 }

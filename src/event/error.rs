@@ -10,6 +10,9 @@ pub enum FieldErrorKind {
     LineBreak,
     /// The text contains a NUL. A client ignores an `id` field with a NUL (HTML standard, §9.2.6).
     Nul,
+    /// The id contains another control character. Servers reject a header with a control character,
+    /// so a client could not reconnect with this id.
+    Control,
     /// The event name is empty. A client cannot distinguish it from a missing name.
     Empty,
 }
@@ -35,12 +38,13 @@ pub struct FieldError {
     kind: FieldErrorKind,
     what: &'static str,
     position: usize,
+    /// The beginning of the text.
     text: Box<str>,
 }
 
 impl FieldError {
     pub(super) fn new(kind: FieldErrorKind, what: &'static str, position: usize, text: &str) -> Self {
-        Self { kind, what, position, text: text.into() }
+        Self { kind, what, position, text: Shortened(text).beginning().into() }
     }
 
     /// Returns the reason.
@@ -63,6 +67,7 @@ impl fmt::Display for FieldError {
             FieldErrorKind::Empty => return write!(f, "an {what} cannot be empty; leave it out instead"),
             FieldErrorKind::LineBreak => "a line break",
             FieldErrorKind::Nul => "a NUL",
+            FieldErrorKind::Control => "a control character",
         };
         write!(f, "an {what} cannot hold {bad}: {}, at byte {position}; remove it or encode it", Shortened(text))
     }
@@ -73,9 +78,22 @@ impl Error for FieldError {}
 /// Quotes the first 64 characters of a text in an error message. A client can send a long text.
 pub(crate) struct Shortened<'a>(pub(crate) &'a str);
 
+impl<'a> Shortened<'a> {
+    const CHARACTERS: usize = 64;
+
+    /// Returns the beginning of the text, with all characters that are displayed. An error stores
+    /// it instead of a long text.
+    pub(crate) fn beginning(&self) -> &'a str {
+        match self.0.char_indices().nth(Self::CHARACTERS + 1) {
+            Some((end, _)) => &self.0[..end],
+            None => self.0,
+        }
+    }
+}
+
 impl fmt::Display for Shortened<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.char_indices().nth(64) {
+        match self.0.char_indices().nth(Self::CHARACTERS) {
             Some((end, _)) => write!(f, "{:?}…", &self.0[..end]),
             None => write!(f, "{:?}", self.0),
         }

@@ -17,8 +17,8 @@ impl Text {
     /// The number of bytes that fit beside the discriminant and the length in three words.
     const INLINE: usize = 22;
 
-    fn new(text: &str, what: &'static str) -> Result<Self, FieldError> {
-        match find_bad(text.as_bytes()) {
+    fn new(text: &str, what: &'static str, bad: Option<(usize, FieldErrorKind)>) -> Result<Self, FieldError> {
+        match bad {
             None => Ok(Self::checked(text)),
             Some((position, kind)) => Err(FieldError::new(kind, what, position, text)),
         }
@@ -61,6 +61,22 @@ const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
         match text[at] {
             b'\n' | b'\r' => return Some((at, FieldErrorKind::LineBreak)),
             0 => return Some((at, FieldErrorKind::Nul)),
+            _ => at += 1,
+        }
+    }
+    None
+}
+
+/// Finds the first control character of an id (U+0000 to U+001F and U+007F to U+009F).
+const fn find_bad_in_id(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
+    let mut at = 0;
+    while at < text.len() {
+        match text[at] {
+            b'\n' | b'\r' => return Some((at, FieldErrorKind::LineBreak)),
+            0 => return Some((at, FieldErrorKind::Nul)),
+            ..0x20 | 0x7F => return Some((at, FieldErrorKind::Control)),
+            // The two bytes of U+0080 to U+009F in UTF-8.
+            0xC2 if at + 1 < text.len() && text[at + 1] < 0xA0 => return Some((at, FieldErrorKind::Control)),
             _ => at += 1,
         }
     }
@@ -115,7 +131,7 @@ impl EventName {
         if text.is_empty() {
             return Err(FieldError::new(FieldErrorKind::Empty, Self::WHAT, 0, text));
         }
-        Text::new(text, Self::WHAT).map(Self)
+        Text::new(text, Self::WHAT, find_bad(text.as_bytes())).map(Self)
     }
 
     /// An event name from a literal, checked at compile time when it is used in a `const`.
@@ -135,12 +151,13 @@ impl EventName {
 
 /// The id of an event, which a client sends back as `Last-Event-ID` when it reconnects.
 ///
-/// It holds no CR, LF or NUL. Text that is known only at run time goes through [`EventId::new`];
-/// literals and integers convert by themselves ([`IntoEventId`]). An empty id is legal: it makes
-/// the client forget the id it had.
+/// It contains no CR, LF or NUL, and no other control character (U+0000 to U+001F and U+007F to
+/// U+009F). The id returns in a header, and servers reject control characters there, so that every
+/// reconnect would fail. Text that is known only at run time goes through [`EventId::new`]; literals
+/// and integers convert by themselves ([`IntoEventId`]). An empty id is legal: it makes the client
+/// forget the id it had.
 ///
-/// It comes back in a header, where white space at its ends is cut off, and where servers refuse
-/// control characters: an id is better without them.
+/// White space at the ends of a header is removed, so an id should not begin or end with a space.
 ///
 /// # Examples
 ///
@@ -176,19 +193,20 @@ impl EventId {
     ///
     /// # Errors
     ///
-    /// If the text holds CR, LF or NUL.
+    /// If the text contains a control character, such as CR, LF or NUL.
     pub fn new(text: impl AsRef<str>) -> Result<Self, FieldError> {
-        Text::new(text.as_ref(), Self::WHAT).map(Self)
+        let text = text.as_ref();
+        Text::new(text, Self::WHAT, find_bad_in_id(text.as_bytes())).map(Self)
     }
 
     /// An id from a literal, checked at compile time when it is used in a `const`.
     ///
     /// # Panics
     ///
-    /// If the text holds CR, LF or NUL.
+    /// If the text contains a control character, such as CR, LF or NUL.
     #[must_use]
     pub const fn from_static(text: &'static str) -> Self {
-        assert!(find_bad(text.as_bytes()).is_none(), "an event id cannot hold CR, LF or NUL");
+        assert!(find_bad_in_id(text.as_bytes()).is_none(), "an event id cannot hold a control character");
         Self(Text::Static(text))
     }
 
@@ -373,8 +391,36 @@ macro_rules! field {
 field!(EventName);
 field!(EventId);
 
+impl EventId {
+    /// Creates an id from bytes that a client has sent. If they are not a valid id, returns `Err`
+    /// with an id from the beginning of the bytes, in which U+FFFD replaces invalid characters.
+    pub(crate) fn from_client(bytes: &[u8]) -> Result<Self, Self> {
+        let text = std::str::from_utf8(bytes).ok();
+        if let Some(id) = text.and_then(|text| Self::new(text).ok()) {
+            return Ok(id);
+        }
+        let (text, _rest) = bytes.split_at(bytes.len().min(Self::MAX_MALFORMED));
+        let text = String::from_utf8_lossy(text).replace(char::is_control, "\u{fffd}");
+        Err(Self(Text::checked(&text)))
+    }
+
+    /// The maximum number of bytes of a malformed id that are stored. Ids of a hub are shorter.
+    const MAX_MALFORMED: usize = 64;
+}
+
 #[cfg(feature = "hub")]
 impl EventId {
+    /// Truncates an id that is longer than any id of a hub. A client can send an id of any length,
+    /// and a gap event contains it.
+    pub(crate) fn shortened(self) -> Self {
+        let text = self.as_str();
+        if text.len() <= Self::MAX_MALFORMED {
+            return self;
+        }
+        let end = (0..=Self::MAX_MALFORMED).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+        Self(Text::checked(&format!("{}…", &text[..end])))
+    }
+
     /// An id of letters, digits and the like.
     pub(crate) fn from_ascii(bytes: &[u8]) -> Self {
         debug_assert!(bytes.iter().all(u8::is_ascii_graphic));

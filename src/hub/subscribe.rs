@@ -75,7 +75,8 @@ impl Core {
                 Ok(_) => (Position::START, Some(id), Some(GapReason::Ahead)),
                 Err(reason) => {
                     is_unsure = false;
-                    (Position::START, Some(id), Some(reason))
+                    // The client chooses the length.
+                    (Position::START, Some(id.shortened()), Some(reason))
                 }
             },
             Start::Earliest => (Position::START, None, None),
