@@ -8,9 +8,10 @@ use std::time::Duration;
 /// bytes.
 ///
 /// Proxies and load balancers close silent connections, often after 30 or 60 seconds. A server
-/// notices a client that closes its connection at once, but a client whose network is gone only
-/// when it writes to it. The default is a comment every 15 seconds, as the HTML standard advises
-/// ([§9.2.7, "Authoring notes"][notes]).
+/// usually notices at once that a client has closed its connection. In two cases it notices only
+/// when it writes: the network of the client is gone, or the client has closed an HTTP/1 connection
+/// on which it had sent more bytes, such as a second request. The default is a comment every 15
+/// seconds, as the HTML standard advises ([§9.2.7, "Authoring notes"][notes]).
 ///
 /// # Examples
 ///
@@ -63,6 +64,10 @@ impl Heartbeat {
 
     /// Sends an event instead of a comment.
     ///
+    /// A page can monitor its connection with this event, because comments are invisible to it. The
+    /// event is sent when the interval has passed since the last event with data. Comments,
+    /// checkpoints and other bytes that a page cannot see do not postpone it.
+    ///
     /// An upstream stream that is silent in the middle of an event gets a comment instead, which is
     /// legal there: the comment that was set before, or the empty one.
     ///
@@ -81,12 +86,29 @@ impl Heartbeat {
         self.interval
     }
 
+    /// Returns whether the heartbeat is an event.
+    pub(crate) fn is_event(&self) -> bool {
+        self.event.is_some()
+    }
+
     /// Returns the bytes of a heartbeat. In the middle of an event that is the comment.
     pub(crate) fn bytes(&self, between_events: bool) -> Bytes {
         match &self.event {
             Some(event) if between_events => event.clone(),
             _ => self.comment.clone(),
         }
+    }
+
+    /// Returns the bytes of a heartbeat that follows a CR.
+    ///
+    /// The next byte of the stream may be an LF that belongs to that CR. So the heartbeat ends in a
+    /// CR, and the LF then belongs to the line end of the heartbeat.
+    pub(crate) fn bytes_after_cr(&self, between_events: bool) -> Bytes {
+        let mut bytes = Vec::from(self.bytes(between_events));
+        if let Some(last) = bytes.last_mut() {
+            *last = b'\r';
+        }
+        bytes.into()
     }
 }
 

@@ -121,8 +121,9 @@ impl SseLayer {
 
     /// Disables the heartbeat of streams whose handler sets none.
     ///
-    /// The server still notices a client that closes its connection. It notices a client that
-    /// vanishes only when a write fails, so a silent stream is kept until then.
+    /// The server still notices most clients that close their connection. It notices other clients
+    /// only when a write fails, so a silent stream is kept until then: a client without a network,
+    /// and a client that has closed an HTTP/1 connection on which it had sent more bytes.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
@@ -397,7 +398,7 @@ fn make_correct<B: Body>(
     }
     let is_encoded = headers::is_encoded(headers) && handle.is_none();
     if is_encoded && !layer.is_recorded() {
-        return response.map(ResponseBody::untouched);
+        return response.map(|body| ResponseBody::encoded(body, LayerLink::closed()));
     }
     headers.remove(CONTENT_LENGTH);
     match handle {

@@ -108,7 +108,8 @@ use std::{io, time::Duration};
 ///   reports progress when a packet fits into the window. On Linux it reports progress when a
 ///   sixteenth of its receive buffer is free.
 /// - *A client that closes its connection*, or whose process ends, is noticed at once without these
-///   options.
+///   options. There is one exception: hyper does not notice the close of an HTTP/1 connection on
+///   which the client has sent more bytes, such as a second request, until it writes.
 ///
 /// [RFC 9293][r2] (§3.8.3) proposes at least 100 seconds before a connection is closed. Less is
 /// right for streams that clients resume. Use more for uploads on the same listener, and for

@@ -114,8 +114,9 @@ impl<S> SseStream<S> {
     /// Disables the heartbeat, also the heartbeat of layers. No byte is sent before the first
     /// event. (A subscription to a hub still begins with its cursor.)
     ///
-    /// The server still notices a client that closes its connection. It notices a client that
-    /// vanishes only when a write fails, so a silent stream is kept until then.
+    /// The server still notices most clients that close their connection. It notices other clients
+    /// only when a write fails, so a silent stream is kept until then: a client without a network,
+    /// and a client that has closed an HTTP/1 connection on which it had sent more bytes.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }

@@ -149,6 +149,8 @@ async fn frames_hold_16_kib_and_lose_nothing() {
         let event = |n| if size == 0 { Event::new("") } else { Event::new("x".repeat(size)).id(n) };
         let events: Vec<_> = (0..400_000 / (size + 8)).map(event).collect();
         let all: EncodedEvents = events.iter().cloned().collect();
+        // The body is pending after every 64 items.
+        let turns = events.len() / 64;
         let mut body = SseStream::new(stream::iter(events)).into_http_response().into_body();
         let mut seen = Vec::new();
         let mut frames = 0;
@@ -164,7 +166,7 @@ async fn frames_hold_16_kib_and_lose_nothing() {
             frames += 1;
         }
         assert!(seen == all.as_bytes(), "events of {size} bytes");
-        assert!(frames <= seen.len() / 4096 + 1, "{frames} frames for {size}");
+        assert!(frames <= seen.len() / 4096 + turns + 1, "{frames} frames for {size}");
     }
 }
 

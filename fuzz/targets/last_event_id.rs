@@ -1,7 +1,8 @@
 //! Reads `LastEventId` from the heads of requests.
 //!
 //! An input is a request target, and after it one `Last-Event-ID` header per line. As documented,
-//! the first id in the headers counts, or else the first id in the query.
+//! the first valid id in the headers counts, or else the first valid id in the query, or else the
+//! beginning of the first malformed id.
 
 #![no_main]
 
@@ -19,10 +20,11 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let headers: Vec<_> =
         headers.split(|byte| *byte == b'\n').filter_map(|value| HeaderValue::from_bytes(value).ok()).collect();
 
-    let in_headers = headers.iter().find_map(|value| id(value.as_bytes().to_vec()));
     let query = uri.query().unwrap_or_default().as_bytes();
-    let in_query = || query.split(|byte| *byte == b'&').find_map(id_of_pair);
-    let expected = in_headers.or_else(in_query);
+    let in_query = query.split(|byte| *byte == b'&').filter_map(value_of_pair);
+    let values: Vec<_> = headers.iter().map(|value| value.as_bytes().to_vec()).chain(in_query).collect();
+    let present = || values.iter().filter(|value| !value.is_empty());
+    let expected = present().find_map(|value| id(value)).or_else(|| present().next().map(|value| malformed(value)));
 
     let mut request = Request::new(());
     *request.uri_mut() = uri;
@@ -41,14 +43,18 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-fn id(bytes: Vec<u8>) -> Option<String> {
-    String::from_utf8(bytes).ok().filter(|id| !id.is_empty() && !id.contains(['\r', '\n', '\0']))
+fn id(bytes: &[u8]) -> Option<String> {
+    String::from_utf8(bytes.to_vec()).ok().filter(|id| !id.contains(char::is_control))
 }
 
-fn id_of_pair(pair: &[u8]) -> Option<String> {
+fn malformed(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(64)]).replace(char::is_control, "\u{fffd}")
+}
+
+fn value_of_pair(pair: &[u8]) -> Option<Vec<u8>> {
     let equals = pair.iter().position(|byte| *byte == b'=')?;
     let name = form_decoded(&pair[..equals]);
-    QUERY_NAMES.contains(&&*name).then(|| id(form_decoded(&pair[equals + 1..]))).flatten()
+    QUERY_NAMES.contains(&&*name).then(|| form_decoded(&pair[equals + 1..]))
 }
 
 /// Decodes as the URL standard, §5.1, does, except for the decoding of UTF-8.

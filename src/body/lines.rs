@@ -3,57 +3,76 @@
 use bytes::Bytes;
 use memchr::memchr2_iter;
 
-/// Tracks the position within the lines of a stream.
-///
-/// Reads only the end of each chunk. A CR may be the first half of a CRLF, so a line has ended for
-/// certain only after its LF.
+/// Tracks whether a stream is at the start of a line. Reads only the last byte of each chunk.
 #[derive(Clone, Copy)]
 pub(super) struct LineTracker {
-    /// The last three bytes, oldest first. A stream begins as if after a blank line.
-    last: [u8; 3],
+    last: u8,
 }
 
 impl Default for LineTracker {
+    /// Starts a stream as if a line had just ended.
     fn default() -> Self {
-        Self { last: *b"\n\n\n" }
+        Self { last: b'\n' }
     }
 }
 
 impl LineTracker {
     #[inline]
     pub(super) fn record(&mut self, chunk: &[u8]) {
-        let [_, b, c] = self.last;
-        self.last = match *chunk {
-            [.., x, y, z] => [x, y, z],
-            [y, z] => [c, y, z],
-            [z] => [b, c, z],
-            [] => return,
-        };
+        self.last = chunk.last().copied().unwrap_or(self.last);
     }
 
     pub(super) fn is_at_line_start(&self) -> bool {
-        self.last[2] == b'\n'
+        matches!(self.last, b'\n' | b'\r')
     }
 
-    /// Returns whether the last line was blank.
-    pub(super) fn is_between_events(&self) -> bool {
-        matches!(self.last, [_, b'\n', b'\n'] | [b'\n' | b'\r', b'\r', b'\n'])
+    /// Returns whether the last line ended in a CR. An LF that follows would belong to its end.
+    pub(super) fn is_after_cr(&self) -> bool {
+        self.last == b'\r'
     }
 }
 
 /// Counts the events of a stream, and tracks whether an event is incomplete.
 ///
-/// Reads every line, so it is used only for streams that are recorded.
+/// Reads every line, so it is used only for streams that are recorded, and for streams whose
+/// heartbeat is an event.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
     /// The number of bytes of a byte order mark that the stream has begun with.
     mark: usize,
-    /// The first byte of the current line.
-    line_start: Option<u8>,
+    line: LineStart,
     /// The last line ended in a CR. An LF that follows belongs to it.
     after_cr: bool,
     /// The event has fields, so a client waits for its blank line.
     has_fields: bool,
+    /// The event has data, so a client dispatches it.
+    has_data: bool,
+}
+
+/// The first bytes of the current line. A chunk may end within them.
+#[derive(Clone, Copy, Default)]
+struct LineStart {
+    bytes: [u8; 5],
+    length: usize,
+}
+
+impl LineStart {
+    /// Appends the next part of the line.
+    #[inline]
+    fn push(&mut self, part: &[u8]) {
+        let part = &part[..part.len().min(self.bytes.len() - self.length)];
+        self.bytes[self.length..][..part.len()].copy_from_slice(part);
+        self.length += part.len();
+    }
+
+    fn first(&self) -> Option<u8> {
+        self.bytes[..self.length].first().copied()
+    }
+
+    /// Returns whether a complete line is a `data` field.
+    fn is_data(&self) -> bool {
+        matches!(&self.bytes[..self.length], b"data" | b"data:")
+    }
 }
 
 /// The events in a chunk.
@@ -61,6 +80,8 @@ pub(super) struct EventTracker {
 pub(super) struct ChunkEvents {
     /// The number of blank lines that end an event.
     pub(super) events: u64,
+    /// At least one of these events has data, so a client dispatches it.
+    pub(super) is_visible: bool,
     /// The end of the last line after which no event is incomplete.
     pub(super) complete_up_to: Option<usize>,
 }
@@ -75,11 +96,19 @@ impl EventTracker {
         let mut recorded = ChunkEvents::default();
         let mut start = self.record_mark(chunk);
         for end in memchr2_iter(b'\n', b'\r', chunk) {
-            match self.line_start.take().or(chunk[start..end].first().copied()) {
+            let mut line = std::mem::take(&mut self.line);
+            line.push(&chunk[start..end]);
+            match line.first() {
                 None if self.after_cr && chunk[end] == b'\n' => {}
-                None => recorded.events += u64::from(std::mem::take(&mut self.has_fields)),
+                None => {
+                    recorded.events += u64::from(std::mem::take(&mut self.has_fields));
+                    recorded.is_visible |= std::mem::take(&mut self.has_data);
+                }
                 // `data`, `event` and `id`. Comments are ignored, and `retry` takes effect at once.
-                Some(b'd' | b'e' | b'i') => self.has_fields = true,
+                Some(b'd' | b'e' | b'i') => {
+                    self.has_fields = true;
+                    self.has_data |= line.is_data();
+                }
                 Some(_) => {}
             }
             self.after_cr = chunk[end] == b'\r';
@@ -88,7 +117,7 @@ impl EventTracker {
                 recorded.complete_up_to = Some(start);
             }
         }
-        self.line_start = self.line_start.or(chunk.get(start).copied());
+        self.line.push(&chunk[start..]);
         recorded
     }
 
@@ -99,14 +128,14 @@ impl EventTracker {
         self.mark += found;
         if found < missing.len() && found < chunk.len() {
             // It is no mark: these bytes begin the first line.
-            self.line_start = (self.mark > 0).then_some(ByteOrderMark::BYTES[0]);
+            self.line.push(&ByteOrderMark::BYTES[..self.mark]);
             self.mark = ByteOrderMark::BYTES.len();
         }
         found
     }
 
     pub(super) fn is_at_line_start(&self) -> bool {
-        self.line_start.is_none() && matches!(self.mark, 0 | 3)
+        self.line.length == 0 && matches!(self.mark, 0 | 3)
     }
 
     /// Returns whether the stream can end here without cutting off an event.

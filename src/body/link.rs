@@ -73,12 +73,16 @@ impl LayerLink {
     }
 
     /// Creates a closed link without layers.
-    pub(super) fn closed() -> Self {
+    pub(crate) fn closed() -> Self {
         Self::Closed(None)
     }
 
     pub(super) fn is_open(&self) -> bool {
         matches!(self, Self::Open(_))
+    }
+
+    pub(super) fn is_closed_without_layers(&self) -> bool {
+        matches!(self, Self::Closed(None))
     }
 
     /// Closes the link. Returns the span of the response and the layers, or `None` if the link was

@@ -108,6 +108,11 @@ impl Recording {
         self.link.settings()
     }
 
+    /// Returns whether no layer can end or observe the stream.
+    pub(super) fn is_without_layers(&self) -> bool {
+        self.link.is_closed_without_layers()
+    }
+
     /// Returns whether anything is recorded.
     #[inline]
     pub(super) fn is_on(&self) -> bool {

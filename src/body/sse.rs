@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
-    event::retry_line,
+    event::{is_visible, retry_line},
     heartbeat::{EMPTY_COMMENT, HeartbeatSetting},
     preamble::first_poll,
     settings::Settings,
@@ -56,18 +56,26 @@ struct Failure {
     delay: FlushDelay,
 }
 
-/// The number of items that one poll takes from the stream at most.
-const MAX_ITEMS_PER_POLL: usize = 1024;
+/// The maximum number of items that the body takes from its stream before it is pending once, so
+/// that other tasks of the thread have a turn.
+///
+/// A server such as hyper polls a body that is always ready until the socket is full or the budget
+/// of its task is used up. That can be more than 100 frames of 1,000 small events each. With 64
+/// items, other tasks wait about as long as with one event per frame.
+const MAX_ITEMS_PER_TURN: usize = 64;
 
 pin_project! {
     #[project = Projection]
     /// The body of an [`SseStream`](crate::SseStream)'s response: an [`http_body::Body`] of event
     /// stream bytes.
     ///
-    /// Events that are ready at the same time become one frame, of up to about 16 KiB and 1024
-    /// items; an event that is ready alone is a frame at once. Events of 4 KiB or more are not
-    /// copied into a frame with others, and none is ever split. The body ends when the stream ends,
-    /// and never polls the stream again after that. Dropping it drops the stream.
+    /// Events that are ready at the same time become one frame of up to about 16 KiB. An event that
+    /// is ready alone is a frame at once. Events of 4 KiB or more are not copied into a frame with
+    /// others, and no event is ever split. The body ends when the stream ends, and never polls the
+    /// stream again after that. Dropping the body drops the stream.
+    ///
+    /// After 64 items without a pause, the body is pending once, and other tasks of the thread have
+    /// a turn.
     ///
     /// # Errors
     ///
@@ -88,6 +96,8 @@ pin_project! {
         // The beginning of the next frame.
         pending: Bytes,
         failure: Option<Box<Failure>>,
+        // The number of items since the body was pending.
+        items_in_turn: usize,
         recording: Recording,
     }
 
@@ -113,6 +123,7 @@ impl<S> SseBody<S> {
             options,
             pending: Bytes::new(),
             failure: None,
+            items_in_turn: 0,
             recording: Recording::new(link),
         }
     }
@@ -131,6 +142,7 @@ impl<S> SseBody<S> {
             options: None,
             pending: Bytes::new(),
             failure: None,
+            items_in_turn: 0,
             recording: Recording::new(LayerLink::closed()),
         }
     }
@@ -184,7 +196,10 @@ where
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<BoxError>> {
         let pending = std::mem::take(self.pending);
         let beginning = if is_first { self.preamble(pending) } else { pending };
+        let had_its_turn = *self.items_in_turn >= MAX_ITEMS_PER_TURN;
+        let has_event_heartbeat = heartbeat(self.options, self.recording).is_some_and(Heartbeat::is_event);
         let mut frame = FrameBuilder {
+            is_visible: !has_event_heartbeat || is_visible(&beginning),
             buffer: FrameBuffer::beginning_with(beginning),
             events: self.recording.take_deferred_events(),
         };
@@ -192,8 +207,16 @@ where
         self.apply_end(&mut frame, cx);
         let filled = if is_first { first_poll(|| self.fill(&mut frame, cx)) } else { self.fill(&mut frame, cx) };
 
+        if filled.is_pending() {
+            *self.items_in_turn = 0;
+        }
+
         if !frame.buffer.is_empty() {
-            self.idle_timer.reset();
+            if frame.is_visible {
+                self.idle_timer.reset();
+            } else {
+                self.add_due_heartbeat(&mut frame, cx);
+            }
             self.recording.record_events(frame.events);
             return Poll::Ready(Some(Ok(Frame::data(frame.buffer.into_bytes()))));
         }
@@ -204,8 +227,12 @@ where
             return Poll::Ready(self.failure.take().map(|failure| Err(failure.error)));
         }
         if filled.is_ready() {
-            // Only empty chunks were ready: yield to other tasks.
+            // The turn is over, or only empty chunks were ready.
+            *self.items_in_turn = 0;
             cx.waker().wake_by_ref();
+            if had_its_turn {
+                return Poll::Pending;
+            }
         }
         let Some(heartbeat) = heartbeat(self.options, self.recording) else { return Poll::Pending };
         let bytes = if is_first {
@@ -230,6 +257,9 @@ where
 struct FrameBuilder {
     buffer: FrameBuffer,
     events: u64,
+    /// The frame postpones the heartbeat. A heartbeat that is an event is postponed only by frames
+    /// with an event that a client dispatches.
+    is_visible: bool,
 }
 
 impl<S> Projection<'_, S> {
@@ -266,9 +296,25 @@ impl<S> Projection<'_, S> {
         }
     }
 
+    /// Adds the heartbeat to an invisible frame if the heartbeat is due.
+    #[cold]
+    fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
+        let Some(heartbeat) = heartbeat(self.options, self.recording) else { return };
+        if self.stream.is_none() || !self.pending.is_empty() || self.idle_timer.poll_due(heartbeat, cx).is_pending() {
+            return;
+        }
+        self.idle_timer.reset();
+        let bytes = heartbeat.bytes(true);
+        self.recording.record_heartbeat();
+        self.add(frame, bytes, 0);
+    }
+
     /// Adds a chunk to the frame, or keeps it for the next frame.
     #[inline]
     fn add(&mut self, frame: &mut FrameBuilder, chunk: Bytes, events: u64) {
+        if !frame.is_visible {
+            frame.is_visible = is_visible(&chunk);
+        }
         match frame.buffer.push(chunk) {
             Ok(()) => frame.events += events,
             Err(chunk) => {
@@ -287,11 +333,12 @@ where
     /// Takes ready items from the stream until the frame is full. Pending if the stream is.
     #[inline]
     fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..MAX_ITEMS_PER_POLL {
+        while *self.items_in_turn < MAX_ITEMS_PER_TURN {
             if frame.buffer.is_full() || !self.pending.is_empty() {
                 break;
             }
             let Some(stream) = self.stream.as_mut().as_pin_mut() else { break };
+            *self.items_in_turn += 1;
             match ready!(stream.poll_next(cx)).map(SseItem::into_events) {
                 Some(Ok(events)) => {
                     let count = events.count() as u64;

@@ -7,7 +7,7 @@ use super::{
     lines::{ByteOrderMark, EventTracker, LineTracker},
     recorder::{Outcome, RecordedBody, Recording, poll_recorded},
 };
-use crate::{CloseReason, event::retry_line, settings::FinalBytes, trace};
+use crate::{CloseReason, Heartbeat, event::retry_line, settings::FinalBytes, trace};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -62,7 +62,7 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Treats a body as an encoded event stream: layers can end it and observe it, but nothing is
-    /// put into it.
+    /// put into it. With a closed link, no layer does either, and the body keeps its length.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { recording: Recording::new(link), is_ended: false }))
     }
@@ -107,8 +107,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.treatment {
             None => self.body.size_hint(),
-            // Heartbeats change the length.
-            Some(_) => SizeHint::default(),
+            Some(treatment) => treatment.size_hint(&self.body),
         }
     }
 }
@@ -152,6 +151,15 @@ impl<E> Treatment<E> {
             Self::Replaced(bytes) => bytes.is_empty(),
         }
     }
+
+    fn size_hint<B: Body<Error = E>>(&self, body: &B) -> SizeHint {
+        match self {
+            Self::Encoded(stream) if stream.recording.is_without_layers() => body.size_hint(),
+            // Heartbeats change the length, and so does a layer that ends the stream.
+            Self::Stream(_) | Self::Encoded(_) => SizeHint::default(),
+            Self::Replaced(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
 }
 
 /// A stream and the body that it reads, for one poll.
@@ -184,7 +192,7 @@ where
         if stream.is_ended {
             return Poll::Ready(None);
         }
-        let outcome = ready!(self.body.as_mut().poll_frame(cx));
+        let outcome = ready!(poll_nonempty(self.body.as_mut(), cx));
         stream.is_ended = !matches!(outcome, Some(Ok(_)));
         if let Some(Err(_)) = outcome {
             record_failure(&mut stream.recording);
@@ -197,6 +205,26 @@ where
     }
 }
 
+/// The maximum number of empty frames that are skipped in one poll. Other tasks then have a turn.
+const MAX_EMPTY_FRAMES: usize = 64;
+
+/// Polls a body until it returns a frame that is not empty.
+///
+/// An HTTP/2 server sends an empty frame as an empty DATA frame. Node.js closes an HTTP/2 session
+/// after 1,000 of them.
+#[inline]
+fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
+    for _ in 0..MAX_EMPTY_FRAMES {
+        let polled = body.as_mut().poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+            _ => return polled,
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
 /// Records and logs the error that is handed out by this poll.
 fn record_failure(recording: &mut Recording) {
     recording.set_reason(CloseReason::Error);
@@ -207,12 +235,20 @@ fn record_failure(recording: &mut Recording) {
 struct PassthroughStream<E> {
     /// Its link also tells outer layers that this stream is taken care of.
     recording: Recording,
+    /// Measures the time since the last byte.
     idle_timer: IdleTimer,
+    /// Measures the time since the last event that a client dispatches. Used only if the heartbeat
+    /// is an event.
+    message_timer: IdleTimer,
+    /// The heartbeat is an event.
+    has_event_heartbeat: bool,
+    /// No event of the last chunk is dispatched by a client.
+    is_invisible: bool,
     /// The reconnect delay, which is sent before anything else.
     preamble: Bytes,
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
-    /// Follows the events, but only if the stream is recorded.
+    /// Tracks the events if the stream is recorded or its heartbeat is an event.
     events: EventTracker,
     phase: Phase<E>,
 }
@@ -252,8 +288,9 @@ where
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
         let stream = &mut *self.stream;
         if is_first {
-            if let Some(retry) = stream.recording.settings().and_then(|settings| settings.first_retry(None)) {
-                stream.preamble = retry_line(retry);
+            if let Some(settings) = stream.recording.settings() {
+                stream.preamble = settings.first_retry(None).map(retry_line).unwrap_or_default();
+                stream.has_event_heartbeat = settings.heartbeat.heartbeat().is_some_and(Heartbeat::is_event);
             }
         }
         stream.poll_next(self.body.as_mut(), cx)
@@ -269,6 +306,9 @@ impl<E> PassthroughStream<E> {
         Self {
             recording: Recording::new(link),
             idle_timer: IdleTimer::default(),
+            message_timer: IdleTimer::default(),
+            has_event_heartbeat: false,
+            is_invisible: false,
             preamble: Bytes::new(),
             lines: LineTracker::default(),
             byte_order_mark: ByteOrderMark::default(),
@@ -277,7 +317,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    fn poll_next<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    fn poll_next<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
     where
         B: Body<Data = Bytes, Error = E>,
     {
@@ -295,7 +335,14 @@ impl<E> PassthroughStream<E> {
             Phase::Held { .. } => return self.poll_held(cx),
             Phase::Ended => return Poll::Ready(None),
         }
-        let polled = body.poll_frame(cx);
+        if self.is_invisible {
+            // A stream of comments may always be ready, so that the heartbeat at the end of this
+            // method is never reached.
+            if let Poll::Ready(heartbeat) = self.poll_heartbeat(cx) {
+                return Poll::Ready(heartbeat);
+            }
+        }
+        let polled = poll_nonempty(body.as_mut(), cx);
         let is_draining = matches!(self.phase, Phase::Draining(_));
         match polled {
             // The frame is only borrowed: moving it is the greater part of the cost of this path.
@@ -309,19 +356,30 @@ impl<E> PassthroughStream<E> {
             }
             // The stream ends by itself, in the middle of the event that it was to complete.
             Poll::Ready(None) if is_draining => return Poll::Ready(self.end()),
-            Poll::Ready(outcome) => return self.pass(outcome, cx),
+            Poll::Ready(outcome) => return self.pass(outcome, body, cx),
             Poll::Pending => {}
         }
+        self.poll_heartbeat(cx)
+    }
 
+    /// Returns a heartbeat when it is due and the stream is at the start of a line.
+    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
         let Some(heartbeat) = self.recording.settings().and_then(|settings| settings.heartbeat.heartbeat()) else {
             return Poll::Pending;
         };
         if matches!(self.phase, Phase::Trailers) || !self.lines.is_at_line_start() {
             return Poll::Pending;
         }
-        ready!(self.idle_timer.poll_due(heartbeat, cx));
+        let is_event = self.has_event_heartbeat && self.events.is_complete();
+        let timer = if is_event { &mut self.message_timer } else { &mut self.idle_timer };
+        ready!(timer.poll_due(heartbeat, cx));
+        timer.reset();
         self.idle_timer.reset();
-        let bytes = heartbeat.bytes(self.lines.is_between_events());
+        let bytes = match self.lines.is_after_cr() {
+            true => heartbeat.bytes_after_cr(is_event),
+            false => heartbeat.bytes(is_event),
+        };
+        self.is_invisible = false;
         self.expect_byte_order_mark();
         self.recording.record_heartbeat();
         Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -363,10 +421,17 @@ impl<E> PassthroughStream<E> {
 
     /// Passes on an outcome that is not plain data, or comes where a byte order mark may stand, or
     /// completes the last event.
-    fn pass(&mut self, outcome: Outcome<E>, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+    fn pass<B>(&mut self, outcome: Outcome<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    where
+        B: Body<Data = Bytes, Error = E>,
+    {
         let outcome = match outcome.map(|result| result.map(Frame::into_data)) {
             Some(Ok(Ok(data))) => {
                 let mut data = self.byte_order_mark.strip(data);
+                if data.is_empty() {
+                    // The chunk was a part of the mark.
+                    return self.poll_next(body, cx);
+                }
                 if let Phase::Draining(_) = self.phase {
                     let end = self.events.clone().record(&data).complete_up_to;
                     data.truncate(end.unwrap_or(data.len()));
@@ -430,9 +495,13 @@ impl<E> PassthroughStream<E> {
         self.byte_order_mark = ByteOrderMark::Passed;
         self.lines.record(data);
         self.idle_timer.reset();
-        if self.recording.is_on() {
-            let events = self.events.record(data).events;
-            self.recording.record_events(events);
+        if self.recording.is_on() || self.has_event_heartbeat {
+            let recorded = self.events.record(data);
+            self.recording.record_events(recorded.events);
+            self.is_invisible = self.has_event_heartbeat && !recorded.is_visible;
+            if recorded.is_visible {
+                self.message_timer.reset();
+            }
         }
     }
 }

@@ -162,6 +162,13 @@ pub(crate) fn comment_lines(text: &str) -> Bytes {
     Bytes::from(lines)
 }
 
+/// Returns whether a client dispatches at least one of these encoded events.
+///
+/// A client dispatches an event with data. Each event with a name has a `data` line, too.
+pub(crate) fn is_visible(events: &[u8]) -> bool {
+    events.starts_with(DATA) || memmem::find(events, b"\ndata: ").is_some()
+}
+
 /// A text as lines on the wire. CRLF, CR and LF each end a line.
 struct Lines<'a, const N: usize> {
     prefix: &'static [u8; N],

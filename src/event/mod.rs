@@ -8,7 +8,7 @@ mod field;
 mod item;
 mod scratch;
 
-pub(crate) use encode::{comment_lines, retry_line};
+pub(crate) use encode::{comment_lines, is_visible, retry_line};
 pub use encoded::EncodedEvents;
 pub(crate) use error::Shortened;
 pub use error::{FieldError, FieldErrorKind};

@@ -243,7 +243,6 @@ async fn incomplete_byte_order_mark_is_discarded() {
     let mut body = upstream([Step::chunk(b"\xEF\xBB"), Step::Hang], &[&layer]);
     body.assert_data("retry: 2000\n");
     // The reconnect delay was sent first, so the layer holds the mark back to remove it.
-    body.assert_data("");
     body.assert_pending();
     token.cancel();
     assert_eq!(body.rest(), "retry: 2000\ndata: bye\n\n");
