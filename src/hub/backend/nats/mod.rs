@@ -9,6 +9,7 @@ mod identity;
 mod link;
 mod message;
 mod read;
+mod shared_check;
 mod stream;
 
 use self::{
