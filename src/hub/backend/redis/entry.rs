@@ -1,71 +1,13 @@
-//! Entries of a stream: the id is a position, and the fields are a record.
+//! Decoding of the entries of a stream: each entry is a position and a record.
 
+use super::entry_id::{self, OVERFLOW_SEQUENCE, TOO_LATE, expect_position};
 use crate::{
     BoxError,
-    hub::backend::{IdFormat, Position, Record, RecordKind},
+    hub::backend::{Position, Record, RecordKind},
 };
 use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
-
-/// The number of bits of a position for the second part of an entry's id.
-pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
-
-/// The last sequence number of a millisecond. The scripts do not use it: it stands for all ids of
-/// this millisecond whose sequence number does not fit into a position. Only other software chooses
-/// such ids.
-const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
-
-/// The position of every id that is later than the hub can count. Only other clients of the server
-/// choose such ids.
-const TOO_LATE: Position = Position::MAX;
-
-/// An id that is further ahead of the server's clock is a mistake. After the stream was deleted,
-/// the log does not continue there. The scripts have the same number.
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-
-/// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
-/// the position [`Position::MAX`].
-pub(super) fn position(id: &[u8]) -> Option<Position> {
-    let dash = memchr::memchr(b'-', id)?;
-    let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
-    let fits = ms >> (64 - SEQUENCE_BITS) == 0;
-    Some(if fits { Position::new(ms << SEQUENCE_BITS | sequence.min(OVERFLOW_SEQUENCE)) } else { TOO_LATE })
-}
-
-/// Returns the position of an id, or an error if the text is no id.
-pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
-    position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
-}
-
-/// Returns the last id of a position.
-pub(super) fn id(position: Position) -> String {
-    if position == TOO_LATE {
-        return format!("{0}-{0}", u64::MAX);
-    }
-    let (ms, sequence) = (ms(position), position.get() & OVERFLOW_SEQUENCE);
-    format!("{ms}-{}", if sequence == OVERFLOW_SEQUENCE { u64::MAX } else { sequence })
-}
-
-/// Returns the time of a position in milliseconds.
-pub(super) fn ms(position: Position) -> u64 {
-    position.get() >> SEQUENCE_BITS
-}
-
-/// Returns whether a position is more than a day after a time of the server.
-pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
-    ms(position) > time_ms.saturating_add(DAY_MS)
-}
-
-fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |number, digit| {
-        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
-        number.checked_mul(10)?.checked_add(digit)
-    })
-}
 
 /// The name of the field that has the event.
 pub(super) fn name(kind: RecordKind) -> &'static str {
@@ -132,9 +74,9 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
         match &*name {
             // A later one would be the end of the log for its readers. Only other clients of the
             // server choose such values.
-            b"p" => previous = self::position(&value).filter(|previous| *previous < position),
-            b"l" => lost = self::position(&value).filter(|lost| *lost < position),
-            b"g" => mark = self::position(&value).filter(|lost| *lost < position),
+            b"p" => previous = entry_id::position(&value).filter(|previous| *previous < position),
+            b"l" => lost = entry_id::position(&value).filter(|lost| *lost < position),
+            b"g" => mark = entry_id::position(&value).filter(|lost| *lost < position),
             b"t" => {
                 let topic = std::str::from_utf8(&value);
                 has_topic = topic.is_ok();
@@ -279,15 +221,11 @@ fn has_gone_back(after: Position, next: &Entry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use entry_id::{SEQUENCE_BITS, id, position};
     use proptest::{collection::vec, prelude::*};
 
     fn at(ms: u64, sequence: u64) -> Position {
         Position::new(ms << SEQUENCE_BITS | sequence)
-    }
-
-    /// The positions that a hub issues.
-    fn issued() -> impl Strategy<Value = Position> {
-        (0..u64::MAX >> SEQUENCE_BITS, 0..OVERFLOW_SEQUENCE).prop_map(|(ms, sequence)| at(ms, sequence))
     }
 
     fn bulk(bytes: impl Into<Vec<u8>>) -> Value {
@@ -344,35 +282,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn ids_and_positions_have_one_order(one in issued(), other in issued()) {
-            prop_assert_eq!(position(id(one).as_bytes()), Some(one));
-            let parts = |position| {
-                let id = id(position);
-                let (ms, sequence) = id.split_once('-').unwrap();
-                (ms.parse::<u64>().unwrap(), sequence.parse::<u64>().unwrap())
-            };
-            prop_assert_eq!(one.cmp(&other), parts(one).cmp(&parts(other)));
-        }
-
-        #[test]
-        fn foreign_ids_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
-            let at = position(format!("{ms}-{sequence}").as_bytes()).unwrap();
-            if ms >> (64 - SEQUENCE_BITS) > 0 {
-                prop_assert_eq!(at, TOO_LATE);
-                return Ok(());
-            }
-            let through = id(at);
-            let (through_ms, through_sequence) = through.split_once('-').unwrap();
-            prop_assert!(through_ms.parse::<u64>().unwrap() >= ms);
-            prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "a reader that continues there does not get it again");
-        }
-
-        #[test]
-        fn arbitrary_ids_do_not_panic(bytes in vec(any::<u8>(), 0..50)) {
-            let _any_result = position(&bytes);
-        }
-
         #[test]
         fn stream_is_read_from_every_position_without_loss(stream in stream(), pages in 1..10_usize) {
             for begin in 0..stream.len() {

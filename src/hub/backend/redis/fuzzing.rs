@@ -2,19 +2,19 @@
 
 use super::{
     super::{Page, Position, RecordKind},
-    entry,
+    entry, entry_id,
 };
 use crate::BoxError;
 pub use redis::Value;
 
 /// Returns the position of an id.
 pub fn position(id: &[u8]) -> Option<Position> {
-    entry::position(id)
+    entry_id::position(id)
 }
 
 /// Returns the last id of a position.
 pub fn id(position: Position) -> String {
-    entry::id(position)
+    entry_id::id(position)
 }
 
 /// Returns the name of the field that has the event.

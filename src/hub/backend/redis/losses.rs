@@ -1,9 +1,6 @@
 //! Notices entries that the log has lost.
 
-use super::{
-    super::Position,
-    entry::{self, DecodedBatch},
-};
+use super::{super::Position, entry::DecodedBatch, entry_id};
 use std::{
     collections::{BTreeSet, VecDeque},
     mem,
@@ -57,7 +54,7 @@ impl Losses {
 
     /// Notes a position that was acknowledged here. It may have been read already.
     pub(super) fn note_acknowledged(&mut self, position: Position) {
-        let was_passed = position <= self.through && !entry::is_far_ahead(self.through, entry::ms(position));
+        let was_passed = position <= self.through && !entry_id::is_far_ahead(self.through, entry_id::ms(position));
         if !was_passed {
             self.acknowledged.insert(position);
             if self.acknowledged.len() > MAX_ACKNOWLEDGED {

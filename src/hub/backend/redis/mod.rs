@@ -2,6 +2,7 @@
 
 mod connection;
 mod entry;
+mod entry_id;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod losses;
@@ -382,9 +383,9 @@ impl RedisBackend {
     /// milliseconds.
     async fn ends(&self) -> Result<(Position, Position, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
-        bounds.arg(entry::id(self.high_watermark()));
+        bounds.arg(entry_id::id(self.high_watermark()));
         let (oldest, newest, now): (Vec<Value>, Vec<u8>, u64) = self.run(&Command::Script(bounds)).await?;
-        let newest = entry::expect_position(&newest)?;
+        let newest = entry_id::expect_position(&newest)?;
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
@@ -400,7 +401,7 @@ impl RedisBackend {
         // As streams are trimmed at their beginning, nothing is missing where there is something
         // before.
         let mut range = cmd("XREVRANGE");
-        range.arg(&self.stream).arg(entry::id(after)).arg("-").arg("COUNT").arg(1);
+        range.arg(&self.stream).arg(entry_id::id(after)).arg("-").arg("COUNT").arg(1);
         if !self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
             return Ok(batch.evicted_through);
         }
@@ -422,14 +423,14 @@ impl RedisBackend {
         let high_watermark = self.high_watermark().max(after);
         let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
         let Some(newest) = newest else { return Ok(None) };
-        let newest = entry::expect_position(&newest)?;
+        let newest = entry_id::expect_position(&newest)?;
         if newest > after {
             // Otherwise there are entries by now.
             let (evicted_through, newest, _) = self.ends().await?;
             let is_empty = evicted_through >= newest && newest > after;
             return Ok(is_empty.then(|| self.loss_page(newest)));
         }
-        let is_mistake = entry::is_far_ahead(high_watermark, now);
+        let is_mistake = entry_id::is_far_ahead(high_watermark, now);
         let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
         // Others add entries before the place that was read, and this process could not mark the
         // loss.
@@ -458,14 +459,14 @@ impl RedisBackend {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };
         let mut mark = self.mark.key(&self.stream);
-        mark.arg(self.max_entries()).arg(entry::id(self.high_watermark())).arg(shared.0.region());
-        mark.arg(entry::id(lost))
-            .arg(entry::id(after))
+        mark.arg(self.max_entries()).arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
+        mark.arg(entry_id::id(lost))
+            .arg(entry_id::id(after))
             .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)
             .arg(u8::from(is_forced));
         if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
             // It is empty if another node was first.
-            entry::position(&id).inspect(|position| self.raise_high_watermark(*position));
+            entry_id::position(&id).inspect(|position| self.raise_high_watermark(*position));
             self.losses().note_marked(lost);
         }
     }
@@ -481,7 +482,7 @@ impl Backend for RedisBackend {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let high_watermark = self.high_watermark();
         let (evicted_through, newest, now) = self.ends().await?;
-        if newest < high_watermark && entry::is_far_ahead(high_watermark, now) {
+        if newest < high_watermark && entry_id::is_far_ahead(high_watermark, now) {
             // Nothing was added since, unless the position has changed.
             let _changed = self.high_watermark.compare_exchange(high_watermark.get(), newest.get(), Relaxed, Relaxed);
         }
@@ -494,7 +495,7 @@ impl Backend for RedisBackend {
         let shared = self.shared_connection().await?;
         let mut append = self.append.key(&self.stream);
         append.arg(self.max_entries()).arg(self.max_age_ms());
-        append.arg(entry::id(self.high_watermark())).arg(shared.0.region());
+        append.arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
         for record in &records {
             append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
         }
@@ -503,7 +504,7 @@ impl Backend for RedisBackend {
         if id.as_ref().is_err_and(RequestError::is_out_of_memory) {
             self.trim().await;
         }
-        let position = entry::expect_position(&id?)?;
+        let position = entry_id::expect_position(&id?)?;
         self.raise_high_watermark(position);
         self.losses().note_acknowledged(position);
         Ok(Appended { epoch: self.epoch(), position })
@@ -516,7 +517,7 @@ impl Backend for RedisBackend {
                 Position::MAX => Vec::new(),
                 _ => {
                     let mut range = cmd("XRANGE");
-                    range.arg(&self.stream).arg(format!("({}", entry::id(after))).arg("+");
+                    range.arg(&self.stream).arg(format!("({}", entry_id::id(after))).arg("+");
                     range.arg("COUNT").arg(self.count(PAGE_BYTES[0]));
                     self.run(&Command::Plain(range)).await?
                 }
@@ -548,7 +549,7 @@ impl Backend for RedisBackend {
             };
             let mut read = cmd("XREAD");
             read.arg("COUNT").arg(self.count(PAGE_BYTES[1])).arg("BLOCK").arg(BLOCK_TIME.as_millis() as u64);
-            read.arg("STREAMS").arg(&self.stream).arg(entry::id(after));
+            read.arg("STREAMS").arg(&self.stream).arg(entry_id::id(after));
             let answer = match read.query_async::<Value>(&mut connection.commands).await {
                 Ok(answer) => answer,
                 Err(error) => {
@@ -585,7 +586,7 @@ impl RedisBackend {
     /// Lets go of what is too old, as adding something does, where nothing can be added.
     async fn trim(&self) {
         let age = self.max_age_ms();
-        let newest = entry::ms(self.high_watermark());
+        let newest = entry_id::ms(self.high_watermark());
         if age > 0 && age < newest {
             let mut trim = cmd("XTRIM");
             trim.arg(&self.stream).arg("MINID").arg(newest - age);
