@@ -1,5 +1,6 @@
 //! A log in a stream of Redis, or of whatever speaks its protocol.
 
+mod commands;
 mod connection;
 mod entry;
 mod entry_id;
@@ -11,9 +12,10 @@ mod tls;
 
 use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
 use crate::BoxError;
-use connection::{COMMANDS, Connection, RequestError, Server, is_connection_error, is_redirect};
+use commands::{Command, Commands};
+use connection::{Connection, RequestError, Server, is_connection_error};
 use losses::Losses;
-use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation, Value, cmd};
+use redis::{RedisError, Script, Value, cmd};
 #[cfg(feature = "redis-tls")]
 use std::path::PathBuf;
 use std::{
@@ -23,7 +25,7 @@ use std::{
         Arc, Mutex as SyncMutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::Mutex;
 
@@ -134,16 +136,6 @@ pub struct RedisBackend {
     /// The newest position that was ever seen, which the server may have lost.
     high_watermark: AtomicU64,
     losses: SyncMutex<Losses>,
-}
-
-/// The shared connection.
-#[derive(Default)]
-struct Commands {
-    connection: Option<Connection>,
-    /// The number of connections so far.
-    number: u64,
-    /// The time and the error of the last failed attempt.
-    last_failure: Option<(Instant, RequestError)>,
 }
 
 /// The approximate size of a page in bytes: for history reads, and for the follower.
@@ -300,71 +292,6 @@ impl RedisBackend {
 
     fn losses(&self) -> MutexGuard<'_, Losses> {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs a command on the connection that is shared, and kept for as long as it works.
-    async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, RequestError> {
-        self.run_on(self.shared_connection().await?, command).await
-    }
-
-    /// Runs a command on the connection that is shared, which was asked for before.
-    async fn run_on<T: FromRedisValue>(
-        &self,
-        (mut connection, mut number): (Connection, u64),
-        command: &Command<'_>,
-    ) -> Result<T, RequestError> {
-        let mut is_new = false;
-        loop {
-            let error = match command.run(&mut connection).await {
-                Ok(value) => return Ok(value),
-                Err(error) => error,
-            };
-            self.server.follow_redirect(&error);
-            if is_connection_error(&error) {
-                self.disconnect(Some(number)).await;
-            }
-            // It has done nothing, and another one may: the new master, or the node of the cluster
-            // that has the key.
-            if is_new || !is_redirect(&error) {
-                return Err(self.error(error));
-            }
-            is_new = true;
-            (connection, number) = self.shared_connection().await?;
-        }
-    }
-
-    /// The connection that is shared, and its number.
-    async fn shared_connection(&self) -> Result<(Connection, u64), RequestError> {
-        let begin = Instant::now();
-        let mut commands = self.commands.lock().await;
-        if let Some(connection) = &commands.connection {
-            return Ok((connection.clone(), commands.number));
-        }
-        // A caller that has waited for a failed attempt does not try again at once.
-        if let Some((at, failed)) = &commands.last_failure {
-            if *at >= begin {
-                return Err(failed.clone());
-            }
-        }
-        match self.server.connect(COMMANDS, self.timeout, Duration::ZERO).await {
-            Ok(connection) => {
-                commands.connection = Some(connection.clone());
-                commands.number += 1;
-                Ok((connection, commands.number))
-            }
-            Err(failed) => {
-                commands.last_failure = Some((Instant::now(), failed.clone()));
-                Err(failed)
-            }
-        }
-    }
-
-    /// Lets go of the connection that is shared, if it still is the one of this number.
-    async fn disconnect(&self, number: Option<u64>) {
-        let mut commands = self.commands.lock().await;
-        if number.is_none_or(|number| number == commands.number) {
-            commands.connection = None;
-        }
     }
 
     /// Returns the number of entries with about this size together.
@@ -591,21 +518,6 @@ impl RedisBackend {
             let mut trim = cmd("XTRIM");
             trim.arg(&self.stream).arg("MINID").arg(newest - age);
             let _reported_by_next_request = self.run::<Value>(&Command::Plain(trim)).await;
-        }
-    }
-}
-
-/// A command that can be sent several times.
-enum Command<'a> {
-    Plain(Cmd),
-    Script(ScriptInvocation<'a>),
-}
-
-impl Command<'_> {
-    async fn run<T: FromRedisValue>(&self, connection: &mut Connection) -> Result<T, RedisError> {
-        match self {
-            Self::Plain(command) => command.query_async(&mut connection.commands).await,
-            Self::Script(script) => script.invoke_async(&mut connection.commands).await,
         }
     }
 }
