@@ -4,6 +4,7 @@ mod commands;
 mod connection;
 mod entry;
 mod entry_id;
+mod follower;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod losses;
@@ -13,7 +14,7 @@ mod tls;
 use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
 use crate::BoxError;
 use commands::{Command, Commands};
-use connection::{Connection, RequestError, Server, is_connection_error};
+use connection::{Connection, RequestError, Server};
 use losses::Losses;
 use redis::{RedisError, Script, Value, cmd};
 #[cfg(feature = "redis-tls")]
@@ -145,12 +146,6 @@ const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 const MAX_ENTRIES: usize = 1024;
 /// The maximum number of entries in the first page, whose size is not known.
 const INITIAL_ENTRIES: usize = 64;
-
-/// The number of pages that the server searches for the mark of another node.
-const MARK_SEARCH_PAGES: usize = 8;
-
-/// The time for which the server waits for an entry.
-const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
     /// A log at this URL: `redis://user:password@host:port/database`, `rediss://` for TLS (feature
@@ -342,64 +337,19 @@ impl RedisBackend {
         Page { epoch: self.epoch(), evicted_through, records: batch.records, through: batch.through }
     }
 
-    /// Compares the end of the log with what is known of it, when nothing follows after a position.
-    /// Returns a page if everything that follows is lost. Returns an error if another log has
-    /// replaced it.
-    async fn check_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
-        // Before the server is asked: what another task appends meanwhile is no loss.
-        let high_watermark = self.high_watermark().max(after);
-        let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
-        let Some(newest) = newest else { return Ok(None) };
-        let newest = entry_id::expect_position(&newest)?;
-        if newest > after {
-            // Otherwise there are entries by now.
-            let (evicted_through, newest, _) = self.ends().await?;
-            let is_empty = evicted_through >= newest && newest > after;
-            return Ok(is_empty.then(|| self.loss_page(newest)));
-        }
-        let is_mistake = entry_id::is_far_ahead(high_watermark, now);
-        let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
-        // Others add entries before the place that was read, and this process could not mark the
-        // loss.
-        let has_continued = before.is_some_and(|before| before < newest);
-        if newest < after && (is_mistake || has_continued) {
-            self.high_watermark.store(newest.get(), Relaxed);
-            self.losses().reset(newest);
-            return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
-        }
-        if newest < high_watermark && !is_mistake {
-            self.losses().note_missing(high_watermark);
-        }
-        Ok(None)
-    }
-
-    fn loss_page(&self, through: Position) -> Page {
-        self.raise_high_watermark(through);
-        Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
-    }
-
-    /// Marks in the log that it has lost entries, if this process knows of any and the log does not
-    /// say so.
-    ///
-    /// An attempt that fails is repeated before the next page.
-    async fn mark(&self, after: Position) {
-        let Some((lost, is_forced)) = self.losses().attempt() else { return };
-        let Ok(shared) = self.shared_connection().await else { return };
-        let mut mark = self.mark.key(&self.stream);
-        mark.arg(self.max_entries()).arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
-        mark.arg(entry_id::id(lost))
-            .arg(entry_id::id(after))
-            .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)
-            .arg(u8::from(is_forced));
-        if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
-            // It is empty if another node was first.
-            entry_id::position(&id).inspect(|position| self.raise_high_watermark(*position));
-            self.losses().note_marked(lost);
-        }
-    }
-
     fn max_entries(&self) -> i64 {
         i64::try_from(self.max_records).unwrap_or(i64::MAX)
+    }
+
+    /// Lets go of what is too old, as adding something does, where nothing can be added.
+    async fn trim(&self) {
+        let age = self.max_age_ms();
+        let newest = entry_id::ms(self.high_watermark());
+        if age > 0 && age < newest {
+            let mut trim = cmd("XTRIM");
+            trim.arg(&self.stream).arg("MINID").arg(newest - age);
+            let _reported_by_next_request = self.run::<Value>(&Command::Plain(trim)).await;
+        }
     }
 }
 
@@ -464,61 +414,7 @@ impl Backend for RedisBackend {
     }
 
     async fn follow(&self, after: Position) -> Result<Page, BoxError> {
-        self.losses().begin(after);
-        loop {
-            self.mark(after).await;
-            // The connection is put back after its response. If this future is dropped earlier, the
-            // connection is closed, because it still waits for entries after an old position.
-            let kept = self.follower.lock().await.take();
-            let mut connection = match kept {
-                Some(connection) => connection,
-                None => self.server.connect("tower-sse-follow", self.timeout, BLOCK_TIME).await?,
-            };
-            let mut read = cmd("XREAD");
-            read.arg("COUNT").arg(self.count(PAGE_BYTES[1])).arg("BLOCK").arg(BLOCK_TIME.as_millis() as u64);
-            read.arg("STREAMS").arg(&self.stream).arg(entry_id::id(after));
-            let answer = match read.query_async::<Value>(&mut connection.commands).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    self.server.follow_redirect(&error);
-                    if is_connection_error(&error) {
-                        // The other one will hardly be any better, and may not have noticed yet.
-                        self.disconnect(None).await;
-                    }
-                    return Err(self.error(error).into());
-                }
-            };
-            *self.follower.lock().await = Some(connection);
-            let mut last: Option<Arc<str>> = None;
-            let topic = |name: &str| {
-                if last.as_deref() != Some(name) {
-                    last = Some(name.into());
-                }
-                last.clone()
-            };
-            let batch = entry::decode(entry::stream_entries(answer)?, after, topic)?;
-            if batch.entries > 0 {
-                let evicted_through = self.evicted_through(&batch, after).await?;
-                self.losses().note_read(&batch, after, evicted_through);
-                return Ok(self.page(batch, evicted_through));
-            }
-            if let Some(page) = self.check_end(after).await? {
-                return Ok(page);
-            }
-        }
-    }
-}
-
-impl RedisBackend {
-    /// Lets go of what is too old, as adding something does, where nothing can be added.
-    async fn trim(&self) {
-        let age = self.max_age_ms();
-        let newest = entry_id::ms(self.high_watermark());
-        if age > 0 && age < newest {
-            let mut trim = cmd("XTRIM");
-            trim.arg(&self.stream).arg("MINID").arg(newest - age);
-            let _reported_by_next_request = self.run::<Value>(&Command::Plain(trim)).await;
-        }
+        self.next_page(after).await
     }
 }
 
