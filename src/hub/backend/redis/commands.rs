@@ -1,4 +1,4 @@
-//! The connection that all requests of a process share, except those of its follower.
+//! The shared connection: all requests of a process use it, except the requests of its follower.
 
 use super::{
     RedisBackend,
@@ -7,11 +7,11 @@ use super::{
 use redis::{Cmd, FromRedisValue, RedisError, ScriptInvocation};
 use std::time::{Duration, Instant};
 
-/// The shared connection.
+/// The state of the shared connection.
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
-    /// The number of connections so far.
+    /// The number of connections that were opened so far. It identifies the current connection.
     number: u64,
     /// The time and the error of the last failed attempt.
     last_failure: Option<(Instant, RequestError)>,
@@ -33,12 +33,13 @@ impl Command<'_> {
 }
 
 impl RedisBackend {
-    /// Runs a command on the connection that is shared, and kept for as long as it works.
+    /// Runs a command on the shared connection. Opens the connection first if there is none.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, RequestError> {
         self.run_on(self.shared_connection().await?, command).await
     }
 
-    /// Runs a command on the connection that is shared, which was asked for before.
+    /// Runs a command on this shared connection, which the caller got from
+    /// [`shared_connection`](Self::shared_connection).
     pub(super) async fn run_on<T: FromRedisValue>(
         &self,
         (mut connection, mut number): (Connection, u64),
@@ -54,7 +55,8 @@ impl RedisBackend {
             if is_connection_error(&error) {
                 self.disconnect(Some(number)).await;
             }
-            // It has done nothing, and another one may: the new master, or the node of the cluster
+            // The server has refused the command without running it, so the command can be sent
+            // again. Another server may accept the command: the new master, or the cluster node
             // that has the key.
             if is_new || !is_redirect(&error) {
                 return Err(self.error(error));
@@ -64,14 +66,15 @@ impl RedisBackend {
         }
     }
 
-    /// The connection that is shared, and its number.
+    /// Returns the shared connection and its number. Opens the connection if there is none.
     pub(super) async fn shared_connection(&self) -> Result<(Connection, u64), RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;
         if let Some(connection) = &commands.connection {
             return Ok((connection.clone(), commands.number));
         }
-        // A caller that has waited for a failed attempt does not try again at once.
+        // The attempt of another caller failed while this caller waited for the lock. This caller
+        // returns the same error and does not try again.
         if let Some((at, failed)) = &commands.last_failure {
             if *at >= begin {
                 return Err(failed.clone());
@@ -90,7 +93,7 @@ impl RedisBackend {
         }
     }
 
-    /// Lets go of the connection that is shared, if it still is the one of this number.
+    /// Drops the shared connection if it still has this number. `None` drops it in any case.
     pub(super) async fn disconnect(&self, number: Option<u64>) {
         let mut commands = self.commands.lock().await;
         if number.is_none_or(|number| number == commands.number) {

@@ -5,20 +5,21 @@ use crate::{
     hub::backend::{IdFormat, Position},
 };
 
-/// The number of bits of a position for the second part of an entry's id.
+/// The number of low bits of a position that contain the sequence number of an entry id.
 pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
 
-/// The last sequence number of a millisecond. The scripts do not use it: it stands for all ids of
-/// this millisecond whose sequence number does not fit into a position. Only other software chooses
-/// such ids.
+/// The last sequence number of a millisecond. The scripts do not issue this number: it stands for
+/// all ids of this millisecond whose sequence number does not fit into a position. Only other
+/// software chooses such ids.
 pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 
-/// The position of every id that is later than the hub can count. Only other clients of the server
-/// choose such ids.
+/// The position of every id whose time does not fit into a position. Only other software chooses
+/// such ids.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// An id that is further ahead of the server's clock is a mistake. After the stream was deleted,
-/// the log does not continue there. The scripts have the same number.
+/// The maximum time in milliseconds by which an id can be ahead of the server's clock. A later id
+/// is a mistake: after the stream is deleted, the new log does not continue from it. The scripts
+/// use the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
@@ -35,7 +36,7 @@ pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
     position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
 }
 
-/// Returns the last id of a position.
+/// Returns the id of a position. If several ids have this position, returns the last of them.
 pub(super) fn id(position: Position) -> String {
     if position == TOO_LATE {
         return format!("{0}-{0}", u64::MAX);
@@ -44,12 +45,12 @@ pub(super) fn id(position: Position) -> String {
     format!("{ms}-{}", if sequence == OVERFLOW_SEQUENCE { u64::MAX } else { sequence })
 }
 
-/// Returns the time of a position in milliseconds.
+/// Returns the time in a position, in milliseconds since the Unix epoch.
 pub(super) fn ms(position: Position) -> u64 {
     position.get() >> SEQUENCE_BITS
 }
 
-/// Returns whether a position is more than a day after a time of the server.
+/// Returns whether a position is more than a day ahead of the server's clock, `time_ms`.
 pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
     ms(position) > time_ms.saturating_add(DAY_MS)
 }
@@ -73,7 +74,7 @@ mod tests {
         Position::new(ms << SEQUENCE_BITS | sequence)
     }
 
-    /// The positions that a hub issues.
+    /// Generates positions that a hub can issue.
     fn issued() -> impl Strategy<Value = Position> {
         (0..u64::MAX >> SEQUENCE_BITS, 0..OVERFLOW_SEQUENCE).prop_map(|(ms, sequence)| at(ms, sequence))
     }

@@ -1,4 +1,4 @@
-//! Reading of new entries, and detection of a log that has lost its end.
+//! The follower: it waits for new entries, and detects a log that has lost its newest entries.
 
 use super::{PAGE_BYTES, RedisBackend, commands::Command, connection::is_connection_error, entry, entry_id};
 use crate::{
@@ -11,14 +11,16 @@ use std::{
     time::Duration,
 };
 
-/// The number of pages that the server searches for the mark of another node.
+/// The number of pages that the server searches for the mark of another node, in one attempt to add
+/// a mark.
 const MARK_SEARCH_PAGES: usize = 8;
 
-/// The time for which the server waits for an entry.
+/// The time for which one `XREAD` waits for a new entry.
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
-    /// Returns the next page of the log after a position.
+    /// Waits for the next page of the log after a position. Implements
+    /// [`Backend::follow`](crate::hub::backend::Backend::follow).
     pub(super) async fn next_page(&self, after: Position) -> Result<Page, BoxError> {
         self.losses().begin(after);
         loop {
@@ -38,7 +40,8 @@ impl RedisBackend {
                 Err(error) => {
                     self.server.follow_redirect(&error);
                     if is_connection_error(&error) {
-                        // The other one will hardly be any better, and may not have noticed yet.
+                        // The shared connection is probably broken too, and may not have reported
+                        // it yet.
                         self.disconnect(None).await;
                     }
                     return Err(self.error(error).into());
@@ -64,25 +67,27 @@ impl RedisBackend {
         }
     }
 
-    /// Compares the end of the log with what is known of it, when nothing follows after a position.
-    /// Returns a page if everything that follows is lost. Returns an error if another log has
-    /// replaced it.
+    /// Compares the end of the log with the known positions. Called when `XREAD` has returned no
+    /// entry after `after`. Returns a page without records if all entries after `after` were
+    /// evicted or lost. Returns an error if another log has replaced this log.
     async fn check_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
-        // Before the server is asked: what another task appends meanwhile is no loss.
+        // Read the known watermark before the request. An entry that another task appends during
+        // the request is then not mistaken for a loss.
         let high_watermark = self.high_watermark().max(after);
         let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
         let Some(newest) = newest else { return Ok(None) };
         let newest = entry_id::expect_position(&newest)?;
         if newest > after {
-            // Otherwise there are entries by now.
+            // If retained entries have arrived since, the caller reads them next.
             let (evicted_through, newest, _) = self.ends().await?;
             let is_empty = evicted_through >= newest && newest > after;
             return Ok(is_empty.then(|| self.loss_page(newest)));
         }
         let is_mistake = entry_id::is_far_ahead(high_watermark, now);
         let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
-        // Others add entries before the place that was read, and this process could not mark the
-        // loss.
+        // The log still ends before the cursor, but its end has moved since the previous check. So
+        // other nodes append at positions that the follower has already passed, and this process
+        // could not mark the loss.
         let has_continued = before.is_some_and(|before| before < newest);
         if newest < after && (is_mistake || has_continued) {
             self.high_watermark.store(newest.get(), Relaxed);
@@ -100,10 +105,10 @@ impl RedisBackend {
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
 
-    /// Marks in the log that it has lost entries, if this process knows of any and the log does not
-    /// say so.
+    /// Adds a mark to the log if this process knows of lost entries that the log does not report
+    /// yet. A mark is an entry that reports the loss to all readers.
     ///
-    /// An attempt that fails is repeated before the next page.
+    /// A failed attempt is repeated before the next page.
     async fn mark(&self, after: Position) {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };
@@ -114,7 +119,7 @@ impl RedisBackend {
             .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)
             .arg(u8::from(is_forced));
         if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
-            // It is empty if another node was first.
+            // The id is empty if another node has already added the mark.
             entry_id::position(&id).inspect(|position| self.raise_high_watermark(*position));
             self.losses().note_marked(lost);
         }

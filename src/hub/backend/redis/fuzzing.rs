@@ -12,12 +12,12 @@ pub fn position(id: &[u8]) -> Option<Position> {
     entry_id::position(id)
 }
 
-/// Returns the last id of a position.
+/// Returns the id of a position. If several ids have this position, returns the last of them.
 pub fn id(position: Position) -> String {
     entry_id::id(position)
 }
 
-/// Returns the name of the field that has the event.
+/// Returns the name of the entry field that contains the event.
 pub fn name(kind: RecordKind) -> &'static str {
     entry::name(kind)
 }

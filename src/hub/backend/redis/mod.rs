@@ -1,4 +1,4 @@
-//! A log in a stream of Redis, or of whatever speaks its protocol.
+//! A log in a stream of Redis, or of another server with its protocol.
 
 mod commands;
 mod connection;
@@ -49,61 +49,63 @@ use tokio::sync::Mutex;
 ///
 /// # What it reports as a gap
 ///
-/// Every entry knows the one before it. A client gets a [gap](crate::hub::Gap) if an entry after
-/// its cursor is missing:
+/// Every entry contains the id of the entry before it. A client gets a [gap](crate::hub::Gap) if an
+/// entry after its cursor is missing:
 ///
-/// - **Trimmed entries** (by this backend or by `XTRIM`): the clients that have not read the newest
-///   trimmed entry.
-/// - **`XDEL`**: the clients that read past the deleted entry, when they get the next event. If
-///   other software has added the next entry, the deletion is not noticed.
-/// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: every client with an id of the old
-///   stream, also if it has read all of that stream. A node without new events notices it within 3
-///   seconds. If the stream is deleted again in the first two milliseconds of its life, every
-///   client gets a gap, but [`resumed`](crate::hub::Gap::resumed) may be too small.
-/// - **Failover**: replication is asynchronous, so the last events may be lost with a master (see
+/// - **Trimmed entries** (by this backend or by `XTRIM`): a gap for each client that has not
+///   received the newest trimmed entry.
+/// - **`XDEL`**: a gap for each client that had not received the deleted entry, before its next
+///   event. If other software has added the next entry, the deletion is not detected.
+/// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
+///   old stream, even if the client has received all of that stream. A node without new events
+///   detects this within 3 seconds. If the stream is deleted again in the first two milliseconds of
+///   its life, every client gets a gap, but [`resumed`](crate::hub::Gap::resumed) may be too small.
+/// - **Failover**: replication is asynchronous, so a failover may lose the newest events (see
 ///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A node that has
-///   read or published a lost event notices the loss when it has reconnected. It adds a mark to the
-///   log, also if nothing is published. Every client gets a gap when it passes the mark, on all
-///   nodes. A client that had read a lost event gets a gap before the next event, and one more at
-///   the mark. Where nodes have known different events, each of them may add a mark.
+///   read or published a lost event detects the loss after it has reconnected. The node adds a mark
+///   to the log, even if nothing is published. On all nodes, every client gets a gap when it passes
+///   the mark. A client that had received a lost event gets a gap before the next event, and
+///   another gap at the mark. If several nodes knew different lost events, each of these nodes may
+///   add a mark.
 ///
 /// Exceptions after a failover:
 ///
-/// - Clients of nodes that knew nothing of the loss get later events first. Their gap says the
-///   position of the mark, which is after these events.
-/// - A loss is not reported if all nodes that knew of it end before they reach the new master, or
-///   may not write to it.
-/// - Two masters at the same time (split brain) may give the same id to two events. Each server
-///   begins a millisecond with a sequence number derived from its identity, one of 655,360. If the
-///   servers publish at most n and m events in a millisecond, their ids can meet with a probability
-///   of about (n + m) in 655,360 for each failover, for example 1 in 3,300 for 100 and 100.
+/// - Clients of nodes that did not know of the loss get later events first. The gap that they get
+///   then is at the position of the mark, which is after these events.
+/// - A loss is not reported if each node that knew of it ends before it has reached the new master,
+///   or has no permission to write there.
+/// - Two masters at the same time (split brain) may give the same id to two events. To make this
+///   improbable, each server begins a millisecond with a sequence number that is derived from its
+///   identity, one of 655,360. If the servers publish at most n and m events in a millisecond, the
+///   same id can occur on both with a probability of about (n + m) in 655,360 for each failover,
+///   for example 1 in 3,300 for 100 and 100.
 ///
-/// While the server is away, or has no memory left (`maxmemory` with `noeviction`), `publish`
-/// returns an error after at most one [`timeout`](Self::timeout) for a connection and one for an
-/// answer. Subscribers wait, and continue within a second after the server is back. With a policy
-/// that evicts keys without a time to live, such as `allkeys-lru`, a server without memory may
-/// evict the whole log. Use `noeviction` or one of the `volatile` policies.
+/// While the server is unreachable, or has no memory left (`maxmemory` with `noeviction`),
+/// `publish` returns an error after at most one [`timeout`](Self::timeout) for a connection and one
+/// for an answer. Subscribers wait, and continue within a second after the server is available
+/// again. With a policy that evicts keys without a time to live, such as `allkeys-lru`, a server
+/// without memory may evict the whole log. Use `noeviction` or one of the `volatile` policies.
 ///
 /// # What it takes
 ///
 /// - Two connections for each process, whatever the number of clients. `CLIENT LIST` shows them as
-///   `tower-sse-commands`, which publishes and reads what the node no longer holds, and
-///   `tower-sse-follow`, which waits for new events.
-/// - In the server, 25 to 55 bytes for each event beside its topic and its text. In the process,
-///   what is [held](crate::hub::Builder) for fan-out, and at most eight pages of about 64 KiB for
-///   clients that come back.
-/// - For a user with limited commands: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
-///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` identifies the server; where it
-///   is forbidden, each connection takes a random number instead. `CLIENT SETNAME` is optional too.
-///   `ROLE` is asked only of a master that sentinels name.
+///   `tower-sse-commands`, which publishes and reads events that the node does not retain any more,
+///   and `tower-sse-follow`, which waits for new events.
+/// - Memory of the server: 25 to 55 bytes for each event, in addition to its topic and its text.
+///   Memory of the process: the events that the hub [retains](crate::hub::Builder) for fan-out, and
+///   at most eight pages of about 64 KiB for clients that reconnect.
+/// - Permissions of a Redis user: `EVALSHA`, `SCRIPT LOAD`, `EXISTS`, `TIME`, `XADD`, `XINFO`,
+///   `XRANGE`, `XREAD`, `XREVRANGE` and `XTRIM` on this key. `INFO` is optional: it identifies the
+///   server, and without it each connection takes a random number instead. `CLIENT SETNAME` is
+///   optional too. `ROLE` is needed only with sentinels.
 ///
-/// The log is one key, so a Redis Cluster has it on one node. The connections go where that node,
-/// or another one of the cluster, says that it is.
+/// The log is one key, so one node of a Redis Cluster has it. The backend follows the redirects
+/// (`MOVED`) of the cluster to that node.
 ///
-/// Entries of other software are passed over. If an entry has an id of a time after the year
-/// 2527, nodes still follow and read, but `publish` returns an error until the stream is deleted.
-/// After the deletion a new log begins, and clients with a later id get a gap. The same holds for
-/// every id that is more than a day ahead of the server's clock.
+/// Entries of other software are skipped. If an entry has an id of a time after the year 2527,
+/// nodes still follow and read, but `publish` returns an error until the stream is deleted. After
+/// the deletion a new log begins, and clients with a later id get a gap. The same applies to every
+/// id that is more than a day ahead of the server's clock.
 ///
 /// # Examples
 ///
@@ -130,31 +132,33 @@ pub struct RedisBackend {
     newest: Script,
     mark: Script,
     commands: Mutex<Commands>,
-    /// `None` when it is lost, or in use.
+    /// The connection of the follower. `None` while `follow` uses it, and after it is lost.
     follower: Mutex<Option<Connection>>,
-    /// The size of the largest entries in bytes.
+    /// The estimated size of the largest entries in bytes, which determines how many entries a page
+    /// requests.
     entry_size: AtomicUsize,
-    /// The newest position that was ever seen, which the server may have lost.
+    /// The newest position that this process has ever seen. The server may have lost it.
     high_watermark: AtomicU64,
     losses: SyncMutex<Losses>,
 }
 
-/// The approximate size of a page in bytes: for history reads, and for the follower.
+/// The approximate size of a page in bytes. The first value is for history reads, the second is for
+/// the follower.
 const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
 /// The maximum number of entries in a page.
 const MAX_ENTRIES: usize = 1024;
-/// The maximum number of entries in the first page, whose size is not known.
+/// The maximum number of entries in the first page, before the size of entries is known.
 const INITIAL_ENTRIES: usize = 64;
 
 impl RedisBackend {
-    /// A log at this URL: `redis://user:password@host:port/database`, `rediss://` for TLS (feature
-    /// `redis-tls`), or `unix:///path?db=0&user=..&pass=..`; `?protocol=resp3` is understood. It
-    /// connects when it is used.
+    /// Creates a backend for the server at this URL: `redis://user:password@host:port/database`,
+    /// `rediss://` for TLS (feature `redis-tls`), or `unix:///path?db=0&user=..&pass=..`. The
+    /// parameter `?protocol=resp3` is supported. The backend connects when it is first used.
     ///
     /// # Errors
     ///
-    /// If this is no such URL, or one of TLS without the feature.
+    /// If the URL is invalid, or has `rediss://` and the feature `redis-tls` is not enabled.
     pub fn new(url: impl AsRef<str>) -> Result<Self, BoxError> {
         Ok(Self {
             server: Server::parse(url.as_ref())?,
@@ -175,8 +179,8 @@ impl RedisBackend {
     }
 
     /// Asks these sentinels for the address of the master before each connection. The host of the
-    /// main URL is then the name of the master. Its user, password, database and TLS setting apply
-    /// to the master. Each sentinel has a URL with its own.
+    /// main URL is then the name of the master. The user, password, database and TLS setting of the
+    /// main URL apply to the master. Each sentinel has its own URL with its own settings.
     ///
     /// # Errors
     ///
@@ -259,15 +263,15 @@ impl RedisBackend {
         self
     }
 
-    /// Returns the epoch, a hash of the name of the stream. A stream that is deleted and made again
-    /// keeps it: positions are times, so the positions of the new stream are greater.
+    /// Returns the epoch, a hash of the name of the stream. A stream that is deleted and created
+    /// again keeps the epoch: positions are times, so the positions of the new stream are greater.
     fn epoch(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.stream.hash(&mut hasher);
         hasher.finish()
     }
 
-    /// The age in milliseconds; 0 is for ever.
+    /// Returns the maximum age of entries in milliseconds. 0 means no limit.
     fn max_age_ms(&self) -> u64 {
         u64::try_from(self.max_age.as_millis()).map_or(0, |ms| ms.max(1))
     }
@@ -289,13 +293,13 @@ impl RedisBackend {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the number of entries with about this size together.
+    /// Returns the number of entries whose total size is about this many bytes.
     fn count(&self, bytes: usize) -> usize {
         (bytes / self.entry_size.load(Relaxed).max(1)).clamp(1, MAX_ENTRIES)
     }
 
-    /// Learns how large entries can be: at once if they are larger than before, slowly if they are
-    /// smaller.
+    /// Updates the estimated size of the largest entries. The estimate rises immediately and falls
+    /// slowly.
     fn note_entry_size(&self, largest: usize) {
         let _always =
             self.entry_size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
@@ -311,7 +315,7 @@ impl RedisBackend {
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
-    /// Returns the eviction watermark of a reader at `after` that gets these entries.
+    /// Returns the eviction watermark for a reader with the cursor `after` that gets these entries.
     async fn evicted_through(
         &self,
         batch: &entry::DecodedBatch,
@@ -320,8 +324,8 @@ impl RedisBackend {
         if !batch.begins_with_foreign_entry {
             return Ok(batch.evicted_through);
         }
-        // As streams are trimmed at their beginning, nothing is missing where there is something
-        // before.
+        // Streams are trimmed at their beginning. So if an entry before the cursor is retained, no
+        // entry after it was trimmed.
         let mut range = cmd("XREVRANGE");
         range.arg(&self.stream).arg(entry_id::id(after)).arg("-").arg("COUNT").arg(1);
         if !self.run::<Vec<Value>>(&Command::Plain(range)).await?.is_empty() {
@@ -341,7 +345,8 @@ impl RedisBackend {
         i64::try_from(self.max_records).unwrap_or(i64::MAX)
     }
 
-    /// Lets go of what is too old, as adding something does, where nothing can be added.
+    /// Trims entries by age when an append fails because the server has no memory. A successful
+    /// append trims in its script.
     async fn trim(&self) {
         let age = self.max_age_ms();
         let newest = entry_id::ms(self.high_watermark());
@@ -360,11 +365,13 @@ impl Backend for RedisBackend {
         let high_watermark = self.high_watermark();
         let (evicted_through, newest, now) = self.ends().await?;
         if newest < high_watermark && entry_id::is_far_ahead(high_watermark, now) {
-            // Nothing was added since, unless the position has changed.
+            // The known position was a mistake of other software. It is replaced only if no append
+            // has changed it in the meantime.
             let _changed = self.high_watermark.compare_exchange(high_watermark.get(), newest.get(), Relaxed, Relaxed);
         }
         self.raise_high_watermark(newest);
-        // A failover has lost a position that is known and not in the log. The follower reports it.
+        // The result can be after the end of the log, if a failover has lost the newest entries.
+        // The follower reports that loss.
         Ok(Bounds { epoch: self.epoch(), evicted_through, last: self.high_watermark() })
     }
 
@@ -390,7 +397,7 @@ impl Backend for RedisBackend {
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         loop {
             let entries = match after {
-                // There is no id after it, and the server says so by an error.
+                // No id follows the greatest position. `XRANGE` would return an error for it.
                 Position::MAX => Vec::new(),
                 _ => {
                     let mut range = cmd("XRANGE");
@@ -406,7 +413,7 @@ impl Backend for RedisBackend {
                 return Ok(self.page(batch, evicted_through));
             }
             let (evicted_through, newest, _) = self.ends().await?;
-            // Otherwise something was added since.
+            // Otherwise an entry was added since `XRANGE`, and the loop reads again.
             if newest <= after || evicted_through >= newest {
                 return Ok(Page { epoch: self.epoch(), evicted_through, records: Vec::new(), through: newest });
             }
@@ -420,7 +427,7 @@ impl Backend for RedisBackend {
 
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the server: it has the password.
+        // `server` is left out because it contains the password.
         f.debug_struct("RedisBackend").field("stream", &self.stream).finish_non_exhaustive()
     }
 }
