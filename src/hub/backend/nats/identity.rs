@@ -1,12 +1,14 @@
 //! The identity of the log that the stream holds.
 //!
-//! Neither the name of a stream nor its configuration identifies a log: a server that has
-//! lost its disk, a restored copy and an operator who creates the stream again can all reuse both,
-//! and the stream then issues the same sequences again. So what identifies a log is in the log. A
-//! *mark* is a message with a random id, and the newest mark names the log. Each node remembers a
-//! *witness* besides, a recent message, and checks that it is still where it was wherever a
-//! position is used. If it is not, the stream has lost its end or is another one, and the node
-//! marks it as a new log.
+//! Neither the name of a stream nor its configuration identifies a log. Both stay the same if a
+//! server loses its disk, if a copy is restored, and if an operator creates the stream again. The
+//! stream then issues the same sequences again. So the log itself contains its identity. A *mark*
+//! is a message with a random id, and the newest mark names the log.
+//!
+//! Each node also remembers a *witness*: a recent message and its sequence. Before a node uses a
+//! position, it checks that the stream still has the witness at that sequence. If the witness is
+//! missing, the stream has lost its newest messages or was replaced. The node then adds a mark,
+//! which begins a new log with a new epoch.
 
 use super::{
     message::{self, Stored, position},
@@ -21,50 +23,54 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// A larger message is no witness, as each check would fetch all of it.
+/// The maximum size of a message that is used as a witness. Each check fetches the whole message.
 const MAX_WITNESS_BYTES: usize = 4096;
 
-/// A leader that was just elected may not have applied yet everything that its predecessor had
-/// acknowledged. So an end that is too early is looked at so many times more, with a pause before
-/// each.
+/// The number of further checks if the stream seems to have lost its newest messages, and the pause
+/// before each check. A leader that was just elected may not have applied all messages yet that its
+/// predecessor had acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// A node renews the mark after this time once it has found a log, unless there are newer messages.
+/// A node that has found a log adds another mark of the same log after this time, unless there are
+/// newer messages.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// Pauses in milliseconds before a mark is published again to a stream that does not respond.
 ///
-/// If two nodes create the stream at the same time, the server may answer one of them before the
-/// stream has subscribed to its subjects.
+/// If two nodes create the stream at the same time, the server may respond to one of them before
+/// the stream has subscribed to its subjects.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
-/// The header of a mark that names the log that it replaces.
+/// The header of a mark that contains the id of the replaced log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// The header of a mark that says which message is the last before it that is no mark.
+/// The header of a mark that contains the sequence of the last message before it that is not a
+/// mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The knowledge of a node about the log.
+/// The state of the log that a node knows.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The text of its mark.
+    /// The id of the log: the payload of its mark.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that this node has read; 0 if retention had removed it.
+    /// The sequence of the newest mark that this node has read. 0 if retention had removed the
+    /// mark.
     pub(super) mark: u64,
-    /// Between this message and the mark are only marks. A mark that begins a log names itself.
+    /// The sequence of the last message before `mark` that is not a mark. If `mark` begins the log,
+    /// this is the sequence of `mark` itself.
     last_event: u64,
-    /// The greatest sequence that is known to be in the log, or to have been there.
+    /// The greatest sequence that the log is known to have or to have had.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The server removes messages of this age. `None`: never.
+    /// The age at which the server removes messages. `None` means no limit.
     max_age: Option<Duration>,
-    /// The time to renew the mark if no message comes, so that the log never loses everything that
-    /// identifies it.
+    /// The time at which the node adds another mark if no message arrives before. Otherwise
+    /// retention could remove all messages that identify the log.
     renewal: Instant,
 }
 
-/// A message of the log, to be looked for.
+/// A recent message of the log. A node checks that the stream still has it at its sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Witness {
     sequence: u64,
@@ -72,12 +78,13 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    /// A message that was stored with this sequence and published with this id.
+    /// Creates a witness from the sequence and the id of a published message. Returns `None` if the
+    /// message is large.
     pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Option<Self> {
         (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
     }
 
-    /// `None` for a message that is foreign or large.
+    /// Creates a witness from a stored message. Returns `None` if the message is foreign or large.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
@@ -90,8 +97,8 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the position of the newest evicted event, or a greater one before the next event.
-    /// Marks are no events.
+    /// Returns the eviction watermark: the position of the newest evicted event, or a greater
+    /// position before the next event. Marks are not events.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -101,13 +108,15 @@ impl KnownLog {
         })
     }
 
-    /// Skips the known marks that follow a position. Returns a position with the same next event.
+    /// Advances a position past the known marks that follow it. The next event after the result is
+    /// the same.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Takes note of a newer mark. Returns `false` if that begins another log.
+    /// Records a mark if it is newer than the known mark. Returns `false` if the mark begins
+    /// another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -119,18 +128,18 @@ impl KnownLog {
     }
 }
 
-/// A message that begins a log, or says that it is still the same.
+/// A decoded mark: a message that begins a log, or confirms that the log is still the same.
 struct Mark {
     sequence: u64,
     id: Arc<str>,
-    /// The id of the log that has lost its end and that this one replaces.
+    /// The id of the replaced log, which has lost its newest messages.
     replaces: Option<Arc<str>>,
     last_event: u64,
 }
 
 impl Mark {
-    /// Any payload is an id: a mark that another program has written begins a log as well, and
-    /// stops no node.
+    /// Decodes a mark. Any payload is a valid id: a mark that another program has written also
+    /// begins a log, and causes no error.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
         Self {
@@ -146,13 +155,13 @@ fn epoch_of(id: &str) -> u64 {
     message::fnv(id.as_bytes())
 }
 
-/// The result of comparing the stream with the knowledge of a node.
+/// The result of comparing the stream with the log that a node knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
-    /// The stream ends before a message that was in it.
+    /// The stream has lost its newest messages.
     Shorter,
-    /// Another message is where the witness was.
+    /// The stream has another message at the sequence of the witness.
     Different,
 }
 
@@ -160,9 +169,9 @@ enum Verdict {
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Checks of the witness alone.
+    /// Shared checks of the witness alone.
     witness_checks: SharedCheck<KnownLog>,
-    /// Checks of everything.
+    /// Shared complete checks, see [`check`](Self::check).
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -175,7 +184,7 @@ impl Identity {
         self.lock().clone()
     }
 
-    /// Takes note of what a follower knows of the log, and of a witness.
+    /// Records the log state of a follower, and a new witness.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -184,7 +193,7 @@ impl Identity {
         }
     }
 
-    /// Takes note of a message that is in the log, or was.
+    /// Records a message of this log, which retention may have removed since.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -197,9 +206,10 @@ impl Identity {
         }
     }
 
-    /// Returns the log that the stream is, after a check that began after this call.
+    /// Checks the witness and returns the current log of the stream. The check begins after this
+    /// call.
     ///
-    /// Everything that was in the stream before the call is in that log, unless the stream was
+    /// All messages that were in the stream before the call are in that log, unless the stream was
     /// replaced twice since.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
@@ -216,16 +226,17 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Returns the log that the stream is, and where it begins and ends, after a check that began
-    /// after this call. Creates the stream if it does not exist, and marks it as a new log if it is
-    /// another log than this node knows.
+    /// Compares the stream with the known log, and returns the current log and its bounds. The
+    /// check begins after this call. Creates the stream if it does not exist. Adds a mark for a new
+    /// log if the stream does not match the known log.
     pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
-        // It is large, and in several futures.
+        // The future of `find` is large, and several other futures contain this one.
         self.checks.run(Box::pin(self.find(stream))).await
     }
 
     async fn find(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
-        // Before the state, so that it cannot be ahead of it.
+        // Read the known log before the state of the stream, so that it cannot be newer than that
+        // state.
         let known = self.known();
         let mut state = stream.state_or_create(known.is_some()).await?;
         let Some(known) = known else {
@@ -245,7 +256,7 @@ impl Identity {
         }
         let mark = last_mark(stream).await?;
         let another = match verdict {
-            // An older mark is no news: the known mark may have been deleted.
+            // An older mark changes nothing: the known mark may have been deleted since.
             Verdict::Same => mark.filter(|mark| mark.sequence > known.mark),
             Verdict::Shorter | Verdict::Different => Some(replace(stream, &known, mark).await?),
         };
@@ -261,7 +272,7 @@ impl Identity {
         }
     }
 
-    /// Takes the stream for another log than before.
+    /// Switches to the log that begins with this mark.
     async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
         let known = KnownLog {
             epoch: epoch_of(&mark.id),
@@ -277,7 +288,7 @@ impl Identity {
         Ok(known)
     }
 
-    /// Takes the stream for the same log as before.
+    /// Stays with the known log: refreshes its witness, and adds another mark if it is due.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -292,8 +303,9 @@ impl Identity {
 
         let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
         if is_due || state.messages == 0 {
-            // If there is a newer message by now, that one identifies the log. A stream that is
-            // full refuses the mark.
+            // Publishing fails if there is a newer message by now. That message then identifies the
+            // log. Publishing also fails if the stream is full and rejects messages. So errors are
+            // ignored here.
             let last_event = if state.last == known.mark { known.last_event } else { state.last };
             let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
                 .header(LAST_EVENT, last_event.to_string())
@@ -326,19 +338,19 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
     };
     Ok(match stream.get(witness.sequence).await? {
         Some(found) if !witness.is(&found) => Verdict::Different,
-        // A message that was deleted says nothing.
+        // The witness may have been deleted, which proves no replacement.
         _ => Verdict::Same,
     })
 }
 
-/// Finds the log of a stream that is new to this node, or begins one.
+/// Finds the log of a stream that this node does not know yet. Begins a log if the stream has none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = last_mark(stream).await? {
         return Ok(mark);
     }
-    // Where the oldest messages were removed, the mark was, too. Otherwise there never was one: a
-    // message that names a log was then published by a node that does not know yet that its log is
-    // lost.
+    // If the oldest messages were removed, the mark was probably removed with them, and the last
+    // message names the log. If no message was removed, the stream never had a mark. A message that
+    // names a log then comes from a node that does not know yet that its log is lost.
     if state.first > 1 && state.messages > 0 {
         if let Some(message) = stream.get(state.last).await? {
             if let Some(id) = message.log() {
@@ -349,7 +361,7 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     begin(stream, None, 0).await
 }
 
-/// Marks the stream as a new log, unless another node has done so for the same reason.
+/// Begins a new log in place of the lost log, unless another node has already begun it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -357,7 +369,8 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Writes a mark. If another node writes one at the same time, that counts.
+/// Publishes a mark that begins a log, and returns the newest mark. If two nodes publish a mark at
+/// the same time, the stream stores only the first mark, and both nodes use it.
 async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
@@ -373,7 +386,7 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Returns the newest message as a witness.
+/// Creates a witness from the newest message of the stream.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
@@ -381,15 +394,15 @@ async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, B
     Ok(stream.get(state.last).await?.as_ref().and_then(Witness::of))
 }
 
-/// Makes a mark of a log, with an id of its own so that the server stores it once.
+/// Creates the message of a mark. Its message id lets the server detect a duplicate.
 fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark and returns its sequence. `None`: the stream does not end where this was
-/// expected.
+/// Publishes a mark and returns its sequence. Returns `None` if the last sequence of the stream is
+/// not the expected one.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::{StreamNotFound, WrongLastSequence};
 

@@ -7,13 +7,13 @@ use std::sync::{
 };
 use tokio::sync::Mutex;
 
-/// Shares a check between all who ask for it at the same time.
+/// Shares one check between callers that need it at the same time.
 ///
-/// A caller gets the result of a check that began after it asked, so the result is never older than
-/// the question.
+/// A caller gets the result of a check that began after its call. So the result is never older than
+/// the call.
 pub(super) struct SharedCheck<T> {
     begun: AtomicU64,
-    /// The number of the last check that has ended, and its result.
+    /// The number and the result of the last check that has ended.
     last: Mutex<Option<Ended<T>>>,
 }
 

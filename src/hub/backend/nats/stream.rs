@@ -13,29 +13,30 @@ use tokio::time::sleep;
 
 /// The pause between the deletion of a stream and its creation with the same name.
 ///
-/// nats-server (up to 2.9 at least) confirms a deletion before it has removed the files. It then
-/// also removes the files of a stream with this name that was created meanwhile. Such a stream
-/// stores messages and delivers none.
+/// nats-server (up to 2.9 at least) confirms a deletion before it has removed the files. If a
+/// stream with the same name is created in between, the server removes the files of the new stream,
+/// too. The new stream then stores messages but delivers none.
 const DELETION: Duration = Duration::from_millis(300);
 
-/// The code of JetStream for a message that it does not have.
+/// The JetStream error code for a message that does not exist.
 const NO_MESSAGE: u64 = 10_037;
 
-/// One stream, as seen through one connection.
+/// One stream, accessed through one connection.
 pub(super) struct Stream<'a> {
     pub(super) link: &'a Link,
     pub(super) config: &'a Config,
 }
 
-/// The bounds of a stream at one moment, and the settings that matter for them.
+/// A snapshot of the bounds of a stream, and the settings that matter for them.
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    /// The sequence of the oldest message; of the next message if the stream is empty.
+    /// The sequence of the oldest message. If the stream is empty, the sequence of the next
+    /// message.
     pub(super) first: u64,
-    /// The sequence of the newest message that the stream ever had.
+    /// The sequence of the newest message that the stream has ever had.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The server removes messages of this age. `None`: never.
+    /// The age at which the server removes messages. `None` means no limit.
     pub(super) max_age: Option<Duration>,
     /// The number of servers that store the stream.
     pub(super) replicas: u64,
@@ -53,8 +54,8 @@ impl Stream<'_> {
         &self.config.name
     }
 
-    /// Returns the state of the stream. Creates the stream if it does not exist, after a pause if
-    /// it existed before.
+    /// Returns the state of the stream. Creates the stream if it does not exist. If `existed` is
+    /// set, waits for [`DELETION`] before that.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
@@ -68,7 +69,7 @@ impl Stream<'_> {
         }
         if let Err(RequestError::Refused { code: 404, .. }) = info {
             let created = self.link.request(self.link.context.create_stream(self.config.clone())).await;
-            // Another node may have created it meanwhile.
+            // Another node may have created the stream in the meantime.
             info = self.info(&Value::Null).await;
             if let (Err(_), Err(error)) = (&info, created) {
                 return Err(format!("the stream {name:?} does not exist and cannot be created: {error}").into());
@@ -114,7 +115,7 @@ impl Stream<'_> {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
                 let (subject, sequence) = (message.subject.clone(), message.sequence);
-                // Headers that cannot be read are foreign.
+                // A message whose headers do not parse is treated as a foreign message.
                 let foreign = |_| Stored { subject: subject.into(), sequence, headers: None, payload: Bytes::new() };
                 Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
             }
@@ -128,7 +129,7 @@ impl Stream<'_> {
     }
 }
 
-/// Refuses a stream that cannot be a log.
+/// Checks the configuration of a stream. Returns an error if the stream cannot be used as a log.
 fn check(name: &str, config: &Value) -> Result<(), BoxError> {
     let subjects: Vec<_> = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let wanted = format!("{name}.>");
@@ -170,7 +171,7 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
     Ok(State { first: first.max(1), last, messages, max_age, replicas })
 }
 
-/// Why JetStream did not do what it was asked to.
+/// The reason why a request to JetStream failed.
 enum RequestError {
     Refused { code: u64, error: u64, description: String },
     Other(BoxError),
@@ -185,7 +186,7 @@ impl From<RequestError> for BoxError {
     }
 }
 
-/// Sends a request that changes nothing, so it can be sent again if no answer comes.
+/// Sends a read-only request. It is sent again if no response arrives.
 async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, RequestError> {
     let attempt = || link.context.request::<_, _, Value>(subject.to_owned(), request);
     let answer = link.request_repeatedly(attempt).await.map_err(RequestError::Other)?;
