@@ -50,13 +50,13 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// The error of the stream, which follows when everything before it was handed out.
+/// The error of the stream. The body returns it after all frames before it were handed out.
 struct Failure {
     error: BoxError,
     delay: FlushDelay,
 }
 
-/// The number of items that one poll takes from the stream at most.
+/// The maximum number of items that one poll takes from the stream.
 const MAX_ITEMS_PER_POLL: usize = 1024;
 
 pin_project! {
@@ -65,27 +65,27 @@ pin_project! {
     /// stream bytes.
     ///
     /// Events that are ready at the same time become one frame, of up to about 16 KiB and 1024
-    /// items; an event that is ready alone is a frame at once. Events of 4 KiB or more are not
-    /// copied into a frame with others, and none is ever split. The body ends when the stream ends,
-    /// and never polls the stream again after that. Dropping it drops the stream.
+    /// items; an event that is ready alone becomes a frame immediately. An event of 4 KiB or more
+    /// is not copied into a frame with other events. An event is never split. The body ends when
+    /// the stream ends, and never polls the stream again after that. Dropping it drops the stream.
     ///
     /// # Errors
     ///
-    /// An error of the stream ends the body, after what came before it was passed on and the
-    /// transport had 250 milliseconds to flush it; see
-    /// [`SseStream::on_error`](crate::SseStream::on_error) for another end.
+    /// Returns the error of the stream. The frames before the error are returned first, and the
+    /// transport gets 250 milliseconds to flush them.
+    /// [`SseStream::on_error`](crate::SseStream::on_error) can replace the error with a clean end.
     ///
     /// # Panics
     ///
-    /// When it needs a timer, for a heartbeat, for a lifetime or before an error, in a tokio
-    /// runtime that has none enabled. Outside of any runtime, when it needs one for a heartbeat or
-    /// for a lifetime.
+    /// Panics if the body needs a timer and the tokio runtime has no timers enabled. Heartbeats,
+    /// lifetimes and errors need a timer. Outside of any runtime, heartbeats and lifetimes panic,
+    /// and errors need no timer.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
         idle_timer: IdleTimer,
         options: Option<Box<Options>>,
-        // The beginning of the next frame.
+        // A chunk that begins the next frame.
         pending: Bytes,
         failure: Option<Box<Failure>>,
         recording: Recording,
@@ -96,7 +96,8 @@ pin_project! {
             let mut this = this.project();
             let options = this.options;
             let recorder = this.recording.close_unpolled(|| options.as_mut()?.take_on_close());
-            // As after a poll: `on_close` runs when the stream is gone.
+            // Drop the stream before the recorder, as after a poll, so that `on_close` runs after
+            // the stream was dropped.
             if recorder.is_some() {
                 this.stream.set(None);
             }
@@ -117,7 +118,7 @@ impl<S> SseBody<S> {
         }
     }
 
-    /// Begins with these lines, before the first event.
+    /// Makes the body begin with these lines, before the first event.
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
         self.pending = lines;
         self
@@ -136,8 +137,8 @@ impl<S> SseBody<S> {
     }
 }
 
-/// Creates a body that is at its end. The middleware of tower-http needs it for responses of its
-/// own.
+/// Creates a body that is at its end. Some tower-http middleware creates responses with a default
+/// body.
 impl<S> Default for SseBody<S> {
     fn default() -> Self {
         Self::ended()
@@ -204,18 +205,19 @@ where
             return Poll::Ready(self.failure.take().map(|failure| Err(failure.error)));
         }
         if filled.is_ready() {
-            // Only empty chunks were ready: yield to other tasks.
+            // The poll has reached its limit of items and all chunks were empty. Yield to other
+            // tasks.
             cx.waker().wake_by_ref();
         }
         let Some(heartbeat) = heartbeat(self.options, self.recording) else { return Poll::Pending };
         let bytes = if is_first {
-            // The first byte, so that proxies pass the response on.
+            // The stream has no event yet. Send a first byte, so that proxies forward the response.
             Bytes::from_static(EMPTY_COMMENT)
         } else {
             ready!(self.idle_timer.poll_due(heartbeat, cx));
             heartbeat.bytes(true)
         };
-        // The transport asks for the next frame at once. That poll sets the timer.
+        // The transport polls again immediately, and that poll starts the timer.
         self.idle_timer.reset();
         self.recording.record_heartbeat();
         Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -253,7 +255,7 @@ impl<S> Projection<'_, S> {
         self.options.as_ref()?.retry
     }
 
-    /// Ends the stream with its final bytes, if a layer ends it.
+    /// If a layer ends the stream, adds the final bytes and ends it.
     fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if !self.recording.is_on() || self.stream.is_none() {
             return;
@@ -284,7 +286,8 @@ where
     S: Stream,
     S::Item: SseItem,
 {
-    /// Takes ready items from the stream until the frame is full. Pending if the stream is.
+    /// Takes ready items from the stream until the frame is full. Returns `Pending` if the stream
+    /// is pending.
     #[inline]
     fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         for _ in 0..MAX_ITEMS_PER_POLL {
@@ -317,7 +320,8 @@ where
         let reason = reason_of(&error);
         self.recording.set_reason(reason);
         if reason == CloseReason::Shutdown {
-            // The hub was shut down: the client gets a reconnect delay.
+            // A shutdown of the hub is not a failure: the response ends cleanly with a reconnect
+            // delay.
             let delay = match self.recording.settings() {
                 Some(settings) => settings.reconnect_delay(self.retry()),
                 None => Settings::default().reconnect_delay(self.retry()),
@@ -349,7 +353,8 @@ fn reason_of(error: &BoxError) -> CloseReason {
     CloseReason::Error
 }
 
-/// Returns the heartbeat of the handler, or else of the layer, or else the default.
+/// Returns the heartbeat of the handler. If it is unset, returns that of the layer, or else the
+/// default.
 fn heartbeat<'a>(options: &'a Option<Box<Options>>, recording: &'a Recording) -> Option<&'a Heartbeat> {
     let own = options.as_ref().map(|options| &options.heartbeat);
     let own = own.filter(|heartbeat| !matches!(heartbeat, HeartbeatSetting::Inherit));

@@ -19,20 +19,21 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// The time that an upstream stream has to complete its event, when a layer ends it.
+/// The time that an upstream stream has to complete its current event after a layer has ended the
+/// stream.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
-    /// An upstream event stream gets heartbeats between its lines, unless it is encoded. A layer
-    /// can end it. The body inside is not polled again after its end. Every other body passes
-    /// unchanged.
+    /// If the response is an upstream event stream, this body adds heartbeats between its lines,
+    /// unless the stream is encoded. A layer can end the stream. The inner body is not polled again
+    /// after its end. Any other body passes unchanged.
     ///
     /// # Errors
     ///
-    /// Returns the errors of the body inside. The error of an upstream event stream follows 250
-    /// milliseconds after the frames before it, so that the transport can flush these.
+    /// Returns the errors of the inner body. The error of an upstream event stream is returned 250
+    /// milliseconds after the frames before it, so that the transport can flush these frames.
     ///
     /// # Panics
     ///
@@ -45,29 +46,29 @@ pin_project! {
     {
         #[pin]
         body: B,
-        // Boxed, so that other responses do not grow by it.
+        // Boxed to keep the body of other responses small.
         treatment: Option<Box<Treatment<B::Error>>>,
     }
 }
 
 impl<B: Body> ResponseBody<B> {
-    /// Passes a body on unchanged.
+    /// Wraps a body that passes unchanged.
     pub(crate) fn untouched(body: B) -> Self {
         Self { body, treatment: None }
     }
 
-    /// Treats a body as an event stream.
+    /// Wraps the body of an upstream event stream.
     pub(crate) fn event_stream(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Stream(PassthroughStream::new(link)))
     }
 
-    /// Treats a body as an encoded event stream: layers can end it and observe it, but nothing is
-    /// put into it.
+    /// Wraps the body of an encoded event stream. Layers can end it and observe it, but cannot add
+    /// bytes.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { recording: Recording::new(link), is_ended: false }))
     }
 
-    /// Sends these bytes instead of the body, which is not polled.
+    /// Creates a body that sends these bytes. The original body is not polled.
     pub(crate) fn replaced(body: B, bytes: Bytes) -> Self {
         Self::treated(body, Treatment::Replaced(bytes))
     }
@@ -77,7 +78,7 @@ impl<B: Body> ResponseBody<B> {
     }
 }
 
-/// Creates an empty body. The middleware of tower-http needs it for responses of its own.
+/// Creates an empty body. Some tower-http middleware creates responses with a default body.
 impl<B: Body + Default> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::untouched(B::default())
@@ -107,7 +108,7 @@ impl<B: Body<Data = Bytes>> Body for ResponseBody<B> {
     fn size_hint(&self) -> SizeHint {
         match &self.treatment {
             None => self.body.size_hint(),
-            // Heartbeats change the length.
+            // The length is unknown, because heartbeats change it.
             Some(_) => SizeHint::default(),
         }
     }
@@ -122,7 +123,7 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
     }
 }
 
-/// The treatment of a body by the layer.
+/// The treatment of a body by the layer: one variant for each kind of body.
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
@@ -160,7 +161,7 @@ struct Upstream<'a, S, B> {
     body: Pin<&'a mut B>,
 }
 
-/// An event stream whose bytes are encoded, so that nothing can be put into it.
+/// An event stream with a `Content-Encoding`. No bytes can be added to it.
 struct EncodedStream {
     recording: Recording,
     is_ended: bool,
@@ -203,16 +204,17 @@ fn record_failure(recording: &mut Recording) {
     trace::failed(None);
 }
 
-/// An event stream that was encoded elsewhere: the layer sees only its bytes.
+/// An event stream whose events were written elsewhere, so that the layer sees only bytes.
 struct PassthroughStream<E> {
-    /// Its link also tells outer layers that this stream is taken care of.
+    /// The recording. Its link also lets outer layers detect that an inner layer already handles
+    /// the stream.
     recording: Recording,
     idle_timer: IdleTimer,
-    /// The reconnect delay, which is sent before anything else.
+    /// The reconnect delay, which is sent before the first byte of the stream.
     preamble: Bytes,
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
-    /// Follows the events, but only if the stream is recorded.
+    /// Counts the events. Used only if the stream is recorded.
     events: EventTracker,
     phase: Phase<E>,
 }
@@ -223,19 +225,20 @@ enum Phase<E> {
     Open,
     /// A layer ends the stream. The stream first completes its event.
     Draining(Draining),
-    /// The data has ended, and something goes before the outcome: the first bytes of an incomplete
-    /// byte order mark, or the delay before an error.
+    /// The data has ended. Before the outcome is returned, the bytes of an incomplete byte order
+    /// mark are sent, or the delay before an error passes.
     Held { outcome: Outcome<E>, delay: FlushDelay },
-    /// Trailers have passed. Only the end of the body can follow.
+    /// Trailers were returned. Only the end of the body can follow.
     Trailers,
     /// The body is not polled again.
     Ended,
 }
 
-/// The end of a stream that a layer ends.
+/// The state of a stream that is completing its current event because a layer ends it.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The event is cut off at this time. Set when the stream waits for its event.
+    /// The time when the incomplete event is cut off. Set when the stream first has to wait for
+    /// more data.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -298,7 +301,7 @@ impl<E> PassthroughStream<E> {
         let polled = body.poll_frame(cx);
         let is_draining = matches!(self.phase, Phase::Draining(_));
         match polled {
-            // The frame is only borrowed: moving it is the greater part of the cost of this path.
+            // The frame is borrowed here, because moving it would be most of the cost of this path.
             Poll::Ready(Some(Ok(ref frame)))
                 if frame.is_data() && !is_draining && !self.byte_order_mark.is_expected() =>
             {
@@ -307,7 +310,7 @@ impl<E> PassthroughStream<E> {
                 }
                 return polled;
             }
-            // The stream ends by itself, in the middle of the event that it was to complete.
+            // The upstream stream ends by itself before its current event is complete.
             Poll::Ready(None) if is_draining => return Poll::Ready(self.end()),
             Poll::Ready(outcome) => return self.pass(outcome, cx),
             Poll::Pending => {}
@@ -344,7 +347,7 @@ impl<E> PassthroughStream<E> {
 
     /// Ends a draining stream, with those of its final bytes that are legal at this position.
     fn end(&mut self) -> Outcome<E> {
-        // An incomplete byte order mark is not sent after the end.
+        // The held bytes of an incomplete byte order mark are discarded.
         self.byte_order_mark = ByteOrderMark::Passed;
         let Phase::Draining(Draining { mut final_bytes, .. }) = mem::replace(&mut self.phase, Phase::Ended) else {
             return None;
@@ -361,8 +364,8 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Passes on an outcome that is not plain data, or comes where a byte order mark may stand, or
-    /// completes the last event.
+    /// Handles the less frequent outcomes: an outcome other than data, data while a byte order mark
+    /// is possible, and data while the stream is draining.
     fn pass(&mut self, outcome: Outcome<E>, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
         let outcome = match outcome.map(|result| result.map(Frame::into_data)) {
             Some(Ok(Ok(data))) => {
@@ -385,7 +388,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Returns the outcome that was held, after the delay if it is an error.
+    /// Returns the held outcome. If it is an error, it is returned after the delay.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
         if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {
             ready!(delay.poll(cx));
@@ -400,8 +403,8 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(outcome)
     }
 
-    /// Notes that something goes before the first byte of the stream. A byte order mark at its
-    /// beginning is then removed.
+    /// Records that the layer sends bytes before the first byte of the stream. A byte order mark at
+    /// the beginning of the stream is then removed.
     fn expect_byte_order_mark(&mut self) {
         if let ByteOrderMark::Undecided = self.byte_order_mark {
             // The mark is removed. A second one would be a part of the first line.
@@ -410,7 +413,7 @@ impl<E> PassthroughStream<E> {
         self.byte_order_mark.expect();
     }
 
-    /// Returns whether the transport has got everything.
+    /// Returns whether the last frame was handed to the transport.
     fn is_over<B: Body<Error = E>>(&self, body: &B) -> bool {
         if !self.preamble.is_empty() || matches!(self.byte_order_mark, ByteOrderMark::Expected(1..)) {
             return false;
@@ -422,7 +425,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Records data that is passed on.
+    /// Records the events in data that is forwarded.
     fn record_data(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;
