@@ -1,4 +1,4 @@
-//! A buffer of each thread, for data whose length is known only after it is written.
+//! A thread-local buffer for data whose length is known only after it is written.
 
 use std::{cell::Cell, fmt};
 
@@ -24,8 +24,8 @@ pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 
 /// Appends formatted text to a buffer of bytes.
 ///
-/// It reports an error of a `Display` implementation, as `String` does. `std::io::Write` panics
-/// there.
+/// An error of a `Display` implementation becomes a `fmt::Error`, as for a `String`. The formatting
+/// methods of `std::io::Write` would panic.
 pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 
 impl fmt::Write for Text<'_> {
