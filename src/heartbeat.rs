@@ -8,9 +8,9 @@ use std::time::Duration;
 /// bytes.
 ///
 /// Proxies and load balancers close silent connections, often after 30 or 60 seconds. A server
-/// notices a client that closes its connection at once, but a client whose network is gone only
-/// when it writes to it. The default is a comment every 15 seconds, as the HTML standard advises
-/// ([§9.2.7, "Authoring notes"][notes]).
+/// detects a client that closes its connection immediately. It detects a client without a network
+/// only when it writes to the connection. The default is a comment every 15 seconds, as the HTML
+/// standard advises ([§9.2.7, "Authoring notes"][notes]).
 ///
 /// # Examples
 ///
@@ -30,8 +30,8 @@ use std::time::Duration;
 ///
 /// # Cost
 ///
-/// A stream has one timer. Events do not touch it: when it expires, it is reset to one interval
-/// after the last byte that was sent.
+/// A stream has one timer. Events do not reset the timer. When the timer expires, it is set to one
+/// interval after the last byte that was sent.
 ///
 /// [notes]: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
 #[derive(Clone, Debug)]
@@ -42,8 +42,8 @@ pub struct Heartbeat {
     event: Option<Bytes>,
 }
 
-/// `:` and one LF. It is legal at any line start, even in the middle of an event, where a blank
-/// line would end the event early.
+/// The empty comment: `:` and one LF. It is legal at any line start, even in the middle of an
+/// event. It has no blank line, which would end that event early.
 pub(crate) const EMPTY_COMMENT: &[u8] = b":\n";
 
 impl Heartbeat {
@@ -64,13 +64,13 @@ impl Heartbeat {
     /// Sends an event instead of a comment.
     ///
     /// An upstream stream that is silent in the middle of an event gets a comment instead, which is
-    /// legal there: the comment that was set before, or the empty one.
+    /// legal there: the comment that was set before, or an empty comment.
     ///
     /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
     /// a client that reconnected forget its last id. A stream that is resumed should therefore
     /// begin with an id, for example an [`Event::checkpoint`].
     ///
-    /// The event is sent without its id. Otherwise the client would send that as its
+    /// The event is sent without its id. Otherwise the client would send the id as its
     /// `Last-Event-ID`, and no client can resume from a heartbeat.
     pub fn event(self, event: Event) -> Self {
         Self { event: Some(event.without_id().encode()), ..self }
@@ -81,7 +81,8 @@ impl Heartbeat {
         self.interval
     }
 
-    /// Returns the bytes of a heartbeat. In the middle of an event that is the comment.
+    /// Returns the bytes of a heartbeat. In the middle of an event, these are the bytes of the
+    /// comment.
     pub(crate) fn bytes(&self, between_events: bool) -> Bytes {
         match &self.event {
             Some(event) if between_events => event.clone(),
@@ -93,7 +94,7 @@ impl Heartbeat {
 /// The heartbeat setting of a handler or of a layer.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum HeartbeatSetting {
-    /// The heartbeat of the next layer outside, or else the default.
+    /// Unset: the heartbeat of the next outer layer applies, or else the default.
     #[default]
     Inherit,
     Off,

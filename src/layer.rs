@@ -114,15 +114,15 @@ impl SseLayer {
         Self { settings: Arc::default() }
     }
 
-    /// Sets the heartbeat of streams whose handler sets none.
+    /// Sets the heartbeat of streams whose handler sets no heartbeat.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
-    /// Disables the heartbeat of streams whose handler sets none.
+    /// Disables the heartbeat of streams whose handler sets no heartbeat.
     ///
-    /// The server still notices a client that closes its connection. It notices a client that
-    /// vanishes only when a write fails, so a silent stream is kept until then.
+    /// The server still detects a client that closes its connection. It detects a client that
+    /// vanishes only when a write fails, so a silent stream of such a client stays open until then.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
@@ -137,17 +137,17 @@ impl SseLayer {
     /// stream first finishes the current event.
     ///
     /// The stream then sends a reconnect delay with [jitter](Self::reconnect_jitter) and its
-    /// [shutdown event](Self::shutdown_event), and ends cleanly. The graceful shutdown of axum and hyper
-    /// waits for every response, so it completes by itself. An upstream stream that is in the
+    /// [shutdown event](Self::shutdown_event), and ends cleanly. The graceful shutdown of axum and
+    /// hyper waits for every response, so it completes by itself. An upstream stream that is in the
     /// middle of an event has 250 milliseconds to complete it. After that the event is cut off, and
-    /// the client discards its part of it. Streams that begin after the shutdown end in the same
-    /// way.
+    /// the client discards the incomplete event. Streams that begin after the shutdown end in the
+    /// same way.
     ///
     /// With several layers, each of their tokens ends the stream.
     ///
-    /// A client that stops reading while more data is in flight than the buffers hold keeps its
-    /// response open, and blocks the graceful shutdown until its connection breaks. Put a timeout
-    /// on the graceful shutdown.
+    /// If a client stops reading and the buffers of its connection are full, its response stays
+    /// open. It then blocks the graceful shutdown until the connection breaks. Put a timeout on the
+    /// graceful shutdown.
     ///
     /// # Examples
     ///
@@ -222,8 +222,8 @@ impl SseLayer {
     /// tenant.
     ///
     /// The key is read from the head of every request. A request whose key is `None` is not
-    /// limited. A stream has to be within all limits, if this is combined with
-    /// [`max_streams`](Self::max_streams) or called several times.
+    /// limited. If this setting is combined with [`max_streams`](Self::max_streams) or called
+    /// several times, a stream has to be within all limits.
     ///
     /// # Examples
     ///
@@ -338,7 +338,7 @@ pin_project! {
         keys: Keys,
         noted: trace::Request,
         keep_connection: bool,
-        // A response without a content type is an event stream.
+        // Set if a response without a content type counts as an event stream.
         assumes: bool,
         is_head: bool,
     }
@@ -366,7 +366,7 @@ where
     }
 }
 
-/// Applies the layer to an event stream. Not inlined, because most responses are no event streams.
+/// Applies the layer to an event stream. Not inlined, because most responses are not event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
@@ -401,7 +401,7 @@ fn make_correct<B: Body>(
     }
     headers.remove(CONTENT_LENGTH);
     match handle {
-        // The body of an `SseStream`, or a body that an inner layer treats.
+        // The body is that of an `SseStream`, or an inner layer already handles it.
         Some(handle) => {
             handle.attach(layer);
             response.map(ResponseBody::untouched)
@@ -418,8 +418,8 @@ fn make_correct<B: Body>(
     }
 }
 
-/// Marks the response to a request over the limit. Outer layers do not treat it as an event stream,
-/// and complete its settings.
+/// An extension that marks the response to a request over the limit. Outer layers do not handle
+/// this response as an event stream. They only add settings that the inner layer has left unset.
 #[derive(Clone)]
 struct Rejected {
     limit: LimitReached,
@@ -428,7 +428,8 @@ struct Rejected {
 
 /// Replaces the response to a request over the limit. The stream of the handler is not polled.
 ///
-/// Other headers stay. Without the CORS headers, a page of another origin would not reconnect.
+/// The other headers of the response are kept. Without the CORS headers, a page of another origin
+/// would not reconnect.
 fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
     let delay = rejected.settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();
@@ -462,8 +463,8 @@ fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<Respon
     Response::from_parts(head, body)
 }
 
-/// Replaces the response of an inner layer to a request over its limit, if that layer leaves
-/// settings to this one.
+/// Replaces the response of an inner layer to a request over its limit, if settings are unset there
+/// and set in this layer.
 fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,
@@ -489,8 +490,9 @@ fn can_keep_connection<B>(request: &Request<B>) -> bool {
 /// Returns whether a client reads the response as an event stream. It does so only with status 200
 /// (HTML standard, §9.2.2).
 ///
-/// `assumes` is true if the client accepts nothing else, so that the content type may be missing. A
-/// body of known length is complete, so it is not assumed to be a stream.
+/// `assumes` is true if the client accepts only event streams. A response without a content type
+/// then counts as an event stream, unless its length is known: a body of known length is complete,
+/// so it is not a stream.
 fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
     let is_of_type = match response.headers().get(CONTENT_TYPE) {
         Some(value) => headers::is_event_stream(value),
