@@ -105,7 +105,7 @@ fn digits(text: &str) -> Result<Option<u64>, GapReason> {
     if is_canonical { Ok(text.parse().ok()) } else { Err(GapReason::Malformed) }
 }
 
-/// A fixed-size buffer in which an id is formatted.
+/// A fixed-size buffer for the text of an id.
 struct Text {
     bytes: [u8; 48],
     length: usize,

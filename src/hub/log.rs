@@ -20,7 +20,7 @@ use tokio::time::Instant;
 /// [`SseBody`](crate::SseBody).
 const SEGMENT: usize = 16 * 1024;
 
-/// The size from which an event gets its own segment and is never copied.
+/// The minimum size in bytes of an event that gets its own segment and is never copied.
 const LARGE: usize = 4 * 1024;
 
 /// The maximum number of evicted bytes in the open segment. Above it, the segment is compacted.
@@ -35,8 +35,8 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    /// Returns the time at which an event that was added at `then` expires. Returns `None` if it
-    /// never expires.
+    /// Returns the expiry time of an event that was added at `then`. Returns `None` if it never
+    /// expires.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
         then.checked_add(self.max_age)
     }

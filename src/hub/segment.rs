@@ -13,7 +13,7 @@ pub(super) struct Segment<B> {
     pub(super) entries: Vec<Entry>,
     /// The number of evicted entries at the beginning.
     pub(super) dead: usize,
-    /// The time at which the first event was added.
+    /// The time when the first event was added.
     pub(super) born: Option<Instant>,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct Entry {
     /// The offset of the end of the event in the segment. Not used for the last event, because it
     /// ends with the segment.
     end: u32,
-    /// The time at which the event was added, in milliseconds after the first event of the segment.
+    /// The time when the event was added, in milliseconds after the first event of the segment.
     age: u32,
 }
 

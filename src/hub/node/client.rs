@@ -123,8 +123,8 @@ impl BackendClient {
         Epoch::of(bits, self.id_format())
     }
 
-    /// Stores the handle of the follower, which [`stop`](Self::stop) ends, and the runtime on which
-    /// requests run.
+    /// Stores the handle of the follower, which [`stop`](Self::stop) ends, and the runtime for
+    /// requests.
     pub(super) fn set_follower(&self, follower: AbortHandle, runtime: Handle) {
         self.follower.get_or_init(|| follower);
         self.runtime.get_or_init(|| runtime);

@@ -234,7 +234,7 @@ impl Consumer {
     }
 }
 
-/// A page to which messages are being added.
+/// A page that is being built from messages.
 struct NewPage {
     page: Page,
     after: Position,

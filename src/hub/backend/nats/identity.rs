@@ -63,10 +63,10 @@ pub(super) struct KnownLog {
     /// The greatest sequence that the log is known to have or to have had.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The age at which the server removes messages. `None` means no limit.
+    /// The maximum age of messages in the stream. `None` means no limit.
     max_age: Option<Duration>,
-    /// The time at which the node adds another mark if no message arrives before. Otherwise
-    /// retention could remove all messages that identify the log.
+    /// The time when the node adds another mark if no message arrives before. Otherwise retention
+    /// could remove all messages that identify the log.
     renewal: Instant,
 }
 

@@ -150,11 +150,11 @@ pub struct NatsBackend {
     reported: AtomicU64,
 }
 
-/// The maximum number of topics for which the server filters messages. For more topics, the backend
-/// reads all messages and filters them itself.
+/// The maximum number of topics in a filter of the server. For more topics, the backend reads all
+/// messages and filters them itself.
 const MAX_FILTERS: usize = 200;
 
-/// The time for which the server detects a duplicate of a message.
+/// The time during which the server detects a duplicate of a message.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";

@@ -36,7 +36,7 @@ pub(super) struct State {
     /// The sequence of the newest message that the stream has ever had.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The age at which the server removes messages. `None` means no limit.
+    /// The maximum age of messages in the stream. `None` means no limit.
     pub(super) max_age: Option<Duration>,
     /// The number of servers that store the stream.
     pub(super) replicas: u64,

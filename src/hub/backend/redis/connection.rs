@@ -36,9 +36,9 @@ use tokio::{
 /// The client name of the shared connection, which publishes and reads history.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The range of sequence numbers from which a server takes the number that begins a millisecond.
-/// Smaller numbers are reserved for new streams (`BEGINNINGS` in `log.lua`). At least 65,535
-/// greater numbers remain for the entries of that millisecond.
+/// The sequence numbers that a server can choose as its first number in a millisecond. Smaller
+/// numbers are reserved for new streams (`BEGINNINGS` in `log.lua`). At least 65,535 greater
+/// numbers remain for the entries of that millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
 /// The timeout of a request to one sentinel. After it, the next sentinel is asked.
@@ -287,7 +287,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Returns the sequence number with which this server begins a millisecond.
+    /// Returns the first sequence number of this server in each millisecond.
     pub(super) fn region(&self) -> u64 {
         self.region
     }

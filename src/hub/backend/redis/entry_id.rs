@@ -17,9 +17,9 @@ pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 /// such ids.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// The maximum time in milliseconds by which an id can be ahead of the server's clock. A later id
-/// is a mistake: after the stream is deleted, the new log does not continue from it. The scripts
-/// use the same limit.
+/// The maximum time in milliseconds that an id can be ahead of the server's clock. A later id is a
+/// mistake: after the stream is deleted, the new log does not continue from it. The scripts use the
+/// same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have

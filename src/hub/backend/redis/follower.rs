@@ -15,7 +15,7 @@ use std::{
 /// a mark.
 const MARK_SEARCH_PAGES: usize = 8;
 
-/// The time for which one `XREAD` waits for a new entry.
+/// The maximum time that one `XREAD` waits for a new entry.
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
