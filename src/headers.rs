@@ -123,8 +123,9 @@ fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     })
 }
 
-/// Returns the directives of `Cache-Control` and `no-transform`, in one value: some middleware
-/// reads only the first value of a header. Returns `None` if there are no directives.
+/// Returns one `Cache-Control` value with the present directives and `no-transform`. It is one
+/// value because some middleware reads only the first value of a header. Returns `None` if there
+/// are no directives.
 fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut value = Vec::new();
     for directive in items(headers, CACHE_CONTROL).filter(|directive| !directive.is_empty()) {

@@ -7,10 +7,10 @@ use std::time::Duration;
 /// Keeps a silent stream alive: sends a comment or an event after each interval without other
 /// bytes.
 ///
-/// Proxies and load balancers close silent connections, often after 30 or 60 seconds. A server
-/// detects a client that closes its connection immediately. It detects a client without a network
-/// only when it writes to the connection. The default is a comment every 15 seconds, as the HTML
-/// standard advises ([§9.2.7, "Authoring notes"][notes]).
+/// Proxies and load balancers close silent connections, often after 30 or 60 seconds. If a client
+/// closes its connection, the server detects it immediately. If a client loses its network, the
+/// server detects it only when it writes to the connection. The default is a comment every 15
+/// seconds, as the HTML standard advises ([§9.2.7, "Authoring notes"][notes]).
 ///
 /// # Examples
 ///
@@ -66,8 +66,8 @@ impl Heartbeat {
     /// An upstream stream that is silent in the middle of an event gets a comment instead, which is
     /// legal there: the comment that was set before, or an empty comment.
     ///
-    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
-    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// A client that has reconnected forgets its last id at an event that arrives before the first
+    /// id of the new response (HTML standard, §9.2.6). A stream that is resumed should therefore
     /// begin with an id, for example an [`Event::checkpoint`].
     ///
     /// The event is sent without its id. Otherwise the client would send the id as its
@@ -102,7 +102,8 @@ pub(crate) enum HeartbeatSetting {
 }
 
 impl HeartbeatSetting {
-    /// Takes over the setting of an outer layer if this one is unset. Returns whether it did.
+    /// Takes over the setting of an outer layer if this setting is unset. Returns whether it was
+    /// taken over.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         let is_inherited = matches!((&*self, outer), (Self::Inherit, Self::Off | Self::On(_)));
         if is_inherited {

@@ -96,7 +96,7 @@ impl LastEventId {
     ///
     /// # Errors
     ///
-    /// Returns an error if there is an id and it does not parse. As a response, the
+    /// Returns an error if there is an id that does not parse. As a response, the
     /// [`LastEventIdRejection`] is `400 Bad Request`, after which an `EventSource` does not
     /// reconnect. If clients may have ids of an older format, the handler can ignore the error and
     /// start from the beginning: `last.parse().unwrap_or(None)`.

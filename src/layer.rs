@@ -93,9 +93,9 @@ use tower_service::Service;
 /// - *Inside*: a request whose `Accept` names `text/event-stream` is passed on with
 ///   `Accept-Encoding: identity`. (`*/*` does not name it.) This applies even if the response turns
 ///   out to be something else, such as JSON.
-/// - *Outside*: compressors see a content type that they know, and `no-transform`. A compressor
-///   that is configured to compress everything ignores both. tower-http's compressor still delivers
-///   each event when it is sent.
+/// - *Outside*: the response has a content type that compressors recognize as a stream, and
+///   `no-transform`. A compressor that is configured to compress every response ignores both.
+///   tower-http's compressor still delivers each event when it is sent.
 ///
 /// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
 /// corrupt it. (`identity`, `none` and an empty value are no encodings.) A
@@ -121,8 +121,8 @@ impl SseLayer {
 
     /// Disables the heartbeat of streams whose handler sets no heartbeat.
     ///
-    /// The server still detects a client that closes its connection. It detects a client that
-    /// vanishes only when a write fails, so a silent stream of such a client stays open until then.
+    /// The server still detects that a client closes its connection. If a client vanishes, the
+    /// server detects it only when a write fails, so a silent stream stays open until then.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
@@ -177,8 +177,8 @@ impl SseLayer {
     /// The event is sent without its id, because no client can resume from it. An upstream stream
     /// that cannot complete its current event ends without the shutdown event.
     ///
-    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
-    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// A client that has reconnected forgets its last id at an event that arrives before the first
+    /// id of the new response (HTML standard, §9.2.6). A stream that is resumed should therefore
     /// begin with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
@@ -193,8 +193,8 @@ impl SseLayer {
     /// - The delay that each stream sends first ([`retry`](Self::retry)) varies in the same way,
     ///   for the clients that a crash disconnects. Without this setting, it does not vary.
     ///
-    /// A client keeps the last delay that it received. Set `retry` on the streams that it
-    /// reconnects to, so that it does not keep this delay.
+    /// A client keeps the last delay that it received. Set `retry` on the streams that the client
+    /// reconnects to. Otherwise it keeps the delay of the shutdown or rejection.
     pub fn reconnect_jitter(self, jitter: Duration) -> Self {
         self.with(|settings| settings.jitter = Some(jitter))
     }
@@ -254,9 +254,9 @@ impl SseLayer {
     /// Calls `f` exactly once per stream, when its body is dropped: after its end, when the client
     /// is gone, or when the response was never sent. Rejected requests are not reported.
     ///
-    /// `f` runs where the body is dropped, so it should return quickly. It runs after the
+    /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
     /// [`SseStream::on_close`](crate::SseStream::on_close) of the handler. If `f` panics, the panic
-    /// ends there, and the other callbacks still run.
+    /// is caught, and the other callbacks still run.
     pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }

@@ -54,7 +54,7 @@ pub(crate) struct Keys {
 /// seed, so that clients cannot choose keys that collide.
 type Key = Option<u64>;
 
-/// A key that [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per) takes: text, an
+/// A type of keys for [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per): text, an
 /// address, an integer, a header value, a method, a URI, a tuple of two keys, or an `Option` of any
 /// type that implements [`Hash`].
 ///

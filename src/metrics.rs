@@ -99,7 +99,7 @@ mod on {
     }
 
     impl Stream {
-        /// Returns metrics that record nothing.
+        /// Returns metrics that do not record.
         pub(crate) fn none() -> Self {
             Self(None)
         }

@@ -98,7 +98,7 @@ use std::{io, time::Duration};
 ///
 /// - *A stalled client*, such as a page that hangs or a stopped program, still acknowledges what
 ///   its kernel receives, with a window of zero. [RFC 9293][persist] (§3.8.6.1) keeps the
-///   connection open meanwhile. [RFC 6429][stuck] says that an application may close it
+///   connection open during that time. [RFC 6429][stuck] says that an application may close it
 ///   nevertheless. The timeout begins with the first probe, one retransmission timeout (200
 ///   milliseconds or more) after the window was full. The kernel's timers are up to an eighth late.
 /// - *A vanished client*, without a network, acknowledges nothing. The kernel retransmits until the
@@ -140,9 +140,9 @@ use std::{io, time::Duration};
 /// Android. Linux before 5.11 may wait longer while the window is zero, unless its stable series
 /// has the correction.
 ///
-/// Other systems get `TCP_NODELAY` and the keep-alive options that they have. There the timeout of
-/// the system applies to a client that does not read, or that vanishes with data in flight. A
-/// wrapper of the connection with a timeout for writes shortens it.
+/// Other systems get `TCP_NODELAY` and the keep-alive options that they have. On these systems, the
+/// system's own timeout applies to a client that does not read, or that vanishes with data in
+/// flight. To shorten it, wrap the connection in a type with a timeout for writes.
 ///
 /// # HTTP/2
 ///

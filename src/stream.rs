@@ -14,10 +14,11 @@ use tokio_stream::{Empty, Stream};
 
 /// A response of server-sent events, made of a plain stream.
 ///
-/// Its items are [`Event`]s, [`EncodedEvents`](crate::EncodedEvents), or `Result`s of these.
-/// [`SseStream::json`] takes values that serialize, [`SseStream::try_json`] takes `Result`s of
-/// these. It is an axum response (feature `axum`). For tower and hyper,
-/// [`into_http_response`](Self::into_http_response) converts it into an [`http::Response`].
+/// The items of the stream are [`Event`]s, [`EncodedEvents`](crate::EncodedEvents), or `Result`s of
+/// these. [`SseStream::json`] accepts a stream of values that serialize to JSON, and
+/// [`SseStream::try_json`] accepts a stream of `Result`s of such values. An `SseStream` is an axum
+/// response (feature `axum`). For tower and hyper, [`into_http_response`](Self::into_http_response)
+/// converts it into an [`http::Response`].
 ///
 /// # Examples
 ///
@@ -114,8 +115,8 @@ impl<S> SseStream<S> {
     /// Disables the heartbeat of this stream, including the heartbeat of layers. No byte is sent
     /// before the first event. (A subscription to a hub still begins with its cursor.)
     ///
-    /// The server still detects a client that closes its connection. It detects a client that
-    /// vanishes only when a write fails, so a silent stream of such a client stays open until then.
+    /// The server still detects that a client closes its connection. If a client vanishes, the
+    /// server detects it only when a write fails, so a silent stream stays open until then.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }

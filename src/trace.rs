@@ -105,7 +105,7 @@ mod on {
     pub(crate) struct Span(tracing::Span);
 
     impl Span {
-        /// A span that records nothing.
+        /// Returns a span that records nothing.
         pub(crate) fn none() -> Self {
             Self(tracing::Span::none())
         }
@@ -156,8 +156,8 @@ mod on {
         }
     }
 
-    /// Exits the span when dropped. Unlike the guard of tracing, it borrows nothing, so the owner
-    /// of the span can be changed while the span is entered.
+    /// Exits the span when dropped. Unlike the guard of `tracing`, it does not borrow the span, so
+    /// the owner of the span can be changed while the span is entered.
     pub(crate) struct Entered(Option<(Id, Dispatch)>);
 
     impl Drop for Entered {

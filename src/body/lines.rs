@@ -110,7 +110,7 @@ impl EventTracker {
         self.line_start.is_none() && matches!(self.mark, 0 | 3)
     }
 
-    /// Returns whether the stream can end here without an incomplete event.
+    /// Returns whether the stream could end at this point without an incomplete event.
     pub(super) fn is_complete(&self) -> bool {
         self.is_at_line_start() && !self.has_fields
     }

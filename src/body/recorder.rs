@@ -43,7 +43,7 @@ pub(super) trait RecordedBody {
 
     fn recording(&mut self) -> &mut Recording;
 
-    /// Takes the callback of the handler, before the first poll.
+    /// Takes the `on_close` callback of the handler out of the body, before the first poll.
     fn take_on_close(&mut self) -> Option<OnClose> {
         None
     }

@@ -236,8 +236,8 @@ struct FrameBuilder {
 
 impl<S> Projection<'_, S> {
     /// Returns the reconnect delay and the first lines of the stream. The setting of the handler
-    /// has precedence over that of the layer. The delay comes first, because some clients apply it
-    /// only as a part of an event that follows.
+    /// has precedence over that of the layer. The delay comes first, because some clients apply a
+    /// delay only together with an event that follows it.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.recording.settings() {
             Some(settings) => settings.first_retry(self.retry()),

@@ -204,7 +204,7 @@ fn record_failure(recording: &mut Recording) {
     trace::failed(None);
 }
 
-/// An event stream whose events were written elsewhere, so that the layer sees only bytes.
+/// An event stream that another framework or server has written. The layer sees only its bytes.
 struct PassthroughStream<E> {
     /// The recording. Its link also lets outer layers detect that an inner layer already handles
     /// the stream.
@@ -407,7 +407,7 @@ impl<E> PassthroughStream<E> {
     /// the beginning of the stream is then removed.
     fn expect_byte_order_mark(&mut self) {
         if let ByteOrderMark::Undecided = self.byte_order_mark {
-            // The mark is removed. A second one would be a part of the first line.
+            // The first mark is removed. A second mark would be a part of the first line.
             self.events.skip_mark();
         }
         self.byte_order_mark.expect();

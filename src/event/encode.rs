@@ -149,9 +149,8 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
 
 /// Returns a `retry` line without a blank line.
 ///
-/// A blank line is left out because of the client's last event id. At a blank line, a client sets
-/// this id to the last id of the current response (HTML standard, §9.2.6). A client that has just
-/// reconnected would lose its id.
+/// A blank line would make a client that has just reconnected lose its last event id: at a blank
+/// line, a client sets this id to the last id in the current response (HTML standard, §9.2.6).
 pub(crate) fn retry_line(delay: Duration) -> Bytes {
     let mut line = Vec::new();
     Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);

@@ -2,7 +2,8 @@
 
 use std::{cell::Cell, fmt};
 
-/// The maximum capacity in bytes that a thread keeps. A larger buffer is freed after its use.
+/// The maximum capacity in bytes of the buffer that a thread keeps for reuse. A larger buffer is
+/// freed after its use.
 const KEPT: usize = 64 * 1024;
 
 thread_local! {

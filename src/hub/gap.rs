@@ -106,7 +106,7 @@ pub enum LagPolicy {
     #[default]
     Gap,
     /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged).
-    /// The client returns with the last id that it received. The handler then sees the [`Gap`], and
-    /// can respond with a snapshot.
+    /// The client reconnects with the last id that it received. The handler then gets the [`Gap`],
+    /// and can respond with a snapshot.
     Disconnect,
 }

@@ -76,7 +76,7 @@ impl Sub for Amount {
 pub(super) enum Read {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// No event yet.
+    /// No event follows the cursor yet.
     Nothing,
     /// Some events after the cursor were evicted.
     Evicted,

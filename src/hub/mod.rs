@@ -28,9 +28,9 @@
 //! topics retain the events, and subscribers at the same position share the same memory. The only
 //! cost of a slow client is its cursor. Replay and live events are one sequence.
 //!
-//! Ids are opaque. In memory they are `<epoch>-<number>` with a random epoch, so ids from before a
-//! restart are recognized as foreign. With a backend, ids are the same
-//! [on all nodes](#several-nodes) and after a restart of any node.
+//! Ids are opaque. In memory they are `<epoch>-<number>` with a random epoch, so the hub recognizes
+//! an id from before a restart and reports a gap for it. With a backend, ids are the same [on all
+//! nodes](#several-nodes) and after a restart of any node.
 //!
 //! # Where a client resumes
 //!
@@ -59,7 +59,7 @@
 //!
 //! # Gaps
 //!
-//! Missing events are always reported as a [`Gap`]: to the handler before it answers, and to the
+//! Missing events are always reported as a [`Gap`]: to the handler before it responds, and to the
 //! client as an event of type `gap` before the events that follow. A client that falls behind the
 //! retention of its topics gets a gap as well, or is [disconnected](LagPolicy::Disconnect). A
 //! client that loses its connection before it has caught up may get a gap twice. The names `gap`
@@ -101,9 +101,9 @@
 //! Each backend documents its further guarantees, above all what a failover can lose.
 //!
 //! - **While the backend is down**, `publish` and `finish` return [errors](ErrorKind::Backend).
-//!   Subscriptions stay open with heartbeats. New clients receive what the node retains, and wait
-//!   for the rest. [`Subscription::gap`] cannot report a gap yet, so the client gets it as an event
-//!   later. The node continues within a second after the outage.
+//!   Subscriptions stay open with heartbeats. New clients receive the events that the node retains,
+//!   and wait for the other events. [`Subscription::gap`] cannot report a gap yet, so the client
+//!   gets it as an event later. The node continues within a second after the outage.
 //! - **Many returning clients** share history reads. A node sends the backend at most 8 reads at a
 //!   time, and up to 1,024 different reads run or wait. If a subscription needs one more read,
 //!   subscribing returns an [error](ErrorKind::Overloaded). A read is not sent if all of its

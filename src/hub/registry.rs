@@ -135,8 +135,8 @@ impl Registry {
 /// The eviction watermarks of dropped topics.
 ///
 /// A topic is identified by the hash of its name. Topics with the same hash share the greater
-/// watermark, and so do all topics beyond the limit. So a gap may be reported where there is none,
-/// but never the other way round.
+/// watermark, and so do all topics beyond the limit. So a gap may be reported although no event is
+/// missing. A missing event is always reported.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,

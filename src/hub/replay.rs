@@ -66,8 +66,8 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts a replay after the cursor. If there is a reason, a gap is reported even if the
-    /// backend retains all events.
+    /// Starts a replay after the cursor. If `reason` is set, a gap is reported even if the backend
+    /// retains all events.
     pub(super) fn start_replay(&mut self, requested: Option<EventId>, reason: Option<GapReason>, is_unsure: bool) {
         let pending_gap = requested.map(|requested| PendingGap {
             requested,

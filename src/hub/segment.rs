@@ -81,7 +81,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.bytes.as_ref().len() - self.dead_bytes()
     }
 
-    /// Evicts the oldest retained event, and returns its position and size. There must be one.
+    /// Evicts the oldest retained event, and returns its position and size. The segment must have a
+    /// retained event.
     pub(super) fn evict_oldest(&mut self) -> (Position, usize) {
         let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
         self.dead += 1;

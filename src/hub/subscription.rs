@@ -146,7 +146,7 @@ impl Subscription {
         }
     }
 
-    /// Resumes after the requested id. If there is a reason, reports a gap.
+    /// Resumes after the requested id. Reports a gap if `reason` is set.
     pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<Position>) {
         let Some(requested) = requested else { return };
         match reason {

@@ -178,7 +178,7 @@
 //!   it. The records are then in the log twice.
 //! - A page whose `through` is its last record. The follower then stops before foreign records.
 //! - A lock that is held while `follow` waits. The append that would wake it waits for the lock.
-//! - A `follow` that returns an empty page at once instead of waiting. The follower then never
+//! - A `follow` that returns an empty page immediately instead of waiting. The follower then never
 //!   sleeps.
 //! - `bounds` from a replica that lags. The log seems to have lost records, so after an error the
 //!   hub ends all subscriptions.

@@ -87,7 +87,7 @@ pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
 }
 
-/// The end of the log, as far as this node knows it.
+/// The end of the log that this node knows.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest known position.

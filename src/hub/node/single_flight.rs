@@ -221,7 +221,7 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         callers
     }
 
-    /// Marks the call as not running. Removes the call if no caller has joined meanwhile.
+    /// Marks the call as not running. Removes the call if no caller has joined while it ran.
     fn end(&self) {
         let mut calls = self.shared.calls();
         if let Some(call) = calls.get_mut(&self.key, self.number) {

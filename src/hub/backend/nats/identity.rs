@@ -35,17 +35,17 @@ const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 /// newer messages.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
-/// Pauses in milliseconds before a mark is published again to a stream that does not respond.
+/// The pauses in milliseconds before a mark is published again to a stream that does not respond. A
+/// mark is a message that identifies the log.
 ///
 /// If two nodes create the stream at the same time, the server may respond to one of them before
 /// the stream has subscribed to its subjects.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
-/// The header of a mark that contains the id of the replaced log.
+/// The header with the id of the replaced log, in a mark that begins a log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// The header of a mark that contains the sequence of the last message before it that is not a
-/// mark.
+/// The header of a mark with the sequence of the last message before it that is not itself a mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
 /// The state of the log that a node knows.
@@ -54,8 +54,8 @@ pub(super) struct KnownLog {
     /// The id of the log: the payload of its mark.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that this node has read. 0 if retention had removed the
-    /// mark.
+    /// The sequence of the newest mark (a message that identifies the log) that this node has read.
+    /// 0 if retention had removed the mark.
     pub(super) mark: u64,
     /// The sequence of the last message before `mark` that is not a mark. If `mark` begins the log,
     /// this is the sequence of `mark` itself.
@@ -84,7 +84,8 @@ impl Witness {
         (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
     }
 
-    /// Creates a witness from a stored message. Returns `None` if the message is foreign or large.
+    /// Creates a witness from a stored message. Returns `None` if the message is large, or if
+    /// another program has written it.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
@@ -108,15 +109,15 @@ impl KnownLog {
         })
     }
 
-    /// Advances a position past the known marks that follow it. The next event after the result is
-    /// the same.
+    /// Advances a position past the marks (messages without events) that follow it. The next event
+    /// after the result is the same.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Records a mark if it is newer than the known mark. Returns `false` if the mark begins
-    /// another log.
+    /// Records a mark, a message that identifies the log, if it is newer than the known mark.
+    /// Returns `false` if the mark begins another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -128,7 +129,7 @@ impl KnownLog {
     }
 }
 
-/// A decoded mark: a message that begins a log, or confirms that the log is still the same.
+/// A decoded mark: a message that begins a log, or confirms that the stream still has the same log.
 struct Mark {
     sequence: u64,
     id: Arc<str>,
@@ -161,7 +162,7 @@ enum Verdict {
     Same,
     /// The stream has lost its newest messages.
     Shorter,
-    /// The stream has another message at the sequence of the witness.
+    /// The stream was replaced: it has another message at the sequence of the witness.
     Different,
 }
 
@@ -169,9 +170,10 @@ enum Verdict {
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Shared checks of the witness alone.
+    /// Shared checks that compare only the witness with the stream.
     witness_checks: SharedCheck<KnownLog>,
-    /// Shared complete checks, see [`check`](Self::check).
+    /// Shared checks that also compare the bounds and the marks of the stream, see
+    /// [`check`](Self::check).
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -184,7 +186,7 @@ impl Identity {
         self.lock().clone()
     }
 
-    /// Records the log state of a follower, and a new witness.
+    /// Records the state of the log that the follower has read, and a new witness.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -338,7 +340,7 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
     };
     Ok(match stream.get(witness.sequence).await? {
         Some(found) if !witness.is(&found) => Verdict::Different,
-        // The witness may have been deleted, which proves no replacement.
+        // A missing witness may have been deleted, so it does not prove that the log was replaced.
         _ => Verdict::Same,
     })
 }
@@ -386,7 +388,7 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Creates a witness from the newest message of the stream.
+/// Creates a witness, which identifies the log later, from the newest message of the stream.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);

@@ -107,7 +107,8 @@ impl Stored {
         Some(self.headers.as_ref()?.get(name)?.as_str())
     }
 
-    /// Returns the id of the log that the publisher has set, or `None` for a foreign message.
+    /// Returns the id of the log that the publisher has set, or `None` for a message of another
+    /// program.
     pub(super) fn log(&self) -> Option<&str> {
         self.header(LOG)
     }
@@ -185,8 +186,8 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
     events
 }
 
-/// Adds the events of a message to a page, as far as they are after a position. A foreign message
-/// has no events.
+/// Adds the events of a message to a page, as far as they are after a position. A message of
+/// another program has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;

@@ -96,7 +96,7 @@ use tokio::{
 /// an error. If the stream is full and rejects new messages (`discard: new`), or the disk is full,
 /// `publish` returns an error that says so.
 ///
-/// # What it takes
+/// # Resources and permissions
 ///
 /// Each process has one connection, whatever the number of its clients, and one consumer in the
 /// memory of the server. The server deletes the consumer 5 seconds after the process has ended. A
@@ -165,7 +165,7 @@ impl NatsBackend {
     ///
     /// A URL begins with `nats://`, or with `tls://` for TLS. The user and password, or the token,
     /// come from the first URL that has them: `nats://user:password@host:4222`,
-    /// `nats://token@host`. Special characters are percent-encoded. The first server that answers
+    /// `nats://token@host`. Special characters are percent-encoded. The first server that responds
     /// names the other servers of its cluster.
     ///
     /// # Errors

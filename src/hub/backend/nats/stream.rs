@@ -115,7 +115,8 @@ impl Stream<'_> {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
                 let (subject, sequence) = (message.subject.clone(), message.sequence);
-                // A message whose headers do not parse is treated as a foreign message.
+                // A message whose headers do not parse is treated like a message of another
+                // program, which is skipped.
                 let foreign = |_| Stored { subject: subject.into(), sequence, headers: None, payload: Bytes::new() };
                 Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
             }

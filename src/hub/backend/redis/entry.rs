@@ -31,8 +31,8 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry, as this entry says. Entries of other software do not
-    /// say it.
+    /// The position of the preceding entry. Each entry of a hub contains it. Entries of other
+    /// software do not.
     pub(super) previous: Option<Position>,
     /// Set if entries immediately before this entry were lost. Each reader whose cursor is before
     /// this position has missed some of them.
@@ -92,8 +92,7 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
         previous = Some(position.previous());
     }
     // The first entry after a failover reports the loss to readers whose cursor is before the lost
-    // entries. A mark (an entry without a topic that says which entries were lost) reports the loss
-    // to all readers.
+    // entries. A mark is an entry without a topic. It reports the loss to all readers.
     let is_mark = !has_topic && previous.is_some() && mark.is_some();
     let (lost_for_readers_before, newest_lost) = match is_mark {
         true => (Some(position.previous()), mark),
@@ -138,10 +137,10 @@ pub(super) struct DecodedBatch {
     pub(super) records: Vec<(Position, Record)>,
     /// The position of the last entry.
     pub(super) through: Position,
-    /// Set if other software has added the first entry, so that the entry does not say which entry
-    /// preceded it.
+    /// Set if other software has added the first entry. Such an entry does not contain the position
+    /// of the preceding entry.
     pub(super) begins_with_foreign_entry: bool,
-    /// The position of the entry that preceded the first entry, if the first entry says it.
+    /// The position of the entry that preceded the first entry, if the first entry contains it.
     pub(super) previous: Option<Position>,
     /// Set if the log has lost its entries up to the cursor `after` and has continued from an
     /// earlier position.

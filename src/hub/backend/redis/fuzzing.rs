@@ -29,7 +29,7 @@ pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
     Ok(Page { epoch: 0, evicted_through, records: batch.records, through: batch.through })
 }
 
-/// Returns the eviction watermark of a log that begins with the first entry of this answer.
+/// Returns the eviction watermark of a log that begins with the first entry of this response.
 pub fn evicted_through(answer: Value) -> Result<Option<Position>, BoxError> {
     Ok(entry::first(entry::stream_entries(answer)?)?.map(|entry| entry.evicted_through()))
 }

@@ -16,8 +16,9 @@ const MAX_ACKNOWLEDGED: usize = 1 << 16;
 /// an append waits for its response.
 const MAX_RUNS: usize = 4096;
 
-/// The number of attempts to mark a loss that may fail because the server would have to search too
-/// many entries. After that, the mark is added without a complete search.
+/// The number of attempts to add a mark, an entry that reports a loss, with a complete search for
+/// the mark of another node. An attempt fails if the server would have to search too many entries.
+/// After these attempts, the mark is added without a complete search.
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Compares the positions that this process has published or read with the entries of the log.

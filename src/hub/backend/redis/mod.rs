@@ -40,11 +40,12 @@ use tokio::sync::Mutex;
 ///   of the last second or two are lost. Without an append-only file the events since the last
 ///   snapshot are lost. A restart that has lost events is a failover (see below).
 /// - **Order**: all topics and nodes share the order of the scripts that publish. One
-///   [`publish_all`](crate::hub::Topic::publish_all) is one script: all of its events are stored
-///   with nothing between them, or none is. If the connection is lost before the answer, `publish`
-///   returns an error and the events may be in the log. They are not sent again.
+///   [`publish_all`](crate::hub::Topic::publish_all) is one script: either all of its events are
+///   stored, with no other event between them, or no event is. If the connection is lost before the
+///   response, `publish` returns an error and the events may be in the log. They are not sent
+///   again.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
-///   stream, whichever is less. The server trims when something is published.
+///   stream, whichever is less. The server trims the stream when an event is published.
 /// - **Ids** are not used twice, with an exception after a failover.
 ///
 /// # What it reports as a gap
@@ -63,15 +64,15 @@ use tokio::sync::Mutex;
 /// - **Failover**: replication is asynchronous, so a failover may lose the newest events (see
 ///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A node that has
 ///   read or published a lost event detects the loss after it has reconnected. The node adds a mark
-///   to the log, even if nothing is published. On all nodes, every client gets a gap when it passes
-///   the mark. A client that had received a lost event gets a gap before the next event, and
-///   another gap at the mark. If several nodes knew different lost events, each of these nodes may
-///   add a mark.
+///   to the log, even if no event is published. A mark is an entry that reports the loss. On all
+///   nodes, every client gets a gap when it passes the mark. A client that had received a lost
+///   event gets a gap before the next event, and another gap at the mark. If several nodes knew
+///   different lost events, each of these nodes may add a mark.
 ///
 /// Exceptions after a failover:
 ///
-/// - Clients of nodes that did not know of the loss get later events first. The gap that they get
-///   then is at the position of the mark, which is after these events.
+/// - Clients of nodes that did not know of the loss get later events first. Then they get a gap at
+///   the position of the mark, which is after these events.
 /// - A loss is not reported if each node that knew of it ends before it has reached the new master,
 ///   or has no permission to write there.
 /// - Two masters at the same time (split brain) may give the same id to two events. To make this
@@ -82,11 +83,11 @@ use tokio::sync::Mutex;
 ///
 /// While the server is unreachable, or has no memory left (`maxmemory` with `noeviction`),
 /// `publish` returns an error after at most one [`timeout`](Self::timeout) for a connection and one
-/// for an answer. Subscribers wait, and continue within a second after the server is available
+/// for a response. Subscribers wait, and continue within a second after the server is available
 /// again. With a policy that evicts keys without a time to live, such as `allkeys-lru`, a server
 /// without memory may evict the whole log. Use `noeviction` or one of the `volatile` policies.
 ///
-/// # What it takes
+/// # Resources and permissions
 ///
 /// - Two connections for each process, whatever the number of clients. `CLIENT LIST` shows them as
 ///   `tower-sse-commands`, which publishes and reads events that the node does not retain any more,
