@@ -43,7 +43,7 @@ impl FieldError {
         Self { kind, what, position, text: text.into() }
     }
 
-    /// Returns the reason.
+    /// Returns the reason why the text is invalid.
     #[must_use]
     pub fn kind(&self) -> FieldErrorKind {
         self.kind

@@ -40,7 +40,7 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Returns the reason.
+    /// Returns the reason why events are missing.
     #[must_use]
     pub fn reason(&self) -> GapReason {
         self.reason

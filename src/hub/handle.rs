@@ -56,7 +56,7 @@ impl Hub {
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
     ///
-    /// A backend outage is not an error here.
+    /// During an outage of the backend, subscribing returns no error.
     ///
     /// # Cancel safety
     ///

@@ -20,9 +20,9 @@
 //!
 //! # One log
 //!
-//! A hub is one ordered log. A topic is a label of events, and ids rise across all topics. So one
-//! `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. An id
-//! implies that the client has received every earlier event of its topics, or a gap for it.
+//! A hub is one ordered log. A topic is a label of events, and ids increase across all topics. So
+//! one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. An
+//! id implies that the client has received every earlier event of its topics, or a gap for it.
 //!
 //! An event is encoded once, when it is published. A [`Subscription`] is a cursor, not a queue: the
 //! topics retain the events, and subscribers at the same position share the same memory. The only

@@ -15,7 +15,7 @@ pub(super) enum Step {
     Shutdown,
 }
 
-/// One topic of a subscription.
+/// The reader of one topic of a subscription.
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
     /// Evicted events up to this position were already reported to the client.

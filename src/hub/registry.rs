@@ -1,4 +1,4 @@
-//! The topics of a hub, and the tombstones of dropped topics.
+//! The topics of a hub, and the tombstones: the eviction watermarks of dropped topics.
 
 use super::{
     backend::Position,

@@ -26,7 +26,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// response without the page, and the page follows later.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A replay from the backend. It ends as soon as the topics of this node retain what follows.
+/// A replay from the backend. It ends as soon as the topics of this node retain all following
+/// events.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
     /// Set if the cursor may be after the end of the log, because the backend has not confirmed it.

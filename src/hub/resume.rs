@@ -8,7 +8,7 @@ pub(super) struct ResumePoint {
     /// The greatest position that has no retained event between it and `first`. A client that
     /// reconnects with this cursor gets no second gap for the same events.
     pub(super) cursor: Position,
-    /// The position of the first event after the cursor.
+    /// The position of the first event after the cursor, if there is one yet.
     pub(super) first: Option<Position>,
 }
 

@@ -38,7 +38,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Records an event whose bytes have been added.
+    /// Adds the entry of an event whose bytes were already added.
     pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();

@@ -36,8 +36,8 @@ use tokio_stream::Stream;
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`, after which an `EventSource` does not reconnect.
 ///
-/// As a stream, a subscription yields events as the bytes on the wire, which all clients share. An
-/// item can contain many events.
+/// As a stream, a subscription yields events as wire bytes, which all clients share. An item can
+/// contain many events.
 ///
 /// A subscription is a cursor, not a queue: its memory does not grow if its client is slow. The
 /// topics retain the events for all subscriptions. A client that falls behind the retention gets a
@@ -107,7 +107,8 @@ pub struct Subscription {
     has_failed: bool,
 }
 
-/// The reason for the subscription's start position.
+/// The start of a subscription: with live events, with retained events, or after the last id of its
+/// client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The subscription began with live events.
@@ -178,8 +179,8 @@ impl Subscription {
 
     /// Returns `true` if the client resumes after its last id with no missing event.
     ///
-    /// It is `false` for a client without an id, and if there is or may be a [gap](Self::gap). The
-    /// state of the client is then not the state that the next events change. See
+    /// It is `false` for a client without an id, and if there is or may be a [gap](Self::gap). In
+    /// these cases, the next events do not continue from the client's state. See
     /// [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
@@ -206,7 +207,7 @@ impl Subscription {
     }
 
     /// Begins the stream with a snapshot: the state that the next events change. The snapshot gets
-    /// the [`cursor`](Self::cursor) as its id, in place of any other.
+    /// the [`cursor`](Self::cursor) as its id, which replaces any other id.
     ///
     /// If there is a [gap](Self::gap), the snapshot replaces the gap event and all retained events.
     /// The subscription then resumes with the events that were published after it was created.
@@ -217,8 +218,8 @@ impl Subscription {
     ///   and publish, and the handler holds it while it subscribes and reads the state, as below.
     ///   This works in one process only.
     /// - The state contains the id of the event that changed it last, and the subscription begins
-    ///   [after](super::Start::After) that id. If the subscription has a gap, the state is too old,
-    ///   and has to be read again. This also works with [several nodes](super#several-nodes).
+    ///   [after](super::Start::After) that id. If the subscription then has a gap, the state is too
+    ///   old. This also works with [several nodes](super#several-nodes).
     ///
     /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot, because all retained
     /// events would follow.

@@ -110,9 +110,9 @@ impl Topic {
     ///
     /// # Errors
     ///
-    /// The same as for [`publish`](Self::publish). After an error, no event is in the log. The
-    /// exception is [`Backend`](super::ErrorKind::Backend), after which either all events or no
-    /// event may be in the log.
+    /// Returns the same errors as [`publish`](Self::publish). After an error, no event is in the
+    /// log. The exception is [`Backend`](super::ErrorKind::Backend), after which either all events
+    /// or no event may be in the log.
     ///
     /// # Cancel safety
     ///
@@ -139,7 +139,7 @@ impl Topic {
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     ///
-    /// A backend outage is not an error here.
+    /// During an outage of the backend, subscribing returns no error.
     ///
     /// # Cancel safety
     ///
@@ -194,7 +194,7 @@ impl Topic {
         self.core.exists(&self.name)
     }
 
-    /// Returns the number of subscriptions in this process.
+    /// Returns the number of subscriptions to this topic in this process.
     ///
     /// A subscription counts until it is dropped. A server drops it when the client closes its
     /// connection. If the client vanishes without closing, the server drops it when a write fails,

@@ -22,7 +22,7 @@ pub(super) struct Contents {
     pub(super) waiters: Waiters,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
-    /// Set if each event replaces the one before it.
+    /// Set if each event replaces the previous event.
     pub(super) latest_only: bool,
     /// Set if the topic is scheduled for expiry in the registry (`due`).
     pub(super) is_due: bool,

@@ -52,7 +52,7 @@ pub(in crate::hub) struct BackendClient {
     /// Set after an overload was logged, until its end is logged. During an overload, new reads are
     /// rejected.
     is_overloaded: AtomicBool,
-    /// The runtime that the hub was connected in.
+    /// The runtime on which the hub was connected.
     runtime: OnceLock<Handle>,
     follower: OnceLock<AbortHandle>,
 }
@@ -60,7 +60,7 @@ pub(in crate::hub) struct BackendClient {
 /// The known state of the log. It can be ahead of the follower.
 #[derive(Default)]
 struct LogState {
-    /// The other fields belong to the log with this epoch.
+    /// The epoch of the log that the other fields describe.
     epoch: u64,
     /// The greatest known position. The log may have greater positions.
     last: Position,
@@ -79,7 +79,7 @@ pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) evicted_through: Position,
     pub(in crate::hub) through: Position,
-    /// The position of the first event.
+    /// The position of the first event in the page.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
     /// The topics that have a record in the page. The value is the position of the topic's last

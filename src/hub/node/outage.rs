@@ -41,7 +41,7 @@ impl Outage {
         outcome
     }
 
-    /// Records a failure.
+    /// Records a failure of the operation.
     pub(super) fn failed(&self, error: &BoxError) {
         metrics::backend_failed(self.operation);
         let mut state = self.state();
