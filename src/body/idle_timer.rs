@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Measures the silence of one stream.
 ///
 /// The timer is allocated when the stream is silent for the first time. So a stream that ends
-/// before that never has a timer, and a body is `Unpin` if its stream is.
+/// before that never has a timer, and a body is `Unpin` if its stream is `Unpin`.
 #[derive(Debug, Default)]
 pub(super) struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,

@@ -5,11 +5,11 @@ use memchr::memchr2_iter;
 
 /// Tracks the position within the lines of a stream.
 ///
-/// It reads only the end of each chunk. A CR may be the first half of a CRLF. So a line has
-/// certainly ended only after an LF.
+/// The tracker reads only the end of each chunk. A CR may be the first half of a CRLF. So a line
+/// has certainly ended only after an LF.
 #[derive(Clone, Copy)]
 pub(super) struct LineTracker {
-    /// The last three bytes, oldest first. Initially they are those after a blank line.
+    /// The last three bytes, oldest first. Initially they are the bytes after a blank line.
     last: [u8; 3],
 }
 
@@ -43,7 +43,7 @@ impl LineTracker {
 
 /// Counts the events of an upstream stream, and tracks whether its current event is incomplete.
 ///
-/// It reads the start of every line, so it is used only for streams that are recorded.
+/// The tracker reads the start of every line, so it is used only for streams that are recorded.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
     /// The number of bytes of a byte order mark that were seen at the beginning of the stream.

@@ -1,8 +1,9 @@
 //! The hand-over of layer settings to the body of a response.
 //!
-//! A body that can apply settings opens a [`LayerLink`]. Its other end, the [`LayerHandle`],
-//! travels in the extensions of the response. Each layer that finds an open handle attaches an
-//! [`AppliedLayer`] instead of wrapping the body. The first poll of the body closes the link.
+//! A body that can apply settings opens a [`LayerLink`]. The other end of the link, the
+//! [`LayerHandle`], is in the extensions of the response. Each layer that finds an open handle
+//! attaches an [`AppliedLayer`] instead of wrapping the body. The first poll of the body closes the
+//! link.
 
 use crate::{
     limit::{Limit, Permit},
@@ -99,8 +100,8 @@ impl LayerLink {
         }
     }
 
-    /// Returns the settings of the innermost layer, once the link is closed. Its unset settings
-    /// come from the outer layers.
+    /// Returns the settings of the innermost layer, once the link is closed. The settings that are
+    /// unset in this layer come from the outer layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Closed(Some(layers)) => layers.first().map(|layer| &*layer.settings),

@@ -1,7 +1,7 @@
 //! Records the life of a stream (counters, span, reason of its end), and ends the stream when a
 //! layer requests it.
 //!
-//! This file has the whole protocol, for both kinds of bodies: [`poll_recorded`] runs each poll of
+//! This file implements the recording for both kinds of bodies: [`poll_recorded`] runs each poll of
 //! a body, and [`Recording`] is the body's part of the state. A body reports only the facts that
 //! its frames do not show: events, heartbeats, and the reason of its end.
 
@@ -177,11 +177,12 @@ pub(super) struct StreamRecorder {
     heartbeats: u64,
     /// The number of events of the chunk that is kept for the next frame.
     deferred_events: u64,
-    /// The reason of the end. `None` until it is known.
+    /// The reason why the stream ends. `None` until the reason is known.
     reason: Option<CloseReason>,
     progress: Progress,
     end_signals: Vec<EndSignal>,
-    /// A mutex that is never locked. It makes a body `Sync` if its stream is.
+    /// The `on_close` callback of the handler. The mutex is never locked. Because of it, the body
+    /// is `Sync` if its stream is, even though the callback is not.
     on_close: Mutex<Option<Callback>>,
     /// The `on_close` callbacks of the layers. Each callback is in the list once.
     layers: Vec<LayerOnClose>,
@@ -195,7 +196,7 @@ pub(super) struct StreamRecorder {
 enum Progress {
     /// The stream waits for its next poll.
     Waiting,
-    /// The stream is being polled. If it is dropped in this state, it has panicked.
+    /// The stream is being polled. A stream that is dropped in this state has panicked.
     Polling,
     /// The last frame was handed to the transport.
     Over,
@@ -280,7 +281,8 @@ impl StreamRecorder {
         Poll::Pending
     }
 
-    /// Returns whether this callback of a layer is in the list already. Clones of a layer share it.
+    /// Returns whether this callback of a layer is in the list already. Clones of a layer share one
+    /// callback.
     fn calls(&self, on_close: &LayerOnClose) -> bool {
         self.layers.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
     }
@@ -306,7 +308,7 @@ impl StreamRecorder {
         self.span.enter()
     }
 
-    /// Records the frame of a poll, and whether it was the last one.
+    /// Records the frame that a poll returned, and whether it was the last frame.
     #[inline]
     fn leave<E>(&mut self, polled: &Poll<Outcome<E>>, is_over: bool) {
         if let Poll::Ready(Some(Ok(frame))) = polled {

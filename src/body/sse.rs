@@ -35,7 +35,8 @@ pub(crate) struct Options {
     pub(crate) heartbeat: HeartbeatSetting,
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
-    /// A mutex that is never locked. It makes a body `Sync` if its stream is.
+    /// The `on_error` closure. The mutex is never locked. Because of it, the body is `Sync` if its
+    /// stream is, even though the closure is not.
     pub(crate) on_error: Mutex<Option<OnError>>,
     pub(crate) on_close: Mutex<Option<OnClose>>,
 }
@@ -124,7 +125,7 @@ impl<S> SseBody<S> {
         self
     }
 
-    /// Creates a body without a stream, which is at its end.
+    /// Creates a body without a stream. It is already at its end.
     pub(crate) fn ended() -> Self {
         Self {
             stream: None,
@@ -235,9 +236,9 @@ struct FrameBuilder {
 }
 
 impl<S> Projection<'_, S> {
-    /// Returns the reconnect delay and the first lines of the stream. The setting of the handler
-    /// has precedence over that of the layer. The delay comes first, because some clients apply a
-    /// delay only together with an event that follows it.
+    /// Returns the reconnect delay and the first lines of the stream. The delay that the handler
+    /// has set has precedence over the delay of the layer. The delay comes first, because some
+    /// clients apply a delay only together with an event that follows it.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.recording.settings() {
             Some(settings) => settings.first_retry(self.retry()),
@@ -353,8 +354,7 @@ fn reason_of(error: &BoxError) -> CloseReason {
     CloseReason::Error
 }
 
-/// Returns the heartbeat of the handler. If it is unset, returns that of the layer, or else the
-/// default.
+/// Returns the heartbeat of the handler, or else the heartbeat of the layer, or else the default.
 fn heartbeat<'a>(options: &'a Option<Box<Options>>, recording: &'a Recording) -> Option<&'a Heartbeat> {
     let own = options.as_ref().map(|options| &options.heartbeat);
     let own = own.filter(|heartbeat| !matches!(heartbeat, HeartbeatSetting::Inherit));

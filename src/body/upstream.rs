@@ -155,7 +155,7 @@ impl<E> Treatment<E> {
     }
 }
 
-/// A stream and the body that it reads, for one poll.
+/// Borrows a stream and the inner body that it reads, for one poll.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
@@ -198,7 +198,7 @@ where
     }
 }
 
-/// Records and logs the error that is handed out by this poll.
+/// Records and logs the error that this poll returns.
 fn record_failure(recording: &mut Recording) {
     recording.set_reason(CloseReason::Error);
     trace::failed(None);
@@ -345,7 +345,7 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(self.end())
     }
 
-    /// Ends a draining stream, with those of its final bytes that are legal at this position.
+    /// Ends a draining stream. Sends the final bytes that are legal at the current position.
     fn end(&mut self) -> Outcome<E> {
         // The held bytes of an incomplete byte order mark are discarded.
         self.byte_order_mark = ByteOrderMark::Passed;
@@ -353,7 +353,7 @@ impl<E> PassthroughStream<E> {
             return None;
         };
         if !self.events.is_complete() {
-            // The client discards its part of the event (HTML standard, §9.2.6).
+            // The client discards the incomplete event (HTML standard, §9.2.6).
             final_bytes.event = Bytes::new();
             if !self.events.is_at_line_start() {
                 final_bytes.retry = Bytes::new();
@@ -388,7 +388,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Returns the held outcome. If it is an error, it is returned after the delay.
+    /// Returns the held outcome. An error is returned only after the delay.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
         if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {
             ready!(delay.poll(cx));
