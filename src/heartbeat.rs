@@ -42,8 +42,8 @@ pub struct Heartbeat {
     event: Option<Bytes>,
 }
 
-/// The empty comment: `:` and one LF. It is legal at any line start, even in the middle of an
-/// event. It has no blank line, which would end that event early.
+/// The empty comment: `:` and one LF. A comment is legal at any line start, even in the middle of
+/// an event. The comment has no blank line, which would end that event early.
 pub(crate) const EMPTY_COMMENT: &[u8] = b":\n";
 
 impl Heartbeat {

@@ -16,8 +16,8 @@ use tokio_stream::Stream;
 impl Event {
     /// Creates an event whose data is a value as compact JSON, on one line.
     ///
-    /// The value is written into a buffer of the thread, so no `String` is allocated. Line ends in
-    /// a raw value (serde_json's `RawValue`) become spaces. They can occur only between tokens.
+    /// The value is written into a thread-local buffer, so no `String` is allocated. Line ends in a
+    /// raw value (serde_json's `RawValue`) become spaces. Line ends can occur only between tokens.
     ///
     /// U+2028, U+2029 and U+0085 are escaped. Some clients split lines at these characters,
     /// although they are not line ends in an event stream.
@@ -186,9 +186,9 @@ where
 
 /// The error of a value that does not serialize to JSON. Its [source](Error::source) is the reason.
 ///
-/// As a response of an axum handler, it is `500 Internal Server Error`. It converts into
-/// [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs only
-/// that type.
+/// As a response of an axum handler, this error is `500 Internal Server Error`. The error converts
+/// into [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs
+/// only that type.
 #[derive(Debug)]
 pub struct JsonError(serde_json::Error);
 

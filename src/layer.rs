@@ -63,7 +63,7 @@ use tower_service::Service;
 ///
 /// A response without a `Content-Type` is an event stream if its status is 200, its length is not
 /// known, and `text/event-stream` is the only concrete media type in the `Accept` header of the
-/// request. It gets the content type, and `Vary: Accept`.
+/// request. The layer adds the content type, and `Vary: Accept`.
 ///
 /// Responses to `HEAD`, and bodies that are already at their end, pass unchanged.
 ///
@@ -78,9 +78,9 @@ use tower_service::Service;
 ///   connection or the [shutdown](Self::shutdown) of this layer has begun. A layer cannot see
 ///   whether the server closes the connection for another reason, such as its own graceful
 ///   shutdown. If a response has both options, `close` applies (RFC 9112, §9.3).
-/// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. They are sent between the
-///   lines of a stream. So a client dispatches the same events as without the layer, and the
-///   heartbeats if these are events.
+/// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. Heartbeats are sent between
+///   the lines of a stream. So a client dispatches the same events as without the layer. If the
+///   heartbeat is an event, the client dispatches the heartbeats as well.
 /// - **An [`SseStream`](crate::SseStream)** applies the settings in its own body. The settings of
 ///   the handler have precedence. So there is never a second heartbeat, even with several layers:
 ///   the innermost layer decides.
@@ -99,8 +99,8 @@ use tower_service::Service;
 ///
 /// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
 /// corrupt it. (`identity`, `none` and an empty value are no encodings.) A
-/// [shutdown](Self::shutdown) or its [maximum lifetime](Self::max_lifetime) ends it immediately,
-/// without a shutdown event or a reconnect delay.
+/// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) ends such a stream
+/// immediately, without a shutdown event or a reconnect delay.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {
@@ -200,7 +200,7 @@ impl SseLayer {
     }
 
     /// Ends each stream after this time, with a jitter of ±10 %. A stream first finishes its
-    /// current event. Clients reconnect by themselves, maybe to another server, and authenticate
+    /// current event. Clients reconnect by themselves, possibly to another server, and authenticate
     /// again.
     ///
     /// With several layers, the shortest lifetime applies.
@@ -211,9 +211,9 @@ impl SseLayer {
     /// Limits the number of streams that are open at the same time. Open streams are never closed
     /// to admit a new one.
     ///
-    /// Clones of the layer and of its services share the limit. A response counts from when the
-    /// handler returns it until its body is dropped. [`when_full`](Self::when_full) sets the
-    /// response for requests over the limit.
+    /// Clones of the layer and of its services share the limit. A response counts from the time
+    /// when the handler returns it until its body is dropped. [`when_full`](Self::when_full) sets
+    /// the response for requests over the limit.
     pub fn max_streams(self, streams: usize) -> Self {
         self.with(|settings| settings.limits.push(Limit::of_all(streams)))
     }
@@ -481,14 +481,14 @@ fn reject_again<B: Body>(
 
 /// Returns whether the response may have `Connection: keep-alive`.
 ///
-/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be wrong, because a
-/// body without a length ends with the connection (RFC 9112, §6.3).
+/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0, the header would be wrong,
+/// because a body without a length ends with the connection (RFC 9112, §6.3).
 fn can_keep_connection<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && !headers::has_connection_close(request.headers())
 }
 
-/// Returns whether a client reads the response as an event stream. It does so only with status 200
-/// (HTML standard, §9.2.2).
+/// Returns whether a client interprets the response as an event stream. A client does so only if
+/// the status is 200 (HTML standard, §9.2.2).
 ///
 /// `assumes` is true if the client accepts only event streams. A response without a content type
 /// then counts as an event stream, unless its length is known: a body of known length is complete,

@@ -31,9 +31,9 @@ use std::{
 #[non_exhaustive]
 pub enum Overload {
     /// `503 Service Unavailable` with `Retry-After`, or `429 Too Many Requests` if the limit of a
-    /// key is reached. A 503 lets load balancers detect the overload. They do not eject a server
-    /// because of a 429, since one client with too many streams does not make the server unhealthy.
-    /// An `EventSource` does not reconnect by itself.
+    /// key is reached. A 503 lets load balancers detect the overload. Load balancers do not eject a
+    /// server because of a 429, since one client with too many streams does not make the server
+    /// unhealthy. An `EventSource` does not reconnect by itself.
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.

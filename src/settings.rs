@@ -100,7 +100,7 @@ impl fmt::Debug for Settings {
 pub(crate) struct FinalBytes {
     /// The shutdown event.
     pub(crate) event: Bytes,
-    /// The line with the reconnect delay. It is legal in the middle of an event.
+    /// The line with the reconnect delay. The line is legal in the middle of an event.
     pub(crate) retry: Bytes,
 }
 

@@ -26,8 +26,8 @@ const ROOM_FOR_FIELDS: usize = 64;
 /// The number of bytes that a field that is set first reserves for data and further fields.
 const ROOM_FOR_DATA: usize = 256;
 
-/// The wire bytes of one event. They are always a complete event: the last byte is the LF of the
-/// blank line.
+/// The wire bytes of one event. The bytes are always a complete event: the last byte is the LF of
+/// the blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
     /// The reserved space, followed by the event. Empty for an event without a field.
@@ -52,7 +52,8 @@ impl Wire {
 
     /// Parses an event that this crate has encoded without an id. Returns `None` for other bytes.
     ///
-    /// Each line begins with one of the field names and ends in LF. The blank line is the last.
+    /// In a valid input, each line begins with one of the field names and ends in LF, and the last
+    /// line is the only blank line.
     #[cfg(feature = "hub")]
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let lines = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
@@ -157,7 +158,7 @@ pub(crate) fn retry_line(delay: Duration) -> Bytes {
     Bytes::from(line)
 }
 
-/// Returns comment lines without a blank line. They may be sent in the middle of an event.
+/// Returns comment lines without a blank line. These lines may be sent in the middle of an event.
 pub(crate) fn comment_lines(text: &str) -> Bytes {
     let mut lines = Vec::new();
     Lines::of(COMMENT, text.as_bytes()).write(&mut lines);

@@ -46,13 +46,13 @@ impl EncodedEvents {
         self.bytes.is_empty()
     }
 
-    /// Returns the bytes as they are sent.
+    /// Returns the wire bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Converts this into the bytes as they are sent, without a copy.
+    /// Converts this into its wire bytes, without a copy.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.bytes

@@ -49,7 +49,7 @@ impl FieldError {
         self.kind
     }
 
-    /// Returns the index of the first invalid byte. It is 0 for an empty text.
+    /// Returns the index of the first invalid byte, or 0 for an empty text.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position

@@ -55,8 +55,8 @@ impl Text {
     }
 }
 
-/// Returns the first byte that the text of a field must not contain. It is a loop instead of
-/// `memchr`, so that literals can be checked in a `const`.
+/// Returns the first byte that the text of a field must not contain. The search is a loop instead
+/// of `memchr`, so that literals can be checked in a `const`.
 const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
     while at < text.len() {

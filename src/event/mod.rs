@@ -86,7 +86,7 @@ impl Event {
     /// Creates an event from a value that implements `Display`: a number, a template,
     /// `format_args!`.
     ///
-    /// The value is formatted into a buffer of the thread, so no `String` is allocated. If `data`
+    /// The value is formatted into a thread-local buffer, so no `String` is allocated. If `data`
     /// returns an error, the event has the text that was written before. Render a value that may
     /// fail into a `String` first.
     ///
@@ -107,7 +107,7 @@ impl Event {
     /// Creates an event with an `id` alone. It moves the client's cursor and dispatches no message.
     ///
     /// Send a checkpoint now and then if most events are filtered out for a client. After a
-    /// reconnect, the handler then need not filter them again.
+    /// reconnect, the handler then does not have to filter the same events again.
     ///
     /// By the standard (§9.2.6), an `id` alone moves the cursor. Chromium implements that. WebKit
     /// moves the cursor with the next event that has data, and Firefox does not move it. A name
