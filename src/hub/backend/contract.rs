@@ -1,8 +1,8 @@
 //! Checks of the contract of every [`Backend`], for authors of one (feature `backend-contract`).
 //!
 //! The checks run against a real server as well as in memory. They take seconds, and do not delete
-//! the logs that they create. They see a log from outside only, so two parts of the contract need
-//! tests of their own:
+//! the logs that they create. They test a log only through the trait, so two parts of the contract
+//! need tests of their own:
 //!
 //! - a server that is killed, cut off, restored from a backup or replaced;
 //! - records that another program has written into the log.
@@ -34,7 +34,7 @@ const PLENTY: usize = 100_000;
 /// Runs all checks, each on a log of its own.
 ///
 /// `open` connects to the log with this name, which is empty if the name is new. The log retains
-/// about as many records as the second argument says. A check may open one name several times: each
+/// about as many records as the second argument. A check may open one name several times: each
 /// connection stands for another process.
 ///
 /// # Panics
@@ -89,7 +89,7 @@ async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
     }
 }
 
-/// Positions rise. The records of one append have no other record between them.
+/// Positions increase. The records of one append have no other record between them.
 async fn positions_rise<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").last;
     let mut before = begin;
@@ -188,7 +188,7 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
 }
 
-/// Appends that run at the same time, from two processes, return positions of their own. A process
+/// Appends that run at the same time, from two processes, return different positions. A process
 /// that connects later continues after them.
 async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 10;

@@ -1,7 +1,7 @@
 //! Implementing a backend: what a log needs, how a hub calls it, how to test it. This module has no
 //! items.
 //!
-//! Read the rules of [`Backend`] first. This page says how to keep them.
+//! Read the rules of [`Backend`] first. This page explains how to implement them.
 //!
 //! # What a log must provide
 //!
@@ -174,9 +174,10 @@
 //!
 //! # Mistakes to avoid
 //!
-//! - An append that is retried after a timeout, without an identity by which the server recognizes
-//!   it. The records are then in the log twice.
-//! - A page whose `through` is its last record. The follower then stops before foreign records.
+//! - An append that is retried after a timeout, without an identity that lets the server detect the
+//!   duplicate. The records are then in the log twice.
+//! - A page whose `through` is its last record. The follower then stops before the records of other
+//!   programs.
 //! - A lock that is held while `follow` waits. The append that would wake it waits for the lock.
 //! - A `follow` that returns an empty page immediately instead of waiting. The follower then never
 //!   sleeps.

@@ -98,8 +98,8 @@ pub trait Backend: Send + Sync + 'static {
     /// log and the position of the last record.
     ///
     /// The epoch and the position belong to the log that stored the records, even if that log
-    /// replaced another one during the call. The hub makes the id of the last event from them. No
-    /// other append returns the same pair.
+    /// replaced another one during the call. The hub makes the id of the last event from the epoch
+    /// and the position. No other append returns the same pair.
     ///
     /// There is at least one record, and all have the same topic and kind. The total size of the
     /// events is not limited by the hub. If the server does not accept this size, `append` returns
@@ -142,9 +142,9 @@ pub enum IdFormat {
     Positions,
     /// `<epoch>-<message>`, for a log of messages that contain several events.
     ///
-    /// Each message has 65,536 positions, and the last event of a message has the last of them. The
-    /// id of an event before the last of its message is `<epoch>-<message>-<n>`, where `n` counts
-    /// the events that follow it in the message.
+    /// Each message has 65,536 positions, and the last event of a message has the last position.
+    /// The id of an event before the last of its message is `<epoch>-<message>-<n>`, where `n`
+    /// counts the events that follow it in the message.
     Messages,
     /// `<time>-<sequence>`, for a log whose positions are times in milliseconds with a sequence
     /// number of 20 bits. Times are never reused, so the ids contain no epoch.
@@ -186,14 +186,14 @@ pub struct Bounds {
     pub last: Position,
 }
 
-/// One event of a topic, or the end of a topic.
+/// One event of a topic, or a record that finishes the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The name of the topic: any text.
     pub topic: Arc<str>,
     /// The meaning of the record.
     pub kind: RecordKind,
-    /// The event as it is on the wire, without its id. Empty at the end of a topic.
+    /// The wire bytes of the event, without its id. Empty if the record finishes the topic.
     pub event: Bytes,
 }
 

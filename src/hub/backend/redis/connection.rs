@@ -41,7 +41,7 @@ pub(super) const COMMANDS: &str = "tower-sse-commands";
 /// numbers remain for the entries of that millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
-/// The timeout of a request to one sentinel. After it, the next sentinel is asked.
+/// The timeout of a request to one sentinel. After the timeout, the next sentinel is asked.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The address of a server, and the settings of a connection.

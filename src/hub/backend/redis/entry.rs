@@ -31,8 +31,7 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry. Each entry of a hub contains it. Entries of other
-    /// software do not.
+    /// The position of the preceding entry. `None` if other software has added this entry.
     pub(super) previous: Option<Position>,
     /// Set if entries immediately before this entry were lost. Each reader whose cursor is before
     /// this position has missed some of them.
@@ -142,8 +141,8 @@ pub(super) struct DecodedBatch {
     pub(super) begins_with_foreign_entry: bool,
     /// The position of the entry that preceded the first entry, if the first entry contains it.
     pub(super) previous: Option<Position>,
-    /// Set if the log has lost its entries up to the cursor `after` and has continued from an
-    /// earlier position.
+    /// Set if the log has lost its newest entries, up to the cursor `after`, and has continued from
+    /// an earlier position.
     pub(super) has_gone_back: bool,
     /// The newest lost position that these entries report to all readers.
     pub(super) newest_lost: Option<Position>,

@@ -50,8 +50,8 @@ use tokio::sync::Mutex;
 ///
 /// # What it reports as a gap
 ///
-/// Every entry contains the id of the entry before it. A client gets a [gap](crate::hub::Gap) if an
-/// entry after its cursor is missing:
+/// Every entry identifies the entry before it. A client gets a [gap](crate::hub::Gap) if an entry
+/// after its cursor is missing:
 ///
 /// - **Trimmed entries** (by this backend or by `XTRIM`): a gap for each client that has not
 ///   received the newest trimmed entry.
