@@ -293,7 +293,7 @@ macro_rules! field {
             }
         }
 
-        /// Converts a literal.
+        /// Converts a literal, which is checked.
         ///
         /// # Panics
         ///

@@ -17,7 +17,7 @@ pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     buffer.clear();
     let written = write(&mut buffer);
     if buffer.capacity() <= KEPT {
-        // An error means that the thread ends. The buffer is freed with it.
+        // `try_with` fails while the thread ends. The buffer is then freed here.
         let _freed_with_the_thread = SCRATCH.try_with(|kept| kept.set(buffer));
     }
     written

@@ -163,7 +163,8 @@ impl Topic {
     ///
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
-    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge it.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the finish
+    ///   record.
     pub async fn finish(&self) -> Result<(), Error> {
         self.core.finish(&self.name).await
     }

@@ -133,7 +133,8 @@ pub struct RedisBackend {
     newest: Script,
     mark: Script,
     commands: Mutex<Commands>,
-    /// The connection of the follower. `None` while `follow` uses it, and after it is lost.
+    /// The connection of the follower. `None` while `follow` uses it, and after the connection is
+    /// lost.
     follower: Mutex<Option<Connection>>,
     /// The estimated size of the largest entries in bytes, which determines how many entries a page
     /// requests.
