@@ -1,4 +1,4 @@
-//! The integration with axum: the only file that knows it.
+//! The integration with axum. No other file uses `axum-core`.
 
 use crate::{LastEventId, LastEventIdRejection, SseItem, SseStream, StopReconnecting};
 use axum_core::{

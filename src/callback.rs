@@ -1,12 +1,13 @@
-//! Calls of code that the crate does not own, where a panic must not spread.
+//! Calls of application code (callbacks and wakers) whose panic must not propagate.
 
 use crate::trace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Calls a callback or a waker, and ends its panic here. The panic hook has reported the panic.
+/// Calls a callback or a waker, and catches its panic. The panic hook has already reported the
+/// panic.
 ///
-/// A panic would abort the process in a `drop` while the thread unwinds. It would also end the
-/// follower of a node, and keep the callbacks and wakers after this one from being called.
+/// In a `drop` during unwinding, a second panic would abort the process. Elsewhere, a panic would
+/// end the follower of a node, and the callbacks and wakers after this one would not be called.
 pub(crate) fn contain_panic(callback: &'static str, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
         trace::callback_panicked(callback);

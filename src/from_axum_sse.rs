@@ -32,7 +32,7 @@
 //!
 //! Handlers can migrate one by one. An [`SseLayer`] around the router completes the streams of
 //! handlers that still return `Sse`: headers, heartbeats, protection from compressors, shutdown,
-//! limits. Remove their `keep_alive` then.
+//! limits. Remove the `keep_alive` of these handlers then.
 //!
 //! # The response
 //!

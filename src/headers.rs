@@ -8,13 +8,14 @@ use memchr::{memchr, memchr_iter};
 
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// nginx and others buffer a response unless this says `no`.
+/// The header that disables the buffering of a response in nginx and some other proxies.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Adds missing headers, and completes present headers.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     match headers.get(CONTENT_TYPE) {
-        // As compressors know it: many of them compare the first bytes.
+        // Written in lower case, because many compressors compare only the first bytes of the
+        // content type.
         Some(value) if value.as_bytes().starts_with(EVENT_STREAM.as_bytes()) => {}
         other => {
             let value = other.and_then(with_lower_case_essence).unwrap_or(HeaderValue::from_static(EVENT_STREAM));
@@ -40,14 +41,15 @@ pub(crate) fn is_event_stream(content_type: &HeaderValue) -> bool {
 #[inline]
 pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
     if headers.len() == headers.keys_len() {
-        // No name stands twice, and to look for one value costs half.
+        // No header has two values, and a lookup of a single value costs half as much.
         return headers.get(ACCEPT).is_some_and(|value| has_event_stream(value.as_bytes()));
     }
     headers.get_all(ACCEPT).into_iter().any(|value| has_event_stream(value.as_bytes()))
 }
 
-/// Looks only at hyphens, because every request pays for this: most headers have one hyphen or
-/// none.
+/// Returns whether one of these media ranges is the type of event streams, with a weight above 0.
+/// The search looks for hyphens, because it runs for every request, and most headers have one
+/// hyphen or none.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {
@@ -86,8 +88,8 @@ pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
     has_directive(headers, CONNECTION, "close")
 }
 
-/// Returns whether additional bytes would corrupt the body. `none` is not a registered coding, but
-/// a widespread way to disable compressors.
+/// Returns whether the body has a `Content-Encoding`, so that additional bytes would corrupt it.
+/// `none` is not a registered coding, but a widespread way to disable compressors.
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     items(headers, CONTENT_ENCODING).any(|coding| {
         let is_identity = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
@@ -121,8 +123,9 @@ fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     })
 }
 
-/// Returns the directives of `Cache-Control` and `no-transform`, in one value: some middleware
-/// reads only the first value of a header. Returns `None` if there are no directives.
+/// Returns one `Cache-Control` value with the present directives and `no-transform`. It is one
+/// value because some middleware reads only the first value of a header. Returns `None` if there
+/// are no directives.
 fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut value = Vec::new();
     for directive in items(headers, CACHE_CONTROL).filter(|directive| !directive.is_empty()) {
@@ -136,7 +139,7 @@ fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&value).ok()
 }
 
-/// Returns the part after the type, if that is the type of event streams.
+/// Returns the parameters after the media type if the type is that of event streams.
 fn parameters_of_event_stream(media_range: &[u8]) -> Option<&[u8]> {
     let (essence, rest) = media_range.split_at_checked(EVENT_STREAM.len())?;
     let is_whole = matches!(rest.trim_ascii_start(), [] | [b';' | b',', ..]);

@@ -7,10 +7,10 @@ use std::time::Duration;
 /// Keeps a silent stream alive: sends a comment or an event after each interval without other
 /// bytes.
 ///
-/// Proxies and load balancers close silent connections, often after 30 or 60 seconds. A server
-/// usually notices at once that a client has closed its connection. In two cases it notices only
-/// when it writes: the network of the client is gone, or the client has closed an HTTP/1 connection
-/// on which it had sent more bytes, such as a second request. The default is a comment every 15
+/// Proxies and load balancers close silent connections, often after 30 or 60 seconds. If a client
+/// closes its connection, the server usually detects it immediately. In two cases the server detects
+/// it only when it writes to the connection: the client has lost its network, or the client had sent
+/// more bytes on an HTTP/1 connection, such as a second request. The default is a comment every 15
 /// seconds, as the HTML standard advises ([§9.2.7, "Authoring notes"][notes]).
 ///
 /// # Examples
@@ -31,8 +31,8 @@ use std::time::Duration;
 ///
 /// # Cost
 ///
-/// A stream has one timer. Events do not touch it: when it expires, it is reset to one interval
-/// after the last byte that was sent.
+/// A stream has one timer. Events do not reset the timer. When the timer expires, it is set to one
+/// interval after the last byte that was sent.
 ///
 /// [notes]: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
 #[derive(Clone, Debug)]
@@ -43,8 +43,8 @@ pub struct Heartbeat {
     event: Option<Bytes>,
 }
 
-/// `:` and one LF. It is legal at any line start, even in the middle of an event, where a blank
-/// line would end the event early.
+/// The empty comment: `:` and one LF. A comment is legal at any line start, even in the middle of
+/// an event. The comment has no blank line, which would end that event early.
 pub(crate) const EMPTY_COMMENT: &[u8] = b":\n";
 
 impl Heartbeat {
@@ -69,13 +69,13 @@ impl Heartbeat {
     /// checkpoints and other bytes that a page cannot see do not postpone it.
     ///
     /// An upstream stream that is silent in the middle of an event gets a comment instead, which is
-    /// legal there: the comment that was set before, or the empty one.
+    /// legal there: the comment that was set before, or an empty comment.
     ///
-    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
-    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// A client that has reconnected forgets its last id at an event that arrives before the first
+    /// id of the new response (HTML standard, §9.2.6). A stream that is resumed should therefore
     /// begin with an id, for example an [`Event::checkpoint`].
     ///
-    /// The event is sent without its id. Otherwise the client would send that as its
+    /// The event is sent without its id. Otherwise the client would send the id as its
     /// `Last-Event-ID`, and no client can resume from a heartbeat.
     pub fn event(self, event: Event) -> Self {
         Self { event: Some(event.without_id().encode()), ..self }
@@ -91,7 +91,8 @@ impl Heartbeat {
         self.event.is_some()
     }
 
-    /// Returns the bytes of a heartbeat. In the middle of an event that is the comment.
+    /// Returns the bytes of a heartbeat. In the middle of an event, these are the bytes of the
+    /// comment.
     pub(crate) fn bytes(&self, between_events: bool) -> Bytes {
         match &self.event {
             Some(event) if between_events => event.clone(),
@@ -115,7 +116,7 @@ impl Heartbeat {
 /// The heartbeat setting of a handler or of a layer.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum HeartbeatSetting {
-    /// The heartbeat of the next layer outside, or else the default.
+    /// Unset: the heartbeat of the next outer layer applies, or else the default.
     #[default]
     Inherit,
     Off,
@@ -123,7 +124,8 @@ pub(crate) enum HeartbeatSetting {
 }
 
 impl HeartbeatSetting {
-    /// Takes over the setting of an outer layer if this one is unset. Returns whether it did.
+    /// Takes over the setting of an outer layer if this setting is unset. Returns whether it was
+    /// taken over.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         let is_inherited = matches!((&*self, outer), (Self::Inherit, Self::Off | Self::On(_)));
         if is_inherited {

@@ -1,4 +1,5 @@
-//! Events and streams of values that serialize. No other file uses JSON for events of the user.
+//! Events and streams of values that serialize to JSON. No other file encodes events of the
+//! application as JSON.
 
 use crate::{BoxError, Event, SseStream, event::with_scratch};
 use http::StatusCode;
@@ -15,11 +16,11 @@ use tokio_stream::Stream;
 impl Event {
     /// Creates an event whose data is a value as compact JSON, on one line.
     ///
-    /// The value is written into a buffer of the thread, so no `String` is allocated. Line ends in
-    /// a raw value (serde_json's `RawValue`) become spaces. They can occur only between tokens.
+    /// The value is written into a thread-local buffer, so no `String` is allocated. Line ends in a
+    /// raw value (serde_json's `RawValue`) become spaces. Line ends can occur only between tokens.
     ///
-    /// U+2028, U+2029 and U+0085 are escaped. Some clients split lines at these characters, which
-    /// are no line ends of an event stream.
+    /// U+2028, U+2029 and U+0085 are escaped. Some clients split lines at these characters,
+    /// although they are not line ends in an event stream.
     ///
     /// # Errors
     ///
@@ -81,9 +82,9 @@ impl<S> SseStream<JsonEvents<S>> {
     /// Creates a response from a stream of values. Each value is the data of one event, as
     /// [`Event::json`] writes it.
     ///
-    /// A value that does not serialize ends the stream, as an error does.
-    /// [`try_json`](Self::try_json) takes a stream of `Result`s. To set names and ids, map the
-    /// stream to [`Event::json`] instead.
+    /// A value that does not serialize ends the stream like an error. [`try_json`](Self::try_json)
+    /// takes a stream of `Result`s. To set names and ids, map the stream to [`Event::json`]
+    /// instead.
     ///
     /// # Examples
     ///
@@ -106,8 +107,8 @@ impl<S> SseStream<TryJsonEvents<S>> {
     /// event, as [`Event::json`] writes it.
     ///
     /// An error of the stream and a value that does not serialize both end the response the same
-    /// way: see [`on_error`](Self::on_error). It receives the error of the stream itself, or a
-    /// [`JsonError`].
+    /// way: see [`on_error`](Self::on_error). The closure of `on_error` receives the error of the
+    /// stream itself, or a [`JsonError`].
     ///
     /// # Examples
     ///
@@ -185,9 +186,9 @@ where
 
 /// The error of a value that does not serialize to JSON. Its [source](Error::source) is the reason.
 ///
-/// As a response of an axum handler, it is `500 Internal Server Error`. It converts into
-/// [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs only
-/// that type.
+/// As a response of an axum handler, this error is `500 Internal Server Error`. The error converts
+/// into [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs
+/// only that type.
 #[derive(Debug)]
 pub struct JsonError(serde_json::Error);
 

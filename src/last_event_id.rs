@@ -13,9 +13,9 @@ const QUERY_NAMES: [&str; 6] =
 
 /// The id of the last event that a client has received. The client sends it when it reconnects.
 ///
-/// As an axum extractor, it never rejects. A client that connects for the first time has no id, and
-/// `Option<LastEventId>` is `None`. Without axum, [`from_request`](Self::from_request) and
-/// [`from_parts`](Self::from_parts) read it.
+/// The axum extractor never rejects a request. A client that connects for the first time has no id,
+/// and `Option<LastEventId>` is then `None`. Without axum, [`from_request`](Self::from_request) and
+/// [`from_parts`](Self::from_parts) read the id.
 ///
 /// # Sources
 ///
@@ -109,10 +109,10 @@ impl LastEventId {
     ///
     /// # Errors
     ///
-    /// Returns an error if there is an id and it does not parse. As a response, the
+    /// Returns an error if there is an id that does not parse. As a response, the
     /// [`LastEventIdRejection`] is `400 Bad Request`, after which an `EventSource` does not
-    /// reconnect. A handler whose clients may have ids of an older format ignores the error and
-    /// starts from the beginning: `last.parse().unwrap_or(None)`.
+    /// reconnect. If clients may have ids of an older format, the handler can ignore the error and
+    /// start from the beginning: `last.parse().unwrap_or(None)`.
     pub fn parse<T>(&self) -> Result<Option<T>, LastEventIdRejection>
     where
         T: FromStr,

@@ -63,7 +63,7 @@ use tower_service::Service;
 ///
 /// A response without a `Content-Type` is an event stream if its status is 200, its length is not
 /// known, and `text/event-stream` is the only concrete media type in the `Accept` header of the
-/// request. It gets the content type, and `Vary: Accept`.
+/// request. The layer adds the content type, and `Vary: Accept`.
 ///
 /// Responses to `HEAD`, and bodies that are already at their end, pass unchanged.
 ///
@@ -78,9 +78,9 @@ use tower_service::Service;
 ///   connection or the [shutdown](Self::shutdown) of this layer has begun. A layer cannot see
 ///   whether the server closes the connection for another reason, such as its own graceful
 ///   shutdown. If a response has both options, `close` applies (RFC 9112, §9.3).
-/// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. They are sent between the
-///   lines of a stream. So a client dispatches the same events as without the layer, and the
-///   heartbeats if these are events.
+/// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. Heartbeats are sent between
+///   the lines of a stream. So a client dispatches the same events as without the layer. If the
+///   heartbeat is an event, the client dispatches the heartbeats as well.
 /// - **An [`SseStream`](crate::SseStream)** applies the settings in its own body. The settings of
 ///   the handler have precedence. So there is never a second heartbeat, even with several layers:
 ///   the innermost layer decides.
@@ -93,14 +93,14 @@ use tower_service::Service;
 /// - *Inside*: a request whose `Accept` names `text/event-stream` is passed on with
 ///   `Accept-Encoding: identity`. (`*/*` does not name it.) This applies even if the response turns
 ///   out to be something else, such as JSON.
-/// - *Outside*: compressors see a content type that they know, and `no-transform`. A compressor
-///   that is configured to compress everything ignores both. tower-http's compressor still delivers
-///   each event when it is sent.
+/// - *Outside*: the response has a content type that compressors recognize as a stream, and
+///   `no-transform`. A compressor that is configured to compress every response ignores both.
+///   tower-http's compressor still delivers each event when it is sent.
 ///
 /// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
 /// corrupt it. (`identity`, `none` and an empty value are no encodings.) A
-/// [shutdown](Self::shutdown) or its [maximum lifetime](Self::max_lifetime) ends it immediately,
-/// without a shutdown event or a reconnect delay.
+/// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) ends such a stream
+/// immediately, without a shutdown event or a reconnect delay.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct SseLayer {
@@ -114,12 +114,12 @@ impl SseLayer {
         Self { settings: Arc::default() }
     }
 
-    /// Sets the heartbeat of streams whose handler sets none.
+    /// Sets the heartbeat of streams whose handler sets no heartbeat.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
-    /// Disables the heartbeat of streams whose handler sets none.
+    /// Disables the heartbeat of streams whose handler sets no heartbeat.
     ///
     /// The server still notices most clients that close their connection. It notices other clients
     /// only when a write fails, so a silent stream is kept until then: a client without a network,
@@ -138,17 +138,17 @@ impl SseLayer {
     /// stream first finishes the current event.
     ///
     /// The stream then sends a reconnect delay with [jitter](Self::reconnect_jitter) and its
-    /// [shutdown event](Self::shutdown_event), and ends cleanly. The graceful shutdown of axum and hyper
-    /// waits for every response, so it completes by itself. An upstream stream that is in the
+    /// [shutdown event](Self::shutdown_event), and ends cleanly. The graceful shutdown of axum and
+    /// hyper waits for every response, so it completes by itself. An upstream stream that is in the
     /// middle of an event has 250 milliseconds to complete it. After that the event is cut off, and
-    /// the client discards its part of it. Streams that begin after the shutdown end in the same
-    /// way.
+    /// the client discards the incomplete event. Streams that begin after the shutdown end in the
+    /// same way.
     ///
     /// With several layers, each of their tokens ends the stream.
     ///
-    /// A client that stops reading while more data is in flight than the buffers hold keeps its
-    /// response open, and blocks the graceful shutdown until its connection breaks. Put a timeout
-    /// on the graceful shutdown.
+    /// If a client stops reading and the buffers of its connection are full, its response stays
+    /// open. It then blocks the graceful shutdown until the connection breaks. Put a timeout on the
+    /// graceful shutdown.
     ///
     /// # Examples
     ///
@@ -178,8 +178,8 @@ impl SseLayer {
     /// The event is sent without its id, because no client can resume from it. An upstream stream
     /// that cannot complete its current event ends without the shutdown event.
     ///
-    /// By the HTML standard (§9.2.6), an event that arrives before this stream has sent an id makes
-    /// a client that reconnected forget its last id. A stream that is resumed should therefore
+    /// A client that has reconnected forgets its last id at an event that arrives before the first
+    /// id of the new response (HTML standard, §9.2.6). A stream that is resumed should therefore
     /// begin with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
@@ -194,14 +194,14 @@ impl SseLayer {
     /// - The delay that each stream sends first ([`retry`](Self::retry)) varies in the same way,
     ///   for the clients that a crash disconnects. Without this setting, it does not vary.
     ///
-    /// A client keeps the last delay that it received. Set `retry` on the streams that it
-    /// reconnects to, so that it does not keep this delay.
+    /// A client keeps the last delay that it received. Set `retry` on the streams that the client
+    /// reconnects to. Otherwise it keeps the delay of the shutdown or rejection.
     pub fn reconnect_jitter(self, jitter: Duration) -> Self {
         self.with(|settings| settings.jitter = Some(jitter))
     }
 
     /// Ends each stream after this time, with a jitter of ±10 %. A stream first finishes its
-    /// current event. Clients reconnect by themselves, maybe to another server, and authenticate
+    /// current event. Clients reconnect by themselves, possibly to another server, and authenticate
     /// again.
     ///
     /// With several layers, the shortest lifetime applies.
@@ -212,9 +212,9 @@ impl SseLayer {
     /// Limits the number of streams that are open at the same time. Open streams are never closed
     /// to admit a new one.
     ///
-    /// Clones of the layer and of its services share the limit. A response counts from when the
-    /// handler returns it until its body is dropped. [`when_full`](Self::when_full) sets the
-    /// response for requests over the limit.
+    /// Clones of the layer and of its services share the limit. A response counts from the time
+    /// when the handler returns it until its body is dropped. [`when_full`](Self::when_full) sets
+    /// the response for requests over the limit.
     pub fn max_streams(self, streams: usize) -> Self {
         self.with(|settings| settings.limits.push(Limit::of_all(streams)))
     }
@@ -223,8 +223,8 @@ impl SseLayer {
     /// tenant.
     ///
     /// The key is read from the head of every request. A request whose key is `None` is not
-    /// limited. A stream has to be within all limits, if this is combined with
-    /// [`max_streams`](Self::max_streams) or called several times.
+    /// limited. If this setting is combined with [`max_streams`](Self::max_streams) or called
+    /// several times, a stream has to be within all limits.
     ///
     /// # Examples
     ///
@@ -255,9 +255,9 @@ impl SseLayer {
     /// Calls `f` exactly once per stream, when its body is dropped: after its end, when the client
     /// is gone, or when the response was never sent. Rejected requests are not reported.
     ///
-    /// `f` runs where the body is dropped, so it should return quickly. It runs after the
+    /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
     /// [`SseStream::on_close`](crate::SseStream::on_close) of the handler. If `f` panics, the panic
-    /// ends there, and the other callbacks still run.
+    /// is caught, and the other callbacks still run.
     pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }
@@ -339,7 +339,7 @@ pin_project! {
         keys: Keys,
         noted: trace::Request,
         keep_connection: bool,
-        // A response without a content type is an event stream.
+        // Set if a response without a content type counts as an event stream.
         assumes: bool,
         is_head: bool,
     }
@@ -367,7 +367,7 @@ where
     }
 }
 
-/// Applies the layer to an event stream. Not inlined, because most responses are no event streams.
+/// Applies the layer to an event stream. Not inlined, because most responses are not event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
@@ -402,7 +402,7 @@ fn make_correct<B: Body>(
     }
     headers.remove(CONTENT_LENGTH);
     match handle {
-        // The body of an `SseStream`, or a body that an inner layer treats.
+        // The body is that of an `SseStream`, or an inner layer already handles it.
         Some(handle) => {
             handle.attach(layer);
             response.map(ResponseBody::untouched)
@@ -419,8 +419,8 @@ fn make_correct<B: Body>(
     }
 }
 
-/// Marks the response to a request over the limit. Outer layers do not treat it as an event stream,
-/// and complete its settings.
+/// An extension that marks the response to a request over the limit. Outer layers do not handle
+/// this response as an event stream. They only add settings that the inner layer has left unset.
 #[derive(Clone)]
 struct Rejected {
     limit: LimitReached,
@@ -429,7 +429,8 @@ struct Rejected {
 
 /// Replaces the response to a request over the limit. The stream of the handler is not polled.
 ///
-/// Other headers stay. Without the CORS headers, a page of another origin would not reconnect.
+/// The other headers of the response are kept. Without the CORS headers, a page of another origin
+/// would not reconnect.
 fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
     let delay = rejected.settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();
@@ -463,8 +464,8 @@ fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<Respon
     Response::from_parts(head, body)
 }
 
-/// Replaces the response of an inner layer to a request over its limit, if that layer leaves
-/// settings to this one.
+/// Replaces the response of an inner layer to a request over its limit, if settings are unset there
+/// and set in this layer.
 fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,
@@ -481,17 +482,18 @@ fn reject_again<B: Body>(
 
 /// Returns whether the response may have `Connection: keep-alive`.
 ///
-/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0 it would be wrong, because a
-/// body without a length ends with the connection (RFC 9112, §6.3).
+/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0, the header would be wrong,
+/// because a body without a length ends with the connection (RFC 9112, §6.3).
 fn can_keep_connection<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && !headers::has_connection_close(request.headers())
 }
 
-/// Returns whether a client reads the response as an event stream. It does so only with status 200
-/// (HTML standard, §9.2.2).
+/// Returns whether a client interprets the response as an event stream. A client does so only if
+/// the status is 200 (HTML standard, §9.2.2).
 ///
-/// `assumes` is true if the client accepts nothing else, so that the content type may be missing. A
-/// body of known length is complete, so it is not assumed to be a stream.
+/// `assumes` is true if the client accepts only event streams. A response without a content type
+/// then counts as an event stream, unless its length is known: a body of known length is complete,
+/// so it is not a stream.
 fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
     let is_of_type = match response.headers().get(CONTENT_TYPE) {
         Some(value) => headers::is_event_stream(value),

@@ -36,7 +36,7 @@
 //!   one frame, and sends a [`Heartbeat`] in silence.
 //! - [`SseLayer`] is the middleware, also for other frameworks' responders and for upstream streams
 //!   behind a proxy. It adds missing headers, keeps compressors away, and puts heartbeats between
-//!   the lines. An [`SseStream`] inside takes over its settings.
+//!   the lines. An [`SseStream`] inside the layer applies the settings of the layer itself.
 //! - [`LastEventId`] is the id that a client sends when it reconnects.
 //!   [`SseStream::stop_reconnecting`] is the response that stops it from reconnecting.
 //! - A [`hub`] has topics with replay, and subscriptions that resume. With a
@@ -66,7 +66,7 @@
 //!    250 milliseconds, so that the transport can flush (`sse_stream`, `broken_transfers`).
 //! 4. A response that is not an event stream passes the layer unchanged and without an allocation
 //!    (`layer`, `allocations`, `grpc`).
-//! 5. Every event that a subscriber is entitled to arrives once and in order, or a gap is reported
+//! 5. Every event after the cursor of a subscriber arrives once and in order, or a gap is reported
 //!    (`hub_model`, `hub_cursors`, `hub_stress`, `interleavings`; with several nodes `nodes`).
 //! 6. A slow or vanished subscriber costs bounded memory, and does not delay other clients
 //!    (`allocations`, `hub_on_the_wire`).
@@ -75,11 +75,11 @@
 //!    has 250 milliseconds to complete it.
 //! 8. No limit on streams is exceeded, every permit is returned, and each stream is reported
 //!    exactly once (`lifecycle`).
-//! 9. A panic in a callback of the user does not abort the process, keeps no other callback from
-//!    running, and leaks no permit (`callbacks`).
+//! 9. A panic in a callback of the application does not abort the process, does not keep other
+//!    callbacks from running, and leaks no permit (`callbacks`).
 //! 10. No compressor inside the layer compresses the response to a request whose `Accept` names
-//!     `text/event-stream`. A compressor outside does not if it honours the content type or
-//!     `no-transform` (`compression`).
+//!     `text/event-stream`. A compressor outside the layer does not compress it either if the
+//!     compressor honours the content type or `no-transform` (`compression`).
 //!
 //! # Features
 //!
@@ -117,8 +117,8 @@
 //!
 //! A stream counts from its first poll until its body is dropped. A response that is never sent,
 //! such as the response to `HEAD`, does not count. An encoded upstream stream counts if a layer
-//! ends, limits or observes it, and has no events. Recording happens once per frame. A metrics
-//! recorder counts only the streams that begin after it was installed, so install it first.
+//! ends, limits or observes it, and has no events. The counters are updated once per frame. A
+//! metrics recorder counts only the streams that begin after it was installed, so install it first.
 //!
 //! # Spans
 //!
@@ -159,7 +159,7 @@
 //!
 //! # Scope
 //!
-//! This crate is neither a server nor a client. Cross-origin rules are those of tower-http's
+//! This crate is neither a server nor a client. For cross-origin requests, use tower-http's
 //! `CorsLayer`. Authentication belongs to the handler.
 //!
 //! The format is defined by the [HTML standard, "Server-sent events"][standard].
@@ -216,5 +216,5 @@ pub use summary::{CloseReason, StreamSummary};
 #[doc = include_str!("../docs/production.md")]
 struct Guides;
 
-/// Any error, boxed as tower and axum box it.
+/// A boxed error of any type, the same type as in tower and axum.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

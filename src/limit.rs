@@ -31,9 +31,9 @@ use std::{
 #[non_exhaustive]
 pub enum Overload {
     /// `503 Service Unavailable` with `Retry-After`, or `429 Too Many Requests` if the limit of a
-    /// key is reached. Load balancers see the overload. They do not eject a server because of a
-    /// 429: one client with too many streams does not make the server unhealthy. An `EventSource`
-    /// does not reconnect by itself.
+    /// key is reached. A 503 lets load balancers detect the overload. Load balancers do not eject a
+    /// server because of a 429, since one client with too many streams does not make the server
+    /// unhealthy. An `EventSource` does not reconnect by itself.
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.
@@ -42,7 +42,7 @@ pub enum Overload {
 
 /// The keys of a request, one for each limit that has keys.
 ///
-/// The usual single key needs no allocation. That matters because the keys are taken from every
+/// The usual single key needs no allocation. That matters because the keys are computed for every
 /// request, and most requests are not for streams.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
@@ -54,7 +54,7 @@ pub(crate) struct Keys {
 /// seed, so that clients cannot choose keys that collide.
 type Key = Option<u64>;
 
-/// A key that [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per) takes: text, an
+/// A type of keys for [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per): text, an
 /// address, an integer, a header value, a method, a URI, a tuple of two keys, or an `Option` of any
 /// type that implements [`Hash`].
 ///
@@ -124,9 +124,9 @@ mod sealed {
 /// A limit that is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LimitReached {
-    /// The limit of all streams.
+    /// The limit of all streams together is reached.
     Total,
-    /// The limit of one key.
+    /// The limit of one key is reached.
     Key,
 }
 
@@ -137,8 +137,8 @@ impl Keys {
         Self { first: keys.next().unwrap_or_default(), others: keys.collect() }
     }
 
-    /// Acquires a permit of each limit that the stream does not have a permit of, or returns which
-    /// kind of limit is reached.
+    /// Acquires the permits that the stream does not have yet, one for each limit. Returns the kind
+    /// of the limit if a limit is reached.
     pub(crate) fn acquire(
         &self,
         limits: &[Limit],
@@ -225,7 +225,7 @@ impl fmt::Debug for Limit {
     }
 }
 
-/// The permit of one stream, released when it is dropped.
+/// The permit of one stream. Dropping it releases the permit.
 pub(crate) enum Permit {
     All(Arc<Slots>),
     Per(Arc<KeyedSlots>, u64),
@@ -277,7 +277,7 @@ mod tests {
         for n in 0..10_000 {
             let [first, second] = [acquire(n), acquire(n)];
             assert!(first.is_some() && second.is_some());
-            // A rejected request stores nothing either.
+            // A rejected request leaves no entry behind either.
             assert!(acquire(n).is_none());
             drop(first);
             assert_eq!(slots.in_use.lock().unwrap().len(), 1);

@@ -1,5 +1,5 @@
-//! Metrics for the `metrics` facade. No other file uses that crate. Without the feature, all
-//! functions are empty.
+//! Metrics for the `metrics` facade. No other file uses the crate `metrics`. Without the feature,
+//! all functions are empty.
 //!
 //! The names are listed in the documentation of the crate.
 
@@ -88,7 +88,7 @@ mod on {
         counter!(READS_REJECTED).increment(1);
     }
 
-    /// The metrics of one stream. It looks up the frequent counters once.
+    /// The metrics of one stream. The frequently used counters are looked up once per stream.
     pub(crate) struct Stream(Option<Handles>);
 
     struct Handles {
@@ -99,7 +99,7 @@ mod on {
     }
 
     impl Stream {
-        /// Returns metrics that record nothing.
+        /// Returns metrics that do not record.
         pub(crate) fn none() -> Self {
             Self(None)
         }

@@ -1,12 +1,14 @@
-//! The first bytes of a response, and its 204, which a stream determines before its first item.
+//! The preamble: the first bytes of a response, or its status 204. A stream determines them before
+//! its first item.
 //!
 //! A response knows only that its stream is a [`Stream`]. Adapters such as `map` or `merge` hide
-//! the streams inside them. They forward two calls on the thread of the response:
+//! the streams inside them. But adapters forward two calls, on the same thread as the response:
 //!
-//! - Most adapters forward `size_hint`. [`Preamble::of`] asks for it, and a stream that has a
-//!   preamble [offers](Preamble::offer) it there.
-//! - All adapters forward `poll_next`. A stream that was not asked sees that a response
-//!   [polls it for the first time](is_first_poll), and yields its first bytes as its first item.
+//! - Most adapters forward `size_hint`. [`Preamble::of`] calls `size_hint`, and during this call a
+//!   stream can [offer](Preamble::offer) its preamble.
+//! - All adapters forward `poll_next`. A stream whose `size_hint` was not called detects that a
+//!   response [polls it for the first time](is_first_poll), and yields the first bytes as its first
+//!   item.
 
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -15,20 +17,21 @@ use tokio_stream::Stream;
 /// The part of a response before the items of its stream.
 #[derive(Debug, Default)]
 pub(crate) struct Preamble {
-    /// Sent before everything else.
+    /// The bytes that are sent before the first item.
     pub(crate) bytes: Bytes,
-    /// There is nothing to send, now or later: the response is `204 No Content`.
+    /// Set if the stream has no items, now or later. The response is then `204 No Content`.
     pub(crate) is_over: bool,
 }
 
-/// The call that a response makes to its stream on this thread.
+/// The call that a response is making to its stream on this thread.
 #[derive(Default)]
 enum Call {
     #[default]
     None,
-    /// It asks for the preamble. These are the offers of the streams inside.
+    /// The response asks for the preamble. The vector collects the offers of the streams inside the
+    /// adapters.
     Asks(Vec<Preamble>),
-    /// It polls the stream for the first time.
+    /// The response polls the stream for the first time.
     PollsFirst,
 }
 
@@ -36,7 +39,7 @@ thread_local! {
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
 }
 
-/// Restores the outer call, also if the stream panics.
+/// A guard that restores the outer call, even if the stream panics.
 struct Scope(Call);
 
 impl Scope {
@@ -52,10 +55,11 @@ impl Drop for Scope {
 }
 
 impl Preamble {
-    /// Returns the preamble of a stream, or that of the stream inside of its adapters.
+    /// Returns the preamble of a stream, or of the streams inside its adapters.
     ///
-    /// Several streams have no first bytes together, unless theirs are the same. The response is
-    /// over if all of them are, and there is nothing else in the stream.
+    /// If the preambles of several merged streams differ in their first bytes, the result has no
+    /// first bytes. The result is over only if all of the streams are over and the adapters add no
+    /// item.
     pub(crate) fn of(stream: &impl Stream) -> Self {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();
@@ -66,7 +70,8 @@ impl Preamble {
         Self { bytes, is_over }
     }
 
-    /// Offers a preamble if a response asks for it. Called by `size_hint`. Returns whether it asks.
+    /// Offers a preamble if a response is asking for it, and returns whether a response is asking.
+    /// Streams call this in `size_hint`.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));

@@ -2,9 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-/// Returns 64 random bits. Each `RandomState` has other keys.
+/// Returns 64 random bits, from the random keys of a new `RandomState`.
 pub(crate) fn bits() -> u64 {
-    // A finding of a fuzz target has to be the same in each run.
+    // A fuzz target has to be deterministic, so that its findings can be reproduced.
     if cfg!(fuzzing) {
         return 0;
     }

@@ -1,4 +1,4 @@
-//! The settings of a layer, their defaults, and what they make of the end of a stream.
+//! The settings of a layer, their defaults, and the final bytes of a stream that follow from them.
 
 use crate::{Overload, StreamSummary, event::retry_line, heartbeat::HeartbeatSetting, limit::Limit, random};
 use bytes::Bytes;
@@ -25,8 +25,8 @@ impl Settings {
     const RETRY: Duration = Duration::from_secs(1);
     const JITTER: Duration = Duration::from_secs(5);
 
-    /// Takes over settings of an outer layer that are unset here. It leaves out settings that apply
-    /// in every layer. Returns whether it took over any.
+    /// Takes over settings of an outer layer that are unset here. Settings that every layer applies
+    /// separately are not taken over. Returns whether a setting was taken over.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         fn fill<T: Clone>(own: &mut Option<T>, outer: &Option<T>) -> bool {
             let is_filled = own.is_none() && outer.is_some();
@@ -77,7 +77,7 @@ impl Default for Settings {
     }
 }
 
-/// Adds a random part of the jitter.
+/// Returns the delay plus a random part of the jitter.
 fn with_jitter(delay: Duration, jitter: Duration) -> Duration {
     delay.saturating_add(jitter.mul_f64(random::fraction()))
 }
@@ -100,13 +100,13 @@ impl fmt::Debug for Settings {
 pub(crate) struct FinalBytes {
     /// The shutdown event.
     pub(crate) event: Bytes,
-    /// The line with the reconnect delay. It is legal in the middle of an event.
+    /// The line with the reconnect delay. The line is legal in the middle of an event.
     pub(crate) retry: Bytes,
 }
 
 impl FinalBytes {
-    /// Joins both parts. The delay comes first: some clients, such as undici and htmx, apply it
-    /// only as a part of an event that follows.
+    /// Joins both parts, with the delay first. Some clients, such as undici and htmx, apply a delay
+    /// only together with an event that follows it.
     pub(crate) fn into_bytes(self) -> Bytes {
         if self.event.is_empty() { self.retry } else { [self.retry, self.event].concat().into() }
     }

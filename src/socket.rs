@@ -15,8 +15,8 @@ use std::{io, time::Duration};
 /// waits about 15 minutes for a client that acknowledges nothing, and forever for a client that
 /// acknowledges and does not read. This type sets the socket options that shorten the wait.
 ///
-/// After the timeout, the kernel closes the connection. hyper gets the error at once and drops the
-/// body. [`SseStream::on_close`](crate::SseStream::on_close) reports
+/// After the timeout, the kernel closes the connection. hyper gets the error immediately and drops
+/// the body. [`SseStream::on_close`](crate::SseStream::on_close) reports
 /// [`CloseReason::ClientGone`](crate::CloseReason::ClientGone), and all resources of the stream are
 /// released. An `EventSource` that is still running reconnects with its last id.
 ///
@@ -98,7 +98,7 @@ use std::{io, time::Duration};
 ///
 /// - *A stalled client*, such as a page that hangs or a stopped program, still acknowledges what
 ///   its kernel receives, with a window of zero. [RFC 9293][persist] (§3.8.6.1) keeps the
-///   connection open meanwhile. [RFC 6429][stuck] says that an application may close it
+///   connection open during that time. [RFC 6429][stuck] says that an application may close it
 ///   nevertheless. The timeout begins with the first probe, one retransmission timeout (200
 ///   milliseconds or more) after the window was full. The kernel's timers are up to an eighth late.
 /// - *A vanished client*, without a network, acknowledges nothing. The kernel retransmits until the
@@ -111,16 +111,16 @@ use std::{io, time::Duration};
 ///   options. There is one exception: hyper does not notice the close of an HTTP/1 connection on
 ///   which the client has sent more bytes, such as a second request, until it writes.
 ///
-/// [RFC 9293][r2] (§3.8.3) proposes at least 100 seconds before a connection is closed. Less is
-/// right for streams that clients resume. Use more for uploads on the same listener, and for
-/// clients that are often in tunnels.
+/// [RFC 9293][r2] (§3.8.3) proposes at least 100 seconds before a connection is closed. A shorter
+/// timeout is right for streams that clients resume. Use a longer timeout if the same listener
+/// receives uploads, or if clients are often without a network.
 ///
 /// # Memory per stalled client
 ///
 /// By default, Linux queues up to 4 MiB (`net.ipv4.tcp_wmem`) for a client that does not read, in
 /// memory that does not count as the process's. With `TCP_NOTSENT_LOWAT` it queues 128 KiB and the
-/// last write, of at most 64 KiB, in addition to the data in flight. Further events stay where they
-/// are: with a `hub`, in the topic, once for all clients.
+/// last write, of at most 64 KiB, in addition to the data in flight. Further events stay in their
+/// source. With a `hub`, that is the topic, which stores them once for all clients.
 ///
 /// The option limits only data that was not sent yet, so it does not slow a connection down. Large
 /// responses are written in smaller pieces. To use another limit, set the option again after
@@ -141,24 +141,24 @@ use std::{io, time::Duration};
 /// Android. Linux before 5.11 may wait longer while the window is zero, unless its stable series
 /// has the correction.
 ///
-/// Other systems get `TCP_NODELAY` and the keep-alive options that they have. There the timeout of
-/// the system applies to a client that does not read, or that vanishes with data in flight. A
-/// wrapper of the connection with a timeout for writes shortens it.
+/// Other systems get `TCP_NODELAY` and the keep-alive options that they have. On these systems, the
+/// system's own timeout applies to a client that does not read, or that vanishes with data in
+/// flight. To shorten it, wrap the connection in a type with a timeout for writes.
 ///
 /// # HTTP/2
 ///
-/// All streams of a connection end with it. A socket option cannot detect a client that reads the
-/// connection but not one of its streams. Such a stream has used up its window (the client's
-/// `SETTINGS_INITIAL_WINDOW_SIZE`, [RFC 9113][window] §6.9.2, by default 65,535 bytes), and its
-/// body is not polled. It stays open until the client resets it or the connection ends. It costs
-/// little: one frame of the body waits for the window.
+/// When a connection is closed, all of its streams end. A socket option cannot detect a client that
+/// reads the connection but not one of its streams. Such a stream has used up its window (the
+/// client's `SETTINGS_INITIAL_WINDOW_SIZE`, [RFC 9113][window] §6.9.2, by default 65,535 bytes),
+/// and its body is not polled. It stays open until the client resets it or the connection ends. Its
+/// cost is small: one frame of the body waits for the window.
 ///
 /// If the connection itself is stuck, h2 buffers up to hyper's `http2().max_send_buf_size` for each
 /// stream, by default 400 KiB. `http2().max_concurrent_streams` limits the number of streams.
 /// `initial_stream_window_size` limits what clients send, and has no effect here.
 ///
 /// hyper's `http2().keep_alive_interval` and `keep_alive_timeout` (which need a `timer`) send
-/// pings. They detect a client whose kernel answers while its program does not.
+/// pings. They detect a client whose kernel responds but whose program does not.
 ///
 /// # HTTP/1
 ///
@@ -202,7 +202,7 @@ impl ClientTimeout {
     }
 
     /// Sets the options of one connection: a `TcpStream` of tokio or std, or another type that
-    /// lends its socket.
+    /// implements `AsFd` (on Windows `AsSocket`).
     ///
     /// # Errors
     ///
@@ -250,7 +250,7 @@ impl ClientTimeout {
 }
 
 impl Default for ClientTimeout {
-    /// 30 seconds.
+    /// Returns a timeout of 30 seconds.
     fn default() -> Self {
         Self { after: Duration::from_secs(30) }
     }

@@ -14,10 +14,11 @@ use tokio_stream::{Empty, Stream};
 
 /// A response of server-sent events, made of a plain stream.
 ///
-/// Its items are [`Event`]s, [`EncodedEvents`](crate::EncodedEvents), or `Result`s of these.
-/// [`SseStream::json`] takes values that serialize, [`SseStream::try_json`] takes `Result`s of
-/// these. It is an axum response (feature `axum`). For tower and hyper,
-/// [`into_http_response`](Self::into_http_response) converts it into an [`http::Response`].
+/// The items of the stream are [`Event`]s, [`EncodedEvents`](crate::EncodedEvents), or `Result`s of
+/// these. [`SseStream::json`] accepts a stream of values that serialize to JSON, and
+/// [`SseStream::try_json`] accepts a stream of `Result`s of such values. An `SseStream` is an axum
+/// response (feature `axum`). For tower and hyper, [`into_http_response`](Self::into_http_response)
+/// converts it into an [`http::Response`].
 ///
 /// # Examples
 ///
@@ -41,26 +42,26 @@ use tokio_stream::{Empty, Stream};
 /// # }
 /// ```
 ///
-/// # What it does by itself
+/// # Default behavior
 ///
-/// Without any layer the status is 200, `Content-Type`, `Cache-Control` and `X-Accel-Buffering` are
-/// set, a first byte goes out at once (a comment, if there is no event yet), and a [`Heartbeat`]
-/// after every 15 seconds of silence. `Connection` is left to the [`SseLayer`](crate::SseLayer),
-/// which knows the HTTP version.
+/// Without any layer, the response has the status 200 and the headers `Content-Type`,
+/// `Cache-Control` and `X-Accel-Buffering`. The first byte is sent immediately (a comment if there
+/// is no event yet). A [`Heartbeat`] follows after every 15 seconds of silence. Only the
+/// [`SseLayer`](crate::SseLayer) sets `Connection`, because it knows the HTTP version.
 ///
 /// Events that are ready at the same time are sent as one frame. So a stream that is always ready
-/// and takes long for each item should yield to the runtime between them.
+/// and needs a long time for each item should yield to the runtime between its items.
 ///
 /// # When the stream ends
 ///
-/// An `EventSource` takes the end of a response for a lost connection and comes back, with the last
-/// id it saw in `Last-Event-ID`. To say that there is no more, send an event that makes the page
-/// close its `EventSource` ([`end_with`](Self::end_with)), and answer a client that comes back
-/// nevertheless with [`SseStream::stop_reconnecting`].
+/// An `EventSource` treats the end of a response like a lost connection and reconnects, with the
+/// last id that it received in `Last-Event-ID`. To end the stream for good, send an event that
+/// makes the page close its `EventSource` ([`end_with`](Self::end_with)). If a client reconnects
+/// nevertheless, respond with [`SseStream::stop_reconnecting`].
 #[must_use = "a stream does nothing until it is returned as a response"]
 pub struct SseStream<S> {
     stream: S,
-    /// Apart, as most streams have none.
+    /// The settings of the handler. They are in a box because most streams have none.
     options: Option<Box<Options>>,
     preamble: Preamble,
 }
@@ -81,9 +82,9 @@ impl<S> SseStream<S> {
 
     /// Wraps the stream, for example in an adapter.
     ///
-    /// The settings of the response stay. If the stream is a
-    /// [`Subscription`](crate::hub::Subscription), the cursor and the `204 No Content` of its
-    /// response stay with any adapter.
+    /// The settings of the response are kept. If the stream is a
+    /// [`Subscription`](crate::hub::Subscription), the response also keeps its cursor and its `204
+    /// No Content`, whatever the adapter.
     ///
     /// # Examples
     ///
@@ -111,8 +112,8 @@ impl<S> SseStream<S> {
         self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
-    /// Disables the heartbeat, also the heartbeat of layers. No byte is sent before the first
-    /// event. (A subscription to a hub still begins with its cursor.)
+    /// Disables the heartbeat of this stream, including the heartbeat of layers. No byte is sent
+    /// before the first event. (A subscription to a hub still begins with its cursor.)
     ///
     /// The server still notices most clients that close their connection. It notices other clients
     /// only when a write fails, so a silent stream is kept until then: a client without a network,
@@ -129,7 +130,7 @@ impl<S> SseStream<S> {
         self.with(|options| options.retry = Some(delay))
     }
 
-    /// Sets the last event. It is sent when the stream ends by itself and without an error.
+    /// Sets the last event. It is sent if the stream ends by itself and without an error.
     ///
     /// # Examples
     ///
@@ -147,9 +148,9 @@ impl<S> SseStream<S> {
     /// Maps an error of the stream to a final event, followed by a clean end. If the closure
     /// returns `None`, the body fails and the transfer is aborted, which is the default.
     ///
-    /// Both end the stream, after all events before the error were sent. Before an abort the
-    /// transport has 250 milliseconds to flush these, because hyper drops its buffers when a body
-    /// fails. The closure is also the place to log the error.
+    /// In both cases, all events before the error are sent first. Before an abort, the transport
+    /// has 250 milliseconds to flush them, because hyper drops its buffers when a body fails. The
+    /// closure is also the place to log the error.
     ///
     /// # Examples
     ///
@@ -169,8 +170,8 @@ impl<S> SseStream<S> {
     /// Calls `f` exactly once, when the body is dropped: after the end of the stream, when the
     /// client is gone, or when the response was never sent.
     ///
-    /// `f` runs where the body is dropped, so it should return quickly. If `f` panics, the panic
-    /// ends there, and the callbacks of layers still run. A second call replaces `f`.
+    /// `f` runs on the thread that drops the body, so it should return quickly. If `f` panics, the
+    /// panic is caught, and the callbacks of layers still run. A second call replaces `f`.
     ///
     /// # Examples
     ///

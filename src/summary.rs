@@ -52,7 +52,7 @@ pub enum CloseReason {
     /// The [token](crate::SseLayer::shutdown) was cancelled, or the hub of the subscription was
     /// shut down.
     Shutdown,
-    /// The [maximum lifetime](crate::SseLayer::max_lifetime) was over.
+    /// The [maximum lifetime](crate::SseLayer::max_lifetime) of the stream has expired.
     MaxLifetime,
     /// The client was too slow for its subscription, and the hub
     /// [disconnects](crate::hub::LagPolicy::Disconnect) slow clients.

@@ -1,4 +1,4 @@
-//! Spans and events for `tracing`. No other file uses that crate. Without the feature, all
+//! Spans and events for `tracing`. No other file uses the crate `tracing`. Without the feature, all
 //! functions are empty.
 
 #[cfg(not(feature = "tracing"))]
@@ -31,8 +31,8 @@ mod on {
         }
     }
 
-    /// The method and the path of a request, if a subscriber records spans. It shares both with the
-    /// request.
+    /// The method and the path of a request, if a `tracing` subscriber records spans. Their clones
+    /// share the memory of the request.
     #[derive(Debug, Default)]
     pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
 
@@ -61,15 +61,16 @@ mod on {
         debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
     }
 
-    /// Logs that the stream which is polled has failed. `error` is `None` if its type is opaque.
+    /// Logs that the stream that is being polled has failed. `error` is `None` if its type is
+    /// opaque.
     ///
-    /// This is the only report for the operator. The client sees a lost connection.
+    /// This is the only report that the operator gets. The client only sees a lost connection.
     pub(crate) fn failed(error: Option<&BoxError>) {
         let error = error.map(|error| tracing::field::display(error.as_ref()));
         warn!(target: TARGET, error, "stream failed");
     }
 
-    /// Logs a panic in code that the crate calls and does not own.
+    /// Logs a panic in a callback or a waker of the application.
     pub(crate) fn callback_panicked(callback: &'static str) {
         error!(target: TARGET, callback, "callback panicked");
     }
@@ -104,13 +105,13 @@ mod on {
     pub(crate) struct Span(tracing::Span);
 
     impl Span {
-        /// A span that records nothing.
+        /// Returns a span that records nothing.
         pub(crate) fn none() -> Self {
             Self(tracing::Span::none())
         }
 
-        /// Begins the span of a stream. It shows the last recorded request, that of the outermost
-        /// layer.
+        /// Creates the span of a stream. The span shows the last of these requests that was
+        /// recorded, which is that of the outermost layer.
         pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
             let parent = parent.0.as_ref().and_then(tracing::Span::id);
             let request = requests.rev().find(|request| request.0.is_some());
@@ -155,8 +156,8 @@ mod on {
         }
     }
 
-    /// Exits the span when dropped. Unlike the guard of tracing, it borrows nothing, so the owner
-    /// of the span can be changed meanwhile.
+    /// Exits the span when dropped. Unlike the guard of `tracing`, it does not borrow the span, so
+    /// the owner of the span can be changed while the span is entered.
     pub(crate) struct Entered(Option<(Id, Dispatch)>);
 
     impl Drop for Entered {

@@ -10,16 +10,17 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Long enough for hyper's largest buffer, about 400 KiB, to reach a client that reads. Short for a
-/// client that waits for the error.
+/// The pause before an error. hyper's largest buffer (about 400 KiB) reaches a reading client
+/// within this time. For a client that waits for the error, the pause is short.
 const FLUSH_DELAY: Duration = Duration::from_millis(250);
 
-/// Gives the transport time to send its buffers, before the body fails.
+/// Delays an error of the body, so that the transport can send its buffers first.
 ///
 /// hyper drops its buffers when a body fails: over HTTP/1 with the connection, over HTTP/2 when it
-/// resets the stream. Over HTTP/1 the buffers are flushed when the body is pending once. Over
-/// HTTP/2 the task of the connection writes, maybe on another thread. A body cannot see whether
-/// that task had its turn, however often it yields, so it waits.
+/// resets the stream. Over HTTP/1, hyper flushes the buffers when the body returns `Pending` once.
+/// Over HTTP/2, the task of the connection writes them, possibly on another thread. A body cannot
+/// observe whether that task has run, even if it yields several times. So the body waits for a
+/// fixed time.
 #[derive(Default)]
 pub(super) enum FlushDelay {
     #[default]
@@ -31,7 +32,8 @@ pub(super) enum FlushDelay {
 impl FlushDelay {
     /// Returns ready when the delay is over. The delay begins with the first call.
     ///
-    /// Outside of a tokio runtime it is one turn of the executor, which is enough for HTTP/1.
+    /// Outside of a tokio runtime there is no timer, so the delay is one `Pending`. That is enough
+    /// for HTTP/1.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Self::NotStarted = self {
             if Handle::try_current().is_err() {

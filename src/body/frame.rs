@@ -2,16 +2,18 @@
 
 use bytes::Bytes;
 
-/// A frame of this many bytes takes no more events.
+/// The minimum size in bytes of a full frame. A full frame accepts no more events.
 const FULL_FRAME: usize = 16 * 1024;
 
-/// Chunks from this size on are never copied: the copy would cost more than a frame of their own.
+/// The minimum size in bytes of a chunk that is never copied. The copy would cost more than a
+/// separate frame.
 const LARGE_CHUNK: usize = 4 * 1024;
 
-/// The capacity that the first copy reserves. It doubles from there.
+/// The capacity in bytes that the first copy reserves. The buffer doubles when it is full.
 const FIRST_CAPACITY: usize = 2 * 1024;
 
-/// The bytes of the frame that is being built. A single chunk is never copied.
+/// The bytes of the frame that is being built. If the frame has only one chunk, the chunk is not
+/// copied.
 pub(super) struct FrameBuffer {
     alone: Bytes,
     joined: Vec<u8>,
@@ -30,7 +32,7 @@ impl FrameBuffer {
         self.joined.len() >= FULL_FRAME || self.alone.len() >= LARGE_CHUNK
     }
 
-    /// Adds a chunk, or returns it if it has to begin the next frame.
+    /// Adds a chunk to the frame. Returns the chunk as an error if it has to begin the next frame.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), Bytes> {
         if self.is_empty() {
             self.alone = chunk;

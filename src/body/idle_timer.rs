@@ -1,4 +1,4 @@
-//! The timer of silence.
+//! The idle timer: it determines when a stream has been silent for long enough to need a heartbeat.
 
 use crate::Heartbeat;
 use std::{
@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Measures the silence of one stream.
 ///
 /// The timer is allocated when the stream is silent for the first time. So a stream that ends
-/// before that never has a timer, and a body is `Unpin` if its stream is.
+/// before that never has a timer, and a body is `Unpin` if its stream is `Unpin`.
 #[derive(Debug, Default)]
 pub(super) struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,
@@ -20,17 +20,17 @@ pub(super) struct IdleTimer {
 }
 
 impl IdleTimer {
-    /// Ends the silence: bytes are sent now. This is all that an event costs.
+    /// Ends the silence, because bytes are sent now. An event has no other cost for the timer.
     #[inline]
     pub(super) fn reset(&mut self) {
         self.silent_since = None;
     }
 
-    /// Returns ready when the silence has lasted for the interval of the heartbeat, and then until
-    /// [`reset`](Self::reset). Called whenever there is nothing to send.
+    /// Returns ready when the silence has lasted for the interval of the heartbeat. It stays ready
+    /// until [`reset`](Self::reset). The body calls it whenever it has no bytes to send.
     pub(super) fn poll_due(&mut self, heartbeat: &Heartbeat, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
-        // An interval that exceeds the clock's range never ends.
+        // An interval beyond the range of the clock never expires.
         let Some(due) = since.checked_add(heartbeat.interval()) else { return Poll::Pending };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
         loop {

@@ -32,20 +32,20 @@ impl LineTracker {
     }
 }
 
-/// Counts the events of a stream, and tracks whether an event is incomplete.
+/// Counts the events of an upstream stream, and tracks whether its current event is incomplete.
 ///
 /// Reads every line, so it is used only for streams that are recorded, and for streams whose
 /// heartbeat is an event.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
-    /// The number of bytes of a byte order mark that the stream has begun with.
+    /// The number of bytes of a byte order mark that were seen at the beginning of the stream.
     mark: usize,
     line: LineStart,
-    /// The last line ended in a CR. An LF that follows belongs to it.
+    /// Set if the last line ended in a CR. An LF that follows belongs to the same line end.
     after_cr: bool,
-    /// The event has fields, so a client waits for its blank line.
+    /// Set if the current event has fields, so that a client waits for its blank line.
     has_fields: bool,
-    /// The event has data, so a client dispatches it.
+    /// Set if the current event has data, so that a client dispatches it.
     has_data: bool,
 }
 
@@ -75,19 +75,19 @@ impl LineStart {
     }
 }
 
-/// The events in a chunk.
+/// The complete events in a chunk.
 #[derive(Default)]
 pub(super) struct ChunkEvents {
     /// The number of blank lines that end an event.
     pub(super) events: u64,
     /// At least one of these events has data, so a client dispatches it.
     pub(super) is_visible: bool,
-    /// The end of the last line after which no event is incomplete.
+    /// The offset after the last line in the chunk that leaves no event incomplete.
     pub(super) complete_up_to: Option<usize>,
 }
 
 impl EventTracker {
-    /// Expects no byte order mark any more.
+    /// Stops expecting a byte order mark.
     pub(super) fn skip_mark(&mut self) {
         self.mark = ByteOrderMark::BYTES.len();
     }
@@ -104,7 +104,8 @@ impl EventTracker {
                     recorded.events += u64::from(std::mem::take(&mut self.has_fields));
                     recorded.is_visible |= std::mem::take(&mut self.has_data);
                 }
-                // `data`, `event` and `id`. Comments are ignored, and `retry` takes effect at once.
+                // `data`, `event` and `id`. A client ignores comments, and applies `retry`
+                // immediately, so these lines need no blank line.
                 Some(b'd' | b'e' | b'i') => {
                     self.has_fields = true;
                     self.has_data |= line.is_data();
@@ -127,7 +128,7 @@ impl EventTracker {
         let found = missing.iter().zip(chunk).take_while(|(a, b)| a == b).count();
         self.mark += found;
         if found < missing.len() && found < chunk.len() {
-            // It is no mark: these bytes begin the first line.
+            // The bytes are not a byte order mark, so they begin the first line.
             self.line.push(&ByteOrderMark::BYTES[..self.mark]);
             self.mark = ByteOrderMark::BYTES.len();
         }
@@ -138,25 +139,25 @@ impl EventTracker {
         self.line.length == 0 && matches!(self.mark, 0 | 3)
     }
 
-    /// Returns whether the stream can end here without cutting off an event.
+    /// Returns whether the stream could end at this point without an incomplete event.
     pub(super) fn is_complete(&self) -> bool {
         self.is_at_line_start() && !self.has_fields
     }
 }
 
-/// Removes a byte order mark from a stream that does not begin with it any more.
+/// Removes the byte order mark of an upstream stream if the layer sends other bytes before it.
 ///
 /// A client ignores the mark only at the very beginning of the response (HTML standard, §9.2.6:
-/// streams are decoded by UTF-8 decode). So it is removed if the layer sends something before it.
+/// streams are decoded by UTF-8 decode). Elsewhere the mark would become a part of the first line.
 #[derive(Clone, Copy, Default)]
 pub(super) enum ByteOrderMark {
-    /// Nothing was sent yet.
+    /// No byte was sent yet.
     #[default]
     Undecided,
-    /// The layer has sent something first. This many bytes of the mark have arrived and are held
-    /// back.
+    /// The layer has sent bytes before the stream. This many bytes of a possible mark have arrived
+    /// and are held back.
     Expected(usize),
-    /// The stream has begun.
+    /// The beginning of the stream has passed, so no mark is expected.
     Passed,
 }
 
@@ -190,7 +191,7 @@ impl ByteOrderMark {
         }
     }
 
-    /// Returns the bytes that were held back, if the stream ends within them.
+    /// Returns the bytes that were held back, if the stream ends after an incomplete mark.
     pub(super) fn release(&mut self) -> Option<Bytes> {
         match std::mem::replace(self, Self::Passed) {
             Self::Expected(seen @ 1..) => Some(Bytes::from_static(&Self::BYTES[..seen])),

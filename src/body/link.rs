@@ -1,8 +1,9 @@
 //! The hand-over of layer settings to the body of a response.
 //!
-//! A body that can apply settings opens a [`LayerLink`]. Its other end, the [`LayerHandle`],
-//! travels in the extensions of the response. Each layer that finds an open handle attaches an
-//! [`AppliedLayer`] instead of wrapping the body. The first poll of the body closes the link.
+//! A body that can apply settings opens a [`LayerLink`]. The other end of the link, the
+//! [`LayerHandle`], is in the extensions of the response. Each layer that finds an open handle
+//! attaches an [`AppliedLayer`] instead of wrapping the body. The first poll of the body closes the
+//! link.
 
 use crate::{
     limit::{Limit, Permit},
@@ -20,7 +21,7 @@ pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
     pub(super) request: trace::Request,
-    /// The time at the layer. `None` if the layer has no `on_close`.
+    /// The time when the response passed the layer. `None` if the layer has no `on_close`.
     pub(super) at: Option<Instant>,
 }
 
@@ -30,7 +31,7 @@ impl AppliedLayer {
         Self { settings: Arc::clone(settings), permits, request, at }
     }
 
-    /// Takes over the settings of the next layer outside that are unset in this one.
+    /// Takes over settings of the next outer layer that are unset in this layer.
     fn inherit(&mut self, outer: &Self) {
         let mut settings = Settings::clone(&self.settings);
         if settings.inherit(&outer.settings) {
@@ -51,16 +52,16 @@ type AppliedLayers = Option<Box<Vec<AppliedLayer>>>;
 /// The state that a body shares with its handle.
 #[derive(Default)]
 pub(crate) struct LinkState {
-    /// The current span when the response was made.
+    /// The span that was current when the response was created.
     parent: trace::Parent,
     layers: AppliedLayers,
 }
 
 /// The body's end of the hand-over. Where only one setting can apply, the innermost layer wins.
 pub(crate) enum LayerLink {
-    /// The response passes through the layers.
+    /// The response is still passing through layers.
     Open(Arc<Mutex<LinkState>>),
-    /// The body was polled. Its settings do not change any more.
+    /// The body was polled, so its settings do not change any more.
     Closed(AppliedLayers),
 }
 
@@ -103,8 +104,8 @@ impl LayerLink {
         }
     }
 
-    /// Returns the settings of the innermost layer, once the link is closed. Its unset settings
-    /// come from the outer layers.
+    /// Returns the settings of the innermost layer, once the link is closed. The settings that are
+    /// unset in this layer come from the outer layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Closed(Some(layers)) => layers.first().map(|layer| &*layer.settings),
@@ -113,21 +114,21 @@ impl LayerLink {
     }
 }
 
-/// The layers' end of the hand-over. It does not keep the state alive: a middleware may drop the
+/// The layers' end of the hand-over. It holds a weak reference, because a middleware may drop the
 /// body and keep the extensions.
 #[derive(Clone)]
 pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 
 impl LayerHandle {
-    /// Hands a layer over to the body. Has no effect if the body is gone.
+    /// Attaches a layer to the body. Has no effect if the body was dropped.
     ///
-    /// A layer that is around a router and around one of its routes counts once.
+    /// A layer that is applied to a router and also to one of its routes counts once.
     pub(crate) fn attach(&self, layer: AppliedLayer) {
         let Some(state) = self.0.upgrade() else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let layers = state.layers.get_or_insert_default();
         match layers.iter_mut().find(|inner| Arc::ptr_eq(&inner.settings, &layer.settings)) {
-            // Spans show the outermost request.
+            // The span of the stream shows the request as the outermost layer saw it.
             Some(inner) => inner.request = layer.request,
             None => layers.push(layer),
         }

@@ -1,8 +1,9 @@
-//! Records the life of a stream, and ends it for its layers.
+//! Records the life of a stream (counters, span, reason of its end), and ends the stream when a
+//! layer requests it.
 //!
-//! This file has the whole protocol, for both kinds of bodies: [`poll_recorded`] runs each poll of
-//! a body, and [`Recording`] is the body's part of the state. A body only reports what cannot be
-//! seen in its frames: its events, its heartbeats, and the reason of its end.
+//! This file implements the recording for both kinds of bodies: [`poll_recorded`] runs each poll of
+//! a body, and [`Recording`] is the body's part of the state. A body reports only the facts that
+//! its frames do not show: events, heartbeats, and the reason of its end.
 
 use super::link::{AppliedLayer, LayerLink};
 use crate::{
@@ -42,7 +43,7 @@ pub(super) trait RecordedBody {
 
     fn recording(&mut self) -> &mut Recording;
 
-    /// Takes the callback of the handler, before the first poll.
+    /// Takes the `on_close` callback of the handler out of the body, before the first poll.
     fn take_on_close(&mut self) -> Option<OnClose> {
         None
     }
@@ -50,7 +51,7 @@ pub(super) trait RecordedBody {
     /// Produces the next frame.
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<Self::Error>>;
 
-    /// Returns whether the transport has got everything.
+    /// Returns whether the body has handed its last frame to the transport.
     fn is_over(&self) -> bool;
 }
 
@@ -77,10 +78,11 @@ pub(super) fn poll_recorded<B: RecordedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The state of a body for its layers: the link to their settings, and the recorder of the stream.
+/// The part of a body that serves its layers: the link to their settings, and the recorder of the
+/// stream.
 pub(super) struct Recording {
     link: LayerLink,
-    /// Set by the first poll, if there is anything to record.
+    /// The recorder. Set by the first poll if something has to be recorded.
     recorder: Option<Box<StreamRecorder>>,
 }
 
@@ -113,7 +115,7 @@ impl Recording {
         self.link.is_closed_without_layers()
     }
 
-    /// Returns whether anything is recorded.
+    /// Returns whether the stream is recorded.
     #[inline]
     pub(super) fn is_on(&self) -> bool {
         self.recorder.is_some()
@@ -128,7 +130,7 @@ impl Recording {
         }
     }
 
-    /// Sets the reason of the end. It counts once everything before the end was handed out.
+    /// Sets the reason of the end. It becomes effective when the last frame has been handed out.
     pub(super) fn set_reason(&mut self, reason: CloseReason) {
         if let Some(recorder) = &mut self.recorder {
             recorder.set_reason(reason);
@@ -151,14 +153,14 @@ impl Recording {
         }
     }
 
-    /// Keeps the number of events of a chunk that waits for the next frame.
+    /// Stores the number of events of a chunk that is kept for the next frame.
     pub(super) fn defer_events(&mut self, events: u64) {
         if let Some(recorder) = &mut self.recorder {
             recorder.deferred_events = events;
         }
     }
 
-    /// Takes the number of events that were deferred.
+    /// Takes the number of events of the chunk that was kept for this frame.
     #[inline]
     pub(super) fn take_deferred_events(&mut self) -> u64 {
         self.recorder.as_mut().map_or(0, |recorder| mem::take(&mut recorder.deferred_events))
@@ -178,15 +180,16 @@ pub(super) struct StreamRecorder {
     events: u64,
     bytes: u64,
     heartbeats: u64,
-    /// Events of the chunk that waits for the next frame.
+    /// The number of events of the chunk that is kept for the next frame.
     deferred_events: u64,
-    /// The reason of the end, once it is known.
+    /// The reason why the stream ends. `None` until the reason is known.
     reason: Option<CloseReason>,
     progress: Progress,
     end_signals: Vec<EndSignal>,
-    /// A mutex that is never locked. It makes a body `Sync` if its stream is.
+    /// The `on_close` callback of the handler. The mutex is never locked. Because of it, the body
+    /// is `Sync` if its stream is, even though the callback is not.
     on_close: Mutex<Option<Callback>>,
-    /// The `on_close` of the layers, each once.
+    /// The `on_close` callbacks of the layers. Each callback is in the list once.
     layers: Vec<LayerOnClose>,
     permits: Vec<Permit>,
     span: trace::Span,
@@ -198,17 +201,17 @@ pub(super) struct StreamRecorder {
 enum Progress {
     /// The stream waits for its next poll.
     Waiting,
-    /// The stream is being polled. If it is dropped in this state, it has panicked.
+    /// The stream is being polled. A stream that is dropped in this state has panicked.
     Polling,
-    /// Everything was handed to the transport.
+    /// The last frame was handed to the transport.
     Over,
 }
 
 /// A condition that ends a stream.
 enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// The timer is made at the first poll: a body that is never polled may be dropped outside of
-    /// any runtime.
+    /// The lifetime, and its timer. The timer is created at the first poll, because a body that is
+    /// never polled may be dropped outside of any runtime.
     MaxLifetime(Duration, Option<Pin<Box<Sleep>>>),
 }
 
@@ -245,8 +248,8 @@ impl StreamRecorder {
         for layer in layers {
             let settings = &layer.settings;
             if let Some(token) = &settings.shutdown {
-                // A token for each stream: every poll locks it, and a shared one would be
-                // contended.
+                // Each stream gets a child token. Every poll locks its token, and the lock of a
+                // shared token would be contended.
                 let token = token.child_token();
                 recorder.end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
             }
@@ -283,14 +286,15 @@ impl StreamRecorder {
         Poll::Pending
     }
 
-    /// Returns whether this callback of a layer is in the list already. Clones of a layer share it.
+    /// Returns whether this callback of a layer is in the list already. Clones of a layer share one
+    /// callback.
     fn calls(&self, on_close: &LayerOnClose) -> bool {
         self.layers.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
     }
 
     fn set_reason(&mut self, reason: CloseReason) {
         self.reason = Some(reason);
-        // The end is certain: no layer has to end the stream any more.
+        // The reason of the end is final, so the signals of the layers are not needed any more.
         self.end_signals = Vec::new();
     }
 
@@ -309,7 +313,7 @@ impl StreamRecorder {
         self.span.enter()
     }
 
-    /// Records the frame of a poll, and whether it was the last one.
+    /// Records the frame that a poll returned, and whether it was the last frame.
     #[inline]
     fn leave<E>(&mut self, polled: &Poll<Outcome<E>>, is_over: bool) {
         if let Poll::Ready(Some(Ok(frame))) = polled {
@@ -325,7 +329,8 @@ impl StreamRecorder {
     }
 }
 
-/// Returns a time within 10 % of this one, so that streams that began together do not end together.
+/// Returns a random time within ±10 % of this time, so that streams that began together do not end
+/// together.
 fn with_jitter(time: Duration) -> Duration {
     let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::fraction());
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
@@ -345,7 +350,8 @@ impl Drop for StreamRecorder {
             bytes: self.bytes,
             heartbeats: self.heartbeats,
         };
-        // Before the callbacks, so that they find the permits released.
+        // The permits are released before the callbacks run, so that a callback observes them as
+        // released.
         drop(mem::take(&mut self.permits));
         contain_panic("metrics recorder", || self.counts.ended(&summary));
         contain_panic("tracing subscriber", || self.span.ended(&summary));

@@ -35,7 +35,8 @@ pub(crate) struct Options {
     pub(crate) heartbeat: HeartbeatSetting,
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
-    /// A mutex that is never locked. It makes a body `Sync` if its stream is.
+    /// The `on_error` closure. The mutex is never locked. Because of it, the body is `Sync` if its
+    /// stream is, even though the closure is not.
     pub(crate) on_error: Mutex<Option<OnError>>,
     pub(crate) on_close: Mutex<Option<OnClose>>,
 }
@@ -50,7 +51,7 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// The error of the stream, which follows when everything before it was handed out.
+/// The error of the stream. The body returns it after all frames before it were handed out.
 struct Failure {
     error: BoxError,
     delay: FlushDelay,
@@ -79,21 +80,21 @@ pin_project! {
     ///
     /// # Errors
     ///
-    /// An error of the stream ends the body, after what came before it was passed on and the
-    /// transport had 250 milliseconds to flush it; see
-    /// [`SseStream::on_error`](crate::SseStream::on_error) for another end.
+    /// Returns the error of the stream. The frames before the error are returned first, and the
+    /// transport gets 250 milliseconds to flush them.
+    /// [`SseStream::on_error`](crate::SseStream::on_error) can replace the error with a clean end.
     ///
     /// # Panics
     ///
-    /// When it needs a timer, for a heartbeat, for a lifetime or before an error, in a tokio
-    /// runtime that has none enabled. Outside of any runtime, when it needs one for a heartbeat or
-    /// for a lifetime.
+    /// Panics if the body needs a timer and the tokio runtime has no timers enabled. Heartbeats,
+    /// lifetimes and errors need a timer. Outside of any runtime, heartbeats and lifetimes panic,
+    /// and errors need no timer.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
         idle_timer: IdleTimer,
         options: Option<Box<Options>>,
-        // The beginning of the next frame.
+        // A chunk that begins the next frame.
         pending: Bytes,
         failure: Option<Box<Failure>>,
         // The number of items since the body was pending.
@@ -106,7 +107,8 @@ pin_project! {
             let mut this = this.project();
             let options = this.options;
             let recorder = this.recording.close_unpolled(|| options.as_mut()?.take_on_close());
-            // As after a poll: `on_close` runs when the stream is gone.
+            // Drop the stream before the recorder, as after a poll, so that `on_close` runs after
+            // the stream was dropped.
             if recorder.is_some() {
                 this.stream.set(None);
             }
@@ -128,13 +130,13 @@ impl<S> SseBody<S> {
         }
     }
 
-    /// Begins with these lines, before the first event.
+    /// Makes the body begin with these lines, before the first event.
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
         self.pending = lines;
         self
     }
 
-    /// Creates a body without a stream, which is at its end.
+    /// Creates a body without a stream. It is already at its end.
     pub(crate) fn ended() -> Self {
         Self {
             stream: None,
@@ -148,8 +150,8 @@ impl<S> SseBody<S> {
     }
 }
 
-/// Creates a body that is at its end. The middleware of tower-http needs it for responses of its
-/// own.
+/// Creates a body that is at its end. Some tower-http middleware creates responses with a default
+/// body.
 impl<S> Default for SseBody<S> {
     fn default() -> Self {
         Self::ended()
@@ -236,13 +238,13 @@ where
         }
         let Some(heartbeat) = heartbeat(self.options, self.recording) else { return Poll::Pending };
         let bytes = if is_first {
-            // The first byte, so that proxies pass the response on.
+            // The stream has no event yet. Send a first byte, so that proxies forward the response.
             Bytes::from_static(EMPTY_COMMENT)
         } else {
             ready!(self.idle_timer.poll_due(heartbeat, cx));
             heartbeat.bytes(true)
         };
-        // The transport asks for the next frame at once. That poll sets the timer.
+        // The transport polls again immediately, and that poll starts the timer.
         self.idle_timer.reset();
         self.recording.record_heartbeat();
         Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -263,9 +265,9 @@ struct FrameBuilder {
 }
 
 impl<S> Projection<'_, S> {
-    /// Returns the reconnect delay and the first lines of the stream. The setting of the handler
-    /// has precedence over that of the layer. The delay comes first, because some clients apply it
-    /// only as a part of an event that follows.
+    /// Returns the reconnect delay and the first lines of the stream. The delay that the handler
+    /// has set has precedence over the delay of the layer. The delay comes first, because some
+    /// clients apply a delay only together with an event that follows it.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.recording.settings() {
             Some(settings) => settings.first_retry(self.retry()),
@@ -283,7 +285,7 @@ impl<S> Projection<'_, S> {
         self.options.as_ref()?.retry
     }
 
-    /// Ends the stream with its final bytes, if a layer ends it.
+    /// If a layer ends the stream, adds the final bytes and ends it.
     fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if !self.recording.is_on() || self.stream.is_none() {
             return;
@@ -330,7 +332,8 @@ where
     S: Stream,
     S::Item: SseItem,
 {
-    /// Takes ready items from the stream until the frame is full. Pending if the stream is.
+    /// Takes ready items from the stream until the frame is full. Returns `Pending` if the stream
+    /// is pending.
     #[inline]
     fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         while *self.items_in_turn < MAX_ITEMS_PER_TURN {
@@ -364,7 +367,8 @@ where
         let reason = reason_of(&error);
         self.recording.set_reason(reason);
         if reason == CloseReason::Shutdown {
-            // The hub was shut down: the client gets a reconnect delay.
+            // A shutdown of the hub is not a failure: the response ends cleanly with a reconnect
+            // delay.
             let delay = match self.recording.settings() {
                 Some(settings) => settings.reconnect_delay(self.retry()),
                 None => Settings::default().reconnect_delay(self.retry()),
@@ -396,7 +400,7 @@ fn reason_of(error: &BoxError) -> CloseReason {
     CloseReason::Error
 }
 
-/// Returns the heartbeat of the handler, or else of the layer, or else the default.
+/// Returns the heartbeat of the handler, or else the heartbeat of the layer, or else the default.
 fn heartbeat<'a>(options: &'a Option<Box<Options>>, recording: &'a Recording) -> Option<&'a Heartbeat> {
     let own = options.as_ref().map(|options| &options.heartbeat);
     let own = own.filter(|heartbeat| !matches!(heartbeat, HeartbeatSetting::Inherit));

@@ -19,20 +19,21 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// The time that an upstream stream has to complete its event, when a layer ends it.
+/// The time that an upstream stream has to complete its current event after a layer has ended the
+/// stream.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
-    /// An upstream event stream gets heartbeats between its lines, unless it is encoded. A layer
-    /// can end it. The body inside is not polled again after its end. Every other body passes
-    /// unchanged.
+    /// If the response is an upstream event stream, this body adds heartbeats between its lines,
+    /// unless the stream is encoded. A layer can end the stream. The inner body is not polled again
+    /// after its end. Any other body passes unchanged.
     ///
     /// # Errors
     ///
-    /// Returns the errors of the body inside. The error of an upstream event stream follows 250
-    /// milliseconds after the frames before it, so that the transport can flush these.
+    /// Returns the errors of the inner body. The error of an upstream event stream is returned 250
+    /// milliseconds after the frames before it, so that the transport can flush these frames.
     ///
     /// # Panics
     ///
@@ -45,29 +46,29 @@ pin_project! {
     {
         #[pin]
         body: B,
-        // Boxed, so that other responses do not grow by it.
+        // Boxed to keep the body of other responses small.
         treatment: Option<Box<Treatment<B::Error>>>,
     }
 }
 
 impl<B: Body> ResponseBody<B> {
-    /// Passes a body on unchanged.
+    /// Wraps a body that passes unchanged.
     pub(crate) fn untouched(body: B) -> Self {
         Self { body, treatment: None }
     }
 
-    /// Treats a body as an event stream.
+    /// Wraps the body of an upstream event stream.
     pub(crate) fn event_stream(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Stream(PassthroughStream::new(link)))
     }
 
-    /// Treats a body as an encoded event stream: layers can end it and observe it, but nothing is
-    /// put into it. With a closed link, no layer does either, and the body keeps its length.
+    /// Wraps the body of an encoded event stream. Layers can end it and observe it, but cannot add
+    /// bytes. With a closed link, no layer does, and the body keeps its length.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { recording: Recording::new(link), is_ended: false }))
     }
 
-    /// Sends these bytes instead of the body, which is not polled.
+    /// Creates a body that sends these bytes. The original body is not polled.
     pub(crate) fn replaced(body: B, bytes: Bytes) -> Self {
         Self::treated(body, Treatment::Replaced(bytes))
     }
@@ -77,7 +78,7 @@ impl<B: Body> ResponseBody<B> {
     }
 }
 
-/// Creates an empty body. The middleware of tower-http needs it for responses of its own.
+/// Creates an empty body. Some tower-http middleware creates responses with a default body.
 impl<B: Body + Default> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::untouched(B::default())
@@ -121,7 +122,7 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
     }
 }
 
-/// The treatment of a body by the layer.
+/// The treatment of a body by the layer: one variant for each kind of body.
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
@@ -162,13 +163,13 @@ impl<E> Treatment<E> {
     }
 }
 
-/// A stream and the body that it reads, for one poll.
+/// Borrows a stream and the inner body that it reads, for one poll.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
 }
 
-/// An event stream whose bytes are encoded, so that nothing can be put into it.
+/// An event stream with a `Content-Encoding`. No bytes can be added to it.
 struct EncodedStream {
     recording: Recording,
     is_ended: bool,
@@ -225,15 +226,16 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     Poll::Pending
 }
 
-/// Records and logs the error that is handed out by this poll.
+/// Records and logs the error that this poll returns.
 fn record_failure(recording: &mut Recording) {
     recording.set_reason(CloseReason::Error);
     trace::failed(None);
 }
 
-/// An event stream that was encoded elsewhere: the layer sees only its bytes.
+/// An event stream that another framework or server has written. The layer sees only its bytes.
 struct PassthroughStream<E> {
-    /// Its link also tells outer layers that this stream is taken care of.
+    /// The recording. Its link also lets outer layers detect that an inner layer already handles
+    /// the stream.
     recording: Recording,
     /// Measures the time since the last byte.
     idle_timer: IdleTimer,
@@ -244,7 +246,7 @@ struct PassthroughStream<E> {
     has_event_heartbeat: bool,
     /// No event of the last chunk is dispatched by a client.
     is_invisible: bool,
-    /// The reconnect delay, which is sent before anything else.
+    /// The reconnect delay, which is sent before the first byte of the stream.
     preamble: Bytes,
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
@@ -259,19 +261,20 @@ enum Phase<E> {
     Open,
     /// A layer ends the stream. The stream first completes its event.
     Draining(Draining),
-    /// The data has ended, and something goes before the outcome: the first bytes of an incomplete
-    /// byte order mark, or the delay before an error.
+    /// The data has ended. Before the outcome is returned, the bytes of an incomplete byte order
+    /// mark are sent, or the delay before an error passes.
     Held { outcome: Outcome<E>, delay: FlushDelay },
-    /// Trailers have passed. Only the end of the body can follow.
+    /// Trailers were returned. Only the end of the body can follow.
     Trailers,
     /// The body is not polled again.
     Ended,
 }
 
-/// The end of a stream that a layer ends.
+/// The state of a stream that is completing its current event because a layer ends it.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The event is cut off at this time. Set when the stream waits for its event.
+    /// The time when the incomplete event is cut off. Set when the stream first has to wait for
+    /// more data.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -345,7 +348,7 @@ impl<E> PassthroughStream<E> {
         let polled = poll_nonempty(body.as_mut(), cx);
         let is_draining = matches!(self.phase, Phase::Draining(_));
         match polled {
-            // The frame is only borrowed: moving it is the greater part of the cost of this path.
+            // The frame is borrowed here, because moving it would be most of the cost of this path.
             Poll::Ready(Some(Ok(ref frame)))
                 if frame.is_data() && !is_draining && !self.byte_order_mark.is_expected() =>
             {
@@ -354,7 +357,7 @@ impl<E> PassthroughStream<E> {
                 }
                 return polled;
             }
-            // The stream ends by itself, in the middle of the event that it was to complete.
+            // The upstream stream ends by itself before its current event is complete.
             Poll::Ready(None) if is_draining => return Poll::Ready(self.end()),
             Poll::Ready(outcome) => return self.pass(outcome, body, cx),
             Poll::Pending => {}
@@ -400,15 +403,15 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(self.end())
     }
 
-    /// Ends a draining stream, with those of its final bytes that are legal at this position.
+    /// Ends a draining stream. Sends the final bytes that are legal at the current position.
     fn end(&mut self) -> Outcome<E> {
-        // An incomplete byte order mark is not sent after the end.
+        // The held bytes of an incomplete byte order mark are discarded.
         self.byte_order_mark = ByteOrderMark::Passed;
         let Phase::Draining(Draining { mut final_bytes, .. }) = mem::replace(&mut self.phase, Phase::Ended) else {
             return None;
         };
         if !self.events.is_complete() {
-            // The client discards its part of the event (HTML standard, §9.2.6).
+            // The client discards the incomplete event (HTML standard, §9.2.6).
             final_bytes.event = Bytes::new();
             if !self.events.is_at_line_start() {
                 final_bytes.retry = Bytes::new();
@@ -419,8 +422,8 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Passes on an outcome that is not plain data, or comes where a byte order mark may stand, or
-    /// completes the last event.
+    /// Handles the less frequent outcomes: an outcome other than data, data while a byte order mark
+    /// is possible, and data while the stream is draining.
     fn pass<B>(&mut self, outcome: Outcome<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
     where
         B: Body<Data = Bytes, Error = E>,
@@ -450,7 +453,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Returns the outcome that was held, after the delay if it is an error.
+    /// Returns the held outcome. An error is returned only after the delay.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
         if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {
             ready!(delay.poll(cx));
@@ -465,17 +468,17 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(outcome)
     }
 
-    /// Notes that something goes before the first byte of the stream. A byte order mark at its
-    /// beginning is then removed.
+    /// Records that the layer sends bytes before the first byte of the stream. A byte order mark at
+    /// the beginning of the stream is then removed.
     fn expect_byte_order_mark(&mut self) {
         if let ByteOrderMark::Undecided = self.byte_order_mark {
-            // The mark is removed. A second one would be a part of the first line.
+            // The first mark is removed. A second mark would be a part of the first line.
             self.events.skip_mark();
         }
         self.byte_order_mark.expect();
     }
 
-    /// Returns whether the transport has got everything.
+    /// Returns whether the last frame was handed to the transport.
     fn is_over<B: Body<Error = E>>(&self, body: &B) -> bool {
         if !self.preamble.is_empty() || matches!(self.byte_order_mark, ByteOrderMark::Expected(1..)) {
             return false;
@@ -487,7 +490,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Records data that is passed on.
+    /// Records the events in data that is forwarded.
     fn record_data(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;

@@ -10,9 +10,9 @@ impl Event {
     /// Returns the data of the message that a client dispatches for this event, or `None` if the
     /// client dispatches no message.
     ///
-    /// Each CRLF, CR and LF of the original text is one LF here, as a client sees it. An event that
-    /// has a name but no data is dispatched with empty data. Text of one line is borrowed; text of
-    /// several lines is copied.
+    /// Each CRLF, CR and LF of the original text is one LF in the result, as in a client. An event
+    /// with a name but without data is dispatched with empty data. A text of one line is borrowed.
+    /// A text of several lines is copied.
     ///
     /// # Examples
     ///
@@ -56,7 +56,7 @@ impl Event {
     }
 
     /// Returns the id of this event, or `None` if it has no id. The client then keeps the id of the
-    /// event before.
+    /// previous event.
     ///
     /// # Examples
     ///
@@ -70,12 +70,12 @@ impl Event {
         self.lines(ID).next()
     }
 
-    /// The reconnect delay in milliseconds, as digits.
+    /// Returns the reconnect delay in milliseconds, as digits.
     fn retry_digits(&self) -> Option<&str> {
         self.lines(RETRY).next()
     }
 
-    /// The values of the lines that begin with `prefix`.
+    /// Returns the values of the lines that begin with `prefix`.
     fn lines<'a>(&'a self, prefix: &[u8]) -> impl Iterator<Item = &'a str> {
         let prefix = std::str::from_utf8(prefix).unwrap_or_default();
         self.text().split_terminator('\n').filter_map(move |line| line.strip_prefix(prefix))

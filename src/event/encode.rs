@@ -1,9 +1,10 @@
-//! The only place that writes wire bytes.
+//! Encoding: the only code that writes the wire bytes of events.
 //!
 //! An event is stored as its wire bytes, at the end of a buffer. The data is usually long and set
-//! first, so it is written once. The short fields are written in front of it, into reserved space.
-//! So the fields precede the data in any order of the setters, and no bytes move. The buffer is
-//! full to its last byte, so it becomes [`Bytes`] without a second allocation.
+//! first, so it is written once. The short fields are written in front of the data, into reserved
+//! space. So the fields precede the data whatever the order of the setter calls, and no bytes have
+//! to be moved. The buffer is full to its last byte, so it becomes [`Bytes`] without a second
+//! allocation.
 //!
 //! An inline buffer for small events was measured and rejected: moving the larger value costs more
 //! than the saved allocation.
@@ -18,17 +19,18 @@ pub(super) const ID: &[u8; 4] = b"id: ";
 pub(super) const RETRY: &[u8; 7] = b"retry: ";
 pub(super) const COMMENT: &[u8; 2] = b": ";
 
-/// Bytes reserved in front of data that is set first: enough for an id, a name and a `retry` of
-/// usual length.
+/// The number of bytes reserved in front of data that is set first. It is enough for an id, a name
+/// and a `retry` of usual length.
 const ROOM_FOR_FIELDS: usize = 64;
 
-/// Bytes reserved by a field that is set first, for data and further fields.
+/// The number of bytes that a field that is set first reserves for data and further fields.
 const ROOM_FOR_DATA: usize = 256;
 
-/// The bytes of one event. They are always complete: the last byte is the LF of the blank line.
+/// The wire bytes of one event. The bytes are always a complete event: the last byte is the LF of
+/// the blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// Reserved space, then the event. Empty for an event with no field.
+    /// The reserved space, followed by the event. Empty for an event without a field.
     buffer: Vec<u8>,
     start: usize,
 }
@@ -50,7 +52,8 @@ impl Wire {
 
     /// Parses an event that this crate has encoded without an id. Returns `None` for other bytes.
     ///
-    /// Each line begins with one of the field names and ends in LF. The blank line is the last.
+    /// In a valid input, each line begins with one of the field names and ends in LF, and the last
+    /// line is the only blank line.
     #[cfg(feature = "hub")]
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let lines = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
@@ -112,8 +115,8 @@ impl Wire {
         Self { buffer: kept, start: 0 }
     }
 
-    /// Enlarges the reserved space to at least `length` bytes. It extends the existing allocation,
-    /// if there is one.
+    /// Enlarges the reserved space to at least `length` bytes. Grows the existing allocation, if
+    /// there is one.
     #[cold]
     fn make_room(mut self, length: usize) -> Self {
         if self.buffer.is_empty() {
@@ -147,15 +150,15 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
 
 /// Returns a `retry` line without a blank line.
 ///
-/// At a blank line, a client sets its last event id to the id of this stream so far (HTML standard,
-/// §9.2.6). A client that has reconnected would lose its id.
+/// A blank line would make a client that has just reconnected lose its last event id: at a blank
+/// line, a client sets this id to the last id in the current response (HTML standard, §9.2.6).
 pub(crate) fn retry_line(delay: Duration) -> Bytes {
     let mut line = Vec::new();
     Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);
     Bytes::from(line)
 }
 
-/// Returns comment lines without a blank line. They may be sent in the middle of an event.
+/// Returns comment lines without a blank line. These lines may be sent in the middle of an event.
 pub(crate) fn comment_lines(text: &str) -> Bytes {
     let mut lines = Vec::new();
     Lines::of(COMMENT, text.as_bytes()).write(&mut lines);
@@ -169,13 +172,13 @@ pub(crate) fn is_visible(events: &[u8]) -> bool {
     events.starts_with(DATA) || memmem::find(events, b"\ndata: ").is_some()
 }
 
-/// A text as lines on the wire. CRLF, CR and LF each end a line.
+/// A text that is written as one field line per line of text. CRLF, CR and LF each end a line.
 struct Lines<'a, const N: usize> {
     prefix: &'static [u8; N],
     text: &'a [u8],
     /// The number of LF in the text.
     lf: usize,
-    /// The number of CR.
+    /// The number of CR in the text.
     cr: usize,
     /// The number of CRLF pairs. A pair ends one line.
     crlf: usize,
@@ -207,7 +210,7 @@ impl<'a, const N: usize> Lines<'a, N> {
         out.put_slice(self.prefix);
         if self.cr > 0 {
             for end in memchr2_iter(b'\n', b'\r', self.text) {
-                // The LF of a CRLF, whose CR ended the line.
+                // This is the LF of a CRLF. Its CR has already ended the line.
                 if end > 0 && &self.text[end - 1..=end] == b"\r\n" {
                     start = end + 1;
                     continue;

@@ -29,7 +29,7 @@ pub struct EncodedEvents {
 }
 
 impl EncodedEvents {
-    /// Wraps bytes that contain `count` complete events.
+    /// Creates a value from bytes that contain `count` complete events.
     pub(crate) fn from_parts(bytes: Bytes, count: usize) -> Self {
         Self { bytes, count }
     }
@@ -46,13 +46,13 @@ impl EncodedEvents {
         self.bytes.is_empty()
     }
 
-    /// Returns the bytes as they are sent.
+    /// Returns the wire bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Converts this into the bytes as they are sent, without a copy.
+    /// Converts this into its wire bytes, without a copy.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.bytes

@@ -47,13 +47,13 @@ impl FieldError {
         Self { kind, what, position, text: Shortened(text).beginning().into() }
     }
 
-    /// Returns the reason.
+    /// Returns the reason why the text is invalid.
     #[must_use]
     pub fn kind(&self) -> FieldErrorKind {
         self.kind
     }
 
-    /// Returns the index of the first invalid byte. It is 0 for an empty text.
+    /// Returns the index of the first invalid byte, or 0 for an empty text.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position

@@ -1,11 +1,12 @@
-//! The two fields whose text could break the format, as proofs that it does not.
+//! [`EventName`] and [`EventId`]: checked types for the two fields whose text could break the
+//! format.
 
 use super::{FieldError, FieldErrorKind};
 use std::{borrow::Borrow, fmt, hash, str::FromStr, sync::Arc};
 
 /// A text without CR, LF and NUL.
 ///
-/// Short texts, and so the ids that are numbers, live in the value itself.
+/// Short texts, such as numeric ids, are stored inline.
 #[derive(Clone)]
 enum Text {
     Static(&'static str),
@@ -14,7 +15,8 @@ enum Text {
 }
 
 impl Text {
-    /// The number of bytes that fit beside the discriminant and the length in three words.
+    /// The maximum length of an inline text in bytes. It fits into three words together with the
+    /// discriminant and the length.
     const INLINE: usize = 22;
 
     fn new(text: &str, what: &'static str, bad: Option<(usize, FieldErrorKind)>) -> Result<Self, FieldError> {
@@ -29,7 +31,7 @@ impl Text {
         match bytes.get_mut(..text.len()) {
             Some(inline) => {
                 inline.copy_from_slice(text.as_bytes());
-                // Not more than `INLINE`, which is less than 256.
+                // The length is at most `INLINE`, so it fits into a `u8`.
                 Self::Inline { len: text.len() as u8, bytes }
             }
             None => Self::Shared(text.into()),
@@ -53,8 +55,8 @@ impl Text {
     }
 }
 
-/// The first byte that a field's text cannot hold. A loop, and not `memchr`, so that literals are
-/// checked in a `const`.
+/// Returns the first byte that the text of a field must not contain. The search is a loop instead
+/// of `memchr`, so that literals can be checked in a `const`.
 const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
     while at < text.len() {
@@ -83,11 +85,12 @@ const fn find_bad_in_id(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     None
 }
 
-/// The type of an event: what a page names in `addEventListener`.
+/// The type of an event, which a page passes to `addEventListener`.
 ///
-/// It is never empty and holds no CR, LF or NUL, so an [`Event`](crate::Event) cannot be made to
-/// break its line. Text that is known only at run time goes through [`EventName::new`]; a literal
-/// converts by itself. The trait [`IntoEventName`] lists what an event takes as its name.
+/// An event name is never empty and contains no CR, LF or NUL, so it cannot break the line of an
+/// [`Event`](crate::Event). [`EventName::new`] checks text that is known only at run time. A
+/// literal converts by itself. The trait [`IntoEventName`] lists the types that an event accepts as
+/// its name.
 ///
 /// # Examples
 ///
@@ -125,7 +128,7 @@ impl EventName {
     ///
     /// # Errors
     ///
-    /// If the text is empty, or holds CR, LF or NUL.
+    /// If the text is empty, or contains CR, LF or NUL.
     pub fn new(text: impl AsRef<str>) -> Result<Self, FieldError> {
         let text = text.as_ref();
         if text.is_empty() {
@@ -134,11 +137,11 @@ impl EventName {
         Text::new(text, Self::WHAT, find_bad(text.as_bytes())).map(Self)
     }
 
-    /// An event name from a literal, checked at compile time when it is used in a `const`.
+    /// Creates an event name from a literal. In a `const`, the literal is checked at compile time.
     ///
     /// # Panics
     ///
-    /// If the text is empty, or holds CR, LF or NUL.
+    /// If the text is empty, or contains CR, LF or NUL.
     #[must_use]
     pub const fn from_static(text: &'static str) -> Self {
         assert!(!text.is_empty(), "an event name cannot be empty");
@@ -151,13 +154,13 @@ impl EventName {
 
 /// The id of an event, which a client sends back as `Last-Event-ID` when it reconnects.
 ///
-/// It contains no CR, LF or NUL, and no other control character (U+0000 to U+001F and U+007F to
-/// U+009F). The id returns in a header, and servers reject control characters there, so that every
-/// reconnect would fail. Text that is known only at run time goes through [`EventId::new`]; literals
-/// and integers convert by themselves ([`IntoEventId`]). An empty id is legal: it makes the client
-/// forget the id it had.
+/// An event id contains no control character (U+0000 to U+001F and U+007F to U+009F), such as CR, LF
+/// or NUL. The client sends the id back in a header, and servers reject a request with a control
+/// character in a header. White space at the ends of a header value is removed, so an id should not
+/// begin or end with a space.
 ///
-/// White space at the ends of a header is removed, so an id should not begin or end with a space.
+/// [`EventId::new`] checks text that is known only at run time. Literals and integers convert by
+/// themselves ([`IntoEventId`]). An empty id is legal: it makes the client forget its last id.
 ///
 /// # Examples
 ///
@@ -199,7 +202,7 @@ impl EventId {
         Text::new(text, Self::WHAT, find_bad_in_id(text.as_bytes())).map(Self)
     }
 
-    /// An id from a literal, checked at compile time when it is used in a `const`.
+    /// Creates an id from a literal. In a `const`, the literal is checked at compile time.
     ///
     /// # Panics
     ///
@@ -295,20 +298,20 @@ into_field!(IntoEventId, into_event_id, EventId: u8 u16 u32 u64 u128 usize i8 i1
 macro_rules! field {
     ($Field:ident) => {
         impl $Field {
-            /// The text.
+            /// Returns the text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 self.0.as_str()
             }
 
-            /// The text as UTF-8 bytes.
+            /// Returns the text as UTF-8 bytes.
             #[must_use]
             pub fn as_bytes(&self) -> &[u8] {
                 self.0.as_bytes()
             }
         }
 
-        /// For literals.
+        /// Converts a literal, which is checked.
         ///
         /// # Panics
         ///
@@ -379,7 +382,7 @@ macro_rules! field {
             }
         }
 
-        /// As the text hashes, since the value can be borrowed as one.
+        /// The hash equals the hash of the text, as `Borrow<str>` requires.
         impl hash::Hash for $Field {
             fn hash<H: hash::Hasher>(&self, state: &mut H) {
                 self.as_str().hash(state);
@@ -421,7 +424,7 @@ impl EventId {
         Self(Text::checked(&format!("{}…", &text[..end])))
     }
 
-    /// An id of letters, digits and the like.
+    /// Creates an id from ASCII bytes that are valid in an id.
     pub(crate) fn from_ascii(bytes: &[u8]) -> Self {
         debug_assert!(bytes.iter().all(u8::is_ascii_graphic));
         Self(Text::checked(std::str::from_utf8(bytes).unwrap_or_default()))

@@ -23,9 +23,9 @@ use std::{fmt, time::Duration};
 
 /// One server-sent event.
 ///
-/// An event is built from its data. Data can be any text, and a client reads the same text: see
-/// [what a client sees](#what-a-client-sees). A second call of a setter replaces the value, except
-/// that [`comment`](Self::comment) adds another comment.
+/// An event is built from its data. Data can be any text, and a client gets the same text: see
+/// [what a client sees](#what-a-client-sees). A second call of a setter replaces the previous
+/// value. The exception is [`comment`](Self::comment), which adds another comment.
 ///
 /// # Examples
 ///
@@ -64,8 +64,8 @@ use std::{fmt, time::Duration};
 #[must_use = "an event does nothing until a stream yields it"]
 pub struct Event {
     wire: Wire,
-    /// The fields that are set: a union of `HAS_…`. A whole word, so that the compiler keeps the
-    /// event in registers.
+    /// The fields that are set, as a union of the `HAS_…` flags. The type is `usize` so that the
+    /// compiler keeps the event in registers.
     fields: usize,
 }
 
@@ -86,7 +86,7 @@ impl Event {
     /// Creates an event from a value that implements `Display`: a number, a template,
     /// `format_args!`.
     ///
-    /// The value is formatted into a buffer of the thread, so no `String` is allocated. If `data`
+    /// The value is formatted into a thread-local buffer, so no `String` is allocated. If `data`
     /// returns an error, the event has the text that was written before. Render a value that may
     /// fail into a `String` first.
     ///
@@ -104,10 +104,10 @@ impl Event {
         })
     }
 
-    /// Creates an event with an `id` alone. It moves the client's cursor and dispatches nothing.
+    /// Creates an event with an `id` alone. It moves the client's cursor and dispatches no message.
     ///
     /// Send a checkpoint now and then if most events are filtered out for a client. After a
-    /// reconnect, the handler then need not filter them again.
+    /// reconnect, the handler then does not have to filter the same events again.
     ///
     /// By the standard (§9.2.6), an `id` alone moves the cursor. Chromium implements that. WebKit
     /// moves the cursor with the next event that has data, and Firefox does not move it. A name
@@ -143,8 +143,8 @@ impl Event {
     /// # Panics
     ///
     /// If the name is a literal that [`EventName::from_static`] rejects.
-    // Inlined, as `id` is, to keep the event in registers between the setters; without it they cost
-    // twice as much.
+    // Inlined, like `id`, to keep the event in registers between the setters. Without inlining, the
+    // setters cost twice as much.
     #[inline(always)]
     pub fn event(
         self,
@@ -188,7 +188,7 @@ impl Event {
         Self { wire: self.wire.append(COMMENT, text.as_ref().as_bytes()), ..self }
     }
 
-    /// Returns the bytes of this event on the wire, with its blank line.
+    /// Returns the wire bytes of this event, including its blank line.
     ///
     /// Clones share the bytes, so an event for many clients is encoded once.
     #[inline]
@@ -197,7 +197,7 @@ impl Event {
         self.with_what_a_name_needs().wire.into_bytes()
     }
 
-    /// Removes the id, for events that must not move a cursor.
+    /// Removes the id. Used for events that must not move the client's cursor.
     pub(crate) fn without_id(mut self) -> Self {
         if self.fields & HAS_ID != 0 {
             self.wire = self.wire.remove(ID);
@@ -215,18 +215,19 @@ impl Event {
         self
     }
 
-    /// HTML standard, §9.2.6: with an empty data buffer (no `data` line) the event type is reset
-    /// and nothing dispatched.
+    /// Adds an empty `data` line to an event that has a name but no data. Without a `data` line, a
+    /// client resets the event type and dispatches no message (HTML standard, §9.2.6).
     #[inline]
     fn with_what_a_name_needs(self) -> Self {
         if self.fields & (HAS_NAME | HAS_DATA) == HAS_NAME { self.data("") } else { self }
     }
 }
 
-/// The steps of a log before an event has its id, and after.
+/// The methods that a hub uses to complete an event before and after its log assigns the id.
 #[cfg(feature = "hub")]
 impl Event {
-    /// Returns the name if a setter has set one. It does not search the data of other events.
+    /// Returns the name if a setter has set one. The data of an event without a name is not
+    /// searched.
     pub(crate) fn set_name(&self) -> Option<&str> {
         if self.fields & HAS_NAME == 0 { None } else { self.name() }
     }
@@ -242,7 +243,7 @@ impl Event {
         Some(Self { wire: Wire::read(bytes)?, fields: 0 })
     }
 
-    /// Returns the same as [`encode`](Self::encode) for a complete event.
+    /// Returns the wire bytes of a complete event, the same as [`encode`](Self::encode).
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
     }

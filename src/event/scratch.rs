@@ -1,8 +1,9 @@
-//! A buffer of each thread, for data whose length is known only after it is written.
+//! A thread-local buffer for data whose length is known only after it is written.
 
 use std::{cell::Cell, fmt};
 
-/// The maximum capacity in bytes that a thread keeps. A larger buffer is freed after its use.
+/// The maximum capacity in bytes of the buffer that a thread keeps for reuse. A larger buffer is
+/// freed after its use.
 const KEPT: usize = 64 * 1024;
 
 thread_local! {
@@ -16,7 +17,7 @@ pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     buffer.clear();
     let written = write(&mut buffer);
     if buffer.capacity() <= KEPT {
-        // An error means that the thread ends. The buffer is freed with it.
+        // `try_with` fails while the thread ends. The buffer is then freed here.
         let _freed_with_the_thread = SCRATCH.try_with(|kept| kept.set(buffer));
     }
     written
@@ -24,8 +25,8 @@ pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 
 /// Appends formatted text to a buffer of bytes.
 ///
-/// It reports an error of a `Display` implementation, as `String` does. `std::io::Write` panics
-/// there.
+/// An error of a `Display` implementation becomes a `fmt::Error`, as for a `String`. The formatting
+/// methods of `std::io::Write` would panic.
 pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 
 impl fmt::Write for Text<'_> {

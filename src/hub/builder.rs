@@ -33,8 +33,8 @@ impl Builder {
 
     /// Sets the maximum number of retained events per topic. Default: 10,000.
     ///
-    /// This limit and the next two decide how far a client can resume, and how far a slow client
-    /// can fall behind. A topic always retains its newest event until that expires.
+    /// This limit, `max_bytes` and `max_age` decide how far back a client can resume, and how far a
+    /// slow client can fall behind. A topic always retains its newest event until that expires.
     pub fn max_events(mut self, events: usize) -> Self {
         self.0.retention.max_events = events;
         self
@@ -42,7 +42,7 @@ impl Builder {
 
     /// Sets the maximum size of retained events per topic, in bytes on the wire. Default: 8 MiB.
     ///
-    /// A topic takes up to 48 KiB of memory in addition, and about 16 bytes per event.
+    /// In addition, a topic takes up to 48 KiB of memory, and about 16 bytes per event.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.0.retention.max_bytes = bytes;
         self
@@ -58,18 +58,18 @@ impl Builder {
         self
     }
 
-    /// Sets the maximum number of topics. Default: 100,000. One more is an
+    /// Sets the maximum number of topics. Default: 100,000. Creating one more topic returns an
     /// [error](super::ErrorKind::TooManyTopics).
     pub fn max_topics(mut self, topics: usize) -> Self {
         self.0.max_topics = topics;
         self
     }
 
-    /// Sets the maximum number of topics in one subscription. Default: 1,000. More topics are an
-    /// [error](super::ErrorKind::TooManyTopicsInSubscription).
+    /// Sets the maximum number of topics in one subscription. Default: 1,000. Subscribing to more
+    /// topics returns an [error](super::ErrorKind::TooManyTopicsInSubscription).
     ///
-    /// It protects the hub from requests that name topics. A subscription to topics that do not
-    /// exist creates them, and they count for [`max_topics`](Self::max_topics).
+    /// The limit protects a hub whose clients choose the topics. A subscription creates the topics
+    /// that do not exist, and they count towards [`max_topics`](Self::max_topics).
     pub fn max_topics_per_subscription(mut self, topics: usize) -> Self {
         self.0.max_topics_per_subscription = topics;
         self
@@ -91,16 +91,16 @@ impl Builder {
     /// Puts the log of the hub into this backend, which other processes can share. See
     /// [several nodes](super#several-nodes).
     ///
-    /// The [retention](Self::max_events) of the hub then decides which events clients get from this
-    /// process, and costs memory in each process. Older events come from the backend, and the
-    /// retention of the backend decides how far a client can resume. The age of an event counts
-    /// from the time at which this process read it. [`max_topics`](Self::max_topics) counts the
-    /// topics of the whole log. For a topic over the limit, this process retains no events, and
-    /// subscribing or publishing is an error.
+    /// The [retention](Self::max_events) of the hub then decides which events clients get from the
+    /// memory of this process. Older events come from the backend, and the retention of the backend
+    /// decides how far back a client can resume. The age of an event counts from the time at which
+    /// this process read it. [`max_topics`](Self::max_topics) counts the topics of the whole log.
+    /// For a topic over the limit, this process retains no events, and subscribing or publishing is
+    /// an error.
     ///
     /// # Examples
     ///
-    /// Two hubs with one log, as in two processes:
+    /// Two hubs that share one log, like hubs in two processes:
     ///
     /// ```
     /// # use tower_sse::{Event, hub::{Error, Hub, Start, backend::MemoryBackend}};
@@ -139,8 +139,8 @@ impl Builder {
 
     /// Puts the log of the hub in NATS JetStream, at this address.
     ///
-    /// A stream that is created is trimmed to the [`max_age`](Self::max_age) of the hub, whether
-    /// that is set before or after this call. For other settings, pass a [`NatsBackend`] to
+    /// If the stream does not exist, it is created with the [`max_age`](Self::max_age) of the hub,
+    /// whether that is set before or after this call. For other settings, pass a [`NatsBackend`] to
     /// [`backend`](Self::backend).
     ///
     /// # Examples
@@ -163,12 +163,12 @@ impl Builder {
     }
 }
 
-/// Makes the backend of a hub with this `max_age`.
+/// A function that creates the backend for a hub with this `max_age`.
 type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 
-/// A hub that is not connected yet.
+/// A hub with a backend that is not connected yet.
 ///
-/// It has the settings of the [`Builder`]. The order of the calls does not matter.
+/// It has the same settings as the [`Builder`]. The order of the calls does not matter.
 #[must_use = "it does nothing until it is connected"]
 pub struct Connector {
     settings: Builder,
@@ -208,10 +208,11 @@ impl Connector {
 
     /// Connects to the backend and returns the hub.
     ///
-    /// First the hub reads the events that the backend retains, as far as the hub retains them.
-    /// After five seconds the hub is returned, and reads the rest while it serves.
+    /// The hub first reads the events that both the backend and the hub retain. After at most five
+    /// seconds, `connect` returns the hub, and the hub reads the remaining events in the
+    /// background.
     ///
-    /// One task follows the log from then on, on the current tokio runtime. The task ends when the
+    /// From then on, one task on the current tokio runtime follows the log. The task ends when the
     /// last handle of the hub and the last subscription are dropped, or when the hub is [shut
     /// down](Hub::shutdown).
     ///
@@ -220,7 +221,7 @@ impl Connector {
     /// - If the address of the backend is invalid, or the backend cannot be reached.
     /// - If there is no tokio runtime.
     ///
-    /// If the backend fails later, publishing is an error, and subscriptions wait.
+    /// If the backend fails later, `publish` returns an error, and subscriptions wait.
     pub async fn connect(self) -> Result<Hub, Error> {
         let resolve = self.backend.map_err(|source| Error::backend("", source))?;
         let config = self.settings.0;

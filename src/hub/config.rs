@@ -9,7 +9,7 @@ pub(super) struct HubConfig {
     pub(super) retention: Retention,
     pub(super) max_topics: usize,
     pub(super) max_topics_per_subscription: usize,
-    /// The policy of subscriptions that set none.
+    /// The policy of subscriptions that do not set their own.
     pub(super) lag_policy: LagPolicy,
 }
 

@@ -1,10 +1,10 @@
 //! The state that all handles of a hub share: its topics, and the order of its events.
 //!
-//! There are two kinds of locks, taken in this order: the registry, for publishing, subscribing and
-//! finishing; and one topic, for the same and for reading. An event gets its position and enters
-//! its topic under both locks. So positions rise in each topic, and every event up to the
-//! [committed](Core::committed) position can be read. Readers lock only their topic. No waker is
-//! woken, cloned or dropped while a lock is held.
+//! There are two kinds of locks. Publishing, subscribing and finishing lock the registry first and
+//! then one topic. Reading locks only the topic. An event gets its position and enters its topic
+//! while both locks are held. So positions increase in each topic, and every event up to the
+//! [committed](Core::committed) position can be read. No waker is woken, cloned or dropped while a
+//! lock is held.
 
 use super::{
     backend::{IdFormat, Position, RecordKind},
@@ -28,7 +28,8 @@ pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
     pub(super) backend: Option<BackendClient>,
-    /// Changes under the lock of the registry, only when the backend's log was replaced.
+    /// The current epoch. It changes only when the backend's log was replaced, while the registry
+    /// is locked.
     epoch: AtomicU64,
     pub(super) registry: Mutex<Registry>,
     committed: AtomicU64,
@@ -54,23 +55,24 @@ impl Core {
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
-    /// Returns the position up to which every event can be read.
+    /// Returns the committed position: every event up to it can be read.
     pub(super) fn committed(&self) -> Position {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Begins an epoch whose events follow this position. The caller holds the registry.
+    /// Starts an epoch whose events follow this position. The caller holds the lock of the
+    /// registry.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after.get(), Ordering::Release);
     }
 
-    /// Commits everything up to the last position of the registry.
+    /// Makes the last position of the registry the committed position.
     pub(super) fn set_committed(&self, registry: &Registry) {
         self.committed.store(registry.last.get(), Ordering::Release);
     }
 
-    /// Publishes events, which have no id yet, and returns the id of the last.
+    /// Publishes events, and returns the id of the last event. The events have no ids yet.
     pub(super) async fn publish(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -109,7 +111,7 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event to a topic, at the last position of the registry. The event has its id.
+    /// Adds an event, which already has its id, to a topic at the last position of the registry.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &self.config.retention, now);
@@ -121,7 +123,7 @@ impl Core {
         registry.published += 1;
     }
 
-    /// Finishes a topic. Does nothing if the topic is finished.
+    /// Finishes a topic. Has no effect if the topic is already finished.
     pub(super) async fn finish(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else { return self.finish_in_memory(name) };
         match self.check_publish(name) {
@@ -129,12 +131,13 @@ impl Core {
             other => other?,
         }
         backend.finish(name).await?;
-        // The follower may have read the end meanwhile.
+        // The follower may have read the finish record before `finish` returned.
         backend.forget_ends(self.committed());
         Ok(())
     }
 
-    /// Returns the reason why nothing can be published to this topic, as far as this node knows it.
+    /// Checks that the topic accepts events, as far as this node knows. Returns the reason as an
+    /// error if not.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
         let registry: MutexGuard<'_, Registry> = lock(&self.registry);
         if registry.is_shut_down {
@@ -196,7 +199,7 @@ impl Core {
         let mut contents = topic.lock();
         let waker = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
-        // A topic that is due is checked at that time.
+        // A topic with a scheduled expiry is checked when the expiry is due.
         let may_be_idle = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
         drop(contents);
         drop(waker);
@@ -241,8 +244,8 @@ impl Core {
         }
     }
 
-    /// Removes expired events from some of the topics that are due. Returns the time of the next
-    /// expiry.
+    /// Removes expired events from up to 64 topics whose expiry is due. Returns the time of the
+    /// next expiry.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = lock(&self.registry);
         registry.sweep(64, &self.config.retention);
@@ -253,19 +256,22 @@ impl Core {
         next
     }
 
-    /// Lets publishers and subscribers do the work of the janitor from now on.
+    /// Disables the janitor, the task that removes expired events. From now on, publishers and
+    /// subscribers remove them.
     pub(super) fn disable_timers(&self) {
         lock(&self.registry).is_without_timers = true;
     }
 
-    /// Starts a janitor if there is work for it and none is running.
+    /// Starts the janitor, the task that removes expired events, if an expiry is scheduled and the
+    /// task is not running.
     pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
         let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
         let is_running = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
         if !is_running {
             registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };
         }
-        // A janitor is late if its runtime is not driven.
+        // The janitor is late if its runtime is not being driven, for example a current-thread
+        // runtime outside of `block_on`.
         let is_late = || now.saturating_duration_since(due) > self.config.retention.max_age / 16;
         if registry.janitor.is_none() || is_late() {
             registry.sweep(4, &self.config.retention);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Core {
-    /// Creates a hub that has read what the backend retains, as far as its topics retain it.
+    /// Creates a hub that has read the events that both the backend and its own topics retain.
     pub(super) async fn connected(config: HubConfig, backend: Arc<dyn DynBackend>) -> Result<Arc<Self>, Error> {
         let core = Arc::new(Self::new(config, Some(BackendClient::new(backend))));
         if let Some(backend) = &core.backend {
@@ -25,7 +25,8 @@ impl Core {
 }
 
 impl Node for Core {
-    /// Starts with another log. Ends all subscriptions, because their positions are invalid in it.
+    /// Switches to another log. Ends all subscriptions, because their positions are invalid in the
+    /// other log.
     fn reset(&self, bounds: &Bounds) {
         let mut registry = lock(&self.registry);
         let topics = registry.reset(bounds.evicted_through);
@@ -36,7 +37,7 @@ impl Node for Core {
         topic_state::shut_down(topics);
     }
 
-    /// Adds the next page of the log.
+    /// Adds the records of the next page to the topics.
     fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
         if page.evicted_through > self.committed() {
@@ -55,7 +56,7 @@ impl Node for Core {
 }
 
 impl Core {
-    /// Adds records of one topic.
+    /// Adds consecutive records of one topic.
     fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = lock(&self.registry);
@@ -78,17 +79,19 @@ impl Core {
                 contents.finished = Some(now);
                 continue;
             }
-            // Another program may have written a record that is no event.
+            // Another program may have written a record that is not an event. Such a record is
+            // skipped.
             let Some(event) = Event::from_wire(&record.event) else { continue };
-            // The publisher did not know yet that the topic was finished, and the event was
-            // acknowledged. So the topic continues on all nodes: the log decides.
+            // An event follows the finish record. Its publisher did not know yet that the topic was
+            // finished, and the event was acknowledged. The log decides, so the topic continues on
+            // all nodes.
             contents.finished = None;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
         self.commit(registry, &topic, contents, now);
     }
 
-    /// Removes all events up to a position that the backend has evicted.
+    /// Removes all events up to this position, because the backend has evicted them.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = lock(&self.registry);
         registry.last = registry.last.max(through);
@@ -102,13 +105,13 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// Records that the backend reports `topic` as finished at `end`, with nothing after it up to
-    /// `through`.
+    /// Records that, according to a history read, `topic` has finished at `end` and has no event
+    /// after that up to `through`.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = lock(&self.registry);
         let is_current = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        // Otherwise the follower has not read all earlier events yet.
+        // If this is `false`, the follower has not read all earlier events yet.
         let was_read = registry.last >= end;
         let mut contents = topic.lock();
         if is_current && was_read && contents.finished.is_none() && contents.log.ends_at(through) {

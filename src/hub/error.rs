@@ -4,7 +4,8 @@ use std::fmt;
 
 /// An error of a hub.
 ///
-/// As a response of an axum handler, it has the [`status`](Self::status) and contains the message.
+/// As a response of an axum handler, the error has its [`status`](Self::status), and its message as
+/// the body.
 ///
 /// # Examples
 ///
@@ -37,7 +38,8 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name of a topic or of an event, or the number of topics in a subscription.
+    /// The name of the topic or of the event, or the number of topics in the subscription. It
+    /// depends on `kind`.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -52,9 +54,9 @@ pub enum ErrorKind {
     /// The hub has as many topics as [`max_topics`](super::Builder::max_topics) allows. 503 Service
     /// Unavailable.
     TooManyTopics,
-    /// A subscription without a topic. 400 Bad Request.
+    /// The subscription has no topic. 400 Bad Request.
     NoTopics,
-    /// A subscription to more topics than
+    /// The subscription has more topics than
     /// [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription) allows. 400 Bad
     /// Request.
     TooManyTopicsInSubscription,
@@ -65,29 +67,30 @@ pub enum ErrorKind {
     Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///
-    /// Events whose `publish` returned this error may be in the log nevertheless, if the
-    /// confirmation was lost. They are in the log once, and all subscribers receive them.
-    /// Publishing them again may publish them twice. Where that matters, put a key into the event,
-    /// so that clients recognize a duplicate. Events whose `publish` returned `Ok` are in the log.
-    /// The [`source`](std::error::Error::source) is the error of the backend.
+    /// If `publish` returns this error, the log may contain the events nevertheless, because the
+    /// acknowledgement may have been lost. In that case they are in the log once, and all
+    /// subscribers receive them. Publishing them again may then publish them twice. Where that
+    /// matters, put a key into the event, so that clients can detect a duplicate. If `publish`
+    /// returns `Ok`, the events are in the log. The [`source`](std::error::Error::source) is the
+    /// error of the backend.
     Backend,
     /// The data of an event does not serialize to JSON. 500 Internal Server Error.
     ///
-    /// The hub itself does not return this error. It is the kind of a converted `JsonError`, so
-    /// that a handler that builds, publishes and subscribes uses `?` with one error type. The
+    /// The hub itself does not return this error. A `JsonError` converts to this kind, so that a
+    /// handler that builds, publishes and subscribes can use `?` with one error type. The
     /// [`source`](std::error::Error::source) is the `JsonError`.
     Json,
-    /// Too many clients wait for history from the backend, and this client needs history, too. 503
-    /// Service Unavailable.
+    /// The client needs history from the backend, and too many clients are waiting for history
+    /// already. 503 Service Unavailable.
     ///
-    /// A node sends the backend 8 history reads at a time. Up to 1,024 different reads run or wait;
-    /// clients that need the same read share it. A subscription that needs one more is this error.
-    /// The client has lost nothing: it can come back with the same id. If the hub retains more
-    /// events ([`max_events`](super::Builder::max_events) and its siblings), fewer clients need the
-    /// backend.
+    /// A node sends the backend 8 history reads at a time. Up to 1,024 different reads run or wait.
+    /// Clients that need the same read share it. A subscription that needs one more read gets this
+    /// error. The client has lost nothing: it can reconnect with the same id. If the hub retains
+    /// more events ([`max_events`](super::Builder::max_events) and its siblings), fewer clients
+    /// need the backend.
     ///
     /// Only subscribing returns this error. An open subscription that has to read history waits,
-    /// and tries again after 200 to 400 ms.
+    /// and retries after 200 to 400 ms.
     Overloaded,
 }
 
@@ -194,8 +197,8 @@ impl std::error::Error for Error {
 /// The reasons for which a [`Subscription`](super::Subscription) ends before the end of its topics.
 ///
 /// A [`SseStream`](crate::SseStream) aborts the transfer after `Lagged`, unless
-/// [`on_error`](crate::SseStream::on_error) sends a last event. `Shutdown` is no error to it: the
-/// response ends cleanly, and says when to reconnect.
+/// [`on_error`](crate::SseStream::on_error) sends a last event. `Shutdown` does not abort the
+/// transfer: the response ends cleanly, with a reconnect delay.
 ///
 /// # Examples
 ///
@@ -218,7 +221,8 @@ pub enum SubscriptionError {
     /// The client was slower than the retention of its topics, under
     /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect).
     Lagged,
-    /// The hub was [shut down](super::Hub::shutdown), or follows another log than before.
+    /// The hub was [shut down](super::Hub::shutdown), or the log of its backend was replaced by
+    /// another log.
     Shutdown,
 }
 

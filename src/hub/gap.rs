@@ -3,9 +3,9 @@ use std::fmt;
 
 /// A range of events that are missing for a subscriber.
 ///
-/// [`Subscription::gap`](super::Subscription::gap) reports it to the handler before the handler
-/// answers. The client gets an event of type `gap` before the next available event. Its data is
-/// JSON:
+/// [`Subscription::gap`](super::Subscription::gap) reports the gap to the handler before the
+/// handler responds. The client gets an event of type `gap` before the next available event. The
+/// data of this event is JSON:
 ///
 /// ```text
 /// id: fzk2m5qa-407
@@ -13,11 +13,12 @@ use std::fmt;
 /// data: {"reason":"evicted","requested":"fzk2m5qa-100","resumed":"fzk2m5qa-408"}
 /// ```
 ///
-/// Its id is a log position, so a client can resume from it without missing anything else.
+/// The id of the event is a log position. A client that resumes from this id misses no further
+/// event.
 ///
 /// # Examples
 ///
-/// A client that has missed events reloads its page, which has the current state:
+/// A client that has missed events can reload its page, which shows the current state:
 ///
 /// ```
 /// # use tower_sse::{Event, LastEventId, SseStream, hub::{Error, Hub, Subscription}};
@@ -39,14 +40,14 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Returns the reason.
+    /// Returns the reason why events are missing.
     #[must_use]
     pub fn reason(&self) -> GapReason {
         self.reason
     }
 
-    /// Returns the id after which events are missing: the id that the client sent, or, for a slow
-    /// client, the last id that it received.
+    /// Returns the id after which events are missing. It is the id that the client sent. For a slow
+    /// client, it is the last id that the client received.
     #[must_use]
     pub fn requested(&self) -> &EventId {
         &self.requested
@@ -68,10 +69,10 @@ pub enum GapReason {
     Evicted,
     /// The id is greater than any id that the hub has issued. On the wire `ahead`.
     Ahead,
-    /// The id is from another log: from before a restart or a replaced log, or of another hub. On
-    /// the wire `other_epoch`.
+    /// The id is from another log: the hub has restarted in memory, the log was replaced, or the id
+    /// is of another hub. On the wire `other_epoch`.
     OtherEpoch,
-    /// The text is no id of a hub. On the wire `malformed`.
+    /// The text is not an id of a hub. On the wire `malformed`.
     Malformed,
     /// The subscriber was slower than the retention of its topics. On the wire `lagged`.
     Lagged,
@@ -105,7 +106,7 @@ pub enum LagPolicy {
     #[default]
     Gap,
     /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged).
-    /// The client returns with the last id that it received. The handler then sees the [`Gap`], and
-    /// can respond with a snapshot.
+    /// The client reconnects with the last id that it received. The handler then gets the [`Gap`],
+    /// and can respond with a snapshot.
     Disconnect,
 }

@@ -34,14 +34,15 @@ impl Hub {
         Topic::new(self.core.clone(), name.as_ref().into())
     }
 
-    /// Subscribes to many topics. The subscription yields their events in the order of publication.
+    /// Subscribes to several topics. The subscription yields their events in the order of
+    /// publication.
     ///
     /// All topics share one connection and one cursor. (A browser opens at most six connections to
     /// a host over HTTP/1.1.) An event does not name its topic: use different
     /// [names](crate::Event::event), or put the topic into the data.
     ///
-    /// Subscribing creates the topics. Check topic names that come from clients first: invented
-    /// names use up [`max_topics`](super::Builder::max_topics).
+    /// Subscribing creates the topics. Check topic names that come from clients first: names that a
+    /// client invents count towards [`max_topics`](super::Builder::max_topics).
     ///
     /// # Errors
     ///
@@ -49,13 +50,13 @@ impl Hub {
     /// - [`TooManyTopicsInSubscription`](super::ErrorKind::TooManyTopicsInSubscription) if there
     ///   are more topics than
     ///   [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription).
-    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the hub would have more topics than
-    ///   it may.
+    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the subscription would create more
+    ///   topics than the hub may have.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
-    ///   and 1,024 other history reads run or wait. The client can come back with the same id.
+    ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
     ///
-    /// A backend outage is not an error here.
+    /// During an outage of the backend, subscribing returns no error.
     ///
     /// # Cancel safety
     ///
@@ -79,15 +80,15 @@ impl Hub {
         self.core.subscribe(names, start.into()).await
     }
 
-    /// Ends all subscriptions at once. Publishing and subscribing are errors from then on.
+    /// Ends all subscriptions immediately. Publishing and subscribing return errors from then on.
     ///
     /// The response of a subscription ends cleanly, without its
     /// [last event](crate::SseStream::end_with), and with a reconnect delay, as in a
     /// [shutdown of its layer](crate::SseLayer::shutdown). Undelivered events are dropped. Clients
     /// reconnect with the last id that they received. Calling this again has no effect.
     ///
-    /// A server needs this method or the shutdown of the layer. The layer also ends streams without
-    /// a hub, and sends a shutdown event.
+    /// A server that shuts down gracefully needs this method or the shutdown of the layer. The
+    /// layer also ends streams without a hub, and can send a shutdown event.
     ///
     /// # Examples
     ///
@@ -107,7 +108,7 @@ impl Hub {
         self.core.shut_down();
     }
 
-    /// Returns figures for a status page.
+    /// Returns statistics of the hub, for example for a status page.
     ///
     /// # Examples
     ///

@@ -9,10 +9,11 @@ use crate::{EventId, random};
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
-/// Distinguishes the log of one hub from any other log, above all from the log of the same server
-/// before a restart. It has 40 bits, written as eight characters. In memory they are random.
+/// Identifies one lifetime of a log. For example, it distinguishes the log from the log of the same
+/// server before a restart. An epoch has 40 bits, which ids contain as eight characters. The bits
+/// are random for a hub in memory.
 ///
-/// It also has the format of the ids.
+/// The type also contains the format of the ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch {
     letters: [u8; LENGTH],
@@ -24,7 +25,7 @@ impl Epoch {
         Self::of(random::bits(), IdFormat::Positions)
     }
 
-    /// Takes the lower 40 bits.
+    /// Creates an epoch from the lower 40 bits of `bits`.
     pub(super) fn of(bits: u64, ids: IdFormat) -> Self {
         Self { letters: std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]), ids }
     }
@@ -96,14 +97,15 @@ impl Epoch {
     }
 }
 
-/// Parses a number without a sign and without leading zeros. `None`: it is too large.
+/// Parses a number without a sign and without leading zeros. Returns `None` if the number is too
+/// large for a `u64`.
 fn digits(text: &str) -> Result<Option<u64>, GapReason> {
     let is_canonical =
         matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && text.bytes().all(|b| b.is_ascii_digit());
     if is_canonical { Ok(text.parse().ok()) } else { Err(GapReason::Malformed) }
 }
 
-/// A buffer for an id.
+/// A fixed-size buffer for the text of an id.
 struct Text {
     bytes: [u8; 48],
     length: usize,

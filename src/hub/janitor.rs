@@ -1,4 +1,4 @@
-//! The task of a hub that removes expired events from idle topics.
+//! The janitor: the task of a hub that removes expired events from idle topics.
 
 use super::core::Core;
 use std::{
@@ -11,19 +11,21 @@ use tokio::{
     time::sleep_until,
 };
 
-/// Starts the task on the current runtime. Outside of a runtime, publishers and subscribers do its
-/// work in small steps.
+/// Starts the janitor on the current runtime. Returns `None` outside of a runtime. Publishers and
+/// subscribers then remove expired events in small steps.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn(expire(Arc::downgrade(core))).abort_handle())
 }
 
-/// Runs until no event is left that can expire, or until the hub is dropped.
+/// The body of the task. It runs until no event is left that can expire, or until the hub is
+/// dropped.
 async fn expire(core: Weak<Core>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;
-        // A runtime without timers panics here. Only this panic disables the janitor: an unrelated
-        // one may drop this task, and another runtime may have timers.
+        // `sleep_until` panics on a runtime without timers. Only this panic disables the janitor.
+        // An unrelated panic may also drop this task, and the next janitor may run on a runtime
+        // with timers.
         let Ok(pause) = panic::catch_unwind(|| sleep_until(next)) else {
             core.upgrade().inspect(|core| core.disable_timers());
             return;

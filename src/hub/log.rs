@@ -1,8 +1,9 @@
-//! The log of one topic: its last events as wire bytes, read by any number of cursors.
+//! The log of one topic: its newest events as wire bytes. Any number of cursors read it.
 //!
 //! Events are contiguous in segments of up to 16 KiB, so the next events of a cursor are one slice
-//! of memory. A full segment is sealed: its slices are shared without a copy. A slice of the open
-//! segment, which still grows, is copied once, and cached for other readers at the same position.
+//! of memory. A full segment is sealed: its slices are shared without a copy. The last segment is
+//! open and still grows. A slice of it is copied once, and the copy is cached for other readers at
+//! the same position.
 
 use super::{backend::Position, segment::Segment};
 use crate::{EncodedEvents, Event};
@@ -15,16 +16,17 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The maximum size of a segment, which is that of a frame of an [`SseBody`](crate::SseBody).
+/// The maximum size of a segment. It equals the maximum size of a frame of an
+/// [`SseBody`](crate::SseBody).
 const SEGMENT: usize = 16 * 1024;
 
-/// An event of this size or more is a segment of its own, and is never copied.
+/// The minimum size in bytes of an event that gets its own segment and is never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The number of evicted bytes in an open segment above which the segment is compacted.
+/// The maximum number of evicted bytes in the open segment. Above it, the segment is compacted.
 const SLACK: usize = 512;
 
-/// The retention of a topic. All limits apply, but the newest event stays until it expires.
+/// The retention of a topic. All limits apply, but the newest event is retained until it expires.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retention {
     pub(super) max_events: usize,
@@ -33,12 +35,14 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    /// Returns the time at which an event of this time expires. `None`: never.
+    /// Returns the expiry time of an event that was added at `then`. Returns `None` if it never
+    /// expires.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
         then.checked_add(self.max_age)
     }
 
-    /// Keeps a small log from using much more memory than it retains.
+    /// Returns the maximum size of a segment. It is smaller for a small retention, so that a log
+    /// does not use much more memory than it retains.
     fn segment(&self) -> usize {
         (self.max_bytes / 4).min(SEGMENT)
     }
@@ -67,14 +71,14 @@ impl Sub for Amount {
     }
 }
 
-/// The result of reading at a cursor.
+/// The result of a read at a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// No event yet.
+    /// No event follows the cursor yet.
     Nothing,
-    /// Some of the events that follow were evicted.
+    /// Some events after the cursor were evicted.
     Evicted,
 }
 
@@ -99,7 +103,7 @@ struct CachedRead {
 }
 
 impl Log {
-    /// Creates an empty log that has evicted everything up to this position.
+    /// Creates an empty log whose eviction watermark is this position.
     pub(super) fn new(evicted_through: Position) -> Self {
         Self {
             sealed: VecDeque::new(),
@@ -111,7 +115,7 @@ impl Log {
         }
     }
 
-    /// Returns how much is retained.
+    /// Returns the number and the size of the retained events.
     pub(super) fn retained(&self) -> Amount {
         self.retained
     }
@@ -147,7 +151,7 @@ impl Log {
         self.sealed.front().map_or_else(|| self.open.oldest_time(), Segment::oldest_time)
     }
 
-    /// Adds an event at this position. Positions must rise.
+    /// Adds an event at this position, which must be greater than all earlier positions.
     pub(super) fn push(&mut self, position: Position, event: Event, retention: &Retention, now: Instant) {
         let size = event.as_bytes().len();
         let segment = retention.segment();
@@ -161,7 +165,8 @@ impl Log {
                 self.seal();
             }
             if self.open.entries.is_empty() && self.sealed.back().is_some_and(|last| last.entries.len() > 1) {
-                // The topic is busy, so this segment will probably be filled as well.
+                // The previous segment was filled, so this segment will probably be filled as well.
+                // Allocate all of it at once.
                 self.open.bytes.reserve_exact(segment.max(size));
             }
             self.open.bytes.extend_from_slice(event.as_bytes());
@@ -173,7 +178,7 @@ impl Log {
         self.retained.bytes += size;
     }
 
-    /// Evicts events beyond the retention. Returns the amount.
+    /// Evicts the events that exceed the retention. Returns their number and size.
     pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
         let before = self.retained;
         let too_much = |retained: Amount| {
@@ -192,8 +197,8 @@ impl Log {
         before - self.retained
     }
 
-    /// Removes all but the newest event, which replaces the earlier ones. They do not count as
-    /// evicted.
+    /// Removes all events except the newest event, which replaces them. The removed events do not
+    /// count as evicted.
     pub(super) fn replace(&mut self) {
         let evicted_through = self.evicted_through;
         while self.retained.events > 1 {
@@ -204,13 +209,13 @@ impl Log {
         self.evicted_through = evicted_through;
     }
 
-    /// Removes all events, and regards everything up to this position as evicted. Returns the
-    /// amount that was retained.
+    /// Removes all events, and raises the eviction watermark to this position. Returns the number
+    /// and size of the removed events.
     pub(super) fn truncate_through(&mut self, through: Position) -> Amount {
         mem::replace(self, Self::new(through)).retained
     }
 
-    /// Evicts the oldest segment, which is sealed.
+    /// Evicts the oldest sealed segment as a whole.
     fn evict_segment(&mut self) {
         if let Some(segment) = self.sealed.pop_front() {
             self.evicted_through = segment.last();
@@ -245,8 +250,8 @@ impl Log {
         }
     }
 
-    /// Returns the events that follow `after`, in one piece, and nothing beyond `through`. Evicted
-    /// events up to `gap_reported_through` are skipped.
+    /// Returns the next contiguous events after `after` and up to `through`. Skips evicted events
+    /// up to `gap_reported_through` without reporting them.
     pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {
@@ -261,7 +266,8 @@ impl Log {
         }
     }
 
-    /// Returns the sealed segment with the next event. Most readers are in the open segment.
+    /// Returns the sealed segment that contains the next event, or `None` if the next event is in
+    /// the open segment, as for most readers.
     fn sealed_after(&self, after: Position) -> Option<&Segment<Bytes>> {
         if self.sealed.back()?.last() <= after {
             return None;

@@ -20,17 +20,17 @@
 //!
 //! # One log
 //!
-//! A hub is one ordered log. A topic is a label of events, and ids rise across all topics. So one
-//! `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. An id
-//! implies that the client has received every earlier event of its topics, or a gap for it.
+//! A hub is one ordered log. A topic is a label of events, and ids increase across all topics. So
+//! one `Last-Event-ID` is enough for [any number of topics](Hub::subscribe) on one connection. An
+//! id implies that the client has received every earlier event of its topics, or a gap for it.
 //!
 //! An event is encoded once, when it is published. A [`Subscription`] is a cursor, not a queue: the
-//! topics retain the events, and subscribers at the same position share the same memory. A slow
-//! client costs its cursor and nothing else. Replay and live events are one sequence.
+//! topics retain the events, and subscribers at the same position share the same memory. The only
+//! cost of a slow client is its cursor. Replay and live events are one sequence.
 //!
-//! Ids are opaque. In memory they are `<epoch>-<number>` with a random epoch, so ids from before a
-//! restart are recognized as foreign. With a backend, ids are the same
-//! [on all nodes](#several-nodes) and after a restart of any node.
+//! Ids are opaque. In memory they are `<epoch>-<number>` with a random epoch, so the hub recognizes
+//! an id from before a restart and reports a gap for it. With a backend, ids are the same [on all
+//! nodes](#several-nodes) and after a restart of any node.
 //!
 //! # Where a client resumes
 //!
@@ -54,19 +54,19 @@
 //! id without an event.) See [`begin_with_cursor`](Subscription::begin_with_cursor) and
 //! [`without_cursor`](Subscription::without_cursor).
 //!
-//! With many topics, each row applies to each topic, and one gap is reported for all. An id grants
-//! no access: a client receives the topics that the handler chooses.
+//! With several topics, each row applies to each topic, and one gap is reported for all topics
+//! together. An id grants no access: a client receives the topics that the handler chooses.
 //!
 //! # Gaps
 //!
-//! Missing events are always reported as a [`Gap`]: to the handler before it answers, and to the
+//! Missing events are always reported as a [`Gap`]: to the handler before it responds, and to the
 //! client as an event of type `gap` before the events that follow. A client that falls behind the
 //! retention of its topics gets a gap as well, or is [disconnected](LagPolicy::Disconnect). A
 //! client that loses its connection before it has caught up may get a gap twice. The names `gap`
 //! and `hub-cursor` are reserved: publishing them is an [error](ErrorKind::ReservedName).
 //!
-//! In a topic that is a [state](Topic::latest_only), an event replaces the one before it. That is
-//! no gap.
+//! In a topic that is a [state](Topic::latest_only), an event replaces the previous event. The
+//! replaced event is not a gap.
 //!
 //! # Snapshots for late clients
 //!
@@ -78,16 +78,16 @@
 //! Each topic retains its newest events within [`max_events`](Builder::max_events),
 //! [`max_bytes`](Builder::max_bytes) and [`max_age`](Builder::max_age). One task per hub frees
 //! expired events and drops expired topics. It runs on the tokio runtime of the first publisher. If
-//! that runtime has no timers, the task panics once. Then, and outside of any runtime, publishers
-//! and subscribers do its work.
+//! that runtime has no timers, the task panics once. In that case, and outside of any runtime,
+//! publishers and subscribers remove expired events instead.
 //!
 //! # Several nodes
 //!
 //! Behind a load balancer, a client may reconnect to another process. [`Builder::backend`] connects
 //! the hubs of all processes to one log, in Redis, in NATS, or in any other
 //! [backend](backend::Backend). Each process is a node: one task follows the log, and the node
-//! retains the newest events as a hub in memory does. Clients within this retention cost the
-//! backend nothing.
+//! retains the newest events as a hub in memory does. Clients within this retention cause no
+//! request to the backend.
 //!
 //! | | in memory | `RedisBackend` (feature `redis`) | `NatsBackend` (feature `nats`) |
 //! |---|---|---|---|
@@ -101,19 +101,20 @@
 //! Each backend documents its further guarantees, above all what a failover can lose.
 //!
 //! - **While the backend is down**, `publish` and `finish` return [errors](ErrorKind::Backend).
-//!   Subscriptions stay open with heartbeats. New clients receive what the node retains, and wait
-//!   for the rest. [`Subscription::gap`] cannot report a gap yet, so the client gets it as an event
-//!   later. The node continues within a second after the backend is back.
+//!   Subscriptions stay open with heartbeats. New clients receive the events that the node retains,
+//!   and wait for the other events. [`Subscription::gap`] cannot report a gap yet, so the client
+//!   gets it as an event later. The node continues within a second after the outage.
 //! - **Many returning clients** share history reads. A node sends the backend at most 8 reads at a
-//!   time, and up to 1,024 different reads run or wait. Subscribing returns an
-//!   [error](ErrorKind::Overloaded) for one more. A read whose clients have all left is not sent.
-//! - **A node can be behind** the log, and so behind another node. A client that arrives with a
-//!   newer id resumes after that id, and receives no event twice.
-//! - **A topic** is [finished](Topic::finish), a [state](Topic::latest_only) or
-//!   [existing](Topic::exists) on a node as soon as the node has read so.
-//! - **A gap** is reported if an evicted event may have been for the client. A backend tracks
-//!   eviction for the whole log, not per topic. So a client that was away for longer than the
-//!   backend's retention always gets a gap, even if its topics had no events.
+//!   time, and up to 1,024 different reads run or wait. If a subscription needs one more read,
+//!   subscribing returns an [error](ErrorKind::Overloaded). A read is not sent if all of its
+//!   clients have left.
+//! - **A node can be behind** the log, and so behind another node. A client that reconnects to it
+//!   with a newer id resumes after that id, and receives no event twice.
+//! - **A topic** becomes [finished](Topic::finish), a [state](Topic::latest_only) or
+//!   [existing](Topic::exists) on a node when the node reads the record that makes it so.
+//! - **A gap** is reported if the backend may have evicted an event of the client's topics. A
+//!   backend tracks eviction for the whole log, not per topic. So a client that was away for longer
+//!   than the backend's retention always gets a gap, even if its topics had no events.
 //! - **A replaced log**, which was deleted and created again, or restored from a backup, ends all
 //!   subscriptions. Returning clients get a gap (`other_epoch` or `ahead`).
 //!

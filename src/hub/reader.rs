@@ -1,10 +1,10 @@
-//! Reading the topics of a subscription.
+//! Readers: a subscription has one reader for each of its topics, and merges them.
 
 use super::{backend::Position, log::Read, topic_state::TopicState, waiters::Ticket};
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
-/// The next step of a subscription.
+/// The result of reading the topics of a subscription at its cursor.
 pub(super) enum Step {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
@@ -15,17 +15,17 @@ pub(super) enum Step {
     Shutdown,
 }
 
-/// One topic of a subscription.
+/// The reader of one topic of a subscription.
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
-    /// Evicted events up to this position are reported to the client.
+    /// Evicted events up to this position were already reported to the client.
     pub(super) gap_reported_through: Position,
-    /// The first event after the cursor, as far as it is known. Not used for a single topic.
+    /// The position of the first event after the cursor, if it is known. Only `merge` uses it.
     next: Option<Position>,
-    /// The version of the topic at which this reader began to wait. `None`: it does not wait.
+    /// The version of the topic when this reader began to wait. `None` if it does not wait.
     seen: Option<u64>,
     is_finished: bool,
-    /// The position at which the topic finishes, if the backend has nothing after it.
+    /// The position of the finish record, if the backend has no event of the topic after it.
     pub(super) finished_at: Option<Position>,
     pub(super) ticket: Option<Ticket>,
 }
@@ -49,8 +49,8 @@ impl Reader {
         self.seen = None;
     }
 
-    /// Returns `true` if the subscriptions of the topic have to end: the hub was shut down, or its
-    /// log was replaced. Otherwise registers the waker for the next change.
+    /// Returns `true` if the subscriptions of the topic have to end, because the hub was shut down
+    /// or its log was replaced. Otherwise registers the waker for the next change.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
@@ -70,7 +70,7 @@ impl Reader {
         if self.waits() {
             return Step::Wait;
         }
-        // Not under the lock: cloning a waker runs foreign code.
+        // Clone the waker before the topic is locked, because `clone` runs code of the application.
         let waker = waker.clone();
         let mut contents = self.topic.lock();
         if contents.is_shut_down {
@@ -83,7 +83,8 @@ impl Reader {
             Read::Nothing => true,
             Read::Evicted => false,
         };
-        // Also after these events: their reader asks again at once, and then waits.
+        // Register the waker even if there are events. The subscription polls again immediately
+        // after them, and need not lock the topic again to start waiting.
         let replaced = if nothing_follows && contents.finished.is_none() {
             self.seen = Some(self.topic.version());
             contents.waiters.wait(&mut self.ticket, waker)
@@ -101,8 +102,8 @@ impl Reader {
         }
     }
 
-    /// Looks for the next event of this topic, or registers the waker. `Err` is a step that comes
-    /// before that.
+    /// Finds the position of the topic's next event, or registers the waker if there is none.
+    /// Returns `Err` with a step that has to be handled first.
     fn peek(&mut self, cursor: Position, waker: &Waker) -> Result<(), Step> {
         if self.next.is_some() || self.waits() {
             return Ok(());
@@ -119,7 +120,8 @@ impl Reader {
         }
         self.next = contents.log.first_after(from);
         let mut replaced = None;
-        // For now: in the log of a backend, an event can follow the end of a topic.
+        // This can change: in the log of a backend, an event can follow the finish record of its
+        // topic.
         self.is_finished = self.next.is_none() && contents.finished.is_some();
         if self.next.is_none() {
             self.seen = Some(self.topic.version());
@@ -131,17 +133,18 @@ impl Reader {
     }
 }
 
-/// Returns the events after the cursor in all of these topics, in the order of the hub: one run of
-/// one topic at a time. `committed` returns the [committed](super::core::Core::committed) position.
+/// Merges these topics in the order of the log. Returns the next events after the cursor, which are
+/// of one topic. `committed` returns the [committed](super::core::Core::committed) position.
 pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cursor: Position, waker: &Waker) -> Step {
     loop {
-        // Read before the topics, so that every committed event is found in them.
+        // Read the committed position before the topics, so that the topics contain every event up
+        // to it.
         let committed = committed();
         let mut first: Option<(Position, usize)> = None;
         let mut second = Position::MAX;
         for (i, reader) in readers.iter_mut().enumerate() {
-            // Reported before any later event. Otherwise a client that disconnects could resume
-            // with a later id.
+            // An eviction has to be reported before any later event. Otherwise a client could
+            // disconnect after that event and resume with its id, without the gap.
             if let Err(step) = reader.peek(cursor, waker) {
                 return step;
             }
@@ -155,7 +158,8 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cu
             }
         }
         match first {
-            // This event is newer than the committed position, so an earlier one may be missing.
+            // This event is after the committed position, so an event with a smaller position may
+            // not be visible yet.
             Some((next, _)) if next > committed => {}
             Some((_, index)) => {
                 let reader = &mut readers[index];
@@ -167,7 +171,7 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cu
                 match contents.log.read(cursor, reader.gap_reported_through, committed.min(second.previous())) {
                     Read::Events(events, last) => return Step::Events(events, last),
                     Read::Evicted => return Step::Evicted,
-                    // Another event has replaced it meanwhile.
+                    // Another event has replaced the event since it was found.
                     Read::Nothing => {}
                 }
             }

@@ -1,4 +1,4 @@
-//! The topics of a hub, and the tombstones of dropped topics.
+//! The topics of a hub, and the tombstones: the eviction watermarks of dropped topics.
 
 use super::{
     backend::Position,
@@ -21,11 +21,12 @@ pub(super) struct Registry {
     pub(super) retained: Amount,
     pub(super) published: u64,
     tombstones: Tombstones,
-    /// The topics by the time of their next expiry. The number distinguishes topics.
+    /// The topics that are scheduled for expiry, by time. The number distinguishes topics with the
+    /// same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     pub(super) is_shut_down: bool,
-    /// Set if events that were evicted here may still be in a backend.
+    /// Set if the hub has a backend, which may still retain events that this process has evicted.
     has_backend: bool,
     /// Set when the expiry task was started on a runtime without timers. Publishers and subscribers
     /// then expire events.
@@ -56,8 +57,8 @@ impl Registry {
         }
     }
 
-    /// Removes all topics, because another log begins. Everything up to this position is evicted in
-    /// it.
+    /// Removes all topics, because another log has replaced the log. The eviction watermark of the
+    /// new log is this position.
     pub(super) fn reset(&mut self, evicted_through: Position) -> Vec<Arc<TopicState>> {
         self.has_backend = true;
         self.last = evicted_through;
@@ -67,14 +68,14 @@ impl Registry {
         self.topics.drain().map(|(_, topic)| topic).collect()
     }
 
-    /// Records that everything up to this position is evicted. The caller records it in these
-    /// topics.
+    /// Raises the eviction watermark of the whole log to this position. The caller has to apply it
+    /// to the returned topics.
     pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
     }
 
-    /// Records that an event of a topic was not added.
+    /// Records that an event was not added to its topic, because the limit of topics was reached.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
         self.tombstones.note(self.topics.hasher().hash_one(topic), position);
     }
@@ -87,7 +88,7 @@ impl Registry {
         }
     }
 
-    /// Expires some of the topics that are due.
+    /// Removes expired events from up to `at_once` topics whose expiry is due.
     pub(super) fn sweep(&mut self, at_once: usize, retention: &Retention) {
         let now = Instant::now();
         for _ in 0..at_once {
@@ -101,15 +102,15 @@ impl Registry {
         }
     }
 
-    /// Expires one topic that was due.
+    /// Removes the expired events of one topic, and schedules its next expiry.
     fn expire(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         contents.is_due = false;
         self.retained = self.retained - contents.log.evict(retention, now);
         let changed = contents.log.oldest_time().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
-            // Not for every single event: new subscribers do not receive expired events in any
-            // case.
+            // The next expiry is delayed by up to 1/16 of `max_age`, so that one pass removes many
+            // events. New subscribers never receive expired events in any case.
             let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.schedule(topic, &mut contents, Some(expiry.max(not_before)));
         }
@@ -122,7 +123,8 @@ impl Registry {
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         if is_current && contents.is_idle(retention, now) {
             self.topics.remove(&topic.name);
-            // The backend still knows that the topic is finished, after its last event.
+            // The log of the backend has the finish record after the topic's last event. The higher
+            // watermark makes a returning client read it from the backend.
             let knows_more = self.has_backend && contents.finished.is_some();
             let evicted_through = if knows_more { self.last } else { contents.log.evicted_through() };
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
@@ -133,8 +135,8 @@ impl Registry {
 /// The eviction watermarks of dropped topics.
 ///
 /// A topic is identified by the hash of its name. Topics with the same hash share the greater
-/// watermark, and so do all topics beyond the limit. So a gap may be reported where there is none,
-/// but never the other way round.
+/// watermark, and so do all topics beyond the limit. So a gap may be reported although no event is
+/// missing. A missing event is always reported.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,

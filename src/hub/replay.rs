@@ -1,5 +1,5 @@
-//! Replay from the backend: the events that the topics of this node do not retain any more, for
-//! clients that return late and for subscribers that have lagged.
+//! Replay from the backend: reads events that the topics of this node do not retain any more, for
+//! clients that reconnect late and for subscribers that have lagged.
 
 use super::{
     backend::Position,
@@ -18,18 +18,19 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
-/// The pause before a history read is sent again: between once and twice this time, so that not all
-/// subscriptions read at once.
+/// The minimum pause before a history read is sent again. The pause is random, up to twice this
+/// time, so that not all subscriptions read at the same time.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The time limit of a new subscription for its first page. Then the client gets its response, and
-/// later the page.
+/// The time that a new subscription waits for its first page. After it, the client gets its
+/// response without the page, and the page follows later.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A replay from the backend. It ends as soon as the topics of this node retain what follows.
+/// A replay from the backend. It ends as soon as the topics of this node retain all following
+/// events.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
-    /// Set if the cursor may be after the end of the log.
+    /// Set if the cursor may be after the end of the log, because the backend has not confirmed it.
     is_unsure: bool,
     state: State,
 }
@@ -38,8 +39,7 @@ pub(super) struct Replay {
 struct PendingGap {
     requested: EventId,
     reason: GapReason,
-    /// Events are missing, whatever the backend says. The gap only waits for the first event after
-    /// it.
+    /// Set if events are certainly missing. The gap then waits only for the first event after it.
     is_confirmed: bool,
 }
 
@@ -48,12 +48,12 @@ enum State {
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// The next events, and the end of their page.
+    /// The next events to yield, and the end of their page.
     Yields(EncodedEvents, Position),
 }
 
-/// A requested page. The mutex is never locked. It makes a subscription `Sync`, as other streams
-/// are, whatever the future of the backend is.
+/// The future of a requested page. The mutex is never locked. It makes the subscription `Sync` even
+/// though the future of a backend is not.
 struct PageRequest(Mutex<Pin<Box<PageFuture>>>);
 
 type PageFuture = dyn Future<Output = Result<Arc<EncodedPage>, RunError>> + Send;
@@ -67,8 +67,8 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts a replay after the cursor. With a reason, a gap is reported whatever the backend
-    /// retains.
+    /// Starts a replay after the cursor. If `reason` is set, a gap is reported even if the backend
+    /// retains all events.
     pub(super) fn start_replay(&mut self, requested: Option<EventId>, reason: Option<GapReason>, is_unsure: bool) {
         let pending_gap = requested.map(|requested| PendingGap {
             requested,
@@ -84,7 +84,7 @@ impl Subscription {
         self.replay = Some(Box::new(Replay { pending_gap: Some(gap), is_unsure: false, state: State::Idle }));
     }
 
-    /// Returns whether the gap of the client, if there is one, is not known yet.
+    /// Returns whether it is still unknown if the client has missed events.
     pub(super) fn is_undecided(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
@@ -94,8 +94,8 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
     }
 
-    /// Reads the first page of the replay, so that a gap is known before the response. Continues
-    /// without the page after [`RESPONSE_TIMEOUT`]. Fails if too many reads are waiting.
+    /// Waits for the first page of the replay, so that a gap is known before the response.
+    /// Continues without the page after [`RESPONSE_TIMEOUT`]. Fails if too many reads are waiting.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + RESPONSE_TIMEOUT;
         let is_returning = self.is_undecided();
@@ -124,14 +124,15 @@ impl Subscription {
         Ok(())
     }
 
-    /// Returns the next events of the replay, or `None` once the topics of this node have the rest.
+    /// Returns the next events of the replay, or `None` once the topics of this node retain all
+    /// following events.
     pub(super) fn poll_replay(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<EncodedEvents, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
-            // All topics of a hub are shut down at the same time.
+            // A shutdown ends all topics of a hub, so watching the first topic is enough.
             if self.readers.first_mut().is_some_and(|reader| reader.watch_shutdown(cx.waker())) {
                 self.replay = None;
                 return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
@@ -152,8 +153,8 @@ impl Subscription {
                     self.set_state(State::Idle);
                 }
                 State::Reads(page) => {
-                    // A page that is rejected because too many reads are waiting is tried again,
-                    // too: the client has its response already.
+                    // A read that is rejected because too many reads are waiting is also retried,
+                    // because the client already has its response.
                     let page = ready!(Pin::new(page).poll(cx)).ok();
                     let Some(gap) = self.apply_page(page) else { continue };
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
@@ -194,7 +195,8 @@ impl Subscription {
 
     /// Applies a page of the backend. Returns the gap event if the backend has evicted events.
     fn apply_page(&mut self, page: Option<Arc<EncodedPage>>) -> Option<Event> {
-        // The follower will soon notice another log, and end this subscription.
+        // A page with another epoch is ignored. The follower detects the replaced log and ends this
+        // subscription.
         let page = page.filter(|page| page.epoch == self.epoch);
         let (Some(page), Some(replay)) = (page, &mut self.replay) else {
             self.set_state(State::Pauses(Box::pin(pause())));
@@ -204,7 +206,8 @@ impl Subscription {
             self.core.backend.as_ref().inspect(|backend| backend.advance_evicted(page.epoch, page.evicted_through));
         }
         if replay.is_unsure && page.through < self.cursor {
-            // The log never had this position: the client resumes with all that is retained.
+            // The log has never had this position, so the client resumes with the oldest retained
+            // event.
             replay.is_unsure = false;
             if let Some(pending_gap) = &mut replay.pending_gap {
                 (pending_gap.reason, pending_gap.is_confirmed) = (GapReason::Ahead, true);
@@ -215,7 +218,7 @@ impl Subscription {
         }
         replay.is_unsure = false;
         if page.through <= self.cursor && !self.has_all_after(self.cursor) {
-            // The server does not know what this node has read, as a replica that lags.
+            // The server is behind this node, for example a replica that lags. Wait and read again.
             self.set_state(State::Pauses(Box::pin(pause())));
             return None;
         }
@@ -244,12 +247,14 @@ impl Subscription {
         replay.state = State::Yields(page.events.clone(), page.through);
         if page.events.is_empty() {
             self.cursor = self.cursor.max(page.through);
-            // If more of the history follows, a new replay begins, as after a lag.
+            // If the topics have evicted the following events in the meantime, a new replay begins,
+            // as after a lag.
             self.replay = None;
         }
         let pending_gap = pending_gap.filter(|pending_gap| pending_gap.is_confirmed)?;
         if page.first.is_none() && !is_at_end {
-            // The gap waits until the first event after it is known.
+            // The gap event contains the id of the first event after it, so it waits until that
+            // event is known.
             self.replay =
                 Some(Box::new(Replay { pending_gap: Some(pending_gap), is_unsure: false, state: State::Idle }));
             return None;

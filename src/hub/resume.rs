@@ -2,26 +2,27 @@
 
 use super::backend::Position;
 
-/// The resume point of a subscription in several topics.
+/// The resume point of a subscription: its cursor, and its first event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
-    /// The greatest position with no retained event between it and the first one. A client that
-    /// returns from there gets no second gap for the same events.
+    /// The greatest position that has no retained event between it and `first`. A client that
+    /// reconnects with this cursor gets no second gap for the same events.
     pub(super) cursor: Position,
-    /// The position of the first event after the cursor.
+    /// The position of the first event after the cursor, if there is one yet.
     pub(super) first: Option<Position>,
 }
 
 impl ResumePoint {
-    /// No topic yet.
+    /// The resume point without any topic, the neutral element of [`and`](Self::and).
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
-    /// The resume point in a topic whose next event is `first`, or that has no event up to `end`.
+    /// Returns the resume point for one topic. `first` is its next event. Without one, the topic
+    /// has no event up to `end`.
     pub(super) fn of(first: Option<Position>, end: Position) -> Self {
         Self { cursor: first.map_or(end, |first| first.previous()), first }
     }
 
-    /// The resume point in these topics and another one.
+    /// Combines the resume points of two sets of topics.
     pub(super) fn and(self, other: Self) -> Self {
         let first = [self.first, other.first].into_iter().flatten().min();
         Self { cursor: self.cursor.min(other.cursor), first }

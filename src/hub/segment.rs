@@ -1,4 +1,4 @@
-//! A part of a log: events one after the other in one piece of memory.
+//! A segment: consecutive events of a topic in one contiguous buffer.
 
 use super::{backend::Position, log::Read};
 use crate::EncodedEvents;
@@ -6,24 +6,24 @@ use bytes::Bytes;
 use std::{ops::Range, time::Duration};
 use tokio::time::Instant;
 
-/// Contiguous events. The first of them may be evicted.
+/// Consecutive events in one buffer. The oldest events may be evicted while their bytes remain.
 #[derive(Debug)]
 pub(super) struct Segment<B> {
     pub(super) bytes: B,
     pub(super) entries: Vec<Entry>,
-    /// The number of evicted entries.
+    /// The number of evicted entries at the beginning.
     pub(super) dead: usize,
-    /// The time of the first event.
+    /// The time when the first event was added.
     pub(super) born: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     position: Position,
-    /// The end of the event in the segment. Not used for the last event, which ends with the
-    /// segment.
+    /// The offset of the end of the event in the segment. Not used for the last event, because it
+    /// ends with the segment.
     end: u32,
-    /// The time of the event, in milliseconds after the first event of the segment.
+    /// The time when the event was added, in milliseconds after the first event of the segment.
     age: u32,
 }
 
@@ -32,17 +32,18 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Self { bytes, entries: Vec::new(), dead: 0, born: None }
     }
 
-    /// Returns `true` if the clock of the segment covers this time. It covers 49 days.
+    /// Returns `true` if an event of this time fits into the segment. The ages of entries (`u32`
+    /// milliseconds) cover 49 days.
     pub(super) fn takes(&self, now: Instant) -> bool {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Records an event whose bytes have been added.
+    /// Adds the entry of an event whose bytes were already added.
     pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();
-        // Neither limit is reached: a segment that is not sealed at once is small, and `takes` has
-        // checked the time.
+        // The conversions cannot overflow: an open segment is small, and `takes` has checked the
+        // time.
         let [end, age] = [end as u128, age].map(|value| u32::try_from(value).unwrap_or(u32::MAX));
         self.entries.push(Entry { position, end, age });
     }
@@ -80,7 +81,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.bytes.as_ref().len() - self.dead_bytes()
     }
 
-    /// Evicts the oldest retained event, and returns its position and size. There must be one.
+    /// Evicts the oldest retained event, and returns its position and size. The segment must have a
+    /// retained event.
     pub(super) fn evict_oldest(&mut self) -> (Position, usize) {
         let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
         self.dead += 1;
@@ -88,7 +90,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
     }
 
     fn entry_after(&self, after: Position) -> usize {
-        // Most readers are at the end.
+        // Most readers are at the end of the segment, so the newest entry is checked first.
         let newest_index = self.entries.len().saturating_sub(1);
         if newest_index > self.dead
             && self.entries[newest_index - 1].position <= after
@@ -123,7 +125,7 @@ impl<B: AsRef<[u8]>> Segment<B> {
 }
 
 impl Segment<Vec<u8>> {
-    /// Frees the memory of evicted events, and moves the others to the beginning.
+    /// Frees the memory of evicted events by moving the retained events to the beginning.
     pub(super) fn compact(&mut self) {
         let start = self.dead_bytes();
         self.bytes.drain(..start);

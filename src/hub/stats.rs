@@ -1,5 +1,5 @@
-/// Figures of a hub: its current numbers of topics, subscriptions and events in this process, and
-/// totals since it was created.
+/// Statistics of a hub in this process: the current numbers of topics, subscriptions and events,
+/// and totals since the hub was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {

@@ -1,4 +1,4 @@
-//! Subscribing: where a client resumes, and what it has missed.
+//! Subscribing: computes where a client resumes, and whether it has missed events.
 
 use super::{
     backend::Position,
@@ -36,7 +36,7 @@ impl Core {
                 end = Some(backend.end(self.committed(), &start).await);
             }
             let subscription = self.subscribe_to_known(&names, start.clone(), end.as_ref())?;
-            // Otherwise the log was replaced meanwhile.
+            // `None` means that the log was replaced in the meantime, so the loop tries again.
             if let Some(mut subscription) = subscription {
                 subscription.read_first_page().await?;
                 return Ok(subscription);
@@ -44,8 +44,9 @@ impl Core {
         }
     }
 
-    /// Subscribes to the topics of this process. `end` is the end of the log, which may be after
-    /// the events of this process. Returns `None` if `end` belongs to another log.
+    /// Subscribes to the topics of this process. `end` is the known end of the log, which may be
+    /// after the last event that this process has read. Returns `None` if `end` belongs to another
+    /// log.
     fn subscribe_to_known(
         self: &Arc<Self>,
         names: &[Arc<str>],
@@ -84,7 +85,7 @@ impl Core {
         };
 
         registry.check_topic_limit(names, &self.config)?;
-        // The backend retains the events after this position.
+        // The eviction watermark of the backend: it retains the events after this position.
         let evicted_by_backend = self.backend.as_ref().map_or(Position::MAX, BackendClient::evicted_through);
         let mut needs_no_replay = true;
         let mut readers = Vec::with_capacity(names.len());
@@ -102,7 +103,8 @@ impl Core {
             }
             let from = base.max(evicted_through);
             let first = contents.log.first_after(from);
-            // The follower has not read the events after the last position of the registry yet.
+            // Events after the last position of the registry exist only in the backend, because the
+            // follower has not read them yet.
             point = point.and(ResumePoint::of(first, registry.last.max(base)));
             drop(contents);
             readers.push(Reader::new(topic, evicted_through.min(evicted_by_backend)));

@@ -36,8 +36,8 @@ use tokio_stream::Stream;
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`, after which an `EventSource` does not reconnect.
 ///
-/// As a stream, a subscription yields events as the bytes on the wire, which all clients share. An
-/// item can contain many events.
+/// As a stream, a subscription yields events as wire bytes, which all clients share. An item can
+/// contain many events.
 ///
 /// A subscription is a cursor, not a queue: its memory does not grow if its client is slow. The
 /// topics retain the events for all subscriptions. A client that falls behind the retention gets a
@@ -45,14 +45,14 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// A stream that is made of a subscription with an adapter (`map`, `filter`, `merge`, `take_until`
-/// …) keeps both in its response:
+/// An adapter (`map`, `filter`, `merge`, `take_until` …) over a subscription keeps both the cursor
+/// and the 204 in the response:
 ///
-/// - The cursor comes first, if the response polls the subscription at its first poll. A task that
+/// - The response begins with the cursor if its first poll polls the subscription. A task that
 ///   forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
 /// - `204 No Content` needs an adapter that adds no event and forwards
-///   [`size_hint`](Stream::size_hint), as most do. Others, such as `take_until` and `select` of
-///   `futures-util` or a generator, go into
+///   [`size_hint`](Stream::size_hint), as most do. For other adapters, such as `take_until` and
+///   `select` of `futures-util` or a generator, use
 ///   [`SseStream::map_stream`](crate::SseStream::map_stream).
 ///
 /// ```
@@ -78,42 +78,44 @@ use tokio_stream::Stream;
 /// ends early with a [`SubscriptionError`] if the client has lagged under
 /// [`LagPolicy::Disconnect`], or if the hub is shut down.
 ///
-/// A subscription keeps its hub alive, also after every [`Hub`](super::Hub) and
+/// A subscription keeps its hub alive, even after every [`Hub`](super::Hub) and
 /// [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     pub(super) core: Arc<Core>,
     /// The epoch of the log that the cursor belongs to.
     pub(super) epoch: Epoch,
-    /// Empty at the end.
+    /// The readers of the topics. Empty after the end of the subscription.
     pub(super) readers: Box<[Reader]>,
     /// Every event up to this position was delivered, or reported as missing.
     pub(super) cursor: Position,
-    /// The newest event of the hub when this began.
+    /// The position of the hub's newest event when the subscription was created.
     subscribed_at: Position,
-    /// Sent before anything else.
+    /// The item that is yielded before all events.
     pub(super) first_item: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
-    /// Reads the events that the topics have evicted from the backend.
+    /// The replay, which reads events from the backend that the topics have evicted. `None` if
+    /// there is no replay.
     pub(super) replay: Option<Box<Replay>>,
     waker: Option<Waker>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
-    /// Set if a response begins with the cursor.
+    /// Set if the response is to begin with the cursor.
     sends_cursor: bool,
     /// Set when a response has taken the cursor, or the subscription was polled.
     has_preamble: AtomicBool,
-    /// The subscription ended before the end of its topics.
+    /// Set if the subscription ended with an error, before the end of its topics.
     has_failed: bool,
 }
 
-/// The way in which a subscription began.
+/// The start of a subscription: with live events, with retained events, or after the last id of its
+/// client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The subscription began with live events.
     Live,
     /// The subscription began with retained events, or with a gap.
     Replay,
-    /// After the last id of the client, with nothing missing.
+    /// The subscription resumes after the last id of the client, with no missing event.
     Resumed,
 }
 
@@ -145,7 +147,7 @@ impl Subscription {
         }
     }
 
-    /// Resumes after the requested id. Reports a gap if there is a reason.
+    /// Resumes after the requested id. Reports a gap if `reason` is set.
     pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<Position>) {
         let Some(requested) = requested else { return };
         match reason {
@@ -154,7 +156,7 @@ impl Subscription {
         }
     }
 
-    /// Records a gap and counts it in metrics. Returns the event for the client.
+    /// Records a gap and counts it in the metrics. Returns the gap event for the client.
     pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<Position>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
@@ -164,20 +166,21 @@ impl Subscription {
     }
 
     /// Returns the gap with which the subscription began, or the latest gap of a slow client. The
-    /// client gets the same as an event, unless the subscription [begins with](Self::begin_with) a
+    /// client gets the gap as an event, unless the subscription [begins with](Self::begin_with) a
     /// snapshot.
     ///
-    /// While the backend does not answer, `None` is not final if this process does not retain the
-    /// next events. Then [`is_resumed`](Self::is_resumed) is `false` as well.
+    /// During an outage of the backend, `None` can be preliminary: the events after the client's id
+    /// may be retained only in the backend. In this case, [`is_resumed`](Self::is_resumed) is
+    /// `false` as well.
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
     }
 
-    /// Returns `true` if the client resumes after its last id with nothing missing.
+    /// Returns `true` if the client resumes after its last id with no missing event.
     ///
-    /// It is `false` for a client without an id, and if there is a [gap](Self::gap) or may be one.
-    /// The state of the client then does not fit the next events. See
+    /// It is `false` for a client without an id, and if there is or may be a [gap](Self::gap). In
+    /// these cases, the next events do not continue from the client's state. See
     /// [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
@@ -203,20 +206,20 @@ impl Subscription {
             })
     }
 
-    /// Begins with a snapshot: the state that the next events change. The snapshot gets the
-    /// [`cursor`](Self::cursor) as its id, in place of any other.
+    /// Begins the stream with a snapshot: the state that the next events change. The snapshot gets
+    /// the [`cursor`](Self::cursor) as its id, which replaces any other id.
     ///
     /// If there is a [gap](Self::gap), the snapshot replaces the gap event and all retained events.
     /// The subscription then resumes with the events that were published after it was created.
     ///
-    /// The snapshot must be the state at the cursor, with nothing less and nothing more. There are
-    /// two ways to ensure that:
+    /// The snapshot must be exactly the state at the cursor. There are two ways to ensure that:
     ///
-    /// - Publishers hold the same lock while the handler subscribes and reads the state, as below.
+    /// - Publishers and the handler use one lock: publishers hold it while they change the state
+    ///   and publish, and the handler holds it while it subscribes and reads the state, as below.
     ///   This works in one process only.
-    /// - The state has the id of the event that changed it last, and the subscription begins
-    ///   [after](super::Start::After) that id, without a gap. With a gap, the state is too old.
-    ///   This also works with [several nodes](super#several-nodes).
+    /// - The state contains the id of the event that changed it last, and the subscription begins
+    ///   [after](super::Start::After) that id. If the subscription then has a gap, the state is too
+    ///   old. This also works with [several nodes](super#several-nodes).
     ///
     /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot, because all retained
     /// events would follow.
@@ -248,7 +251,7 @@ impl Subscription {
     #[must_use]
     pub fn begin_with(mut self, snapshot: Event) -> Self {
         if self.gap.is_some() || self.is_undecided() {
-            // It can be further on, if some of it was read already.
+            // `subscribed_at` may be smaller than the cursor if events were already read.
             self.cursor = if self.is_unsure() { self.subscribed_at } else { self.cursor.max(self.subscribed_at) };
             self.replay = None;
         }
@@ -260,15 +263,15 @@ impl Subscription {
         self
     }
 
-    /// Begins with the [`cursor`](Self::cursor).
+    /// Begins the stream with the [`cursor`](Self::cursor).
     ///
-    /// The cursor is an `id` line, which dispatches nothing. For a new client that waits for
-    /// [live events](super::Start::Latest), it is an event of type `hub-cursor` with empty data.
-    /// Firefox and WebKit ignore an id without data, against the standard (§9.2.6), and would
-    /// reconnect without an id. Pages need no listener for it.
+    /// The cursor is an `id` line, which dispatches no event in the client. For a new client that
+    /// waits for [live events](super::Start::Latest), it is an event of type `hub-cursor` with
+    /// empty data. Firefox and WebKit ignore an id without data, against the standard (§9.2.6), and
+    /// would reconnect without an id. Pages need no listener for it.
     ///
-    /// A response does this by itself. Use this method where something else polls the subscription,
-    /// for example a task that forwards the events.
+    /// A response does this by itself. Use this method if the subscription is not polled by a
+    /// response, for example if a task forwards its events.
     ///
     /// # Examples
     ///
@@ -295,9 +298,9 @@ impl Subscription {
 
     /// Omits the [`cursor`](Self::cursor), so the response begins with the first event.
     ///
-    /// Use it for clients that treat every event as their own. OpenAI's libraries, for example,
-    /// parse all data as JSON. A new client that loses its connection before the first event then
-    /// reconnects without an id.
+    /// Use it for clients that cannot ignore an event of an unknown type. OpenAI's libraries, for
+    /// example, parse all data as JSON. A new client that loses its connection before the first
+    /// event then reconnects without an id.
     ///
     /// # Examples
     ///
@@ -321,7 +324,7 @@ impl Subscription {
         self
     }
 
-    /// Returns what a response begins with: the cursor, or nothing.
+    /// Returns the first bytes of a response: the cursor, or no bytes.
     fn first_bytes(&self) -> Bytes {
         let sends_cursor = self.first_item.is_none() && self.sends_cursor && !self.is_unsure();
         if sends_cursor { self.cursor_event().encode() } else { Bytes::new() }
@@ -356,7 +359,7 @@ impl Subscription {
         let Some(waker) = &self.waker else { return Step::Wait };
         match &mut self.readers[..] {
             [] => Step::Finished,
-            // Whatever is in a topic alone is in order.
+            // A single topic needs no merge, because its events are in order.
             [only] => only.read(self.cursor, waker),
             many => merge(many, || self.core.committed(), self.cursor, waker),
         }
@@ -380,7 +383,7 @@ impl Subscription {
         self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
 
-    /// Ends the subscription early, while its topics are not finished.
+    /// Ends the subscription with an error, before its topics are finished.
     pub(super) fn fail(&mut self, error: SubscriptionError) -> SubscriptionError {
         self.leave();
         self.has_failed = true;
@@ -443,7 +446,7 @@ impl Stream for Subscription {
         }
     }
 
-    /// `(0, Some(0))` once the subscription [is finished](Self::is_finished).
+    /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished).
     fn size_hint(&self) -> (usize, Option<usize>) {
         let is_over = self.is_finished();
         let is_offered = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });

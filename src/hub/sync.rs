@@ -1,4 +1,5 @@
-//! Synchronization types of `std`, or of loom where `tests/interleavings` compiles this crate.
+//! Synchronization types: those of `std`, or those of loom if `tests/interleavings` compiles this
+//! crate.
 
 #[cfg(tower_sse_loom)]
 pub(super) use loom::sync::{
@@ -12,7 +13,8 @@ pub(super) use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Locks a mutex, also if it is poisoned. No foreign code runs under a lock of the hub.
+/// Locks a mutex, even if it is poisoned. Code of the application, which could panic, never runs
+/// while a lock of the hub is held.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

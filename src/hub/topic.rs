@@ -10,7 +10,7 @@ use std::{fmt, sync::Arc};
 ///
 /// # Examples
 ///
-/// The answer of a language model, which continues whether or not a client reads it:
+/// Streaming the answer of a language model, which continues even if no client reads it:
 ///
 /// ```
 /// use tokio_stream::{Stream, StreamExt};
@@ -47,12 +47,12 @@ impl Topic {
         Self { core, name, latest_only: false }
     }
 
-    /// Makes each event of this topic replace the one before it. Use it for a state without a
+    /// Makes each event of this topic replace the previous event. Use it for a state without a
     /// history, such as presence or the progress of a job.
     ///
     /// Only the newest event is retained. A client that connects or reconnects receives it, unless
     /// the client has it already. Replaced events are not missing, so there is no gap. The setting
-    /// applies from the next event on that is published with this handle.
+    /// applies to the events that are published with this handle from now on.
     ///
     /// # Examples
     ///
@@ -102,21 +102,22 @@ impl Topic {
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
-    /// Publishes events with nothing between them and with one wake-up, and returns the id of the
-    /// last event. `None` if there are no events.
+    /// Publishes events without other events between them and with one wake-up. Returns the id of
+    /// the last event, or `None` if there are no events.
     ///
     /// The iterator is read to its end before the first event is added. If there are more events
-    /// than the topic retains, live subscribers get a gap for the first of them.
+    /// than the topic retains, live subscribers get a gap for the oldest events.
     ///
     /// # Errors
     ///
-    /// The same as for [`publish`](Self::publish). No event is added, except after
-    /// [`Backend`](super::ErrorKind::Backend): then all of them or none are in the log.
+    /// Returns the same errors as [`publish`](Self::publish). After an error, no event is in the
+    /// log. The exception is [`Backend`](super::ErrorKind::Backend), after which either all events
+    /// or no event may be in the log.
     ///
     /// # Cancel safety
     ///
-    /// In memory, the future completes on its first poll. With a backend, all events of a dropped
-    /// future or none of them may be in the log.
+    /// In memory, the future completes on its first poll. With a backend, the log contains either
+    /// all events of a dropped future or no event of it.
     pub async fn publish_all(&self, events: impl IntoIterator<Item = Event>) -> Result<Option<EventId>, Error> {
         let events = events.into_iter().map(complete).collect::<Result<Vec<_>, Error>>()?;
         if events.is_empty() {
@@ -132,13 +133,13 @@ impl Topic {
     ///
     /// # Errors
     ///
-    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic would be one more than the
-    ///   hub may have.
+    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
+    ///   already has `max_topics` topics.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
-    ///   and 1,024 other history reads run or wait. The client can come back with the same id.
+    ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     ///
-    /// A backend outage is not an error here.
+    /// During an outage of the backend, subscribing returns no error.
     ///
     /// # Cancel safety
     ///
@@ -148,21 +149,22 @@ impl Topic {
         self.core.subscribe(vec![self.name.clone()], start.into()).await
     }
 
-    /// Finishes the topic: a job is done, or an answer is complete.
+    /// Finishes the topic, for example because a job is done or an answer is complete.
     ///
-    /// Its subscriptions end after the last event. An `EventSource` then reconnects, and gets
-    /// `204 No Content`, which stops it. The hub remembers a finished topic for `max_age`, and for
-    /// as long as a subscription has it together with unfinished topics. Publishing to it is an
-    /// error until then. Calling this again has no effect.
+    /// Its subscriptions end after the last event. An `EventSource` then reconnects, and gets `204
+    /// No Content`, which stops it. The hub remembers a finished topic for `max_age`, and for as
+    /// long as a subscription has it together with unfinished topics. Until then, publishing to the
+    /// topic returns an error. Calling this again has no effect.
     ///
-    /// With a backend, each node learns of it when it reads the log. If another node publishes to
-    /// the topic before that, the topic continues on all nodes with that event.
+    /// With a backend, each node detects the finish when it reads the log. If another node
+    /// publishes to the topic before that, the topic continues on all nodes with that event.
     ///
     /// # Errors
     ///
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
-    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge it.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the finish
+    ///   record.
     pub async fn finish(&self) -> Result<(), Error> {
         self.core.finish(&self.name).await
     }
@@ -193,21 +195,22 @@ impl Topic {
         self.core.exists(&self.name)
     }
 
-    /// Returns the number of subscriptions in this process.
+    /// Returns the number of subscriptions to this topic in this process.
     ///
     /// A subscription counts until it is dropped. A server drops it when the client closes its
-    /// connection. For a vanished client, that is when a write fails, which depends on heartbeats
-    /// and on the timeouts of the transport.
+    /// connection. If the client vanishes without closing, the server drops it when a write fails,
+    /// which depends on heartbeats and on the timeouts of the transport.
     ///
-    /// A browser may keep a page that the user has left, with its `EventSource`, to show it again.
-    /// To stop counting then, the page can close its `EventSource` on `pagehide`.
+    /// A browser may keep a page that the user has left, with its open `EventSource`, in its
+    /// back/forward cache. To end the subscription in this case, the page can close its
+    /// `EventSource` on `pagehide`.
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)
     }
 }
 
-/// Completes an event except for its id, which the log assigns.
+/// Completes an event for publication. The log assigns the id later.
 fn complete(event: Event) -> Result<Event, Error> {
     match event.set_name() {
         Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),

@@ -1,4 +1,4 @@
-//! One topic: its log, and the readers that wait for it.
+//! The state of one topic: its log, and the readers that wait for its next change.
 
 use super::{
     backend::Position,
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 pub(super) struct TopicState {
     pub(super) name: Arc<str>,
-    /// The version, which each change increments.
+    /// The version of the topic. Each change increments it.
     version: AtomicU64,
     contents: Mutex<Contents>,
 }
@@ -22,9 +22,9 @@ pub(super) struct Contents {
     pub(super) waiters: Waiters,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
-    /// Set if each event replaces the one before it.
+    /// Set if each event replaces the previous event.
     pub(super) latest_only: bool,
-    /// Set if the topic is in the registry's `due`.
+    /// Set if the topic is scheduled for expiry in the registry (`due`).
     pub(super) is_due: bool,
     pub(super) is_shut_down: bool,
 }
@@ -51,8 +51,8 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Notifies readers of a change. Active readers see the version. The caller wakes the returned
-    /// wakers of waiting readers when it holds no lock.
+    /// Notifies readers of a change by incrementing the version. The caller has to wake the
+    /// returned wakers of waiting readers after it has released all locks.
     pub(super) fn changed(&self, contents: &mut Contents) -> Vec<Option<Waker>> {
         self.version.fetch_add(1, Ordering::Release);
         contents.waiters.take()
@@ -70,7 +70,7 @@ impl TopicState {
 }
 
 impl Contents {
-    /// Returns `true` if no client could resume from this topic.
+    /// Returns `true` if the topic can be dropped: no client could resume from it.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
         let is_remembered = |finished| retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
@@ -79,7 +79,7 @@ impl Contents {
 
 /// Ends the subscriptions of these topics.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
-    // In a fixed order, which `tests/interleavings` needs.
+    // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     for topic in topics {
         let mut contents = topic.lock();

@@ -1,24 +1,25 @@
-//! The wakers of the readers that wait for a topic.
+//! The set of wakers of the readers that wait for a topic.
 
 use std::task::Waker;
 
-/// The wakers of the subscriptions that wait.
+/// The wakers of the subscriptions that wait for a topic.
 ///
-/// All wakers are taken at once, so that they can be woken without a lock: waking runs foreign
-/// code. For the same reason, a waker that is no longer needed is returned to the caller, who drops
-/// it.
+/// Waking, cloning or dropping a waker runs code of the application, so none of it happens while a
+/// lock is held. Therefore a change takes all wakers at once, and wakes them after the lock is
+/// released. A waker that is no longer needed is returned to the caller, which drops it.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     wakers: Vec<Option<Waker>>,
-    /// The entries that are free.
+    /// The indices of the free entries.
     vacant: Vec<u32>,
-    /// The number of rounds. A ticket of an earlier round is invalid.
+    /// The number of the current round. Taking all wakers begins a new round, and tickets of
+    /// earlier rounds are invalid.
     round: u64,
-    /// A buffer for the next round.
+    /// An empty buffer that the next round reuses.
     spare: Vec<Option<Waker>>,
 }
 
-/// The slot of one waker.
+/// Identifies the entry of one waker: its round and its index.
 #[derive(Debug)]
 pub(super) struct Ticket {
     round: u64,
@@ -53,7 +54,7 @@ impl Waiters {
         waker
     }
 
-    /// Takes all wakers, to be woken.
+    /// Takes all wakers out of the set. The caller wakes them.
     pub(super) fn take(&mut self) -> Vec<Option<Waker>> {
         if self.wakers.is_empty() {
             return Vec::new();
@@ -63,7 +64,7 @@ impl Waiters {
         std::mem::replace(&mut self.wakers, std::mem::take(&mut self.spare))
     }
 
-    /// Returns the emptied buffer for the next round.
+    /// Gives the emptied buffer back, so that the next round reuses its memory.
     pub(super) fn give_back(&mut self, emptied: Vec<Option<Waker>>) {
         if emptied.capacity() > self.spare.capacity() {
             self.spare = emptied;
@@ -111,7 +112,7 @@ mod tests {
         for ticket in &mut tickets {
             assert!(waiters.wait(ticket, count.clone().into()).is_none());
         }
-        // The second waits again, which replaces its waker.
+        // The second reader waits again, which replaces its waker.
         assert!(waiters.wait(&mut tickets[1], count.clone().into()).is_some());
         assert_eq!(wake(&mut waiters), 3);
         assert_eq!(wake(&mut waiters), 0);

@@ -1,8 +1,8 @@
 //! Checks of the contract of every [`Backend`], for authors of one (feature `backend-contract`).
 //!
-//! The checks run against a real server as well as in memory. They take seconds, and leave their
-//! logs behind. They see a log from outside only, so two parts of the contract need tests of their
-//! own:
+//! The checks run against a real server as well as in memory. They take seconds, and do not delete
+//! the logs that they create. They test a log only through the trait, so two parts of the contract
+//! need tests of their own:
 //!
 //! - a server that is killed, cut off, restored from a backup or replaced;
 //! - records that another program has written into the log.
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 
 /// The time limit of a request that has to succeed.
 const SOON: Duration = Duration::from_secs(20);
-/// The time that a check waits to see that nothing happens.
+/// The time that a check waits before it concludes that nothing happens.
 const A_WHILE: Duration = Duration::from_millis(200);
 /// More records than any check appends, except the check of retention.
 const PLENTY: usize = 100_000;
@@ -34,12 +34,12 @@ const PLENTY: usize = 100_000;
 /// Runs all checks, each on a log of its own.
 ///
 /// `open` connects to the log with this name, which is empty if the name is new. The log retains
-/// about as many records as the second argument says. A check may open one name several times: each
+/// about as many records as the second argument. A check may open one name several times: each
 /// connection stands for another process.
 ///
 /// # Panics
 ///
-/// Panics at the first check that fails, with a message that says what does not hold.
+/// Panics at the first check that fails, with a message that names the violated rule.
 pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     // The futures of a backend can be large, and each check contains many.
     Box::pin(an_empty_log_ends_where_it_begins(&open("empty", PLENTY).await)).await;
@@ -89,7 +89,7 @@ async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
     }
 }
 
-/// Positions rise. The records of one append have no other record between them.
+/// Positions increase. The records of one append have no other record between them.
 async fn positions_rise<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").last;
     let mut before = begin;
@@ -104,7 +104,7 @@ async fn positions_rise<B: Backend>(log: &B) {
         assert_eq!(log.bounds().await.expect("bounds").last, last);
         before = last;
     }
-    // From any position, also in the middle of an append.
+    // Reading can begin at any position, even in the middle of an append.
     let all = follow(log, begin, 106).await;
     for (n, (position, _)) in all.iter().enumerate() {
         assert_eq!(read(log, &["topic".into()], *position).await, all[n + 1..], "after {position}");
@@ -135,7 +135,7 @@ async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &
     let mut followed = Vec::new();
     for n in 0..100 {
         log.append(vec![record("topic", n)]).await.expect("it is added");
-        // Both limits are often too short for a page.
+        // Both time limits are often too short for a page, so the future is often dropped.
         for patience in [Duration::ZERO, Duration::from_micros(300)] {
             if let Ok(page) = timeout(patience, log.follow(after)).await {
                 let page = page.expect("a page");
@@ -188,14 +188,14 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
 }
 
-/// Appends that run at the same time, from two processes, return positions of their own. A process
+/// Appends that run at the same time, from two processes, return different positions. A process
 /// that connects later continues after them.
 async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 16;
     let logs = [open().await, open().await];
     let Bounds { epoch, last: begin, .. } = logs[0].bounds().await.expect("bounds");
-    // As a hub does before it appends.
+    // A hub calls `bounds` before it appends, so this check does too.
     assert_eq!(logs[1].bounds().await.expect("bounds").epoch, epoch, "both processes find the same log");
     // The number of the last record of each append, by the position that the append returned.
     let mut returned = BTreeMap::new();
@@ -236,7 +236,8 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     let topics = ["topic".into()];
     let begin = log.bounds().await.expect("bounds").last;
     let mut appended = Vec::new();
-    // Implementations may retain some more, so this appends a lot more.
+    // Implementations may retain more records than the limit, so this check appends four times the
+    // limit.
     for n in 0..max_records * 4 {
         appended.push(log.append(vec![record("topic", n)]).await.expect("it is added").position);
     }

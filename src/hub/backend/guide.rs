@@ -1,9 +1,9 @@
 //! Implementing a backend: what a log needs, how a hub calls it, how to test it. This module has no
 //! items.
 //!
-//! Read the rules of [`Backend`] first. This page says how to keep them.
+//! Read the rules of [`Backend`] first. This page explains how to implement them.
 //!
-//! # What a log must give
+//! # What a log must provide
 //!
 //! | a hub needs | for example |
 //! |---|---|
@@ -14,12 +14,13 @@
 //! | the greatest evicted position | the first offset, or a stored watermark |
 //! | an identity that changes if the log is replaced | the id of a topic, or random bits in the log |
 //!
-//! One log has all topics. Do not make a log per topic: one id resumes all topics of a client, so
-//! their records need one order.
+//! One log contains all topics. Do not make a log per topic: one id resumes all topics of a client,
+//! so the records of all topics need one order.
 //!
 //! # Positions and epochs
 //!
-//! - A log with numbers from 0 adds 1, because [`Position::START`] (0) is before the first record.
+//! - If the records of a log are numbered from 0, add 1 to get a position, because
+//!   [`Position::START`] (0) is before the first record.
 //! - Numbers may be skipped. They must become visible in order. In SQL, a sequence gives a number
 //!   before the commit, so a smaller number can appear later. Let the transaction take one lock
 //!   before it takes its numbers, and release the lock with its commit.
@@ -28,11 +29,11 @@
 //!   default, [`IdFormat::Positions`].
 //! - The epoch is a `u64` of random bits, made when the log is created and stored in the log. Ids
 //!   contain 40 bits of it, except those of [`IdFormat::Times`].
-//! - The epoch of a returned value belongs to its positions. Read both in one step, or compare the
-//!   epoch before and after.
-//! - A restore from a backup brings the old epoch back, with positions that were used already. The
-//!   epoch has to change then: automatically if the system can show it, otherwise by a documented
-//!   step of the operator.
+//! - The epoch of a returned value belongs to its positions. Read the epoch and the positions in
+//!   one step, or compare the epoch before and after.
+//! - A log that is restored from a backup has its old epoch, and issues positions again that were
+//!   used already. The epoch has to change then: automatically if the system can detect the
+//!   restore, otherwise by a documented step of the operator.
 //!
 //! # Watermarks
 //!
@@ -41,11 +42,11 @@
 //! exist. A smaller value loses events silently.
 //!
 //! Eviction can happen during a read. So read the watermark after the records, or together with
-//! them. Records that were evicted in between are then up to the watermark.
+//! them. The watermark then covers the records that were evicted in between.
 //!
 //! `through` says up to where a page is complete. It is at least the watermark. A page without a
-//! record of its topics still moves `through` forward; otherwise the hub asks for the same page
-//! again. At the end of the log it is the end of the log.
+//! record of its topics still moves `through` forward; otherwise the hub requests the same page
+//! again. On the last page, `through` is the end of the log.
 //!
 //! # How a hub calls it
 //!
@@ -58,13 +59,13 @@
 //!
 //! - When a hub connects, it calls `bounds` and then `follow` from `evicted_through`, until it has
 //!   the whole log, or for five seconds. The follower reads the rest.
-//! - The follower compares `bounds` with its position. The log may have newer records three times
-//!   in a row, two seconds apart, while `follow` returns no page. Then the hub drops the future and
-//!   calls `follow` again. The number doubles each time.
+//! - The follower compares `bounds` with its position. If three comparisons in a row, two seconds
+//!   apart, show newer records while `follow` returns no page, the hub drops the future and calls
+//!   `follow` again. The required number of comparisons doubles each time.
 //! - If the epoch differs, or the log ends before the position of the follower, the hub ends all
-//!   subscriptions and begins with the log as it is.
+//!   subscriptions and starts again with the current log.
 //! - Every call except `follow` has a time limit of ten seconds. The backend needs shorter limits
-//!   of its own, so that its error says more.
+//!   of its own, so that its errors can name the cause.
 //! - A publisher can drop its future, and with it the future of `append`. The futures of `read` and
 //!   `bounds` run in tasks of their own, so a client that leaves does not interrupt them.
 //!
@@ -145,8 +146,8 @@
 //!
 //! # Tests
 //!
-//! [`contract::check`] (feature `backend-contract`) runs as in the example,
-//! against a real server too. It sees one healthy log from outside. Add tests for the rest:
+//! [`contract::check`] (feature `backend-contract`) runs as in the example, against a real server
+//! too. It tests one healthy log through the trait. Add tests for the rest:
 //!
 //! | case | expected |
 //! |---|---|
@@ -161,8 +162,8 @@
 //!
 //! # Documentation for users
 //!
-//! Say for your backend, as [`MemoryBackend`] does in a sentence, and backends with a server in a
-//! page:
+//! Document these points for your backend. [`MemoryBackend`] does so in a sentence, backends with a
+//! server in a page:
 //!
 //! 1. where a record is when `append` returns `Ok`: in memory, on disk, on how many servers;
 //! 2. which failures can lose such a record, and whether a gap reports the loss;
@@ -173,11 +174,12 @@
 //!
 //! # Mistakes to avoid
 //!
-//! - An append that is retried after a timeout, without an identity by which the server recognizes
-//!   it. The records are then in the log twice.
-//! - A page whose `through` is its last record. The follower then stops before foreign records.
+//! - An append that is retried after a timeout, without an identity that lets the server detect the
+//!   duplicate. The records are then in the log twice.
+//! - A page whose `through` is its last record. The follower then stops before the records of other
+//!   programs.
 //! - A lock that is held while `follow` waits. The append that would wake it waits for the lock.
-//! - A `follow` that returns an empty page at once instead of waiting. The follower then never
+//! - A `follow` that returns an empty page immediately instead of waiting. The follower then never
 //!   sleeps.
 //! - `bounds` from a replica that lags. The log seems to have lost records, so after an error the
 //!   hub ends all subscriptions.

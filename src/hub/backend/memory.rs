@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// Clones share the log. The log retains the newest `max_records` records of all topics together.
 ///
 /// Two locks guard the log: the mutex of the records, and the lock inside the `watch` channel that
-/// announces the last position. No task holds both at the same time.
+/// announces the last position. No task holds both locks at the same time.
 #[derive(Clone, Debug)]
 pub struct MemoryBackend {
     log: Arc<Mutex<Log>>,

@@ -35,10 +35,10 @@ use std::sync::Arc;
 /// A log that outlives its readers.
 ///
 /// A [`Hub`](super::Hub) that is [connected](super::Builder::backend) to a backend is one hub in
-/// several processes. Each record of the log has a [`Position`]. Positions begin at 1 and rise, not
-/// necessarily by one. All topics share one order.
+/// several processes. Each record of the log has a [`Position`]. Positions begin at 1 and increase,
+/// not necessarily by one. All topics share one order.
 ///
-/// # What holds of every implementation
+/// # Rules for every implementation
 ///
 /// 1. **Order.** Once a reader can see a record, no record with a smaller position may appear. A
 ///    page contains every record up to its end. (A sequence in SQL alone does not give this: a
@@ -65,23 +65,23 @@ use std::sync::Arc;
 ///    call did not. An append whose future is dropped may or may not have happened.
 ///
 /// [`contract::check`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/contract/index.html)
-/// (feature `backend-contract`) checks the parts of this that can be seen from outside.
+/// (feature `backend-contract`) checks the rules that are observable through the trait.
 ///
 /// # Errors
 ///
-/// The backend describes an error, and the hub handles it. The hub counts each error (feature
+/// The backend returns errors, and the hub handles them. The hub counts each error (feature
 /// `metrics`). It returns the error of an append to the publisher. It logs the other errors once
-/// per outage (feature `tracing`), and sends the requests that its subscriptions need again by
-/// itself, after at most half a second.
+/// per outage (feature `tracing`). It retries the requests that its subscriptions need, after at
+/// most half a second.
 ///
 /// An implementation repeats a request only if the request cannot take effect twice. It does not
-/// wait for a server that is down: a request without a response is an error after a few seconds.
-/// The hub gives up a request after ten seconds.
+/// wait for a server that is down: a request without a response fails after a few seconds. The hub
+/// cancels a request after ten seconds.
 ///
 /// # Implementing a backend
 ///
-/// [`guide`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/guide/index.html) says how to
-/// choose positions and epochs and how a hub calls each method, and has a complete example.
+/// [`guide`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/guide/index.html) explains how
+/// to choose positions and epochs, and how a hub calls each method. It has a complete example.
 pub trait Backend: Send + Sync + 'static {
     /// The format of the ids that the hub makes of positions.
     const ID_FORMAT: IdFormat = IdFormat::Positions;
@@ -91,23 +91,23 @@ pub trait Backend: Send + Sync + 'static {
     /// [`Bounds::last`] is never smaller than a position that any method of this process has
     /// returned before, unless the log has lost its newest records. If the log ends before the
     /// position that the follower has read, the hub ends all its subscriptions and starts again
-    /// with the log as it is.
+    /// with the current log.
     fn bounds(&self) -> impl Future<Output = Result<Bounds, BoxError>> + Send;
 
     /// Appends records, all or none, without other records between them. Returns the epoch of the
     /// log and the position of the last record.
     ///
     /// The epoch and the position belong to the log that stored the records, even if that log
-    /// replaced another one during the call. The hub makes the id of the last event from them. No
-    /// other append returns the same pair.
+    /// replaced another one during the call. The hub makes the id of the last event from the epoch
+    /// and the position. No other append returns the same pair.
     ///
-    /// There is at least one record, and all have the same topic and kind. Together the events can
-    /// have any size; more than the server accepts is an error. The hub does not copy the events
-    /// before.
+    /// There is at least one record, and all have the same topic and kind. The total size of the
+    /// events is not limited by the hub. If the server does not accept this size, `append` returns
+    /// an error. The hub passes the events without copying them.
     ///
-    /// `Ok` means that the records survive what the implementation says they survive. If it is
-    /// unknown whether the server stored the records, that is an error. The records may be in the
-    /// log then, once.
+    /// `Ok` means that the records survive the failures that the implementation documents. If it is
+    /// unknown whether the server stored the records, the result is an error. The log may then
+    /// contain the records, at most once.
     ///
     /// If one append returns before another begins, on any node, the records of the first come
     /// first.
@@ -117,19 +117,19 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// The call does not wait for new records. If the page ends before the log does,
     /// [`Page::through`] is greater than `after`, even if no record of the page is of these topics.
-    /// If the page ends where the log does, `through` is the end of the log. That is smaller than
-    /// `after` if the log ends before `after`.
+    /// On the last page, `through` is the end of the log. It is smaller than `after` if the log
+    /// ends before `after`.
     fn read(&self, topics: &[Arc<str>], after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 
     /// Returns the next records of all topics after a position, in pages of about a thousand.
     ///
     /// The call waits until there is at least one record, or an evicted range to report. If the log
     /// was replaced by another one, the call does not wait: it returns an error, or a page with the
-    /// epoch of the other log. The hub delivers nothing of such a page.
+    /// epoch of the other log. The hub delivers no record of such a page.
     ///
-    /// One task calls this again and again, each time with the end of the previous page. So an
-    /// implementation can keep its connection or consumer from one call to the next. Sometimes the
-    /// hub drops the future and calls again with the same position.
+    /// One task calls `follow` in a loop, each time with the end of the previous page. So an
+    /// implementation can keep its connection or consumer between calls. Sometimes the hub drops
+    /// the future and calls again with the same position.
     fn follow(&self, after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 }
 
@@ -142,12 +142,12 @@ pub enum IdFormat {
     Positions,
     /// `<epoch>-<message>`, for a log of messages that contain several events.
     ///
-    /// Each message has 65,536 positions, and the last event of a message has the last of them. The
-    /// id of an event before the last of its message is `<epoch>-<message>-<n>`, where `n` counts
-    /// the events that follow it in the message.
+    /// Each message has 65,536 positions, and the last event of a message has the last position.
+    /// The id of an event before the last of its message is `<epoch>-<message>-<n>`, where `n`
+    /// counts the events that follow it in the message.
     Messages,
     /// `<time>-<sequence>`, for a log whose positions are times in milliseconds with a sequence
-    /// number of 20 bits. Times do not start again, so the ids contain no epoch.
+    /// number of 20 bits. Times are never reused, so the ids contain no epoch.
     Times,
 }
 
@@ -163,7 +163,7 @@ impl IdFormat {
     pub(in crate::hub) const MAX_SEQUENCE: u64 = (1 << Self::SEQUENCE_BITS) - 1;
 }
 
-/// The result of an append: where the log has stored the records.
+/// The result of an append: the epoch and the position of the stored records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The [`Bounds::epoch`] of the log that stored the records.
@@ -186,14 +186,14 @@ pub struct Bounds {
     pub last: Position,
 }
 
-/// One event of a topic, or the end of a topic.
+/// One event of a topic, or a record that finishes the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The name of the topic: any text.
     pub topic: Arc<str>,
     /// The meaning of the record.
     pub kind: RecordKind,
-    /// The event as it is on the wire, without its id. Empty at the end of a topic.
+    /// The wire bytes of the event, without its id. Empty if the record finishes the topic.
     pub event: Bytes,
 }
 

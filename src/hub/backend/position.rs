@@ -2,7 +2,7 @@ use std::fmt;
 
 /// The number of a record in the order of a log.
 ///
-/// The positions of a log begin at 1 and rise, not necessarily by one. They have a meaning only
+/// The positions of a log begin at 1 and increase, not necessarily by one. They have a meaning only
 /// together with the [epoch](super::Bounds::epoch) of their log.
 ///
 /// # Examples
@@ -19,8 +19,8 @@ use std::fmt;
 pub struct Position(u64);
 
 impl Position {
-    /// The position before the first record of every log. A reader after it gets all records, and
-    /// no record has it. It is the default.
+    /// The position before the first record of every log. No record has this position. A reader
+    /// that starts after it gets all records. It is the default.
     pub const START: Self = Self(0);
 
     /// The greatest position.
@@ -38,13 +38,13 @@ impl Position {
         self.0
     }
 
-    /// Returns the position that follows immediately. [`MAX`](Self::MAX) stays as it is.
+    /// Returns the position that follows immediately. The result for [`MAX`](Self::MAX) is `MAX`.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// Returns the position immediately before. [`START`](Self::START) stays as it is.
+    /// Returns the position immediately before. The result for [`START`](Self::START) is `START`.
     #[must_use]
     pub const fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))

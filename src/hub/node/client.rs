@@ -26,21 +26,22 @@ use std::{
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::timeout};
 
-/// The time limit of a request. Backends have shorter timeouts of their own; this limit is for
-/// those without.
+/// The time limit of a request. Backends usually have shorter timeouts of their own. This limit
+/// applies to a backend without a timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The number of history reads that the backend gets at the same time. Further reads wait.
+/// The maximum number of concurrent history reads. Further reads wait.
 const MAX_CONCURRENT_READS: usize = 8;
 
-/// The number of history reads that run or wait, each for other topics or another position. A new
-/// subscription that needs one more is an error, [`Overloaded`](crate::hub::ErrorKind::Overloaded).
+/// The maximum number of different history reads that run or wait. Reads differ in their topics or
+/// their position. A new subscription that needs one more read fails with
+/// [`Overloaded`](crate::hub::ErrorKind::Overloaded).
 ///
-/// With 5 ms per read, the last of 1,024 waits for 0.7 s. Requests for the same read share one of
-/// them, and a read that no client waits for any more leaves the queue immediately.
+/// With 5 ms per read, the last of 1,024 reads waits for 0.7 s. Requests for the same read share
+/// one read. A read leaves the queue immediately when no client waits for it any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
-/// The client of the backend.
+/// The node's client of its backend: it appends, reads history, and knows the state of the log.
 pub(in crate::hub) struct BackendClient {
     backend: Arc<dyn DynBackend>,
     state: Mutex<LogState>,
@@ -48,44 +49,45 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// The last logged state: whether reads are rejected.
+    /// Set after an overload was logged, until its end is logged. During an overload, new reads are
+    /// rejected.
     is_overloaded: AtomicBool,
-    /// The runtime that the hub was connected in.
+    /// The runtime on which the hub was connected.
     runtime: OnceLock<Handle>,
     follower: OnceLock<AbortHandle>,
 }
 
-/// The state of the log that this node knows of, whether the follower has read it or not.
+/// The known state of the log. It can be ahead of the follower.
 #[derive(Default)]
 struct LogState {
-    /// The other fields belong to the log with this epoch.
+    /// The epoch of the log that the other fields describe.
     epoch: u64,
-    /// The greatest known position. The log may have greater ones.
+    /// The greatest known position. The log may have greater positions.
     last: Position,
     /// Eviction watermark: the backend may have evicted records up to and including this position.
     evicted_through: Position,
-    /// The topics that this node has finished, and the positions of their ends, until the follower
-    /// has read them.
+    /// The topics that this node has finished, with the positions of their finish records. An entry
+    /// is removed when the follower has read its record.
     finished: HashMap<Arc<str>, Position>,
 }
 
-/// The key of a history read: topics, and the position after which to read.
+/// The key of a history read: the topics, and the position after which to read.
 type ReadKey = (Arc<[Arc<str>]>, Position);
 
-/// A page for subscriptions, encoded once for all that need the same page.
+/// A page of history as wire bytes. All subscriptions that need the same page share it.
 pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) evicted_through: Position,
     pub(in crate::hub) through: Position,
-    /// The position of the first event.
+    /// The position of the first event in the page.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics that have a record in the page, each with the position of its last record if that
-    /// finishes the topic.
+    /// The topics that have a record in the page. The value is the position of the topic's last
+    /// record in the page if that record finishes the topic.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
 }
 
-/// The end of the log, as far as this node knows it.
+/// The end of the log that this node knows.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest known position.
@@ -121,7 +123,8 @@ impl BackendClient {
         Epoch::of(bits, self.id_format())
     }
 
-    /// Notes the follower, which [`stop`](Self::stop) ends, and the runtime for requests.
+    /// Stores the handle of the follower, which [`stop`](Self::stop) ends, and the runtime for
+    /// requests.
     pub(super) fn set_follower(&self, follower: AbortHandle, runtime: Handle) {
         self.follower.get_or_init(|| follower);
         self.runtime.get_or_init(|| runtime);
@@ -132,12 +135,12 @@ impl BackendClient {
         Arc::clone(&self.backend)
     }
 
-    /// Ends the follower.
+    /// Aborts the task of the follower.
     pub(in crate::hub) fn stop(&self) {
         self.follower.get().inspect(|follower| follower.abort());
     }
 
-    /// Switches to another log. Returns its epoch.
+    /// Switches to another log with these bounds. Returns its epoch.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
         *self.state() = LogState { epoch, last, evicted_through, finished: HashMap::new() };
@@ -156,8 +159,8 @@ impl BackendClient {
         }
     }
 
-    /// Returns the end of the log. Asks the backend if the client has a greater position than this
-    /// node knows, and than is committed.
+    /// Returns the end of the log. Asks the backend first if the client's position is greater than
+    /// the known positions and the committed position.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let end = |is_unsure| {
             let state = self.state();
@@ -220,8 +223,8 @@ impl BackendClient {
         }
     }
 
-    /// Logs the end of an overload once half of the queue is free, so that a queue whose length is
-    /// about the limit does not log each read.
+    /// Logs the end of an overload once half of the queue is free. Without this hysteresis, a queue
+    /// whose length is near the limit would log each read.
     fn note_accepted_read(&self) {
         let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
         if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {
@@ -229,7 +232,7 @@ impl BackendClient {
         }
     }
 
-    /// Appends events of one topic, and returns the id of the last.
+    /// Appends events of one topic, and returns the id of the last event.
     pub(in crate::hub) async fn publish(
         &self,
         topic: &Arc<str>,
@@ -241,7 +244,7 @@ impl BackendClient {
         Ok(Some(self.epoch(epoch).id(position)))
     }
 
-    /// Appends the end of a topic.
+    /// Appends a record that finishes a topic.
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
         let Appended { epoch, position } = self.append(topic, vec![finish]).await?;
@@ -252,12 +255,13 @@ impl BackendClient {
         Ok(())
     }
 
-    /// Returns whether this node has finished the topic and has not read that yet.
+    /// Returns whether this node has finished the topic and its follower has not read the finish
+    /// record yet.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
         self.state().finished.contains_key(topic)
     }
 
-    /// Forgets the ends of topics that the follower has read.
+    /// Forgets the finish records up to this position, because the follower has read them.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         if !state.finished.is_empty() {
@@ -267,7 +271,7 @@ impl BackendClient {
 
     /// Appends records. The log that stored them may be newer than the log that this node follows.
     async fn append(&self, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
-        // The publisher gets the error, so it is counted and not logged.
+        // The error is counted but not logged, because the publisher gets it.
         let appended = in_time(self.backend.append(records)).await.map_err(|source| {
             metrics::backend_failed("publish");
             Error::backend(topic, source)
@@ -292,7 +296,8 @@ impl EncodedPage {
             topics.entry(record.topic.clone()).or_insert(end);
             match record.kind {
                 RecordKind::Finish => continue,
-                // The newest state replaces earlier states.
+                // Records are visited from the newest to the oldest. A newer state replaces the
+                // earlier states of its topic.
                 RecordKind::State if !states.insert(record.topic) => continue,
                 _ => {}
             }

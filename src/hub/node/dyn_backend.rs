@@ -1,4 +1,4 @@
-//! A backend of any type.
+//! Type erasure: a backend of any type as a trait object.
 
 use crate::{
     BoxError,

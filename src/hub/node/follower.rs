@@ -23,35 +23,37 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// The pause of the follower after an error: at first, and at most. With at most 0.4 s, more than
-/// half a second is left to deliver a record within a second after an outage.
+/// The first and the longest pause of the follower after an error. The longest is 0.4 s, so that
+/// the follower can deliver a record within a second after the end of an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
-/// The follower asks for the bounds of the log after so long without a record.
+/// The time without a record after which the follower requests the bounds of the log.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The number of times that the bounds may show a record that `follow` does not return, before the
-/// follower calls `follow` again. The number doubles each time, because a page may take that long.
+/// The number of consecutive probes that may show a newer record while `follow` does not return,
+/// before the follower calls `follow` again. The number doubles with each such restart, because a
+/// page may take longer than that.
 const MAX_MISSED_PROBES: u32 = 3;
 
-/// The time limit for the initial read in [`connect`].
+/// The time limit for the initial read of the log in [`connect`].
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// The topics of a node, into which the follower reads the log.
+/// The topics of a node. The follower reads the log and delivers its pages to this trait.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
-    /// Starts with another log, at the watermark of its bounds.
+    /// Switches to another log. Its pages begin after the eviction watermark in `bounds`.
     fn reset(&self, bounds: &Bounds);
 
-    /// Adds the next page of the log.
+    /// Adds the records of the next page to the topics.
     fn deliver(self: &Arc<Self>, page: Page);
 }
 
 /// Reads the retained log, and starts the follower, which runs until the node is dropped.
 ///
 /// Reading the whole log takes longer than starting at its end: 0.3 s for a million records in
-/// memory. But then the node knows the finished topics and the newest states, and serves returning
-/// clients without the backend. The follower reads the rest if that takes longer than [`CATCH_UP`].
-/// Meanwhile the node serves clients as a node that is behind, and loses nothing.
+/// memory. But then the node knows the finished topics and the newest states, and can resume
+/// clients without the backend. After [`CATCH_UP`], the follower reads the rest in the background.
+/// Until it has caught up, the node serves clients like any node that is behind the log, and loses
+/// no event.
 pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClient) -> Result<(), BoxError> {
     let runtime = Handle::try_current()?;
     let backend = client.backend();
@@ -66,7 +68,8 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
             }
             after = page.through;
             node.deliver(page);
-            // A backend that never waits would block the other tasks of this thread.
+            // A backend whose futures are always ready would otherwise block the other tasks of
+            // this thread.
             yield_now().await;
         }
         Ok::<_, BoxError>(())
@@ -97,7 +100,8 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
             Ok(_) => {}
             Err(error) => outage.failed(&error),
         }
-        // After an outage the log may be another one, so its epoch is checked before the next page.
+        // The log may have been replaced during the outage, so its epoch is checked before the next
+        // page.
         let bounds = loop {
             sleep(pause.mul_f64(0.5 + random::fraction() / 2.0)).await;
             pause = longest.min(pause * 2);
@@ -115,7 +119,7 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 }
 
 /// Waits for the next page. Compares the bounds of the log with `after` every two seconds, because
-/// a connection can be lost without an error.
+/// a connection can be dead without an error.
 async fn next(
     backend: &dyn DynBackend,
     after: Position,

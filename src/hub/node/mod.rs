@@ -1,7 +1,7 @@
 //! The machinery of a node: the client of its backend, and the follower.
 //!
-//! It knows the [contract of a backend](super::backend) and not the topics. The follower drives
-//! these through the trait [`Node`].
+//! This module uses the [contract of a backend](super::backend) and does not know the topics. The
+//! follower delivers records to the topics through the trait [`Node`].
 
 mod client;
 mod dyn_backend;

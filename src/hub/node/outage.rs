@@ -3,11 +3,11 @@
 use crate::{BoxError, metrics, trace};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Counts the failures of one operation, and logs where an outage of the operation begins and ends.
+/// Counts the failures of one operation, and logs the begin and the end of each outage of the
+/// operation.
 ///
 /// An outage begins with the first failure. It ends with the first success of a request that was
-/// sent after the last failure. So requests that overlap do not begin and end one outage many
-/// times.
+/// sent after the last failure. So overlapping requests do not log one outage several times.
 #[derive(Debug)]
 pub(super) struct Outage {
     operation: &'static str,
@@ -21,7 +21,7 @@ struct State {
 }
 
 impl Outage {
-    /// Watches an operation, which is named as in the metric.
+    /// Creates the outage state of an operation. `operation` is its name in the metric.
     pub(super) fn of(operation: &'static str) -> Self {
         Self { operation, state: Mutex::default() }
     }
@@ -41,13 +41,14 @@ impl Outage {
         outcome
     }
 
-    /// Records a failure.
+    /// Records a failure of the operation.
     pub(super) fn failed(&self, error: &BoxError) {
         metrics::backend_failed(self.operation);
         let mut state = self.state();
         state.failures += 1;
         let is_new = !std::mem::replace(&mut state.is_logged, true);
-        // A subscriber of `tracing` runs code of the application.
+        // Release the lock before logging, because a `tracing` subscriber runs code of the
+        // application.
         drop(state);
         if is_new {
             trace::backend_failed(self.operation, error);

@@ -53,7 +53,8 @@ struct Call<T> {
     /// Distinguishes this call from an earlier or later call with the same key.
     number: u64,
     is_running: bool,
-    /// The callers that share the next value. Callers join under the lock of [`Calls`].
+    /// The callers that share the next value. Callers subscribe to it while they hold the lock of
+    /// [`Calls`].
     callers: Callers<T>,
 }
 
@@ -136,7 +137,7 @@ impl<K: Eq + Hash, T> Calls<K, T> {
         self.by_key.get_mut(key).filter(|call| call.number == number)
     }
 
-    /// Removes a call that does not run and has no callers.
+    /// Removes the call with this number if it is not running and has no callers.
     fn remove_if_unused(&mut self, key: &K, number: u64) -> Option<Call<T>> {
         let call = self.get_mut(key, number)?;
         if call.is_running || call.callers.receiver_count() > 0 { None } else { self.by_key.remove(key) }
@@ -146,7 +147,8 @@ impl<K: Eq + Hash, T> Calls<K, T> {
 /// A caller, and the call that it has to start if it is the first.
 type Joined<K, T> = (Caller<K, T>, Option<InFlight<K, T>>);
 
-/// A caller that waits for the value. The fields are dropped in this order.
+/// A caller that waits for the value. The order of the fields matters: the receiver is dropped
+/// before `Withdraw` checks whether callers remain.
 struct Caller<K: Eq + Hash, T> {
     value: watch::Receiver<Option<T>>,
     _withdraw: Withdraw<K, T>,
@@ -174,7 +176,7 @@ struct InFlight<K: Eq + Hash, T> {
 }
 
 impl<K: Eq + Hash, T> InFlight<K, T> {
-    /// Calls `f` for as long as there are callers.
+    /// Calls `f` in a loop until a round has no callers.
     async fn serve<F: Future<Output = Option<T>>>(self, f: impl Fn() -> F) {
         while let Some(permit) = self.permit().await {
             let Some(callers) = self.begin() else { return };
@@ -200,7 +202,7 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
             if let Some(permit) = permit.await {
                 return Some(permit);
             }
-            // Another caller may have joined since, so the lock decides.
+            // Another caller may have joined since, so this is checked again under the lock.
             let withdrawn = self.shared.calls().remove_if_unused(&self.key, self.number);
             drop(withdrawn);
         }
@@ -219,7 +221,7 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         callers
     }
 
-    /// Marks the call as not running. Removes the call if no caller has joined meanwhile.
+    /// Marks the call as not running. Removes the call if no caller has joined while it ran.
     fn end(&self) {
         let mut calls = self.shared.calls();
         if let Some(call) = calls.get_mut(&self.key, self.number) {
@@ -231,7 +233,8 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
     }
 }
 
-/// Removes a call that did not end: it panicked, or its task was aborted. Its callers then fail.
+/// Removes a call whose task panicked or was aborted before its end. The callers then get
+/// [`RunError::Failed`].
 impl<K: Eq + Hash, T> Drop for InFlight<K, T> {
     fn drop(&mut self) {
         let mut calls = self.shared.calls();
@@ -263,8 +266,8 @@ mod tests {
         }
     }
 
-    /// Calls that take a second and return how many calls there were before. The eighth call
-    /// panics.
+    /// A test fixture whose calls take a second and return the number of earlier calls. The eighth
+    /// call panics.
     struct World {
         flights: SingleFlight<u32, u64>,
         calls: Arc<AtomicU64>,
@@ -298,7 +301,7 @@ mod tests {
     async fn concurrent_callers_share_the_next_call() {
         let world = World::new();
         let others = async {
-            // While the first call runs.
+            // Join while the first call runs.
             sleep(Duration::from_millis(1)).await;
             tokio::join!(world.run(0), world.run(0), world.run(0))
         };
@@ -336,7 +339,8 @@ mod tests {
             assert!(timeout(Duration::from_millis(1), caller).await.is_err());
         }
         for _ in 0..1000 {
-            // Neither waits: one is dropped before the task of the call was polled, one after.
+            // Both callers leave early: one before the task of its call was polled, the other after
+            // that.
             assert!(poll_once(world.run(2)).is_none());
             assert!(timeout(Duration::ZERO, world.run(3)).await.is_err());
         }
@@ -356,7 +360,7 @@ mod tests {
         let mut callers: Vec<_> = (0..MAX_KEYS as u32).map(|key| Box::pin(world.run(key))).collect();
         assert!(callers.iter_mut().all(|caller| poll_once(caller).is_none()));
         assert_eq!(world.run(9).await, Err(RunError::Full));
-        // A key in the queue takes any number of callers.
+        // A call that waits for a permit accepts any number of further callers.
         assert!(poll_once(world.run(3)).is_none());
         drop(callers.pop());
         let last = Box::pin(world.run(9));

@@ -1,7 +1,7 @@
-//! Messages of this node that its own follower sees again.
+//! Confirmation of published messages by the follower of the same node.
 //!
-//! A message that the follower has received is in the log that it follows, so the publisher needs
-//! no further request to know that.
+//! A message that the follower has received is in the log that it follows. So the publisher needs
+//! no further request to verify which log has stored the message.
 
 use super::message::{self, Stored};
 use std::{
@@ -17,11 +17,11 @@ use tokio::{sync::oneshot, time::timeout};
 /// The time that a publisher waits for the follower after the server has acknowledged the message.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// The messages that publishers wait for.
+/// The published messages whose publishers wait for a confirmation.
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// Set while a follower receives what is published.
+    /// Set while a follower receives the messages that are published.
     is_following: AtomicBool,
 }
 
@@ -37,14 +37,16 @@ impl Confirmations {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to wait for a message that will be published with this id.
+    /// Registers a message that will be published with this id, and returns a handle that waits for
+    /// it.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
         Pending { confirmations: self, identity, epoch }
     }
 
-    /// Notifies the publisher of a message that is in the log with this epoch.
+    /// Notifies the publisher of a message that the follower has received from the log with this
+    /// epoch.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {
@@ -53,19 +55,20 @@ impl Confirmations {
         let sender = message.identity().and_then(|identity| pending.remove(&identity));
         drop(pending);
         if let Some(sender) = sender {
-            // A publisher that has gone does not need it.
+            // Sending fails if the publisher does not wait any more, which is no error.
             let _result = sender.send(epoch);
         }
     }
 
-    /// Sets whether a follower receives what is published.
+    /// Sets whether a follower receives the messages that are published.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }
 }
 
 impl Pending<'_> {
-    /// Returns the epoch of the log that has the message, if the follower receives it soon.
+    /// Returns the epoch of the log that has the message, if the follower receives the message
+    /// within [`FOLLOWER_TIMEOUT`].
     pub(super) async fn epoch(mut self) -> Option<u64> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();

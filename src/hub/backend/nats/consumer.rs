@@ -1,5 +1,5 @@
-//! Consumers of a stream. They are ephemeral: the server forgets them a while after their last
-//! request.
+//! Consumers of a stream. They are ephemeral: the server deletes a consumer [`INACTIVE_TIMEOUT`]
+//! after its last request.
 
 use super::{link::Link, message::Delivered};
 use crate::BoxError;
@@ -9,17 +9,18 @@ use std::{mem, time::Duration};
 /// The maximum number of messages in a page.
 pub(super) const PAGE_MESSAGES: usize = 1000;
 
-/// The number of bytes in a page, to which the largest message is added.
+/// The approximate number of bytes in a page. [`max_page_bytes`] adds room for the largest message.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
-/// The server forgets a consumer after this time without a request.
+/// The server deletes a consumer after this time without a request.
 const INACTIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The interval at which a server says that there is nothing new. A consumer that is silent for
-/// twice this time is replaced.
+/// The interval of the heartbeats that the server sends while there are no new messages. A consumer
+/// that sends nothing for twice this time is replaced.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(400);
 
-/// Creates a consumer of some subjects, or of all, from a sequence on.
+/// Creates a consumer of these subjects that starts at a sequence. If `subjects` is empty, it gets
+/// all subjects.
 pub(super) async fn consume(
     link: &Link,
     stream: &str,

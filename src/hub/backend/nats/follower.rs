@@ -1,4 +1,5 @@
-//! The follower of a stream.
+//! The follower: it reads new messages of the stream through a consumer, or one by one while there
+//! is no consumer.
 
 use super::{
     confirmation::Confirmations,
@@ -32,27 +33,28 @@ const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 /// The pause before the next attempt to create a consumer.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
-/// After so many failed attempts in a row to create a consumer, following fails.
+/// The number of consecutive failed attempts to create a consumer after which following returns an
+/// error.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// Follows one log.
+/// The follower of one log.
 pub(super) struct Follower {
-    /// Up to where the log was delivered.
+    /// The cursor: the log was delivered up to this position.
     pub(super) after: Position,
     /// The epoch of the log that is followed.
     pub(super) epoch: u64,
     log: KnownLog,
     source: Source,
     losses: Losses,
-    /// The message that is next, if it has arrived.
+    /// The next message of the following page, if it has already arrived.
     next: Option<Stored>,
     runtime: Handle,
 }
 
 enum Source {
-    /// A consumer is being created. Until it is there, messages are read one by one: only the
-    /// leader of all servers of a cluster can create a consumer, and while these elect one, the
-    /// leader of the stream may have been elected already.
+    /// A consumer is being created. Meanwhile messages are read one by one. In a cluster, only the
+    /// meta leader can create a consumer. While the meta leader is being elected, the stream may
+    /// already have a leader, which can return single messages.
     Starting(Starting, u32),
     Consumer(Box<Consumer>),
 }
@@ -61,7 +63,7 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// The number of messages that have arrived.
+    /// The number of messages that this consumer has delivered.
     received: u64,
 }
 
@@ -77,14 +79,15 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
 }
 
 impl Follower {
-    /// Follows this log after a position.
+    /// Creates a follower of this log that starts after a position.
     pub(super) fn new(stream: &Stream<'_>, log: &KnownLog, after: Position) -> Self {
         let mut follower = Self {
             after,
             epoch: log.epoch,
             log: log.clone(),
             source: Source::Starting(Box::pin(std::future::pending()), 0),
-            // Before anything is read, so that no loss is missed.
+            // The watch starts before the first read, so it sees each loss of the connection since
+            // then.
             losses: stream.link.losses(),
             next: None,
             runtime: Handle::current(),
@@ -102,7 +105,8 @@ impl Follower {
         self.source = Source::Starting(Box::pin(starting), failures);
     }
 
-    /// Returns the next messages, at least one. Dropping the future loses nothing.
+    /// Waits for the next page, with at least one message. Cancel safe: dropping the future loses
+    /// no message.
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,
@@ -138,7 +142,7 @@ impl Follower {
         }
     }
 
-    /// Reads messages without a consumer. `None`: there are no new messages.
+    /// Reads messages without a consumer. Returns `None` if there are no new messages.
     async fn read_page(
         &mut self,
         stream: &Stream<'_>,
@@ -165,8 +169,8 @@ impl Follower {
     ) -> Result<(Page, Option<Witness>), BoxError> {
         let mut page = self.new_page();
         loop {
-            // Nothing is waited for after the first message, so nothing is lost if the future is
-            // dropped.
+            // There is no `await` after the first message is taken, so dropping the future loses no
+            // message.
             let message = match self.next.take() {
                 Some(next) => next,
                 None if page.count == 0 => self.receive().await?,
@@ -176,7 +180,8 @@ impl Follower {
                 },
             };
             confirmations.received(self.epoch, &message);
-            // A consumer that was created while messages were read without it delivers them again.
+            // A new consumer delivers messages again that were read without a consumer while it was
+            // created.
             if position(message.sequence) <= page.page.through {
                 continue;
             }
@@ -203,10 +208,11 @@ impl Follower {
         consumer.accept(message.ok_or(CONSUMER_ENDED)??)
     }
 
-    /// Returns the next message if it has arrived.
+    /// Returns the next message if it has already arrived.
     fn try_receive(&mut self) -> Result<Option<Stored>, BoxError> {
         let Source::Consumer(consumer) = &mut self.source else { return Err(CONSUMER_ENDED.into()) };
-        // The caller that waits for the next message registers its own waker.
+        // No waker is needed here: `receive` polls the same stream and registers the waker of its
+        // task.
         match pin!(consumer.messages.next()).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(message) => consumer.accept(message.ok_or(CONSUMER_ENDED)??).map(Some),
             Poll::Pending => Ok(None),
@@ -228,7 +234,7 @@ impl Consumer {
     }
 }
 
-/// A page while messages are added to it.
+/// A page that is being built from messages.
 struct NewPage {
     page: Page,
     after: Position,
@@ -237,8 +243,8 @@ struct NewPage {
 }
 
 impl NewPage {
-    /// Adds a message. Returns `false` if it belongs to the next page, as messages before it are
-    /// missing.
+    /// Adds a message. Returns `false` if messages before it are missing and the page is not empty.
+    /// The message then starts the next page, which reports the gap.
     fn add(&mut self, stream: &str, log: &mut KnownLog, message: &Stored) -> Result<bool, BoxError> {
         let is_mark = *message.subject == *message::mark_subject(stream);
         if is_mark && !log.accept(message) {
@@ -263,8 +269,8 @@ const OTHER_LOG: &str = "the stream holds another log than before";
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        // A consumer spawns a task when it is dropped, so it needs a runtime, and the hub may be
-        // dropped outside of one.
+        // Dropping a consumer of `async_nats` spawns a task, which needs a runtime. The hub may be
+        // dropped outside of any runtime.
         let _inside = self.runtime.enter();
         self.source = Source::Starting(Box::pin(std::future::pending()), 0);
     }

@@ -20,7 +20,7 @@ pub fn write(records: &[Record]) -> (HeaderMap, Bytes) {
     (headers, message::join(records))
 }
 
-/// Returns the headers with these names and values, as far as they are valid.
+/// Returns the headers with these names and values. Invalid names and values are skipped.
 pub fn headers<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> HeaderMap {
     let valid = fields.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)));
     HeaderMap::from_iter(valid.map(|field: (HeaderName, HeaderValue)| field))

@@ -1,72 +1,76 @@
-//! Which log the stream holds.
+//! The identity of the log that the stream holds.
 //!
-//! Neither the name of a stream nor its configuration identifies a log: a server that has
-//! lost its disk, a restored copy and an operator who creates the stream again can all reuse both,
-//! and the stream then issues the same sequences again. So what identifies a log is in the log. A
-//! *mark* is a message with a random id, and the newest mark names the log. Each node remembers a
-//! *witness* besides, a recent message, and checks that it is still where it was wherever a
-//! position is used. If it is not, the stream has lost its end or is another one, and the node
-//! marks it as a new log.
+//! Neither the name of a stream nor its configuration identifies a log. Both stay the same if a
+//! server loses its disk, if a copy is restored, and if an operator creates the stream again. The
+//! stream then issues the same sequences again. So the log itself contains its identity. A *mark*
+//! is a message with a random id, and the newest mark names the log.
+//!
+//! Each node also remembers a *witness*: a recent message and its sequence. Before a node uses a
+//! position, it checks that the stream still has the witness at that sequence. If the witness is
+//! missing, the stream has lost its newest messages or was replaced. The node then adds a mark,
+//! which begins a new log with a new epoch.
 
 use super::{
     message::{self, Stored, position},
+    shared_check::SharedCheck,
     stream::{State, Stream},
 };
 use crate::{BoxError, hub::backend::Position, random};
 use async_nats::{HeaderMap, jetstream::message::PublishMessage};
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
 
-/// A larger message is no witness, as each check would fetch all of it.
+/// The maximum size of a message that is used as a witness. Each check fetches the whole message.
 const MAX_WITNESS_BYTES: usize = 4096;
 
-/// A leader that was just elected may not have applied yet everything that its predecessor had
-/// acknowledged. So an end that is too early is looked at so many times more, with a pause before
-/// each.
+/// The number of further checks if the stream seems to have lost its newest messages, and the pause
+/// before each check. A leader that was just elected may not have applied all messages yet that its
+/// predecessor had acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// A node renews the mark after this time once it has found a log, unless there are newer messages.
+/// A node that has found a log adds another mark of the same log after this time, unless there are
+/// newer messages.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
-/// Pauses in milliseconds before a mark is published again to a stream that does not respond.
+/// The pauses in milliseconds before a mark is published again to a stream that does not respond. A
+/// mark is a message that identifies the log.
 ///
-/// If two nodes create the stream at the same time, the server may answer one of them before the
-/// stream has subscribed to its subjects.
+/// If two nodes create the stream at the same time, the server may respond to one of them before
+/// the stream has subscribed to its subjects.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
-/// The header of a mark that names the log that it replaces.
+/// The header with the id of the replaced log, in a mark that begins a log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// The header of a mark that says which message is the last before it that is no mark.
+/// The header of a mark with the sequence of the last message before it that is not itself a mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The knowledge of a node about the log.
+/// The state of the log that a node knows.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The text of its mark.
+    /// The id of the log: the payload of its mark.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark that this node has read; 0 if retention had removed it.
+    /// The sequence of the newest mark (a message that identifies the log) that this node has read.
+    /// 0 if retention had removed the mark.
     pub(super) mark: u64,
-    /// Between this message and the mark are only marks. A mark that begins a log names itself.
+    /// The sequence of the last message before `mark` that is not a mark. If `mark` begins the log,
+    /// this is the sequence of `mark` itself.
     last_event: u64,
-    /// The greatest sequence that is known to be in the log, or to have been there.
+    /// The greatest sequence that the log is known to have or to have had.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The server removes messages of this age. `None`: never.
+    /// The maximum age of messages in the stream. `None` means no limit.
     max_age: Option<Duration>,
-    /// The time to renew the mark if no message comes, so that the log never loses everything that
-    /// identifies it.
+    /// The time when the node adds another mark if no message arrives before. Otherwise retention
+    /// could remove all messages that identify the log.
     renewal: Instant,
 }
 
-/// A message of the log, to be looked for.
+/// A recent message of the log. A node checks that the stream still has it at its sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Witness {
     sequence: u64,
@@ -74,12 +78,14 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    /// A message that was stored with this sequence and published with this id.
+    /// Creates a witness from the sequence and the id of a published message. Returns `None` if the
+    /// message is large.
     pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Option<Self> {
         (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
     }
 
-    /// `None` for a message that is foreign or large.
+    /// Creates a witness from a stored message. Returns `None` if the message is large, or if
+    /// another program has written it.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
@@ -92,8 +98,8 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the position of the newest evicted event, or a greater one before the next event.
-    /// Marks are no events.
+    /// Returns the eviction watermark: the position of the newest evicted event, or a greater
+    /// position before the next event. Marks are not events.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -103,13 +109,15 @@ impl KnownLog {
         })
     }
 
-    /// Skips the known marks that follow a position. Returns a position with the same next event.
+    /// Advances a position past the marks (messages without events) that follow it. The next event
+    /// after the result is the same.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Takes note of a newer mark. Returns `false` if that begins another log.
+    /// Records a mark, a message that identifies the log, if it is newer than the known mark.
+    /// Returns `false` if the mark begins another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -121,18 +129,18 @@ impl KnownLog {
     }
 }
 
-/// A message that begins a log, or says that it is still the same.
+/// A decoded mark: a message that begins a log, or confirms that the stream still has the same log.
 struct Mark {
     sequence: u64,
     id: Arc<str>,
-    /// The id of the log that has lost its end and that this one replaces.
+    /// The id of the replaced log, which has lost its newest messages.
     replaces: Option<Arc<str>>,
     last_event: u64,
 }
 
 impl Mark {
-    /// Any payload is an id: a mark that another program has written begins a log as well, and
-    /// stops no node.
+    /// Decodes a mark. Any payload is a valid id: a mark that another program has written also
+    /// begins a log, and causes no error.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
         Self {
@@ -148,13 +156,13 @@ fn epoch_of(id: &str) -> u64 {
     message::fnv(id.as_bytes())
 }
 
-/// The result of comparing the stream with the knowledge of a node.
+/// The result of comparing the stream with the log that a node knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
-    /// The stream ends before a message that was in it.
+    /// The stream has lost its newest messages.
     Shorter,
-    /// Another message is where the witness was.
+    /// The stream was replaced: it has another message at the sequence of the witness.
     Different,
 }
 
@@ -162,9 +170,10 @@ enum Verdict {
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Checks of the witness alone.
+    /// Shared checks that compare only the witness with the stream.
     witness_checks: SharedCheck<KnownLog>,
-    /// Checks of everything.
+    /// Shared checks that also compare the bounds and the marks of the stream, see
+    /// [`check`](Self::check).
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -177,7 +186,7 @@ impl Identity {
         self.lock().clone()
     }
 
-    /// Takes note of what a follower knows of the log, and of a witness.
+    /// Records the state of the log that the follower has read, and a new witness.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -186,7 +195,7 @@ impl Identity {
         }
     }
 
-    /// Takes note of a message that is in the log, or was.
+    /// Records a message of this log, which retention may have removed since.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -199,9 +208,10 @@ impl Identity {
         }
     }
 
-    /// Returns the log that the stream is, after a check that began after this call.
+    /// Checks the witness and returns the current log of the stream. The check begins after this
+    /// call.
     ///
-    /// Everything that was in the stream before the call is in that log, unless the stream was
+    /// All messages that were in the stream before the call are in that log, unless the stream was
     /// replaced twice since.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
@@ -218,16 +228,17 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Returns the log that the stream is, and where it begins and ends, after a check that began
-    /// after this call. Creates the stream if it does not exist, and marks it as a new log if it is
-    /// another log than this node knows.
+    /// Compares the stream with the known log, and returns the current log and its bounds. The
+    /// check begins after this call. Creates the stream if it does not exist. Adds a mark for a new
+    /// log if the stream does not match the known log.
     pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
-        // It is large, and in several futures.
+        // The future of `find` is large, and several other futures contain this one.
         self.checks.run(Box::pin(self.find(stream))).await
     }
 
     async fn find(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
-        // Before the state, so that it cannot be ahead of it.
+        // Read the known log before the state of the stream, so that it cannot be newer than that
+        // state.
         let known = self.known();
         let mut state = stream.state_or_create(known.is_some()).await?;
         let Some(known) = known else {
@@ -247,7 +258,7 @@ impl Identity {
         }
         let mark = last_mark(stream).await?;
         let another = match verdict {
-            // An older mark is no news: the known mark may have been deleted.
+            // An older mark changes nothing: the known mark may have been deleted since.
             Verdict::Same => mark.filter(|mark| mark.sequence > known.mark),
             Verdict::Shorter | Verdict::Different => Some(replace(stream, &known, mark).await?),
         };
@@ -263,7 +274,7 @@ impl Identity {
         }
     }
 
-    /// Takes the stream for another log than before.
+    /// Switches to the log that begins with this mark.
     async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
         let known = KnownLog {
             epoch: epoch_of(&mark.id),
@@ -279,7 +290,7 @@ impl Identity {
         Ok(known)
     }
 
-    /// Takes the stream for the same log as before.
+    /// Stays with the known log: refreshes its witness, and adds another mark if it is due.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -294,8 +305,9 @@ impl Identity {
 
         let is_due = state.max_age.is_some() && known.renewal <= Instant::now();
         if is_due || state.messages == 0 {
-            // If there is a newer message by now, that one identifies the log. A stream that is
-            // full refuses the mark.
+            // Publishing fails if there is a newer message by now. That message then identifies the
+            // log. Publishing also fails if the stream is full and rejects messages. So errors are
+            // ignored here.
             let last_event = if state.last == known.mark { known.last_event } else { state.last };
             let renewal = mark_message(&format!("renew {} {}", known.id, state.last), &known.id)
                 .header(LAST_EVENT, last_event.to_string())
@@ -328,19 +340,19 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
     };
     Ok(match stream.get(witness.sequence).await? {
         Some(found) if !witness.is(&found) => Verdict::Different,
-        // A message that was deleted says nothing.
+        // A missing witness may have been deleted, so it does not prove that the log was replaced.
         _ => Verdict::Same,
     })
 }
 
-/// Finds the log of a stream that is new to this node, or begins one.
+/// Finds the log of a stream that this node does not know yet. Begins a log if the stream has none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = last_mark(stream).await? {
         return Ok(mark);
     }
-    // Where the oldest messages were removed, the mark was, too. Otherwise there never was one: a
-    // message that names a log was then published by a node that does not know yet that its log is
-    // lost.
+    // If the oldest messages were removed, the mark was probably removed with them, and the last
+    // message names the log. If no message was removed, the stream never had a mark. A message that
+    // names a log then comes from a node that does not know yet that its log is lost.
     if state.first > 1 && state.messages > 0 {
         if let Some(message) = stream.get(state.last).await? {
             if let Some(id) = message.log() {
@@ -351,7 +363,7 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     begin(stream, None, 0).await
 }
 
-/// Marks the stream as a new log, unless another node has done so for the same reason.
+/// Begins a new log in place of the lost log, unless another node has already begun it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -359,7 +371,8 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Writes a mark. If another node writes one at the same time, that counts.
+/// Publishes a mark that begins a log, and returns the newest mark. If two nodes publish a mark at
+/// the same time, the stream stores only the first mark, and both nodes use it.
 async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
@@ -382,7 +395,7 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Returns the newest message as a witness.
+/// Creates a witness, which identifies the log later, from the newest message of the stream.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
@@ -390,15 +403,15 @@ async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, B
     Ok(stream.get(state.last).await?.as_ref().and_then(Witness::of))
 }
 
-/// Makes a mark of a log, with an id of its own so that the server stores it once.
+/// Creates the message of a mark. Its message id lets the server detect a duplicate.
 fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark and returns its sequence. `None`: the stream does not end where this was
-/// expected.
+/// Publishes a mark and returns its sequence. Returns `None` if the last sequence of the stream is
+/// not the expected one.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::{StreamNotFound, WrongLastSequence};
 
@@ -423,90 +436,4 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
         }
     };
     stream.link.request(publish()).await
-}
-
-/// Shares a check between all who ask for it at the same time.
-///
-/// A caller gets the result of a check that began after it asked, so the result is never older than
-/// the question.
-struct SharedCheck<T> {
-    begun: AtomicU64,
-    /// The number of the last check that has ended, and its result.
-    last: tokio::sync::Mutex<Option<Ended<T>>>,
-}
-
-type Ended<T> = (u64, Result<T, Arc<str>>);
-
-impl<T> Default for SharedCheck<T> {
-    fn default() -> Self {
-        Self { begun: AtomicU64::new(0), last: tokio::sync::Mutex::new(None) }
-    }
-}
-
-impl<T: Clone> SharedCheck<T> {
-    async fn run(&self, check: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
-        let before = self.begun.load(SeqCst);
-        let mut last = self.last.lock().await;
-        let shared = last.as_ref().filter(|(number, _)| *number > before);
-        let result = match shared {
-            Some((_, result)) => result.clone(),
-            None => {
-                let number = self.begun.fetch_add(1, SeqCst) + 1;
-                let result = check.await.map_err(|error| Arc::from(error.to_string()));
-                *last = Some((number, result.clone()));
-                result
-            }
-        };
-        result.map_err(|error| error.to_string().into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicUsize;
-    use tokio::time::timeout;
-
-    #[derive(Default)]
-    struct Checks {
-        shared: SharedCheck<usize>,
-        count: AtomicUsize,
-    }
-
-    impl Checks {
-        async fn run(&self) -> Result<usize, BoxError> {
-            let check = async {
-                let number = self.count.fetch_add(1, SeqCst);
-                sleep(Duration::from_secs(1)).await;
-                if number == 2 { Err("the third fails".into()) } else { Ok(number) }
-            };
-            self.shared.run(check).await
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn concurrent_checks_share_a_result_no_older_than_themselves() {
-        let checks = Checks::default();
-        let later = async {
-            sleep(Duration::from_millis(1)).await;
-            tokio::join!(checks.run(), checks.run(), checks.run())
-        };
-        let (first, later) = tokio::join!(checks.run(), later);
-        assert_eq!((first.unwrap(), later.0.unwrap(), later.1.unwrap(), later.2.unwrap()), (0, 1, 1, 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn failed_or_dropped_check_delays_others_once() {
-        let checks = Checks::default();
-        let tick = Duration::from_millis(1);
-        let (dropped, waiting) = tokio::join!(timeout(tick, checks.run()), async {
-            sleep(tick / 2).await;
-            checks.run().await
-        });
-        assert!(dropped.is_err());
-        assert_eq!(waiting.unwrap(), 1);
-        let (one, other) = tokio::join!(checks.run(), checks.run());
-        let other = other.map_err(|error| error.to_string());
-        assert_eq!((one.unwrap_err().to_string(), other), ("the third fails".to_owned(), Ok(3)));
-    }
 }

@@ -1,4 +1,4 @@
-//! The connection to the servers, which mends itself.
+//! The connection to the servers. The client library reconnects by itself.
 
 use crate::{BoxError, random};
 use async_nats::{
@@ -22,14 +22,16 @@ use tokio::{sync::watch, time::timeout};
 /// detects a silent network.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A client that has not tried to connect for this time is stuck: it waits for a server that has
-/// accepted the connection and sends nothing. Newer versions of the client have a timeout for that.
+/// The time without an attempt to connect after which the client counts as stuck. It then waits for
+/// a server that has accepted the connection and sends nothing. Newer versions of `async_nats` have
+/// a timeout for this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The time to wait for an answer before the request is sent again.
+/// The time to wait for a response before the request is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The servers, and how to log in. It has secrets, so it cannot be printed.
+/// The addresses of the servers, and the credentials. The type does not implement `Debug`, because
+/// it contains secrets.
 #[derive(Clone, Default)]
 pub(super) struct Servers {
     addresses: Vec<ServerAddr>,
@@ -48,7 +50,8 @@ enum Login {
 }
 
 impl Servers {
-    /// Parses URLs that are separated by commas. The first URL with a login counts.
+    /// Parses URLs that are separated by commas. The credentials are those of the first URL that
+    /// has any.
     pub(super) fn parse(urls: &str) -> Result<Self, BoxError> {
         let mut servers = Self::default();
         for url in urls.split(',') {
@@ -64,21 +67,21 @@ impl Servers {
             if servers.login == Login::Anonymous {
                 servers.login = Login::of(&server)?;
             }
-            // Without what is to log in with, as the client writes its addresses into logs.
+            // The address is built without credentials, because `async_nats` logs addresses.
             let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
             servers.addresses.push(ServerAddr::from_str(&format!("{scheme}://{host}:{port}"))?);
         }
         Ok(servers)
     }
 
-    /// Tries each of them once.
+    /// Connects to one of the servers. Tries each server once.
     pub(super) async fn connect(&self, timeout_per_request: Duration) -> Result<Link, BoxError> {
         let health = Arc::new(Health::default());
         let (noticed, tried) = (Arc::clone(&health), Arc::clone(&health));
         let mut options = ConnectOptions::new()
             .name("tower-sse")
             .connection_timeout(timeout_per_request)
-            // It is looked at here how long a request takes.
+            // This module applies its own timeout to each request.
             .request_timeout(None)
             .ping_interval(PING_INTERVAL)
             .require_tls(self.is_tls)
@@ -106,7 +109,7 @@ impl Servers {
         let count = self.addresses.len().try_into().unwrap_or(u32::MAX);
         let connect = timeout(timeout_per_request.saturating_mul(count), options.connect(&self.addresses[..]));
         let client = connect.await.map_err(|_| "the NATS server has not said anything")??;
-        // The first event may still be in flight.
+        // The `Connected` event of the client may arrive later, so the state is set here.
         health.notice(&Event::Connected);
         let context = ContextBuilder::new()
             .timeout(timeout_per_request * 4)
@@ -130,7 +133,7 @@ impl Login {
     }
 }
 
-/// A connection. A clone is the same one.
+/// A handle to the connection. Clones share the connection.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) client: Client,
@@ -143,7 +146,8 @@ pub(super) struct Link {
 struct Health {
     /// The number of lost connections, and whether there is a connection now.
     losses: watch::Sender<(u64, bool)>,
-    /// The time of the last attempt to connect or of the loss of the connection. `None`: connected.
+    /// The time of the last attempt to connect, or of the loss of the connection. `None` while
+    /// connected.
     trouble: Mutex<Option<Instant>>,
 }
 
@@ -171,17 +175,18 @@ impl Health {
     }
 }
 
-/// Tells that a connection was lost.
+/// Watches for the loss of a connection.
 pub(super) struct Losses {
     losses: watch::Receiver<(u64, bool)>,
     before: u64,
 }
 
 impl Losses {
-    /// Returns the output of a future, or an error if the connection is lost before.
+    /// Returns the output of a future, or an error if the connection is lost before the future
+    /// completes.
     pub(super) async fn unless_lost<T>(&mut self, future: impl Future<Output = T>) -> Result<T, BoxError> {
         let mut future = pin!(future);
-        // If the sender is gone, so is the connection.
+        // `wait_for` fails if the sender was dropped. The connection was then dropped, too.
         let mut lost = pin!(self.losses.wait_for(|(losses, _)| *losses != self.before));
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(value) => Poll::Ready(Ok(value)),
@@ -190,9 +195,9 @@ impl Losses {
         .await
     }
 
-    /// Waits until the connection is there again.
+    /// Waits until the client is connected again.
     pub(super) async fn reconnected(&mut self) {
-        // If the sender is gone, the next request fails.
+        // `wait_for` fails if the sender was dropped. The next request then fails.
         drop(self.losses.wait_for(|(_, is_connected)| *is_connected).await);
     }
 }
@@ -214,20 +219,21 @@ impl Link {
         Losses { losses, before }
     }
 
-    /// Waits for an answer up to the timeout, or until the connection is lost.
+    /// Waits for a response, up to the timeout or until the connection is lost.
     pub(super) async fn request<T, E>(&self, request: impl Future<Output = Result<T, E>>) -> Result<T, BoxError>
     where
         BoxError: From<E>,
     {
         let mut losses = self.losses();
-        // Those of the client take kilobytes, which would be of each future that waits for one.
+        // The request futures of `async_nats` take kilobytes. Boxing keeps the futures that contain
+        // them small.
         let request = Box::pin(request);
         Ok(self.soon(losses.unless_lost(request)).await??)
     }
 
-    /// Waits for an answer like [`request`](Self::request). Sends the request again if no answer
-    /// comes soon: a server that dies takes the question with it, and a stream without a leader
-    /// does not answer.
+    /// Waits for a response like [`request`](Self::request). Sends the request again after
+    /// [`RETRY_INTERVAL`] without a response. A request is lost with the server that received it,
+    /// and a stream without a leader does not respond.
     pub(super) async fn request_repeatedly<T, E, A>(&self, request: impl Fn() -> A) -> Result<T, BoxError>
     where
         BoxError: From<E>,
@@ -243,8 +249,8 @@ impl Link {
         self.request(again).await
     }
 
-    /// Waits for a response with a time limit. Gives up the connection if nothing at all arrives in
-    /// that time: a cut connection may never report an error.
+    /// Waits for a response, up to the timeout. Forces a reconnect if no byte arrives in that time,
+    /// because a dead connection may never report an error.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();
@@ -253,7 +259,7 @@ impl Link {
         }
         if received() == before && self.is_connected() {
             self.health.trouble().get_or_insert_with(Instant::now);
-            // It is asked to if it has room for the wish. If it has not, its pings end the
+            // The client's command queue may be full. The client's own pings then detect the dead
             // connection.
             let _is_full = timeout(Duration::ZERO, self.client.force_reconnect()).await;
         }

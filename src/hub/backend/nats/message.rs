@@ -13,12 +13,12 @@ use async_nats::{
 use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc};
 
-/// The maximum number of events in a message. A position combines the number of a message and the
-/// number of an event in it.
+/// The maximum number of events in a message. A position combines the sequence of a message with
+/// the number of an event in the message.
 pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
-/// A server ends the connection of a client that sends a line of more than 4096 bytes. The subject
-/// is a part of the line.
+/// The maximum length of a subject in bytes. A server closes the connection of a client that sends
+/// a protocol line of more than 4,096 bytes, and the line contains the subject.
 const MAX_SUBJECT_BYTES: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
@@ -29,18 +29,18 @@ pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
 
-/// Returns the number of the message whose last event has this position.
+/// Returns the sequence of the message whose last event has this position.
 pub(super) fn sequence(position: Position) -> u64 {
     position.get() / EVENTS
 }
 
-/// Returns the number of the message with the first event after a position.
+/// Returns the sequence of the message with the first event after a position.
 pub(super) fn sequence_after(position: Position) -> u64 {
     position.get() / EVENTS + 1
 }
 
-/// The subject of a topic, whatever its name, in the stream of this name. `None`: the name is too
-/// long.
+/// Returns the subject of a topic in this stream. A topic can have any name. Returns `None` if the
+/// name is too long for a subject.
 pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     let mut subject = String::with_capacity(stream.len() + topic.len() + 2);
     subject.push_str(stream);
@@ -55,12 +55,12 @@ pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
             }
         }
     }
-    // A topic without a name has a subject, too.
+    // A topic with an empty name needs a non-empty subject token.
     subject.push('=');
     (subject.len() <= MAX_SUBJECT_BYTES).then_some(subject)
 }
 
-/// The topic of a subject, if it is one of this stream.
+/// Returns the topic of a subject, or `None` if the subject is not of a topic of this stream.
 pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     let mut rest = subject.strip_prefix(stream)?.strip_prefix('.')?.strip_suffix('=')?;
     let mut topic = Vec::with_capacity(rest.len());
@@ -74,13 +74,13 @@ pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     String::from_utf8(topic).ok().map(Into::into)
 }
 
-/// The subject of the marks that identify the log. It is the subject of no topic, as those end with
-/// `=`.
+/// Returns the subject of the marks that identify the log. No topic has this subject, because the
+/// subjects of topics end with `=`.
 pub(super) fn mark_subject(stream: &str) -> String {
     format!("{stream}._log")
 }
 
-/// Sets the kind of records, unless they are plain events.
+/// Sets the header for the kind of the records. Plain events have no such header.
 pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     match kind {
         RecordKind::Event => {}
@@ -89,7 +89,7 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     }
 }
 
-/// Sets the id of the log that the publisher knows.
+/// Sets the header with the id of the log that the publisher knows.
 pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
     headers.insert(LOG, id);
 }
@@ -107,24 +107,25 @@ impl Stored {
         Some(self.headers.as_ref()?.get(name)?.as_str())
     }
 
-    /// The id of the log that its publisher has set. `None`: it is a foreign message.
+    /// Returns the id of the log that the publisher has set, or `None` for a message of another
+    /// program.
     pub(super) fn log(&self) -> Option<&str> {
         self.header(LOG)
     }
 
-    /// Identifies this message among all that ever had its sequence, by the id that its publisher
-    /// has chosen at random.
+    /// Returns a hash of the random id that the publisher has chosen. The hash distinguishes this
+    /// message from other messages with the same sequence, in this log or in another log.
     pub(super) fn identity(&self) -> Option<u64> {
         self.header(NATS_MESSAGE_ID).map(identity)
     }
 }
 
-/// Identifies a message with this id.
+/// Returns the hash of a message id, see [`Stored::identity`].
 pub(super) fn identity(id: &str) -> u64 {
     fnv(id.as_bytes())
 }
 
-/// Hashes bytes to the same number on every machine: FNV-1a.
+/// Returns the FNV-1a hash of these bytes, which is the same on every machine.
 pub(super) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -139,9 +140,9 @@ impl From<StreamMessage> for Stored {
 /// A message as a consumer delivers it.
 pub(super) struct Delivered {
     pub(super) stored: Stored,
-    /// Its number among the messages of the consumer.
+    /// The number of this message among the messages that the consumer has delivered.
     pub(super) number: u64,
-    /// The number of messages that follow it.
+    /// The number of messages that the consumer has not delivered yet.
     pub(super) pending: u64,
 }
 
@@ -156,7 +157,7 @@ impl TryFrom<jetstream::Message> for Delivered {
     }
 }
 
-/// The payload of records that are added together.
+/// Returns the payload of a message with these records: their events, one after the other.
 pub(super) fn join(records: &[Record]) -> Bytes {
     match records {
         [only] => only.event.clone(),
@@ -164,12 +165,13 @@ pub(super) fn join(records: &[Record]) -> Bytes {
     }
 }
 
-/// The events of a payload: each ends with its blank line, and has no other.
+/// Splits a payload into its events. Each event ends with a blank line and contains no other blank
+/// line.
 fn split(payload: &Bytes) -> Vec<Bytes> {
     let mut events = Vec::new();
     let mut start = 0;
     while start < payload.len() {
-        // An event that is nothing but its blank line begins with it.
+        // An event may consist of a blank line alone.
         let end = match payload[start] {
             b'\n' => start + 1,
             _ => memchr::memmem::find(&payload[start..], b"\n\n").map_or(payload.len(), |at| start + at + 2),
@@ -178,13 +180,14 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
         start = end;
     }
     if events.is_empty() {
-        // The end of a topic has none.
+        // A record that finishes a topic has an empty payload.
         events.push(Bytes::new());
     }
     events
 }
 
-/// Adds the events of a message after a position to a page. A foreign message has none.
+/// Adds the events of a message to a page, as far as they are after a position. A message of
+/// another program has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;
@@ -204,9 +207,10 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
     page.records.extend(records.map(|(position, event)| (position, Record { topic: topic.clone(), kind, event })));
 }
 
-/// Why these records cannot be one message, on a server that takes this many bytes.
+/// Returns the reason why these records cannot be one message of at most `max_payload` bytes, or
+/// `None` if they can.
 pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'static, str>> {
-    /// The bytes reserved for headers, which count as well.
+    /// The number of bytes reserved for headers, which count towards `max_payload`.
     const HEADERS: usize = 256;
     let [first, ..] = records else { return Some("there is nothing to add".into()) };
     if records.iter().any(|record| record.topic != first.topic || record.kind != first.kind) {
@@ -249,7 +253,8 @@ mod tests {
         #[test]
         fn whatever_the_subject_is_it_is_a_topic_or_none(text in "(shop\\.)?[=0-9A-Fa-z.]{0,12}=?") {
             if let Some(name) = topic("shop", &text) {
-                // The same topic has one subject only when it was made here.
+                // Several subjects can decode to the same topic, but `subject` returns only one of
+                // them.
                 prop_assert_eq!(topic("shop", &subject("shop", &name).unwrap()).unwrap(), name);
             }
         }
@@ -284,8 +289,8 @@ mod tests {
             prop_assert_eq!(page.records.last().expect("one").0, page.through);
             for (n, (at, _)) in page.records.iter().enumerate() {
                 prop_assert!(*at > position(sequence - 1));
-                // After any but the last, the rest of the same message is to be read, and nothing
-                // twice.
+                // A read after an event that is not the last of its message returns the rest of the
+                // message, without duplicates.
                 let rest = read(sequence, count as usize, *at);
                 prop_assert_eq!(&rest.records[..], &page.records[n + 1..]);
                 prop_assert_eq!(sequence_after(*at), sequence + u64::from(n as u64 + 1 == count));
@@ -349,7 +354,7 @@ mod tests {
         for sequence in [1 << 48, u64::MAX] {
             assert_eq!(positions(sequence), [u64::MAX - 1, u64::MAX]);
         }
-        // A server begins with 1.
+        // Sequences of a server begin at 1.
         assert_eq!(positions(0), [0; 0]);
     }
 

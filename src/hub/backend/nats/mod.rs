@@ -9,6 +9,7 @@ mod identity;
 mod link;
 mod message;
 mod read;
+mod shared_check;
 mod stream;
 
 use self::{
@@ -48,74 +49,75 @@ use tokio::{
 ///
 /// # What it guarantees
 ///
-/// **Order.** The stream numbers its messages, and there is one order for all topics. The events of
-/// one [`publish_all`](crate::hub::Topic::publish_all) are one message, so all of them are added,
-/// or none, and nothing is between them. This message must be smaller than the server's
-/// `max_payload` (1 MiB by default). A larger one is an error, and none of it is added.
+/// **Order.** The stream numbers its messages, and all topics share this order. The events of one
+/// [`publish_all`](crate::hub::Topic::publish_all) are one message. So the log gets all of them or
+/// none, and no other event between them. This message must be smaller than the server's
+/// `max_payload` (1 MiB by default). Otherwise `publish_all` returns an error and adds no event.
 ///
 /// **Durability.** An event is acknowledged when the stream has stored it. With
-/// [`replicas`](Self::replicas), a majority of the replicas has stored it by then. It survives any
-/// end of the server's process. It does *not* always survive a power failure or a crash of the
-/// operating system: a server writes to its files at once, and syncs them to the disk every two
-/// minutes, unless its configuration says `jetstream { sync_interval: always }`. A stream with
-/// three replicas, on machines that do not fail together, survives the loss of one machine.
-/// Publishing is an error until the other two have elected another leader, which takes several
-/// seconds.
+/// [`replicas`](Self::replicas), a majority of the replicas has stored it by then. The event
+/// survives any end of the server's process. It does *not* always survive a power failure or a
+/// crash of the operating system: a server writes to its files immediately, and syncs them to the
+/// disk every two minutes, unless its configuration says `jetstream { sync_interval: always }`. A
+/// stream with three replicas, on machines that do not fail together, survives the loss of one
+/// machine. Publishing is an error until the other two have elected another leader, which takes
+/// several seconds.
 ///
-/// **Loss is reported.** A stream that has lost its end issues the same sequences again: after a
-/// power failure, when a copy was restored, when the only server of a stream has lost its disk, or
-/// when the stream was deleted and created again. So a log is identified by a random *mark*, which
-/// is a message in the stream, on the subject `<stream>._log`. Each node also remembers the newest
-/// messages that it has read or published. It checks that they are still in the stream before it
-/// returns the id of an event that it has published, whenever it reads, and every two seconds while
-/// nothing comes. If they are not, the node writes a mark for a new log. From then on all ids of
-/// the old log are foreign to all nodes, and a client that comes back with one gets a
-/// [gap](crate::hub::Gap).
+/// **Loss is reported.** A stream can lose its newest messages: in a power failure, when a copy is
+/// restored, when its only server loses its disk, or when the stream is deleted and created again.
+/// The stream then issues the same sequences again. So a random *mark* identifies the log: a
+/// message in the stream, on the subject `<stream>._log`. Each node also remembers a recent message
+/// that it has read or published. The node checks that the stream still has this message before it
+/// returns the id of a published event, when it reads, and every two seconds without new messages.
+/// If the message is missing, the node adds a mark for a new log. From then on no node accepts an
+/// id of the old log, and a client that reconnects with such an id gets a [gap](crate::hub::Gap).
 ///
-/// There is one exception. A node cannot miss what it has never seen. If a stream has lost its end
-/// while *no* node runs that had read or published the lost messages, the next nodes continue the
+/// There is one exception. A node detects only the loss of messages that it has seen. If the stream
+/// loses messages while *no* node runs that had read or published them, later nodes continue the
 /// log, and can issue the ids of the lost events again. After you restore a copy while no node
 /// runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
 ///
-/// Messages that are deleted from the middle of the stream are a gap for clients that have not
-/// received them. So are messages that retention removes.
+/// A client gets a gap for messages that were deleted from the middle of the stream, or removed by
+/// retention, before the client received them.
 ///
-/// **Once.** If an answer is late, or the connection is lost, the message is sent again with the
-/// same id, and the server stores it once. An error means that it is unknown whether the events are
-/// in the log, unless the error says that they were refused: they may be in the log, or appear a
-/// little later. Publishing them again publishes other events.
+/// **Once.** If a response is late, or the connection is lost, the message is sent again with the
+/// same id, and the server stores it once. If `publish` returns an error, the events may be in the
+/// log, or appear a little later, unless the error says that they were refused. Publishing the same
+/// events again after an error can therefore store them twice.
 ///
 /// # Retention
 ///
 /// The stream retains up to [`max_messages`](Self::max_messages), [`max_age`](Self::max_age) and,
 /// if set, [`max_bytes`](Self::max_bytes), and removes the oldest messages beyond that. The marks
-/// count as well: one per log, and one for each half of `max_age` without a message. An
-/// existing stream is used as it is configured. It must have the subject `<stream>.>` and the
+/// count as messages: there is one per log, and one for each half of `max_age` without a message.
+/// An existing stream is used as it is configured. It must have the subject `<stream>.>` and the
 /// retention `limits`, acknowledge messages, and have no limit per subject
-/// (`max_msgs_per_subject`), no mirror, no subject transform and no seal; any other stream is
-/// refused with an error. If a stream rejects new messages when it is full (`discard: new`), or the
-/// disk is full, publishing is an error that says so.
+/// (`max_msgs_per_subject`), no mirror, no subject transform and no seal; any other stream causes
+/// an error. If the stream is full and rejects new messages (`discard: new`), or the disk is full,
+/// `publish` returns an error that says so.
 ///
-/// # What it takes
+/// # Resources and permissions
 ///
-/// One connection for each process, whatever the number of its clients, and one consumer in the
-/// memory of the server, which forgets it 5 seconds after the process has ended. While clients
-/// resume that have missed more than this process retains, there is one more consumer for each page
-/// of 1,000 messages or about 4 MiB, at most eight at a time. With a server before 2.10, the
-/// history of several topics is read by reading all topics.
+/// Each process has one connection, whatever the number of its clients, and one consumer in the
+/// memory of the server. The server deletes the consumer 5 seconds after the process has ended. A
+/// client that has missed more than the process retains reads pages of 1,000 messages or about 4
+/// MiB from the server. Each such page takes one more consumer, at most eight at a time. With a
+/// server before 2.10, a read of several topics reads all topics.
 ///
-/// Publishing takes one request if the node receives the message within 5 milliseconds after it was
-/// acknowledged, which proves where it is. Otherwise it takes a second one for the check described
-/// above, which concurrent publishers share.
+/// Publishing takes one request if the node's own follower receives the message within 5
+/// milliseconds after the acknowledgement, because this proves which log has stored it. Otherwise
+/// publishing takes a second request for the check described above, which concurrent publishers
+/// share.
 ///
-/// A connection that is silent for about three seconds is replaced by another one, to any of the
-/// servers. The name of a topic is at most 2,048 bytes long as a subject, in which each byte except
-/// letters, digits, `-`, `_` and `/` takes three bytes.
+/// After about three seconds without a byte from the server, the client reconnects, to any of the
+/// servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of the
+/// topic's name takes three bytes, except letters, digits, `-`, `_` and `/`.
 ///
-/// A user with limited rights needs to publish to `<stream>.>`, `$JS.API.STREAM.INFO.<stream>`,
-/// `$JS.API.STREAM.MSG.GET.<stream>`, `$JS.API.CONSUMER.CREATE.<stream>`,
-/// `$JS.API.CONSUMER.*.<stream>.>` and `$JS.API.CONSUMER.MSG.NEXT.<stream>.>`, and to subscribe to
-/// `_INBOX.>`. Creating the stream needs `$JS.API.STREAM.CREATE.<stream>` as well.
+/// A user with limited permissions needs to publish to `<stream>.>`,
+/// `$JS.API.STREAM.INFO.<stream>`, `$JS.API.STREAM.MSG.GET.<stream>`,
+/// `$JS.API.CONSUMER.CREATE.<stream>`, `$JS.API.CONSUMER.*.<stream>.>` and
+/// `$JS.API.CONSUMER.MSG.NEXT.<stream>.>`, and to subscribe to `_INBOX.>`. Creating the stream
+/// needs `$JS.API.STREAM.CREATE.<stream>` as well.
 ///
 /// The client library writes passwords and tokens to its log at the level `TRACE`. Keep the target
 /// `async_nats` below that level in production, for instance with the filter `async_nats=debug`.
@@ -144,14 +146,15 @@ pub struct NatsBackend {
     identity: Identity,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
-    /// The epoch that [`bounds`](Backend::bounds) has returned last; 0 before.
+    /// The epoch that [`bounds`](Backend::bounds) has returned last. 0 before the first call.
     reported: AtomicU64,
 }
 
-/// The maximum number of topics for which the server filters. Beyond it, all topics are read.
+/// The maximum number of topics in a filter of the server. For more topics, the backend reads all
+/// messages and filters them itself.
 const MAX_FILTERS: usize = 200;
 
-/// The time for which the server recognizes a message that is sent again.
+/// The time during which the server detects a duplicate of a message.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";
@@ -162,7 +165,7 @@ impl NatsBackend {
     ///
     /// A URL begins with `nats://`, or with `tls://` for TLS. The user and password, or the token,
     /// come from the first URL that has them: `nats://user:password@host:4222`,
-    /// `nats://token@host`. Special characters are percent-encoded. The first server that answers
+    /// `nats://token@host`. Special characters are percent-encoded. The first server that responds
     /// names the other servers of its cluster.
     ///
     /// # Errors
@@ -255,7 +258,8 @@ impl NatsBackend {
         self
     }
 
-    /// Returns the connection, or an error if there is none now. Requests do not wait for one.
+    /// Returns the connection, or an error if the client is disconnected. Requests do not wait for
+    /// a reconnect.
     async fn link(&self) -> Result<Link, BoxError> {
         let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| DISCONNECTED)?;
         match &*kept {
@@ -265,12 +269,12 @@ impl NatsBackend {
             None => {}
         }
         *kept = None;
-        // It is large, and rare.
+        // The future is boxed because it is large and rarely needed.
         let link = Box::pin(self.servers.connect(self.timeout)).await?;
         Ok(kept.insert(link).clone())
     }
 
-    /// The configuration of a stream that is created.
+    /// Returns the configuration for a stream that the backend creates.
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());
@@ -282,7 +286,7 @@ impl NatsBackend {
         }
     }
 
-    /// Adds a message, and returns its sequence.
+    /// Publishes a message, and returns its sequence.
     async fn publish(&self, subject: &str, message: PublishMessage) -> Result<u64, BoxError> {
         let deadline = Instant::now() + self.timeout;
         let link = self.link().await?;
@@ -290,8 +294,9 @@ impl NatsBackend {
             loop {
                 let mut losses = link.losses();
                 let attempt = async { link.context.send_publish(subject.to_owned(), message.clone()).await?.await };
-                // Half of the time, as what was asked for may be lost, too, with a server of a
-                // cluster for instance.
+                // An attempt gets at most half of the time, so that there is time for a second
+                // attempt. The request may be lost, for example with the cluster server that
+                // received it.
                 let patience = (deadline - self.timeout / 2).max(Instant::now() + self.timeout / 8);
                 match timeout_at(patience.min(deadline), losses.unless_lost(attempt)).await {
                     Ok(Ok(Ok(ack))) => return self.stored(ack),
@@ -311,7 +316,8 @@ impl NatsBackend {
         Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
     }
 
-    /// Returns the epoch of the log that has stored a message, or an error if no log has it.
+    /// Returns the epoch of the log that has stored a message, or an error if the current log does
+    /// not have the message.
     async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
         let mut epoch = self.identity.check_witness(stream).await?.epoch;
         loop {
@@ -328,8 +334,8 @@ impl NatsBackend {
     }
 }
 
-/// Returns `true` if the outcome of a publish is unknown. The message is then sent again: the
-/// server recognizes a message that it has stored.
+/// Returns `true` if the outcome of a publish is unknown. The message is then sent again, and the
+/// server ignores a duplicate.
 fn is_unsure(error: &PublishError) -> bool {
     matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
 }
@@ -397,7 +403,8 @@ impl Backend for NatsBackend {
             }
             page = read::read(&stream, &state, subjects, after, self.timeout).await?;
             page.records.retain(|(_, record)| wanted.contains(&record.topic));
-            // Messages that were removed meanwhile may not have been read.
+            // Messages that were removed during the read may be missing from the page, so the
+            // watermark is read after the page.
             let (state, holes) = stream.state_with_holes().await?;
             if self.identity.check_witness(&stream).await?.epoch != log.epoch {
                 return Err("the stream was replaced while it was read".into());
@@ -431,7 +438,8 @@ impl Backend for NatsBackend {
         if reported != 0 && follower.epoch != reported {
             return Err("the stream was replaced".into());
         }
-        // A failed follower is dropped. One that is not polled to its end is kept.
+        // A failed follower is dropped. If this future is dropped early, the follower is kept for
+        // the next call.
         let page = kept.insert(follower).page(&stream, &self.identity, &self.confirmations).await;
         if page.is_err() {
             *kept = None;
@@ -443,7 +451,7 @@ impl Backend for NatsBackend {
 
 impl fmt::Debug for NatsBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not how to log in.
+        // `servers` is left out because it contains the credentials.
         f.debug_struct("NatsBackend").field("stream", &self.config.name).finish_non_exhaustive()
     }
 }

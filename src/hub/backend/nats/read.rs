@@ -1,4 +1,4 @@
-//! Reads the retained messages of a stream.
+//! History reads: pages of the retained messages of a stream.
 
 use super::{
     consumer::{PAGE_BYTES, PAGE_MESSAGES, consume, max_page_bytes},
@@ -14,13 +14,13 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
-/// The time to wait for a consumer before messages are read one by one. Only the leader of all
-/// servers of a cluster can create a consumer, and while these elect one, the leader of the stream
-/// may have been elected already.
+/// The time to wait for a consumer before messages are read one by one. In a cluster, only the meta
+/// leader can create a consumer. While the meta leader is being elected, the stream may already
+/// have a leader, which can return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Reads what the stream has of these subjects after a position, up to a page of it. It may read
-/// other subjects as well.
+/// Reads one page of the messages of these subjects after a position. The page may contain other
+/// subjects as well.
 pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
@@ -43,7 +43,7 @@ pub(super) async fn read(
         while count > 0 && pending > 0 {
             let message = match timeout(timeout_per_message, messages.next()).await? {
                 Some(Ok(message)) => message,
-                // The page has as many bytes as fit.
+                // The server has ended the fetch at its byte limit, and the page has messages.
                 _ if page.through > after => break,
                 Some(Err(error)) => return Err(error),
                 None => return Err("the NATS server does not send what it has".into()),
@@ -57,7 +57,7 @@ pub(super) async fn read(
     if pending == 0 {
         page.through = page.through.max(position(state.last));
     }
-    // A consumer that cannot be deleted is forgotten by the server all the same.
+    // If the deletion fails, the server deletes the consumer after its inactivity timeout.
     let delete = format!("CONSUMER.DELETE.{}.{}", stream.name(), consumer.cached_info().name);
     let _result = stream.link.context.send_request(delete, Request::new()).await;
     Ok(page)
@@ -75,8 +75,8 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
     Ok(page)
 }
 
-/// Returns the messages with this sequence or a greater one, up to a page. It takes a request for
-/// each, and no consumer.
+/// Returns up to one page of messages that start at this sequence. Sends one request per message,
+/// and needs no consumer.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES {
@@ -88,8 +88,9 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
     Ok(messages)
 }
 
-/// Ends a page before the first message after `after` that is missing in the middle of the stream;
-/// or, if that is the next message, says up to where messages are missing.
+/// Ends a page before the first message after `after` that was deleted from the middle of the
+/// stream. If the next message itself was deleted, sets the watermark of the page to the end of the
+/// missing range.
 pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
     let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];

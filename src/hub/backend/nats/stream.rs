@@ -19,24 +19,25 @@ use tokio::time::sleep;
 /// milliseconds.
 const DELETION: Duration = Duration::from_secs(1);
 
-/// The code of JetStream for a message that it does not have.
+/// The JetStream error code for a message that does not exist.
 const NO_MESSAGE: u64 = 10_037;
 
-/// One stream, as seen through one connection.
+/// One stream, accessed through one connection.
 pub(super) struct Stream<'a> {
     pub(super) link: &'a Link,
     pub(super) config: &'a Config,
 }
 
-/// The bounds of a stream at one moment, and the settings that matter for them.
+/// A snapshot of the bounds of a stream, and the settings that matter for them.
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    /// The sequence of the oldest message; of the next message if the stream is empty.
+    /// The sequence of the oldest message. If the stream is empty, the sequence of the next
+    /// message.
     pub(super) first: u64,
-    /// The sequence of the newest message that the stream ever had.
+    /// The sequence of the newest message that the stream has ever had.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The server removes messages of this age. `None`: never.
+    /// The maximum age of messages in the stream. `None` means no limit.
     pub(super) max_age: Option<Duration>,
     /// The number of servers that store the stream.
     pub(super) replicas: u64,
@@ -54,8 +55,8 @@ impl Stream<'_> {
         &self.config.name
     }
 
-    /// Returns the state of the stream. Creates the stream if it does not exist, after a pause if
-    /// it existed before.
+    /// Returns the state of the stream. Creates the stream if it does not exist. If `existed` is
+    /// set, waits for [`DELETION`] before that.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
@@ -69,7 +70,7 @@ impl Stream<'_> {
         }
         if let Err(RequestError::Refused { code: 404, .. }) = info {
             let created = self.link.request(self.link.context.create_stream(self.config.clone())).await;
-            // Another node may have created it meanwhile.
+            // Another node may have created the stream in the meantime.
             info = self.info(&Value::Null).await;
             if let (Err(_), Err(error)) = (&info, created) {
                 return Err(format!("the stream {name:?} does not exist and cannot be created: {error}").into());
@@ -115,7 +116,8 @@ impl Stream<'_> {
             Ok(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())?;
                 let (subject, sequence) = (message.subject.clone(), message.sequence);
-                // Headers that cannot be read are foreign.
+                // A message whose headers do not parse is treated like a message of another
+                // program, which is skipped.
                 let foreign = |_| Stored { subject: subject.into(), sequence, headers: None, payload: Bytes::new() };
                 Ok(Some(StreamMessage::try_from(message).map_or_else(foreign, Stored::from)))
             }
@@ -129,7 +131,7 @@ impl Stream<'_> {
     }
 }
 
-/// Refuses a stream that cannot be a log.
+/// Checks the configuration of a stream. Returns an error if the stream cannot be used as a log.
 fn check(name: &str, config: &Value) -> Result<(), BoxError> {
     let subjects: Vec<_> = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let wanted = format!("{name}.>");
@@ -171,7 +173,7 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
     Ok(State { first: first.max(1), last, messages, max_age, replicas })
 }
 
-/// Why JetStream did not do what it was asked to.
+/// The reason why a request to JetStream failed.
 enum RequestError {
     Refused { code: u64, error: u64, description: String },
     Other(BoxError),
@@ -186,7 +188,7 @@ impl From<RequestError> for BoxError {
     }
 }
 
-/// Sends a request that changes nothing, so it can be sent again if no answer comes.
+/// Sends a read-only request. It is sent again if no response arrives.
 async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, RequestError> {
     let attempt = || link.context.request::<_, _, Value>(subject.to_owned(), request);
     let answer = link.request_repeatedly(attempt).await.map_err(RequestError::Other)?;

@@ -1,14 +1,14 @@
--- Adds records to the stream, which then has about ARGV[1] entries, none older than ARGV[2]
--- milliseconds (0: of any age). ARGV[3] is the newest id that the caller knows. ARGV[4] is the
--- first sequence number of the server's region. From ARGV[5] on: the topic, the name of the kind
--- and the event of each record. Returns the id of the last entry.
+-- Adds records to the stream, and trims it to about ARGV[1] entries and to a maximum age of ARGV[2]
+-- milliseconds (0: no limit). ARGV[3] is the newest id that the caller knows. ARGV[4] is the first
+-- sequence number of the server in a millisecond. From ARGV[5] on: the topic, the name of the
+-- record kind and the event of each record. Returns the id of the last entry.
 --
--- The field p of an entry is the id before it, so that a reader knows whether it has missed
--- entries. The field is left out where it is the number before in the same millisecond. The field l
--- is the newest id that a failover has lost before the entry.
+-- The field p of an entry is the id of the preceding entry, so that a reader detects missing
+-- entries. The field is left out if the preceding entry has the previous sequence number of the
+-- same millisecond. The field l is the newest id before the entry that a failover has lost.
 local region = tonumber(ARGV[4])
 local ms, seq, previous, lost
--- Whether the next id is the number after `previous`, if it is the number after `seq`.
+-- False if the next entry needs the field p, even if its sequence number follows `seq`.
 local is_next = true
 local is_first = true
 

@@ -1,4 +1,4 @@
-//! The way to the server.
+//! Connections to Redis: URLs, sentinels, cluster redirects, and the classification of errors.
 
 #[cfg(feature = "redis-tls")]
 use super::tls::Tls;
@@ -33,14 +33,15 @@ use tokio::{
     time::timeout,
 };
 
-/// The name of the connection that publishes.
+/// The client name of the shared connection, which publishes and reads history.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The sequence numbers with which a server can begin a millisecond. The numbers before them are of
-/// new streams (`BEGINNINGS` in `log.lua`). At least 65,535 numbers follow each of them.
+/// The sequence numbers that a server can choose as its first number in a millisecond. Smaller
+/// numbers are reserved for new streams (`BEGINNINGS` in `log.lua`). At least 65,535 greater
+/// numbers remain for the entries of that millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
-/// The timeout of one sentinel, after which the next one is asked.
+/// The timeout of a request to one sentinel. After the timeout, the next sentinel is asked.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The address of a server, and the settings of a connection.
@@ -49,11 +50,12 @@ pub(super) struct Server {
     settings: RedisConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) tls: Option<Tls>,
-    /// The sentinels that know the address of the server. `address` is then its name.
+    /// The sentinels that know the address of the master. If there are any, `address` contains the
+    /// name of the master instead.
     pub(super) sentinels: Vec<Server>,
-    /// The index of the last sentinel that has answered.
+    /// The index of the sentinel that has answered last. The next attempt begins with it.
     sentinel: AtomicUsize,
-    /// The node of a cluster that has the stream, as the cluster has reported.
+    /// The address of the cluster node that has the stream, from a `MOVED` error.
     moved: Mutex<Option<Address>>,
 }
 
@@ -74,8 +76,8 @@ impl Server {
         if secured.is_some_and(|(_, rest)| rest.contains('#')) {
             return Err("a rediss:// URL has no fragment: certificates are always checked".into());
         }
-        // The client library would set up TLS with the default provider of the process, and panic
-        // if there is none.
+        // The crate `redis` would set up TLS with the default crypto provider of the process, and
+        // would panic if no provider is installed. So it gets the URL without TLS.
         let info = match secured {
             Some((_, rest)) => format!("redis://{rest}").into_connection_info(),
             None => url.into_connection_info(),
@@ -98,8 +100,8 @@ impl Server {
         })
     }
 
-    /// Connects to the current server with this client name. `time` limits the connection attempt;
-    /// an answer may take `time` and `wait`.
+    /// Connects to the current server with this client name. `time` limits the connection attempt.
+    /// The limit of each response is the sum of `time` and `wait`.
     pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, RequestError> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
@@ -108,7 +110,7 @@ impl Server {
         if let Some(address) = moved {
             match self.connect_to(&address, name, time, wait).await {
                 Ok(connection) => return Ok(connection),
-                // The rest of the cluster knows its new address.
+                // The configured address is tried next: another cluster node knows the new address.
                 Err(_) => self.set_address(None),
             }
         }
@@ -160,7 +162,8 @@ impl Server {
         };
         let address = Address::Tcp(host, port);
         let mut connection = self.connect_to(&address, name, time, wait).await?;
-        // The server may not know yet that its role has changed.
+        // The address that a sentinel reports can be outdated, so the server itself confirms its
+        // role.
         let role: Vec<Value> = cmd("ROLE")
             .query_async(&mut connection.commands)
             .await
@@ -191,7 +194,7 @@ impl Server {
             Address::Tcp(host, port) => {
                 let stream = TcpStream::connect((&**host, *port)).await?;
                 stream.set_nodelay(true)?;
-                // For the connection that is idle for long.
+                // TCP keepalive detects a dead connection while no command is in flight.
                 let keepalive =
                     TcpKeepalive::new().with_time(Duration::from_secs(10)).with_interval(Duration::from_secs(5));
                 SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
@@ -216,7 +219,7 @@ impl Server {
         let named = cmd("CLIENT").arg("SETNAME").arg(name).to_owned();
         match commands.req_packed_command(&named).await {
             Err(error) if is_connection_error(&error) => Err(error),
-            // A user without the right to set a name connects without one.
+            // The name is optional: the user may have no permission for `CLIENT SETNAME`.
             _ => {
                 let region = if name == COMMANDS { region(&mut commands).await? } else { 0 };
                 Ok(Connection { commands, region, _driver: driver })
@@ -234,7 +237,7 @@ impl Server {
         };
         let Ok(port) = port.parse() else { return };
         let host = match &self.address {
-            // An empty host is that of the server that was asked.
+            // An empty host in a `MOVED` error means the host of the server that sent the error.
             Address::Tcp(same, _) if host.is_empty() => same,
             _ => host,
         };
@@ -249,7 +252,7 @@ impl Server {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // The name of a master has no port.
+            // Port 0 means that the address is the name of a master, for sentinels.
             Self::Tcp(host, port) if *port == 0 => f.write_str(host),
             Self::Tcp(host, port) => write!(f, "{host}:{port}"),
             #[cfg(unix)]
@@ -259,7 +262,7 @@ impl fmt::Display for Address {
 }
 
 impl Server {
-    /// Makes the address a name that these sentinels resolve.
+    /// Sets the sentinels. The host of the address is from now on the name of the master.
     pub(super) fn set_sentinels(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {
         match &mut self.address {
             Address::Tcp(_, port) => *port = 0,
@@ -274,7 +277,8 @@ impl Server {
     }
 }
 
-/// A connection, closed when the last clone is dropped, whatever it still waits for.
+/// A connection to Redis. Dropping the last clone closes it immediately, even if responses are
+/// outstanding.
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
@@ -283,14 +287,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Returns the first sequence number of this server in a millisecond.
+    /// Returns the first sequence number of this server in each millisecond.
     pub(super) fn region(&self) -> u64 {
         self.region
     }
 }
 
-/// Derives the region from the identity of a server. It is random if the server does not say who it
-/// is.
+/// Derives the first sequence number from the identity of the server. The number is random if the
+/// server does not report its identity.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
         Err(error) if is_connection_error(&error) => return Err(error),
@@ -299,7 +303,7 @@ async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError>
     Ok(REGIONS.start + bits % (REGIONS.end - REGIONS.start))
 }
 
-/// Returns a hash of the identity of a server, which changes when the server starts again.
+/// Returns a hash of the `run_id` of a server. Each start of a server has a new `run_id`.
 fn identity(info: &str) -> Option<u64> {
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?.trim();
     let mut hasher = DefaultHasher::new();
@@ -320,7 +324,7 @@ impl Drop for Driver {
 pub(super) fn is_connection_error(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => is_redirect(error) || kind == ServerErrorKind::MasterDown,
-        // A server that becomes a replica unblocks waiting clients.
+        // A master that becomes a replica ends blocking commands with `UNBLOCKED`.
         ErrorKind::Extension => matches!(error.code(), Some("UNBLOCKED" | "NOAUTH")),
         _ => true,
     }
@@ -349,7 +353,8 @@ impl RequestError {
         Self { what: what.into(), source: None }
     }
 
-    /// Returns `true` if the server is out of memory. A script reports it in the detail.
+    /// Returns `true` if the server is out of memory. For a script, the code `OOM` is in the detail
+    /// of the error.
     pub(super) fn is_out_of_memory(&self) -> bool {
         self.source.as_ref().is_some_and(|error| {
             error.code() == Some("OOM") || error.detail().is_some_and(|detail| detail.contains("OOM "))
@@ -366,7 +371,7 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// The message contains the reason, so there is no source.
+/// `Display` includes the reason, so `source` returns `None`.
 impl Error for RequestError {}
 
 #[cfg(test)]

@@ -1,73 +1,16 @@
-//! Entries of a stream: the id is a position, and the fields are a record.
+//! Decoding of the entries of a stream: each entry is a position and a record.
 
+use super::entry_id::{self, OVERFLOW_SEQUENCE, TOO_LATE, expect_position};
 use crate::{
     BoxError,
-    hub::backend::{IdFormat, Position, Record, RecordKind},
+    hub::backend::{Position, Record, RecordKind},
 };
 use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// The number of bits of a position for the second part of an entry's id.
-pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
-
-/// The last sequence number of a millisecond. The scripts do not use it: it stands for all ids of
-/// this millisecond whose sequence number does not fit into a position. Only other software chooses
-/// such ids.
-const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
-
-/// The position of every id that is later than the hub can count. Only other clients of the server
-/// choose such ids.
-const TOO_LATE: Position = Position::MAX;
-
-/// An id that is further ahead of the server's clock is a mistake. After the stream was deleted,
-/// the log does not continue there. The scripts have the same number.
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-
-/// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
-/// the position [`Position::MAX`].
-pub(super) fn position(id: &[u8]) -> Option<Position> {
-    let dash = memchr::memchr(b'-', id)?;
-    let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
-    let fits = ms >> (64 - SEQUENCE_BITS) == 0;
-    Some(if fits { Position::new(ms << SEQUENCE_BITS | sequence.min(OVERFLOW_SEQUENCE)) } else { TOO_LATE })
-}
-
-/// Returns the position of an id, or an error if the text is no id.
-pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
-    position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
-}
-
-/// Returns the last id of a position.
-pub(super) fn id(position: Position) -> String {
-    if position == TOO_LATE {
-        return format!("{0}-{0}", u64::MAX);
-    }
-    let (ms, sequence) = (ms(position), position.get() & OVERFLOW_SEQUENCE);
-    format!("{ms}-{}", if sequence == OVERFLOW_SEQUENCE { u64::MAX } else { sequence })
-}
-
-/// Returns the time of a position in milliseconds.
-pub(super) fn ms(position: Position) -> u64 {
-    position.get() >> SEQUENCE_BITS
-}
-
-/// Returns whether a position is more than a day after a time of the server.
-pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
-    ms(position) > time_ms.saturating_add(DAY_MS)
-}
-
-fn number(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u64, |number, digit| {
-        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
-        number.checked_mul(10)?.checked_add(digit)
-    })
-}
-
-/// The name of the field that has the event.
+/// Returns the name of the entry field that contains the event. The name depends on the record
+/// kind.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -85,15 +28,15 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
     }
 }
 
-/// One entry.
+/// One decoded entry of the stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the entry before it. Entries of other software do not contain it.
+    /// The position of the preceding entry. `None` if other software has added this entry.
     pub(super) previous: Option<Position>,
-    /// Entries immediately before this one were lost. Each reader that has not read up to this
-    /// position has missed some of them.
+    /// Set if entries immediately before this entry were lost. Each reader whose cursor is before
+    /// this position has missed some of them.
     lost_for_readers_before: Option<Position>,
-    /// The newest position that is known to have been lost there.
+    /// The newest lost position that this entry reports.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
@@ -106,14 +49,13 @@ impl Entry {
     }
 }
 
-/// Takes an entry apart. An entry that is not wanted has no record, for example one of another
-/// topic.
+/// Decodes an entry. The result has no record if `wants` rejects the topic of the entry.
 fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
     let Value::Array(parts) = value else { return Err(not_a_stream()) };
     let mut parts = parts.into_iter();
     let (Some(Value::BulkString(id)), Some(fields)) = (parts.next(), parts.next()) else { return Err(not_a_stream()) };
     let position = expect_position(&id)?;
-    // An entry without fields was deleted meanwhile.
+    // Redis returns an entry without fields if the entry was deleted during the command.
     let Value::Array(fields) = fields else {
         return Ok(Entry {
             position,
@@ -130,11 +72,12 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) = (fields.next(), fields.next()) {
         bytes += name.len() + value.len();
         match &*name {
-            // A later one would be the end of the log for its readers. Only other clients of the
-            // server choose such values.
-            b"p" => previous = self::position(&value).filter(|previous| *previous < position),
-            b"l" => lost = self::position(&value).filter(|lost| *lost < position),
-            b"g" => mark = self::position(&value).filter(|lost| *lost < position),
+            // These fields name earlier entries. A later position would move the readers forward
+            // past entries that they have not read. Only other software writes such values, so they
+            // are ignored.
+            b"p" => previous = entry_id::position(&value).filter(|previous| *previous < position),
+            b"l" => lost = entry_id::position(&value).filter(|lost| *lost < position),
+            b"g" => mark = entry_id::position(&value).filter(|lost| *lost < position),
             b"t" => {
                 let topic = std::str::from_utf8(&value);
                 has_topic = topic.is_ok();
@@ -147,8 +90,8 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     if is_ours && previous.is_none() && position.get() & OVERFLOW_SEQUENCE != 0 {
         previous = Some(position.previous());
     }
-    // The first entry after a failover reports the loss to readers before the lost entries.
-    // A mark is for all readers.
+    // The first entry after a failover reports the loss to readers whose cursor is before the lost
+    // entries. A mark is an entry without a topic. It reports the loss to all readers.
     let is_mark = !has_topic && previous.is_some() && mark.is_some();
     let (lost_for_readers_before, newest_lost) = match is_mark {
         true => (Some(position.previous()), mark),
@@ -159,12 +102,12 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     Ok(Entry { position, previous, lost_for_readers_before, newest_lost, record, bytes })
 }
 
-/// The first of these entries.
+/// Decodes the first of these entries, without its record.
 pub(super) fn first(entries: Vec<Value>) -> Result<Option<Entry>, BoxError> {
     entries.into_iter().next().map(|value| entry(value, |_| false)).transpose()
 }
 
-/// The answer to `XREAD` of one stream.
+/// Returns the entries in a response to `XREAD` of one stream. Handles RESP2 and RESP3.
 pub(super) fn stream_entries(answer: Value) -> Result<Vec<Value>, BoxError> {
     let entries = match answer {
         Value::Nil => return Ok(Vec::new()),
@@ -185,7 +128,7 @@ fn not_a_stream() -> BoxError {
     "the answer of the server is none of a stream".into()
 }
 
-/// The contents of some entries.
+/// The decoded contents of consecutive entries.
 #[derive(Default)]
 pub(super) struct DecodedBatch {
     /// Entries after `after` and up to this position were evicted or lost.
@@ -193,24 +136,27 @@ pub(super) struct DecodedBatch {
     pub(super) records: Vec<(Position, Record)>,
     /// The position of the last entry.
     pub(super) through: Position,
-    /// It is not known what was before the first of them.
+    /// Set if other software has added the first entry. Such an entry does not contain the position
+    /// of the preceding entry.
     pub(super) begins_with_foreign_entry: bool,
-    /// The position before the first entry, if the entry contains it.
+    /// The position of the entry that preceded the first entry, if the first entry contains it.
     pub(super) previous: Option<Position>,
-    /// The log has lost the position `after`, and continues from an earlier one.
+    /// Set if the log has lost its newest entries, up to the cursor `after`, and has continued from
+    /// an earlier position.
     pub(super) has_gone_back: bool,
     /// The newest lost position that these entries report to all readers.
     pub(super) newest_lost: Option<Position>,
-    /// The positions of the entries, as runs of consecutive numbers: the first and the last of
-    /// each.
+    /// The positions of the entries, as runs of consecutive positions: the first and the last
+    /// position of each run.
     pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
     /// The size of the largest entry in bytes.
     pub(super) largest: usize,
 }
 
-/// Reads these entries for a reader that has read up to `after`. Entries of other software are
-/// passed over. It ends before the first that does not follow the one before it.
+/// Decodes these entries for a reader with the cursor `after`. The batch ends before the first
+/// entry that does not follow its predecessor, so a loss is always at the start of a batch. Entries
+/// of other software are skipped.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -249,7 +195,7 @@ pub(super) fn decode(
             Some((_, last)) if entry.position <= last.next() => *last = entry.position.max(*last),
             _ => batch.runs.push((entry.position, entry.position)),
         }
-        // Those at the end of a millisecond can have one position.
+        // Entries of other software at the end of a millisecond can share one position.
         batch.through = entry.position.max(batch.through);
         if let (Some((kind, event)), Some(topic)) = (entry.record, name) {
             batch.records.push((entry.position, Record { topic, kind, event }));
@@ -258,20 +204,21 @@ pub(super) fn decode(
     Ok(batch)
 }
 
-/// Returns the last position that a reader at `after` has missed if `next` is the next entry, or
-/// `None` if the reader has missed no entry.
+/// Returns the last position that a reader with the cursor `after` has missed, if `next` is the
+/// next entry. Returns `None` if the reader has missed no entry.
 fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     match next.previous {
         _ if next.lost_for_readers_before > Some(after) => Some(next.position.previous()),
         Some(previous) if previous > after => Some(previous),
-        // More entries may be lost than this reader knows.
+        // The log may have lost more entries than this reader has read.
         _ if has_gone_back(after, next) => Some(next.position.previous()),
         _ => None,
     }
 }
 
-/// Returns whether the log has gone back behind `after`, as in a failover that has lost the newest
-/// entries. A cursor immediately before an entry has lost nothing.
+/// Returns whether the log has continued from a position before the cursor `after`, as after a
+/// failover that has lost the newest entries. If the cursor is immediately before the entry, no
+/// entry can have been lost between the two.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }
@@ -279,15 +226,11 @@ fn has_gone_back(after: Position, next: &Entry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use entry_id::{SEQUENCE_BITS, id, position};
     use proptest::{collection::vec, prelude::*};
 
     fn at(ms: u64, sequence: u64) -> Position {
         Position::new(ms << SEQUENCE_BITS | sequence)
-    }
-
-    /// The positions that a hub issues.
-    fn issued() -> impl Strategy<Value = Position> {
-        (0..u64::MAX >> SEQUENCE_BITS, 0..OVERFLOW_SEQUENCE).prop_map(|(ms, sequence)| at(ms, sequence))
     }
 
     fn bulk(bytes: impl Into<Vec<u8>>) -> Value {
@@ -303,7 +246,8 @@ mod tests {
         Some(name.into())
     }
 
-    /// The ids of a stream, and whether a hub has written the entry.
+    /// The positions of a stream's entries, and whether a hub (not other software) has written each
+    /// entry.
     fn stream() -> impl Strategy<Value = Vec<(Position, bool)>> {
         vec((1..5_u64, prop_oneof![Just(0), 1..3 * OVERFLOW_SEQUENCE], any::<bool>()), 1..50).prop_map(|steps| {
             let mut at = 1_000_000_u64 << SEQUENCE_BITS;
@@ -321,7 +265,7 @@ mod tests {
         })
     }
 
-    /// A position before a stream.
+    /// Returns a position before the first entry of the stream.
     fn before(stream: &[(Position, bool)]) -> Position {
         Position::new(stream[0].0.get() - 10)
     }
@@ -344,35 +288,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn ids_and_positions_have_one_order(one in issued(), other in issued()) {
-            prop_assert_eq!(position(id(one).as_bytes()), Some(one));
-            let parts = |position| {
-                let id = id(position);
-                let (ms, sequence) = id.split_once('-').unwrap();
-                (ms.parse::<u64>().unwrap(), sequence.parse::<u64>().unwrap())
-            };
-            prop_assert_eq!(one.cmp(&other), parts(one).cmp(&parts(other)));
-        }
-
-        #[test]
-        fn foreign_ids_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
-            let at = position(format!("{ms}-{sequence}").as_bytes()).unwrap();
-            if ms >> (64 - SEQUENCE_BITS) > 0 {
-                prop_assert_eq!(at, TOO_LATE);
-                return Ok(());
-            }
-            let through = id(at);
-            let (through_ms, through_sequence) = through.split_once('-').unwrap();
-            prop_assert!(through_ms.parse::<u64>().unwrap() >= ms);
-            prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "a reader that continues there does not get it again");
-        }
-
-        #[test]
-        fn arbitrary_ids_do_not_panic(bytes in vec(any::<u8>(), 0..50)) {
-            let _any_result = position(&bytes);
-        }
-
         #[test]
         fn stream_is_read_from_every_position_without_loss(stream in stream(), pages in 1..10_usize) {
             for begin in 0..stream.len() {
@@ -401,7 +316,7 @@ mod tests {
             prop_assume!(from > 0 && until > from && stream[until].1);
             let mut values = values(&stream);
             values.drain(from..until);
-            // The entries before the gap, and then those after it.
+            // Read the entries before the gap, then the entries after the gap.
             let first = decode(values[..from].to_vec(), before(&stream), all).unwrap();
             prop_assert_eq!(first.through, stream[from - 1].0);
             let whole = decode(values.clone(), before(&stream), all).unwrap();

@@ -2,22 +2,22 @@
 
 use super::{
     super::{Page, Position, RecordKind},
-    entry,
+    entry, entry_id,
 };
 use crate::BoxError;
 pub use redis::Value;
 
 /// Returns the position of an id.
 pub fn position(id: &[u8]) -> Option<Position> {
-    entry::position(id)
+    entry_id::position(id)
 }
 
-/// Returns the last id of a position.
+/// Returns the id of a position. If several ids have this position, returns the last of them.
 pub fn id(position: Position) -> String {
-    entry::id(position)
+    entry_id::id(position)
 }
 
-/// Returns the name of the field that has the event.
+/// Returns the name of the entry field that contains the event.
 pub fn name(kind: RecordKind) -> &'static str {
     entry::name(kind)
 }
@@ -29,7 +29,7 @@ pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
     Ok(Page { epoch: 0, evicted_through, records: batch.records, through: batch.through })
 }
 
-/// Returns the eviction watermark of a log that begins with the first entry of this answer.
+/// Returns the eviction watermark of a log that begins with the first entry of this response.
 pub fn evicted_through(answer: Value) -> Result<Option<Position>, BoxError> {
     Ok(entry::first(entry::stream_entries(answer)?)?.map(|entry| entry.evicted_through()))
 }

@@ -1,47 +1,51 @@
-//! Notices entries that the log has lost.
+//! Detection of lost entries: positions that this process has published or read, and that the log
+//! does not have any more.
 
-use super::{
-    super::Position,
-    entry::{self, DecodedBatch},
-};
+use super::{super::Position, entry::DecodedBatch, entry_id};
 use std::{
     collections::{BTreeSet, VecDeque},
     mem,
 };
 
-/// The maximum number of acknowledged positions that are still to be read. Beyond that the oldest
-/// are forgotten.
+/// The maximum number of acknowledged positions that the follower has not read yet. Beyond this
+/// limit, the oldest positions are forgotten.
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
-/// The maximum number of remembered runs of positions that were read. A run has all entries of a
-/// millisecond, more or less, so this is longer than an answer takes.
+/// The maximum number of remembered runs of positions that the follower has read. A run has about
+/// all entries of one millisecond. So the runs cover at least about 4 seconds, which is longer than
+/// an append waits for its response.
 const MAX_RUNS: usize = 4096;
 
-/// The number of attempts to mark a loss that may fail because of too many entries to look at.
+/// The number of attempts to add a mark, an entry that reports a loss, with a complete search for
+/// the mark of another node. An attempt fails if the server would have to search too many entries.
+/// After these attempts, the mark is added without a complete search.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// Compares the positions that this process knows with the entries that it reads.
+/// Compares the positions that this process has published or read with the entries of the log.
 ///
-/// A master that was replaced may have acknowledged entries that its successor does not have.
-/// Readers of the successor cannot see that. Only a process that has read or published these
-/// entries knows, and marks the loss in the log.
+/// After a failover, the old master may have acknowledged entries that the new master does not
+/// have. A reader of the new master cannot see this loss. Only a process that has read or published
+/// these entries knows of it, and adds a mark to the log.
 #[derive(Default)]
 pub(super) struct Losses {
-    /// All entries after `from` up to `through` were read: those in `runs`.
+    /// The follower has read all entries after `from` and up to `through`. Their positions are in
+    /// `runs`.
     from: Position,
     through: Position,
     runs: VecDeque<(Position, Position)>,
-    /// Positions that were acknowledged here, and are still to be read.
+    /// The positions that the server has acknowledged to this process, and that the follower has
+    /// not read yet.
     acknowledged: BTreeSet<Position>,
-    /// The newest lost position that no entry of the log reports yet.
+    /// The newest lost position that no entry of the log reports yet. `None` if there is no such
+    /// loss.
     lost: Option<Position>,
     attempts: u32,
-    /// The end of the server's log at the last look, if it was before the newest known position.
+    /// The end of the log at the last check, if it was before the follower's cursor.
     regressed_to: Option<Position>,
 }
 
 impl Losses {
-    /// The next entries to be read are those after this position.
+    /// Sets the cursor of the follower: the next entries that it reads are after this position.
     pub(super) fn begin(&mut self, after: Position) {
         if after != self.through {
             (self.from, self.through) = (after, after);
@@ -49,15 +53,16 @@ impl Losses {
         }
     }
 
-    /// Forgets what was known of the old log when another one replaces it. The new log ends here.
+    /// Forgets the old log after another log has replaced it. `newest` is the end of the new log.
     pub(super) fn reset(&mut self, newest: Position) {
         self.acknowledged.retain(|position| *position <= newest);
         (self.lost, self.attempts) = (None, 0);
     }
 
-    /// Notes a position that was acknowledged here. It may have been read already.
+    /// Records a position that the server has acknowledged to this process. The follower may
+    /// already have read it.
     pub(super) fn note_acknowledged(&mut self, position: Position) {
-        let was_passed = position <= self.through && !entry::is_far_ahead(self.through, entry::ms(position));
+        let was_passed = position <= self.through && !entry_id::is_far_ahead(self.through, entry_id::ms(position));
         if !was_passed {
             self.acknowledged.insert(position);
             if self.acknowledged.len() > MAX_ACKNOWLEDGED {
@@ -68,8 +73,8 @@ impl Losses {
         }
     }
 
-    /// Records a batch of entries that was read after a position. `evicted_through` is the eviction
-    /// watermark that the batch contains.
+    /// Records a batch of entries that the follower has read after a position. `evicted_through` is
+    /// the eviction watermark of this batch.
     pub(super) fn note_read(&mut self, batch: &DecodedBatch, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
         if let Some(reported) = batch.previous.or(evicted_through).filter(|reported| *reported > self.through) {
@@ -100,28 +105,28 @@ impl Losses {
         }
     }
 
-    /// Notes a position that was in the log and is not there any more.
+    /// Records the loss of a position that was in the log.
     pub(super) fn note_missing(&mut self, position: Position) {
         self.lost = self.lost.max(Some(position));
     }
 
-    /// Notes that the log reports the loss of this position.
+    /// Records that the log itself now reports all losses up to this position.
     pub(super) fn note_marked(&mut self, position: Position) {
         if Some(position) >= self.lost {
             (self.lost, self.attempts) = (None, 0);
         }
     }
 
-    /// Returns the position that is to be marked as lost, if there is one, and whether it is to be
-    /// marked whatever else the log has. Counts an attempt.
+    /// Returns the lost position to mark, if there is one, and counts an attempt. The flag is
+    /// `true` if the mark has to be added even without a complete search for another node's mark.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.attempts += 1;
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Records that the log ends here, before the newest known position, or that it does not.
-    /// Returns the end that was recorded before.
+    /// Records the end of the log if the end is before the follower's cursor, or `None` if it is
+    /// not. Returns the value that was recorded before.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -149,7 +154,7 @@ mod tests {
         }
     }
 
-    /// Has read 1 to 3.
+    /// Returns a value that has read the positions 1 to 3.
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(at(0));

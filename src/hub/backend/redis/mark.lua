@@ -1,17 +1,17 @@
--- Adds a mark to the stream that says that entries were lost before it. Every reader that passes
--- the mark reports a gap.
+-- Adds a mark to the stream: an entry which says that entries before it were lost. Every reader
+-- that passes the mark reports a gap.
 --
--- ARGV[1] is how many entries the stream has, about. ARGV[2] is the newest id that the caller
--- knows. ARGV[3] is the first sequence number of the server's region. ARGV[4] is the newest id that
--- was lost. The caller has read the stream up to ARGV[5] and has found no mark for that id. ARGV[6]
--- is how many entries the script may look at after that. ARGV[7] is 1 if the mark is to be added
--- however many entries there are.
+-- ARGV[1] is the approximate maximum number of entries in the stream. ARGV[2] is the newest id that
+-- the caller knows. ARGV[3] is the first sequence number of the server in a millisecond. ARGV[4] is
+-- the newest lost id. The caller has read the stream up to ARGV[5] and has found no mark for the
+-- lost id. The script searches the entries after ARGV[5], at most ARGV[6] of them. If ARGV[7] is 1,
+-- the mark is added even if there are more entries.
 --
--- Returns the id of the mark, an empty string if there is a mark for the id already, or nil if
--- there is no stream or if there are too many entries to look at.
+-- Returns the id of the mark, or an empty string if the stream already has a mark for the lost id.
+-- Returns nil if the stream does not exist, or if it has too many entries to search.
 local tail = newest()
 if not tail then
-  -- A replica that is being synchronized has no stream for a moment.
+  -- On a replica that is being synchronized, the stream does not exist for a moment.
   return false
 end
 local lost_ms, lost_seq = parts(ARGV[4])
@@ -42,7 +42,8 @@ local full = no_room(ms, tail)
 if full then
   return full
 end
--- A number is left out: a reader immediately before an entry has missed nothing.
+-- One number is left free: a reader whose cursor is immediately before an entry has missed no
+-- entry, and would get no gap.
 ms, seq = following(ms, seq, tonumber(ARGV[3]), true)
 seq = math.max(seq, 1)
 return redis.call('XADD', stream, 'MAXLEN', '~', ARGV[1], text(ms, seq), 'p', tail, 'g', ARGV[4])

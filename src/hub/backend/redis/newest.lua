@@ -1,3 +1,3 @@
--- Returns the newest id that the stream ever had, or nil if there is no stream, and the time of the
--- server.
+-- Returns the newest id that the stream has ever had, or nil if the stream does not exist, and the
+-- time of the server.
 return { newest() or false, now }

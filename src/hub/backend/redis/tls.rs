@@ -1,4 +1,4 @@
-//! TLS, with the one library for it that is in the tree already where there is NATS.
+//! TLS with `rustls`, which is also the TLS library of the NATS client.
 
 use redis::RedisError;
 use rustls_native_certs::load_native_certs;
@@ -21,9 +21,9 @@ use tokio_rustls::{
 /// The TLS settings of a connection.
 #[derive(Default)]
 pub(super) struct Tls {
-    /// `None`: the root certificates of the system.
+    /// The PEM file of root certificates. `None` means the root certificates of the system.
     pub(super) roots: Option<PathBuf>,
-    /// The files of the certificate chain and its key.
+    /// The PEM files of the client's certificate chain and of its key.
     pub(super) own: Option<(PathBuf, PathBuf)>,
     config: Mutex<Option<Arc<ClientConfig>>>,
 }
@@ -50,7 +50,7 @@ impl Tls {
             // System roots that do not parse are ignored.
             None => drop(roots.add_parsable_certificates(load_native_certs()?)),
         }
-        // Not the default provider of the process, as there may be none.
+        // The crypto provider is set explicitly, because the process may have no default provider.
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| invalid(&error))?

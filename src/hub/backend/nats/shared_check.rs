@@ -1,0 +1,94 @@
+//! A check of the stream that concurrent callers share.
+
+use crate::BoxError;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
+use tokio::sync::Mutex;
+
+/// Shares one check between callers that need it at the same time.
+///
+/// A caller gets the result of a check that began after its call. So the result is never older than
+/// the call.
+pub(super) struct SharedCheck<T> {
+    begun: AtomicU64,
+    /// The number and the result of the last check that has ended.
+    last: Mutex<Option<Ended<T>>>,
+}
+
+type Ended<T> = (u64, Result<T, Arc<str>>);
+
+impl<T> Default for SharedCheck<T> {
+    fn default() -> Self {
+        Self { begun: AtomicU64::new(0), last: Mutex::new(None) }
+    }
+}
+
+impl<T: Clone> SharedCheck<T> {
+    pub(super) async fn run(&self, check: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
+        let before = self.begun.load(SeqCst);
+        let mut last = self.last.lock().await;
+        let shared = last.as_ref().filter(|(number, _)| *number > before);
+        let result = match shared {
+            Some((_, result)) => result.clone(),
+            None => {
+                let number = self.begun.fetch_add(1, SeqCst) + 1;
+                let result = check.await.map_err(|error| Arc::from(error.to_string()));
+                *last = Some((number, result.clone()));
+                result
+            }
+        };
+        result.map_err(|error| error.to_string().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::atomic::AtomicUsize, time::Duration};
+    use tokio::time::{sleep, timeout};
+
+    #[derive(Default)]
+    struct Checks {
+        shared: SharedCheck<usize>,
+        count: AtomicUsize,
+    }
+
+    impl Checks {
+        async fn run(&self) -> Result<usize, BoxError> {
+            let check = async {
+                let number = self.count.fetch_add(1, SeqCst);
+                sleep(Duration::from_secs(1)).await;
+                if number == 2 { Err("the third fails".into()) } else { Ok(number) }
+            };
+            self.shared.run(check).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn concurrent_checks_share_a_result_no_older_than_themselves() {
+        let checks = Checks::default();
+        let later = async {
+            sleep(Duration::from_millis(1)).await;
+            tokio::join!(checks.run(), checks.run(), checks.run())
+        };
+        let (first, later) = tokio::join!(checks.run(), later);
+        assert_eq!((first.unwrap(), later.0.unwrap(), later.1.unwrap(), later.2.unwrap()), (0, 1, 1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_or_dropped_check_delays_others_once() {
+        let checks = Checks::default();
+        let tick = Duration::from_millis(1);
+        let (dropped, waiting) = tokio::join!(timeout(tick, checks.run()), async {
+            sleep(tick / 2).await;
+            checks.run().await
+        });
+        assert!(dropped.is_err());
+        assert_eq!(waiting.unwrap(), 1);
+        let (one, other) = tokio::join!(checks.run(), checks.run());
+        let other = other.map_err(|error| error.to_string());
+        assert_eq!((one.unwrap_err().to_string(), other), ("the third fails".to_owned(), Ok(3)));
+    }
+}

@@ -1,0 +1,112 @@
+//! Conversion between the ids of entries in Redis (`<ms>-<sequence>`) and the positions of the hub.
+
+use crate::{
+    BoxError,
+    hub::backend::{IdFormat, Position},
+};
+
+/// The number of low bits of a position that contain the sequence number of an entry id.
+pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
+
+/// The last sequence number of a millisecond. The scripts do not issue this number: it stands for
+/// all ids of this millisecond whose sequence number does not fit into a position. Only other
+/// software chooses such ids.
+pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
+
+/// The position of every id whose time does not fit into a position. Only other software chooses
+/// such ids.
+pub(super) const TOO_LATE: Position = Position::MAX;
+
+/// The maximum time in milliseconds that an id can be ahead of the server's clock. A later id is a
+/// mistake: after the stream is deleted, the new log does not continue from it. The scripts use the
+/// same limit.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
+/// the position [`Position::MAX`].
+pub(super) fn position(id: &[u8]) -> Option<Position> {
+    let dash = memchr::memchr(b'-', id)?;
+    let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
+    let fits = ms >> (64 - SEQUENCE_BITS) == 0;
+    Some(if fits { Position::new(ms << SEQUENCE_BITS | sequence.min(OVERFLOW_SEQUENCE)) } else { TOO_LATE })
+}
+
+/// Returns the position of an id, or an error if the text is no id.
+pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
+    position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
+}
+
+/// Returns the id of a position. If several ids have this position, returns the last of them.
+pub(super) fn id(position: Position) -> String {
+    if position == TOO_LATE {
+        return format!("{0}-{0}", u64::MAX);
+    }
+    let (ms, sequence) = (ms(position), position.get() & OVERFLOW_SEQUENCE);
+    format!("{ms}-{}", if sequence == OVERFLOW_SEQUENCE { u64::MAX } else { sequence })
+}
+
+/// Returns the time in a position, in milliseconds since the Unix epoch.
+pub(super) fn ms(position: Position) -> u64 {
+    position.get() >> SEQUENCE_BITS
+}
+
+/// Returns whether a position is more than a day ahead of the server's clock, `time_ms`.
+pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
+    ms(position) > time_ms.saturating_add(DAY_MS)
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u64, |number, digit| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::{collection::vec, prelude::*};
+
+    fn at(ms: u64, sequence: u64) -> Position {
+        Position::new(ms << SEQUENCE_BITS | sequence)
+    }
+
+    /// Generates positions that a hub can issue.
+    fn issued() -> impl Strategy<Value = Position> {
+        (0..u64::MAX >> SEQUENCE_BITS, 0..OVERFLOW_SEQUENCE).prop_map(|(ms, sequence)| at(ms, sequence))
+    }
+
+    proptest! {
+        #[test]
+        fn ids_and_positions_have_one_order(one in issued(), other in issued()) {
+            prop_assert_eq!(position(id(one).as_bytes()), Some(one));
+            let parts = |position| {
+                let id = id(position);
+                let (ms, sequence) = id.split_once('-').unwrap();
+                (ms.parse::<u64>().unwrap(), sequence.parse::<u64>().unwrap())
+            };
+            prop_assert_eq!(one.cmp(&other), parts(one).cmp(&parts(other)));
+        }
+
+        #[test]
+        fn foreign_ids_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
+            let at = position(format!("{ms}-{sequence}").as_bytes()).unwrap();
+            if ms >> (64 - SEQUENCE_BITS) > 0 {
+                prop_assert_eq!(at, TOO_LATE);
+                return Ok(());
+            }
+            let through = id(at);
+            let (through_ms, through_sequence) = through.split_once('-').unwrap();
+            prop_assert!(through_ms.parse::<u64>().unwrap() >= ms);
+            prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "a reader that continues there does not get it again");
+        }
+
+        #[test]
+        fn arbitrary_ids_do_not_panic(bytes in vec(any::<u8>(), 0..50)) {
+            let _any_result = position(&bytes);
+        }
+    }
+}

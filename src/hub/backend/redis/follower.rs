@@ -1,0 +1,127 @@
+//! The follower: it waits for new entries, and detects a log that has lost its newest entries.
+
+use super::{PAGE_BYTES, RedisBackend, commands::Command, connection::is_connection_error, entry, entry_id};
+use crate::{
+    BoxError,
+    hub::backend::{Page, Position},
+};
+use redis::{Value, cmd};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+/// The number of pages that the server searches for the mark of another node, in one attempt to add
+/// a mark.
+const MARK_SEARCH_PAGES: usize = 8;
+
+/// The maximum time that one `XREAD` waits for a new entry.
+const BLOCK_TIME: Duration = Duration::from_millis(500);
+
+impl RedisBackend {
+    /// Waits for the next page of the log after a position. Implements
+    /// [`Backend::follow`](crate::hub::backend::Backend::follow).
+    pub(super) async fn next_page(&self, after: Position) -> Result<Page, BoxError> {
+        self.losses().begin(after);
+        loop {
+            self.mark(after).await;
+            // The connection is put back after its response. If this future is dropped earlier, the
+            // connection is closed, because it still waits for entries after an old position.
+            let kept = self.follower.lock().await.take();
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => self.server.connect("tower-sse-follow", self.timeout, BLOCK_TIME).await?,
+            };
+            let mut read = cmd("XREAD");
+            read.arg("COUNT").arg(self.count(PAGE_BYTES[1])).arg("BLOCK").arg(BLOCK_TIME.as_millis() as u64);
+            read.arg("STREAMS").arg(&self.stream).arg(entry_id::id(after));
+            let answer = match read.query_async::<Value>(&mut connection.commands).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    self.server.follow_redirect(&error);
+                    if is_connection_error(&error) {
+                        // The shared connection is probably broken too, and may not have reported
+                        // it yet.
+                        self.disconnect(None).await;
+                    }
+                    return Err(self.error(error).into());
+                }
+            };
+            *self.follower.lock().await = Some(connection);
+            let mut last: Option<Arc<str>> = None;
+            let topic = |name: &str| {
+                if last.as_deref() != Some(name) {
+                    last = Some(name.into());
+                }
+                last.clone()
+            };
+            let batch = entry::decode(entry::stream_entries(answer)?, after, topic)?;
+            if batch.entries > 0 {
+                let evicted_through = self.evicted_through(&batch, after).await?;
+                self.losses().note_read(&batch, after, evicted_through);
+                return Ok(self.page(batch, evicted_through));
+            }
+            if let Some(page) = self.check_end(after).await? {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Compares the end of the log with the known positions. Called when `XREAD` has returned no
+    /// entry after `after`. Returns a page without records if all entries after `after` were
+    /// evicted or lost. Returns an error if another log has replaced this log.
+    async fn check_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
+        // Read the known watermark before the request. An entry that another task appends during
+        // the request is then not mistaken for a loss.
+        let high_watermark = self.high_watermark().max(after);
+        let (newest, now): (Option<Vec<u8>>, u64) = self.run(&Command::Script(self.newest.key(&self.stream))).await?;
+        let Some(newest) = newest else { return Ok(None) };
+        let newest = entry_id::expect_position(&newest)?;
+        if newest > after {
+            // If retained entries have arrived since, the caller reads them next.
+            let (evicted_through, newest, _) = self.ends().await?;
+            let is_empty = evicted_through >= newest && newest > after;
+            return Ok(is_empty.then(|| self.loss_page(newest)));
+        }
+        let is_mistake = entry_id::is_far_ahead(high_watermark, now);
+        let before = self.losses().replace_regressed_to((newest < after).then_some(newest));
+        // The log still ends before the cursor, but its end has moved since the previous check. So
+        // other nodes append at positions that the follower has already passed, and this process
+        // could not mark the loss.
+        let has_continued = before.is_some_and(|before| before < newest);
+        if newest < after && (is_mistake || has_continued) {
+            self.high_watermark.store(newest.get(), Relaxed);
+            self.losses().reset(newest);
+            return Err(format!("the stream {:?} of Redis is another one than before", self.stream).into());
+        }
+        if newest < high_watermark && !is_mistake {
+            self.losses().note_missing(high_watermark);
+        }
+        Ok(None)
+    }
+
+    fn loss_page(&self, through: Position) -> Page {
+        self.raise_high_watermark(through);
+        Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
+    }
+
+    /// Adds a mark to the log if this process knows of lost entries that the log does not report
+    /// yet. A mark is an entry that reports the loss to all readers.
+    ///
+    /// A failed attempt is repeated before the next page.
+    async fn mark(&self, after: Position) {
+        let Some((lost, is_forced)) = self.losses().attempt() else { return };
+        let Ok(shared) = self.shared_connection().await else { return };
+        let mut mark = self.mark.key(&self.stream);
+        mark.arg(self.max_entries()).arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
+        mark.arg(entry_id::id(lost))
+            .arg(entry_id::id(after))
+            .arg(self.count(PAGE_BYTES[1]) * MARK_SEARCH_PAGES)
+            .arg(u8::from(is_forced));
+        if let Ok(Some(id)) = self.run_on::<Option<Vec<u8>>>(shared, &Command::Script(mark)).await {
+            // The id is empty if another node has already added the mark.
+            entry_id::position(&id).inspect(|position| self.raise_high_watermark(*position));
+            self.losses().note_marked(lost);
+        }
+    }
+}
