@@ -7,9 +7,9 @@ pub(crate) use off::{Entered, Parent, Request, Span, callback_panicked, failed, 
 pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, failed, refused};
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
-pub(crate) use off::{backend_failed, backend_recovered, reads_accepted, reads_rejected};
+pub(crate) use off::{backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected};
 #[cfg(all(feature = "hub", feature = "tracing"))]
-pub(crate) use on::{backend_failed, backend_recovered, reads_accepted, reads_rejected};
+pub(crate) use on::{backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected};
 
 #[cfg(feature = "tracing")]
 mod on {
@@ -87,6 +87,13 @@ mod on {
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");
+    }
+
+    /// Logs a response that is 200 although its subscription is finished, because an adapter does
+    /// not forward `size_hint`. An `EventSource` then reconnects without end.
+    #[cfg(feature = "hub")]
+    pub(crate) fn end_hidden() {
+        warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
     }
 
     /// Logs the first history read that is rejected because the queue is full.
@@ -203,6 +210,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(_: &'static str) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn end_hidden() {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(_: usize) {}

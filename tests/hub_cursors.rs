@@ -12,7 +12,7 @@ use tokio_stream::Stream;
 use tokio_test::task;
 use tower_sse::{
     BoxError, EncodedEvents, Event, EventId, LastEventId, SseItem, SseStream,
-    hub::{GapReason, Hub, Start, Subscription, SubscriptionError},
+    hub::{Gap, GapReason, Hub, Start, Subscription, SubscriptionError},
 };
 
 /// Creates a hub that retains the last three events of each topic, for a minute.
@@ -336,8 +336,8 @@ const ADAPTERS: [Adapt; 6] = [
     |events| events.map(|events| events).boxed(),
     |events| tokio_stream::StreamExt::merge(events, stream::empty()).boxed(),
     |events| events.filter(|_| future::ready(true)).inspect(|_| ()).boxed(),
-    // These adapters do not forward `size_hint`.
     |events| events.take_until(future::pending::<()>()).fuse().boxed(),
+    // This adapter does not forward `size_hint`.
     |events| stream::select(events, stream::empty()).boxed(),
 ];
 
@@ -360,7 +360,7 @@ fn cursor_survives_adapters() {
     let cursor = format!("event: hub-cursor\nid: {last}\ndata: \n\n");
     for adapt in ADAPTERS {
         assert_eq!(first_bytes(adapt(subscribe(&hub, "a", Start::Latest))), cursor);
-        assert_eq!(first_bytes(adapt(subscribe(&hub, "a", Start::Latest).without_cursor())), "");
+        assert_eq!(first_bytes(adapt(subscribe(&hub, "a", Start::Latest).without_control_events())), "");
         let snapshot = subscribe(&hub, "a", Start::Latest).begin_with(Event::new("state"));
         assert_eq!(first_bytes(adapt(snapshot)), format!("id: {last}\ndata: state\n\n"));
     }
@@ -370,6 +370,36 @@ fn cursor_survives_adapters() {
     let others = stream::iter([Ok(Event::new("weather").into())]);
     let mixed = stream::select(subscribe(&hub, "a", Start::Latest), others);
     assert_eq!(first_bytes(mixed), format!("{cursor}data: weather\n\n"));
+}
+
+#[test]
+fn client_without_control_events_gets_only_published_events() {
+    let hub = Hub::builder().max_events(2).build();
+    let topic = hub.topic("a");
+    let published = || publish(&hub, "a", "1");
+    published();
+    for start in [Start::Latest, Start::Earliest, Start::After(EventId::from("lost"))] {
+        let is_lost = matches!(start, Start::After(_));
+        let subscription = topic.subscribe(start).now_or_never().unwrap().unwrap().without_control_events();
+        assert_eq!(subscription.gap().is_some(), is_lost, "the handler can see the gap");
+        let mut subscription = task::spawn(subscription);
+        while let Poll::Ready(Some(events)) = subscription.poll_next() {
+            let events = String::from_utf8(events.unwrap().as_bytes().to_vec()).unwrap();
+            assert!(!events.contains("event: "), "{events}");
+        }
+        for _ in 0..3 {
+            published();
+        }
+        // The events after the cursor are evicted.
+        let ended = subscription.poll_next();
+        assert_eq!(ended.map(|item| item.map(Result::err)), Poll::Ready(Some(Some(SubscriptionError::Lagged))));
+        assert_eq!(subscription.poll_next().map(|item| item.is_none()), Poll::Ready(true));
+        assert_eq!(subscription.gap().map(Gap::requested), is_lost.then_some(&EventId::from("lost")));
+    }
+    // A snapshot is an event of the application.
+    let lost = topic.subscribe(EventId::from("lost")).now_or_never().unwrap().unwrap();
+    let snapshot = lost.begin_with(Event::new("state")).without_control_events();
+    assert!(first_bytes(snapshot).ends_with("\ndata: state\n\n"));
 }
 
 #[test]
@@ -417,7 +447,7 @@ fn subscription_is_an_axum_response() {
     assert_eq!((live.status().as_u16(), &live.headers()["content-type"]), (200, &"text/event-stream".parse().unwrap()));
     let mut body = task::spawn(live.into_body());
     let Poll::Ready(Some(Ok(frame))) = body.enter(|cx, body| body.poll_frame(cx)) else { panic!("a first frame") };
-    assert_eq!(frame.data_ref().unwrap(), format!("id: {last}\n\n").as_bytes());
+    assert_eq!(frame.data_ref().unwrap(), format!("event: hub-cursor\nid: {last}\ndata: \n\n").as_bytes());
     finish(&hub, "a");
     assert_eq!(subscribe(&hub, "a", last).into_response().status(), 204);
 }

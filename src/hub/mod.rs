@@ -49,10 +49,10 @@
 //! | another id of a finished topic | the same as for any topic, and then the end |
 //! | an id of a topic that was dropped for its age and created again | the events after it; a gap (`evicted`) first if later events were evicted, or if more than 10,000 topics were dropped since |
 //!
-//! The stream of a new client begins with the client's cursor, as an event of type `hub-cursor`
+//! The stream of each client begins with the client's cursor, as an event of type `hub-cursor`
 //! with empty data. So the client has an id before the first event. (Firefox and WebKit ignore an
 //! id without an event.) See [`begin_with_cursor`](Subscription::begin_with_cursor) and
-//! [`without_cursor`](Subscription::without_cursor).
+//! [`without_control_events`](Subscription::without_control_events).
 //!
 //! With several topics, each row applies to each topic, and one gap is reported for all topics
 //! together. An id grants no access: a client receives the topics that the handler chooses.

@@ -4,7 +4,7 @@
 use super::{
     backend::Position,
     error::{Error, SubscriptionError},
-    gap::{GapReason, LagPolicy},
+    gap::GapReason,
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
     resume::ResumePoint,
     subscription::{Origin, Subscription},
@@ -105,7 +105,7 @@ impl Subscription {
                 Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
                 Ok(page) => {
                     if let Some(gap) = self.apply_page(page.ok()) {
-                        self.first_item = Some(Box::new(gap.into()));
+                        self.gap_event = Some(Box::new(gap.into()));
                     }
                 }
                 Err(_) => self.set_state(State::Reads(page)),
@@ -116,7 +116,7 @@ impl Subscription {
                 .replay
                 .as_mut()
                 .and_then(|replay| replay.pending_gap.take_if(|pending_gap| pending_gap.is_confirmed));
-            self.first_item = confirmed
+            self.gap_event = confirmed
                 .map(|pending_gap| Box::new(self.report_gap(pending_gap.reason, pending_gap.requested, None).into()));
         } else if self.gap().is_none() && is_returning {
             self.origin = Origin::Resumed;
@@ -158,7 +158,7 @@ impl Subscription {
                     let page = ready!(Pin::new(page).poll(cx)).ok();
                     let Some(gap) = self.apply_page(page) else { continue };
                     let has_lagged = self.gap().is_some_and(|gap| gap.reason() == GapReason::Lagged);
-                    if has_lagged && self.lag_policy == LagPolicy::Disconnect {
+                    if !self.has_control_events || (has_lagged && self.ends_at_gap()) {
                         self.replay = None;
                         return Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))));
                     }

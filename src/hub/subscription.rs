@@ -11,6 +11,7 @@ use super::{
 use crate::{
     EncodedEvents, Event, EventId,
     preamble::{self, Preamble},
+    trace,
 };
 use bytes::Bytes;
 use std::{
@@ -31,8 +32,8 @@ use tokio_stream::Stream;
 ///
 /// - The response begins with the [`cursor`](Self::cursor). So a client that loses its connection
 ///   before the first event resumes at the same position.
-///   [`begin_with_cursor`](Self::begin_with_cursor) describes how;
-///   [`without_cursor`](Self::without_cursor) omits the cursor.
+///   [`begin_with_cursor`](Self::begin_with_cursor) describes how.
+///   [`without_control_events`](Self::without_control_events) omits the cursor.
 /// - If all topics are finished and the client has received their events, the response is `204 No
 ///   Content`, after which an `EventSource` does not reconnect.
 ///
@@ -51,9 +52,10 @@ use tokio_stream::Stream;
 /// - The response begins with the cursor if its first poll polls the subscription. A task that
 ///   forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
 /// - `204 No Content` needs an adapter that adds no event and forwards
-///   [`size_hint`](Stream::size_hint), as most do. For other adapters, such as `take_until` and
-///   `select` of `futures-util` or a generator, use
-///   [`SseStream::map_stream`](crate::SseStream::map_stream).
+///   [`size_hint`](Stream::size_hint), as most do. For other adapters, such as `select` of
+///   `futures-util` or a generator, use
+///   [`SseStream::map_stream`](crate::SseStream::map_stream). With the feature `tracing`, a warning
+///   is logged if a finished subscription is answered with 200.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -92,6 +94,8 @@ pub struct Subscription {
     subscribed_at: Position,
     /// The item that is yielded before all events.
     pub(super) first_item: Option<Box<EncodedEvents>>,
+    /// The gap event with which the subscription begins. It is yielded instead of `first_item`.
+    pub(super) gap_event: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
     /// The replay, which reads events from the backend that the topics have evicted. `None` if
     /// there is no replay.
@@ -99,8 +103,8 @@ pub struct Subscription {
     waker: Option<Waker>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
-    /// Set if the response is to begin with the cursor.
-    sends_cursor: bool,
+    /// Set if the client gets `hub-cursor` and `gap` events.
+    pub(super) has_control_events: bool,
     /// Set when a response has taken the cursor, or the subscription was polled.
     has_preamble: AtomicBool,
     /// Set if the subscription ended with an error, before the end of its topics.
@@ -136,12 +140,13 @@ impl Subscription {
             cursor,
             subscribed_at,
             first_item: None,
+            gap_event: None,
             gap: None,
             replay: None,
             waker: None,
             lag_policy,
             origin,
-            sends_cursor: true,
+            has_control_events: true,
             has_preamble: AtomicBool::new(false),
             has_failed: false,
         }
@@ -151,7 +156,7 @@ impl Subscription {
     pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<Position>) {
         let Some(requested) = requested else { return };
         match reason {
-            Some(reason) => self.first_item = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
+            Some(reason) => self.gap_event = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
             None => self.origin = Origin::Resumed,
         }
     }
@@ -198,6 +203,7 @@ impl Subscription {
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.first_item.is_none()
+            && self.gap_event.is_none()
             && self.replay.is_none()
             && !self.has_failed
             && self.readers.iter().all(|reader| {
@@ -258,6 +264,7 @@ impl Subscription {
         for reader in &mut self.readers {
             reader.reset();
         }
+        self.gap_event = None;
         let snapshot = snapshot.id(self.cursor());
         self.first_item = Some(Box::new(snapshot.into()));
         self
@@ -265,10 +272,10 @@ impl Subscription {
 
     /// Begins the stream with the [`cursor`](Self::cursor).
     ///
-    /// The cursor is an `id` line, which dispatches no event in the client. For a new client that
-    /// waits for [live events](super::Start::Latest), it is an event of type `hub-cursor` with
-    /// empty data. Firefox and WebKit ignore an id without data, against the standard (§9.2.6), and
-    /// would reconnect without an id. Pages need no listener for it.
+    /// The cursor is the id of an event of type `hub-cursor` with empty data. Pages need no listener
+    /// for it. An id alone would dispatch no event (HTML standard, §9.2.6), but Firefox and WebKit
+    /// ignore an id without data and would reconnect without an id, and several Python clients report
+    /// it as an empty `message`.
     ///
     /// A response does this by itself. Use this method if the subscription is not polled by a
     /// response, for example if a task forwards its events.
@@ -292,15 +299,21 @@ impl Subscription {
     #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
         let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-        self.first_item.get_or_insert_with(|| Box::new(cursor));
+        if self.gap_event.is_none() {
+            self.first_item.get_or_insert_with(|| Box::new(cursor));
+        }
         self
     }
 
-    /// Omits the [`cursor`](Self::cursor), so the response begins with the first event.
+    /// Sends only published events: no `hub-cursor` and no `gap`.
     ///
-    /// Use it for clients that cannot ignore an event of an unknown type. OpenAI's libraries, for
-    /// example, parse all data as JSON. A new client that loses its connection before the first
-    /// event then reconnects without an id.
+    /// Use it for clients that reject an event of an unknown type. OpenAI's libraries, for example,
+    /// parse all data as JSON. It has these effects:
+    ///
+    /// - A new client that loses its connection before the first event reconnects without an id.
+    /// - If events are missing at the beginning, only [`gap`](Self::gap) reports it. The handler
+    ///   decides how it responds.
+    /// - If events are missing later, the stream ends with [`SubscriptionError::Lagged`].
     ///
     /// # Examples
     ///
@@ -308,12 +321,13 @@ impl Subscription {
     /// # use tower_sse::{LastEventId, SseStream, hub::{Error, Hub, Start, Subscription}};
     /// async fn completions(hub: &Hub, answer: &str, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
     ///     let tokens = hub.topic(answer).subscribe(last.or(Start::Earliest)).await?;
-    ///     Ok(SseStream::new(tokens.without_cursor()))
+    ///     Ok(SseStream::new(tokens.without_control_events()))
     /// }
     /// ```
     #[must_use]
-    pub fn without_cursor(mut self) -> Self {
-        self.sends_cursor = false;
+    pub fn without_control_events(mut self) -> Self {
+        self.has_control_events = false;
+        self.gap_event = None;
         self
     }
 
@@ -324,16 +338,24 @@ impl Subscription {
         self
     }
 
+    /// Returns whether a gap after the beginning ends the subscription.
+    pub(super) fn ends_at_gap(&self) -> bool {
+        self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
+    }
+
     /// Returns the first bytes of a response: the cursor, or no bytes.
     fn first_bytes(&self) -> Bytes {
-        let sends_cursor = self.first_item.is_none() && self.sends_cursor && !self.is_unsure();
-        if sends_cursor { self.cursor_event().encode() } else { Bytes::new() }
+        let is_first = self.first_item.is_none() && self.gap_event.is_none();
+        if is_first && self.has_control_events && !self.is_unsure() {
+            self.cursor_event().encode()
+        } else {
+            Bytes::new()
+        }
     }
 
     /// See [`begin_with_cursor`](Self::begin_with_cursor).
     fn cursor_event(&self) -> Event {
-        let cursor = Event::checkpoint(self.cursor());
-        if self.origin == Origin::Live { cursor.event("hub-cursor") } else { cursor }
+        Event::checkpoint(self.cursor()).event("hub-cursor")
     }
 
     /// Returns the event for a gap. Its id is the cursor, so a client that reconnects immediately
@@ -407,12 +429,15 @@ impl Stream for Subscription {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if !mem::replace(this.has_preamble.get_mut(), true) && preamble::is_first_poll() {
+            if this.is_finished() {
+                trace::end_hidden();
+            }
             let bytes = this.first_bytes();
             if !bytes.is_empty() {
                 return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
             }
         }
-        if let Some(first_item) = this.first_item.take() {
+        if let Some(first_item) = this.gap_event.take().or_else(|| this.first_item.take()) {
             return Poll::Ready(Some(Ok(*first_item)));
         }
         loop {
@@ -437,7 +462,7 @@ impl Stream for Subscription {
                     this.replay_after_lag();
                     continue;
                 }
-                Step::Evicted if this.lag_policy == LagPolicy::Disconnect => {
+                Step::Evicted if this.ends_at_gap() => {
                     this.core.count_gap(GapReason::Lagged);
                     Poll::Ready(Some(Err(this.fail(SubscriptionError::Lagged))))
                 }

@@ -1,11 +1,12 @@
 //! Metrics and events of hubs and their backends.
 
 use crate::recording::{Emitted, Seen, observed};
+use http_body_util::BodyExt;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tower_sse::{
-    BoxError, Event, LastEventId,
+    BoxError, Event, LastEventId, SseStream,
     hub::{
         ErrorKind, Hub, LagPolicy, Start,
         backend::{self, Backend, Bounds, MemoryBackend, Page, Position},
@@ -42,6 +43,30 @@ fn gap_is_counted_by_reason() {
         let expected = names.into_iter().chain([("lagged", 2.0)]);
         let expected = expected.map(|(reason, n)| (format!("tower_sse_hub_gaps_total{{reason={reason}}}"), n));
         assert_eq!(seen.numbers(), expected.collect());
+    });
+}
+
+#[test]
+fn finished_subscription_that_is_not_204_is_logged() {
+    observed(async |seen: Seen| {
+        let topic = Hub::new().topic("news");
+        let last = topic.publish(Event::new("last")).await.expect("a hub in memory does not fail");
+        topic.finish().await.expect("a hub in memory does not fail");
+        for (hides_end, expected) in [(false, 0), (true, 1)] {
+            let end = topic.subscribe(last.clone()).await.expect("a hub in memory does not fail");
+            let response = if hides_end {
+                let adapter = futures_util::stream::select(end, futures_util::stream::empty());
+                SseStream::new(adapter).into_http_response().map(BodyExt::boxed_unsync)
+            } else {
+                SseStream::new(end).into_http_response().map(BodyExt::boxed_unsync)
+            };
+            assert_eq!(response.status(), if hides_end { 200 } else { 204 });
+            drop(response.into_body().collect().await);
+            let warnings = seen.events().into_iter().filter(|event| event.level == Level::WARN);
+            let warnings: Vec<_> = warnings.map(|event| event.message()).collect();
+            assert_eq!(warnings.len(), expected, "{warnings:?}");
+            assert!(warnings.iter().all(|warning| warning.contains("SseStream::map_stream")), "{warnings:?}");
+        }
     });
 }
 

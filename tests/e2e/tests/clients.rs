@@ -312,8 +312,8 @@ async fn cursor_resumes_clients_before_their_first_event() {
         check(&resumed, "eventsource-client", "/events", eventsource_client),
         check(&resumed, "reqwest-eventsource", "/events", reqwest_eventsource),
         // Without the cursor event, a client cannot resume.
-        check(&not_resumed, "curl's user", "/without-cursor", curl),
-        check(&not_resumed, "the eventsource package", "/without-cursor", node),
+        check(&not_resumed, "curl's user", "/without-control-events", curl),
+        check(&not_resumed, "the eventsource package", "/without-control-events", node),
     );
 }
 
@@ -416,8 +416,8 @@ impl Feed {
         let ids = Arc::<Mutex<Vec<String>>>::default();
         let app = Router::new()
             .route("/events", get(events).post(events))
-            .route("/without-cursor", get(without_cursor))
-            .route("/v1/chat/completions", post(without_cursor))
+            .route("/without-control-events", get(without_control_events))
+            .route("/v1/chat/completions", post(without_control_events))
             .route("/with-cursor/chat/completions", post(events))
             .with_state(topic.clone())
             .route("/ids", get(next_id).post(next_id))
@@ -501,9 +501,12 @@ async fn events(State(topic): State<Topic>, last: LastEventId) -> Result<SseStre
     Ok(SseStream::new(topic.subscribe(last).await?))
 }
 
-/// Streams the topic without the cursor event.
-async fn without_cursor(State(topic): State<Topic>, last: LastEventId) -> Result<SseStream<Subscription>, Error> {
-    Ok(SseStream::new(topic.subscribe(last).await?.without_cursor()))
+/// Streams only the published events of the topic.
+async fn without_control_events(
+    State(topic): State<Topic>,
+    last: LastEventId,
+) -> Result<SseStream<Subscription>, Error> {
+    Ok(SseStream::new(topic.subscribe(last).await?.without_control_events()))
 }
 
 /// Streams one event with another id for each request, and ends. Records the last event id of the

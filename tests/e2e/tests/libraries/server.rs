@@ -148,7 +148,7 @@ async fn retry(State(state): State<Shared>, uri: Uri) -> Response {
 }
 
 async fn through_layer(State(state): State<Shared>, Path((scenario, _)): Path<(String, String)>, uri: Uri) -> Response {
-    let from_hub = async |last: Option<&str>, with_cursor: bool| {
+    let from_hub = async |last: Option<&str>, with_control_events: bool| {
         let topic = Hub::new().topic("answer");
         let last = last.map(|id| LastEventId::from(EventId::new(id).expect("it is one line")));
         let subscription: Subscription = match last {
@@ -160,14 +160,17 @@ async fn through_layer(State(state): State<Shared>, Path((scenario, _)): Path<(S
             topic.publish(event(sent)).await.expect("there is room");
         }
         topic.finish().await.expect("it exists");
-        SseStream::new(if with_cursor { subscription } else { subscription.without_cursor() }).into_response()
+        if with_control_events {
+            return subscription.into_response();
+        }
+        subscription.without_control_events().into_response()
     };
     let visit = state.visit(&uri);
     match &*scenario {
         "hub" | "hub-cursor" | "gap" if visit > 1 => StatusCode::GONE.into_response(),
         "hub" => from_hub(None, false).await,
         "hub-cursor" => from_hub(None, true).await,
-        "gap" => from_hub(Some("of-another-log"), false).await,
+        "gap" => from_hub(Some("of-another-log"), true).await,
         "end" | "broken" | "204" if visit == 1 => {
             let first = stream::iter([Ok(state.first())]);
             let broken = stream::iter((scenario == "broken").then(|| Err(io::Error::other("broken"))));
