@@ -429,9 +429,12 @@ fn replaced_state_is_not_read_from_cache() {
     }
     assert!(text(&next(&mut clients[0])).ends_with("data: 1\n\n"));
     publish(&said, "hi");
-    publish(&here, "2");
+    let last = publish(&here, "2");
     let [_, late] = &mut clients;
-    assert_eq!(messages(late).into_iter().map(|message| message.data).collect::<Vec<_>>(), ["hi", "2"]);
+    // At the place of the state that it replaces, whose id it has.
+    assert_eq!(messages(late).into_iter().map(|message| message.data).collect::<Vec<_>>(), ["2", "hi", ""]);
+    // A last item moves the cursor to the end.
+    assert_eq!(late.cursor(), last);
 }
 
 #[test]

@@ -150,6 +150,8 @@ struct Client {
     subscription: task::Spawn<Subscription>,
     /// Every event up to this one has arrived, or is reported.
     position: u64,
+    /// The newest state that has arrived. It may have the id of a state that it replaced.
+    state: u64,
     /// The gap that the client got.
     excused: BTreeSet<u64>,
     /// The first event after the gap, as the gap reports it.
@@ -164,7 +166,8 @@ impl Client {
     fn due<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (u64, &'a Published)> {
         let after = model.log.range(self.position + 1..).map(|(number, event)| (*number, event));
         after.filter(|(number, event)| {
-            self.topics.contains(&event.topic) && !event.is_replaced && !self.excused.contains(number)
+            let has_arrived = event.topic == STATE && *number <= self.state;
+            self.topics.contains(&event.topic) && !event.is_replaced && !has_arrived && !self.excused.contains(number)
         })
     }
 
@@ -248,6 +251,7 @@ impl World {
             topics,
             subscription,
             position,
+            state: 0,
             excused,
             first_gap: None,
             last_id: id.unwrap_or_else(|| EventId::from("")),
@@ -294,7 +298,8 @@ impl World {
                 }
                 Poll::Ready(Some(Ok(events))) => {
                     let messages = whatwg::parse(events.as_bytes()).messages;
-                    assert_eq!(messages.len(), events.count());
+                    let own = messages.iter().filter(|message| message.r#type != "hub-cursor");
+                    assert_eq!(own.count(), events.count());
                     for message in messages {
                         self.receive(index, &message);
                     }
@@ -332,6 +337,21 @@ impl World {
             client.position = client.position.max(number);
             return;
         }
+        if message.r#type == "hub-cursor" {
+            assert!(number > client.position && client.due(&self.model).next().is_none());
+            client.position = number;
+            return;
+        }
+        let replacement = client.due(&self.model).find(|(_, event)| event.data == message.data && event.topic == STATE);
+        if let Some((state, _)) = replacement.filter(|(state, _)| number < *state) {
+            // At the place of an earlier state, which is not before an earlier gap.
+            assert!(number >= client.position, "an id that is too small");
+            assert!(number == client.position || self.model.log[&number].is_replaced);
+            let skipped = client.due(&self.model).find(|(due, _)| *due <= number);
+            assert!(skipped.is_none(), "a replacement comes after everything before its id");
+            (client.position, client.state) = (number, state);
+            return;
+        }
         assert!(number > client.position, "an event twice, or too late");
         let next = client.due(&self.model).next();
         let (due, event) = next.expect("nothing that is not due");
@@ -365,6 +385,7 @@ impl World {
             topics,
             subscription: task::spawn(subscription),
             position: number,
+            state: 0,
             excused: BTreeSet::new(),
             first_gap: None,
             last_id: id,

@@ -66,7 +66,8 @@
 //! and `hub-cursor` are reserved: publishing them is an [error](ErrorKind::ReservedName).
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the one before it. That is
-//! no gap.
+//! no gap. A client that is slower than the updates receives the states
+//! [in turn](Topic::latest_only#slow-clients).
 //!
 //! # Snapshots for late clients
 //!

@@ -54,6 +54,18 @@ impl Topic {
     /// the client has it already. Replaced events are not missing, so there is no gap. The setting
     /// applies from the next event on that is published with this handle.
     ///
+    /// # Slow clients
+    ///
+    /// In a subscription to several topics, each state has its turn, however often the topics are
+    /// updated: with K states, a client that reads one item at a time receives each of them within
+    /// 2K items. If a state was replaced before its turn, the client receives the newest state in
+    /// its place. That has two consequences:
+    ///
+    /// - The newest state may arrive before earlier events of other topics. Its id is that of the
+    ///   place, and smaller than the id that `publish` returned.
+    /// - A client that reconnects with such an id may receive the same state again. When nothing
+    ///   else follows, an event of type `hub-cursor` moves the client to the newest id.
+    ///
     /// # Examples
     ///
     /// ```
