@@ -6,6 +6,7 @@ use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*, sample::Index};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     task::Poll,
     time::Duration,
 };
@@ -108,6 +109,9 @@ struct Model {
     max_events: usize,
     max_bytes: usize,
     now: u32,
+    /// Whether a client listens to the state, and when the last one left.
+    is_shown: bool,
+    left_at: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -120,6 +124,14 @@ enum Finished {
 impl Model {
     fn newest(&self) -> u64 {
         self.log.last_key_value().map_or(0, |(number, _)| *number)
+    }
+
+    /// Expires events. A state does not age while it has clients.
+    fn expire(&mut self) {
+        for event in self.log.values_mut() {
+            let since = if event.topic == STATE { event.at.max(self.left_at) } else { event.at };
+            event.is_held &= self.now - since < 4 || (event.topic == STATE && self.is_shown);
+        }
     }
 
     fn publish(&mut self, topic: usize, data: String, size: usize) {
@@ -283,6 +295,7 @@ impl World {
         }
         client.first_gap = client.subscription.gap().is_some().then(|| client.lost(&self.model));
         self.clients.push(client);
+        self.forget_topics();
     }
 
     fn read(&mut self, index: usize, items: usize) {
@@ -397,10 +410,15 @@ impl World {
         assert_eq!(client.subscription.is_resumed(), !is_lost);
         client.first_gap = client.subscription.gap().is_some().then(|| client.lost(&self.model));
         self.clients.push(client);
+        self.forget_topics();
     }
 
     /// A topic without events and subscribers is dropped, once its end need not be remembered.
     fn forget_topics(&mut self) {
+        let is_shown = self.clients.iter().any(|client| client.listens_to(STATE));
+        if mem::replace(&mut self.model.is_shown, is_shown) && !is_shown {
+            self.model.left_at = self.model.now;
+        }
         for topic in 0..TOPICS.len() {
             let is_held = self.model.log.values().any(|event| event.topic == topic && event.is_held);
             let is_heard = self.clients.iter().any(|client| client.listens_to(topic));
@@ -415,9 +433,9 @@ impl World {
         self.model.now += 1;
         // New subscribers get no expired event, whether or not a janitor has run.
         drop(self.hub.subscribe(TOPICS, Start::Latest).await.unwrap());
-        for event in self.model.log.values_mut() {
-            event.is_held &= self.model.now - event.at < 4;
-        }
+        self.model.expire();
+        // A state without clients has lost its last subscriber.
+        self.model.left_at = self.model.now;
     }
 
     async fn wait(&mut self) {
@@ -426,10 +444,12 @@ impl World {
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        self.model.log.values_mut().for_each(|event| event.is_held = false);
+        self.model.now += 8;
+        self.model.expire();
         self.model.finished.iter_mut().flatten().for_each(|finished| *finished = Finished::Expired);
         self.forget_topics();
-        assert_eq!((self.hub.stats().events, self.hub.stats().bytes), (0, 0));
+        let is_held = self.model.log.values().any(|event| event.is_held);
+        assert!(is_held == (self.hub.stats().events > 0) && (!is_held || self.model.is_shown));
     }
 }
 

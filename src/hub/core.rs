@@ -116,7 +116,7 @@ impl Core {
         if contents.latest_only {
             contents.log.replace();
         }
-        contents.log.evict(&self.config.retention, now);
+        contents.evict(&self.config.retention, now);
         registry.retained = registry.retained + contents.log.retained() - before;
         registry.published += 1;
     }
@@ -192,16 +192,24 @@ impl Core {
     }
 
     /// Removes a subscription from one of its topics.
-    pub(super) fn leave(&self, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
+    pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waker = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
-        // A topic that is due is checked at that time.
-        let may_be_idle = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
+        let is_last = contents.subscribers == 0;
+        let now = Instant::now();
+        if is_last {
+            contents.left_at = Some(now);
+        }
+        let is_empty = contents.log.retained().events == 0;
+        // A topic that is due is checked at that time. A state begins to age now.
+        let needs_check = is_last && !contents.is_due && (is_empty || contents.latest_only);
         drop(contents);
         drop(waker);
-        if may_be_idle {
-            lock(&self.registry).forget_if_idle(topic, &self.config.retention, Instant::now());
+        if needs_check {
+            let mut registry = lock(&self.registry);
+            registry.check_left(topic, &self.config.retention, now);
+            self.call_janitor(&mut registry, now);
         }
     }
 

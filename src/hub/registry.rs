@@ -105,13 +105,24 @@ impl Registry {
     fn expire(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         contents.is_due = false;
-        self.retained = self.retained - contents.log.evict(retention, now);
-        let changed = contents.log.oldest_time().or(contents.finished);
+        self.retained = self.retained - contents.evict(retention, now);
+        let changed = contents.ages_since().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
             // Not for every single event: new subscribers do not receive expired events in any
             // case.
             let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.schedule(topic, &mut contents, Some(expiry.max(not_before)));
+        }
+        drop(contents);
+        self.forget_if_idle(topic, retention, now);
+    }
+
+    /// Schedules a topic that was left by its last subscriber, or drops it.
+    pub(super) fn check_left(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
+        let mut contents = topic.lock();
+        let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
+        if is_current && contents.log.retained().events > 0 {
+            self.schedule(topic, &mut contents, retention.expiry(now));
         }
         drop(contents);
         self.forget_if_idle(topic, retention, now);

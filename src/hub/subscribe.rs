@@ -91,7 +91,7 @@ impl Core {
         for name in names {
             let topic = registry.topic(name, &self.config)?;
             let mut contents = topic.lock();
-            let evicted = contents.log.evict(&self.config.retention, now);
+            let evicted = contents.evict(&self.config.retention, now);
             registry.retained = registry.retained - evicted;
             contents.subscribers += 1;
             let evicted_through = contents.log.evicted_through();

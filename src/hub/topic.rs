@@ -54,6 +54,19 @@ impl Topic {
     /// the client has it already. Replaced events are not missing, so there is no gap. The setting
     /// applies from the next event on that is published with this handle.
     ///
+    /// # Retention
+    ///
+    /// A state does not expire while its topic has subscribers. When the last subscriber has left,
+    /// the state is retained for [`max_age`](super::Builder::max_age).
+    ///
+    /// With a backend, this holds for each node and its own subscribers. The backend removes a state
+    /// after its own retention, whether or not a node has subscribers. A node that starts later, or
+    /// that had no subscribers for `max_age`, does not have the state then. To keep it on all nodes,
+    /// publish it again within the retention of the backend.
+    ///
+    /// A page that begins [after](super::Start::After) a mark of its own, such as the id in a
+    /// snapshot, never receives a state that is older than the mark.
+    ///
     /// # Slow clients
     ///
     /// In a subscription to several topics, each state has its turn, however often the topics are
