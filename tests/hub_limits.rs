@@ -1,19 +1,20 @@
 //! Limits of a hub, and code of others inside of it that fails.
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
+use support::whatwg;
 use tokio::runtime::{Builder, Runtime};
 use tower_sse::{
-    Event, EventName,
+    Event, EventId, EventName,
     hub::{ErrorKind, Hub, Start, Subscription, SubscriptionError, backend::MemoryBackend},
 };
 
@@ -127,6 +128,41 @@ async fn wait_and_panic(hub: &Hub, topic: &str) -> Subscription {
     let waker = Waker::from(Arc::new(Panics));
     assert!(subscription.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
     subscription
+}
+
+/// A waker that publishes.
+struct Publishes {
+    hub: Hub,
+    ids: Mutex<Vec<EventId>>,
+}
+
+impl Wake for Publishes {
+    fn wake(self: Arc<Self>) {
+        let id = self.hub.topic("other").publish(Event::new("x")).now_or_never();
+        self.ids.lock().unwrap().extend(id.expect("a hub in memory waits for nothing"));
+    }
+}
+
+#[tokio::test]
+async fn others_publish_during_a_large_batch() {
+    let hub = Hub::builder().max_events(10_000).build();
+    let topic = hub.topic("news");
+    let mut subscription = topic.subscribe(Start::Latest).await.unwrap();
+    let publishes = Arc::new(Publishes { hub: hub.clone(), ids: Mutex::default() });
+    let waker = Waker::from(publishes.clone());
+    assert!(subscription.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+    let last = topic.publish_all((0..2_500).map(Event::display)).await.unwrap().unwrap();
+    let number = |id: &EventId| id.as_str().rsplit('-').next().unwrap().parse::<u64>().unwrap();
+    let ids = publishes.ids.lock().unwrap().clone();
+    assert_eq!((ids.iter().map(number).collect::<Vec<_>>(), number(&last)), (vec![1_001], 2_501));
+    // All events arrive in order, and each id is that of one event.
+    let mut bytes = Vec::new();
+    while let Some(events) = subscription.next().now_or_never() {
+        bytes.extend_from_slice(events.unwrap().unwrap().as_bytes());
+    }
+    let messages = whatwg::parse(&bytes).messages;
+    assert!(messages.iter().map(|message| &message.data).eq(&(0..2_500).map(|n| n.to_string()).collect::<Vec<_>>()));
+    assert!(messages.is_sorted_by_key(|message| number(&EventId::new(&message.last_event_id).unwrap())));
 }
 
 #[tokio::test]

@@ -161,6 +161,16 @@ async fn for_ever_is_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn max_age_of_zero_disables_expiry() {
+    let hub = Hub::builder().max_age(Duration::ZERO).build();
+    let mut live = subscribe(&hub, "a", Start::Latest).await;
+    publish(&hub, "a", "1").await;
+    sleep(2 * MAX_AGE).await;
+    assert_eq!(data(&mut live), ["1"]);
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn log_outlives_the_range_of_its_clock() {
     let day = Duration::from_secs(60 * 60 * 24);
     let hub = Hub::builder().max_age(200 * day).build();

@@ -130,13 +130,19 @@ impl Topic {
     /// Publishes events with nothing between them and with one wake-up, and returns the id of the
     /// last event. `None` if there are no events.
     ///
+    /// In memory, this applies to each 1,000 events. Between them, other publishers have their turn,
+    /// so a large batch does not block them. The events of the batch stay in order.
+    ///
     /// The iterator is read to its end before the first event is added. If there are more events
     /// than the topic retains, live subscribers get a gap for the first of them.
     ///
     /// # Errors
     ///
-    /// The same as for [`publish`](Self::publish). No event is added, except after
-    /// [`Backend`](super::ErrorKind::Backend): then all of them or none are in the log.
+    /// The same as for [`publish`](Self::publish). No event is added, with two exceptions:
+    ///
+    /// - After [`Backend`](super::ErrorKind::Backend), all of the events or none are in the log.
+    /// - In memory, if the topic is finished or the hub is shut down during a batch of more than 1,000
+    ///   events, a multiple of 1,000 events is in the log.
     ///
     /// # Cancel safety
     ///

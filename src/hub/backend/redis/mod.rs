@@ -257,10 +257,10 @@ impl RedisBackend {
     }
 
     /// Sets the approximate age at which records are removed. Default: one hour. [`Duration::MAX`]
-    /// disables it.
+    /// and zero disable it.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = age;
+        self.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
     }
 
