@@ -16,12 +16,12 @@ use super::{
     node::BackendClient,
     registry::Registry,
     stats::Stats,
-    sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock},
+    sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Contents, TopicState},
     waiters::Ticket,
 };
 use crate::{Event, EventId, metrics};
-use std::{sync::Arc, thread};
+use std::sync::Arc;
 use tokio::time::Instant;
 
 /// The number of events or topics that are handled while the registry is locked: about 0.2 ms.
@@ -33,7 +33,7 @@ pub(super) struct Core {
     pub(super) backend: Option<BackendClient>,
     /// Changes under the lock of the registry, only when the backend's log was replaced.
     epoch: AtomicU64,
-    pub(super) registry: Mutex<Registry>,
+    pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
@@ -45,7 +45,7 @@ impl Core {
             config,
             backend,
             epoch: AtomicU64::new(Epoch::random().into_bits()),
-            registry: Mutex::default(),
+            registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
@@ -99,8 +99,7 @@ impl Core {
             if events.peek().is_none() {
                 return Ok(last_id);
             }
-            // Otherwise this thread would take the lock again before a thread that waits for it.
-            thread::yield_now();
+            self.registry.give_way();
         }
     }
 
@@ -112,7 +111,7 @@ impl Core {
         events: impl IntoIterator<Item = Event>,
     ) -> Result<Option<EventId>, Error> {
         let now = Instant::now();
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
@@ -158,7 +157,7 @@ impl Core {
 
     /// Returns the reason why nothing can be published to this topic, as far as this node knows it.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
-        let registry: MutexGuard<'_, Registry> = lock(&self.registry);
+        let registry: MutexGuard<'_, Registry> = self.registry.lock();
         if registry.is_shut_down {
             return Err(Error::shut_down());
         }
@@ -175,7 +174,7 @@ impl Core {
     /// Finishes a topic of the log in memory.
     fn finish_in_memory(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
@@ -205,7 +204,7 @@ impl Core {
     }
 
     pub(super) fn shut_down(&self) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.is_shut_down = true;
         let topics: Vec<_> = registry.topics.values().cloned().collect();
         drop(registry);
@@ -229,7 +228,7 @@ impl Core {
         drop(contents);
         drop(waker);
         if needs_check {
-            let mut registry = lock(&self.registry);
+            let mut registry = self.registry.lock();
             registry.check_left(topic, &self.config.retention, now);
             self.call_janitor(&mut registry, now);
         }
@@ -251,16 +250,16 @@ impl Core {
     }
 
     pub(super) fn exists(&self, name: &str) -> bool {
-        lock(&self.registry).topics.contains_key(name)
+        self.registry.lock().topics.contains_key(name)
     }
 
     pub(super) fn subscribers(&self, name: &str) -> usize {
-        let topic = lock(&self.registry).topics.get(name).cloned();
+        let topic = self.registry.lock().topics.get(name).cloned();
         topic.map_or(0, |topic| topic.lock().subscribers)
     }
 
     pub(super) fn stats(&self) -> Stats {
-        let registry = lock(&self.registry);
+        let registry = self.registry.lock();
         Stats {
             topics: registry.topics.len(),
             subscriptions: self.subscriptions.load(Ordering::Relaxed),
@@ -274,7 +273,7 @@ impl Core {
     /// Removes expired events from some of the topics that are due. Returns the time of the next
     /// expiry.
     pub(super) fn sweep(&self) -> Option<Instant> {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.sweep(64, &self.config.retention);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
         if next.is_none() {
@@ -285,7 +284,7 @@ impl Core {
 
     /// Lets publishers and subscribers do the work of the janitor from now on.
     pub(super) fn disable_timers(&self) {
-        lock(&self.registry).is_without_timers = true;
+        self.registry.lock().is_without_timers = true;
     }
 
     /// Starts a janitor if there is work for it and none is running.
@@ -305,7 +304,7 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if let Some(janitor) = lock(&self.registry).janitor.take() {
+        if let Some(janitor) = self.registry.lock().janitor.take() {
             janitor.abort();
         }
         self.backend.as_ref().inspect(|backend| backend.stop());

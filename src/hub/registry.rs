@@ -49,11 +49,26 @@ impl Registry {
     }
 
     pub(super) fn check_topic_limit(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
+        self.count_new_topics(names, 0, config).map(drop)
+    }
+
+    /// Returns the number of topics that do not exist, in addition to `others`. It is an error if
+    /// there is no room for them.
+    pub(super) fn count_new_topics(
+        &self,
+        names: &[Arc<str>],
+        others: usize,
+        config: &HubConfig,
+    ) -> Result<usize, Error> {
         let room = config.max_topics.saturating_sub(self.topics.len());
-        match names.iter().filter(|name| !self.topics.contains_key(*name)).nth(room) {
-            Some(name) => Err(Error::too_many_topics(name, config.max_topics)),
-            None => Ok(()),
+        let mut count = others;
+        for name in names.iter().filter(|name| !self.topics.contains_key(*name)) {
+            if count >= room {
+                return Err(Error::too_many_topics(name, config.max_topics));
+            }
+            count += 1;
         }
+        Ok(count)
     }
 
     /// Removes all topics, because another log begins. Everything up to this position is evicted in

@@ -16,6 +16,7 @@ use redis::{Cmd, FromRedisValue, RedisError, Script, ScriptInvocation, Value, cm
 #[cfg(feature = "redis-tls")]
 use std::path::PathBuf;
 use std::{
+    collections::HashSet,
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
@@ -510,6 +511,7 @@ impl Backend for RedisBackend {
     }
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        let topics: HashSet<_> = topics.iter().cloned().collect();
         loop {
             let entries = match after {
                 // There is no id after it, and the server says so by an error.
@@ -521,7 +523,7 @@ impl Backend for RedisBackend {
                     self.run(&Command::Plain(range)).await?
                 }
             };
-            let wanted = |name: &str| topics.iter().find(|topic| ***topic == *name).cloned();
+            let wanted = |name: &str| topics.get(name).cloned();
             let batch = entry::decode(entries, after, wanted)?;
             if batch.entries > 0 {
                 let evicted_through = self.evicted_through(&batch, after).await?;
