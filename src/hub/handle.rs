@@ -53,9 +53,9 @@ impl Hub {
     ///   it may.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can come back with the same id.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
     ///
-    /// A backend outage is not an error here.
+    /// A backend outage is not an error here. After [`shutdown`](Self::shutdown), the
+    /// subscription ends at once with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
     /// # Cancel safety
     ///
@@ -79,12 +79,15 @@ impl Hub {
         self.core.subscribe(names, start.into()).await
     }
 
-    /// Ends all subscriptions at once. Publishing and subscribing are errors from then on.
+    /// Ends all subscriptions at once. From then on, publishing is an error, and a new subscription
+    /// ends at once with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
     /// The response of a subscription ends cleanly, without its
     /// [last event](crate::SseStream::end_with), and with a reconnect delay, as in a
     /// [shutdown of its layer](crate::SseLayer::shutdown). Undelivered events are dropped. Clients
-    /// reconnect with the last id that they received. Calling this again has no effect.
+    /// reconnect with the last id that they received. A client that reaches this process again gets
+    /// the same short response, with status 200, because any other status stops an `EventSource` for
+    /// good. Calling this again has no effect.
     ///
     /// A server needs this method or the shutdown of the layer. The layer also ends streams without
     /// a hub, and sends a shutdown event.

@@ -3,7 +3,7 @@
 use super::{
     backend::Position,
     core::{Core, SLICE},
-    error::Error,
+    error::{Error, ErrorKind},
     gap::GapReason,
     node::{BackendClient, LogEnd},
     reader::Reader,
@@ -11,6 +11,7 @@ use super::{
     resume::ResumePoint,
     start::Start,
     subscription::{Origin, Subscription},
+    topic_state::TopicState,
 };
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -44,7 +45,11 @@ impl Core {
             if let Some(backend) = &self.backend {
                 end = Some(backend.end(self.committed(), &start).await);
             }
-            let subscription = self.subscribe_to_known(&names, start.clone(), end.as_ref())?;
+            let subscription = match self.subscribe_to_known(&names, start.clone(), end.as_ref()) {
+                // The hub was shut down meanwhile.
+                Err(error) if error.kind() == ErrorKind::Shutdown => continue,
+                subscription => subscription?,
+            };
             // Otherwise the log was replaced meanwhile.
             if let Some(mut subscription) = subscription {
                 subscription.read_first_page().await?;
@@ -91,6 +96,21 @@ impl Core {
             Start::Earliest => (Position::START, None, None),
             Start::Latest => (last, None, None),
         };
+
+        if registry.is_shut_down {
+            drop(registry);
+            self.joined();
+            let readers = vec![Reader::new(Arc::new(TopicState::shut_down()), Position::START)];
+            let cursor = if is_unsure { last } else { base };
+            let mut subscription =
+                Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, cursor, last, origin);
+            if is_unsure {
+                // The client keeps its id, which may be newer.
+                return Ok(Some(subscription.without_cursor()));
+            }
+            subscription.resume(requested, reason, None);
+            return Ok(Some(subscription));
+        }
 
         // The backend retains the events after this position.
         let evicted_by_backend = self.backend.as_ref().map_or(Position::MAX, BackendClient::evicted_through);
@@ -186,7 +206,12 @@ impl Core {
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
         for names in names.chunks(SLICE) {
-            new_topics = self.registry.lock().count_new_topics(names, new_topics, &self.config)?;
+            let registry = self.registry.lock();
+            if registry.is_shut_down {
+                return Ok(());
+            }
+            new_topics = registry.count_new_topics(names, new_topics, &self.config)?;
+            drop(registry);
             self.registry.give_way();
         }
         Ok(())

@@ -167,9 +167,9 @@ impl Topic {
     ///   hub may have.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can come back with the same id.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     ///
-    /// A backend outage is not an error here.
+    /// A backend outage is not an error here. After [`Hub::shutdown`](super::Hub::shutdown), the
+    /// subscription ends at once with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
     /// # Cancel safety
     ///

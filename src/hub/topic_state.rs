@@ -46,6 +46,15 @@ impl TopicState {
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
     }
 
+    /// Creates a topic outside of the registry whose one subscription ends at once.
+    pub(super) fn shut_down() -> Self {
+        let topic = Self::new("".into(), Position::START);
+        let mut contents = topic.lock();
+        (contents.subscribers, contents.is_shut_down) = (1, true);
+        drop(contents);
+        topic
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Contents> {
         lock(&self.contents)
     }
