@@ -1,12 +1,13 @@
 //! States (`Topic::latest_only`) that are updated faster than a client reads.
 
 use futures_util::FutureExt;
+use http_body::Body;
 use proptest::{collection::vec, prelude::*, sample::Index};
-use std::task::Poll;
+use std::{collections::BTreeSet, task::Poll};
 use support::whatwg;
 use tokio_test::task;
 use tower_sse::{
-    Event, EventId,
+    Event, EventId, SseStream,
     hub::{Hub, Start, Subscription, Topic},
 };
 
@@ -190,4 +191,23 @@ fn state_keeps_its_turn_while_another_topic_lags() {
         states += whatwg::parse(events.as_bytes()).messages.iter().filter(|message| message.r#type == "state").count();
     }
     assert!(states >= 4, "{states} of 19 items are states");
+}
+
+#[test]
+fn slow_response_shows_each_of_300_states() {
+    let mut world = World::new(300);
+    let names = world.topics.iter().map(Topic::name);
+    let subscription = now(world.hub.subscribe(names, Start::Latest)).unwrap();
+    let mut body = task::spawn(SseStream::new(subscription).into_http_response().into_body());
+    let mut shown = BTreeSet::new();
+    // A frame is up to 16 KiB: about 300 states.
+    for _ in 0..4 {
+        (0..300).for_each(|topic| world.publish(topic));
+        let Poll::Ready(Some(Ok(frame))) = body.enter(|cx, body| body.poll_frame(cx)) else {
+            panic!("a state is ready")
+        };
+        let text = String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap();
+        shown.extend(text.lines().filter_map(|line| line.strip_prefix(": ")).map(str::to_owned));
+    }
+    assert_eq!(shown.len(), 300);
 }

@@ -67,7 +67,7 @@
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the one before it. That is
 //! no gap. A client that is slower than the updates receives the states
-//! [in turn](Topic::latest_only#slow-clients).
+//! [in turn](Topic::latest_only).
 //!
 //! # Snapshots for late clients
 //!
