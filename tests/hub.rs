@@ -429,9 +429,12 @@ fn replaced_state_is_not_read_from_cache() {
     }
     assert!(text(&next(&mut clients[0])).ends_with("data: 1\n\n"));
     publish(&said, "hi");
-    publish(&here, "2");
+    let last = publish(&here, "2");
     let [_, late] = &mut clients;
-    assert_eq!(messages(late).into_iter().map(|message| message.data).collect::<Vec<_>>(), ["hi", "2"]);
+    // At the place of the state that it replaces, whose id it has.
+    assert_eq!(messages(late).into_iter().map(|message| message.data).collect::<Vec<_>>(), ["2", "hi", ""]);
+    // A last item moves the cursor to the end.
+    assert_eq!(late.cursor(), last);
 }
 
 #[test]
@@ -631,5 +634,47 @@ fn hub_shutdown_ends_streams_with_reconnect_delay() {
     }
     assert_eq!(topic.subscribers(), 0);
     assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().kind(), ErrorKind::Shutdown);
-    assert_eq!(now(topic.subscribe(Start::Latest)).unwrap_err().status(), 503);
+    assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().status(), 503);
+}
+
+#[test]
+fn response_after_hub_shutdown_is_200_with_reconnect_delay() {
+    let hub = Hub::builder().max_topics(2).build();
+    let (topic, done) = (hub.topic("a"), hub.topic("done"));
+    let id = publish(&topic, "1");
+    let last = publish(&done, "2");
+    now(done.finish()).unwrap();
+    hub.shutdown();
+    assert_eq!(now(topic.publish(Event::new("late"))).unwrap_err().kind(), ErrorKind::Shutdown);
+    let starts =
+        [Start::Latest, Start::Earliest, Start::After(id), Start::After(last), Start::After(EventId::from("7"))];
+    // The hub has no room for the last topic.
+    for (topic, start) in
+        ["a", "done", "new"].into_iter().flat_map(|topic| starts.iter().map(move |start| (topic, start)))
+    {
+        let mut subscription = subscribe(&hub.topic(topic), start.clone());
+        let is_foreign = matches!(start, Start::After(id) if id.as_bytes() == b"7");
+        assert_eq!((subscription.gap().is_some(), subscription.is_finished()), (is_foreign, false));
+        if is_foreign {
+            assert_eq!(messages_of(&next(&mut subscription)), ["gap"]);
+        }
+        assert_eq!(assert_ready!(subscription.poll_next()), Some(Err(SubscriptionError::Shutdown)));
+        assert_eq!(assert_ready!(subscription.poll_next()), None);
+
+        let response = SseStream::new(now(hub.topic(topic).subscribe(start.clone())).unwrap()).into_http_response();
+        assert_eq!(response.status(), 200);
+        let mut body = task::spawn(response.into_body());
+        let mut bytes = Vec::new();
+        while let Some(frame) = assert_ready!(body.enter(|cx, body| body.poll_frame(cx))) {
+            bytes.extend_from_slice(&frame.unwrap().into_data().unwrap());
+        }
+        let source = whatwg::parse(&bytes);
+        assert!(source.reconnection_time.is_some(), "{bytes:?}");
+        assert!(source.messages.iter().all(|message| ["hub-cursor", "gap"].contains(&&*message.r#type)), "{bytes:?}");
+    }
+    assert_eq!((hub.stats().subscriptions, hub.stats().topics), (0, 2));
+}
+
+fn messages_of(events: &EncodedEvents) -> Vec<String> {
+    whatwg::parse(events.as_bytes()).messages.into_iter().map(|message| message.r#type).collect()
 }

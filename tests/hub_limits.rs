@@ -1,19 +1,21 @@
 //! Limits of a hub, and code of others inside of it that fails.
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Wake, Waker},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
+use support::whatwg;
 use tokio::runtime::{Builder, Runtime};
 use tower_sse::{
-    Event, EventName,
+    Event, EventId, EventName,
     hub::{ErrorKind, Hub, Start, Subscription, SubscriptionError, backend::MemoryBackend},
 };
 
@@ -50,6 +52,73 @@ async fn topics_of_a_subscription_are_limited() {
     let hub = Hub::new();
     drop(hub.subscribe(names(1_000), Start::Latest).await.unwrap());
     assert!(hub.subscribe(names(1_001), Start::Latest).await.is_err());
+}
+
+#[test]
+fn publishers_do_not_wait_for_large_subscription() {
+    let hub = Hub::builder().max_topics_per_subscription(20_000).build();
+    let names: Vec<_> = (0..20_000).map(|n| n.to_string()).collect();
+    let subscribe = || hub.subscribe(&names, Start::Latest).now_or_never().unwrap().unwrap();
+    drop(subscribe());
+    let mut ratios = Vec::new();
+    for _ in 0..9 {
+        let is_over = AtomicBool::new(false);
+        let (took, blocked) = thread::scope(|scope| {
+            let publisher = scope.spawn(|| {
+                let topic = hub.topic("news");
+                let mut longest = Duration::ZERO;
+                while !is_over.load(Relaxed) {
+                    let begun = Instant::now();
+                    topic.publish(Event::new("x")).now_or_never().unwrap().unwrap();
+                    longest = longest.max(begun.elapsed());
+                }
+                longest
+            });
+            let begun = Instant::now();
+            let subscription = subscribe();
+            let took = begun.elapsed();
+            is_over.store(true, Relaxed);
+            drop(subscription);
+            (took, publisher.join().unwrap())
+        });
+        ratios.push(blocked.as_secs_f64() / took.as_secs_f64());
+    }
+    ratios.sort_by(f64::total_cmp);
+    assert!(ratios[4] < 0.4, "a publisher waits for this part of a subscription: {ratios:?}");
+}
+
+#[test]
+fn events_during_large_subscription_arrive_or_are_reported() {
+    for max_events in [1, 100_000] {
+        let hub = Hub::builder().max_topics_per_subscription(5_000).max_events(max_events).build();
+        let names: Vec<_> = (0..5_000).map(|n| n.to_string()).collect();
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let publisher = scope.spawn(|| {
+                let mut published = 0_usize;
+                while !is_over.load(Relaxed) {
+                    let topic = hub.topic(&names[published * 997 % names.len()]);
+                    topic.publish(Event::display(published)).now_or_never().unwrap().unwrap();
+                    published += 1;
+                }
+                published
+            });
+            let mut subscription = hub.subscribe(&names, Start::Latest).now_or_never().unwrap().unwrap();
+            let mut at = number(&subscription.cursor());
+            is_over.store(true, Relaxed);
+            let published = publisher.join().unwrap() as u64;
+            while let Some(item) = subscription.next().now_or_never() {
+                for message in whatwg::parse(item.unwrap().unwrap().as_bytes()).messages {
+                    let id = number(&EventId::new(&message.last_event_id).unwrap());
+                    // Each topic has every 5,000th event, so a gap is for a topic that has wrapped.
+                    assert!(message.r#type == "gap" || id == at + 1 || max_events == 1, "{id} after {at}");
+                    at = id;
+                }
+            }
+            assert_eq!(at, published);
+        });
+        assert_eq!(hub.topic(&names[0]).subscribers(), 0);
+    }
 }
 
 fn runtime() -> Runtime {
@@ -127,6 +196,44 @@ async fn wait_and_panic(hub: &Hub, topic: &str) -> Subscription {
     let waker = Waker::from(Arc::new(Panics));
     assert!(subscription.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
     subscription
+}
+
+fn number(id: &EventId) -> u64 {
+    id.as_str().rsplit('-').next().unwrap().parse().unwrap()
+}
+
+/// A waker that publishes.
+struct Publishes {
+    hub: Hub,
+    ids: Mutex<Vec<EventId>>,
+}
+
+impl Wake for Publishes {
+    fn wake(self: Arc<Self>) {
+        let id = self.hub.topic("other").publish(Event::new("x")).now_or_never();
+        self.ids.lock().unwrap().extend(id.expect("a hub in memory waits for nothing"));
+    }
+}
+
+#[tokio::test]
+async fn others_publish_during_a_large_batch() {
+    let hub = Hub::builder().max_events(10_000).build();
+    let topic = hub.topic("news");
+    let mut subscription = topic.subscribe(Start::Latest).await.unwrap();
+    let publishes = Arc::new(Publishes { hub: hub.clone(), ids: Mutex::default() });
+    let waker = Waker::from(publishes.clone());
+    assert!(subscription.poll_next_unpin(&mut Context::from_waker(&waker)).is_pending());
+    let last = topic.publish_all((0..2_500).map(Event::display)).await.unwrap().unwrap();
+    let ids = publishes.ids.lock().unwrap().clone();
+    assert_eq!((ids.iter().map(number).collect::<Vec<_>>(), number(&last)), (vec![1_001], 2_501));
+    // All events arrive in order, and each id is that of one event.
+    let mut bytes = Vec::new();
+    while let Some(events) = subscription.next().now_or_never() {
+        bytes.extend_from_slice(events.unwrap().unwrap().as_bytes());
+    }
+    let messages = whatwg::parse(&bytes).messages;
+    assert!(messages.iter().map(|message| &message.data).eq(&(0..2_500).map(|n| n.to_string()).collect::<Vec<_>>()));
+    assert!(messages.is_sorted_by_key(|message| number(&EventId::new(&message.last_event_id).unwrap())));
 }
 
 #[tokio::test]

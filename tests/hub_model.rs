@@ -6,6 +6,7 @@ use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*, sample::Index};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     task::Poll,
     time::Duration,
 };
@@ -108,6 +109,9 @@ struct Model {
     max_events: usize,
     max_bytes: usize,
     now: u32,
+    /// Whether a client listens to the state, and when the last one left.
+    is_shown: bool,
+    left_at: u32,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -120,6 +124,14 @@ enum Finished {
 impl Model {
     fn newest(&self) -> u64 {
         self.log.last_key_value().map_or(0, |(number, _)| *number)
+    }
+
+    /// Expires events. A state does not age while it has clients.
+    fn expire(&mut self) {
+        for event in self.log.values_mut() {
+            let since = if event.topic == STATE { event.at.max(self.left_at) } else { event.at };
+            event.is_held &= self.now - since < 4 || (event.topic == STATE && self.is_shown);
+        }
     }
 
     fn publish(&mut self, topic: usize, data: String, size: usize) {
@@ -150,6 +162,8 @@ struct Client {
     subscription: task::Spawn<Subscription>,
     /// Every event up to this one has arrived, or is reported.
     position: u64,
+    /// The newest state that has arrived. It may have the id of a state that it replaced.
+    state: u64,
     /// The gap that the client got.
     excused: BTreeSet<u64>,
     /// The first event after the gap, as the gap reports it.
@@ -164,7 +178,8 @@ impl Client {
     fn due<'a>(&'a self, model: &'a Model) -> impl Iterator<Item = (u64, &'a Published)> {
         let after = model.log.range(self.position + 1..).map(|(number, event)| (*number, event));
         after.filter(|(number, event)| {
-            self.topics.contains(&event.topic) && !event.is_replaced && !self.excused.contains(number)
+            let has_arrived = event.topic == STATE && *number <= self.state;
+            self.topics.contains(&event.topic) && !event.is_replaced && !has_arrived && !self.excused.contains(number)
         })
     }
 
@@ -248,6 +263,7 @@ impl World {
             topics,
             subscription,
             position,
+            state: 0,
             excused,
             first_gap: None,
             last_id: id.unwrap_or_else(|| EventId::from("")),
@@ -279,6 +295,7 @@ impl World {
         }
         client.first_gap = client.subscription.gap().is_some().then(|| client.lost(&self.model));
         self.clients.push(client);
+        self.forget_topics();
     }
 
     fn read(&mut self, index: usize, items: usize) {
@@ -294,7 +311,8 @@ impl World {
                 }
                 Poll::Ready(Some(Ok(events))) => {
                     let messages = whatwg::parse(events.as_bytes()).messages;
-                    assert_eq!(messages.len(), events.count());
+                    let own = messages.iter().filter(|message| message.r#type != "hub-cursor");
+                    assert_eq!(own.count(), events.count());
                     for message in messages {
                         self.receive(index, &message);
                     }
@@ -332,6 +350,21 @@ impl World {
             client.position = client.position.max(number);
             return;
         }
+        if message.r#type == "hub-cursor" {
+            assert!(number > client.position && client.due(&self.model).next().is_none());
+            client.position = number;
+            return;
+        }
+        let replacement = client.due(&self.model).find(|(_, event)| event.data == message.data && event.topic == STATE);
+        if let Some((state, _)) = replacement.filter(|(state, _)| number < *state) {
+            // At the place of an earlier state, which is not before an earlier gap.
+            assert!(number >= client.position, "an id that is too small");
+            assert!(number == client.position || self.model.log[&number].is_replaced);
+            let skipped = client.due(&self.model).find(|(due, _)| *due <= number);
+            assert!(skipped.is_none(), "a replacement comes after everything before its id");
+            (client.position, client.state) = (number, state);
+            return;
+        }
         assert!(number > client.position, "an event twice, or too late");
         let next = client.due(&self.model).next();
         let (due, event) = next.expect("nothing that is not due");
@@ -365,6 +398,7 @@ impl World {
             topics,
             subscription: task::spawn(subscription),
             position: number,
+            state: 0,
             excused: BTreeSet::new(),
             first_gap: None,
             last_id: id,
@@ -376,10 +410,15 @@ impl World {
         assert_eq!(client.subscription.is_resumed(), !is_lost);
         client.first_gap = client.subscription.gap().is_some().then(|| client.lost(&self.model));
         self.clients.push(client);
+        self.forget_topics();
     }
 
     /// A topic without events and subscribers is dropped, once its end need not be remembered.
     fn forget_topics(&mut self) {
+        let is_shown = self.clients.iter().any(|client| client.listens_to(STATE));
+        if mem::replace(&mut self.model.is_shown, is_shown) && !is_shown {
+            self.model.left_at = self.model.now;
+        }
         for topic in 0..TOPICS.len() {
             let is_held = self.model.log.values().any(|event| event.topic == topic && event.is_held);
             let is_heard = self.clients.iter().any(|client| client.listens_to(topic));
@@ -394,9 +433,9 @@ impl World {
         self.model.now += 1;
         // New subscribers get no expired event, whether or not a janitor has run.
         drop(self.hub.subscribe(TOPICS, Start::Latest).await.unwrap());
-        for event in self.model.log.values_mut() {
-            event.is_held &= self.model.now - event.at < 4;
-        }
+        self.model.expire();
+        // A state without clients has lost its last subscriber.
+        self.model.left_at = self.model.now;
     }
 
     async fn wait(&mut self) {
@@ -405,10 +444,12 @@ impl World {
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        self.model.log.values_mut().for_each(|event| event.is_held = false);
+        self.model.now += 8;
+        self.model.expire();
         self.model.finished.iter_mut().flatten().for_each(|finished| *finished = Finished::Expired);
         self.forget_topics();
-        assert_eq!((self.hub.stats().events, self.hub.stats().bytes), (0, 0));
+        let is_held = self.model.log.values().any(|event| event.is_held);
+        assert!(is_held == (self.hub.stats().events > 0) && (!is_held || self.model.is_shown));
     }
 }
 

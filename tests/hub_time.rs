@@ -49,6 +49,31 @@ async fn event_is_retained_until_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn state_does_not_expire_while_topic_has_subscribers() {
+    let hub = hub();
+    let state = hub.topic("state").latest_only();
+    let mut shows = subscribe(&hub, "state", Start::Latest).await;
+    let id = state.publish(Event::new("open")).await.unwrap();
+    assert_eq!(data(&mut shows), ["open"]);
+    sleep(3 * MAX_AGE).await;
+    let mut late = subscribe(&hub, "state", Start::Earliest).await;
+    assert_eq!(data(&mut late), ["open"]);
+    drop((shows, late));
+    // From now on it ages.
+    sleep(MAX_AGE - Duration::from_secs(1)).await;
+    assert_eq!(data(&mut subscribe(&hub, "state", Start::Earliest).await), ["open"]);
+    let back = subscribe(&hub, "state", id).await;
+    assert!(back.is_resumed());
+    drop(back);
+    sleep(MAX_AGE + A_WHILE).await;
+    assert_eq!((hub.stats().topics, hub.stats().events), (0, 0));
+    // A state without subscribers is retained like an event.
+    state.publish(Event::new("closed")).await.unwrap();
+    sleep(MAX_AGE).await;
+    assert!(data(&mut subscribe(&hub, "state", Start::Earliest).await).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn memory_is_given_back_without_traffic() {
     let hub = hub();
     for topic in 0..1000 {
@@ -133,6 +158,16 @@ async fn for_ever_is_for_ever() {
     sleep(Duration::from_secs(60 * 60 * 24 * 365)).await;
     assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["1"]);
     assert!(hub.topic("a").publish(Event::new("2")).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn max_age_of_zero_disables_expiry() {
+    let hub = Hub::builder().max_age(Duration::ZERO).build();
+    let mut live = subscribe(&hub, "a", Start::Latest).await;
+    publish(&hub, "a", "1").await;
+    sleep(2 * MAX_AGE).await;
+    assert_eq!(data(&mut live), ["1"]);
+    assert_eq!(data(&mut subscribe(&hub, "a", Start::Earliest).await), ["1"]);
 }
 
 #[tokio::test(start_paused = true)]

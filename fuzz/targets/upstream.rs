@@ -403,7 +403,7 @@ impl Received {
         }
         assert!(!has_bye || (is_cut && settings.has_shutdown_event && self.shutdown.is_some()));
 
-        if let Some(summary) = self.summary {
+        if let Some(summary) = &self.summary {
             assert!(summary.events >= (messages.len() + usize::from(has_bye)) as u64);
             assert_eq!(summary.bytes, self.bytes.len() as u64);
             assert_eq!(summary.heartbeats, (self.heartbeats(COMMENT) + self.heartbeats(BEAT)) as u64);

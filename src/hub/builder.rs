@@ -49,12 +49,13 @@ impl Builder {
     }
 
     /// Sets how long events are retained, and how long a finished topic is remembered. Default: one
-    /// hour. [`Duration::MAX`] disables expiry.
+    /// hour. [`Duration::MAX`] and zero disable expiry.
     ///
-    /// A topic without subscribers is dropped when its last event has expired. Expired events are
+    /// A topic without subscribers is dropped when its last event has expired. A
+    /// [state](super::Topic::latest_only) does not expire while it has subscribers. Expired events are
     /// never delivered to new subscribers. Their memory is freed within `max_age / 16`.
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.0.retention.max_age = age;
+        self.0.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
     }
 

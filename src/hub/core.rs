@@ -16,13 +16,16 @@ use super::{
     node::BackendClient,
     registry::Registry,
     stats::Stats,
-    sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock},
+    sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Contents, TopicState},
     waiters::Ticket,
 };
 use crate::{Event, EventId, metrics};
 use std::sync::Arc;
 use tokio::time::Instant;
+
+/// The number of events or topics that are handled while the registry is locked: about 0.2 ms.
+pub(super) const SLICE: usize = 1_000;
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
@@ -31,7 +34,7 @@ pub(super) struct Core {
     /// The current epoch. It changes only when the backend's log was replaced, while the registry
     /// is locked.
     epoch: AtomicU64,
-    pub(super) registry: Mutex<Registry>,
+    pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
@@ -43,7 +46,7 @@ impl Core {
             config,
             backend,
             epoch: AtomicU64::new(Epoch::random().into_bits()),
-            registry: Mutex::default(),
+            registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
@@ -84,15 +87,33 @@ impl Core {
         backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
     }
 
-    /// Appends events to the log in memory.
+    /// Appends events to the log in memory. Between slices of a large batch, other publishers have
+    /// their turn.
     fn publish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,
         latest_only: bool,
         events: impl IntoIterator<Item = Event>,
     ) -> Result<Option<EventId>, Error> {
+        let mut events = events.into_iter().peekable();
+        loop {
+            let last_id = self.publish_slice(name, latest_only, events.by_ref().take(SLICE))?;
+            if events.peek().is_none() {
+                return Ok(last_id);
+            }
+            self.registry.give_way();
+        }
+    }
+
+    /// Appends events to the log in memory, with nothing between them.
+    fn publish_slice(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        latest_only: bool,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Option<EventId>, Error> {
         let now = Instant::now();
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
@@ -118,7 +139,7 @@ impl Core {
         if contents.latest_only {
             contents.log.replace();
         }
-        contents.log.evict(&self.config.retention, now);
+        contents.evict(&self.config.retention, now);
         registry.retained = registry.retained + contents.log.retained() - before;
         registry.published += 1;
     }
@@ -139,7 +160,7 @@ impl Core {
     /// Checks that the topic accepts events, as far as this node knows. Returns the reason as an
     /// error if not.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
-        let registry: MutexGuard<'_, Registry> = lock(&self.registry);
+        let registry: MutexGuard<'_, Registry> = self.registry.lock();
         if registry.is_shut_down {
             return Err(Error::shut_down());
         }
@@ -156,7 +177,7 @@ impl Core {
     /// Finishes a topic of the log in memory.
     fn finish_in_memory(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let now = Instant::now();
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
         if contents.finished.is_some() {
@@ -186,7 +207,7 @@ impl Core {
     }
 
     pub(super) fn shut_down(&self) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.is_shut_down = true;
         let topics: Vec<_> = registry.topics.values().cloned().collect();
         drop(registry);
@@ -195,16 +216,24 @@ impl Core {
     }
 
     /// Removes a subscription from one of its topics.
-    pub(super) fn leave(&self, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
+    pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waker = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
-        // A topic with a scheduled expiry is checked when the expiry is due.
-        let may_be_idle = contents.subscribers == 0 && contents.log.retained().events == 0 && !contents.is_due;
+        let is_last = contents.subscribers == 0;
+        let now = Instant::now();
+        if is_last {
+            contents.left_at = Some(now);
+        }
+        let is_empty = contents.log.retained().events == 0;
+        // A topic that is due is checked at that time. A state begins to age now.
+        let needs_check = is_last && !contents.is_due && (is_empty || contents.latest_only);
         drop(contents);
         drop(waker);
-        if may_be_idle {
-            lock(&self.registry).forget_if_idle(topic, &self.config.retention, Instant::now());
+        if needs_check {
+            let mut registry = self.registry.lock();
+            registry.check_left(topic, &self.config.retention, now);
+            self.call_janitor(&mut registry, now);
         }
     }
 
@@ -224,16 +253,16 @@ impl Core {
     }
 
     pub(super) fn exists(&self, name: &str) -> bool {
-        lock(&self.registry).topics.contains_key(name)
+        self.registry.lock().topics.contains_key(name)
     }
 
     pub(super) fn subscribers(&self, name: &str) -> usize {
-        let topic = lock(&self.registry).topics.get(name).cloned();
+        let topic = self.registry.lock().topics.get(name).cloned();
         topic.map_or(0, |topic| topic.lock().subscribers)
     }
 
     pub(super) fn stats(&self) -> Stats {
-        let registry = lock(&self.registry);
+        let registry = self.registry.lock();
         Stats {
             topics: registry.topics.len(),
             subscriptions: self.subscriptions.load(Ordering::Relaxed),
@@ -247,7 +276,7 @@ impl Core {
     /// Removes expired events from up to 64 topics whose expiry is due. Returns the time of the
     /// next expiry.
     pub(super) fn sweep(&self) -> Option<Instant> {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.sweep(64, &self.config.retention);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
         if next.is_none() {
@@ -259,7 +288,7 @@ impl Core {
     /// Disables the janitor, the task that removes expired events. From now on, publishers and
     /// subscribers remove them.
     pub(super) fn disable_timers(&self) {
-        lock(&self.registry).is_without_timers = true;
+        self.registry.lock().is_without_timers = true;
     }
 
     /// Starts the janitor, the task that removes expired events, if an expiry is scheduled and the
@@ -281,7 +310,7 @@ impl Core {
 
 impl Drop for Core {
     fn drop(&mut self) {
-        if let Some(janitor) = lock(&self.registry).janitor.take() {
+        if let Some(janitor) = self.registry.lock().janitor.take() {
             janitor.abort();
         }
         self.backend.as_ref().inspect(|backend| backend.stop());

@@ -6,7 +6,6 @@ use super::{
     core::Core,
     error::Error,
     node::{self, BackendClient, DynBackend, Node},
-    sync::lock,
     topic_state::{self, TopicState},
 };
 use crate::Event;
@@ -28,7 +27,7 @@ impl Node for Core {
     /// Switches to another log. Ends all subscriptions, because their positions are invalid in the
     /// other log.
     fn reset(&self, bounds: &Bounds) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         let topics = registry.reset(bounds.evicted_through);
         if let Some(backend) = &self.backend {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
@@ -47,7 +46,7 @@ impl Node for Core {
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
             self.deliver_run(run, now);
         }
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.last = registry.last.max(page.through);
         self.set_committed(&registry);
         drop(registry);
@@ -59,7 +58,7 @@ impl Core {
     /// Adds consecutive records of one topic.
     fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         let Ok(topic) = registry.topic(name, &self.config) else {
             // The limit of topics is reached, so there are no subscribers. Later subscribers read
             // the event from the backend.
@@ -93,14 +92,14 @@ impl Core {
 
     /// Removes all events up to this position, because the backend has evicted them.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
-        let mut registry = lock(&self.registry);
+        let mut registry = self.registry.lock();
         registry.last = registry.last.max(through);
         let topics = registry.truncate_through(through);
         for topic in topics {
             let mut contents = topic.lock();
             registry.retained = registry.retained - contents.log.truncate_through(through);
             self.commit(registry, &topic, contents, now);
-            registry = lock(&self.registry);
+            registry = self.registry.lock();
         }
         self.set_committed(&registry);
     }
@@ -109,7 +108,7 @@ impl Core {
     /// after that up to `through`.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
-        let registry = lock(&self.registry);
+        let registry = self.registry.lock();
         let is_current = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         // If this is `false`, the follower has not read all earlier events yet.
         let was_read = registry.last >= end;

@@ -63,7 +63,9 @@ pub enum ErrorKind {
     /// The name of the event is `gap` or `hub-cursor`. A hub sends events with these names itself.
     /// 500 Internal Server Error.
     ReservedName,
-    /// The hub is [shut down](super::Hub::shutdown). 503 Service Unavailable.
+    /// The hub is [shut down](super::Hub::shutdown), and accepts no more events. 503 Service
+    /// Unavailable. Subscribing is no error: the subscription ends with
+    /// [`SubscriptionError::Shutdown`].
     Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///

@@ -54,9 +54,10 @@ impl Hub {
     ///   topics than the hub may have.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`shutdown`](Self::shutdown).
     ///
-    /// During an outage of the backend, subscribing returns no error.
+    /// During an outage of the backend, subscribing returns no error. After
+    /// [`shutdown`](Self::shutdown), the subscription ends immediately with
+    /// [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
     /// # Cancel safety
     ///
@@ -80,12 +81,15 @@ impl Hub {
         self.core.subscribe(names, start.into()).await
     }
 
-    /// Ends all subscriptions immediately. Publishing and subscribing return errors from then on.
+    /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new
+    /// subscription ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
     /// The response of a subscription ends cleanly, without its
     /// [last event](crate::SseStream::end_with), and with a reconnect delay, as in a
     /// [shutdown of its layer](crate::SseLayer::shutdown). Undelivered events are dropped. Clients
-    /// reconnect with the last id that they received. Calling this again has no effect.
+    /// reconnect with the last id that they received. A client that reaches this process again gets
+    /// the same short response, with status 200, because any other status stops an `EventSource` for
+    /// good. Calling this again has no effect.
     ///
     /// A server that shuts down gracefully needs this method or the shutdown of the layer. The
     /// layer also ends streams without a hub, and can send a shutdown event.

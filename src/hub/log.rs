@@ -178,8 +178,8 @@ impl Log {
         self.retained.bytes += size;
     }
 
-    /// Evicts the events that exceed the retention. Returns their number and size.
-    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
+    /// Evicts the events that exceed the limits of number and bytes. Returns their number and size.
+    pub(super) fn evict_excess(&mut self, retention: &Retention) -> Amount {
         let before = self.retained;
         let too_much = |retained: Amount| {
             retained.events > 1 && (retained.events > retention.max_events || retained.bytes > retention.max_bytes)
@@ -187,6 +187,13 @@ impl Log {
         while too_much(self.retained) {
             self.evict_oldest();
         }
+        before - self.retained
+    }
+
+    /// Evicts events beyond the retention. Returns the amount.
+    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
+        let before = self.retained;
+        self.evict_excess(retention);
         let is_too_old = |then| retention.expiry(then).is_some_and(|expiry| expiry <= now);
         while self.sealed.front().and_then(Segment::newest_time).is_some_and(is_too_old) {
             self.evict_segment();

@@ -66,7 +66,8 @@
 //! and `hub-cursor` are reserved: publishing them is an [error](ErrorKind::ReservedName).
 //!
 //! In a topic that is a [state](Topic::latest_only), an event replaces the previous event. The
-//! replaced event is not a gap.
+//! replaced event is not a gap. A client that is slower than the updates receives the states
+//! [in turn](Topic::latest_only).
 //!
 //! # Snapshots for late clients
 //!

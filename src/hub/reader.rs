@@ -8,6 +8,10 @@ use std::{sync::Arc, task::Waker};
 pub(super) enum Step {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
+    /// A state that has replaced the state at this place. All events up to the place are delivered.
+    Replacement(EncodedEvents, Position),
+    /// Nothing follows, and all events up to this position are delivered.
+    CaughtUp(Position),
     Evicted,
     /// No event yet. The waker is registered.
     Wait,
@@ -20,7 +24,12 @@ pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
     /// Evicted events up to this position were already reported to the client.
     pub(super) gap_reported_through: Position,
-    /// The position of the first event after the cursor, if it is known. Only `merge` uses it.
+    /// The position of a state that was delivered at the place of an earlier state. It may be after
+    /// the cursor.
+    delivered_through: Position,
+    /// The position of the first event after the cursor, if it is known. It is the place of this
+    /// topic among the other topics. A state keeps its place when it is replaced. Otherwise a topic
+    /// that is updated all the time would never have its turn. Only `merge` uses it.
     next: Option<Position>,
     /// The version of the topic when this reader began to wait. `None` if it does not wait.
     seen: Option<u64>,
@@ -35,6 +44,7 @@ impl Reader {
         Self {
             topic,
             gap_reported_through,
+            delivered_through: Position::START,
             next: None,
             seen: None,
             is_finished: false,
@@ -46,7 +56,23 @@ impl Reader {
     /// Resets the reader, so that it reads the topic again.
     pub(super) fn reset(&mut self) {
         self.next = None;
+        self.forget_waker();
+    }
+
+    /// Registers a waker at the next read, even if the topic has not changed.
+    pub(super) fn forget_waker(&mut self) {
         self.seen = None;
+    }
+
+    /// Resets the reader. A state keeps its place, or gets this place if it had none.
+    pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
+        self.next = state.and(self.next).or(state);
+        self.forget_waker();
+    }
+
+    /// Returns the position after which events of this topic are not delivered or reported yet.
+    pub(super) fn resumes_after(&self, cursor: Position) -> Position {
+        cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
 
     /// Returns `true` if the subscriptions of the topic have to end, because the hub was shut down
@@ -110,7 +136,7 @@ impl Reader {
         }
         let waker = waker.clone();
         let mut contents = self.topic.lock();
-        let from = cursor.max(self.gap_reported_through);
+        let from = self.resumes_after(cursor);
         if contents.is_shut_down {
             drop(contents);
             return Err(Step::Shutdown);
@@ -131,11 +157,44 @@ impl Reader {
         drop(replaced);
         Ok(())
     }
+
+    /// Returns the events of this topic that are at its place and up to `through`. If another state
+    /// has replaced them, returns that state. `None`: nothing follows the cursor any more.
+    fn take_turn(&mut self, place: Position, cursor: Position, through: Position) -> Option<Step> {
+        self.next = None;
+        let from = self.resumes_after(cursor);
+        let mut contents = self.topic.lock();
+        if contents.is_shut_down {
+            return Some(Step::Shutdown);
+        }
+        match contents.log.read(from, from, through) {
+            Read::Events(events, last) => return Some(Step::Events(events, last)),
+            Read::Evicted => return Some(Step::Evicted),
+            Read::Nothing => {}
+        }
+        match contents.log.read(from, from, Position::MAX) {
+            Read::Events(events, last) => {
+                self.delivered_through = last;
+                Some(Step::Replacement(events, place.max(cursor)))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Merges these topics in the order of the log. Returns the next events after the cursor, which are
-/// of one topic. `committed` returns the [committed](super::core::Core::committed) position.
+/// of one topic. A state that was replaced in the meantime is delivered at the place of the earlier
+/// state. `committed` returns the [committed](super::core::Core::committed) position.
 pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cursor: Position, waker: &Waker) -> Step {
+    // A state that a gap has passed over. The id of the gap is that of the state as well, so the
+    // state can precede the next gap. Otherwise a topic that lags all the time would starve it.
+    for reader in &mut *readers {
+        if let Some(step) =
+            reader.next.filter(|place| *place <= cursor).and_then(|place| reader.take_turn(place, cursor, place))
+        {
+            return step;
+        }
+    }
     loop {
         // Read the committed position before the topics, so that the topics contain every event up
         // to it.
@@ -161,19 +220,15 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cu
             // This event is after the committed position, so an event with a smaller position may
             // not be visible yet.
             Some((next, _)) if next > committed => {}
-            Some((_, index)) => {
+            Some((place, index)) => {
                 let reader = &mut readers[index];
-                reader.next = None;
-                let mut contents = reader.topic.lock();
-                if contents.is_shut_down {
-                    return Step::Shutdown;
+                if let Some(step) = reader.take_turn(place, cursor, committed.min(second.previous())) {
+                    return step;
                 }
-                match contents.log.read(cursor, reader.gap_reported_through, committed.min(second.previous())) {
-                    Read::Events(events, last) => return Step::Events(events, last),
-                    Read::Evicted => return Step::Evicted,
-                    // Another event has replaced the event since it was found.
-                    Read::Nothing => {}
-                }
+            }
+            None if readers.iter().any(|reader| reader.delivered_through > cursor) => {
+                let delivered = readers.iter().map(|reader| reader.delivered_through);
+                return Step::CaughtUp(delivered.fold(cursor, Position::max));
             }
             None if readers.iter().all(|reader| reader.is_finished) => return Step::Finished,
             None => return Step::Wait,

@@ -50,11 +50,26 @@ impl Registry {
     }
 
     pub(super) fn check_topic_limit(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {
+        self.count_new_topics(names, 0, config).map(drop)
+    }
+
+    /// Returns the number of topics that do not exist, in addition to `others`. It is an error if
+    /// there is no room for them.
+    pub(super) fn count_new_topics(
+        &self,
+        names: &[Arc<str>],
+        others: usize,
+        config: &HubConfig,
+    ) -> Result<usize, Error> {
         let room = config.max_topics.saturating_sub(self.topics.len());
-        match names.iter().filter(|name| !self.topics.contains_key(*name)).nth(room) {
-            Some(name) => Err(Error::too_many_topics(name, config.max_topics)),
-            None => Ok(()),
+        let mut count = others;
+        for name in names.iter().filter(|name| !self.topics.contains_key(*name)) {
+            if count >= room {
+                return Err(Error::too_many_topics(name, config.max_topics));
+            }
+            count += 1;
         }
+        Ok(count)
     }
 
     /// Removes all topics, because another log has replaced the log. The eviction watermark of the
@@ -106,13 +121,24 @@ impl Registry {
     fn expire(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         contents.is_due = false;
-        self.retained = self.retained - contents.log.evict(retention, now);
-        let changed = contents.log.oldest_time().or(contents.finished);
+        self.retained = self.retained - contents.evict(retention, now);
+        let changed = contents.ages_since().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
             // The next expiry is delayed by up to 1/16 of `max_age`, so that one pass removes many
             // events. New subscribers never receive expired events in any case.
             let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.schedule(topic, &mut contents, Some(expiry.max(not_before)));
+        }
+        drop(contents);
+        self.forget_if_idle(topic, retention, now);
+    }
+
+    /// Schedules a topic that was left by its last subscriber, or drops it.
+    pub(super) fn check_left(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
+        let mut contents = topic.lock();
+        let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
+        if is_current && contents.log.retained().events > 0 {
+            self.schedule(topic, &mut contents, retention.expiry(now));
         }
         drop(contents);
         self.forget_if_idle(topic, retention, now);

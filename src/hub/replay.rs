@@ -188,9 +188,7 @@ impl Subscription {
 
     /// Returns whether the topics of this node retain all events after a position.
     fn has_all_after(&self, cursor: Position) -> bool {
-        self.readers
-            .iter()
-            .all(|reader| reader.topic.lock().log.evicted_through() <= cursor.max(reader.gap_reported_through))
+        self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
     }
 
     /// Applies a page of the backend. Returns the gap event if the backend has evicted events.

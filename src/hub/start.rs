@@ -26,6 +26,9 @@ pub enum Start {
     /// Begins with the oldest retained event.
     Earliest,
     /// Begins after the event with this id. An empty id means [`Latest`](Self::Latest).
+    ///
+    /// A [state](super::Topic::latest_only) that is older than this id is not delivered. So this fits
+    /// an id that the client has received, and not a mark from elsewhere.
     After(EventId),
 }
 

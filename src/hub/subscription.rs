@@ -369,11 +369,23 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
+    /// Returns an event of a topic with the cursor as its id.
+    fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
+        let count = event.count();
+        let bytes = event.into_bytes();
+        // The log puts the id into the first line.
+        let id_line = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        match Event::from_wire(&bytes[id_line..]) {
+            Some(event) => event.id(self.cursor()).into(),
+            None => EncodedEvents::from_parts(bytes.slice(id_line..), count),
+        }
+    }
+
     fn remember_waker(&mut self, waker: &Waker) -> Option<Waker> {
         if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             return None;
         }
-        self.readers.iter_mut().for_each(Reader::reset);
+        self.readers.iter_mut().for_each(Reader::forget_waker);
         self.waker.replace(waker.clone())
     }
 
@@ -395,11 +407,13 @@ impl Subscription {
         for reader in &mut self.readers {
             let contents = reader.topic.lock();
             reader.gap_reported_through = contents.log.evicted_through();
-            let from = self.cursor.max(reader.gap_reported_through);
+            let from = reader.resumes_after(self.cursor);
             let first = contents.log.first_after(from);
             point = point.and(ResumePoint::of(first, from.max(through)));
+            // A state keeps its place. Otherwise a topic that lags all the time would starve it.
+            let is_state = contents.latest_only;
             drop(contents);
-            reader.reset();
+            reader.reset_after_gap(first.filter(|_| is_state));
         }
         self.cursor = point.cursor;
         self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
@@ -451,6 +465,18 @@ impl Stream for Subscription {
                 Step::Events(events, last) => {
                     this.cursor = last;
                     Poll::Ready(Some(Ok(events)))
+                }
+                Step::Replacement(events, place) => {
+                    this.cursor = place;
+                    Poll::Ready(Some(Ok(this.at_cursor(events))))
+                }
+                Step::CaughtUp(position) => {
+                    this.cursor = position;
+                    if !this.has_control_events {
+                        continue;
+                    }
+                    let cursor = Event::checkpoint(this.cursor()).event("hub-cursor");
+                    Poll::Ready(Some(Ok(EncodedEvents::from_parts(cursor.encode(), 0))))
                 }
                 Step::Wait => Poll::Pending,
                 Step::Shutdown => Poll::Ready(Some(Err(this.fail(SubscriptionError::Shutdown)))),

@@ -54,6 +54,31 @@ impl Topic {
     /// the client has it already. Replaced events are not missing, so there is no gap. The setting
     /// applies to the events that are published with this handle from now on.
     ///
+    /// # Retention
+    ///
+    /// A state does not expire while its topic has subscribers. When the last subscriber has left,
+    /// the state is retained for [`max_age`](super::Builder::max_age).
+    ///
+    /// With a backend, this holds for each node and its own subscribers. The backend removes a state
+    /// after its own retention, whether or not a node has subscribers. A node that starts later, or
+    /// that had no subscribers for `max_age`, does not have the state then. To keep it on all nodes,
+    /// publish it again within the retention of the backend.
+    ///
+    /// A page that begins [after](super::Start::After) a mark of its own, such as the id in a
+    /// snapshot, never receives a state that is older than the mark.
+    ///
+    /// # Slow clients
+    ///
+    /// In a subscription to several topics, each state has its turn, however often the topics are
+    /// updated: with K states, a client that reads one item at a time receives each of them within
+    /// 2K items. If a state was replaced before its turn, the client receives the newest state in
+    /// its place. That has two consequences:
+    ///
+    /// - The newest state may arrive before earlier events of other topics. Its id is that of the
+    ///   place, and smaller than the id that `publish` returned.
+    /// - A client that reconnects with such an id may receive the same state again. When nothing
+    ///   else follows, an event of type `hub-cursor` moves the client to the newest id.
+    ///
     /// # Examples
     ///
     /// ```
@@ -105,14 +130,20 @@ impl Topic {
     /// Publishes events without other events between them and with one wake-up. Returns the id of
     /// the last event, or `None` if there are no events.
     ///
+    /// In memory, this applies to each 1,000 events. Between them, other publishers have their turn,
+    /// so a large batch does not block them. The events of the batch stay in order.
+    ///
     /// The iterator is read to its end before the first event is added. If there are more events
     /// than the topic retains, live subscribers get a gap for the oldest events.
     ///
     /// # Errors
     ///
     /// Returns the same errors as [`publish`](Self::publish). After an error, no event is in the
-    /// log. The exception is [`Backend`](super::ErrorKind::Backend), after which either all events
-    /// or no event may be in the log.
+    /// log, with two exceptions:
+    ///
+    /// - After [`Backend`](super::ErrorKind::Backend), all of the events or none are in the log.
+    /// - In memory, if the topic is finished or the hub is shut down during a batch of more than 1,000
+    ///   events, a multiple of 1,000 events is in the log.
     ///
     /// # Cancel safety
     ///
@@ -137,9 +168,10 @@ impl Topic {
     ///   already has `max_topics` topics.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
-    /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     ///
-    /// During an outage of the backend, subscribing returns no error.
+    /// During an outage of the backend, subscribing returns no error. After
+    /// [`Hub::shutdown`](super::Hub::shutdown), the subscription ends immediately with
+    /// [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
     /// # Cancel safety
     ///

@@ -2,7 +2,7 @@
 
 use super::{
     backend::Position,
-    log::{Log, Retention},
+    log::{Amount, Log, Retention},
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::Waiters,
 };
@@ -22,6 +22,8 @@ pub(super) struct Contents {
     pub(super) waiters: Waiters,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
+    /// The time at which the last subscriber left.
+    pub(super) left_at: Option<Instant>,
     /// Set if each event replaces the previous event.
     pub(super) latest_only: bool,
     /// Set if the topic is scheduled for expiry in the registry (`due`).
@@ -36,11 +38,21 @@ impl TopicState {
             waiters: Waiters::default(),
             finished: None,
             subscribers: 0,
+            left_at: None,
             latest_only: false,
             is_due: false,
             is_shut_down: false,
         };
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
+    }
+
+    /// Creates a topic outside of the registry whose one subscription ends at once.
+    pub(super) fn shut_down() -> Self {
+        let topic = Self::new("".into(), Position::START);
+        let mut contents = topic.lock();
+        (contents.subscribers, contents.is_shut_down) = (1, true);
+        drop(contents);
+        topic
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Contents> {
@@ -70,6 +82,26 @@ impl TopicState {
 }
 
 impl Contents {
+    /// Returns the time from which the oldest event ages. `None`: there is no event, or the event is
+    /// a state with subscribers. They show the state, so later subscribers receive it as well.
+    pub(super) fn ages_since(&self) -> Option<Instant> {
+        let oldest = self.log.oldest_time()?;
+        match self.latest_only {
+            false => Some(oldest),
+            true if self.subscribers > 0 => None,
+            true => Some(self.left_at.map_or(oldest, |left_at| left_at.max(oldest))),
+        }
+    }
+
+    /// Evicts the events that exceed the retention. Returns their number and size.
+    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
+        let expiry = self.ages_since().and_then(|since| retention.expiry(since));
+        if self.latest_only && expiry.is_none_or(|expiry| expiry > now) {
+            return self.log.evict_excess(retention);
+        }
+        self.log.evict(retention, now)
+    }
+
     /// Returns `true` if the topic can be dropped: no client could resume from it.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
         let is_remembered = |finished| retention.expiry(finished).is_none_or(|expiry| expiry > now);

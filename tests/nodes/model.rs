@@ -131,6 +131,8 @@ struct Client {
     at: u64,
     /// The position up to which events may be missing. The gap may not be reported yet.
     may_miss: Option<u64>,
+    /// The newest state that has arrived. It may have the id of a state that it replaced.
+    state: u64,
     is_new: bool,
     got: usize,
 }
@@ -254,6 +256,7 @@ impl World {
             log: logs.len() - 1,
             at: 0,
             may_miss: None,
+            state: 0,
             is_new: true,
             got: 0,
         };
@@ -276,7 +279,7 @@ impl World {
         let logs = self.shared.logs();
         eprintln!("    client {client} begins: {start:?} {subscription:?}");
         let client = &mut self.clients[client];
-        client.may_miss = None;
+        (client.may_miss, client.state) = (None, 0);
         match &start {
             Start::After(id) if !id.as_bytes().is_empty() => {
                 client.last_event_id = id.as_str().to_owned();
@@ -414,6 +417,17 @@ impl Client {
         }
         let (log, position) = place(logs, &message.last_event_id).expect("an id of an event is a place");
         assert_eq!(log, self.log, "an event of another log is after a gap");
+        let mut states = logs[log].all.iter().filter(|(_, record)| record.kind == RecordKind::State);
+        let data = format!("data: {}\n\n", message.data);
+        let state = states.find(|(_, record)| record.event[..] == *data.as_bytes()).map(|(state, _)| *state);
+        if let Some(state) = state.filter(|state| *state > position) {
+            // At the place of an earlier state, which is not before an earlier gap.
+            assert!(position >= self.at, "{position} after {}", self.at);
+            self.is_through(&logs[log], position);
+            (self.at, self.state) = (position, state);
+            self.got += 1;
+            return;
+        }
         assert!(position > self.at, "{position} after {}: twice, or out of order", self.at);
         let record = logs[log].all.get(&position).expect("it was published");
         assert_eq!(format!("data: {}\n\n", message.data).as_bytes(), &record.event[..], "at {position}");
@@ -443,7 +457,7 @@ impl Client {
             is_ours
                 && match record.kind {
                     RecordKind::Event => **missed > may_miss,
-                    RecordKind::State => **missed > may_miss && !follows(),
+                    RecordKind::State => **missed > may_miss && **missed > self.state && !follows(),
                     _ => false,
                 }
         });

@@ -103,7 +103,7 @@ impl KnownLog {
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
-            () if first <= self.mark + 1 && first > self.last_event => self.last_event,
+            () if first <= self.mark.saturating_add(1) && first > self.last_event => self.last_event,
             () if first == self.mark => self.mark,
             () => first - 1,
         })
@@ -436,4 +436,25 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
         }
     };
     stream.link.request(publish()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mark_at_the_end_of_the_range_evicts_up_to_the_last_event() {
+        let log = KnownLog {
+            id: "".into(),
+            epoch: 0,
+            mark: u64::MAX,
+            last_event: 7,
+            newest: u64::MAX,
+            witness: None,
+            max_age: None,
+            renewal: Instant::now(),
+        };
+        let state = State { first: u64::MAX, last: u64::MAX, messages: 1, max_age: None, replicas: 1 };
+        assert_eq!(log.evicted_through(&state), position(7));
+    }
 }

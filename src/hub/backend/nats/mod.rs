@@ -236,8 +236,8 @@ impl NatsBackend {
         self
     }
 
-    /// Sets the age at which messages are removed. Default: one hour. [`Duration::MAX`] disables
-    /// it.
+    /// Sets the age at which messages are removed. Default: one hour. [`Duration::MAX`] and zero
+    /// disable it.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };

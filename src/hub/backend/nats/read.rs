@@ -81,9 +81,11 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
     let (mut messages, mut bytes) = (Vec::new(), 0);
     while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES {
         let Some(message) = stream.next(sequence).await? else { break };
-        sequence = message.sequence + 1;
+        let next = message.sequence.checked_add(1);
         bytes += message.payload.len();
         messages.push(message);
+        let Some(next) = next else { break };
+        sequence = next;
     }
     Ok(messages)
 }

@@ -46,7 +46,7 @@ pub(super) struct State {
 impl State {
     /// Returns `true` if messages are missing between the oldest and the newest.
     pub(super) fn has_holes(&self) -> bool {
-        self.messages < (self.last + 1).saturating_sub(self.first)
+        self.last.checked_sub(self.first).is_some_and(|span| self.messages <= span)
     }
 }
 
@@ -198,4 +198,25 @@ async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, Requ
         error: error["err_code"].as_u64().unwrap_or(0),
         description: error["description"].as_str().unwrap_or("refused by the server").to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_found_at_the_ends_of_the_range() {
+        for (first, last, messages, has_holes) in [
+            (1, 0, 0, false),
+            (8, 7, 0, false),
+            (1, 1, 1, false),
+            (1, 3, 2, true),
+            (u64::MAX, u64::MAX, 1, false),
+            (u64::MAX - 1, u64::MAX, 1, true),
+            (1, u64::MAX, u64::MAX, false),
+        ] {
+            let state = State { first, last, messages, max_age: None, replicas: 1 };
+            assert_eq!(state.has_holes(), has_holes, "{state:?}");
+        }
+    }
 }

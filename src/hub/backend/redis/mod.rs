@@ -20,6 +20,7 @@ use redis::{RedisError, Script, Value, cmd};
 #[cfg(feature = "redis-tls")]
 use std::path::PathBuf;
 use std::{
+    collections::HashSet,
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
@@ -251,10 +252,10 @@ impl RedisBackend {
     }
 
     /// Sets the approximate age at which records are removed. Default: one hour. [`Duration::MAX`]
-    /// disables it.
+    /// and zero disable it.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
-        self.max_age = age;
+        self.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
     }
 
@@ -397,6 +398,7 @@ impl Backend for RedisBackend {
     }
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        let topics: HashSet<_> = topics.iter().cloned().collect();
         loop {
             let entries = match after {
                 // No id follows the greatest position. `XRANGE` would return an error for it.
@@ -408,7 +410,7 @@ impl Backend for RedisBackend {
                     self.run(&Command::Plain(range)).await?
                 }
             };
-            let wanted = |name: &str| topics.iter().find(|topic| ***topic == *name).cloned();
+            let wanted = |name: &str| topics.get(name).cloned();
             let batch = entry::decode(entries, after, wanted)?;
             if batch.entries > 0 {
                 let evicted_through = self.evicted_through(&batch, after).await?;

@@ -120,7 +120,7 @@ async fn engines_differ_in_handling_of_checkpoints(engine: Engine) {
 }
 
 /// The n-th request gets the n-th of these ids, and has to reconnect.
-const SENT_IDS: [&str; 6] = ["41", "größe", "日本 🦀", "%20+\"';,=", "\u{80}\u{a0}\u{ff}", "\u{10ffff}"];
+const SENT_IDS: [&str; 6] = ["41", "größe", "日本 🦀", "%20+\"';,=", "\u{a1}\u{a0}\u{ff}", "\u{10ffff}"];
 
 #[derive(Clone, Default)]
 struct Ids(Arc<Mutex<Vec<LastEventId>>>);
