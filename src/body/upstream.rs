@@ -123,6 +123,7 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
 }
 
 /// The treatment of a body by the layer: one variant for each kind of body.
+#[expect(clippy::large_enum_variant, reason = "the enum is boxed, and most treated bodies are the largest variant")]
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
@@ -239,13 +240,8 @@ struct PassthroughStream<E> {
     recording: Recording,
     /// Measures the time since the last byte.
     idle_timer: IdleTimer,
-    /// Measures the time since the last event that a client dispatches. Used only if the heartbeat
-    /// is an event.
-    message_timer: IdleTimer,
-    /// The heartbeat is an event.
-    has_event_heartbeat: bool,
-    /// No event of the last chunk is dispatched by a client.
-    is_invisible: bool,
+    /// `None` if the heartbeat is a comment.
+    event_heartbeat: Option<Box<EventHeartbeat>>,
     /// The reconnect delay, which is sent before the first byte of the stream.
     preamble: Bytes,
     lines: LineTracker,
@@ -253,6 +249,15 @@ struct PassthroughStream<E> {
     /// Tracks the events if the stream is recorded or its heartbeat is an event.
     events: EventTracker,
     phase: Phase<E>,
+}
+
+/// The state of a heartbeat that is an event.
+#[derive(Default)]
+struct EventHeartbeat {
+    /// Measures the time since the last event that a client dispatches.
+    timer: IdleTimer,
+    /// Set if a client dispatches no event of the last chunk.
+    is_invisible: bool,
 }
 
 /// The phase of an upstream stream.
@@ -293,7 +298,8 @@ where
         if is_first {
             if let Some(settings) = stream.recording.settings() {
                 stream.preamble = settings.first_retry(None).map(retry_line).unwrap_or_default();
-                stream.has_event_heartbeat = settings.heartbeat.heartbeat().is_some_and(Heartbeat::is_event);
+                let is_event = settings.heartbeat.heartbeat().is_some_and(Heartbeat::is_event);
+                stream.event_heartbeat = is_event.then(Box::default);
             }
         }
         stream.poll_next(self.body.as_mut(), cx)
@@ -309,9 +315,7 @@ impl<E> PassthroughStream<E> {
         Self {
             recording: Recording::new(link),
             idle_timer: IdleTimer::default(),
-            message_timer: IdleTimer::default(),
-            has_event_heartbeat: false,
-            is_invisible: false,
+            event_heartbeat: None,
             preamble: Bytes::new(),
             lines: LineTracker::default(),
             byte_order_mark: ByteOrderMark::default(),
@@ -338,7 +342,7 @@ impl<E> PassthroughStream<E> {
             Phase::Held { .. } => return self.poll_held(cx),
             Phase::Ended => return Poll::Ready(None),
         }
-        if self.is_invisible {
+        if self.event_heartbeat.as_ref().is_some_and(|heartbeat| heartbeat.is_invisible) {
             // A stream of comments may always be ready, so that the heartbeat at the end of this
             // method is never reached.
             if let Poll::Ready(heartbeat) = self.poll_heartbeat(cx) {
@@ -373,16 +377,22 @@ impl<E> PassthroughStream<E> {
         if matches!(self.phase, Phase::Trailers) || !self.lines.is_at_line_start() {
             return Poll::Pending;
         }
-        let is_event = self.has_event_heartbeat && self.events.is_complete();
-        let timer = if is_event { &mut self.message_timer } else { &mut self.idle_timer };
-        ready!(timer.poll_due(heartbeat, cx));
-        timer.reset();
+        let event_heartbeat = self.event_heartbeat.as_mut().filter(|_| self.events.is_complete());
+        let is_event = event_heartbeat.is_some();
+        if let Some(event_heartbeat) = event_heartbeat {
+            ready!(event_heartbeat.timer.poll_due(heartbeat, cx));
+            event_heartbeat.timer.reset();
+        } else {
+            ready!(self.idle_timer.poll_due(heartbeat, cx));
+        }
         self.idle_timer.reset();
         let bytes = match self.lines.is_after_cr() {
             true => heartbeat.bytes_after_cr(is_event),
             false => heartbeat.bytes(is_event),
         };
-        self.is_invisible = false;
+        if let Some(event_heartbeat) = &mut self.event_heartbeat {
+            event_heartbeat.is_invisible = false;
+        }
         self.expect_byte_order_mark();
         self.recording.record_heartbeat();
         Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -498,12 +508,14 @@ impl<E> PassthroughStream<E> {
         self.byte_order_mark = ByteOrderMark::Passed;
         self.lines.record(data);
         self.idle_timer.reset();
-        if self.recording.is_on() || self.has_event_heartbeat {
+        if self.recording.is_on() || self.event_heartbeat.is_some() {
             let recorded = self.events.record(data);
             self.recording.record_events(recorded.events);
-            self.is_invisible = self.has_event_heartbeat && !recorded.is_visible;
-            if recorded.is_visible {
-                self.message_timer.reset();
+            if let Some(event_heartbeat) = &mut self.event_heartbeat {
+                event_heartbeat.is_invisible = !recorded.is_visible;
+                if recorded.is_visible {
+                    event_heartbeat.timer.reset();
+                }
             }
         }
     }
