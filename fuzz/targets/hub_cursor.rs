@@ -1,6 +1,7 @@
 //! Subscribes to a hub with any `Last-Event-ID`.
 //!
 //! The subscription delivers every later event of its topics, once and in order, or reports a gap.
+//! A state can arrive earlier, at the place of a state that it has replaced.
 //! A client that reconnects with the id of its last event continues there.
 //!
 //! An input is three lines, and after them the text of the header. The first line is the
@@ -17,7 +18,7 @@
 //!
 //! | step | meaning |
 //! |---|---|
-//! | `a`, `b`, `c` | publishes to the topic; in `c`, an event replaces the one before it |
+//! | `a`, `b`, `c` | publishes to the topic; in `c`, a state, an event replaces the previous event |
 //! | `1` to `9` | publishes so many events to `a`, together |
 //! | `A`, `B`, `C` | finishes the topic |
 //! | `+` | a quarter of the time passes for which the hub retains events |
@@ -80,6 +81,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 });
 
 /// An event that was published.
+#[derive(Debug)]
 struct Published {
     number: u64,
     topic: u8,
@@ -156,6 +158,8 @@ struct Client {
     excused_through: u64,
     /// The topics with an event that has arrived since then.
     arrived: BTreeSet<u8>,
+    /// The numbers of the events that have arrived on this connection.
+    delivered: BTreeSet<u64>,
 }
 
 enum Connection {
@@ -178,6 +182,7 @@ impl Client {
             cursor: 0,
             excused_through: 0,
             arrived: BTreeSet::new(),
+            delivered: BTreeSet::new(),
         };
         client.connect(world);
         client
@@ -199,6 +204,7 @@ impl Client {
         (self.cursor, self.connected_at) = (cursor, newest);
         self.excused_through = if start == Start::Earliest { newest } else { 0 };
         self.arrived.clear();
+        self.delivered.clear();
 
         let topics: Vec<_> = self.topics.iter().map(name).collect();
         let subscription = poll(world.hub.subscribe(topics, start)).expect("a hub in memory does not fail");
@@ -209,7 +215,10 @@ impl Client {
             (None, None) => {}
         }
         if let Some(gap) = &gap {
-            assert_eq!(Some(gap.requested()), self.last.id());
+            // A gap has only the beginning of a long text.
+            let (requested, last) = (gap.requested().as_str(), self.last.as_str().expect("an id"));
+            let beginning = requested.strip_suffix('…').filter(|_| last.len() > 64);
+            assert!(requested == last || beginning.is_some_and(|beginning| last.starts_with(beginning)), "{gap:?}");
         }
         assert!(!(subscription.is_resumed() && gap.is_some()));
         self.connection = if self.reads_body {
@@ -290,11 +299,22 @@ impl Client {
                     self.skip(world, at + 1);
                 }
                 _ => {
-                    assert!(at > self.cursor, "event {at} is not after {}", self.cursor);
-                    self.skip(world, at);
-                    let published = &world.log[at as usize - 1];
-                    assert_eq!((published.number, &published.data), (at, &message.data));
+                    let published = world.log.iter().find(|published| published.data == message.data);
+                    let published = published.expect("an event that was published");
                     assert!(self.topics.contains(&published.topic), "an event of another topic");
+                    if published.number == at {
+                        assert!(at > self.cursor, "event {at} is not after {}", self.cursor);
+                        self.skip(world, at);
+                    } else {
+                        // A state at the place of an earlier state, which it has replaced.
+                        assert!(
+                            published.topic == b'c' && published.number > at,
+                            "event {published:?} with the id {at}"
+                        );
+                        assert!(at >= self.cursor, "a state moves the cursor back");
+                        self.skip(world, at + 1);
+                    }
+                    assert!(self.delivered.insert(published.number), "{published:?} comes twice");
                     self.arrived.insert(published.topic);
                     self.cursor = at;
                 }
@@ -319,6 +339,7 @@ impl Client {
                 })
             };
             let is_excused = !self.topics.contains(&event.topic)
+                || self.delivered.contains(&event.number)
                 || is_of_next_topic()
                 || (event.topic == b'c' && (world.is_late || is_replaced()))
                 || (event.number <= self.excused_through && !self.arrived.contains(&event.topic));
