@@ -226,12 +226,18 @@ pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cu
                     return step;
                 }
             }
-            None if readers.iter().any(|reader| reader.delivered_through > cursor) => {
-                let delivered = readers.iter().map(|reader| reader.delivered_through);
-                return Step::CaughtUp(delivered.fold(cursor, Position::max));
+            None => {
+                let delivered = readers.iter().map(|reader| reader.delivered_through).max();
+                // An event before an uncommitted state may not be visible yet.
+                let caught_up = delivered.unwrap_or(cursor).min(committed);
+                return if caught_up > cursor {
+                    Step::CaughtUp(caught_up)
+                } else if readers.iter().all(|reader| reader.is_finished) {
+                    Step::Finished
+                } else {
+                    Step::Wait
+                };
             }
-            None if readers.iter().all(|reader| reader.is_finished) => return Step::Finished,
-            None => return Step::Wait,
         }
     }
 }
