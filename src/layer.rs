@@ -3,18 +3,18 @@
 use crate::{
     Event, Heartbeat, Overload, StreamSummary,
     body::{AppliedLayer, LayerHandle, LayerLink, ResponseBody},
-    event::retry_line,
     headers,
     heartbeat::HeartbeatSetting,
-    limit::{Keys, Limit, LimitKey, LimitReached},
+    limit::{Keys, Limit, LimitKey},
     metrics,
+    rejection::{Rejected, reject, reject_again},
     settings::Settings,
     trace,
 };
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{ACCEPT_ENCODING, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+    header::{ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE},
     request::Parts,
 };
 use http_body::Body;
@@ -417,67 +417,6 @@ fn make_correct<B: Body>(
             })
         }
     }
-}
-
-/// An extension that marks the response to a request over the limit. Outer layers do not handle
-/// this response as an event stream. They only add settings that the inner layer has left unset.
-#[derive(Clone)]
-struct Rejected {
-    limit: LimitReached,
-    settings: Settings,
-}
-
-/// Replaces the response to a request over the limit. The stream of the handler is not polled.
-///
-/// The other headers of the response are kept. Without the CORS headers, a page of another origin
-/// would not reconnect.
-fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
-    let delay = rejected.settings.reconnect_delay(None);
-    let (mut head, body) = response.into_parts();
-    for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
-        head.headers.remove(of_the_body);
-    }
-    let body = match rejected.settings.when_full.unwrap_or_default() {
-        Overload::ServiceUnavailable => {
-            head.status = match rejected.limit {
-                LimitReached::Total => StatusCode::SERVICE_UNAVAILABLE,
-                LimitReached::Key => StatusCode::TOO_MANY_REQUESTS,
-            };
-            let seconds = delay.as_secs_f64().ceil() as u64;
-            head.headers.insert(RETRY_AFTER, seconds.into());
-            head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-            head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-            let text = match rejected.limit {
-                LimitReached::Total => "the limit of open event streams is reached; try again later",
-                LimitReached::Key => "your limit of open event streams is reached; close one, or try again later",
-            };
-            ResponseBody::replaced(body, Bytes::from_static(text.as_bytes()))
-        }
-        Overload::RetryLater => {
-            head.status = StatusCode::OK;
-            headers::complete(&mut head.headers);
-            ResponseBody::replaced(body, retry_line(delay))
-        }
-    };
-    head.extensions.remove::<LayerHandle>();
-    head.extensions.insert(rejected);
-    Response::from_parts(head, body)
-}
-
-/// Replaces the response of an inner layer to a request over its limit, if settings are unset there
-/// and set in this layer.
-fn reject_again<B: Body>(
-    mut response: Response<B>,
-    mut rejected: Rejected,
-    outer: &Settings,
-) -> Response<ResponseBody<B>> {
-    if !rejected.settings.inherit(outer) {
-        return response.map(ResponseBody::untouched);
-    }
-    for of_the_rejection in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
-        response.headers_mut().remove(of_the_rejection);
-    }
-    reject(response, rejected)
 }
 
 /// Returns whether the response may have `Connection: keep-alive`.

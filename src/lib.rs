@@ -187,6 +187,7 @@ mod limit;
 mod metrics;
 mod preamble;
 mod random;
+mod rejection;
 mod settings;
 #[cfg(feature = "socket")]
 mod socket;

@@ -1,0 +1,77 @@
+//! The response to a request over a limit.
+
+use crate::{
+    Overload,
+    body::{LayerHandle, ResponseBody},
+    event::retry_line,
+    headers,
+    limit::LimitReached,
+    settings::Settings,
+};
+use bytes::Bytes;
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+};
+use http_body::Body;
+
+/// An extension that marks the response to a request over the limit. Outer layers do not handle
+/// this response as an event stream. They only add settings that the inner layer has left unset.
+#[derive(Clone)]
+pub(crate) struct Rejected {
+    pub(crate) limit: LimitReached,
+    pub(crate) settings: Settings,
+}
+
+/// Replaces the response to a request over the limit. The stream of the handler is not polled.
+///
+/// The other headers of the response are kept. Without the CORS headers, a page of another origin
+/// would not reconnect.
+pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
+    let delay = rejected.settings.reconnect_delay(None);
+    let (mut head, body) = response.into_parts();
+    for of_the_body in [CONTENT_LENGTH, CONTENT_ENCODING] {
+        head.headers.remove(of_the_body);
+    }
+    let body = match rejected.settings.when_full.unwrap_or_default() {
+        Overload::ServiceUnavailable => {
+            head.status = match rejected.limit {
+                LimitReached::Total => StatusCode::SERVICE_UNAVAILABLE,
+                LimitReached::Key => StatusCode::TOO_MANY_REQUESTS,
+            };
+            let seconds = delay.as_secs_f64().ceil() as u64;
+            head.headers.insert(RETRY_AFTER, seconds.into());
+            head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+            let text = match rejected.limit {
+                LimitReached::Total => "the limit of open event streams is reached; try again later",
+                LimitReached::Key => "your limit of open event streams is reached; close one, or try again later",
+            };
+            ResponseBody::replaced(body, Bytes::from_static(text.as_bytes()))
+        }
+        Overload::RetryLater => {
+            head.status = StatusCode::OK;
+            headers::complete(&mut head.headers);
+            ResponseBody::replaced(body, retry_line(delay))
+        }
+    };
+    head.extensions.remove::<LayerHandle>();
+    head.extensions.insert(rejected);
+    Response::from_parts(head, body)
+}
+
+/// Replaces the response of an inner layer to a request over its limit, if settings are unset there
+/// and set in this layer.
+pub(crate) fn reject_again<B: Body>(
+    mut response: Response<B>,
+    mut rejected: Rejected,
+    outer: &Settings,
+) -> Response<ResponseBody<B>> {
+    if !rejected.settings.inherit(outer) {
+        return response.map(ResponseBody::untouched);
+    }
+    for of_the_rejection in [RETRY_AFTER, CACHE_CONTROL, CONTENT_TYPE] {
+        response.headers_mut().remove(of_the_rejection);
+    }
+    reject(response, rejected)
+}
