@@ -256,7 +256,7 @@ impl Identity {
             state = stream.state_or_create(true).await?;
             verdict = compare(stream, &known, &state).await?;
         }
-        let mark = last_mark(stream).await?;
+        let mark = mark_of(stream, &state).await?;
         let another = match verdict {
             // An older mark changes nothing: the known mark may have been deleted since.
             Verdict::Same => mark.filter(|mark| mark.sequence > known.mark),
@@ -347,7 +347,7 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
 
 /// Finds the log of a stream that this node does not know yet. Begins a log if the stream has none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
-    if let Some(mark) = last_mark(stream).await? {
+    if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
     }
     // If the oldest messages were removed, the mark was probably removed with them, and the last
@@ -388,6 +388,14 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
         )
         .into()
     })
+}
+
+/// Returns the newest mark of a stream in this state.
+///
+/// nats-server 2.9 crashes at a request for a message of a stream that another node is creating. Such
+/// a stream is reported as empty, so an empty stream gets no request.
+async fn mark_of(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
+    if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
 }
 
 async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
