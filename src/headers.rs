@@ -83,7 +83,8 @@ pub(crate) fn vary_by_accept(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns whether the client closes the connection after the response (RFC 9112, §9.6).
+/// Returns whether the headers contain `Connection: close`, so that the connection closes after the
+/// response (RFC 9112, §9.6).
 pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
     has_directive(headers, CONNECTION, "close")
 }

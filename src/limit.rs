@@ -225,7 +225,7 @@ impl fmt::Debug for Limit {
     }
 }
 
-/// The permit of one stream. Dropping it releases the permit.
+/// The permission for one stream to be open under a limit. Dropping it frees its place.
 pub(crate) enum Permit {
     All(Arc<Slots>),
     Per(Arc<KeyedSlots>, u64),

@@ -61,7 +61,8 @@ use tokio_stream::{Empty, Stream};
 #[must_use = "a stream does nothing until it is returned as a response"]
 pub struct SseStream<S> {
     stream: S,
-    /// The settings of the handler. They are in a box because most streams have none.
+    /// The settings that the handler has made for this stream. They are in a box because most
+    /// handlers make none.
     options: Option<Box<Options>>,
     preamble: Preamble,
 }
@@ -69,9 +70,10 @@ pub struct SseStream<S> {
 impl<S> SseStream<S> {
     /// Creates a response from a stream of events.
     ///
-    /// The response of a [`Subscription`](crate::hub::Subscription) begins with the cursor, and is
-    /// `204 No Content` if the client has received everything. Adapters such as `map` or `merge`
-    /// [keep both](crate::hub::Subscription#adapters).
+    /// The response of a [`Subscription`](crate::hub::Subscription) begins with an event that
+    /// contains the cursor, the id at which the client resumes. If the client has received all
+    /// events of finished topics, the response is `204 No Content` instead. Adapters such as `map` or
+    /// `merge` [keep the cursor and the 204](crate::hub::Subscription#adapters).
     pub fn new(stream: S) -> Self
     where
         S: Stream + Send + 'static,

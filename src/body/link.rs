@@ -59,7 +59,7 @@ pub(crate) struct LinkState {
 
 /// The body's end of the hand-over. Where only one setting can apply, the innermost layer wins.
 pub(crate) enum LayerLink {
-    /// The response is still passing through layers.
+    /// The response is still passing through layers, which can change the settings of the stream.
     Open(Arc<Mutex<LinkState>>),
     /// The body was polled, so its settings do not change any more.
     Closed(AppliedLayers),

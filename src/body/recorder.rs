@@ -105,7 +105,7 @@ impl Recording {
         StreamRecorder::new(on_close(), layers, trace::Span::none(), metrics::Stream::none())
     }
 
-    /// Returns the settings of the innermost layer, after the first poll has begun.
+    /// Returns the settings of the innermost layer, or `None` until the body is first polled.
     pub(super) fn settings(&self) -> Option<&Settings> {
         self.link.settings()
     }

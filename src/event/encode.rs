@@ -79,7 +79,7 @@ impl Wire {
         Self { buffer, start: ROOM_FOR_FIELDS }
     }
 
-    /// Writes a line in front of the other lines.
+    /// Inserts the line `prefix` + `value` before the other lines of the event.
     #[inline]
     pub(super) fn prepend<const N: usize>(mut self, prefix: &'static [u8; N], value: &[u8]) -> Self {
         let length = N + value.len() + 1;

@@ -242,7 +242,7 @@ impl Core {
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a subscription that has left its topics.
+    /// Decrements the number of open subscriptions.
     pub(super) fn left(&self) {
         self.subscriptions.fetch_sub(1, Ordering::Relaxed);
     }

@@ -18,8 +18,7 @@ pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     Some(runtime.spawn(expire(Arc::downgrade(core))).abort_handle())
 }
 
-/// The body of the task. It runs until no event is left that can expire, or until the hub is
-/// dropped.
+/// Removes expired events until no event is left that can expire, or until the hub is dropped.
 async fn expire(core: Weak<Core>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;

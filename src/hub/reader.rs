@@ -128,8 +128,9 @@ impl Reader {
         }
     }
 
-    /// Finds the position of the topic's next event, or registers the waker if there is none.
-    /// Returns `Err` with a step that has to be handled first.
+    /// Looks for the topic's next event after the cursor. Stores its position in `next`, or registers
+    /// the waker if there is no such event. Returns `Err` with a step that the caller must return
+    /// first.
     fn peek(&mut self, cursor: Position, waker: &Waker) -> Result<(), Step> {
         if self.next.is_some() || self.waits() {
             return Ok(());

@@ -130,8 +130,9 @@ impl Topic {
     /// Publishes events without other events between them and with one wake-up. Returns the id of
     /// the last event, or `None` if there are no events.
     ///
-    /// In memory, this applies to each 1,000 events. Between them, other publishers have their turn,
-    /// so a large batch does not block them. The events of the batch stay in order.
+    /// In memory, a batch is published in blocks of 1,000 events. Each block is contiguous and causes
+    /// one wake-up. Other publishers can publish between the blocks, so a large batch does not block
+    /// them. The events of the batch stay in order.
     ///
     /// The iterator is read to its end before the first event is added. If there are more events
     /// than the topic retains, live subscribers get a gap for the oldest events.

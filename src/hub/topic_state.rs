@@ -46,7 +46,7 @@ impl TopicState {
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
     }
 
-    /// Creates a topic outside of the registry whose one subscription ends at once.
+    /// Creates a topic that is not in the registry. Its only subscription ends immediately.
     pub(super) fn shut_down() -> Self {
         let topic = Self::new("".into(), Position::START);
         let mut contents = topic.lock();

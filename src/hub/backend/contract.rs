@@ -24,7 +24,7 @@ use super::{Appended, Backend, Bounds, Position, Record, RecordKind};
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::timeout;
 
-/// The time limit of a request that has to succeed.
+/// The time limit for a request that has to succeed.
 const SOON: Duration = Duration::from_secs(20);
 /// The time that a check waits before it concludes that nothing happens.
 const A_WHILE: Duration = Duration::from_millis(200);
@@ -46,7 +46,7 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(records_are_read_as_they_were_added(&open("records", PLENTY).await)).await;
     Box::pin(positions_rise(&open("positions", PLENTY).await)).await;
     Box::pin(a_long_log_is_read_in_pages(&open("pages", PLENTY).await)).await;
-    Box::pin(who_follows_waits_and_loses_nothing_by_being_dropped(&open("follow", PLENTY).await)).await;
+    Box::pin(dropping_follow_loses_no_record(&open("follow", PLENTY).await)).await;
     Box::pin(all_have_one_order([open("order", PLENTY).await, open("order", PLENTY).await])).await;
     Box::pin(concurrent_appends_share_no_position(async || open("concurrent", PLENTY).await)).await;
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
@@ -128,7 +128,7 @@ async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
 }
 
 /// `follow` waits for a record. Dropping its future loses no record.
-async fn who_follows_waits_and_loses_nothing_by_being_dropped<B: Backend>(log: &B) {
+async fn dropping_follow_loses_no_record<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").last;
     assert!(timeout(A_WHILE, log.follow(begin)).await.is_err(), "there is nothing yet, so it waits");
     let mut after = begin;

@@ -163,7 +163,7 @@ impl IdFormat {
     pub(in crate::hub) const MAX_SEQUENCE: u64 = (1 << Self::SEQUENCE_BITS) - 1;
 }
 
-/// The result of an append: the epoch and the position of the stored records.
+/// The result of an append: the epoch of the log, and the position of the last stored record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     /// The [`Bounds::epoch`] of the log that stored the records.

@@ -232,7 +232,7 @@ impl BackendClient {
         }
     }
 
-    /// Appends events of one topic, and returns the id of the last event.
+    /// Appends events to one topic, and returns the id of the last event.
     pub(in crate::hub) async fn publish(
         &self,
         topic: &Arc<str>,

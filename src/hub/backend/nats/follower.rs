@@ -105,7 +105,7 @@ impl Follower {
         self.source = Source::Starting(Box::pin(starting), failures);
     }
 
-    /// Waits for the next page, with at least one message. Cancel safe: dropping the future loses
+    /// Waits for the next page, which contains at least one message. Cancel safe: dropping the future loses
     /// no message.
     pub(super) async fn page(
         &mut self,

@@ -55,7 +55,7 @@ pub(super) struct KnownLog {
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
     /// The sequence of the newest mark (a message that identifies the log) that this node has read.
-    /// 0 if retention had removed the mark.
+    /// 0 if retention had removed the mark before.
     pub(super) mark: u64,
     /// The sequence of the last message before `mark` that is not a mark. If `mark` begins the log,
     /// this is the sequence of `mark` itself.

@@ -7,7 +7,7 @@ use super::{
 use crate::BoxError;
 pub use redis::Value;
 
-/// Returns the position of an id.
+/// Returns the position in the log of an entry with this id, or `None` if the id is not valid.
 pub fn position(id: &[u8]) -> Option<Position> {
     entry_id::position(id)
 }

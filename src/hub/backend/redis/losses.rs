@@ -7,8 +7,8 @@ use std::{
     mem,
 };
 
-/// The maximum number of acknowledged positions that the follower has not read yet. Beyond this
-/// limit, the oldest positions are forgotten.
+/// The maximum number of positions that Redis has acknowledged and the follower has not read yet.
+/// Beyond this limit, the oldest positions are dropped, and their loss is not detected.
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
 /// The maximum number of remembered runs of positions that the follower has read. A run has about
@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    /// Returns a value that has read the positions 1 to 3.
+    /// Creates the state of a follower that has read the positions 1 to 3.
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(at(0));
