@@ -8,10 +8,10 @@ use std::time::Duration;
 /// bytes.
 ///
 /// Proxies and load balancers close silent connections, often after 30 or 60 seconds. If a client
-/// closes its connection, the server usually detects it immediately. In two cases the server detects
-/// it only when it writes to the connection: the client has lost its network, or the client had sent
-/// more bytes on an HTTP/1 connection, such as a second request. The default is a comment every 15
-/// seconds, as the HTML standard advises ([§9.2.7, "Authoring notes"][notes]).
+/// closes its connection, the server usually detects it immediately. In two cases the server
+/// detects it only when it writes to the connection: the client has lost its network, or the client
+/// had sent more bytes on an HTTP/1 connection, such as a second request. The default is a comment
+/// every 15 seconds, as the HTML standard advises ([§9.2.7, "Authoring notes"][notes]).
 ///
 /// # Examples
 ///

@@ -154,8 +154,8 @@ impl EventName {
 
 /// The id of an event, which a client sends back as `Last-Event-ID` when it reconnects.
 ///
-/// An event id contains no control character (U+0000 to U+001F and U+007F to U+009F), such as CR, LF
-/// or NUL. The client sends the id back in a header, and servers reject a request with a control
+/// An event id contains no control character (U+0000 to U+001F and U+007F to U+009F), such as CR,
+/// LF or NUL. The client sends the id back in a header, and servers reject a request with a control
 /// character in a header. White space at the ends of a header value is removed, so an id should not
 /// begin or end with a space.
 ///
@@ -396,7 +396,7 @@ field!(EventId);
 
 impl EventId {
     /// Creates an id from bytes that a client has sent. If they are not a valid id, returns `Err`
-    /// with an id from the beginning of the bytes, in which U+FFFD replaces invalid characters.
+    /// with an id from the beginning of the bytes. U+FFFD replaces their invalid characters.
     pub(crate) fn from_client(bytes: &[u8]) -> Result<Self, Self> {
         let text = std::str::from_utf8(bytes).ok();
         if let Some(id) = text.and_then(|text| Self::new(text).ok()) {

@@ -87,9 +87,9 @@ pub enum ErrorKind {
     ///
     /// At most 8 history reads of a node run at the same time. Up to 1,024 different reads run or
     /// wait. Clients that need the same read share it. A subscription that needs another read gets
-    /// this error. The client has lost nothing: it can reconnect with the same id. If the hub retains
-    /// more events ([`max_events`](super::Builder::max_events) and its siblings), fewer clients
-    /// need the backend.
+    /// this error. The client has lost nothing: it can reconnect with the same id. If the hub
+    /// retains more events ([`max_events`](super::Builder::max_events) and its siblings), fewer
+    /// clients need the backend.
     ///
     /// Only subscribing returns this error. An open subscription that has to read history waits,
     /// and retries after 200 to 400 ms.

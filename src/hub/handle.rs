@@ -88,8 +88,8 @@ impl Hub {
     /// [last event](crate::SseStream::end_with), and with a reconnect delay, as in a
     /// [shutdown of its layer](crate::SseLayer::shutdown). Undelivered events are dropped. Clients
     /// reconnect with the last id that they received. A client that reaches this process again gets
-    /// the same short response, with status 200, because any other status stops an `EventSource` for
-    /// good. Calling this again has no effect.
+    /// the same short response, with status 200, because any other status stops an `EventSource`
+    /// for good. Calling this again has no effect.
     ///
     /// A server that shuts down gracefully needs this method or the shutdown of the layer. The
     /// layer also ends streams without a hub, and can send a shutdown event.

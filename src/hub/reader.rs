@@ -128,9 +128,9 @@ impl Reader {
         }
     }
 
-    /// Looks for the topic's next event after the cursor. Stores its position in `next`, or registers
-    /// the waker if there is no such event. Returns `Err` with a step that the caller must return
-    /// first.
+    /// Looks for the topic's next event after the cursor. Stores its position in `next`, or
+    /// registers the waker if there is no such event. Returns `Err` with a step that the caller
+    /// must return first.
     fn peek(&mut self, cursor: Position, waker: &Waker) -> Result<(), Step> {
         if self.next.is_some() || self.waits() {
             return Ok(());

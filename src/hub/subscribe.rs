@@ -162,6 +162,7 @@ impl Core {
         }
         Ok(Some(subscription))
     }
+
     /// Adds a subscriber to some of its topics.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(

@@ -94,7 +94,7 @@ pub struct Subscription {
     subscribed_at: Position,
     /// The item that is yielded before all events.
     pub(super) first_item: Option<Box<EncodedEvents>>,
-    /// The gap event with which the subscription begins. It is yielded instead of `first_item`.
+    /// The gap event at the beginning of the subscription. It is yielded instead of `first_item`.
     pub(super) gap_event: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
     /// The replay, which reads events from the backend that the topics have evicted. `None` if
@@ -475,8 +475,7 @@ impl Stream for Subscription {
                     if !this.has_control_events {
                         continue;
                     }
-                    let cursor = Event::checkpoint(this.cursor()).event("hub-cursor");
-                    Poll::Ready(Some(Ok(EncodedEvents::from_parts(cursor.encode(), 0))))
+                    Poll::Ready(Some(Ok(EncodedEvents::from_parts(this.cursor_event().encode(), 0))))
                 }
                 Step::Wait => Poll::Pending,
                 Step::Shutdown => Poll::Ready(Some(Err(this.fail(SubscriptionError::Shutdown)))),

@@ -105,8 +105,8 @@ impl Follower {
         self.source = Source::Starting(Box::pin(starting), failures);
     }
 
-    /// Waits for the next page, which contains at least one message. Cancel safe: dropping the future loses
-    /// no message.
+    /// Waits for the next page, which contains at least one message. Cancel safe: dropping the
+    /// future loses no message.
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,

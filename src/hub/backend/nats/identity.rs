@@ -392,8 +392,8 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
 
 /// Returns the newest mark of a stream in this state.
 ///
-/// nats-server 2.9 crashes at a request for a message of a stream that another node is creating. Such
-/// a stream is reported as empty, so an empty stream gets no request.
+/// nats-server 2.9 crashes at a request for a message of a stream that another node is creating.
+/// Such a stream is reported as empty, so an empty stream gets no request.
 async fn mark_of(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
 }

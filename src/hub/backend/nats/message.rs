@@ -17,8 +17,8 @@ use std::{borrow::Cow, sync::Arc};
 /// the number of an event in the message.
 pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
-/// The maximum length of a subject in bytes. A NATS server closes the connection of a client that sends
-/// a protocol line of more than 4,096 bytes, and the line contains the subject.
+/// The maximum length of a subject in bytes. A NATS server closes the connection of a client that
+/// sends a protocol line of more than 4,096 bytes, and the line contains the subject.
 const MAX_SUBJECT_BYTES: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
