@@ -5,6 +5,7 @@
 //! option of the client's own socket drops its packets.
 #![cfg(target_os = "linux")]
 
+mod pinned_events;
 mod stalled_clients;
 mod timeouts;
 
