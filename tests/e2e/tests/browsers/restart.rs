@@ -2,11 +2,12 @@
 
 use crate::{
     in_every_engine,
-    page::{self, Page, message},
+    page::{self, Page, SOON, message},
     requests::{self, Requests},
 };
-use axum::{Router, extract::State, middleware, routing::get};
-use e2e::{Engine, Message, Server};
+use axum::{Router, extract::State, http::StatusCode, middleware, response::Html, routing::get};
+use e2e::{Engine, Message, Server, eventually};
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ in_every_engine! {
     server_restart_is_a_gap_then_new_events,
     retained_events_resume_without_gap_or_repetition,
     cursor_resumes_a_page_before_its_first_event,
+    page_code_of_the_guide_survives_503_during_a_deploy,
 }
 
 const FEED: &str = "/feed";
@@ -151,4 +153,48 @@ async fn cursor_resumes_a_page_before_its_first_event(engine: Engine) {
     assert_eq!(received, [one, two, message("message", &three, "three")], "a new client gets no earlier event");
     let ids: Vec<_> = requests.to(FEED).iter().map(|request| request.last_event_id().map(<[u8]>::to_vec)).collect();
     assert_eq!(ids, [None, Some(before.into_bytes())], "the page reconnects with its first cursor");
+}
+
+/// A proxy without a running server answers 503, which closes an `EventSource` for good.
+async fn page_code_of_the_guide_survives_503_during_a_deploy(engine: Engine) {
+    let guide = include_str!("../../../../docs/production.md");
+    let code = guide.split_once("```js").expect("the guide has page code").1;
+    let code = code.split_once("```").expect("the code ends").0;
+    let html = format!(
+        "<!doctype html><meta charset=utf-8><link rel=icon href=data:,>
+        <script>window.shown = []; const show = (data) => shown.push(data);{code}</script>"
+    );
+    let topic = Hub::new().topic("news");
+    let app = || {
+        Router::new()
+            .route("/", get(Html(html.clone())))
+            .route("/events", get(feed))
+            .with_state(topic.clone())
+            .layer(SseLayer::new().retry(Duration::from_millis(200)))
+    };
+    let server = Server::start(app());
+    let page = Page::open(engine, &server.url("/")).await;
+    let shown_is = async |expected: serde_json::Value| {
+        let shown = page.eval("shown").await;
+        if shown == expected { Ok(()) } else { Err(shown) }
+    };
+    publish(&topic, "one").await;
+    eventually(SOON, "the first event", async || shown_is(json!(["one"])).await).await;
+
+    let port = server.stop().await;
+    publish(&topic, "two").await;
+    let requests = Requests::default();
+    let unavailable = Router::new()
+        .route("/events", get(StatusCode::SERVICE_UNAVAILABLE))
+        .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
+    let proxy = Server::start_at(port, unavailable);
+    // The second request is of another `EventSource`, which the page has created.
+    eventually(SOON, "two requests", async || match requests.count("/events") {
+        0 | 1 => Err(requests.count("/events")),
+        more => Ok(more),
+    })
+    .await;
+    let port = proxy.stop().await;
+    let _server = Server::start_at(port, app());
+    eventually(SOON, "the event that the page has missed", async || shown_is(json!(["one", "two"])).await).await;
 }
