@@ -47,6 +47,20 @@ impl Cluster {
         leader.strip_prefix("server-").and_then(|n| n.parse().ok()).expect("the leader is one of the servers")
     }
 
+    /// Waits until a server of the cluster answers for the stream.
+    ///
+    /// The stream can be gone until the cluster has a leader again. A server that has restarted
+    /// without its disk delays the election, because it asks for votes with an empty log. The
+    /// others refuse, and each refusal costs one more election timeout of 4 to 9 seconds.
+    pub(crate) async fn wait_for_stream(&self, server: usize) {
+        let admin = admin(&self.servers[server].url()).await;
+        let begin = Instant::now();
+        while !matches!(timeout(Duration::from_secs(1), admin.get_stream("tower-sse")).await, Ok(Ok(_))) {
+            assert!(begin.elapsed() < 6 * SOON, "the cluster elects no leader, or does not create the stream");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until a server sees that all replicas of the stream are current.
     async fn wait_for_replicas(&self, server: usize) {
         let admin = admin(&self.servers[server].url()).await;

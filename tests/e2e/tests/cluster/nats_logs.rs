@@ -255,6 +255,7 @@ async fn cluster_server_without_its_disk_begins_another_log() {
         fs::remove_dir_all(entry.path()).expect("the server responds");
     }
     cluster.servers[leader].restart().await;
+    cluster.wait_for_stream((leader + 1) % 3).await;
     traffic.check("a server of a cluster has lost its disk").await;
 }
 
