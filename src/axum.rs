@@ -56,7 +56,8 @@ impl IntoResponse for crate::JsonError {
     }
 }
 
-/// The same as [`SseStream::new`] with the subscription.
+/// Returns the response of an [`SseStream`] that is created from the subscription with
+/// [`SseStream::new`].
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Subscription {
     fn into_response(self) -> Response {

@@ -7,7 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// panic.
 ///
 /// In a `drop` during unwinding, a second panic would abort the process. Elsewhere, a panic would
-/// end the follower of a node, and the callbacks and wakers after this one would not be called.
+/// end the task that runs the callback (in a hub, the task that follows the log), and the callbacks
+/// and wakers after this one would not be called.
 pub(crate) fn contain_panic(callback: &'static str, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
         trace::callback_panicked(callback);

@@ -11,7 +11,8 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// The header that disables the buffering of a response in nginx and some other proxies.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Adds missing headers, and completes present headers.
+/// Adds the headers of an event stream that are missing, and adds missing directives to those that
+/// are present, such as `no-transform` to `Cache-Control`.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     match headers.get(CONTENT_TYPE) {
         // Written in lower case, because many compressors compare only the first bytes of the
@@ -29,7 +30,7 @@ pub(crate) fn complete(headers: &mut HeaderMap) {
     headers.entry(X_ACCEL_BUFFERING).or_insert(HeaderValue::from_static("no"));
 }
 
-/// Returns whether a `Content-Type` is that of an event stream, in any case and with any
+/// Returns whether a `Content-Type` is `text/event-stream`, in upper or lower case and with any
 /// parameters.
 #[inline]
 pub(crate) fn is_event_stream(content_type: &HeaderValue) -> bool {
@@ -48,8 +49,8 @@ pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether one of these media ranges is the type of event streams, with a weight above 0.
-/// The search looks for hyphens, because it runs for every request, and most headers have one
-/// hyphen or none.
+/// The search runs for every request, so it looks for the hyphen of `text/event-stream`: most
+/// `Accept` headers have one hyphen or none.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {
@@ -63,8 +64,9 @@ fn has_event_stream(ranges: &[u8]) -> bool {
     })
 }
 
-/// Returns whether an `Accept` header has no other concrete media type than that of event streams.
-/// Ranges such as `*/*`, and types with a weight of 0, are not concrete.
+/// Returns whether the only concrete media type of the `Accept` header is `text/event-stream`.
+/// Ranges such as `*/*`, and types with a weight of 0, do not count as concrete. Without
+/// `text/event-stream`, the result is `false`.
 pub(crate) fn is_only_event_stream_accepted(headers: &HeaderMap) -> bool {
     items(headers, ACCEPT).all(|range| {
         let mut parts = range.split(|&byte| byte == b';');
@@ -90,7 +92,8 @@ pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether the body has a `Content-Encoding`, so that additional bytes would corrupt it.
-/// `none` is not a registered coding, but a widespread way to disable compressors.
+/// `identity` and `none` do not count. `none` is not a registered coding, but a widespread way to
+/// disable compressors.
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     items(headers, CONTENT_ENCODING).any(|coding| {
         let is_identity = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());

@@ -10,17 +10,18 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// The pause before an error. hyper's largest buffer (about 400 KiB) reaches a reading client
-/// within this time. For a client that waits for the error, the pause is short.
+/// The pause before an error is returned. It is long enough for a client that reads to receive what
+/// hyper buffers (at most about 400 KiB), and short enough for a client that waits for the end of
+/// the stream.
 const FLUSH_DELAY: Duration = Duration::from_millis(250);
 
 /// Delays an error of the body, so that the transport can send its buffers first.
 ///
-/// hyper drops its buffers when a body fails: over HTTP/1 with the connection, over HTTP/2 when it
-/// resets the stream. Over HTTP/1, hyper flushes the buffers when the body returns `Pending` once.
-/// Over HTTP/2, the task of the connection writes them, possibly on another thread. A body cannot
-/// observe whether that task has run, even if it yields several times. So the body waits for a
-/// fixed time.
+/// hyper drops its buffers when a body fails. Over HTTP/1, it closes the connection. Over HTTP/2,
+/// it resets the stream. Over HTTP/1, hyper flushes the buffers when the body returns `Pending`
+/// once. Over HTTP/2, the task of the connection writes them, possibly on another thread. A body
+/// cannot observe whether that task has run, even if it yields several times. So the body waits for
+/// a fixed time.
 #[derive(Default)]
 pub(super) enum FlushDelay {
     #[default]

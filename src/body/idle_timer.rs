@@ -9,8 +9,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Measures the silence of one stream.
 ///
-/// The timer is allocated when the stream is silent for the first time. So a stream that ends
-/// before that never has a timer, and a body is `Unpin` if its stream is `Unpin`.
+/// The timer is on the heap. It is allocated when the stream is silent for the first time, so a
+/// stream that ends before that never allocates one. A body with a timer on the heap is `Unpin` if
+/// its stream is `Unpin`.
 #[derive(Debug, Default)]
 pub(super) struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,
@@ -20,7 +21,8 @@ pub(super) struct IdleTimer {
 }
 
 impl IdleTimer {
-    /// Ends the silence, because bytes are sent now. An event has no other cost for the timer.
+    /// Ends the silence, because bytes are sent now. This assignment is all that an event costs: it
+    /// neither reads the clock nor registers a timer.
     #[inline]
     pub(super) fn reset(&mut self) {
         self.silent_since = None;

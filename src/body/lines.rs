@@ -26,16 +26,18 @@ impl LineTracker {
         matches!(self.last, b'\n' | b'\r')
     }
 
-    /// Returns whether the last line ended in a CR. An LF that follows would belong to its end.
+    /// Returns whether the last line ended in a CR. If the next byte is an LF, it belongs to the
+    /// same line end.
     pub(super) fn is_after_cr(&self) -> bool {
         self.last == b'\r'
     }
 }
 
-/// Counts the events of an upstream stream, and tracks whether its current event is incomplete.
+/// Counts the events of an upstream stream (a stream of an inner service whose bytes a layer passes
+/// on), and tracks whether its current event is incomplete.
 ///
-/// Reads every line, so it is used only for streams that are recorded, and for streams whose
-/// heartbeat is an event.
+/// It reads every line. So it is used only for streams whose events a layer counts, and for streams
+/// whose heartbeat is an event.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
     /// The number of bytes of a byte order mark that were seen at the beginning of the stream.
@@ -69,7 +71,7 @@ impl LineStart {
         self.bytes[..self.length].first().copied()
     }
 
-    /// Returns whether a complete line is a `data` field.
+    /// Returns whether the line is a `data` field. Call it only at the end of a line.
     fn is_data(&self) -> bool {
         matches!(&self.bytes[..self.length], b"data" | b"data:")
     }
@@ -82,7 +84,8 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// At least one of these events has data, so a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offset after the last line in the chunk that leaves no event incomplete.
+    /// The offset in the chunk after the last line end at which no event is incomplete. `None` if
+    /// there is no such line end in the chunk.
     pub(super) complete_up_to: Option<usize>,
 }
 

@@ -39,7 +39,8 @@ impl AppliedLayer {
         }
     }
 
-    /// Returns whether the layer limits, ends or observes the stream.
+    /// Returns whether the layer needs a recorder of the stream, because it limits, ends or
+    /// observes streams.
     pub(crate) fn is_recorded(&self) -> bool {
         let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
         shutdown.is_some() || max_lifetime.is_some() || on_close.is_some() || !self.permits.is_empty()
@@ -49,7 +50,7 @@ impl AppliedLayer {
 /// The layers that a response has passed through, from the innermost to the outermost.
 type AppliedLayers = Option<Box<Vec<AppliedLayer>>>;
 
-/// The state that a body shares with its handle.
+/// The state that a body shares with the layers around it.
 #[derive(Default)]
 pub(crate) struct LinkState {
     /// The span that was current when the response was created.
@@ -57,7 +58,8 @@ pub(crate) struct LinkState {
     layers: AppliedLayers,
 }
 
-/// The body's end of the hand-over. Where only one setting can apply, the innermost layer wins.
+/// The body's side of the link through which layers give it their settings. If several layers set a
+/// value that can be set only once, the value of the innermost layer applies.
 pub(crate) enum LayerLink {
     /// The response is still passing through layers, which can change the settings of the stream.
     Open(Arc<Mutex<LinkState>>),
@@ -114,8 +116,8 @@ impl LayerLink {
     }
 }
 
-/// The layers' end of the hand-over. It holds a weak reference, because a middleware may drop the
-/// body and keep the extensions.
+/// The layers' side of the link. The link is in the extensions of the response. It holds a weak
+/// reference, because a middleware may drop the body and keep the extensions.
 #[derive(Clone)]
 pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 

@@ -37,7 +37,8 @@ type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
 
 type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
-/// A body whose life is recorded.
+/// A body that reports its first poll, its frames and its end to a recorder, for metrics, spans,
+/// limits and `on_close`.
 pub(super) trait RecordedBody {
     type Error;
 
@@ -78,8 +79,8 @@ pub(super) fn poll_recorded<B: RecordedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The part of a body that serves its layers: the link to their settings, and the recorder of the
-/// stream.
+/// The part of a body that belongs to the layers around it: the link to their settings, and the
+/// recorder of the stream.
 pub(super) struct Recording {
     link: LayerLink,
     /// The recorder. Set by the first poll if something has to be recorded.
@@ -98,8 +99,9 @@ impl Recording {
         }
     }
 
-    /// Returns the recorder of a body that is dropped before its first poll. It does not count as a
-    /// stream in metrics and spans, but `on_close` runs when the recorder is dropped.
+    /// Returns the recorder of a body that is dropped before its first poll. Such a body does not
+    /// count as a stream in metrics and spans. Its `on_close` callback runs when the recorder is
+    /// dropped.
     pub(super) fn close_unpolled(&mut self, on_close: impl FnOnce() -> Option<OnClose>) -> Option<Box<StreamRecorder>> {
         let (_, layers) = self.link.close()?;
         StreamRecorder::new(on_close(), layers, trace::Span::none(), metrics::Stream::none())

@@ -61,8 +61,9 @@ struct Failure {
 /// that other tasks of the thread have a turn.
 ///
 /// A server such as hyper polls a body that is always ready until the socket is full or the budget
-/// of its task is used up. That can be more than 100 frames of 1,000 small events each. With 64
-/// items, other tasks wait about as long as with one event per frame.
+/// of its task is used up. That can be more than 100 frames of 1,000 small events each, during
+/// which no other task of the thread runs. With 64 items, other tasks wait no longer than with a
+/// body that returns one event per frame.
 const MAX_ITEMS_PER_TURN: usize = 64;
 
 pin_project! {
@@ -71,9 +72,9 @@ pin_project! {
     /// stream bytes.
     ///
     /// Events that are ready at the same time become one frame of up to about 16 KiB. An event that
-    /// is ready alone is a frame at once. Events of 4 KiB or more are not copied into a frame with
-    /// others, and no event is ever split. The body ends when the stream ends, and never polls the
-    /// stream again after that. Dropping the body drops the stream.
+    /// is ready alone becomes a frame immediately. Events of 4 KiB or more are not copied into a
+    /// frame with others, and no event is ever split. The body ends when the stream ends, and never
+    /// polls the stream again after that. Dropping the body drops the stream.
     ///
     /// After 64 items without a pause, the body is pending once, and other tasks of the thread have
     /// a turn.
@@ -259,8 +260,8 @@ where
 struct FrameBuilder {
     buffer: FrameBuffer,
     events: u64,
-    /// The frame postpones the heartbeat. A heartbeat that is an event is postponed only by frames
-    /// with an event that a client dispatches.
+    /// Whether the frame postpones the heartbeat. Any bytes postpone a heartbeat that is a comment.
+    /// Only an event that a client dispatches postpones a heartbeat that is an event.
     is_visible: bool,
 }
 
@@ -298,7 +299,7 @@ impl<S> Projection<'_, S> {
         }
     }
 
-    /// Adds the heartbeat to an invisible frame if the heartbeat is due.
+    /// Adds the heartbeat to a frame that does not postpone it, if the heartbeat is due.
     #[cold]
     fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let Some(heartbeat) = heartbeat(self.options, self.recording) else { return };

@@ -26,9 +26,10 @@ const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
-    /// If the response is an upstream event stream, this body adds heartbeats between its lines,
-    /// unless the stream is encoded. A layer can end the stream. The inner body is not polled again
-    /// after its end. Any other body passes unchanged.
+    /// An *upstream event stream* is one that the inner service has made without
+    /// [`SseStream`](crate::SseStream), for example the response of another server. Unless it has a
+    /// `Content-Encoding`, this body adds heartbeats between its lines. Layers can end it. The
+    /// inner body is not polled again after its end. Any other body passes unchanged.
     ///
     /// # Errors
     ///
@@ -63,7 +64,8 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Wraps the body of an encoded event stream. Layers can end it and observe it, but cannot add
-    /// bytes. With a closed link, no layer does, and the body keeps its length.
+    /// bytes. If the link is closed, no layer does either, so the size hint of the body stays
+    /// exact.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { recording: Recording::new(link), is_ended: false }))
     }

@@ -19,18 +19,20 @@ pub(super) const ID: &[u8; 4] = b"id: ";
 pub(super) const RETRY: &[u8; 7] = b"retry: ";
 pub(super) const COMMENT: &[u8; 2] = b": ";
 
-/// The number of bytes reserved in front of data that is set first. It is enough for an id, a name
-/// and a `retry` of usual length.
+/// The number of bytes that are reserved in front of the data, if the data is set before any other
+/// field. It is enough for an id, a name and a `retry` of usual length.
 const ROOM_FOR_FIELDS: usize = 64;
 
-/// The number of bytes that a field that is set first reserves for data and further fields.
+/// The number of bytes that are reserved for data and further fields, if another field is set
+/// before the data.
 const ROOM_FOR_DATA: usize = 256;
 
 /// The wire bytes of one event. The bytes are always a complete event: the last byte is the LF of
 /// the blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// The reserved space, followed by the event. Empty for an event without a field.
+    /// The reserved space, followed by the event. Empty for an event without a field, which is
+    /// encoded as nothing.
     buffer: Vec<u8>,
     start: usize,
 }
@@ -176,9 +178,9 @@ pub(crate) fn is_visible(events: &[u8]) -> bool {
 struct Lines<'a, const N: usize> {
     prefix: &'static [u8; N],
     text: &'a [u8],
-    /// The number of LF in the text.
+    /// The number of LFs in the text, including those of CRLF pairs.
     lf: usize,
-    /// The number of CR in the text.
+    /// The number of CRs in the text, including those of CRLF pairs.
     cr: usize,
     /// The number of CRLF pairs. A pair ends one line.
     crlf: usize,

@@ -81,8 +81,8 @@ pub(crate) struct Shortened<'a>(pub(crate) &'a str);
 impl<'a> Shortened<'a> {
     const CHARACTERS: usize = 64;
 
-    /// Returns the beginning of the text, with all characters that are displayed. An error stores
-    /// it instead of a long text.
+    /// Returns the beginning of the text, as long as the part that is displayed. An error stores it
+    /// instead of a long text.
     pub(crate) fn beginning(&self) -> &'a str {
         match self.0.char_indices().nth(Self::CHARACTERS + 1) {
             Some((end, _)) => &self.0[..end],

@@ -407,14 +407,15 @@ impl EventId {
         Err(Self(Text::checked(&text)))
     }
 
-    /// The maximum number of bytes of a malformed id that are stored. Ids of a hub are shorter.
+    /// The maximum number of bytes of a malformed id that are stored. Every id that a hub issues is
+    /// shorter.
     const MAX_MALFORMED: usize = 64;
 }
 
 #[cfg(feature = "hub")]
 impl EventId {
-    /// Truncates an id that is longer than any id of a hub. A client can send an id of any length,
-    /// and a gap event contains it.
+    /// Truncates an id that is longer than any id that a hub issues. A client can send an id of any
+    /// length, and the `gap` event that reports missing events to this client repeats the id.
     pub(crate) fn shortened(self) -> Self {
         let text = self.as_str();
         if text.len() <= Self::MAX_MALFORMED {

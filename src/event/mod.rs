@@ -87,8 +87,8 @@ impl Event {
     /// `format_args!`.
     ///
     /// The value is formatted into a thread-local buffer, so no `String` is allocated. If `data`
-    /// returns an error, the event has the text that was written before. Render a value that may
-    /// fail into a `String` first.
+    /// returns an error from its `fmt` method, the event has the text that was written before. If
+    /// formatting can fail, format into a `String` yourself and check the result.
     ///
     /// # Examples
     ///
@@ -190,7 +190,8 @@ impl Event {
 
     /// Returns the wire bytes of this event, including its blank line.
     ///
-    /// Clones share the bytes, so an event for many clients is encoded once.
+    /// Clones of the returned `Bytes` share their memory, so an event for many clients is encoded
+    /// once.
     #[inline]
     #[must_use]
     pub fn encode(self) -> Bytes {
@@ -223,16 +224,18 @@ impl Event {
     }
 }
 
-/// The methods that a hub uses to complete an event before and after its log assigns the id.
+/// The methods that a hub uses to encode an event in two steps: everything but the id before it
+/// appends the event to its log, and the id when the log has assigned it.
 #[cfg(feature = "hub")]
 impl Event {
-    /// Returns the name if a setter has set one. The data of an event without a name is not
-    /// searched.
-    pub(crate) fn set_name(&self) -> Option<&str> {
+    /// Returns the name if a setter has set one. Unlike the public getter, it does not search the
+    /// bytes of an event whose name was not set.
+    pub(crate) fn name_if_set(&self) -> Option<&str> {
         if self.fields & HAS_NAME == 0 { None } else { self.name() }
     }
 
-    /// Completes the event except for its id, which can still be set.
+    /// Adds everything that the event still needs to be dispatched, except for its id, which can
+    /// still be set.
     pub(crate) fn complete(self) -> Self {
         self.with_what_a_name_needs()
     }

@@ -245,7 +245,7 @@ impl Topic {
 
 /// Completes an event for publication. The log assigns the id later.
 fn complete(event: Event) -> Result<Event, Error> {
-    match event.set_name() {
+    match event.name_if_set() {
         Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),
         _ => Ok(event.without_id().complete()),
     }

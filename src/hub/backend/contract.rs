@@ -33,9 +33,10 @@ const PLENTY: usize = 100_000;
 
 /// Runs all checks, each on a log of its own.
 ///
-/// `open` connects to the log with this name, which is empty if the name is new. The log retains
-/// about as many records as the second argument. A check may open one name several times: each
-/// connection stands for another process.
+/// The first argument of `open` is the name of a log, and the second is the number of records that
+/// the log should retain, approximately. `open` connects to this log, and creates an empty one if
+/// the name is new. A check may open one name several times: each connection stands for another
+/// process.
 ///
 /// # Panics
 ///
@@ -52,7 +53,7 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
-/// An empty log retains nothing, and has evicted nothing after its end.
+/// An empty log retains nothing, and its eviction watermark is not beyond its last position.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
     assert_eq!(bounds.evicted_through, bounds.last, "an empty log ends where it begins");
@@ -188,8 +189,8 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
 }
 
-/// Appends that run at the same time, from two processes, return different positions. A process
-/// that connects later continues after them.
+/// Appends that run at the same time, from two processes, return different positions. What a
+/// process that connects later appends has greater positions.
 async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 16;

@@ -34,9 +34,9 @@ use std::sync::Arc;
 
 /// A log that outlives its readers.
 ///
-/// A [`Hub`](super::Hub) that is [connected](super::Builder::backend) to a backend is one hub in
-/// several processes. Each record of the log has a [`Position`]. Positions begin at 1 and increase,
-/// not necessarily by one. All topics share one order.
+/// All processes whose [`Hub`](super::Hub)s are [connected](super::Builder::backend) to one log
+/// share its topics and events, as if they were one hub. Each record of the log has a [`Position`].
+/// Positions begin at 1 and increase, not necessarily by one. All topics share one order.
 ///
 /// # Rules for every implementation
 ///
@@ -113,12 +113,13 @@ pub trait Backend: Send + Sync + 'static {
     /// first.
     fn append(&self, records: Vec<Record>) -> impl Future<Output = Result<Appended, BoxError>> + Send;
 
-    /// Returns one page of the records of these topics after a position, about a thousand.
+    /// Returns one page of the records of these topics that come after a position. A page has about
+    /// a thousand records.
     ///
     /// The call does not wait for new records. If the page ends before the log does,
     /// [`Page::through`] is greater than `after`, even if no record of the page is of these topics.
-    /// On the last page, `through` is the end of the log. It is smaller than `after` if the log
-    /// ends before `after`.
+    /// On the last page, `through` is the end of the log. So `through` is smaller than `after` only
+    /// if the whole log ends before `after`.
     fn read(&self, topics: &[Arc<str>], after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 
     /// Returns the next records of all topics after a position, in pages of about a thousand.
@@ -142,9 +143,9 @@ pub enum IdFormat {
     Positions,
     /// `<epoch>-<message>`, for a log of messages that contain several events.
     ///
-    /// Each message has 65,536 positions, and the last event of a message has the last position.
-    /// The id of an event before the last of its message is `<epoch>-<message>-<n>`, where `n`
-    /// counts the events that follow it in the message.
+    /// The last event of a message has the id `<epoch>-<message>`. An event before it has the id
+    /// `<epoch>-<message>-<n>`, where `n` is the number of events that follow it in the message.
+    /// Each message takes 65,536 positions, and its last event has the last of them.
     Messages,
     /// `<time>-<sequence>`, for a log whose positions are times in milliseconds with a sequence
     /// number of 20 bits. Times are never reused, so the ids contain no epoch.

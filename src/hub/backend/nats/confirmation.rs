@@ -14,10 +14,13 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// The time that a publisher waits for the follower after the server has acknowledged the message.
+/// The time that a publisher waits, after the server has acknowledged its message, until the
+/// follower (the task that reads the log) has received this message from the current log.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// The published messages whose publishers wait for a confirmation.
+/// The published messages whose publishers wait for a confirmation: the follower receives the
+/// message, which proves which log has stored it. The server's acknowledgement does not name the
+/// log.
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
@@ -25,7 +28,7 @@ pub(super) struct Confirmations {
     is_following: AtomicBool,
 }
 
-/// One message whose publisher waits for its confirmation.
+/// One message that waits for its confirmation.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
     identity: u64,
@@ -37,16 +40,16 @@ impl Confirmations {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a message that will be published with this id, and returns a handle that waits for
-    /// it.
+    /// Registers a message that will be published with this id. The returned handle waits for the
+    /// confirmation.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
         Pending { confirmations: self, identity, epoch }
     }
 
-    /// Notifies the publisher of a message that the follower has received from the log with this
-    /// epoch.
+    /// Confirms a message that the follower has received from the log with this epoch, if its
+    /// publisher waits for that.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {

@@ -46,7 +46,7 @@ pub(super) struct Follower {
     log: KnownLog,
     source: Source,
     losses: Losses,
-    /// The next message of the following page, if it has already arrived.
+    /// The first message of the next page, if it has already arrived.
     next: Option<Stored>,
     runtime: Handle,
 }

@@ -26,7 +26,7 @@ pub fn headers<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> HeaderMa
     HeaderMap::from_iter(valid.map(|field: (HeaderName, HeaderValue)| field))
 }
 
-/// Reads one message after a position.
+/// Decodes one message, as a read that begins after this position would.
 pub fn read(
     stream: &str,
     subject: &str,

@@ -23,7 +23,8 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// The maximum size of a message that is used as a witness. Each check fetches the whole message.
+/// The maximum size of a message that is used as a [`Witness`]. Each check of the witness fetches
+/// the whole message from the server.
 const MAX_WITNESS_BYTES: usize = 4096;
 
 /// The number of further checks if the stream seems to have lost its newest messages, and the pause
@@ -31,8 +32,9 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// predecessor had acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// A node that has found a log adds another mark of the same log after this time, unless there are
-/// newer messages.
+/// A node that has connected to an existing log adds another mark (a message that identifies the
+/// log) after this time, unless there are newer messages. The first mark could be old enough for
+/// retention to remove it.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again to a stream that does not respond. A
@@ -45,17 +47,18 @@ const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 /// The header with the id of the replaced log, in a mark that begins a log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// The header of a mark with the sequence of the last message before it that is not itself a mark.
+/// The header of a mark that has the sequence of the last event before the mark. Marks are not
+/// events.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The state of the log that a node knows.
+/// What a node knows about its log.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The id of the log: the payload of its mark.
+    /// The id of the log. It is the payload of each mark of the log.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
     /// The sequence of the newest mark (a message that identifies the log) that this node has read.
-    /// 0 if retention had removed the mark before.
+    /// 0 if retention had removed every mark before this node connected.
     pub(super) mark: u64,
     /// The sequence of the last message before `mark` that is not a mark. If `mark` begins the log,
     /// this is the sequence of `mark` itself.
