@@ -1,12 +1,13 @@
 //! The middleware, which completes any event stream.
 
 use crate::{
-    Event, Heartbeat, Overload, StreamSummary,
+    Event, Heartbeat, Overload, StreamRegistry, StreamSummary,
     body::{AppliedLayer, LayerHandle, LayerLink, ResponseBody},
     headers,
     heartbeat::HeartbeatSetting,
     limit::{Keys, Limit, LimitKey},
     metrics,
+    registry::Registration,
     rejection::{Rejected, reject, reject_again},
     settings::Settings,
     trace,
@@ -20,6 +21,7 @@ use http::{
 use http_body::Body;
 use pin_project_lite::pin_project;
 use std::{
+    hash::Hash,
     mem,
     pin::Pin,
     sync::Arc,
@@ -252,6 +254,35 @@ impl SseLayer {
         self.with(|settings| settings.when_full = Some(answer))
     }
 
+    /// Registers each stream under the key of its request, so that the application can
+    /// [end the streams of a key](StreamRegistry). A request whose key is `None` is not registered.
+    ///
+    /// The key is read from the head of every request, before the inner service sees the request.
+    /// The stream stays registered until its body is dropped. A response that is not an event
+    /// stream is removed from the registry when the inner service returns it.
+    pub fn register<K>(
+        self,
+        registry: &StreamRegistry<K>,
+        key: impl Fn(&Parts) -> Option<K> + Send + Sync + 'static,
+    ) -> Self
+    where
+        K: Hash + Eq + Clone + Send + Sync + 'static,
+    {
+        let registry = registry.clone();
+        let register = move |parts: &Parts| key(parts).map(|key| registry.register(key));
+        self.with(|settings| settings.registrars.push(Arc::new(register)))
+    }
+
+    /// Sets the time for which a stream that its handler has declared
+    /// [`finite`](crate::SseStream::finite) may continue after a [shutdown](Self::shutdown). If it
+    /// does not end by itself within this time, it ends like every other stream. By default, finite
+    /// streams end immediately, too.
+    ///
+    /// A client that connects after the shutdown also gets this time for a finite stream.
+    pub fn drain_timeout(self, time: Duration) -> Self {
+        self.with(|settings| settings.drain_timeout = Some(time))
+    }
+
     /// Calls `f` exactly once per stream, when its body is dropped: after its end, when the client
     /// is gone, or when the response was never sent. Rejected requests are not reported.
     ///
@@ -314,19 +345,22 @@ where
         let keep_connection = can_keep_connection(&request);
         let noted = trace::Request::of(&request);
         let mut keys = Keys::default();
-        if !self.settings.limits.is_empty() {
-            (request, keys) = with_keys(request, &self.settings.limits);
+        let mut registrations = Vec::new();
+        if self.settings.reads_head() {
+            (request, keys, registrations) = read_head(request, &self.settings);
         }
         let inner = self.inner.call(request);
-        ResponseFuture { inner, settings: Arc::clone(&self.settings), keys, noted, keep_connection, assumes, is_head }
+        let settings = Arc::clone(&self.settings);
+        ResponseFuture { inner, settings, keys, registrations, noted, keep_connection, assumes, is_head }
     }
 }
 
-/// Returns the request, and the keys of its stream.
-fn with_keys<B>(request: Request<B>, limits: &[Limit]) -> (Request<B>, Keys) {
+/// Returns the request, the keys of its stream, and its registrations.
+fn read_head<B>(request: Request<B>, settings: &Settings) -> (Request<B>, Keys, Vec<Registration>) {
     let (head, body) = request.into_parts();
-    let keys = Keys::of(&head, limits);
-    (Request::from_parts(head, body), keys)
+    let keys = Keys::of(&head, &settings.limits);
+    let registrations = settings.registrars.iter().filter_map(|registrar| registrar(&head)).collect();
+    (Request::from_parts(head, body), keys, registrations)
 }
 
 pin_project! {
@@ -337,6 +371,7 @@ pin_project! {
         inner: F,
         settings: Arc<Settings>,
         keys: Keys,
+        registrations: Vec<Registration>,
         noted: trace::Request,
         keep_connection: bool,
         // Set if a response without a content type counts as an event stream.
@@ -361,7 +396,9 @@ where
             } else if *this.is_head || !is_event_stream(&response, *this.assumes) {
                 response.map(ResponseBody::untouched)
             } else {
-                make_correct(response, *this.keep_connection, this.settings, this.keys, mem::take(this.noted))
+                let registrations = mem::take(this.registrations);
+                let request = mem::take(this.noted);
+                make_correct(response, *this.keep_connection, this.settings, this.keys, registrations, request)
             }
         })
     }
@@ -374,6 +411,7 @@ fn make_correct<B: Body>(
     keep_connection: bool,
     settings: &Arc<Settings>,
     keys: &Keys,
+    registrations: Vec<Registration>,
     request: trace::Request,
 ) -> Response<ResponseBody<B>> {
     let handle = response.extensions().get::<LayerHandle>().filter(|handle| handle.is_open()).cloned();
@@ -386,7 +424,7 @@ fn make_correct<B: Body>(
             return reject(response, Rejected { limit, settings: Settings::clone(settings) });
         }
     };
-    let layer = AppliedLayer::new(settings, permits, request);
+    let layer = AppliedLayer::new(settings, permits, registrations, request);
     let is_shut_down = settings.shutdown.as_ref().is_some_and(CancellationToken::is_cancelled);
     let headers = response.headers_mut();
     if !headers.contains_key(CONTENT_TYPE) {

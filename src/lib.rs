@@ -187,6 +187,7 @@ mod limit;
 mod metrics;
 mod preamble;
 mod random;
+mod registry;
 mod rejection;
 mod settings;
 #[cfg(feature = "socket")]
@@ -205,6 +206,7 @@ pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use limit::{LimitKey, Overload};
+pub use registry::{RegisteredStream, StreamRegistry};
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};

@@ -1,7 +1,11 @@
 //! The settings of a layer, their defaults, and the final bytes of a stream that follow from them.
 
-use crate::{Overload, StreamSummary, event::retry_line, heartbeat::HeartbeatSetting, limit::Limit, random};
+use crate::{
+    Overload, StreamSummary, event::retry_line, heartbeat::HeartbeatSetting, limit::Limit, random,
+    registry::Registration,
+};
 use bytes::Bytes;
+use http::request::Parts;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
@@ -16,14 +20,24 @@ pub(crate) struct Settings {
     pub(crate) max_lifetime: Option<Duration>,
     pub(crate) limits: Vec<Limit>,
     pub(crate) when_full: Option<Overload>,
+    pub(crate) drain_timeout: Option<Duration>,
+    pub(crate) registrars: Vec<Registrar>,
     pub(crate) on_close: Option<Arc<dyn Fn(StreamSummary) + Send + Sync>>,
 }
+
+/// Registers the stream of a request in a registry, unless the request has no key.
+pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + Sync>;
 
 impl Settings {
     /// The default reconnect delay, and the default jitter of clients that are disconnected
     /// together.
     const RETRY: Duration = Duration::from_secs(1);
     const JITTER: Duration = Duration::from_secs(5);
+
+    /// Returns whether a setting needs the head of every request.
+    pub(crate) fn reads_head(&self) -> bool {
+        !self.limits.is_empty() || !self.registrars.is_empty()
+    }
 
     /// Takes over settings of an outer layer that are unset here. Settings that every layer applies
     /// separately are not taken over. Returns whether a setting was taken over.
@@ -41,6 +55,7 @@ impl Settings {
             | fill(&mut self.shutdown_event, &outer.shutdown_event)
             | fill(&mut self.jitter, &outer.jitter)
             | fill(&mut self.when_full, &outer.when_full)
+            | fill(&mut self.drain_timeout, &outer.drain_timeout)
     }
 
     /// Returns the delay that a stream sends first. `own` is the delay of the handler.
@@ -72,6 +87,8 @@ impl Default for Settings {
             max_lifetime: None,
             limits: Vec::new(),
             when_full: None,
+            drain_timeout: None,
+            registrars: Vec::new(),
             on_close: None,
         }
     }
@@ -91,6 +108,8 @@ impl fmt::Debug for Settings {
             .field("max_lifetime", &self.max_lifetime)
             .field("limits", &self.limits)
             .field("when_full", &self.when_full)
+            .field("drain_timeout", &self.drain_timeout)
+            .field("registries", &self.registrars.len())
             .finish_non_exhaustive()
     }
 }

@@ -186,7 +186,51 @@ impl<S> SseStream<S> {
     /// # ;
     /// ```
     pub fn on_close(self, f: impl FnOnce(StreamSummary) + Send + 'static) -> Self {
-        self.with(|options| options.on_close = Mutex::new(Some((Instant::now(), Box::new(f)))))
+        self.with(|options| options.end().on_close = Some((Instant::now(), Box::new(f))))
+    }
+
+    /// Ends the stream when this future is ready. If the future returns an event, the stream sends
+    /// it before the end.
+    ///
+    /// Events that the stream has returned before are sent first. The event of
+    /// [`end_with`](Self::end_with) is not sent. The [reason](crate::CloseReason) is `Ended`. A
+    /// second call replaces the future.
+    ///
+    /// To end all streams of a user, use a [`StreamRegistry`](crate::StreamRegistry).
+    ///
+    /// # Examples
+    ///
+    /// The stream ends when the access token of the client expires:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_sse::{Event, SseStream};
+    /// # let news = tokio_stream::pending::<Event>();
+    /// # let expires_in = Duration::from_secs(900);
+    /// SseStream::new(news).end_when(async move {
+    ///     tokio::time::sleep(expires_in).await;
+    ///     Some(Event::new("").event("token-expired"))
+    /// })
+    /// # ;
+    /// ```
+    pub fn end_when(self, future: impl Future<Output = Option<Event>> + Send + 'static) -> Self {
+        self.with(|options| options.end().end_when = Some(Box::pin(future)))
+    }
+
+    /// Ends the stream after this time, exactly. Clients reconnect by themselves. The time begins
+    /// when the body is first polled.
+    ///
+    /// A layer can set a [lifetime](crate::SseLayer::max_lifetime) for all of its streams, with a
+    /// jitter. The shorter of both applies.
+    pub fn max_lifetime(self, time: Duration) -> Self {
+        self.with(|options| options.end().max_lifetime = Some(time))
+    }
+
+    /// Declares that the stream ends by itself after a limited time, for example the answer of a
+    /// language model. At a shutdown, it may then continue for the
+    /// [drain timeout](crate::SseLayer::drain_timeout) of the layer.
+    pub fn finite(self) -> Self {
+        self.with(|options| options.end().is_finite = true)
     }
 
     /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return

@@ -49,10 +49,16 @@ pub enum CloseReason {
     /// The transport dropped the body before its end: the client closed the connection, or could
     /// not be reached.
     ClientGone,
+    /// The application has ended the stream: by
+    /// [`SseStream::end_when`](crate::SseStream::end_when), or with a
+    /// [`StreamRegistry`](crate::StreamRegistry).
+    Ended,
     /// The [token](crate::SseLayer::shutdown) was cancelled, or the hub of the subscription was
     /// shut down.
     Shutdown,
-    /// The [maximum lifetime](crate::SseLayer::max_lifetime) of the stream has expired.
+    /// The maximum lifetime of the stream has expired, which the
+    /// [layer](crate::SseLayer::max_lifetime) or the [handler](crate::SseStream::max_lifetime) has
+    /// set.
     MaxLifetime,
     /// The client was too slow for its subscription, and the hub
     /// [disconnects](crate::hub::LagPolicy::Disconnect) slow clients.
@@ -60,14 +66,15 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// Returns the metric label: `finished`, `error`, `client_gone`, `shutdown`, `max_lifetime` or
-    /// `lagged`.
+    /// Returns the metric label: `finished`, `error`, `client_gone`, `ended`, `shutdown`,
+    /// `max_lifetime` or `lagged`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Finished => "finished",
             Self::Error => "error",
             Self::ClientGone => "client_gone",
+            Self::Ended => "ended",
             Self::Shutdown => "shutdown",
             Self::MaxLifetime => "max_lifetime",
             Self::Lagged => "lagged",

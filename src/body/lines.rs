@@ -84,9 +84,9 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// At least one of these events has data, so a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offset in the chunk after the last line end at which no event is incomplete. `None` if
-    /// there is no such line end in the chunk.
-    pub(super) complete_up_to: Option<usize>,
+    /// The offsets in the chunk after the first and after the last line end at which no event is
+    /// incomplete. `None` if there is no such line end in the chunk.
+    pub(super) complete_at: Option<(usize, usize)>,
 }
 
 impl EventTracker {
@@ -118,7 +118,8 @@ impl EventTracker {
             self.after_cr = chunk[end] == b'\r';
             start = end + 1;
             if !self.has_fields {
-                recorded.complete_up_to = Some(start);
+                let first = recorded.complete_at.map_or(start, |(first, _)| first);
+                recorded.complete_at = Some((first, start));
             }
         }
         self.line.push(&chunk[start..]);

@@ -7,6 +7,7 @@
 
 use crate::{
     limit::{Limit, Permit},
+    registry::Registration,
     settings::Settings,
     trace,
 };
@@ -20,15 +21,21 @@ use tokio::time::Instant;
 pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
+    pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
     /// The time when the response passed the layer. `None` if the layer has no `on_close`.
     pub(super) at: Option<Instant>,
 }
 
 impl AppliedLayer {
-    pub(crate) fn new(settings: &Arc<Settings>, permits: Vec<Permit>, request: trace::Request) -> Self {
+    pub(crate) fn new(
+        settings: &Arc<Settings>,
+        permits: Vec<Permit>,
+        registrations: Vec<Registration>,
+        request: trace::Request,
+    ) -> Self {
         let at = settings.on_close.is_some().then(Instant::now);
-        Self { settings: Arc::clone(settings), permits, request, at }
+        Self { settings: Arc::clone(settings), permits, registrations, request, at }
     }
 
     /// Takes over settings of the next outer layer that are unset in this layer.
@@ -43,7 +50,8 @@ impl AppliedLayer {
     /// observes streams.
     pub(crate) fn is_recorded(&self) -> bool {
         let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
-        shutdown.is_some() || max_lifetime.is_some() || on_close.is_some() || !self.permits.is_empty()
+        let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();
+        is_ended || on_close.is_some() || !self.permits.is_empty()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Bodies: they join events into frames, and fill silence with heartbeats.
 
+mod end;
 mod flush_delay;
 mod frame;
 mod idle_timer;
@@ -11,5 +12,6 @@ mod upstream;
 
 pub(crate) use link::{AppliedLayer, LayerHandle, LayerLink};
 pub(crate) use sse::Options;
+
 pub use sse::SseBody;
 pub use upstream::ResponseBody;

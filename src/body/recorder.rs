@@ -5,11 +5,14 @@
 //! a body, and [`Recording`] is the body's part of the state. A body reports only the facts that
 //! its frames do not show: events, heartbeats, and the reason of its end.
 
-use super::link::{AppliedLayer, LayerLink};
+use super::{
+    end::{CloseSignal, EndFuture, EndSignal, Lifetime},
+    link::{AppliedLayer, LayerLink},
+};
 use crate::{
     callback::contain_panic,
     limit::Permit,
-    metrics, random,
+    metrics,
     settings::{FinalBytes, Settings},
     summary::{CloseReason, StreamSummary},
     trace,
@@ -17,15 +20,12 @@ use crate::{
 use bytes::Bytes;
 use http_body::Frame;
 use std::{
-    mem,
-    pin::Pin,
-    ptr,
+    mem, ptr,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::time::{Instant, Sleep, sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio::time::Instant;
 
 /// The result of a body's `poll_frame`.
 pub(super) type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
@@ -37,6 +37,16 @@ type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
 
 type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
+/// The settings of a handler for the end of its stream, and for the report of it.
+#[derive(Default)]
+pub(crate) struct HandlerEnd {
+    pub(crate) on_close: Option<OnClose>,
+    pub(crate) end_when: Option<EndFuture>,
+    pub(crate) max_lifetime: Option<Duration>,
+    /// Whether the stream ends by itself, so that it may use the drain timeout of a layer.
+    pub(crate) is_finite: bool,
+}
+
 /// A body that reports its first poll, its frames and its end to a recorder, for metrics, spans,
 /// limits and `on_close`.
 pub(super) trait RecordedBody {
@@ -44,9 +54,9 @@ pub(super) trait RecordedBody {
 
     fn recording(&mut self) -> &mut Recording;
 
-    /// Takes the `on_close` callback of the handler out of the body, before the first poll.
-    fn take_on_close(&mut self) -> Option<OnClose> {
-        None
+    /// Takes the settings of the handler out of the body, before the first poll.
+    fn take_handler_end(&mut self) -> HandlerEnd {
+        HandlerEnd::default()
     }
 
     /// Produces the next frame.
@@ -61,8 +71,8 @@ pub(super) trait RecordedBody {
 pub(super) fn poll_recorded<B: RecordedBody>(body: &mut B, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
     let is_first = body.recording().link.is_open();
     if is_first {
-        let on_close = body.take_on_close();
-        body.recording().begin(on_close);
+        let handler = body.take_handler_end();
+        body.recording().begin(handler);
     }
     let _entered = body.recording().recorder.as_mut().map(|recorder| recorder.enter());
     let polled = body.poll_next(is_first, cx);
@@ -92,19 +102,19 @@ impl Recording {
         Self { link, recorder: None }
     }
 
-    fn begin(&mut self, on_close: Option<OnClose>) {
+    fn begin(&mut self, handler: HandlerEnd) {
         if let Some((parent, layers)) = self.link.close() {
             let span = trace::Span::begin(&parent, layers.iter().map(|layer| &layer.request));
-            self.recorder = StreamRecorder::new(on_close, layers, span, metrics::Stream::begin());
+            self.recorder = StreamRecorder::new(handler, layers, span, metrics::Stream::begin());
         }
     }
 
     /// Returns the recorder of a body that is dropped before its first poll. Such a body does not
     /// count as a stream in metrics and spans. Its `on_close` callback runs when the recorder is
     /// dropped.
-    pub(super) fn close_unpolled(&mut self, on_close: impl FnOnce() -> Option<OnClose>) -> Option<Box<StreamRecorder>> {
+    pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamRecorder>> {
         let (_, layers) = self.link.close()?;
-        StreamRecorder::new(on_close(), layers, trace::Span::none(), metrics::Stream::none())
+        StreamRecorder::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
     }
 
     /// Returns the settings of the innermost layer, or `None` until the body is first polled.
@@ -130,6 +140,20 @@ impl Recording {
             Some(recorder) => recorder.poll_end(retry, cx),
             None => Poll::Pending,
         }
+    }
+
+    /// Returns whether the stream is in a registry.
+    #[inline]
+    pub(super) fn is_registered(&self) -> bool {
+        self.recorder.as_ref().is_some_and(|recorder| !recorder.registrations.is_empty())
+    }
+
+    /// Returns whether a registry closed the stream after the last [`poll_end`](Self::poll_end).
+    /// What a body has taken from its stream since is then discarded, because it may have been
+    /// published after the close.
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.recorder.as_ref().is_some_and(|recorder| recorder.is_closed())
     }
 
     /// Sets the reason of the end. It becomes effective when the last frame has been handed out.
@@ -172,7 +196,7 @@ impl Recording {
 /// Runs the callbacks of the layers if the body was never polled.
 impl Drop for Recording {
     fn drop(&mut self) {
-        drop(self.close_unpolled(|| None));
+        drop(self.close_unpolled(HandlerEnd::default));
     }
 }
 
@@ -188,6 +212,9 @@ pub(super) struct StreamRecorder {
     reason: Option<CloseReason>,
     progress: Progress,
     end_signals: Vec<EndSignal>,
+    registrations: Vec<CloseSignal>,
+    /// Whether the stream ends by itself.
+    is_finite: bool,
     /// The `on_close` callback of the handler. The mutex is never locked. Because of it, the body
     /// is `Sync` if its stream is, even though the callback is not.
     on_close: Mutex<Option<Callback>>,
@@ -209,25 +236,19 @@ enum Progress {
     Over,
 }
 
-/// A condition that ends a stream.
-enum EndSignal {
-    Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// The lifetime, and its timer. The timer is created at the first poll, because a body that is
-    /// never polled may be dropped outside of any runtime.
-    MaxLifetime(Duration, Option<Pin<Box<Sleep>>>),
-}
-
 impl StreamRecorder {
     /// Creates the recorder of a stream that has passed through these layers. Returns `None` if
     /// there is nothing to record.
     fn new(
-        on_close: Option<OnClose>,
+        handler: HandlerEnd,
         layers: &mut [AppliedLayer],
         span: trace::Span,
         counts: metrics::Stream,
     ) -> Option<Box<Self>> {
         let is_recorded = layers.iter().any(AppliedLayer::is_recorded);
-        if on_close.is_none() && !span.is_on() && !counts.is_on() && !is_recorded {
+        let HandlerEnd { on_close, end_when, max_lifetime, is_finite } = handler;
+        let is_ended = end_when.is_some() || max_lifetime.is_some();
+        if on_close.is_none() && !is_ended && !span.is_on() && !counts.is_on() && !is_recorded {
             return None;
         }
         let began = on_close.as_ref().map(|(at, _)| *at);
@@ -241,12 +262,16 @@ impl StreamRecorder {
             reason: None,
             progress: Progress::Waiting,
             end_signals: Vec::new(),
+            registrations: Vec::new(),
+            is_finite,
             on_close: Mutex::new(on_close.map(|(_, callback)| callback)),
             layers: Vec::new(),
             permits: Vec::new(),
             span,
             counts,
         };
+        recorder.end_signals.extend(end_when.map(|future| EndSignal::When(Mutex::new(future))));
+        recorder.end_signals.extend(max_lifetime.map(|time| EndSignal::MaxLifetime(Lifetime::exactly(time))));
         for layer in layers {
             let settings = &layer.settings;
             if let Some(token) = &settings.shutdown {
@@ -256,36 +281,38 @@ impl StreamRecorder {
                 recorder.end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
             }
             if let Some(max) = settings.max_lifetime {
-                recorder.end_signals.push(EndSignal::MaxLifetime(with_jitter(max), None));
+                recorder.end_signals.push(EndSignal::MaxLifetime(Lifetime::with_jitter(max)));
             }
             if let Some(on_close) = settings.on_close.as_ref().filter(|on_close| !recorder.calls(on_close)) {
                 recorder.layers.push(Arc::clone(on_close));
             }
             recorder.permits.append(&mut layer.permits);
+            let registrations = mem::take(&mut layer.registrations);
+            recorder.registrations.reserve_exact(registrations.len());
+            recorder.registrations.extend(registrations.into_iter().map(CloseSignal::new));
         }
         Some(Box::new(recorder))
     }
 
     fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+        for signal in &mut self.registrations {
+            if let Poll::Ready(final_bytes) = signal.poll(cx) {
+                self.set_reason(CloseReason::Ended);
+                return Poll::Ready(final_bytes);
+            }
+        }
         for signal in &mut self.end_signals {
-            match signal {
-                EndSignal::Shutdown(shutdown, settings) => {
-                    if shutdown.as_mut().poll(cx).is_ready() {
-                        let final_bytes = settings.final_bytes(retry);
-                        self.set_reason(CloseReason::Shutdown);
-                        return Poll::Ready(final_bytes);
-                    }
-                }
-                EndSignal::MaxLifetime(time, timer) => {
-                    let timer = timer.get_or_insert_with(|| Box::pin(sleep(*time)));
-                    if timer.as_mut().poll(cx).is_ready() {
-                        self.set_reason(CloseReason::MaxLifetime);
-                        return Poll::Ready(FinalBytes::default());
-                    }
-                }
+            if let Poll::Ready((reason, final_bytes)) = signal.poll(retry, self.is_finite, cx) {
+                self.set_reason(reason);
+                return Poll::Ready(final_bytes);
             }
         }
         Poll::Pending
+    }
+
+    /// Returns whether a registry has closed the stream.
+    fn is_closed(&self) -> bool {
+        self.registrations.iter().any(|signal| signal.registration.is_closed())
     }
 
     /// Returns whether this callback of a layer is in the list already. Clones of a layer share one
@@ -304,6 +331,9 @@ impl StreamRecorder {
     fn record_events(&mut self, events: u64) {
         self.events += events;
         self.counts.events_sent(events);
+        for signal in &self.registrations {
+            signal.registration.record_events(events);
+        }
     }
 
     /// Enters the span of the stream until the returned value is dropped.
@@ -322,6 +352,9 @@ impl StreamRecorder {
             let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
             self.bytes += bytes;
             self.counts.bytes_sent(bytes);
+            for signal in &self.registrations {
+                signal.registration.record_bytes(bytes);
+            }
         }
         if is_over {
             self.progress = Progress::Over;
@@ -329,13 +362,6 @@ impl StreamRecorder {
             self.progress = Progress::Waiting;
         }
     }
-}
-
-/// Returns a random time within ±10 % of this time, so that streams that began together do not end
-/// together.
-fn with_jitter(time: Duration) -> Duration {
-    let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::fraction());
-    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 impl Drop for StreamRecorder {

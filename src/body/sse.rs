@@ -5,7 +5,7 @@ use super::{
     flush_delay::FlushDelay,
     frame::FrameBuffer,
     idle_timer::IdleTimer,
-    recorder::{OnClose, Outcome, RecordedBody, Recording, poll_recorded},
+    recorder::{HandlerEnd, Outcome, RecordedBody, Recording, poll_recorded},
 };
 use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::{Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -38,17 +38,23 @@ pub(crate) struct Options {
     /// The `on_error` closure. The mutex is never locked. Because of it, the body is `Sync` if its
     /// stream is, even though the closure is not.
     pub(crate) on_error: Mutex<Option<OnError>>,
-    pub(crate) on_close: Mutex<Option<OnClose>>,
+    /// The mutex is never locked, for the same reason.
+    pub(crate) end: Mutex<HandlerEnd>,
 }
 
 impl Options {
-    fn take_on_close(&mut self) -> Option<OnClose> {
-        take_unlocked(&mut self.on_close)
+    /// Returns the settings for the end of the stream.
+    pub(crate) fn end(&mut self) -> &mut HandlerEnd {
+        self.end.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
+    options.as_mut().map(|options| mem::take(options.end())).unwrap_or_default()
 }
 
 /// The error of the stream. The body returns it after all frames before it were handed out.
@@ -107,7 +113,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             let options = this.options;
-            let recorder = this.recording.close_unpolled(|| options.as_mut()?.take_on_close());
+            let recorder = this.recording.close_unpolled(|| take_end(options));
             // Drop the stream before the recorder, as after a poll, so that `on_close` runs after
             // the stream was dropped.
             if recorder.is_some() {
@@ -192,26 +198,41 @@ where
         self.recording
     }
 
-    fn take_on_close(&mut self) -> Option<OnClose> {
-        self.options.as_mut()?.take_on_close()
+    fn take_handler_end(&mut self) -> HandlerEnd {
+        take_end(self.options)
     }
 
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<BoxError>> {
-        let pending = std::mem::take(self.pending);
+        let pending = mem::take(self.pending);
         let beginning = if is_first { self.preamble(pending) } else { pending };
         let had_its_turn = *self.items_in_turn >= MAX_ITEMS_PER_TURN;
         let has_event_heartbeat = heartbeat(self.options, self.recording).is_some_and(Heartbeat::is_event);
-        let mut frame = FrameBuilder {
+        let deferred_events = self.recording.take_deferred_events();
+        let begin_frame = |beginning: Bytes| FrameBuilder {
             is_visible: !has_event_heartbeat || is_visible(&beginning),
             buffer: FrameBuffer::beginning_with(beginning),
-            events: self.recording.take_deferred_events(),
+            events: deferred_events,
         };
+        let beginning_if_closed = self.recording.is_registered().then(|| beginning.clone());
+        let mut frame = begin_frame(beginning);
 
         self.apply_end(&mut frame, cx);
+        let was_open = self.stream.is_some();
         let filled = if is_first { first_poll(|| self.fill(&mut frame, cx)) } else { self.fill(&mut frame, cx) };
 
         if filled.is_pending() {
             *self.items_in_turn = 0;
+        }
+        if let Some(beginning) = beginning_if_closed {
+            if was_open && self.recording.is_closed() {
+                // A registry has closed the stream during this poll. The items that were taken from
+                // the stream may have been published after the close, so they are discarded.
+                *self.pending = Bytes::new();
+                *self.failure = None;
+                self.recording.defer_events(0);
+                frame = begin_frame(beginning);
+                self.end(&mut frame, cx);
+            }
         }
 
         if !frame.buffer.is_empty() {
@@ -288,9 +309,12 @@ impl<S> Projection<'_, S> {
 
     /// If a layer ends the stream, adds the final bytes and ends it.
     fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        if !self.recording.is_on() || self.stream.is_none() {
-            return;
+        if self.recording.is_on() && self.stream.is_some() {
+            self.end(frame, cx);
         }
+    }
+
+    fn end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let retry = self.retry();
         if let Poll::Ready(final_bytes) = self.recording.poll_end(retry, cx) {
             self.stream.set(None);

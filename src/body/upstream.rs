@@ -197,6 +197,11 @@ where
             return Poll::Ready(None);
         }
         let outcome = ready!(poll_nonempty(self.body.as_mut(), cx));
+        if stream.recording.is_closed() {
+            // A registry has closed the stream during this poll.
+            stream.is_ended = stream.recording.poll_end(None, cx).is_ready();
+            return Poll::Ready(None);
+        }
         stream.is_ended = !matches!(outcome, Some(Ok(_)));
         if let Some(Err(_)) = outcome {
             record_failure(&mut stream.recording);
@@ -352,6 +357,13 @@ impl<E> PassthroughStream<E> {
             }
         }
         let polled = poll_nonempty(body.as_mut(), cx);
+        if matches!((&self.phase, &polled), (Phase::Open, Poll::Ready(_))) && self.recording.is_closed() {
+            // A registry has closed the stream during this poll. Of the data, only the rest of an
+            // incomplete event is sent.
+            if let Poll::Ready(end) = self.poll_end(cx) {
+                return Poll::Ready(end);
+            }
+        }
         let is_draining = matches!(self.phase, Phase::Draining(_));
         match polled {
             // The frame is borrowed here, because moving it would be most of the cost of this path.
@@ -448,7 +460,11 @@ impl<E> PassthroughStream<E> {
                     return self.poll_next(body, cx);
                 }
                 if let Phase::Draining(_) = self.phase {
-                    let end = self.events.clone().record(&data).complete_up_to;
+                    let complete = self.events.clone().record(&data).complete_at;
+                    // Whole events that were read before a shutdown are sent. After a close, they
+                    // may be newer than the close.
+                    let is_closed = self.recording.is_closed();
+                    let end = complete.map(|(first, last)| if is_closed { first } else { last });
                     data.truncate(end.unwrap_or(data.len()));
                 }
                 self.record_data(&data);

@@ -4,6 +4,7 @@ mod common;
 mod lifetime;
 mod limits;
 mod reconnect;
+mod registry;
 mod shutdown;
 mod summaries;
 mod upstream_shutdown;

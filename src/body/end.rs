@@ -1,0 +1,113 @@
+//! The conditions that end a stream before it ends by itself.
+
+use crate::{CloseReason, Event, random, registry::Registration, settings::FinalBytes, settings::Settings};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// A future of the handler that ends its stream, see [`SseStream::end_when`](crate::SseStream::end_when).
+pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
+
+/// A condition that ends a stream.
+pub(super) enum EndSignal {
+    Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
+    /// A finite stream may end by itself for this time after a shutdown.
+    Drain(Lifetime, Arc<Settings>),
+    MaxLifetime(Lifetime),
+    /// The future of the handler. The mutex is never locked. Because of it, the body is `Sync` if
+    /// its stream is, even though the future is not.
+    When(Mutex<EndFuture>),
+}
+
+/// A time span, and its timer. The timer is created at the first poll, because a body that is never
+/// polled may be dropped outside of any runtime.
+pub(super) struct Lifetime {
+    time: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Lifetime {
+    pub(super) fn exactly(time: Duration) -> Self {
+        Self { time, timer: None }
+    }
+
+    /// Creates a random time within ±10 % of this time, so that streams that began together do not
+    /// end together.
+    pub(super) fn with_jitter(time: Duration) -> Self {
+        let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::fraction());
+        Self::exactly(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.time)));
+        timer.as_mut().poll(cx)
+    }
+}
+
+/// The registration of a stream, through which a registry closes the stream.
+pub(super) struct CloseSignal {
+    pub(super) registration: Registration,
+    /// The waker that the registration has stored.
+    waker: Option<Waker>,
+}
+
+impl CloseSignal {
+    pub(super) fn new(registration: Registration) -> Self {
+        Self { registration, waker: None }
+    }
+
+    /// Returns ready when a registry has closed the stream, with the bytes to send before the end.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.registration.set_waker(cx.waker());
+            self.waker = Some(cx.waker().clone());
+        }
+        // Checked after the waker was stored, so that no close is missed.
+        match self.registration.closing_event() {
+            Some(event) => Poll::Ready(FinalBytes { event, ..FinalBytes::default() }),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl EndSignal {
+    /// Returns ready when the stream has to end, with the reason and the bytes to send before the
+    /// end. `retry` is the reconnect delay of the handler.
+    pub(super) fn poll(
+        &mut self,
+        retry: Option<Duration>,
+        is_finite: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<(CloseReason, FinalBytes)> {
+        match self {
+            Self::Shutdown(shutdown, settings) => {
+                if shutdown.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                match settings.drain_timeout.filter(|_| is_finite) {
+                    Some(time) => {
+                        *self = Self::Drain(Lifetime::exactly(time), Arc::clone(settings));
+                        self.poll(retry, is_finite, cx)
+                    }
+                    None => Poll::Ready((CloseReason::Shutdown, settings.final_bytes(retry))),
+                }
+            }
+            Self::Drain(timer, settings) => {
+                timer.poll(cx).map(|()| (CloseReason::Shutdown, settings.final_bytes(retry)))
+            }
+            Self::MaxLifetime(timer) => timer.poll(cx).map(|()| (CloseReason::MaxLifetime, FinalBytes::default())),
+            Self::When(future) => {
+                let future = future.get_mut().unwrap_or_else(PoisonError::into_inner);
+                future.as_mut().poll(cx).map(|event| {
+                    let event = event.map(Event::encode).unwrap_or_default();
+                    (CloseReason::Ended, FinalBytes { event, ..FinalBytes::default() })
+                })
+            }
+        }
+    }
+}
