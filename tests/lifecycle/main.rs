@@ -1,6 +1,7 @@
 //! The end of streams: shutdown, lifetime, limits, reconnect delays, and summaries.
 
 mod common;
+mod end_when;
 mod lifetime;
 mod limits;
 mod reconnect;
