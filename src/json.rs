@@ -190,7 +190,7 @@ where
 /// into [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs
 /// only that type.
 #[derive(Debug)]
-pub struct JsonError(serde_json::Error);
+pub struct JsonError(pub(crate) serde_json::Error);
 
 impl JsonError {
     /// Returns the status of a response for this error: `500 Internal Server Error`.

@@ -73,11 +73,13 @@
 //! 7. A shutdown ends every open stream within one poll, with a complete event and a reconnect
 //!    delay (`lifecycle`, `lifecycle_on_the_wire`). An upstream stream in the middle of an event
 //!    has 250 milliseconds to complete it.
-//! 8. No limit on streams is exceeded, every permit is returned, and each stream is reported
+//! 8. After a [`StreamRegistry`] has closed the streams of a key, nothing that is published later
+//!    reaches them (`lifecycle`; on several nodes `nodes`).
+//! 9. No limit on streams is exceeded, every permit is returned, and each stream is reported
 //!    exactly once (`lifecycle`).
-//! 9. A panic in a callback of the application does not abort the process, does not keep other
-//!    callbacks from running, and leaks no permit (`callbacks`).
-//! 10. No compressor inside the layer compresses the response to a request whose `Accept` names
+//! 10. A panic in a callback of the application does not abort the process, does not keep other
+//!     callbacks from running, and leaks no permit (`callbacks`).
+//! 11. No compressor inside the layer compresses the response to a request whose `Accept` names
 //!     `text/event-stream`. A compressor outside the layer does not compress it either if the
 //!     compressor honours the content type or `no-transform` (`compression`).
 //!
@@ -135,9 +137,9 @@
 //! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
 //! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
 //! is an [`SseStream`]. A panic in `on_close` is the event `callback panicked` (`ERROR`), with the
-//! field `callback`. A request
-//! over a [limit](SseLayer::when_full) is the event `stream refused`
-//! (`DEBUG`).
+//! field `callback`. A request over a [limit](SseLayer::when_full) is the event `stream refused`
+//! (`DEBUG`). A close of a [`StreamRegistry`] that cannot be announced to other nodes is the event
+//! `close not announced` (`ERROR`), with the field `error`.
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`

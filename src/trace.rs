@@ -11,6 +11,11 @@ pub(crate) use off::{backend_failed, backend_recovered, end_hidden, reads_accept
 #[cfg(all(feature = "hub", feature = "tracing"))]
 pub(crate) use on::{backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected};
 
+#[cfg(all(feature = "hub", feature = "json", not(feature = "tracing")))]
+pub(crate) use off::close_not_announced;
+#[cfg(all(feature = "hub", feature = "json", feature = "tracing"))]
+pub(crate) use on::close_not_announced;
+
 #[cfg(feature = "tracing")]
 mod on {
     use crate::{BoxError, StreamSummary};
@@ -94,6 +99,13 @@ mod on {
     #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
+    }
+
+    /// Logs a close of a stream registry that other nodes do not learn, because its key does not
+    /// serialize, or the hub rejects the announcement.
+    #[cfg(all(feature = "hub", feature = "json"))]
+    pub(crate) fn close_not_announced(error: &BoxError) {
+        error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
     }
 
     /// Logs the first history read that is rejected because the queue is full.
@@ -213,6 +225,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {}
+
+    #[cfg(all(feature = "hub", feature = "json"))]
+    pub(crate) fn close_not_announced(_: &BoxError) {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(_: usize) {}

@@ -7,7 +7,17 @@ use futures_util::{FutureExt, StreamExt, stream};
 use http::{Request, request::Parts};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use std::{convert::Infallible, sync::Arc, task::Poll, thread, time::Duration};
+use std::{
+    convert::Infallible,
+    hint,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
+    thread,
+    time::Duration,
+};
 use support::{
     polled::Polled,
     respond::{respond, through},
@@ -293,9 +303,46 @@ fn registered_stream_takes_little_memory() {
     };
     let limited = layer.clone().max_streams(STREAMS);
     let plain = measure(&limited);
-    let numbers = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let key = move |_: &Parts| Some(numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    let numbers = Arc::new(AtomicU64::new(0));
+    let key = move |_: &Parts| Some(numbers.fetch_add(1, Ordering::Relaxed));
     let with_registry = measure(&limited.register(&registry, key));
     println!("a registered stream takes {} bytes more", with_registry - plain);
     assert!(with_registry - plain <= 200);
+}
+
+/// A client reconnects at the moment of its logout. The server first deletes the session and then
+/// closes its streams. The request is first registered, and then its session is checked.
+#[test]
+fn reconnecting_client_does_not_survive_its_logout() {
+    let mut admitted = 0;
+    for round in 0..2_000 {
+        let (registry, layer) = registered();
+        let is_logged_in = AtomicBool::new(true);
+        let body = thread::scope(|scope| {
+            scope.spawn(|| {
+                // Varies which of the two is first.
+                for _ in 0..round % 50 {
+                    hint::spin_loop();
+                }
+                is_logged_in.store(false, Ordering::SeqCst);
+                registry.close(&"alice".into());
+            });
+            let handler = service_fn(|_: Request<()>| {
+                let response = match is_logged_in.load(Ordering::SeqCst) {
+                    true => Some(SseStream::new(stream::pending::<Event>()).into_http_response()),
+                    false => None,
+                };
+                async { response.ok_or("401 Unauthorized") }
+            });
+            let response = layer.layer(handler).oneshot(request("alice")).now_or_never().unwrap();
+            response.ok().map(Polled::new)
+        });
+        if let Some(mut body) = body {
+            admitted += 1;
+            assert_eq!(body.rest(), "", "round {round}");
+        }
+        assert!(registry.is_empty());
+    }
+    println!("{admitted} of 2000 requests were before the logout");
+    assert!(admitted > 0, "every request was after the logout");
 }

@@ -4,6 +4,7 @@
 mod faulty;
 mod model;
 mod reads;
+mod registry;
 mod threads;
 
 use faulty::{Faulty, Mode, Shared};

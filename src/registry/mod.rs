@@ -1,5 +1,12 @@
 //! A registry of open streams by key, through which an application ends the streams of a user.
 
+#[cfg(all(feature = "hub", feature = "json"))]
+mod follow;
+
+#[cfg(all(feature = "hub", feature = "json"))]
+use self::follow::Following;
+#[cfg(not(all(feature = "hub", feature = "json")))]
+use self::not_following::Following;
 use crate::{Event, callback::contain_panic};
 use bytes::Bytes;
 use std::{
@@ -96,7 +103,7 @@ where
     /// Creates an empty registry. Clones share their streams.
     #[must_use]
     pub fn new() -> Self {
-        Self { shared: Arc::new(Shared { streams: Mutex::default() }) }
+        Self { shared: Arc::new(Shared::new()) }
     }
 
     /// Ends all streams of this key, and returns their number.
@@ -114,14 +121,9 @@ where
     }
 
     fn close_sending(&self, key: &K, event: Bytes) -> usize {
-        let mut all = self.shared.lock();
-        let Some(streams) = all.by_key.remove(key) else { return 0 };
-        all.count -= streams.len();
-        drop(all);
-        for stream in streams.as_slice() {
-            stream.state.close(event.clone());
-        }
-        streams.len()
+        let closed = self.shared.close(key, &event);
+        self.shared.following.announce(key, &event);
+        closed
     }
 
     /// Returns the number of open streams of this key.
@@ -165,6 +167,9 @@ where
             Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&stream)),
         }
         drop(streams);
+        if self.shared.following.is_cut_off() {
+            self.shared.close_all();
+        }
         Registration(stream)
     }
 }
@@ -192,9 +197,37 @@ impl<K> fmt::Debug for StreamRegistry<K> {
 
 struct Shared<K> {
     streams: Mutex<AllStreams<K>>,
+    following: Following<K>,
 }
 
 impl<K> Shared<K> {
+    fn new() -> Self {
+        Self { streams: Mutex::default(), following: Following::default() }
+    }
+
+    /// Closes the streams of a key on this node, and returns their number.
+    fn close(&self, key: &K, event: &Bytes) -> usize
+    where
+        K: Hash + Eq,
+    {
+        let mut all = self.lock();
+        let Some(streams) = all.by_key.remove(key) else { return 0 };
+        all.count -= streams.len();
+        drop(all);
+        for stream in streams.as_slice() {
+            stream.state.close(event.clone());
+        }
+        streams.len()
+    }
+
+    /// Closes all streams of this node.
+    fn close_all(&self) {
+        let all = mem::take(&mut *self.lock());
+        for stream in all.by_key.values().flat_map(Streams::as_slice) {
+            stream.state.close(Bytes::new());
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, AllStreams<K>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -393,5 +426,28 @@ impl Drop for Registration {
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registration").field("is_closed", &self.is_closed()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(not(all(feature = "hub", feature = "json")))]
+mod not_following {
+    use bytes::Bytes;
+    use std::marker::PhantomData;
+
+    /// The state of a registry that cannot follow a hub.
+    pub(super) struct Following<K>(PhantomData<fn(&K)>);
+
+    impl<K> Default for Following<K> {
+        fn default() -> Self {
+            Self(PhantomData)
+        }
+    }
+
+    impl<K> Following<K> {
+        pub(super) fn announce(&self, _: &K, _: &Bytes) {}
+
+        pub(super) fn is_cut_off(&self) -> bool {
+            false
+        }
     }
 }

@@ -1,0 +1,331 @@
+//! Registries that close streams on all nodes of a hub.
+//!
+//! A node announces each close as an event of one topic of the hub. Every node reads this topic, and
+//! closes the streams of the announced keys.
+
+use super::{Shared, StreamRegistry};
+use crate::{
+    Event, JsonError,
+    hub::{Error, ErrorKind, Hub, Start, Subscription, SubscriptionError, Topic},
+    random, trace,
+};
+use bytes::Bytes;
+use serde_core::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use std::{
+    hash::Hash,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_stream::Stream;
+
+/// The topic of the hub in which nodes announce closes.
+const TOPIC: &str = "tower-sse/closed-streams";
+/// The pause before a failed announcement is published again, and before a subscription that has
+/// ended is replaced.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The number of subscriptions that end without an event before the hub counts as shut down.
+const MAX_SHUTDOWNS: usize = 5;
+
+impl<K> StreamRegistry<K>
+where
+    K: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static,
+{
+    /// Also closes streams that another node of the hub closes, and announces every
+    /// [`close`](Self::close) of this node to the others. Each node calls this once at its start.
+    ///
+    /// A node that is cut off from the backend closes the streams as soon as it reads the log
+    /// again. If the log does not retain an announcement until then, the node closes all of its
+    /// registered streams, since it cannot know which of them were closed. Clients then reconnect
+    /// and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits the time for
+    /// which a node that is cut off keeps its streams.
+    ///
+    /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
+    /// hub, whose retention applies. Clients must not be able to subscribe to or publish to this
+    /// topic. An announcement reaches the other nodes some milliseconds later. If a user logs in
+    /// again meanwhile with the same key, the new stream may be closed as well. To prevent this,
+    /// use the session, and not the user, as the key.
+    ///
+    /// The two tasks that follow the hub end when the hub is shut down, or when the registry and
+    /// all layers with it are dropped.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`Topic::subscribe`].
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::{StreamRegistry, hub::{Error, Hub}};
+    ///
+    /// async fn registry(hub: &Hub) -> Result<StreamRegistry<String>, Error> {
+    ///     let streams = StreamRegistry::new();
+    ///     streams.follow(hub).await?;
+    ///     Ok(streams)
+    /// }
+    /// ```
+    pub async fn follow(&self, hub: &Hub) -> Result<(), Error> {
+        let topic = hub.topic(TOPIC);
+        let subscription = topic.subscribe(Start::Latest).await?;
+        let node = format!("{:016x}", random::bits());
+        let (queue, announcements) = unbounded_channel();
+        let announcer =
+            Announcer { topic: topic.clone(), node: node.clone(), queue, encode: |key| serde_json::to_value(key) };
+        let silence = *lock(&self.shared.following.fail_closed_after);
+        let follower =
+            Follower { topic: topic.clone(), node: node.clone(), registry: Arc::downgrade(&self.shared), silence };
+        let following = tokio::spawn(follower.run(subscription));
+        tokio::spawn(publish(announcements, topic, silence.map(|silence| (silence / 3, node)), following));
+        lock(&self.shared.following.announcers).push(announcer);
+        Ok(())
+    }
+
+    /// Closes all streams of this node when it has read nothing from the log for this time, until it
+    /// reads the log again. Default: the streams stay open.
+    ///
+    /// To notice this without any close, each node publishes a sign of life three times in this
+    /// time. Streams end at the latest after this time and the timeout of the backend. Call this
+    /// before [`follow`](Self::follow).
+    #[must_use]
+    pub fn fail_closed_after(self, time: Duration) -> Self {
+        *lock(&self.shared.following.fail_closed_after) = Some(time);
+        self
+    }
+
+    /// Ends all streams of this key on this node, and waits until the log has the announcement for
+    /// the other nodes. Returns the number of streams of this node.
+    ///
+    /// [`close`](Self::close) does not wait: it announces the close in the background, and tries
+    /// again until that succeeds or the process ends.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`Topic::publish`]. The streams of this node are closed nevertheless, and the
+    /// announcement is tried again in the background.
+    pub async fn close_everywhere(&self, key: &K) -> Result<usize, Error> {
+        self.close_everywhere_sending(key, Bytes::new()).await
+    }
+
+    /// Like [`close_everywhere`](Self::close_everywhere), and sends this event before the end, like
+    /// [`close_with`](Self::close_with).
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`close_everywhere`](Self::close_everywhere).
+    pub async fn close_everywhere_with(&self, key: &K, event: Event) -> Result<usize, Error> {
+        self.close_everywhere_sending(key, event.without_id().encode()).await
+    }
+
+    async fn close_everywhere_sending(&self, key: &K, event: Bytes) -> Result<usize, Error> {
+        let closed = self.shared.close(key, &event);
+        let announcements: Vec<_> = lock(&self.shared.following.announcers)
+            .iter()
+            .map(|to| (to.topic.clone(), to.queue.clone(), to.event(key, &event)))
+            .collect();
+        for (topic, queue, announcement) in announcements {
+            let announcement = announcement?;
+            if let Err(error) = topic.publish(announcement.clone()).await {
+                let _is_over = queue.send(announcement);
+                return Err(error);
+            }
+        }
+        Ok(closed)
+    }
+}
+
+/// The state of a registry that follows hubs.
+pub(super) struct Following<K> {
+    announcers: Mutex<Vec<Announcer<K>>>,
+    /// Whether this node has not read the log for too long. Every stream that is registered is then
+    /// closed.
+    is_cut_off: AtomicBool,
+    fail_closed_after: Mutex<Option<Duration>>,
+}
+
+impl<K> Default for Following<K> {
+    fn default() -> Self {
+        Self { announcers: Mutex::default(), is_cut_off: AtomicBool::new(false), fail_closed_after: Mutex::default() }
+    }
+}
+
+impl<K> Following<K> {
+    /// Announces a close of this node in the background.
+    pub(super) fn announce(&self, key: &K, event: &Bytes) {
+        for announcer in &*lock(&self.announcers) {
+            match announcer.event(key, event) {
+                Ok(event) => {
+                    let _is_over = announcer.queue.send(event);
+                }
+                Err(error) => trace::close_not_announced(&error.into()),
+            }
+        }
+    }
+
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.is_cut_off.load(Acquire)
+    }
+}
+
+impl<K> Shared<K> {
+    /// Sets whether this node has not read the log for too long.
+    fn set_cut_off(&self, is_cut_off: bool) {
+        self.following.is_cut_off.store(is_cut_off, Release);
+        if is_cut_off {
+            self.close_all();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Announces the closes of this node in a hub.
+struct Announcer<K> {
+    topic: Topic,
+    /// The random name of this node, by which it recognizes its own announcements.
+    node: String,
+    queue: UnboundedSender<Event>,
+    encode: fn(&K) -> Result<Value, serde_json::Error>,
+}
+
+impl<K> Announcer<K> {
+    fn event(&self, key: &K, event: &Bytes) -> Result<Event, JsonError> {
+        let key = (self.encode)(key).map_err(JsonError)?;
+        Event::json(&json!({ "node": self.node, "key": key, "event": String::from_utf8_lossy(event) }))
+    }
+}
+
+/// Publishes the announcements of a node in their order, each until it succeeds. If `beat` is set,
+/// also publishes a sign of life after each interval, by which the node notices that it can read
+/// the log.
+async fn publish(
+    mut announcements: UnboundedReceiver<Event>,
+    topic: Topic,
+    beat: Option<(Duration, String)>,
+    following: JoinHandle<()>,
+) {
+    let mut next_beat = Instant::now();
+    loop {
+        let announcement = match &beat {
+            None => announcements.recv().await,
+            Some((interval, node)) => match timeout_at(next_beat, announcements.recv()).await {
+                Ok(announcement) => announcement,
+                Err(_elapsed) => {
+                    next_beat = Instant::now() + *interval;
+                    let Ok(event) = Event::json(&json!({ "node": node })) else { continue };
+                    // A failure is the reason why the node closes its streams.
+                    let _failed = topic.publish(event).await;
+                    continue;
+                }
+            },
+        };
+        // All handles of the registry are dropped.
+        let Some(announcement) = announcement else { break };
+        while let Err(error) = topic.publish(announcement.clone()).await {
+            match error.kind() {
+                ErrorKind::Shutdown => return,
+                ErrorKind::Backend | ErrorKind::TooManyTopics => sleep(RETRY_PAUSE).await,
+                _ => {
+                    trace::close_not_announced(&error.into());
+                    break;
+                }
+            }
+        }
+    }
+    following.abort();
+}
+
+/// Reads the announcements of all nodes, and closes the streams of this node.
+struct Follower<K> {
+    topic: Topic,
+    node: String,
+    registry: Weak<Shared<K>>,
+    /// The time without any event of the topic after which all streams are closed.
+    silence: Option<Duration>,
+}
+
+impl<K> Follower<K>
+where
+    K: DeserializeOwned + Hash + Eq,
+{
+    async fn run(self, mut subscription: Subscription) {
+        let mut shutdowns = 0;
+        while shutdowns < MAX_SHUTDOWNS {
+            let mut last = Instant::now();
+            let error = loop {
+                let next = next(&mut subscription);
+                let next = match self.silence {
+                    None => Ok(next.await),
+                    Some(silence) => timeout_at(last + silence, next).await,
+                };
+                let Some(registry) = self.registry.upgrade() else { return };
+                match next {
+                    Ok(Some(Ok(events))) => {
+                        (last, shutdowns) = (Instant::now(), 0);
+                        registry.set_cut_off(false);
+                        self.apply(&registry, events.as_bytes());
+                    }
+                    Ok(Some(Err(error))) => break error,
+                    // Another program has finished the topic.
+                    Ok(None) => return registry.set_cut_off(true),
+                    Err(_elapsed) => {
+                        last = Instant::now();
+                        registry.set_cut_off(true);
+                    }
+                }
+            };
+            if error == SubscriptionError::Shutdown {
+                // Either the hub was shut down, or another log has replaced its log.
+                shutdowns += 1;
+            }
+            sleep(RETRY_PAUSE).await;
+            subscription = match self.topic.subscribe(Start::After(subscription.cursor())).await {
+                Ok(subscription) => subscription,
+                Err(_overloaded) => continue,
+            };
+            if let (Some(_), Some(registry)) = (subscription.gap(), self.registry.upgrade()) {
+                registry.close_all();
+            }
+        }
+    }
+
+    /// Closes the streams that are announced in these events.
+    fn apply(&self, registry: &Shared<K>, events: &[u8]) {
+        for event in events.split(|byte| *byte == b'\n') {
+            if event == b"event: gap" {
+                registry.close_all();
+            }
+            let Some(data) = event.strip_prefix(b"data: ") else { continue };
+            // Anything that is no announcement comes from another program, and is skipped.
+            let Ok(mut announcement) = serde_json::from_slice::<Value>(data) else { continue };
+            if announcement["node"].as_str().is_none_or(|node| node == self.node) {
+                continue;
+            }
+            let event = Bytes::copy_from_slice(announcement["event"].as_str().unwrap_or_default().as_bytes());
+            if let Ok(key) = serde_json::from_value::<K>(announcement["key"].take()) {
+                registry.close(&key, &event);
+            }
+        }
+    }
+}
+
+async fn next(subscription: &mut Subscription) -> Option<<Subscription as Stream>::Item> {
+    std::future::poll_fn(|cx| Pin::new(&mut *subscription).poll_next(cx)).await
+}

@@ -1,0 +1,215 @@
+//! Stream registries that follow a hub: a close on one node ends the streams of all nodes, whatever
+//! happens to the backend.
+
+use super::{Faulty, Mode, PLENTY, Shared, hub, settle, two};
+use futures_util::stream;
+use http::{Request, request::Parts};
+use std::{task::Poll, time::Duration};
+use support::{polled::Polled, respond::respond};
+use tokio::time::{Instant, sleep, timeout};
+use tower_sse::{
+    Event, SseLayer, SseStream, StreamRegistry,
+    hub::{ErrorKind, Hub},
+};
+
+type Registry = StreamRegistry<String>;
+
+const ALICE: &str = "alice";
+
+async fn following(hub: &Hub) -> Registry {
+    let registry = Registry::new();
+    registry.follow(hub).await.unwrap();
+    registry
+}
+
+/// Two nodes that follow each other.
+async fn two_registries(max_records: usize) -> (Shared, [Hub; 2], [Faulty; 2], [Registry; 2]) {
+    let shared = Shared::new(max_records);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let registries = [following(&hubs[0]).await, following(&hubs[1]).await];
+    (shared, hubs, connections, registries)
+}
+
+/// Opens a stream of this user.
+fn open(registry: &Registry, user: &str) -> Polled {
+    let user = user.to_owned();
+    let layer = SseLayer::new().without_heartbeat().register(registry, move |_: &Parts| Some(user.clone()));
+    let stream = SseStream::new(stream::pending::<Event>());
+    let mut body = Polled::new(respond(&layer, Request::new(()), stream.into_http_response()));
+    body.assert_pending();
+    body
+}
+
+async fn ends(body: &mut Polled) -> String {
+    let begun = Instant::now();
+    while !body.is_woken() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the stream does not end");
+        sleep(Duration::from_millis(10)).await;
+    }
+    body.rest()
+}
+
+async fn stays_open(body: &mut Polled) {
+    settle().await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(body.poll(), Poll::Pending);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_ends_streams_of_all_nodes() {
+    let (_shared, _hubs, _connections, [one, other]) = two_registries(PLENTY).await;
+    let mut here = open(&one, ALICE);
+    let mut there = [open(&other, ALICE), open(&other, ALICE)];
+    let mut bob = open(&other, "bob");
+    assert_eq!(one.close_with(&ALICE.to_owned(), Event::new("").event("logout")), 1, "the streams of this node");
+    assert_eq!(here.rest(), "event: logout\ndata: \n\n");
+    for body in &mut there {
+        assert_eq!(ends(body).await, "event: logout\ndata: \n\n");
+    }
+    stays_open(&mut bob).await;
+    assert_eq!(other.close_everywhere(&"bob".to_owned()).await.unwrap(), 1);
+}
+
+/// A stream that begins after the close stays open on the node of the close.
+#[tokio::test(start_paused = true)]
+async fn own_announcement_closes_no_later_stream() {
+    let (_shared, _hubs, _connections, [one, _other]) = two_registries(PLENTY).await;
+    one.close(&ALICE.to_owned());
+    let mut later = open(&one, ALICE);
+    stays_open(&mut later).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_reaches_a_node_that_was_cut_off() {
+    for mode in [Mode::Fails, Mode::Hangs, Mode::Lags] {
+        let (_shared, _hubs, connections, [one, other]) = two_registries(PLENTY).await;
+        let mut there = open(&other, ALICE);
+        connections[1].set(mode);
+        assert_eq!(one.close_everywhere(&ALICE.to_owned()).await.unwrap(), 0);
+        stays_open(&mut there).await;
+        connections[1].set(Mode::Works);
+        assert_eq!(ends(&mut there).await, "");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_during_an_outage_is_announced_after_it() {
+    for mode in [Mode::Fails, Mode::LosesAnswers, Mode::Hangs] {
+        let (_shared, _hubs, connections, [one, other]) = two_registries(PLENTY).await;
+        let mut here = [open(&one, ALICE), open(&one, "bob")];
+        let mut there = [open(&other, ALICE), open(&other, "bob")];
+        connections[0].set(mode);
+        assert_eq!(one.close(&ALICE.to_owned()), 1);
+        let error =
+            timeout(Duration::from_secs(60), one.close_everywhere(&"bob".to_owned())).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Backend);
+        for body in &mut here {
+            assert_eq!(body.rest(), "");
+        }
+        sleep(Duration::from_secs(5)).await;
+        connections[0].set(Mode::Works);
+        for body in &mut there {
+            assert_eq!(ends(body).await, "");
+        }
+    }
+}
+
+/// The log retains 3 records, so the announcement is evicted while a node is cut off.
+#[tokio::test(start_paused = true)]
+async fn evicted_announcement_closes_all_streams() {
+    let (_shared, hubs, connections, [one, other]) = two_registries(3).await;
+    let mut there = [open(&other, ALICE), open(&other, "bob")];
+    connections[1].set(Mode::Fails);
+    one.close_everywhere(&ALICE.to_owned()).await.unwrap();
+    for n in 0..10 {
+        hubs[0].topic("news").publish(Event::display(n)).await.unwrap();
+    }
+    one.close_everywhere(&"carol".to_owned()).await.unwrap();
+    connections[1].set(Mode::Works);
+    for body in &mut there {
+        assert_eq!(ends(body).await, "");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replaced_log_closes_all_streams() {
+    let (shared, _hubs, _connections, [one, other]) = two_registries(PLENTY).await;
+    one.close_everywhere(&"carol".to_owned()).await.unwrap();
+    let mut there = open(&other, ALICE);
+    shared.replace(PLENTY, Vec::new());
+    assert_eq!(ends(&mut there).await, "");
+    // The registries follow the new log.
+    let mut there = open(&other, ALICE);
+    sleep(Duration::from_secs(5)).await;
+    one.close_everywhere(&ALICE.to_owned()).await.unwrap();
+    assert_eq!(ends(&mut there).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_cannot_read_the_log_fails_closed() {
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    for mode in [Mode::Fails, Mode::Hangs, Mode::Lags] {
+        let shared = Shared::new(PLENTY);
+        let connection = shared.connect();
+        let hub = hub(connection.clone()).await;
+        let registry = Registry::new().fail_closed_after(LIMIT);
+        registry.follow(&hub).await.unwrap();
+        let mut body = open(&registry, ALICE);
+        // The signs of life keep the streams of a quiet hub open.
+        sleep(10 * LIMIT).await;
+        assert_eq!(body.poll(), Poll::Pending);
+        connection.set(mode);
+        let begun = Instant::now();
+        sleep(LIMIT / 2).await;
+        assert_eq!(body.poll(), Poll::Pending);
+        sleep(LIMIT / 2).await;
+        assert_eq!(ends(&mut body).await, "");
+        assert!(begun.elapsed() < LIMIT + Duration::from_secs(3), "{:?}", begun.elapsed());
+        // New streams end at once until the node reads the log again.
+        let user = ALICE.to_owned();
+        let layer = SseLayer::new().register(&registry, move |_: &Parts| Some(user.clone()));
+        let response = SseStream::new(stream::pending::<Event>()).into_http_response();
+        assert_eq!(Polled::new(respond(&layer, Request::new(()), response)).rest(), "");
+        connection.set(Mode::Works);
+        sleep(LIMIT).await;
+        stays_open(&mut open(&registry, ALICE)).await;
+    }
+}
+
+/// Records of other programs in the topic stop no node and close no stream.
+#[tokio::test(start_paused = true)]
+async fn foreign_records_close_no_stream() {
+    let (_shared, hubs, _connections, [one, other]) = two_registries(PLENTY).await;
+    let mut there = open(&other, ALICE);
+    for data in
+        ["", "no JSON", "{}", "[]", r#"{"node":"x"}"#, r#"{"node":"x","key":7}"#, r#"{"key":"alice"}"#, "two\nlines"]
+    {
+        hubs[0].topic("tower-sse/closed-streams").publish(Event::new(data)).await.unwrap();
+    }
+    stays_open(&mut there).await;
+    one.close(&ALICE.to_owned());
+    assert_eq!(ends(&mut there).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_end_with_the_hub_or_the_registry() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let hub = Hub::new();
+    // The hub has tasks of its own once it has a topic.
+    let first = following(&hub).await;
+    drop(first);
+    sleep(Duration::from_secs(5)).await;
+    let before = tasks();
+    let registry = following(&hub).await;
+    assert_eq!(tasks(), before + 2);
+    drop(registry);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(tasks(), before);
+    let registry = following(&hub).await;
+    hub.shutdown();
+    sleep(Duration::from_secs(5)).await;
+    registry.close(&ALICE.to_owned());
+    sleep(Duration::from_secs(5)).await;
+    assert!(tasks() <= before, "{} and {before}", tasks());
+}
