@@ -123,9 +123,10 @@ impl SseLayer {
 
     /// Disables the heartbeat of streams whose handler sets no heartbeat.
     ///
-    /// The server still notices most clients that close their connection. It notices other clients
-    /// only when a write fails, so a silent stream is kept until then: a client without a network,
-    /// and a client that has closed an HTTP/1 connection on which it had sent more bytes.
+    /// The server still notices most clients that close their connection. It notices two kinds of
+    /// clients only when a write fails, and a silent stream is kept until then: a client that has
+    /// lost its network, and a client that had sent more than its request on an HTTP/1 connection
+    /// before it closed it.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
@@ -180,9 +181,10 @@ impl SseLayer {
     /// The event is sent without its id, because no client can resume from it. An upstream stream
     /// that cannot complete its current event ends without the shutdown event.
     ///
-    /// A client that has reconnected forgets its last id at an event that arrives before the first
-    /// id of the new response (HTML standard, §9.2.6). A stream that is resumed should therefore
-    /// begin with an id, for example an [`Event::checkpoint`]. The streams of a hub do so.
+    /// If a client has reconnected and the first event of the new response has no id, the client
+    /// forgets the last id that it had (HTML standard, §9.2.6). The shutdown event can be this
+    /// first event. So a stream that clients resume should begin with an id, for example an
+    /// [`Event::checkpoint`]. The streams of a hub do so.
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
     }

@@ -39,7 +39,8 @@ thread_local! {
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
 }
 
-/// A guard that restores the outer call, even if the stream panics.
+/// A guard that restores the previous value of the thread-local call when it is dropped, even if
+/// the stream panics.
 struct Scope(Call);
 
 impl Scope {

@@ -54,10 +54,10 @@ use tokio_stream::{Empty, Stream};
 ///
 /// # When the stream ends
 ///
-/// An `EventSource` treats the end of a response like a lost connection and reconnects, with the
-/// last id that it received in `Last-Event-ID`. To end the stream for good, send an event that
-/// makes the page close its `EventSource` ([`end_with`](Self::end_with)). If a client reconnects
-/// nevertheless, respond with [`SseStream::stop_reconnecting`].
+/// An `EventSource` treats the end of a response like a lost connection and reconnects. It sends
+/// the last id that it has received in the header `Last-Event-ID`. To end the stream for good, send
+/// an event that makes the page close its `EventSource` ([`end_with`](Self::end_with)). If a client
+/// reconnects nevertheless, respond with [`SseStream::stop_reconnecting`].
 #[must_use = "a stream does nothing until it is returned as a response"]
 pub struct SseStream<S> {
     stream: S,
@@ -117,9 +117,10 @@ impl<S> SseStream<S> {
     /// Disables the heartbeat of this stream, including the heartbeat of layers. No byte is sent
     /// before the first event. (A subscription to a hub still begins with its cursor.)
     ///
-    /// The server still notices most clients that close their connection. It notices other clients
-    /// only when a write fails, so a silent stream is kept until then: a client without a network,
-    /// and a client that has closed an HTTP/1 connection on which it had sent more bytes.
+    /// The server still notices most clients that close their connection. It notices two kinds of
+    /// clients only when a write fails, and a silent stream is kept until then: a client that has
+    /// lost its network, and a client that had sent more than its request on an HTTP/1 connection
+    /// before it closed it.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }

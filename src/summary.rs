@@ -29,7 +29,7 @@ pub struct StreamSummary {
     /// The number of events that were handed to the transport, including the last event of
     /// `end_with` or `on_error` and the shutdown event. Heartbeats do not count, and neither does
     /// the first cursor of a subscription to a hub. In an upstream stream, each blank line that
-    /// ends an event counts. An encoded upstream stream has no events.
+    /// ends an event counts. For an upstream stream with a `Content-Encoding`, this is 0.
     pub events: u64,
     /// The number of bytes that were handed to the transport, including heartbeats.
     pub bytes: u64,

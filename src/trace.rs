@@ -36,8 +36,8 @@ mod on {
         }
     }
 
-    /// The method and the path of a request, if a `tracing` subscriber records spans. Their clones
-    /// share the memory of the request.
+    /// The method and the path of a request, if a `tracing` subscriber records spans. They are
+    /// cloned from the request without copying their text.
     #[derive(Debug, Default)]
     pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
 
@@ -66,8 +66,8 @@ mod on {
         debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
     }
 
-    /// Logs that the stream that is being polled has failed. `error` is `None` if its type is
-    /// opaque.
+    /// Logs that the stream that is being polled has failed. `error` is `None` if the type of the
+    /// error is a type parameter, which may not implement `Display`.
     ///
     /// This is the only report that the operator gets. The client only sees a lost connection.
     pub(crate) fn failed(error: Option<&BoxError>) {
@@ -176,7 +176,7 @@ mod on {
     }
 
     /// Exits the span when dropped. Unlike the guard of `tracing`, it does not borrow the span, so
-    /// the owner of the span can be changed while the span is entered.
+    /// the struct that contains the span can be mutated while the span is entered.
     pub(crate) struct Entered(Option<(Id, Dispatch)>);
 
     impl Drop for Entered {

@@ -53,8 +53,8 @@ impl Registry {
         self.count_new_topics(names, 0, config).map(drop)
     }
 
-    /// Returns the number of topics that do not exist, in addition to `others`. It is an error if
-    /// there is no room for them.
+    /// Returns how many of these topics do not exist yet. It is an error if there is no room for
+    /// them and for `others` more topics.
     pub(super) fn count_new_topics(
         &self,
         names: &[Arc<str>],
@@ -161,12 +161,14 @@ impl Registry {
 /// The eviction watermarks of dropped topics.
 ///
 /// A topic is identified by the hash of its name. Topics with the same hash share the greater
-/// watermark, and so do all topics beyond the limit. So a gap may be reported although no event is
-/// missing. A missing event is always reported.
+/// watermark. The number of tombstones is limited, and all topics beyond this limit share one
+/// watermark, `others`. So a gap may be reported although no event is missing. A missing event is
+/// always reported.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,
-    /// The greatest watermark of the topics beyond the limit.
+    /// The greatest watermark of the topics for which there is no tombstone because their number is
+    /// limited.
     others: Position,
 }
 

@@ -39,7 +39,8 @@ pub(super) struct Replay {
 struct PendingGap {
     requested: EventId,
     reason: GapReason,
-    /// Set if events are certainly missing. The gap then waits only for the first event after it.
+    /// Set if events are certainly missing. The gap event is then sent as soon as the first event
+    /// after the gap is known, because it names this event.
     is_confirmed: bool,
 }
 

@@ -27,8 +27,9 @@ pub enum Start {
     Earliest,
     /// Begins after the event with this id. An empty id means [`Latest`](Self::Latest).
     ///
-    /// A [state](super::Topic::latest_only) that is older than this id is not delivered. So this fits
-    /// an id that the client has received, and not a mark from elsewhere.
+    /// A [state](super::Topic::latest_only) that is older than this id is not delivered, because a
+    /// client with this id has received it already. So use an id that this client has received, or
+    /// the id up to which a snapshot includes all states.
     After(EventId),
 }
 

@@ -20,7 +20,8 @@ use tokio::time::Instant;
 struct Joined {
     readers: Vec<Reader>,
     point: ResumePoint,
-    /// Set if events that followed the requested id were evicted, also by the backend.
+    /// Set if events that followed the requested id are lost: neither this node nor the backend
+    /// retains them.
     is_evicted: bool,
     needs_no_replay: bool,
 }
@@ -163,7 +164,7 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds a subscriber to some of its topics.
+    /// Adds a subscriber to one slice of the topics that it subscribes to.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,

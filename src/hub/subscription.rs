@@ -46,14 +46,13 @@ use tokio_stream::Stream;
 ///
 /// # Adapters
 ///
-/// An adapter (`map`, `filter`, `merge`, `take_until` …) over a subscription keeps both the cursor
-/// and the 204 in the response:
+/// An adapter (`map`, `filter`, `merge`, `take_until` …) over a subscription keeps the cursor and
+/// the 204 in the response, each under a condition:
 ///
-/// - The response begins with the cursor if its first poll polls the subscription. A task that
-///   forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
-/// - `204 No Content` needs an adapter that adds no event and forwards
-///   [`size_hint`](Stream::size_hint), as most do. For other adapters, such as `select` of
-///   `futures-util` or a generator, use
+/// - The response begins with the cursor if the first poll of its body polls the subscription. A
+///   task that forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor). - `204 No
+///   Content` needs an adapter that adds no event and forwards [`size_hint`](Stream::size_hint), as
+///   most do. For other adapters, such as `select` of `futures-util` or a generator, use
 ///   [`SseStream::map_stream`](crate::SseStream::map_stream). With the feature `tracing`, a warning
 ///   is logged if a finished subscription is answered with 200.
 ///
@@ -94,7 +93,8 @@ pub struct Subscription {
     subscribed_at: Position,
     /// The item that is yielded before all events.
     pub(super) first_item: Option<Box<EncodedEvents>>,
-    /// The gap event at the beginning of the subscription. It is yielded instead of `first_item`.
+    /// The gap event at the beginning of the subscription. It is yielded in place of `first_item`.
+    /// [`begin_with`](Self::begin_with) removes it.
     pub(super) gap_event: Option<Box<EncodedEvents>>,
     gap: Option<Box<Gap>>,
     /// The replay, which reads events from the backend that the topics have evicted. `None` if
@@ -105,7 +105,8 @@ pub struct Subscription {
     pub(super) origin: Origin,
     /// Set if the client gets `hub-cursor` and `gap` events.
     pub(super) has_control_events: bool,
-    /// Set when a response has taken the cursor, or the subscription was polled.
+    /// Set when the preamble (the event with the cursor) can no longer be sent: a response has
+    /// taken it, or the subscription was polled.
     has_preamble: AtomicBool,
     /// Set if the subscription ended with an error, before the end of its topics.
     has_failed: bool,
@@ -222,10 +223,10 @@ impl Subscription {
     ///
     /// - Publishers and the handler use one lock: publishers hold it while they change the state
     ///   and publish, and the handler holds it while it subscribes and reads the state, as below.
-    ///   This works in one process only.
-    /// - The state contains the id of the event that changed it last, and the subscription begins
-    ///   [after](super::Start::After) that id. If the subscription then has a gap, the state is too
-    ///   old. This also works with [several nodes](super#several-nodes).
+    ///   This works in one process only. - The state contains the id of the event that changed it
+    ///   last, and the subscription begins [after](super::Start::After) that id. If the
+    ///   subscription then has a gap, the state is too old: read a newer state and subscribe again.
+    ///   This also works with [several nodes](super#several-nodes).
     ///
     /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot, because all retained
     /// events would follow.

@@ -59,13 +59,14 @@ impl Topic {
     /// A state does not expire while its topic has subscribers. When the last subscriber has left,
     /// the state is retained for [`max_age`](super::Builder::max_age).
     ///
-    /// With a backend, this holds for each node and its own subscribers. The backend removes a state
-    /// after its own retention, whether or not a node has subscribers. A node that starts later, or
-    /// that had no subscribers for `max_age`, does not have the state then. To keep it on all nodes,
-    /// publish it again within the retention of the backend.
+    /// With a backend, this holds for each node and its own subscribers. The backend removes a
+    /// state after its own retention, whether or not a node has subscribers. After that, a node
+    /// that starts later, or that had no subscribers for `max_age`, does not have the state. To
+    /// keep it on all nodes, publish it again within the retention of the backend.
     ///
-    /// A page that begins [after](super::Start::After) a mark of its own, such as the id in a
-    /// snapshot, never receives a state that is older than the mark.
+    /// A client whose subscription begins [after](super::Start::After) an id never receives a state
+    /// that is older than the id, for example if it takes the id from a snapshot that lacks the
+    /// state.
     ///
     /// # Slow clients
     ///
@@ -127,8 +128,9 @@ impl Topic {
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
-    /// Publishes events without other events between them and with one wake-up. Returns the id of
-    /// the last event, or `None` if there are no events.
+    /// Publishes events as one batch, with one wake-up. Except for large batches in memory, no
+    /// other events are between them. Returns the id of the last event, or `None` if there are no
+    /// events.
     ///
     /// In memory, a batch is published in blocks of 1,000 events. Each block is contiguous and causes
     /// one wake-up. Other publishers can publish between the blocks, so a large batch does not block
@@ -185,12 +187,12 @@ impl Topic {
     /// Finishes the topic, for example because a job is done or an answer is complete.
     ///
     /// Its subscriptions end after the last event. An `EventSource` then reconnects, and gets `204
-    /// No Content`, which stops it. The hub remembers a finished topic for `max_age`, and for as
-    /// long as a subscription has it together with unfinished topics. Until then, publishing to the
-    /// topic returns an error. Calling this again has no effect.
+    /// No Content`, which stops it. The hub remembers that the topic is finished for `max_age`, or
+    /// longer if a subscription still has it together with unfinished topics. As long as the hub
+    /// remembers it, publishing to the topic returns an error. Calling this again has no effect.
     ///
-    /// With a backend, each node detects the finish when it reads the log. If another node
-    /// publishes to the topic before that, the topic continues on all nodes with that event.
+    /// With a backend, each node learns of the end when it reads the log. If another node publishes
+    /// to the topic before it has read this, the topic continues on all nodes with that event.
     ///
     /// # Errors
     ///
@@ -243,7 +245,8 @@ impl Topic {
     }
 }
 
-/// Completes an event for publication. The log assigns the id later.
+/// Checks the name of an event and encodes it for publication, without an id. The log assigns the
+/// id later.
 fn complete(event: Event) -> Result<Event, Error> {
     match event.name_if_set() {
         Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),

@@ -87,7 +87,7 @@ pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
 }
 
-/// The end of the log that this node knows.
+/// The end of the log, as far as this node knows it.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
     /// The greatest known position.
@@ -123,8 +123,8 @@ impl BackendClient {
         Epoch::of(bits, self.id_format())
     }
 
-    /// Stores the handle of the follower, which [`stop`](Self::stop) ends, and the runtime for
-    /// requests.
+    /// Stores the handle with which [`stop`](Self::stop) aborts the follower, and the runtime on
+    /// which requests run.
     pub(super) fn set_follower(&self, follower: AbortHandle, runtime: Handle) {
         self.follower.get_or_init(|| follower);
         self.runtime.get_or_init(|| runtime);
@@ -159,8 +159,8 @@ impl BackendClient {
         }
     }
 
-    /// Returns the end of the log. Asks the backend first if the client's position is greater than
-    /// the known positions and the committed position.
+    /// Returns the end of the log. If `start` is a position beyond everything that this node has
+    /// read or committed, it first asks the backend for the current end.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let end = |is_unsure| {
             let state = self.state();

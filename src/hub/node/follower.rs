@@ -30,9 +30,9 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(
 /// The time without a record after which the follower requests the bounds of the log.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The number of consecutive probes that may show a newer record while `follow` does not return,
-/// before the follower calls `follow` again. The number doubles with each such restart, because a
-/// page may take longer than that.
+/// The number of consecutive probes that may find a newer record in the backend without `follow`
+/// returning it. After that, the follower cancels `follow` and calls it again. The number doubles
+/// with each such restart, because reading one large page may take longer than these probes.
 const MAX_MISSED_PROBES: u32 = 3;
 
 /// The time limit for the initial read of the log in [`connect`].
@@ -80,7 +80,7 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
     Ok(())
 }
 
-/// Runs the follower: reads the log page by page, until the hub is dropped.
+/// Runs the follower: reads the log page by page, until the node is dropped with its hub.
 async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: Position, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut max_missed = MAX_MISSED_PROBES;

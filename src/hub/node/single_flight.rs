@@ -176,7 +176,7 @@ struct InFlight<K: Eq + Hash, T> {
 }
 
 impl<K: Eq + Hash, T> InFlight<K, T> {
-    /// Calls `f` in a loop until a round has no callers.
+    /// Calls `f` in a loop, once for all callers that are waiting, until no caller is waiting.
     async fn serve<F: Future<Output = Option<T>>>(self, f: impl Fn() -> F) {
         while let Some(permit) = self.permit().await {
             let Some(callers) = self.begin() else { return };
