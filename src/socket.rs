@@ -138,8 +138,8 @@ use std::{io, time::Duration};
 /// for keep-alive). Values outside this range are set to the nearest limit.
 ///
 /// `TCP_USER_TIMEOUT` is set on Linux, Android and Fuchsia, and `TCP_NOTSENT_LOWAT` on Linux and
-/// Android. Linux before 5.11 may wait longer while the window is zero, unless its stable series
-/// has the correction.
+/// Android. Linux before 5.11 may wait longer while the window is zero, unless the fix was
+/// backported to its stable series.
 ///
 /// Other systems get `TCP_NODELAY` and the keep-alive options that they have. On these systems, the
 /// system's own timeout applies to a client that does not read, or that vanishes with data in

@@ -84,10 +84,26 @@ impl Process {
 
     /// Sends a signal, by name.
     ///
-    /// Runs `kill`, because the standard library can safely send no signal but SIGKILL.
+    /// Runs `kill`, because the standard library can safely send no signal but SIGKILL. After a
+    /// SIGSTOP, waits until every thread of the process has stopped: on a busy machine, a thread
+    /// can still handle requests after `kill` has returned.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new(installed(&["kill"], "procps")).args(["-s", name, &self.0.id().to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "cannot send SIG{name}");
+        let begin = Instant::now();
+        while name == "STOP" && self.has_running_thread() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "the process does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Returns whether a thread of the process has not stopped.
+    fn has_running_thread(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0.id())).into_iter().flatten().flatten();
+        // The state follows the name of the program in parentheses, see proc(5).
+        threads
+            .filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok())
+            .any(|stat| stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('T')))
     }
 
     /// Waits until the program exits, and returns its status. Returns `None` after the timeout.
