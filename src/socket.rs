@@ -101,15 +101,15 @@ use std::{io, time::Duration};
 ///   connection open during that time. [RFC 6429][stuck] says that an application may close it
 ///   nevertheless. The timeout begins with the first probe, one retransmission timeout (200
 ///   milliseconds or more) after the window was full. The kernel's timers are up to an eighth late.
-///   - *A vanished client*, without a network, acknowledges nothing. The kernel retransmits until
-///   the timeout. If nothing is sent, keep-alive detects it. With a
-///   [`Heartbeat`](crate::Heartbeat), something is always sent, and the timeout counts from the
-///   first lost heartbeat. - *A slow client* stays connected as long as there is progress within
-///   the timeout. The kernel of the client reports progress when its receive buffer has room for
-///   one more packet. A Linux client reports it when a sixteenth of the buffer is free. - *A client
-///   that closes its connection*, or whose process ends, is noticed at once without these options.
-///   There is one exception: hyper does not notice the close of an HTTP/1 connection on which the
-///   client has sent more bytes, such as a second request, until it writes.
+/// - *A vanished client*, without a network, acknowledges nothing. The kernel retransmits until the
+///   timeout. If nothing is sent, keep-alive detects it. With a [`Heartbeat`](crate::Heartbeat),
+///   something is always sent, and the timeout counts from the first lost heartbeat.
+/// - *A slow client* stays connected as long as there is progress within the timeout. The kernel of
+///   the client reports progress when its receive buffer has room for one more packet. A Linux
+///   client reports it when a sixteenth of the buffer is free.
+/// - *A client that closes its connection*, or whose process ends, is noticed at once without these
+///   options. There is one exception: hyper does not notice the close of an HTTP/1 connection on
+///   which the client has sent more bytes, such as a second request, until it writes.
 ///
 /// [RFC 9293][r2] (§3.8.3) proposes at least 100 seconds before a connection is closed. A shorter
 /// timeout is right for streams that clients resume. Use a longer timeout if the same listener

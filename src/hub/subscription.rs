@@ -50,9 +50,10 @@ use tokio_stream::Stream;
 /// the 204 in the response, each under a condition:
 ///
 /// - The response begins with the cursor if the first poll of its body polls the subscription. A
-///   task that forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor). - `204 No
-///   Content` needs an adapter that adds no event and forwards [`size_hint`](Stream::size_hint), as
-///   most do. For other adapters, such as `select` of `futures-util` or a generator, use
+///   task that forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
+/// - `204 No Content` needs an adapter that adds no event and forwards
+///   [`size_hint`](Stream::size_hint), as most do. For other adapters, such as `select` of
+///   `futures-util` or a generator, use
 ///   [`SseStream::map_stream`](crate::SseStream::map_stream). With the feature `tracing`, a warning
 ///   is logged if a finished subscription is answered with 200.
 ///
@@ -223,10 +224,11 @@ impl Subscription {
     ///
     /// - Publishers and the handler use one lock: publishers hold it while they change the state
     ///   and publish, and the handler holds it while it subscribes and reads the state, as below.
-    ///   This works in one process only. - The state contains the id of the event that changed it
-    ///   last, and the subscription begins [after](super::Start::After) that id. If the
-    ///   subscription then has a gap, the state is too old: read a newer state and subscribe again.
-    ///   This also works with [several nodes](super#several-nodes).
+    ///   This works in one process only.
+    /// - The state contains the id of the event that changed it last, and the subscription begins
+    ///   [after](super::Start::After) that id. If the subscription then has a gap, the state is too
+    ///   old: read a newer state and subscribe again. This also works with [several
+    ///   nodes](super#several-nodes).
     ///
     /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot, because all retained
     /// events would follow.
