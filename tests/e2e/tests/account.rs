@@ -113,7 +113,8 @@ async fn page_of_another_origin_is_refused() {
     let address = api.strip_prefix("http://").expect("the URL of the API");
     let head = eventually(SOON, "a response", async || {
         let mut socket = TcpStream::connect(address).map_err(|error| error.to_string())?;
-        write!(socket, "GET /me HTTP/1.0\r\nHost: {address}\r\nOrigin: http://evil.example\r\n\r\n").expect("it is sent");
+        write!(socket, "GET /me HTTP/1.0\r\nHost: {address}\r\nOrigin: http://evil.example\r\n\r\n")
+            .expect("it is sent");
         let mut head = String::new();
         socket.read_to_string(&mut head).map_err(|error| error.to_string())?;
         Ok::<_, String>(head.to_lowercase())

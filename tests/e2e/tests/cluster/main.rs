@@ -18,6 +18,7 @@ mod redis;
 mod redis_access;
 mod redis_failover;
 mod redis_loss;
+mod registry;
 mod report;
 mod setup;
 
