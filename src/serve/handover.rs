@@ -60,8 +60,11 @@ impl<B> Handover<B> {
         HyperBody::Placeholder { handover: Arc::clone(self) }
     }
 
+    /// Called whenever hyper polls the placeholder, which may be again after the flush.
     fn head_encoded(&self) {
-        self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
+        if self.stage.load(Ordering::Relaxed) == IDLE {
+            self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn flushed(&self) {
