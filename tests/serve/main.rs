@@ -4,5 +4,6 @@ mod common;
 mod connections;
 mod disconnections;
 mod framing;
+mod http2;
 mod listeners;
 mod shutdown;
