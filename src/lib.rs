@@ -191,6 +191,8 @@ mod preamble;
 mod random;
 mod registry;
 mod rejection;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod settings;
 #[cfg(feature = "socket")]
 mod socket;
@@ -209,6 +211,8 @@ pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use limit::{LimitKey, Overload};
 pub use registry::{RegisteredStream, StreamRegistry};
+#[cfg(feature = "serve")]
+pub use serve::serve;
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};
