@@ -51,9 +51,10 @@ impl Builder {
     /// Sets how long events are retained, and how long a finished topic is remembered. Default: one
     /// hour. [`Duration::MAX`] and zero disable expiry.
     ///
-    /// A topic without subscribers is dropped when its last event has expired. A
-    /// [state](super::Topic::latest_only) does not expire while it has subscribers. Expired events are
-    /// never delivered to new subscribers. Their memory is freed within `max_age / 16`.
+    /// A topic without subscribers is dropped when its last event has expired. The event of a
+    /// [`latest_only`](super::Topic::latest_only) topic does not expire while the topic has
+    /// subscribers. An expired event is not delivered to a new subscriber. A subscriber that is
+    /// connected already still receives it. Their memory is freed within `max_age / 16`.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
@@ -157,7 +158,8 @@ impl Builder {
         self.of(NatsBackend::new(server), NatsBackend::max_age)
     }
 
-    /// `with_max_age` sets the `max_age` of the hub on the backend when the hub connects.
+    /// Creates a connector for this backend. `with_max_age` passes the `max_age` of the hub to the
+    /// backend when the hub connects.
     fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
         let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
         Connector { settings: self, backend: backend.map(resolve) }
@@ -169,7 +171,7 @@ type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 
 /// A hub with a backend that is not connected yet.
 ///
-/// It has the same settings as the [`Builder`]. The order of the calls does not matter.
+/// It has the same settings as the [`Builder`], which can be set before or after the backend.
 #[must_use = "it does nothing until it is connected"]
 pub struct Connector {
     settings: Builder,
@@ -209,8 +211,8 @@ impl Connector {
 
     /// Connects to the backend and returns the hub.
     ///
-    /// The hub first reads the events that both the backend and the hub retain. After at most five
-    /// seconds, `connect` returns the hub, and the hub reads the remaining events in the
+    /// The hub first reads events from the backend, as many as its own retention allows. After at
+    /// most five seconds, `connect` returns the hub, and the hub reads the remaining events in the
     /// background.
     ///
     /// From then on, one task on the current tokio runtime follows the log. The task ends when the

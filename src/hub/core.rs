@@ -135,7 +135,8 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event, which already has its id, to a topic at the last position of the registry.
+    /// Adds an event, which already has its id, to a topic. Its position is the newest one that the
+    /// registry has issued.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &self.config.retention, now);
@@ -191,8 +192,9 @@ impl Core {
         Ok(())
     }
 
-    /// Publishes a change to the readers of the topic, and wakes them after both locks are
-    /// released. The [wake queue](WakeQueue) wakes the rest of a large audience.
+    /// Makes a change visible to the readers of the topic, and wakes them after the locks of the
+    /// registry and of the topic are released. The [wake queue](WakeQueue) wakes the rest of a
+    /// large audience.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Core {
-    /// Creates a hub that has read the events that both the backend and its own topics retain.
+    /// Creates a hub that has read events from the backend, as many as its own retention allows.
     pub(super) async fn connected(config: HubConfig, backend: Arc<dyn DynBackend>) -> Result<Arc<Self>, Error> {
         let core = Arc::new(Self::new(config, Some(BackendClient::new(backend))));
         if let Some(backend) = &core.backend {
@@ -104,8 +104,8 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// Records that, according to a history read, `topic` has finished at `end` and has no event
-    /// after that up to `through`.
+    /// Records the result of a history read: `topic` was finished at `end`, and no event up to
+    /// `through` has reopened it.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = self.registry.lock();

@@ -82,14 +82,14 @@ pub enum ErrorKind {
     /// handler that builds, publishes and subscribes can use `?` with one error type. The
     /// [`source`](std::error::Error::source) is the `JsonError`.
     Json,
-    /// The client needs history from the backend, and too many clients are already waiting for
-    /// history. The response is `503 Service Unavailable`.
+    /// The client needs history from the backend, and too many different history reads are already
+    /// waiting. The response is `503 Service Unavailable`.
     ///
     /// At most 8 history reads of a node run at the same time. Up to 1,024 different reads run or
-    /// wait. Clients that need the same read share it. A subscription that needs another read gets
-    /// this error. The client has lost nothing: it can reconnect with the same id. If the hub
-    /// retains more events ([`max_events`](super::Builder::max_events) and its siblings), fewer
-    /// clients need the backend.
+    /// wait. Clients that need the same read share it. If the limit is reached, a subscription that
+    /// needs one more different read gets this error. The client has lost nothing: it can reconnect
+    /// with the same id. If the hub retains more events ([`max_events`](super::Builder::max_events)
+    /// and its siblings), fewer clients need the backend.
     ///
     /// Only subscribing returns this error. An open subscription that has to read history waits,
     /// and retries after 200 to 400 ms.

@@ -69,8 +69,8 @@ pub enum GapReason {
     Evicted,
     /// The id is greater than any id that the hub has issued. On the wire `ahead`.
     Ahead,
-    /// The id is from another log: the hub has restarted in memory, the log was replaced, or the id
-    /// is of another hub. On the wire `other_epoch`.
+    /// The id is from another log: a hub without a backend was restarted, the log was replaced, or
+    /// the id is of another hub. On the wire `other_epoch`.
     OtherEpoch,
     /// The text is not an id of a hub. On the wire `malformed`.
     Malformed,

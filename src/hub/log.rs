@@ -16,14 +16,15 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The maximum size of a segment. It equals the maximum size of a frame of an
-/// [`SseBody`](crate::SseBody).
+/// The maximum size of a segment, the block of memory with the bytes of consecutive events. It
+/// equals the maximum size of a frame of an [`SseBody`](crate::SseBody).
 const SEGMENT: usize = 16 * 1024;
 
 /// The minimum size in bytes of an event that gets its own segment and is never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The maximum number of evicted bytes in the open segment. Above it, the segment is compacted.
+/// The maximum number of evicted bytes at the beginning of the open segment (the last one, to which
+/// events are added). Above it, the segment is copied without these bytes.
 const SLACK: usize = 512;
 
 /// The retention of a topic. All limits apply, but the newest event is retained until it expires.
@@ -95,7 +96,7 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// Readers whose cursor lies in `after..first` share this read.
+    /// Readers whose cursor is at least `after` and before `first` share this read.
     after: Position,
     first: Position,
     last: Position,
@@ -216,8 +217,8 @@ impl Log {
         self.evicted_through = evicted_through;
     }
 
-    /// Removes all events, and raises the eviction watermark to this position. Returns the number
-    /// and size of the removed events.
+    /// Removes all events of the topic, and sets the eviction watermark to this position. Returns
+    /// the number and size of the removed events.
     pub(super) fn truncate_through(&mut self, through: Position) -> Amount {
         mem::replace(self, Self::new(through)).retained
     }

@@ -43,7 +43,7 @@ pub(super) struct Reader {
     seen: Option<u64>,
     /// Set if the topic is finished, and read to the end. Only a merge uses it.
     pub(super) is_finished: bool,
-    /// The position of the finish record, if the backend has no event of the topic after it.
+    /// The position of the finish record, if no later event has reopened the topic.
     pub(super) finished_at: Option<Position>,
     pub(super) ticket: Option<Ticket>,
 }
@@ -62,7 +62,8 @@ impl Reader {
         }
     }
 
-    /// Resets the reader, so that it reads the topic again.
+    /// Forgets what the reader knows about the topic, so that its next poll reads the topic from
+    /// the cursor.
     pub(super) fn reset(&mut self) {
         self.next = None;
         self.forget_waker();

@@ -30,8 +30,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 pub(super) struct TurnMutex<T> {
     mutex: Mutex<T>,
-    /// The number of threads that wait, and how many have had their turn. Not of loom: they order
-    /// nothing.
+    /// The number of threads that wait, and the number of turns that were taken. These atomics are
+    /// those of `std` in loom tests, too, because no other memory access depends on their order.
     waiting: StdAtomicUsize,
     turns: StdAtomicUsize,
 }

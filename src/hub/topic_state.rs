@@ -123,8 +123,9 @@ pub(super) struct Change {
 }
 
 impl Contents {
-    /// Returns the time from which the oldest event ages. `None`: there is no event, or the event is
-    /// a state with subscribers. They show the state, so later subscribers receive it as well.
+    /// Returns the time from which the oldest event ages. `None`: there is no event, or the event
+    /// is a state with subscribers. The clients of these subscribers show the state, so it does not
+    /// age, and later subscribers receive it as well.
     pub(super) fn ages_since(&self) -> Option<Instant> {
         let oldest = self.log.oldest_time()?;
         match self.latest_only {

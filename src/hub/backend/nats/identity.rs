@@ -68,8 +68,8 @@ pub(super) struct KnownLog {
     witness: Option<Witness>,
     /// The maximum age of messages in the stream. `None` means no limit.
     max_age: Option<Duration>,
-    /// The time when the node adds another mark if no message arrives before. Otherwise retention
-    /// could remove all messages that identify the log.
+    /// The time when the node adds another mark (a message that identifies the log) if no message
+    /// arrives before. Otherwise retention could remove all marks.
     renewal: Instant,
 }
 
@@ -101,8 +101,8 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the eviction watermark: the position of the newest evicted event, or a greater
-    /// position before the next event. Marks are not events.
+    /// Returns the eviction watermark. It is at least the position of the newest evicted event, and
+    /// smaller than the position of the oldest retained event. Marks are not events.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -112,15 +112,15 @@ impl KnownLog {
         })
     }
 
-    /// Advances a position past the marks (messages without events) that follow it. The next event
-    /// after the result is the same.
+    /// Advances a position past the marks that directly follow it. Marks have no events, so the
+    /// same event comes next after both positions.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Records a mark, a message that identifies the log, if it is newer than the known mark.
-    /// Returns `false` if the mark begins another log.
+    /// Handles a mark that the follower has read. Records a newer mark of the same log. Returns
+    /// `false` if the mark begins another log, which is not recorded.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -173,9 +173,9 @@ enum Verdict {
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Shared checks that compare only the witness with the stream.
+    /// Checks that compare only the witness with the stream. Concurrent callers share one check.
     witness_checks: SharedCheck<KnownLog>,
-    /// Shared checks that also compare the bounds and the marks of the stream, see
+    /// Checks that also compare the bounds and the marks of the stream, shared in the same way, see
     /// [`check`](Self::check).
     checks: SharedCheck<(KnownLog, State)>,
 }
@@ -198,7 +198,8 @@ impl Identity {
         }
     }
 
-    /// Records a message of this log, which retention may have removed since.
+    /// Records that the log with this epoch had a message. Retention may have removed the message
+    /// since.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -214,8 +215,8 @@ impl Identity {
     /// Checks the witness and returns the current log of the stream. The check begins after this
     /// call.
     ///
-    /// All messages that were in the stream before the call are in that log, unless the stream was
-    /// replaced twice since.
+    /// All messages that were in the stream before the call are in that log. The only exception: if
+    /// the stream is replaced twice during the check, they can be in the first of the two logs.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
             if let Some(known) = self.known() {
@@ -374,8 +375,9 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Publishes a mark that begins a log, and returns the newest mark. If two nodes publish a mark at
-/// the same time, the stream stores only the first mark, and both nodes use it.
+/// Publishes a mark that begins a log, and returns the mark of the new log. `previous` is the
+/// sequence of the mark before it. If two nodes publish a mark at the same time, the stream stores
+/// only one of them, and both nodes use it.
 async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
@@ -395,8 +397,8 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
 
 /// Returns the newest mark of a stream in this state.
 ///
-/// nats-server 2.9 crashes at a request for a message of a stream that another node is creating.
-/// Such a stream is reported as empty, so an empty stream gets no request.
+/// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. The
+/// state of such a stream is empty. So this function asks for no message of an empty stream.
 async fn mark_of(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
 }

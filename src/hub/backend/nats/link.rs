@@ -22,9 +22,9 @@ use tokio::{sync::watch, time::timeout};
 /// detects a silent network.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time without an attempt to connect after which the client counts as stuck. It then waits for
-/// a server that has accepted the connection and sends nothing. Newer versions of `async_nats` have
-/// a timeout for this case.
+/// The time without an attempt to connect after which a disconnected client counts as stuck. A
+/// stuck client waits forever for a server that has accepted the connection and sends nothing.
+/// Newer versions of `async_nats` have a timeout for this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The time to wait for a response before the request is sent again.
@@ -207,7 +207,8 @@ impl Link {
         self.client.connection_state() == State::Connected
     }
 
-    /// Returns `true` if the client does not reconnect by itself.
+    /// Returns `true` if the client is disconnected and has not tried to connect for
+    /// [`RECONNECT_TIMEOUT`]. It does not recover by itself.
     pub(super) fn is_stuck(&self) -> bool {
         self.health.trouble().is_some_and(|since| since.elapsed() > RECONNECT_TIMEOUT)
     }
@@ -232,8 +233,8 @@ impl Link {
     }
 
     /// Waits for a response like [`request`](Self::request). Sends the request again after
-    /// [`RETRY_INTERVAL`] without a response. A request is lost with the server that received it,
-    /// and a stream without a leader does not respond.
+    /// [`RETRY_INTERVAL`] without a response. There are two reasons for a missing response: the
+    /// server died after it had received the request, or the stream had no leader.
     pub(super) async fn request_repeatedly<T, E, A>(&self, request: impl Fn() -> A) -> Result<T, BoxError>
     where
         BoxError: From<E>,

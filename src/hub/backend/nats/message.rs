@@ -24,12 +24,14 @@ const MAX_SUBJECT_BYTES: usize = 2048;
 const KIND: &str = "Tower-Sse-Kind";
 const LOG: &str = "Tower-Sse-Log";
 
-/// Returns the position of the last event of a message.
+/// Returns the position of the last event of a message. Each message takes the same number of
+/// positions, and its last event has the last of them.
 pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
 
-/// Returns the sequence of the message whose last event has this position.
+/// Returns the sequence of the message whose last event has this position. For the position of an
+/// earlier event of a message, returns the sequence of the message before.
 pub(super) fn sequence(position: Position) -> u64 {
     position.get() / EVENTS
 }

@@ -60,22 +60,23 @@ use tokio::{
 /// crash of the operating system: a server writes to its files immediately, and syncs them to the
 /// disk every two minutes, unless its configuration says `jetstream { sync_interval: always }`. A
 /// stream with three replicas, on machines that do not fail together, survives the loss of one
-/// machine. Publishing is an error until the other two have elected another leader, which takes
-/// several seconds.
+/// machine. Publishing returns an error until the other two have elected another leader, which
+/// takes several seconds.
 ///
 /// **Loss is reported.** A stream can lose its newest messages: in a power failure, when a copy is
 /// restored, when its only server loses its disk, or when the stream is deleted and created again.
-/// The stream then issues the same sequences again. So a random *mark* identifies the log: a
-/// message in the stream, on the subject `<stream>._log`. Each node also remembers a recent message
-/// that it has read or published. The node checks that the stream still has this message before it
-/// returns the id of a published event, when it reads, and every two seconds without new messages.
-/// If the message is missing, the node adds a mark for a new log. From then on no node accepts an
-/// id of the old log, and a client that reconnects with such an id gets a [gap](crate::hub::Gap).
+/// The stream then issues the same sequences again. A random *mark* tells such logs apart: a
+/// message in the stream, on the subject `<stream>._log`. To detect a loss, each node also
+/// remembers a recent message that it has read or published. The node checks that the stream still
+/// has this message before it returns the id of a published event, when it reads, and every two
+/// seconds without new messages. If the message is missing, the node adds a mark for a new log.
+/// From then on no node accepts an id of the old log, and a client that reconnects with such an id
+/// gets a [gap](crate::hub::Gap).
 ///
-/// There is one exception. A node detects only the loss of messages that it has seen. If the stream
-/// loses messages while *no* node runs that had read or published them, later nodes continue the
-/// log, and can issue the ids of the lost events again. After you restore a copy while no node
-/// runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
+/// There is one exception. A node detects only the loss of messages that it has read or published
+/// itself. If all of these nodes stop, and the stream then loses the messages, nodes that start
+/// later continue the log, and can issue the ids of the lost events again. After you restore a copy
+/// while no node runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
 ///
 /// A client gets a gap for messages that were deleted from the middle of the stream, or removed by
 /// retention, before the client received them.
@@ -104,10 +105,10 @@ use tokio::{
 /// MiB from the server. Each such page takes one more consumer, at most eight at a time. With a
 /// server before 2.10, a read of several topics reads all topics.
 ///
-/// Publishing takes one request if the node's own follower receives the message within 5
-/// milliseconds after the acknowledgement, because this proves which log has stored it. Otherwise
-/// publishing takes a second request for the check described above, which concurrent publishers
-/// share.
+/// Publishing takes one request if the node also receives the message from the stream within 5
+/// milliseconds after the acknowledgement. This proves that the log that the node knows has stored
+/// it. Otherwise publishing takes a second request for the check described above, which concurrent
+/// publishers share.
 ///
 /// After about three seconds without a byte from the server, the client reconnects, to any of the
 /// servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of the

@@ -91,8 +91,8 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
 }
 
 /// Ends a page before the first message after `after` that was deleted from the middle of the
-/// stream. If the next message itself was deleted, sets the watermark of the page to the end of the
-/// missing range.
+/// stream. If the message directly after `after` was deleted, the page instead begins after the
+/// range of deleted messages, and its watermark is the end of that range.
 pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
     let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];

@@ -7,17 +7,17 @@ use super::{
 use redis::{Cmd, FromRedisValue, RedisError, ScriptInvocation};
 use std::time::{Duration, Instant};
 
-/// The state of the shared connection.
+/// The connection for commands, which all tasks of this node share.
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
     /// The number of connections that were opened so far. It identifies the current connection.
     number: u64,
-    /// The time and the error of the last failed attempt.
+    /// The time and the error of the last failed attempt to connect.
     last_failure: Option<(Instant, RequestError)>,
 }
 
-/// A command that can be sent several times.
+/// A command that is built once. Each attempt and each connection sends the same bytes.
 pub(super) enum Command<'a> {
     Plain(Cmd),
     Script(ScriptInvocation<'a>),

@@ -34,16 +34,17 @@ pub(super) struct Entry {
     /// The position of the preceding entry. `None` if other software has added this entry.
     pub(super) previous: Option<Position>,
     /// Set if entries immediately before this entry were lost. Each reader whose cursor is before
-    /// this position has missed some of them.
+    /// the position in this field has missed some of them.
     lost_for_readers_before: Option<Position>,
-    /// The newest lost position that this entry reports.
+    /// The newest lost position, if this entry is a mark: an entry that reports a loss to all
+    /// readers.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
 }
 
 impl Entry {
-    /// Returns the eviction watermark of the log if this entry is the oldest one.
+    /// Returns the eviction watermark that the log has when this entry is its oldest one.
     pub(super) fn evicted_through(&self) -> Position {
         self.previous.unwrap_or(self.position.previous())
     }
@@ -131,7 +132,8 @@ fn not_a_stream() -> BoxError {
 /// The decoded contents of consecutive entries.
 #[derive(Default)]
 pub(super) struct DecodedBatch {
-    /// Entries after `after` and up to this position were evicted or lost.
+    /// Some of the entries after the cursor of the reader and up to this position were evicted or
+    /// lost.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
     /// The position of the last entry.
@@ -141,10 +143,11 @@ pub(super) struct DecodedBatch {
     pub(super) begins_with_foreign_entry: bool,
     /// The position of the entry that preceded the first entry, if the first entry contains it.
     pub(super) previous: Option<Position>,
-    /// Set if the log has lost its newest entries, up to the cursor `after`, and has continued from
-    /// an earlier position.
+    /// Set if the log has lost its newest entries, and has continued from a position before the
+    /// reader's cursor `after`.
     pub(super) has_gone_back: bool,
-    /// The newest lost position that these entries report to all readers.
+    /// The newest lost position, if one of these entries is a mark: an entry that reports a loss to
+    /// all readers.
     pub(super) newest_lost: Option<Position>,
     /// The positions of the entries, as runs of consecutive positions: the first and the last
     /// position of each run.
@@ -154,9 +157,9 @@ pub(super) struct DecodedBatch {
     pub(super) largest: usize,
 }
 
-/// Decodes these entries for a reader with the cursor `after`. The batch ends before the first
-/// entry that does not follow its predecessor, so a loss is always at the start of a batch. Entries
-/// of other software are skipped.
+/// Decodes these entries for a reader with the cursor `after`. Every entry names the entry before
+/// it. The batch ends before the first entry that names another one than its predecessor in the
+/// batch, so a loss is always at the start of a batch. Entries of other software are skipped.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -216,9 +219,9 @@ fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     }
 }
 
-/// Returns whether the log has continued from a position before the cursor `after`, as after a
-/// failover that has lost the newest entries. If the cursor is immediately before the entry, no
-/// entry can have been lost between the two.
+/// Returns whether the log has continued from a position before the cursor `after`. A failover that
+/// has lost the newest entries causes this. If `next` names `after` as the entry before it, the
+/// result is `false`.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }

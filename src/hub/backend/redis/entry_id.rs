@@ -18,8 +18,8 @@ pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 pub(super) const TOO_LATE: Position = Position::MAX;
 
 /// The maximum time in milliseconds that an id can be ahead of the server's clock. A later id is a
-/// mistake: after the stream is deleted, the new log does not continue from it. The scripts use the
-/// same limit.
+/// mistake of another program. If the stream is deleted, a new log normally continues after the
+/// greatest known id, but not after such an id. The scripts use the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have

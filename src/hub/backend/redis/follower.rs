@@ -11,8 +11,8 @@ use std::{
     time::Duration,
 };
 
-/// The number of pages that the server searches for the mark of another node, in one attempt to add
-/// a mark.
+/// The number of pages that the server searches in one attempt to add a mark (an entry that reports
+/// a loss). The search finds out whether another node has added this mark already.
 const MARK_SEARCH_PAGES: usize = 8;
 
 /// The maximum time that one `XREAD` waits for a new entry.

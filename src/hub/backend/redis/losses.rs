@@ -11,14 +11,14 @@ use std::{
 /// Beyond this limit, the oldest positions are dropped, and their loss is not detected.
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
-/// The maximum number of remembered runs of positions that the follower has read. A run has about
-/// all entries of one millisecond. So the runs cover at least about 4 seconds, which is longer than
-/// an append waits for its response.
+/// The maximum number of remembered runs of positions that the follower has read. A run usually
+/// contains all entries of one millisecond, so 4,096 runs cover at least 4 seconds. That is longer
+/// than an append waits for its response.
 const MAX_RUNS: usize = 4096;
 
-/// The number of attempts to add a mark, an entry that reports a loss, with a complete search for
-/// the mark of another node. An attempt fails if the server would have to search too many entries.
-/// After these attempts, the mark is added without a complete search.
+/// The number of attempts to add a mark (an entry that reports a loss) only after a complete search
+/// for the same mark of another node. Such an attempt fails if there are too many entries to
+/// search. After these attempts, the mark is added without a complete search.
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Compares the positions that this process has published or read with the entries of the log.

@@ -43,10 +43,11 @@ use tokio::sync::Mutex;
 /// - **Order**: all topics and nodes share the order of the scripts that publish. One
 ///   [`publish_all`](crate::hub::Topic::publish_all) is one script: either all of its events are
 ///   stored, with no other event between them, or no event is. If the connection is lost before the
-///   response, `publish` returns an error and the events may be in the log. They are not sent
-///   again.
+///   response, `publish` returns an error and the events may be in the log. The backend does not
+///   send them again.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
-///   stream, whichever is less. The server trims the stream when an event is published.
+///   stream, whichever limit is reached first. The server trims the stream when an event is
+///   published.
 /// - **Ids** are not used twice, with an exception after a failover.
 ///
 /// # What it reports as a gap
@@ -70,7 +71,7 @@ use tokio::sync::Mutex;
 ///   event gets a gap before the next event, and another gap at the mark. If several nodes knew
 ///   different lost events, each of these nodes may add a mark.
 ///
-/// Exceptions after a failover:
+/// After a failover, there are exceptions to this:
 ///
 /// - Clients of nodes that did not know of the loss get later events first. Then they get a gap at
 ///   the position of the mark, which is after these events.
@@ -208,7 +209,8 @@ impl RedisBackend {
     /// Trusts the root certificates in this PEM file instead of the system's. The file is read for
     /// each connection.
     ///
-    /// Ignored unless the URL is `rediss://`. Call it after [`sentinels`](Self::sentinels).
+    /// It has no effect if the URL is not `rediss://`. With [`sentinels`](Self::sentinels), call it
+    /// after them, so that it applies to their connections as well.
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
@@ -220,7 +222,8 @@ impl RedisBackend {
     /// Sets the PEM files of the client's certificate and key, for servers with
     /// `tls-auth-clients yes` (the default). The files are read for each connection.
     ///
-    /// Ignored unless the URL is `rediss://`. Call it after [`sentinels`](Self::sentinels).
+    /// It has no effect if the URL is not `rediss://`. With [`sentinels`](Self::sentinels), call it
+    /// after them, so that it applies to their connections as well.
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
@@ -243,8 +246,8 @@ impl RedisBackend {
     }
 
     /// Sets the approximate number of records that the stream retains, for all topics together.
-    /// Default: 1,000,000. The server [trims](https://redis.io/docs/latest/commands/xtrim/) whole
-    /// nodes of the stream, so it may retain some hundred more.
+    /// Default: 1,000,000. The server [trims](https://redis.io/docs/latest/commands/xtrim/) the
+    /// stream in blocks of about a hundred entries, so it may retain some hundred more.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.max_records = records;
