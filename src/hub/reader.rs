@@ -13,7 +13,8 @@ use std::{sync::Arc, task::Waker};
 pub(super) enum Step {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// A state that has replaced the state at this place. All events up to the place are delivered.
+    /// The newest event of a `latest_only` topic, and the position at which the replaced event was
+    /// due. All events up to this position are delivered.
     Replacement(EncodedEvents, Position),
     /// Nothing follows, and all events up to this position are delivered.
     CaughtUp(Position),
@@ -31,12 +32,13 @@ pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
     /// Evicted events up to this position were already reported to the client.
     pub(super) gap_reported_through: Position,
-    /// The position of a state that was delivered at the place of an earlier state. It may be after
-    /// the cursor.
+    /// The position of the newest event of a `latest_only` topic, if it was delivered in place of
+    /// an event that it had replaced. It can be after the cursor.
     pub(super) delivered_through: Position,
-    /// The position of the first event after the cursor, if it is known. It is the place of this
-    /// topic among the other topics. A state keeps its place when it is replaced. Otherwise a topic
-    /// that is updated all the time would never have its turn. Only a merge uses it.
+    /// The position of the first event after the cursor, if it is known. It decides when this topic
+    /// has its turn among the other topics. In a `latest_only` topic, it stays the same when the
+    /// event is replaced. Otherwise a topic that is updated all the time would never have its turn.
+    /// Only a merge uses it.
     pub(super) next: Option<Position>,
     /// The version of the topic when this reader began to wait. `None` if it does not wait. Only
     /// the reader of a single topic uses it.
@@ -69,12 +71,13 @@ impl Reader {
         self.forget_waker();
     }
 
-    /// Registers a waker at the next read, even if the topic has not changed.
+    /// Makes the next read register its waker, even if the topic has not changed since.
     pub(super) fn forget_waker(&mut self) {
         self.seen = None;
     }
 
-    /// Resets the reader. A state keeps its place, or gets this place if it had none.
+    /// Resets the reader after a gap. In a `latest_only` topic, the turn is kept, or is that of
+    /// this position if there was none.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
         self.forget_waker();
@@ -140,8 +143,8 @@ impl Reader {
     }
 
     /// Looks for the topic's next event after the cursor. Stores its position in `next`, or
-    /// registers the waiter if there is no such event. Returns `Err` with a step that the caller
-    /// must return first.
+    /// registers the waiter if there is no such event. If the subscription has to do something else
+    /// first, such as report a gap, returns this step as an `Err`, and the caller returns it.
     pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
@@ -161,9 +164,10 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the events of this topic that are at its place and up to `through`. If another state
-    /// has replaced them, returns that state. `None`: nothing follows the cursor any more. Then
-    /// looks for the next event, as [`peek`](Self::peek) does.
+    /// Returns the events of this topic from `place` up to `through`. If a newer event of a
+    /// `latest_only` topic has replaced them, returns that event. `None` means that this topic has
+    /// no event after the cursor any more. Then looks for the next event, as [`peek`](Self::peek)
+    /// does.
     pub(super) fn take_turn(
         &mut self,
         place: Position,
