@@ -1,8 +1,8 @@
 //! Private notifications: login, replay of what is unread, logout in all tabs, and expiring sessions.
 //!
 //! ```console
-//! $ cargo run --example account                       # http://127.0.0.1:3000
-//! $ cargo run --example account 127.0.0.1:0 20        # any free port; sessions end after 20 seconds
+//! $ cargo run --features serve --example account                       # http://127.0.0.1:3000
+//! $ cargo run --features serve --example account 127.0.0.1:0 20        # any free port; sessions end after 20 seconds
 //! ```
 //!
 //! Log in as two users in two browsers, and send notifications. Open a second tab, and log out in
@@ -84,7 +84,7 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .with_state(accounts);
     let page = include_str!("account.html").replace("{api}", &api_url);
     let page = Router::new().route("/", get(async || Html(page)));
-    tokio::try_join!(axum::serve(api, app).into_future(), axum::serve(pages, page).into_future())?;
+    tokio::try_join!(tower_sse::serve(api, app).into_future(), tower_sse::serve(pages, page).into_future())?;
     Ok(())
 }
 
