@@ -97,6 +97,7 @@
 //! | `serve` | no | a server for many long streams, in the place of `axum::serve` | `axum`, `hyper`, `hyper-util` |
 //! | `socket` | no | `ClientTimeout`, for stalled and vanished clients | `socket2` |
 //! | `metrics` | no | [counters, gauges and histograms](#metrics) | `metrics` |
+//! | `test-util` | no | [`test`](mod@test): reads the events of a response in tests | `serde_core`, `serde_json` |
 //! | `tracing` | no | a [span](#spans) for each stream | `tracing` |
 //!
 //! # Metrics
@@ -200,6 +201,8 @@ mod settings;
 mod socket;
 mod stream;
 mod summary;
+#[cfg(feature = "test-util")]
+pub mod test;
 mod trace;
 
 pub use body::{ResponseBody, SseBody};

@@ -14,7 +14,8 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use tokio_stream::Stream;
 
-/// The part of a response before the items of its stream.
+/// The first bytes of a response's body, before the items of its stream, and whether the response
+/// is a 204 instead.
 #[derive(Debug, Default)]
 pub(crate) struct Preamble {
     /// The bytes that are sent before the first item.

@@ -43,7 +43,8 @@ pub(crate) struct HandlerEnd {
     pub(crate) on_close: Option<OnClose>,
     pub(crate) end_when: Option<EndFuture>,
     pub(crate) max_lifetime: Option<Duration>,
-    /// Whether the stream ends by itself, so that it may use the drain timeout of a layer.
+    /// Whether the stream ends by itself. At a shutdown, it may then continue for the layer's drain
+    /// timeout.
     pub(crate) is_finite: bool,
 }
 
@@ -310,7 +311,7 @@ impl StreamRecorder {
         Poll::Pending
     }
 
-    /// Returns whether a registry has closed the stream.
+    /// Returns whether a [`StreamRegistry`](crate::StreamRegistry) has closed the stream.
     fn is_closed(&self) -> bool {
         self.registrations.iter().any(|signal| signal.registration.is_closed())
     }

@@ -51,7 +51,8 @@ impl WakeQueue {
         number
     }
 
-    /// Calls `found` for each topic that was added since the last call and still has due waiters.
+    /// Calls `found` for each topic that was added since the last call, except for those whose
+    /// waiters were all woken since.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;

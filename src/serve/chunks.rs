@@ -34,7 +34,8 @@ pub(super) struct Gathered {
     framing: Framing,
     /// The bytes that are copied. The buffer belongs to the thread.
     copied: Vec<u8>,
-    /// The frames that are not copied, each with its place in `copied`.
+    /// The frames that are not copied. Each is written after the first bytes of `copied`, as many
+    /// as the number says.
     shared: Vec<(usize, Bytes)>,
     length: usize,
     frames: usize,

@@ -154,8 +154,8 @@ impl<L: Listener, S> Serve<L, S> {
         self
     }
 
-    /// Leaves the timeouts of the system, or those of the listener, in place. `TCP_NODELAY` is still
-    /// set.
+    /// Sets no timeout for clients that do not read or have vanished. The timeouts of the operating
+    /// system apply, or those that the listener has set. `TCP_NODELAY` is still set.
     pub fn without_client_timeout(mut self) -> Self {
         self.client_timeout = None;
         self

@@ -7,4 +7,5 @@ pub mod ratios;
 pub mod respond;
 pub mod script;
 pub mod server;
+#[path = "../../src/test/whatwg.rs"]
 pub mod whatwg;

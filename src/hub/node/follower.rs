@@ -38,7 +38,8 @@ const MAX_MISSED_PROBES: u32 = 3;
 /// The time limit for the initial read of the log in [`connect`].
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// The topics of a node. The follower reads the log and delivers its pages to this trait.
+/// The side of a node that receives what the follower reads: the follower reads the log page by
+/// page, and the implementation adds the records of each page to the topics of the node.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
     /// Switches to another log. Its pages begin after the eviction watermark in `bounds`.
     fn reset(&self, bounds: &Bounds);

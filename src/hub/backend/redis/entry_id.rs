@@ -17,9 +17,9 @@ pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 /// such ids.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// The maximum time in milliseconds that an id can be ahead of the server's clock. A later id is a
-/// mistake of another program. If the stream is deleted, a new log normally continues after the
-/// greatest known id, but not after such an id. The scripts use the same limit.
+/// One day in milliseconds. If the time in an id is more than a day ahead of the clock of the Redis
+/// server, the id is a mistake of another program, and is ignored when a new log continues after
+/// the greatest known id. The scripts use the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have

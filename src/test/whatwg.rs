@@ -33,65 +33,86 @@ pub fn parse(stream: &[u8]) -> EventSource {
 ///
 /// The first blank line replaces that id with the last event ID buffer of this stream.
 pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
-    // "Streams must be decoded using the UTF-8 decode algorithm", which strips one byte order mark.
-    let stream = stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream);
-    let text = String::from_utf8_lossy(stream);
+    let mut interpreter = Interpreter::default();
+    last_event_id_string.clone_into(&mut interpreter.source.last_event_id);
+    interpreter.feed(stream);
+    // "Once the end of the file is reached, any pending data must be discarded."
+    interpreter.source
+}
 
-    let mut source = EventSource { last_event_id: last_event_id_string.to_owned(), ..EventSource::default() };
-    let mut data = String::new();
-    let mut event_type = String::new();
-    let mut last_event_id = String::new();
-    for line in lines(&text) {
-        if line.is_empty() {
-            dispatch(&mut source, &mut data, &mut event_type, &last_event_id);
-        } else if let Some(comment) = line.strip_prefix(':') {
-            source.comments.push(comment.to_owned());
-        } else {
-            let (field, value) = match line.split_once(':') {
-                Some((field, value)) => (field, value.strip_prefix(' ').unwrap_or(value)),
-                None => (line, ""),
-            };
-            match field {
-                "event" => event_type = value.to_owned(),
-                "data" => {
-                    data.push_str(value);
-                    data.push('\n');
-                }
-                "id" if !value.contains('\0') => last_event_id = value.to_owned(),
-                "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
-                    source.reconnection_time = Some(value.to_owned());
-                }
-                _ => {}
+/// Interprets a stream in parts.
+#[derive(Clone, Debug, Default)]
+pub struct Interpreter {
+    /// The result so far.
+    pub source: EventSource,
+    line: Vec<u8>,
+    /// Whether the last byte was a CR, so that an LF belongs to the same line end.
+    is_after_cr: bool,
+    /// Whether the first line has ended.
+    is_after_first_line: bool,
+    data: String,
+    event_type: String,
+    last_event_id: String,
+}
+
+impl Interpreter {
+    /// Interprets the next part of the stream.
+    pub fn feed(&mut self, part: &[u8]) {
+        for &byte in part {
+            let is_second_half = byte == b'\n' && self.is_after_cr;
+            self.is_after_cr = byte == b'\r';
+            match byte {
+                b'\n' if is_second_half => {}
+                b'\n' | b'\r' => self.end_line(),
+                _ => self.line.push(byte),
             }
         }
     }
-    // "Once the end of the file is reached, any pending data must be discarded."
-    source
-}
 
-fn dispatch(source: &mut EventSource, data: &mut String, event_type: &mut String, last_event_id: &str) {
-    source.last_event_id = last_event_id.to_owned();
-    let data = std::mem::take(data);
-    let event_type = std::mem::take(event_type);
-    if data.is_empty() {
-        return;
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        // "Streams must be decoded using the UTF-8 decode algorithm", which strips one byte order
+        // mark.
+        let is_first = !std::mem::replace(&mut self.is_after_first_line, true);
+        let line = line.strip_prefix(b"\xEF\xBB\xBF").filter(|_| is_first).unwrap_or(&line);
+        let line = String::from_utf8_lossy(line);
+        if line.is_empty() {
+            return self.dispatch();
+        }
+        if let Some(comment) = line.strip_prefix(':') {
+            return self.source.comments.push(comment.to_owned());
+        }
+        let (field, value) = match line.split_once(':') {
+            Some((field, value)) => (field, value.strip_prefix(' ').unwrap_or(value)),
+            None => (&*line, ""),
+        };
+        match field {
+            "event" => value.clone_into(&mut self.event_type),
+            "data" => {
+                self.data.push_str(value);
+                self.data.push('\n');
+            }
+            "id" if !value.contains('\0') => value.clone_into(&mut self.last_event_id),
+            "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {
+                self.source.reconnection_time = Some(value.to_owned());
+            }
+            _ => {}
+        }
     }
-    source.messages.push(Message {
-        r#type: if event_type.is_empty() { "message".to_owned() } else { event_type },
-        data: data.strip_suffix('\n').unwrap_or(&data).to_owned(),
-        last_event_id: last_event_id.to_owned(),
-    });
-}
 
-/// Returns the complete lines. A line ends with CRLF, LF or CR, also at the end of the stream.
-fn lines(text: &str) -> Vec<&str> {
-    let mut lines = Vec::new();
-    let mut rest = text;
-    while let Some(end) = rest.find(['\r', '\n']) {
-        lines.push(&rest[..end]);
-        rest = if rest[end..].starts_with("\r\n") { &rest[end + 2..] } else { &rest[end + 1..] };
+    fn dispatch(&mut self) {
+        self.last_event_id.clone_into(&mut self.source.last_event_id);
+        let data = std::mem::take(&mut self.data);
+        let event_type = std::mem::take(&mut self.event_type);
+        if data.is_empty() {
+            return;
+        }
+        self.source.messages.push(Message {
+            r#type: if event_type.is_empty() { "message".to_owned() } else { event_type },
+            data: data.strip_suffix('\n').unwrap_or(&data).to_owned(),
+            last_event_id: self.last_event_id.clone(),
+        });
     }
-    lines
 }
 
 #[cfg(test)]
@@ -155,6 +176,18 @@ mod tests {
     fn id_of_reconnect_lasts_until_first_blank_line() {
         assert_eq!(parse_after("7", b": comment\nretry: 1\n").last_event_id, "7");
         assert_eq!(parse_after("7", b"\n").last_event_id, "");
+    }
+
+    #[test]
+    fn parts_are_interpreted_like_the_whole() {
+        let stream = "\u{feff}id: 1\r\ndata: \u{e9}\r\ndata\r\rretry: 7\n:c\nevent: x\ndata: b\n\ndata: c";
+        let whole = parse(stream.as_bytes());
+        for at in 0..stream.len() {
+            let mut interpreter = Interpreter::default();
+            interpreter.feed(&stream.as_bytes()[..at]);
+            interpreter.feed(&stream.as_bytes()[at..]);
+            assert_eq!(interpreter.source, whole, "{at}");
+        }
     }
 
     #[test]
