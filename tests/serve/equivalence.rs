@@ -242,3 +242,60 @@ proptest! {
         );
     }
 }
+
+/// A body that is always ready, and counts its frames.
+struct Endless(Arc<Mutex<usize>>);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        *self.0.lock().unwrap() += 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"data: x\n\n")))))
+    }
+}
+
+/// Lets all other tasks that are ready run once. tokio's `yield_now` may let them run many times.
+async fn yield_once() {
+    let mut has_yielded = false;
+    future::poll_fn(|cx| {
+        if std::mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn endless_stream_lets_other_tasks_run_after_each_write() {
+    let frames = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&frames);
+    let app = Router::new().route("/", get(async move || event_stream(Endless(counted))));
+    let scripted = Scripted {
+        requests: b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec().into(),
+        reads: 1024,
+        writes: vec![usize::MAX],
+        turn: 0,
+        is_vectored: true,
+        written: Vec::new(),
+        done: None,
+    };
+    let running = tokio::spawn(serve(Once(Mutex::new(Some(scripted))), app).into_future());
+    let observer = async move {
+        let mut before = 0;
+        for _ in 0..1_000 {
+            yield_once().await;
+            let now = *frames.lock().unwrap();
+            assert!(now - before <= 512, "{} frames in one turn", now - before);
+            before = now;
+        }
+        before
+    };
+    // The scheduler prefers tasks to the future of the test.
+    let seen = tokio::spawn(observer).await.unwrap();
+    assert!(seen > 10_000, "{seen}");
+    running.abort();
+}
