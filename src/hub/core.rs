@@ -209,7 +209,7 @@ impl Core {
         drop(registry);
         change.wake();
         if let Some((number, through)) = rest {
-            self.wake_queue.wake(number, topic, through);
+            self.wake_queue.wake(number, topic, through, now);
         }
     }
 
