@@ -171,6 +171,23 @@ fn readers_wake_each_other_while_the_task_does_not_run() {
     }
 }
 
+#[test]
+fn next_publisher_replaces_a_task_that_does_not_run() {
+    let hub = Hub::new();
+    let (first, second) = (hub.topic("first"), hub.topic("second"));
+    let [of_first, of_second] = [&first, &second].map(Audience::new);
+    let publisher = runtime();
+    publisher.block_on(async { publish(&first, "x") });
+    let other = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    other.block_on(async {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        publish(&second, "x");
+        while of_first.woken() < SUBSCRIBERS || of_second.woken() < SUBSCRIBERS {
+            yield_now().await;
+        }
+    });
+}
+
 struct Panics;
 
 impl Wake for Panics {

@@ -82,6 +82,16 @@
 //! that runtime has no timers, the task panics once. In that case, and outside of any runtime,
 //! publishers and subscribers remove expired events instead.
 //!
+//! # Costs
+//!
+//! - `publish` wakes up to 32 subscribers itself. A task on the runtime of the publisher wakes the
+//!   others, and other tasks have their turn in between. Outside of a runtime, `publish` wakes all
+//!   subscribers.
+//! - An event costs a subscription the same, however many topics the subscription has. The first
+//!   read of a subscription to n topics looks at all of them, 256 per poll.
+//! - A topic with frequent events costs less if its subscriptions
+//!   [wait for more events](Subscription::linger) after a write.
+//!
 //! # Several nodes
 //!
 //! Behind a load balancer, a client may reconnect to another process. [`Builder::backend`] connects
@@ -141,6 +151,7 @@ mod gap;
 mod handle;
 mod id;
 mod janitor;
+mod linger;
 mod log;
 mod merge;
 mod node;

@@ -4,7 +4,8 @@ use super::{
     sync::{AtomicU64, Mutex, Ordering, lock},
     topic_state::TopicState,
 };
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// The topics whose waiters are due, and that have more of them than the publisher wakes.
 ///
@@ -22,8 +23,8 @@ pub(super) struct WakeQueue {
 #[derive(Default)]
 struct Queue {
     topics: VecDeque<Due>,
-    /// Set while a task wakes, or is about to begin.
-    is_running: bool,
+    /// The time at which the task began its last slice, or was started. `None`: there is no task.
+    active_at: Option<Instant>,
 }
 
 struct Due {
@@ -35,6 +36,10 @@ struct Due {
 impl WakeQueue {
     /// The maximum length of the queue. Publishers wait beyond it, and help.
     const MAX: usize = 1024;
+
+    /// The time after which the task does not count as running, for example because its runtime is
+    /// not driven. The next publisher then starts another one.
+    const STALLED: Duration = Duration::from_millis(10);
 
     /// The number of batches of one topic that the task wakes before it yields: 512 waiters.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
@@ -66,14 +71,19 @@ impl WakeQueue {
     }
 
     /// Wakes the waiters of the topic that was added with this number. The caller holds no lock.
-    pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64) {
+    pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);
             lock(&self.queue).topics.retain(|due| due.number != number);
             return;
         };
         let mut queue = lock(&self.queue);
-        let is_running = std::mem::replace(&mut queue.is_running, true);
+        // Under loom, every run has to be the same.
+        let is_stalled = |since| !cfg!(tower_sse_loom) && now.saturating_duration_since(since) > Self::STALLED;
+        let is_running = queue.active_at.is_some_and(|since| !is_stalled(since));
+        if !is_running {
+            queue.active_at = Some(now);
+        }
         let mut excess = queue.topics.len().saturating_sub(Self::MAX);
         drop(queue);
         if !is_running {
@@ -88,10 +98,11 @@ impl WakeQueue {
     fn wake_slice(&self) -> bool {
         let mut queue = lock(&self.queue);
         let Some(next) = queue.topics.front() else {
-            queue.is_running = false;
+            queue.active_at = None;
             return false;
         };
         let (number, topic) = (next.number, next.topic.clone());
+        queue.active_at = Some(Instant::now());
         drop(queue);
         let has_more = (0..Self::BATCHES).all(|_| topic.wake_batch());
         let mut queue = lock(&self.queue);
