@@ -195,7 +195,8 @@ impl ByteOrderMark {
         }
     }
 
-    /// Returns the bytes that were held back, if the stream ends after an incomplete mark.
+    /// Returns the bytes that were held back, if the stream ends in the middle of a possible byte
+    /// order mark.
     pub(super) fn release(&mut self) -> Option<Bytes> {
         match std::mem::replace(self, Self::Passed) {
             Self::Expected(seen @ 1..) => Some(Bytes::from_static(&Self::BYTES[..seen])),

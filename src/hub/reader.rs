@@ -76,8 +76,9 @@ impl Reader {
         self.seen = None;
     }
 
-    /// Resets the reader after a gap. In a `latest_only` topic, the turn is kept, or is that of
-    /// this position if there was none.
+    /// Resets the reader after a gap. If the topic is `latest_only`, `state` is the position of its
+    /// newest event. This event is due at the position that `next` had, or at `state` if `next` was
+    /// unknown.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
         self.forget_waker();

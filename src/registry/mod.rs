@@ -205,7 +205,8 @@ impl<K> Shared<K> {
         Self { streams: Mutex::default(), following: Following::default() }
     }
 
-    /// Closes the streams of a key on this node, and returns their number.
+    /// Closes the streams of a key on this node, and returns their number. They send `event` before
+    /// their end, unless it is empty.
     fn close(&self, key: &K, event: &Bytes) -> usize
     where
         K: Hash + Eq,

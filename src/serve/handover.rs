@@ -42,7 +42,7 @@ pub(super) struct Handover<B> {
     offer: Mutex<Option<Offer<B>>>,
 }
 
-/// hyper has the head of no event stream, or has not encoded it.
+/// No event stream is being handed over, or hyper has not encoded its head yet.
 const IDLE: u8 = 0;
 /// The head of the event stream is in the buffer of hyper.
 const HEAD_ENCODED: u8 = 1;

@@ -173,7 +173,8 @@ pub struct Appended {
     pub position: Position,
 }
 
-/// The epoch, the begin and the end of a log.
+/// The range of positions that a log retains, and its epoch: a number that changes when another log
+/// replaces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Identifies one lifetime of the log. An earlier or later log under the same name has another

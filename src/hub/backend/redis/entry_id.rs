@@ -36,7 +36,8 @@ pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
     position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
 }
 
-/// Returns the id of a position. If several ids have this position, returns the last of them.
+/// Converts a position back to a Redis entry id. The conversion to a position merges the greatest
+/// sequence numbers of a millisecond. For such a position, returns the greatest id.
 pub(super) fn id(position: Position) -> String {
     if position == TOO_LATE {
         return format!("{0}-{0}", u64::MAX);
