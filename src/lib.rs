@@ -224,7 +224,7 @@ pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
 
 /// Compiles the code of the README and of the guides.
-#[cfg(all(doctest, feature = "axum", feature = "hub", feature = "redis", feature = "socket"))]
+#[cfg(all(doctest, feature = "hub", feature = "json", feature = "redis", feature = "serve"))]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/several-nodes.md")]
 #[doc = include_str!("../docs/production.md")]

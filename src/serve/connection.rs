@@ -1,10 +1,10 @@
 //! The task of one connection.
 
 use super::{
-    Server,
     event_stream::{Ended, EventStream},
     http1::{Http1, Next},
     http2,
+    server::{Peer, Server},
     service::{Address, App},
 };
 use bytes::Bytes;
@@ -20,13 +20,6 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// The client's first bytes if it knows that the server has HTTP/2 (RFC 9113, §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// A client, and the service for its requests.
-pub(super) struct Peer<I, S, A> {
-    pub(super) io: I,
-    pub(super) service: S,
-    pub(super) address: A,
-}
 
 pin_project! {
     /// A connection from the time when it is accepted until it is closed.

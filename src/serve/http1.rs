@@ -1,11 +1,10 @@
 //! A connection of HTTP/1 while hyper has it.
 
 use super::{
-    Server,
-    connection::Peer,
     event_stream::EventStream,
     handover::Handover,
     io::{Rewound, Watched},
+    server::{Peer, Server},
     service::{Address, App, Http1Service},
 };
 use bytes::{Bytes, BytesMut};

@@ -1,9 +1,8 @@
 //! A connection of HTTP/2, whose streams run in the task of the connection.
 
 use super::{
-    Server,
-    connection::Peer,
     io::Rewound,
+    server::{Peer, Server},
     service::{Address, App, Call, with_connect_info},
     streams::{Spawner, Streams},
 };

@@ -69,11 +69,12 @@ mod handover;
 mod http1;
 mod http2;
 mod io;
+mod server;
 mod service;
 mod shutdown;
 mod streams;
 
-use self::connection::Connection;
+use self::{connection::Connection, server::Server};
 use crate::{BoxError, ClientTimeout};
 use axum::serve::Listener;
 use axum_core::body::Body as RequestBody;
@@ -91,7 +92,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::net::TcpStream;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
 /// Serves an axum `Router`, or any other tower service, on a listener.
@@ -171,15 +172,6 @@ impl<L: Listener, S> Serve<L, S> {
     }
 }
 
-/// The state that all connections of a server share.
-struct Server {
-    /// Cancelled when the graceful shutdown begins.
-    shutdown: CancellationToken,
-    http1: hyper::server::conn::http1::Builder,
-    /// Reports the end of the last connection.
-    _open: DropGuard,
-}
-
 impl<L, S, B> Serve<L, S>
 where
     L: Listener<Addr: Clone + Sync + 'static>,
@@ -191,11 +183,7 @@ where
         let Self { mut listener, service, client_timeout, mut signal } = self;
         let shutdown = CancellationToken::new();
         let all_closed = CancellationToken::new();
-        let server = Arc::new(Server {
-            shutdown: shutdown.clone(),
-            http1: hyper::server::conn::http1::Builder::new(),
-            _open: all_closed.clone().drop_guard(),
-        });
+        let server = Arc::new(Server::new(shutdown.clone(), all_closed.clone().drop_guard()));
         // If this future is dropped, the connections shut down gracefully, as with axum.
         let stop = shutdown.drop_guard();
         while let Some((mut io, address)) = accept(&mut listener, signal.as_mut()).await {

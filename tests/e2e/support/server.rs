@@ -1,38 +1,36 @@
 //! A server in this process that a test can stop and start again.
 
 use crate::{port::Port, tls};
-use axum::Router;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto::Builder,
-    service::TowerToHyperService,
-};
+use axum::{Router, serve::Listener};
 use std::{
+    future, io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
+    task::{Context, Poll},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpListener,
+    sync::mpsc,
+    task::JoinHandle,
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
-/// A server for an axum application. Dropping it closes its connections.
+/// A server for an axum application: `tower_sse::serve`. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Server {
     port: Port,
     scheme: &'static str,
     connections: Arc<AtomicU64>,
-    accept: AcceptTask,
+    /// Returns when all connections are closed.
+    running: JoinHandle<()>,
+    cut: DropGuard,
 }
-
-/// Aborts the task on drop.
-#[derive(Debug)]
-struct AcceptTask(JoinHandle<()>);
 
 impl Server {
     /// Serves HTTP/1.1 on a free port.
@@ -66,8 +64,11 @@ impl Server {
         let listener = port.listen().expect("the port is free");
         let scheme = if tls.is_some() { "https" } else { "http" };
         let connections = Arc::new(AtomicU64::new(0));
-        let accept = AcceptTask(tokio::spawn(accept(listener, app, tls, Arc::clone(&connections))));
-        Self { port, scheme, connections, accept }
+        let cut = CancellationToken::new();
+        let listener = Connections::new(listener, tls, Arc::clone(&connections), cut.clone());
+        let server = tower_sse::serve(listener, app).with_graceful_shutdown(cut.clone());
+        let running = tokio::spawn(async move { server.await.expect("the server never fails") });
+        Self { port, scheme, connections, running, cut: cut.drop_guard() }
     }
 
     /// Returns the address of the server.
@@ -86,45 +87,110 @@ impl Server {
     }
 
     /// Cuts every connection, and waits until the port is free for another server.
-    pub async fn stop(mut self) -> Port {
-        self.accept.0.abort();
-        let _cancelled = (&mut self.accept.0).await;
+    ///
+    /// # Panics
+    ///
+    /// If the server has panicked.
+    pub async fn stop(self) -> Port {
+        drop(self.cut);
+        self.running.await.expect("the server runs");
         self.port
     }
 }
 
-impl Drop for AcceptTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// A listener whose connections can be cut, with or without TLS.
+struct Connections {
+    accepted: mpsc::UnboundedReceiver<(Connection, SocketAddr)>,
+    address: SocketAddr,
 }
 
-async fn accept(listener: TcpListener, app: Router, tls: Option<TlsAcceptor>, connections: Arc<AtomicU64>) {
-    // The connections end with this task.
-    let mut open = JoinSet::new();
-    while let Ok((tcp, _)) = listener.accept().await {
-        connections.fetch_add(1, SeqCst);
-        while open.try_join_next().is_some() {}
-        open.spawn(serve(tcp, app.clone(), tls.clone()));
-    }
-}
-
-/// Serves one connection. Ignores its errors, because the browser sees them.
-async fn serve(tcp: TcpStream, app: Router, tls: Option<TlsAcceptor>) {
-    // Without this, the kernel can delay an event for 40 to 200 ms: until the client, or a proxy,
-    // has acknowledged the event before.
-    let _connection_may_have_ended = tcp.set_nodelay(true);
-    match tls {
-        None => serve_http(tcp, app).await,
-        Some(tls) => {
-            if let Ok(stream) = tls.accept(tcp).await {
-                serve_http(stream, app).await;
+impl Connections {
+    fn new(listener: TcpListener, tls: Option<TlsAcceptor>, count: Arc<AtomicU64>, cut: CancellationToken) -> Self {
+        let address = listener.local_addr().expect("the listener has an address");
+        let (sender, accepted) = mpsc::unbounded_channel();
+        let accept = async move {
+            while let Some(Ok((tcp, client))) = cut.run_until_cancelled(listener.accept()).await {
+                count.fetch_add(1, SeqCst);
+                // Without this, the kernel can delay an event for 40 to 200 ms: until the client,
+                // or a proxy, has acknowledged the event before.
+                let _connection_may_have_ended = tcp.set_nodelay(true);
+                let (sender, tls, cut) = (sender.clone(), tls.clone(), cut.clone());
+                // A handshake must not delay other connections.
+                tokio::spawn(async move {
+                    let io: Box<dyn Io> = match tls {
+                        None => Box::new(tcp),
+                        Some(tls) => match tls.accept(tcp).await {
+                            Ok(stream) => Box::new(stream),
+                            Err(_broken_handshake) => return,
+                        },
+                    };
+                    let cut = Box::pin(cut.cancelled_owned());
+                    let _server_has_ended = sender.send((Connection { io, cut }, client));
+                });
             }
+        };
+        tokio::spawn(accept);
+        Self { accepted, address }
+    }
+}
+
+impl Listener for Connections {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        match self.accepted.recv().await {
+            Some(accepted) => accepted,
+            None => future::pending().await,
         }
     }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
 }
 
-async fn serve_http(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Router) {
-    let server = Builder::new(TokioExecutor::new());
-    let _broken_connection = server.serve_connection(TokioIo::new(io), TowerToHyperService::new(app)).await;
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// A connection that breaks when the server stops.
+struct Connection {
+    io: Box<dyn Io>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
