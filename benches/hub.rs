@@ -170,8 +170,8 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
     group.finish();
 }
 
-/// The time of the caller in `publish`, and the time until the last task has its event, by the number
-/// of subscribers.
+/// The time of the caller in `publish`, and the time until the last task has its event, by the
+/// number of subscribers.
 fn audiences(criterion: &mut criterion::Criterion, runtime: &Runtime) {
     let mut group = criterion.benchmark_group("audience");
     group.sample_size(10);
