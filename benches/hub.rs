@@ -365,11 +365,12 @@ fn main() {
     fan_out(&mut criterion, &runtime, BURST);
     fan_out(&mut criterion, &runtime, 1);
     audiences(&mut criterion, &runtime);
+    // Outside of a runtime, `publish` wakes all subscribers.
+    drop(context);
     merged(&mut criterion);
     publishers(&mut criterion);
     publish(&mut criterion);
     replay(&mut criterion);
-    drop(context);
 
     criterion.final_summary();
     let ratios = Ratios::head();

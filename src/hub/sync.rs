@@ -40,35 +40,16 @@ impl<T> TurnMutex<T> {
     /// The longest time to wait until a waiting thread runs.
     const PATIENCE: Duration = Duration::from_micros(200);
 
-    /// The number of attempts to lock before the thread sleeps: about 20 µs. The pauses between
-    /// them double up to 64 steps.
-    ///
-    /// The work under the lock takes less time than to wake a thread that sleeps. With pauses, the
-    /// owner keeps the memory in its cache meanwhile. So two publishers are as fast as one.
-    #[cfg(not(tower_sse_loom))]
-    const ATTEMPTS: u32 = 16;
-
     pub(super) fn lock(&self) -> MutexGuard<'_, T> {
         #[cfg(not(tower_sse_loom))]
         if let Ok(guard) = self.mutex.try_lock() {
             return guard;
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        #[cfg(not(tower_sse_loom))]
-        let guard = self.spin().unwrap_or_else(|| lock(&self.mutex));
-        #[cfg(tower_sse_loom)]
         let guard = lock(&self.mutex);
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         self.turns.fetch_add(1, Ordering::Relaxed);
         guard
-    }
-
-    #[cfg(not(tower_sse_loom))]
-    fn spin(&self) -> Option<MutexGuard<'_, T>> {
-        (0..Self::ATTEMPTS).find_map(|attempt| {
-            (0..1 << attempt.min(6)).for_each(|_: u32| std::hint::spin_loop());
-            self.mutex.try_lock().ok()
-        })
     }
 
     /// Waits until one of the waiting threads has had its turn. The caller does not hold the lock.
