@@ -196,6 +196,35 @@ fn to_publish_allocates_nothing_for_a_subscriber() {
     assert_eq!(allocations_with(1000), allocations_with(1));
 }
 
+/// From `publish` to the frames of all clients. A frame needs the bytes, and a counter to share
+/// them.
+#[tokio::test(start_paused = true)]
+async fn single_event_allocates_nothing_for_a_client() {
+    const EVENTS: u64 = 100;
+    let allocations_with = |clients: usize| {
+        let topic = Hub::builder().max_events(10).build().topic("news");
+        let mut bodies: Vec<_> =
+            (0..clients).map(|_| idle(SseStream::new(published(topic.subscribe(Start::Latest))))).collect();
+        let mut round = || {
+            published(topic.publish(Event::new("hello world!")));
+            for body in &mut bodies {
+                assert!(body.is_woken());
+                assert!(body.enter(|cx, body| body.poll_frame(cx)).is_ready());
+                assert_pending!(body.enter(|cx, body| body.poll_frame(cx)));
+            }
+        };
+        // The first events allocate memory that the topic keeps.
+        (0..EVENTS).for_each(|_| round());
+        let total = measure(|| (0..EVENTS).for_each(|_| round())).count_total;
+        println!("{clients} clients: {total} allocations for {EVENTS} events");
+        total
+    };
+    let one = allocations_with(1);
+    // The event, its copy for the clients, and the counter.
+    assert!(one <= 3 * EVENTS + EVENTS / 10, "{one}");
+    assert_eq!(allocations_with(30), one);
+}
+
 #[test]
 fn small_event_after_large_one_takes_little_memory() {
     const TOPICS: usize = 1000;

@@ -1,4 +1,4 @@
-//! Linger: a pause after a write, in which further events gather.
+//! Linger: a pause after a write. Further events gather in it.
 
 use super::ready_list::ReadyList;
 use std::{

@@ -292,7 +292,11 @@ impl Log {
         let read = self.open.read(after, through, |bytes, range| Bytes::copy_from_slice(&bytes[range]));
         if let Read::Events(events, last) = &read {
             let first = self.open.first_after(after).unwrap_or(*last);
-            self.cached_read = Some(Box::new(CachedRead { after, first, last: *last, events: events.clone() }));
+            let read = CachedRead { after, first, last: *last, events: events.clone() };
+            match &mut self.cached_read {
+                Some(cached_read) => **cached_read = read,
+                none => *none = Some(Box::new(read)),
+            }
         }
         read
     }

@@ -22,7 +22,7 @@ const SLICE: usize = 256;
 /// - The position of its next event is known (`turns`).
 pub(super) struct Merge {
     pub(super) ready: Arc<ReadyList>,
-    /// The readers that have to look at their topics, some of them twice.
+    /// The readers that have to look at their topics. A reader can be in the list twice.
     unchecked: Vec<u32>,
     /// The positions of the next events, and their readers.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
@@ -137,7 +137,7 @@ impl Merge {
         self.turns.peek().map(|Reverse((place, _))| *place)
     }
 
-    /// Adds the readers that were marked, and those whose topics are about to mark them.
+    /// Adds the marked readers, and the readers of topics in the wake queue, which are not marked yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {

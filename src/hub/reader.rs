@@ -205,7 +205,8 @@ impl Reader {
     }
 }
 
-/// Returns the position of the next event, or registers the waiter. Also returns the waiter to drop.
+/// Returns the position of the next event, or registers the waiter. Also returns the waiter to
+/// drop.
 fn look(
     contents: &mut Contents,
     from: Position,

@@ -94,7 +94,7 @@ impl WakeQueue {
         }
     }
 
-    /// Wakes the next slice. Returns `false` if the queue is empty.
+    /// Wakes the next slice. Returns `false` if the queue is empty after it.
     fn wake_slice(&self) -> bool {
         let mut queue = lock(&self.queue);
         let Some(next) = queue.topics.front() else {
@@ -111,7 +111,11 @@ impl WakeQueue {
             let due = queue.topics.remove(index);
             queue.topics.extend(due.filter(|_| has_more));
         }
-        true
+        let is_empty = queue.topics.is_empty();
+        if is_empty {
+            queue.active_at = None;
+        }
+        !is_empty
     }
 }
 
