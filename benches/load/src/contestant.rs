@@ -1,0 +1,40 @@
+//! The servers that are compared.
+
+use clap::ValueEnum;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Contestant {
+    /// axum's `Sse` on `axum::serve`, to which all others are compared
+    Axum,
+    /// tower-sse on `axum::serve`
+    AxumServe,
+    /// The layer of tower-sse over axum's `Sse`
+    Layer,
+    /// actix-web with a body of shared bytes
+    Actix,
+    /// hyper with a body of shared bytes
+    Hyper,
+    /// epoll without a framework, which is the floor
+    Epoll,
+}
+
+impl Contestant {
+    pub const ALL: &'static [Self] = &[Self::Axum, Self::AxumServe, Self::Layer, Self::Actix, Self::Hyper, Self::Epoll];
+
+    /// Returns the name on the command line.
+    pub fn key(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Returns the heading of its column.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Axum => "axum `Sse`",
+            Self::AxumServe => "tower-sse, `axum::serve`",
+            Self::Layer => "layer over axum `Sse`",
+            Self::Actix => "actix-web",
+            Self::Hyper => "hyper, shared bytes",
+            Self::Epoll => "bare epoll",
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Cores, clocks and memory of processes, from the kernel.
+
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    time::{clock_getcpuclockid, clock_gettime},
+    unistd::Pid,
+};
+use std::{fs, io, time::Duration};
+
+/// Pins this process to one core.
+pub fn pin(core: usize) -> io::Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cores)?)
+}
+
+/// Returns the CPU time of all threads of a process, in user space and in the kernel.
+///
+/// On loopback, that includes the way of the bytes through the kernel to the receiver's socket.
+pub fn cpu_time(process: u32) -> io::Result<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(process.cast_signed()))?;
+    Ok(clock_gettime(clock)?.into())
+}
+
+/// Returns how long the main thread of a process was ready to run while its core ran something else.
+pub fn waiting_time(process: u32) -> io::Result<Duration> {
+    let statistics = fs::read_to_string(format!("/proc/{process}/schedstat"))?;
+    let waited = statistics.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
+    Ok(Duration::from_nanos(waited.unwrap_or_default()))
+}
+
+/// Returns the resident memory of a process, in bytes.
+pub fn resident(process: u32) -> io::Result<u64> {
+    Ok(kibibytes(&format!("/proc/{process}/status"), "VmRSS:")? * 1024)
+}
+
+/// Memory of the kernel that connections need, of the whole machine, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelMemory {
+    /// Sockets and other objects.
+    pub slab: u64,
+    /// Bytes in the buffers of TCP sockets.
+    pub buffers: u64,
+}
+
+impl KernelMemory {
+    pub fn now() -> io::Result<Self> {
+        let slab = kibibytes("/proc/meminfo", "SUnreclaim:")? * 1024;
+        let sockets = fs::read_to_string("/proc/net/sockstat")?;
+        let pages =
+            sockets.lines().find_map(|line| line.strip_prefix("TCP:")?.split_once("mem ")?.1.parse::<u64>().ok());
+        Ok(Self { slab, buffers: pages.unwrap_or_default() * 4096 })
+    }
+}
+
+/// Returns the load average of the last minute.
+pub fn load_average() -> io::Result<f64> {
+    let load = fs::read_to_string("/proc/loadavg")?;
+    Ok(load.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or_default())
+}
+
+fn kibibytes(file: &str, field: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(file)?;
+    let value = text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
+    value.ok_or_else(|| io::Error::other(format!("{file} has no {field}")))
+}

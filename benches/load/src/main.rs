@@ -1,0 +1,44 @@
+//! tower-sse and its peers under load, over real sockets. `docs/benchmarks.md` describes the figures.
+
+mod child;
+mod client;
+mod contestant;
+mod machine;
+mod measure;
+mod payload;
+mod row;
+mod server;
+mod table;
+
+use clap::{Parser, Subcommand};
+use std::{io, process::ExitCode};
+
+#[derive(Parser)]
+#[command(about = "Measures tower-sse and its peers over real sockets")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prints CPU time, latency and memory of all contestants
+    Table(table::Options),
+    /// Runs one server, which reads commands from its standard input
+    #[command(hide = true)]
+    Server(server::Options),
+}
+
+fn main() -> ExitCode {
+    let result: io::Result<()> = match Arguments::parse().command {
+        Command::Table(options) => table::run(&options),
+        Command::Server(options) => server::run(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

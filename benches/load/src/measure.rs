@@ -1,0 +1,168 @@
+//! One measurement: one row with one contestant.
+
+use crate::{
+    child::Server,
+    client::{Client, Stream, Verifier},
+    contestant::Contestant,
+    machine,
+    row::{Load, Row},
+    server::{Fault, Schedule},
+};
+use clap::ValueEnum;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+/// The share of its core from which the client is the bottleneck.
+const BUSY: f64 = 0.95;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The length of a measurement.
+    pub seconds: f64,
+    pub server_core: usize,
+    pub is_client_blocking: bool,
+    pub fault: Option<Fault>,
+}
+
+/// The outcome of a measurement without any fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// The CPU time of the server per delivered event, in nanoseconds.
+    pub cpu: f64,
+    /// Deliveries per second of real time.
+    pub rate: f64,
+    /// Microseconds from publishing to reading. `None` if the load has no fixed rate.
+    pub latency: Option<Latency>,
+    /// The resident memory per stream, in bytes, before the first event.
+    pub memory: f64,
+    /// The shares of real time in which the server and the client ran.
+    pub server_share: f64,
+    pub client_share: f64,
+    /// The shares in which they were ready while their cores ran other processes.
+    pub server_waited: f64,
+    pub client_waited: f64,
+    /// Deliveries per chunk, which shows how many events the server has joined.
+    pub per_chunk: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Latency {
+    pub p50: f64,
+    pub p99: f64,
+}
+
+/// Measures, or returns why the figures would be wrong.
+pub fn measure(row: &Row, contestant: Contestant, settings: &Settings) -> io::Result<Figures> {
+    let mut options = vec![format!("--size={}", row.size)];
+    if let Some(fault) = settings.fault.and_then(|fault| fault.to_possible_value()) {
+        options.push(format!("--fault={}", fault.get_name()));
+    }
+    if let Load::Linger { millis, .. } = row.load {
+        options.push(format!("--linger-ms={millis}"));
+    }
+    let path = match row.load {
+        Load::FanOut { .. } | Load::Linger { .. } => "/fan-out",
+        Load::Tokens { .. } => "/tokens",
+        Load::Firehose => "/firehose",
+    };
+    let server = Server::start(contestant, settings.server_core, &options)?;
+    let mut client = Client::new(server.address, path, false)?;
+    client.is_blocking = settings.is_client_blocking;
+    let mut run = Run { server, client };
+    // The first stream warms the server up, and is not counted.
+    run.open(1)?;
+    let before = run.server.resident()?;
+    run.open(row.clients - 1)?;
+    let memory = run.server.resident()?.saturating_sub(before) as f64 / (row.clients - 1).max(1) as f64;
+
+    match (row.schedule(settings.seconds / 4.0), row.schedule(settings.seconds)) {
+        (Some(warm_up), Some(schedule)) => {
+            run.deliver(row, &warm_up)?;
+            run.figures(memory, |run| run.deliver(row, &schedule))
+        }
+        _ => {
+            run.read_for(settings.seconds / 4.0)?;
+            run.figures(memory, |run| run.read_for(settings.seconds))
+        }
+    }
+}
+
+struct Run {
+    server: Server,
+    client: Client,
+}
+
+impl Run {
+    fn open(&mut self, count: usize) -> io::Result<()> {
+        self.client.open(count, || Stream::new(Verifier::beginning_with(0)))
+    }
+
+    /// Publishes, and reads until each stream has received each event.
+    fn deliver(&mut self, row: &Row, schedule: &Schedule) -> io::Result<()> {
+        match row.load {
+            Load::Tokens { .. } => self.server.send_tokens(schedule)?,
+            _ => self.server.publish(schedule)?,
+        }
+        let wanted = self.client.totals().events + schedule.count * row.clients as u64;
+        let seconds = 3.0 * schedule.count as f64 / schedule.rate + 5.0;
+        let deadline = Instant::now() + Duration::from_secs_f64(seconds);
+        if !self.client.run_until(deadline, |totals| totals.events >= wanted)? {
+            let missing = wanted - self.client.totals().events;
+            return Err(io::Error::other(format!("{missing} events did not arrive; {}", self.client.totals().faults)));
+        }
+        Ok(())
+    }
+
+    fn read_for(&mut self, seconds: f64) -> io::Result<()> {
+        self.client.run_until(Instant::now() + Duration::from_secs_f64(seconds), |_| false)?;
+        Ok(())
+    }
+
+    fn figures(&mut self, memory: f64, load: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<Figures> {
+        let own = std::process::id();
+        self.client.totals().latencies.clear();
+        let (events, chunks) = (self.client.totals().events, self.client.totals().chunks);
+        let begin = Instant::now();
+        let server = (self.server.cpu_time()?, self.server.waiting_time()?);
+        let client = (machine::cpu_time(own)?, machine::waiting_time(own)?);
+        load(self)?;
+        let real = begin.elapsed().as_secs_f64();
+        let share = |time: Duration| time.as_secs_f64() / real;
+        let cpu = self.server.cpu_time()? - server.0;
+
+        let totals = self.client.totals();
+        if !totals.faults.is_none() || totals.ended > 0 {
+            let error = totals.first_error.clone().unwrap_or_default();
+            return Err(io::Error::other(format!("{}, {} streams ended. {error}", totals.faults, totals.ended)));
+        }
+        let events = (totals.events - events) as f64;
+        let figures = Figures {
+            cpu: cpu.as_nanos() as f64 / events,
+            rate: events / real,
+            latency: latency(&mut totals.latencies),
+            memory,
+            server_share: share(cpu),
+            client_share: share(machine::cpu_time(own)? - client.0),
+            server_waited: share(self.server.waiting_time()? - server.1),
+            client_waited: share(machine::waiting_time(own)? - client.1),
+            per_chunk: events / (totals.chunks - chunks) as f64,
+        };
+        if figures.client_share >= BUSY {
+            let percent = 100.0 * figures.client_share;
+            return Err(io::Error::other(format!("the client is the bottleneck: it used {percent:.0} % of its core")));
+        }
+        Ok(figures)
+    }
+}
+
+/// Returns percentiles of latencies, and sorts the latter.
+pub fn latency(samples: &mut [u32]) -> Option<Latency> {
+    samples.sort_unstable();
+    let percentile = |share: f64| {
+        let index = (samples.len() as f64 * share).ceil() as usize;
+        samples.get(index.saturating_sub(1)).map(|&micros| f64::from(micros))
+    };
+    Some(Latency { p50: percentile(0.5)?, p99: percentile(0.99)? })
+}

@@ -1,0 +1,157 @@
+//! The servers: one process for each contestant, with the same endpoints and the same publications.
+//!
+//! | path | stream |
+//! |---|---|
+//! | `/fan-out` | events that are published to all clients |
+//! | `/tokens` | events that are sent to each client by itself, through a channel |
+//! | `/firehose` | events that are always ready |
+//!
+//! The server prints its address, and reads commands from its standard input. It exits when the
+//! input ends.
+
+mod actix;
+mod axum;
+mod epoll;
+mod hyper;
+mod publisher;
+mod tower_sse;
+
+use crate::{contestant::Contestant, machine};
+use bytes::Bytes;
+use clap::Args;
+use publisher::Publisher;
+use std::{
+    io::{self, BufRead, Write},
+    net::SocketAddr,
+    time::Duration,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+/// The silence before a heartbeat.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    #[arg(long, value_enum)]
+    pub contestant: Contestant,
+    /// The core to which the process is pinned
+    #[arg(long)]
+    pub core: Option<usize>,
+    /// The bytes of data of an event
+    #[arg(long, default_value_t = 128)]
+    pub size: usize,
+    /// The number of events that a slow client may be behind
+    #[arg(long, default_value_t = 1024)]
+    pub retain: usize,
+    /// The time for which a subscription of tower-sse collects events
+    #[arg(long)]
+    pub linger_ms: Option<u64>,
+    /// Sends heartbeats also where they cost memory for each stream
+    #[arg(long)]
+    pub heartbeats: bool,
+    /// A fault that the server has on purpose, to test the client; the contestant is hyper
+    #[arg(long, value_enum)]
+    pub fault: Option<Fault>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fault {
+    Lost,
+    Repeated,
+    Reordered,
+}
+
+/// A line of the standard input.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Command {
+    /// Publishes to all clients.
+    Publish(Schedule),
+    /// Sends to each client by itself.
+    Tokens(Schedule),
+    /// Ends all streams, and then the process.
+    Shutdown,
+}
+
+/// Events per client, events per second, and events at a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    pub count: u64,
+    pub rate: f64,
+    pub burst: u64,
+}
+
+impl Command {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let name = words.next()?;
+        if name == "shutdown" {
+            return Some(Self::Shutdown);
+        }
+        let schedule = Schedule {
+            count: words.next()?.parse().ok()?,
+            rate: words.next()?.parse().ok()?,
+            burst: words.next()?.parse().ok()?,
+        };
+        match name {
+            "publish" => Some(Self::Publish(schedule)),
+            "tokens" => Some(Self::Tokens(schedule)),
+            _ => None,
+        }
+    }
+}
+
+pub fn run(options: Options) -> io::Result<()> {
+    if let Some(core) = options.core {
+        machine::pin(core)?;
+    }
+    match options.contestant {
+        Contestant::Epoll => epoll::run(&options),
+        Contestant::Actix => actix::run(options),
+        _ => run_on_tokio(options),
+    }
+}
+
+fn run_on_tokio(options: Options) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        announce(listener.local_addr()?)?;
+        let (sender, commands) = unbounded_channel();
+        read_commands(move |command| _ = sender.send(command));
+        match options.contestant {
+            Contestant::Axum | Contestant::Layer => axum::run(listener, &options, commands).await,
+            Contestant::Hyper => hyper::run(listener, &options, commands).await,
+            _ => tower_sse::run(listener, &options, commands).await,
+        }
+    })
+}
+
+fn announce(address: SocketAddr) -> io::Result<()> {
+    println!("{address}");
+    io::stdout().flush()
+}
+
+/// Reads commands in a thread of its own.
+fn read_commands(send: impl Fn(Command) + Send + 'static) {
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            match Command::parse(&line) {
+                Some(command) => send(command),
+                None => eprintln!("not a command: {line}"),
+            }
+        }
+        std::process::exit(0);
+    });
+}
+
+type Commands = UnboundedReceiver<Command>;
+
+/// Encodes an event for the contestants that have no encoder.
+fn encode(id: u64, data: &str) -> Bytes {
+    format!("id: {id}\ndata: {data}\n\n").into()
+}
+
+/// The same without an id.
+fn encode_token(data: &str) -> Bytes {
+    format!("data: {data}\n\n").into()
+}

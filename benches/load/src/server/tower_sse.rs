@@ -1,0 +1,42 @@
+//! tower-sse: a hub, and `SseStream` for streams of single clients.
+
+use super::{Commands, Options, Publisher, publisher::Clients};
+use crate::{
+    contestant::Contestant,
+    payload::{NO_TIME, Payload},
+};
+use axum::{Router, response::IntoResponse, routing::get};
+use std::io;
+use tokio::net::TcpListener;
+use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
+use tower_sse::{
+    Event, LastEventId, SseStream,
+    hub::{Error, Hub},
+};
+
+pub(super) async fn run(listener: TcpListener, options: &Options, commands: Commands) -> io::Result<()> {
+    let hub = Hub::builder().max_events(options.retain).max_bytes(usize::MAX).build();
+    let topic = hub.topic("load");
+    let (clients, size) = (Clients::default(), options.size);
+    let fan_out = {
+        let topic = topic.clone();
+        async move |last: LastEventId| Ok::<_, Error>(topic.subscribe(last).await?.into_response())
+    };
+    let tokens = {
+        let clients = clients.clone();
+        async move || SseStream::new(UnboundedReceiverStream::new(clients.join()).map(Event::new))
+    };
+    let firehose = async move || {
+        let mut payload = Payload::new(size);
+        SseStream::new(tokio_stream::iter(0..).map(move |number| Event::new(payload.of(number, NO_TIME))))
+    };
+    let app =
+        Router::new().route("/fan-out", get(fan_out)).route("/tokens", get(tokens)).route("/firehose", get(firehose));
+
+    let publish = async |_, data: &str| _ = topic.publish(Event::new(data)).await.expect("a hub in memory never fails");
+    let publisher = Publisher::new(clients, size).run(commands, publish);
+    match options.contestant {
+        Contestant::AxumServe => super::axum::serve(listener, app, publisher).await,
+        contestant => unreachable!("{contestant:?} has a file of its own"),
+    }
+}
