@@ -433,7 +433,7 @@ fn can_keep_connection<B>(request: &Request<B>) -> bool {
 /// `assumes` is true if the client accepts only event streams. A response without a content type
 /// then counts as an event stream, unless its length is known: a body of known length is complete,
 /// so it is not a stream.
-fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
+pub(crate) fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
     let is_of_type = match response.headers().get(CONTENT_TYPE) {
         Some(value) => headers::is_event_stream(value),
         None => assumes && !has_known_length(response),
@@ -441,6 +441,6 @@ fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
     is_of_type && response.status() == StatusCode::OK && !response.body().is_end_stream()
 }
 
-fn has_known_length<B: Body>(response: &Response<B>) -> bool {
+pub(crate) fn has_known_length<B: Body>(response: &Response<B>) -> bool {
     response.headers().contains_key(CONTENT_LENGTH) || response.body().size_hint().exact().is_some()
 }

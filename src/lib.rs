@@ -189,6 +189,8 @@ mod preamble;
 mod random;
 mod rejection;
 mod settings;
+#[cfg(feature = "serve")]
+pub mod serve;
 #[cfg(feature = "socket")]
 mod socket;
 mod stream;
@@ -205,6 +207,8 @@ pub use json::{JsonError, JsonEvents, TryJsonEvents};
 pub use last_event_id::{LastEventId, LastEventIdRejection};
 pub use layer::{ResponseFuture, SseLayer, SseService};
 pub use limit::{LimitKey, Overload};
+#[cfg(feature = "serve")]
+pub use serve::serve;
 #[cfg(feature = "socket")]
 pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};

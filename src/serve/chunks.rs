@@ -1,0 +1,223 @@
+//! The bytes of an event stream on the wire: frames that are gathered into one write, and the rest
+//! of a write that the socket did not accept.
+
+use super::handover::Framing;
+use bytes::{Buf, Bytes};
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::io::AsyncWrite;
+
+/// The number of bytes that are gathered before they are written.
+const MAX_WRITE: usize = 64 * 1024;
+/// The number of frames that are gathered before they are written. Small frames take time, too.
+const MAX_FRAMES: usize = 256;
+/// Frames of this size are not copied, if the connection takes several buffers in one write. Below,
+/// one buffer costs less than several.
+const SHARED_FRAME: usize = 4 * 1024;
+/// The number of buffers in one write.
+const MAX_SLICES: usize = 64;
+/// The end of a chunked body without trailers (RFC 9112, §7.1).
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+thread_local! {
+    /// The buffer of the thread, in which frames are gathered. A stream that waits has no buffer.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// The frames of one write, with their framing.
+pub(super) struct Gathered {
+    framing: Framing,
+    /// The bytes that are copied. The buffer belongs to the thread.
+    copied: Vec<u8>,
+    /// The frames that are not copied, each with its place in `copied`.
+    shared: Vec<(usize, Bytes)>,
+    length: usize,
+    frames: usize,
+    can_share: bool,
+}
+
+impl Gathered {
+    /// `can_share` is set if the connection takes several buffers in one write.
+    pub(super) fn new(framing: Framing, can_share: bool) -> Self {
+        Self { framing, copied: SCRATCH.take(), shared: Vec::new(), length: 0, frames: 0, can_share }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Returns whether the frames have to be written before others are added.
+    pub(super) fn is_full(&self) -> bool {
+        self.length >= MAX_WRITE || self.frames >= MAX_FRAMES
+    }
+
+    /// Adds a frame. An empty frame is left out: its chunk would end the body.
+    pub(super) fn push(&mut self, frame: Bytes) {
+        if frame.is_empty() {
+            self.frames += 1;
+            return;
+        }
+        let before = self.copied.len();
+        let is_chunked = self.framing == Framing::Chunked;
+        if is_chunked {
+            push_chunk_size(&mut self.copied, frame.len());
+        }
+        if self.can_share && frame.len() >= SHARED_FRAME {
+            self.length += frame.len();
+            self.shared.push((self.copied.len(), frame));
+        } else {
+            self.copied.extend_from_slice(&frame);
+        }
+        if is_chunked {
+            self.copied.extend_from_slice(b"\r\n");
+        }
+        self.length += self.copied.len() - before;
+        self.frames += 1;
+    }
+
+    /// Ends the body.
+    pub(super) fn end(&mut self) {
+        if self.framing == Framing::Chunked {
+            self.copied.extend_from_slice(LAST_CHUNK);
+            self.length += LAST_CHUNK.len();
+        }
+    }
+
+    /// Writes until everything is written, or until the connection accepts no more bytes. Returns
+    /// the rest in the latter case.
+    pub(super) fn write<I: AsyncWrite + Unpin>(
+        &self,
+        io: &mut I,
+        cx: &mut Context<'_>,
+    ) -> io::Result<Option<Box<Unsent>>> {
+        let mut written = 0;
+        while written < self.length {
+            let write = if self.shared.is_empty() {
+                Pin::new(&mut *io).poll_write(cx, &self.copied[written..])
+            } else {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let mut used = 0;
+                self.pieces(written, |piece, _| {
+                    if used < MAX_SLICES {
+                        slices[used] = IoSlice::new(piece);
+                        used += 1;
+                    }
+                });
+                Pin::new(&mut *io).poll_write_vectored(cx, &slices[..used])
+            };
+            match write {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(length)) => written += length,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(Some(self.rest(written))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn rest(&self, written: usize) -> Box<Unsent> {
+        let mut pieces = VecDeque::new();
+        self.pieces(written, |piece, shared| {
+            pieces.push_back(shared.map_or_else(|| Bytes::copy_from_slice(piece), |frame| frame.slice_ref(piece)));
+        });
+        Box::new(Unsent { pieces })
+    }
+
+    /// Calls `f` with each piece after the first `skip` bytes, and with its frame if it is shared.
+    fn pieces<'a>(&'a self, mut skip: usize, mut f: impl FnMut(&'a [u8], Option<&'a Bytes>)) {
+        let mut visit = |piece: &'a [u8], frame| {
+            let skipped = skip.min(piece.len());
+            skip -= skipped;
+            if skipped < piece.len() {
+                f(&piece[skipped..], frame);
+            }
+        };
+        let mut start = 0;
+        for (place, frame) in &self.shared {
+            visit(&self.copied[start..*place], None);
+            visit(frame, Some(frame));
+            start = *place;
+        }
+        visit(&self.copied[start..], None);
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        let mut scratch = std::mem::take(&mut self.copied);
+        if scratch.capacity() <= 2 * MAX_WRITE {
+            scratch.clear();
+            SCRATCH.set(scratch);
+        }
+    }
+}
+
+/// Writes the size of a chunk in upper case, as hyper does, and the line end.
+fn push_chunk_size(buffer: &mut Vec<u8>, size: usize) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let digits = (usize::BITS - size.leading_zeros()).div_ceil(4);
+    for digit in (0..digits).rev() {
+        buffer.push(DIGITS[(size >> (4 * digit)) & 0xf]);
+    }
+    buffer.extend_from_slice(b"\r\n");
+}
+
+/// The bytes that a client has yet to accept. Exists only for clients that read slowly.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    pieces: VecDeque<Bytes>,
+}
+
+impl Unsent {
+    /// Writes until nothing is left.
+    pub(super) fn poll_write<I: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut I,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while let Some(first) = self.pieces.front() {
+            let mut written = if self.pieces.len() == 1 || !io.is_write_vectored() {
+                ready!(Pin::new(&mut *io).poll_write(cx, first))?
+            } else {
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                let used = self.pieces.len().min(MAX_SLICES);
+                for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
+                    *slice = IoSlice::new(piece);
+                }
+                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices[..used]))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            while let Some(first) = self.pieces.front_mut().filter(|_| written > 0) {
+                let of_first = written.min(first.len());
+                first.advance(of_first);
+                written -= of_first;
+                if first.is_empty() {
+                    self.pieces.pop_front();
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_size_is_written_in_hexadecimal() {
+        for (size, expected) in [(1, "1\r\n"), (15, "F\r\n"), (16, "10\r\n"), (0xABC, "ABC\r\n"), (65_536, "10000\r\n")]
+        {
+            let mut buffer = Vec::new();
+            push_chunk_size(&mut buffer, size);
+            assert_eq!(buffer, expected.as_bytes());
+        }
+    }
+}

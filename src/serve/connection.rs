@@ -1,0 +1,161 @@
+//! The task of one connection.
+
+use super::{
+    Server,
+    event_stream::{Ended, EventStream},
+    http1::{Http1, Next},
+    http2,
+    service::{Address, App},
+};
+use bytes::Bytes;
+use pin_project_lite::pin_project;
+use std::{
+    mem::MaybeUninit,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+/// The client's first bytes if it knows that the server has HTTP/2 (RFC 9113, §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A client, and the service for its requests.
+pub(super) struct Peer<I, S, A> {
+    pub(super) io: I,
+    pub(super) service: S,
+    pub(super) address: A,
+}
+
+pin_project! {
+    /// A connection from the time when it is accepted until it is closed.
+    pub(super) struct Connection<I, S: App, A: Address> {
+        server: Arc<Server>,
+        #[pin]
+        state: State<I, S, A>,
+    }
+}
+
+pin_project! {
+    /// The states of a connection. Only an event stream is stored here. What the other states need
+    /// is on the heap, and is freed when they end, because most connections are event streams most
+    /// of the time.
+    #[project = StateProjection]
+    #[project_replace = StateReplaced]
+    enum State<I, S: App, A: Address> {
+        /// Waits for the first bytes of a request.
+        Idle { peer: Peer<I, S, A>, idle: Box<Idle> },
+        Http1 { http1: Box<Http1<I, S, A>> },
+        EventStream { peer: Peer<I, S, A>, #[pin] stream: EventStream<S::Body> },
+        Http2 { http2: Pin<Box<dyn Future<Output = ()> + Send>> },
+        Closed,
+    }
+}
+
+/// A connection without a request.
+struct Idle {
+    /// The bytes that the client has sent so far.
+    received: Vec<u8>,
+    /// Whether the connection had a request before. Then it is of HTTP/1.
+    is_http1: bool,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+#[derive(Clone, Copy)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Idle {
+    fn new(server: &Server, received: &[u8], is_http1: bool) -> Box<Self> {
+        let shutdown = Box::pin(server.shutdown.clone().cancelled_owned());
+        Box::new(Self { received: received.to_vec(), is_http1, shutdown })
+    }
+
+    /// Waits until the first bytes show the protocol. Returns `None` when the connection ends.
+    fn poll<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<Option<Protocol>> {
+        loop {
+            if let Some(protocol) = self.protocol() {
+                return Poll::Ready(Some(protocol));
+            }
+            if self.shutdown.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            let mut bytes = [MaybeUninit::uninit(); 2048];
+            let mut buffer = ReadBuf::uninit(&mut bytes);
+            let is_open = ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer)).is_ok();
+            if !is_open || buffer.filled().is_empty() {
+                return Poll::Ready(None);
+            }
+            self.received.extend_from_slice(buffer.filled());
+        }
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        let compared = self.received.len().min(PREFACE.len());
+        if compared == 0 {
+            None
+        } else if self.is_http1 || self.received[..compared] != PREFACE[..compared] {
+            Some(Protocol::Http1)
+        } else {
+            (compared == PREFACE.len()).then_some(Protocol::Http2)
+        }
+    }
+}
+
+impl<I, S: App, A: Address> Connection<I, S, A> {
+    pub(super) fn new(server: Arc<Server>, io: I, address: A, service: S) -> Self {
+        let idle = Idle::new(&server, &[], false);
+        Self { server, state: State::Idle { peer: Peer { io, service, address }, idle } }
+    }
+}
+
+impl<I, S, A> Future for Connection<I, S, A>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: App,
+    A: Address,
+{
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProjection::Idle { peer, idle } => {
+                    let Some(protocol) = ready!(idle.poll(&mut peer.io, cx)) else { return Poll::Ready(()) };
+                    let StateReplaced::Idle { peer, idle } = this.state.as_mut().project_replace(State::Closed) else {
+                        return Poll::Ready(());
+                    };
+                    let received = Bytes::from(idle.received);
+                    match protocol {
+                        Protocol::Http1 => {
+                            State::Http1 { http1: Box::new(Http1::new(this.server, peer, received)) }
+                        }
+                        Protocol::Http2 => State::Http2 { http2: http2::serve(this.server, peer, received) },
+                    }
+                }
+                StateProjection::Http1 { http1 } => match ready!(http1.poll(cx)) {
+                    Next::Closed => return Poll::Ready(()),
+                    Next::EventStream(peer, stream) => State::EventStream { peer, stream },
+                },
+                StateProjection::EventStream { peer, stream } => {
+                    let must_close = || this.server.shutdown.is_cancelled();
+                    let Ended::KeepAlive(unread) = ready!(stream.poll(&mut peer.io, cx, must_close)) else {
+                        return Poll::Ready(());
+                    };
+                    let StateReplaced::EventStream { peer, .. } = this.state.as_mut().project_replace(State::Closed)
+                    else {
+                        return Poll::Ready(());
+                    };
+                    State::Idle { peer, idle: Idle::new(this.server, &unread, true) }
+                }
+                StateProjection::Http2 { http2 } => return http2.as_mut().poll(cx),
+                StateProjection::Closed => return Poll::Ready(()),
+            };
+            this.state.set(next);
+        }
+    }
+}

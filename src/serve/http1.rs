@@ -1,0 +1,77 @@
+//! A connection of HTTP/1 while hyper has it.
+
+use super::{
+    Server,
+    connection::Peer,
+    event_stream::EventStream,
+    handover::Handover,
+    io::{Rewound, Watched},
+    service::{Address, App, Http1Service},
+};
+use bytes::{Bytes, BytesMut};
+use hyper::server::conn::http1::UpgradeableConnection;
+use hyper_util::rt::TokioIo;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+type HyperConnection<I, S, A> =
+    UpgradeableConnection<TokioIo<Watched<I, <S as App>::Body>>, Http1Service<S, A>>;
+
+/// A connection of HTTP/1 between its first byte and an event stream.
+pub(super) struct Http1<I, S: App, A: Address> {
+    /// `None` after the connection has left hyper.
+    connection: Option<HyperConnection<I, S, A>>,
+    handover: Arc<Handover<S::Body>>,
+    /// Completes once, when the server shuts down.
+    shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+/// What follows for the connection.
+pub(super) enum Next<I, S: App, A> {
+    Closed,
+    EventStream(Peer<I, S, A>, EventStream<S::Body>),
+}
+
+impl<I, S, A> Http1<I, S, A>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: App,
+    A: Address,
+{
+    /// `front` was read from the connection before.
+    pub(super) fn new(server: &Server, peer: Peer<I, S, A>, front: Bytes) -> Self {
+        let Peer { io, service, address } = peer;
+        let handover = Arc::new(Handover::new());
+        let io = Watched { io: Rewound { io, front }, handover: Arc::clone(&handover) };
+        let service = Http1Service { service, address, handover: Arc::clone(&handover) };
+        let connection = server.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+        let shutdown = Box::pin(server.shutdown.clone().cancelled_owned());
+        Self { connection: Some(connection), handover, shutdown: Some(shutdown) }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Next<I, S, A>> {
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Next::Closed) };
+        if self.shutdown.as_mut().is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {
+            self.shutdown = None;
+            Pin::new(&mut *connection).graceful_shutdown();
+        }
+        // An error of one connection has no receiver: the client sees the end of the connection.
+        if Pin::new(connection).poll(cx).is_ready() {
+            return Poll::Ready(Next::Closed);
+        }
+        let Some(offer) = self.handover.take() else { return Poll::Pending };
+        let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) else {
+            return Poll::Ready(Next::Closed);
+        };
+        let Rewound { io, front } = parts.io.into_inner().io;
+        let Http1Service { service, address, .. } = parts.service;
+        let mut unread = BytesMut::from(&*parts.read_buf);
+        unread.extend_from_slice(&front);
+        Poll::Ready(Next::EventStream(Peer { io, service, address }, EventStream::new(offer, unread)))
+    }
+}

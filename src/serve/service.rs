@@ -1,0 +1,233 @@
+//! Services of tower as services of hyper.
+
+use super::handover::{Framing, Handover, HyperBody, Offer};
+use crate::{BoxError, headers, layer};
+use axum::extract::ConnectInfo;
+use axum_core::body::Body as RequestBody;
+use bytes::Bytes;
+use http::{
+    Method, Request, Response, Version,
+    header::{TRAILER, TRANSFER_ENCODING, UPGRADE},
+};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use pin_project_lite::pin_project;
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+use tower_service::Service;
+
+/// A service that can be served.
+pub(super) trait App:
+    Service<
+        Request<RequestBody>,
+        Response = Response<Self::Body>,
+        Error: Into<BoxError>,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static
+{
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+}
+
+impl<S, B> App for S
+where
+    S: Service<Request<RequestBody>, Response = Response<B>, Error: Into<BoxError>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    type Body = B;
+}
+
+/// The address of a client.
+pub(super) trait Address: Clone + Send + Sync + 'static {}
+
+impl<A: Clone + Send + Sync + 'static> Address for A {}
+
+/// Returns the request of the application: with the address of the client, and a body of axum.
+pub(super) fn with_connect_info<B, A: Address>(
+    request: Request<B>,
+    address: &A,
+    body: impl FnOnce(B) -> RequestBody,
+) -> Request<RequestBody> {
+    let mut request = request.map(body);
+    request.extensions_mut().insert(ConnectInfo(address.clone()));
+    request
+}
+
+/// The service of a connection of HTTP/1.
+pub(super) struct Http1Service<S: App, A> {
+    pub(super) service: S,
+    pub(super) address: A,
+    pub(super) handover: Arc<Handover<S::Body>>,
+}
+
+impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http1Service<S, A> {
+    type Response = Response<HyperBody<S::Body>>;
+    type Error = S::Error;
+    type Future = Http1Call<S>;
+
+    fn call(&self, request: Request<Incoming>) -> Http1Call<S> {
+        let (facts, request) = Facts::of(request);
+        let request = with_connect_info(request, &self.address, |body| body);
+        let call = Call::new(self.service.clone(), request);
+        Http1Call { call, facts, handover: Arc::clone(&self.handover) }
+    }
+}
+
+/// The parts of a request that decide whether its connection can be taken.
+#[derive(Debug)]
+struct Facts {
+    version: Version,
+    /// Whether the client closes the connection after the response (RFC 9112, §9.6).
+    closes: bool,
+    /// Whether the response has a body that hyper does not treat in a special way.
+    is_plain: bool,
+    body: RequestProgress,
+}
+
+/// Whether hyper has read the whole request.
+#[derive(Debug)]
+enum RequestProgress {
+    Complete,
+    Tracked(Arc<AtomicBool>),
+}
+
+impl Facts {
+    fn of(request: Request<Incoming>) -> (Self, Request<RequestBody>) {
+        let facts = |body| Self {
+            version: request.version(),
+            closes: headers::has_connection_close(request.headers()),
+            is_plain: !matches!(*request.method(), Method::HEAD | Method::CONNECT)
+                && !request.headers().contains_key(UPGRADE),
+            body,
+        };
+        if request.body().is_end_stream() {
+            return (facts(RequestProgress::Complete), request.map(|_| RequestBody::empty()));
+        }
+        let is_complete = Arc::new(AtomicBool::new(false));
+        let facts = facts(RequestProgress::Tracked(Arc::clone(&is_complete)));
+        (facts, request.map(|body| RequestBody::new(TrackedBody { body, is_complete })))
+    }
+
+    /// Returns the framing of an event stream that can leave hyper, and `None` for any other
+    /// response.
+    ///
+    /// hyper keeps a connection whose request it has not read completely, and a response with a
+    /// framing of its own: a known length, trailers, other transfer codings.
+    fn framing<B: Body>(&self, response: &Response<B>) -> Option<Framing> {
+        let is_request_read = match &self.body {
+            RequestProgress::Complete => true,
+            RequestProgress::Tracked(is_complete) => is_complete.load(Ordering::Relaxed),
+        };
+        let headers = response.headers();
+        let is_free = self.is_plain
+            && is_request_read
+            && layer::is_event_stream(response, false)
+            && !layer::has_known_length(response)
+            && !headers.contains_key(TRANSFER_ENCODING)
+            && !headers.contains_key(TRAILER);
+        match (self.version, response.version()) {
+            _ if !is_free => None,
+            (Version::HTTP_11, Version::HTTP_11 | Version::HTTP_2) => Some(Framing::Chunked),
+            (Version::HTTP_10, Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2)
+            | (Version::HTTP_11, Version::HTTP_10) => Some(Framing::UntilClose),
+            _ => None,
+        }
+    }
+}
+
+/// The body of a request, which remembers whether it was read to its end.
+#[derive(Debug)]
+struct TrackedBody {
+    body: Incoming,
+    is_complete: Arc<AtomicBool>,
+}
+
+impl Body for TrackedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.is_complete.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+pin_project! {
+    /// The call of a service: first its readiness, then its response.
+    #[project = CallProjection]
+    pub(super) enum Call<S: App> {
+        Waiting { service: S, request: Option<Request<RequestBody>> },
+        Called { #[pin] future: S::Future },
+    }
+}
+
+impl<S: App> Call<S> {
+    pub(super) fn new(service: S, request: Request<RequestBody>) -> Self {
+        Self::Waiting { service, request: Some(request) }
+    }
+}
+
+impl<S: App> Future for Call<S> {
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let future = match self.as_mut().project() {
+                CallProjection::Waiting { service, request } => {
+                    ready!(service.poll_ready(cx))?;
+                    match request.take() {
+                        Some(request) => service.call(request),
+                        None => return Poll::Pending,
+                    }
+                }
+                CallProjection::Called { future } => return future.poll(cx),
+            };
+            self.set(Self::Called { future });
+        }
+    }
+}
+
+pin_project! {
+    /// The response to a request of HTTP/1.
+    pub(super) struct Http1Call<S: App> {
+        #[pin]
+        call: Call<S>,
+        facts: Facts,
+        handover: Arc<Handover<S::Body>>,
+    }
+}
+
+impl<S: App> Future for Http1Call<S> {
+    type Output = Result<Response<HyperBody<S::Body>>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.call.poll(cx))?;
+        let Some(framing) = this.facts.framing(&response) else {
+            return Poll::Ready(Ok(response.map(|body| HyperBody::Whole { body })));
+        };
+        let keep_alive = framing == Framing::Chunked
+            && !this.facts.closes
+            && !headers::has_connection_close(response.headers());
+        Poll::Ready(Ok(response.map(|body| this.handover.offer(Offer { body, framing, keep_alive }))))
+    }
+}

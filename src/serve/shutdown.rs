@@ -1,0 +1,41 @@
+//! The signals that begin a graceful shutdown.
+
+use tokio_util::sync::CancellationToken;
+
+/// A signal that begins a graceful shutdown: a [`CancellationToken`], or a future that completes.
+///
+/// `M` distinguishes the two, and is always inferred.
+pub trait ShutdownSignal<M>: sealed::Sealed<M> {
+    #[doc(hidden)]
+    fn wait(self) -> impl Future<Output = ()> + Send + 'static;
+}
+
+/// The marker of a token.
+#[derive(Debug)]
+pub enum Token {}
+
+/// The marker of a future.
+#[derive(Debug)]
+pub enum Awaited {}
+
+impl ShutdownSignal<Token> for CancellationToken {
+    fn wait(self) -> impl Future<Output = ()> + Send + 'static {
+        self.cancelled_owned()
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> ShutdownSignal<Awaited> for F {
+    fn wait(self) -> impl Future<Output = ()> + Send + 'static {
+        self
+    }
+}
+
+mod sealed {
+    use super::{Awaited, CancellationToken, Token};
+
+    pub trait Sealed<M> {}
+
+    impl Sealed<Token> for CancellationToken {}
+
+    impl<F: Future<Output = ()> + Send + 'static> Sealed<Awaited> for F {}
+}
