@@ -6,6 +6,8 @@ use clap::ValueEnum;
 pub enum Contestant {
     /// axum's `Sse` on `axum::serve`, to which all others are compared
     Axum,
+    /// tower-sse on `tower_sse::serve`
+    Serve,
     /// tower-sse on `axum::serve`
     AxumServe,
     /// The layer of tower-sse over axum's `Sse`
@@ -19,7 +21,8 @@ pub enum Contestant {
 }
 
 impl Contestant {
-    pub const ALL: &'static [Self] = &[Self::Axum, Self::AxumServe, Self::Layer, Self::Actix, Self::Hyper, Self::Epoll];
+    pub const ALL: &'static [Self] =
+        &[Self::Axum, Self::Serve, Self::AxumServe, Self::Layer, Self::Actix, Self::Hyper, Self::Epoll];
 
     /// Returns the name on the command line.
     pub fn key(self) -> String {
@@ -30,11 +33,17 @@ impl Contestant {
     pub fn name(self) -> &'static str {
         match self {
             Self::Axum => "axum `Sse`",
+            Self::Serve => "tower-sse, `serve`",
             Self::AxumServe => "tower-sse, `axum::serve`",
             Self::Layer => "layer over axum `Sse`",
             Self::Actix => "actix-web",
             Self::Hyper => "hyper, shared bytes",
             Self::Epoll => "bare epoll",
         }
+    }
+
+    /// Returns whether the hub of tower-sse publishes, which has replay and `linger`.
+    pub fn has_hub(self) -> bool {
+        matches!(self, Self::Serve | Self::AxumServe)
     }
 }

@@ -6,8 +6,10 @@ mod contestant;
 mod machine;
 mod measure;
 mod payload;
+mod report;
 mod row;
 mod server;
+mod special;
 mod table;
 
 use clap::{Parser, Subcommand};

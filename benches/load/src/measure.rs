@@ -7,6 +7,7 @@ use crate::{
     machine,
     row::{Load, Row},
     server::{Fault, Schedule},
+    special,
 };
 use clap::ValueEnum;
 use std::{
@@ -23,6 +24,8 @@ pub struct Settings {
     pub seconds: f64,
     pub server_core: usize,
     pub is_client_blocking: bool,
+    /// Overrides the number of clients of each row.
+    pub clients: Option<usize>,
     pub fault: Option<Fault>,
 }
 
@@ -55,59 +58,90 @@ pub struct Latency {
 
 /// Measures, or returns why the figures would be wrong.
 pub fn measure(row: &Row, contestant: Contestant, settings: &Settings) -> io::Result<Figures> {
-    let mut options = vec![format!("--size={}", row.size)];
-    if let Some(fault) = settings.fault.and_then(|fault| fault.to_possible_value()) {
-        options.push(format!("--fault={}", fault.get_name()));
-    }
-    if let Load::Linger { millis, .. } = row.load {
-        options.push(format!("--linger-ms={millis}"));
-    }
-    let path = match row.load {
-        Load::FanOut { .. } | Load::Linger { .. } => "/fan-out",
-        Load::Tokens { .. } => "/tokens",
-        Load::Firehose => "/firehose",
-    };
-    let server = Server::start(contestant, settings.server_core, &options)?;
-    let mut client = Client::new(server.address, path, false)?;
-    client.is_blocking = settings.is_client_blocking;
-    let mut run = Run { server, client };
-    // The first stream warms the server up, and is not counted.
-    run.open(1)?;
-    let before = run.server.resident()?;
-    run.open(row.clients - 1)?;
-    let memory = run.server.resident()?.saturating_sub(before) as f64 / (row.clients - 1).max(1) as f64;
-
-    match (row.schedule(settings.seconds / 4.0), row.schedule(settings.seconds)) {
-        (Some(warm_up), Some(schedule)) => {
-            run.deliver(row, &warm_up)?;
-            run.figures(memory, |run| run.deliver(row, &schedule))
-        }
+    let row = &Row { clients: settings.clients.unwrap_or(row.clients), ..*row };
+    let mut run = Run::start(row, contestant, settings)?;
+    match row.load {
+        Load::Saturation => special::saturation(&mut run, row),
+        Load::Idle => special::idle(&mut run, row),
+        Load::Reconnect { missed } => special::reconnect(&mut run, row, missed),
         _ => {
-            run.read_for(settings.seconds / 4.0)?;
-            run.figures(memory, |run| run.read_for(settings.seconds))
+            run.open_all(row)?;
+            run.under_load(row, settings.seconds)
         }
     }
 }
 
-struct Run {
-    server: Server,
-    client: Client,
+/// A server and its client.
+#[derive(Debug)]
+pub struct Run {
+    pub server: Server,
+    pub client: Client,
+    /// The resident memory per stream.
+    memory: f64,
 }
 
 impl Run {
-    fn open(&mut self, count: usize) -> io::Result<()> {
-        self.client.open(count, || Stream::new(Verifier::beginning_with(0)))
+    fn start(row: &Row, contestant: Contestant, settings: &Settings) -> io::Result<Self> {
+        let mut options = vec![format!("--size={}", row.size)];
+        if let Some(fault) = settings.fault.and_then(|fault| fault.to_possible_value()) {
+            options.push(format!("--fault={}", fault.get_name()));
+        }
+        match row.load {
+            Load::Linger { millis, .. } => options.push(format!("--linger-ms={millis}")),
+            Load::Saturation => options.push("--retain=65536".to_owned()),
+            Load::Idle => options.push("--heartbeats".to_owned()),
+            _ => (),
+        }
+        let path = match row.load {
+            Load::Tokens { .. } => "/tokens",
+            Load::Firehose => "/firehose",
+            _ => "/fan-out",
+        };
+        let server = Server::start(contestant, settings.server_core, &options)?;
+        let mut client = Client::new(server.address, path, matches!(row.load, Load::Reconnect { .. }))?;
+        client.is_blocking = settings.is_client_blocking;
+        Ok(Self { server, client, memory: 0.0 })
+    }
+
+    /// Opens all streams, which begin with the first event.
+    pub fn open_all(&mut self, row: &Row) -> io::Result<()> {
+        // The first stream warms the server up, and is not counted.
+        let stream = || Stream::new(Verifier::beginning_with(0));
+        self.client.open(1, stream)?;
+        let before = self.server.resident()?;
+        self.client.open(row.clients - 1, stream)?;
+        let memory = self.server.resident()?.saturating_sub(before);
+        self.memory = memory as f64 / (row.clients - 1).max(1) as f64;
+        Ok(())
+    }
+
+    fn under_load(&mut self, row: &Row, seconds: f64) -> io::Result<Figures> {
+        match (row.schedule(seconds / 4.0), row.schedule(seconds)) {
+            (Some(warm_up), Some(schedule)) => {
+                self.deliver(row, &warm_up)?;
+                self.figures(|run| run.deliver(row, &schedule))
+            }
+            _ => {
+                self.read_for(seconds / 4.0)?;
+                self.figures(|run| run.read_for(seconds))
+            }
+        }
     }
 
     /// Publishes, and reads until each stream has received each event.
-    fn deliver(&mut self, row: &Row, schedule: &Schedule) -> io::Result<()> {
+    pub fn deliver(&mut self, row: &Row, schedule: &Schedule) -> io::Result<()> {
         match row.load {
             Load::Tokens { .. } => self.server.send_tokens(schedule)?,
             _ => self.server.publish(schedule)?,
         }
-        let wanted = self.client.totals().events + schedule.count * row.clients as u64;
-        let seconds = 3.0 * schedule.count as f64 / schedule.rate + 5.0;
-        let deadline = Instant::now() + Duration::from_secs_f64(seconds);
+        self.receive(schedule.count * row.clients as u64, schedule.count as f64 / schedule.rate)
+    }
+
+    /// Reads this number of events, which should take about so many seconds.
+    pub fn receive(&mut self, events: u64, seconds: f64) -> io::Result<()> {
+        let wanted = self.client.totals().events + events;
+        // Other processes may need most of the machine.
+        let deadline = Instant::now() + Duration::from_secs_f64(5.0 * seconds + 5.0);
         if !self.client.run_until(deadline, |totals| totals.events >= wanted)? {
             let missing = wanted - self.client.totals().events;
             return Err(io::Error::other(format!("{missing} events did not arrive; {}", self.client.totals().faults)));
@@ -115,12 +149,14 @@ impl Run {
         Ok(())
     }
 
-    fn read_for(&mut self, seconds: f64) -> io::Result<()> {
+    pub fn read_for(&mut self, seconds: f64) -> io::Result<()> {
         self.client.run_until(Instant::now() + Duration::from_secs_f64(seconds), |_| false)?;
         Ok(())
     }
 
-    fn figures(&mut self, memory: f64, load: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<Figures> {
+    /// Returns the figures of a load. Figures with faults, or of a client that was too slow, are
+    /// errors.
+    pub fn figures(&mut self, load: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<Figures> {
         let own = std::process::id();
         self.client.totals().latencies.clear();
         let (events, chunks) = (self.client.totals().events, self.client.totals().chunks);
@@ -142,7 +178,7 @@ impl Run {
             cpu: cpu.as_nanos() as f64 / events,
             rate: events / real,
             latency: latency(&mut totals.latencies),
-            memory,
+            memory: self.memory,
             server_share: share(cpu),
             client_share: share(machine::cpu_time(own)? - client.0),
             server_waited: share(self.server.waiting_time()? - server.1),

@@ -1,6 +1,6 @@
 //! The rows of the table: what is measured, with how many clients.
 
-use crate::server::Schedule;
+use crate::{contestant::Contestant, server::Schedule};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -23,6 +23,12 @@ pub enum Load {
     Tokens { rate: f64 },
     /// Events that are always ready, for each client.
     Firehose,
+    /// As many events for all clients as the server can send, in bursts every 5 ms.
+    Saturation,
+    /// Heartbeats only.
+    Idle,
+    /// Clients that all reconnect and get this number of events that they missed.
+    Reconnect { missed: u64 },
 }
 
 pub const ROWS: &[Row] = &[
@@ -62,6 +68,22 @@ pub const ROWS: &[Row] = &[
         size: 12,
         load: Load::Tokens { rate: 50.0 },
     },
+    Row { key: "saturation-100", title: "saturation, 100 clients", clients: 100, size: 128, load: Load::Saturation },
+    Row {
+        key: "saturation-1000",
+        title: "saturation, 1,000 clients",
+        clients: 1000,
+        size: 128,
+        load: Load::Saturation,
+    },
+    Row { key: "idle", title: "18,000 idle streams", clients: 18_000, size: 128, load: Load::Idle },
+    Row {
+        key: "reconnect",
+        title: "18,000 reconnects, replay of 100 events each",
+        clients: 18_000,
+        size: 128,
+        load: Load::Reconnect { missed: 100 },
+    },
 ];
 
 impl Row {
@@ -69,12 +91,22 @@ impl Row {
         ROWS.iter().find(|row| row.key == key)
     }
 
+    /// Returns whether a measurement takes long, so that it has rounds of its own.
+    pub fn is_long(&self) -> bool {
+        matches!(self.load, Load::Saturation | Load::Idle | Load::Reconnect { .. })
+    }
+
+    /// Returns whether the contestant can do it.
+    pub fn has(&self, contestant: Contestant) -> bool {
+        contestant.has_hub() || !matches!(self.load, Load::Reconnect { .. })
+    }
+
     /// Returns the publications of so many seconds.
     pub fn schedule(&self, seconds: f64) -> Option<Schedule> {
         let (rate, burst) = match self.load {
             Load::FanOut { rate, burst } => (rate, burst),
             Load::Linger { rate, .. } | Load::Tokens { rate } => (rate, 1),
-            Load::Firehose => return None,
+            _ => return None,
         };
         let bursts = (rate * seconds / burst as f64).ceil().max(1.0) as u64;
         Some(Schedule { count: bursts * burst, rate, burst })

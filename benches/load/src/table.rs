@@ -4,11 +4,12 @@ use crate::{
     contestant::Contestant,
     machine,
     measure::{Figures, Settings, measure},
+    report::{self, Measured},
     row::{ROWS, Row},
     server::Fault,
 };
 use clap::Args;
-use std::io;
+use std::{io, path::PathBuf, time::Instant};
 
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -20,9 +21,18 @@ pub struct Options {
     contestants: Vec<Contestant>,
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// The rounds of the rows that take long: saturation, idle and reconnect
+    #[arg(long, default_value_t = 1)]
+    long_rounds: usize,
     /// The length of each measurement
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Overrides the number of clients of each row
+    #[arg(long)]
+    clients: Option<usize>,
+    /// Draws the table into this file
+    #[arg(long)]
+    svg: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     server_core: usize,
     #[arg(long, default_value_t = 1)]
@@ -30,6 +40,9 @@ pub struct Options {
     /// The client waits in `epoll_wait`, and the server's writes wake it
     #[arg(long)]
     blocking_client: bool,
+    /// Prints the figures of each round
+    #[arg(long)]
+    verbose: bool,
     /// A fault that the servers have on purpose, to test the client
     #[arg(long, value_enum, hide = true)]
     fault: Option<Fault>,
@@ -50,37 +63,44 @@ pub fn run(options: &Options) -> io::Result<()> {
         seconds: options.seconds,
         server_core: options.server_core,
         is_client_blocking: options.blocking_client,
+        clients: options.clients,
         fault: options.fault,
     };
     machine::pin(options.client_core)?;
 
+    let begin = Instant::now();
+    let mut all = Vec::new();
     for row in rows {
-        let mut rounds = Vec::new();
-        for _ in 0..options.rounds {
-            let round: Vec<_> = contestants.iter().map(|&contestant| measure(row, contestant, &settings)).collect();
-            rounds.push(round);
-        }
-        print(row, &contestants, &rounds);
+        eprintln!("{} (after {} s)", row.title, begin.elapsed().as_secs());
+        let measured = measure_row(row, &contestants, &settings, options);
+        println!("{}", report::lines(&measured));
+        all.push(measured);
     }
-    Ok(())
+    println!("{}", report::markdown(&contestants, &all)?);
+    match all.iter().flat_map(Measured::errors).count() {
+        0 => Ok(()),
+        refused => Err(io::Error::other(format!("{refused} measurements were refused"))),
+    }
+}
+
+/// Measures all contestants in each round, so that a disturbance affects them alike.
+fn measure_row<'a>(row: &'a Row, contestants: &[Contestant], settings: &Settings, options: &Options) -> Measured<'a> {
+    let contestants: Vec<_> = contestants.iter().copied().filter(|&contestant| row.has(contestant)).collect();
+    let mut columns: Vec<(Contestant, Vec<io::Result<Figures>>)> =
+        contestants.iter().map(|&contestant| (contestant, Vec::new())).collect();
+    for _ in 0..if row.is_long() { options.long_rounds } else { options.rounds } {
+        for (contestant, rounds) in &mut columns {
+            let figures = measure(row, *contestant, settings);
+            if options.verbose {
+                eprintln!("{:9} {:10} {figures:.3?}", row.key, contestant.key());
+            }
+            rounds.push(figures);
+        }
+    }
+    Measured { row, columns }
 }
 
 fn unknown(key: &str) -> io::Error {
     let keys: Vec<_> = ROWS.iter().map(|row| row.key).collect();
     io::Error::other(format!("there is no row {key}; the rows are {}", keys.join(", ")))
-}
-
-fn print(row: &Row, contestants: &[Contestant], rounds: &[Vec<io::Result<Figures>>]) {
-    println!("{}", row.title);
-    for (index, contestant) in contestants.iter().enumerate() {
-        for round in rounds {
-            match (&round[index], &round[0]) {
-                (Ok(figures), Ok(base)) => {
-                    println!("  {:26} {:.2} {figures:?}", contestant.name(), figures.cpu / base.cpu);
-                }
-                (Ok(figures), Err(_)) => println!("  {:26} {figures:?}", contestant.name()),
-                (Err(error), _) => println!("  {:26} refused: {error}", contestant.name()),
-            }
-        }
-    }
 }

@@ -49,6 +49,11 @@ impl Stream {
     pub fn new(verifier: Verifier) -> Self {
         Self { verifier, ..Self::default() }
     }
+
+    /// Creates a stream that resumes after this id.
+    pub fn resuming(verifier: Verifier, last_id: Vec<u8>) -> Self {
+        Self { verifier, last_id, ..Self::default() }
+    }
 }
 
 #[derive(Debug)]

@@ -17,10 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The number of connections that may be opening at the same time. The servers' listeners queue
-/// 1,024.
-const OPENING: usize = 256;
-
 /// The pause of a client that has read everything.
 ///
 /// A client that waits in `epoll_wait` would be woken by the server's writes, in the CPU time of the
@@ -58,6 +54,9 @@ pub struct Client {
     state: State,
     /// Waits in `epoll_wait` instead of pausing.
     pub is_blocking: bool,
+    /// The number of connections that may be opening at the same time. The servers' listeners queue
+    /// 1,024.
+    pub opening: usize,
 }
 
 #[derive(Debug)]
@@ -86,7 +85,13 @@ impl Client {
             buffer: vec![0; 256 * 1024].into(),
             totals: Totals::default(),
         };
-        Ok(Self { poll: Poll::new()?, ready: mio::Events::with_capacity(1024), state, is_blocking: false })
+        Ok(Self {
+            poll: Poll::new()?,
+            ready: mio::Events::with_capacity(1024),
+            state,
+            is_blocking: false,
+            opening: 256,
+        })
     }
 
     pub fn totals(&mut self) -> &mut Totals {
@@ -103,7 +108,7 @@ impl Client {
         let deadline = Instant::now() + Duration::from_secs(60);
         while self.is_opening(wanted) {
             let opening = |state: &State| state.connections.len() - state.totals.open as usize;
-            while self.state.connections.len() < wanted && opening(&self.state) < OPENING {
+            while self.state.connections.len() < wanted && opening(&self.state) < self.opening {
                 let index = self.state.connections.len();
                 let connection = self.connect(index, stream())?;
                 self.state.connections.push(connection);

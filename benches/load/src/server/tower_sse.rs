@@ -5,10 +5,11 @@ use crate::{
     contestant::Contestant,
     payload::{NO_TIME, Payload},
 };
-use axum::{Router, response::IntoResponse, routing::get};
-use std::io;
+use axum::{Router, response::IntoResponse, routing::get, serve::ListenerExt};
+use std::{future::IntoFuture, io};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tower_sse::{
     Event, LastEventId, SseStream,
     hub::{Error, Hub},
@@ -35,8 +36,18 @@ pub(super) async fn run(listener: TcpListener, options: &Options, commands: Comm
 
     let publish = async |_, data: &str| _ = topic.publish(Event::new(data)).await.expect("a hub in memory never fails");
     let publisher = Publisher::new(clients, size).run(commands, publish);
-    match options.contestant {
-        Contestant::AxumServe => super::axum::serve(listener, app, publisher).await,
-        contestant => unreachable!("{contestant:?} has a file of its own"),
+    let shutdown = CancellationToken::new();
+    let publisher = async {
+        publisher.await;
+        hub.shutdown();
+        shutdown.cancel();
+    };
+    if options.contestant == Contestant::Serve {
+        let server = tower_sse::serve(listener, app).with_graceful_shutdown(shutdown.clone());
+        tokio::join!(server.into_future(), publisher).0
+    } else {
+        let listener = listener.tap_io(|socket| socket.set_nodelay(true).expect("the socket is connected"));
+        let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+        tokio::join!(server.into_future(), publisher).0
     }
 }
