@@ -61,7 +61,10 @@ impl<B> Handover<B> {
     }
 
     fn head_encoded(&self) {
-        self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
+        // hyper may poll the placeholder again after it has flushed the head.
+        if self.stage.load(Ordering::Relaxed) == IDLE {
+            self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn flushed(&self) {
