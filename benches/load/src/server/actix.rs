@@ -1,6 +1,6 @@
 //! actix-web: each event is encoded once, and all clients share its bytes in a streaming body.
 
-use super::{HEARTBEAT, Options, Publisher, announce, encode, encode_token, hyper::firehose, publisher::Clients};
+use super::{HEARTBEAT, Options, Publisher, encode, encode_token, hyper::firehose, listen, publisher::Clients};
 use actix_web::{
     App, HttpResponse, HttpServer,
     http::header::{CACHE_CONTROL, CONTENT_TYPE},
@@ -51,8 +51,7 @@ pub(super) fn run(options: Options) -> io::Result<()> {
             .route("/firehose", web::get().to(firehose))
     };
     actix_web::rt::System::new().block_on(async {
-        let server = HttpServer::new(factory).workers(1).max_connections(100_000).backlog(4096).bind("127.0.0.1:0")?;
-        announce(server.addrs()[0])?;
+        let server = HttpServer::new(factory).workers(1).max_connections(100_000).listen(listen()?)?;
         server.run().await
     })
 }

@@ -1,7 +1,7 @@
 //! epoll without a framework: one loop, and one write for each client and publication.
 
 use super::{
-    Command, HEARTBEAT, Options, Schedule, announce, encode, encode_token,
+    Command, HEARTBEAT, Options, Schedule, encode, encode_token, listen,
     publisher::{Clock, STEPS},
 };
 use crate::payload::{NO_TIME, Payload};
@@ -61,9 +61,8 @@ struct Server {
 
 pub(super) fn run(options: &Options) -> io::Result<()> {
     let mut poll = Poll::new()?;
-    let mut listener = TcpListener::bind("127.0.0.1:0".parse().expect("an address"))?;
+    let mut listener = TcpListener::from_std(listen()?);
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-    announce(listener.local_addr()?)?;
     let waker = Arc::new(Waker::new(poll.registry(), COMMANDS)?);
     let (sender, commands) = channel();
     super::read_commands(move |command| {

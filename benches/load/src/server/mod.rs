@@ -20,6 +20,7 @@ use crate::{contestant::Contestant, machine};
 use bytes::Bytes;
 use clap::Args;
 use publisher::Publisher;
+use socket2::{Domain, Socket, Type};
 use std::{
     io::{self, BufRead, Write},
     net::SocketAddr,
@@ -29,6 +30,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// The silence before a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// The number of connections that wait to be accepted.
+const QUEUE: i32 = 4096;
 
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -114,8 +117,7 @@ pub fn run(options: Options) -> io::Result<()> {
 fn run_on_tokio(options: Options) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        announce(listener.local_addr()?)?;
+        let listener = tokio::net::TcpListener::from_std(listen()?)?;
         let (sender, commands) = unbounded_channel();
         read_commands(move |command| _ = sender.send(command));
         match options.contestant {
@@ -126,9 +128,16 @@ fn run_on_tokio(options: Options) -> io::Result<()> {
     })
 }
 
-fn announce(address: SocketAddr) -> io::Result<()> {
-    println!("{address}");
-    io::stdout().flush()
+/// Opens a port with a queue that is long enough for many clients at once.
+fn listen() -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    socket.listen(QUEUE)?;
+    socket.set_nonblocking(true)?;
+    let listener = std::net::TcpListener::from(socket);
+    println!("{}", listener.local_addr()?);
+    io::stdout().flush()?;
+    Ok(listener)
 }
 
 /// Reads commands in a thread of its own.
