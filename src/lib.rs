@@ -188,9 +188,9 @@ mod metrics;
 mod preamble;
 mod random;
 mod rejection;
-mod settings;
 #[cfg(feature = "serve")]
 pub mod serve;
+mod settings;
 #[cfg(feature = "socket")]
 mod socket;
 mod stream;

@@ -131,9 +131,7 @@ where
                     };
                     let received = Bytes::from(idle.received);
                     match protocol {
-                        Protocol::Http1 => {
-                            State::Http1 { http1: Box::new(Http1::new(this.server, peer, received)) }
-                        }
+                        Protocol::Http1 => State::Http1 { http1: Box::new(Http1::new(this.server, peer, received)) },
                         Protocol::Http2 => State::Http2 { http2: http2::serve(this.server, peer, received) },
                     }
                 }

@@ -60,8 +60,8 @@ impl<B> Handover<B> {
         HyperBody::Placeholder { handover: Arc::clone(self) }
     }
 
+    /// Called whenever hyper polls the placeholder, which may be again after the flush.
     fn head_encoded(&self) {
-        // hyper may poll the placeholder again after it has flushed the head.
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
         }

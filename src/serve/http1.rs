@@ -19,8 +19,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-type HyperConnection<I, S, A> =
-    UpgradeableConnection<TokioIo<Watched<I, <S as App>::Body>>, Http1Service<S, A>>;
+type HyperConnection<I, S, A> = UpgradeableConnection<TokioIo<Watched<I, <S as App>::Body>>, Http1Service<S, A>>;
 
 /// A connection of HTTP/1 between its first byte and an event stream.
 pub(super) struct Http1<I, S: App, A: Address> {

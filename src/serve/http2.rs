@@ -1,21 +1,30 @@
-//! A connection of HTTP/2.
+//! A connection of HTTP/2, whose streams run in the task of the connection.
 
 use super::{
     Server,
     connection::Peer,
     io::Rewound,
     service::{Address, App, Call, with_connect_info},
+    streams::{Spawner, Streams},
 };
+use crate::BoxError;
 use axum_core::body::Body as RequestBody;
 use bytes::Bytes;
-use http::Request;
-use hyper::{body::Incoming, server::conn::http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::http2::{Builder, Connection},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper_util::rt::TokioIo;
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinHandle,
+};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 /// Serves a connection of HTTP/2 until it is closed. `front` was read from the connection before.
 pub(super) fn serve<I, S, A>(
@@ -29,25 +38,110 @@ where
     A: Address,
 {
     let Peer { io, service, address } = peer;
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let request = with_connect_info(request, &address, RequestBody::new);
-        Call::new(service.clone(), request)
-    });
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let streams = Streams::new();
+    let mut builder = Builder::new(streams.spawner());
+    // As with `axum::serve`, for WebSocket over HTTP/2 (RFC 8441).
     builder.enable_connect_protocol();
+    let service = Http2Service { service, address };
     let connection = builder.serve_connection(TokioIo::new(Rewound { io, front }), service);
-    let shutdown = server.shutdown.clone();
-    Box::pin(async move {
-        let mut connection = pin!(connection);
-        let mut shutdown = pin!(shutdown.cancelled_owned());
-        let mut is_shutting_down = false;
-        poll_fn(|cx| {
-            if !is_shutting_down && shutdown.as_mut().poll(cx).is_ready() {
-                is_shutting_down = true;
-                connection.as_mut().graceful_shutdown();
+    let shutdown = Some(Box::pin(server.shutdown.clone().cancelled_owned()));
+    Box::pin(Http2 { connection, streams, shutdown })
+}
+
+/// A connection and its streams.
+///
+/// With a task for each stream, each of them would wake the task of the connection, which would
+/// write what the stream has sent. Here all streams that are ready are polled first, and what they
+/// send leaves in one write.
+struct Http2<I, S: App, A: Address> {
+    connection: Connection<TokioIo<Rewound<I>>, Http2Service<S, A>, Spawner>,
+    streams: Streams,
+    /// Completes once, when the server shuts down.
+    shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+/// The number of times that streams and connection are polled before other tasks are next.
+const ROUNDS: usize = 4;
+
+impl<I, S, A> Future for Http2<I, S, A>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: App,
+    A: Address,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        for _ in 0..ROUNDS {
+            this.streams.poll_ready();
+            if let Some(waker) = this.streams.take_connection() {
+                if this.poll_connection(&mut Context::from_waker(&waker)).is_ready() {
+                    return Poll::Ready(());
+                }
             }
-            connection.as_mut().poll(cx).map(|_| ())
-        })
-        .await;
-    })
+            if this.streams.wait(cx.waker()) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<I, S, A> Http2<I, S, A>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: App,
+    A: Address,
+{
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.shutdown.as_mut().is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {
+            self.shutdown = None;
+            Pin::new(&mut self.connection).graceful_shutdown();
+        }
+        // An error of one connection has no receiver: the client sees the end of the connection.
+        Pin::new(&mut self.connection).poll(cx).map(|_| ())
+    }
+}
+
+/// The service of a connection of HTTP/2.
+///
+/// Each call runs in a task of its own. A connection from a proxy carries the requests of many
+/// clients, and their handlers have to run on all cores.
+struct Http2Service<S, A> {
+    service: S,
+    address: A,
+}
+
+impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Service<S, A> {
+    type Response = Response<S::Body>;
+    type Error = BoxError;
+    type Future = Http2Call<S::Body>;
+
+    fn call(&self, request: Request<Incoming>) -> Http2Call<S::Body> {
+        let request = with_connect_info(request, &self.address, RequestBody::new);
+        let call = Call::new(self.service.clone(), request);
+        Http2Call { task: tokio::spawn(async move { call.await.map_err(Into::into) }) }
+    }
+}
+
+/// The response to a request of HTTP/2. The call is cancelled when the client resets the stream.
+struct Http2Call<B> {
+    task: JoinHandle<Result<Response<B>, BoxError>>,
+}
+
+impl<B> Future for Http2Call<B> {
+    type Output = Result<Response<B>, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A panic in the service ends the stream.
+        Poll::Ready(ready!(Pin::new(&mut self.task).poll(cx)).unwrap_or_else(|panic| Err(panic.into())))
+    }
+}
+
+impl<B> Drop for Http2Call<B> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }

@@ -9,6 +9,7 @@ mod http2;
 mod io;
 mod service;
 mod shutdown;
+mod streams;
 
 use self::connection::Connection;
 use crate::{BoxError, ClientTimeout};

@@ -24,12 +24,8 @@ use tower_service::Service;
 
 /// A service that can be served.
 pub(super) trait App:
-    Service<
-        Request<RequestBody>,
-        Response = Response<Self::Body>,
-        Error: Into<BoxError>,
-        Future: Send + 'static,
-    > + Clone
+    Service<Request<RequestBody>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send + 'static>
+    + Clone
     + Send
     + 'static
 {
@@ -225,9 +221,8 @@ impl<S: App> Future for Http1Call<S> {
         let Some(framing) = this.facts.framing(&response) else {
             return Poll::Ready(Ok(response.map(|body| HyperBody::Whole { body })));
         };
-        let keep_alive = framing == Framing::Chunked
-            && !this.facts.closes
-            && !headers::has_connection_close(response.headers());
+        let keep_alive =
+            framing == Framing::Chunked && !this.facts.closes && !headers::has_connection_close(response.headers());
         Poll::Ready(Ok(response.map(|body| this.handover.offer(Offer { body, framing, keep_alive }))))
     }
 }

@@ -1,0 +1,194 @@
+//! The streams of a connection of HTTP/2, in the task of the connection.
+//!
+//! This is a set of futures with a queue of those that are ready, and with one more waker for the
+//! connection itself. What is woken while the task runs is polled in the same run, without a
+//! detour through the scheduler.
+
+use crate::callback::contain_panic;
+use std::{
+    future::poll_fn,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The index of the connection in the queue.
+const CONNECTION: u32 = u32::MAX;
+
+/// The streams of one connection.
+pub(super) struct Streams {
+    slots: Vec<Option<Slot>>,
+    /// The indices of empty slots.
+    free: Vec<u32>,
+    queue: Arc<Queue>,
+    connection: Arc<Woken>,
+    /// The indices of the streams that are being polled. Kept for its memory.
+    polling: Vec<u32>,
+}
+
+struct Slot {
+    stream: Stream,
+    woken: Arc<Woken>,
+}
+
+/// What is ready, and what hyper has begun.
+#[derive(Default)]
+struct Queue(Mutex<Ready>);
+
+#[derive(Default)]
+struct Ready {
+    streams: Vec<u32>,
+    is_connection_ready: bool,
+    spawned: Vec<Stream>,
+    /// The waker of the task, unless the task runs.
+    task: Option<Waker>,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Ready> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The waker of one stream, or of the connection.
+struct Woken {
+    index: u32,
+    is_queued: AtomicBool,
+    queue: Arc<Queue>,
+}
+
+impl Woken {
+    fn new(index: u32, queue: &Arc<Queue>) -> Arc<Self> {
+        Arc::new(Self { index, is_queued: AtomicBool::new(false), queue: Arc::clone(queue) })
+    }
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.is_queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut ready = self.queue.lock();
+        match self.index {
+            CONNECTION => ready.is_connection_ready = true,
+            stream => ready.streams.push(stream),
+        }
+        let task = ready.task.take();
+        drop(ready);
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+/// The executor of hyper: it collects the streams that a connection begins.
+#[derive(Clone)]
+pub(super) struct Spawner(Arc<Queue>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Spawner {
+    fn execute(&self, stream: F) {
+        self.0.lock().spawned.push(Box::pin(stream));
+    }
+}
+
+impl Streams {
+    pub(super) fn new() -> Self {
+        let queue = Arc::new(Queue::default());
+        let connection = Woken::new(CONNECTION, &queue);
+        queue.lock().is_connection_ready = true;
+        Self { slots: Vec::new(), free: Vec::new(), queue, connection, polling: Vec::new() }
+    }
+
+    pub(super) fn spawner(&self) -> Spawner {
+        Spawner(Arc::clone(&self.queue))
+    }
+
+    /// Returns the waker of the connection if the connection is ready.
+    pub(super) fn take_connection(&self) -> Option<Waker> {
+        let is_ready = mem::take(&mut self.queue.lock().is_connection_ready);
+        is_ready.then(|| {
+            self.connection.is_queued.store(false, Ordering::Release);
+            Waker::from(Arc::clone(&self.connection))
+        })
+    }
+
+    /// Polls each stream that is ready once.
+    ///
+    /// The budget of tokio is that of a task: all streams together would use it up after 128
+    /// operations. A stream alone is bounded by its window and by the buffer of its connection.
+    pub(super) fn poll_ready(&mut self) {
+        let mut polling = mem::take(&mut self.polling);
+        let mut ready = self.queue.lock();
+        mem::swap(&mut polling, &mut ready.streams);
+        let spawned = mem::take(&mut ready.spawned);
+        drop(ready);
+        for stream in spawned {
+            polling.push(self.insert(stream));
+        }
+        if !polling.is_empty() {
+            let all = poll_fn(|_| {
+                polling.iter().for_each(|&index| self.poll_stream(index));
+                Poll::Ready(())
+            });
+            #[allow(deprecated, reason = "the other path of this function is too new")]
+            let all = pin!(tokio::task::unconstrained(all));
+            let _always_ready = all.poll(&mut Context::from_waker(Waker::noop()));
+        }
+        polling.clear();
+        self.polling = polling;
+    }
+
+    fn poll_stream(&mut self, index: u32) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        let Some(Slot { stream, woken }) = slot else { return };
+        woken.is_queued.store(false, Ordering::Release);
+        let waker = Waker::from(Arc::clone(woken));
+        // A panic ends the stream and not the connection, as if the stream had a task of its own.
+        // The panic hook has reported it.
+        let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll(&mut Context::from_waker(&waker))));
+        if !matches!(polled, Ok(Poll::Pending)) {
+            let ended = slot.take();
+            contain_panic("body", || drop(ended));
+            self.free.push(index);
+        }
+    }
+
+    fn insert(&mut self, stream: Stream) -> u32 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        });
+        self.slots[index as usize] = Some(Slot { stream, woken: Woken::new(index, &self.queue) });
+        index
+    }
+
+    /// Returns whether the task can wait. `task` is then woken when something is ready.
+    pub(super) fn wait(&self, task: &Waker) -> bool {
+        let mut ready = self.queue.lock();
+        let can_wait = ready.streams.is_empty() && ready.spawned.is_empty() && !ready.is_connection_ready;
+        if can_wait {
+            ready.task = Some(task.clone());
+        }
+        can_wait
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        // Streams have clones of the executor, so streams in the queue would keep each other alive.
+        let spawned = mem::take(&mut self.queue.lock().spawned);
+        spawned.into_iter().for_each(|stream| contain_panic("body", || drop(stream)));
+        self.slots.drain(..).for_each(|slot| contain_panic("body", || drop(slot)));
+    }
+}

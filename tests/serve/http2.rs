@@ -1,0 +1,157 @@
+//! HTTP/2: the streams of a connection run in the task of the connection.
+
+use crate::common::{Running, event_stream};
+use axum::{Router, routing::get, serve::Listener};
+use bytes::Bytes;
+use http::Method;
+use std::{
+    future,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+use support::client::{Http2, within};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{broadcast, mpsc},
+};
+use tokio_stream::{StreamExt, wrappers::BroadcastStream};
+use tower_sse::serve::serve;
+
+/// A listener that counts the writes on its connections.
+struct CountingListener {
+    listener: TcpListener,
+    writes: Arc<AtomicUsize>,
+}
+
+struct Counting {
+    socket: TcpStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl Listener for CountingListener {
+    type Io = Counting;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Counting, SocketAddr) {
+        let (socket, address) = Listener::accept(&mut self.listener).await;
+        socket.set_nodelay(true).unwrap();
+        (Counting { socket, writes: Arc::clone(&self.writes) }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn event_to_100_streams_leaves_in_one_write() {
+    let (events, _) = broadcast::channel::<Bytes>(16);
+    let source = events.clone();
+    let handler = async move || {
+        let frames = BroadcastStream::new(source.subscribe()).filter_map(Result::ok);
+        event_stream(axum::body::Body::from_stream(frames.map(Ok::<_, io::Error>)))
+    };
+    let writes = Arc::new(AtomicUsize::new(0));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let listener = CountingListener { listener, writes: Arc::clone(&writes) };
+    let running = tokio::spawn(serve(listener, Router::new().route("/", get(handler))).into_future());
+
+    let connection = Http2::connect(address).await;
+    let mut answers = Vec::new();
+    for _ in 0..100 {
+        answers.push(connection.get("/", &[]).await);
+    }
+    let before = writes.load(Ordering::Relaxed);
+    for text in ["data: one\n\n", "data: two\n\n"] {
+        events.send(Bytes::from_static(text.as_bytes())).unwrap();
+        for answer in &mut answers {
+            answer.read_until(text).await;
+        }
+    }
+    let writes = writes.load(Ordering::Relaxed) - before;
+    assert!(writes <= 10, "{writes} writes for two events to 100 streams");
+    running.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn handlers_of_one_connection_run_in_parallel() {
+    let barrier = Arc::new(Barrier::new(2));
+    // Blocks its thread until the other request runs, too.
+    let handler = async move || {
+        barrier.wait();
+        "fine"
+    };
+    let server = Running::new(Router::new().route("/", get(handler))).await;
+    let connection = Http2::connect(server.address).await;
+    let [one, two] = [connection.clone(), connection];
+    let (one, two) = tokio::join!(one.get("/", &[]), two.get("/", &[]));
+    assert_eq!((one.complete().await.text(), two.complete().await.text()), ("fine".into(), "fine".into()));
+}
+
+#[tokio::test]
+async fn handler_is_cancelled_when_stream_is_reset() {
+    let (sender, mut cancelled) = mpsc::unbounded_channel::<()>();
+    let (begun, mut begins) = mpsc::unbounded_channel::<()>();
+    let handler = async move || {
+        let _dropped_at_cancellation = sender.clone();
+        begun.send(()).unwrap();
+        future::pending::<()>().await;
+    };
+    let server = Running::new(Router::new().route("/", get(handler)).route("/fine", get(async || "fine"))).await;
+    let connection = Http2::connect(server.address).await;
+    let requester = connection.clone();
+    let request = tokio::spawn(async move { requester.request(Method::GET, "/", &[], "").await.map(drop) });
+    within("the request", begins.recv()).await.unwrap();
+    request.abort();
+    assert_eq!(connection.get("/fine", &[]).await.complete().await.text(), "fine");
+    // Only the router has a sender now.
+    within("the handler to be cancelled", async {
+        while cancelled.sender_strong_count() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(cancelled.try_recv().is_err());
+}

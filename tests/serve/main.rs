@@ -1,0 +1,9 @@
+//! The server of the crate: what clients receive, and what becomes of their connections.
+
+mod common;
+mod connections;
+mod disconnections;
+mod framing;
+mod http2;
+mod listeners;
+mod shutdown;

@@ -1,0 +1,140 @@
+//! Graceful shutdown.
+
+use crate::common::{Driver, Running, driven, event_stream};
+use axum::{Router, routing::get};
+use std::{net::SocketAddr, time::Duration};
+use support::client::{Http1, Http2, Protocol, within};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tower_sse::serve::serve;
+
+fn app() -> (mpsc::UnboundedReceiver<Driver>, Router) {
+    let (sender, drivers) = mpsc::unbounded_channel();
+    let handler = async move || {
+        let (driver, body) = driven();
+        sender.send(driver).unwrap();
+        event_stream(body)
+    };
+    (drivers, Router::new().route("/live", get(handler)).route("/plain", get(async || "plain")))
+}
+
+async fn get_live(protocol: Protocol, address: SocketAddr) -> support::client::Answer {
+    protocol.get(address, "/live", &[]).await
+}
+
+#[tokio::test]
+async fn shutdown_waits_for_open_streams() {
+    for protocol in Protocol::ALL {
+        let (mut drivers, app) = app();
+        let server = Running::new(app).await;
+        let mut answer = get_live(protocol, server.address).await;
+        let driver = drivers.recv().await.unwrap();
+        server.shut_down();
+        within("the listener to close", async {
+            while TcpStream::connect(server.address).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        driver.send("data: one\n\n");
+        answer.read_until("data: one\n\n").await;
+        assert!(server.is_running(), "{protocol:?}");
+        drop(driver);
+        // The connection closes after the stream, although the client would keep it.
+        let answer = answer.complete().await;
+        if protocol == Protocol::Http1 {
+            assert!(answer.into_connection().is_closed().await);
+        }
+        server.returned().await;
+    }
+}
+
+#[tokio::test]
+async fn shutdown_closes_idle_connections() {
+    let (mut drivers, app) = app();
+    let server = Running::new(app).await;
+    // Without a request, after a plain response, after a stream, in half of the preface, and of HTTP/2.
+    let mut fresh = TcpStream::connect(server.address).await.unwrap();
+    let plain = Protocol::Http1.get(server.address, "/plain", &[]).await.complete().await.into_connection();
+    let mut after_stream = get_live(Protocol::Http1, server.address).await;
+    let driver = drivers.recv().await.unwrap();
+    driver.send("data: one\n\n");
+    after_stream.read_until("data: one\n\n").await;
+    drop(driver);
+    let after_stream: Http1 = after_stream.complete().await.into_connection();
+    let mut half = TcpStream::connect(server.address).await.unwrap();
+    half.write_all(b"PRI * HT").await.unwrap();
+    let http2 = Http2::connect(server.address).await;
+    http2.get("/plain", &[]).await.complete().await;
+
+    server.shut_down();
+    server.returned().await;
+    assert!(plain.is_closed().await && after_stream.is_closed().await);
+    for socket in [&mut fresh, &mut half] {
+        let read = within("the end", socket.read(&mut [0; 1])).await;
+        assert_eq!(read.unwrap_or(0), 0);
+    }
+}
+
+#[tokio::test]
+async fn stream_that_begins_after_shutdown_announces_close() {
+    let (sender, mut requests) = mpsc::unbounded_channel();
+    let slow = async move || {
+        let (answer, answered) = tokio::sync::oneshot::channel::<()>();
+        sender.send(answer).unwrap();
+        answered.await.unwrap();
+        event_stream(support::script::Script::of_chunks(["data: one\n\n"]))
+    };
+    let server = Running::new(Router::new().route("/", get(slow))).await;
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let answer = within("the request", requests.recv()).await.unwrap();
+    server.shut_down();
+    within("the listener to close", async {
+        while TcpStream::connect(server.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // The connection's task has seen the shutdown when it has run once more.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    answer.send(()).unwrap();
+    let mut response = String::new();
+    within("the response", socket.read_to_string(&mut response)).await.unwrap();
+    assert!(response.contains("connection: close\r\n"), "{response:?}");
+    assert!(response.ends_with("data: one\n\n\r\n0\r\n\r\n"), "{response:?}");
+    server.returned().await;
+}
+
+#[tokio::test]
+async fn dropping_server_ends_connections_gracefully() {
+    let (mut drivers, app) = app();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let running = tokio::spawn(serve(listener, app).into_future());
+    let idle = Protocol::Http1.get(address, "/plain", &[]).await.complete().await.into_connection();
+    let mut live = get_live(Protocol::Http1, address).await;
+    let driver = drivers.recv().await.unwrap();
+    running.abort();
+    assert!(idle.is_closed().await);
+    driver.send("data: one\n\n");
+    live.read_until("data: one\n\n").await;
+    drop(driver);
+    assert!(live.complete().await.into_connection().is_closed().await);
+}
+
+#[tokio::test]
+async fn shutdown_begins_when_future_completes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (signal, received) = tokio::sync::oneshot::channel::<()>();
+    let server = serve(listener, app().1).with_graceful_shutdown(async move {
+        received.await.unwrap();
+    });
+    assert_eq!(server.local_addr().unwrap().ip().to_string(), "127.0.0.1");
+    let running = tokio::spawn(server.into_future());
+    signal.send(()).unwrap();
+    within("the server to return", running).await.unwrap().unwrap();
+}
