@@ -1,5 +1,6 @@
 //! tower-sse and its peers under load, over real sockets. `docs/benchmarks.md` describes the figures.
 
+mod chart;
 mod child;
 mod client;
 mod contestant;

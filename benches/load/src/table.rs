@@ -1,6 +1,7 @@
 //! The table: all rows and contestants, interleaved, and the medians of several rounds.
 
 use crate::{
+    chart,
     contestant::Contestant,
     machine,
     measure::{Figures, Settings, measure},
@@ -77,6 +78,9 @@ pub fn run(options: &Options) -> io::Result<()> {
         all.push(measured);
     }
     println!("{}", report::markdown(&contestants, &all)?);
+    if let Some(path) = &options.svg {
+        chart::draw(path, &all)?;
+    }
     match all.iter().flat_map(Measured::errors).count() {
         0 => Ok(()),
         refused => Err(io::Error::other(format!("{refused} measurements were refused"))),

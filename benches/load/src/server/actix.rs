@@ -1,6 +1,8 @@
-//! actix-web: each event is encoded once, and all clients share its bytes in a streaming body.
+//! actix-web: each event is encoded once, and all clients share its bytes in a streaming body. Each
+//! event is an item of that body.
 
-use super::{HEARTBEAT, Options, Publisher, encode, encode_token, hyper::firehose, listen, publisher::Clients};
+use super::{HEARTBEAT, Options, Publisher, encode, encode_token, listen, publisher::Clients};
+use crate::payload::{NO_TIME, Payload};
 use actix_web::{
     App, HttpResponse, HttpServer,
     http::header::{CACHE_CONTROL, CONTENT_TYPE},
@@ -44,7 +46,11 @@ pub(super) fn run(options: Options) -> io::Result<()> {
             let tokens = UnboundedReceiverStream::new(clients.join()).map(|token| encode_token(&token));
             std::future::ready(respond(Box::pin(tokens), heartbeats))
         };
-        let firehose = move || std::future::ready(respond(Box::pin(firehose(size)), heartbeats));
+        let firehose = move || {
+            let mut payload = Payload::new(size);
+            let events = tokio_stream::iter(0..).map(move |number| encode_token(payload.of(number, NO_TIME)));
+            std::future::ready(respond(Box::pin(events), heartbeats))
+        };
         App::new()
             .route("/fan-out", web::get().to(fan_out))
             .route("/tokens", web::get().to(tokens))

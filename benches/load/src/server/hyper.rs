@@ -1,4 +1,5 @@
-//! hyper without a framework: each event is encoded once, and all clients share its bytes.
+//! hyper without a framework: each event is encoded once, and all clients share its bytes. A firehose
+//! joins events to frames.
 
 use super::{Commands, Fault, HEARTBEAT, Options, Publisher, encode, encode_token, publisher::Clients};
 use crate::payload::{NO_TIME, Payload};
@@ -93,7 +94,7 @@ impl App {
 }
 
 /// Returns frames of whole events.
-pub(super) fn firehose(size: usize) -> impl Stream<Item = Bytes> {
+fn firehose(size: usize) -> impl Stream<Item = Bytes> {
     let mut payload = Payload::new(size);
     let mut number = 0;
     tokio_stream::iter(std::iter::repeat_with(move || {
