@@ -4,8 +4,10 @@ mod chart;
 mod child;
 mod client;
 mod contestant;
+mod http2;
 mod machine;
 mod measure;
+mod million;
 mod payload;
 mod report;
 mod row;
@@ -27,6 +29,8 @@ struct Arguments {
 enum Command {
     /// Prints CPU time, latency and memory of all contestants
     Table(table::Options),
+    /// Opens a million HTTP/2 streams, or 18,000 HTTP/1.1 connections, to one process
+    Million(million::Options),
     /// Runs one server, which reads commands from its standard input
     #[command(hide = true)]
     Server(server::Options),
@@ -35,6 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let result: io::Result<()> = match Arguments::parse().command {
         Command::Table(options) => table::run(&options),
+        Command::Million(options) => million::run(&options),
         Command::Server(options) => server::run(options),
     };
     match result {

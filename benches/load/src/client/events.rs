@@ -35,6 +35,11 @@ impl Events {
         Self { with_ids, ..Self::default() }
     }
 
+    /// Returns whether the last event is complete.
+    pub fn is_complete(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Parses the next bytes of the stream.
     pub fn feed(&mut self, mut bytes: &[u8], sink: &mut impl Sink) {
         while !self.rest.is_empty() {

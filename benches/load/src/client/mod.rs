@@ -6,6 +6,7 @@ mod events;
 mod verifier;
 
 pub use connection::{Phase, Stream};
+pub use events::{Events, Sink};
 pub use verifier::{Faults, Verifier};
 
 use connection::{Connection, Progress};

@@ -52,6 +52,12 @@ pub struct Options {
     /// Sends heartbeats also where they cost memory for each stream
     #[arg(long)]
     pub heartbeats: bool,
+    /// The seconds of silence before a heartbeat of tower-sse; 15 by default
+    #[arg(long)]
+    pub heartbeat: Option<u64>,
+    /// Prints how long each publication takes the publisher
+    #[arg(long)]
+    pub timings: bool,
     /// A fault that the server has on purpose, to test the client; the contestant is hyper
     #[arg(long, value_enum)]
     pub fault: Option<Fault>,

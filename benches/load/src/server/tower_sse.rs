@@ -6,12 +6,16 @@ use crate::{
     payload::{NO_TIME, Payload},
 };
 use axum::{Router, response::IntoResponse, routing::get, serve::ListenerExt};
-use std::{future::IntoFuture, io};
+use std::{
+    future::IntoFuture,
+    io,
+    time::{Duration, Instant},
+};
 use tokio::net::TcpListener;
 use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tower_sse::{
-    Event, LastEventId, SseStream,
+    Event, Heartbeat, LastEventId, SseStream,
     hub::{Error, Hub},
 };
 
@@ -21,7 +25,14 @@ pub(super) async fn run(listener: TcpListener, options: &Options, commands: Comm
     let (clients, size) = (Clients::default(), options.size);
     let fan_out = {
         let topic = topic.clone();
-        async move |last: LastEventId| Ok::<_, Error>(topic.subscribe(last).await?.into_response())
+        let heartbeat = options.heartbeat.map(|seconds| Heartbeat::every(Duration::from_secs(seconds)));
+        async move |last: LastEventId| {
+            let stream = SseStream::new(topic.subscribe(last).await?);
+            Ok::<_, Error>(match heartbeat {
+                Some(heartbeat) => stream.heartbeat(heartbeat).into_response(),
+                None => stream.into_response(),
+            })
+        }
     };
     let tokens = {
         let clients = clients.clone();
@@ -34,7 +45,13 @@ pub(super) async fn run(listener: TcpListener, options: &Options, commands: Comm
     let app =
         Router::new().route("/fan-out", get(fan_out)).route("/tokens", get(tokens)).route("/firehose", get(firehose));
 
-    let publish = async |_, data: &str| _ = topic.publish(Event::new(data)).await.expect("a hub in memory never fails");
+    let publish = async |_, data: &str| {
+        let begin = options.timings.then(Instant::now);
+        topic.publish(Event::new(data)).await.expect("a hub in memory never fails");
+        if let Some(begin) = begin {
+            eprintln!("publish:   {:.1?} in the publisher", begin.elapsed());
+        }
+    };
     let publisher = Publisher::new(clients, size).run(commands, publish);
     let shutdown = CancellationToken::new();
     let publisher = async {
