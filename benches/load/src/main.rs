@@ -4,6 +4,7 @@ mod chart;
 mod child;
 mod client;
 mod contestant;
+mod everything;
 mod http2;
 mod machine;
 mod measure;
@@ -31,6 +32,8 @@ enum Command {
     Table(table::Options),
     /// Opens a million HTTP/2 streams, or 18,000 HTTP/1.1 connections, to one process
     Million(million::Options),
+    /// Streams events to many clients while some reconnect and some do not read
+    Everything(everything::Options),
     /// Runs one server, which reads commands from its standard input
     #[command(hide = true)]
     Server(server::Options),
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let result: io::Result<()> = match Arguments::parse().command {
         Command::Table(options) => table::run(&options),
+        Command::Everything(options) => everything::run(&options),
         Command::Million(options) => million::run(&options),
         Command::Server(options) => server::run(options),
     };

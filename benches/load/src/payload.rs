@@ -26,6 +26,11 @@ pub fn latency(sent: u64, now: u64) -> Option<u64> {
     (sent != NO_TIME).then(|| (now + LIMIT - sent) % LIMIT)
 }
 
+/// Returns whether a time is not before another one.
+pub fn is_since(time: u64, begin: u64) -> bool {
+    (time + LIMIT - begin) % LIMIT < LIMIT / 2
+}
+
 /// A buffer that is filled with the payloads of one stream.
 #[derive(Clone, Debug)]
 pub struct Payload(String);
@@ -81,5 +86,6 @@ mod tests {
     fn latency_spans_the_wrap_of_the_clock() {
         assert_eq!(latency(LIMIT - 2, 3), Some(5));
         assert_eq!(latency(NO_TIME, 3), None);
+        assert!(is_since(3, LIMIT - 2) && is_since(3, 3) && !is_since(LIMIT - 2, 3));
     }
 }

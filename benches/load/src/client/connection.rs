@@ -43,11 +43,19 @@ pub struct Stream {
     has_first: bool,
     /// The time of the last request.
     requested: u64,
+    /// Events that were sent before are late for a reason of the client. Their latency is not
+    /// recorded.
+    live_since: u64,
 }
 
 impl Stream {
     pub fn new(verifier: Verifier) -> Self {
         Self { verifier, ..Self::default() }
+    }
+
+    /// Records latencies of events that are sent from this time on.
+    pub(super) fn set_live_since(&mut self, time: u64) {
+        self.live_since = time % payload::LIMIT;
     }
 
     /// Creates a stream that resumes after this id.
@@ -71,6 +79,7 @@ impl Connection {
     pub fn new(address: SocketAddr, mut stream: Stream, with_ids: bool) -> io::Result<Self> {
         stream.has_first = false;
         stream.requested = payload::micros();
+        stream.live_since = stream.requested;
         let events = Events::new(with_ids);
         let socket = TcpStream::connect(address)?;
         Ok(Self { socket, phase: Phase::Connecting, stream, head: Vec::new(), chunks: Chunks::default(), events })
@@ -160,14 +169,16 @@ impl Sink for Record<'_> {
         stream.verifier.accept(sequence, &mut totals.faults);
         stream.received += 1;
         totals.events += 1;
-        if sequence & totals.sample_mask == 0 {
+        let is_live = payload::is_since(sent, stream.live_since);
+        if is_live && sequence & totals.sample_mask == 0 {
             if let Some(latency) = payload::latency(sent, *now) {
                 totals.latencies.push(u32::try_from(latency).unwrap_or(u32::MAX));
             }
         }
         if !stream.has_first {
             stream.has_first = true;
-            totals.first_events.push(u32::try_from(now.saturating_sub(stream.requested)).unwrap_or(u32::MAX));
+            let latency = payload::latency(stream.requested, *now).unwrap_or_default();
+            totals.first_events.push(u32::try_from(latency).unwrap_or(u32::MAX));
         }
     }
 

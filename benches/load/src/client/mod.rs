@@ -9,6 +9,7 @@ pub use connection::{Phase, Stream};
 pub use events::{Events, Sink};
 pub use verifier::{Faults, Verifier};
 
+use crate::payload;
 use connection::{Connection, Progress};
 use mio::{Interest, Poll, Token, event::Event};
 use std::{
@@ -152,6 +153,8 @@ impl Client {
     pub fn stall(&mut self, index: usize, is_stalled: bool) {
         self.state.is_stalled[index] = is_stalled;
         if !is_stalled {
+            // A second to catch up.
+            self.state.connections[index].stream.set_live_since(payload::micros() + 1_000_000);
             self.state.unfinished.push(index);
         }
     }
