@@ -1,8 +1,8 @@
 //! A chat with several rooms over one connection, presence, and replay after a lost connection.
 //!
 //! ```console
-//! $ cargo run --example chat                        # http://127.0.0.1:3000
-//! $ cargo run --example chat 127.0.0.1:0            # any free port
+//! $ cargo run --features serve --example chat                        # http://127.0.0.1:3000
+//! $ cargo run --features serve --example chat 127.0.0.1:0            # any free port
 //! ```
 //!
 //! Open the page in two windows. Cut the network of one window while you write in the other, or
@@ -63,7 +63,7 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .with_state(hub.clone())
         .layer(SseLayer::new().retry(Duration::from_secs(1)));
     tokio::select! {
-        served = axum::serve(listener, app).into_future() => Ok(served?),
+        served = tower_sse::serve(listener, app) => Ok(served?),
         published = publish_presence(&hub) => published,
     }
 }

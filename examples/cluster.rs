@@ -2,8 +2,8 @@
 //! all nodes, and a client can resume on any node.
 //!
 //! ```console
-//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1:6379
-//! $ cargo run --example cluster --features redis,nats -- --nats nats://127.0.0.1:4222
+//! $ cargo run --example cluster --features redis,nats,serve -- --redis redis://127.0.0.1:6379
+//! $ cargo run --example cluster --features redis,nats,serve -- --nats nats://127.0.0.1:4222
 //! ```
 //!
 //! This starts two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001. Each node has its own hub, as two
@@ -15,8 +15,8 @@
 //! processes, for the page:
 //!
 //! ```console
-//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
-//! $ cargo run --example cluster --features redis,nats -- --redis redis://127.0.0.1 127.0.0.1:3001 --others 127.0.0.1:3000
+//! $ cargo run --example cluster --features redis,nats,serve -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
+//! $ cargo run --example cluster --features redis,nats,serve -- --redis redis://127.0.0.1 127.0.0.1:3001 --others 127.0.0.1:3000
 //! ```
 
 use axum::{
@@ -119,7 +119,7 @@ async fn serve(mut listener: TcpListener, hub: Hub, nodes: Arc<[SocketAddr]>) ->
             // The page of one node reconnects to the other node, which is another origin.
             .layer(CorsLayer::permissive())
             .layer(streams);
-        axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
+        tower_sse::serve(listener, app).with_graceful_shutdown(stop).await?;
         sleep(DOWNTIME).await;
         listener = TcpListener::bind(address).await?;
     }

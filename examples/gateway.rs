@@ -2,8 +2,8 @@
 //! limits and a graceful shutdown.
 //!
 //! ```console
-//! $ cargo run --example gateway                                        # http://127.0.0.1:3000, with its own upstream
-//! $ cargo run --example gateway 127.0.0.1:0 http://127.0.0.1:8080      # any free port, and this upstream
+//! $ cargo run --features serve --example gateway                                        # http://127.0.0.1:3000, with its own upstream
+//! $ cargo run --features serve --example gateway 127.0.0.1:0 http://127.0.0.1:8080      # any free port, and this upstream
 //! ```
 //!
 //! The page reads the same stream directly and through the gateway. Other responses pass unchanged.
@@ -17,7 +17,6 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{Html, IntoResponse, Response},
     routing::get,
-    serve::ListenerExt,
 };
 use reqwest::{Client, Url, redirect::Policy};
 use std::{convert::Infallible, env, net::IpAddr, net::SocketAddr, process::ExitCode, time::Duration};
@@ -61,22 +60,15 @@ async fn run(address: &str, upstream: Option<String>) -> Result<(), BoxError> {
     // client neither decodes content nor follows redirects, because the browser does both.
     let client = Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).redirect(Policy::none());
     let client = client.no_gzip().no_brotli().no_zstd().no_deflate().build()?;
-    // Without TCP_NODELAY, an event shortly after another one waits for the acknowledgement of the
-    // client: about 40 milliseconds.
-    let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
     let stop = CancellationToken::new();
     let streams = SseLayer::new()
         .heartbeat(Heartbeat::every(HEARTBEAT))
         .shutdown(stop.clone())
         .max_streams(10_000)
         .max_streams_per(20, client_address);
-    let app = Router::new()
-        .fallback(forward)
-        .with_state((client, upstream))
-        .layer(streams)
-        .into_make_service_with_connect_info::<SocketAddr>();
+    let app = Router::new().fallback(forward).with_state((client, upstream)).layer(streams);
     tokio::select! {
-        served = axum::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
+        served = tower_sse::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
         () = grace_period(&stop) => Err(format!("some connections did not end within {GRACE_PERIOD:?}").into()),
     }
 }
@@ -156,7 +148,7 @@ async fn plain_server() -> Result<Url, BoxError> {
         (headers, Body::from_stream(events))
     };
     let app = Router::new().route("/", get(Html(page))).route("/events", get(events));
-    tokio::spawn(axum::serve(listener, app).into_future());
+    tokio::spawn(tower_sse::serve(listener, app).into_future());
     Ok(url)
 }
 

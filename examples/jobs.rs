@@ -1,8 +1,8 @@
 //! Long jobs with progress bars. One event stream replaces a request every second.
 //!
 //! ```console
-//! $ cargo run --example jobs                        # http://127.0.0.1:3000
-//! $ cargo run --example jobs 127.0.0.1:0 20         # any free port, a step every 20 milliseconds
+//! $ cargo run --features serve --example jobs                        # http://127.0.0.1:3000
+//! $ cargo run --features serve --example jobs 127.0.0.1:0 20         # any free port, a step every 20 milliseconds
 //! ```
 //!
 //! Start some jobs, let one fail, and cancel another. Reload the page in the middle, open it in a
@@ -78,7 +78,7 @@ async fn run(address: &str, pace: &str) -> Result<(), BoxError> {
         .layer(DefaultBodyLimit::max(16 << 10))
         .with_state(app)
         .layer(SseLayer::new().retry(Duration::from_secs(1)));
-    Ok(axum::serve(listener, app).await?)
+    Ok(tower_sse::serve(listener, app).await?)
 }
 
 struct App {

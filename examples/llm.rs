@@ -2,9 +2,9 @@
 //! continues with the same answer.
 //!
 //! ```console
-//! $ cargo run --example llm                         # http://127.0.0.1:3000
-//! $ cargo run --example llm 127.0.0.1:0 20          # any free port, a word every 20 milliseconds
-//! $ cargo run --example llm 127.0.0.1:0 20 5        # generation stops after 5 seconds without a reader
+//! $ cargo run --features serve --example llm                         # http://127.0.0.1:3000
+//! $ cargo run --features serve --example llm 127.0.0.1:0 20          # any free port, a word every 20 milliseconds
+//! $ cargo run --features serve --example llm 127.0.0.1:0 20 5        # generation stops after 5 seconds without a reader
 //! ```
 //!
 //! The function `model` only simulates a model: replace it with the client of a real one.
@@ -81,7 +81,7 @@ async fn run(address: &str, pace: &str, patience: &str) -> Result<(), BoxError> 
         .route("/answers/{id}", get(read))
         .with_state(app)
         .layer(SseLayer::new().retry(Duration::from_secs(1)));
-    Ok(axum::serve(listener, app).await?)
+    Ok(tower_sse::serve(listener, app).await?)
 }
 
 struct App {

@@ -14,7 +14,6 @@ use axum::{
     http::request::Parts,
     response::Html,
     routing::get,
-    serve::ListenerExt,
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::{
@@ -27,10 +26,10 @@ use tokio::{net::TcpListener, signal, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tower_http::trace::TraceLayer;
 use tower_sse::{
-    BoxError, ClientTimeout, Event, Heartbeat, LastEventId, Overload, SseLayer, SseStream, StreamSummary,
+    BoxError, Event, Heartbeat, LastEventId, Overload, SseLayer, SseStream, StreamSummary,
     hub::{Error, Hub, Subscription, Topic},
 };
-use tracing::{Span, info, info_span, warn};
+use tracing::{Span, info, info_span};
 use tracing_subscriber::EnvFilter;
 
 /// A short interval, so that the page shows heartbeats. In production, choose an interval below the
@@ -85,16 +84,9 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .route("/metrics", get(|State(metrics): State<PrometheusHandle>| async move { metrics.render() }))
         .with_state(metrics.clone())
         .layer(streams)
-        .layer(TraceLayer::new_for_http().make_span_with(request_span))
-        .into_make_service_with_connect_info::<SocketAddr>();
-    let timeout = ClientTimeout::default();
-    let listener = listener.tap_io(move |tcp| {
-        if let Err(error) = timeout.apply(tcp) {
-            warn!("cannot set the timeout of a connection: {error}");
-        }
-    });
+        .layer(TraceLayer::new_for_http().make_span_with(request_span));
     tokio::select! {
-        served = axum::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
+        served = tower_sse::serve(listener, app).with_graceful_shutdown(shutdown_signal(stop.clone())) => Ok(served?),
         ended = publish(&feed, &metrics) => ended,
         () = grace_period(&stop) => Err(format!("some connections did not end within {GRACE_PERIOD:?}").into()),
     }

@@ -1,8 +1,8 @@
 //! A live page of this machine: its load, memory and uptime, sampled every second.
 //!
 //! ```console
-//! $ cargo run --example quickstart                        # http://127.0.0.1:3000
-//! $ cargo run --example quickstart 127.0.0.1:0 100        # any free port, a sample every 100 milliseconds
+//! $ cargo run --features serve --example quickstart                        # http://127.0.0.1:3000
+//! $ cargo run --features serve --example quickstart 127.0.0.1:0 100        # any free port, a sample every 100 milliseconds
 //! ```
 //!
 //! Restart the server, or cut the network, while the page is open. The page reconnects, and catches
@@ -56,7 +56,7 @@ async fn run(address: &str, interval: &str) -> Result<(), BoxError> {
         // for so long. A short interval makes heartbeats visible on the page.
         .layer(SseLayer::new().retry(Duration::from_secs(1)).heartbeat(Heartbeat::every(interval * 2 / 3)));
     tokio::select! {
-        served = axum::serve(listener, app).into_future() => Ok(served?),
+        served = tower_sse::serve(listener, app) => Ok(served?),
         sampled = sample(&machine, interval) => sampled,
     }
 }

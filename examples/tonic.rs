@@ -2,9 +2,9 @@
 //! services.
 //!
 //! ```console
-//! $ cargo run --example tonic                                     # http://127.0.0.1:3000
-//! $ cargo run --example tonic 127.0.0.1:0                         # any free port
-//! $ cargo run --example tonic 127.0.0.1:3000 watch payments       # a gRPC client of that server
+//! $ cargo run --features serve --example tonic                                     # http://127.0.0.1:3000
+//! $ cargo run --features serve --example tonic 127.0.0.1:0                         # any free port
+//! $ cargo run --features serve --example tonic 127.0.0.1:3000 watch payments       # a gRPC client of that server
 //! ```
 //!
 //! Start the gRPC client, open the page, and press its buttons: both show the same changes.
@@ -58,7 +58,7 @@ async fn serve(address: &str) -> Result<(), BoxError> {
     })?;
     let address = listener.local_addr()?;
     println!("Open http://{address} in a browser, and watch a service through gRPC:");
-    println!("  cargo run --example tonic {address} watch {}", SERVICES[0]);
+    println!("  cargo run --features serve --example tonic {address} watch {}", SERVICES[0]);
 
     let health = HealthReporter::new();
     for service in SERVICES {
@@ -72,7 +72,7 @@ async fn serve(address: &str) -> Result<(), BoxError> {
     let calls = Routes::new(HealthServer::new(HealthService::from_health_reporter(health)));
     // The layer is around both routers. gRPC calls pass it unchanged, with their trailers.
     let app = calls.into_axum_router().merge(pages).layer(SseLayer::new().retry(Duration::from_secs(1)));
-    Ok(axum::serve(listener, app).await?)
+    Ok(tower_sse::serve(listener, app).await?)
 }
 
 /// Streams what a gRPC client gets from `Watch`, for all services: the current status, and then

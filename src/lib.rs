@@ -92,6 +92,7 @@
 //! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |
 //! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
 //! | `backend-contract` | no | tests for your own [`Backend`](hub::backend::Backend) | |
+//! | `serve` | no | a server for many long streams, in the place of `axum::serve` | `axum`, `hyper`, `hyper-util` |
 //! | `socket` | no | `ClientTimeout`, for stalled and vanished clients | `socket2` |
 //! | `metrics` | no | [counters, gauges and histograms](#metrics) | `metrics` |
 //! | `tracing` | no | a [span](#spans) for each stream | `tracing` |
@@ -153,13 +154,14 @@
 //!
 //! Heartbeats, and the delay before an error, need tokio's timer. A body that needs it panics in a
 //! runtime without timers. Outside of any tokio runtime, only a heartbeat panics, so
-//! [`SseStream::without_heartbeat`] runs on any executor. A stream has no task. A [`hub`] has one
-//! task. With a backend it has one more that follows the log, and one for each running history
+//! [`SseStream::without_heartbeat`] runs on any executor. A stream has no task. `serve` has one for
+//! each connection. A [`hub`] has one task. With a backend it has one more that follows the log, and one for each running history
 //! read.
 //!
 //! # Scope
 //!
-//! This crate is neither a server nor a client. For cross-origin requests, use tower-http's
+//! This crate has no HTTP parser and no client: `serve` leaves requests and heads to hyper. For
+//! cross-origin requests, use tower-http's
 //! `CorsLayer`. Authentication belongs to the handler.
 //!
 //! The format is defined by the [HTML standard, "Server-sent events"][standard].

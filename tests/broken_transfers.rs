@@ -13,8 +13,10 @@ use std::{future, io};
 use support::{
     client::{Http2, Protocol},
     script::{Script, Step},
-    server::serve,
+    server,
 };
+// In `over_serve`, this is the server of the crate.
+use crate::server::serve;
 use tower_sse::{Event, SseLayer, SseStream};
 
 /// The source of the event stream.

@@ -13,8 +13,10 @@ use std::{
 };
 use support::{
     client::{Protocol, within},
-    server::serve,
+    server,
 };
+// In `over_serve`, this is the server of the crate.
+use crate::server::serve;
 use tokio::sync::{Notify, mpsc::unbounded_channel};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_sse::{CloseReason, Event, SseLayer, SseStream, StreamSummary};

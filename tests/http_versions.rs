@@ -16,8 +16,10 @@ use std::{
 use support::{
     client::{Answer, Http1, Http2, Protocol, within},
     script::Script,
-    server::{Incoming, serve},
+    server,
 };
+// In `over_serve`, this is the server of the crate.
+use crate::server::{Incoming, serve};
 use tokio::{
     net::TcpListener,
     sync::mpsc::{UnboundedSender, unbounded_channel},

@@ -15,9 +15,11 @@ use std::{
 };
 use support::{
     client::{Answer, Protocol, within},
-    server::{Server, serve},
+    server,
     whatwg::{self, Message},
 };
+// In `over_serve`, this is the server of the crate.
+use crate::server::{Server, serve};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::sleep};
 use tower_sse::{
     Event, LastEventId, SseLayer, SseStream,

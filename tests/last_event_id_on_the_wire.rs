@@ -5,8 +5,10 @@ use http::{StatusCode, header};
 use std::fmt::Write;
 use support::{
     client::{Answer, Http1, Protocol},
-    server::{Server, serve},
+    server,
 };
+// In `over_serve`, this is the server of the crate.
+use crate::server::{Server, serve};
 use tower_sse::{LastEventId, LastEventIdRejection, SseLayer};
 
 /// Serves `/id` and `/option`, which return the id, and `/number`, which returns it as a number.

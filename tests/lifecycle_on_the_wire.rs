@@ -29,9 +29,10 @@ use std::{
 };
 use support::{
     client::{Http2, Protocol, within},
-    server::{LingeringSocket, serve},
-    whatwg,
+    server, whatwg,
 };
+// In `over_serve`, this is the server of the crate.
+use crate::server::{LingeringSocket, serve};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -98,6 +99,8 @@ fn app(layer: SseLayer) -> Router {
 #[derive(Clone, Copy, Debug)]
 enum Server {
     Axum,
+    #[cfg(feature = "serve")]
+    Serve,
     HyperUtil,
 }
 
@@ -131,6 +134,10 @@ impl Server {
                     .with_graceful_shutdown(shutdown.cancelled_owned())
                     .await
                     .unwrap();
+            }),
+            #[cfg(feature = "serve")]
+            Self::Serve => tokio::spawn(async move {
+                tower_sse::serve(LingeringListener(listener), app).with_graceful_shutdown(shutdown).await.unwrap();
             }),
             Self::HyperUtil => tokio::spawn(async move {
                 let graceful = GracefulShutdown::new();
@@ -253,6 +260,18 @@ async fn axum_shuts_down_with_2000_http2_streams() {
     shut_down(Server::Axum, Protocol::Http2, &["idle", "busy"], 1_000).await;
 }
 
+#[cfg(feature = "serve")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serve_shuts_down_with_2000_http1_streams() {
+    shut_down(Server::Serve, Protocol::Http1, &["idle", "busy"], 1_000).await;
+}
+
+#[cfg(feature = "serve")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn serve_shuts_down_with_2000_http2_streams() {
+    shut_down(Server::Serve, Protocol::Http2, &["idle", "busy"], 1_000).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hyper_util_shuts_down_with_2000_http1_streams() {
     shut_down(Server::HyperUtil, Protocol::Http1, &["idle", "busy"], 1_000).await;
@@ -267,6 +286,8 @@ async fn hyper_util_shuts_down_with_2000_http2_streams() {
 async fn shutdown_ends_always_ready_streams() {
     for protocol in Protocol::ALL {
         shut_down(Server::Axum, protocol, &["ready"], 4).await;
+        #[cfg(feature = "serve")]
+        shut_down(Server::Serve, protocol, &["ready"], 4).await;
     }
 }
 

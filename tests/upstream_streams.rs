@@ -18,9 +18,10 @@ use std::{
 use support::{
     client::{Answer, Protocol, within},
     script::{Script, Step},
-    server::serve,
-    whatwg,
+    server, whatwg,
 };
+// In `over_serve`, this is the server of the crate.
+use crate::server::serve;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tower_sse::{Event, Heartbeat, SseLayer, SseStream};

@@ -130,7 +130,11 @@ impl LayerHandle {
         match layers.iter_mut().find(|inner| Arc::ptr_eq(&inner.settings, &layer.settings)) {
             // The span of the stream shows the request as the outermost layer saw it.
             Some(inner) => inner.request = layer.request,
-            None => layers.push(layer),
+            None => {
+                // Most streams have one layer, and a `Vec` would reserve the memory of four.
+                layers.reserve_exact(1);
+                layers.push(layer);
+            }
         }
     }
 

@@ -1,4 +1,66 @@
 //! A server for axum routers and tower services with many long event streams.
+//!
+//! [`serve`] takes the place of `axum::serve`. It has the same listeners, and serves HTTP/1.0,
+//! HTTP/1.1 and HTTP/2 with prior knowledge (RFC 9113, §3.3), also after a TLS handshake with ALPN.
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use tokio_util::sync::CancellationToken;
+//! use tower_sse::{Event, SseLayer, SseStream};
+//!
+//! async fn events() -> SseStream<impl tokio_stream::Stream<Item = Event>> {
+//!     SseStream::new(tokio_stream::once(Event::new("hello")))
+//! }
+//!
+//! # async fn run() -> std::io::Result<()> {
+//! let shutdown = CancellationToken::new();
+//! let app = Router::new()
+//!     .route("/events", get(events))
+//!     .layer(SseLayer::new().shutdown(shutdown.clone()));
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! tower_sse::serve(listener, app).with_graceful_shutdown(shutdown).await
+//! # }
+//! ```
+//!
+//! # Differences from `axum::serve`
+//!
+//! - An idle event stream over HTTP/1 has no buffers. It needs about 1.3 KB instead of 22 KB.
+//! - Over HTTP/2, the bodies of a connection run in the task of the connection, so that what they
+//!   send at the same time leaves in one write. Handlers run in tasks of their own, on all cores.
+//! - TCP connections have `TCP_NODELAY` and a [`ClientTimeout`].
+//! - Handlers can extract `ConnectInfo<L::Addr>`, the address of the client. There is no
+//!   make-service.
+//! - The service can be any tower service with a response body of `Bytes`, and can fail. A failure
+//!   closes the connection (HTTP/1) or resets the stream (HTTP/2).
+//! - A client that disconnects is noticed at once, even if it has sent more bytes meanwhile.
+//!
+//! # Event streams over HTTP/1
+//!
+//! hyper reads all requests and writes all heads. When the head of an event stream is flushed, the
+//! server takes the connection from hyper and writes the body itself. It polls the whole body, so
+//! layers outside of the handler apply. After the last chunk, hyper has the connection again.
+//!
+//! An event stream is a response with the status 200 and the content type `text/event-stream`.
+//! hyper also writes the bodies of event streams in these cases:
+//!
+//! - the body of the request is not read to its end when the handler responds;
+//! - the request has the method `CONNECT` or an `Upgrade` header;
+//! - the response has a known length, or a `Trailer` or `Transfer-Encoding` header.
+//!
+//! | limit | value | beyond it |
+//! |---|---|---|
+//! | bytes in one write | 64 KiB and one frame, or 256 frames | the next write, after other tasks |
+//! | bytes that wait for a slow client | one write | the body is not polled |
+//! | bytes that the client sends during a stream | 16 KiB | they are discarded, and the connection closes after the stream |
+//!
+//! A client that closes only its own direction counts as disconnected, as in hyper. If a body
+//! fails, the frames before the error are sent, and the connection closes without the last chunk. A
+//! body that panics closes its connection (HTTP/1) or resets its stream (HTTP/2).
+//!
+//! # TLS
+//!
+//! TLS is a `Listener` whose `Io` is a TLS stream, as for `axum::serve`. Set
+//! [`ClientTimeout`] on the sockets of such a listener, because [`serve`] cannot see them.
 
 mod chunks;
 mod connection;
@@ -33,6 +95,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tower_service::Service;
 
 /// Serves an axum `Router`, or any other tower service, on a listener.
+///
+/// The server runs while it is awaited. Without
+/// [`with_graceful_shutdown`](Serve::with_graceful_shutdown), it never returns. When it is dropped,
+/// its connections shut down gracefully.
+///
+/// Errors of accepted connections are those of the [`Listener`]: axum's listeners log them, and try
+/// again after one second if the process has too many open files.
+///
+/// See the [module](self) for examples and limits.
 pub fn serve<L, S>(listener: L, service: S) -> Serve<L, S>
 where
     L: Listener,
@@ -50,19 +121,41 @@ pub struct Serve<L, S> {
 }
 
 impl<L: Listener, S> Serve<L, S> {
-    /// Begins a graceful shutdown when the signal completes.
+    /// Begins a graceful shutdown when the signal completes: a `CancellationToken` that is
+    /// cancelled, or a future.
+    ///
+    /// The server accepts no more connections, and closes those without a request. It returns when
+    /// all responses are complete. An event stream is complete when its body ends, so give the
+    /// token also to [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does not read
+    /// delays the end until its [`ClientTimeout`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn run(listener: tokio::net::TcpListener, app: axum::Router) -> std::io::Result<()> {
+    /// tower_sse::serve(listener, app)
+    ///     .with_graceful_shutdown(async {
+    ///         tokio::signal::ctrl_c().await.ok();
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
     pub fn with_graceful_shutdown<M>(mut self, signal: impl ShutdownSignal<M>) -> Self {
         self.signal = Some(Box::pin(signal.wait()));
         self
     }
 
     /// Sets the timeout for clients that do not read or have vanished. Default: 30 seconds.
+    ///
+    /// Applies to TCP connections. It replaces the options that a listener has set, for example
+    /// with axum's `tap_io`.
     pub fn client_timeout(mut self, timeout: ClientTimeout) -> Self {
         self.client_timeout = Some(timeout);
         self
     }
 
-    /// Leaves the timeouts of the system in place.
+    /// Leaves the timeouts of the system, or those of the listener, in place. `TCP_NODELAY` is still
+    /// set.
     pub fn without_client_timeout(mut self) -> Self {
         self.client_timeout = None;
         self
@@ -166,7 +259,7 @@ impl<L: fmt::Debug, S> fmt::Debug for Serve<L, S> {
     }
 }
 
-/// A running server.
+/// A running server. `.await` on a [`Serve`] creates it.
 #[must_use = "a server runs only while it is awaited"]
 pub struct ServeFuture {
     running: Pin<Box<dyn Future<Output = ()> + Send>>,

@@ -3,6 +3,7 @@
 mod common;
 mod connections;
 mod disconnections;
+mod equivalence;
 mod framing;
 mod http2;
 mod listeners;
