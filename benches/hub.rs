@@ -39,6 +39,10 @@ const SUBSCRIBERS: usize = 1000;
 const BURST: usize = 25;
 const IDLE: usize = 10_000;
 const HISTORY: usize = 100_000;
+const AUDIENCES: [usize; 4] = [30, 1_000, 10_000, 100_000];
+const TOPICS: [usize; 4] = [2, 100, 1_000, 10_000];
+/// The number of events per iteration, so that starting the threads does not count.
+const EVENTS: usize = 10_000;
 
 fn data() -> &'static str {
     "x".repeat(128).leak()
@@ -53,6 +57,7 @@ fn now<F: Future>(future: F) -> F::Output {
 
 /// Tasks that read one body each, and count the bytes.
 struct Readers {
+    count: usize,
     received: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
@@ -65,7 +70,9 @@ impl Readers {
     {
         let received = Arc::new(AtomicUsize::new(0));
         let mut tasks = JoinSet::new();
+        let mut count = 0;
         for body in bodies {
+            count += 1;
             let received = received.clone();
             let read = async move {
                 let mut body = Box::pin(body);
@@ -78,22 +85,22 @@ impl Readers {
         // Lets each task read its first byte and then wait. The runtime polls about 60 tasks
         // between two polls of this future.
         runtime.block_on(async {
-            for _ in 0..SUBSCRIBERS {
+            for _ in 0..count.max(100) {
                 yield_now().await;
             }
         });
         received.store(0, Ordering::Relaxed);
-        Self { received, _tasks: tasks }
+        Self { count, received, _tasks: tasks }
     }
 
     /// Waits until each task has received this number of bytes, which is all that was published.
     ///
     /// A task that is left behind would read two bursts at the cost of one.
     async fn wait_for(&self, bytes: usize) {
-        while self.received.load(Ordering::Relaxed) < bytes * SUBSCRIBERS {
+        while self.received.load(Ordering::Relaxed) < bytes * self.count {
             yield_now().await;
         }
-        assert_eq!(self.received.swap(0, Ordering::Relaxed), bytes * SUBSCRIBERS);
+        assert_eq!(self.received.swap(0, Ordering::Relaxed), bytes * self.count);
     }
 }
 
@@ -160,6 +167,96 @@ fn fan_out(criterion: &mut criterion::Criterion, runtime: &Runtime, burst: usize
             });
         });
     });
+    group.finish();
+}
+
+/// The time of the caller in `publish`, and the time until the last task has its event, by the number
+/// of subscribers.
+fn audiences(criterion: &mut criterion::Criterion, runtime: &Runtime) {
+    let mut group = criterion.benchmark_group("audience");
+    group.sample_size(10);
+    let data = data();
+    for subscribers in AUDIENCES {
+        let topic = Hub::new().topic("ticks");
+        let body = || SseStream::new(now(topic.subscribe(Start::Latest)).unwrap()).into_http_response().into_body();
+        let readers = Readers::spawn(runtime, (0..subscribers).map(|_| body()));
+        for what in ["publish", "last delivery"] {
+            group.bench_function(format!("{subscribers}, {what}"), |bencher| {
+                bencher.iter_custom(|iterations| {
+                    let mut time = Duration::ZERO;
+                    for _ in 0..iterations {
+                        runtime.block_on(async {
+                            let without_id = Event::new(data).encode().len() + "id: \n".len();
+                            // Publish from a task, as a handler does.
+                            let topic = topic.clone();
+                            let publish = tokio::spawn(async move {
+                                let begin = Instant::now();
+                                let id = topic.publish(Event::new(data)).await.unwrap();
+                                (begin, begin.elapsed(), id)
+                            });
+                            let (begin, in_publish, id) = publish.await.unwrap();
+                            readers.wait_for(without_id + id.as_bytes().len()).await;
+                            time += if what == "publish" { in_publish } else { begin.elapsed() };
+                        });
+                    }
+                    time
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// One event to a subscription, by the number of its topics.
+fn merged(criterion: &mut criterion::Criterion) {
+    let mut group = criterion.benchmark_group("topics");
+    let data = data();
+    for topics in TOPICS {
+        let hub = Hub::builder().max_topics_per_subscription(topics).build();
+        let names: Vec<_> = (0..topics).map(|n| n.to_string()).collect();
+        let mut subscription = now(hub.subscribe(&names, Start::Latest)).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        // A subscription looks at many topics in several polls.
+        for _ in 0..topics {
+            while poll(&mut subscription, &mut cx).is_ready() {}
+        }
+        let topic = hub.topic(&names[topics / 2]);
+        group.bench_function(topics.to_string(), |bencher| {
+            bencher.iter(|| {
+                now(topic.publish(Event::new(black_box(data)))).unwrap();
+                assert!(poll(&mut subscription, &mut cx).is_ready());
+                assert!(poll(&mut subscription, &mut cx).is_pending());
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Events per second of one thread that publishes, and of two.
+fn publishers(criterion: &mut criterion::Criterion) {
+    let mut group = criterion.benchmark_group("publishers");
+    group.sample_size(20);
+    let data = data();
+    for threads in [1, 2] {
+        let hub = Hub::builder().max_events(1000).build();
+        group.bench_function(threads.to_string(), |bencher| {
+            bencher.iter_custom(|iterations| {
+                let events = (iterations as usize * EVENTS).div_ceil(threads);
+                let begin = Instant::now();
+                std::thread::scope(|scope| {
+                    for thread in 0..threads {
+                        let topic = hub.topic(thread.to_string());
+                        scope.spawn(move || {
+                            for _ in 0..events {
+                                now(topic.publish(Event::new(data))).unwrap();
+                            }
+                        });
+                    }
+                });
+                begin.elapsed()
+            });
+        });
+    }
     group.finish();
 }
 
@@ -267,6 +364,9 @@ fn main() {
     let context = runtime.enter();
     fan_out(&mut criterion, &runtime, BURST);
     fan_out(&mut criterion, &runtime, 1);
+    audiences(&mut criterion, &runtime);
+    merged(&mut criterion);
+    publishers(&mut criterion);
     publish(&mut criterion);
     replay(&mut criterion);
     drop(context);
@@ -297,4 +397,14 @@ fn main() {
         HISTORY,
         "",
     );
+    for subscribers in AUDIENCES {
+        let [publish, last] = ["publish", "last delivery"].map(|what| format!("audience/{subscribers}, {what}"));
+        let what = format!("publish to {subscribers} tasks, in the caller");
+        ratios.ratio(&what, &publish, &last, 1, if subscribers == 100_000 { "≤ 20,000 ns" } else { "" });
+    }
+    for topics in TOPICS {
+        let what = format!("an event to a subscription of {topics} topics");
+        ratios.ratio(&what, &format!("topics/{topics}"), "topics/2", 1, "≤ 2,000 ns");
+    }
+    ratios.ratio("an event, two publishers against one", "publishers/2", "publishers/1", EVENTS, "≤ 1");
 }

@@ -19,6 +19,7 @@ use super::{
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Contents, TopicState},
     waiters::Ticket,
+    wake_queue::WakeQueue,
 };
 use crate::{Event, EventId, metrics};
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub(super) struct Core {
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
+    pub(super) wake_queue: Arc<WakeQueue>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -48,6 +50,7 @@ impl Core {
             epoch: AtomicU64::new(Epoch::random().into_bits()),
             registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
+            wake_queue: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
         }
@@ -189,7 +192,7 @@ impl Core {
     }
 
     /// Publishes a change to the readers of the topic, and wakes them after both locks are
-    /// released.
+    /// released. The [wake queue](WakeQueue) wakes the rest of a large audience.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
@@ -198,12 +201,16 @@ impl Core {
         now: Instant,
     ) {
         registry.schedule(topic, &mut contents, self.config.retention.expiry(now));
-        let wakers = topic.changed(&mut contents);
+        let change = topic.changed(&mut contents);
+        let rest = change.rest.map(|through| (self.wake_queue.add(topic), through));
         self.set_committed(&registry);
         drop(contents);
         self.call_janitor(&mut registry, now);
         drop(registry);
-        topic.wake(wakers);
+        change.first.wake();
+        if let Some((number, through)) = rest {
+            self.wake_queue.wake(number, topic, through);
+        }
     }
 
     pub(super) fn shut_down(&self) {
@@ -218,7 +225,7 @@ impl Core {
     /// Removes a subscription from one of its topics.
     pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
-        let waker = contents.waiters.leave(ticket);
+        let waiter = contents.waiters.leave(ticket);
         contents.subscribers -= 1;
         let is_last = contents.subscribers == 0;
         let now = Instant::now();
@@ -229,7 +236,7 @@ impl Core {
         // A topic that is due is checked at that time. A state begins to age now.
         let needs_check = is_last && !contents.is_due && (is_empty || contents.latest_only);
         drop(contents);
-        drop(waker);
+        drop(waiter);
         if needs_check {
             let mut registry = self.registry.lock();
             registry.check_left(topic, &self.config.retention, now);

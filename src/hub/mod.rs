@@ -142,8 +142,10 @@ mod handle;
 mod id;
 mod janitor;
 mod log;
+mod merge;
 mod node;
 mod reader;
+mod ready_list;
 mod registry;
 mod replay;
 mod resume;
@@ -156,6 +158,7 @@ mod sync;
 mod topic;
 mod topic_state;
 mod waiters;
+mod wake_queue;
 
 pub use builder::{Builder, Connector};
 pub use error::{Error, ErrorKind, SubscriptionError};

@@ -1,6 +1,11 @@
-//! Readers: a subscription has one reader for each of its topics, and merges them.
+//! Readers: a subscription has one reader for each of its topics.
 
-use super::{backend::Position, log::Read, topic_state::TopicState, waiters::Ticket};
+use super::{
+    backend::Position,
+    log::Read,
+    topic_state::{Contents, TopicState},
+    waiters::{Ticket, Waiter},
+};
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
@@ -15,6 +20,8 @@ pub(super) enum Step {
     Evicted,
     /// No event yet. The waker is registered.
     Wait,
+    /// There are more topics to look at. The subscription has to be polled again.
+    Yield,
     Finished,
     Shutdown,
 }
@@ -26,14 +33,16 @@ pub(super) struct Reader {
     pub(super) gap_reported_through: Position,
     /// The position of a state that was delivered at the place of an earlier state. It may be after
     /// the cursor.
-    delivered_through: Position,
+    pub(super) delivered_through: Position,
     /// The position of the first event after the cursor, if it is known. It is the place of this
     /// topic among the other topics. A state keeps its place when it is replaced. Otherwise a topic
-    /// that is updated all the time would never have its turn. Only `merge` uses it.
-    next: Option<Position>,
-    /// The version of the topic when this reader began to wait. `None` if it does not wait.
+    /// that is updated all the time would never have its turn. Only a merge uses it.
+    pub(super) next: Option<Position>,
+    /// The version of the topic when this reader began to wait. `None` if it does not wait. Only
+    /// the reader of a single topic uses it.
     seen: Option<u64>,
-    is_finished: bool,
+    /// Set if the topic is finished, and read to the end. Only a merge uses it.
+    pub(super) is_finished: bool,
     /// The position of the finish record, if the backend has no event of the topic after it.
     pub(super) finished_at: Option<Position>,
     pub(super) ticket: Option<Ticket>,
@@ -81,7 +90,7 @@ impl Reader {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
         let is_cut = contents.is_shut_down;
-        let replaced = contents.waiters.wait(&mut self.ticket, waker);
+        let replaced = contents.waiters.wait(&mut self.ticket, Waiter::Task(waker));
         drop(contents);
         drop(replaced);
         is_cut
@@ -111,14 +120,15 @@ impl Reader {
         };
         // Register the waker even if there are events. The subscription polls again immediately
         // after them, and need not lock the topic again to start waiting.
+        let waiter = Waiter::Task(waker);
         let replaced = if nothing_follows && contents.finished.is_none() {
             self.seen = Some(self.topic.version());
-            contents.waiters.wait(&mut self.ticket, waker)
+            contents.waiters.wait(&mut self.ticket, waiter)
         } else {
-            Some(waker)
+            Some(waiter)
         };
         let is_finished = contents.finished.is_some();
-        drop(contents);
+        TopicState::unlock_and_help(contents);
         drop(replaced);
         match read {
             Read::Events(events, last) => Step::Events(events, last),
@@ -129,116 +139,75 @@ impl Reader {
     }
 
     /// Looks for the topic's next event after the cursor. Stores its position in `next`, or
-    /// registers the waker if there is no such event. Returns `Err` with a step that the caller
+    /// registers the waiter if there is no such event. Returns `Err` with a step that the caller
     /// must return first.
-    fn peek(&mut self, cursor: Position, waker: &Waker) -> Result<(), Step> {
-        if self.next.is_some() || self.waits() {
-            return Ok(());
-        }
-        let waker = waker.clone();
-        let mut contents = self.topic.lock();
+    pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
+        let mut contents = self.topic.lock();
         if contents.is_shut_down {
-            drop(contents);
             return Err(Step::Shutdown);
         }
         if contents.log.evicted_through() > from {
             return Err(Step::Evicted);
         }
-        self.next = contents.log.first_after(from);
-        let mut replaced = None;
+        let replaced;
+        (self.next, replaced) = look(&mut contents, from, &mut self.ticket, waiter);
         // This can change: in the log of a backend, an event can follow the finish record of its
         // topic.
         self.is_finished = self.next.is_none() && contents.finished.is_some();
-        if self.next.is_none() {
-            self.seen = Some(self.topic.version());
-            replaced = contents.waiters.wait(&mut self.ticket, waker);
-        }
-        drop(contents);
+        TopicState::unlock_and_help(contents);
         drop(replaced);
         Ok(())
     }
 
     /// Returns the events of this topic that are at its place and up to `through`. If another state
-    /// has replaced them, returns that state. `None`: nothing follows the cursor any more.
-    fn take_turn(&mut self, place: Position, cursor: Position, through: Position) -> Option<Step> {
+    /// has replaced them, returns that state. `None`: nothing follows the cursor any more. Then
+    /// looks for the next event, as [`peek`](Self::peek) does.
+    pub(super) fn take_turn(
+        &mut self,
+        place: Position,
+        cursor: Position,
+        through: Position,
+        waiter: impl FnOnce() -> Waiter,
+    ) -> Option<Step> {
         self.next = None;
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
         if contents.is_shut_down {
             return Some(Step::Shutdown);
         }
-        match contents.log.read(from, from, through) {
-            Read::Events(events, last) => return Some(Step::Events(events, last)),
-            Read::Evicted => return Some(Step::Evicted),
-            Read::Nothing => {}
+        let mut read = contents.log.read(from, from, through);
+        let is_replaced = matches!(read, Read::Nothing);
+        if is_replaced {
+            read = contents.log.read(from, from, Position::MAX);
         }
-        match contents.log.read(from, from, Position::MAX) {
-            Read::Events(events, last) => {
+        let (read_through, step) = match read {
+            Read::Events(events, last) if is_replaced => {
                 self.delivered_through = last;
-                Some(Step::Replacement(events, place.max(cursor)))
+                (last, Some(Step::Replacement(events, place.max(cursor))))
             }
-            _ => None,
-        }
+            Read::Events(events, last) => (last, Some(Step::Events(events, last))),
+            Read::Evicted => return Some(Step::Evicted),
+            Read::Nothing => (from, None),
+        };
+        let replaced;
+        (self.next, replaced) = look(&mut contents, from.max(read_through), &mut self.ticket, waiter);
+        self.is_finished = self.next.is_none() && contents.finished.is_some();
+        TopicState::unlock_and_help(contents);
+        drop(replaced);
+        step
     }
 }
 
-/// Merges these topics in the order of the log. Returns the next events after the cursor, which are
-/// of one topic. A state that was replaced in the meantime is delivered at the place of the earlier
-/// state. `committed` returns the [committed](super::core::Core::committed) position.
-pub(super) fn merge(readers: &mut [Reader], committed: impl Fn() -> Position, cursor: Position, waker: &Waker) -> Step {
-    // A state that a gap has passed over. The id of the gap is that of the state as well, so the
-    // state can precede the next gap. Otherwise a topic that lags all the time would starve it.
-    for reader in &mut *readers {
-        if let Some(step) =
-            reader.next.filter(|place| *place <= cursor).and_then(|place| reader.take_turn(place, cursor, place))
-        {
-            return step;
-        }
-    }
-    loop {
-        // Read the committed position before the topics, so that the topics contain every event up
-        // to it.
-        let committed = committed();
-        let mut first: Option<(Position, usize)> = None;
-        let mut second = Position::MAX;
-        for (i, reader) in readers.iter_mut().enumerate() {
-            // An eviction has to be reported before any later event. Otherwise a client could
-            // disconnect after that event and resume with its id, without the gap.
-            if let Err(step) = reader.peek(cursor, waker) {
-                return step;
-            }
-            let Some(next) = reader.next else { continue };
-            match first {
-                Some((least, _)) if least < next => second = second.min(next),
-                _ => {
-                    second = first.map_or(second, |(least, _)| least);
-                    first = Some((next, i));
-                }
-            }
-        }
-        match first {
-            // This event is after the committed position, so an event with a smaller position may
-            // not be visible yet.
-            Some((next, _)) if next > committed => {}
-            Some((place, index)) => {
-                let reader = &mut readers[index];
-                if let Some(step) = reader.take_turn(place, cursor, committed.min(second.previous())) {
-                    return step;
-                }
-            }
-            None => {
-                let delivered = readers.iter().map(|reader| reader.delivered_through).max();
-                // An event before an uncommitted state may not be visible yet.
-                let caught_up = delivered.unwrap_or(cursor).min(committed);
-                return if caught_up > cursor {
-                    Step::CaughtUp(caught_up)
-                } else if readers.iter().all(|reader| reader.is_finished) {
-                    Step::Finished
-                } else {
-                    Step::Wait
-                };
-            }
-        }
+/// Returns the position of the next event, or registers the waiter. Also returns the waiter to drop.
+fn look(
+    contents: &mut Contents,
+    from: Position,
+    ticket: &mut Option<Ticket>,
+    waiter: impl FnOnce() -> Waiter,
+) -> (Option<Position>, Option<Waiter>) {
+    match contents.log.first_after(from) {
+        Some(next) => (Some(next), None),
+        None => (None, contents.waiters.wait(ticket, waiter())),
     }
 }

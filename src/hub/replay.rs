@@ -230,11 +230,11 @@ impl Subscription {
             if let Some(finished_at) = page.topics.get(&reader.topic.name) {
                 reader.finished_at = *finished_at;
             }
-            reader.reset();
             if let Some(end) = reader.finished_at {
                 self.core.note_end(&reader.topic, end, page.through);
             }
         }
+        self.reset_readers();
 
         let is_at_end = page.events.is_empty() && self.has_all_after(page.through);
         let replay = self.replay.as_mut()?;

@@ -4,7 +4,8 @@ use super::{
     error::SubscriptionError,
     gap::{Gap, GapReason, LagPolicy},
     id::Epoch,
-    reader::{Reader, Step, merge},
+    merge::Merge,
+    reader::{Reader, Step},
     replay::Replay,
     resume::ResumePoint,
 };
@@ -88,6 +89,8 @@ pub struct Subscription {
     pub(super) epoch: Epoch,
     /// The readers of the topics. Empty after the end of the subscription.
     pub(super) readers: Box<[Reader]>,
+    /// The merge of several topics. A single topic needs none, because its events are in order.
+    merge: Option<Box<Merge>>,
     /// Every event up to this position was delivered, or reported as missing.
     pub(super) cursor: Position,
     /// The position of the hub's newest event when the subscription was created.
@@ -133,10 +136,12 @@ impl Subscription {
         subscribed_at: Position,
         origin: Origin,
     ) -> Self {
+        let merge = (readers.len() > 1).then(|| Box::new(Merge::new(&readers)));
         Self {
             core,
             epoch,
             readers: readers.into(),
+            merge,
             cursor,
             subscribed_at,
             first_item: None,
@@ -261,9 +266,7 @@ impl Subscription {
             self.cursor = if self.is_unsure() { self.subscribed_at } else { self.cursor.max(self.subscribed_at) };
             self.replay = None;
         }
-        for reader in &mut self.readers {
-            reader.reset();
-        }
+        self.reset_readers();
         self.gap_event = None;
         let snapshot = snapshot.id(self.cursor());
         self.first_item = Some(Box::new(snapshot.into()));
@@ -381,21 +384,33 @@ impl Subscription {
         }
     }
 
-    fn remember_waker(&mut self, waker: &Waker) -> Option<Waker> {
-        if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            return None;
-        }
-        self.readers.iter_mut().for_each(Reader::forget_waker);
-        self.waker.replace(waker.clone())
+    /// Makes all readers look at their topics again.
+    pub(super) fn reset_readers(&mut self) {
+        self.readers.iter_mut().for_each(Reader::reset);
+        self.reset_merge();
     }
 
-    fn step(&mut self) -> Step {
-        let Some(waker) = &self.waker else { return Step::Wait };
-        match &mut self.readers[..] {
-            [] => Step::Finished,
-            // A single topic needs no merge, because its events are in order.
-            [only] => only.read(self.cursor, waker),
-            many => merge(many, || self.core.committed(), self.cursor, waker),
+    fn reset_merge(&mut self) {
+        if let Some(merge) = &mut self.merge {
+            merge.reset(&self.readers);
+        }
+    }
+
+    fn step(&mut self, waker: &Waker) -> Step {
+        match (&mut self.readers[..], &mut self.merge) {
+            ([], _) => Step::Finished,
+            (readers, Some(merge)) => {
+                merge.step(readers, || self.core.committed(), &self.core.wake_queue, self.cursor, waker)
+            }
+            ([only, ..], None) => {
+                if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                    return only.read(self.cursor, waker);
+                }
+                only.forget_waker();
+                let step = only.read(self.cursor, waker);
+                self.waker = Some(waker.clone());
+                step
+            }
         }
     }
 
@@ -415,6 +430,7 @@ impl Subscription {
             drop(contents);
             reader.reset_after_gap(first.filter(|_| is_state));
         }
+        self.reset_merge();
         self.cursor = point.cursor;
         self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
@@ -460,8 +476,7 @@ impl Stream for Subscription {
                     return Poll::Ready(Some(item));
                 }
             }
-            drop(this.remember_waker(cx.waker()));
-            return match this.step() {
+            return match this.step(cx.waker()) {
                 Step::Events(events, last) => {
                     this.cursor = last;
                     Poll::Ready(Some(Ok(events)))
@@ -478,6 +493,10 @@ impl Stream for Subscription {
                     Poll::Ready(Some(Ok(EncodedEvents::from_parts(this.cursor_event().encode(), 0))))
                 }
                 Step::Wait => Poll::Pending,
+                Step::Yield => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
                 Step::Shutdown => Poll::Ready(Some(Err(this.fail(SubscriptionError::Shutdown)))),
                 Step::Finished => {
                     this.leave();

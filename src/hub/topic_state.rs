@@ -4,10 +4,9 @@ use super::{
     backend::Position,
     log::{Amount, Log, Retention},
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
-    waiters::Waiters,
+    waiters::{Batch, Waiters},
 };
-use crate::callback::contain_panic;
-use std::{sync::Arc, task::Waker};
+use std::sync::Arc;
 use tokio::time::Instant;
 
 pub(super) struct TopicState {
@@ -63,22 +62,64 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Notifies readers of a change by incrementing the version. The caller has to wake the
-    /// returned wakers of waiting readers after it has released all locks.
-    pub(super) fn changed(&self, contents: &mut Contents) -> Vec<Option<Waker>> {
+    /// Makes a change visible to the readers, and makes those that wait due. The caller wakes them
+    /// after it has released all locks.
+    pub(super) fn changed(&self, contents: &mut Contents) -> Change {
         self.version.fetch_add(1, Ordering::Release);
-        contents.waiters.take()
+        let through = contents.waiters.make_due();
+        let first = contents.waiters.take_due();
+        Change { first, rest: contents.waiters.has_due().then_some(through) }
     }
 
-    pub(super) fn wake(&self, mut wakers: Vec<Option<Waker>>) {
-        if wakers.is_empty() {
-            return;
+    /// Wakes all waiters that are due before this number.
+    pub(super) fn wake_through(&self, through: u64) {
+        loop {
+            let mut contents = self.lock();
+            if !contents.waiters.has_due_before(through) {
+                return;
+            }
+            let batch = contents.waiters.take_due::<BATCH>();
+            drop(contents);
+            batch.wake();
         }
-        for waker in wakers.drain(..).flatten() {
-            contain_panic("waker", || waker.wake());
-        }
-        self.lock().waiters.give_back(wakers);
     }
+
+    /// Wakes a batch of the waiters that are due. Returns whether others are due.
+    pub(super) fn wake_batch(&self) -> bool {
+        let mut contents = self.lock();
+        let batch = contents.waiters.take_due::<BATCH>();
+        let has_more = contents.waiters.has_due();
+        drop(contents);
+        batch.wake();
+        has_more
+    }
+
+    /// Unlocks the contents, and wakes a few waiters if some are due.
+    ///
+    /// So an audience is woken even if the runtime of the task that wakes it is not driven.
+    #[inline]
+    pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
+        if contents.waiters.has_due() {
+            let batch = contents.waiters.take_due::<HELP>();
+            drop(contents);
+            batch.wake();
+        }
+    }
+}
+
+/// The number of waiters that are woken at once, also by the publisher.
+pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
+
+/// The number of waiters that a reader wakes if some are due.
+const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
+
+/// The waiters to wake after a change.
+#[must_use]
+pub(super) struct Change {
+    /// The waiters that the publisher wakes.
+    pub(super) first: Batch<BATCH>,
+    /// The number up to which other waiters are due, if there are any.
+    pub(super) rest: Option<u64>,
 }
 
 impl Contents {
@@ -116,8 +157,9 @@ pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     for topic in topics {
         let mut contents = topic.lock();
         contents.is_shut_down = true;
-        let wakers = topic.changed(&mut contents);
+        let change = topic.changed(&mut contents);
         drop(contents);
-        topic.wake(wakers);
+        change.first.wake();
+        change.rest.inspect(|through| topic.wake_through(*through));
     }
 }

@@ -1,79 +1,139 @@
-//! The set of wakers of the readers that wait for a topic.
+//! The queue of the readers that wait for a topic.
 
-use std::task::Waker;
+use super::ready_list::ReadyList;
+use crate::callback::contain_panic;
+use std::{collections::VecDeque, sync::Arc, task::Waker};
 
-/// The wakers of the subscriptions that wait for a topic.
+/// The readers of a topic that wait for its next change.
+///
+/// A change makes all readers that wait at that time due. They leave the queue in batches, so a
+/// large audience does not have to be woken at once, or by one thread.
 ///
 /// Waking, cloning or dropping a waker runs code of the application, so none of it happens while a
-/// lock is held. Therefore a change takes all wakers at once, and wakes them after the lock is
-/// released. A waker that is no longer needed is returned to the caller, which drops it.
+/// lock is held. A batch is woken after the lock is released. A waiter that is no longer needed is
+/// returned to the caller, which drops it.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    wakers: Vec<Option<Waker>>,
-    /// The indices of the free entries.
-    vacant: Vec<u32>,
-    /// The number of the current round. Taking all wakers begins a new round, and tickets of
-    /// earlier rounds are invalid.
-    round: u64,
-    /// An empty buffer that the next round reuses.
-    spare: Vec<Option<Waker>>,
+    /// The waiters in the order in which they came. A waiter that has left leaves a vacant entry.
+    queue: VecDeque<Option<Waiter>>,
+    /// The number of the first entry. Entries are numbered in the order of the queue.
+    first: u64,
+    /// The entries before this number are due.
+    due: u64,
+    /// The numbers of the vacant entries that are not due. The next waiters get them.
+    vacant: Vec<u64>,
 }
 
-/// Identifies the entry of one waker: its round and its index.
+/// A reader that waits.
 #[derive(Debug)]
-pub(super) struct Ticket {
-    round: u64,
-    slot: u32,
+pub(super) enum Waiter {
+    /// The only topic of a subscription changes: its task is woken.
+    Task(Waker),
+    /// One of several topics of a subscription changes: the reader with this index is marked, and
+    /// the task is woken if it waits.
+    Merged(Arc<ReadyList>, u32),
 }
+
+/// Identifies the entry of one waiter by its number.
+#[derive(Debug)]
+pub(super) struct Ticket(u64);
 
 impl Waiters {
-    /// Adds a waker, or replaces the waker of the ticket. Returns the waker to drop.
-    pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waker: Waker) -> Option<Waker> {
+    /// Adds a waiter, or replaces the waiter of the ticket. Returns the waiter to drop.
+    pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         if let Some(entry) = self.entry(ticket.as_ref()) {
-            return entry.replace(waker);
+            return entry.replace(waiter);
         }
-        let slot = match self.vacant.pop() {
-            Some(slot) => {
-                self.wakers[slot as usize] = Some(waker);
-                slot
+        let number = match self.vacant.pop() {
+            Some(number) => {
+                let index = (number - self.first) as usize;
+                self.queue[index] = Some(waiter);
+                number
             }
             None => {
-                self.wakers.push(Some(waker));
-                (self.wakers.len() - 1) as u32
+                self.queue.push_back(Some(waiter));
+                self.end() - 1
             }
         };
-        *ticket = Some(Ticket { round: self.round, slot });
+        *ticket = Some(Ticket(number));
         None
     }
 
-    /// Removes a waker, and returns it to be dropped.
-    pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waker> {
+    /// Removes a waiter, and returns it to be dropped.
+    pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waiter> {
         let ticket = ticket.take();
-        let waker = self.entry(ticket.as_ref())?.take();
-        self.vacant.extend(ticket.map(|ticket| ticket.slot));
-        waker
+        let waiter = self.entry(ticket.as_ref())?.take();
+        self.vacant.extend(ticket.map(|Ticket(number)| number).filter(|number| *number >= self.due));
+        waiter
     }
 
-    /// Takes all wakers out of the set. The caller wakes them.
-    pub(super) fn take(&mut self) -> Vec<Option<Waker>> {
-        if self.wakers.is_empty() {
-            return Vec::new();
-        }
-        self.round += 1;
+    /// Makes all waiters due, and returns the number up to which they are.
+    pub(super) fn make_due(&mut self) -> u64 {
+        self.due = self.end();
         self.vacant.clear();
-        std::mem::replace(&mut self.wakers, std::mem::take(&mut self.spare))
+        self.due
     }
 
-    /// Gives the emptied buffer back, so that the next round reuses its memory.
-    pub(super) fn give_back(&mut self, emptied: Vec<Option<Waker>>) {
-        if emptied.capacity() > self.spare.capacity() {
-            self.spare = emptied;
+    /// Returns whether a waiter before this number is due.
+    pub(super) fn has_due_before(&self, number: u64) -> bool {
+        self.first < self.due.min(number)
+    }
+
+    /// Returns whether a waiter is due.
+    pub(super) fn has_due(&self) -> bool {
+        self.first < self.due
+    }
+
+    /// Takes up to `N` waiters that are due.
+    pub(super) fn take_due<const N: usize>(&mut self) -> Batch<N> {
+        let mut batch = Batch::new();
+        for _ in 0..N {
+            if self.first >= self.due {
+                break;
+            }
+            self.first += 1;
+            match self.queue.pop_front().flatten() {
+                Some(Waiter::Task(waker)) => batch.push(waker),
+                // The subscription still has the list, so this drops no waker.
+                Some(Waiter::Merged(list, reader)) => list.mark(reader).into_iter().for_each(|waker| batch.push(waker)),
+                None => {}
+            }
         }
+        batch
     }
 
-    fn entry(&mut self, ticket: Option<&Ticket>) -> Option<&mut Option<Waker>> {
-        let ticket = ticket.filter(|ticket| ticket.round == self.round)?;
-        self.wakers.get_mut(ticket.slot as usize)
+    fn end(&self) -> u64 {
+        self.first + self.queue.len() as u64
+    }
+
+    fn entry(&mut self, ticket: Option<&Ticket>) -> Option<&mut Option<Waiter>> {
+        let index = ticket?.0.checked_sub(self.first)?;
+        self.queue.get_mut(usize::try_from(index).ok()?).filter(|entry| entry.is_some())
+    }
+}
+
+/// Wakers to wake after all locks are released. Merged readers count only if their task waits.
+#[derive(Debug)]
+pub(super) struct Batch<const N: usize> {
+    wakers: [Option<Waker>; N],
+    count: usize,
+}
+
+impl<const N: usize> Batch<N> {
+    const fn new() -> Self {
+        Self { wakers: [const { None }; N], count: 0 }
+    }
+
+    fn push(&mut self, waker: Waker) {
+        self.wakers[self.count] = Some(waker);
+        self.count += 1;
+    }
+
+    /// Wakes the wakers. The caller holds no lock.
+    pub(super) fn wake(mut self) {
+        for waker in self.wakers[..self.count].iter_mut().filter_map(Option::take) {
+            contain_panic("waker", || waker.wake());
+        }
     }
 }
 
@@ -81,10 +141,7 @@ impl Waiters {
 mod tests {
     use super::*;
     use std::{
-        sync::{
-            Arc,
-            atomic::{AtomicUsize, Ordering},
-        },
+        sync::atomic::{AtomicUsize, Ordering},
         task::Wake,
     };
 
@@ -97,52 +154,88 @@ mod tests {
         }
     }
 
-    fn wake(waiters: &mut Waiters) -> usize {
-        let mut taken = waiters.take();
-        let woken = taken.drain(..).flatten().map(Waker::wake).count();
-        waiters.give_back(taken);
-        woken
+    fn waiter(count: &Arc<Count>) -> Waiter {
+        Waiter::Task(count.clone().into())
+    }
+
+    /// Wakes up to `N` waiters that are due.
+    fn wake<const N: usize>(waiters: &mut Waiters) {
+        waiters.take_due::<N>().wake();
     }
 
     #[test]
-    fn each_that_waits_is_woken_once() {
+    fn each_waiter_is_woken_once() {
         let count = Arc::new(Count::default());
         let mut waiters = Waiters::default();
         let mut tickets = [None, None, None];
         for ticket in &mut tickets {
-            assert!(waiters.wait(ticket, count.clone().into()).is_none());
+            assert!(waiters.wait(ticket, waiter(&count)).is_none());
         }
         // The second reader waits again, which replaces its waker.
-        assert!(waiters.wait(&mut tickets[1], count.clone().into()).is_some());
-        assert_eq!(wake(&mut waiters), 3);
-        assert_eq!(wake(&mut waiters), 0);
+        assert!(waiters.wait(&mut tickets[1], waiter(&count)).is_some());
+        wake::<9>(&mut waiters);
+        assert_eq!(count.0.load(Ordering::Relaxed), 0, "no waiter is due");
+        waiters.make_due();
+        wake::<2>(&mut waiters);
+        assert_eq!(count.0.load(Ordering::Relaxed), 2);
+        assert!(waiters.has_due());
+        // A reader that waits again is not due, and a reader that is due stays due.
+        assert!(waiters.wait(&mut tickets[1], waiter(&count)).is_none());
+        assert!(waiters.wait(&mut tickets[2], waiter(&count)).is_some());
+        wake::<9>(&mut waiters);
         assert_eq!(count.0.load(Ordering::Relaxed), 3);
-        assert!(waiters.wait(&mut tickets[1], count.clone().into()).is_none());
-        assert_eq!(wake(&mut waiters), 1);
+        waiters.make_due();
+        wake::<9>(&mut waiters);
+        assert_eq!(count.0.load(Ordering::Relaxed), 4);
+        assert!(!waiters.has_due());
     }
 
     #[test]
-    fn ticket_of_an_earlier_round_takes_no_slot() {
+    fn ticket_of_a_woken_waiter_removes_no_other() {
         let mut waiters = Waiters::default();
+        let count = Arc::new(Count::default());
         let (mut early, mut late) = (None, None);
-        waiters.wait(&mut early, Waker::noop().clone());
-        wake(&mut waiters);
-        waiters.wait(&mut late, Waker::noop().clone());
+        waiters.wait(&mut early, waiter(&count));
+        waiters.make_due();
+        wake::<9>(&mut waiters);
+        waiters.wait(&mut late, waiter(&count));
         assert!(waiters.leave(&mut early).is_none());
-        assert_eq!(wake(&mut waiters), 1);
+        waiters.make_due();
+        wake::<9>(&mut waiters);
+        assert_eq!(count.0.load(Ordering::Relaxed), 2);
     }
 
     #[test]
-    fn who_comes_and_goes_leaves_nothing_behind() {
+    fn waiter_that_leaves_while_due_is_replaced_by_no_other() {
         let mut waiters = Waiters::default();
+        let count = Arc::new(Count::default());
+        let (mut leaves, mut comes) = (None, None);
+        waiters.wait(&mut leaves, waiter(&count));
+        waiters.make_due();
+        assert!(waiters.leave(&mut leaves).is_some());
+        waiters.wait(&mut comes, waiter(&count));
+        wake::<9>(&mut waiters);
+        assert_eq!(count.0.load(Ordering::Relaxed), 0, "a new waiter is not due");
+    }
+
+    #[test]
+    fn waiters_that_leave_free_their_entries() {
+        let mut waiters = Waiters::default();
+        let count = Arc::new(Count::default());
         let mut stays = None;
-        waiters.wait(&mut stays, Waker::noop().clone());
-        for _ in 0..1000 {
+        waiters.wait(&mut stays, waiter(&count));
+        for round in 0..1000 {
             let mut ticket = None;
-            waiters.wait(&mut ticket, Waker::noop().clone());
-            assert!(waiters.leave(&mut ticket).is_some());
+            waiters.wait(&mut ticket, waiter(&count));
+            if round % 10 == 0 {
+                waiters.make_due();
+                wake::<9>(&mut waiters);
+                waiters.wait(&mut stays, waiter(&count));
+            }
+            let left = waiters.leave(&mut ticket);
+            assert_eq!(left.is_some(), round % 10 != 0);
             assert!(waiters.leave(&mut ticket).is_none(), "it has left already");
         }
-        assert!(waiters.wakers.len() <= 2 && waiters.vacant.len() <= 1, "{waiters:?}");
+        assert!(waiters.queue.len() <= 3 && waiters.vacant.len() <= 2, "{waiters:?}");
     }
 }

@@ -136,6 +136,53 @@ fn topic_survives_leave_during_subscribe() {
     });
 }
 
+/// Polls a subscription that has no event yet, so that it waits.
+fn wait(subscription: &mut Subscription) {
+    block_on(poll_fn(|cx| {
+        assert!(Pin::new(&mut *subscription).poll_next(cx).is_pending());
+        std::task::Poll::Ready(())
+    }));
+}
+
+/// Under loom, an audience of two is large: a thread wakes the second subscriber.
+#[test]
+fn large_audience_is_woken_while_one_leaves() {
+    check(2, || {
+        let hub = Hub::new();
+        let mut audience = [(); 3].map(|()| subscribe(&hub, &["a"], Start::Latest));
+        audience.iter_mut().for_each(wait);
+        let publisher = thread::spawn({
+            let hub = hub.clone();
+            move || publish(&hub, "a", "1")
+        });
+        let [mut one, leaves, mut other] = audience;
+        drop(leaves);
+        assert_eq!(read(&mut other, 1), ["1"]);
+        assert_eq!(read(&mut one, 1), ["1"]);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn merged_topics_of_a_large_audience_arrive_in_order() {
+    check(2, || {
+        let hub = Hub::new();
+        let mut alone = subscribe(&hub, &["a"], Start::Latest);
+        let mut merged = subscribe(&hub, &["a", "b"], Start::Latest);
+        wait(&mut alone);
+        wait(&mut merged);
+        let publisher = thread::spawn({
+            let hub = hub.clone();
+            move || {
+                publish(&hub, "a", "1");
+                publish(&hub, "b", "2");
+            }
+        });
+        assert_eq!(read(&mut merged, 2), ["1", "2"]);
+        publisher.join().unwrap();
+    });
+}
+
 /// One event of each topic is retained, so either reader may lag.
 #[test]
 fn lagged_subscriber_gets_gap_and_continues() {

@@ -1,0 +1,168 @@
+//! The merge: the topics of a subscription to several topics, in the order of the log.
+
+use super::{
+    backend::Position,
+    reader::{Reader, Step},
+    ready_list::ReadyList,
+    waiters::Waiter,
+    wake_queue::WakeQueue,
+};
+use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, task::Waker};
+
+/// The maximum number of topics that one poll looks at without an event: about 50 µs.
+const SLICE: usize = 256;
+
+/// Merges the topics of a subscription. An event costs O(log n), where n is the number of topics
+/// that have an event.
+///
+/// Each reader is in one of three states:
+///
+/// - It waits for its topic, which [marks](ReadyList) it when it changes.
+/// - It was marked, or has to look at its topic for another reason (`unchecked`).
+/// - The position of its next event is known (`turns`).
+pub(super) struct Merge {
+    ready: Arc<ReadyList>,
+    /// The readers that have to look at their topics, some of them twice.
+    unchecked: Vec<u32>,
+    /// The positions of the next events, and their readers.
+    turns: BinaryHeap<Reverse<(Position, u32)>>,
+    /// The number of readers whose topics are finished and read to the end.
+    finished: usize,
+    /// The greatest position of a state that was delivered at the place of an earlier state.
+    delivered_through: Position,
+    /// The part of the wake queue that was looked through.
+    looked_at: u64,
+}
+
+impl Merge {
+    pub(super) fn new(readers: &[Reader]) -> Self {
+        let mut merge = Self {
+            ready: Arc::default(),
+            unchecked: Vec::new(),
+            turns: BinaryHeap::new(),
+            finished: 0,
+            delivered_through: Position::START,
+            looked_at: 0,
+        };
+        merge.reset(readers);
+        merge
+    }
+
+    /// Takes over the state of the readers after it has changed from outside.
+    pub(super) fn reset(&mut self, readers: &[Reader]) {
+        self.turns.clear();
+        self.unchecked.clear();
+        self.finished = readers.iter().filter(|reader| reader.is_finished).count();
+        for (index, reader) in (0..).zip(readers) {
+            match reader.next {
+                Some(next) => self.turns.push(Reverse((next, index))),
+                None => self.unchecked.push(index),
+            }
+        }
+    }
+
+    /// Returns the next events after the cursor, which are of one topic. A state that was replaced
+    /// in the meantime is delivered at the place of the earlier state. `committed` returns the
+    /// [committed](super::core::Core::committed) position.
+    pub(super) fn step(
+        &mut self,
+        readers: &mut [Reader],
+        committed: impl Fn() -> Position,
+        wake_queue: &WakeQueue,
+        cursor: Position,
+        waker: &Waker,
+    ) -> Step {
+        // A state that a gap has passed over. The id of the gap is that of the state as well, so
+        // the state can precede the next gap. Otherwise a topic that lags all the time would starve
+        // it.
+        while let Some(place) = self.next_place().filter(|place| *place <= cursor) {
+            if let Some(step) = self.take_turn(readers, cursor, place) {
+                return step;
+            }
+        }
+        let mut checked = 0;
+        loop {
+            // Read the committed position before the topics, so that the topics contain every event
+            // up to it, and all changes up to it are marked or in the wake queue.
+            let committed = committed();
+            self.collect(readers, wake_queue);
+            // An eviction has to be reported before any later event. Otherwise a client could
+            // disconnect after that event and resume with its id, without the gap. So no event is
+            // delivered before all readers were checked.
+            while let Some(index) = self.unchecked.pop() {
+                let reader = &mut readers[index as usize];
+                if reader.next.is_some() {
+                    continue;
+                }
+                if checked == SLICE {
+                    self.unchecked.push(index);
+                    return Step::Yield;
+                }
+                checked += 1;
+                let was_finished = reader.is_finished;
+                if let Err(step) = reader.peek(cursor, || Waiter::Merged(self.ready.clone(), index)) {
+                    self.unchecked.push(index);
+                    return step;
+                }
+                self.note(index, reader, was_finished);
+            }
+            match self.next_place() {
+                // This event is after the committed position, so an event with a smaller position
+                // may not be visible yet.
+                Some(next) if next > committed => {}
+                Some(_) => {
+                    if let Some(step) = self.take_turn(readers, cursor, committed) {
+                        return step;
+                    }
+                }
+                None => {
+                    // An event before an uncommitted state may not be visible yet.
+                    let caught_up = self.delivered_through.min(committed);
+                    if caught_up > cursor {
+                        return Step::CaughtUp(caught_up);
+                    }
+                    if self.finished == readers.len() {
+                        return Step::Finished;
+                    }
+                    if self.ready.wait(waker) {
+                        return Step::Wait;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_place(&self) -> Option<Position> {
+        self.turns.peek().map(|Reverse((place, _))| *place)
+    }
+
+    /// Adds the readers that were marked, and those whose topics are about to mark them.
+    fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
+        let unchecked = &mut self.unchecked;
+        wake_queue.look_through(&mut self.looked_at, |topic| {
+            // The readers are sorted by the names of their topics.
+            let found = readers.binary_search_by(|reader| reader.topic.name.cmp(&topic.name));
+            unchecked.extend(found.ok().map(|index| index as u32));
+        });
+        self.ready.take(unchecked);
+    }
+
+    /// Returns the events of the first reader that precede those of all others, and are not after
+    /// `through`. If another state has replaced them, returns that state. `None`: nothing follows.
+    fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
+        let Reverse((place, index)) = self.turns.pop()?;
+        let through = self.next_place().map_or(through, |second| through.min(second.previous()));
+        let reader = &mut readers[index as usize];
+        let was_finished = reader.is_finished;
+        let step = reader.take_turn(place, cursor, through.max(place), || Waiter::Merged(self.ready.clone(), index));
+        self.note(index, reader, was_finished);
+        self.delivered_through = self.delivered_through.max(reader.delivered_through);
+        step
+    }
+
+    /// Records what a reader has found.
+    fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
+        self.turns.extend(reader.next.map(|next| Reverse((next, index))));
+        self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);
+    }
+}
