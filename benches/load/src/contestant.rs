@@ -4,7 +4,7 @@ use clap::ValueEnum;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Contestant {
-    /// axum's `Sse` on `axum::serve`, to which all others are compared
+    /// axum's `Sse` on `axum::serve`: all others are compared to it
     Axum,
     /// tower-sse on `tower_sse::serve`
     Serve,

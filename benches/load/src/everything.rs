@@ -1,4 +1,4 @@
-//! Everything at once: many clients, of which some reconnect all the time and some do not read.
+//! Everything at once: many clients, some clients that reconnect, and some that do not read.
 
 use crate::{
     child::Server,
@@ -38,7 +38,7 @@ pub struct Options {
     /// The share of the clients that do not read, in percent
     #[arg(long, default_value_t = 1)]
     stall: usize,
-    /// The seconds for which a client does not read. `serve` closes its connection after 30
+    /// The seconds in which a stalled client does not read. `serve` closes its connection after 30
     #[arg(long, default_value_t = 20)]
     stall_seconds: u64,
     /// The seconds of the whole run

@@ -22,7 +22,7 @@ pub fn cpu_time(process: u32) -> io::Result<Duration> {
     Ok(clock_gettime(clock)?.into())
 }
 
-/// Returns how long the main thread of a process was ready to run while its core ran something else.
+/// Returns how long the main thread of a process was ready while its core ran something else.
 pub fn waiting_time(process: u32) -> io::Result<Duration> {
     let statistics = fs::read_to_string(format!("/proc/{process}/schedstat"))?;
     let waited = statistics.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());

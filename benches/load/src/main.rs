@@ -1,4 +1,4 @@
-//! tower-sse and its peers under load, over real sockets. `docs/benchmarks.md` describes the figures.
+//! tower-sse and its peers under load, over real sockets. `docs/benchmarks.md` has the figures.
 
 mod chart;
 mod child;

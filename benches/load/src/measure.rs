@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The share of its core from which the client is the bottleneck.
+/// A client that uses more of its core is the bottleneck.
 const BUSY: f64 = 0.95;
 
 #[derive(Clone, Debug)]
@@ -40,10 +40,10 @@ pub struct Figures {
     pub latency: Option<Latency>,
     /// The resident memory per stream, in bytes, before the first event.
     pub memory: f64,
-    /// The shares of real time in which the server and the client ran.
+    /// The shares of real time that the server and the client ran.
     pub server_share: f64,
     pub client_share: f64,
-    /// The shares in which they were ready while their cores ran other processes.
+    /// The shares of real time that they were ready while their cores ran other processes.
     pub server_waited: f64,
     pub client_waited: f64,
     /// Deliveries per chunk, which shows how many events the server has joined.
@@ -140,8 +140,8 @@ impl Run {
 
     /// Publishes an event when it is due, and when each stream has received the one before.
     ///
-    /// Two events at once cost less than two single ones. A server that gets too little of its core,
-    /// because other processes need it, would look better than it is.
+    /// Two events at once cost less than two single ones. A server that gets too little of its
+    /// core, because other processes need it, would look better than it is.
     fn deliver_one_by_one(&mut self, row: &Row, count: u64, period: f64) -> io::Result<()> {
         let period = Duration::from_secs_f64(period);
         let mut due = Instant::now();

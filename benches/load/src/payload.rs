@@ -1,7 +1,7 @@
 //! The data of each event: its sequence number, and the time when it was sent.
 //!
-//! Both are six digits to the base of 64, so that a token of 12 bytes has room for them. The rest is
-//! padding.
+//! Both are six digits to the base of 64, so that a token of 12 bytes has room for them. The rest
+//! is padding.
 
 use nix::time::{ClockId, clock_gettime};
 

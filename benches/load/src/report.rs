@@ -33,7 +33,7 @@ impl Spread {
 }
 
 impl Measured<'_> {
-    /// Returns the figures of a contestant, or nothing if one of them was refused.
+    /// Returns the figures of a contestant, or `None` if a measurement was refused.
     fn rounds(&self, contestant: Contestant) -> Option<Vec<Figures>> {
         let (_, rounds) = self.columns.iter().find(|(other, _)| *other == contestant)?;
         rounds.iter().map(|figures| figures.as_ref().ok().copied()).collect()

@@ -23,7 +23,7 @@ pub enum Load {
     Tokens { rate: f64 },
     /// Events that are always ready, for each client.
     Firehose,
-    /// As many events for all clients as the server can send, in bursts every 5 ms.
+    /// The largest number of events for all clients that the server can send, in bursts every 5 ms.
     Saturation,
     /// Heartbeats only.
     Idle,

@@ -1,4 +1,4 @@
-//! The chunked transfer coding (RFC 9112, §7.1), as far as a client of well-behaved servers needs it.
+//! The chunked transfer coding (RFC 9112, §7.1), as far as a client of correct servers needs it.
 
 #[derive(Clone, Copy, Debug)]
 enum State {

@@ -39,7 +39,7 @@ pub struct Stream {
     pub received: u64,
     /// The last id, if ids are kept.
     pub last_id: Vec<u8>,
-    /// Whether the first event since the last request has arrived.
+    /// Set when the first event after the last request has arrived.
     has_first: bool,
     /// The time of the last request.
     requested: u64,
@@ -170,10 +170,11 @@ impl Sink for Record<'_> {
         stream.received += 1;
         totals.events += 1;
         let is_live = payload::is_since(sent, stream.live_since);
-        if is_live && sequence & totals.sample_mask == 0 {
-            if let Some(latency) = payload::latency(sent, *now) {
-                totals.latencies.push(u32::try_from(latency).unwrap_or(u32::MAX));
-            }
+        if is_live
+            && sequence & totals.sample_mask == 0
+            && let Some(latency) = payload::latency(sent, *now)
+        {
+            totals.latencies.push(u32::try_from(latency).unwrap_or(u32::MAX));
         }
         if !stream.has_first {
             stream.has_first = true;

@@ -23,10 +23,10 @@ struct Form {
 /// The parser of one stream.
 #[derive(Debug, Default)]
 pub struct Events {
-    /// The beginning of an event of which the rest has not arrived yet.
+    /// The beginning of an event whose end has not arrived yet.
     rest: Vec<u8>,
     form: Option<Form>,
-    /// Whether ids are reported. Without them, events of the same form are skipped in one step.
+    /// Reports ids. Without ids, events of the same form are skipped in one step.
     with_ids: bool,
 }
 

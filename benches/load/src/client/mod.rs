@@ -21,8 +21,8 @@ use std::{
 
 /// The pause of a client that has read everything.
 ///
-/// A client that waits in `epoll_wait` would be woken by the server's writes, in the CPU time of the
-/// server. On a network, no server pays for that. A timer wakes this client instead.
+/// A client that waits in `epoll_wait` would be woken by the server's writes, in the CPU time of
+/// the server. On a network, no server pays for that. A timer wakes this client instead.
 const PAUSE: Duration = Duration::from_micros(50);
 
 /// Counts of everything that arrived.
@@ -194,11 +194,12 @@ impl State {
     fn on_ready(&mut self, event: &Event) {
         let index = event.token().0;
         let connection = &mut self.connections[index];
-        if connection.phase == Phase::Connecting && event.is_writable() {
-            if let Err(error) = connection.request(&self.path) {
-                self.fail(index, &error);
-                return;
-            }
+        if connection.phase == Phase::Connecting
+            && event.is_writable()
+            && let Err(error) = connection.request(&self.path)
+        {
+            self.fail(index, &error);
+            return;
         }
         if event.is_readable() || event.is_read_closed() {
             self.read(index, event.is_read_closed());

@@ -1,6 +1,7 @@
 //! Checks that each event of a stream arrives once and in order.
 
-/// The number of missing events that a verifier remembers, to tell a late event from a repeated one.
+/// The number of missing events that a verifier remembers, to distinguish late from repeated
+/// events.
 const REMEMBERED: usize = 1024;
 
 /// Events that arrived, and faults of their order.

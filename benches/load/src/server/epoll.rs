@@ -208,10 +208,10 @@ impl Server {
 
 fn send<'a>(clients: &mut [Option<Client>], to: impl Iterator<Item = &'a usize>, bytes: &[u8]) {
     for &index in to {
-        if let Some(client) = &mut clients[index] {
-            if client.send(bytes).is_err() {
-                clients[index] = None;
-            }
+        if let Some(client) = &mut clients[index]
+            && client.send(bytes).is_err()
+        {
+            clients[index] = None;
         }
     }
 }
@@ -252,8 +252,8 @@ impl Client {
         Ok(())
     }
 
-    /// Sends what the socket did not take before, and the next events of a firehose. Returns whether
-    /// the socket takes no more.
+    /// Sends what the socket did not take before, and the next events of a firehose. Returns
+    /// whether the socket takes no more.
     fn flush(&mut self, payload: &mut Payload) -> io::Result<bool> {
         for _ in 0..FRAMES {
             let sent = write(&mut self.socket, &self.unsent)?;

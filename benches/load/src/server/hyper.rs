@@ -1,5 +1,5 @@
-//! hyper without a framework: each event is encoded once, and all clients share its bytes. A firehose
-//! joins events to frames.
+//! hyper without a framework: each event is encoded once, and all clients share its bytes. A
+//! firehose joins events to frames.
 
 use super::{Commands, Fault, HEARTBEAT, Options, Publisher, encode, encode_token, publisher::Clients};
 use crate::payload::{NO_TIME, Payload};

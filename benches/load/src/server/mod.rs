@@ -37,7 +37,7 @@ const QUEUE: i32 = 4096;
 pub struct Options {
     #[arg(long, value_enum)]
     pub contestant: Contestant,
-    /// The core to which the process is pinned
+    /// The core of the process
     #[arg(long)]
     pub core: Option<usize>,
     /// The bytes of data of an event
@@ -46,7 +46,7 @@ pub struct Options {
     /// The number of events that a slow client may be behind
     #[arg(long, default_value_t = 1024)]
     pub retain: usize,
-    /// The time for which a subscription of tower-sse collects events
+    /// The milliseconds that a subscription of tower-sse collects events
     #[arg(long)]
     pub linger_ms: Option<u64>,
     /// Sends heartbeats also where they cost memory for each stream
