@@ -64,3 +64,36 @@ fn kibibytes(file: &str, field: &str) -> io::Result<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok());
     value.ok_or_else(|| io::Error::other(format!("{file} has no {field}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the CPU time in the units of `/proc/PID/stat`, which are hundredths of a second.
+    fn ticks() -> u64 {
+        let status = fs::read_to_string("/proc/self/stat").unwrap();
+        let (_, fields) = status.rsplit_once(')').unwrap();
+        let fields: Vec<_> = fields.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    #[test]
+    fn cpu_clock_agrees_with_the_accounting_of_the_kernel() {
+        let own = std::process::id();
+        let (begin, before) = (cpu_time(own).unwrap(), ticks());
+        while cpu_time(own).unwrap() - begin < Duration::from_millis(300) {}
+        let after = ticks() - before;
+        // Other tests of this process run at the same time.
+        let clock = (cpu_time(own).unwrap() - begin).as_millis() as u64 / 10;
+        assert!(after.abs_diff(clock) <= 4, "{after} ticks, {clock} by the clock");
+    }
+
+    #[test]
+    fn memory_and_waiting_time_are_readable() {
+        let own = std::process::id();
+        assert!(resident(own).unwrap() > 100_000);
+        waiting_time(own).unwrap();
+        assert!(KernelMemory::now().unwrap().slab > 0);
+        load_average().unwrap();
+    }
+}

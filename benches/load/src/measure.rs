@@ -203,12 +203,18 @@ impl Run {
             client_waited: share(machine::waiting_time(own)? - client.1),
             per_chunk: events / (totals.chunks - chunks) as f64,
         };
-        if figures.client_share >= BUSY {
-            let percent = 100.0 * figures.client_share;
-            return Err(io::Error::other(format!("the client is the bottleneck: it used {percent:.0} % of its core")));
-        }
+        check_client(figures.client_share)?;
         Ok(figures)
     }
+}
+
+/// Refuses the figures of a client that was too slow.
+fn check_client(share: f64) -> io::Result<()> {
+    if share < BUSY {
+        return Ok(());
+    }
+    let percent = 100.0 * share;
+    Err(io::Error::other(format!("the client is the bottleneck: it used {percent:.0} % of its core")))
 }
 
 /// Returns percentiles of latencies, and sorts the latter.
@@ -219,4 +225,23 @@ pub fn latency(samples: &mut [u32]) -> Option<Latency> {
         samples.get(index.saturating_sub(1)).map(|&micros| f64::from(micros))
     };
     Some(Latency { p50: percentile(0.5)?, p99: percentile(0.99)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_without_idle_time_is_refused() {
+        assert!(check_client(0.94).is_ok());
+        assert!(check_client(0.95).unwrap_err().to_string().contains("bottleneck"));
+    }
+
+    #[test]
+    fn percentiles_are_samples_that_so_many_do_not_exceed() {
+        let mut samples: Vec<u32> = (1..=200).rev().collect();
+        let latency = latency(&mut samples).unwrap();
+        assert_eq!((latency.p50, latency.p99), (100.0, 198.0));
+        assert!(super::latency(&mut []).is_none());
+    }
 }
