@@ -22,11 +22,15 @@ pub fn cpu_time(process: u32) -> io::Result<Duration> {
     Ok(clock_gettime(clock)?.into())
 }
 
-/// Returns how long the main thread of a process was ready while its core ran something else.
+/// Returns how long the threads of a process were ready while their cores ran something else.
 pub fn waiting_time(process: u32) -> io::Result<Duration> {
-    let statistics = fs::read_to_string(format!("/proc/{process}/schedstat"))?;
-    let waited = statistics.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
-    Ok(Duration::from_nanos(waited.unwrap_or_default()))
+    let mut nanos = 0;
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let statistics = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let waited = statistics.split_whitespace().nth(1).and_then(|nanos| nanos.parse::<u64>().ok());
+        nanos += waited.unwrap_or_default();
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// Returns the resident memory of a process, in bytes.

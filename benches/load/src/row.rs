@@ -54,6 +54,13 @@ pub const ROWS: &[Row] = &[
         load: Load::FanOut { rate: 10.0, burst: 1 },
     },
     Row {
+        key: "linger",
+        title: "fan-out 1,000 × 200/s, with `linger(25 ms)`",
+        clients: 1000,
+        size: 128,
+        load: Load::Linger { rate: 200.0, millis: 25 },
+    },
+    Row {
         key: "firehose-64",
         title: "firehose 64 B, own stream per client",
         clients: 16,

@@ -9,10 +9,7 @@ use super::{
 use crate::payload;
 use memchr::memmem;
 use mio::net::TcpStream;
-use std::{
-    io::{self, Read, Write},
-    net::SocketAddr,
-};
+use std::io::{self, Read, Write};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -75,14 +72,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Begins to connect.
-    pub fn new(address: SocketAddr, mut stream: Stream, with_ids: bool) -> io::Result<Self> {
+    /// Creates a connection of a socket that is connecting.
+    pub fn new(socket: TcpStream, mut stream: Stream, with_ids: bool) -> Self {
         stream.has_first = false;
         stream.requested = payload::micros();
         stream.live_since = stream.requested;
         let events = Events::new(with_ids);
-        let socket = TcpStream::connect(address)?;
-        Ok(Self { socket, phase: Phase::Connecting, stream, head: Vec::new(), chunks: Chunks::default(), events })
+        Self { socket, phase: Phase::Connecting, stream, head: Vec::new(), chunks: Chunks::default(), events }
     }
 
     /// Sends the request once the connection is open.

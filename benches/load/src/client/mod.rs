@@ -1,10 +1,12 @@
 //! The client: one thread that reads all streams and checks each event.
 
 mod chunks;
+mod connect;
 mod connection;
 mod events;
 mod verifier;
 
+pub use connect::connect;
 pub use connection::{Phase, Stream};
 pub use events::{Events, Sink};
 pub use verifier::{Faults, Verifier};
@@ -139,7 +141,7 @@ impl Client {
     }
 
     fn connect(&self, index: usize, stream: Stream) -> io::Result<Connection> {
-        let mut connection = Connection::new(self.state.address, stream, self.state.with_ids)?;
+        let mut connection = Connection::new(connect(self.state.address, index)?, stream, self.state.with_ids);
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut connection.socket, Token(index), interest)?;
         Ok(connection)

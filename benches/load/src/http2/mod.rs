@@ -2,10 +2,7 @@
 
 mod frames;
 
-use crate::{
-    client::{Events, Faults, Sink},
-    payload,
-};
+use crate::client::{Events, Faults, Sink, connect};
 use frames::Frame;
 use mio::{Interest, Poll, Token, net::TcpStream};
 use std::{
@@ -24,10 +21,6 @@ pub struct Totals {
     pub heartbeats: u64,
     pub ended: u64,
     pub faults: Faults,
-    /// The microseconds from the publication of the last event to the last delivery.
-    pub last_latency: u64,
-    /// The connections that the server has closed.
-    pub closed: usize,
 }
 
 #[derive(Debug)]
@@ -65,7 +58,7 @@ impl Http2Client {
         while self.totals.open < wanted {
             let requested = self.connections.len() as u64 * u64::from(streams);
             if self.connections.len() < connections && requested - self.totals.open < OPENING {
-                let mut socket = TcpStream::connect(address)?;
+                let mut socket = connect(address, self.connections.len())?;
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 self.poll.registry().register(&mut socket, Token(self.connections.len()), interest)?;
                 let (unsent, next) = (requests.clone(), vec![0; streams as usize]);
@@ -99,7 +92,6 @@ impl Http2Client {
             let connection = &mut self.connections[event.token().0];
             if !connection.is_closed && connection.on_ready(&mut self.buffer, &mut self.totals).is_err() {
                 connection.is_closed = true;
-                self.totals.closed += 1;
             }
         }
         Ok(())
@@ -154,7 +146,7 @@ impl Connection {
             frames::HEADERS | frames::RST_STREAM => totals.faults.broken += 1,
             frames::DATA => {
                 if let Some(next) = self.next.get_mut(frame.stream as usize / 2) {
-                    let mut sink = Record { next, totals, now: payload::micros() };
+                    let mut sink = Record { next, totals };
                     let mut events = Events::new(false);
                     events.feed(frame.payload, &mut sink);
                     // The servers send each event in one frame.
@@ -174,16 +166,14 @@ impl Connection {
 struct Record<'a> {
     next: &'a mut u32,
     totals: &'a mut Totals,
-    now: u64,
 }
 
 impl Sink for Record<'_> {
-    fn event(&mut self, sequence: u64, sent: u64) {
+    fn event(&mut self, sequence: u64, _: u64) {
         let next = u64::from(*self.next);
         self.totals.events += 1;
         self.totals.faults.lost += sequence.saturating_sub(next);
         self.totals.faults.repeated += u64::from(sequence < next);
-        self.totals.last_latency = payload::latency(sent, self.now).unwrap_or_default();
         *self.next = u32::try_from(sequence + 1).unwrap_or(u32::MAX);
     }
 

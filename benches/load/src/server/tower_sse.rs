@@ -25,9 +25,14 @@ pub(super) async fn run(listener: TcpListener, options: &Options, commands: Comm
     let (clients, size) = (Clients::default(), options.size);
     let fan_out = {
         let topic = topic.clone();
+        let linger = options.linger_ms.map(Duration::from_millis);
         let heartbeat = options.heartbeat.map(|seconds| Heartbeat::every(Duration::from_secs(seconds)));
         async move |last: LastEventId| {
-            let stream = SseStream::new(topic.subscribe(last).await?);
+            let subscription = topic.subscribe(last).await?;
+            let stream = SseStream::new(match linger {
+                Some(time) => subscription.linger(time),
+                None => subscription,
+            });
             Ok::<_, Error>(match heartbeat {
                 Some(heartbeat) => stream.heartbeat(heartbeat).into_response(),
                 None => stream.into_response(),
