@@ -83,6 +83,13 @@ impl Builder {
         self
     }
 
+    /// Sets [`Subscription::linger`](super::Subscription::linger) for all subscriptions of the hub.
+    /// Default: zero, no pause.
+    pub fn linger(mut self, time: Duration) -> Self {
+        self.0.linger = time;
+        self
+    }
+
     /// Creates the hub in the memory of this process.
     #[must_use]
     pub fn build(self) -> Hub {
@@ -205,6 +212,11 @@ impl Connector {
     /// See [`Builder::lag_policy`].
     pub fn lag_policy(self, policy: LagPolicy) -> Self {
         Self { settings: self.settings.lag_policy(policy), ..self }
+    }
+
+    /// See [`Builder::linger`].
+    pub fn linger(self, time: Duration) -> Self {
+        Self { settings: self.settings.linger(time), ..self }
     }
 
     /// Connects to the backend and returns the hub.

@@ -11,6 +11,8 @@ pub(super) struct HubConfig {
     pub(super) max_topics_per_subscription: usize,
     /// The policy of subscriptions that do not set their own.
     pub(super) lag_policy: LagPolicy,
+    /// The pause after a write. Zero: no pause.
+    pub(super) linger: Duration,
 }
 
 impl HubConfig {
@@ -19,5 +21,6 @@ impl HubConfig {
         max_topics: 100_000,
         max_topics_per_subscription: 1_000,
         lag_policy: LagPolicy::Gap,
+        linger: Duration::ZERO,
     };
 }

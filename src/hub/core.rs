@@ -207,7 +207,7 @@ impl Core {
         drop(contents);
         self.call_janitor(&mut registry, now);
         drop(registry);
-        change.first.wake();
+        change.wake();
         if let Some((number, through)) = rest {
             self.wake_queue.wake(number, topic, through);
         }

@@ -21,7 +21,7 @@ const SLICE: usize = 256;
 /// - It was marked, or has to look at its topic for another reason (`unchecked`).
 /// - The position of its next event is known (`turns`).
 pub(super) struct Merge {
-    ready: Arc<ReadyList>,
+    pub(super) ready: Arc<ReadyList>,
     /// The readers that have to look at their topics, some of them twice.
     unchecked: Vec<u32>,
     /// The positions of the next events, and their readers.
@@ -63,14 +63,15 @@ impl Merge {
 
     /// Returns the next events after the cursor, which are of one topic. A state that was replaced
     /// in the meantime is delivered at the place of the earlier state. `committed` returns the
-    /// [committed](super::core::Core::committed) position.
+    /// [committed](super::core::Core::committed) position. `waker`: `None` if the subscription does
+    /// not wait for an event when there is none.
     pub(super) fn step(
         &mut self,
         readers: &mut [Reader],
         committed: impl Fn() -> Position,
         wake_queue: &WakeQueue,
         cursor: Position,
-        waker: &Waker,
+        waker: Option<&Waker>,
     ) -> Step {
         // A state that a gap has passed over. The id of the gap is that of the state as well, so
         // the state can precede the next gap. Otherwise a topic that lags all the time would starve
@@ -124,7 +125,7 @@ impl Merge {
                     if self.finished == readers.len() {
                         return Step::Finished;
                     }
-                    if self.ready.wait(waker) {
+                    if waker.is_none_or(|waker| self.ready.wait(waker)) {
                         return Step::Wait;
                     }
                 }

@@ -141,6 +141,7 @@ mod gap;
 mod handle;
 mod id;
 mod janitor;
+mod linger;
 mod log;
 mod merge;
 mod node;

@@ -4,6 +4,7 @@ use super::{
     error::SubscriptionError,
     gap::{Gap, GapReason, LagPolicy},
     id::Epoch,
+    linger::Linger,
     merge::Merge,
     reader::{Reader, Step},
     replay::Replay,
@@ -23,6 +24,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 use tokio_stream::Stream;
 
@@ -89,8 +91,10 @@ pub struct Subscription {
     pub(super) epoch: Epoch,
     /// The readers of the topics. Empty after the end of the subscription.
     pub(super) readers: Box<[Reader]>,
-    /// The merge of several topics. A single topic needs none, because its events are in order.
+    /// The merge of several topics. A single topic needs none, because its events are in order,
+    /// unless the subscription lingers.
     merge: Option<Box<Merge>>,
+    linger: Option<Box<Linger>>,
     /// Every event up to this position was delivered, or reported as missing.
     pub(super) cursor: Position,
     /// The position of the hub's newest event when the subscription was created.
@@ -142,6 +146,7 @@ impl Subscription {
             epoch,
             readers: readers.into(),
             merge,
+            linger: None,
             cursor,
             subscribed_at,
             first_item: None,
@@ -341,6 +346,49 @@ impl Subscription {
         self
     }
 
+    /// Delivers events in groups: after a write, the subscription waits for this time for more
+    /// events. Default: zero, no pause, or the setting of the [hub](super::Builder::linger).
+    ///
+    /// A write to a socket costs the server far more than the event in it. With a topic of 200
+    /// events per second and a pause of 25 milliseconds, a client gets 40 writes per second instead
+    /// of 200. An event arrives up to `time` later.
+    ///
+    /// - The first event after a silence of `time` is not delayed.
+    /// - A client that has more to read than one write gets all of it without a pause.
+    /// - The end of a topic and a [shutdown](super::Hub::shutdown) end the pause.
+    /// - Heartbeats are sent as without a pause. An event that waits does not postpone a heartbeat.
+    ///
+    /// The pause should be much shorter than the time in which the topics evict events. Otherwise
+    /// the client lags, and gets a gap after the pause.
+    ///
+    /// # Panics
+    ///
+    /// The stream panics when a pause begins outside of a tokio runtime with timers.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_sse::{LastEventId, hub::{Error, Hub, Subscription}};
+    /// async fn prices(hub: &Hub, last: LastEventId) -> Result<Subscription, Error> {
+    ///     Ok(hub.topic("prices").subscribe(last).await?.linger(Duration::from_millis(25)))
+    /// }
+    /// ```
+    #[must_use]
+    pub fn linger(mut self, time: Duration) -> Self {
+        if time.is_zero() {
+            self.linger = None;
+            return self;
+        }
+        self.linger = Some(Box::new(Linger::new(time)));
+        let ready = &self.merge.get_or_insert_with(|| Box::new(Merge::new(&self.readers))).ready;
+        for reader in &self.readers {
+            let replaced = reader.topic.lock().lingering.insert(Arc::as_ptr(ready).addr(), ready.clone());
+            drop(replaced);
+        }
+        self
+    }
+
     /// Returns whether a gap after the beginning ends the subscription.
     pub(super) fn ends_at_gap(&self) -> bool {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
@@ -400,6 +448,8 @@ impl Subscription {
         match (&mut self.readers[..], &mut self.merge) {
             ([], _) => Step::Finished,
             (readers, Some(merge)) => {
+                let lingers = self.linger.as_ref().is_some_and(|linger| linger.is_next());
+                let waker = Some(waker).filter(|_| !lingers);
                 merge.step(readers, || self.core.committed(), &self.core.wake_queue, self.cursor, waker)
             }
             ([only, ..], None) => {
@@ -447,6 +497,10 @@ impl Subscription {
             return;
         }
         for reader in &mut mem::take(&mut self.readers) {
+            if let Some(merge) = &self.merge {
+                let removed = reader.topic.lock().lingering.remove(&Arc::as_ptr(&merge.ready).addr());
+                drop(removed);
+            }
             self.core.leave(&reader.topic, &mut reader.ticket);
         }
         self.core.left();
@@ -476,7 +530,21 @@ impl Stream for Subscription {
                     return Poll::Ready(Some(item));
                 }
             }
-            return match this.step(cx.waker()) {
+            if let (Some(linger), Some(merge)) = (&mut this.linger, &this.merge) {
+                ready!(linger.poll(&merge.ready, cx));
+            }
+            let step = this.step(cx.waker());
+            if let Some(linger) = &mut this.linger {
+                match step {
+                    Step::Wait if linger.is_next() => {
+                        linger.begin();
+                        continue;
+                    }
+                    Step::Wait | Step::Yield => {}
+                    _ => linger.note_delivery(),
+                }
+            }
+            return match step {
                 Step::Events(events, last) => {
                     this.cursor = last;
                     Poll::Ready(Some(Ok(events)))

@@ -3,10 +3,12 @@
 use super::{
     backend::Position,
     log::{Amount, Log, Retention},
+    ready_list::ReadyList,
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::{Batch, Waiters},
 };
-use std::sync::Arc;
+use crate::callback::contain_panic;
+use std::{collections::BTreeMap, sync::Arc, task::Waker};
 use tokio::time::Instant;
 
 pub(super) struct TopicState {
@@ -19,6 +21,9 @@ pub(super) struct TopicState {
 pub(super) struct Contents {
     pub(super) log: Log,
     pub(super) waiters: Waiters,
+    /// The subscriptions that [linger](super::linger), by the addresses of their lists. They do not
+    /// wait for events all the time, but the end of the topic wakes them.
+    pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// The time at which the last subscriber left.
@@ -35,6 +40,7 @@ impl TopicState {
         let contents = Contents {
             log: Log::new(lost),
             waiters: Waiters::default(),
+            lingering: BTreeMap::new(),
             finished: None,
             subscribers: 0,
             left_at: None,
@@ -68,7 +74,11 @@ impl TopicState {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
         let first = contents.waiters.take_due();
-        Change { first, rest: contents.waiters.has_due().then_some(through) }
+        let mut lingering = Vec::new();
+        if contents.finished.is_some() || contents.is_shut_down {
+            lingering.extend(contents.lingering.values().filter_map(|list| list.end_pause()));
+        }
+        Change { first, lingering, rest: contents.waiters.has_due().then_some(through) }
     }
 
     /// Wakes all waiters that are due before this number.
@@ -116,10 +126,21 @@ const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 /// The waiters to wake after a change.
 #[must_use]
 pub(super) struct Change {
-    /// The waiters that the publisher wakes.
-    pub(super) first: Batch<BATCH>,
+    first: Batch<BATCH>,
+    /// The subscriptions that linger, if this is the end.
+    lingering: Vec<Waker>,
     /// The number up to which other waiters are due, if there are any.
     pub(super) rest: Option<u64>,
+}
+
+impl Change {
+    /// Wakes the waiters that the publisher wakes. The caller holds no lock.
+    pub(super) fn wake(self) {
+        self.first.wake();
+        for waker in self.lingering {
+            contain_panic("waker", || waker.wake());
+        }
+    }
 }
 
 impl Contents {
@@ -159,7 +180,8 @@ pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
         contents.is_shut_down = true;
         let change = topic.changed(&mut contents);
         drop(contents);
-        change.first.wake();
-        change.rest.inspect(|through| topic.wake_through(*through));
+        let rest = change.rest;
+        change.wake();
+        rest.inspect(|through| topic.wake_through(*through));
     }
 }
