@@ -2,7 +2,7 @@
 
 use crate::request;
 use axum::{Router, extract::State, routing::get, serve::ListenerExt};
-use futures_util::{StreamExt, future::join, stream};
+use futures_util::{StreamExt, future::join_all, stream};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use nix::{
     libc,
@@ -94,18 +94,38 @@ fn app() -> (Router, UnboundedReceiver<Closed>) {
     (app.route("/heartbeats", get(heartbeats)).with_state(Streams { closed: sender }), closed)
 }
 
+/// The program that accepts the connections.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    Axum,
+    Serve,
+}
+
+impl By {
+    const ALL: [Self; 2] = [Self::Axum, Self::Serve];
+}
+
 impl Server {
-    /// Starts a server of axum, as the documentation shows.
-    async fn start(timeout: Option<ClientTimeout>) -> Self {
+    /// Starts a server as the documentation shows.
+    async fn start(by: By, timeout: Option<ClientTimeout>) -> Self {
         let (app, closed) = app();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let listener = listener.tap_io(move |tcp| {
-            if let Some(timeout) = timeout {
-                timeout.apply(tcp).unwrap();
+        let serving = match (by, timeout) {
+            (By::Axum, Some(timeout)) => {
+                let listener = listener.tap_io(move |tcp| timeout.apply(tcp).unwrap());
+                tokio::spawn(axum::serve(listener, app).into_future()).abort_handle()
             }
-        });
-        let serving = tokio::spawn(async move { axum::serve(listener, app).await }).abort_handle();
+            (By::Axum, None) => tokio::spawn(axum::serve(listener, app).into_future()).abort_handle(),
+            (By::Serve, timeout) => {
+                let server = tower_sse::serve(listener, app);
+                let server = match timeout {
+                    Some(timeout) => server.client_timeout(timeout),
+                    None => server.without_client_timeout(),
+                };
+                tokio::spawn(server.into_future()).abort_handle()
+            }
+        };
         Self { address, closed, serving }
     }
 
@@ -197,27 +217,27 @@ fn assert_about_timeout(what: &str, seen: Duration) {
 
 #[tokio::test]
 async fn client_that_stops_reading_is_closed_after_timeout() {
-    let one = async |protocol| {
-        let mut server = Server::start(Some(ClientTimeout::after(TIMEOUT))).await;
+    let one = async |by, protocol| {
+        let mut server = Server::start(by, Some(ClientTimeout::after(TIMEOUT))).await;
         let _client = Stopped::get(protocol, server.address, "/endless").await;
         let closed = server.client_gone().await;
-        assert_about_timeout(&format!("{protocol:?}, the window is zero"), closed.at - closed.last_polled);
+        assert_about_timeout(&format!("{by:?}, {protocol:?}, the window is zero"), closed.at - closed.last_polled);
     };
-    join(one(Protocol::Http1), one(Protocol::Http2)).await;
+    join_all(By::ALL.into_iter().flat_map(|by| Protocol::ALL.map(|protocol| one(by, protocol)))).await;
 }
 
 #[tokio::test]
 async fn vanished_client_is_closed_after_timeout() {
-    let one = async |path| {
-        let mut server = Server::start(Some(ClientTimeout::after(TIMEOUT))).await;
+    let one = async |by, path| {
+        let mut server = Server::start(by, Some(ClientTimeout::after(TIMEOUT))).await;
         let mut client = request(server.address, path).await;
         read_until(&mut client, "hello\n\n").await;
         vanish(&client);
         let vanished = Instant::now();
         let closed = server.client_gone().await;
-        assert_about_timeout(&format!("{path}, the packets are dropped"), closed.at - vanished);
+        assert_about_timeout(&format!("{by:?}, {path}, the packets are dropped"), closed.at - vanished);
     };
-    join(one("/silent"), one("/heartbeats")).await;
+    join_all(By::ALL.into_iter().flat_map(|by| ["/silent", "/heartbeats"].map(|path| one(by, path)))).await;
 }
 
 /// Checks that only the timeout closes the connections in the two tests above.
@@ -225,14 +245,14 @@ async fn vanished_client_is_closed_after_timeout() {
 async fn without_timeout_both_clients_stay_connected() {
     let mut servers = Vec::new();
     let mut stopped = Vec::new();
-    for protocol in Protocol::ALL {
-        let server = Server::start(None).await;
+    for (by, protocol) in By::ALL.into_iter().flat_map(|by| Protocol::ALL.map(|protocol| (by, protocol))) {
+        let server = Server::start(by, None).await;
         stopped.push(Stopped::get(protocol, server.address, "/endless").await);
         servers.push(server);
     }
     let mut vanished = Vec::new();
-    for path in ["/silent", "/heartbeats"] {
-        let server = Server::start(None).await;
+    for (by, path) in By::ALL.into_iter().flat_map(|by| ["/silent", "/heartbeats"].map(|path| (by, path))) {
+        let server = Server::start(by, None).await;
         let mut client = request(server.address, path).await;
         read_until(&mut client, "hello\n\n").await;
         vanish(&client);
@@ -249,17 +269,20 @@ async fn without_timeout_both_clients_stay_connected() {
 #[tokio::test]
 async fn slow_reader_is_not_closed() {
     let timeout = Duration::from_secs(1);
-    let server = Server::start(Some(ClientTimeout::after(timeout))).await;
-    let mut client = request(server.address, "/endless").await;
-    let mut piece = vec![0; 32 * 1024];
-    let end = Instant::now() + 3 * timeout;
-    let mut received = 0;
-    while Instant::now() < end {
-        received += within("more bytes", client.read(&mut piece)).await.unwrap();
-        sleep(Duration::from_millis(100)).await;
-    }
-    assert!(server.is_serving());
-    println!("{} KiB in {:?}", received / 1024, 3 * timeout);
+    let one = async |by| {
+        let server = Server::start(by, Some(ClientTimeout::after(timeout))).await;
+        let mut client = request(server.address, "/endless").await;
+        let mut piece = vec![0; 32 * 1024];
+        let end = Instant::now() + 3 * timeout;
+        let mut received = 0;
+        while Instant::now() < end {
+            received += within("more bytes", client.read(&mut piece)).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert!(server.is_serving());
+        println!("{by:?}: {} KiB in {:?}", received / 1024, 3 * timeout);
+    };
+    join_all(By::ALL.map(one)).await;
 }
 
 #[tokio::test]
@@ -269,34 +292,38 @@ async fn unread_http2_stream_stays_open_within_its_window() {
     /// The buffers of hyper's server.
     const BUFFERS: u64 = 512 * 1024;
     let timeout = Duration::from_secs(1);
-    let mut server = Server::start(Some(ClientTimeout::after(timeout))).await;
-    let client = Http2::connect(server.address).await;
-    let unread = client.get("/endless", &[]).await;
-    sleep(2 * timeout).await;
-    assert!(server.is_serving());
-    // The other streams of the connection continue.
-    client.get("/silent", &[]).await.read_until("hello\n\n").await;
-    let other = server.client_gone().await;
-    assert_eq!(other.summary.events, 1);
-    drop(unread);
-    let closed = server.client_gone().await;
-    println!("the transport took {} KiB of an unread stream", closed.summary.bytes / 1024);
-    assert!((WINDOW..WINDOW + BUFFERS).contains(&closed.summary.bytes), "{:?}", closed.summary);
+    let one = async |by| {
+        let mut server = Server::start(by, Some(ClientTimeout::after(timeout))).await;
+        let client = Http2::connect(server.address).await;
+        let unread = client.get("/endless", &[]).await;
+        sleep(2 * timeout).await;
+        assert!(server.is_serving());
+        // The other streams of the connection continue.
+        client.get("/silent", &[]).await.read_until("hello\n\n").await;
+        let other = server.client_gone().await;
+        assert_eq!(other.summary.events, 1);
+        drop(unread);
+        let closed = server.client_gone().await;
+        println!("{by:?}: the transport took {} KiB of an unread stream", closed.summary.bytes / 1024);
+        assert!((WINDOW..WINDOW + BUFFERS).contains(&closed.summary.bytes), "{:?}", closed.summary);
+    };
+    join_all(By::ALL.map(one)).await;
 }
 
 #[tokio::test]
 async fn half_closed_connection_counts_as_closed() {
-    let mut server = Server::with_half_close(false).await;
-    let mut client = request(server.address, "/heartbeats").await;
-    read_until(&mut client, "hello\n\n").await;
-    client.shutdown().await.unwrap();
-    server.client_gone().await;
-    let mut rest = Vec::new();
-    within("the end", client.read_to_end(&mut rest)).await.unwrap();
-    assert!(
-        !String::from_utf8(rest).unwrap().ends_with("0\r\n\r\n"),
-        "the body has an end, although the client is gone"
-    );
+    for mut server in [Server::with_half_close(false).await, Server::start(By::Serve, None).await] {
+        let mut client = request(server.address, "/heartbeats").await;
+        read_until(&mut client, "hello\n\n").await;
+        client.shutdown().await.unwrap();
+        server.client_gone().await;
+        let mut rest = Vec::new();
+        within("the end", client.read_to_end(&mut rest)).await.unwrap();
+        assert!(
+            !String::from_utf8(rest).unwrap().ends_with("0\r\n\r\n"),
+            "the body has an end, although the client is gone"
+        );
+    }
 }
 
 #[tokio::test]
