@@ -38,7 +38,7 @@ pub struct Options {
     /// The share of the clients that do not read, in percent
     #[arg(long, default_value_t = 1)]
     stall: usize,
-    /// The seconds in which a stalled client does not read. `serve` closes its connection after 30
+    /// The seconds that a stalled client does not read. `serve` closes its connection after 30
     #[arg(long, default_value_t = 20)]
     stall_seconds: u64,
     /// The seconds of the whole run

@@ -38,7 +38,7 @@ pub struct Options {
 
 /// The client of either protocol.
 enum Streams {
-    Http1(Client),
+    Http1(Box<Client>),
     Http2(Http2Client),
 }
 
@@ -96,7 +96,7 @@ pub fn run(options: &Options) -> io::Result<()> {
     let arguments = [format!("--heartbeat={}", options.heartbeat), "--timings".to_owned()];
     let mut server = Server::start(options.contestant, options.server_core, &arguments)?;
     let mut client = if options.http1 {
-        Streams::Http1(Client::new(server.address, "/fan-out", false)?)
+        Streams::Http1(Box::new(Client::new(server.address, "/fan-out", false)?))
     } else {
         Streams::Http2(Http2Client::new()?)
     };
