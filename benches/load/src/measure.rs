@@ -17,6 +17,8 @@ use std::{
 
 /// A client that uses more of its core is the bottleneck.
 const BUSY: f64 = 0.95;
+/// The time without any event after which the missing events are lost.
+const SILENCE: Duration = Duration::from_secs(8);
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -78,6 +80,8 @@ pub struct Run {
     pub client: Client,
     /// The resident memory per stream.
     memory: f64,
+    /// Whether the server joins events for some time.
+    has_linger: bool,
 }
 
 impl Run {
@@ -100,7 +104,8 @@ impl Run {
         let server = Server::start(contestant, settings.server_core, &options)?;
         let mut client = Client::new(server.address, path, matches!(row.load, Load::Reconnect { .. }))?;
         client.is_blocking = settings.is_client_blocking;
-        Ok(Self { server, client, memory: 0.0 })
+        let has_linger = contestant.has_hub() && matches!(row.load, Load::Linger { .. });
+        Ok(Self { server, client, memory: 0.0, has_linger })
     }
 
     /// Opens all streams, which begin with the first event.
@@ -131,38 +136,47 @@ impl Run {
     /// Publishes, and reads until each stream has received each event.
     pub fn deliver(&mut self, row: &Row, schedule: &Schedule) -> io::Result<()> {
         match row.load {
-            Load::FanOut { burst: 1, rate } => return self.deliver_one_by_one(row, schedule.count, 1.0 / rate),
+            Load::FanOut { burst: 1, rate } => return self.deliver_in_groups(row, schedule.count, rate, 1),
+            Load::Linger { rate, millis } => {
+                let joined = if self.has_linger { (rate * millis as f64 / 1000.0).ceil() as u64 } else { 1 };
+                return self.deliver_in_groups(row, schedule.count.next_multiple_of(joined), rate, joined);
+            }
             Load::Tokens { .. } => self.server.send_tokens(schedule)?,
             _ => self.server.publish(schedule)?,
         }
-        self.receive(schedule.count * row.clients as u64, schedule.count as f64 / schedule.rate)
+        self.receive(schedule.count * row.clients as u64)
     }
 
-    /// Publishes an event when it is due, and when each stream has received the one before.
+    /// Publishes a group of events when it is due, and when each stream has received the group
+    /// before.
     ///
     /// Two events at once cost less than two single ones. A server that gets too little of its
     /// core, because other processes need it, would look better than it is.
-    fn deliver_one_by_one(&mut self, row: &Row, count: u64, period: f64) -> io::Result<()> {
-        let period = Duration::from_secs_f64(period);
+    fn deliver_in_groups(&mut self, row: &Row, count: u64, rate: f64, group: u64) -> io::Result<()> {
+        let period = Duration::from_secs_f64(group as f64 / rate);
         let mut due = Instant::now();
-        for _ in 0..count {
+        for _ in 0..count / group {
             self.client.run_until(due, |_| false)?;
             // A publication that is late postpones the others.
             due = due.max(Instant::now() - period / 2) + period;
-            self.server.publish(&Schedule { count: 1, rate: 1000.0, burst: 1 })?;
-            self.receive(row.clients as u64, period.as_secs_f64())?;
+            self.server.publish(&Schedule { count: group, rate, burst: 1 })?;
+            self.receive(group * row.clients as u64)?;
         }
         Ok(())
     }
 
-    /// Reads this number of events, which should take about so many seconds.
-    pub fn receive(&mut self, events: u64, seconds: f64) -> io::Result<()> {
-        let wanted = self.client.totals().events + events;
-        // Other processes may need most of the machine.
-        let deadline = Instant::now() + Duration::from_secs_f64(5.0 * seconds + 5.0);
-        if !self.client.run_until(deadline, |totals| totals.events >= wanted)? {
-            let missing = wanted - self.client.totals().events;
-            return Err(io::Error::other(format!("{missing} events did not arrive; {}", self.client.totals().faults)));
+    /// Reads this number of events.
+    pub fn receive(&mut self, events: u64) -> io::Result<()> {
+        let mut seen = self.client.totals().events;
+        let wanted = seen + events;
+        // On a busy machine, the events may come slowly.
+        while !self.client.run_until(Instant::now() + SILENCE, |totals| totals.events >= wanted)? {
+            let totals = self.client.totals();
+            if totals.events == seen {
+                let missing = wanted - totals.events;
+                return Err(io::Error::other(format!("{missing} events did not arrive; {}", totals.faults)));
+            }
+            seen = totals.events;
         }
         Ok(())
     }

@@ -58,10 +58,10 @@ pub fn idle(run: &mut Run, row: &Row) -> io::Result<Figures> {
 pub fn reconnect(run: &mut Run, row: &Row, missed: u64) -> io::Result<Figures> {
     run.client.open(1, || Stream::new(Verifier::beginning_with(0)))?;
     run.server.publish(&Schedule { count: 1, rate: 1000.0, burst: 1 })?;
-    run.receive(1, 1.0)?;
+    run.receive(1)?;
     let last_id = run.client.streams().next().map(|stream| stream.last_id.clone()).unwrap_or_default();
     run.server.publish(&Schedule { count: missed, rate: 1000.0, burst: 1 })?;
-    run.receive(missed, 1.0)?;
+    run.receive(missed)?;
 
     let clients = row.clients - 1;
     let wanted = run.client.totals().events + clients as u64 * missed;
@@ -70,7 +70,7 @@ pub fn reconnect(run: &mut Run, row: &Row, missed: u64) -> io::Result<Figures> {
     let figures = run.figures(|run| {
         run.client.open(clients, || Stream::resuming(Verifier::beginning_with(1), last_id.clone()))?;
         let left = wanted - run.client.totals().events;
-        run.receive(left, 10.0)
+        run.receive(left)
     })?;
     Ok(Figures { latency: latency(&mut run.client.totals().first_events), ..figures })
 }
