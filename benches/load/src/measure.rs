@@ -138,8 +138,9 @@ impl Run {
         match row.load {
             Load::FanOut { burst: 1, rate } => return self.deliver_in_groups(row, schedule.count, rate, 1),
             Load::Linger { rate, millis } => {
-                let joined = if self.has_linger { (rate * millis as f64 / 1000.0).ceil() as u64 } else { 1 };
-                return self.deliver_in_groups(row, schedule.count.next_multiple_of(joined), rate, joined);
+                // Ten times as many events as one write has. The first event of a group is alone.
+                let group = if self.has_linger { (rate * millis as f64 / 100.0).ceil() as u64 } else { 1 };
+                return self.deliver_in_groups(row, schedule.count.next_multiple_of(group), rate, group);
             }
             Load::Tokens { .. } => self.server.send_tokens(schedule)?,
             _ => self.server.publish(schedule)?,
