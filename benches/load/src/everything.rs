@@ -1,4 +1,4 @@
-//! Everything at once: many clients, some clients that reconnect, and some that do not read.
+//! Everything at once: many clients. Some clients reconnect, and some do not read.
 
 use crate::{
     child::Server,
@@ -178,11 +178,16 @@ pub fn run(options: &Options) -> io::Result<()> {
         churn.resume()?;
     }
     let (last, clients) = (options.retain + schedule.count, options.clients);
-    let deadline = Instant::now() + Duration::from_secs(30);
+    // Publications that were late have postponed the others.
+    let mut progress = (churn.client.totals().events, Instant::now());
     let is_complete = |churn: &Churn| churn.client.streams().all(|stream| stream.verifier.next() == Some(last));
-    while !is_complete(&churn) && Instant::now() < deadline {
+    while !is_complete(&churn) && progress.1.elapsed() < Duration::from_secs(10) {
         churn.client.run_until(Instant::now() + Duration::from_millis(100), |_| false)?;
         churn.reopen()?;
+        let events = churn.client.totals().events;
+        if events > progress.0 {
+            progress = (events, Instant::now());
+        }
     }
     let incomplete = churn.client.streams().filter(|stream| stream.verifier.next() != Some(last)).count();
     // The connections that the server has closed are counted by themselves.

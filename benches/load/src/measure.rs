@@ -80,7 +80,7 @@ pub struct Run {
     pub client: Client,
     /// The resident memory per stream.
     memory: f64,
-    /// Whether the server joins events for some time.
+    /// Set if the server joins events for some time.
     has_linger: bool,
 }
 
