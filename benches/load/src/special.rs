@@ -6,7 +6,10 @@ use crate::{
     row::Row,
     server::Schedule,
 };
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 /// The number of bursts per second.
 const BURSTS: f64 = 200.0;
@@ -14,6 +17,8 @@ const BURSTS: f64 = 200.0;
 const STEP: f64 = 0.5;
 /// The largest burst. All steps together fit into the log of a hub, if it retains 65,536 events.
 const LARGEST: u64 = 12_800;
+/// No step begins later than this. On a busy machine, a step takes longer.
+const ALL_STEPS: Duration = Duration::from_secs(12);
 /// The seconds between two heartbeats.
 const HEARTBEAT: f64 = 15.0;
 
@@ -24,7 +29,8 @@ pub fn saturation(run: &mut Run, row: &Row) -> io::Result<Figures> {
     let mut best: Option<Figures> = None;
     let mut worse = 0;
     let mut burst = 25;
-    while burst <= LARGEST && worse < 2 {
+    let begin = Instant::now();
+    while burst <= LARGEST && worse < 2 && (best.is_none() || begin.elapsed() < ALL_STEPS) {
         let rate = BURSTS * burst as f64;
         let schedule = Schedule { count: (BURSTS * STEP) as u64 * burst, rate, burst };
         let figures = match (run.figures(|run| run.deliver(row, &schedule)), &best) {
