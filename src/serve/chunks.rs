@@ -13,7 +13,7 @@ use std::{
 use tokio::io::AsyncWrite;
 
 /// The number of bytes that are gathered before they are written.
-const MAX_WRITE: usize = 64 * 1024;
+const MAX_WRITE: usize = 256 * 1024;
 /// The number of frames that are gathered before they are written. Small frames take time, too.
 const MAX_FRAMES: usize = 256;
 /// Frames of this size are not copied, if the connection takes several buffers in one write. Below,

@@ -49,7 +49,7 @@
 //!
 //! | limit | value | beyond it |
 //! |---|---|---|
-//! | bytes in one write | 64 KiB and one frame, or 256 frames | the next write, after other tasks |
+//! | bytes in one write | 256 KiB and one frame, or 256 frames | the next write, after other tasks |
 //! | bytes that wait for a slow client | one write | the body is not polled |
 //! | bytes that the client sends during a stream | 16 KiB | they are discarded, and the connection closes after the stream |
 //!
