@@ -1,6 +1,6 @@
 //! The parts that several fuzz targets share.
 
-#[path = "../tests/support/whatwg.rs"]
+#[path = "../src/test/whatwg.rs"]
 pub mod whatwg;
 
 /// Splits an input at its first LF. Without an LF, everything is before it.
