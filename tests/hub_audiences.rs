@@ -230,6 +230,32 @@ fn dropped_subscribers_are_not_woken() {
     assert_eq!(audience.woken(), SUBSCRIBERS - 3_000);
 }
 
+/// A subscriber reads an event before the task wakes it for this event, and waits again.
+#[test]
+fn subscriber_that_reads_before_it_is_woken_misses_no_wakeup() {
+    let topic = Hub::new().topic("news");
+    runtime().block_on(async {
+        let _others = Audience::new(&topic);
+        let mut last = task::spawn(now(topic.subscribe(Start::Latest)).unwrap());
+        assert!(last.poll_next().is_pending());
+        publish(&topic, "first");
+        assert!(!last.is_woken(), "the task has not run yet");
+        assert!(last.poll_next().is_ready());
+        assert!(last.poll_next().is_pending());
+        for _ in 0..SUBSCRIBERS {
+            yield_now().await;
+        }
+        // Polled without a reason, as a body can be.
+        assert!(last.poll_next().is_pending());
+        publish(&topic, "second");
+        for _ in 0..SUBSCRIBERS {
+            yield_now().await;
+        }
+        assert!(last.is_woken());
+        assert!(last.poll_next().is_ready());
+    });
+}
+
 fn data(subscription: &mut Spawn<Subscription>) -> Vec<String> {
     let mut data = Vec::new();
     while let Poll::Ready(item) = subscription.poll_next() {
