@@ -26,7 +26,7 @@ const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
-    /// An *upstream event stream* is one that the inner service has made without
+    /// An *upstream event stream* is an event stream that the inner service has made without
     /// [`SseStream`](crate::SseStream), for example the response of another server. Unless it has a
     /// `Content-Encoding`, this body adds heartbeats between its lines. Layers can end it. The
     /// inner body is not polled again after its end. Any other body passes unchanged.

@@ -135,8 +135,8 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event, which already has its id, to a topic. Its position is the newest one that the
-    /// registry has issued.
+    /// Adds an event, which already has its id, to a topic. Its position is the last position that
+    /// the registry has issued.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &self.config.retention, now);

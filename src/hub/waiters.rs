@@ -14,7 +14,8 @@ use std::{collections::VecDeque, sync::Arc, task::Waker};
 /// returned to the caller, which drops it.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    /// The waiters in the order in which they came. A waiter that has left leaves a vacant entry.
+    /// The waiters, in the order of their registration. A waiter that has left leaves a vacant
+    /// entry.
     queue: VecDeque<Option<Waiter>>,
     /// The number of the first entry. Entries are numbered in the order of the queue.
     first: u64,

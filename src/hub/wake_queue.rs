@@ -11,8 +11,8 @@ use tokio::time::Instant;
 ///
 /// A task wakes them in slices, one topic after the other, and yields in between. It runs on the
 /// runtime of the publisher, and ends when the queue is empty. Outside of a runtime, the publisher
-/// wakes all waiters. The task is not the only one that wakes: each reader of the topic wakes a few
-/// others, so the audience does not depend on the runtime of the publisher.
+/// wakes all waiters. Each reader of the topic also wakes a few others, so the audience does not
+/// depend on the runtime of the publisher.
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The topic of the hub in which nodes announce closes.
+/// The name of the topic for the announcements.
 const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a failed announcement is published again, and before a subscription that has
 /// ended is replaced.

@@ -25,7 +25,7 @@ const MAX_SLICES: usize = 64;
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 thread_local! {
-    /// The buffer of the thread, in which frames are gathered. A stream that waits has no buffer.
+    /// The buffer of the thread, where frames are gathered. A stream that waits has no buffer.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
