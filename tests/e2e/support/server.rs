@@ -29,6 +29,8 @@ pub struct Server {
     connections: Arc<AtomicU64>,
     /// Returns when all connections are closed.
     running: JoinHandle<()>,
+    /// Returns when the listener is closed.
+    accepting: JoinHandle<()>,
     cut: DropGuard,
 }
 
@@ -65,10 +67,10 @@ impl Server {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let connections = Arc::new(AtomicU64::new(0));
         let cut = CancellationToken::new();
-        let listener = Connections::new(listener, tls, Arc::clone(&connections), cut.clone());
+        let (listener, accepting) = Connections::new(listener, tls, Arc::clone(&connections), cut.clone());
         let server = tower_sse::serve(listener, app).with_graceful_shutdown(cut.clone());
         let running = tokio::spawn(async move { server.await.expect("the server never fails") });
-        Self { port, scheme, connections, running, cut: cut.drop_guard() }
+        Self { port, scheme, connections, running, accepting, cut: cut.drop_guard() }
     }
 
     /// Returns the address of the server.
@@ -94,6 +96,7 @@ impl Server {
     pub async fn stop(self) -> Port {
         drop(self.cut);
         self.running.await.expect("the server runs");
+        self.accepting.await.expect("accepting does not panic");
         self.port
     }
 }
@@ -105,7 +108,13 @@ struct Connections {
 }
 
 impl Connections {
-    fn new(listener: TcpListener, tls: Option<TlsAcceptor>, count: Arc<AtomicU64>, cut: CancellationToken) -> Self {
+    /// Starts to accept connections. The task ends when it has closed the listener.
+    fn new(
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        count: Arc<AtomicU64>,
+        cut: CancellationToken,
+    ) -> (Self, JoinHandle<()>) {
         let address = listener.local_addr().expect("the listener has an address");
         let (sender, accepted) = mpsc::unbounded_channel();
         let accept = async move {
@@ -129,8 +138,8 @@ impl Connections {
                 });
             }
         };
-        tokio::spawn(accept);
-        Self { accepted, address }
+        let accepting = tokio::spawn(accept);
+        (Self { accepted, address }, accepting)
     }
 }
 

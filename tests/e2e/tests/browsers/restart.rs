@@ -2,7 +2,7 @@
 
 use crate::{
     in_every_engine,
-    page::{self, Page, SOON, message},
+    page::{self, Page, message},
     requests::{self, Requests},
 };
 use axum::{Router, extract::State, http::StatusCode, middleware, response::Html, routing::get};
@@ -24,6 +24,8 @@ in_every_engine! {
 }
 
 const FEED: &str = "/feed";
+/// The page code of the guide waits for up to 6 seconds before each attempt.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Several attempts to reconnect fail in this time.
 const DOWN: Duration = Duration::from_millis(1200);
 
@@ -179,7 +181,7 @@ async fn page_code_of_the_guide_survives_503_during_a_deploy(engine: Engine) {
         if shown == expected { Ok(()) } else { Err(shown) }
     };
     publish(&topic, "one").await;
-    eventually(SOON, "the first event", async || shown_is(json!(["one"])).await).await;
+    eventually(PATIENCE, "the first event", async || shown_is(json!(["one"])).await).await;
 
     let port = server.stop().await;
     publish(&topic, "two").await;
@@ -189,12 +191,12 @@ async fn page_code_of_the_guide_survives_503_during_a_deploy(engine: Engine) {
         .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
     let proxy = Server::start_at(port, unavailable);
     // The second request is of another `EventSource`, which the page has created.
-    eventually(SOON, "two requests", async || match requests.count("/events") {
+    eventually(PATIENCE, "two requests", async || match requests.count("/events") {
         0 | 1 => Err(requests.count("/events")),
         more => Ok(more),
     })
     .await;
     let port = proxy.stop().await;
     let _server = Server::start_at(port, app());
-    eventually(SOON, "the event that the page has missed", async || shown_is(json!(["one", "two"])).await).await;
+    eventually(PATIENCE, "the event that the page has missed", async || shown_is(json!(["one", "two"])).await).await;
 }
