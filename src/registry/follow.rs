@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde_core::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::{
+    collections::VecDeque,
     hash::Hash,
     pin::Pin,
     sync::{
@@ -26,7 +27,6 @@ use std::{
 };
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    task::JoinHandle,
     time::{Instant, sleep, timeout_at},
 };
 use tokio_stream::Stream;
@@ -54,9 +54,10 @@ where
     ///
     /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
     /// hub, whose retention applies. Clients must not be able to subscribe to or publish to this
-    /// topic. An announcement reaches the other nodes some milliseconds later. If a user logs in
-    /// again meanwhile with the same key, the new stream may be closed as well. To prevent this,
-    /// use the session, and not the user, as the key.
+    /// topic. If another program finishes the topic, closes reach the other nodes when the topic
+    /// accepts events again. An announcement reaches the other nodes some milliseconds later. If a
+    /// user logs in again meanwhile with the same key, the new stream may be closed as well. To
+    /// prevent this, use the session, and not the user, as the key.
     ///
     /// The two tasks that follow the hub end when the hub is shut down, or when the registry and
     /// all layers with it are dropped.
@@ -90,8 +91,14 @@ where
         let silence = *lock(&self.shared.following.fail_closed_after);
         let follower =
             Follower { topic: topic.clone(), node: node.clone(), registry: Arc::downgrade(&self.shared), silence };
+        let beat = Event::json(&json!({ "node": node }))?;
+        let beat = silence.map(|silence| (silence / 3, beat));
+        let publisher = Publisher { topic, queue: announcements, pending: VecDeque::new(), beat };
         let following = tokio::spawn(follower.run(subscription));
-        tokio::spawn(publish(announcements, topic, silence.map(|silence| (silence / 3, node)), following));
+        tokio::spawn(async move {
+            publisher.run().await;
+            following.abort();
+        });
         lock(&self.shared.following.announcers).push(announcer);
         Ok(())
     }
@@ -102,6 +109,15 @@ where
     /// To notice this without any close, each node publishes a sign of life three times in this
     /// time. Streams end at the latest after this time and the timeout of the backend. Call this
     /// before [`follow`](Self::follow).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sse::StreamRegistry;
+    ///
+    /// let streams = StreamRegistry::<String>::new().fail_closed_after(Duration::from_secs(30));
+    /// ```
     #[must_use]
     pub fn fail_closed_after(self, time: Duration) -> Self {
         *lock(&self.shared.following.fail_closed_after) = Some(time);
@@ -118,6 +134,23 @@ where
     ///
     /// The errors of [`Topic::publish`]. The streams of this node are closed nevertheless, and the
     /// announcement is tried again in the background.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped after its first poll, the streams of this node are closed, and the
+    /// announcement is published in the background.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::{StreamRegistry, hub::Error};
+    ///
+    /// async fn log_out(streams: &StreamRegistry<String>, session: &String) -> Result<(), Error> {
+    ///     let closed = streams.close_everywhere(session).await?;
+    ///     println!("{closed} streams of this node are closed");
+    ///     Ok(())
+    /// }
+    /// ```
     pub async fn close_everywhere(&self, key: &K) -> Result<usize, Error> {
         self.close_everywhere_sending(key, Bytes::new()).await
     }
@@ -134,18 +167,40 @@ where
 
     async fn close_everywhere_sending(&self, key: &K, event: Bytes) -> Result<usize, Error> {
         let closed = self.shared.close(key, &event);
-        let announcements: Vec<_> = lock(&self.shared.following.announcers)
-            .iter()
-            .map(|to| (to.topic.clone(), to.queue.clone(), to.event(key, &event)))
-            .collect();
-        for (topic, queue, announcement) in announcements {
-            let announcement = announcement?;
-            if let Err(error) = topic.publish(announcement.clone()).await {
-                let _is_over = queue.send(announcement);
-                return Err(error);
+        let announcements: Vec<_> =
+            lock(&self.shared.following.announcers).iter().map(|announcer| announcer.prepare(key, &event)).collect();
+        let mut failure = None;
+        for announcement in announcements {
+            if let Err(error) = announcement?.publish().await {
+                failure.get_or_insert(error);
             }
         }
-        Ok(closed)
+        failure.map_or(Ok(closed), Err)
+    }
+}
+
+/// An announcement that is not in the log yet. If it is dropped before, it is published in the
+/// background.
+struct Announcement {
+    topic: Topic,
+    queue: UnboundedSender<Event>,
+    event: Option<Event>,
+}
+
+impl Announcement {
+    async fn publish(mut self) -> Result<(), Error> {
+        let Some(event) = self.event.clone() else { return Ok(()) };
+        self.topic.publish(event).await?;
+        self.event = None;
+        Ok(())
+    }
+}
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        if let Some(event) = self.event.take() {
+            let _hub_is_shut_down = self.queue.send(event);
+        }
     }
 }
 
@@ -168,10 +223,8 @@ impl<K> Following<K> {
     /// Announces a close of this node in the background.
     pub(super) fn announce(&self, key: &K, event: &Bytes) {
         for announcer in &*lock(&self.announcers) {
-            match announcer.event(key, event) {
-                Ok(event) => {
-                    let _is_over = announcer.queue.send(event);
-                }
+            match announcer.prepare(key, event) {
+                Ok(announcement) => drop(announcement),
                 Err(error) => trace::close_not_announced(&error.into()),
             }
         }
@@ -206,50 +259,69 @@ struct Announcer<K> {
 }
 
 impl<K> Announcer<K> {
-    fn event(&self, key: &K, event: &Bytes) -> Result<Event, JsonError> {
+    fn prepare(&self, key: &K, event: &Bytes) -> Result<Announcement, JsonError> {
         let key = (self.encode)(key).map_err(JsonError)?;
-        Event::json(&json!({ "node": self.node, "key": key, "event": String::from_utf8_lossy(event) }))
+        let event = json!({ "node": self.node, "key": key, "event": String::from_utf8_lossy(event) });
+        Ok(Announcement { topic: self.topic.clone(), queue: self.queue.clone(), event: Some(Event::json(&event)?) })
     }
 }
 
-/// Publishes the announcements of a node in their order, each until it succeeds. If `beat` is set,
-/// also publishes a sign of life after each interval, by which the node notices that it can read
-/// the log.
-async fn publish(
-    mut announcements: UnboundedReceiver<Event>,
+/// Publishes the announcements of a node, each until it succeeds. An announcement that fails does
+/// not delay the others.
+struct Publisher {
     topic: Topic,
-    beat: Option<(Duration, String)>,
-    following: JoinHandle<()>,
-) {
-    let mut next_beat = Instant::now();
-    loop {
-        let announcement = match &beat {
-            None => announcements.recv().await,
-            Some((interval, node)) => match timeout_at(next_beat, announcements.recv()).await {
-                Ok(announcement) => announcement,
-                Err(_elapsed) => {
-                    next_beat = Instant::now() + *interval;
-                    let Ok(event) = Event::json(&json!({ "node": node })) else { continue };
-                    // A failure is the reason why the node closes its streams.
-                    let _failed = topic.publish(event).await;
-                    continue;
+    queue: UnboundedReceiver<Event>,
+    /// The announcements that are not in the log yet.
+    pending: VecDeque<Event>,
+    /// The interval and the event of the sign of life, by which the node notices that it can read
+    /// the log.
+    beat: Option<(Duration, Event)>,
+}
+
+impl Publisher {
+    /// Runs until the hub is shut down, or until all handles of the registry are dropped and
+    /// everything is announced.
+    async fn run(mut self) {
+        let mut next_beat = self.beat.as_ref().map(|_| Instant::now());
+        let mut next_attempt = None;
+        loop {
+            match until([next_beat, next_attempt], self.queue.recv()).await {
+                Some(Some(announcement)) => {
+                    self.pending.push_back(announcement);
+                    next_attempt = Some(Instant::now());
                 }
-            },
-        };
-        // All handles of the registry are dropped.
-        let Some(announcement) = announcement else { break };
-        while let Err(error) = topic.publish(announcement.clone()).await {
-            match error.kind() {
-                ErrorKind::Shutdown => return,
-                ErrorKind::Backend | ErrorKind::TooManyTopics => sleep(RETRY_PAUSE).await,
-                _ => {
-                    trace::close_not_announced(&error.into());
-                    break;
+                Some(None) if self.pending.is_empty() => return,
+                // No further announcement can come.
+                Some(None) => sleep(RETRY_PAUSE).await,
+                None => {}
+            }
+            let now = Instant::now();
+            if let (Some((interval, event)), Some(_)) = (&self.beat, next_beat.filter(|at| *at <= now)) {
+                // A failure is the reason why the node closes its streams.
+                let _failed = self.topic.publish(event.clone()).await;
+                next_beat = now.checked_add(*interval);
+            }
+            if next_attempt.is_some_and(|at| at <= now) {
+                for _ in 0..self.pending.len() {
+                    let Some(announcement) = self.pending.pop_front() else { break };
+                    match self.topic.publish(announcement.clone()).await {
+                        Ok(_) => {}
+                        Err(error) if error.kind() == ErrorKind::Shutdown => return,
+                        Err(_) => self.pending.push_back(announcement),
+                    }
                 }
+                next_attempt = (!self.pending.is_empty()).then(|| Instant::now() + RETRY_PAUSE);
             }
         }
     }
-    following.abort();
+}
+
+/// Waits for a future until the first of these times. Returns `None` when that time has come.
+async fn until<F: Future>(times: [Option<Instant>; 2], future: F) -> Option<F::Output> {
+    match times.into_iter().flatten().min() {
+        None => Some(future.await),
+        Some(at) => timeout_at(at, future).await.ok(),
+    }
 }
 
 /// Reads the announcements of all nodes, and closes the streams of this node.
@@ -265,43 +337,41 @@ impl<K> Follower<K>
 where
     K: DeserializeOwned + Hash + Eq,
 {
+    /// Runs until the hub is shut down, or until all handles of the registry are dropped.
     async fn run(self, mut subscription: Subscription) {
+        // Begins when the node reads an event.
+        let mut silent_since = Instant::now();
         let mut shutdowns = 0;
         while shutdowns < MAX_SHUTDOWNS {
-            let mut last = Instant::now();
-            let error = loop {
-                let next = next(&mut subscription);
-                let next = match self.silence {
-                    None => Ok(next.await),
-                    Some(silence) => timeout_at(last + silence, next).await,
-                };
-                let Some(registry) = self.registry.upgrade() else { return };
-                match next {
-                    Ok(Some(Ok(events))) => {
-                        (last, shutdowns) = (Instant::now(), 0);
-                        registry.set_cut_off(false);
-                        self.apply(&registry, events.as_bytes());
-                    }
-                    Ok(Some(Err(error))) => break error,
-                    // Another program has finished the topic.
-                    Ok(None) => return registry.set_cut_off(true),
-                    Err(_elapsed) => {
-                        last = Instant::now();
-                        registry.set_cut_off(true);
-                    }
+            let deadline = self.silence.and_then(|silence| silent_since.checked_add(silence));
+            let next = until([deadline, None], next(&mut subscription)).await;
+            let Some(registry) = self.registry.upgrade() else { return };
+            match next {
+                Some(Some(Ok(events))) => {
+                    (silent_since, shutdowns) = (Instant::now(), 0);
+                    registry.set_cut_off(false);
+                    self.apply(&registry, events.as_bytes());
+                    continue;
                 }
-            };
-            if error == SubscriptionError::Shutdown {
+                None => {
+                    silent_since = Instant::now();
+                    registry.set_cut_off(true);
+                    continue;
+                }
                 // Either the hub was shut down, or another log has replaced its log.
-                shutdowns += 1;
+                Some(Some(Err(SubscriptionError::Shutdown))) => shutdowns += 1,
+                // The node has lagged, or another program has finished the topic.
+                Some(Some(Err(SubscriptionError::Lagged)) | None) => {}
             }
+            drop(registry);
             sleep(RETRY_PAUSE).await;
-            subscription = match self.topic.subscribe(Start::After(subscription.cursor())).await {
-                Ok(subscription) => subscription,
-                Err(_overloaded) => continue,
-            };
-            if let (Some(_), Some(registry)) = (subscription.gap(), self.registry.upgrade()) {
-                registry.close_all();
+            // If there is no new subscription, the old one has ended, which leads here again.
+            if let Ok(again) = self.topic.subscribe(Start::After(subscription.cursor())).await {
+                let Some(registry) = self.registry.upgrade() else { return };
+                if again.gap().is_some() {
+                    registry.close_all();
+                }
+                subscription = again;
             }
         }
     }

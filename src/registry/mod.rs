@@ -159,13 +159,13 @@ where
     pub(crate) fn register(&self, key: K) -> Registration {
         let stream = Arc::new(Registered { key, registry: Arc::clone(&self.shared), state: StreamState::new() });
         let mut streams = self.shared.lock();
-        streams.count += 1;
         match streams.by_key.entry(stream.key.clone()) {
             Entry::Vacant(entry) => {
                 entry.insert(Streams::One(Arc::clone(&stream)));
             }
             Entry::Occupied(mut entry) => entry.get_mut().push(Arc::clone(&stream)),
         }
+        streams.count += 1;
         drop(streams);
         if self.shared.following.is_cut_off() {
             self.shared.close_all();

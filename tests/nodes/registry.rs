@@ -213,3 +213,60 @@ async fn tasks_end_with_the_hub_or_the_registry() {
     sleep(Duration::from_secs(5)).await;
     assert!(tasks() <= before, "{} and {before}", tasks());
 }
+
+/// Another program finishes the topic of the announcements. A close reaches the other node when the
+/// topic accepts events again.
+#[tokio::test(start_paused = true)]
+async fn finished_topic_closes_no_stream_and_loses_no_close() {
+    const MAX_AGE: Duration = Duration::from_secs(60);
+
+    let shared = Shared::new(PLENTY);
+    let (hubs, _connections) = two(&shared, || Hub::builder().max_age(MAX_AGE)).await;
+    let [one, other] = [following(&hubs[0]).await, following(&hubs[1]).await];
+    let mut there = [open(&other, ALICE), open(&other, "bob")];
+    hubs[0].topic("tower-sse/closed-streams").finish().await.unwrap();
+    settle().await;
+    one.close(&ALICE.to_owned());
+    for body in &mut there {
+        stays_open(body).await;
+    }
+    sleep(2 * MAX_AGE).await;
+    let [alice, bob] = &mut there;
+    assert_eq!(ends(alice).await, "");
+    stays_open(bob).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_everywhere_that_is_dropped_is_announced() {
+    let (_shared, _hubs, connections, [one, other]) = two_registries(PLENTY).await;
+    let mut there = open(&other, ALICE);
+    connections[0].set(Mode::Hangs);
+    let alice = ALICE.to_owned();
+    assert!(timeout(Duration::from_millis(1), one.close_everywhere(&alice)).await.is_err());
+    connections[0].set(Mode::Works);
+    assert_eq!(ends(&mut there).await, "");
+}
+
+/// A registry follows two hubs, and the log of the first is down.
+#[tokio::test(start_paused = true)]
+async fn failure_of_one_hub_does_not_keep_a_close_from_another() {
+    let (down, up) = (Shared::new(PLENTY), Shared::new(PLENTY));
+    let connection = down.connect();
+    let registry = Registry::new();
+    registry.follow(&hub(connection.clone()).await).await.unwrap();
+    registry.follow(&hub(up.connect()).await).await.unwrap();
+    let other = following(&hub(up.connect()).await).await;
+    let mut there = open(&other, ALICE);
+    connection.set(Mode::Fails);
+    let error = registry.close_everywhere(&ALICE.to_owned()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Backend);
+    assert_eq!(ends(&mut there).await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn longest_time_is_no_limit() {
+    let hub = Hub::new();
+    let registry = Registry::new().fail_closed_after(Duration::MAX);
+    registry.follow(&hub).await.unwrap();
+    stays_open(&mut open(&registry, ALICE)).await;
+}
