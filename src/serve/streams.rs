@@ -1,8 +1,8 @@
 //! The streams of a connection of HTTP/2, in the task of the connection.
 //!
-//! This is a set of futures with a queue of those that are ready, and with one more waker for the
-//! connection itself. What is woken while the task runs is polled in the same run, without a
-//! detour through the scheduler.
+//! This is a set of futures with a queue of ready futures, and with one more waker for the
+//! connection itself. What is woken while the task runs is polled in the same run, without a detour
+//! through the scheduler.
 
 use crate::callback::contain_panic;
 use std::{
@@ -141,8 +141,7 @@ impl Streams {
                 polling.iter().for_each(|&index| self.poll_stream(index));
                 Poll::Ready(())
             });
-            #[allow(deprecated, reason = "the other path of this function is too new")]
-            let all = pin!(tokio::task::unconstrained(all));
+            let all = pin!(tokio::task::coop::unconstrained(all));
             let _always_ready = all.poll(&mut Context::from_waker(Waker::noop()));
         }
         polling.clear();

@@ -44,8 +44,7 @@ async fn silent_stream_is_dropped_when_client_disconnects() {
         let (socket, _) = open_stream(server.address).await;
         let driver = drivers.recv().await.unwrap();
         if is_reset {
-            #[allow(deprecated, reason = "with a time of zero, closing the socket does not block")]
-            socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            socket2::SockRef::from(&socket).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         }
         drop(socket);
         driver.body_dropped().await;
