@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Log in as two users in two browsers, and send notifications. Open a second tab, and log out in
-//! one of them. The page and its API have different ports, so they are different origins: the
+//! either tab. The page and its API have different ports, so they are different origins: the
 //! requests of the page need CORS with credentials.
 
 use axum::{
@@ -136,7 +136,7 @@ impl FromRequestParts<Accounts> for User {
     }
 }
 
-/// Streams the notifications of the user. A new page gets those that the user has not read.
+/// Streams the notifications of the user. A new page gets the unread notifications.
 async fn notifications(
     State(accounts): State<Accounts>,
     headers: HeaderMap,

@@ -11,8 +11,8 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// The header that disables the buffering of a response in nginx and some other proxies.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Adds the headers of an event stream that are missing, and adds missing directives to those that
-/// are present, such as `no-transform` to `Cache-Control`.
+/// Adds missing headers of an event stream, and adds missing directives to present headers, such as
+/// `no-transform` to `Cache-Control`.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     match headers.get(CONTENT_TYPE) {
         // Written in lower case, because many compressors compare only the first bytes of the

@@ -281,6 +281,20 @@ impl SseLayer {
     /// streams end immediately, too.
     ///
     /// A client that connects after the shutdown also gets this time for a finite stream.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_util::sync::CancellationToken;
+    /// use tower_sse::{Event, SseLayer, SseStream};
+    ///
+    /// let shutdown = CancellationToken::new();
+    /// let layer = SseLayer::new().shutdown(shutdown).drain_timeout(Duration::from_secs(30));
+    /// // In a handler behind this layer:
+    /// # let tokens = tokio_stream::empty::<Event>();
+    /// let answer = SseStream::new(tokens).finite();
+    /// ```
     pub fn drain_timeout(self, time: Duration) -> Self {
         self.with(|settings| settings.drain_timeout = Some(time))
     }

@@ -84,7 +84,7 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// At least one of these events has data, so a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offsets in the chunk after the first and after the last line end at which no event is
+    /// The offsets in the chunk after the first and after the last line end that leaves no event
     /// incomplete. `None` if there is no such line end in the chunk.
     pub(super) complete_at: Option<(usize, usize)>,
 }

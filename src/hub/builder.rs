@@ -54,7 +54,8 @@ impl Builder {
     /// A topic without subscribers is dropped when its last event has expired. The event of a
     /// [`latest_only`](super::Topic::latest_only) topic does not expire while the topic has
     /// subscribers. An expired event is not delivered to a new subscriber. A subscriber that is
-    /// connected already still receives it. Their memory is freed within `max_age / 16`.
+    /// connected already still receives it. The memory of expired events is freed within `max_age /
+    /// 16`.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
         self

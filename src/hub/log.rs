@@ -23,8 +23,8 @@ const SEGMENT: usize = 16 * 1024;
 /// The minimum size in bytes of an event that gets its own segment and is never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The maximum number of evicted bytes at the beginning of the open segment (the last one, to which
-/// events are added). Above it, the segment is copied without these bytes.
+/// The maximum number of evicted bytes at the beginning of the open segment. New events are added
+/// to this last segment. Above it, the segment is copied without these bytes.
 const SLACK: usize = 512;
 
 /// The retention of a topic. All limits apply, but the newest event is retained until it expires.

@@ -13,8 +13,8 @@ use std::{sync::Arc, task::Waker};
 pub(super) enum Step {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// The newest event of a `latest_only` topic, and the position at which the replaced event was
-    /// due. All events up to this position are delivered.
+    /// The newest event of a `latest_only` topic, and the position of the event that it has
+    /// replaced. All events up to this position are delivered.
     Replacement(EncodedEvents, Position),
     /// Nothing follows, and all events up to this position are delivered.
     CaughtUp(Position),

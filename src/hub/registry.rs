@@ -167,8 +167,8 @@ impl Registry {
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,
-    /// The greatest watermark of the topics for which there is no tombstone because their number is
-    /// limited.
+    /// The greatest watermark of the topics that have no tombstone, because the number of
+    /// tombstones is limited.
     others: Position,
 }
 

@@ -6,8 +6,8 @@ use super::backend::Position;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
     /// The position directly before `first`, or the end of the log without `first`. A client that
-    /// reconnects with this cursor gets no second gap for the same events, because none of them is
-    /// after it.
+    /// reconnects with this cursor gets no second gap for the same events, because they are not
+    /// after the cursor.
     pub(super) cursor: Position,
     /// The position of the first event after the cursor, if there is one yet.
     pub(super) first: Option<Position>,

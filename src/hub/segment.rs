@@ -64,8 +64,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
-    /// Returns the offset at which an entry begins. For an index equal to the number of entries,
-    /// returns the end of the bytes.
+    /// Returns the offset of the first byte of an entry. For an index equal to the number of
+    /// entries, returns the end of the bytes.
     fn start_of(&self, entry: usize) -> usize {
         match entry.checked_sub(1) {
             None => 0,

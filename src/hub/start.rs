@@ -29,7 +29,7 @@ pub enum Start {
     ///
     /// A [state](super::Topic::latest_only) that is older than this id is not delivered, because a
     /// client with this id has received it already. So use an id that this client has received, or
-    /// the id up to which a snapshot includes all states.
+    /// the id of the last event that a snapshot includes.
     After(EventId),
 }
 

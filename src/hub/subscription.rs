@@ -361,8 +361,8 @@ impl Subscription {
     /// - The end of a topic and a [shutdown](super::Hub::shutdown) end the pause.
     /// - Heartbeats are sent as without a pause. An event that waits does not postpone a heartbeat.
     ///
-    /// The pause should be much shorter than the time in which the topics evict events. Otherwise
-    /// the client lags, and gets a gap after the pause.
+    /// The pause should be much shorter than the time that the topics retain events. Otherwise the
+    /// client lags, and gets a gap after the pause.
     ///
     /// # Panics
     ///

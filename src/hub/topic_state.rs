@@ -68,8 +68,8 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Makes a change visible to the readers, and makes those that wait due. The caller wakes them
-    /// after it has released all locks.
+    /// Makes a change visible to the readers, and makes the waiting readers due. The caller wakes
+    /// them after it has released all locks.
     pub(super) fn changed(&self, contents: &mut Contents) -> Change {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
@@ -129,7 +129,7 @@ pub(super) struct Change {
     first: Batch<BATCH>,
     /// The subscriptions that linger, if this is the end.
     lingering: Vec<Waker>,
-    /// The number up to which other waiters are due, if there are any.
+    /// The end of the range of further due waiters, if there are any.
     pub(super) rest: Option<u64>,
 }
 
@@ -144,9 +144,9 @@ impl Change {
 }
 
 impl Contents {
-    /// Returns the time from which the oldest event ages. `None`: there is no event, or the event
-    /// is a state with subscribers. The clients of these subscribers show the state, so it does not
-    /// age, and later subscribers receive it as well.
+    /// Returns the time when the oldest event began to age. `None` means that there is no event, or
+    /// that the event is a state with subscribers. The clients of these subscribers show the state,
+    /// so it does not age, and later subscribers receive it as well.
     pub(super) fn ages_since(&self) -> Option<Instant> {
         let oldest = self.log.oldest_time()?;
         match self.latest_only {

@@ -76,7 +76,7 @@ impl Waiters {
         waiter
     }
 
-    /// Makes all waiters due, and returns the number up to which they are.
+    /// Makes all waiters due, and returns the end of their range.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();

@@ -23,7 +23,8 @@ pub(super) struct WakeQueue {
 #[derive(Default)]
 struct Queue {
     topics: VecDeque<Due>,
-    /// The time at which the task began its last slice, or was started. `None`: there is no task.
+    /// The time when the task began its last slice, or was started. `None` means that there is no
+    /// task.
     active_at: Option<Instant>,
 }
 
@@ -56,8 +57,8 @@ impl WakeQueue {
         number
     }
 
-    /// Calls `found` for each topic that was added since the last call, except for those whose
-    /// waiters were all woken since.
+    /// Calls `found` for each topic that was added since the last call and still has waiters to
+    /// wake.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;

@@ -156,7 +156,7 @@ impl<L: Listener, S> Serve<L, S> {
     }
 
     /// Sets no timeout for clients that do not read or have vanished. The timeouts of the operating
-    /// system apply, or those that the listener has set. `TCP_NODELAY` is still set.
+    /// system or of the listener apply. `TCP_NODELAY` is still set.
     pub fn without_client_timeout(mut self) -> Self {
         self.client_timeout = None;
         self

@@ -134,8 +134,8 @@ impl EventReader {
     ///
     /// # Panics
     ///
-    /// Panics if one of them does not arrive within the deadline after the one before, if the
-    /// stream ends before, or if the body fails.
+    /// Panics if an event does not arrive within the deadline after the previous event, if the
+    /// stream ends early, or if the body fails.
     pub async fn collect(&mut self, count: usize) -> Vec<ReceivedEvent> {
         let mut events = Vec::new();
         while events.len() < count {

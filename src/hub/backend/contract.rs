@@ -53,8 +53,8 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
-/// A log that was never appended to has no record. The position up to which it has evicted records
-/// (`evicted_through`) is not after its last position.
+/// A log that was never appended to has no record. Its eviction watermark (`evicted_through`) is
+/// not after its last position.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
     assert_eq!(bounds.evicted_through, bounds.last, "an empty log ends where it begins");

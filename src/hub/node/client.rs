@@ -123,8 +123,8 @@ impl BackendClient {
         Epoch::of(bits, self.id_format())
     }
 
-    /// Stores the handle with which [`stop`](Self::stop) aborts the follower, and the runtime on
-    /// which requests run.
+    /// Stores the handle of the follower, so that [`stop`](Self::stop) can abort it, and the
+    /// runtime for requests.
     pub(super) fn set_follower(&self, follower: AbortHandle, runtime: Handle) {
         self.follower.get_or_init(|| follower);
         self.runtime.get_or_init(|| runtime);

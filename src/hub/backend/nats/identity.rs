@@ -377,7 +377,7 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
 
 /// Publishes a mark that begins a log, and returns the mark of the new log. `previous` is the
 /// sequence of the mark before it. If two nodes publish a mark at the same time, the stream stores
-/// only one of them, and both nodes use it.
+/// only the first mark to arrive, and both nodes use that mark.
 async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);

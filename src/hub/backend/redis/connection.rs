@@ -36,10 +36,10 @@ use tokio::{
 /// The client name of the shared connection, which publishes and reads history.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The range of the sequence number with which a server begins each millisecond. The number is
-/// derived from the identity of the server, so that two masters of a split brain hardly ever issue
-/// the same ids. A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the
-/// range, at least 65,535 numbers remain for further entries of the same millisecond.
+/// The range of the first sequence number of a server in each millisecond. The number is derived
+/// from the identity of the server, so that two masters of a split brain hardly ever issue the same
+/// ids. A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at
+/// least 65,535 numbers remain for further entries of the same millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
 /// The timeout of a request to one sentinel. After the timeout, the next sentinel is asked.

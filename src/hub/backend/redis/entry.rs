@@ -34,7 +34,7 @@ pub(super) struct Entry {
     /// The position of the preceding entry. `None` if other software has added this entry.
     pub(super) previous: Option<Position>,
     /// Set if entries immediately before this entry were lost. Each reader whose cursor is before
-    /// the position in this field has missed some of them.
+    /// the position in this field has missed lost entries.
     lost_for_readers_before: Option<Position>,
     /// The newest lost position, if this entry is a mark: an entry that reports a loss to all
     /// readers.
