@@ -388,7 +388,9 @@ where
             if announcement["node"].as_str().is_none_or(|node| node == self.node) {
                 continue;
             }
-            let event = Bytes::copy_from_slice(announcement["event"].as_str().unwrap_or_default().as_bytes());
+            // Only a whole event reaches clients, whatever another program has written.
+            let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
+            let event = event.map(Event::encode).unwrap_or_default();
             if let Ok(key) = serde_json::from_value::<K>(announcement["key"].take()) {
                 registry.close(&key, &event);
             }

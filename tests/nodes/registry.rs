@@ -190,6 +190,22 @@ async fn foreign_records_close_no_stream() {
     stays_open(&mut there).await;
     one.close(&ALICE.to_owned());
     assert_eq!(ends(&mut there).await, "");
+    // Bytes that are not one whole event do not reach a client.
+    for event in ["data: incomplete", "data: a\n\ndata: b\n\n", "id: 7\ndata: a\n\n"] {
+        let mut there = open(&other, ALICE);
+        let announcement = Event::json(&serde_json::json!({ "node": "x", "key": ALICE, "event": event })).unwrap();
+        hubs[0].topic("tower-sse/closed-streams").publish(announcement).await.unwrap();
+        assert_eq!(ends(&mut there).await, "", "{event:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_sends_any_event_to_the_other_node() {
+    let (_shared, _hubs, _connections, [one, other]) = two_registries(PLENTY).await;
+    let event = || Event::new("two\nlines").event("logout").comment("why").retry(Duration::from_secs(9));
+    let mut there = open(&other, ALICE);
+    one.close_with(&ALICE.to_owned(), event().id(7));
+    assert_eq!(ends(&mut there).await.as_bytes(), &event().encode()[..]);
 }
 
 #[tokio::test(start_paused = true)]
