@@ -107,10 +107,17 @@ impl Merge {
                 }
                 self.note(index, reader, was_finished);
             }
-            match self.next_place() {
+            match self.turns.peek().copied() {
                 // This event is after the committed position, so an event with a smaller position
-                // may not be visible yet.
-                Some(next) if next > committed => {}
+                // may not be visible yet. A topic is unlocked after its last event was committed,
+                // so the next committed position is enough. The exception: another log was read
+                // since, and its positions are smaller. Then the topic is shut down, or will be in
+                // a moment.
+                Some(Reverse((next, index))) if next > committed => {
+                    if readers[index as usize].topic.lock().is_shut_down {
+                        return Step::Shutdown;
+                    }
+                }
                 Some(_) => {
                     if let Some(step) = self.take_turn(readers, cursor, committed) {
                         return step;

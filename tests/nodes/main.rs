@@ -9,8 +9,9 @@ mod threads;
 
 use faulty::{Faulty, Mode, Shared};
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed, mpsc},
     task::Poll,
+    thread,
     time::Duration,
 };
 use support::whatwg::{self, Message};
@@ -18,11 +19,11 @@ use tokio::{
     task::yield_now,
     time::{Instant, sleep, timeout},
 };
-use tokio_test::{assert_pending, task};
+use tokio_test::{assert_pending, assert_ready, task};
 use tower_sse::{
     BoxError, Event, EventId, SseStream,
     hub::{
-        Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription,
+        Builder, ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription, SubscriptionError,
         backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record, RecordKind},
     },
 };
@@ -725,6 +726,28 @@ async fn replaced_log_ends_subscriptions_and_is_gap() {
         assert_eq!(back.gap().map(|gap| gap.reason()), Some(GapReason::OtherEpoch));
         assert_eq!(data_soon(&mut back).await[1..], expected);
     }
+}
+
+/// The position of the next event is known, and the positions of the other log are smaller.
+#[tokio::test(start_paused = true)]
+async fn replaced_log_ends_a_subscription_that_is_behind() {
+    let shared = Shared::new(PLENTY);
+    let hub = hub(shared.connect()).await;
+    let mut subscription = task::spawn(hub.subscribe(["a", "b"], Start::Latest).await.unwrap());
+    for topic in ["a", "b", "a", "b"] {
+        publish(&hub, topic, topic).await;
+    }
+    settle().await;
+    let first = assert_ready!(subscription.poll_next()).unwrap().unwrap();
+    assert_eq!(whatwg::parse(first.as_bytes()).messages[0].data, "a");
+    shared.replace(PLENTY, Vec::new());
+    // The node reads the bounds of the log once per second.
+    sleep(Duration::from_secs(3)).await;
+    // The poll must return, so it has a thread of its own.
+    let (sender, polled) = mpsc::channel();
+    thread::spawn(move || sender.send(subscription.poll_next().map(|item| item.map(|item| item.map(drop)))));
+    let polled = polled.recv_timeout(Duration::from_secs(20)).expect("the poll returns");
+    assert_eq!(polled, Poll::Ready(Some(Err(SubscriptionError::Shutdown))));
 }
 
 #[tokio::test(start_paused = true)]
