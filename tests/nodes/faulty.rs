@@ -109,15 +109,27 @@ impl Shared {
     fn append(&self, records: Vec<Record>) -> Appended {
         self.0.lock().unwrap().last_mut().unwrap().append(records)
     }
+
+    fn append_if_unchanged(&self, records: Vec<Record>, epoch: u64, since: Position) -> Option<Appended> {
+        let mut logs = self.0.lock().unwrap();
+        let log = logs.last_mut().unwrap();
+        let appended = now(log.backend.append_if_unchanged(records.clone(), epoch, since)).unwrap()?;
+        log.note(records);
+        Some(appended)
+    }
 }
 
 impl Log {
     fn append(&mut self, records: Vec<Record>) -> Appended {
-        let first = self.bounds.last.get() + 1;
-        self.all.extend((first..).zip(records.iter().cloned()));
-        let appended = now(self.backend.append(records)).unwrap();
-        self.bounds = now(self.backend.bounds()).unwrap();
+        let appended = now(self.backend.append(records.clone())).unwrap();
+        self.note(records);
         appended
+    }
+
+    fn note(&mut self, records: Vec<Record>) {
+        let first = self.bounds.last.get() + 1;
+        self.all.extend((first..).zip(records));
+        self.bounds = now(self.backend.bounds()).unwrap();
     }
 
     /// Returns the retained records.
@@ -167,6 +179,19 @@ impl Backend for Faulty {
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         let appended = self.answered(async |_| Ok(self.shared.append(records))).await?;
+        match *self.mode.borrow() {
+            Mode::LosesAnswers => Err("the connection is lost".into()),
+            _ => Ok(appended),
+        }
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let appended = self.answered(async |_| Ok(self.shared.append_if_unchanged(records, epoch, since))).await?;
         match *self.mode.borrow() {
             Mode::LosesAnswers => Err("the connection is lost".into()),
             _ => Ok(appended),

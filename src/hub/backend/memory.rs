@@ -53,14 +53,8 @@ impl MemoryBackend {
     }
 }
 
-impl Backend for MemoryBackend {
-    async fn bounds(&self) -> Result<Bounds, BoxError> {
-        let log = self.log();
-        Ok(Bounds { epoch: self.epoch, evicted_through: log.evicted_through, last: log.last })
-    }
-
-    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        let mut log = self.log();
+impl MemoryBackend {
+    fn append_to(&self, mut log: MutexGuard<'_, Log>, records: Vec<Record>) -> Appended {
         for record in records {
             let position = log.last.next();
             log.last = position;
@@ -77,7 +71,33 @@ impl Backend for MemoryBackend {
             *last = position.max(*last);
             is_greater
         });
-        Ok(Appended { epoch: self.epoch, position })
+        Appended { epoch: self.epoch, position }
+    }
+}
+
+impl Backend for MemoryBackend {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        let log = self.log();
+        Ok(Bounds { epoch: self.epoch, evicted_through: log.evicted_through, last: log.last })
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        Ok(self.append_to(self.log(), records))
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let log = self.log();
+        let mut newer = log.records.iter().rev().take_while(|(position, _)| *position > since);
+        let has_changed = newer.any(|(_, newer)| records.iter().any(|record| record.topic == newer.topic));
+        if has_changed || epoch != self.epoch || log.evicted_through > since {
+            return Ok(None);
+        }
+        Ok(Some(self.append_to(log, records)))
     }
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {

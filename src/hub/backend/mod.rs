@@ -113,6 +113,40 @@ pub trait Backend: Send + Sync + 'static {
     /// first.
     fn append(&self, records: Vec<Record>) -> impl Future<Output = Result<Appended, BoxError>> + Send;
 
+    /// Appends records like [`append`](Self::append), but only if their topic has not changed:
+    /// returns `None`, and appends no record, if the log has a record of the topic after the
+    /// position `since`, or if its epoch is not `epoch`.
+    ///
+    /// A recording uses this as a fence: the node that produces and the node
+    /// that takes over never both publish. If the response was lost, the hub calls again, and the
+    /// comparison prevents a second copy. So the comparison and the append have to be one step in
+    /// the log, and a request that arrives late must compare as well. An implementation may return
+    /// `None` although no record was appended to the topic, for example if it would have to examine
+    /// too many records. The hub then tries again with a later `since`.
+    ///
+    /// The default implementation reads the topic, and then appends the records. A record that
+    /// another node appends between these two steps is not noticed. Every backend of this crate
+    /// compares in the log.
+    fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> impl Future<Output = Result<Option<Appended>, BoxError>> + Send {
+        async move {
+            let Some(topic) = records.first().map(|record| [record.topic.clone()]) else { return Ok(None) };
+            let mut after = since;
+            while after < self.bounds().await?.last {
+                let page = self.read(&topic, after).await?;
+                if page.epoch != epoch || page.evicted_through > since || !page.records.is_empty() {
+                    return Ok(None);
+                }
+                after = page.through;
+            }
+            self.append(records).await.map(Some)
+        }
+    }
+
     /// Returns one page of the records of these topics that come after a position. A page has about
     /// a thousand records.
     ///

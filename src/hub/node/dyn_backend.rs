@@ -13,6 +13,8 @@ pub(in crate::hub) trait DynBackend: Send + Sync {
     fn id_format(&self) -> IdFormat;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended>;
+    fn append_if_unchanged(&self, records: Vec<Record>, epoch: u64, since: Position)
+    -> BoxFuture<'_, Option<Appended>>;
     fn read<'a>(&'a self, topics: &'a [Arc<str>], after: Position) -> BoxFuture<'a, Page>;
     fn follow(&self, after: Position) -> BoxFuture<'_, Page>;
 }
@@ -28,6 +30,15 @@ impl<B: Backend> DynBackend for B {
 
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended> {
         Box::pin(Backend::append(self, records))
+    }
+
+    fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> BoxFuture<'_, Option<Appended>> {
+        Box::pin(Backend::append_if_unchanged(self, records, epoch, since))
     }
 
     fn read<'a>(&'a self, topics: &'a [Arc<str>], after: Position) -> BoxFuture<'a, Page> {
