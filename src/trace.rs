@@ -7,9 +7,13 @@ pub(crate) use off::{Entered, Parent, Request, Span, callback_panicked, failed, 
 pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, failed, refused};
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
-pub(crate) use off::{backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected};
+pub(crate) use off::{
+    backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected, recording_taken_over,
+};
 #[cfg(all(feature = "hub", feature = "tracing"))]
-pub(crate) use on::{backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected};
+pub(crate) use on::{
+    backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected, recording_taken_over,
+};
 
 #[cfg(all(feature = "hub", feature = "json", not(feature = "tracing")))]
 pub(crate) use off::close_not_announced;
@@ -118,6 +122,12 @@ mod on {
     #[cfg(feature = "hub")]
     pub(crate) fn reads_accepted() {
         info!(target: TARGET, "history reads accepted");
+    }
+
+    /// Logs that this node has finished the recording of a node that has died.
+    #[cfg(feature = "hub")]
+    pub(crate) fn recording_taken_over(topic: &str) {
+        warn!(target: TARGET, topic, "recording of a dead node finished");
     }
 
     /// The span of one stream.
@@ -234,6 +244,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn reads_accepted() {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn recording_taken_over(_: &str) {}
 
     pub(crate) struct Span;
 

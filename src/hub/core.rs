@@ -14,6 +14,7 @@ use super::{
     id::Epoch,
     janitor,
     node::BackendClient,
+    recording::Recordings,
     registry::Registry,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
@@ -38,6 +39,7 @@ pub(super) struct Core {
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
+    pub(super) recordings: Arc<Recordings>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -51,6 +53,7 @@ impl Core {
             registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
             wake_queue: Arc::default(),
+            recordings: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
         }
@@ -221,7 +224,12 @@ impl Core {
         let topics: Vec<_> = registry.topics.values().cloned().collect();
         drop(registry);
         self.backend.as_ref().inspect(|backend| backend.stop());
+        self.recordings.shut_down();
         topic_state::shut_down(topics);
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.registry.lock().is_shut_down
     }
 
     /// Removes a subscription from one of its topics.

@@ -6,6 +6,7 @@ use super::{
     core::Core,
     error::Error,
     node::{self, BackendClient, DynBackend, Node},
+    recording::Recordings,
     topic_state::{self, TopicState},
 };
 use crate::Event;
@@ -32,6 +33,7 @@ impl Node for Core {
         if let Some(backend) = &self.backend {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
         }
+        self.recordings.reset(bounds.evicted_through);
         drop(registry);
         topic_state::shut_down(topics);
     }
@@ -43,13 +45,17 @@ impl Node for Core {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
             self.truncate_through(page.evicted_through, now);
         }
+        self.recordings.note(self, &page);
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
-            self.deliver_run(run, now);
+            if !run.iter().any(|(_, record)| Recordings::is_own(record)) {
+                self.deliver_run(run, now);
+            }
         }
         let mut registry = self.registry.lock();
         registry.last = registry.last.max(page.through);
         self.set_committed(&registry);
         drop(registry);
+        self.recordings.note_progress();
         self.backend.as_ref().inspect(|backend| backend.forget_ends(page.through));
     }
 }

@@ -1,7 +1,8 @@
 use super::{
-    builder::Builder, core::Core, error::Error, start::Start, stats::Stats, subscription::Subscription, topic::Topic,
+    builder::Builder, core::Core, error::Error, recording, start::Start, stats::Stats, subscription::Subscription,
+    topic::Topic,
 };
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// A log of events with topics, subscriptions and replay. See the [module](super).
 ///
@@ -110,6 +111,28 @@ impl Hub {
     /// ```
     pub fn shutdown(&self) {
         self.core.shut_down();
+    }
+
+    /// Waits until the [recordings](Topic::record) of this process have ended, for example before
+    /// it is shut down.
+    ///
+    /// Recordings that have not ended after this time are [interrupted](super::Outcome): each of
+    /// them publishes its [`will`](super::Recorder::will) and finishes its topic. Returns the number
+    /// of these recordings. With a backend that is down, this waits for the backend, so put a
+    /// timeout around it. Another node then takes over.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tower_sse::hub::Hub;
+    /// # async fn stop(hub: Hub) {
+    /// let interrupted = hub.drain_recordings(Duration::from_secs(20)).await;
+    /// hub.shutdown();
+    /// # }
+    /// ```
+    pub async fn drain_recordings(&self, time: Duration) -> usize {
+        recording::drain(&self.core, time).await
     }
 
     /// Returns statistics of the hub, for example for a status page.

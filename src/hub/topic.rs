@@ -1,6 +1,13 @@
-use super::{core::Core, error::Error, start::Start, subscription::Subscription};
-use crate::{Event, EventId};
+use super::{
+    core::Core,
+    error::Error,
+    recording::{self, Recorder},
+    start::Start,
+    subscription::Subscription,
+};
+use crate::{Event, EventId, SseItem};
 use std::{fmt, sync::Arc};
+use tokio_stream::Stream;
 
 /// A handle to one topic of a [`Hub`](super::Hub).
 ///
@@ -204,6 +211,69 @@ impl Topic {
         self.core.finish(&self.name).await
     }
 
+    /// Records a stream in this topic: a task publishes its events, independently of any client.
+    ///
+    /// So the answer of a language model, or the output of a job, does not end with the connection
+    /// of the client that has requested it. Clients subscribe to the topic like to any other. The
+    /// items of the stream are the same as for an [`SseStream`](crate::SseStream::new). Their ids
+    /// are replaced. Items that are ready at the same time are published as one batch.
+    ///
+    /// The topic is [finished](Self::finish) however the recording [ends](super::Outcome), so its
+    /// clients are told to stop. Use a topic of its own for each recording. Other publishers may
+    /// publish to it meanwhile.
+    ///
+    /// # With a backend
+    ///
+    /// During an outage of the backend, the recording does not poll its stream. It publishes the
+    /// last batch, of at most 64 items, again until the log has it. No event is lost or published
+    /// twice. If this node dies, another node publishes the [`will`](super::Recorder::will) and
+    /// finishes the topic. If the log is [replaced](super::backend) by another log, the recording
+    /// continues in it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_stream::Stream;
+    /// use tower_sse::{BoxError, Event, hub::{Hub, Outcome}};
+    ///
+    /// # fn model(prompt: &str) -> impl Stream<Item = Result<Event, BoxError>> + Send + use<> {
+    /// #     tokio_stream::iter([Ok(Event::new(prompt))])
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let hub = Hub::new();
+    /// let answer = hub.topic("answer/42");
+    /// let recording = answer
+    ///     .record(model("Why is the sky blue?"))
+    ///     .abandon_after(Duration::from_secs(30))
+    ///     .time_limit(Duration::from_secs(600))
+    ///     .on_error(|error| Some(Event::display(error).event("failed")))
+    ///     .end_with(Event::new("[DONE]"))
+    ///     .will(Event::new("").event("interrupted"))
+    ///     .start();
+    /// assert_eq!(recording.outcome().await, Outcome::Finished);
+    /// # }
+    /// ```
+    pub fn record<S>(&self, stream: S) -> Recorder
+    where
+        S: Stream + Send + 'static,
+        S::Item: SseItem,
+    {
+        Recorder::new(self.core.clone(), self.name.clone(), stream)
+    }
+
+    /// Stops the recordings of this topic, on whichever node they run. It returns when the log has
+    /// the request, and a recording ends when its node reads it. Without a recording, this has no
+    /// effect.
+    ///
+    /// # Errors
+    ///
+    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request.
+    /// Recordings of this node are stopped nevertheless.
+    pub async fn stop_recording(&self) -> Result<(), Error> {
+        recording::stop(&self.core, &self.name).await
+    }
+
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
     /// Subscribing creates a topic. Where a client chooses the name, check with this method that
@@ -248,9 +318,15 @@ impl Topic {
 /// Checks the name of an event and encodes it for publication, without an id. The log assigns the
 /// id later.
 fn complete(event: Event) -> Result<Event, Error> {
-    match event.name_if_set() {
+    check_name(event.name_if_set())?;
+    Ok(event.without_id().complete())
+}
+
+/// Checks that the name of an event is not a name that the hub uses itself.
+pub(super) fn check_name(name: Option<&str>) -> Result<(), Error> {
+    match name {
         Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),
-        _ => Ok(event.without_id().complete()),
+        _ => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@
 mod faulty;
 mod model;
 mod reads;
+mod recording;
 mod registry;
 mod threads;
 

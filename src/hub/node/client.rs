@@ -244,6 +244,38 @@ impl BackendClient {
         Ok(Some(self.epoch(epoch).id(position)))
     }
 
+    /// Returns the epoch of the known log.
+    pub(in crate::hub) fn epoch_bits(&self) -> u64 {
+        self.state().epoch
+    }
+
+    /// Asks the backend for the last position of the log. `None` if it does not respond, or if
+    /// another log has replaced the known one.
+    pub(in crate::hub) async fn newest(&self) -> Option<Position> {
+        let bounds = self.bounds().await?;
+        (bounds.epoch == self.epoch_bits()).then_some(bounds.last)
+    }
+
+    /// Appends one record of any kind.
+    pub(in crate::hub) async fn append_record(&self, record: Record) -> Result<Appended, Error> {
+        self.append(&record.topic.clone(), vec![record]).await
+    }
+
+    /// Appends records, see [`Backend`](crate::hub::backend::Backend::append_if_unchanged).
+    pub(in crate::hub) async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let appended = in_time(self.backend.append_if_unchanged(records, epoch, since)).await;
+        let appended = appended.inspect_err(|_| metrics::backend_failed("publish"))?;
+        if let Some(appended) = appended {
+            self.note_appended(appended);
+        }
+        Ok(appended)
+    }
+
     /// Appends a record that finishes a topic.
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
@@ -276,11 +308,15 @@ impl BackendClient {
             metrics::backend_failed("publish");
             Error::backend(topic, source)
         })?;
+        self.note_appended(appended);
+        Ok(appended)
+    }
+
+    fn note_appended(&self, appended: Appended) {
         let mut state = self.state();
         if state.epoch == appended.epoch {
             state.last = state.last.max(appended.position);
         }
-        Ok(appended)
     }
 }
 

@@ -1,0 +1,252 @@
+//! The keeper: the task of a node that announces its recordings, and takes over those of nodes that
+//! have died.
+
+use super::{
+    append::{Fence, retry_pause},
+    beat::{Announced, Beat, Message},
+    nodes::{Local, State},
+};
+use crate::{
+    hub::{
+        backend::{Record, RecordKind},
+        core::Core,
+        node::BackendClient,
+    },
+    random, trace,
+};
+use bytes::Bytes;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+/// The longest pause of the keeper. It looks for subscribers of other nodes' recordings this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The pause after a request that has failed.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// The number of beats in a lease.
+const BEATS: u32 = 3;
+
+/// Starts the keeper. It ends when no node has a recording, or when the hub is dropped.
+pub(super) fn spawn(core: &Arc<Core>) {
+    tokio::spawn(keep(Arc::downgrade(core)));
+}
+
+async fn keep(core: Weak<Core>) {
+    let mut keeper = Keeper::default();
+    loop {
+        let Some(core) = core.upgrade() else { return };
+        let Some(backend) = &core.backend else { return };
+        let Some(next) = keeper.run_once(&core, backend).await else { return };
+        let recordings = core.recordings.clone();
+        drop(core);
+        // Either something has changed, or it is time.
+        let _elapsed = timeout_at(next, recordings.changed.notified()).await;
+    }
+}
+
+#[derive(Default)]
+struct Keeper {
+    /// When the last beat was appended.
+    beat_at: Option<Instant>,
+    /// The topics with subscribers that the last beat had.
+    watching: HashSet<Arc<str>>,
+    /// Whether the last beat had any content.
+    has_content: bool,
+}
+
+/// What the keeper has to do, as of one moment.
+struct Plan {
+    locals: Vec<Arc<Local>>,
+    watching: HashSet<Arc<str>>,
+    /// The shortest lease of all recordings.
+    lease: Duration,
+    is_announced: bool,
+    has_dead_peers: bool,
+}
+
+impl Plan {
+    /// Returns `None` if there is nothing left to do.
+    fn new(core: &Core) -> Option<Self> {
+        let mut state = core.recordings.state();
+        if state.release_keeper() {
+            return None;
+        }
+        let locals: Vec<_> = state.locals().cloned().collect();
+        let topics = state.topics_to_watch();
+        let peers = state.peers.values().filter(|peer| !peer.recordings.is_empty());
+        let leases = locals.iter().map(|local| local.lease).chain(peers.map(|peer| peer.lease()));
+        let plan = Self {
+            watching: HashSet::new(),
+            lease: leases.min().unwrap_or(super::LEASE),
+            is_announced: locals.iter().all(|local| local.is_announced()),
+            has_dead_peers: state.peers.values().any(|peer| peer.is_dead(Instant::now(), state.contact.since)),
+            locals,
+        };
+        drop(state);
+        let watching = topics.into_iter().filter(|topic| core.subscribers(topic) > 0).collect();
+        Some(Self { watching, ..plan })
+    }
+}
+
+impl Keeper {
+    /// Does what is due. Returns the time of the next run, or `None` if there is nothing left to do.
+    async fn run_once(&mut self, core: &Arc<Core>, backend: &BackendClient) -> Option<Instant> {
+        let Some(plan) = Plan::new(core) else {
+            if self.has_content {
+                // The other nodes need not wait for the end of the lease.
+                let _result = self.beat(core, backend, None, super::LEASE).await;
+            }
+            return None;
+        };
+        let interval = plan.lease / BEATS;
+        let now = Instant::now();
+        // The end of a lease is noticed only by a node that has just read the whole log.
+        let max_age = if plan.has_dead_peers { RETRY } else { interval };
+        let contact = core.recordings.state().contact.last;
+        let is_in_contact = contact.is_some_and(|last| now.duration_since(last) < max_age);
+        if !is_in_contact && !probe(core, backend, interval).await {
+            return Some(Instant::now() + RETRY);
+        }
+        let has_content = !plan.locals.is_empty() || !plan.watching.is_empty();
+        let is_due = self.beat_at.is_none_or(|at| now.duration_since(at) >= interval);
+        let has_changed = !plan.is_announced || plan.watching != self.watching;
+        if (has_content && (is_due || has_changed)) || (self.has_content && !has_content) {
+            let lease = plan.lease;
+            if self.beat(core, backend, Some(plan), lease).await.is_none() {
+                return Some(Instant::now() + RETRY);
+            }
+        }
+        let next_death = self.take_over(core);
+        Some(next_death.unwrap_or(now + TICK).min(now + TICK.min(interval)).max(now + TICK / 100))
+    }
+
+    /// Announces the recordings of this node. Returns `None` if the backend does not confirm it.
+    async fn beat(&mut self, core: &Core, backend: &BackendClient, plan: Option<Plan>, lease: Duration) -> Option<()> {
+        let (locals, watching) = plan.map(|plan| (plan.locals, plan.watching)).unwrap_or_default();
+        // The topic of a recording that has ended may be finished, so it must not be announced
+        // again.
+        let locals: Vec<_> = locals.into_iter().filter(|local| !local.is_over()).collect();
+        let beat = Beat {
+            node: core.recordings.node,
+            lease,
+            recordings: locals.iter().map(|local| local.announced.clone()).collect(),
+            watching: watching.clone(),
+        };
+        let has_content = !beat.recordings.is_empty() || !watching.is_empty();
+        let record = Message::Beat(beat).record();
+        let appended = timeout(lease / BEATS, backend.append_record(record)).await.ok()?.ok()?;
+        locals.iter().for_each(|local| local.note_announced(appended.position));
+        (self.beat_at, self.watching, self.has_content) = (Some(Instant::now()), watching, has_content);
+        core.recordings.note_progress();
+        Some(())
+    }
+
+    /// Takes over the recordings of nodes that have died. Returns the time at which the next node
+    /// counts as dead.
+    fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
+        let now = Instant::now();
+        let mut state = core.recordings.state();
+        let State { peers, contact, .. } = &mut *state;
+        let mut next = None;
+        peers.retain(|node, peer| {
+            let dies_at = peer.dies_at(contact.since);
+            if now < dies_at {
+                next = next.into_iter().chain([dies_at]).min();
+                return true;
+            }
+            for foreign in peer.recordings.values_mut().filter(|foreign| !foreign.is_claimed) {
+                foreign.is_claimed = true;
+                tokio::spawn(take_over(core.clone(), *node, foreign.announced.clone()));
+            }
+            !peer.recordings.is_empty()
+        });
+        next
+    }
+}
+
+/// Asks for the end of the log, and waits until this node has read it. Returns whether it has.
+async fn probe(core: &Core, backend: &BackendClient, interval: Duration) -> bool {
+    let began = Instant::now();
+    let deadline = began + interval;
+    let through = match timeout_at(deadline, backend.newest()).await {
+        Ok(Some(through)) => core.recordings.caught_up(core, through, deadline).await.then_some(through),
+        _ => None,
+    };
+    let contact = &mut core.recordings.state().contact;
+    if through.is_none() {
+        contact.last = None;
+        return false;
+    }
+    // This node was paused, or had lost its connection. The other nodes may have had the same
+    // outage, so they get a whole lease from here.
+    if contact.last.is_none_or(|last| began.duration_since(last) > interval * 2) {
+        contact.since = Some(Instant::now());
+    }
+    contact.last = Some(Instant::now());
+    true
+}
+
+/// Publishes the will of a recording whose node has died, and finishes its topic.
+///
+/// Several nodes may try this at the same time, and the dead node may come back. Each append
+/// succeeds only if the topic has not changed since, so exactly one of them succeeds.
+async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
+    let Some(backend) = &core.backend else { return };
+    let claim = core.recordings.claim(&announced.topic);
+    // So that all nodes do not try at once.
+    sleep(RETRY.mul_f64(random::fraction())).await;
+    let mut failures = 0;
+    let mut has_published_will = false;
+    while let Some(fence) = Fence::new(&core) {
+        let record = match needed(&core, node, &announced, has_published_will) {
+            _ if claim.is_finished() => break,
+            None => break,
+            Some(kind) => {
+                let event = if kind == RecordKind::Finish { Bytes::new() } else { announced.will.clone() };
+                Record { topic: announced.topic.clone(), kind, event }
+            }
+        };
+        let kind = record.kind;
+        match fence.append(backend, vec![record]).await {
+            Ok(Some(_)) if kind == RecordKind::Finish => {
+                trace::recording_taken_over(&announced.topic);
+                break;
+            }
+            Ok(Some(appended)) => {
+                // From here on, this node finishes the topic, even if the other node comes back.
+                (has_published_will, failures) = (true, 0);
+                core.recordings.caught_up(&core, appended.position, Instant::now() + TICK).await;
+            }
+            Ok(None) => fence.passed(&core).await,
+            Err(_) => {
+                failures += 1;
+                sleep(retry_pause(failures)).await;
+            }
+        }
+    }
+    core.recordings.end_claim(&claim);
+}
+
+/// Returns the kind of the record that a recording of a dead node needs next. `None`: this node
+/// must not take it over.
+fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: bool) -> Option<RecordKind> {
+    if has_published_will {
+        return Some(RecordKind::Finish);
+    }
+    let mut state = core.recordings.state();
+    let contact = state.contact.since;
+    let peer = state.peers.get_mut(&node)?;
+    let is_dead = peer.is_dead(Instant::now(), contact);
+    let foreign = peer.recordings.get_mut(&announced.topic)?;
+    if foreign.announced.id != announced.id {
+        return None;
+    }
+    foreign.is_claimed = is_dead;
+    let has_will = foreign.has_will || announced.will.is_empty();
+    is_dead.then_some(if has_will { RecordKind::Finish } else { RecordKind::Event })
+}

@@ -1,0 +1,241 @@
+//! Recordings: streams that are produced into a topic, independently of any client.
+
+mod append;
+mod beat;
+mod keeper;
+mod nodes;
+mod task;
+
+pub(super) use nodes::Recordings;
+
+use self::{beat::Announced, nodes::Local, task::Items};
+use super::{core::Core, error::Error, topic::check_name};
+use crate::{BoxError, Event, SseItem, random};
+use bytes::Bytes;
+use std::{fmt, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_stream::Stream;
+
+/// The default of [`Recorder::lease`].
+const LEASE: Duration = Duration::from_secs(10);
+
+/// Settings of a recording, from [`Topic::record`](super::Topic::record).
+#[must_use = "a recording begins with `start`"]
+pub struct Recorder {
+    core: Arc<Core>,
+    topic: Arc<str>,
+    items: Items,
+    settings: Settings,
+}
+
+struct Settings {
+    abandon_after: Option<Duration>,
+    time_limit: Option<Duration>,
+    lease: Duration,
+    will: Option<Event>,
+    end: Option<Event>,
+    on_error: Option<Box<dyn FnOnce(BoxError) -> Option<Event> + Send>>,
+    on_stop: Option<Box<dyn FnOnce(Outcome) -> Option<Event> + Send>>,
+}
+
+/// The ways in which a [`Recording`] ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The stream has ended.
+    Finished,
+    /// The stream returned an error or panicked, or an event could not be published.
+    Failed,
+    /// [`Recording::stop`] or [`Topic::stop_recording`](super::Topic::stop_recording) was called.
+    Stopped,
+    /// The topic had no subscribers for the time of [`Recorder::abandon_after`].
+    Abandoned,
+    /// The recording has reached its [`time_limit`](Recorder::time_limit).
+    TimedOut,
+    /// The topic was finished by somebody else, the hub was shut down, or another node has
+    /// published the [`will`](Recorder::will), because this node did not renew its lease.
+    Interrupted,
+}
+
+/// A handle to a recording: a task that publishes a stream into a topic.
+///
+/// Clones are handles to the same recording. Dropping all of them does not stop it.
+#[derive(Clone)]
+pub struct Recording {
+    local: Arc<Local>,
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+impl Recorder {
+    pub(super) fn new<S>(core: Arc<Core>, topic: Arc<str>, stream: S) -> Self
+    where
+        S: Stream + Send + 'static,
+        S::Item: SseItem,
+    {
+        let settings = Settings {
+            abandon_after: None,
+            time_limit: None,
+            lease: LEASE,
+            will: None,
+            end: None,
+            on_error: None,
+            on_stop: None,
+        };
+        Self { core, topic, items: Items::new(stream), settings }
+    }
+
+    /// Ends the recording when its topic has had no subscribers on any node for this time. Default:
+    /// it runs without subscribers.
+    ///
+    /// The time begins with the recording, so the first client has this long to subscribe. With a
+    /// backend, another node reports its subscribers within a third of the [`lease`](Self::lease),
+    /// at most one second, and while the backend is down, the time does not pass.
+    pub fn abandon_after(mut self, time: Duration) -> Self {
+        self.settings.abandon_after = Some(time);
+        self
+    }
+
+    /// Ends the recording after this time. Default: no limit.
+    pub fn time_limit(mut self, time: Duration) -> Self {
+        self.settings.time_limit = Some(time);
+        self
+    }
+
+    /// Sets the last event of a recording whose stream returns an error or panics. `f` gets the
+    /// error. Default: the topic is finished without another event.
+    pub fn on_error(mut self, f: impl FnOnce(BoxError) -> Option<Event> + Send + 'static) -> Self {
+        self.settings.on_error = Some(Box::new(f));
+        self
+    }
+
+    /// Sets the last event of a recording that is [stopped](Outcome::Stopped),
+    /// [abandoned](Outcome::Abandoned) or [out of time](Outcome::TimedOut). Default: the topic is
+    /// finished without another event.
+    pub fn on_stop(mut self, f: impl FnOnce(Outcome) -> Option<Event> + Send + 'static) -> Self {
+        self.settings.on_stop = Some(Box::new(f));
+        self
+    }
+
+    /// Sets the last event of a recording whose stream ends by itself.
+    pub fn end_with(mut self, event: Event) -> Self {
+        self.settings.end = Some(event);
+        self
+    }
+
+    /// Sets the last event of a recording whose node dies. Default: the topic is finished without
+    /// another event.
+    ///
+    /// If this process ends without the end of the recording, another node of the hub publishes this
+    /// event and finishes the topic, after at most the [`lease`](Self::lease) and about a second.
+    /// It does so once, also if this process was only paused and comes back: then this node
+    /// publishes nothing more. Without another node, or without a backend, the will is published
+    /// only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
+    ///
+    /// The will is in each sign of life of this node. Keep it short: with NATS, all recordings of a
+    /// node together must fit into one message, by default 1 MB.
+    pub fn will(mut self, event: Event) -> Self {
+        self.settings.will = Some(event);
+        self
+    }
+
+    /// Sets the time without a sign of life after which another node takes over. Default: 10
+    /// seconds. At least 100 milliseconds, at most one hour.
+    ///
+    /// This node sends a sign of life three times in this time, for all of its recordings together.
+    pub fn lease(mut self, time: Duration) -> Self {
+        self.settings.lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
+        self
+    }
+
+    /// Starts the recording on the current tokio runtime.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a tokio runtime.
+    pub fn start(self) -> Recording {
+        let Self { core, topic, mut items, mut settings } = self;
+        // Another node publishes the will as it is.
+        let name = settings.will.as_ref().and_then(Event::name);
+        if let Err(error) = check_name(name) {
+            settings.will = None;
+            items = Items::new(tokio_stream::once(Result::<Event, _>::Err(error)));
+        }
+        let will = settings.will.clone().map(|will| will.without_id().complete().encode());
+        let announced = Announced {
+            topic,
+            id: random::bits(),
+            will: will.unwrap_or_else(Bytes::new),
+            needs_subscribers: settings.abandon_after.is_some(),
+        };
+        let local = Arc::new(Local::new(announced, settings.lease));
+        let (sender, outcome) = watch::channel(None);
+        core.recordings.add(&core, &local);
+        tokio::spawn(task::run(core, local.clone(), items, settings, sender));
+        Recording { local, outcome }
+    }
+}
+
+impl Recording {
+    /// Stops the recording: it publishes the event of [`Recorder::on_stop`], and finishes the topic.
+    /// Calling this again, or after the end, has no effect.
+    ///
+    /// To stop a recording of another node, call
+    /// [`Topic::stop_recording`](super::Topic::stop_recording).
+    pub fn stop(&self) {
+        self.local.stop(Outcome::Stopped);
+    }
+
+    /// Waits for the end of the recording, and returns how it has ended. The topic is finished then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn outcome(&self) -> Outcome {
+        let mut outcome = self.outcome.clone();
+        let ended = outcome.wait_for(Option::is_some).await;
+        // The task always sets it, except if its runtime was shut down.
+        ended.ok().and_then(|outcome| *outcome).unwrap_or(Outcome::Interrupted)
+    }
+
+    /// Returns the name of the topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.local.announced.topic
+    }
+}
+
+/// Stops the recordings of this topic on all nodes.
+pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error> {
+    core.recordings.stop(topic);
+    match &core.backend {
+        Some(backend) => backend.append_record(beat::Message::Stop(topic.clone()).record()).await.map(drop),
+        None => Ok(()),
+    }
+}
+
+/// Waits until the recordings of this node have ended, at most for this time. Then interrupts the
+/// others, and waits for them. Returns their number.
+pub(super) async fn drain(core: &Arc<Core>, time: Duration) -> usize {
+    let mut running = core.recordings.running.subscribe();
+    let is_drained = tokio::time::timeout(time, running.wait_for(|running| *running == 0)).await.is_ok();
+    if is_drained {
+        return 0;
+    }
+    let interrupted = *core.recordings.running.borrow();
+    core.recordings.interrupt();
+    let _closed = running.wait_for(|running| *running == 0).await;
+    interrupted
+}
+
+impl fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorder").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = *self.outcome.borrow();
+        f.debug_struct("Recording").field("topic", &self.topic()).field("outcome", &outcome).finish()
+    }
+}

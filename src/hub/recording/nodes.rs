@@ -1,0 +1,479 @@
+//! The recordings of this node and of the others, as far as this node has read the log.
+
+use super::{
+    Outcome,
+    beat::{Announced, Beat, Message},
+    keeper,
+};
+use crate::{
+    hub::{
+        backend::{Page, Position, Record, RecordKind},
+        core::Core,
+    },
+    random,
+};
+use bytes::Bytes;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
+
+/// The recordings of all nodes.
+pub(in crate::hub) struct Recordings {
+    /// The random number of this node.
+    pub(super) node: u64,
+    state: Mutex<State>,
+    /// Notified when the keeper has something to do.
+    pub(super) changed: Notify,
+    /// Notified when the follower has read a page.
+    progressed: Notify,
+    /// The number of recordings that run on this node.
+    pub(super) running: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    /// The position up to which the log was read.
+    noted_through: Position,
+    local: HashMap<Arc<str>, Vec<Arc<Local>>>,
+    pub(super) peers: HashMap<u64, Peer>,
+    /// The recordings that this node is taking over.
+    claims: Vec<Arc<Claim>>,
+    /// Whether the keeper runs.
+    is_kept: bool,
+    pub(super) contact: Contact,
+}
+
+/// When this node has last been in contact with the log.
+#[derive(Default)]
+pub(super) struct Contact {
+    pub(super) last: Option<Instant>,
+    /// The end of the last outage. The silence of another node counts from here.
+    pub(super) since: Option<Instant>,
+}
+
+/// Another node.
+pub(super) struct Peer {
+    lease: Duration,
+    /// When this node has read the newest beat.
+    seen_at: Instant,
+    pub(super) recordings: HashMap<Arc<str>, Foreign>,
+    watching: HashSet<Arc<str>>,
+    /// The recordings of the newest beat whose topics are finished. A node that was paused may
+    /// announce them again.
+    settled: HashSet<u64>,
+}
+
+/// A recording of another node.
+pub(super) struct Foreign {
+    pub(super) announced: Announced,
+    /// Whether the topic has received the will since the newest beat.
+    pub(super) has_will: bool,
+    /// Whether this node is publishing the will.
+    pub(super) is_claimed: bool,
+}
+
+/// A recording whose node has died, while this node takes it over.
+pub(super) struct Claim {
+    topic: Arc<str>,
+    is_finished: AtomicBool,
+}
+
+/// A recording of this node.
+pub(in crate::hub) struct Local {
+    pub(super) announced: Announced,
+    pub(super) lease: Duration,
+    /// The reason to stop.
+    pub(super) stop: watch::Sender<Option<Outcome>>,
+    state: Mutex<LocalState>,
+}
+
+#[derive(Default)]
+struct LocalState {
+    /// The position of the first beat with this recording.
+    announced_at: Option<Position>,
+    /// The position of the last record that this recording has appended.
+    appended: Position,
+    /// Set if the topic is finished, or the hub is shut down.
+    has_ended: bool,
+    /// Set if another node has published the will.
+    has_will: bool,
+    /// The records of the topic after `appended`, while an append is in progress. They show whether
+    /// an append without a response has succeeded.
+    seen: Option<Vec<(Position, RecordKind, Bytes)>>,
+}
+
+impl Default for Recordings {
+    fn default() -> Self {
+        Self {
+            node: random::bits(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            progressed: Notify::new(),
+            running: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Recordings {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a recording of this node.
+    pub(super) fn add(&self, core: &Arc<Core>, local: &Arc<Local>) {
+        let mut state = self.state();
+        state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
+        self.running.send_modify(|running| *running += 1);
+        if core.backend.is_some() {
+            state.keep(core);
+        }
+        drop(state);
+        if core.is_shut_down() {
+            local.end();
+        }
+        self.changed.notify_one();
+    }
+
+    pub(super) fn remove(&self, local: &Arc<Local>) {
+        let mut state = self.state();
+        let topic = &local.announced.topic;
+        if let Some(locals) = state.local.get_mut(topic) {
+            locals.retain(|other| !Arc::ptr_eq(other, local));
+            if locals.is_empty() {
+                state.local.remove(topic);
+            }
+        }
+        drop(state);
+        self.running.send_modify(|running| *running -= 1);
+        self.changed.notify_one();
+    }
+
+    /// Stops the recordings of a topic on this node.
+    pub(super) fn stop(&self, topic: &str) {
+        self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
+    }
+
+    /// Interrupts all recordings of this node: each of them publishes its will and ends.
+    pub(super) fn interrupt(&self) {
+        self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
+    }
+
+    /// Ends all recordings of this node, without another event.
+    pub(in crate::hub) fn shut_down(&self) {
+        self.state().local.values().flatten().for_each(|local| local.end());
+        self.progressed.notify_waiters();
+    }
+
+    /// Begins to take over a recording of this topic.
+    pub(super) fn claim(&self, topic: &Arc<str>) -> Arc<Claim> {
+        let claim = Arc::new(Claim { topic: topic.clone(), is_finished: AtomicBool::new(false) });
+        self.state().claims.push(claim.clone());
+        claim
+    }
+
+    pub(super) fn end_claim(&self, claim: &Arc<Claim>) {
+        self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
+    }
+
+    /// Notes the records of a page. The caller adds them to the topics afterwards.
+    pub(in crate::hub) fn note(&self, core: &Arc<Core>, page: &Page) {
+        let mut state = self.state();
+        let noted_through = state.noted_through;
+        for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
+            if Message::is_of(record) {
+                state.note_message(self.node, *position, record);
+            } else if !state.local.is_empty() || !state.peers.is_empty() {
+                state.note_record(*position, record);
+            }
+        }
+        state.noted_through = state.noted_through.max(page.through);
+        if state.peers.values().any(|peer| !peer.recordings.is_empty()) {
+            state.keep(core);
+        }
+    }
+
+    /// Removes the records that are not for the topics.
+    pub(in crate::hub) fn is_own(record: &Record) -> bool {
+        Message::is_of(record)
+    }
+
+    /// Wakes the tasks that wait for a page. The caller has committed a page.
+    pub(in crate::hub) fn note_progress(&self) {
+        self.progressed.notify_waiters();
+    }
+
+    /// Follows another log from this position on. The recordings continue in it.
+    pub(in crate::hub) fn reset(&self, after: Position) {
+        let mut state = self.state();
+        state.noted_through = after;
+        state.local.values().flatten().for_each(|local| local.reset());
+        for foreign in state.peers.values_mut().flat_map(|peer| peer.recordings.values_mut()) {
+            foreign.has_will = false;
+        }
+        drop(state);
+        self.progressed.notify_waiters();
+    }
+
+    /// Waits until this node has read a page or announced its recordings, at most for this time.
+    pub(super) async fn progress(&self, time: Duration) {
+        let _elapsed = timeout_at(Instant::now() + time, self.progressed.notified()).await;
+    }
+
+    /// Waits until everything up to this position is read, or until the deadline. Returns whether
+    /// it is.
+    pub(super) async fn caught_up(&self, core: &Core, through: Position, deadline: Instant) -> bool {
+        loop {
+            let mut progressed = std::pin::pin!(self.progressed.notified());
+            progressed.as_mut().enable();
+            if core.committed() >= through {
+                return true;
+            }
+            if timeout_at(deadline, progressed).await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Returns whether a topic has subscribers on another node. During an outage of the backend,
+    /// this is unknown, and the result is `true`.
+    pub(super) fn is_watched_elsewhere(&self, topic: &str, lease: Duration) -> bool {
+        let state = self.state();
+        let now = Instant::now();
+        let is_in_contact = state.contact.last.is_some_and(|last| now.duration_since(last) < lease);
+        let mut alive = state.peers.values().filter(|peer| !peer.is_dead(now, state.contact.since));
+        !is_in_contact || alive.any(|peer| peer.watching.contains(topic))
+    }
+}
+
+impl State {
+    /// Starts the keeper if it does not run.
+    fn keep(&mut self, core: &Arc<Core>) {
+        if !self.is_kept {
+            self.is_kept = true;
+            keeper::spawn(core);
+        }
+    }
+
+    /// Returns `true` if there is nothing left for the keeper, which then ends.
+    pub(super) fn release_keeper(&mut self) -> bool {
+        let is_idle = self.local.is_empty() && self.peers.is_empty();
+        self.is_kept &= !is_idle;
+        is_idle
+    }
+
+    pub(super) fn locals(&self) -> impl Iterator<Item = &Arc<Local>> {
+        self.local.values().flatten()
+    }
+
+    /// Returns the topics whose nodes want to know whether they have subscribers here.
+    pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
+        let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
+        foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
+    }
+
+    fn note_message(&mut self, own_node: u64, position: Position, record: &Record) {
+        match Message::parse(record) {
+            Some(Message::Stop(topic)) => {
+                // A request from before the recording stops an earlier recording of the topic.
+                let of_topic = self.local.get(&topic).into_iter().flatten();
+                let announced = of_topic.filter(|local| local.lock().announced_at.is_some_and(|at| at < position));
+                announced.for_each(|local| local.stop(Outcome::Stopped));
+            }
+            Some(Message::Beat(beat)) if beat.node != own_node => {
+                let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
+                peer.note(beat);
+            }
+            _ => {}
+        }
+    }
+
+    fn note_record(&mut self, position: Position, record: &Record) {
+        for local in self.local.get(&record.topic).into_iter().flatten() {
+            local.note(position, record);
+        }
+        if record.kind == RecordKind::Finish {
+            let of_topic = self.claims.iter().filter(|claim| claim.topic == record.topic);
+            of_topic.for_each(|claim| claim.is_finished.store(true, Relaxed));
+        }
+        for peer in self.peers.values_mut() {
+            if record.kind == RecordKind::Finish {
+                peer.settled.extend(peer.recordings.remove(&record.topic).map(|foreign| foreign.announced.id));
+            } else if let Some(foreign) = peer.recordings.get_mut(&record.topic) {
+                foreign.has_will |= record.event == foreign.announced.will;
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn new(lease: Duration) -> Self {
+        Self {
+            lease,
+            seen_at: Instant::now(),
+            recordings: HashMap::new(),
+            watching: HashSet::new(),
+            settled: HashSet::new(),
+        }
+    }
+
+    fn note(&mut self, beat: Beat) {
+        self.lease = beat.lease;
+        self.seen_at = Instant::now();
+        self.watching = beat.watching;
+        self.settled.retain(|id| beat.recordings.iter().any(|announced| announced.id == *id));
+        let mut known = std::mem::take(&mut self.recordings);
+        for announced in beat.recordings {
+            if self.settled.contains(&announced.id) {
+                continue;
+            }
+            let topic = announced.topic.clone();
+            let same = known.remove(&topic).filter(|known| known.announced.id == announced.id);
+            let is_claimed = same.is_some_and(|same| same.is_claimed);
+            self.recordings.insert(topic, Foreign { announced, has_will: false, is_claimed });
+        }
+    }
+
+    /// Returns the time at which the node counts as dead.
+    pub(super) fn dies_at(&self, contact_since: Option<Instant>) -> Instant {
+        contact_since.map_or(self.seen_at, |since| since.max(self.seen_at)) + self.lease
+    }
+
+    pub(super) fn is_dead(&self, now: Instant, contact_since: Option<Instant>) -> bool {
+        now >= self.dies_at(contact_since)
+    }
+
+    pub(super) fn lease(&self) -> Duration {
+        self.lease
+    }
+}
+
+impl Claim {
+    /// Returns whether the topic was finished since the claim.
+    pub(super) fn is_finished(&self) -> bool {
+        self.is_finished.load(Relaxed)
+    }
+}
+
+impl Local {
+    pub(super) fn new(announced: Announced, lease: Duration) -> Self {
+        Self { announced, lease, stop: watch::Sender::new(None), state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LocalState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests the end. The first request wins.
+    pub(super) fn stop(&self, outcome: Outcome) {
+        self.stop.send_if_modified(|stop| {
+            let is_first = stop.is_none();
+            *stop = stop.or(Some(outcome));
+            is_first
+        });
+    }
+
+    /// Ends the recording, which publishes nothing more.
+    fn end(&self) {
+        self.lock().has_ended = true;
+        self.stop(Outcome::Interrupted);
+    }
+
+    pub(super) fn is_announced(&self) -> bool {
+        self.lock().announced_at.is_some()
+    }
+
+    pub(super) fn note_announced(&self, position: Position) {
+        self.lock().announced_at.get_or_insert(position);
+    }
+
+    fn note(&self, position: Position, record: &Record) {
+        let mut state = self.lock();
+        if position <= state.appended {
+            return;
+        }
+        if let Some(seen) = &mut state.seen {
+            seen.push((position, record.kind, record.event.clone()));
+        } else {
+            state.note_foreign(record.kind, &record.event, &self.announced.will);
+            let is_over = state.has_ended || state.has_will;
+            drop(state);
+            if is_over {
+                self.stop(Outcome::Interrupted);
+            }
+        }
+    }
+
+    fn reset(&self) {
+        let mut state = self.lock();
+        state.appended = Position::START;
+        state.seen = state.seen.take().map(|_| Vec::new());
+    }
+
+    /// Begins an append.
+    pub(super) fn begin_append(&self) {
+        self.lock().seen = Some(Vec::new());
+    }
+
+    /// Returns whether the log already has these records, from an append without a response.
+    /// `None`: the recording must not append them, because it [`is_over`](Self::is_over).
+    pub(super) fn has_appended(&self, records: &[Record]) -> Option<bool> {
+        let mut state = self.lock();
+        let seen = state.seen.as_deref().unwrap_or_default();
+        let is_same = |(seen, record): (&(Position, RecordKind, Bytes), &Record)| {
+            (seen.1, &seen.2) == (record.kind, &record.event)
+        };
+        let own = seen.windows(records.len()).position(|window| window.iter().zip(records).all(is_same));
+        let seen = state.seen.replace(Vec::new()).unwrap_or_default();
+        let foreign = own.unwrap_or(seen.len());
+        for (_, kind, event) in &seen[..foreign] {
+            state.note_foreign(*kind, event, &self.announced.will);
+        }
+        let is_finish = records.iter().all(|record| record.kind == RecordKind::Finish);
+        if let Some(own) = own {
+            let last = seen[own + records.len() - 1].0;
+            state.seen = Some(seen);
+            state.complete_append(last, &self.announced.will);
+            // Another node has finished the topic, with the will.
+            return (!is_finish || !state.has_will).then_some(true);
+        }
+        (!state.has_ended && (is_finish || !state.has_will)).then_some(false)
+    }
+
+    /// Ends an append that has succeeded.
+    pub(super) fn note_appended(&self, position: Position) {
+        self.lock().complete_append(position, &self.announced.will);
+    }
+
+    /// Returns `true` if the recording must publish nothing more: its topic is finished, another
+    /// node has published its will, or the hub is shut down.
+    pub(super) fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.has_ended || state.has_will
+    }
+}
+
+impl LocalState {
+    /// Notes a record of the topic that the recording has not appended.
+    fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
+        self.has_ended |= kind == RecordKind::Finish;
+        self.has_will |= kind == RecordKind::Event && event == will;
+    }
+
+    fn complete_append(&mut self, position: Position, will: &Bytes) {
+        self.appended = self.appended.max(position);
+        for (at, kind, event) in self.seen.take().into_iter().flatten() {
+            if at > position {
+                self.note_foreign(kind, &event, will);
+            }
+        }
+    }
+}

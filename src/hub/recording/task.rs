@@ -1,0 +1,261 @@
+//! The task of a recording: it reads the stream and publishes its events.
+
+use super::{
+    Outcome, Settings,
+    append::{self, Ended},
+    nodes::Local,
+};
+use crate::{
+    BoxError, EncodedEvents, Event, SseItem,
+    hub::{
+        backend::{Record, RecordKind},
+        core::Core,
+        topic::check_name,
+    },
+};
+use bytes::Bytes;
+use std::{
+    future::{pending, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tokio_stream::Stream;
+
+/// The number of items that are published as one batch, if they are ready at the same time.
+const MAX_BATCH: usize = 64;
+
+type Item = Option<Result<EncodedEvents, BoxError>>;
+
+/// The stream of a recording.
+pub(super) struct Items(Box<dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send>);
+
+impl Items {
+    pub(super) fn new<S>(stream: S) -> Self
+    where
+        S: Stream + Send + 'static,
+        S::Item: SseItem,
+    {
+        let mut stream = Box::pin(stream);
+        Self(Box::new(move |cx| stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))))
+    }
+
+    /// A panic of the stream is an error. The stream is not polled again after an error.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+        let polled = catch_unwind(AssertUnwindSafe(|| (self.0)(cx)));
+        polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
+    }
+}
+
+/// The next step of a recording.
+enum Step {
+    Publish(Vec<Event>),
+    Fail(BoxError),
+    End(Outcome),
+}
+
+/// Runs a recording to its end.
+pub(super) async fn run(
+    core: Arc<Core>,
+    local: Arc<Local>,
+    items: Items,
+    settings: Settings,
+    outcome: watch::Sender<Option<Outcome>>,
+) {
+    // The recording is removed even if its runtime is shut down.
+    let _registered = Registered { core: &core, local: &local };
+    let ended = record(&core, &local, items, settings).await;
+    drop(_registered);
+    outcome.send_replace(Some(ended));
+}
+
+struct Registered<'a> {
+    core: &'a Core,
+    local: &'a Arc<Local>,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.core.recordings.remove(self.local);
+    }
+}
+
+async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Settings) -> Outcome {
+    let Settings { abandon_after, time_limit, will, end, on_error, on_stop, .. } = settings;
+    let mut stop = local.stop.subscribe();
+    let mut requested = pin!(async move { stop.wait_for(Option::is_some).await.ok().and_then(|stop| *stop) });
+    let mut expired = pin!(after(time_limit));
+    let mut abandoned = pin!(abandoned(core, local, abandon_after));
+    // Another node has to know the recording before its first event is in the log.
+    let mut announced = pin!(announced(core, local));
+    let mut is_announced = core.backend.is_none();
+    let (ended, last) = loop {
+        let step = poll_fn(|cx| {
+            if let Poll::Ready(outcome) = requested.as_mut().poll(cx) {
+                return Poll::Ready(Step::End(outcome.unwrap_or(Outcome::Interrupted)));
+            }
+            if expired.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Step::End(Outcome::TimedOut));
+            }
+            if abandoned.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Step::End(Outcome::Abandoned));
+            }
+            is_announced = is_announced || announced.as_mut().poll(cx).is_ready();
+            if is_announced { next(&mut items, cx) } else { Poll::Pending }
+        })
+        .await;
+        match step {
+            Step::Publish(events) => match publish(core, local, events).await {
+                Ok(()) => {}
+                Err(Failure::Ended) => break (Outcome::Interrupted, None),
+                Err(Failure::Refused(error)) => break (Outcome::Failed, on_error.and_then(|f| contained(|| f(error)))),
+            },
+            Step::Fail(error) => break (Outcome::Failed, on_error.and_then(|f| contained(|| f(error)))),
+            Step::End(Outcome::Finished) => break (Outcome::Finished, end),
+            Step::End(Outcome::Interrupted) => break (Outcome::Interrupted, will.filter(|_| !local.is_over())),
+            Step::End(outcome) => break (outcome, on_stop.and_then(|f| contained(|| f(outcome)))),
+        }
+    };
+    // The stream is dropped before the end is published, so that it does nothing more.
+    drop(items);
+    if let Some(last) = last {
+        // The event has the same form as those of the stream.
+        let last = decode(&last.into()).collect();
+        if let Err(Failure::Ended) = publish(core, local, last).await {
+            return Outcome::Interrupted;
+        }
+    }
+    match finish(core, local).await {
+        Ok(()) => ended,
+        Err(Ended) => Outcome::Interrupted,
+    }
+}
+
+/// Returns the next items, and all that are ready with them.
+fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
+    let mut events = Vec::new();
+    while events.len() < MAX_BATCH {
+        match items.poll_next(cx) {
+            Poll::Ready(Some(Ok(encoded))) => events.extend(decode(&encoded)),
+            // The events before the end are published first. The stream is then polled once more.
+            Poll::Ready(end) => {
+                let step = match end {
+                    Some(Err(error)) => Step::Fail(error),
+                    _ => Step::End(Outcome::Finished),
+                };
+                if events.is_empty() {
+                    return Poll::Ready(step);
+                }
+                let mut step = Some(step);
+                items.0 = Box::new(move |_| match step.take() {
+                    Some(Step::Fail(error)) => Poll::Ready(Some(Err(error))),
+                    _ => Poll::Ready(None),
+                });
+                break;
+            }
+            Poll::Pending if events.is_empty() => return Poll::Pending,
+            Poll::Pending => break,
+        }
+    }
+    Poll::Ready(Step::Publish(events))
+}
+
+/// Returns the single events, which each end with an empty line, without their ids.
+fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
+    let text = std::str::from_utf8(encoded.as_bytes()).unwrap_or_default();
+    text.split_inclusive("\n\n").filter_map(|event| {
+        let id_ends = if event.starts_with("id") { event.find('\n')? + 1 } else { 0 };
+        Event::from_wire(event[id_ends..].as_bytes())
+    })
+}
+
+enum Failure {
+    Ended,
+    /// The event cannot be published, or the topic cannot be created.
+    Refused(BoxError),
+}
+
+impl From<Ended> for Failure {
+    fn from(_: Ended) -> Self {
+        Self::Ended
+    }
+}
+
+async fn publish(core: &Arc<Core>, local: &Local, events: Vec<Event>) -> Result<(), Failure> {
+    let refused = |error| Failure::Refused(BoxError::from(error));
+    // The events before an invalid event are published.
+    let check = |(index, event): (usize, &Event)| Some((index, check_name(event.name()).err()?));
+    if let Some((valid, error)) = events.iter().enumerate().find_map(check) {
+        let valid = events.into_iter().take(valid).collect();
+        Box::pin(publish(core, local, valid)).await?;
+        return Err(refused(error));
+    }
+    if events.is_empty() {
+        return Ok(());
+    }
+    let topic = &local.announced.topic;
+    if core.backend.is_none() {
+        return match core.publish(topic, false, events).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_finished() || core.is_shut_down() => Err(Failure::Ended),
+            Err(error) => Err(refused(error)),
+        };
+    }
+    let record = |event: Event| Record { topic: topic.clone(), kind: RecordKind::Event, event: event.encode() };
+    Ok(append::append(core, local, events.into_iter().map(record).collect()).await?)
+}
+
+async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Ended> {
+    let topic = &local.announced.topic;
+    if core.backend.is_none() {
+        // The only other error is that the topic does not exist, and that there are too many others.
+        return if core.finish(topic).await.is_err() && core.is_shut_down() { Err(Ended) } else { Ok(()) };
+    }
+    let record = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
+    append::append(core, local, vec![record]).await
+}
+
+/// Calls a function of the application. A panic is reported, and there is no event.
+fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
+    let mut event = None;
+    crate::callback::contain_panic("recording", || event = f());
+    event
+}
+
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => sleep(time).await,
+        None => pending().await,
+    }
+}
+
+/// Waits until other nodes know this recording.
+async fn announced(core: &Core, local: &Local) {
+    while !local.is_announced() {
+        core.recordings.progress(Duration::from_secs(1)).await;
+    }
+}
+
+/// Waits until the topic has had no subscribers on any node for this time.
+async fn abandoned(core: &Core, local: &Local, time: Option<Duration>) {
+    let Some(time) = time else { return pending().await };
+    let topic = &local.announced.topic;
+    let mut watched_at = Instant::now();
+    let mut was_watched = false;
+    loop {
+        let is_elsewhere = || core.backend.is_some() && core.recordings.is_watched_elsewhere(topic, local.lease);
+        let is_watched = core.subscribers(topic) > 0 || is_elsewhere();
+        if is_watched || was_watched {
+            watched_at = Instant::now();
+        }
+        was_watched = is_watched;
+        let Some(left) = time.checked_sub(watched_at.elapsed()).filter(|left| !left.is_zero()) else { return };
+        sleep(left.min(time / 20).clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
+    }
+}

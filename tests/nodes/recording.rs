@@ -1,0 +1,345 @@
+//! Recordings on several nodes: a topic gets every event of its recording once and in order, then
+//! one end, and nothing after it, whatever happens to the nodes and the backend.
+
+use super::{
+    PLENTY,
+    faulty::{Faulty, Mode, Shared},
+    settle, two,
+};
+use futures_util::FutureExt;
+use proptest::{collection::vec, prelude::*};
+use std::time::Duration;
+use tokio::{
+    runtime,
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
+use tower_sse::{
+    Event,
+    hub::{
+        Hub, Outcome, Recorder, Start,
+        backend::{Record, RecordKind},
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(10);
+
+fn channel() -> (mpsc::UnboundedSender<Event>, impl Stream<Item = Event> + Send + 'static) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (sender, UnboundedReceiverStream::new(receiver))
+}
+
+/// Returns what the log has of a topic: the data of its events, and `.` for the end.
+fn log(shared: &Shared, topic: &str) -> Vec<String> {
+    let of_topic = |record: &Record| (*record.topic == *topic).then(|| text(record));
+    shared.log().all.values().filter_map(of_topic).collect()
+}
+
+fn text(record: &Record) -> String {
+    let data = String::from_utf8(record.event.to_vec()).unwrap();
+    match record.kind {
+        RecordKind::Finish => ".".to_owned(),
+        _ => data.trim_start_matches("data: ").trim_end().to_owned(),
+    }
+}
+
+fn record(hub: &Hub, topic: &str, items: impl Stream<Item = Event> + Send + 'static) -> Recorder {
+    hub.topic(topic).record(items).will(Event::new("will")).end_with(Event::new("end"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_node_is_replaced_within_lease_and_a_second() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let third = Hub::builder().backend(shared.connect()).connect().await.unwrap();
+    for round in 0..20 {
+        let topic = format!("answer/{round}");
+        let (sender, items) = channel();
+        let recording = record(&hubs[0], &topic, items).start();
+        sender.send(Event::new("1")).unwrap();
+        sleep(Duration::from_millis(500 + 137 * round)).await;
+        let mut reader = third.topic(&topic).subscribe(Start::Earliest).await.unwrap();
+        connections[0].set(Mode::Hangs);
+        sleep(LEASE - SECOND * 4).await;
+        assert_eq!(log(&shared, &topic), ["1"], "the node may be alive");
+        sleep(SECOND * 5).await;
+        assert_eq!(log(&shared, &topic), ["1", "will", "."]);
+        while timeout(SECOND, reader.next()).await.expect("the client gets the end").is_some() {}
+        // The node was only paused. It may have noticed the end already.
+        let _is_running = sender.send(Event::new("2"));
+        connections[0].set(Mode::Works);
+        assert_eq!(timeout(SECOND * 30, recording.outcome()).await, Ok(Outcome::Interrupted));
+        sleep(LEASE * 2).await;
+        assert_eq!(log(&shared, &topic), ["1", "will", "."], "nothing follows");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_without_will_finishes_its_topic() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let _recording = hubs[0].topic("a").record(items).lease(SECOND).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    sleep(SECOND * 3).await;
+    assert_eq!(log(&shared, "a"), ["1", "."]);
+}
+
+/// The node that takes over dies as well, after the will and before the end.
+#[tokio::test(start_paused = true)]
+async fn will_is_not_repeated_by_a_third_node() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    // The other node stores the will, and gets no response any more.
+    connections[1].set(Mode::LosesAnswers);
+    while !log(&shared, "a").contains(&"will".to_owned()) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    connections[1].set(Mode::Hangs);
+    let third = Hub::builder().backend(shared.connect()).connect().await.unwrap();
+    sleep(LEASE * 3).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+    drop(third);
+}
+
+#[tokio::test(start_paused = true)]
+async fn outage_pauses_a_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    for (topic, mode) in [("fails", Mode::Fails), ("hangs", Mode::Hangs), ("lost", Mode::LosesAnswers)] {
+        let (sender, items) = channel();
+        let recording = record(&hubs[0], topic, items).start();
+        let mut expected = Vec::new();
+        for n in 0..500 {
+            if n == 100 {
+                connections.iter().for_each(|connection| connection.set(mode));
+            }
+            if n == 400 {
+                connections.iter().for_each(|connection| connection.set(Mode::Works));
+            }
+            sender.send(Event::display(n)).unwrap();
+            expected.push(n.to_string());
+            sleep(Duration::from_millis(100)).await;
+        }
+        drop(sender);
+        assert_eq!(timeout(SECOND * 60, recording.outcome()).await, Ok(Outcome::Finished), "{topic}");
+        expected.extend(["end".to_owned(), ".".to_owned()]);
+        assert_eq!(log(&shared, topic), expected, "{topic}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_node_stops_a_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = two(&shared, Hub::builder).await;
+    // A request without a recording does not stop a later one.
+    hubs[1].topic("a").stop_recording().await.unwrap();
+    settle().await;
+    let (_sender, items) = channel();
+    let recording = hubs[0].topic("a").record(items).on_stop(|_| Some(Event::new("stopped"))).start();
+    sleep(SECOND).await;
+    hubs[1].topic("b").stop_recording().await.unwrap();
+    assert!(timeout(SECOND * 60, recording.outcome()).await.is_err());
+    hubs[1].topic("a").stop_recording().await.unwrap();
+    assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Stopped));
+    assert_eq!(log(&shared, "a"), ["stopped", "."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscribers_of_other_nodes_keep_a_recording() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).abandon_after(SECOND * 5).start();
+    sleep(SECOND * 3).await;
+    let subscription = hubs[1].topic("a").subscribe(Start::Earliest).await.unwrap();
+    assert!(timeout(SECOND * 60, recording.outcome()).await.is_err());
+    // It is unknown during an outage.
+    connections.iter().for_each(|connection| connection.set(Mode::Fails));
+    assert!(timeout(SECOND * 60, recording.outcome()).await.is_err());
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    assert!(timeout(SECOND * 60, recording.outcome()).await.is_err());
+    drop(subscription);
+    assert!(timeout(SECOND * 4, recording.outcome()).await.is_err());
+    assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Abandoned));
+}
+
+#[tokio::test(start_paused = true)]
+async fn recording_continues_in_another_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    shared.replace(PLENTY, Vec::new());
+    sender.send(Event::new("2")).unwrap();
+    sleep(SECOND * 5).await;
+    sender.send(Event::new("3")).unwrap();
+    sleep(SECOND).await;
+    assert_eq!(log(&shared, "a"), ["2", "3"]);
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE + SECOND * 2).await;
+    assert_eq!(log(&shared, "a"), ["2", "3", "will", "."]);
+    drop(recording);
+}
+
+#[tokio::test(start_paused = true)]
+async fn topic_can_be_recorded_again() {
+    let shared = Shared::new(PLENTY);
+    let builder = || Hub::builder().max_age(SECOND);
+    let (hubs, connections) = two(&shared, builder).await;
+    for round in 0..3 {
+        let (sender, items) = channel();
+        let recording = record(&hubs[round % 2], "a", items).start();
+        sender.send(Event::display(round)).unwrap();
+        sleep(SECOND).await;
+        drop(sender);
+        assert_eq!(recording.outcome().await, Outcome::Finished);
+        // The hub forgets that the topic is finished.
+        sleep(SECOND * 10).await;
+    }
+    let (sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("3")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE + SECOND * 2).await;
+    assert_eq!(log(&shared, "a"), ["0", "end", ".", "1", "end", ".", "2", "end", ".", "3", "will", "."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_nodes_send_nothing() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _connections) = two(&shared, Hub::builder).await;
+    let recording = record(&hubs[0], "a", tokio_stream::once(Event::new("1"))).start();
+    recording.outcome().await;
+    sleep(LEASE).await;
+    let before = shared.log().bounds.last;
+    sleep(LEASE * 10).await;
+    assert_eq!(shared.log().bounds.last, before);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Produce {
+        recording: usize,
+        count: usize,
+    },
+    End {
+        recording: usize,
+    },
+    Set {
+        node: usize,
+        mode: Mode,
+    },
+    Pass {
+        milliseconds: u64,
+    },
+    /// Another publisher publishes to the topic.
+    Foreign {
+        recording: usize,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let recording = || 0..4_usize;
+    let mode = prop_oneof![
+        4 => Just(Mode::Works),
+        1 => Just(Mode::Fails),
+        2 => Just(Mode::Hangs),
+        2 => Just(Mode::LosesAnswers),
+        1 => Just(Mode::Lags),
+    ];
+    let pass = prop_oneof![4 => 1..500_u64, 3 => 500..5000_u64, 2 => 5000..30_000_u64];
+    prop_oneof![
+        6 => (recording(), 1..100_usize).prop_map(|(recording, count)| Step::Produce { recording, count }),
+        1 => recording().prop_map(|recording| Step::End { recording }),
+        4 => (0..3_usize, mode).prop_map(|(node, mode)| Step::Set { node, mode }),
+        5 => pass.prop_map(|milliseconds| Step::Pass { milliseconds }),
+        1 => recording().prop_map(|recording| Step::Foreign { recording }),
+    ]
+}
+
+/// The recordings 0 to 3 run on the nodes 0 and 1. The node 2 records nothing.
+async fn every_topic_is_complete(steps: Vec<Step>) {
+    let shared = Shared::new(PLENTY);
+    let connections: Vec<Faulty> = (0..3).map(|_| shared.connect()).collect();
+    let mut hubs = Vec::new();
+    for connection in &connections {
+        hubs.push(Hub::builder().backend(connection.clone()).connect().await.unwrap());
+    }
+    let topics = ["a", "b", "c", "d"];
+    let mut senders = Vec::new();
+    let mut recordings = Vec::new();
+    for (number, topic) in topics.iter().enumerate() {
+        let (sender, items) = channel();
+        senders.push(Some(sender));
+        recordings.push(record(&hubs[number % 2], topic, items).start());
+    }
+    sleep(SECOND).await;
+    let mut produced = [0; 4];
+    for step in steps {
+        match step {
+            Step::Produce { recording, count } => {
+                let Some(sender) = &senders[recording] else { continue };
+                for _ in 0..count {
+                    // The recording has ended if this fails.
+                    if sender.send(Event::display(produced[recording])).is_ok() {
+                        produced[recording] += 1;
+                    }
+                }
+            }
+            Step::End { recording } => senders[recording] = None,
+            Step::Set { node, mode } => connections[node].set(mode),
+            Step::Pass { milliseconds } => sleep(Duration::from_millis(milliseconds)).await,
+            Step::Foreign { recording } => {
+                let topic = hubs[2].topic(topics[recording]);
+                let _result = timeout(SECOND, topic.publish(Event::new("foreign"))).await;
+            }
+        }
+    }
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    senders.clear();
+    for (number, topic) in topics.iter().enumerate() {
+        let outcome = timeout(SECOND * 120, recordings[number].outcome()).await.expect("the recording ends");
+        // The nodes have come back, so a node that has taken over has finished the topic.
+        sleep(LEASE * 2).await;
+        let records = log(&shared, topic);
+        let own: Vec<_> = records.iter().filter(|text| *text != "foreign").cloned().collect();
+        let end = own.iter().position(|text| text.parse::<usize>().is_err()).expect("there is an end");
+        let (events, end) = own.split_at(end);
+        let expected: Vec<_> = (0..events.len()).map(|n| n.to_string()).collect();
+        assert_eq!(events, expected, "{topic}: once and in order");
+        match outcome {
+            Outcome::Finished => {
+                assert_eq!(end, ["end", "."], "{topic}");
+                assert_eq!(events.len(), produced[number], "{topic}");
+            }
+            // The node may have been cut off between its last event and the end.
+            Outcome::Interrupted => {
+                assert_eq!(end.strip_prefix(&["end".to_owned()]).unwrap_or(end), ["will", "."], "{topic}");
+            }
+            other => panic!("{topic}: {other:?}"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn recorded_topic_is_complete_or_has_its_will(steps in vec(step(), 1..60)) {
+        let runtime = runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(every_topic_is_complete(steps).boxed_local());
+    }
+}
