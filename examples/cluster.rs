@@ -11,6 +11,14 @@
 //! to the other node, and receives the events that were published in between. Restart Redis or
 //! NATS, too.
 //!
+//! A job runs on one node, and its events can be read on every node. If the process of the node is
+//! killed, another node ends the job:
+//!
+//! ```console
+//! $ curl --data copy http://127.0.0.1:3000/jobs
+//! $ curl -N http://127.0.0.1:3001/jobs/copy
+//! ```
+//!
 //! With addresses, the program starts a node at each of them. `--others` names the nodes of other
 //! processes, for the page:
 //!
@@ -21,23 +29,29 @@
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Path, State},
     http::StatusCode,
     response::{ErrorResponse, Html, Result},
     routing::{get, post},
 };
 use std::{env, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tower_http::cors::CorsLayer;
 use tower_sse::{
     BoxError, Event, Heartbeat, LastEventId, SseLayer, SseStream,
-    hub::{Hub, Subscription},
+    hub::{Hub, Start, Subscription},
 };
 
 const USAGE: &str = "Give the URL of the log: --redis redis://127.0.0.1:6379 or --nats nats://127.0.0.1:4222";
 /// The downtime of a stopped node.
 const DOWNTIME: Duration = Duration::from_secs(5);
+/// The time after which another node ends the jobs of a node that was killed. The default is longer.
+const LEASE: Duration = Duration::from_secs(2);
+/// The number of steps of a job, and the time for each.
+const STEPS: u32 = 1000;
+const STEP: Duration = Duration::from_millis(50);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -114,6 +128,8 @@ async fn serve(mut listener: TcpListener, hub: Hub, nodes: Arc<[SocketAddr]>) ->
             .route("/nodes", get(async |State(node): State<Node>| Json(node.nodes.to_vec())))
             .route("/events", get(events))
             .route("/publish", post(publish))
+            .route("/jobs", post(start_jobs))
+            .route("/jobs/{name}", get(job))
             .route("/stop", post(async |State(node): State<Node>| node.stop.cancel()))
             .with_state(Node { hub: hub.clone(), nodes: nodes.clone(), stop: stop.clone() })
             // The page of one node reconnects to the other node, which is another origin.
@@ -135,4 +151,31 @@ async fn events(State(node): State<Node>, last: LastEventId) -> Result<SseStream
 async fn publish(State(node): State<Node>, lines: String) -> Result<String, ErrorResponse> {
     let id = node.hub.topic("news").publish_all(lines.lines().map(Event::new)).await?;
     Ok(id.ok_or((StatusCode::BAD_REQUEST, "nothing to publish: the body is empty"))?.to_string())
+}
+
+/// Starts a job for each line of the body, which is its name. The jobs run on this node.
+async fn start_jobs(State(node): State<Node>, names: String) {
+    for name in names.lines() {
+        let steps = tokio_stream::iter(0..STEPS).throttle(STEP);
+        node.hub
+            .topic(format!("jobs/{name}"))
+            .record(steps.map(|step| Event::display(step).event("step")))
+            .end_with(Event::default().event("done"))
+            .will(Event::default().event("interrupted"))
+            .lease(LEASE)
+            .start();
+    }
+}
+
+/// Streams the events of a job, which may run on another node.
+async fn job(
+    State(node): State<Node>,
+    Path(name): Path<String>,
+    last: LastEventId,
+) -> Result<SseStream<Subscription>, ErrorResponse> {
+    let job = node.hub.topic(format!("jobs/{name}"));
+    if !job.exists() {
+        return Err((StatusCode::NOT_FOUND, "there is no such job, or it has expired").into());
+    }
+    Ok(SseStream::new(job.subscribe(last.or(Start::Earliest)).await?))
 }

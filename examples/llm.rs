@@ -17,19 +17,20 @@ use axum::{
     routing::{get, post},
 };
 use std::{
-    collections::HashMap,
     env,
     hash::{BuildHasher, RandomState},
-    pin::pin,
     process::ExitCode,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_stream::{Stream, StreamExt};
 use tower_sse::{
-    BoxError, Event, LastEventId, SseLayer, SseStream,
-    hub::{Hub, Start, Subscription, Topic},
+    BoxError, Event, JsonError, LastEventId, SseLayer, SseStream,
+    hub::{Hub, Outcome, Start, Subscription},
 };
 
 /// The maximum number of characters of a prompt, and of tokens of an answer.
@@ -40,7 +41,7 @@ const MAX_TOKENS: usize = 4000;
 const MAX_GENERATING: usize = 16;
 const MAX_ANSWERS: usize = 1000;
 /// Limits for the time of a generation, and for the age of an answer that can still be read.
-const GENERATION_TIMEOUT: Duration = Duration::from_secs(20 * 60);
+const TIME_LIMIT: Duration = Duration::from_secs(20 * 60);
 const RETENTION: Duration = Duration::from_secs(60 * 60);
 
 #[tokio::main]
@@ -66,11 +67,9 @@ async fn run(address: &str, pace: &str, patience: &str) -> Result<(), BoxError> 
     })?;
     println!("Open http://{} in a browser", listener.local_addr()?);
 
-    // The hub retains whole answers, and a little longer than the server remembers them.
-    let age = RETENTION + Duration::from_secs(60);
     let app = Arc::new(App {
-        hub: Hub::builder().max_events(MAX_TOKENS + 2).max_age(age).max_topics(MAX_ANSWERS).build(),
-        answers: Mutex::default(),
+        // The hub retains whole answers.
+        hub: Hub::builder().max_events(MAX_TOKENS + 2).max_age(RETENTION).max_topics(MAX_ANSWERS).build(),
         permits: Arc::new(Semaphore::new(MAX_GENERATING)),
         pace: Duration::from_millis(pace),
         patience: Duration::from_secs(patience),
@@ -86,8 +85,6 @@ async fn run(address: &str, pace: &str, patience: &str) -> Result<(), BoxError> 
 
 struct App {
     hub: Hub,
-    /// The start time and the topic of each answer that can be read.
-    answers: Mutex<HashMap<String, (Instant, Topic)>>,
     permits: Arc<Semaphore>,
     pace: Duration,
     patience: Duration,
@@ -113,22 +110,20 @@ async fn ask(State(app): State<Arc<App>>, Json(Question { prompt }): Json<Questi
     // The id must be unguessable: with it, a client can read the answer. Each `RandomState` has
     // random keys.
     let id: String = (0..2).map(|_| format!("{:016x}", RandomState::new().hash_one(&prompt))).collect();
-    let topic = app.hub.topic(format!("answer/{id}"));
-    let started = Instant::now();
+    let answer = app.hub.topic(format!("answer/{id}"));
     // The first event is the prompt, for a page that knows only the id. Publishing it fails if the
     // hub has too many topics.
-    topic.publish(Event::json(&prompt).expect("a string serializes").event("prompt")).await?;
-    let mut answers = app.answers.lock().unwrap();
-    answers.retain(|_, (started, _)| started.elapsed() < RETENTION);
-    answers.insert(id.clone(), (started, topic.clone()));
-    drop(answers);
-
-    tokio::spawn(async move {
-        let _permit_until_the_end = permit;
-        if let Err(error) = generate(&app, &topic, &prompt).await {
-            eprintln!("{topic:?}: {error}");
-        }
-    });
+    answer.publish(Event::json(&prompt).expect("a string serializes").event("prompt")).await?;
+    // A client may leave. The answer is generated as long as some client reads it, or returns soon.
+    answer
+        .record(model(&prompt, app.pace, permit))
+        .abandon_after(app.patience)
+        .time_limit(TIME_LIMIT)
+        .on_error(|error| Some(Event::display(error).event("failed")))
+        .on_stop(|outcome| Some(reason(outcome)))
+        // With one of these events, the page knows that it must not reconnect.
+        .end_with(Event::new("[DONE]").event("done"))
+        .start();
     Ok((StatusCode::CREATED, [(LOCATION, format!("/answers/{id}"))], Json(serde_json::json!({ "id": id }))))
 }
 
@@ -139,53 +134,36 @@ async fn read(
     Path(id): Path<String>,
     last: LastEventId,
 ) -> Result<SseStream<Subscription>> {
+    let answer = app.hub.topic(format!("answer/{id}"));
     // Subscribing creates the topic, so check ids from clients first.
-    let answer = app.answers.lock().unwrap().get(&id).filter(|(started, _)| started.elapsed() < RETENTION).cloned();
-    let (_, topic) = answer.ok_or((StatusCode::NOT_FOUND, "There is no such answer, or it has expired"))?;
-    Ok(SseStream::new(topic.subscribe(last.or(Start::Earliest)).await?))
+    if !answer.exists() {
+        return Err((StatusCode::NOT_FOUND, "There is no such answer, or it has expired").into());
+    }
+    Ok(SseStream::new(answer.subscribe(last.or(Start::Earliest)).await?))
 }
 
-/// Publishes the tokens of the model, and then an event that says why the answer has ended. With
-/// this event, the page knows that it must not reconnect.
-async fn generate(app: &App, topic: &Topic, prompt: &str) -> Result<(), BoxError> {
-    let publish_all = async {
-        let mut tokens = pin!(model(prompt, app.pace).take(MAX_TOKENS));
-        while let Some(token) = tokens.next().await {
-            // JSON preserves spaces and line ends.
-            topic.publish(Event::json(&token?)?).await?;
-        }
-        Ok::<_, BoxError>(())
-    };
-    let end = tokio::select! {
-        published = publish_all => match published {
-            Ok(()) => Event::new("[DONE]").event("done"),
-            Err(error) => Event::display(error).event("failed"),
-        },
-        () = abandoned(topic, app.patience) => Event::new("No client was reading").event("abandoned"),
-        () = sleep(GENERATION_TIMEOUT) => Event::new("The model took too long").event("failed"),
-    };
-    topic.publish(end).await?;
-    Ok(topic.finish().await?)
-}
-
-/// Waits until the topic has had no subscriber for this long. A page that reconnects or reloads is
-/// away for less.
-async fn abandoned(topic: &Topic, patience: Duration) {
-    let mut last_read = Instant::now();
-    while last_read.elapsed() < patience {
-        if topic.subscribers() > 0 {
-            last_read = Instant::now();
-        }
-        sleep(patience / 20).await;
+fn reason(outcome: Outcome) -> Event {
+    match outcome {
+        Outcome::Abandoned => Event::new("No client was reading").event("abandoned"),
+        Outcome::TimedOut => Event::new("The model took too long").event("failed"),
+        _ => Event::new("The answer was stopped").event("failed"),
     }
 }
 
 /// Simulates a language model. It gives the same answer to every prompt.
-fn model(prompt: &str, pace: Duration) -> impl Stream<Item = Result<String, BoxError>> + Send + use<> {
+fn model(
+    prompt: &str,
+    pace: Duration,
+    permit: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<Event, JsonError>> + Send + use<> {
     let subject: String = prompt.trim().chars().take(60).collect();
     let answer = ANSWER.replace("{}", &subject);
-    let words: Vec<_> = answer.split_inclusive(' ').map(|word| Ok(word.to_owned())).collect();
-    tokio_stream::iter(words).throttle(pace)
+    // JSON preserves spaces and line ends.
+    let words: Vec<_> = answer.split_inclusive(' ').take(MAX_TOKENS).map(|word| Event::json(&word)).collect();
+    tokio_stream::iter(words).throttle(pace).map(move |word| {
+        let _permit_until_the_end = &permit;
+        word
+    })
 }
 
 const ANSWER: &str = r#"You asked about “{}”. This page has no real model, so this text explains what happens to a model's answer on its way to you.

@@ -212,6 +212,7 @@ impl Topic {
     }
 
     /// Records a stream in this topic: a task publishes its events, independently of any client.
+    /// Call [`start`](Recorder::start) on the result.
     ///
     /// So the answer of a language model, or the output of a job, does not end with the connection
     /// of the client that has requested it. Clients subscribe to the topic like to any other. The
@@ -219,7 +220,7 @@ impl Topic {
     /// are replaced. Items that are ready at the same time are published as one batch.
     ///
     /// The topic is [finished](Self::finish) however the recording [ends](super::Outcome), so its
-    /// clients are told to stop. Use a topic of its own for each recording. Other publishers may
+    /// clients stop reconnecting. Use a topic of its own for each recording. Other publishers may
     /// publish to it meanwhile.
     ///
     /// # With a backend
@@ -270,6 +271,17 @@ impl Topic {
     ///
     /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request.
     /// Recordings of this node are stopped nevertheless.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::{Error, Hub};
+    ///
+    /// /// The handler of a "Stop" button.
+    /// async fn stop(hub: &Hub, answer: &str) -> Result<(), Error> {
+    ///     hub.topic(format!("answers/{answer}")).stop_recording().await
+    /// }
+    /// ```
     pub async fn stop_recording(&self) -> Result<(), Error> {
         recording::stop(&self.core, &self.name).await
     }

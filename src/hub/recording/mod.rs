@@ -19,7 +19,30 @@ use tokio_stream::Stream;
 /// The default of [`Recorder::lease`].
 const LEASE: Duration = Duration::from_secs(10);
 
-/// Settings of a recording, from [`Topic::record`](super::Topic::record).
+/// The settings of a recording, from [`Topic::record`](super::Topic::record). [`start`](Self::start)
+/// starts it.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::{BoxError, Event, hub::{Hub, Outcome, Recording}};
+///
+/// fn answer(hub: &Hub, id: u64, tokens: impl tokio_stream::Stream<Item = Result<Event, BoxError>> + Send + 'static) -> Recording {
+///     hub.topic(format!("answers/{id}"))
+///         .record(tokens)
+///         .abandon_after(Duration::from_secs(30))
+///         .time_limit(Duration::from_secs(20 * 60))
+///         .on_error(|error| Some(Event::display(error).event("failed")))
+///         .on_stop(|outcome| match outcome {
+///             Outcome::Abandoned => Some(Event::new("no client was reading").event("abandoned")),
+///             _ => Some(Event::new("the answer was stopped").event("stopped")),
+///         })
+///         .end_with(Event::new("[DONE]").event("done"))
+///         .will(Event::new("the server was restarted").event("failed"))
+///         .start()
+/// }
+/// ```
 #[must_use = "a recording begins with `start`"]
 pub struct Recorder {
     core: Arc<Core>,
@@ -38,7 +61,19 @@ struct Settings {
     on_stop: Option<Box<dyn FnOnce(Outcome) -> Option<Event> + Send>>,
 }
 
-/// The ways in which a [`Recording`] ends.
+/// The ways in which a [`Recording`] ends. Its topic is finished in each case.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, hub::{Hub, Outcome}};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let job = Hub::new().topic("jobs/7");
+/// let recording = job.record(tokio_stream::iter([Ok(Event::new("half")), Err("the disk is full")])).start();
+/// assert_eq!(recording.outcome().await, Outcome::Failed);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
@@ -52,14 +87,32 @@ pub enum Outcome {
     Abandoned,
     /// The recording has reached its [`time_limit`](Recorder::time_limit).
     TimedOut,
-    /// The topic was finished by somebody else, the hub was shut down, or another node has
-    /// published the [`will`](Recorder::will), because this node did not renew its lease.
+    /// The recording did not end by itself:
+    ///
+    /// - [`Topic::finish`](super::Topic::finish) was called,
+    /// - or another node has published the [`will`](Recorder::will), because this node did not renew
+    ///   its [`lease`](Recorder::lease) in time,
+    /// - or the hub was [shut down](super::Hub::shutdown) or
+    ///   [drained](super::Hub::drain_recordings).
     Interrupted,
 }
 
 /// A handle to a recording: a task that publishes a stream into a topic.
 ///
 /// Clones are handles to the same recording. Dropping all of them does not stop it.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, hub::{Hub, Outcome}};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let endless = tokio_stream::pending::<Event>();
+/// let recording = Hub::new().topic("jobs/7").record(endless).start();
+/// recording.stop();
+/// assert_eq!(recording.outcome().await, Outcome::Stopped);
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Recording {
     local: Arc<Local>,

@@ -14,6 +14,7 @@ mod nats_logs;
 mod nodes;
 mod processes;
 mod received;
+mod recording;
 mod redis;
 mod redis_access;
 mod redis_failover;
