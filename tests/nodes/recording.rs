@@ -8,6 +8,7 @@ use super::{
 };
 use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*};
+use serde_json::json;
 use std::time::Duration;
 use tokio::{
     runtime,
@@ -19,7 +20,7 @@ use tower_sse::{
     Event,
     hub::{
         Hub, Outcome, Recorder, Start,
-        backend::{Record, RecordKind},
+        backend::{Backend, Record, RecordKind},
     },
 };
 
@@ -123,8 +124,12 @@ async fn outage_pauses_a_recording() {
             if n == 100 {
                 connections.iter().for_each(|connection| connection.set(mode));
             }
+            // The other node comes back first, and gives this node a whole lease.
             if n == 400 {
-                connections.iter().for_each(|connection| connection.set(Mode::Works));
+                connections[1].set(Mode::Works);
+            }
+            if n == 450 {
+                connections[0].set(Mode::Works);
             }
             sender.send(Event::display(n)).unwrap();
             expected.push(n.to_string());
@@ -215,6 +220,24 @@ async fn topic_can_be_recorded_again() {
     connections[0].set(Mode::Hangs);
     sleep(LEASE + SECOND * 2).await;
     assert_eq!(log(&shared, "a"), ["0", "end", ".", "1", "end", ".", "2", "end", ".", "3", "will", "."]);
+}
+
+/// A node is paused while it sends a sign of life, which arrives after the end of its recording.
+#[tokio::test(start_paused = true)]
+async fn late_sign_of_life_revives_no_recording() {
+    let shared = Shared::new(PLENTY);
+    let _hubs = two(&shared, Hub::builder).await;
+    let beat = |id| {
+        let text =
+            json!({ "node": 7, "lease": 2000, "recordings": [["a", id, "data: will\n\n", false]], "watching": [] });
+        Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+    };
+    let connection = shared.connect();
+    for (id, expected) in [(1, &["will", "."][..]), (1, &["will", "."]), (2, &["will", ".", "will", "."])] {
+        connection.append(vec![beat(id)]).await.unwrap();
+        sleep(SECOND * 4).await;
+        assert_eq!(log(&shared, "a"), expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]

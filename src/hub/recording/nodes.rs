@@ -14,7 +14,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -47,6 +47,7 @@ pub(super) struct State {
     pub(super) peers: HashMap<u64, Peer>,
     /// The recordings that this node is taking over.
     claims: Vec<Arc<Claim>>,
+    settled: Settled,
     /// Whether the keeper runs.
     is_kept: bool,
     pub(super) contact: Contact,
@@ -67,9 +68,28 @@ pub(super) struct Peer {
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The recordings of the newest beat whose topics are finished. A node that was paused may
-    /// announce them again.
-    settled: HashSet<u64>,
+}
+
+/// The recordings of other nodes whose topics are finished. A node that was paused may announce
+/// them again.
+#[derive(Default)]
+struct Settled {
+    ids: HashSet<u64>,
+    order: VecDeque<u64>,
+}
+
+impl Settled {
+    /// The number of recordings that are remembered.
+    const MAX: usize = 10_000;
+
+    fn note(&mut self, id: u64) {
+        if self.ids.insert(id) {
+            self.order.push_back(id);
+        }
+        if self.order.len() > Self::MAX {
+            self.order.pop_front().inspect(|oldest| drop(self.ids.remove(oldest)));
+        }
+    }
 }
 
 /// A recording of another node.
@@ -290,7 +310,7 @@ impl State {
             }
             Some(Message::Beat(beat)) if beat.node != own_node => {
                 let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
-                peer.note(beat);
+                peer.note(beat, &self.settled.ids);
             }
             _ => {}
         }
@@ -306,7 +326,8 @@ impl State {
         }
         for peer in self.peers.values_mut() {
             if record.kind == RecordKind::Finish {
-                peer.settled.extend(peer.recordings.remove(&record.topic).map(|foreign| foreign.announced.id));
+                let finished = peer.recordings.remove(&record.topic);
+                finished.inspect(|foreign| self.settled.note(foreign.announced.id));
             } else if let Some(foreign) = peer.recordings.get_mut(&record.topic) {
                 foreign.has_will |= record.event == foreign.announced.will;
             }
@@ -316,25 +337,15 @@ impl State {
 
 impl Peer {
     fn new(lease: Duration) -> Self {
-        Self {
-            lease,
-            seen_at: Instant::now(),
-            recordings: HashMap::new(),
-            watching: HashSet::new(),
-            settled: HashSet::new(),
-        }
+        Self { lease, seen_at: Instant::now(), recordings: HashMap::new(), watching: HashSet::new() }
     }
 
-    fn note(&mut self, beat: Beat) {
+    fn note(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.lease = beat.lease;
         self.seen_at = Instant::now();
         self.watching = beat.watching;
-        self.settled.retain(|id| beat.recordings.iter().any(|announced| announced.id == *id));
         let mut known = std::mem::take(&mut self.recordings);
-        for announced in beat.recordings {
-            if self.settled.contains(&announced.id) {
-                continue;
-            }
+        for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
             let topic = announced.topic.clone();
             let same = known.remove(&topic).filter(|known| known.announced.id == announced.id);
             let is_claimed = same.is_some_and(|same| same.is_claimed);
