@@ -2,7 +2,11 @@
 //! own client.
 
 use async_trait::async_trait;
-use axum::Router;
+use axum::{
+    Router, extract,
+    http::Method,
+    middleware::{Next, from_fn},
+};
 use e2e::{Example, Relay, eventually, stays};
 use rmcp::{
     ClientHandler, ClientLifecycleMode, ClientServiceExt, ErrorData, Peer, RoleClient, RoleServer, ServerHandler,
@@ -158,6 +162,7 @@ async fn only_the_shutdown_token_lets_the_server_end() {
         let _call = client.call().await;
         server.steps.add_permits(1);
         assert_eq!(client.next_progress().await, 1.0);
+        within("a stream of notifications", server.opened.recv()).await.expect("the server runs");
 
         shutdown.cancel();
         stop.cancel();
@@ -295,6 +300,8 @@ struct Server {
     peers: UnboundedReceiver<Peer<RoleServer>>,
     calls: UnboundedReceiver<()>,
     cancelled: UnboundedReceiver<()>,
+    /// The streams of notifications that were opened: a message for each.
+    opened: UnboundedReceiver<()>,
     closed: Arc<Mutex<Vec<StreamSummary>>>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
@@ -331,6 +338,7 @@ impl Server {
         let (to_peers, peers) = unbounded_channel();
         let (to_calls, calls) = unbounded_channel();
         let (to_cancelled, cancelled) = unbounded_channel();
+        let (to_opened, opened) = unbounded_channel();
         let counter = Counter { steps: Arc::clone(&steps), peers: to_peers, calls: to_calls, cancelled: to_cancelled };
         let mut session = SessionConfig::default();
         session.sse_retry = Some(RETRY);
@@ -342,7 +350,18 @@ impl Server {
         let config =
             StreamableHttpServerConfig::default().with_sse_keep_alive(config.keep_alive).with_sse_retry(Some(RETRY));
         let service = StreamableHttpService::new(move || Ok(counter.clone()), Arc::new(sessions), config);
-        let app = layer(Router::new().route_service("/mcp", service));
+        let note_opened = move |request: extract::Request, next: Next| {
+            let to_opened = to_opened.clone();
+            async move {
+                let is_stream = request.method() == Method::GET;
+                let response = next.run(request).await;
+                if is_stream && response.status().is_success() {
+                    let _test_has_ended = to_opened.send(());
+                }
+                response
+            }
+        };
+        let app = layer(Router::new().route_service("/mcp", service)).layer(from_fn(note_opened));
 
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("the port");
@@ -351,7 +370,7 @@ impl Server {
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).with_graceful_shutdown(stopped).await.expect("the server runs");
         });
-        Self { address, steps, peers, calls, cancelled, closed: Arc::default(), stop, serving }
+        Self { address, steps, peers, calls, cancelled, opened, closed: Arc::default(), stop, serving }
     }
 
     async fn next_peer(&mut self) -> Peer<RoleServer> {
