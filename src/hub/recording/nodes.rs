@@ -87,7 +87,9 @@ impl Settled {
             self.order.push_back(id);
         }
         if self.order.len() > Self::MAX {
-            self.order.pop_front().inspect(|oldest| drop(self.ids.remove(oldest)));
+            self.order.pop_front().inspect(|oldest| {
+                self.ids.remove(oldest);
+            });
         }
     }
 }

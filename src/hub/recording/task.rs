@@ -32,9 +32,10 @@ use tokio_stream::Stream;
 const MAX_BATCH: usize = 64;
 
 type Item = Option<Result<EncodedEvents, BoxError>>;
+type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
 /// The stream of a recording.
-pub(super) struct Items(Box<dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send>);
+pub(super) struct Items(Box<PollItem>);
 
 impl Items {
     pub(super) fn new<S>(stream: S) -> Self
@@ -171,7 +172,7 @@ fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     let text = std::str::from_utf8(encoded.as_bytes()).unwrap_or_default();
     text.split_inclusive("\n\n").filter_map(|event| {
         let id_ends = if event.starts_with("id") { event.find('\n')? + 1 } else { 0 };
-        Event::from_wire(event[id_ends..].as_bytes())
+        Event::from_wire(&event.as_bytes()[id_ends..])
     })
 }
 
