@@ -59,3 +59,117 @@ async fn contract_rejects_positions_that_are_returned_twice() {
     })
     .await;
 }
+
+/// A log that does not compare its topics as `append_if_unchanged` has to.
+#[derive(Clone)]
+struct Careless {
+    log: MemoryBackend,
+    comparison: Comparison,
+}
+
+#[derive(Clone, Copy)]
+enum Comparison {
+    /// Appends in any case.
+    Never,
+    /// Appends in no case.
+    AlwaysChanged,
+    /// Compares all topics instead of one.
+    WholeLog,
+    /// Compares the topic, and not the epoch.
+    AnyEpoch,
+    /// Does not regard evicted records.
+    RetainedRecords,
+    /// Appends in a second step, as the default implementation does.
+    TwoSteps,
+}
+
+impl Backend for Careless {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.log.bounds().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        yield_now().await;
+        self.log.append(records).await
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let bounds = self.log.bounds().await?;
+        let since_or_evicted = since.max(bounds.evicted_through);
+        match self.comparison {
+            Comparison::Never => self.log.append(records).await.map(Some),
+            Comparison::AlwaysChanged => Ok(None),
+            Comparison::WholeLog if since < bounds.last => Ok(None),
+            Comparison::WholeLog => self.log.append_if_unchanged(records, epoch, since).await,
+            Comparison::AnyEpoch => self.log.append_if_unchanged(records, bounds.epoch, since).await,
+            Comparison::RetainedRecords => self.log.append_if_unchanged(records, epoch, since_or_evicted).await,
+            Comparison::TwoSteps => {
+                let topic = [records[0].topic.clone()];
+                let page = self.log.read(&topic, since).await?;
+                if page.epoch != epoch || page.evicted_through > since || !page.records.is_empty() {
+                    return Ok(None);
+                }
+                self.append(records).await.map(Some)
+            }
+        }
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        self.log.read(topics, after).await
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        self.log.follow(after).await
+    }
+}
+
+async fn check_careless(comparison: Comparison) {
+    let logs = Mutex::new(HashMap::new());
+    contract::check(async |name: &str, max_records| {
+        let mut logs = logs.lock().unwrap();
+        let log = logs.entry(name.to_owned()).or_insert_with(|| MemoryBackend::new(max_records)).clone();
+        Careless { log, comparison }
+    })
+    .await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "refuses records if the topic has records after the position")]
+async fn contract_rejects_appends_to_changed_topics() {
+    check_careless(Comparison::Never).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "has not changed since")]
+async fn contract_rejects_a_log_that_always_refuses() {
+    check_careless(Comparison::AlwaysChanged).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "has not changed since")]
+async fn contract_rejects_refusals_due_to_other_topics() {
+    check_careless(Comparison::WholeLog).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "refuses records if the log has another epoch")]
+async fn contract_rejects_appends_for_another_epoch() {
+    check_careless(Comparison::AnyEpoch).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "refuses records if records after the position were evicted")]
+async fn contract_rejects_appends_after_evicted_records() {
+    check_careless(Comparison::RetainedRecords).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "one of 4 appends after")]
+async fn contract_rejects_a_comparison_before_the_append() {
+    check_careless(Comparison::TwoSteps).await;
+}

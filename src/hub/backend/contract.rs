@@ -50,6 +50,8 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(dropping_follow_loses_no_record(&open("follow", PLENTY).await)).await;
     Box::pin(all_have_one_order([open("order", PLENTY).await, open("order", PLENTY).await])).await;
     Box::pin(concurrent_appends_share_no_position(async || open("concurrent", PLENTY).await)).await;
+    Box::pin(changed_topics_refuse_an_append(&open("unchanged", PLENTY).await)).await;
+    Box::pin(one_of_several_concurrent_appends_succeeds(async || open("race", PLENTY).await)).await;
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
@@ -233,6 +235,97 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     }
 }
 
+/// `append_if_unchanged` appends if the log has no record of the topic after a position. Otherwise
+/// it appends nothing.
+async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
+    let Bounds { epoch, last: begin, .. } = log.bounds().await.expect("bounds");
+    // The log without the topics of the records that are not appended.
+    let mut expected = Vec::new();
+    let mut append = async |topic: &str, size: usize, since: Position| {
+        let records: Vec<_> = (0..size).map(|n| record(topic, expected.len() + n)).collect();
+        expected.extend(records.clone());
+        let appended = append_if_unchanged(log, records, epoch, since).await;
+        let appended = appended.unwrap_or_else(|| panic!("{topic:?} has not changed since {since}"));
+        let bounds = log.bounds().await.expect("bounds");
+        let stored = Appended { epoch: bounds.epoch, position: bounds.last };
+        assert_eq!(appended, stored, "append_if_unchanged returns the end of the log, which it has moved");
+        appended.position
+    };
+    // The topic has no record.
+    let first = append("topic", 1, begin).await;
+    // The position is the last record of the topic, and the end of the log.
+    let batch = append("topic", 3, first).await;
+    // Records of other topics come after the position.
+    let mut other = append("other", 1, begin).await;
+    for _ in 0..300 {
+        other = append("other", 1, other).await;
+    }
+    append("topic 2", 2, batch).await;
+    let last = append("topic", 1, batch).await;
+    append("other", 1, other).await;
+    // The position is the end of the log, and not of the topic.
+    let end = append("topi", 1, begin).await;
+    let last_of_topic = append("topic", 2, end).await;
+    let end = append("other", 1, end).await;
+
+    let stored = follow(log, begin, expected.len()).await;
+    assert_eq!(stored.iter().map(|(_, record)| record.clone()).collect::<Vec<_>>(), expected, "all are in the log");
+    // The first record of an append, which is before its position.
+    let inner = stored.iter().rev().nth(2).expect("a record").0;
+    assert!(inner < last_of_topic && inner > last, "{inner}");
+    for (since, epoch, reason) in [
+        (begin, epoch, "the topic has records after the position"),
+        (first, epoch, "the topic has records after the position"),
+        (last, epoch, "the topic has records after the position"),
+        (inner, epoch, "the topic has another record of the same append after the position"),
+        (last_of_topic, epoch ^ 1, "the log has another epoch"),
+        (end, epoch.wrapping_add(1 << 40), "the log has another epoch"),
+    ] {
+        let refused = append_if_unchanged(log, vec![record("topic", 0), record("topic", 1)], epoch, since).await;
+        assert_eq!(refused, None, "append_if_unchanged refuses records if {reason}: {since} in {first} to {end}");
+        assert_eq!(log.bounds().await.expect("bounds").last, end, "a refused append stores nothing");
+    }
+    // A caller that has received no response calls again.
+    let records = vec![record("topic", expected.len())];
+    expected.extend(records.clone());
+    for is_first in [true, false] {
+        let appended = append_if_unchanged(log, records.clone(), epoch, last_of_topic).await;
+        assert_eq!(appended.is_some(), is_first, "the second of two equal appends is refused");
+    }
+    let stored = follow(log, begin, expected.len()).await;
+    assert_eq!(
+        stored.into_iter().map(|(_, record)| record).collect::<Vec<_>>(),
+        expected,
+        "nothing else is in the log"
+    );
+}
+
+/// If several processes append to a topic after the same position, exactly one append succeeds.
+async fn one_of_several_concurrent_appends_succeeds<B: Backend>(open: impl AsyncFn() -> B) {
+    const ROUNDS: usize = 20;
+    const AT_ONCE: usize = 4;
+    const TOPICS: usize = 5;
+    let logs = [open().await, open().await];
+    let mut count = 0;
+    for round in 0..ROUNDS {
+        // The first rounds begin with a topic without records.
+        let topic = format!("topic {}", round % TOPICS);
+        let Bounds { epoch, last: since, .. } = logs[round % 2].bounds().await.expect("bounds");
+        let mut appends = Vec::new();
+        for n in 0..AT_ONCE {
+            let (log, record) = (&logs[n % 2], record(&topic, count));
+            count += 1;
+            appends.push(async move {
+                let appended = append_if_unchanged(log, vec![record.clone()], epoch, since).await;
+                appended.map(|appended| (appended.position, record))
+            });
+        }
+        let appended: Vec<_> = all(appends).await.into_iter().flatten().collect();
+        assert_eq!(appended.len(), 1, "one of {AT_ONCE} appends after {since} succeeds: {appended:?}");
+        assert_eq!(read(&logs[0], &[topic.into()], since).await, appended, "the refused appends store nothing");
+    }
+}
+
 /// Evicted records are reported to each reader that may have missed them, and to no other.
 async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     let topics = ["topic".into()];
@@ -247,6 +340,9 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     let retained = appended.iter().filter(|position| **position > bounds.evicted_through).count();
     assert!((max_records..max_records * 3).contains(&retained), "about {max_records} are retained: {retained}");
     assert_eq!(bounds.last, appended[appended.len() - 1]);
+    // Evicted records may have been of any topic.
+    let refused = append_if_unchanged(log, vec![record("another", 0)], bounds.epoch, begin).await;
+    assert_eq!(refused, None, "append_if_unchanged refuses records if records after the position were evicted");
     let oldest = appended.len() - retained;
     for (after, is_evicted) in [
         (begin, true),
@@ -318,6 +414,16 @@ fn record(topic: &str, n: usize) -> Record {
     let mut event = String::new();
     write!(event, "data: {n}\n\n").expect("a String takes all");
     Record { topic: topic.into(), kind: RecordKind::Event, event: event.into() }
+}
+
+async fn append_if_unchanged<B: Backend>(
+    log: &B,
+    records: Vec<Record>,
+    epoch: u64,
+    since: Position,
+) -> Option<Appended> {
+    let append = timeout(SOON, log.append_if_unchanged(records, epoch, since));
+    append.await.expect("it does not wait").expect("append_if_unchanged returns no error")
 }
 
 /// Reads the rest of the log, page by page.

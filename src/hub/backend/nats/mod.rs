@@ -1,5 +1,6 @@
 //! A log in a stream of NATS JetStream.
 
+mod append;
 mod confirmation;
 mod consumer;
 mod follower;
@@ -13,25 +14,17 @@ mod shared_check;
 mod stream;
 
 use self::{
+    append::Unchanged,
     confirmation::Confirmations,
     follower::Follower,
-    identity::{Identity, Witness},
+    identity::Identity,
     link::{Link, Servers},
     message::position,
     stream::Stream,
 };
 use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
-use crate::{BoxError, random};
-use async_nats::{
-    HeaderMap,
-    header::NATS_MESSAGE_ID,
-    jetstream::{
-        context::{PublishError, PublishErrorKind},
-        message::PublishMessage,
-        publish::PublishAck,
-        stream::Config,
-    },
-};
+use crate::BoxError;
+use async_nats::jetstream::stream::Config;
 use std::{
     collections::BTreeSet,
     fmt,
@@ -39,10 +32,7 @@ use std::{
     sync::{Arc, atomic::AtomicU64, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::{sync::Mutex, time::timeout};
 
 /// A log in one [stream](https://docs.nats.io/nats-concepts/jetstream/streams) of NATS JetStream,
 /// server 2.9 or later, with a subject for each topic.
@@ -86,6 +76,16 @@ use tokio::{
 /// log, or appear a little later, unless the error says that they were refused. Publishing the same
 /// events again after an error can therefore store them twice.
 ///
+/// **Comparison.** The server stores the message of
+/// [`append_if_unchanged`](Backend::append_if_unchanged) only if the last message of the subject is
+/// still the same. Nothing is appended if messages after the given position are missing. If another
+/// stream replaces the stream immediately after the backend has checked it, the new stream may store
+/// the message. The result is then an error.
+///
+/// Servers before 2.9.21 cannot compare one subject of a stream with several replicas, so they
+/// compare the whole stream. The backend tries again while other topics have new events, and returns
+/// an error after one [`timeout`](Self::timeout).
+///
 /// # Retention
 ///
 /// The stream retains up to [`max_messages`](Self::max_messages), [`max_age`](Self::max_age) and,
@@ -108,7 +108,8 @@ use tokio::{
 /// Publishing takes one request if the node also receives the message from the stream within 5
 /// milliseconds after the acknowledgement. This proves that the log that the node knows has stored
 /// it. Otherwise publishing takes a second request for the check described above, which concurrent
-/// publishers share.
+/// publishers share. `append_if_unchanged` takes three more requests before that, and a fourth if
+/// the stream has deleted messages.
 ///
 /// After about three seconds without a byte from the server, the client reconnects, to any of the
 /// servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of the
@@ -286,59 +287,6 @@ impl NatsBackend {
             ..self.config.clone()
         }
     }
-
-    /// Publishes a message, and returns its sequence.
-    async fn publish(&self, subject: &str, message: PublishMessage) -> Result<u64, BoxError> {
-        let deadline = Instant::now() + self.timeout;
-        let link = self.link().await?;
-        link.soon(async {
-            loop {
-                let mut losses = link.losses();
-                let attempt = async { link.context.send_publish(subject.to_owned(), message.clone()).await?.await };
-                // An attempt gets at most half of the time, so that there is time for a second
-                // attempt. The request may be lost, for example with the cluster server that
-                // received it.
-                let patience = (deadline - self.timeout / 2).max(Instant::now() + self.timeout / 8);
-                match timeout_at(patience.min(deadline), losses.unless_lost(attempt)).await {
-                    Ok(Ok(Ok(ack))) => return self.stored(ack),
-                    Ok(Ok(Err(error))) if !is_unsure(&error) => return Err(error.into()),
-                    Ok(Err(_is_lost)) => losses.reconnected().await,
-                    Ok(Ok(Err(_))) | Err(_) => {}
-                }
-            }
-        })
-        .await
-    }
-
-    fn stored(&self, ack: PublishAck) -> Result<u64, BoxError> {
-        if ack.stream == self.config.name {
-            return Ok(ack.sequence);
-        }
-        Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
-    }
-
-    /// Returns the epoch of the log that has stored a message, or an error if the current log does
-    /// not have the message.
-    async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
-        let mut epoch = self.identity.check_witness(stream).await?.epoch;
-        loop {
-            let found = stream.get(sequence).await?;
-            if found.and_then(|found| found.identity()) != Some(message::identity(id)) {
-                return Err("the stream has lost it, or was replaced meanwhile".into());
-            }
-            let now = self.identity.check_witness(stream).await?.epoch;
-            if now == epoch {
-                return Ok(now);
-            }
-            epoch = now;
-        }
-    }
-}
-
-/// Returns `true` if the outcome of a publish is unknown. The message is then sent again, and the
-/// server ignores a duplicate.
-fn is_unsure(error: &PublishError) -> bool {
-    matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
 }
 
 impl Backend for NatsBackend {
@@ -353,38 +301,16 @@ impl Backend for NatsBackend {
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        let link = self.link().await?;
-        if let Some(refusal) = message::refusal(&records, link.client.server_info().max_payload) {
-            return Err(refusal.into());
-        }
-        let Some(Record { topic, kind, .. }) = records.first() else { return Err("there is nothing to add".into()) };
-        let subject = message::subject(&self.config.name, topic);
-        let subject = subject.ok_or("the name of the topic is too long for a subject of NATS")?;
-        let config = self.config();
-        let stream = Stream { link: &link, config: &config };
-        let before = match self.identity.known() {
-            Some(known) => known,
-            None => self.identity.check(&stream).await?.0,
-        };
-        let id = format!("{:016x}{:016x}", random::bits(), random::bits());
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, &*id);
-        message::set_log(&mut headers, &before.id);
-        message::set_kind(&mut headers, *kind);
-        let payload = message::join(&records);
-        let bytes = payload.len();
-        let confirmation = self.confirmations.expect(&id);
-        let sequence = self.publish(&subject, PublishMessage::build().headers(headers).payload(payload)).await?;
-        // The stream may have been replaced before it stored the message.
-        let epoch = match confirmation.epoch().await {
-            Some(epoch) => epoch,
-            None if self.identity.check_witness(&stream).await?.epoch == before.epoch && sequence > before.newest => {
-                before.epoch
-            }
-            None => self.log_of(&stream, sequence, &id).await?,
-        };
-        self.identity.note_message(epoch, sequence, Witness::new(sequence, &id, bytes));
-        Ok(Appended { epoch, position: position(sequence) })
+        self.store(&records, None).await?.ok_or_else(|| "the server has compared sequences without being asked".into())
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.store(&records, Some(Unchanged { epoch, since })).await
     }
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {

@@ -103,7 +103,12 @@ impl Stream<'_> {
 
     /// Returns the first message with this sequence or a greater one.
     pub(super) async fn next(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
-        self.message(&json!({ "seq": sequence, "next_by_subj": ">" })).await
+        self.next_of(">", sequence).await
+    }
+
+    /// Returns the first message of a subject with this sequence or a greater one.
+    pub(super) async fn next_of(&self, subject: &str, sequence: u64) -> Result<Option<Stored>, BoxError> {
+        self.message(&json!({ "seq": sequence, "next_by_subj": subject })).await
     }
 
     /// Returns the newest message of a subject.

@@ -1,7 +1,8 @@
 -- Adds records to the stream, and trims it to about ARGV[1] entries and to a maximum age of ARGV[2]
 -- milliseconds (0: no limit). ARGV[3] is the newest id that the caller knows. ARGV[4] is the first
 -- sequence number of the server in a millisecond. From ARGV[5] on: the topic, the name of the
--- record kind and the event of each record. Returns the id of the last entry.
+-- record kind and the event of each record. Then at most two arguments of the script before this
+-- one. Returns the id of the last entry.
 --
 -- The field p of an entry is the id of the preceding entry, so that a reader detects missing
 -- entries. The field is left out if the preceding entry has the previous sequence number of the
@@ -37,7 +38,7 @@ local function add(id, follows, topic, kind, event)
   return redis.pcall('XADD', stream, 'MAXLEN', '~', ARGV[1], id, 'p', previous, 't', topic, kind, event)
 end
 
-for i = 5, #ARGV, 3 do
+for i = 5, #ARGV - 2, 3 do
   local full = no_room(ms, previous)
   if full then
     return full

@@ -45,6 +45,11 @@ use tokio::sync::Mutex;
 ///   stored, with no other event between them, or no event is. If the connection is lost before the
 ///   response, `publish` returns an error and the events may be in the log. The backend does not
 ///   send them again.
+/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) is one script, too. It
+///   examines the entries after the given position, which takes about 1.6 microseconds for each. If
+///   there are more than 2,000 entries, if an entry is missing, or if the stream was deleted, it
+///   appends nothing. After a failover that has lost an entry, only the processes that knew of this
+///   entry count it as missing.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
 ///   stream, whichever limit is reached first. The server trims the stream when an event is
 ///   published.
@@ -131,6 +136,7 @@ pub struct RedisBackend {
     max_age: Duration,
     timeout: Duration,
     append: Script,
+    append_if_unchanged: Script,
     bounds: Script,
     newest: Script,
     mark: Script,
@@ -171,6 +177,11 @@ impl RedisBackend {
             max_age: Duration::from_secs(60 * 60),
             timeout: Duration::from_secs(2),
             append: Script::new(concat!(include_str!("log.lua"), include_str!("append.lua"))),
+            append_if_unchanged: Script::new(concat!(
+                include_str!("log.lua"),
+                include_str!("unchanged.lua"),
+                include_str!("append.lua")
+            )),
             bounds: Script::new(concat!(include_str!("log.lua"), include_str!("bounds.lua"))),
             newest: Script::new(concat!(include_str!("log.lua"), include_str!("newest.lua"))),
             mark: Script::new(concat!(include_str!("log.lua"), include_str!("mark.lua"))),
@@ -351,6 +362,40 @@ impl RedisBackend {
         i64::try_from(self.max_records).unwrap_or(i64::MAX)
     }
 
+    /// Runs a script that appends records, and returns its result. The last argument of the script
+    /// is `since`, if any.
+    async fn run_append(
+        &self,
+        script: &Script,
+        records: Vec<Record>,
+        since: Option<Position>,
+    ) -> Result<Vec<u8>, RequestError> {
+        let shared = self.shared_connection().await?;
+        let mut append = script.key(&self.stream);
+        append.arg(self.max_entries()).arg(self.max_age_ms());
+        append.arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
+        for record in &records {
+            append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
+        }
+        drop(records);
+        if let Some(since) = since {
+            append.arg(entry_id::id(since));
+        }
+        let id = self.run_on::<Vec<u8>>(shared, &Command::Script(append)).await;
+        if id.as_ref().is_err_and(RequestError::is_out_of_memory) {
+            self.trim().await;
+        }
+        id
+    }
+
+    /// Returns the result of an append whose last entry has this id.
+    fn appended(&self, id: &[u8]) -> Result<Appended, BoxError> {
+        let position = entry_id::expect_position(id)?;
+        self.raise_high_watermark(position);
+        self.losses().note_acknowledged(position);
+        Ok(Appended { epoch: self.epoch(), position })
+    }
+
     /// Trims entries by age when an append fails because the server has no memory. A successful
     /// append trims in its script.
     async fn trim(&self) {
@@ -382,22 +427,26 @@ impl Backend for RedisBackend {
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
-        let shared = self.shared_connection().await?;
-        let mut append = self.append.key(&self.stream);
-        append.arg(self.max_entries()).arg(self.max_age_ms());
-        append.arg(entry_id::id(self.high_watermark())).arg(shared.0.region());
-        for record in &records {
-            append.arg(&*record.topic).arg(entry::name(record.kind)).arg(&*record.event);
+        let id = self.run_append(&self.append, records, None).await?;
+        self.appended(&id)
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let Some(first) = records.first() else { return Err("there is nothing to add".into()) };
+        if records.iter().any(|record| record.topic != first.topic) {
+            return Err("records of several topics cannot be compared with the log together".into());
         }
-        drop(records);
-        let id = self.run_on::<Vec<u8>>(shared, &Command::Script(append)).await;
-        if id.as_ref().is_err_and(RequestError::is_out_of_memory) {
-            self.trim().await;
+        if epoch != self.epoch() {
+            return Ok(None);
         }
-        let position = entry_id::expect_position(&id?)?;
-        self.raise_high_watermark(position);
-        self.losses().note_acknowledged(position);
-        Ok(Appended { epoch: self.epoch(), position })
+        let id = self.run_append(&self.append_if_unchanged, records, Some(since)).await?;
+        // The script returns an empty string if the topic may have changed.
+        if id.is_empty() { Ok(None) } else { self.appended(&id).map(Some) }
     }
 
     async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {

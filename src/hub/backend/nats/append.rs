@@ -1,0 +1,267 @@
+//! Appends: publishing one message, and finding the log that has stored it.
+
+use super::{
+    NatsBackend,
+    identity::{KnownLog, Witness},
+    link::Link,
+    message::{self, position},
+    stream::Stream,
+};
+use crate::{
+    BoxError,
+    hub::backend::{Appended, Position, Record},
+    random,
+};
+use async_nats::{
+    HeaderMap,
+    header::NATS_MESSAGE_ID,
+    jetstream::{
+        self, ErrorCode,
+        context::{PublishError, PublishErrorKind},
+        message::PublishMessage,
+        publish::PublishAck,
+    },
+};
+use std::error::Error;
+use tokio::time::{Instant, timeout_at};
+
+/// The first version of nats-server whose replicas compare the last sequence of a subject when they
+/// store a message. Earlier versions compare it when the leader receives a message. The leader can
+/// then accept two messages before it has stored the first.
+const COMPARES_SUBJECTS: (i64, i64, i64) = (2, 9, 21);
+
+/// The condition of an append: the topic has no record after `since`, and the log has this epoch.
+#[derive(Clone, Copy)]
+pub(super) struct Unchanged {
+    pub(super) epoch: u64,
+    pub(super) since: Position,
+}
+
+/// A message that was not published yet, and its random id.
+struct NewMessage {
+    subject: String,
+    id: String,
+    message: PublishMessage,
+}
+
+/// The state of the log that a message is published for.
+struct Expected {
+    log: KnownLog,
+    /// The last sequence of the subject. 0 if the subject has no message.
+    subject: u64,
+    /// The last sequence of the stream, if the servers cannot compare the last sequence of the
+    /// subject alone.
+    stream: Option<u64>,
+}
+
+/// The response of the server to a message.
+enum Published {
+    /// The sequence of the stored message.
+    Stored(u64),
+    /// The last sequence is not the expected one. `is_certain` is `false` if there was no response
+    /// to an earlier attempt, which may have stored the message.
+    Refused { is_certain: bool },
+}
+
+impl NatsBackend {
+    /// Appends records as one message. Returns `None` if the condition does not hold, and the log
+    /// is unchanged.
+    pub(super) async fn store(
+        &self,
+        records: &[Record],
+        condition: Option<Unchanged>,
+    ) -> Result<Option<Appended>, BoxError> {
+        let link = self.link().await?;
+        if let Some(refusal) = message::refusal(records, link.client.server_info().max_payload) {
+            return Err(refusal.into());
+        }
+        let Some(Record { topic, kind, .. }) = records.first() else { return Err("there is nothing to add".into()) };
+        let subject = message::subject(&self.config.name, topic);
+        let subject = subject.ok_or("the name of the topic is too long for a subject of NATS")?;
+        let config = self.config();
+        let stream = Stream { link: &link, config: &config };
+        let has_epoch = |log: &KnownLog| condition.is_none_or(|condition| condition.epoch == log.epoch);
+        let before = match self.identity.known().filter(has_epoch) {
+            Some(known) => known,
+            None => self.identity.check(&stream).await?.0,
+        };
+        if !has_epoch(&before) {
+            return Ok(None);
+        }
+        let id = format!("{:016x}{:016x}", random::bits(), random::bits());
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, &*id);
+        message::set_log(&mut headers, &before.id);
+        message::set_kind(&mut headers, *kind);
+        let payload = message::join(records);
+        let bytes = payload.len();
+        let message = PublishMessage::build().headers(headers).payload(payload);
+        let new = NewMessage { subject, id, message };
+        let confirmation = self.confirmations.expect(&new.id);
+        let published = match condition {
+            None => match self.publish(&link, &new.subject, &new.message).await? {
+                Published::Stored(sequence) => Some((before, sequence)),
+                Published::Refused { .. } => None,
+            },
+            // The future of a plain append stays small.
+            Some(condition) => Box::pin(self.publish_if_unchanged(&stream, &new, condition)).await?,
+        };
+        let Some((before, sequence)) = published else { return Ok(None) };
+        // The stream may have been replaced before it stored the message.
+        let epoch = match confirmation.epoch().await {
+            Some(epoch) => epoch,
+            None if self.identity.check_witness(&stream).await?.epoch == before.epoch && sequence > before.newest => {
+                before.epoch
+            }
+            None => self.log_of(&stream, sequence, &new.id).await?,
+        };
+        self.identity.note_message(epoch, sequence, Witness::new(sequence, &new.id, bytes));
+        if condition.is_some_and(|condition| condition.epoch != epoch) {
+            return Err("the stream was replaced meanwhile by another log, which has stored it".into());
+        }
+        Ok(Some(Appended { epoch, position: position(sequence) }))
+    }
+
+    /// Publishes a message if its topic has not changed. Returns the log and the sequence of the
+    /// message.
+    async fn publish_if_unchanged(
+        &self,
+        stream: &Stream<'_>,
+        new: &NewMessage,
+        condition: Unchanged,
+    ) -> Result<Option<(KnownLog, u64)>, BoxError> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let Some(expected) = self.expected(stream, &new.subject, condition).await? else { return Ok(None) };
+            let mut message = new.message.clone().expected_last_subject_sequence(expected.subject);
+            if let Some(last) = expected.stream {
+                message = message.expected_last_sequence(last);
+            }
+            match self.publish(stream.link, &new.subject, &message).await? {
+                Published::Stored(sequence) => return Ok(Some((expected.log, sequence))),
+                Published::Refused { is_certain: false } => {
+                    let sequence = stored_by_earlier_attempt(stream, new, expected.subject).await?;
+                    return Ok(sequence.map(|sequence| (expected.log, sequence)));
+                }
+                Published::Refused { is_certain: true } if expected.stream.is_none() => return Ok(None),
+                // The refusal may be due to a message of another topic.
+                Published::Refused { is_certain: true } if Instant::now() < deadline => {}
+                Published::Refused { is_certain: true } => {
+                    return Err("other topics have messages all the time, and nats-server before 2.9.21 cannot \
+                         compare one topic in a stream with several replicas"
+                        .into());
+                }
+            }
+        }
+    }
+
+    /// Returns the expected state for a message with this condition. Returns `None` if the
+    /// condition does not hold, or if messages after `since` are missing.
+    async fn expected(
+        &self,
+        stream: &Stream<'_>,
+        subject: &str,
+        condition: Unchanged,
+    ) -> Result<Option<Expected>, BoxError> {
+        // The newest message is read first. The state, which is read after it, then shows whether a
+        // newer message of the subject was removed. The epoch shows that both are of this log.
+        let last = stream.last_of(subject).await?.map_or(0, |message| message.sequence);
+        if position(last) > condition.since {
+            return Ok(None);
+        }
+        let (state, holes) = stream.state_with_holes().await?;
+        let log = self.identity.check_witness(stream).await?;
+        let has_hole = holes.last().is_some_and(|hole| position(*hole) > condition.since);
+        if log.epoch != condition.epoch || has_hole || log.evicted_through(&state) > condition.since {
+            return Ok(None);
+        }
+        let (major, minor, patch) = COMPARES_SUBJECTS;
+        let compares_subjects = state.replicas <= 1 || stream.link.client.is_server_compatible(major, minor, patch);
+        Ok(Some(Expected { log, subject: last, stream: (!compares_subjects).then_some(state.last) }))
+    }
+
+    /// Publishes a message.
+    async fn publish(&self, link: &Link, subject: &str, message: &PublishMessage) -> Result<Published, BoxError> {
+        let deadline = Instant::now() + self.timeout;
+        link.soon(async {
+            let mut is_certain = true;
+            loop {
+                let mut losses = link.losses();
+                let attempt = async { link.context.send_publish(subject.to_owned(), message.clone()).await?.await };
+                // An attempt gets at most half of the time, so that there is time for a second
+                // attempt. The request may be lost, for example with the cluster server that
+                // received it.
+                let patience = (deadline - self.timeout / 2).max(Instant::now() + self.timeout / 8);
+                match timeout_at(patience.min(deadline), losses.unless_lost(attempt)).await {
+                    Ok(Ok(Ok(ack))) => return Ok(Published::Stored(self.stored(ack)?)),
+                    Ok(Ok(Err(error))) if is_refusal(&error) => return Ok(Published::Refused { is_certain }),
+                    Ok(Ok(Err(error))) if !is_unsure(&error) => return Err(error.into()),
+                    Ok(Err(_is_lost)) => losses.reconnected().await,
+                    Ok(Ok(Err(_))) | Err(_) => {}
+                }
+                is_certain = false;
+            }
+        })
+        .await
+    }
+
+    fn stored(&self, ack: PublishAck) -> Result<u64, BoxError> {
+        if ack.stream == self.config.name {
+            return Ok(ack.sequence);
+        }
+        Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
+    }
+
+    /// Returns the epoch of the log that has stored a message, or an error if the current log does
+    /// not have the message.
+    async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
+        let mut epoch = self.identity.check_witness(stream).await?.epoch;
+        loop {
+            let found = stream.get(sequence).await?;
+            if found.and_then(|found| found.identity()) != Some(message::identity(id)) {
+                return Err("the stream has lost it, or was replaced meanwhile".into());
+            }
+            let now = self.identity.check_witness(stream).await?.epoch;
+            if now == epoch {
+                return Ok(now);
+            }
+            epoch = now;
+        }
+    }
+}
+
+/// Returns the sequence of a message that the server has refused, if an earlier attempt has stored
+/// it. `before` is the expected last sequence of its subject.
+///
+/// Servers from 2.12 on compare the sequence before they look for a duplicate, and so do the
+/// leaders of several replicas before 2.12. The message that an earlier attempt has stored then
+/// causes the refusal of the next attempt.
+async fn stored_by_earlier_attempt(
+    stream: &Stream<'_>,
+    new: &NewMessage,
+    before: u64,
+) -> Result<Option<u64>, BoxError> {
+    // Both attempts have the same expected sequence, so no other message of the subject is between
+    // `before` and this message.
+    match stream.next_of(&new.subject, before.saturating_add(1)).await? {
+        Some(next) if next.identity() == Some(message::identity(&new.id)) => Ok(Some(next.sequence)),
+        Some(_) => Ok(None),
+        None => Err("it is unknown whether the stream has stored it: the topic has changed, and its new messages \
+                     are missing"
+            .into()),
+    }
+}
+
+/// Returns `true` if the outcome of a publish is unknown. The message is then sent again, and the
+/// server ignores a duplicate.
+fn is_unsure(error: &PublishError) -> bool {
+    matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
+}
+
+/// Returns `true` if the server has refused a message because a last sequence is not the expected
+/// one. Servers from 2.12 on have another code if the topic has a message that is being stored.
+fn is_refusal(error: &PublishError) -> bool {
+    let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
+    error.kind() == PublishErrorKind::WrongLastSequence
+        || code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
+}
