@@ -90,6 +90,19 @@ impl Core {
         backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
     }
 
+    /// Publishes one event to the log in memory. It is an error if the log is in a backend.
+    pub(super) fn publish_now(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        latest_only: bool,
+        event: Event,
+    ) -> Result<Option<EventId>, Error> {
+        match self.backend {
+            Some(_) => Err(Error::needs_await(name)),
+            None => self.publish_in_memory(name, latest_only, [event]),
+        }
+    }
+
     /// Appends events to the log in memory. Between slices of a large batch, other publishers have
     /// their turn.
     fn publish_in_memory(

@@ -128,6 +128,48 @@ impl Topic {
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
+    /// Publishes an event in memory without an `await`, and returns its id.
+    ///
+    /// It does the same as [`publish`](Self::publish), in code that is not async, and while a
+    /// [`std::sync::Mutex`] is locked. So a state and the event that reports it can change together.
+    /// It needs no runtime.
+    ///
+    /// The call wakes up to 32 waiting subscribers. The locks of the hub are released before that,
+    /// but those of the caller are not. An executor that polls its tasks inside of `wake` would run
+    /// the subscribers while the caller holds its lock. The executors of tokio do not do this.
+    ///
+    /// # Errors
+    ///
+    /// - [`NeedsAwait`](super::ErrorKind::NeedsAwait) if the hub has a backend. The event is not
+    ///   published.
+    /// - The same errors as [`publish`](Self::publish), except for those of a backend.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Mutex;
+    /// use tower_sse::{Event, EventId, hub::{Error, Hub}};
+    ///
+    /// struct Counter { hub: Hub, count: Mutex<u64> }
+    ///
+    /// impl Counter {
+    ///     /// The events are in the order of the numbers.
+    ///     fn increment(&self) -> Result<EventId, Error> {
+    ///         let mut count = self.count.lock().unwrap();
+    ///         *count += 1;
+    ///         self.hub.topic("count").latest_only().publish_now(Event::display(*count))
+    ///     }
+    /// }
+    /// # let counter = Counter { hub: Hub::new(), count: Mutex::default() };
+    /// # counter.increment().unwrap();
+    /// # assert_eq!(*counter.count.lock().unwrap(), 1);
+    /// # assert_eq!(counter.hub.stats().published, 1);
+    /// ```
+    pub fn publish_now(&self, event: Event) -> Result<EventId, Error> {
+        let id = self.core.publish_now(&self.name, self.latest_only, complete(event)?)?;
+        Ok(id.expect("one event was added, so there is a last one"))
+    }
+
     /// Publishes events as one batch, with one wake-up. Except for large batches in memory, no
     /// other events are between them. Returns the id of the last event, or `None` if there are no
     /// events.
