@@ -1,5 +1,6 @@
 use super::{
-    builder::Builder, core::Core, error::Error, start::Start, stats::Stats, subscription::Subscription, topic::Topic,
+    builder::Builder, core::Core, error::Error, listener::Listener, start::Start, stats::Stats,
+    subscription::Subscription, topic::Topic,
 };
 use std::{fmt, sync::Arc};
 
@@ -78,7 +79,50 @@ impl Hub {
         start: impl Into<Start>,
     ) -> Result<Subscription, Error> {
         let names = topics.into_iter().map(|name| name.as_ref().into()).collect();
-        self.core.subscribe(names, start.into()).await
+        let subscription = self.core.subscribe(names, start.into()).await?;
+        Ok(subscription.with_default_linger())
+    }
+
+    /// Listens to topics in this process: returns a stream of decoded events, each with its topic
+    /// and its id. Use it for workers, bridges to WebSockets, and filters per client.
+    ///
+    /// It starts like [`subscribe`](Self::subscribe), counts as a
+    /// [subscriber](Topic::subscribers), and yields the events of all topics in the order of
+    /// publication. See [`Listener`] for gaps and cursors.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`subscribe`](Self::subscribe). After [`shutdown`](Self::shutdown), the
+    /// stream ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
+    ///
+    /// # Cancel safety
+    ///
+    /// The same as for [`Topic::subscribe`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Published, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let mut events = hub.listen(["orders", "alerts"], Start::Latest).await?;
+    /// let id = hub.topic("alerts").publish(Event::new("fire").event("raised")).await?;
+    ///
+    /// let Some(Ok(published)) = events.next().await else { return Ok(()) };
+    /// assert_eq!((&*published.topic, &published.id), ("alerts", &id));
+    /// assert_eq!(published.event.name(), Some("raised"));
+    /// assert_eq!(published.event.event_data().as_deref(), Some("fire"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn listen<T: AsRef<str>>(
+        &self,
+        topics: impl IntoIterator<Item = T>,
+        start: impl Into<Start>,
+    ) -> Result<Listener, Error> {
+        let names = topics.into_iter().map(|name| name.as_ref().into()).collect();
+        Ok(Listener::new(self.core.subscribe(names, start.into()).await?))
     }
 
     /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new

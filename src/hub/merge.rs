@@ -32,6 +32,8 @@ pub(super) struct Merge {
     delivered_through: Position,
     /// The part of the wake queue that was looked through.
     looked_at: u64,
+    /// The reader whose events the last step has returned.
+    pub(super) last_turn: u32,
 }
 
 impl Merge {
@@ -43,6 +45,7 @@ impl Merge {
             finished: 0,
             delivered_through: Position::START,
             looked_at: 0,
+            last_turn: 0,
         };
         merge.reset(readers);
         merge
@@ -160,6 +163,7 @@ impl Merge {
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
         let Reverse((place, index)) = self.turns.pop()?;
         let through = self.next_place().map_or(through, |second| through.min(second.previous()));
+        self.last_turn = index;
         let reader = &mut readers[index as usize];
         let was_finished = reader.is_finished;
         let step = reader.take_turn(place, cursor, through.max(place), || Waiter::Merged(self.ready.clone(), index));

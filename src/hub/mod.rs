@@ -69,6 +69,11 @@
 //! replaced event is not a gap. A client that is slower than the updates receives the states
 //! [in turn](Topic::latest_only).
 //!
+//! # Consumers in Rust
+//!
+//! [`Hub::listen`] yields decoded events with their topics, for workers, bridges to WebSockets and
+//! filters per client.
+//!
 //! # Snapshots for late clients
 //!
 //! A client that needs a state before the first event can
@@ -150,8 +155,10 @@ mod error;
 mod gap;
 mod handle;
 mod id;
+mod item;
 mod janitor;
 mod linger;
+mod listener;
 mod log;
 mod merge;
 mod node;
@@ -175,6 +182,7 @@ pub use builder::{Builder, Connector};
 pub use error::{Error, ErrorKind, SubscriptionError};
 pub use gap::{Gap, GapReason, LagPolicy};
 pub use handle::Hub;
+pub use listener::{Listener, Published};
 pub use start::Start;
 pub use stats::Stats;
 pub use subscription::Subscription;

@@ -5,6 +5,7 @@ use super::{
     backend::Position,
     error::{Error, SubscriptionError},
     gap::GapReason,
+    item::{Item, Runs, Topics},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
     resume::ResumePoint,
     subscription::{Origin, Subscription},
@@ -50,7 +51,7 @@ enum State {
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
     /// The next events to yield, and the end of their page.
-    Yields(EncodedEvents, Position),
+    Yields(EncodedEvents, Runs, Position),
 }
 
 /// The future of a requested page. The mutex is never locked. It makes the subscription `Sync` even
@@ -127,10 +128,7 @@ impl Subscription {
 
     /// Returns the next events of the replay, or `None` once the topics of this node retain all
     /// following events.
-    pub(super) fn poll_replay(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<EncodedEvents, SubscriptionError>>> {
+    pub(super) fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
             // A shutdown ends all topics of a hub, so watching the first topic is enough.
@@ -139,11 +137,11 @@ impl Subscription {
                 return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
             }
             match &mut replay.state {
-                State::Yields(events, through) => {
-                    let (events, through) = (events.clone(), *through);
+                State::Yields(events, runs, through) => {
+                    let (events, runs, through) = (events.clone(), runs.clone(), *through);
                     self.cursor = self.cursor.max(through);
                     self.replay = None;
-                    return Poll::Ready(Some(Ok(events)));
+                    return Poll::Ready(Some(Ok(Item { events, topics: Topics::Runs(runs) })));
                 }
                 State::Idle => match self.request_page() {
                     Some(page) => self.set_state(State::Reads(page)),
@@ -163,7 +161,7 @@ impl Subscription {
                         self.replay = None;
                         return Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))));
                     }
-                    return Poll::Ready(Some(Ok(gap.into())));
+                    return Poll::Ready(Some(Ok(Item::of_hub(gap))));
                 }
             }
         }
@@ -243,7 +241,7 @@ impl Subscription {
         if let Some(pending_gap) = &mut pending_gap {
             pending_gap.is_confirmed |= is_evicted;
         }
-        replay.state = State::Yields(page.events.clone(), page.through);
+        replay.state = State::Yields(page.events.clone(), page.runs.clone(), page.through);
         if page.events.is_empty() {
             self.cursor = self.cursor.max(page.through);
             // If the topics have evicted the following events in the meantime, a new replay begins,

@@ -54,7 +54,7 @@ impl Core {
             // `None` means that the log was replaced in the meantime, so the loop tries again.
             if let Some(mut subscription) = subscription {
                 subscription.read_first_page().await?;
-                return Ok(subscription.linger(self.config.linger));
+                return Ok(subscription);
             }
         }
     }

@@ -4,6 +4,7 @@ use super::{
     error::SubscriptionError,
     gap::{Gap, GapReason, LagPolicy},
     id::Epoch,
+    item::{Item, Topics},
     linger::Linger,
     merge::Merge,
     reader::{Reader, Step},
@@ -392,6 +393,12 @@ impl Subscription {
         self
     }
 
+    /// Lingers as the hub is configured.
+    pub(super) fn with_default_linger(self) -> Self {
+        let time = self.core.config.linger;
+        self.linger(time)
+    }
+
     /// Returns whether a gap after the beginning ends the subscription.
     pub(super) fn ends_at_gap(&self) -> bool {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
@@ -508,6 +515,77 @@ impl Subscription {
         }
         self.core.left();
     }
+
+    /// Returns the next item, without the preamble of a response.
+    pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
+        if let Some(first_item) = self.gap_event.take().or_else(|| self.first_item.take()) {
+            return Poll::Ready(Some(Ok(Item::of_hub(*first_item))));
+        }
+        loop {
+            if self.replay.is_some() {
+                if let Some(item) = ready!(self.poll_replay(cx)) {
+                    return Poll::Ready(Some(item));
+                }
+            }
+            if let (Some(linger), Some(merge)) = (&mut self.linger, &self.merge) {
+                ready!(linger.poll(&merge.ready, cx));
+            }
+            let step = self.step(cx.waker());
+            if let Some(linger) = &mut self.linger {
+                match step {
+                    Step::Wait if linger.is_next() => {
+                        linger.begin();
+                        continue;
+                    }
+                    Step::Wait | Step::Yield => {}
+                    _ => linger.note_delivery(),
+                }
+            }
+            return match step {
+                Step::Events(events, last) => {
+                    self.cursor = last;
+                    Poll::Ready(Some(Ok(self.item(events))))
+                }
+                Step::Replacement(events, place) => {
+                    self.cursor = place;
+                    Poll::Ready(Some(Ok(self.item(self.at_cursor(events)))))
+                }
+                Step::CaughtUp(position) => {
+                    self.cursor = position;
+                    if !self.has_control_events {
+                        continue;
+                    }
+                    let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
+                    Poll::Ready(Some(Ok(Item::of_hub(cursor))))
+                }
+                Step::Wait => Poll::Pending,
+                Step::Yield => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Step::Shutdown => Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown)))),
+                Step::Finished => {
+                    self.leave();
+                    Poll::Ready(None)
+                }
+                Step::Evicted if self.core.backend.is_some() => {
+                    self.replay_after_lag();
+                    continue;
+                }
+                Step::Evicted if self.ends_at_gap() => {
+                    self.core.count_gap(GapReason::Lagged);
+                    Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))))
+                }
+                Step::Evicted => Poll::Ready(Some(Ok(Item::of_hub(self.skip())))),
+            };
+        }
+    }
+
+    /// Returns an item of the topic whose events the last step has returned.
+    fn item(&self, events: EncodedEvents) -> Item {
+        let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
+        Item { events, topics: Topics::Reader(reader) }
+    }
 }
 
 impl Stream for Subscription {
@@ -524,66 +602,7 @@ impl Stream for Subscription {
                 return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
             }
         }
-        if let Some(first_item) = this.gap_event.take().or_else(|| this.first_item.take()) {
-            return Poll::Ready(Some(Ok(*first_item)));
-        }
-        loop {
-            if this.replay.is_some() {
-                if let Some(item) = ready!(this.poll_replay(cx)) {
-                    return Poll::Ready(Some(item));
-                }
-            }
-            if let (Some(linger), Some(merge)) = (&mut this.linger, &this.merge) {
-                ready!(linger.poll(&merge.ready, cx));
-            }
-            let step = this.step(cx.waker());
-            if let Some(linger) = &mut this.linger {
-                match step {
-                    Step::Wait if linger.is_next() => {
-                        linger.begin();
-                        continue;
-                    }
-                    Step::Wait | Step::Yield => {}
-                    _ => linger.note_delivery(),
-                }
-            }
-            return match step {
-                Step::Events(events, last) => {
-                    this.cursor = last;
-                    Poll::Ready(Some(Ok(events)))
-                }
-                Step::Replacement(events, place) => {
-                    this.cursor = place;
-                    Poll::Ready(Some(Ok(this.at_cursor(events))))
-                }
-                Step::CaughtUp(position) => {
-                    this.cursor = position;
-                    if !this.has_control_events {
-                        continue;
-                    }
-                    Poll::Ready(Some(Ok(EncodedEvents::from_parts(this.cursor_event().encode(), 0))))
-                }
-                Step::Wait => Poll::Pending,
-                Step::Yield => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
-                Step::Shutdown => Poll::Ready(Some(Err(this.fail(SubscriptionError::Shutdown)))),
-                Step::Finished => {
-                    this.leave();
-                    Poll::Ready(None)
-                }
-                Step::Evicted if this.core.backend.is_some() => {
-                    this.replay_after_lag();
-                    continue;
-                }
-                Step::Evicted if this.ends_at_gap() => {
-                    this.core.count_gap(GapReason::Lagged);
-                    Poll::Ready(Some(Err(this.fail(SubscriptionError::Lagged))))
-                }
-                Step::Evicted => Poll::Ready(Some(Ok(this.skip().into()))),
-            };
-        }
+        this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)))
     }
 
     /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished).
