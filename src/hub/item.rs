@@ -32,7 +32,6 @@ impl Item {
 }
 
 /// Returns the topic of each event.
-#[cfg(test)]
 pub(super) fn topics(runs: &Runs) -> impl Iterator<Item = &Arc<str>> {
     runs.iter().flat_map(|(topic, count)| std::iter::repeat_n(topic, *count))
 }

@@ -28,7 +28,8 @@ pub(super) struct Merge {
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of readers whose topics are finished and read to the end.
     finished: usize,
-    /// The greatest position of a state that was delivered at the place of an earlier state.
+    /// The greatest position that a reader has delivered before its place: a state at the place of
+    /// an earlier state, or the start of a topic.
     delivered_through: Position,
     /// The part of the wake queue that was looked through.
     looked_at: u64,
@@ -55,6 +56,8 @@ impl Merge {
     pub(super) fn reset(&mut self, readers: &[Reader]) {
         self.turns.clear();
         self.unchecked.clear();
+        let delivered = readers.iter().map(|reader| reader.delivered_through).max();
+        self.delivered_through = self.delivered_through.max(delivered.unwrap_or_default());
         self.finished = readers.iter().filter(|reader| reader.is_finished).count();
         for (index, reader) in (0..).zip(readers) {
             match reader.next {

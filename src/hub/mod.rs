@@ -183,7 +183,7 @@ pub use error::{Error, ErrorKind, SubscriptionError};
 pub use gap::{Gap, GapReason, LagPolicy};
 pub use handle::Hub;
 pub use listener::{Listener, Published};
-pub use start::Start;
+pub use start::{IntoTopicStart, Start};
 pub use stats::Stats;
 pub use subscription::Subscription;
 pub use topic::Topic;

@@ -166,8 +166,13 @@ impl Subscription {
     }
 
     /// Resumes after the requested id. Reports a gap if `reason` is set.
-    pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<Position>) {
-        let Some(requested) = requested else { return };
+    pub(super) fn resume(
+        &mut self,
+        requested: Option<(EventId, Position)>,
+        reason: Option<GapReason>,
+        resumed: Option<Position>,
+    ) {
+        let Some((requested, _)) = requested else { return };
         match reason {
             Some(reason) => self.gap_event = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
             None => self.origin = Origin::Resumed,

@@ -223,7 +223,7 @@ impl Topic {
     /// Dropping the future has no effect. In memory, it completes on its first poll. With a
     /// backend, it waits at most two seconds for events that this process does not retain.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
-        let subscription = self.core.subscribe(vec![self.name.clone()], start.into()).await?;
+        let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
         Ok(subscription.with_default_linger())
     }
 
