@@ -266,6 +266,29 @@ impl Event {
     }
 }
 
+/// Iterates over this event alone, so that a method that takes several events also takes one.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, hub::{Hub, Start}};
+///
+/// # #[cfg(feature = "hub")]
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+/// let subscription = Hub::new().topic("scores").subscribe(Start::Latest).await?;
+/// subscription.begin_with(Event::new("0 : 0"));
+/// # Ok(()) }
+/// # #[cfg(not(feature = "hub"))] fn main() {}
+/// ```
+impl IntoIterator for Event {
+    type Item = Self;
+    type IntoIter = std::iter::Once<Self>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        std::iter::once(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -134,8 +134,8 @@ impl Listener {
     /// Returns the gap with which the listener began: events after its start are missing.
     ///
     /// The listener then yields the retained events. `None` means that no event is missing, or that
-    /// the backend is down, so that this is not known yet. In the second case, a gap ends the stream
-    /// with [`SubscriptionError::Lagged`].
+    /// the backend is down, so that this is not known yet. In the second case, a gap ends the
+    /// stream with [`SubscriptionError::Lagged`].
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.subscription.gap()

@@ -150,7 +150,8 @@ impl Merge {
         self.turns.peek().map(|Reverse((place, _))| *place)
     }
 
-    /// Adds the marked readers, and the readers of topics in the wake queue, which are not marked yet.
+    /// Adds the marked readers, and the readers of topics in the wake queue, which are not marked
+    /// yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {

@@ -77,7 +77,7 @@
 //! # Snapshots for late clients
 //!
 //! A client that needs a state before the first event can
-//! [begin with a snapshot](Subscription::begin_with).
+//! [begin with a snapshot](Subscription::begin_with) of one or several events.
 //!
 //! # Retention
 //!

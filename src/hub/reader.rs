@@ -32,8 +32,8 @@ pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
     /// Evicted events up to this position were already reported to the client.
     pub(super) gap_reported_through: Position,
-    /// Events of this topic up to this position are not delivered again. It can be after the cursor.
-    /// It is the start of the topic, if the topic has its own, or the position of the newest event
+    /// Events of this topic up to this position are not delivered again. It can be after the
+    /// cursor. It is the start of the topic, if the topic has its own, or the position of the newest event
     /// of a `latest_only` topic, if this event was delivered in place of an event that it had
     /// replaced.
     pub(super) delivered_through: Position,

@@ -230,8 +230,14 @@ impl Subscription {
             })
     }
 
-    /// Begins the stream with a snapshot: the state that the next events change. The snapshot gets
-    /// the [`cursor`](Self::cursor) as its id, which replaces any other id.
+    /// Begins the stream with a snapshot of one or several events: the state that the next events
+    /// change.
+    ///
+    /// The last event of the snapshot gets the [`cursor`](Self::cursor) as its id. The other events
+    /// get no id, so a client that loses its connection within the snapshot receives all of it
+    /// again. Ids that the events had are removed. Browsers apply an id only with data, so the last
+    /// event needs data or a name. The snapshot is one item of the stream. Without an event, the
+    /// stream begins with the cursor, as in a response without a snapshot.
     ///
     /// If there is a [gap](Self::gap), the snapshot replaces the gap event and all retained events.
     /// The subscription then resumes with the events that were published after it was created.
@@ -273,8 +279,17 @@ impl Subscription {
     ///     Ok(SseStream::new(events))
     /// }
     /// ```
+    ///
+    /// A snapshot with an event per score:
+    ///
+    /// ```
+    /// # use tower_sse::{Event, hub::Subscription};
+    /// fn begin(events: Subscription, scores: &[u32]) -> Subscription {
+    ///     events.begin_with(scores.iter().map(|score| Event::display(score).event("score")))
+    /// }
+    /// ```
     #[must_use]
-    pub fn begin_with(mut self, snapshot: Event) -> Self {
+    pub fn begin_with(mut self, snapshot: impl IntoIterator<Item = Event>) -> Self {
         if self.gap.is_some() || self.is_undecided() {
             // `subscribed_at` may be smaller than the cursor if events were already read.
             self.cursor = if self.is_unsure() { self.subscribed_at } else { self.cursor.max(self.subscribed_at) };
@@ -282,8 +297,12 @@ impl Subscription {
         }
         self.reset_readers();
         self.gap_event = None;
-        let snapshot = snapshot.id(self.cursor());
-        self.first_item = Some(Box::new(snapshot.into()));
+        let mut events: Vec<_> = snapshot.into_iter().map(Event::without_id).collect();
+        let last = events.pop().map(|last| last.id(self.cursor()));
+        self.first_item = last.map(|last| match events.is_empty() {
+            true => Box::new(last.into()),
+            false => Box::new(events.into_iter().chain([last]).collect()),
+        });
         self
     }
 
