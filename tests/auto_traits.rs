@@ -47,6 +47,7 @@ assert_impl_all!(hub::Builder: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(hub::Subscription: Send, Sync, Unpin, Debug);
 assert_impl_all!(hub::Listener: Send, Sync, Unpin, Debug);
 assert_impl_all!(hub::Published: Send, Sync, Unpin, Clone, Debug, Eq);
+assert_impl_all!(hub::SubscriberCounts: Send, Sync, Unpin, Debug);
 assert_impl_all!(hub::Gap: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(hub::Start: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(hub::Error: Send, Sync, Unpin, std::error::Error);

@@ -3,6 +3,7 @@
 use super::{
     backend::Position,
     core::{Core, SLICE},
+    count_watch::Wakers,
     error::{Error, ErrorKind},
     gap::GapReason,
     id::Epoch,
@@ -102,6 +103,8 @@ struct Joined {
     /// them.
     evicted_after: Option<EventId>,
     needs_no_replay: bool,
+    /// The streams of the numbers of subscribers.
+    count_wakers: Wakers,
     /// Set if the topics have their own starts.
     has_own_starts: bool,
 }
@@ -192,6 +195,7 @@ impl Core {
             point: ResumePoint { cursor: last, first: None },
             evicted_after: None,
             needs_no_replay: true,
+            count_wakers: Wakers::default(),
             has_own_starts,
         };
         let mut result = Ok(());
@@ -220,9 +224,10 @@ impl Core {
         if let (Some(id), None) = (joined.evicted_after.take(), reason) {
             (requested, reason) = (Some((id, base)), Some(GapReason::Evicted));
         }
-        let Joined { readers, point, needs_no_replay, .. } = joined;
+        let Joined { readers, point, needs_no_replay, count_wakers, .. } = joined;
         self.call_janitor(&mut registry, now);
         drop(registry);
+        count_wakers.wake();
 
         self.joined();
         let mut subscription =
@@ -255,7 +260,8 @@ impl Core {
             let mut contents = topic.lock();
             let evicted = contents.evict(&self.config.retention, now);
             registry.retained = registry.retained - evicted;
-            contents.subscribers += 1;
+            let subscribers = contents.subscribers + 1;
+            joined.count_wakers.add(contents.set_subscribers(subscribers));
             // Events after `last` were published while the registry was not locked. If they were
             // evicted, the subscription has lagged.
             let evicted_through = contents.log.evicted_through().min(last);
@@ -283,6 +289,7 @@ impl Core {
         for mut reader in joined.readers {
             self.leave(&reader.topic, &mut reader.ticket);
         }
+        joined.count_wakers.wake();
     }
 
     /// Returns an error if the hub has no room for these topics. So a subscription to too many topics

@@ -1,4 +1,4 @@
-use super::{core::Core, error::Error, start::Start, subscription::Subscription};
+use super::{core::Core, error::Error, start::Start, subscriber_counts::SubscriberCounts, subscription::Subscription};
 use crate::{Event, EventId};
 use std::{fmt, sync::Arc};
 
@@ -285,6 +285,40 @@ impl Topic {
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)
+    }
+
+    /// Returns a stream of the number of [subscribers](Self::subscribers) in this process: the
+    /// current number, and then each later number.
+    ///
+    /// The stream is woken when a subscription begins or ends, and never polls. A slow reader gets
+    /// the newest number and skips those in between. The stream ends when the hub is
+    /// [shut down](super::Hub::shutdown).
+    ///
+    /// # Examples
+    ///
+    /// A page that shows how many clients are in the lobby:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Error, Hub}};
+    ///
+    /// async fn show_presence(hub: Hub) -> Result<(), Error> {
+    ///     let here = hub.topic("lobby/here").latest_only();
+    ///     let mut counts = hub.topic("lobby").subscriber_counts();
+    ///     while let Some(count) = counts.next().await {
+    ///         here.publish(Event::display(count).event("here")).await?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let hub = Hub::new();
+    /// # tokio::spawn(show_presence(hub.clone()));
+    /// # let mut here = hub.topic("lobby/here").subscribe(tower_sse::hub::Start::Latest).await?;
+    /// # assert!(here.next().await.unwrap().is_ok());
+    /// # Ok(()) }
+    /// ```
+    pub fn subscriber_counts(&self) -> SubscriberCounts {
+        SubscriberCounts::new(&self.core, &self.name)
     }
 }
 

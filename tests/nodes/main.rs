@@ -315,6 +315,27 @@ async fn id_never_issued_is_gap_once_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn subscribers_of_replaced_log_do_not_count() {
+    let shared = Shared::new(PLENTY);
+    let hub = hub(shared.connect()).await;
+    let mut counts = task::spawn(hub.topic("a").subscriber_counts());
+    let mut old = subscribe(&hub, "a", Start::Latest).await;
+    assert_eq!(assert_ready!(counts.poll_next()), Some(1));
+    assert_pending!(counts.poll_next());
+    shared.replace(PLENTY, Vec::new());
+    sleep(Duration::from_secs(5)).await;
+    assert!(counts.is_woken());
+    assert_eq!(assert_ready!(counts.poll_next()), Some(0));
+    let new = subscribe(&hub, "a", Start::Latest).await;
+    assert_eq!(assert_ready!(counts.poll_next()), Some(1));
+    assert_eq!(data_soon(&mut old).await, ["end"]);
+    drop(old);
+    assert_pending!(counts.poll_next());
+    drop(new);
+    assert_eq!(assert_ready!(counts.poll_next()), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn start_of_a_topic_can_be_ahead_of_the_node() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     publish(&one, "state", "s").await;
