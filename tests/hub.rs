@@ -2,6 +2,7 @@
 
 use futures_util::{FutureExt, StreamExt};
 use http_body::Body;
+use http_body_util::BodyExt;
 use std::{
     pin::Pin,
     sync::{
@@ -356,6 +357,34 @@ fn snapshot_comes_first_with_id_of_its_state() {
     assert_eq!(got.len(), 2);
     // A client that reconnects with the id of the snapshot gets the rest.
     assert_eq!(messages(&mut subscribe(&topic, seen)).len(), 1);
+}
+
+#[test]
+fn only_last_event_of_a_snapshot_has_an_id() {
+    let topic = Hub::new().topic("a");
+    let seen = publish(&topic, "1");
+    let rows = ["one", "two", "three"].map(|row| Event::new(row).event("row").id("made up"));
+    let begins = now(topic.subscribe(Start::Latest)).unwrap().begin_with(rows);
+    publish(&topic, "2");
+    let mut subscription = task::spawn(begins);
+    let snapshot = next(&mut subscription);
+    let rows = "event: row\ndata: one\n\nevent: row\ndata: two\n\n";
+    assert_eq!(text(&snapshot), format!("{rows}id: {seen}\nevent: row\ndata: three\n\n"));
+    assert_eq!(snapshot.count(), 3);
+    assert_eq!(messages(&mut subscription)[0].data, "2");
+}
+
+#[test]
+fn empty_snapshot_replaces_gap_by_cursor() {
+    let topic = Hub::new().topic("a");
+    let newest = publish(&topic, "1");
+    let subscription = now(topic.subscribe(EventId::from("lost"))).unwrap().begin_with([]);
+    now(topic.finish()).unwrap();
+    let body = SseStream::new(subscription.begin_with_cursor()).into_http_response().into_body();
+    let bytes = now(body.collect()).unwrap().to_bytes();
+    let got = whatwg::parse(&bytes).messages;
+    assert_eq!(got.len(), 1, "neither the gap nor a retained event");
+    assert_eq!((&*got[0].r#type, &*got[0].last_event_id), ("hub-cursor", newest.as_str()));
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl Event {
     }
 
     /// Returns the reconnect delay in milliseconds, as digits.
-    fn retry_digits(&self) -> Option<&str> {
+    pub(super) fn retry_digits(&self) -> Option<&str> {
         self.lines(RETRY).next()
     }
 

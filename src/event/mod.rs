@@ -246,9 +246,46 @@ impl Event {
         Some(Self { wire: Wire::read(bytes)?, fields: 0 })
     }
 
+    /// Records which fields an event from the wire has, so that a setter replaces the field instead
+    /// of adding a second one.
+    #[cfg(feature = "hub")]
+    pub(crate) fn with_fields(mut self) -> Self {
+        let fields = [
+            (HAS_DATA, self.event_data().is_some()),
+            (HAS_NAME, self.name().is_some()),
+            (HAS_ID, self.event_id().is_some()),
+            (HAS_RETRY, self.retry_digits().is_some()),
+        ];
+        self.fields = fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).sum();
+        self
+    }
+
     /// Returns the wire bytes of a complete event, the same as [`encode`](Self::encode).
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
+    }
+}
+
+/// Iterates over this event alone, so that a method that takes several events also takes one.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, hub::{Hub, Start}};
+///
+/// # #[cfg(feature = "hub")]
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+/// let subscription = Hub::new().topic("scores").subscribe(Start::Latest).await?;
+/// subscription.begin_with(Event::new("0 : 0"));
+/// # Ok(()) }
+/// # #[cfg(not(feature = "hub"))] fn main() {}
+/// ```
+impl IntoIterator for Event {
+    type Item = Self;
+    type IntoIter = std::iter::Once<Self>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        std::iter::once(self)
     }
 }
 

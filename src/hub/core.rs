@@ -9,6 +9,7 @@
 use super::{
     backend::{IdFormat, Position, RecordKind},
     config::HubConfig,
+    count_watch::{CountWatch, Wakers},
     error::Error,
     gap::GapReason,
     id::Epoch,
@@ -23,7 +24,7 @@ use super::{
     wake_queue::WakeQueue,
 };
 use crate::{Event, EventId, metrics};
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 use tokio::time::Instant;
 
 /// The number of events or topics that are handled while the registry is locked: about 0.2 ms.
@@ -91,6 +92,19 @@ impl Core {
         let Some(backend) = &self.backend else { return self.publish_in_memory(name, latest_only, events) };
         self.check_publish(name)?;
         backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
+    }
+
+    /// Publishes one event to the log in memory. It is an error if the log is in a backend.
+    pub(super) fn publish_now(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        latest_only: bool,
+        event: Event,
+    ) -> Result<Option<EventId>, Error> {
+        match self.backend {
+            Some(_) => Err(Error::needs_await(name)),
+            None => self.publish_in_memory(name, latest_only, [event]),
+        }
     }
 
     /// Appends events to the log in memory. Between slices of a large batch, other publishers have
@@ -222,10 +236,12 @@ impl Core {
         let mut registry = self.registry.lock();
         registry.is_shut_down = true;
         let topics: Vec<_> = registry.topics.values().cloned().collect();
+        let count_watches = mem::take(&mut registry.count_watches);
         drop(registry);
         self.backend.as_ref().inspect(|backend| backend.stop());
         self.recordings.shut_down();
         topic_state::shut_down(topics);
+        count_watches.into_values().for_each(|watch| watch.end().wake());
     }
 
     pub(super) fn is_shut_down(&self) -> bool {
@@ -236,7 +252,8 @@ impl Core {
     pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waiter = contents.waiters.leave(ticket);
-        contents.subscribers -= 1;
+        let subscribers = contents.subscribers - 1;
+        let count_wakers = contents.set_subscribers(subscribers);
         let is_last = contents.subscribers == 0;
         let now = Instant::now();
         if is_last {
@@ -247,6 +264,7 @@ impl Core {
         let needs_check = is_last && !contents.is_due && (is_empty || contents.latest_only);
         drop(contents);
         drop(waiter);
+        count_wakers.wake();
         if needs_check {
             let mut registry = self.registry.lock();
             registry.check_left(topic, &self.config.retention, now);
@@ -276,6 +294,39 @@ impl Core {
     pub(super) fn subscribers(&self, name: &str) -> usize {
         let topic = self.registry.lock().topics.get(name).cloned();
         topic.map_or(0, |topic| topic.lock().subscribers)
+    }
+
+    /// Adds a stream of the number of subscribers of a topic. Returns the watch, and the key of the
+    /// stream in it.
+    pub(super) fn watch_count(&self, name: &Arc<str>) -> (Arc<CountWatch>, u64) {
+        let mut registry = self.registry.lock();
+        let watch = registry.count_watches.entry(name.clone()).or_default().clone();
+        let key = watch.join();
+        let mut wakers = Wakers::default();
+        if registry.is_shut_down {
+            registry.count_watches.remove(name);
+            wakers = watch.end();
+        } else if let Some(topic) = registry.topics.get(name) {
+            let mut contents = topic.lock();
+            contents.count_watch = Some(watch.clone());
+            wakers = watch.set(contents.subscribers);
+        }
+        drop(registry);
+        wakers.wake();
+        (watch, key)
+    }
+
+    /// Removes a stream of the number of subscribers of a topic.
+    pub(super) fn unwatch_count(&self, name: &Arc<str>, watch: &Arc<CountWatch>, key: u64) {
+        let mut registry = self.registry.lock();
+        let (waker, is_last) = watch.leave(key);
+        if is_last && registry.count_watches.remove(name).is_some() {
+            if let Some(topic) = registry.topics.get(name) {
+                topic.lock().count_watch = None;
+            }
+        }
+        drop(registry);
+        drop(waker);
     }
 
     pub(super) fn stats(&self) -> Stats {

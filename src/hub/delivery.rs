@@ -29,13 +29,14 @@ impl Node for Core {
     /// other log.
     fn reset(&self, bounds: &Bounds) {
         let mut registry = self.registry.lock();
-        let topics = registry.reset(bounds.evicted_through);
+        let (topics, count_wakers) = registry.reset(bounds.evicted_through);
         if let Some(backend) = &self.backend {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
         }
         self.recordings.reset(bounds.evicted_through);
         drop(registry);
         topic_state::shut_down(topics);
+        count_wakers.wake();
     }
 
     /// Adds the records of the next page to the topics.

@@ -63,6 +63,9 @@ pub enum ErrorKind {
     /// The name of the event is `gap` or `hub-cursor`. A hub sends events with these names itself.
     /// 500 Internal Server Error.
     ReservedName,
+    /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend, which only
+    /// [`publish`](super::Topic::publish) can wait for. 500 Internal Server Error.
+    NeedsAwait,
     /// The hub is [shut down](super::Hub::shutdown), and accepts no more events. 503 Service
     /// Unavailable. Subscribing is no error: the subscription ends with
     /// [`SubscriptionError::Shutdown`].
@@ -118,6 +121,10 @@ impl Error {
         Self { kind: ErrorKind::ReservedName, topic: name.into(), limit: 0, source: None }
     }
 
+    pub(super) fn needs_await(topic: &str) -> Self {
+        Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
+    }
+
     pub(super) fn shut_down() -> Self {
         Self { kind: ErrorKind::Shutdown, topic: "".into(), limit: 0, source: None }
     }
@@ -149,7 +156,7 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ErrorKind::NoTopics | ErrorKind::TooManyTopicsInSubscription => StatusCode::BAD_REQUEST,
-            ErrorKind::Json | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorKind::Json | ErrorKind::NeedsAwait | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -171,6 +178,9 @@ impl fmt::Display for Error {
             }
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
+            }
+            ErrorKind::NeedsAwait => {
+                write!(f, "publish_now cannot publish to {topic}, because the hub has a backend; await publish instead")
             }
             ErrorKind::Json => f.write_str("the data of an event does not serialize to JSON"),
             ErrorKind::Overloaded => {

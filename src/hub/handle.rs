@@ -1,5 +1,12 @@
 use super::{
-    builder::Builder, core::Core, error::Error, recording, start::Start, stats::Stats, subscription::Subscription,
+    builder::Builder,
+    core::Core,
+    error::Error,
+    listener::Listener,
+    recording,
+    start::{IntoTopicStart, Start},
+    stats::Stats,
+    subscription::Subscription,
     topic::Topic,
 };
 use std::{fmt, sync::Arc, time::Duration};
@@ -45,6 +52,19 @@ impl Hub {
     /// Subscribing creates the topics. Check topic names that come from clients first: names that a
     /// client invents count towards [`max_topics`](super::Builder::max_topics).
     ///
+    /// # A start per topic
+    ///
+    /// A pair of a topic and a [`Start`] gives the topic a start of its own, for clients without an
+    /// id. If `start` is [after](Start::After) an id, for example the last id of the client, all
+    /// topics begin after that id. Otherwise a topic without a start of its own begins at `start`.
+    /// If a topic is named twice, its first own start applies.
+    ///
+    /// One cursor covers all topics. It moves past the latest of the starts when the client has
+    /// received the events before it. If the client loses its connection earlier, it reconnects
+    /// with an id before some of the starts. It then also receives the events between this id and
+    /// these starts. A missing event after the id of any start is a gap. So is an id that this node
+    /// does not know yet while the backend is down.
+    ///
     /// # Errors
     ///
     /// - [`NoTopics`](super::ErrorKind::NoTopics) if no topic is named.
@@ -73,13 +93,65 @@ impl Hub {
     ///     Ok(SseStream::new(hub.subscribe(["orders", "alerts", &notices], last).await?))
     /// }
     /// ```
-    pub async fn subscribe<T: AsRef<str>>(
+    ///
+    /// A page was rendered with the notes up to an id, and without the states of the users:
+    ///
+    /// ```
+    /// # use tower_sse::{EventId, LastEventId, hub::{Error, Hub, Start, Subscription}};
+    /// async fn board(hub: &Hub, rendered: EventId, last: LastEventId) -> Result<Subscription, Error> {
+    ///     hub.subscribe([("notes", Start::After(rendered)), ("here", Start::Earliest)], last).await
+    /// }
+    /// ```
+    pub async fn subscribe<T: IntoTopicStart>(
         &self,
         topics: impl IntoIterator<Item = T>,
         start: impl Into<Start>,
     ) -> Result<Subscription, Error> {
-        let names = topics.into_iter().map(|name| name.as_ref().into()).collect();
-        self.core.subscribe(names, start.into()).await
+        let topics = topics.into_iter().map(T::into_topic_start).collect();
+        let subscription = self.core.subscribe(topics, start.into()).await?;
+        Ok(subscription.with_default_linger())
+    }
+
+    /// Listens to topics in this process: returns a stream of decoded events, each with its topic
+    /// and its id. Use it for workers, bridges to WebSockets, and filters per client.
+    ///
+    /// It starts like [`subscribe`](Self::subscribe), counts as a
+    /// [subscriber](Topic::subscribers), and yields the events of all topics in the order of
+    /// publication. See [`Listener`] for gaps and cursors.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`subscribe`](Self::subscribe). After [`shutdown`](Self::shutdown), the
+    /// stream ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
+    ///
+    /// # Cancel safety
+    ///
+    /// The same as for [`Topic::subscribe`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Published, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let mut events = hub.listen(["orders", "alerts"], Start::Latest).await?;
+    /// let id = hub.topic("alerts").publish(Event::new("fire").event("raised")).await?;
+    ///
+    /// let Some(Ok(published)) = events.next().await else { return Ok(()) };
+    /// assert_eq!((&*published.topic, &published.id), ("alerts", &id));
+    /// assert_eq!(published.event.name(), Some("raised"));
+    /// assert_eq!(published.event.event_data().as_deref(), Some("fire"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn listen<T: IntoTopicStart>(
+        &self,
+        topics: impl IntoIterator<Item = T>,
+        start: impl Into<Start>,
+    ) -> Result<Listener, Error> {
+        let topics = topics.into_iter().map(T::into_topic_start).collect();
+        Ok(Listener::new(self.core.subscribe(topics, start.into()).await?))
     }
 
     /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new

@@ -28,10 +28,13 @@ pub(super) struct Merge {
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of readers whose topics are finished and read to the end.
     finished: usize,
-    /// The greatest position of a state that was delivered at the place of an earlier state.
+    /// The greatest position that a reader has delivered before its place: a state at the place of
+    /// an earlier state, or the start of a topic.
     delivered_through: Position,
     /// The part of the wake queue that was looked through.
     looked_at: u64,
+    /// The reader whose events the last step has returned.
+    pub(super) last_turn: u32,
 }
 
 impl Merge {
@@ -43,6 +46,7 @@ impl Merge {
             finished: 0,
             delivered_through: Position::START,
             looked_at: 0,
+            last_turn: 0,
         };
         merge.reset(readers);
         merge
@@ -52,6 +56,8 @@ impl Merge {
     pub(super) fn reset(&mut self, readers: &[Reader]) {
         self.turns.clear();
         self.unchecked.clear();
+        let delivered = readers.iter().map(|reader| reader.delivered_through).max();
+        self.delivered_through = self.delivered_through.max(delivered.unwrap_or_default());
         self.finished = readers.iter().filter(|reader| reader.is_finished).count();
         for (index, reader) in (0..).zip(readers) {
             match reader.next {
@@ -144,7 +150,8 @@ impl Merge {
         self.turns.peek().map(|Reverse((place, _))| *place)
     }
 
-    /// Adds the marked readers, and the readers of topics in the wake queue, which are not marked yet.
+    /// Adds the marked readers, and the readers of topics in the wake queue, which are not marked
+    /// yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {
@@ -160,6 +167,7 @@ impl Merge {
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
         let Reverse((place, index)) = self.turns.pop()?;
         let through = self.next_place().map_or(through, |second| through.min(second.previous()));
+        self.last_turn = index;
         let reader = &mut readers[index as usize];
         let was_finished = reader.is_finished;
         let step = reader.take_turn(place, cursor, through.max(place), || Waiter::Merged(self.ready.clone(), index));

@@ -69,10 +69,15 @@
 //! replaced event is not a gap. A client that is slower than the updates receives the states
 //! [in turn](Topic::latest_only).
 //!
+//! # Consumers in Rust
+//!
+//! [`Hub::listen`] yields decoded events with their topics, for workers, bridges to WebSockets and
+//! filters per client.
+//!
 //! # Snapshots for late clients
 //!
 //! A client that needs a state before the first event can
-//! [begin with a snapshot](Subscription::begin_with).
+//! [begin with a snapshot](Subscription::begin_with) of one or several events.
 //!
 //! # Retention
 //!
@@ -145,13 +150,16 @@ pub mod backend;
 mod builder;
 mod config;
 mod core;
+mod count_watch;
 mod delivery;
 mod error;
 mod gap;
 mod handle;
 mod id;
+mod item;
 mod janitor;
 mod linger;
+mod listener;
 mod log;
 mod merge;
 mod node;
@@ -165,6 +173,7 @@ mod segment;
 mod start;
 mod stats;
 mod subscribe;
+mod subscriber_counts;
 mod subscription;
 mod sync;
 mod topic;
@@ -176,8 +185,10 @@ pub use builder::{Builder, Connector};
 pub use error::{Error, ErrorKind, SubscriptionError};
 pub use gap::{Gap, GapReason, LagPolicy};
 pub use handle::Hub;
+pub use listener::{Listener, Published};
 pub use recording::{Outcome, Recorder, Recording};
-pub use start::Start;
+pub use start::{IntoTopicStart, Start};
 pub use stats::Stats;
+pub use subscriber_counts::SubscriberCounts;
 pub use subscription::Subscription;
 pub use topic::Topic;

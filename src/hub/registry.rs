@@ -3,6 +3,7 @@
 use super::{
     backend::Position,
     config::HubConfig,
+    count_watch::{CountWatch, Wakers},
     error::Error,
     log::{Amount, Retention},
     topic_state::{Contents, TopicState},
@@ -21,6 +22,8 @@ pub(super) struct Registry {
     pub(super) retained: Amount,
     pub(super) published: u64,
     tombstones: Tombstones,
+    /// The watches of the numbers of subscribers that a stream reads, by topic.
+    pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
     /// The topics that are scheduled for expiry, by time. The number distinguishes topics with the
     /// same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
@@ -45,6 +48,9 @@ impl Registry {
         self.check_topic_limit(std::slice::from_ref(name), config)?;
         let evicted_through = self.tombstones.evicted_through(self.topics.hasher().hash_one(name));
         let topic = Arc::new(TopicState::new(name.clone(), evicted_through));
+        if let Some(watch) = self.count_watches.get(name) {
+            topic.lock().count_watch = Some(watch.clone());
+        }
         self.topics.insert(name.clone(), topic.clone());
         Ok(topic)
     }
@@ -73,14 +79,22 @@ impl Registry {
     }
 
     /// Removes all topics, because another log has replaced the log. The eviction watermark of the
-    /// new log is this position.
-    pub(super) fn reset(&mut self, evicted_through: Position) -> Vec<Arc<TopicState>> {
+    /// new log is this position. The caller has to end the topics and wake the streams.
+    pub(super) fn reset(&mut self, evicted_through: Position) -> (Vec<Arc<TopicState>>, Wakers) {
+        let mut wakers = Wakers::default();
+        for (name, watch) in &self.count_watches {
+            // The subscriptions of the removed topic do not count any more.
+            if let Some(topic) = self.topics.get(name) {
+                topic.lock().count_watch = None;
+            }
+            wakers.add(watch.set(0));
+        }
         self.has_backend = true;
         self.last = evicted_through;
         self.retained = Amount::default();
         self.due.clear();
         self.tombstones = Tombstones { topics: HashMap::new(), others: evicted_through };
-        self.topics.drain().map(|(_, topic)| topic).collect()
+        (self.topics.drain().map(|(_, topic)| topic).collect(), wakers)
     }
 
     /// Raises the eviction watermark of the whole log to this position. The caller has to apply it

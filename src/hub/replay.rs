@@ -5,11 +5,13 @@ use super::{
     backend::Position,
     error::{Error, SubscriptionError},
     gap::GapReason,
+    item::{self, Item, Runs, Topics},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
     resume::ResumePoint,
     subscription::{Origin, Subscription},
 };
 use crate::{EncodedEvents, Event, EventId, random};
+use bytes::BytesMut;
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -38,10 +40,14 @@ pub(super) struct Replay {
 /// A gap that is reported if the backend confirms it.
 struct PendingGap {
     requested: EventId,
+    /// The position after which a missing event confirms the gap.
+    after: Position,
     reason: GapReason,
     /// Set if events are certainly missing. The gap event is then sent as soon as the first event
     /// after the gap is known, because it names this event.
     is_confirmed: bool,
+    /// Set if the subscription resumes where the client has stopped, unless there is a gap.
+    is_resume: bool,
 }
 
 enum State {
@@ -50,7 +56,7 @@ enum State {
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
     /// The next events to yield, and the end of their page.
-    Yields(EncodedEvents, Position),
+    Yields(EncodedEvents, Runs, Position),
 }
 
 /// The future of a requested page. The mutex is never locked. It makes the subscription `Sync` even
@@ -69,19 +75,33 @@ impl Future for PageRequest {
 
 impl Subscription {
     /// Starts a replay after the cursor. If `reason` is set, a gap is reported even if the backend
-    /// retains all events.
-    pub(super) fn start_replay(&mut self, requested: Option<EventId>, reason: Option<GapReason>, is_unsure: bool) {
-        let pending_gap = requested.map(|requested| PendingGap {
+    /// retains all events. Otherwise a gap is reported if events after `after` are missing.
+    pub(super) fn start_replay(
+        &mut self,
+        requested: Option<(EventId, Position)>,
+        reason: Option<GapReason>,
+        is_resume: bool,
+        is_unsure: bool,
+    ) {
+        let pending_gap = requested.map(|(requested, after)| PendingGap {
             requested,
+            after,
             reason: reason.unwrap_or(GapReason::Evicted),
             is_confirmed: reason.is_some(),
+            is_resume,
         });
         self.replay = Some(Box::new(Replay { pending_gap, is_unsure, state: State::Idle }));
     }
 
     /// Starts a replay for a subscription that has lagged.
     pub(super) fn replay_after_lag(&mut self) {
-        let gap = PendingGap { requested: self.cursor(), reason: GapReason::Lagged, is_confirmed: false };
+        let gap = PendingGap {
+            requested: self.cursor(),
+            after: self.cursor,
+            reason: GapReason::Lagged,
+            is_confirmed: false,
+            is_resume: false,
+        };
         self.replay = Some(Box::new(Replay { pending_gap: Some(gap), is_unsure: false, state: State::Idle }));
     }
 
@@ -99,7 +119,8 @@ impl Subscription {
     /// Continues without the page after [`RESPONSE_TIMEOUT`]. Fails if too many reads are waiting.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + RESPONSE_TIMEOUT;
-        let is_returning = self.is_undecided();
+        let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());
+        let is_returning = pending_gap.is_some_and(|pending_gap| pending_gap.is_resume);
         while let Some(State::Idle) = self.replay.as_ref().map(|replay| &replay.state) {
             let Some(mut page) = self.request_page() else { return Ok(()) };
             match timeout_at(deadline, &mut page).await {
@@ -127,10 +148,7 @@ impl Subscription {
 
     /// Returns the next events of the replay, or `None` once the topics of this node retain all
     /// following events.
-    pub(super) fn poll_replay(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<EncodedEvents, SubscriptionError>>> {
+    pub(super) fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
             // A shutdown ends all topics of a hub, so watching the first topic is enough.
@@ -139,11 +157,11 @@ impl Subscription {
                 return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
             }
             match &mut replay.state {
-                State::Yields(events, through) => {
-                    let (events, through) = (events.clone(), *through);
+                State::Yields(events, runs, through) => {
+                    let (events, runs, through) = (events.clone(), runs.clone(), *through);
                     self.cursor = self.cursor.max(through);
                     self.replay = None;
-                    return Poll::Ready(Some(Ok(events)));
+                    return Poll::Ready(Some(Ok(Item { events, topics: Topics::Runs(runs) })));
                 }
                 State::Idle => match self.request_page() {
                     Some(page) => self.set_state(State::Reads(page)),
@@ -163,10 +181,34 @@ impl Subscription {
                         self.replay = None;
                         return Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))));
                     }
-                    return Poll::Ready(Some(Ok(gap.into())));
+                    return Poll::Ready(Some(Ok(Item::of_hub(gap))));
                 }
             }
         }
+    }
+
+    /// Returns the events of a page that this subscription has not delivered yet, their topics, and
+    /// the position of the first of them. Usually, these are all events. A topic with its own start
+    /// skips the events before it.
+    fn undelivered(&self, page: &EncodedPage) -> (EncodedEvents, Runs, Option<Position>) {
+        if self.readers.iter().all(|reader| reader.delivered_through <= self.cursor) {
+            return (page.events.clone(), page.runs.clone(), page.first);
+        }
+        let mut rest = page.events.clone().into_bytes();
+        let (mut bytes, mut kept, mut first) = (BytesMut::new(), Vec::new(), None);
+        for topic in item::topics(&page.runs) {
+            let before = rest.clone();
+            let Some((id, _)) = item::split_first(&mut rest) else { break };
+            let Ok(position) = self.epoch.position(&id) else { continue };
+            // The readers are sorted by the names of their topics.
+            let reader = self.readers.binary_search_by(|reader| reader.topic.name.cmp(topic));
+            if reader.is_ok_and(|reader| position > self.readers[reader].delivered_through) {
+                bytes.extend_from_slice(&before[..before.len() - rest.len()]);
+                kept.push(topic.clone());
+                first = first.or(Some(position));
+            }
+        }
+        (EncodedEvents::from_parts(bytes.freeze(), kept.len()), item::runs(kept), first)
     }
 
     fn set_state(&mut self, state: State) {
@@ -222,9 +264,9 @@ impl Subscription {
             return None;
         }
 
-        let is_evicted = page.evicted_through > self.cursor;
-        if is_evicted {
-            self.cursor = ResumePoint::of(page.first, page.through).cursor.max(page.evicted_through);
+        let (events, runs, first) = self.undelivered(&page);
+        if page.evicted_through > self.cursor {
+            self.cursor = ResumePoint::of(first, page.through).cursor.max(page.evicted_through);
         }
         for reader in &mut self.readers {
             reader.gap_reported_through = reader.gap_reported_through.max(page.evicted_through);
@@ -237,21 +279,22 @@ impl Subscription {
         }
         self.reset_readers();
 
-        let is_at_end = page.events.is_empty() && self.has_all_after(page.through);
+        let is_at_end = events.is_empty() && self.has_all_after(page.through);
         let replay = self.replay.as_mut()?;
         let mut pending_gap = replay.pending_gap.take();
         if let Some(pending_gap) = &mut pending_gap {
-            pending_gap.is_confirmed |= is_evicted;
+            pending_gap.is_confirmed |= page.evicted_through > pending_gap.after;
         }
-        replay.state = State::Yields(page.events.clone(), page.through);
-        if page.events.is_empty() {
+        let is_empty = events.is_empty();
+        replay.state = State::Yields(events, runs, page.through);
+        if is_empty {
             self.cursor = self.cursor.max(page.through);
             // If the topics have evicted the following events in the meantime, a new replay begins,
             // as after a lag.
             self.replay = None;
         }
         let pending_gap = pending_gap.filter(|pending_gap| pending_gap.is_confirmed)?;
-        if page.first.is_none() && !is_at_end {
+        if first.is_none() && !is_at_end {
             // The gap event contains the id of the first event after it, so it waits until that
             // event is known.
             self.replay =
@@ -259,7 +302,7 @@ impl Subscription {
             return None;
         }
         let local = self.readers.iter().filter_map(|reader| reader.topic.lock().log.first_after(self.cursor));
-        let resumed = page.first.or_else(|| local.min());
+        let resumed = first.or_else(|| local.min());
         Some(self.report_gap(pending_gap.reason, pending_gap.requested, resumed))
     }
 }

@@ -1,6 +1,7 @@
 use crate::{EventId, LastEventId};
+use std::{borrow::Cow, sync::Arc};
 
-/// The position at which a subscription begins.
+/// The position at which a subscription, or one of its [topics](super::Hub::subscribe), begins.
 ///
 /// # Examples
 ///
@@ -33,6 +34,16 @@ pub enum Start {
     After(EventId),
 }
 
+impl Start {
+    /// Returns [`Latest`](Self::Latest) in place of an empty id.
+    pub(super) fn or_latest_if_empty(self) -> Self {
+        match self {
+            Self::After(id) if id.as_bytes().is_empty() => Self::Latest,
+            start => start,
+        }
+    }
+}
+
 impl From<EventId> for Start {
     fn from(id: EventId) -> Self {
         Self::After(id)
@@ -60,3 +71,62 @@ impl LastEventId {
         self.into_id().map_or(start, Start::After)
     }
 }
+
+/// A topic that a [subscription](super::Hub::subscribe) names: `"orders"`, a `String`, or a pair of
+/// a topic and its own start.
+///
+/// Implement this trait for types of your own that name topics.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use tower_sse::hub::{Hub, IntoTopicStart, Start};
+///
+/// struct Room(u64);
+///
+/// impl IntoTopicStart for Room {
+///     fn into_topic_start(self) -> (Arc<str>, Option<Start>) {
+///         (format!("rooms/{}", self.0).into(), None)
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+/// let hub = Hub::new();
+/// let rooms = hub.subscribe([Room(1), Room(2)], Start::Latest).await?;
+/// assert_eq!(hub.topic("rooms/2").subscribers(), 1);
+/// # Ok(()) }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not name a topic",
+    label = "expected a text, or a pair of a text and a `Start`",
+    note = "a topic is a `&str`, a `String`, or a pair such as `(\"orders\", Start::Earliest)`"
+)]
+pub trait IntoTopicStart {
+    /// Returns the name of the topic. `None` means that the topic has no start of its own.
+    fn into_topic_start(self) -> (Arc<str>, Option<Start>);
+}
+
+impl<T: AsRef<str> + ?Sized> IntoTopicStart for &T {
+    fn into_topic_start(self) -> (Arc<str>, Option<Start>) {
+        (self.as_ref().into(), None)
+    }
+}
+
+impl<T: AsRef<str>, S: Into<Start>> IntoTopicStart for (T, S) {
+    fn into_topic_start(self) -> (Arc<str>, Option<Start>) {
+        (self.0.as_ref().into(), Some(self.1.into()))
+    }
+}
+
+macro_rules! into_topic_start {
+    ($($Text:ty)*) => {$(
+        impl IntoTopicStart for $Text {
+            fn into_topic_start(self) -> (Arc<str>, Option<Start>) {
+                (self.into(), None)
+            }
+        }
+    )*};
+}
+
+into_topic_start!(String Box<str> Arc<str> Cow<'_, str>);

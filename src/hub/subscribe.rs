@@ -3,8 +3,10 @@
 use super::{
     backend::Position,
     core::{Core, SLICE},
+    count_watch::Wakers,
     error::{Error, ErrorKind},
     gap::GapReason,
+    id::Epoch,
     node::{BackendClient, LogEnd},
     reader::Reader,
     registry::Registry,
@@ -13,40 +15,120 @@ use super::{
     subscription::{Origin, Subscription},
     topic_state::TopicState,
 };
+use crate::EventId;
 use std::sync::Arc;
 use tokio::time::Instant;
+
+/// The topics of a new subscription.
+struct Topics {
+    /// The names, sorted.
+    names: Vec<Arc<str>>,
+    /// The starts of the topics. A single start is that of all topics.
+    starts: Vec<Start>,
+}
+
+impl Topics {
+    /// Resolves the starts of the topics: an id in `start` takes precedence over them, and any other
+    /// `start` is that of the topics without their own.
+    fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
+        topics.sort_by(|(one, _), (other, _)| one.cmp(other));
+        topics.dedup_by(|(name, start), (earlier, earlier_start)| {
+            let is_same = name == earlier;
+            if is_same && earlier_start.is_none() {
+                *earlier_start = start.take();
+            }
+            is_same
+        });
+        let start = start.or_latest_if_empty();
+        let is_resume = matches!(start, Start::After(_));
+        if is_resume || topics.iter().all(|(_, own)| own.is_none()) {
+            return Self { names: topics.into_iter().map(|(name, _)| name).collect(), starts: vec![start] };
+        }
+        let (names, mut starts): (Vec<_>, Vec<_>) = topics
+            .into_iter()
+            .map(|(name, own)| (name, own.map_or_else(|| start.clone(), Start::or_latest_if_empty)))
+            .unzip();
+        if starts.iter().all(|start| *start == starts[0]) {
+            starts.truncate(1);
+        }
+        Self { names, starts }
+    }
+
+    /// Returns the start with the greatest position in this epoch. The backend may have to confirm
+    /// this position.
+    fn newest_start(&self, epoch: Epoch) -> &Start {
+        let position = |start: &Start| match start {
+            Start::After(id) => epoch.position(id).ok(),
+            Start::Earliest | Start::Latest => None,
+        };
+        self.starts.iter().max_by_key(|start| position(start)).unwrap_or(&Start::Latest)
+    }
+}
+
+/// The beginning of a subscription, or of one of its topics.
+struct Beginning {
+    /// The position after which events are delivered.
+    base: Position,
+    /// The id of the start, if it has one.
+    requested: Option<EventId>,
+    /// Set if events after the requested id are missing, or the id is invalid.
+    reason: Option<GapReason>,
+    /// Set if the base may be after the end of the log.
+    is_unsure: bool,
+}
+
+impl Beginning {
+    /// `last` is the known end of the log. If `is_unsure` is set, the log may have greater positions.
+    fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
+        let (base, requested, reason, is_unsure) = match start {
+            Start::After(id) => match epoch.position(id) {
+                Ok(position) if position <= last => (position, Some(id.clone()), None, false),
+                Ok(position) if is_unsure => (position, Some(id.clone()), None, true),
+                Ok(_) => (Position::START, Some(id.clone()), Some(GapReason::Ahead), false),
+                // The client chooses the length.
+                Err(reason) => (Position::START, Some(id.clone().shortened()), Some(reason), false),
+            },
+            Start::Earliest => (Position::START, None, None, false),
+            Start::Latest => (last, None, None, false),
+        };
+        Self { base, requested, reason, is_unsure }
+    }
+}
 
 /// The topics that a new subscription has joined, and where it resumes in them.
 struct Joined {
     readers: Vec<Reader>,
     point: ResumePoint,
-    /// Set if events that followed the requested id are lost: neither this node nor the backend
-    /// retains them.
-    is_evicted: bool,
+    /// The id of a start after which events are lost: neither this node nor the backend retains
+    /// them.
+    evicted_after: Option<EventId>,
     needs_no_replay: bool,
+    /// The streams of the numbers of subscribers.
+    count_wakers: Wakers,
+    /// Set if the topics have their own starts.
+    has_own_starts: bool,
 }
 
 impl Core {
     pub(super) async fn subscribe(
         self: &Arc<Self>,
-        mut names: Vec<Arc<str>>,
+        topics: Vec<(Arc<str>, Option<Start>)>,
         start: Start,
     ) -> Result<Subscription, Error> {
-        names.sort_unstable();
-        names.dedup();
-        let limit = self.config.max_topics_per_subscription;
-        if names.len() > limit {
-            return Err(Error::too_many_topics_in_subscription(names.len(), limit));
+        let topics = Topics::new(topics, start);
+        let (count, limit) = (topics.names.len(), self.config.max_topics_per_subscription);
+        if count > limit {
+            return Err(Error::too_many_topics_in_subscription(count, limit));
         }
-        if names.is_empty() {
+        if count == 0 {
             return Err(Error::no_topics());
         }
         let mut end = None;
         loop {
             if let Some(backend) = &self.backend {
-                end = Some(backend.end(self.committed(), &start).await);
+                end = Some(backend.end(self.committed(), topics.newest_start(self.epoch())).await);
             }
-            let subscription = match self.subscribe_to_known(&names, start.clone(), end.as_ref()) {
+            let subscription = match self.subscribe_to_known(&topics, end.as_ref()) {
                 // The hub was shut down in the meantime.
                 Err(error) if error.kind() == ErrorKind::Shutdown => continue,
                 subscription => subscription?,
@@ -54,7 +136,7 @@ impl Core {
             // `None` means that the log was replaced in the meantime, so the loop tries again.
             if let Some(mut subscription) = subscription {
                 subscription.read_first_page().await?;
-                return Ok(subscription.linger(self.config.linger));
+                return Ok(subscription);
             }
         }
     }
@@ -64,41 +146,32 @@ impl Core {
     /// log.
     fn subscribe_to_known(
         self: &Arc<Self>,
-        names: &[Arc<str>],
-        start: Start,
+        topics: &Topics,
         end: Option<&LogEnd>,
     ) -> Result<Option<Subscription>, Error> {
-        self.check_room(names)?;
+        self.check_room(&topics.names)?;
         let now = Instant::now();
         let mut registry = self.registry.lock();
         let epoch = self.epoch();
-        let (last, mut is_unsure) = match end {
+        let (last, is_unsure) = match end {
             Some(end) if end.epoch != epoch => return Ok(None),
             Some(end) => (registry.last.max(end.last), end.is_unsure),
             None => (registry.last, false),
         };
-        let start = match start {
-            Start::After(id) if id.as_bytes().is_empty() => Start::Latest,
-            start => start,
-        };
-        let origin = if start == Start::Latest { Origin::Live } else { Origin::Replay };
-        let (base, requested, mut reason) = match start {
-            Start::After(id) => match epoch.position(&id) {
-                Ok(position) if position <= last => {
-                    is_unsure = false;
-                    (position, Some(id), None)
-                }
-                Ok(position) if is_unsure => (position, Some(id), None),
-                Ok(_) => (Position::START, Some(id), Some(GapReason::Ahead)),
-                Err(reason) => {
-                    is_unsure = false;
-                    // The client chooses the length.
-                    (Position::START, Some(id.shortened()), Some(reason))
-                }
-            },
-            Start::Earliest => (Position::START, None, None),
-            Start::Latest => (last, None, None),
-        };
+        let has_own_starts = topics.starts.len() > 1;
+        // Without an answer of the backend, a topic's own start after the known end is a gap.
+        let is_unsure = is_unsure && !has_own_starts;
+        let beginnings: Vec<_> =
+            topics.starts.iter().map(|start| Beginning::of(start, epoch, last, is_unsure)).collect();
+        let is_unsure = beginnings.iter().any(|beginning| beginning.is_unsure);
+        let base = beginnings.iter().map(|beginning| beginning.base).min().unwrap_or(last);
+        let origin = if topics.starts == [Start::Latest] { Origin::Live } else { Origin::Replay };
+        let is_resume = beginnings.iter().all(|beginning| beginning.requested.is_some());
+        let invalid = beginnings.iter().find(|beginning| beginning.reason.is_some());
+        let mut reason = invalid.and_then(|beginning| beginning.reason);
+        let first_requested = beginnings.iter().filter(|beginning| beginning.requested.is_some());
+        let beginning = invalid.or_else(|| first_requested.min_by_key(|beginning| beginning.base));
+        let mut requested = beginning.and_then(|beginning| Some((beginning.requested.clone()?, beginning.base)));
 
         if registry.is_shut_down {
             drop(registry);
@@ -107,24 +180,26 @@ impl Core {
             let cursor = if is_unsure { last } else { base };
             let mut subscription =
                 Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, cursor, last, origin);
-            if is_unsure {
-                // The client keeps its id, which may be newer.
+            if is_unsure || has_own_starts {
+                // The client keeps its id, which may be newer, or returns without an id.
                 return Ok(Some(subscription.without_control_events()));
             }
-            subscription.resume(requested, reason, None);
+            subscription.resume(requested.filter(|_| is_resume || reason.is_some()), reason, None);
             return Ok(Some(subscription));
         }
 
         // The eviction watermark of the backend: it retains the events after this position.
         let evicted_by_backend = self.backend.as_ref().map_or(Position::MAX, BackendClient::evicted_through);
         let mut joined = Joined {
-            readers: Vec::with_capacity(names.len()),
+            readers: Vec::with_capacity(topics.names.len()),
             point: ResumePoint { cursor: last, first: None },
-            is_evicted: false,
+            evicted_after: None,
             needs_no_replay: true,
+            count_wakers: Wakers::default(),
+            has_own_starts,
         };
         let mut result = Ok(());
-        for (index, names) in names.chunks(SLICE).enumerate() {
+        for (index, names) in topics.names.chunks(SLICE).enumerate() {
             if index > 0 {
                 drop(registry);
                 self.registry.give_way();
@@ -135,7 +210,8 @@ impl Core {
                 self.undo(joined);
                 return Ok(None);
             }
-            result = self.join(&mut registry, names, base, last, evicted_by_backend, now, &mut joined);
+            let beginnings = if has_own_starts { &beginnings[index * SLICE..] } else { &beginnings };
+            result = self.join(&mut registry, names, beginnings, last, evicted_by_backend, now, &mut joined);
             if result.is_err() {
                 break;
             }
@@ -145,55 +221,65 @@ impl Core {
             self.undo(joined);
             return Err(error);
         }
-        if joined.is_evicted && requested.is_some() {
-            reason = reason.or(Some(GapReason::Evicted));
+        if let (Some(id), None) = (joined.evicted_after.take(), reason) {
+            (requested, reason) = (Some((id, base)), Some(GapReason::Evicted));
         }
-        let Joined { readers, point, needs_no_replay, .. } = joined;
+        let Joined { readers, point, needs_no_replay, count_wakers, .. } = joined;
         self.call_janitor(&mut registry, now);
         drop(registry);
+        count_wakers.wake();
 
         self.joined();
         let mut subscription =
             Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, point.cursor, last, origin);
         if needs_no_replay && !is_unsure {
-            subscription.resume(requested, reason, point.first);
+            subscription.resume(requested.filter(|_| is_resume || reason.is_some()), reason, point.first);
         } else {
             subscription.cursor = base;
-            subscription.start_replay(requested, reason, is_unsure);
+            subscription.start_replay(requested, reason, is_resume, is_unsure);
         }
         Ok(Some(subscription))
     }
 
-    /// Adds a subscriber to one slice of the topics that it subscribes to.
+    /// Adds a subscriber to one slice of the topics that it subscribes to. `beginnings` are those of
+    /// the topics, or one for all.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,
         registry: &mut Registry,
         names: &[Arc<str>],
-        base: Position,
+        beginnings: &[Beginning],
         last: Position,
         evicted_by_backend: Position,
         now: Instant,
         joined: &mut Joined,
     ) -> Result<(), Error> {
-        for name in names {
+        for (name, beginning) in names.iter().zip(beginnings.iter().cycle()) {
+            let base = beginning.base;
             let topic = registry.topic(name, &self.config)?;
             let mut contents = topic.lock();
             let evicted = contents.evict(&self.config.retention, now);
             registry.retained = registry.retained - evicted;
-            contents.subscribers += 1;
+            let subscribers = contents.subscribers + 1;
+            joined.count_wakers.add(contents.set_subscribers(subscribers));
             // Events after `last` were published while the registry was not locked. If they were
             // evicted, the subscription has lagged.
             let evicted_through = contents.log.evicted_through().min(last);
             if evicted_through > base {
                 joined.needs_no_replay &= evicted_through <= evicted_by_backend;
-                joined.is_evicted |= joined.needs_no_replay;
+                if joined.needs_no_replay && joined.evicted_after.is_none() {
+                    joined.evicted_after.clone_from(&beginning.requested);
+                }
             }
             let first = contents.log.first_after(base.max(evicted_through));
             // The follower has not read the events after the last position of the registry yet.
             joined.point = joined.point.and(ResumePoint::of(first, registry.last.max(base)));
             drop(contents);
-            joined.readers.push(Reader::new(topic, evicted_through.min(evicted_by_backend)));
+            let mut reader = Reader::new(topic, evicted_through.min(evicted_by_backend));
+            if joined.has_own_starts {
+                reader.delivered_through = base;
+            }
+            joined.readers.push(reader);
         }
         Ok(())
     }
@@ -203,6 +289,7 @@ impl Core {
         for mut reader in joined.readers {
             self.leave(&reader.topic, &mut reader.ticket);
         }
+        joined.count_wakers.wake();
     }
 
     /// Returns an error if the hub has no room for these topics. So a subscription to too many topics

@@ -4,6 +4,7 @@ use super::{
     error::SubscriptionError,
     gap::{Gap, GapReason, LagPolicy},
     id::Epoch,
+    item::{Item, Topics},
     linger::Linger,
     merge::Merge,
     reader::{Reader, Step},
@@ -165,8 +166,13 @@ impl Subscription {
     }
 
     /// Resumes after the requested id. Reports a gap if `reason` is set.
-    pub(super) fn resume(&mut self, requested: Option<EventId>, reason: Option<GapReason>, resumed: Option<Position>) {
-        let Some(requested) = requested else { return };
+    pub(super) fn resume(
+        &mut self,
+        requested: Option<(EventId, Position)>,
+        reason: Option<GapReason>,
+        resumed: Option<Position>,
+    ) {
+        let Some((requested, _)) = requested else { return };
         match reason {
             Some(reason) => self.gap_event = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
             None => self.origin = Origin::Resumed,
@@ -224,8 +230,14 @@ impl Subscription {
             })
     }
 
-    /// Begins the stream with a snapshot: the state that the next events change. The snapshot gets
-    /// the [`cursor`](Self::cursor) as its id, which replaces any other id.
+    /// Begins the stream with a snapshot of one or several events: the state that the next events
+    /// change.
+    ///
+    /// The last event of the snapshot gets the [`cursor`](Self::cursor) as its id. The other events
+    /// get no id, so a client that loses its connection within the snapshot receives all of it
+    /// again. Ids that the events had are removed. Browsers apply an id only with data, so the last
+    /// event needs data or a name. The snapshot is one item of the stream. Without an event, the
+    /// stream begins with the cursor, as in a response without a snapshot.
     ///
     /// If there is a [gap](Self::gap), the snapshot replaces the gap event and all retained events.
     /// The subscription then resumes with the events that were published after it was created.
@@ -267,8 +279,17 @@ impl Subscription {
     ///     Ok(SseStream::new(events))
     /// }
     /// ```
+    ///
+    /// A snapshot with an event per score:
+    ///
+    /// ```
+    /// # use tower_sse::{Event, hub::Subscription};
+    /// fn begin(events: Subscription, scores: &[u32]) -> Subscription {
+    ///     events.begin_with(scores.iter().map(|score| Event::display(score).event("score")))
+    /// }
+    /// ```
     #[must_use]
-    pub fn begin_with(mut self, snapshot: Event) -> Self {
+    pub fn begin_with(mut self, snapshot: impl IntoIterator<Item = Event>) -> Self {
         if self.gap.is_some() || self.is_undecided() {
             // `subscribed_at` may be smaller than the cursor if events were already read.
             self.cursor = if self.is_unsure() { self.subscribed_at } else { self.cursor.max(self.subscribed_at) };
@@ -276,8 +297,12 @@ impl Subscription {
         }
         self.reset_readers();
         self.gap_event = None;
-        let snapshot = snapshot.id(self.cursor());
-        self.first_item = Some(Box::new(snapshot.into()));
+        let mut events: Vec<_> = snapshot.into_iter().map(Event::without_id).collect();
+        let last = events.pop().map(|last| last.id(self.cursor()));
+        self.first_item = last.map(|last| match events.is_empty() {
+            true => Box::new(last.into()),
+            false => Box::new(events.into_iter().chain([last]).collect()),
+        });
         self
     }
 
@@ -390,6 +415,12 @@ impl Subscription {
             drop(replaced);
         }
         self
+    }
+
+    /// Lingers as the hub is configured.
+    pub(super) fn with_default_linger(self) -> Self {
+        let time = self.core.config.linger;
+        self.linger(time)
     }
 
     /// Returns whether a gap after the beginning ends the subscription.
@@ -508,6 +539,77 @@ impl Subscription {
         }
         self.core.left();
     }
+
+    /// Returns the next item, without the preamble of a response.
+    pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
+        if let Some(first_item) = self.gap_event.take().or_else(|| self.first_item.take()) {
+            return Poll::Ready(Some(Ok(Item::of_hub(*first_item))));
+        }
+        loop {
+            if self.replay.is_some() {
+                if let Some(item) = ready!(self.poll_replay(cx)) {
+                    return Poll::Ready(Some(item));
+                }
+            }
+            if let (Some(linger), Some(merge)) = (&mut self.linger, &self.merge) {
+                ready!(linger.poll(&merge.ready, cx));
+            }
+            let step = self.step(cx.waker());
+            if let Some(linger) = &mut self.linger {
+                match step {
+                    Step::Wait if linger.is_next() => {
+                        linger.begin();
+                        continue;
+                    }
+                    Step::Wait | Step::Yield => {}
+                    _ => linger.note_delivery(),
+                }
+            }
+            return match step {
+                Step::Events(events, last) => {
+                    self.cursor = last;
+                    Poll::Ready(Some(Ok(self.item(events))))
+                }
+                Step::Replacement(events, place) => {
+                    self.cursor = place;
+                    Poll::Ready(Some(Ok(self.item(self.at_cursor(events)))))
+                }
+                Step::CaughtUp(position) => {
+                    self.cursor = position;
+                    if !self.has_control_events {
+                        continue;
+                    }
+                    let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
+                    Poll::Ready(Some(Ok(Item::of_hub(cursor))))
+                }
+                Step::Wait => Poll::Pending,
+                Step::Yield => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Step::Shutdown => Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown)))),
+                Step::Finished => {
+                    self.leave();
+                    Poll::Ready(None)
+                }
+                Step::Evicted if self.core.backend.is_some() => {
+                    self.replay_after_lag();
+                    continue;
+                }
+                Step::Evicted if self.ends_at_gap() => {
+                    self.core.count_gap(GapReason::Lagged);
+                    Poll::Ready(Some(Err(self.fail(SubscriptionError::Lagged))))
+                }
+                Step::Evicted => Poll::Ready(Some(Ok(Item::of_hub(self.skip())))),
+            };
+        }
+    }
+
+    /// Returns an item of the topic whose events the last step has returned.
+    fn item(&self, events: EncodedEvents) -> Item {
+        let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
+        Item { events, topics: Topics::Reader(reader) }
+    }
 }
 
 impl Stream for Subscription {
@@ -524,66 +626,7 @@ impl Stream for Subscription {
                 return Poll::Ready(Some(Ok(EncodedEvents::from_parts(bytes, 0))));
             }
         }
-        if let Some(first_item) = this.gap_event.take().or_else(|| this.first_item.take()) {
-            return Poll::Ready(Some(Ok(*first_item)));
-        }
-        loop {
-            if this.replay.is_some() {
-                if let Some(item) = ready!(this.poll_replay(cx)) {
-                    return Poll::Ready(Some(item));
-                }
-            }
-            if let (Some(linger), Some(merge)) = (&mut this.linger, &this.merge) {
-                ready!(linger.poll(&merge.ready, cx));
-            }
-            let step = this.step(cx.waker());
-            if let Some(linger) = &mut this.linger {
-                match step {
-                    Step::Wait if linger.is_next() => {
-                        linger.begin();
-                        continue;
-                    }
-                    Step::Wait | Step::Yield => {}
-                    _ => linger.note_delivery(),
-                }
-            }
-            return match step {
-                Step::Events(events, last) => {
-                    this.cursor = last;
-                    Poll::Ready(Some(Ok(events)))
-                }
-                Step::Replacement(events, place) => {
-                    this.cursor = place;
-                    Poll::Ready(Some(Ok(this.at_cursor(events))))
-                }
-                Step::CaughtUp(position) => {
-                    this.cursor = position;
-                    if !this.has_control_events {
-                        continue;
-                    }
-                    Poll::Ready(Some(Ok(EncodedEvents::from_parts(this.cursor_event().encode(), 0))))
-                }
-                Step::Wait => Poll::Pending,
-                Step::Yield => {
-                    cx.waker().wake_by_ref();
-                    Poll::Pending
-                }
-                Step::Shutdown => Poll::Ready(Some(Err(this.fail(SubscriptionError::Shutdown)))),
-                Step::Finished => {
-                    this.leave();
-                    Poll::Ready(None)
-                }
-                Step::Evicted if this.core.backend.is_some() => {
-                    this.replay_after_lag();
-                    continue;
-                }
-                Step::Evicted if this.ends_at_gap() => {
-                    this.core.count_gap(GapReason::Lagged);
-                    Poll::Ready(Some(Err(this.fail(SubscriptionError::Lagged))))
-                }
-                Step::Evicted => Poll::Ready(Some(Ok(this.skip().into()))),
-            };
-        }
+        this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)))
     }
 
     /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished).

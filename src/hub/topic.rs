@@ -3,6 +3,7 @@ use super::{
     error::Error,
     recording::{self, Recorder},
     start::Start,
+    subscriber_counts::SubscriberCounts,
     subscription::Subscription,
 };
 use crate::{Event, EventId, SseItem};
@@ -135,6 +136,48 @@ impl Topic {
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
+    /// Publishes an event in memory without an `await`, and returns its id.
+    ///
+    /// It does the same as [`publish`](Self::publish), in code that is not async, and while a
+    /// [`std::sync::Mutex`] is locked. So a state and the event that reports it can change together.
+    /// It needs no runtime.
+    ///
+    /// The call wakes up to 32 waiting subscribers. The locks of the hub are released before that,
+    /// but those of the caller are not. An executor that polls its tasks inside of `wake` would run
+    /// the subscribers while the caller holds its lock. The executors of tokio do not do this.
+    ///
+    /// # Errors
+    ///
+    /// - [`NeedsAwait`](super::ErrorKind::NeedsAwait) if the hub has a backend. The event is not
+    ///   published.
+    /// - The same errors as [`publish`](Self::publish), except for those of a backend.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Mutex;
+    /// use tower_sse::{Event, EventId, hub::{Error, Hub}};
+    ///
+    /// struct Counter { hub: Hub, count: Mutex<u64> }
+    ///
+    /// impl Counter {
+    ///     /// The events are in the order of the numbers.
+    ///     fn increment(&self) -> Result<EventId, Error> {
+    ///         let mut count = self.count.lock().unwrap();
+    ///         *count += 1;
+    ///         self.hub.topic("count").latest_only().publish_now(Event::display(*count))
+    ///     }
+    /// }
+    /// # let counter = Counter { hub: Hub::new(), count: Mutex::default() };
+    /// # counter.increment().unwrap();
+    /// # assert_eq!(*counter.count.lock().unwrap(), 1);
+    /// # assert_eq!(counter.hub.stats().published, 1);
+    /// ```
+    pub fn publish_now(&self, event: Event) -> Result<EventId, Error> {
+        let id = self.core.publish_now(&self.name, self.latest_only, complete(event)?)?;
+        Ok(id.expect("one event was added, so there is a last one"))
+    }
+
     /// Publishes events as one batch, with one wake-up. Except for large batches in memory, no
     /// other events are between them. Returns the id of the last event, or `None` if there are no
     /// events.
@@ -188,7 +231,8 @@ impl Topic {
     /// Dropping the future has no effect. In memory, it completes on its first poll. With a
     /// backend, it waits at most two seconds for events that this process does not retain.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
-        self.core.subscribe(vec![self.name.clone()], start.into()).await
+        let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
+        Ok(subscription.with_default_linger())
     }
 
     /// Finishes the topic, for example because a job is done or an answer is complete.
@@ -324,6 +368,40 @@ impl Topic {
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)
+    }
+
+    /// Returns a stream of the number of [subscribers](Self::subscribers) in this process: the
+    /// current number, and then each later number.
+    ///
+    /// The stream is woken when a subscription begins or ends, and never polls. A slow reader gets
+    /// the newest number and skips those in between. The stream ends when the hub is
+    /// [shut down](super::Hub::shutdown).
+    ///
+    /// # Examples
+    ///
+    /// A page that shows how many clients are in the lobby:
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Error, Hub}};
+    ///
+    /// async fn show_presence(hub: Hub) -> Result<(), Error> {
+    ///     let here = hub.topic("lobby/here").latest_only();
+    ///     let mut counts = hub.topic("lobby").subscriber_counts();
+    ///     while let Some(count) = counts.next().await {
+    ///         here.publish(Event::display(count).event("here")).await?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let hub = Hub::new();
+    /// # tokio::spawn(show_presence(hub.clone()));
+    /// # let mut here = hub.topic("lobby/here").subscribe(tower_sse::hub::Start::Latest).await?;
+    /// # assert!(here.next().await.unwrap().is_ok());
+    /// # Ok(()) }
+    /// ```
+    pub fn subscriber_counts(&self) -> SubscriberCounts {
+        SubscriberCounts::new(&self.core, &self.name)
     }
 }
 

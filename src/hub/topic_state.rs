@@ -2,6 +2,7 @@
 
 use super::{
     backend::Position,
+    count_watch::{CountWatch, Wakers},
     log::{Amount, Log, Retention},
     ready_list::ReadyList,
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
@@ -26,6 +27,8 @@ pub(super) struct Contents {
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
+    /// The watch of the number of subscribers, if a stream reads it.
+    pub(super) count_watch: Option<Arc<CountWatch>>,
     /// The time at which the last subscriber left.
     pub(super) left_at: Option<Instant>,
     /// Set if each event replaces the previous event.
@@ -43,6 +46,7 @@ impl TopicState {
             lingering: BTreeMap::new(),
             finished: None,
             subscribers: 0,
+            count_watch: None,
             left_at: None,
             latest_only: false,
             is_due: false,
@@ -154,6 +158,13 @@ impl Contents {
             true if self.subscribers > 0 => None,
             true => Some(self.left_at.map_or(oldest, |left_at| left_at.max(oldest))),
         }
+    }
+
+    /// Sets the number of subscribers. Returns the streams of this number, which the caller wakes
+    /// after it has released all locks.
+    pub(super) fn set_subscribers(&mut self, subscribers: usize) -> Wakers {
+        self.subscribers = subscribers;
+        self.count_watch.as_ref().map(|watch| watch.set(subscribers)).unwrap_or_default()
     }
 
     /// Evicts the events that exceed the retention. Returns their number and size.

@@ -316,6 +316,50 @@ async fn id_never_issued_is_gap_once_known() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn subscribers_of_replaced_log_do_not_count() {
+    let shared = Shared::new(PLENTY);
+    let hub = hub(shared.connect()).await;
+    let mut counts = task::spawn(hub.topic("a").subscriber_counts());
+    let mut old = subscribe(&hub, "a", Start::Latest).await;
+    assert_eq!(assert_ready!(counts.poll_next()), Some(1));
+    assert_pending!(counts.poll_next());
+    shared.replace(PLENTY, Vec::new());
+    sleep(Duration::from_secs(5)).await;
+    assert!(counts.is_woken());
+    assert_eq!(assert_ready!(counts.poll_next()), Some(0));
+    let new = subscribe(&hub, "a", Start::Latest).await;
+    assert_eq!(assert_ready!(counts.poll_next()), Some(1));
+    assert_eq!(data_soon(&mut old).await, ["end"]);
+    drop(old);
+    assert_pending!(counts.poll_next());
+    drop(new);
+    assert_eq!(assert_ready!(counts.poll_next()), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_of_a_topic_can_be_ahead_of_the_node() {
+    let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
+    publish(&one, "state", "s").await;
+    settle().await;
+    // The node does not read the next events.
+    to_other.set(Mode::Fails);
+    settle().await;
+    publish(&one, "a", 0).await;
+    let newest = publish(&one, "a", 1).await;
+    let topics = || [("a", Start::After(newest.clone())), ("state", Start::Earliest)];
+    // The backend does not confirm the id: a gap, and too many events instead of too few.
+    let mut early = task::spawn(other.subscribe(topics(), None).await.unwrap());
+    assert_eq!(early.gap().map(|gap| gap.reason()), Some(GapReason::Ahead));
+    to_other.set(Mode::Works);
+    let mut client = task::spawn(other.subscribe(topics(), None).await.unwrap());
+    assert!(client.gap().is_none());
+    publish(&one, "a", 2).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(data_soon(&mut early).await, ["ahead", "s", "0", "1", "2"]);
+    assert_eq!(data_soon(&mut client).await, ["s", "2"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn unknown_id_is_decided_after_backend_outage() {
     let ([one, other], [_, to_other]) = two(&Shared::new(PLENTY), Hub::builder).await;
     to_other.set(Mode::Fails);

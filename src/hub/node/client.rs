@@ -11,6 +11,7 @@ use crate::{
         backend::{Appended, Bounds, IdFormat, Page, Position, Record, RecordKind},
         error::Error,
         id::Epoch,
+        item::{self, Runs},
         start::Start,
     },
     metrics, trace,
@@ -82,6 +83,8 @@ pub(in crate::hub) struct EncodedPage {
     /// The position of the first event in the page.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
+    /// The topics of the events.
+    pub(in crate::hub) runs: Runs,
     /// The topics that have a record in the page. The value is the position of the topic's last
     /// record in the page if that record finishes the topic.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
@@ -334,15 +337,16 @@ impl EncodedPage {
                 RecordKind::Finish => continue,
                 // Records are visited from the newest to the oldest. A newer state replaces the
                 // earlier states of its topic.
-                RecordKind::State if !states.insert(record.topic) => continue,
+                RecordKind::State if !states.insert(record.topic.clone()) => continue,
                 _ => {}
             }
             let Some(event) = Event::from_wire(&record.event) else { continue };
-            events.push(event.id(epoch.id(position)));
+            events.push((record.topic, event.id(epoch.id(position))));
             first = Some(position);
         }
-        let events = events.into_iter().rev().collect();
-        Self { epoch, evicted_through: page.evicted_through, through: page.through, first, events, topics }
+        let runs = item::runs(events.iter().rev().map(|(topic, _)| topic.clone()));
+        let events = events.into_iter().rev().map(|(_, event)| event).collect();
+        Self { epoch, evicted_through: page.evicted_through, through: page.through, first, events, runs, topics }
     }
 }
 

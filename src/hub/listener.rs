@@ -1,0 +1,223 @@
+use super::{
+    backend::Position,
+    error::SubscriptionError,
+    gap::Gap,
+    item::{Item, Topics, decode_first},
+    subscription::Subscription,
+};
+use crate::{Event, EventId};
+use bytes::Bytes;
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+use tokio_stream::Stream;
+
+/// The number of events without a pause after which the listener is pending once, so that other
+/// tasks of the thread have a turn.
+const MAX_EVENTS_PER_TURN: u32 = 64;
+
+/// An event of a hub, decoded for a consumer in Rust.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Published {
+    /// The topic to which the event was published.
+    pub topic: Arc<str>,
+    /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the next
+    /// event.
+    pub id: EventId,
+    /// The event as it was published, without an id.
+    pub event: Event,
+}
+
+/// A stream of the events of one or many topics, for a consumer in Rust: a worker, a bridge to
+/// WebSockets, or a filter per client. [`Hub::listen`](super::Hub::listen) creates it.
+///
+/// Like a [`Subscription`], a listener is a cursor and not a queue, so a slow listener needs no
+/// more memory than a fast one. It yields published events only, in the order of publication: no
+/// `hub-cursor` and no `gap`. [`linger`](super::Builder::linger) does not delay it. After 64 events
+/// without a pause, it is pending once, and other tasks of the thread have a turn.
+///
+/// # Gaps
+///
+/// Missing events are always reported:
+///
+/// - A listener that begins after an id may have missed events. [`gap`](Self::gap) reports this
+///   before the first event.
+/// - A listener that is slower than the retention of its topics ends with
+///   [`SubscriptionError::Lagged`], whatever the [`LagPolicy`](super::LagPolicy) of the hub. To
+///   continue, listen again after its [`cursor`](Self::cursor). The new listener has the gap.
+///
+/// # Ends
+///
+/// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
+/// ends with [`SubscriptionError::Shutdown`] after [`Hub::shutdown`](super::Hub::shutdown), or if
+/// the log of the backend was replaced.
+///
+/// # Examples
+///
+/// A worker that reads a state again if it has missed events:
+///
+/// ```
+/// use tokio_stream::StreamExt;
+/// use tower_sse::hub::{Error, Hub, Published, Start, SubscriptionError};
+///
+/// async fn work(hub: Hub, read_all: impl AsyncFn(), apply: impl AsyncFn(Published)) -> Result<(), Error> {
+///     let mut start = Start::Earliest;
+///     loop {
+///         let mut orders = hub.listen(["orders"], start).await?;
+///         if orders.gap().is_some() {
+///             read_all().await;
+///         }
+///         loop {
+///             match orders.next().await {
+///                 Some(Ok(published)) => apply(published).await,
+///                 Some(Err(SubscriptionError::Lagged)) => break,
+///                 _ => return Ok(()),
+///             }
+///         }
+///         start = orders.cursor().into();
+///     }
+/// }
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+/// # let hub = Hub::new();
+/// # hub.topic("orders").publish(tower_sse::Event::new("1")).await?;
+/// # hub.topic("orders").finish().await?;
+/// # work(hub, async || unreachable!(), async |published| assert_eq!(&*published.topic, "orders")).await
+/// # }
+/// ```
+///
+/// The texts for a WebSocket, with a filter per client:
+///
+/// ```
+/// use tokio_stream::{Stream, StreamExt};
+/// use tower_sse::hub::{Error, Hub, Start};
+///
+/// async fn texts(hub: &Hub, user: String) -> Result<impl Stream<Item = String>, Error> {
+///     let chat = hub.listen(["chat"], Start::Latest).await?;
+///     Ok(chat.map_while(Result::ok).filter_map(move |published| {
+///         let text = published.event.event_data()?;
+///         text.contains(&user).then(|| text.into_owned())
+///     }))
+/// }
+/// ```
+#[must_use = "a listener yields events only if it is polled"]
+pub struct Listener {
+    subscription: Subscription,
+    /// The events of the last item that are not yielded yet.
+    pending: Bytes,
+    /// The topics of the pending events.
+    topics: VecDeque<(Arc<str>, usize)>,
+    /// The id of the last event of the item, while others are pending.
+    last: Option<EventId>,
+    /// The cursor before the stream ended with an error.
+    failed_at: Option<Position>,
+    /// The number of events since the listener was pending.
+    events_in_turn: u32,
+}
+
+impl Listener {
+    pub(super) fn new(subscription: Subscription) -> Self {
+        Self {
+            subscription: subscription.without_control_events(),
+            pending: Bytes::new(),
+            topics: VecDeque::new(),
+            last: None,
+            failed_at: None,
+            events_in_turn: 0,
+        }
+    }
+
+    /// Returns the gap with which the listener began: events after its start are missing.
+    ///
+    /// The listener then yields the retained events. `None` means that no event is missing, or that
+    /// the backend is down, so that this is not known yet. In the second case, a gap ends the
+    /// stream with [`SubscriptionError::Lagged`].
+    #[must_use]
+    pub fn gap(&self) -> Option<&Gap> {
+        self.subscription.gap()
+    }
+
+    /// Returns the id up to which the listener has yielded every event of its topics. Listening
+    /// after this id continues with the next event, or with a gap.
+    ///
+    /// Without an event, it is the position at which the listener began. It can be newer than the
+    /// last [`Published::id`].
+    #[must_use]
+    pub fn cursor(&self) -> EventId {
+        match (&self.last, self.failed_at) {
+            (Some(last), _) => last.clone(),
+            (None, Some(position)) => self.subscription.epoch.id(position),
+            (None, None) => self.subscription.cursor(),
+        }
+    }
+
+    /// Returns the next event of the last item.
+    fn next_pending(&mut self) -> Option<Published> {
+        while let Some((topic, count)) = self.topics.front_mut() {
+            let decoded = decode_first(&mut self.pending);
+            let topic = match *count {
+                ..2 => self.topics.pop_front()?.0,
+                _ => {
+                    *count -= 1;
+                    topic.clone()
+                }
+            };
+            let Some((id, event)) = decoded else { continue };
+            self.last = Some(id.clone()).filter(|_| !self.topics.is_empty());
+            return Some(Published { topic, id, event });
+        }
+        None
+    }
+}
+
+impl Stream for Listener {
+    type Item = Result<Published, SubscriptionError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.events_in_turn == MAX_EVENTS_PER_TURN {
+            this.events_in_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            if let Some(published) = this.next_pending() {
+                this.events_in_turn += 1;
+                return Poll::Ready(Some(Ok(published)));
+            }
+            let before = this.subscription.cursor;
+            let item = this.subscription.poll_item(cx);
+            if item.is_pending() {
+                this.events_in_turn = 0;
+            }
+            match ready!(item) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => {
+                    this.failed_at = Some(before);
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Some(Ok(Item { events, topics })) => {
+                    match topics {
+                        Topics::Hub => continue,
+                        Topics::Reader(index) => {
+                            let topic = &this.subscription.readers[index as usize].topic;
+                            this.topics.push_back((topic.name.clone(), events.count()));
+                        }
+                        Topics::Runs(runs) => this.topics.extend(runs.iter().cloned()),
+                    }
+                    this.pending = events.into_bytes();
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("cursor", &self.cursor()).field("gap", &self.gap()).finish_non_exhaustive()
+    }
+}
