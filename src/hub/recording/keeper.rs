@@ -106,7 +106,7 @@ impl Keeper {
         let interval = plan.lease / BEATS;
         let now = Instant::now();
         // The end of a lease is noticed only by a node that has just read the whole log.
-        let max_age = if plan.has_dead_peers { RETRY } else { interval };
+        let max_age = if plan.has_dead_peers { RETRY } else { interval / 2 };
         let contact = core.recordings.state().contact.last;
         let is_in_contact = contact.is_some_and(|last| now.duration_since(last) < max_age);
         if !is_in_contact && !probe(core, backend, interval).await {
@@ -122,7 +122,7 @@ impl Keeper {
             }
         }
         let next_death = self.take_over(core);
-        Some(next_death.unwrap_or(now + TICK).min(now + TICK.min(interval)).max(now + TICK / 100))
+        Some(next_death.unwrap_or(now + TICK).min(now + TICK.min(interval / 2)).max(now + TICK / 100))
     }
 
     /// Announces the recordings of this node. Returns `None` if the backend does not confirm it.
