@@ -285,8 +285,8 @@ enum Phase<E> {
 /// The state of a stream that is completing its current event because a layer ends it.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The time when the incomplete event is cut off. Set when the stream first has to wait for
-    /// more data.
+    /// The time at which the response ends in the middle of the event. Set when the rest of the
+    /// event is not available at once.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 

@@ -121,7 +121,8 @@ impl TopicState {
     }
 }
 
-/// The number of waiters that are woken at once, also by the publisher.
+/// The maximum number of waiters that a publisher wakes itself. The task of the wake queue wakes the
+/// others, in batches of the same size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
 /// The number of waiters that a reader wakes if some are due.

@@ -35,7 +35,8 @@ pin_project! {
 /// The direction from the server to the client.
 #[derive(Debug)]
 struct Output {
-    /// The bytes that come before the next frame of the body.
+    /// The bytes that are ready and not written yet, because the socket was full. They are written
+    /// before the next frame of the body is polled.
     unsent: Option<Box<Unsent>>,
     /// Whether bytes were written and the connection was not flushed.
     is_dirty: bool,

@@ -277,7 +277,8 @@ impl Recordings {
 }
 
 impl State {
-    /// Starts the keeper if it does not run.
+    /// Starts the [keeper](super::keeper) if it does not run: the task that announces the recordings
+    /// of this node, and takes over those of dead nodes.
     fn keep(&mut self, core: &Arc<Core>) {
         if !self.is_kept {
             self.is_kept = true;
@@ -285,7 +286,8 @@ impl State {
         }
     }
 
-    /// Returns `true` if there is nothing left for the keeper, which then ends.
+    /// Notes the end of the keeper if there are no recordings and no other nodes. The keeper calls
+    /// this, and ends if the result is `true`.
     pub(super) fn release_keeper(&mut self) -> bool {
         let is_idle = self.local.is_empty() && self.peers.is_empty();
         self.is_kept &= !is_idle;
