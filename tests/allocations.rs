@@ -226,6 +226,21 @@ async fn single_event_allocates_nothing_for_a_client() {
 }
 
 #[test]
+fn removed_topic_takes_at_most_64_bytes() {
+    const TOPICS: usize = 1000;
+    let hub = Hub::new();
+    let heap = measure(|| {
+        for n in 0..TOPICS {
+            let topic = hub.topic(format!("topic-{n}"));
+            published(topic.publish(Event::new("hello world!")));
+            published(topic.remove());
+        }
+    });
+    let topic = heap.bytes_current as usize / TOPICS;
+    assert!((1..=64).contains(&topic), "a removed topic takes {topic} bytes");
+}
+
+#[test]
 fn small_event_after_large_one_takes_little_memory() {
     const TOPICS: usize = 1000;
     let hub = Hub::builder().max_events(1).build();

@@ -47,6 +47,9 @@ enum Step {
     Finish {
         topic: usize,
     },
+    Remove {
+        topic: usize,
+    },
     /// Time in which every event expires.
     Wait,
     /// A quarter of that time.
@@ -79,7 +82,8 @@ fn step(largest: usize) -> impl Strategy<Value = Step> {
         8 => (any::<Index>(), 1..20_usize).prop_map(|(client, items)| Step::Read { client, items }),
         3 => any::<Index>().prop_map(|client| Step::Resume { client }),
         1 => any::<Index>().prop_map(|client| Step::Leave { client }),
-        1 => topic.prop_map(|topic| Step::Finish { topic }),
+        1 => topic.clone().prop_map(|topic| Step::Finish { topic }),
+        1 => topic.prop_map(|topic| Step::Remove { topic }),
         1 => Just(Step::Wait),
     ]
 }
@@ -413,6 +417,15 @@ impl World {
         self.forget_topics();
     }
 
+    fn remove(&mut self, topic: usize) {
+        self.hub.topic(TOPICS[topic]).remove().now_or_never().unwrap().unwrap();
+        self.model.log.values_mut().filter(|event| event.topic == topic).for_each(|event| event.is_held = false);
+        if let Some(finished) = &mut self.model.finished[topic] {
+            *finished = Finished::Expired;
+        }
+        self.forget_topics();
+    }
+
     /// A topic without events and subscribers is dropped, once its end need not be remembered.
     fn forget_topics(&mut self) {
         let is_shown = self.clients.iter().any(|client| client.listens_to(STATE));
@@ -485,6 +498,7 @@ async fn play(steps: Vec<Step>, max_events: usize, max_bytes: usize, policy: Lag
                 world.hub.topic(TOPICS[topic]).finish().now_or_never().unwrap().unwrap();
                 world.model.finished[topic].get_or_insert(Finished::Remembered);
             }
+            Step::Remove { topic } => world.remove(topic),
             Step::Wait => world.wait().await,
             Step::Pass => world.pass().await,
         }

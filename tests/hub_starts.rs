@@ -2,12 +2,13 @@
 
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
+use proptest::{collection::vec, prelude::*};
 use std::{borrow::Cow, sync::Arc, task::Poll};
 use support::whatwg::{self, Message};
 use tokio_test::task;
 use tower_sse::{
     Event, EventId, LastEventId, SseStream,
-    hub::{GapReason, Hub, IntoTopicStart, Start, Subscription, Topic, backend::MemoryBackend},
+    hub::{GapReason, Hub, IntoTopicStart, Listener, Start, Subscription, Topic, backend::MemoryBackend},
 };
 
 type Task = task::Spawn<Subscription>;
@@ -227,4 +228,146 @@ async fn listener_accepts_a_start_per_topic() {
     assert_eq!(&*published.topic, "here");
     assert!(listener.poll_next().is_pending());
     assert_eq!(listener.cursor(), ids[5]);
+}
+
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+
+/// The start of a topic: live events, all events, or after the event with this index.
+fn topic_start() -> impl Strategy<Value = Option<Option<usize>>> {
+    prop_oneof![Just(None), Just(Some(None)), (0..40_usize).prop_map(|after| Some(Some(after)))]
+}
+
+fn position(id: &str) -> u64 {
+    id.split_once('-').unwrap().1.parse().unwrap()
+}
+
+proptest! {
+    /// Each topic yields all events after its start, in the order of the log, or a gap is reported.
+    #[test]
+    fn topics_yield_events_after_their_starts_or_gap(
+        past in vec(0..3_usize, 1..40),
+        live in vec((0..3_usize, any::<bool>()), 0..20),
+        starts in [topic_start(), topic_start(), topic_start()],
+        max_events in 1..40_usize,
+    ) {
+        let hub = Hub::builder().max_events(max_events).build();
+        let ids: Vec<_> = past.iter().map(|topic| publish(&hub.topic(TOPICS[*topic]), "")).collect();
+        let after = |topic: usize| match starts[topic] {
+            None => past.len(),
+            Some(None) => 0,
+            Some(Some(after)) => after.min(past.len() - 1) + 1,
+        };
+        let start = |topic: usize| match starts[topic] {
+            None => Start::Latest,
+            Some(None) => Start::Earliest,
+            Some(Some(_)) => Start::After(ids[after(topic) - 1].clone()),
+        };
+        let retained = |index: &usize| {
+            past[*index + 1..].iter().filter(|topic| **topic == past[*index]).count() < max_events
+        };
+        let due = |index: &usize| *index >= after(past[*index]);
+        let names: [_; 3] = std::array::from_fn(|topic| (TOPICS[topic], start(topic)));
+        let mut client = subscribe(&hub, names.clone(), None);
+        let mut listener = task::spawn(now(hub.listen(names, None)).unwrap());
+
+        let has_id = |index: &usize| matches!(starts[past[*index]], Some(Some(_)));
+        let is_lost = (0..past.len()).any(|index| due(&index) && has_id(&index) && !retained(&index));
+        prop_assert_eq!(client.gap().is_some(), is_lost);
+        prop_assert_eq!(client.is_resumed(), !is_lost && starts.iter().all(|start| matches!(start, Some(Some(_)))));
+        let events = |subscription: &mut Task| {
+            let events = messages(subscription).into_iter().filter(|message| message.r#type == "message");
+            events.map(|message| message.last_event_id).collect::<Vec<_>>()
+        };
+        let mut expected: Vec<_> = (0..past.len()).filter(due).filter(retained).map(|index| ids[index].to_string()).collect();
+        let listen = |listener: &mut task::Spawn<Listener>| {
+            let next = || match listener.poll_next() {
+                Poll::Ready(Some(Ok(published))) => Some(published.id.to_string()),
+                _ => None,
+            };
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        let (mut got, mut listened) = (events(&mut client), listen(&mut listener));
+        for (topic, reads) in live {
+            expected.push(publish(&hub.topic(TOPICS[topic]), "").to_string());
+            if reads || max_events < 20 {
+                got.extend(events(&mut client));
+                listened.extend(listen(&mut listener));
+            }
+        }
+        got.extend(events(&mut client));
+        listened.extend(listen(&mut listener));
+        prop_assert_eq!(&got, &expected);
+        prop_assert_eq!(&listened, &expected);
+        prop_assert_eq!(client.cursor(), listener.cursor());
+        prop_assert!(expected.last().is_none_or(|last| position(client.cursor().as_str()) >= position(last)));
+    }
+
+    /// The same with a backend, which retains the newest events for a node that retains fewer.
+    #[test]
+    fn backend_yields_events_after_their_starts_or_gap(
+        past in vec(0..3_usize, 1..60),
+        starts in [topic_start(), topic_start(), topic_start()],
+        max_events in 1..10_usize,
+        max_records in 1..60_usize,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let backend = MemoryBackend::new(max_records);
+            let hub = Hub::builder().max_events(max_events).backend(backend).connect().await.unwrap();
+            let mut ids = Vec::new();
+            for (n, topic) in past.iter().enumerate() {
+                ids.push(hub.topic(TOPICS[*topic]).publish(Event::new("")).await.unwrap());
+                while hub.stats().published <= n as u64 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let evicted = past.len().saturating_sub(max_records);
+            let (mut names, mut after) = (Vec::new(), Vec::new());
+            for (start, name) in starts.iter().zip(TOPICS) {
+                let index = start.flatten().map(|after| after.min(past.len() - 1));
+                after.push(index.map_or(if start.is_some() { 0 } else { past.len() }, |index| index + 1));
+                let earliest = if start.is_some() { Start::Earliest } else { Start::Latest };
+                names.push((name, index.map_or(earliest, |index| Start::After(ids[index].clone()))));
+            }
+            let expected: Vec<_> = (0..past.len())
+                .filter(|index| *index >= after[past[*index]])
+                .map(|index| (TOPICS[past[index]], ids[index].as_str()))
+                .collect();
+            let client = hub.subscribe(names.iter().cloned(), None).await.unwrap();
+            let listener = hub.listen(names, None).await.unwrap();
+            // A gap is reported if neither the backend nor the node retains an event.
+            let later = |index: usize| past[index + 1..].iter().filter(|topic| **topic == past[index]).count();
+            let is_lost = (0..evicted).any(|index| {
+                let has_id = matches!(starts[past[index]], Some(Some(_)));
+                has_id && index >= after[past[index]] && later(index) >= max_events
+            });
+            // The watermark of the backend is that of all topics.
+            let may_be_lost = (0..3).any(|topic| matches!(starts[topic], Some(Some(_))) && after[topic] < evicted);
+            let gap = client.gap().map(|gap| gap.reason());
+            for gap in [gap, listener.gap().map(|gap| gap.reason())] {
+                prop_assert!(gap.is_none_or(|reason| reason == GapReason::Evicted && may_be_lost));
+                prop_assert!(gap.is_some() || !is_lost);
+            }
+            let is_resume = starts.iter().all(|start| matches!(start, Some(Some(_))));
+            prop_assert_eq!(client.is_resumed(), gap.is_none() && is_resume);
+
+            let messages = messages(&mut task::spawn(client)).into_iter();
+            let got: Vec<_> =
+                messages.filter(|message| message.r#type == "message").map(|message| message.last_event_id).collect();
+            let (mut listener, mut listened) = (task::spawn(listener), Vec::new());
+            while let Poll::Ready(Some(Ok(published))) = listener.poll_next() {
+                let due = (&*published.topic, published.id.as_str());
+                prop_assert!(expected.contains(&due), "{:?} is not due", due);
+                listened.push(published.id.to_string());
+            }
+            for received in [got, listened] {
+                // Every due event, once and in order, except for those that the backend has evicted.
+                let is_received = |id: &str| received.iter().any(|other| other == id);
+                let due = expected.iter().map(|(_, id)| *id);
+                let due: Vec<_> = due.filter(|id| position(id) > evicted as u64 || is_received(id)).collect();
+                prop_assert_eq!(received, due);
+            }
+            Ok(())
+        })?;
+    }
 }

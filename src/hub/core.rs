@@ -209,6 +209,28 @@ impl Core {
         Ok(())
     }
 
+    /// Removes the events and the state of a topic of the log in memory.
+    ///
+    /// No reader is woken: a reader that waits has received all events, and misses none.
+    pub(super) fn remove(&self, name: &Arc<str>) -> Result<(), Error> {
+        if self.backend.is_some() {
+            return Err(Error::unsupported(name));
+        }
+        let now = Instant::now();
+        let mut registry = self.registry.lock();
+        let Some(topic) = registry.topics.get(name).cloned() else { return Ok(()) };
+        let mut contents = topic.lock();
+        let last = contents.log.last().max(contents.log.evicted_through());
+        registry.retained = registry.retained - contents.log.truncate_through(last);
+        contents.latest_only = false;
+        // Open subscriptions still have to end. The end is forgotten with the last of them.
+        contents.is_removed = contents.finished.is_some();
+        registry.unschedule(&topic, &mut contents);
+        drop(contents);
+        registry.forget_if_idle(&topic, &self.config.retention, now);
+        Ok(())
+    }
+
     /// Makes a change visible to the readers of the topic, and wakes them after the locks of the
     /// registry and of the topic are released. The [wake queue](WakeQueue) wakes the rest of a
     /// large audience.
@@ -261,7 +283,7 @@ impl Core {
         }
         let is_empty = contents.log.retained().events == 0;
         // A topic that is due is checked at that time. A state begins to age now.
-        let needs_check = is_last && !contents.is_due && (is_empty || contents.latest_only);
+        let needs_check = is_last && contents.due.is_none() && (is_empty || contents.latest_only);
         drop(contents);
         drop(waiter);
         count_wakers.wake();

@@ -59,7 +59,8 @@ impl CountWatch {
         Wakers(mem::take(&mut state.wakers).into_values().collect())
     }
 
-    /// Returns the number if it is not `seen`, or registers the waker. Returns `None` after the end.
+    /// Returns the number if it is not `seen`, or registers the waker. Returns `None` after the
+    /// end.
     pub(super) fn poll(&self, seen: Option<usize>, key: u64, waker: &Waker) -> Poll<Option<usize>> {
         // Clone the waker before the watch is locked, because `clone` runs code of the application.
         let waker = waker.clone();

@@ -111,9 +111,16 @@ impl Registry {
 
     /// Schedules the topic for its next expiry.
     pub(super) fn schedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
-        if let (Some(due), false) = (due, contents.is_due) {
-            contents.is_due = true;
+        if let (Some(due), None) = (due, contents.due) {
+            contents.due = Some(due);
             self.due.insert((due, Arc::as_ptr(topic).addr() as u64), topic.clone());
+        }
+    }
+
+    /// Cancels the next expiry of a topic that has no events.
+    pub(super) fn unschedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents) {
+        if let Some(due) = contents.due.take() {
+            self.due.remove(&(due, Arc::as_ptr(topic).addr() as u64));
         }
     }
 
@@ -134,7 +141,7 @@ impl Registry {
     /// Removes the expired events of one topic, and schedules its next expiry.
     fn expire(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
-        contents.is_due = false;
+        contents.due = None;
         self.retained = self.retained - contents.evict(retention, now);
         let changed = contents.ages_since().or(contents.finished);
         if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {

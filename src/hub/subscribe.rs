@@ -28,8 +28,8 @@ struct Topics {
 }
 
 impl Topics {
-    /// Resolves the starts of the topics: an id in `start` takes precedence over them, and any other
-    /// `start` is that of the topics without their own.
+    /// Resolves the starts of the topics: an id in `start` takes precedence over them, and any
+    /// other `start` is that of the topics without their own.
     fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
         topics.sort_by(|(one, _), (other, _)| one.cmp(other));
         topics.dedup_by(|(name, start), (earlier, earlier_start)| {
@@ -78,7 +78,8 @@ struct Beginning {
 }
 
 impl Beginning {
-    /// `last` is the known end of the log. If `is_unsure` is set, the log may have greater positions.
+    /// `last` is the known end of the log. If `is_unsure` is set, the log may have greater
+    /// positions.
     fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
         let (base, requested, reason, is_unsure) = match start {
             Start::After(id) => match epoch.position(id) {

@@ -330,6 +330,50 @@ impl Topic {
         recording::stop(&self.core, &self.name).await
     }
 
+    /// Removes the events and the state of the topic from a hub in memory, for example because a chat
+    /// room was deleted. The topic then no longer [exists](Self::exists), and its memory is free.
+    ///
+    /// - A client that returns with an id from before the last event gets a gap (`evicted`). A client
+    ///   that has received all events misses none, so it gets no gap.
+    /// - Open subscriptions stay open, and the topic exists as long as it has one. A subscription that
+    ///   has not received all events gets a gap (`lagged`). To end the subscriptions,
+    ///   [finish](Self::finish) the topic first.
+    /// - A finished topic is forgotten when it has no subscribers: publishing creates it again. Clients
+    ///   that return get an empty subscription and no 204. To reject them, check that the topic
+    ///   [exists](Self::exists) before you subscribe.
+    /// - A [state](Self::latest_only) is removed as well. Pages that show it keep it, so publish a last
+    ///   state before, if pages need to know.
+    ///
+    /// Removing a topic that does not exist has no effect. Ids are never used again.
+    ///
+    /// # Errors
+    ///
+    /// [`Unsupported`](super::ErrorKind::Unsupported) if the hub has a backend. The log in the backend
+    /// retains the events of all topics together, and this version cannot remove a topic from it. No
+    /// event is removed.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future completes on its first poll.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, hub::{Hub, Start}};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let room = hub.topic("rooms/7");
+    /// room.publish(Event::new("hello")).await?;
+    /// room.finish().await?;
+    /// room.remove().await?;
+    /// assert!(!room.exists());
+    /// assert_eq!(hub.stats().bytes, 0);
+    /// # Ok(()) }
+    /// ```
+    pub async fn remove(&self) -> Result<(), Error> {
+        self.core.remove(&self.name)
+    }
+
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
     /// Subscribing creates a topic. Where a client chooses the name, check with this method that

@@ -33,9 +33,11 @@ pub(super) struct Contents {
     pub(super) left_at: Option<Instant>,
     /// Set if each event replaces the previous event.
     pub(super) latest_only: bool,
-    /// Set if the topic is scheduled for expiry in the registry (`due`).
-    pub(super) is_due: bool,
+    /// The time for which the topic is scheduled for expiry in the registry.
+    pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
+    /// Set if the topic was removed after it was finished: its end is not remembered.
+    pub(super) is_removed: bool,
 }
 
 impl TopicState {
@@ -49,8 +51,9 @@ impl TopicState {
             count_watch: None,
             left_at: None,
             latest_only: false,
-            is_due: false,
+            due: None,
             is_shut_down: false,
+            is_removed: false,
         };
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
     }
@@ -179,7 +182,7 @@ impl Contents {
 
     /// Returns `true` if the topic can be dropped: no client could resume from it.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
-        let is_remembered = |finished| retention.expiry(finished).is_none_or(|expiry| expiry > now);
+        let is_remembered = |finished| !self.is_removed && retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
     }
 }
