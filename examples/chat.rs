@@ -22,7 +22,8 @@ use std::{
     process::ExitCode,
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpListener, time::sleep};
+use tokio::net::TcpListener;
+use tokio_stream::StreamMap;
 use tower_sse::{
     BoxError, Event, LastEventId, SseLayer, SseStream,
     hub::{Hub, Start, Subscription},
@@ -130,17 +131,18 @@ fn check(is_valid: bool, reason: impl FnOnce() -> String) -> Result<(), Rejectio
     if is_valid { Ok(()) } else { Err((StatusCode::BAD_REQUEST, reason())) }
 }
 
-/// Counts the subscribers of each room twice a second, and publishes the counts when they change.
+/// Publishes the number of subscribers of each room when it changes.
 async fn publish_presence(hub: &Hub) -> Result<(), BoxError> {
     // A new client needs only the newest counts.
     let presence = hub.topic(PRESENCE).latest_only();
-    let mut published = BTreeMap::new();
-    loop {
-        let counts = BTreeMap::from(ROOMS.map(|room| (room, hub.topic(room).subscribers())));
-        if counts != published {
-            presence.publish(Event::json(&counts)?.event("presence")).await?;
-            published = counts;
-        }
-        sleep(Duration::from_millis(500)).await;
+    let mut changes: StreamMap<_, _> =
+        ROOMS.map(|room| (room, hub.topic(room).subscriber_counts())).into_iter().collect();
+    let mut counts = BTreeMap::new();
+    let mut changed = Vec::new();
+    // A client that joins several rooms changes several counts at once.
+    while changes.next_many(&mut changed, ROOMS.len()).await > 0 {
+        counts.extend(changed.drain(..));
+        presence.publish(Event::json(&counts)?.event("presence")).await?;
     }
+    Ok(())
 }
