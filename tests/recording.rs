@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread,
     time::Duration,
 };
 use support::whatwg;
@@ -211,8 +212,7 @@ async fn recording_of_a_finished_topic_is_interrupted() {
     sender.send(Ok(Event::new("1"))).unwrap();
     sleep(SECOND).await;
     topic.finish().await.unwrap();
-    sender.send(Ok(Event::new("2"))).unwrap();
-    assert_eq!(recording.outcome().await, Outcome::Interrupted);
+    assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Interrupted));
     assert_eq!(all(&topic).await, ["message: 1"]);
 }
 
@@ -247,6 +247,67 @@ async fn drained_recordings_end_by_themselves_or_with_their_will() {
     assert_eq!((finishes.outcome().await, lasts.outcome().await), (Outcome::Finished, Outcome::Interrupted));
     assert_eq!(all(&hub.topic("finishes")).await, ["message: done"]);
     assert_eq!(all(&hub.topic("lasts")).await, ["message: will"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_interrupts_recordings_that_start_meanwhile() {
+    let hub = Hub::new();
+    let (_sender, items) = channel();
+    let first = hub.topic("first").record(items).start();
+    let handler = tokio::spawn({
+        let hub = hub.clone();
+        async move {
+            first.outcome().await;
+            let (_sender, items) = channel();
+            hub.topic("second").record(items).start().outcome().await
+        }
+    });
+    timeout(10 * SECOND, hub.drain_recordings(SECOND)).await.expect("it ends");
+    // The second recording may start after the drain.
+    hub.drain_recordings(SECOND).await;
+    assert_eq!(handler.await.unwrap(), Outcome::Interrupted);
+}
+
+#[test]
+fn stream_that_is_always_ready_can_be_stopped() {
+    let (sender, outcome) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let endless = futures_util::stream::repeat_with(|| Event::new("x"));
+            let recording = Hub::builder().max_events(100).build().topic("endless").record(endless).start();
+            sleep(SECOND / 10).await;
+            recording.stop();
+            sender.send(recording.outcome().await).unwrap();
+        });
+    });
+    assert_eq!(outcome.recv_timeout(20 * SECOND), Ok(Outcome::Stopped));
+}
+
+#[tokio::test]
+async fn start_outside_of_a_runtime_leaves_nothing_behind() {
+    let hub = Hub::new();
+    let recorder = hub.topic("a").record(tokio_stream::pending::<Event>());
+    assert!(thread::spawn(move || recorder.start()).join().is_err());
+    assert_eq!(timeout(SECOND, hub.drain_recordings(SECOND * 20)).await, Ok(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn topic_is_finished_even_if_dropping_the_stream_panics() {
+    struct Panics;
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            panic!("the client of the model has a bug");
+        }
+    }
+    let topic = Hub::new().topic("a");
+    let guard = Panics;
+    let (_sender, items) = channel();
+    let recording = topic.record(items.map(move |item| (item, &guard).0)).start();
+    sleep(SECOND).await;
+    recording.stop();
+    assert_eq!(recording.outcome().await, Outcome::Stopped);
+    assert!(is_finished(&topic).await);
 }
 
 #[tokio::test(start_paused = true)]

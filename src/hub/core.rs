@@ -186,13 +186,8 @@ impl Core {
             return Err(Error::shut_down());
         }
         registry.check_topic_limit(std::slice::from_ref(name), &self.config)?;
-        let topic = registry.topics.get(name).cloned();
         drop(registry);
-        let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
-        if is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some()) {
-            return Err(Error::finished(name));
-        }
-        Ok(())
+        if self.is_finished(name) { Err(Error::finished(name)) } else { Ok(()) }
     }
 
     /// Finishes a topic of the log in memory.
@@ -206,7 +201,15 @@ impl Core {
         }
         contents.finished = Some(now);
         self.commit(registry, &topic, contents, now);
+        self.recordings.note_finished(name);
         Ok(())
+    }
+
+    /// Returns whether this node knows that the topic is finished.
+    pub(super) fn is_finished(&self, name: &str) -> bool {
+        let topic = self.registry.lock().topics.get(name).cloned();
+        let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
+        is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
     /// Removes the events and the state of a topic of the log in memory.

@@ -63,6 +63,8 @@ pub enum ErrorKind {
     /// The name of the event is `gap` or `hub-cursor`. A hub sends events with these names itself.
     /// 500 Internal Server Error.
     ReservedName,
+    /// The topic is `tower-sse/nodes`, by which the nodes of a hub know each other. 400 Bad Request.
+    ReservedTopic,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend, which only
     /// [`publish`](super::Topic::publish) can wait for. 500 Internal Server Error.
     NeedsAwait,
@@ -124,6 +126,10 @@ impl Error {
         Self { kind: ErrorKind::ReservedName, topic: name.into(), limit: 0, source: None }
     }
 
+    pub(super) fn reserved_topic(topic: &str) -> Self {
+        Self { kind: ErrorKind::ReservedTopic, topic: topic.into(), limit: 0, source: None }
+    }
+
     pub(super) fn needs_await(topic: &str) -> Self {
         Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
     }
@@ -163,7 +169,9 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
-            ErrorKind::NoTopics | ErrorKind::TooManyTopicsInSubscription => StatusCode::BAD_REQUEST,
+            ErrorKind::NoTopics | ErrorKind::ReservedTopic | ErrorKind::TooManyTopicsInSubscription => {
+                StatusCode::BAD_REQUEST
+            }
             ErrorKind::Json | ErrorKind::NeedsAwait | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -184,6 +192,7 @@ impl fmt::Display for Error {
                 let (topics, limit) = (&self.topic, self.limit);
                 write!(f, "a subscription may have {limit} topics, and not {topics}: see max_topics_per_subscription")
             }
+            ErrorKind::ReservedTopic => write!(f, "the topic {topic} is reserved for the hub; choose another topic"),
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
             }

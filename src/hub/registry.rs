@@ -6,6 +6,7 @@ use super::{
     count_watch::{CountWatch, Wakers},
     error::Error,
     log::{Amount, Retention},
+    recording,
     topic_state::{Contents, TopicState},
 };
 use std::{
@@ -70,6 +71,9 @@ impl Registry {
         let room = config.max_topics.saturating_sub(self.topics.len());
         let mut count = others;
         for name in names.iter().filter(|name| !self.topics.contains_key(*name)) {
+            if **name == *recording::TOPIC {
+                return Err(Error::reserved_topic(name));
+            }
             if count >= room {
                 return Err(Error::too_many_topics(name, config.max_topics));
             }

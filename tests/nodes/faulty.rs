@@ -60,6 +60,8 @@ pub(crate) enum Mode {
     LosesAnswers,
     /// Nothing new is read, and that is no error.
     Lags,
+    /// Appends of records with the text "large" fail, and other requests succeed.
+    Refuses,
 }
 
 impl Shared {
@@ -161,6 +163,11 @@ impl Faulty {
         }
     }
 
+    fn check_refusal(&self, records: &[Record]) -> Result<(), BoxError> {
+        let is_large = records.iter().any(|record| record.event.ends_with(b"large\n\n"));
+        if is_large && self.mode() == Mode::Refuses { Err("the record is too big".into()) } else { Ok(()) }
+    }
+
     fn cut(&self, mut page: Page) -> Page {
         let size = self.page.load(Relaxed).max(1);
         if page.records.len() > size {
@@ -178,6 +185,7 @@ impl Backend for Faulty {
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        self.check_refusal(&records)?;
         let appended = self.answered(async |_| Ok(self.shared.append(records))).await?;
         match *self.mode.borrow() {
             Mode::LosesAnswers => Err("the connection is lost".into()),
@@ -191,6 +199,7 @@ impl Backend for Faulty {
         epoch: u64,
         since: Position,
     ) -> Result<Option<Appended>, BoxError> {
+        self.check_refusal(&records)?;
         let appended = self.answered(async |_| Ok(self.shared.append_if_unchanged(records, epoch, since))).await?;
         match *self.mode.borrow() {
             Mode::LosesAnswers => Err("the connection is lost".into()),

@@ -9,7 +9,7 @@ use super::{
 use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*};
 use serde_json::json;
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::{
     runtime,
     sync::mpsc,
@@ -19,7 +19,7 @@ use tokio_stream::{Stream, StreamExt, wrappers::UnboundedReceiverStream};
 use tower_sse::{
     Event,
     hub::{
-        Hub, Outcome, Recorder, Start,
+        ErrorKind, Hub, Outcome, Recorder, Start,
         backend::{Backend, Record, RecordKind},
     },
 };
@@ -228,8 +228,7 @@ async fn late_sign_of_life_revives_no_recording() {
     let shared = Shared::new(PLENTY);
     let _hubs = two(&shared, Hub::builder).await;
     let beat = |id| {
-        let text =
-            json!({ "node": 7, "lease": 2000, "recordings": [["a", id, "data: will\n\n", false]], "watching": [] });
+        let text = json!({ "node": 7, "lease": 2000, "recordings": [["a", id, "data: will\n\n", false]], "watching": [], "first": true, "last": true });
         Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
     };
     let connection = shared.connect();
@@ -238,6 +237,142 @@ async fn late_sign_of_life_revives_no_recording() {
         sleep(SECOND * 4).await;
         assert_eq!(log(&shared, "a"), expected);
     }
+}
+
+/// A shutdown without a drain does not wait for the lease.
+#[tokio::test(start_paused = true)]
+async fn shutdown_hands_recordings_to_another_node() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    hubs[0].shutdown();
+    assert_eq!(recording.outcome().await, Outcome::Interrupted);
+    sleep(SECOND * 2).await;
+    assert_eq!(log(&shared, "a"), ["1", "will", "."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_events_fail_a_recording_after_a_minute() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let fails = |hub: &Hub, topic: &str| {
+        let (sender, items) = channel();
+        let recording = record(hub, topic, items).on_error(|error| Some(Event::display(error))).start();
+        (sender, recording)
+    };
+    connections[0].set(Mode::Refuses);
+    let (sender, recording) = fails(&hubs[0], "a");
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    sender.send(Event::new("large")).unwrap();
+    assert!(timeout(SECOND * 59, recording.outcome()).await.is_err());
+    assert_eq!(timeout(SECOND * 3, recording.outcome()).await, Ok(Outcome::Failed));
+    assert_eq!(log(&shared, "a"), ["1", "the record is too big", "."]);
+
+    // A recording that is refused can be stopped.
+    let (sender, recording) = fails(&hubs[0], "b");
+    sender.send(Event::new("large")).unwrap();
+    sleep(SECOND).await;
+    recording.stop();
+    assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Stopped));
+    assert_eq!(log(&shared, "b"), ["."], "without the refused event");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_is_that_of_the_own_recordings() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = two(&shared, Hub::builder).await;
+    let (_one, items) = channel();
+    let _long = record(&hubs[0], "a", items).start();
+    let (other, items) = channel();
+    let short = record(&hubs[1], "b", items).lease(SECOND / 10).start();
+    sleep(SECOND).await;
+    drop(other);
+    short.outcome().await;
+    let beats: Vec<_> = log(&shared, "tower-sse/nodes").into_iter().filter(|beat| beat.contains("[\"a\"")).collect();
+    assert!(beats.iter().all(|beat| beat.contains("\"lease\":10000")), "{beats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_reaches_a_recording_that_has_just_started() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    connections[0].set(Mode::LosesAnswers);
+    let recording = record(&hubs[0], "a", items).start();
+    hubs[1].topic("a").stop_recording().await.unwrap();
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Stopped));
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_missed_evicted_records_publishes_nothing() {
+    let shared = Shared::new(10);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Lags);
+    sleep(SECOND).await;
+    // The other node finishes the topic, and the log evicts that.
+    hubs[1].topic("a").finish().await.unwrap();
+    for n in 0..20 {
+        hubs[1].topic("b").publish(Event::display(n)).await.unwrap();
+    }
+    sender.send(Event::new("1")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Works);
+    assert_eq!(timeout(SECOND * 5, recording.outcome()).await, Ok(Outcome::Interrupted));
+    assert_eq!(log(&shared, "a"), ["."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn finished_topic_is_not_recorded_again() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = two(&shared, Hub::builder).await;
+    hubs[1].topic("a").finish().await.unwrap();
+    settle().await;
+    let recording = record(&hubs[0], "a", tokio_stream::once(Event::new("1"))).start();
+    assert_eq!(recording.outcome().await, Outcome::Interrupted);
+    assert_eq!(log(&shared, "a"), ["."]);
+}
+
+/// Another publisher publishes the same text, and the append of the recording is refused for that.
+#[tokio::test(start_paused = true)]
+async fn event_of_another_publisher_is_not_taken_for_its_own() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Lags);
+    sleep(SECOND).await;
+    hubs[1].topic("a").publish(Event::new("same")).await.unwrap();
+    sender.send(Event::new("same")).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Works);
+    drop(sender);
+    assert_eq!(recording.outcome().await, Outcome::Finished);
+    assert_eq!(log(&shared, "a"), ["same", "same", "end", "."]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn topic_of_the_nodes_is_reserved() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = two(&shared, Hub::builder).await;
+    for hub in [&hubs[0], &Hub::new()] {
+        let topic = hub.topic("tower-sse/nodes");
+        let published = topic.publish(Event::new("{}")).await.unwrap_err();
+        let subscribed = hub.subscribe(["a", "tower-sse/nodes"], Start::Latest).await.unwrap_err();
+        let finished = topic.finish().await.unwrap_err();
+        for error in [published, subscribed, finished] {
+            assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::ReservedTopic, 400));
+        }
+    }
+    assert_eq!(log(&shared, "tower-sse/nodes"), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,6 +403,10 @@ enum Step {
     Pass {
         milliseconds: u64,
     },
+    Page {
+        node: usize,
+        size: usize,
+    },
     /// Another publisher publishes to the topic.
     Foreign {
         recording: usize,
@@ -290,6 +429,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..3_usize, mode).prop_map(|(node, mode)| Step::Set { node, mode }),
         5 => pass.prop_map(|milliseconds| Step::Pass { milliseconds }),
         1 => recording().prop_map(|recording| Step::Foreign { recording }),
+        1 => (0..3_usize, 1..5_usize).prop_map(|(node, size)| Step::Page { node, size }),
     ]
 }
 
@@ -324,6 +464,7 @@ async fn every_topic_is_complete(steps: Vec<Step>) {
             }
             Step::End { recording } => senders[recording] = None,
             Step::Set { node, mode } => connections[node].set(mode),
+            Step::Page { node, size } => connections[node].page.store(size, Relaxed),
             Step::Pass { milliseconds } => sleep(Duration::from_millis(milliseconds)).await,
             Step::Foreign { recording } => {
                 let topic = hubs[2].topic(topics[recording]);

@@ -126,11 +126,14 @@ impl BackendClient {
         Epoch::of(bits, self.id_format())
     }
 
-    /// Stores the handle of the follower, so that [`stop`](Self::stop) can abort it, and the
-    /// runtime for requests.
-    pub(super) fn set_follower(&self, follower: AbortHandle, runtime: Handle) {
+    /// Stores the handle of the follower, so that [`stop`](Self::stop) can abort it.
+    pub(super) fn set_follower(&self, follower: AbortHandle) {
         self.follower.get_or_init(|| follower);
-        self.runtime.get_or_init(|| runtime);
+    }
+
+    /// Stores the runtime for requests and tasks.
+    pub(super) fn set_runtime(&self, runtime: &Handle) {
+        self.runtime.get_or_init(|| runtime.clone());
     }
 
     /// Returns the backend, for the follower.
@@ -245,6 +248,16 @@ impl BackendClient {
         let record = |event: Event| Record { topic: topic.clone(), kind, event: event.encode() };
         let Appended { epoch, position } = self.append(topic, events.into_iter().map(record).collect()).await?;
         Ok(Some(self.epoch(epoch).id(position)))
+    }
+
+    /// Spawns a task on the runtime on which the hub was connected. Returns whether there is one.
+    pub(in crate::hub) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
+        self.runtime.get().map(|runtime| runtime.spawn(task)).is_some()
+    }
+
+    /// Returns the greatest known position of the log.
+    pub(in crate::hub) fn last(&self) -> Position {
+        self.state().last
     }
 
     /// Returns the epoch of the known log.

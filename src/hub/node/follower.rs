@@ -57,6 +57,7 @@ pub(in crate::hub) trait Node: Send + Sync + 'static {
 /// no event.
 pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClient) -> Result<(), BoxError> {
     let runtime = Handle::try_current()?;
+    client.set_runtime(&runtime);
     let backend = client.backend();
     let bounds = in_time(backend.bounds()).await?;
     node.reset(&bounds);
@@ -77,7 +78,7 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
     };
     timeout(CATCH_UP, catch_up).await.unwrap_or(Ok(()))?;
     let follower = runtime.spawn(follow(backend, Arc::downgrade(node), after, bounds.epoch));
-    client.set_follower(follower.abort_handle(), runtime);
+    client.set_follower(follower.abort_handle());
     Ok(())
 }
 

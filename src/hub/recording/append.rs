@@ -16,6 +16,11 @@ use tokio::time::{Instant, sleep};
 /// The longest wait for the follower before another attempt.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
+/// The time for which the backend may refuse records while it responds to other requests. A server
+/// without memory, or a cluster without a leader, may recover in this time. An event that is too
+/// large never succeeds.
+const REFUSED: Duration = Duration::from_secs(60);
+
 /// The end of the log as this node has read it. An append after it succeeds only if its topic has
 /// no later record.
 pub(super) struct Fence {
@@ -52,30 +57,49 @@ pub(super) fn retry_pause(failures: u32) -> Duration {
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }
 
-/// The topic is finished, or the hub is shut down.
-pub(super) struct Ended;
+/// The reason for which records of a recording are not in the log.
+pub(super) enum Failure {
+    /// The topic is finished, the hub is shut down, or another node has taken over.
+    Ended,
+    /// The backend or the hub does not accept the records.
+    Refused(BoxError),
+}
 
 /// Appends records of a recording. Tries again until the log has them, once.
-pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>) -> Result<(), Ended> {
-    let Some(backend) = &core.backend else { return Err(Ended) };
+pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>) -> Result<(), Failure> {
+    let Some(backend) = &core.backend else { return Err(Failure::Ended) };
     local.begin_append();
     let mut failures = 0;
+    // When the backend has first refused the records while it responded to other requests.
+    let mut refused_since = None;
     loop {
         // Every record up to the position of the fence was noted before, so an earlier attempt that
         // has succeeded is either noted, or prevents the next one.
-        let fence = Fence::new(core).ok_or(Ended)?;
-        if local.has_appended(&records).ok_or(Ended)? {
+        let fence = Fence::new(core).ok_or(Failure::Ended)?;
+        if local.has_appended(&records, failures > 0).ok_or(Failure::Ended)? {
             return Ok(());
         }
         match fence.append(backend, records.clone()).await {
             Ok(Some(appended)) => {
-                local.note_appended(appended.position);
+                // Otherwise another log has replaced the log since.
+                if appended.epoch == backend.epoch_bits() {
+                    local.note_appended(appended.position);
+                }
                 return Ok(());
             }
-            Ok(None) => fence.passed(core).await,
-            Err(_) => {
+            Ok(None) => {
+                local.note_retry();
+                fence.passed(core).await;
+            }
+            Err(error) => {
+                local.note_retry();
                 failures += 1;
                 sleep(retry_pause(failures)).await;
+                match backend.newest().await {
+                    None => refused_since = None,
+                    Some(_) if refused_since.get_or_insert_with(Instant::now).elapsed() < REFUSED => {}
+                    Some(_) => return Err(Failure::Refused(error)),
+                }
             }
         }
     }

@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 /// The topic of these records. No node adds them to its topics.
-const TOPIC: &str = "tower-sse/nodes";
+pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
+
+/// The approximate size of the largest record in bytes. NATS accepts 1 MiB by default.
+const MAX_BYTES: usize = 64 << 10;
 
 /// The shortest and the longest lease of another node that is accepted.
 const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
@@ -23,7 +26,7 @@ pub(super) enum Message {
 }
 
 /// A sign of life, with the whole state of the node. So a node that has missed earlier beats knows
-/// everything from this one.
+/// everything from this one. A large beat has several parts, one record each.
 #[derive(Debug, PartialEq)]
 pub(super) struct Beat {
     /// The random number of the node.
@@ -33,6 +36,35 @@ pub(super) struct Beat {
     pub(super) recordings: Vec<Announced>,
     /// The topics of other nodes' recordings that have subscribers on this node.
     pub(super) watching: HashSet<Arc<str>>,
+    pub(super) is_first: bool,
+    pub(super) is_last: bool,
+}
+
+impl Beat {
+    /// Splits a beat into parts of about [`MAX_BYTES`] each.
+    pub(super) fn into_parts(self) -> Vec<Self> {
+        let part =
+            |is_first| Self { recordings: Vec::new(), watching: HashSet::new(), is_first, is_last: false, ..self };
+        let mut parts = vec![part(true)];
+        let mut bytes = 0;
+        let mut add = |size, insert: &mut dyn FnMut(&mut Self)| {
+            bytes += size + 64;
+            if bytes > MAX_BYTES {
+                parts.push(part(false));
+                bytes = size + 64;
+            }
+            parts.last_mut().into_iter().for_each(insert);
+        };
+        for announced in &self.recordings {
+            let size = announced.topic.len() + announced.will.len();
+            add(size, &mut |part| part.recordings.push(announced.clone()));
+        }
+        for topic in &self.watching {
+            add(topic.len(), &mut |part| part.watching.extend([topic.clone()]));
+        }
+        parts.last_mut().into_iter().for_each(|last| last.is_last = true);
+        parts
+    }
 }
 
 /// A recording that runs on the node of the beat.
@@ -62,6 +94,8 @@ impl Message {
                 "lease": u64::try_from(beat.lease.as_millis()).unwrap_or(u64::MAX),
                 "recordings": beat.recordings.iter().map(Announced::to_json).collect::<Vec<_>>(),
                 "watching": beat.watching.iter().map(|topic| &**topic).collect::<Vec<_>>(),
+                "first": beat.is_first,
+                "last": beat.is_last,
             }),
         };
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
@@ -80,6 +114,8 @@ impl Message {
             lease: Duration::from_millis(message["lease"].as_u64()?).clamp(shortest, longest),
             recordings: message["recordings"].as_array()?.iter().map(Announced::parse).collect::<Option<_>>()?,
             watching: message["watching"].as_array()?.iter().filter_map(|topic| Some(topic.as_str()?.into())).collect(),
+            is_first: message["first"].as_bool()?,
+            is_last: message["last"].as_bool()?,
         }))
     }
 }
@@ -114,7 +150,26 @@ mod tests {
             lease: Duration::from_secs(10),
             recordings: vec![announced(1, Bytes::new()), announced(u64::MAX, will)],
             watching: HashSet::from(["x".into(), "\"".into()]),
+            is_first: true,
+            is_last: true,
         }
+    }
+
+    #[test]
+    fn parts_of_a_large_beat_have_all_of_it() {
+        let Beat { recordings, .. } = beat();
+        let recordings: Vec<_> = recordings.into_iter().cycle().take(5000).collect();
+        let watching: HashSet<Arc<str>> = (0..5000).map(|n| format!("topic {n}").into()).collect();
+        let parts = Beat { recordings: recordings.clone(), watching: watching.clone(), ..beat() }.into_parts();
+        assert!(parts.len() > 5);
+        let (first, last) = (&parts[0], &parts[parts.len() - 1]);
+        assert!(first.is_first && !first.is_last && last.is_last && !last.is_first);
+        assert_eq!(parts.iter().flat_map(|part| part.recordings.clone()).collect::<Vec<_>>(), recordings);
+        assert_eq!(parts.iter().flat_map(|part| part.watching.clone()).collect::<HashSet<_>>(), watching);
+        for part in parts {
+            assert!(Message::Beat(part).record().event.len() < 2 * MAX_BYTES);
+        }
+        assert_eq!(beat().into_parts(), [beat()]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::{
     append::{Fence, retry_pause},
     beat::{Announced, Beat, Message},
-    nodes::{Local, State},
+    nodes::{Contact, Local, State},
 };
 use crate::{
     hub::{
@@ -31,9 +31,11 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The number of beats in a lease.
 const BEATS: u32 = 3;
 
-/// Starts the keeper. It ends when no node has a recording, or when the hub is dropped.
-pub(super) fn spawn(core: &Arc<Core>) {
-    tokio::spawn(keep(Arc::downgrade(core)));
+/// Starts the keeper. It ends when no node has a recording, or when the hub is dropped. Returns
+/// whether it was started.
+pub(super) fn spawn(core: &Arc<Core>) -> bool {
+    let keeper = keep(Arc::downgrade(core));
+    core.backend.as_ref().is_some_and(|backend| backend.spawn(keeper))
 }
 
 async fn keep(core: Weak<Core>) {
@@ -63,8 +65,10 @@ struct Keeper {
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
-    /// The shortest lease of all recordings.
+    /// The shortest lease of the recordings of this node.
     lease: Duration,
+    /// The shortest lease of all recordings.
+    shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
 }
@@ -79,10 +83,11 @@ impl Plan {
         let locals: Vec<_> = state.locals().cloned().collect();
         let topics = state.topics_to_watch();
         let peers = state.peers.values().filter(|peer| !peer.recordings.is_empty());
-        let leases = locals.iter().map(|local| local.lease).chain(peers.map(|peer| peer.lease()));
+        let lease = locals.iter().map(|local| local.lease).min().unwrap_or(super::LEASE);
         let plan = Self {
             watching: HashSet::new(),
-            lease: leases.min().unwrap_or(super::LEASE),
+            lease,
+            shortest: peers.map(|peer| peer.lease()).fold(lease, Duration::min),
             is_announced: locals.iter().all(|local| local.is_announced()),
             has_dead_peers: state.peers.values().any(|peer| peer.is_dead(Instant::now(), state.contact.since)),
             locals,
@@ -103,7 +108,7 @@ impl Keeper {
             }
             return None;
         };
-        let interval = plan.lease / BEATS;
+        let interval = plan.shortest / BEATS;
         let now = Instant::now();
         // The end of a lease is noticed only by a node that has just read the whole log.
         let max_age = if plan.has_dead_peers { RETRY } else { interval / 2 };
@@ -112,17 +117,19 @@ impl Keeper {
         if !is_in_contact && !probe(core, backend, interval).await {
             return Some(Instant::now() + RETRY);
         }
+        let lease = plan.lease;
         let has_content = !plan.locals.is_empty() || !plan.watching.is_empty();
-        let is_due = self.beat_at.is_none_or(|at| now.duration_since(at) >= interval);
+        let due = self.beat_at.map_or(now, |at| at + lease / BEATS);
         let has_changed = !plan.is_announced || plan.watching != self.watching;
-        if (has_content && (is_due || has_changed)) || (self.has_content && !has_content) {
-            let lease = plan.lease;
+        if (has_content && (now >= due || has_changed)) || (self.has_content && !has_content) {
             if self.beat(core, backend, Some(plan), lease).await.is_none() {
                 return Some(Instant::now() + RETRY);
             }
         }
+        let next_beat = self.beat_at.filter(|_| has_content).map(|at| at + lease / BEATS);
         let next_death = self.take_over(core);
-        Some(next_death.unwrap_or(now + TICK).min(now + TICK.min(interval / 2)).max(now + TICK / 100))
+        let next = next_beat.into_iter().chain(next_death).chain([now + TICK.min(interval / 2)]).min().unwrap_or(now);
+        Some(next.max(now + TICK / 100))
     }
 
     /// Announces the recordings of this node. Returns `None` if the backend does not confirm it.
@@ -136,12 +143,17 @@ impl Keeper {
             lease,
             recordings: locals.iter().map(|local| local.announced.clone()).collect(),
             watching: watching.clone(),
+            is_first: true,
+            is_last: true,
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty();
-        let record = Message::Beat(beat).record();
-        let appended = timeout(lease / BEATS, backend.append_record(record)).await.ok()?.ok()?;
-        locals.iter().for_each(|local| local.note_announced(appended.position));
-        (self.beat_at, self.watching, self.has_content) = (Some(Instant::now()), watching, has_content);
+        let now = Instant::now();
+        for part in beat.into_parts() {
+            let record = Message::Beat(part).record();
+            timeout(lease / BEATS, backend.append_record(record)).await.ok()?.ok()?;
+        }
+        locals.iter().for_each(|local| local.note_announced());
+        (self.beat_at, self.watching, self.has_content) = (Some(now), watching, has_content);
         core.recordings.note_progress();
         Some(())
     }
@@ -155,15 +167,15 @@ impl Keeper {
         let mut next = None;
         peers.retain(|node, peer| {
             let dies_at = peer.dies_at(contact.since);
-            if now < dies_at {
+            let is_dead = now >= dies_at;
+            if !is_dead {
                 next = next.into_iter().chain([dies_at]).min();
-                return true;
             }
-            for foreign in peer.recordings.values_mut().filter(|foreign| !foreign.is_claimed) {
+            for foreign in peer.recordings.values_mut().filter(|it| !it.is_claimed && (is_dead || it.is_orphan)) {
                 foreign.is_claimed = true;
                 tokio::spawn(take_over(core.clone(), *node, foreign.announced.clone()));
             }
-            !peer.recordings.is_empty()
+            !is_dead || !peer.recordings.is_empty()
         });
         next
     }
@@ -178,7 +190,8 @@ async fn probe(core: &Core, backend: &BackendClient, interval: Duration) -> bool
         _ => None,
     };
     let contact = &mut core.recordings.state().contact;
-    if through.is_none() {
+    // After a pause of this process, the response may be old.
+    if through.is_none() || Instant::now() > deadline {
         contact.last = None;
         return false;
     }
@@ -239,14 +252,17 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
         return Some(RecordKind::Finish);
     }
     let mut state = core.recordings.state();
-    let contact = state.contact.since;
+    let Contact { last, since } = state.contact;
     let peer = state.peers.get_mut(&node)?;
-    let is_dead = peer.is_dead(Instant::now(), contact);
+    let now = Instant::now();
+    // This process may have been paused since it has found that the node is dead.
+    let is_in_contact = last.is_some_and(|last| now.duration_since(last) < peer.lease() / BEATS);
+    let is_dead = is_in_contact && peer.is_dead(now, since);
     let foreign = peer.recordings.get_mut(&announced.topic)?;
     if foreign.announced.id != announced.id {
         return None;
     }
-    foreign.is_claimed = is_dead;
+    foreign.is_claimed = is_dead || foreign.is_orphan;
     let has_will = foreign.has_will || announced.will.is_empty();
-    is_dead.then_some(if has_will { RecordKind::Finish } else { RecordKind::Event })
+    foreign.is_claimed.then_some(if has_will { RecordKind::Finish } else { RecordKind::Event })
 }

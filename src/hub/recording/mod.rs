@@ -6,15 +6,23 @@ mod keeper;
 mod nodes;
 mod task;
 
+pub(super) use beat::TOPIC;
 pub(super) use nodes::Recordings;
 
-use self::{beat::Announced, nodes::Local, task::Items};
+use self::{
+    beat::Announced,
+    nodes::Local,
+    task::{Items, Registered},
+};
 use super::{core::Core, error::Error, topic::check_name};
 use crate::{BoxError, Event, SseItem, random};
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
+
+/// The interval in which [`drain`] interrupts new recordings.
+const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`].
 const LEASE: Duration = Duration::from_secs(10);
@@ -220,10 +228,11 @@ impl Recorder {
             will: will.unwrap_or_else(Bytes::new),
             needs_subscribers: settings.abandon_after.is_some(),
         };
+        let runtime = Handle::current();
         let local = Arc::new(Local::new(announced, settings.lease));
         let (sender, outcome) = watch::channel(None);
-        core.recordings.add(&core, &local);
-        tokio::spawn(task::run(core, local.clone(), items, settings, sender));
+        let registered = Registered::new(core, local.clone());
+        runtime.spawn(task::run(registered, items, settings, sender));
         Recording { local, outcome }
     }
 }
@@ -275,9 +284,14 @@ pub(super) async fn drain(core: &Arc<Core>, time: Duration) -> usize {
         return 0;
     }
     let interrupted = *core.recordings.running.borrow();
-    core.recordings.interrupt();
-    let _closed = running.wait_for(|running| *running == 0).await;
-    interrupted
+    loop {
+        // A handler may start another recording in the meantime.
+        core.recordings.interrupt();
+        let ended = running.wait_for(|running| *running == 0);
+        if tokio::time::timeout(DRAIN_PAUSE, ended).await.is_ok() {
+            return interrupted;
+        }
+    }
 }
 
 impl fmt::Debug for Recorder {

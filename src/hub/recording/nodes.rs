@@ -15,6 +15,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -54,7 +55,7 @@ pub(super) struct State {
 }
 
 /// When this node has last been in contact with the log.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
     /// The end of the last outage. The silence of another node counts from here.
@@ -68,6 +69,8 @@ pub(super) struct Peer {
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
+    /// The parts of a beat whose last part was not read yet.
+    incoming: Option<Beat>,
 }
 
 /// The recordings of other nodes whose topics are finished. A node that was paused may announce
@@ -101,6 +104,8 @@ pub(super) struct Foreign {
     pub(super) has_will: bool,
     /// Whether this node is publishing the will.
     pub(super) is_claimed: bool,
+    /// Whether the node announces the recording no more, although its topic is not finished.
+    pub(super) is_orphan: bool,
 }
 
 /// A recording whose node has died, while this node takes it over.
@@ -120,8 +125,12 @@ pub(in crate::hub) struct Local {
 
 #[derive(Default)]
 struct LocalState {
-    /// The position of the first beat with this recording.
-    announced_at: Option<Position>,
+    /// Whether other nodes know this recording.
+    is_announced: bool,
+    /// Whether an append has failed and is tried again.
+    is_retrying: bool,
+    /// The end of the log at the start of the recording.
+    started_at: Position,
     /// The position of the last record that this recording has appended.
     appended: Position,
     /// Set if the topic is finished, or the hub is shut down.
@@ -154,11 +163,12 @@ impl Recordings {
     pub(super) fn add(&self, core: &Arc<Core>, local: &Arc<Local>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
-        self.running.send_modify(|running| *running += 1);
-        if core.backend.is_some() {
+        if let Some(backend) = &core.backend {
+            local.lock().started_at = backend.last().max(state.noted_through);
             state.keep(core);
         }
         drop(state);
+        self.running.send_modify(|running| *running += 1);
         if core.is_shut_down() {
             local.end();
         }
@@ -189,6 +199,11 @@ impl Recordings {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
+    /// Ends the recordings of a topic that was finished.
+    pub(in crate::hub) fn note_finished(&self, topic: &str) {
+        self.state().local.get(topic).into_iter().flatten().for_each(|local| local.end());
+    }
+
     /// Ends all recordings of this node, without another event.
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
@@ -210,6 +225,12 @@ impl Recordings {
     pub(in crate::hub) fn note(&self, core: &Arc<Core>, page: &Page) {
         let mut state = self.state();
         let noted_through = state.noted_through;
+        if page.evicted_through > noted_through {
+            // This node was cut off for longer than the retention. It cannot know which recordings
+            // were taken over or finished in the meantime.
+            state.local.values().flatten().for_each(|local| local.end());
+            state.peers.clear();
+        }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             if Message::is_of(record) {
                 state.note_message(self.node, *position, record);
@@ -245,23 +266,22 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Waits until this node has read a page or announced its recordings, at most for this time.
-    pub(super) async fn progress(&self, time: Duration) {
-        let _elapsed = timeout_at(Instant::now() + time, self.progressed.notified()).await;
-    }
-
     /// Waits until everything up to this position is read, or until the deadline. Returns whether
     /// it is.
     pub(super) async fn caught_up(&self, core: &Core, through: Position, deadline: Instant) -> bool {
+        timeout_at(deadline, self.progressed(|| core.committed() >= through)).await.is_ok()
+    }
+
+    /// Waits until the condition is true. It is checked when this node has read a page, and when it
+    /// has announced its recordings.
+    pub(super) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
-            let mut progressed = std::pin::pin!(self.progressed.notified());
+            let mut progressed = pin!(self.progressed.notified());
             progressed.as_mut().enable();
-            if core.committed() >= through {
-                return true;
+            if is_done() {
+                return;
             }
-            if timeout_at(deadline, progressed).await.is_err() {
-                return false;
-            }
+            progressed.await;
         }
     }
 
@@ -281,8 +301,7 @@ impl State {
     /// of this node, and takes over those of dead nodes.
     fn keep(&mut self, core: &Arc<Core>) {
         if !self.is_kept {
-            self.is_kept = true;
-            keeper::spawn(core);
+            self.is_kept = keeper::spawn(core);
         }
     }
 
@@ -309,8 +328,8 @@ impl State {
             Some(Message::Stop(topic)) => {
                 // A request from before the recording stops an earlier recording of the topic.
                 let of_topic = self.local.get(&topic).into_iter().flatten();
-                let announced = of_topic.filter(|local| local.lock().announced_at.is_some_and(|at| at < position));
-                announced.for_each(|local| local.stop(Outcome::Stopped));
+                let earlier = of_topic.filter(|local| local.lock().started_at < position);
+                earlier.for_each(|local| local.stop(Outcome::Stopped));
             }
             Some(Message::Beat(beat)) if beat.node != own_node => {
                 let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
@@ -341,19 +360,38 @@ impl State {
 
 impl Peer {
     fn new(lease: Duration) -> Self {
-        Self { lease, seen_at: Instant::now(), recordings: HashMap::new(), watching: HashSet::new() }
+        let (recordings, watching) = (HashMap::new(), HashSet::new());
+        Self { lease, seen_at: Instant::now(), recordings, watching, incoming: None }
     }
 
-    fn note(&mut self, beat: Beat, settled: &HashSet<u64>) {
-        self.lease = beat.lease;
+    fn note(&mut self, part: Beat, settled: &HashSet<u64>) {
+        self.lease = part.lease;
         self.seen_at = Instant::now();
+        let is_last = part.is_last;
+        if part.is_first {
+            self.incoming = Some(part);
+        } else if let Some(incoming) = &mut self.incoming {
+            incoming.recordings.extend(part.recordings);
+            incoming.watching.extend(part.watching);
+        }
+        if let Some(beat) = self.incoming.take_if(|_| is_last) {
+            self.apply(beat, settled);
+        }
+    }
+
+    fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching = beat.watching;
         let mut known = std::mem::take(&mut self.recordings);
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
             let topic = announced.topic.clone();
             let same = known.remove(&topic).filter(|known| known.announced.id == announced.id);
             let is_claimed = same.is_some_and(|same| same.is_claimed);
-            self.recordings.insert(topic, Foreign { announced, has_will: false, is_claimed });
+            self.recordings.insert(topic, Foreign { announced, has_will: false, is_claimed, is_orphan: false });
+        }
+        // A node finishes the topic of a recording before it stops announcing it, unless its hub was
+        // shut down.
+        for (topic, orphan) in known {
+            self.recordings.entry(topic).or_insert(Foreign { is_orphan: true, ..orphan });
         }
     }
 
@@ -403,11 +441,20 @@ impl Local {
     }
 
     pub(super) fn is_announced(&self) -> bool {
-        self.lock().announced_at.is_some()
+        self.lock().is_announced
     }
 
-    pub(super) fn note_announced(&self, position: Position) {
-        self.lock().announced_at.get_or_insert(position);
+    pub(super) fn note_announced(&self) {
+        self.lock().is_announced = true;
+    }
+
+    /// Returns `true` while an append of this recording is tried again.
+    pub(super) fn is_retrying(&self) -> bool {
+        self.lock().is_retrying
+    }
+
+    pub(super) fn note_retry(&self) {
+        self.lock().is_retrying = true;
     }
 
     fn note(&self, position: Position, record: &Record) {
@@ -430,32 +477,36 @@ impl Local {
     fn reset(&self) {
         let mut state = self.lock();
         state.appended = Position::START;
+        state.started_at = Position::START;
         state.seen = state.seen.take().map(|_| Vec::new());
     }
 
     /// Begins an append.
     pub(super) fn begin_append(&self) {
-        self.lock().seen = Some(Vec::new());
+        let mut state = self.lock();
+        state.is_retrying = false;
+        state.seen = Some(Vec::new());
     }
 
     /// Returns whether the log already has these records, from an append without a response.
-    /// `None`: the recording must not append them, because it [`is_over`](Self::is_over).
-    pub(super) fn has_appended(&self, records: &[Record]) -> Option<bool> {
+    /// `is_unsure`: whether there was such an append. `None`: the recording must not append them,
+    /// because it [`is_over`](Self::is_over).
+    pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool) -> Option<bool> {
         let mut state = self.lock();
-        let seen = state.seen.as_deref().unwrap_or_default();
+        // The records of an append may be in two pages, so those of all attempts are kept.
+        let seen = state.seen.take().unwrap_or_default();
         let is_same = |(seen, record): (&(Position, RecordKind, Bytes), &Record)| {
             (seen.1, &seen.2) == (record.kind, &record.event)
         };
-        let own = seen.windows(records.len()).position(|window| window.iter().zip(records).all(is_same));
-        let seen = state.seen.replace(Vec::new()).unwrap_or_default();
-        let foreign = own.unwrap_or(seen.len());
-        for (_, kind, event) in &seen[..foreign] {
+        let mut windows = seen.windows(records.len());
+        let own = windows.position(|window| is_unsure && window.iter().zip(records).all(is_same));
+        for (_, kind, event) in &seen[..own.unwrap_or(seen.len())] {
             state.note_foreign(*kind, event, &self.announced.will);
         }
         let is_finish = records.iter().all(|record| record.kind == RecordKind::Finish);
-        if let Some(own) = own {
-            let last = seen[own + records.len() - 1].0;
-            state.seen = Some(seen);
+        let last = own.map(|own| seen[own + records.len() - 1].0);
+        state.seen = Some(seen);
+        if let Some(last) = last {
             state.complete_append(last, &self.announced.will);
             // Another node has finished the topic, with the will.
             return (!is_finish || !state.has_will).then_some(true);

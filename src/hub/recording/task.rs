@@ -2,11 +2,12 @@
 
 use super::{
     Outcome, Settings,
-    append::{self, Ended},
+    append::{self, Failure},
     nodes::Local,
 };
 use crate::{
     BoxError, EncodedEvents, Event, SseItem,
+    callback::contain_panic,
     hub::{
         backend::{Record, RecordKind},
         core::Core,
@@ -24,12 +25,15 @@ use std::{
 };
 use tokio::{
     sync::watch,
+    task::yield_now,
     time::{Instant, sleep},
 };
 use tokio_stream::Stream;
 
-/// The number of items that are published as one batch, if they are ready at the same time.
+/// The limits of a batch: the number of its items and their bytes. Items that are ready at the same
+/// time are published as one batch.
 const MAX_BATCH: usize = 64;
+const MAX_BATCH_BYTES: usize = 64 << 10;
 
 type Item = Option<Result<EncodedEvents, BoxError>>;
 type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
@@ -63,27 +67,32 @@ enum Step {
 
 /// Runs a recording to its end.
 pub(super) async fn run(
-    core: Arc<Core>,
-    local: Arc<Local>,
+    registered: Registered,
     items: Items,
     settings: Settings,
     outcome: watch::Sender<Option<Outcome>>,
 ) {
-    // The recording is removed even if its runtime is shut down.
-    let _registered = Registered { core: &core, local: &local };
-    let ended = record(&core, &local, items, settings).await;
-    drop(_registered);
+    let ended = record(&registered.core, &registered.local, items, settings).await;
+    drop(registered);
     outcome.send_replace(Some(ended));
 }
 
-struct Registered<'a> {
-    core: &'a Core,
-    local: &'a Arc<Local>,
+/// A recording in the list of its node. It is removed even if its runtime is shut down.
+pub(super) struct Registered {
+    core: Arc<Core>,
+    local: Arc<Local>,
 }
 
-impl Drop for Registered<'_> {
+impl Registered {
+    pub(super) fn new(core: Arc<Core>, local: Arc<Local>) -> Self {
+        core.recordings.add(&core, &local);
+        Self { core, local }
+    }
+}
+
+impl Drop for Registered {
     fn drop(&mut self) {
-        self.core.recordings.remove(self.local);
+        self.core.recordings.remove(&self.local);
     }
 }
 
@@ -96,6 +105,9 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     // Another node has to know the recording before its first event is in the log.
     let mut announced = pin!(announced(core, local));
     let mut is_announced = core.backend.is_none();
+    if core.is_finished(&local.announced.topic) {
+        return Outcome::Interrupted;
+    }
     let (ended, last) = loop {
         let step = poll_fn(|cx| {
             if let Poll::Ready(outcome) = requested.as_mut().poll(cx) {
@@ -111,12 +123,41 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
             if is_announced { next(&mut items, cx) } else { Poll::Pending }
         })
         .await;
+        let step = match step {
+            Step::Publish(events) => {
+                let mut publishing = pin!(publish(core, local, events));
+                let published = poll_fn(|cx| {
+                    if let Poll::Ready(published) = publishing.as_mut().poll(cx) {
+                        return Poll::Ready(Ok(published));
+                    }
+                    if !local.is_retrying() {
+                        return Poll::Pending;
+                    }
+                    // A recording can be stopped even if the backend does not accept its events.
+                    if let Poll::Ready(outcome) = requested.as_mut().poll(cx) {
+                        return Poll::Ready(Err(outcome.unwrap_or(Outcome::Interrupted)));
+                    }
+                    if expired.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(Err(Outcome::TimedOut));
+                    }
+                    abandoned.as_mut().poll(cx).map(|()| Err(Outcome::Abandoned))
+                });
+                match published.await {
+                    Ok(Ok(())) if local.is_over() => break (Outcome::Interrupted, None),
+                    // So that a stream that is always ready does not block its thread.
+                    Ok(Ok(())) => {
+                        yield_now().await;
+                        continue;
+                    }
+                    Ok(Err(Failure::Ended)) => break (Outcome::Interrupted, None),
+                    Ok(Err(Failure::Refused(error))) => Step::Fail(error),
+                    Err(outcome) => Step::End(outcome),
+                }
+            }
+            step => step,
+        };
         match step {
-            Step::Publish(events) => match publish(core, local, events).await {
-                Ok(()) => {}
-                Err(Failure::Ended) => break (Outcome::Interrupted, None),
-                Err(Failure::Refused(error)) => break (Outcome::Failed, on_error.and_then(|f| contained(|| f(error)))),
-            },
+            Step::Publish(_) => {}
             Step::Fail(error) => break (Outcome::Failed, on_error.and_then(|f| contained(|| f(error)))),
             Step::End(Outcome::Finished) => break (Outcome::Finished, end),
             Step::End(Outcome::Interrupted) => break (Outcome::Interrupted, will.filter(|_| !local.is_over())),
@@ -124,7 +165,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
         }
     };
     // The stream is dropped before the end is published, so that it does nothing more.
-    drop(items);
+    contain_panic("recording", || drop(items));
     if let Some(last) = last {
         // The event has the same form as those of the stream.
         let last = decode(&last.into()).collect();
@@ -134,16 +175,20 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     }
     match finish(core, local).await {
         Ok(()) => ended,
-        Err(Ended) => Outcome::Interrupted,
+        Err(_) => Outcome::Interrupted,
     }
 }
 
 /// Returns the next items, and all that are ready with them.
 fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     let mut events = Vec::new();
-    while events.len() < MAX_BATCH {
+    let mut bytes = 0;
+    while events.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
         match items.poll_next(cx) {
-            Poll::Ready(Some(Ok(encoded))) => events.extend(decode(&encoded)),
+            Poll::Ready(Some(Ok(encoded))) => {
+                bytes += encoded.as_bytes().len();
+                events.extend(decode(&encoded));
+            }
             // The events before the end are published first. The stream is then polled once more.
             Poll::Ready(end) => {
                 let step = match end {
@@ -176,18 +221,6 @@ fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     })
 }
 
-enum Failure {
-    Ended,
-    /// The event cannot be published, or the topic cannot be created.
-    Refused(BoxError),
-}
-
-impl From<Ended> for Failure {
-    fn from(_: Ended) -> Self {
-        Self::Ended
-    }
-}
-
 async fn publish(core: &Arc<Core>, local: &Local, events: Vec<Event>) -> Result<(), Failure> {
     let refused = |error| Failure::Refused(BoxError::from(error));
     // The events before an invalid event are published.
@@ -209,14 +242,14 @@ async fn publish(core: &Arc<Core>, local: &Local, events: Vec<Event>) -> Result<
         };
     }
     let record = |event: Event| Record { topic: topic.clone(), kind: RecordKind::Event, event: event.encode() };
-    Ok(append::append(core, local, events.into_iter().map(record).collect()).await?)
+    append::append(core, local, events.into_iter().map(record).collect()).await
 }
 
-async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Ended> {
+async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     let topic = &local.announced.topic;
     if core.backend.is_none() {
         // The only other error is that the topic does not exist, and that there are too many others.
-        return if core.finish(topic).await.is_err() && core.is_shut_down() { Err(Ended) } else { Ok(()) };
+        return if core.finish(topic).await.is_err() && core.is_shut_down() { Err(Failure::Ended) } else { Ok(()) };
     }
     let record = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
     append::append(core, local, vec![record]).await
@@ -225,7 +258,7 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Ended> {
 /// Calls a function of the application. A panic is reported, and there is no event.
 fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
     let mut event = None;
-    crate::callback::contain_panic("recording", || event = f());
+    contain_panic("recording", || event = f());
     event
 }
 
@@ -238,9 +271,7 @@ async fn after(time: Option<Duration>) {
 
 /// Waits until other nodes know this recording.
 async fn announced(core: &Core, local: &Local) {
-    while !local.is_announced() {
-        core.recordings.progress(Duration::from_secs(1)).await;
-    }
+    core.recordings.progressed(|| local.is_announced()).await;
 }
 
 /// Waits until the topic has had no subscribers on any node for this time.
