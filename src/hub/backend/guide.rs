@@ -48,6 +48,26 @@
 //! record of its topics still moves `through` forward; otherwise the hub requests the same page
 //! again. On the last page, `through` is the end of the log.
 //!
+//! # Appending to an unchanged topic
+//!
+//! [`append_if_unchanged`](Backend::append_if_unchanged) decides which of several nodes publishes. So
+//! the comparison and the append have to be one step in the log. The default implementation, which
+//! the example below uses, takes two steps. It is correct only if no other process writes to the log
+//! in between.
+//!
+//! | a log in | one step is, for example |
+//! |---|---|
+//! | SQL | one transaction that takes the lock of the log, selects a newer record of the topic, and inserts |
+//! | a server with scripts | one script, as in Redis |
+//! | a server with conditional writes | a write with the expected last number of the topic, as in NATS |
+//!
+//! - Records after `since` that were evicted or deleted may have been of the topic. Return `None`.
+//! - If many other records come after `since`, the comparison can stop and return `None`. The hub
+//!   then calls with a later `since`. [`contract::check`] has about 300 such records.
+//! - If the implementation sends a request again, the first request may have been stored, and then
+//!   makes the topic a changed one. Find out whether the record is the own one before you return
+//!   `None`. If that is unknown, return an error.
+//!
 //! # How a hub calls it
 //!
 //! | method | caller | concurrency | after an error |
@@ -55,6 +75,7 @@
 //! | [`bounds`](Backend::bounds) | first of all; the follower after an error, and after two seconds without a record; a client with a position that the node does not know | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
 //! | [`append`](Backend::append) | publishers | any number | the publisher gets it; no retry |
+//! | [`append_if_unchanged`](Backend::append_if_unchanged) | the node that records a topic, and nodes that want to take over | any number | the hub calls again with the same records and position |
 //! | [`read`](Backend::read) | clients before the oldest event of the node | 8 at a time; up to 1,024 different reads run or wait; the same page is read once | again after 200 to 400 ms |
 //!
 //! - When a hub connects, it calls `bounds` and then `follow` from `evicted_through`, until it has
@@ -159,6 +180,8 @@
 //! | another program writes a record | `read` and `follow` pass it |
 //! | a record is larger than the server accepts | `append` returns an error, and stores none of its records |
 //! | the future of `follow` is dropped at any time | the next call returns the same records |
+//! | the response to `append_if_unchanged` is lost, and the hub calls again | `None`, and one copy of the records |
+//! | a request of `append_if_unchanged` arrives after another node has appended | nothing is stored |
 //!
 //! # Documentation for users
 //!

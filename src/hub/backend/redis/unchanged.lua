@@ -6,11 +6,11 @@
 --
 -- No entry is missing if each entry names the one before it, the first one names `since`, and the
 -- last one has the newest id that the stream has ever had.
-local SEARCHED, BLOCK = 4000, 100
+local SEARCHED, BLOCK = 2000, 100
 local since = ARGV[#ARGV]
 
--- Returns whether two ids have the same position: the greatest sequence numbers of a millisecond
--- share one.
+-- Compares the positions of two ids. The greatest sequence numbers of a millisecond share one
+-- position.
 local function is_same(id, other)
   if id == other then
     return true
@@ -19,22 +19,16 @@ local function is_same(id, other)
   local other_ms, other_seq = parts(other)
   return ms == other_ms and seq > LAST and other_seq > LAST
 end
-
--- Returns the id of the entry before this entry, or nil if other software has added this entry.
-local function preceding(id, topic, kind, previous)
+local function is_after(id, other)
   local ms, seq = parts(id)
-  local previous_ms, previous_seq = parts(previous or '')
-  if previous_ms and is_greater(ms, seq, previous_ms, previous_seq) then
-    return previous
-  elseif topic and kind and seq > 0 then
-    return text(ms, seq - 1)
-  end
+  local other_ms, other_seq = parts(other)
+  return is_greater(ms, seq, other_ms, other_seq) and not is_same(id, other)
 end
 
 -- Returns whether this entry is of the topic, or whether entries between `at` and this entry are
 -- missing. `at` is `since`, or the id of the entry before this entry in the stream.
 local function has_changed(at, id, fields)
-  local topic, kind, previous
+  local topic, kind, previous, lost
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     if name == 't' then
@@ -44,19 +38,32 @@ local function has_changed(at, id, fields)
       end
     elseif name == 'p' then
       previous = value
-    elseif name == 'l' or name == 'g' then
-      -- The entry reports that entries before it were lost.
+    elseif name == 'l' then
+      lost = value
+    elseif name == 'g' then
+      -- The entry reports to every reader that entries before it were lost.
       return true
     elseif name == 'e' or name == 's' or name == 'f' then
       kind = true
     end
   end
-  local before = preceding(id, topic, kind, previous)
-  if before then
-    return not is_same(before, at)
+  if lost and parts(lost) and is_after(lost, at) then
+    return true
   end
-  -- Streams are trimmed at their beginning. So if an entry up to `since` is retained, no entry after
-  -- `since` was trimmed.
+  if previous == at then
+    return false
+  end
+  local ms, seq = parts(id)
+  local previous_ms, previous_seq = parts(previous or '')
+  if previous_ms and is_greater(ms, seq, previous_ms, previous_seq) then
+    return not is_same(previous, at)
+  elseif topic and kind and seq > 0 then
+    local at_ms, at_seq = parts(at)
+    return at_ms ~= ms or at_seq ~= seq - 1
+  end
+  -- Other software has added the entry, so the entry does not name the one before it. Streams are
+  -- trimmed at their beginning. So if an entry up to `since` is retained, no entry after `since` was
+  -- trimmed.
   return at == since and #redis.call('XREVRANGE', stream, since, '-', 'COUNT', 1) == 0
 end
 
@@ -65,9 +72,7 @@ local function is_unchanged()
   if not newest_id then
     return false
   end
-  local ms, seq = parts(newest_id)
-  local floor_ms, floor_seq = floor(ARGV[3])
-  if is_greater(floor_ms, floor_seq, ms, seq) then
+  if floor(ARGV[3]) > 0 and is_after(ARGV[3], newest_id) then
     -- The stream has lost entries that the caller knows.
     return false
   end

@@ -11,6 +11,8 @@ mod nats_access;
 mod nats_cluster;
 mod nats_creation;
 mod nats_logs;
+mod nats_unchanged;
+mod nats_wire;
 mod nodes;
 mod processes;
 mod received;
@@ -18,9 +20,11 @@ mod redis;
 mod redis_access;
 mod redis_failover;
 mod redis_loss;
+mod redis_unchanged;
 mod registry;
 mod report;
 mod setup;
+mod unchanged;
 
 /// Defines each case as a test with Redis and a test with NATS. The module of the test names the
 /// store.

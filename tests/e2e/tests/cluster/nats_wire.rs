@@ -1,0 +1,124 @@
+//! A TCP connection to NATS that reads the protocol, and loses single messages.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// A relay to one server.
+pub(crate) struct NatsWire {
+    address: SocketAddr,
+    faults: Arc<Faults>,
+    accept: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Faults {
+    /// The number of acknowledgements to lose from now on.
+    acknowledgements_to_lose: AtomicUsize,
+    /// Holds the messages to the stream while this is set.
+    is_holding: watch::Sender<bool>,
+    held: AtomicUsize,
+}
+
+impl NatsWire {
+    pub(crate) async fn to(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let address = listener.local_addr().expect("the listener has an address");
+        let faults = Arc::<Faults>::default();
+        let shared = faults.clone();
+        let accept = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(server).await else { continue };
+                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                tokio::spawn(pass(from_client, to_server, shared.clone()));
+                tokio::spawn(pass(from_server, to_client, shared.clone()));
+            }
+        });
+        Self { address, faults, accept }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    /// Loses the next acknowledgements of stored messages.
+    pub(crate) fn lose_acknowledgements(&self, count: usize) {
+        self.faults.acknowledgements_to_lose.store(count, SeqCst);
+    }
+
+    /// Returns the number of acknowledgements that are still to lose.
+    pub(crate) fn acknowledgements_to_lose(&self) -> usize {
+        self.faults.acknowledgements_to_lose.load(SeqCst)
+    }
+
+    /// Delivers no message to the stream until `hold(false)`, and then all of them.
+    pub(crate) fn hold(&self, is_holding: bool) {
+        self.faults.is_holding.send_replace(is_holding);
+    }
+
+    /// Returns the number of messages to the stream that were held.
+    pub(crate) fn held(&self) -> usize {
+        self.faults.held.load(SeqCst)
+    }
+}
+
+impl Drop for NatsWire {
+    fn drop(&mut self) {
+        self.accept.abort();
+    }
+}
+
+/// Passes the protocol on in one direction, until either side ends.
+async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: Arc<Faults>) {
+    let mut from = BufReader::new(from);
+    while let Ok(Some(bytes)) = read(&mut from).await {
+        let is_acknowledgement = bytes.starts_with(b"MSG ") && memory_contains(&bytes, b"\r\n{\"stream\":");
+        let lose_one = |count: usize| count.checked_sub(1);
+        let losing = &faults.acknowledgements_to_lose;
+        if is_acknowledgement && losing.fetch_update(SeqCst, SeqCst, lose_one).is_ok() {
+            continue;
+        }
+        if bytes.starts_with(b"HPUB tower-sse.") && *faults.is_holding.borrow() {
+            faults.held.fetch_add(1, SeqCst);
+            // `wait_for` fails if the relay was dropped.
+            drop(faults.is_holding.subscribe().wait_for(|is_holding| !is_holding).await);
+        }
+        if to.write_all(&bytes).await.is_err() {
+            break;
+        }
+    }
+}
+
+/// Returns the next line, with the payload of a message.
+async fn read(from: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    if from.read_until(b'\n', &mut bytes).await? == 0 {
+        return Ok(None);
+    }
+    let line = String::from_utf8_lossy(&bytes).into_owned();
+    if ["PUB ", "HPUB ", "MSG ", "HMSG "].iter().any(|name| line.starts_with(name)) {
+        let size: usize = line.split_whitespace().last().and_then(|size| size.parse().ok()).unwrap_or(0);
+        let begin = bytes.len();
+        bytes.resize(begin + size + 2, 0);
+        from.read_exact(&mut bytes[begin..]).await?;
+    }
+    Ok(Some(bytes))
+}
+
+fn memory_contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}

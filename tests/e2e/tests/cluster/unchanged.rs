@@ -1,0 +1,226 @@
+//! Appends to a topic that has not changed: concurrent callers, lost responses and late requests.
+
+use crate::{nats_wire::NatsWire, with_each_store};
+use e2e::{Store, StoreKind, Wire};
+use futures_util::future::join_all;
+use std::{
+    fmt::Display,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+use tokio::time::{sleep, timeout};
+use tower_sse::hub::backend::{Backend, Bounds, NatsBackend, Position, Record, RecordKind, RedisBackend};
+
+const SOON: Duration = Duration::from_secs(20);
+
+with_each_store!(concurrent_callers_count_without_repetition);
+
+pub(crate) fn redis(url: &str) -> RedisBackend {
+    RedisBackend::new(url).expect("the URL is valid")
+}
+
+pub(crate) fn nats(url: &str) -> NatsBackend {
+    NatsBackend::new(url).expect("the URL is valid")
+}
+
+pub(crate) fn record(topic: &str, data: impl Display) -> Record {
+    Record { topic: topic.into(), kind: RecordKind::Event, event: format!("data: {data}\n\n").into() }
+}
+
+/// Appends a record without a condition, and returns its position.
+pub(crate) async fn append<B: Backend>(log: &B, topic: &str, data: impl Display) -> Position {
+    log.append(vec![record(topic, data)]).await.expect("the server responds").position
+}
+
+/// Appends a record if the topic has not changed, and returns its position.
+pub(crate) async fn append_if_unchanged<B: Backend>(
+    log: &B,
+    topic: &str,
+    data: impl Display,
+    since: Position,
+) -> Option<Position> {
+    let epoch = log.bounds().await.expect("the server responds").epoch;
+    let appended = log.append_if_unchanged(vec![record(topic, data)], epoch, since).await;
+    appended.expect("the server responds").map(|appended| appended.position)
+}
+
+/// Returns the data of all retained records of a topic.
+pub(crate) async fn read<B: Backend>(log: &B, topic: &str) -> Vec<String> {
+    read_with_positions(log, topic).await.into_iter().map(|(_, data)| data).collect()
+}
+
+async fn read_with_positions<B: Backend>(log: &B, topic: &str) -> Vec<(Position, String)> {
+    let mut after = Position::START;
+    let mut records = Vec::new();
+    while after < log.bounds().await.expect("the server responds").last {
+        let page = log.read(&[topic.into()], after).await.expect("a page");
+        records.extend(page.records.into_iter().map(|(position, record)| {
+            let event = String::from_utf8_lossy(&record.event).into_owned();
+            (position, event.trim().trim_start_matches("data: ").to_owned())
+        }));
+        after = page.through;
+    }
+    records
+}
+
+/// An append of a number after a position.
+#[derive(Debug)]
+struct Counted {
+    since: Position,
+    position: Position,
+    number: usize,
+}
+
+/// Reads the last number of a topic and appends the next number, until the topic has `end` numbers.
+/// Returns what this caller has appended.
+async fn count<B: Backend>(log: &B, Bounds { epoch, last: begin, .. }: Bounds, end: usize) -> Vec<Counted> {
+    let (mut since, mut number) = (begin, 0);
+    let mut counted = Vec::new();
+    while number < end {
+        let page = log.read(&["count".into()], since).await.expect("a page");
+        number += page.records.len();
+        since = page.through;
+        if number < end {
+            let records = vec![record("count", number)];
+            let appended = log.append_if_unchanged(records, epoch, since).await.expect("the server responds");
+            counted.extend(appended.map(|appended| Counted { since, position: appended.position, number }));
+        }
+    }
+    counted
+}
+
+/// Callers of two processes count together, while another topic has records.
+pub(crate) async fn count_together<B: Backend>(logs: [B; 2], callers: usize, end: usize) {
+    let bounds = logs[0].bounds().await.expect("the server responds");
+    let is_over = AtomicBool::new(false);
+    let noise = async {
+        let mut noise = 0;
+        while !is_over.load(Relaxed) {
+            append(&logs[0], "noise", noise).await;
+            noise += 1;
+            sleep(Duration::from_millis(2)).await;
+        }
+        noise
+    };
+    let counting = async {
+        let begin = Instant::now();
+        let counted = join_all((0..callers).map(|n| count(&logs[n % 2], bounds, end))).await;
+        is_over.store(true, Relaxed);
+        (counted, begin.elapsed())
+    };
+    let both = timeout(6 * SOON, async { tokio::join!(counting, noise) }).await;
+    let ((counted, elapsed), noise) = both.expect("the callers count to the end");
+    println!("{end} numbers and {noise} other records in {elapsed:?}");
+    let mut counted: Vec<_> = counted.into_iter().flatten().collect();
+    counted.sort_unstable_by_key(|counted| counted.position);
+    for pair in counted.windows(2) {
+        assert!(pair[0].position <= pair[1].since, "another record is between the two positions: {pair:?}");
+    }
+    let expected: Vec<_> = counted.iter().map(|counted| (counted.position, counted.number.to_string())).collect();
+    assert_eq!(read_with_positions(&logs[1], "count").await, expected, "the log has what the callers have appended");
+    assert!(counted.iter().map(|counted| counted.number).eq(0..end), "each number is in the log once: {counted:?}");
+}
+
+async fn concurrent_callers_count_without_repetition(kind: StoreKind) {
+    let store = Store::start(kind, &[]).await;
+    match kind {
+        StoreKind::Redis => count_together([(); 2].map(|()| redis(&store.url())), 6, 300).await,
+        StoreKind::Nats => count_together([(); 2].map(|()| nats(&store.url())), 6, 300).await,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_stores_one_copy_if_the_response_is_lost() {
+    let store = Store::start(StoreKind::Redis, &[]).await;
+    let wire = Wire::to(store.address()).await;
+    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_millis(500)));
+    let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
+    // The server has loaded the script after this.
+    let since = append_if_unchanged(&far, "news", 0, last).await.expect("the topic has no record");
+    wire.silence_responses();
+    let lost = far.append_if_unchanged(vec![record("news", 1)], epoch, since).await;
+    lost.expect_err("the response is lost");
+    wire.mend();
+    assert_eq!(append_if_unchanged(&far, "news", 1, since).await, None, "the first call has appended");
+    assert_eq!(read(&near, "news").await, ["0", "1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_refuses_a_request_that_arrives_late() {
+    let store = Store::start(StoreKind::Redis, &[]).await;
+    let wire = Wire::to(store.address()).await;
+    let (near, far) = (redis(&store.url()), redis(&store.url_through(&wire)).timeout(Duration::from_millis(500)));
+    let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
+    let since = append_if_unchanged(&far, "news", 0, last).await.expect("the topic has no record");
+    wire.silence();
+    let late = far.append_if_unchanged(vec![record("news", "late")], epoch, since).await;
+    late.expect_err("the request does not arrive");
+    append_if_unchanged(&near, "news", "taken over", since).await.expect("the topic has no newer record");
+    wire.mend();
+    assert_eq!(append_if_unchanged(&far, "news", "late", since).await, None);
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(read(&near, "news").await, ["0", "taken over"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_repeats_a_message_and_stores_one_copy() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    assert_one_copy_if_acknowledgement_is_lost(&nats(&store.url()), nats(&wire.url()), &wire).await;
+}
+
+/// The acknowledgement of the first attempt is lost. The second attempt is equal.
+pub(crate) async fn assert_one_copy_if_acknowledgement_is_lost(near: &NatsBackend, far: NatsBackend, wire: &NatsWire) {
+    let since = far.bounds().await.expect("the server responds").last;
+    for is_first in [true, false] {
+        wire.lose_acknowledgements(1);
+        let since = if is_first { since } else { append(near, "news", "other").await };
+        let appended = append_if_unchanged(&far, "news", "mine", since).await;
+        assert_eq!(wire.acknowledgements_to_lose(), 0, "the acknowledgement is lost");
+        let last = near.bounds().await.expect("the server responds").last;
+        assert_eq!(appended, Some(last), "the first attempt has stored it");
+    }
+    assert_eq!(read(near, "news").await, ["mine", "other", "mine"]);
+    // Another record of the topic comes before the second attempt.
+    let since = near.bounds().await.expect("the server responds").last;
+    wire.lose_acknowledgements(1);
+    let after_loss = async {
+        while wire.acknowledgements_to_lose() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        append(near, "news", "another").await
+    };
+    let (appended, another) = tokio::join!(append_if_unchanged(&far, "news", "again", since), after_loss);
+    let appended = appended.expect("the first attempt has stored it");
+    assert!(appended > since && appended < another, "{since} {appended} {another}");
+    assert_eq!(read(near, "news").await, ["mine", "other", "mine", "again", "another"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_refuses_a_message_that_arrives_late() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let (near, far) = (nats(&store.url()), nats(&wire.url()));
+    let Bounds { epoch, last, .. } = far.bounds().await.expect("the server responds");
+    near.bounds().await.expect("the server responds");
+    for since in [last, append(&near, "news", "before").await] {
+        wire.hold(true);
+        let topic = if since == last { "new" } else { "news" };
+        far.append_if_unchanged(vec![record(topic, "late")], epoch, since).await.expect_err("it does not arrive");
+        assert!(wire.held() > 0, "the message is held");
+        append_if_unchanged(&near, topic, "taken over", since).await.expect("the topic has no newer record");
+        wire.hold(false);
+        let result = timeout(SOON, async {
+            loop {
+                match far.append_if_unchanged(vec![record(topic, "late")], epoch, since).await {
+                    Ok(result) => return result,
+                    Err(_) => sleep(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        assert_eq!(result.await.expect("the client reconnects"), None);
+    }
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(read(&near, "new").await, ["taken over"]);
+    assert_eq!(read(&near, "news").await, ["before", "taken over"]);
+}
