@@ -29,7 +29,7 @@ pub(super) async fn read(
     timeout_per_message: Duration,
 ) -> Result<Page, BoxError> {
     let consumer =
-        timeout(CONSUMER_TIMEOUT, consume(stream.link, stream.name(), sequence_after(after), subjects)).await;
+        timeout(CONSUMER_TIMEOUT, consume(stream.link, stream.name(), sequence_after(after), subjects.clone())).await;
     let Ok(Ok(consumer)) = consumer else {
         return read_one_by_one(stream, state, after).await;
     };
@@ -54,13 +54,45 @@ pub(super) async fn read(
             message::add(&mut page, after, stream.name(), &delivered.stored);
         }
     }
-    if pending == 0 {
+    if pending == 0 && (state.replicas <= 1 || add_rest(stream, state, &subjects, after, &mut page).await?) {
         page.through = page.through.max(position(state.last));
     }
     // If the deletion fails, the server deletes the consumer after its inactivity timeout.
     let delete = format!("CONSUMER.DELETE.{}.{}", stream.name(), consumer.cached_info().name);
     let _result = stream.link.context.send_request(delete, Request::new()).await;
     Ok(page)
+}
+
+/// Adds the messages of these subjects after the page, up to the end of the stream in this state.
+/// Returns `false` if the page is full before.
+///
+/// The consumer can be on another server than the leader of the stream. The server may not have all
+/// messages yet that are in the state. The leader returns them one by one.
+async fn add_rest(
+    stream: &Stream<'_>,
+    state: &State,
+    subjects: &[String],
+    after: Position,
+    page: &mut Page,
+) -> Result<bool, BoxError> {
+    let all = [">".to_owned()];
+    let subjects = if subjects.is_empty() { &all } else { subjects };
+    let mut count = 0;
+    loop {
+        let from = sequence_after(page.through);
+        let mut next: Option<Stored> = None;
+        for subject in subjects {
+            let limit = next.as_ref().map_or(state.last, |next| next.sequence - 1);
+            let found = if from <= limit { stream.next_of(subject, from).await? } else { None };
+            next = found.filter(|found| found.sequence <= limit).or(next);
+        }
+        let Some(next) = next else { return Ok(true) };
+        if count == PAGE_MESSAGES {
+            return Ok(false);
+        }
+        message::add(page, after, stream.name(), &next);
+        count += 1;
+    }
 }
 
 async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) -> Result<Page, BoxError> {
