@@ -235,8 +235,8 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     }
 }
 
-/// `append_if_unchanged` appends if the log has no record of the topic after a position. Otherwise it
-/// appends nothing.
+/// `append_if_unchanged` appends if the log has no record of the topic after a position. Otherwise
+/// it appends nothing.
 async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
     let Bounds { epoch, last: begin, .. } = log.bounds().await.expect("bounds");
     // The log without the topics of the records that are not appended.
@@ -300,7 +300,7 @@ async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
     );
 }
 
-/// If several processes append to a topic after the same position, one of them succeeds.
+/// If several processes append to a topic after the same position, exactly one append succeeds.
 async fn one_of_several_concurrent_appends_succeeds<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 20;
     const AT_ONCE: usize = 4;

@@ -50,10 +50,10 @@
 //!
 //! # Appending to an unchanged topic
 //!
-//! [`append_if_unchanged`](Backend::append_if_unchanged) decides which of several nodes publishes. So
-//! the comparison and the append have to be one step in the log. The default implementation, which
-//! the example below uses, takes two steps. It is correct only if no other process writes to the log
-//! in between.
+//! With [`append_if_unchanged`](Backend::append_if_unchanged), one of several nodes becomes the
+//! publisher of a topic. So the comparison and the append have to be one step in the log. The
+//! default implementation takes two steps. It is correct only if no other process writes to the log
+//! in between. This is enough for the example below, and the contract rejects it for a server.
 //!
 //! | a log in | one step is, for example |
 //! |---|---|

@@ -118,10 +118,10 @@ pub trait Backend: Send + Sync + 'static {
     /// position `since`, or if its epoch is not `epoch`. A record after `since` that was evicted may
     /// have been of the topic, so the result is `None` then, too.
     ///
-    /// A recording uses this as a fence: the node that produces and the node
-    /// that takes over never both publish. If the response was lost, the hub calls again, and the
-    /// comparison prevents a second copy. So the comparison and the append have to be one step in
-    /// the log, and a request that arrives late must compare as well. An implementation may return
+    /// A recording uses this as a fence: the node that produces and the node that takes over never
+    /// both publish. If the response was lost, the hub calls again, and the comparison prevents a
+    /// second copy. So the comparison and the append have to be one step in the log, and a request
+    /// that arrives late must compare as well. An implementation may return
     /// `None` although no record was appended to the topic, for example if it would have to examine
     /// too many records. The hub then tries again with a later `since`.
     ///

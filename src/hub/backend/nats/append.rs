@@ -26,8 +26,8 @@ use std::error::Error;
 use tokio::time::{Instant, timeout_at};
 
 /// The first version of nats-server whose replicas compare the last sequence of a subject when they
-/// store a message. Before, the leader of several replicas compared it when the message arrived, so
-/// two messages could arrive before one of them was stored.
+/// store a message. Earlier versions compare it when the leader receives a message. The leader can
+/// then accept two messages before it has stored the first.
 const COMPARES_SUBJECTS: (i64, i64, i64) = (2, 9, 21);
 
 /// The condition of an append: the topic has no record after `since`, and the log has this epoch.

@@ -76,13 +76,15 @@ use tokio::{sync::Mutex, time::timeout};
 /// log, or appear a little later, unless the error says that they were refused. Publishing the same
 /// events again after an error can therefore store them twice.
 ///
-/// **Comparison.** [`append_if_unchanged`](Backend::append_if_unchanged) publishes a message that the
-/// server stores only if the last message of the subject is still the same. It appends nothing if
-/// messages after the given position are missing. If the stream is replaced by another one in the
-/// instant after the backend has checked it, the new stream may store the message. The result is an
-/// error then. Servers before 2.9.21 cannot compare one subject of a stream with several replicas.
-/// With such servers, the whole stream is compared, repeatedly while other topics have new events,
-/// and after one [`timeout`](Self::timeout) the result is an error.
+/// **Comparison.** The server stores the message of
+/// [`append_if_unchanged`](Backend::append_if_unchanged) only if the last message of the subject is
+/// still the same. Nothing is appended if messages after the given position are missing. If another
+/// stream replaces the stream immediately after the backend has checked it, the new stream may store
+/// the message. The result is then an error.
+///
+/// Servers before 2.9.21 cannot compare one subject of a stream with several replicas, so they
+/// compare the whole stream. The backend tries again while other topics have new events, and returns
+/// an error after one [`timeout`](Self::timeout).
 ///
 /// # Retention
 ///
@@ -106,8 +108,8 @@ use tokio::{sync::Mutex, time::timeout};
 /// Publishing takes one request if the node also receives the message from the stream within 5
 /// milliseconds after the acknowledgement. This proves that the log that the node knows has stored
 /// it. Otherwise publishing takes a second request for the check described above, which concurrent
-/// publishers share. `append_if_unchanged` takes three more requests before that, and a fourth if the
-/// stream has deleted messages.
+/// publishers share. `append_if_unchanged` takes three more requests before that, and a fourth if
+/// the stream has deleted messages.
 ///
 /// After about three seconds without a byte from the server, the client reconnects, to any of the
 /// servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of the

@@ -46,10 +46,10 @@ use tokio::sync::Mutex;
 ///   response, `publish` returns an error and the events may be in the log. The backend does not
 ///   send them again.
 /// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) is one script, too. It
-///   examines the entries after the given position, about 1.6 microseconds each, and at most 2,000
-///   of them. If there are more, if one of them is missing, or if the stream was deleted, it appends
-///   nothing. A failover that loses an entry also loses its effect on later comparisons, except for
-///   the processes that knew of the entry.
+///   examines the entries after the given position, which takes about 1.6 microseconds for each. If
+///   there are more than 2,000 entries, if an entry is missing, or if the stream was deleted, it
+///   appends nothing. After a failover that has lost an entry, only the processes that knew of this
+///   entry count it as missing.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
 ///   stream, whichever limit is reached first. The server trims the stream when an event is
 ///   published.

@@ -62,7 +62,7 @@ local function has_changed(at, id, fields)
     return at_ms ~= ms or at_seq ~= seq - 1
   end
   -- Other software has added the entry, so the entry does not name the one before it. Streams are
-  -- trimmed at their beginning. So if an entry up to `since` is retained, no entry after `since` was
+  -- trimmed at their beginning. So if an entry up to `since` is retained, no entry after it was
   -- trimmed.
   return at == since and #redis.call('XREVRANGE', stream, since, '-', 'COUNT', 1) == 0
 end

@@ -3,6 +3,7 @@
 use crate::{
     nats::{backend, connect, publish, publish_retrying, read_until, reason, try_connect},
     setup::certificates,
+    unchanged::append_if_unchanged,
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use e2e::{Port, Store, StoreKind};
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tower_sse::{
     Event,
-    hub::{Hub, Start},
+    hub::{Hub, Start, backend::Backend},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,6 +176,9 @@ async fn documented_permissions_are_enough() {
         hub.topic(format!("news/{}", n % 2)).publish(Event::display(n)).await.expect("the server responds");
     }
     publish(&hub, "last").await;
+    let log = backend(&store.url_with("app:a@"));
+    let end = log.bounds().await.expect("the server responds").last;
+    append_if_unchanged(&log, "other", "x", end).await.expect("the topic has not changed");
     // The node retains fewer events, so it reads the log, also after a restart.
     let topics = ["news", "news/0", "news/1"];
     let late = connect(backend(&store.url_with("app:a@"))).await;

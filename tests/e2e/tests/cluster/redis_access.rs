@@ -3,6 +3,7 @@
 use crate::{
     redis::{Client, SOON, cli, connect_error, free_port, hub, publish},
     setup::certificates,
+    unchanged::append_if_unchanged,
 };
 use e2e::{Store, StoreKind, eventually, installed};
 use std::{
@@ -16,7 +17,10 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 use tower_sse::{
     Event,
-    hub::{Hub, Start, backend::RedisBackend},
+    hub::{
+        Hub, Start,
+        backend::{Backend, RedisBackend},
+    },
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,6 +225,10 @@ async fn missing_permissions_are_errors_without_the_password() {
                 let mut client = Client::of(&topic, Start::Latest).await;
                 publish(&topic, "allowed").await;
                 client.assert_next("allowed").await;
+                let log = RedisBackend::new(store.url_with("me:mine@")).expect("the URL is valid");
+                let end = log.bounds().await.expect("the server responds").last;
+                append_if_unchanged(&log, "news", "allowed too", end).await.expect("the topic has not changed");
+                client.assert_next("allowed too").await;
                 // The rule permits no other stream.
                 let other = RedisBackend::new(store.url_with("me:mine@")).expect("the URL is valid").stream("other");
                 let error = connect_error(other).await;
