@@ -77,7 +77,7 @@ async fn add_rest(
 ) -> Result<bool, BoxError> {
     let all = [">".to_owned()];
     let subjects = if subjects.is_empty() { &all } else { subjects };
-    let mut count = 0;
+    let (mut count, mut bytes) = (0, 0);
     loop {
         let from = sequence_after(page.through);
         let mut next: Option<Stored> = None;
@@ -87,11 +87,12 @@ async fn add_rest(
             next = found.filter(|found| found.sequence <= limit).or(next);
         }
         let Some(next) = next else { return Ok(true) };
-        if count == PAGE_MESSAGES {
+        if count == PAGE_MESSAGES || bytes >= PAGE_BYTES {
             return Ok(false);
         }
         message::add(page, after, stream.name(), &next);
         count += 1;
+        bytes += next.payload.len();
     }
 }
 

@@ -114,7 +114,7 @@ async fn concurrent_callers_of_a_cluster_count_without_repetition() {
     let cluster = Cluster::start().await;
     cluster.connect(&cluster.url(), 3).await;
     let logs = [0, 1].map(|n| nats(&cluster.servers[n].url()).replicas(3));
-    count_together(logs, 6, 150).await;
+    count_together(&logs, 6, || 150).await;
 }
 
 /// The leader of several replicas compares the sequence before it looks for a duplicate.

@@ -5,7 +5,7 @@ use e2e::{Store, StoreKind, Wire};
 use futures_util::future::join_all;
 use std::{
     fmt::Display,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 use tokio::time::{sleep, timeout};
@@ -13,7 +13,7 @@ use tower_sse::hub::backend::{Backend, Bounds, NatsBackend, Position, Record, Re
 
 const SOON: Duration = Duration::from_secs(20);
 
-with_each_store!(concurrent_callers_count_without_repetition);
+with_each_store!(concurrent_callers_count_without_repetition, callers_count_without_repetition_during_faults);
 
 pub(crate) fn redis(url: &str) -> RedisBackend {
     RedisBackend::new(url).expect("the URL is valid")
@@ -72,61 +72,124 @@ struct Counted {
 }
 
 /// Reads the last number of a topic and appends the next number, until the topic has `end` numbers.
-/// Returns what this caller has appended.
-async fn count<B: Backend>(log: &B, Bounds { epoch, last: begin, .. }: Bounds, end: usize) -> Vec<Counted> {
-    let (mut since, mut number) = (begin, 0);
+/// Continues after errors. Returns what this caller has appended, and the number of errors.
+async fn count<B: Backend>(
+    log: &B,
+    Bounds { epoch, last: begin, .. }: Bounds,
+    end: impl Fn() -> usize,
+) -> (Vec<Counted>, usize) {
+    let (mut since, mut number, mut errors) = (begin, 0, 0);
     let mut counted = Vec::new();
-    while number < end {
-        // A server of a cluster may create a consumer before it answers for the consumer.
-        let Ok(page) = log.read(&["count".into()], since).await else { continue };
+    loop {
+        let Ok(page) = log.read(&["count".into()], since).await else {
+            errors += 1;
+            sleep(Duration::from_millis(1)).await;
+            continue;
+        };
         number += page.records.len();
         since = page.through;
-        if number < end {
-            let records = vec![record("count", number)];
-            let appended = log.append_if_unchanged(records, epoch, since).await.expect("the server responds");
-            counted.extend(appended.map(|appended| Counted { since, position: appended.position, number }));
+        if number >= end() {
+            return (counted, errors);
+        }
+        match log.append_if_unchanged(vec![record("count", number)], epoch, since).await {
+            Ok(appended) => {
+                counted.extend(appended.map(|appended| Counted { since, position: appended.position, number }));
+            }
+            Err(_) => errors += 1,
         }
     }
-    counted
 }
 
-/// Callers of two processes count together, while another topic has records.
-pub(crate) async fn count_together<B: Backend>(logs: [B; 2], callers: usize, end: usize) {
+/// Callers of two processes count together, while another topic has records. Returns the number of
+/// errors.
+pub(crate) async fn count_together<B: Backend>(logs: &[B; 2], callers: usize, end: impl Fn() -> usize) -> usize {
     let bounds = logs[0].bounds().await.expect("the server responds");
     let is_over = AtomicBool::new(false);
     let noise = async {
         let mut noise = 0;
         while !is_over.load(Relaxed) {
-            append(&logs[0], "noise", noise).await;
-            noise += 1;
+            noise += usize::from(logs[0].append(vec![record("noise", noise)]).await.is_ok());
             sleep(Duration::from_millis(2)).await;
         }
         noise
     };
     let counting = async {
         let begin = Instant::now();
-        let counted = join_all((0..callers).map(|n| count(&logs[n % 2], bounds, end))).await;
+        let counted = join_all((0..callers).map(|n| count(&logs[n % 2], bounds, &end))).await;
         is_over.store(true, Relaxed);
         (counted, begin.elapsed())
     };
     let both = timeout(6 * SOON, async { tokio::join!(counting, noise) }).await;
     let ((counted, elapsed), noise) = both.expect("the callers count to the end");
-    println!("{end} numbers and {noise} other records in {elapsed:?}");
-    let mut counted: Vec<_> = counted.into_iter().flatten().collect();
+    let errors = counted.iter().map(|(_, errors)| errors).sum();
+    let mut counted: Vec<_> = counted.into_iter().flat_map(|(counted, _)| counted).collect();
+    let stored = read_with_positions(&logs[1], "count").await;
+    println!("{} numbers and {noise} other records in {elapsed:?}, {errors} errors", stored.len());
+    assert!(stored.len() >= end());
     counted.sort_unstable_by_key(|counted| counted.position);
     for pair in counted.windows(2) {
         assert!(pair[0].position <= pair[1].since, "another record is between the two positions: {pair:?}");
     }
-    let expected: Vec<_> = counted.iter().map(|counted| (counted.position, counted.number.to_string())).collect();
-    assert_eq!(read_with_positions(&logs[1], "count").await, expected, "the log has what the callers have appended");
-    assert!(counted.iter().map(|counted| counted.number).eq(0..end), "each number is in the log once: {counted:?}");
+    for (position, number) in counted.iter().map(|counted| (counted.position, counted.number.to_string())) {
+        assert!(stored.contains(&(position, number)), "the log has what the callers have appended: {position}");
+    }
+    // Appends whose responses were lost are in the log as well.
+    assert!(counted.len() + errors >= stored.len(), "each record is of one append");
+    let expected = (0..stored.len()).map(|number| number.to_string());
+    assert!(stored.iter().map(|(_, number)| number.clone()).eq(expected), "each number is in the log once: {stored:?}");
+    errors
 }
 
 async fn concurrent_callers_count_without_repetition(kind: StoreKind) {
     let store = Store::start(kind, &[]).await;
+    let errors = match kind {
+        StoreKind::Redis => count_together(&[(); 2].map(|()| redis(&store.url())), 6, || 300).await,
+        StoreKind::Nats => count_together(&[(); 2].map(|()| nats(&store.url())), 6, || 300).await,
+    };
+    assert_eq!(errors, 0);
+}
+
+async fn callers_count_without_repetition_during_faults(kind: StoreKind) {
+    const ROUNDS: usize = 9;
+    const TIMEOUT: Duration = Duration::from_millis(600);
+
+    let mut store = Store::start(kind, &[]).await;
+    let wire = Wire::to(store.address()).await;
+    let urls = [store.url(), store.url_through(&wire)];
+    // The callers count until the faults are over, and ten more numbers.
+    let end = AtomicUsize::new(usize::MAX);
+    let faults = async {
+        for round in 0..ROUNDS {
+            sleep(Duration::from_millis(300)).await;
+            match round % 3 {
+                0 => wire.silence_responses(),
+                1 => wire.cut(),
+                _ => {
+                    store.kill();
+                    store.restart().await;
+                }
+            }
+            sleep(TIMEOUT).await;
+            wire.mend();
+        }
+        end.store(records_of_count(kind, &urls[0]).await + 10, Relaxed);
+    };
+    let counting = async {
+        let end = || end.load(Relaxed);
+        match kind {
+            StoreKind::Redis => count_together(&[0, 1].map(|n| redis(&urls[n]).timeout(TIMEOUT)), 6, end).await,
+            StoreKind::Nats => count_together(&[0, 1].map(|n| nats(&urls[n]).timeout(TIMEOUT)), 6, end).await,
+        }
+    };
+    let (errors, ()) = tokio::join!(counting, faults);
+    assert!(errors >= ROUNDS, "the callers noticed {errors} errors");
+}
+
+/// Returns the number of records of the topic that is counted.
+async fn records_of_count(kind: StoreKind, url: &str) -> usize {
     match kind {
-        StoreKind::Redis => count_together([(); 2].map(|()| redis(&store.url())), 6, 300).await,
-        StoreKind::Nats => count_together([(); 2].map(|()| nats(&store.url())), 6, 300).await,
+        StoreKind::Redis => read(&redis(url), "count").await.len(),
+        StoreKind::Nats => read(&nats(url), "count").await.len(),
     }
 }
 
@@ -195,6 +258,29 @@ pub(crate) async fn assert_one_copy_if_acknowledgement_is_lost(near: &NatsBacken
     let appended = appended.expect("the first attempt has stored it");
     assert!(appended > since && appended < another, "{since} {appended} {another}");
     assert_eq!(read(near, "news").await, ["mine", "other", "mine", "again", "another"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_refuses_both_attempts_of_a_late_message() {
+    let store = Store::start(StoreKind::Nats, &[]).await;
+    let wire = NatsWire::to(store.address()).await;
+    let (near, far) = (nats(&store.url()), nats(&wire.url()).timeout(Duration::from_secs(4)));
+    far.bounds().await.expect("the server responds");
+    let since = append(&near, "news", "before").await;
+    wire.hold(true);
+    let take_over = async {
+        while wire.held() == 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let appended = append_if_unchanged(&near, "news", "taken over", since).await;
+        // The first attempt takes half of the timeout.
+        sleep(Duration::from_millis(2500)).await;
+        wire.hold(false);
+        appended
+    };
+    let (late, taken_over) = tokio::join!(append_if_unchanged(&far, "news", "late", since), take_over);
+    assert!(late.is_none() && taken_over.is_some(), "{late:?} {taken_over:?}");
+    assert_eq!(read(&near, "news").await, ["before", "taken over"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
