@@ -62,7 +62,7 @@ impl Cluster {
     }
 
     /// Waits until a server sees that all replicas of the stream are current.
-    async fn wait_for_replicas(&self, server: usize) {
+    pub(crate) async fn wait_for_replicas(&self, server: usize) {
         let admin = admin(&self.servers[server].url()).await;
         let caught_up = async || {
             let info = timeout(Duration::from_secs(1), admin.get_stream("tower-sse")).await;

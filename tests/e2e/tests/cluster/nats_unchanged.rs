@@ -2,7 +2,7 @@
 //! the stream was replaced, and in a cluster.
 
 use crate::{
-    nats::{admin, stream_info, stream_of_log},
+    nats::{SOON, admin, stream_info, stream_of_log},
     nats_cluster::Cluster,
     nats_wire::NatsWire,
     unchanged::{
@@ -10,8 +10,11 @@ use crate::{
     },
 };
 use async_nats::jetstream::{self, stream};
-use e2e::{Store, StoreKind};
-use std::time::Duration;
+use e2e::{Store, StoreKind, eventually};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::time::sleep;
 use tower_sse::hub::backend::{Backend, Bounds};
 
@@ -115,6 +118,34 @@ async fn concurrent_callers_of_a_cluster_count_without_repetition() {
     cluster.connect(&cluster.url(), 3).await;
     let logs = [0, 1].map(|n| nats(&cluster.servers[n].url()).replicas(3));
     count_together(&logs, 6, || 150).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_of_a_cluster_count_without_repetition_if_leaders_die() {
+    let mut cluster = Cluster::start().await;
+    let url = cluster.url();
+    cluster.connect(&url, 3).await;
+    let logs = [(); 2].map(|()| nats(&url).replicas(3));
+    let near = nats(&url).replicas(3);
+    let end = AtomicUsize::new(usize::MAX);
+    let faults = async {
+        for _ in 0..2 {
+            sleep(Duration::from_secs(1)).await;
+            let leader = cluster.leader().await;
+            let before = near.bounds().await.expect("the server responds").last.get();
+            cluster.servers[leader].kill();
+            eventually(2 * SOON, "the other servers store messages", async || match near.bounds().await {
+                Ok(bounds) if bounds.last.get() > before + (200 << 16) => Ok(()),
+                other => Err(other.map(|bounds| bounds.last).map_err(|error| error.to_string())),
+            })
+            .await;
+            cluster.servers[leader].restart().await;
+            cluster.wait_for_replicas(leader).await;
+        }
+        end.store(0, Relaxed);
+    };
+    let (errors, ()) = tokio::join!(count_together(&logs, 6, || end.load(Relaxed)), faults);
+    assert!(errors > 0, "the callers noticed no fault");
 }
 
 /// The leader of several replicas compares the sequence before it looks for a duplicate.
