@@ -137,14 +137,20 @@ pub trait Backend: Send + Sync + 'static {
         async move {
             let Some(topic) = records.first().map(|record| [record.topic.clone()]) else { return Ok(None) };
             let mut after = since;
-            while after < self.bounds().await?.last {
+            loop {
+                let bounds = self.bounds().await?;
+                if bounds.epoch != epoch {
+                    return Ok(None);
+                }
+                if after >= bounds.last {
+                    return self.append(records).await.map(Some);
+                }
                 let page = self.read(&topic, after).await?;
                 if page.epoch != epoch || page.evicted_through > since || !page.records.is_empty() {
                     return Ok(None);
                 }
                 after = page.through;
             }
-            self.append(records).await.map(Some)
         }
     }
 
