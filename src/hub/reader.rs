@@ -14,7 +14,7 @@ pub(super) enum Step {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
     /// The newest event of a `latest_only` topic, and the position of the event that it has
-    /// replaced. All events up to this position are delivered.
+    /// replaced. The client then has all events up to that position.
     Replacement(EncodedEvents, Position),
     /// Nothing follows, and all events up to this position are delivered.
     CaughtUp(Position),

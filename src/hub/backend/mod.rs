@@ -128,6 +128,23 @@ pub trait Backend: Send + Sync + 'static {
     /// The default implementation reads the topic, and then appends the records. A record that
     /// another node appends between these two steps is not noticed. Every backend of this crate
     /// compares in the log.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::hub::backend::{Backend, Bounds, MemoryBackend, Record, RecordKind};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::BoxError> {
+    /// let log = MemoryBackend::new(1000);
+    /// let record = |data: &'static str| Record { topic: "news".into(), kind: RecordKind::Event, event: data.into() };
+    /// let Bounds { epoch, last, .. } = log.bounds().await?;
+    ///
+    /// // Two nodes have read the topic up to the same position. One of them appends.
+    /// let first = log.append_if_unchanged(vec![record("data: 1\n\n")], epoch, last).await?;
+    /// let second = log.append_if_unchanged(vec![record("data: 2\n\n")], epoch, last).await?;
+    /// assert!(first.is_some() && second.is_none());
+    /// # Ok(()) }
+    /// ```
     fn append_if_unchanged(
         &self,
         records: Vec<Record>,

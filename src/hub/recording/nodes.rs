@@ -210,7 +210,8 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Begins to take over a recording of this topic.
+    /// Registers that this node is about to take over a recording of this topic from a dead node. The
+    /// result shows whether the topic was finished since.
     pub(super) fn claim(&self, topic: &Arc<str>) -> Arc<Claim> {
         let claim = Arc::new(Claim { topic: topic.clone(), is_finished: AtomicBool::new(false) });
         self.state().claims.push(claim.clone());

@@ -198,8 +198,8 @@ impl Identity {
         }
     }
 
-    /// Records that the log with this epoch had a message. Retention may have removed the message
-    /// since.
+    /// Remembers the newest sequence of the log with this epoch, and its witness: a message of the
+    /// log by which it is recognized.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
