@@ -23,6 +23,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::{net::TcpListener, time::sleep};
+use tokio_stream::{StreamExt, StreamMap};
 use tower_sse::{
     BoxError, Event, LastEventId, SseLayer, SseStream,
     hub::{Hub, Start, Subscription},
@@ -130,17 +131,22 @@ fn check(is_valid: bool, reason: impl FnOnce() -> String) -> Result<(), Rejectio
     if is_valid { Ok(()) } else { Err((StatusCode::BAD_REQUEST, reason())) }
 }
 
-/// Counts the subscribers of each room twice a second, and publishes the counts when they change.
+/// Publishes the number of subscribers of each room when a number changes, at most ten times a
+/// second.
 async fn publish_presence(hub: &Hub) -> Result<(), BoxError> {
     // A new client needs only the newest counts.
     let presence = hub.topic(PRESENCE).latest_only();
-    let mut published = BTreeMap::new();
-    loop {
-        let counts = BTreeMap::from(ROOMS.map(|room| (room, hub.topic(room).subscribers())));
-        if counts != published {
+    let mut changes: StreamMap<_, _> =
+        ROOMS.map(|room| (room, hub.topic(room).subscriber_counts())).into_iter().collect();
+    let mut counts = BTreeMap::new();
+    while let Some((room, count)) = changes.next().await {
+        counts.insert(room, count);
+        // The first number of each room is ready at once.
+        if counts.len() == ROOMS.len() {
             presence.publish(Event::json(&counts)?.event("presence")).await?;
-            published = counts;
+            // The streams skip the numbers in between.
+            sleep(Duration::from_millis(100)).await;
         }
-        sleep(Duration::from_millis(500)).await;
     }
+    Ok(())
 }
