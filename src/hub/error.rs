@@ -251,7 +251,8 @@ impl std::error::Error for Error {
 #[non_exhaustive]
 pub enum SubscriptionError {
     /// The client was slower than the retention of its topics, under
-    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect).
+    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), or as a
+    /// [`Listener`](super::Listener).
     Lagged,
     /// The hub was [shut down](super::Hub::shutdown), or the log of its backend was replaced by
     /// another log.

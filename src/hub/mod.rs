@@ -55,7 +55,8 @@
 //! [`without_control_events`](Subscription::without_control_events).
 //!
 //! With several topics, each row applies to each topic, and one gap is reported for all topics
-//! together. An id grants no access: a client receives the topics that the handler chooses.
+//! together. For clients without an id, each topic can have [its own start](Hub::subscribe). An id
+//! grants no access: a client receives the topics that the handler chooses.
 //!
 //! # Gaps
 //!
@@ -85,7 +86,8 @@
 //! [`max_bytes`](Builder::max_bytes) and [`max_age`](Builder::max_age). One task per hub frees
 //! expired events and drops expired topics. It runs on the tokio runtime of the first publisher. If
 //! that runtime has no timers, the task panics once. In that case, and outside of any runtime,
-//! publishers and subscribers remove expired events instead.
+//! publishers and subscribers remove expired events instead. [`Topic::remove`] frees a topic in
+//! memory immediately.
 //!
 //! # Costs
 //!

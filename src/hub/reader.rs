@@ -33,9 +33,9 @@ pub(super) struct Reader {
     /// Evicted events up to this position were already reported to the client.
     pub(super) gap_reported_through: Position,
     /// Events of this topic up to this position are not delivered again. It can be after the
-    /// cursor. It is the start of the topic, if the topic has its own, or the position of the newest
-    /// event of a `latest_only` topic, if this event was delivered in place of an event that it had
-    /// replaced.
+    /// cursor. It is the start of the topic, if the topic has its own. Or it is the position of the
+    /// newest event of a `latest_only` topic, if this event was delivered in place of an event that
+    /// it had replaced.
     pub(super) delivered_through: Position,
     /// The position of the first event after the cursor, if it is known. It decides when this topic
     /// has its turn among the other topics. In a `latest_only` topic, it stays the same when the

@@ -242,8 +242,8 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds a subscriber to one slice of the topics that it subscribes to. `beginnings` are those of
-    /// the topics, or one for all.
+    /// Adds a subscriber to one slice of the topics that it subscribes to. `beginnings` are those
+    /// of the topics, or one for all.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,
