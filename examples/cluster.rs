@@ -47,7 +47,8 @@ use tower_sse::{
 const USAGE: &str = "Give the URL of the log: --redis redis://127.0.0.1:6379 or --nats nats://127.0.0.1:4222";
 /// The downtime of a stopped node.
 const DOWNTIME: Duration = Duration::from_secs(5);
-/// The time after which another node ends the jobs of a node that was killed. The default is longer.
+/// The time after which another node ends the jobs of a node that was killed. The default is
+/// longer.
 const LEASE: Duration = Duration::from_secs(2);
 /// The number of steps of a job, and the time for each.
 const STEPS: u32 = 1000;

@@ -361,7 +361,8 @@ proptest! {
                 listened.push(published.id.to_string());
             }
             for received in [got, listened] {
-                // Every due event, once and in order, except for those that the backend has evicted.
+                // Every due event, once and in order, except for those that the backend has
+                // evicted.
                 let is_received = |id: &str| received.iter().any(|other| other == id);
                 let due = expected.iter().map(|(_, id)| *id);
                 let due: Vec<_> = due.filter(|id| position(id) > evicted as u64 || is_received(id)).collect();

@@ -63,7 +63,7 @@ pub enum ErrorKind {
     /// The name of the event is `gap` or `hub-cursor`. A hub sends events with these names itself.
     /// 500 Internal Server Error.
     ReservedName,
-    /// The topic is `tower-sse/nodes`, by which the nodes of a hub know each other. 400 Bad Request.
+    /// The topic is `tower-sse/nodes`, which the hub uses itself. 400 Bad Request.
     ReservedTopic,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend, which only
     /// [`publish`](super::Topic::publish) can wait for. 500 Internal Server Error.

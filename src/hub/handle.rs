@@ -189,9 +189,9 @@ impl Hub {
     /// it is shut down.
     ///
     /// Recordings that have not ended after this time are [interrupted](super::Outcome): each of
-    /// them publishes its [`will`](super::Recorder::will) and finishes its topic. Returns the number
-    /// of these recordings. With a backend that is down, this waits for the backend, so put a
-    /// timeout around it. Another node then takes over.
+    /// them publishes its [`will`](super::Recorder::will) and finishes its topic. Returns the
+    /// number of these recordings. With a backend that is down, this waits for the backend, so put
+    /// a timeout around it. Another node then takes over.
     ///
     /// # Examples
     ///

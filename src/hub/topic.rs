@@ -123,7 +123,8 @@ impl Topic {
     /// - [`Finished`](super::ErrorKind::Finished) if the topic is [finished](Self::finish).
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the topic is new, and the hub
     ///   already has `max_topics` topics.
-    /// - [`ReservedName`](super::ErrorKind::ReservedName) if the event is named `gap` or `hub-cursor`.
+    /// - [`ReservedName`](super::ErrorKind::ReservedName) if the event is named `gap` or
+    ///   `hub-cursor`.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) after [`Hub::shutdown`](super::Hub::shutdown).
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the event.
     ///
@@ -139,8 +140,8 @@ impl Topic {
     /// Publishes an event in memory without an `await`, and returns its id.
     ///
     /// It does the same as [`publish`](Self::publish), in code that is not async, and while a
-    /// [`std::sync::Mutex`] is locked. So a state and the event that reports it can change together.
-    /// It needs no runtime.
+    /// [`std::sync::Mutex`] is locked. So a state and the event that reports it can change
+    /// together. It needs no runtime.
     ///
     /// The call wakes up to 32 waiting subscribers. The locks of the hub are released before that,
     /// but those of the caller are not. An executor that polls its tasks inside of `wake` would run
@@ -182,9 +183,9 @@ impl Topic {
     /// other events are between them. Returns the id of the last event, or `None` if there are no
     /// events.
     ///
-    /// In memory, a batch is published in blocks of 1,000 events. Each block is contiguous and causes
-    /// one wake-up. Other publishers can publish between the blocks, so a large batch does not block
-    /// them. The events of the batch stay in order.
+    /// In memory, a batch is published in blocks of 1,000 events. Each block is contiguous and
+    /// causes one wake-up. Other publishers can publish between the blocks, so a large batch does
+    /// not block them. The events of the batch stay in order.
     ///
     /// The iterator is read to its end before the first event is added. If there are more events
     /// than the topic retains, live subscribers get a gap for the oldest events.
@@ -195,8 +196,8 @@ impl Topic {
     /// log, with two exceptions:
     ///
     /// - After [`Backend`](super::ErrorKind::Backend), all of the events or none are in the log.
-    /// - In memory, if the topic is finished or the hub is shut down during a batch of more than 1,000
-    ///   events, a multiple of 1,000 events is in the log.
+    /// - In memory, if the topic is finished or the hub is shut down during a batch of more than
+    ///   1,000 events, a multiple of 1,000 events is in the log.
     ///
     /// # Cancel safety
     ///
@@ -330,27 +331,28 @@ impl Topic {
         recording::stop(&self.core, &self.name).await
     }
 
-    /// Removes the events and the state of the topic from a hub in memory, for example because a chat
-    /// room was deleted. The topic then no longer [exists](Self::exists), and its memory is free.
+    /// Removes the events and the state of the topic from a hub in memory, for example because a
+    /// chat room was deleted. The topic then no longer [exists](Self::exists), and its memory is
+    /// free.
     ///
-    /// - A client that returns with an id from before the last event gets a gap (`evicted`). A client
-    ///   that has received all events misses none, so it gets no gap.
-    /// - Open subscriptions stay open, and the topic exists as long as it has one. A subscription that
-    ///   has not received all events gets a gap (`lagged`). To end the subscriptions,
+    /// - A client that returns with an id from before the last event gets a gap (`evicted`). A
+    ///   client that has received all events misses none, so it gets no gap.
+    /// - Open subscriptions stay open, and the topic exists as long as it has one. A subscription
+    ///   that has not received all events gets a gap (`lagged`). To end the subscriptions,
     ///   [finish](Self::finish) the topic first.
-    /// - A finished topic is forgotten when it has no subscribers: publishing creates it again. Clients
-    ///   that return get an empty subscription and no 204. To reject them, check that the topic
-    ///   [exists](Self::exists) before you subscribe.
-    /// - A [state](Self::latest_only) is removed as well. Pages that show it keep it, so publish a last
-    ///   state before, if pages need to know.
+    /// - A finished topic is forgotten when it has no subscribers: publishing creates it again.
+    ///   Clients that return get an empty subscription and no 204. To reject them, check that the
+    ///   topic [exists](Self::exists) before you subscribe.
+    /// - A [state](Self::latest_only) is removed as well. Pages that show it keep it, so publish a
+    ///   last state before, if pages need to know.
     ///
     /// Removing a topic that does not exist has no effect. Ids are never used again.
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](super::ErrorKind::Unsupported) if the hub has a backend. The log in the backend
-    /// retains the events of all topics together, and this version cannot remove a topic from it. No
-    /// event is removed.
+    /// [`Unsupported`](super::ErrorKind::Unsupported) if the hub has a backend. The log in the
+    /// backend retains the events of all topics together, and this version cannot remove a topic
+    /// from it. No event is removed.
     ///
     /// # Cancel safety
     ///

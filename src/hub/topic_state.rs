@@ -33,7 +33,7 @@ pub(super) struct Contents {
     pub(super) left_at: Option<Instant>,
     /// Set if each event replaces the previous event.
     pub(super) latest_only: bool,
-    /// The time for which the topic is scheduled for expiry in the registry.
+    /// The time when the topic is scheduled for expiry in the registry.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the topic was removed after it was finished: its end is not remembered.
@@ -124,8 +124,8 @@ impl TopicState {
     }
 }
 
-/// The maximum number of waiters that a publisher wakes itself. The task of the wake queue wakes the
-/// others, in batches of the same size.
+/// The maximum number of waiters that a publisher wakes itself. The task of the wake queue wakes
+/// the others, in batches of the same size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
 /// The number of waiters that a reader wakes if some are due.

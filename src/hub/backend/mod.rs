@@ -115,8 +115,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Appends records like [`append`](Self::append), but only if their topic has not changed:
     /// returns `None`, and appends no record, if the log has a record of the topic after the
-    /// position `since`, or if its epoch is not `epoch`. A record after `since` that was evicted may
-    /// have been of the topic, so the result is `None` then, too.
+    /// position `since`, or if its epoch is not `epoch`. A record after `since` that was evicted
+    /// may have been of the topic, so the result is `None` then, too.
     ///
     /// A recording uses this as a fence: the node that produces and the node that takes over never
     /// both publish. If the response was lost, the hub calls again, and the comparison prevents a

@@ -250,7 +250,7 @@ impl BackendClient {
         Ok(Some(self.epoch(epoch).id(position)))
     }
 
-    /// Spawns a task on the runtime on which the hub was connected. Returns whether there is one.
+    /// Spawns a task on the runtime of the hub. Returns `false` before the hub is connected.
     pub(in crate::hub) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
         self.runtime.get().map(|runtime| runtime.spawn(task)).is_some()
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 /// The longest wait for the follower before another attempt.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The time for which the backend may refuse records while it responds to other requests. A server
+/// The maximum time for appends that fail while the backend responds to other requests. A server
 /// without memory, or a cluster without a leader, may recover in this time. An event that is too
 /// large never succeeds.
 const REFUSED: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ pub(super) fn retry_pause(failures: u32) -> Duration {
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }
 
-/// The reason for which records of a recording are not in the log.
+/// The reason why records of a recording are not in the log.
 pub(super) enum Failure {
     /// The topic is finished, the hub is shut down, or another node has taken over.
     Ended,

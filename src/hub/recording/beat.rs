@@ -1,4 +1,4 @@
-//! The records by which the nodes of a hub know each other's recordings.
+//! The records of the nodes of a hub: each node announces its recordings to the others.
 
 use crate::{
     Event,
@@ -75,7 +75,7 @@ pub(super) struct Announced {
     pub(super) id: u64,
     /// The wire bytes of the will. Empty if the topic is finished without an event.
     pub(super) will: Bytes,
-    /// Whether the recording ends without subscribers.
+    /// Set if the recording ends without subscribers.
     pub(super) needs_subscribers: bool,
 }
 

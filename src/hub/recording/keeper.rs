@@ -53,15 +53,15 @@ async fn keep(core: Weak<Core>) {
 
 #[derive(Default)]
 struct Keeper {
-    /// When the last beat was appended.
+    /// The time of the last beat.
     beat_at: Option<Instant>,
     /// The topics with subscribers that the last beat had.
     watching: HashSet<Arc<str>>,
-    /// Whether the last beat had any content.
+    /// Set if the last beat had any content.
     has_content: bool,
 }
 
-/// What the keeper has to do, as of one moment.
+/// The tasks of the keeper at one moment.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
@@ -99,7 +99,8 @@ impl Plan {
 }
 
 impl Keeper {
-    /// Does what is due. Returns the time of the next run, or `None` if there is nothing left to do.
+    /// Does what is due. Returns the time of the next run, or `None` if there is nothing left to
+    /// do.
     async fn run_once(&mut self, core: &Arc<Core>, backend: &BackendClient) -> Option<Instant> {
         let Some(plan) = Plan::new(core) else {
             if self.has_content {
@@ -121,10 +122,9 @@ impl Keeper {
         let has_content = !plan.locals.is_empty() || !plan.watching.is_empty();
         let due = self.beat_at.map_or(now, |at| at + lease / BEATS);
         let has_changed = !plan.is_announced || plan.watching != self.watching;
-        if (has_content && (now >= due || has_changed)) || (self.has_content && !has_content) {
-            if self.beat(core, backend, Some(plan), lease).await.is_none() {
-                return Some(Instant::now() + RETRY);
-            }
+        let needs_beat = if has_content { now >= due || has_changed } else { self.has_content };
+        if needs_beat && self.beat(core, backend, Some(plan), lease).await.is_none() {
+            return Some(Instant::now() + RETRY);
         }
         let next_beat = self.beat_at.filter(|_| has_content).map(|at| at + lease / BEATS);
         let next_death = self.take_over(core);
@@ -158,7 +158,7 @@ impl Keeper {
         Some(())
     }
 
-    /// Takes over the recordings of nodes that have died. Returns the time at which the next node
+    /// Takes over the recordings of nodes that have died. Returns the time when the next node
     /// counts as dead.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
@@ -207,7 +207,7 @@ async fn probe(core: &Core, backend: &BackendClient, interval: Duration) -> bool
 /// Publishes the will of a recording whose node has died, and finishes its topic.
 ///
 /// Several nodes may try this at the same time, and the dead node may come back. Each append
-/// succeeds only if the topic has not changed since, so exactly one of them succeeds.
+/// succeeds only if the topic has not changed since, so exactly one node succeeds.
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(&announced.topic);

@@ -21,14 +21,14 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
 
-/// The interval in which [`drain`] interrupts new recordings.
+/// The interval for interrupting new recordings during [`drain`].
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`].
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The settings of a recording, from [`Topic::record`](super::Topic::record). [`start`](Self::start)
-/// starts it.
+/// The settings of a recording, from [`Topic::record`](super::Topic::record).
+/// [`start`](Self::start) starts it.
 ///
 /// # Examples
 ///
@@ -69,7 +69,7 @@ struct Settings {
     on_stop: Option<Box<dyn FnOnce(Outcome) -> Option<Event> + Send>>,
 }
 
-/// The ways in which a [`Recording`] ends. Its topic is finished in each case.
+/// The ways a [`Recording`] ends. Its topic is finished in each case.
 ///
 /// # Examples
 ///
@@ -98,8 +98,8 @@ pub enum Outcome {
     /// The recording did not end by itself:
     ///
     /// - [`Topic::finish`](super::Topic::finish) was called,
-    /// - or another node has published the [`will`](Recorder::will), because this node did not renew
-    ///   its [`lease`](Recorder::lease) in time,
+    /// - or another node has published the [`will`](Recorder::will), because this node did not
+    ///   renew its [`lease`](Recorder::lease) in time,
     /// - or the hub was [shut down](super::Hub::shutdown) or
     ///   [drained](super::Hub::drain_recordings).
     Interrupted,
@@ -186,14 +186,13 @@ impl Recorder {
     /// Sets the last event of a recording whose node dies. Default: the topic is finished without
     /// another event.
     ///
-    /// If this process ends without the end of the recording, another node of the hub publishes this
-    /// event and finishes the topic, after at most the [`lease`](Self::lease) and about a second.
-    /// It does so once, also if this process was only paused and comes back: then this node
+    /// If this process ends without the end of the recording, another node of the hub publishes
+    /// this event and finishes the topic, after at most the [`lease`](Self::lease) and about a
+    /// second. It does so once, also if this process was only paused and comes back: then this node
     /// publishes nothing more. Without another node, or without a backend, the will is published
     /// only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
     ///
-    /// The will is in each sign of life of this node. Keep it short: with NATS, all recordings of a
-    /// node together must fit into one message, by default 1 MB.
+    /// The will is in each sign of life of this node, so keep it short.
     pub fn will(mut self, event: Event) -> Self {
         self.settings.will = Some(event);
         self
@@ -238,8 +237,8 @@ impl Recorder {
 }
 
 impl Recording {
-    /// Stops the recording: it publishes the event of [`Recorder::on_stop`], and finishes the topic.
-    /// Calling this again, or after the end, has no effect.
+    /// Stops the recording: it publishes the event of [`Recorder::on_stop`], and finishes the
+    /// topic. Calling this again, or after the end, has no effect.
     ///
     /// To stop a recording of another node, call
     /// [`Topic::stop_recording`](super::Topic::stop_recording).
@@ -247,7 +246,8 @@ impl Recording {
         self.local.stop(Outcome::Stopped);
     }
 
-    /// Waits for the end of the recording, and returns how it has ended. The topic is finished then.
+    /// Waits for the end of the recording, and returns how it has ended. The topic is finished
+    /// then.
     ///
     /// # Cancel safety
     ///

@@ -42,19 +42,19 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The position up to which the log was read.
+    /// The position of the last record that was read.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
     /// The recordings that this node is taking over.
     claims: Vec<Arc<Claim>>,
     settled: Settled,
-    /// Whether the keeper runs.
+    /// Set while the keeper runs.
     is_kept: bool,
     pub(super) contact: Contact,
 }
 
-/// When this node has last been in contact with the log.
+/// The contact of this node with the log.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
@@ -65,7 +65,7 @@ pub(super) struct Contact {
 /// Another node.
 pub(super) struct Peer {
     lease: Duration,
-    /// When this node has read the newest beat.
+    /// The time when this node has read the newest beat.
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
@@ -100,11 +100,11 @@ impl Settled {
 /// A recording of another node.
 pub(super) struct Foreign {
     pub(super) announced: Announced,
-    /// Whether the topic has received the will since the newest beat.
+    /// Set if the topic has received the will since the newest beat.
     pub(super) has_will: bool,
-    /// Whether this node is publishing the will.
+    /// Set while this node is publishing the will.
     pub(super) is_claimed: bool,
-    /// Whether the node announces the recording no more, although its topic is not finished.
+    /// Set if the node announces the recording no more, although its topic is not finished.
     pub(super) is_orphan: bool,
 }
 
@@ -125,9 +125,9 @@ pub(in crate::hub) struct Local {
 
 #[derive(Default)]
 struct LocalState {
-    /// Whether other nodes know this recording.
+    /// Set if other nodes know this recording.
     is_announced: bool,
-    /// Whether an append has failed and is tried again.
+    /// Set while an append is tried again.
     is_retrying: bool,
     /// The end of the log at the start of the recording.
     started_at: Position,
@@ -210,8 +210,8 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Registers that this node is about to take over a recording of this topic from a dead node. The
-    /// result shows whether the topic was finished since.
+    /// Registers that this node is about to take over a recording of this topic from a dead node.
+    /// The result shows whether the topic was finished since.
     pub(super) fn claim(&self, topic: &Arc<str>) -> Arc<Claim> {
         let claim = Arc::new(Claim { topic: topic.clone(), is_finished: AtomicBool::new(false) });
         self.state().claims.push(claim.clone());
@@ -298,8 +298,8 @@ impl Recordings {
 }
 
 impl State {
-    /// Starts the [keeper](super::keeper) if it does not run: the task that announces the recordings
-    /// of this node, and takes over those of dead nodes.
+    /// Starts the [keeper](super::keeper) if it does not run: the task that announces the
+    /// recordings of this node, and takes over those of dead nodes.
     fn keep(&mut self, core: &Arc<Core>) {
         if !self.is_kept {
             self.is_kept = keeper::spawn(core);
@@ -389,14 +389,14 @@ impl Peer {
             let is_claimed = same.is_some_and(|same| same.is_claimed);
             self.recordings.insert(topic, Foreign { announced, has_will: false, is_claimed, is_orphan: false });
         }
-        // A node finishes the topic of a recording before it stops announcing it, unless its hub was
-        // shut down.
+        // A node finishes the topic of a recording before it stops announcing it, unless its hub
+        // was shut down.
         for (topic, orphan) in known {
             self.recordings.entry(topic).or_insert(Foreign { is_orphan: true, ..orphan });
         }
     }
 
-    /// Returns the time at which the node counts as dead.
+    /// Returns the time when the node counts as dead.
     pub(super) fn dies_at(&self, contact_since: Option<Instant>) -> Instant {
         contact_since.map_or(self.seen_at, |since| since.max(self.seen_at)) + self.lease
     }

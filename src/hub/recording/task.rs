@@ -167,7 +167,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     // The stream is dropped before the end is published, so that it does nothing more.
     contain_panic("recording", || drop(items));
     if let Some(last) = last {
-        // The event has the same form as those of the stream.
+        // The event gets the same form as an event of the stream.
         let last = decode(&last.into()).collect();
         if let Err(Failure::Ended) = publish(core, local, last).await {
             return Outcome::Interrupted;
@@ -248,7 +248,7 @@ async fn publish(core: &Arc<Core>, local: &Local, events: Vec<Event>) -> Result<
 async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     let topic = &local.announced.topic;
     if core.backend.is_none() {
-        // The only other error is that the topic does not exist, and that there are too many others.
+        // The only other error is `TooManyTopics`.
         return if core.finish(topic).await.is_err() && core.is_shut_down() { Err(Failure::Ended) } else { Ok(()) };
     }
     let record = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };

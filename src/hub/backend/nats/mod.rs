@@ -79,12 +79,12 @@ use tokio::{sync::Mutex, time::timeout};
 /// **Comparison.** The server stores the message of
 /// [`append_if_unchanged`](Backend::append_if_unchanged) only if the last message of the subject is
 /// still the same. Nothing is appended if messages after the given position are missing. If another
-/// stream replaces the stream immediately after the backend has checked it, the new stream may store
-/// the message. The result is then an error.
+/// stream replaces the stream immediately after the backend has checked it, the new stream may
+/// store the message. The result is then an error.
 ///
 /// Servers before 2.9.21 cannot compare one subject of a stream with several replicas, so they
-/// compare the whole stream. The backend tries again while other topics have new events, and returns
-/// an error after one [`timeout`](Self::timeout).
+/// compare the whole stream. The backend tries again while other topics have new events, and
+/// returns an error after one [`timeout`](Self::timeout).
 ///
 /// # Retention
 ///

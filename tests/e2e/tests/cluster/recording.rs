@@ -65,7 +65,8 @@ fn assert_interrupted(job: &str, events: &[String]) {
 /// Waits until all topics are finished. Returns the time since `begin` of each.
 async fn wait_for_ends(node: SocketAddr, jobs: &[String], begin: Instant) -> Vec<Duration> {
     let mut readers = JoinSet::new();
-    for job in jobs.iter().cloned() {
+    for job in jobs {
+        let job = job.clone();
         readers.spawn(async move {
             let events = read(node, &job).await;
             assert_interrupted(&job, &events);
