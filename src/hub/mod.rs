@@ -156,6 +156,7 @@ mod log;
 mod merge;
 mod node;
 mod reader;
+mod readers;
 mod ready_list;
 mod registry;
 mod replay;
