@@ -42,7 +42,7 @@ where
     // As with `axum::serve`, for WebSocket over HTTP/2 (RFC 8441).
     builder.enable_connect_protocol();
     let service = Http2Service { service, address };
-    let connection = builder.serve_connection(TokioIo::new(Rewound { io, front }), service);
+    let connection = builder.serve_connection(TokioIo::new(Rewound::new(io, front)), service);
     let shutdown = Some(Box::pin(server.shutdown.clone().cancelled_owned()));
     Box::pin(Http2 { connection, streams, shutdown })
 }

@@ -57,12 +57,20 @@
 //! fails, the frames before the error are sent, and the connection closes without the last chunk. A
 //! body that panics closes its connection (HTTP/1) or resets its stream (HTTP/2).
 //!
+//! # The end of a connection
+//!
+//! If the server closes a connection after a response, it first shuts down its own direction. Then
+//! it reads and discards what the client sends, until the client closes the connection, for at most
+//! one second and 64 KiB. Otherwise the system would discard the end of the response if the client
+//! has sent more bytes meanwhile (RFC 9112, §9.6). This needs a runtime with timers.
+//!
 //! # TLS
 //!
 //! TLS is a `Listener` whose `Io` is a TLS stream, as for `axum::serve`. Set
 //! [`ClientTimeout`] on the sockets of such a listener, because [`serve`] cannot see them.
 
 mod chunks;
+mod closing;
 mod connection;
 mod event_stream;
 mod handover;
