@@ -83,7 +83,7 @@ mod shutdown;
 mod streams;
 
 use self::{connection::Connection, server::Server};
-use crate::{BoxError, ClientTimeout};
+use crate::{BoxError, ClientTimeout, trace};
 use axum::serve::Listener;
 use axum_core::body::Body as RequestBody;
 use bytes::Bytes;
@@ -223,11 +223,15 @@ async fn accept<L: Listener>(
 /// Sets the options of a TCP socket. Other connections are left as their listener made them.
 fn prepare<I: 'static>(io: &mut I, client_timeout: Option<ClientTimeout>) {
     if let Some(tcp) = (io as &mut dyn Any).downcast_mut::<TcpStream>() {
-        // Fails if the client has disconnected already, which the connection notices by itself.
-        let _disconnected = match client_timeout {
+        // The connection works without the options. On some systems, they also fail if the client
+        // has disconnected already.
+        let set = match client_timeout {
             Some(timeout) => timeout.apply(tcp),
             None => tcp.set_nodelay(true),
         };
+        if let Err(error) = set {
+            trace::socket_options_failed(&error);
+        }
     }
 }
 
