@@ -8,4 +8,5 @@ mod equivalence;
 mod framing;
 mod http2;
 mod listeners;
+mod memory;
 mod shutdown;
