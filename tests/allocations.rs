@@ -183,8 +183,7 @@ async fn idle_subscription_takes_at_most_192_bytes() {
     assert!(subscription <= 192, "{subscription} bytes, {} of them inline", size_of::<Subscription>());
 }
 
-/// The whole memory of a client of a hub, without its connection. Metrics and spans take more.
-#[cfg(not(any(feature = "metrics", feature = "tracing")))]
+/// The whole memory of a client of a hub, without its connection.
 #[tokio::test(start_paused = true)]
 async fn idle_hub_stream_takes_little_memory() {
     type AnyBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
@@ -206,6 +205,8 @@ async fn idle_hub_stream_takes_little_memory() {
         assert_pending!(body.as_mut().poll_frame(&mut cx));
         body
     };
+    // Metrics and spans need a recorder for each stream.
+    let observed = if cfg!(any(feature = "metrics", feature = "tracing")) { 288 } else { 0 };
     let plain = SseLayer::new();
     let usual = SseLayer::new().shutdown(CancellationToken::new()).max_streams(usize::MAX).on_close(drop);
     for (what, heartbeat, layer, expected) in [
@@ -221,7 +222,7 @@ async fn idle_hub_stream_takes_little_memory() {
         let heap = measure(|| streams.extend((0..STREAMS).map(|_| open()))).bytes_current;
         let stream = heap as usize / STREAMS;
         println!("a hub stream {what}: {stream} bytes");
-        assert!(stream <= expected, "a hub stream {what}: {stream} bytes");
+        assert!(stream <= expected + observed, "a hub stream {what}: {stream} bytes");
     }
 }
 

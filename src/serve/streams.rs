@@ -19,8 +19,8 @@ use std::{
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The number of streams that are polled before the connection takes their frames, of which h2 has
-/// 624 bytes each.
+/// The number of streams that are polled before the connection takes their frames. h2 has 624 bytes
+/// for each frame that waits.
 const SLICE: usize = 4;
 
 /// The index of the connection in the queue.
