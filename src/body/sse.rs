@@ -90,7 +90,7 @@ enum Held {
 /// of its task is used up. That can be more than 100 frames of 1,000 small events each, during
 /// which no other task of the thread runs. With 64 items, other tasks wait no longer than with a
 /// body that returns one event per frame.
-const MAX_ITEMS_PER_TURN: usize = 64;
+const MAX_ITEMS_PER_TURN: u32 = 64;
 
 pin_project! {
     #[project = Projection]
@@ -123,7 +123,9 @@ pin_project! {
         options: Option<Box<Options>>,
         held: Option<Box<Held>>,
         // The number of items since the body was pending.
-        items_in_turn: usize,
+        items_in_turn: u32,
+        // Whether the heartbeat is an event. Known after the first poll.
+        has_event_heartbeat: bool,
         recording: Recording,
     }
 
@@ -150,6 +152,7 @@ impl<S> SseBody<S> {
             options,
             held: None,
             items_in_turn: 0,
+            has_event_heartbeat: false,
             recording: Recording::new(link),
         }
     }
@@ -168,6 +171,7 @@ impl<S> SseBody<S> {
             options: None,
             held: None,
             items_in_turn: 0,
+            has_event_heartbeat: false,
             recording: Recording::new(LayerLink::closed()),
         }
     }
@@ -222,7 +226,10 @@ where
         let held = self.take_chunk();
         let beginning = if is_first { self.preamble(held) } else { held };
         let had_its_turn = *self.items_in_turn >= MAX_ITEMS_PER_TURN;
-        let has_event_heartbeat = heartbeat(self.options, self.recording).is_some_and(Heartbeat::is_event);
+        if is_first {
+            *self.has_event_heartbeat = heartbeat(self.options, self.recording).is_some_and(Heartbeat::is_event);
+        }
+        let has_event_heartbeat = *self.has_event_heartbeat;
         let deferred_events = self.recording.take_deferred_events();
         let begin_frame = |beginning: Bytes| FrameBuilder {
             is_visible: !has_event_heartbeat || is_visible(&beginning),
