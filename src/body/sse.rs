@@ -75,7 +75,7 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
     rare(options).map(|options| mem::take(options.end())).unwrap_or_default()
 }
 
-/// What the body returns after the current frame.
+/// The chunk or the error that the body returns after the current frame.
 enum Held {
     /// A chunk that begins the next frame.
     Chunk(Bytes),

@@ -33,7 +33,7 @@ struct Turn {
 }
 
 impl Cork {
-    /// Begins a turn, in which this number of bytes can be read.
+    /// Begins a turn. This number of bytes can be read until the next turn.
     pub(super) fn begin_turn(&self, readable: usize) {
         self.0.readable.store(readable, Ordering::Relaxed);
     }
