@@ -2,7 +2,7 @@
 
 use crate::event::{Event, comment_lines};
 use bytes::Bytes;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// Keeps a silent stream alive: sends a comment or an event after each interval without other
 /// bytes.
@@ -39,6 +39,13 @@ use std::time::Duration;
 #[must_use]
 pub struct Heartbeat {
     interval: Duration,
+    /// `None` for the empty comment. Shared, because a stream keeps a heartbeat of its handler.
+    content: Option<Arc<Content>>,
+}
+
+/// The bytes of a heartbeat.
+#[derive(Clone, Debug)]
+struct Content {
     comment: Bytes,
     event: Option<Bytes>,
 }
@@ -48,8 +55,7 @@ pub struct Heartbeat {
 pub(crate) const EMPTY_COMMENT: &[u8] = b":\n";
 
 impl Heartbeat {
-    pub(crate) const DEFAULT: Self =
-        Self { interval: Duration::from_secs(15), comment: Bytes::from_static(EMPTY_COMMENT), event: None };
+    pub(crate) const DEFAULT: Self = Self { interval: Duration::from_secs(15), content: None };
 
     /// Sends a heartbeat after each interval of silence. The shortest interval is one millisecond.
     pub fn every(interval: Duration) -> Self {
@@ -59,7 +65,8 @@ impl Heartbeat {
     /// Sends this text as a comment, one comment line per line of text. Replaces an event that was
     /// set before.
     pub fn comment(self, text: impl AsRef<str>) -> Self {
-        Self { comment: comment_lines(text.as_ref()), event: None, ..self }
+        let content = Content { comment: comment_lines(text.as_ref()), event: None };
+        Self { content: Some(Arc::new(content)), ..self }
     }
 
     /// Sends an event instead of a comment.
@@ -78,7 +85,8 @@ impl Heartbeat {
     /// The event is sent without its id. Otherwise the client would send the id as its
     /// `Last-Event-ID`, and no client can resume from a heartbeat.
     pub fn event(self, event: Event) -> Self {
-        Self { event: Some(event.without_id().encode()), ..self }
+        let content = Content { comment: self.bytes(false), event: Some(event.without_id().encode()) };
+        Self { content: Some(Arc::new(content)), ..self }
     }
 
     /// Returns the interval of silence before a heartbeat.
@@ -88,15 +96,16 @@ impl Heartbeat {
 
     /// Returns whether the heartbeat is an event.
     pub(crate) fn is_event(&self) -> bool {
-        self.event.is_some()
+        self.content.as_ref().is_some_and(|content| content.event.is_some())
     }
 
     /// Returns the bytes of a heartbeat. In the middle of an event, these are the bytes of the
     /// comment.
     pub(crate) fn bytes(&self, between_events: bool) -> Bytes {
-        match &self.event {
-            Some(event) if between_events => event.clone(),
-            _ => self.comment.clone(),
+        match self.content.as_deref() {
+            Some(Content { event: Some(event), .. }) if between_events => event.clone(),
+            Some(content) => content.comment.clone(),
+            None => Bytes::from_static(EMPTY_COMMENT),
         }
     }
 

@@ -141,7 +141,9 @@
 //! is an [`SseStream`]. A panic in `on_close` is the event `callback panicked` (`ERROR`), with the
 //! field `callback`. A request over a [limit](SseLayer::when_full) is the event `stream refused`
 //! (`DEBUG`). A close of a [`StreamRegistry`] that cannot be announced to other nodes is the event
-//! `close not announced` (`ERROR`), with the field `error`.
+//! `close not announced` (`ERROR`), with the field `error`. A connection of `serve` whose socket does
+//! not accept the options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with
+//! the field `error`.
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`

@@ -130,7 +130,7 @@ impl<S> SseStream<S> {
     ///
     /// By default, clients use their own delay of some seconds.
     pub fn retry(self, delay: Duration) -> Self {
-        self.with(|options| options.retry = Some(delay))
+        self.with(|options| options.rare().retry = Some(delay))
     }
 
     /// Sets the last event. It is sent if the stream ends by itself and without an error.
@@ -145,7 +145,7 @@ impl<S> SseStream<S> {
     /// # ;
     /// ```
     pub fn end_with(self, event: Event) -> Self {
-        self.with(|options| options.end_with = Some(event))
+        self.with(|options| options.rare().end_with = Some(event))
     }
 
     /// Maps an error of the stream to a final event, followed by a clean end. If the closure
@@ -167,7 +167,7 @@ impl<S> SseStream<S> {
     /// # ;
     /// ```
     pub fn on_error(self, f: impl FnOnce(&BoxError) -> Option<Event> + Send + 'static) -> Self {
-        self.with(|options| options.on_error = Mutex::new(Some(Box::new(f))))
+        self.with(|options| options.rare().on_error = Mutex::new(Some(Box::new(f))))
     }
 
     /// Calls `f` exactly once, when the body is dropped: after the end of the stream, when the
@@ -187,7 +187,7 @@ impl<S> SseStream<S> {
     /// # ;
     /// ```
     pub fn on_close(self, f: impl FnOnce(StreamSummary) + Send + 'static) -> Self {
-        self.with(|options| options.end().on_close = Some((Instant::now(), Box::new(f))))
+        self.with(|options| options.rare().end().on_close = Some((Instant::now(), Box::new(f))))
     }
 
     /// Ends the stream when this future is ready. If the future returns an event, the stream sends
@@ -215,7 +215,7 @@ impl<S> SseStream<S> {
     /// # ;
     /// ```
     pub fn end_when(self, future: impl Future<Output = Option<Event>> + Send + 'static) -> Self {
-        self.with(|options| options.end().end_when = Some(Box::pin(future)))
+        self.with(|options| options.rare().end().end_when = Some(Box::pin(future)))
     }
 
     /// Ends the stream after this time, exactly. Clients reconnect by themselves. The time begins
@@ -224,14 +224,14 @@ impl<S> SseStream<S> {
     /// A layer can set a [lifetime](crate::SseLayer::max_lifetime) for all of its streams, with a
     /// jitter. The shorter of both applies.
     pub fn max_lifetime(self, time: Duration) -> Self {
-        self.with(|options| options.end().max_lifetime = Some(time))
+        self.with(|options| options.rare().end().max_lifetime = Some(time))
     }
 
     /// Declares that the stream ends by itself after a limited time, for example the answer of a
     /// language model. At a shutdown, it may then continue for the
     /// [drain timeout](crate::SseLayer::drain_timeout) of the layer.
     pub fn finite(self) -> Self {
-        self.with(|options| options.end().is_finite = true)
+        self.with(|options| options.rare().end().is_finite = true)
     }
 
     /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return

@@ -15,6 +15,11 @@ pub(crate) use on::{
     backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected, recording_taken_over,
 };
 
+#[cfg(all(feature = "serve", not(feature = "tracing")))]
+pub(crate) use off::socket_options_failed;
+#[cfg(all(feature = "serve", feature = "tracing"))]
+pub(crate) use on::socket_options_failed;
+
 #[cfg(all(feature = "hub", feature = "json", not(feature = "tracing")))]
 pub(crate) use off::close_not_announced;
 #[cfg(all(feature = "hub", feature = "json", feature = "tracing"))]
@@ -110,6 +115,12 @@ mod on {
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(error: &BoxError) {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
+    }
+
+    /// Logs a connection whose socket does not accept the options of its `ClientTimeout`.
+    #[cfg(feature = "serve")]
+    pub(crate) fn socket_options_failed(error: &std::io::Error) {
+        warn!(target: TARGET, %error, "socket options not set");
     }
 
     /// Logs the first history read that is rejected because the queue is full.
@@ -238,6 +249,9 @@ mod off {
 
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(_: &BoxError) {}
+
+    #[cfg(feature = "serve")]
+    pub(crate) fn socket_options_failed(_: &std::io::Error) {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(_: usize) {}

@@ -6,11 +6,19 @@ use futures_util::{FutureExt, Stream, StreamExt, stream};
 use http::{HeaderValue, Request, Response, header::ACCEPT, header::CONTENT_TYPE};
 use http_body::Body;
 use http_body_util::Full;
-use std::{convert::Infallible, hint::black_box, pin::pin};
+use std::{
+    convert::Infallible,
+    hint::black_box,
+    pin::{Pin, pin},
+    task::{Context, Waker},
+    time::Duration,
+};
+use support::respond::through;
 use tokio_test::{assert_pending, task};
+use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, service_fn};
 use tower_sse::{
-    Event, EventId, EventName, SseBody, SseItem, SseLayer, SseStream,
+    BoxError, Event, EventId, EventName, Heartbeat, SseBody, SseItem, SseLayer, SseStream,
     hub::{Hub, Start, Subscription},
 };
 
@@ -159,7 +167,7 @@ fn idle_topic_takes_at_most_512_bytes() {
 /// The whole memory of a stream that waits for a topic, compared with a stream that waits for
 /// nothing.
 #[tokio::test(start_paused = true)]
-async fn idle_subscription_takes_at_most_256_bytes() {
+async fn idle_subscription_takes_at_most_192_bytes() {
     const SUBSCRIPTIONS: usize = 1000;
     let topic = Hub::new().topic("news");
     let bare = |n| (0..n).map(|_| idle(SseStream::new(stream::pending::<Event>()))).collect::<Vec<_>>();
@@ -172,7 +180,50 @@ async fn idle_subscription_takes_at_most_256_bytes() {
     let with = measure(|| kept.1 = subscribed(SUBSCRIPTIONS)).bytes_current;
     let subscription = (with - without) as usize / SUBSCRIPTIONS;
     println!("an idle subscription: {subscription} bytes, {} of them inline", size_of::<Subscription>());
-    assert!(subscription <= 256, "{subscription} bytes, {} of them inline", size_of::<Subscription>());
+    assert!(subscription <= 192, "{subscription} bytes, {} of them inline", size_of::<Subscription>());
+}
+
+/// The whole memory of a client of a hub, without its connection.
+#[tokio::test(start_paused = true)]
+async fn idle_hub_stream_takes_little_memory() {
+    type AnyBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
+    const STREAMS: usize = 1000;
+
+    let topic = Hub::new().topic("news");
+    let open = |heartbeat: Option<Heartbeat>, layer: Option<&SseLayer>| {
+        let stream = SseStream::new(published(topic.subscribe(Start::Latest)));
+        let response = match heartbeat {
+            Some(heartbeat) => stream.heartbeat(heartbeat).into_http_response(),
+            None => stream.into_http_response(),
+        };
+        let mut body: AnyBody = match layer {
+            Some(layer) => Box::pin(through(layer, response).into_body()),
+            None => Box::pin(response.into_body()),
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(body.as_mut().poll_frame(&mut cx).is_ready());
+        assert_pending!(body.as_mut().poll_frame(&mut cx));
+        body
+    };
+    // Metrics and spans need a recorder for each stream.
+    let observed = if cfg!(any(feature = "metrics", feature = "tracing")) { 288 } else { 0 };
+    let plain = SseLayer::new();
+    let usual = SseLayer::new().shutdown(CancellationToken::new()).max_streams(usize::MAX).on_close(drop);
+    for (what, heartbeat, layer, expected) in [
+        ("without settings", None, None, 376),
+        ("with a heartbeat of its handler", Some(Duration::from_secs(20)), None, 408),
+        ("under a layer", None, Some(&plain), 384),
+        ("under a layer with a shutdown, a limit and a callback", None, Some(&usual), 864),
+    ] {
+        let open = || open(heartbeat.map(Heartbeat::every), layer);
+        // The thread, the timer of the runtime and the topic keep this memory.
+        drop(open());
+        let mut streams = Vec::with_capacity(STREAMS);
+        let heap = measure(|| streams.extend((0..STREAMS).map(|_| open()))).bytes_current;
+        let stream = heap as usize / STREAMS;
+        println!("a hub stream {what}: {stream} bytes");
+        assert!(stream <= expected + observed, "a hub stream {what}: {stream} bytes");
+    }
 }
 
 /// Publishing allocates for the event, whatever the number of subscribers.

@@ -137,7 +137,7 @@ impl Server {
             }),
             #[cfg(feature = "serve")]
             Self::Serve => tokio::spawn(async move {
-                tower_sse::serve(LingeringListener(listener), app).with_graceful_shutdown(shutdown).await.unwrap();
+                tower_sse::serve(listener, app).with_graceful_shutdown(shutdown).await.unwrap();
             }),
             Self::HyperUtil => tokio::spawn(async move {
                 let graceful = GracefulShutdown::new();

@@ -71,8 +71,9 @@ pub(crate) struct LinkState {
 pub(crate) enum LayerLink {
     /// The response is still passing through layers, which can change the settings of the stream.
     Open(Arc<Mutex<LinkState>>),
-    /// The body was polled, so its settings do not change any more.
-    Closed(AppliedLayers),
+    /// The body was polled, so its settings do not change any more. They are those of the innermost
+    /// layer, and what is unset there comes from the outer layers. `None` without layers.
+    Closed(Option<Arc<Settings>>),
 }
 
 impl LayerLink {
@@ -98,28 +99,24 @@ impl LayerLink {
 
     /// Closes the link. Returns the span of the response and the layers, or `None` if the link was
     /// closed before.
-    pub(super) fn close(&mut self) -> Option<(trace::Parent, &mut [AppliedLayer])> {
+    pub(super) fn close(&mut self) -> Option<(trace::Parent, Vec<AppliedLayer>)> {
         let Self::Open(state) = self else { return None };
-        let LinkState { parent, mut layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
-        let all = layers.as_deref_mut().map(Vec::as_mut_slice).unwrap_or_default();
-        for inner in (1..all.len()).rev() {
-            if let [inner, outer] = &mut all[inner - 1..=inner] {
+        let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut layers = layers.map(|layers| *layers).unwrap_or_default();
+        for inner in (1..layers.len()).rev() {
+            if let [inner, outer] = &mut layers[inner - 1..=inner] {
                 inner.inherit(outer);
             }
         }
-        *self = Self::Closed(layers);
-        match self {
-            Self::Closed(Some(layers)) => Some((parent, layers)),
-            _ => Some((parent, &mut [])),
-        }
+        *self = Self::Closed(layers.first().map(|layer| Arc::clone(&layer.settings)));
+        Some((parent, layers))
     }
 
-    /// Returns the settings of the innermost layer, once the link is closed. The settings that are
-    /// unset in this layer come from the outer layers.
+    /// Returns the settings of the stream, once the link is closed.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
-            Self::Closed(Some(layers)) => layers.first().map(|layer| &*layer.settings),
-            _ => None,
+            Self::Closed(settings) => settings.as_deref(),
+            Self::Open(_) => None,
         }
     }
 }

@@ -242,7 +242,7 @@ impl StreamRecorder {
     /// there is nothing to record.
     fn new(
         handler: HandlerEnd,
-        layers: &mut [AppliedLayer],
+        layers: Vec<AppliedLayer>,
         span: trace::Span,
         counts: metrics::Stream,
     ) -> Option<Box<Self>> {
@@ -273,7 +273,7 @@ impl StreamRecorder {
         };
         recorder.end_signals.extend(end_when.map(|future| EndSignal::When(Mutex::new(future))));
         recorder.end_signals.extend(max_lifetime.map(|time| EndSignal::MaxLifetime(Lifetime::exactly(time))));
-        for layer in layers {
+        for mut layer in layers {
             let settings = &layer.settings;
             if let Some(token) = &settings.shutdown {
                 // Each stream gets a child token. Every poll locks its token, and the lock of a
@@ -288,10 +288,12 @@ impl StreamRecorder {
                 recorder.layers.push(Arc::clone(on_close));
             }
             recorder.permits.append(&mut layer.permits);
-            let registrations = mem::take(&mut layer.registrations);
-            recorder.registrations.reserve_exact(registrations.len());
-            recorder.registrations.extend(registrations.into_iter().map(CloseSignal::new));
+            recorder.registrations.reserve_exact(layer.registrations.len());
+            recorder.registrations.extend(layer.registrations.into_iter().map(CloseSignal::new));
         }
+        // Most streams have one of each, and a `Vec` reserves the memory of four.
+        recorder.end_signals.shrink_to_fit();
+        recorder.layers.shrink_to_fit();
         Some(Box::new(recorder))
     }
 

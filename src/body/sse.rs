@@ -33,6 +33,12 @@ type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
 #[derive(Default)]
 pub(crate) struct Options {
     pub(crate) heartbeat: HeartbeatSetting,
+    /// In a box of their own, because many handlers set only the heartbeat.
+    rare: Option<Box<RareOptions>>,
+}
+
+#[derive(Default)]
+pub(crate) struct RareOptions {
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
     /// The `on_error` closure. The mutex is never locked. Because of it, the body is `Sync` if its
@@ -43,6 +49,13 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Returns all settings but the heartbeat.
+    pub(crate) fn rare(&mut self) -> &mut RareOptions {
+        self.rare.get_or_insert_default()
+    }
+}
+
+impl RareOptions {
     /// Returns the settings for the end of the stream.
     pub(crate) fn end(&mut self) -> &mut HandlerEnd {
         self.end.get_mut().unwrap_or_else(PoisonError::into_inner)
@@ -53,14 +66,21 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
-    options.as_mut().map(|options| mem::take(options.end())).unwrap_or_default()
+/// Returns the rare settings, if the handler has made any.
+fn rare(options: &mut Option<Box<Options>>) -> Option<&mut RareOptions> {
+    options.as_mut()?.rare.as_deref_mut()
 }
 
-/// The error of the stream. The body returns it after all frames before it were handed out.
-struct Failure {
-    error: BoxError,
-    delay: FlushDelay,
+fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
+    rare(options).map(|options| mem::take(options.end())).unwrap_or_default()
+}
+
+/// The chunk or the error that the body returns after the current frame.
+enum Held {
+    /// A chunk that begins the next frame.
+    Chunk(Bytes),
+    /// The error of the stream. The body returns it after all frames before it were handed out.
+    Failure { error: BoxError, delay: FlushDelay },
 }
 
 /// The maximum number of items that the body takes from its stream before it is pending once, so
@@ -70,7 +90,7 @@ struct Failure {
 /// of its task is used up. That can be more than 100 frames of 1,000 small events each, during
 /// which no other task of the thread runs. With 64 items, other tasks wait no longer than with a
 /// body that returns one event per frame.
-const MAX_ITEMS_PER_TURN: usize = 64;
+const MAX_ITEMS_PER_TURN: u32 = 64;
 
 pin_project! {
     #[project = Projection]
@@ -101,11 +121,11 @@ pin_project! {
         stream: Option<S>,
         idle_timer: IdleTimer,
         options: Option<Box<Options>>,
-        // A chunk that begins the next frame.
-        pending: Bytes,
-        failure: Option<Box<Failure>>,
+        held: Option<Box<Held>>,
         // The number of items since the body was pending.
-        items_in_turn: usize,
+        items_in_turn: u32,
+        // Whether the heartbeat is an event. Known after the first poll.
+        has_event_heartbeat: bool,
         recording: Recording,
     }
 
@@ -130,16 +150,16 @@ impl<S> SseBody<S> {
             stream: Some(stream),
             idle_timer: IdleTimer::default(),
             options,
-            pending: Bytes::new(),
-            failure: None,
+            held: None,
             items_in_turn: 0,
+            has_event_heartbeat: false,
             recording: Recording::new(link),
         }
     }
 
     /// Makes the body begin with these lines, before the first event.
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
-        self.pending = lines;
+        self.held = (!lines.is_empty()).then(|| Box::new(Held::Chunk(lines)));
         self
     }
 
@@ -149,9 +169,9 @@ impl<S> SseBody<S> {
             stream: None,
             idle_timer: IdleTimer::default(),
             options: None,
-            pending: Bytes::new(),
-            failure: None,
+            held: None,
             items_in_turn: 0,
+            has_event_heartbeat: false,
             recording: Recording::new(LayerLink::closed()),
         }
     }
@@ -178,7 +198,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_none() && self.pending.is_empty() && self.failure.is_none()
+        self.stream.is_none() && self.held.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -203,10 +223,13 @@ where
     }
 
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<BoxError>> {
-        let pending = mem::take(self.pending);
-        let beginning = if is_first { self.preamble(pending) } else { pending };
+        let held = self.take_chunk();
+        let beginning = if is_first { self.preamble(held) } else { held };
         let had_its_turn = *self.items_in_turn >= MAX_ITEMS_PER_TURN;
-        let has_event_heartbeat = heartbeat(self.options, self.recording).is_some_and(Heartbeat::is_event);
+        if is_first {
+            *self.has_event_heartbeat = heartbeat(self.options, self.recording).is_some_and(Heartbeat::is_event);
+        }
+        let has_event_heartbeat = *self.has_event_heartbeat;
         let deferred_events = self.recording.take_deferred_events();
         let begin_frame = |beginning: Bytes| FrameBuilder {
             is_visible: !has_event_heartbeat || is_visible(&beginning),
@@ -227,8 +250,7 @@ where
             if was_open && self.recording.is_closed() {
                 // A registry has closed the stream during this poll. The items that were taken from
                 // the stream may have been published after the close, so they are discarded.
-                *self.pending = Bytes::new();
-                *self.failure = None;
+                *self.held = None;
                 self.recording.defer_events(0);
                 frame = begin_frame(beginning);
                 self.end(&mut frame, cx);
@@ -244,11 +266,11 @@ where
             self.recording.record_events(frame.events);
             return Poll::Ready(Some(Ok(Frame::data(frame.buffer.into_bytes()))));
         }
-        if let Some(failure) = self.failure {
-            ready!(failure.delay.poll(cx));
+        if let Some(Held::Failure { delay, .. }) = self.held.as_deref_mut() {
+            ready!(delay.poll(cx));
         }
         if self.stream.is_none() {
-            return Poll::Ready(self.failure.take().map(|failure| Err(failure.error)));
+            return Poll::Ready(self.take_failure().map(Err));
         }
         if filled.is_ready() {
             // The turn is over, or only empty chunks were ready.
@@ -273,7 +295,7 @@ where
     }
 
     fn is_over(&self) -> bool {
-        self.stream.is_none() && self.pending.is_empty() && self.failure.is_none()
+        self.stream.is_none() && self.held.is_none()
     }
 }
 
@@ -287,6 +309,22 @@ struct FrameBuilder {
 }
 
 impl<S> Projection<'_, S> {
+    /// Takes the chunk that was kept for this frame. Without one, the result is empty.
+    #[inline]
+    fn take_chunk(&mut self) -> Bytes {
+        match self.held.take_if(|held| matches!(**held, Held::Chunk(_))).map(|held| *held) {
+            Some(Held::Chunk(chunk)) => chunk,
+            _ => Bytes::new(),
+        }
+    }
+
+    fn take_failure(&mut self) -> Option<BoxError> {
+        match *self.held.take()? {
+            Held::Failure { error, .. } => Some(error),
+            Held::Chunk(_) => None,
+        }
+    }
+
     /// Returns the reconnect delay and the first lines of the stream. The delay that the handler
     /// has set has precedence over the delay of the layer. The delay comes first, because some
     /// clients apply a delay only together with an event that follows it.
@@ -304,7 +342,7 @@ impl<S> Projection<'_, S> {
 
     /// Returns the reconnect delay that the handler has set.
     fn retry(&self) -> Option<Duration> {
-        self.options.as_ref()?.retry
+        self.options.as_ref()?.rare.as_ref()?.retry
     }
 
     /// If a layer ends the stream, adds the final bytes and ends it.
@@ -327,7 +365,7 @@ impl<S> Projection<'_, S> {
     #[cold]
     fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let Some(heartbeat) = heartbeat(self.options, self.recording) else { return };
-        if self.stream.is_none() || !self.pending.is_empty() || self.idle_timer.poll_due(heartbeat, cx).is_pending() {
+        if self.stream.is_none() || self.held.is_some() || self.idle_timer.poll_due(heartbeat, cx).is_pending() {
             return;
         }
         self.idle_timer.reset();
@@ -345,7 +383,7 @@ impl<S> Projection<'_, S> {
         match frame.buffer.push(chunk) {
             Ok(()) => frame.events += events,
             Err(chunk) => {
-                *self.pending = chunk;
+                *self.held = Some(Box::new(Held::Chunk(chunk)));
                 self.recording.defer_events(events);
             }
         }
@@ -362,7 +400,7 @@ where
     #[inline]
     fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         while *self.items_in_turn < MAX_ITEMS_PER_TURN {
-            if frame.buffer.is_full() || !self.pending.is_empty() {
+            if frame.buffer.is_full() || self.held.is_some() {
                 break;
             }
             let Some(stream) = self.stream.as_mut().as_pin_mut() else { break };
@@ -376,7 +414,7 @@ where
                 None => {
                     self.stream.set(None);
                     self.recording.set_reason(CloseReason::Finished);
-                    if let Some(last) = self.options.as_mut().and_then(|options| options.end_with.take()) {
+                    if let Some(last) = rare(self.options).and_then(|options| options.end_with.take()) {
                         self.add(frame, last.encode(), 1);
                     }
                 }
@@ -404,10 +442,10 @@ where
         if reason == CloseReason::Error {
             trace::failed(Some(&error));
         }
-        let on_error = self.options.as_mut().and_then(|options| take_unlocked(&mut options.on_error));
+        let on_error = rare(self.options).and_then(|options| take_unlocked(&mut options.on_error));
         match on_error.and_then(|on_error| on_error(&error)) {
             Some(event) => self.add(frame, event.encode(), 1),
-            None => *self.failure = Some(Box::new(Failure { error, delay: FlushDelay::default() })),
+            None => *self.held = Some(Box::new(Held::Failure { error, delay: FlushDelay::default() })),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     backend::Position,
+    linger::Linger,
     reader::{Reader, Step},
     ready_list::ReadyList,
     waiters::Waiter,
@@ -22,6 +23,8 @@ const SLICE: usize = 256;
 /// - The position of its next event is known (`turns`).
 pub(super) struct Merge {
     pub(super) ready: Arc<ReadyList>,
+    /// The pause after a write, if the subscription lingers.
+    pub(super) linger: Option<Linger>,
     /// The readers that have to look at their topics. A reader can be in the list twice.
     unchecked: Vec<u32>,
     /// The positions of the next events, and their readers.
@@ -41,6 +44,7 @@ impl Merge {
     pub(super) fn new(readers: &[Reader]) -> Self {
         let mut merge = Self {
             ready: Arc::default(),
+            linger: None,
             unchecked: Vec::new(),
             turns: BinaryHeap::new(),
             finished: 0,

@@ -166,6 +166,7 @@ mod log;
 mod merge;
 mod node;
 mod reader;
+mod readers;
 mod ready_list;
 mod recording;
 mod registry;

@@ -42,14 +42,20 @@ pub(super) struct Reader {
     /// event is replaced. Otherwise a topic that is updated all the time would never have its turn.
     /// Only a merge uses it.
     pub(super) next: Option<Position>,
-    /// The version of the topic when this reader began to wait. `None` if it does not wait. Only
-    /// the reader of a single topic uses it.
-    seen: Option<u64>,
     /// Set if the topic is finished, and read to the end. Only a merge uses it.
     pub(super) is_finished: bool,
-    /// The position of the finish record, if no later event has reopened the topic.
-    pub(super) finished_at: Option<Position>,
+    /// The position of the finish record, if no later event has reopened the topic. Only a replay
+    /// uses it. It is in a box because few readers have it.
+    pub(super) finished_at: Option<Box<Position>>,
     pub(super) ticket: Option<Ticket>,
+}
+
+/// The wait of a subscription for the next change of its only topic.
+pub(super) struct Wait {
+    /// The waker that the topic has.
+    waker: Waker,
+    /// The version of the topic when the wait began.
+    version: u64,
 }
 
 impl Reader {
@@ -59,7 +65,6 @@ impl Reader {
             gap_reported_through,
             delivered_through: Position::START,
             next: None,
-            seen: None,
             is_finished: false,
             finished_at: None,
             ticket: None,
@@ -70,12 +75,6 @@ impl Reader {
     /// the cursor.
     pub(super) fn reset(&mut self) {
         self.next = None;
-        self.forget_waker();
-    }
-
-    /// Makes the next read register its waker, even if the topic has not changed since.
-    pub(super) fn forget_waker(&mut self) {
-        self.seen = None;
     }
 
     /// Resets the reader after a gap. If the topic is `latest_only`, `state` is the position of its
@@ -83,7 +82,6 @@ impl Reader {
     /// unknown.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
-        self.forget_waker();
     }
 
     /// Returns the position after which events of this topic are not delivered or reported yet.
@@ -103,17 +101,15 @@ impl Reader {
         is_cut
     }
 
-    fn waits(&self) -> bool {
-        self.seen.is_some_and(|seen| seen == self.topic.version())
-    }
-
-    /// Returns the events after the cursor, or registers the waker.
-    pub(super) fn read(&mut self, cursor: Position, waker: &Waker) -> Step {
-        if self.waits() {
+    /// Returns the events after the cursor, or registers the waker. `wait` is the wait of the last
+    /// read.
+    pub(super) fn read(&mut self, cursor: Position, waker: &Waker, wait: &mut Option<Wait>) -> Step {
+        let is_known = wait.as_ref().is_some_and(|wait| wait.waker.will_wake(waker));
+        if is_known && wait.as_ref().is_some_and(|wait| wait.version == self.topic.version()) {
             return Step::Wait;
         }
         // Clone the waker before the topic is locked, because `clone` runs code of the application.
-        let waker = waker.clone();
+        let waiter = Waiter::Task(waker.clone());
         let mut contents = self.topic.lock();
         if contents.is_shut_down {
             drop(contents);
@@ -127,16 +123,19 @@ impl Reader {
         };
         // Register the waker even if there are events. The subscription polls again immediately
         // after them, and need not lock the topic again to start waiting.
-        let waiter = Waiter::Task(waker);
-        let replaced = if nothing_follows && contents.finished.is_none() {
-            self.seen = Some(self.topic.version());
-            contents.waiters.wait(&mut self.ticket, waiter)
-        } else {
-            Some(waiter)
+        let waits_since = (nothing_follows && contents.finished.is_none()).then(|| self.topic.version());
+        let replaced = match waits_since {
+            Some(_) => contents.waiters.wait(&mut self.ticket, waiter),
+            None => Some(waiter),
         };
         let is_finished = contents.finished.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
+        match (waits_since, &mut *wait) {
+            (Some(version), Some(wait)) if is_known => wait.version = version,
+            (Some(version), _) => *wait = Some(Wait { waker: waker.clone(), version }),
+            (None, _) => {}
+        }
         match read {
             Read::Events(events, last) => Step::Events(events, last),
             Read::Evicted => Step::Evicted,

@@ -8,7 +8,7 @@ use super::{
     item::{self, Item, Runs, Topics},
     node::{EncodedPage, MAX_QUEUED_READS, RunError},
     resume::ResumePoint,
-    subscription::{Origin, Subscription},
+    subscription::{Beginning, Origin, Subscription},
 };
 use crate::{EncodedEvents, Event, EventId, random};
 use bytes::BytesMut;
@@ -127,7 +127,7 @@ impl Subscription {
                 Ok(Err(RunError::Full)) => return Err(Error::overloaded(MAX_QUEUED_READS)),
                 Ok(page) => {
                     if let Some(gap) = self.apply_page(page.ok()) {
-                        self.gap_event = Some(Box::new(gap.into()));
+                        self.beginning = Some(Box::new(Beginning::Gap(gap.into())));
                     }
                 }
                 Err(_) => self.set_state(State::Reads(page)),
@@ -138,8 +138,10 @@ impl Subscription {
                 .replay
                 .as_mut()
                 .and_then(|replay| replay.pending_gap.take_if(|pending_gap| pending_gap.is_confirmed));
-            self.gap_event = confirmed
-                .map(|pending_gap| Box::new(self.report_gap(pending_gap.reason, pending_gap.requested, None).into()));
+            self.beginning = confirmed.map(|pending_gap| {
+                let gap = self.report_gap(pending_gap.reason, pending_gap.requested, None);
+                Box::new(Beginning::Gap(gap.into()))
+            });
         } else if self.gap().is_none() && is_returning {
             self.origin = Origin::Resumed;
         }
@@ -268,13 +270,13 @@ impl Subscription {
         if page.evicted_through > self.cursor {
             self.cursor = ResumePoint::of(first, page.through).cursor.max(page.evicted_through);
         }
-        for reader in &mut self.readers {
+        for reader in &mut *self.readers {
             reader.gap_reported_through = reader.gap_reported_through.max(page.evicted_through);
             if let Some(finished_at) = page.topics.get(&reader.topic.name) {
-                reader.finished_at = *finished_at;
+                reader.finished_at = finished_at.map(Box::new);
             }
-            if let Some(end) = reader.finished_at {
-                self.core.note_end(&reader.topic, end, page.through);
+            if let Some(end) = &reader.finished_at {
+                self.core.note_end(&reader.topic, **end, page.through);
             }
         }
         self.reset_readers();

@@ -7,7 +7,8 @@ use super::{
     item::{Item, Topics},
     linger::Linger,
     merge::Merge,
-    reader::{Reader, Step},
+    reader::{Reader, Step, Wait},
+    readers::Readers,
     replay::Replay,
     resume::ResumePoint,
 };
@@ -91,25 +92,22 @@ pub struct Subscription {
     /// The epoch of the log that the cursor belongs to.
     pub(super) epoch: Epoch,
     /// The readers of the topics. Empty after the end of the subscription.
-    pub(super) readers: Box<[Reader]>,
+    pub(super) readers: Readers,
     /// The merge of several topics. A single topic needs none, because its events are in order,
     /// unless the subscription lingers.
     merge: Option<Box<Merge>>,
-    linger: Option<Box<Linger>>,
     /// Every event up to this position was delivered, or reported as missing.
     pub(super) cursor: Position,
     /// The position of the hub's newest event when the subscription was created.
     subscribed_at: Position,
     /// The item that is yielded before all events.
-    pub(super) first_item: Option<Box<EncodedEvents>>,
-    /// The gap event at the beginning of the subscription. It is yielded in place of `first_item`.
-    /// [`begin_with`](Self::begin_with) removes it.
-    pub(super) gap_event: Option<Box<EncodedEvents>>,
+    pub(super) beginning: Option<Box<Beginning>>,
     gap: Option<Box<Gap>>,
     /// The replay, which reads events from the backend that the topics have evicted. `None` if
     /// there is no replay.
     pub(super) replay: Option<Box<Replay>>,
-    waker: Option<Waker>,
+    /// The wait for the only topic, if there is no merge.
+    wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
     /// Set if the client gets `hub-cursor` and `gap` events.
@@ -119,6 +117,14 @@ pub struct Subscription {
     has_preamble: AtomicBool,
     /// Set if the subscription ended with an error, before the end of its topics.
     has_failed: bool,
+}
+
+/// The item before all events of a subscription.
+pub(super) enum Beginning {
+    /// The gap with which the subscription began.
+    Gap(EncodedEvents),
+    /// A snapshot, or the event with the cursor.
+    Item(EncodedEvents),
 }
 
 /// The start of a subscription: with live events, with retained events, or after the last id of its
@@ -149,14 +155,12 @@ impl Subscription {
             epoch,
             readers: readers.into(),
             merge,
-            linger: None,
             cursor,
             subscribed_at,
-            first_item: None,
-            gap_event: None,
+            beginning: None,
             gap: None,
             replay: None,
-            waker: None,
+            wait: None,
             lag_policy,
             origin,
             has_control_events: true,
@@ -174,7 +178,10 @@ impl Subscription {
     ) {
         let Some((requested, _)) = requested else { return };
         match reason {
-            Some(reason) => self.gap_event = Some(Box::new(self.report_gap(reason, requested, resumed).into())),
+            Some(reason) => {
+                let gap = self.report_gap(reason, requested, resumed);
+                self.beginning = Some(Box::new(Beginning::Gap(gap.into())));
+            }
             None => self.origin = Origin::Resumed,
         }
     }
@@ -220,8 +227,7 @@ impl Subscription {
     /// Returns `true` if there are no more events, now or later.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.first_item.is_none()
-            && self.gap_event.is_none()
+        self.beginning.is_none()
             && self.replay.is_none()
             && !self.has_failed
             && self.readers.iter().all(|reader| {
@@ -296,12 +302,11 @@ impl Subscription {
             self.replay = None;
         }
         self.reset_readers();
-        self.gap_event = None;
         let mut events: Vec<_> = snapshot.into_iter().map(Event::without_id).collect();
         let last = events.pop().map(|last| last.id(self.cursor()));
-        self.first_item = last.map(|last| match events.is_empty() {
-            true => Box::new(last.into()),
-            false => Box::new(events.into_iter().chain([last]).collect()),
+        self.beginning = last.map(|last| {
+            let item = if events.is_empty() { last.into() } else { events.into_iter().chain([last]).collect() };
+            Box::new(Beginning::Item(item))
         });
         self
     }
@@ -334,9 +339,9 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
-        let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-        if self.gap_event.is_none() {
-            self.first_item.get_or_insert_with(|| Box::new(cursor));
+        if self.beginning.is_none() {
+            let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
+            self.beginning = Some(Box::new(Beginning::Item(cursor)));
         }
         self
     }
@@ -363,7 +368,7 @@ impl Subscription {
     #[must_use]
     pub fn without_control_events(mut self) -> Self {
         self.has_control_events = false;
-        self.gap_event = None;
+        self.beginning.take_if(|beginning| matches!(**beginning, Beginning::Gap(_)));
         self
     }
 
@@ -405,12 +410,15 @@ impl Subscription {
     #[must_use]
     pub fn linger(mut self, time: Duration) -> Self {
         if time.is_zero() {
-            self.linger = None;
+            if let Some(merge) = &mut self.merge {
+                merge.linger = None;
+            }
             return self;
         }
-        self.linger = Some(Box::new(Linger::new(time)));
-        let ready = &self.merge.get_or_insert_with(|| Box::new(Merge::new(&self.readers))).ready;
-        for reader in &self.readers {
+        let merge = self.merge.get_or_insert_with(|| Box::new(Merge::new(&self.readers)));
+        merge.linger = Some(Linger::new(time));
+        let ready = &merge.ready;
+        for reader in &*self.readers {
             let replaced = reader.topic.lock().lingering.insert(Arc::as_ptr(ready).addr(), ready.clone());
             drop(replaced);
         }
@@ -430,8 +438,7 @@ impl Subscription {
 
     /// Returns the first bytes of a response: the cursor, or no bytes.
     fn first_bytes(&self) -> Bytes {
-        let is_first = self.first_item.is_none() && self.gap_event.is_none();
-        if is_first && self.has_control_events && !self.is_unsure() {
+        if self.beginning.is_none() && self.has_control_events && !self.is_unsure() {
             self.cursor_event().encode()
         } else {
             Bytes::new()
@@ -473,6 +480,7 @@ impl Subscription {
     }
 
     fn reset_merge(&mut self) {
+        self.wait = None;
         if let Some(merge) = &mut self.merge {
             merge.reset(&self.readers);
         }
@@ -482,19 +490,11 @@ impl Subscription {
         match (&mut self.readers[..], &mut self.merge) {
             ([], _) => Step::Finished,
             (readers, Some(merge)) => {
-                let lingers = self.linger.as_ref().is_some_and(|linger| linger.is_next());
+                let lingers = merge.linger.as_ref().is_some_and(Linger::is_next);
                 let waker = Some(waker).filter(|_| !lingers);
                 merge.step(readers, || self.core.committed(), &self.core.wake_queue, self.cursor, waker)
             }
-            ([only, ..], None) => {
-                if self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                    return only.read(self.cursor, waker);
-                }
-                only.forget_waker();
-                let step = only.read(self.cursor, waker);
-                self.waker = Some(waker.clone());
-                step
-            }
+            ([only, ..], None) => only.read(self.cursor, waker, &mut self.wait),
         }
     }
 
@@ -503,7 +503,7 @@ impl Subscription {
         let requested = self.cursor();
         let through = self.core.committed();
         let mut point = ResumePoint::START;
-        for reader in &mut self.readers {
+        for reader in &mut *self.readers {
             let contents = reader.topic.lock();
             reader.gap_reported_through = contents.log.evicted_through();
             let from = reader.resumes_after(self.cursor);
@@ -530,7 +530,7 @@ impl Subscription {
         if self.readers.is_empty() {
             return;
         }
-        for reader in &mut mem::take(&mut self.readers) {
+        for reader in &mut *mem::take(&mut self.readers) {
             if let Some(merge) = &self.merge {
                 let removed = reader.topic.lock().lingering.remove(&Arc::as_ptr(&merge.ready).addr());
                 drop(removed);
@@ -542,8 +542,9 @@ impl Subscription {
 
     /// Returns the next item, without the preamble of a response.
     pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
-        if let Some(first_item) = self.gap_event.take().or_else(|| self.first_item.take()) {
-            return Poll::Ready(Some(Ok(Item::of_hub(*first_item))));
+        if let Some(beginning) = self.beginning.take() {
+            let (Beginning::Gap(item) | Beginning::Item(item)) = *beginning;
+            return Poll::Ready(Some(Ok(Item::of_hub(item))));
         }
         loop {
             if self.replay.is_some() {
@@ -551,11 +552,11 @@ impl Subscription {
                     return Poll::Ready(Some(item));
                 }
             }
-            if let (Some(linger), Some(merge)) = (&mut self.linger, &self.merge) {
-                ready!(linger.poll(&merge.ready, cx));
+            if let Some(Merge { linger: Some(linger), ready, .. }) = self.merge.as_deref_mut() {
+                ready!(linger.poll(ready, cx));
             }
             let step = self.step(cx.waker());
-            if let Some(linger) = &mut self.linger {
+            if let Some(linger) = self.merge.as_mut().and_then(|merge| merge.linger.as_mut()) {
                 match step {
                     Step::Wait if linger.is_next() => {
                         linger.begin();

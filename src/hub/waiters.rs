@@ -2,7 +2,7 @@
 
 use super::ready_list::ReadyList;
 use crate::callback::contain_panic;
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{collections::VecDeque, num::NonZeroU64, sync::Arc, task::Waker};
 
 /// The readers of a topic that wait for its next change.
 ///
@@ -35,9 +35,20 @@ pub(super) enum Waiter {
     Merged(Arc<ReadyList>, u32),
 }
 
-/// Identifies the entry of one waiter by its number.
+/// Identifies the entry of one waiter by its number. It stores the number after it, so that an
+/// `Option` of it takes no more memory.
 #[derive(Debug)]
-pub(super) struct Ticket(u64);
+pub(super) struct Ticket(NonZeroU64);
+
+impl Ticket {
+    fn new(number: u64) -> Self {
+        Self(NonZeroU64::MIN.saturating_add(number))
+    }
+
+    fn number(&self) -> u64 {
+        self.0.get() - 1
+    }
+}
 
 impl Waiters {
     /// Adds a waiter, or replaces the waiter of the ticket. Returns the waiter to drop.
@@ -47,7 +58,7 @@ impl Waiters {
     /// would be missing at the next one.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
-        let is_due = ticket.as_ref().is_some_and(|Ticket(number)| *number < due);
+        let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
         let replaced = match self.entry(ticket.as_ref()) {
             Some(entry) if !is_due => return entry.replace(waiter),
             Some(entry) => entry.take(),
@@ -60,11 +71,15 @@ impl Waiters {
                 number
             }
             None => {
+                if self.queue.len() == self.queue.capacity() {
+                    // Doubling would leave up to half of the memory of a large audience unused.
+                    self.queue.reserve_exact(4 + self.queue.len() / 4);
+                }
                 self.queue.push_back(Some(waiter));
                 self.end() - 1
             }
         };
-        *ticket = Some(Ticket(number));
+        *ticket = Some(Ticket::new(number));
         replaced
     }
 
@@ -72,7 +87,7 @@ impl Waiters {
     pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waiter> {
         let ticket = ticket.take();
         let waiter = self.entry(ticket.as_ref())?.take();
-        self.vacant.extend(ticket.map(|Ticket(number)| number).filter(|number| *number >= self.due));
+        self.vacant.extend(ticket.map(|ticket| ticket.number()).filter(|number| *number >= self.due));
         waiter
     }
 
@@ -116,7 +131,7 @@ impl Waiters {
     }
 
     fn entry(&mut self, ticket: Option<&Ticket>) -> Option<&mut Option<Waiter>> {
-        let index = ticket?.0.checked_sub(self.first)?;
+        let index = ticket?.number().checked_sub(self.first)?;
         self.queue.get_mut(usize::try_from(index).ok()?).filter(|entry| entry.is_some())
     }
 }

@@ -1,10 +1,9 @@
 //! The bytes of an event stream on the wire: frames that are gathered into one write, and the rest
 //! of a write that the socket did not accept.
 
-use super::handover::Framing;
+use super::{handover::Framing, scratch};
 use bytes::{Buf, Bytes};
 use std::{
-    cell::Cell,
     collections::VecDeque,
     io::{self, IoSlice},
     pin::Pin,
@@ -24,11 +23,6 @@ const MAX_SLICES: usize = 64;
 /// The end of a chunked body without trailers (RFC 9112, §7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-thread_local! {
-    /// The buffer of the thread, where frames are gathered. A stream that waits has no buffer.
-    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
 /// The frames of one write, with their framing.
 pub(super) struct Gathered {
     framing: Framing,
@@ -45,7 +39,7 @@ pub(super) struct Gathered {
 impl Gathered {
     /// `can_share` is set if the connection takes several buffers in one write.
     pub(super) fn new(framing: Framing, can_share: bool) -> Self {
-        Self { framing, copied: SCRATCH.take(), shared: Vec::new(), length: 0, frames: 0, can_share }
+        Self { framing, copied: scratch::take(), shared: Vec::new(), length: 0, frames: 0, can_share }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -150,11 +144,7 @@ impl Gathered {
 
 impl Drop for Gathered {
     fn drop(&mut self) {
-        let mut scratch = std::mem::take(&mut self.copied);
-        if scratch.capacity() <= 2 * MAX_WRITE {
-            scratch.clear();
-            SCRATCH.set(scratch);
-        }
+        scratch::put_back(std::mem::take(&mut self.copied));
     }
 }
 

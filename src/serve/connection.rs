@@ -1,6 +1,7 @@
 //! The task of one connection.
 
 use super::{
+    closing::Closing,
     event_stream::{Ended, EventStream},
     http1::{Http1, Next},
     http2,
@@ -42,17 +43,26 @@ pin_project! {
         Http1 { http1: Box<Http1<I, S, A>> },
         EventStream { peer: Peer<I, S, A>, #[pin] stream: EventStream<S::Body> },
         Http2 { http2: Pin<Box<dyn Future<Output = ()> + Send>> },
+        /// The last response is complete.
+        Closing { io: I, closing: Closing },
         Closed,
     }
 }
 
-/// A connection without a request.
+/// A connection that waits for a request.
 struct Idle {
     /// The bytes that the client has sent so far.
     received: Vec<u8>,
     /// Whether the connection had a request before. Then it is of HTTP/1.
     is_http1: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// What an idle connection has waited for.
+enum Begun {
+    Request(Protocol),
+    Shutdown,
+    Disconnected,
 }
 
 #[derive(Clone, Copy)]
@@ -67,20 +77,20 @@ impl Idle {
         Box::new(Self { received: received.to_vec(), is_http1, shutdown })
     }
 
-    /// Waits until the first bytes show the protocol. Returns `None` when the connection ends.
-    fn poll<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<Option<Protocol>> {
+    /// Waits until the first bytes show the protocol.
+    fn poll<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<Begun> {
         loop {
             if let Some(protocol) = self.protocol() {
-                return Poll::Ready(Some(protocol));
+                return Poll::Ready(Begun::Request(protocol));
             }
             if self.shutdown.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
+                return Poll::Ready(Begun::Shutdown);
             }
             let mut bytes = [MaybeUninit::uninit(); 2048];
             let mut buffer = ReadBuf::uninit(&mut bytes);
             let is_open = ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer)).is_ok();
             if !is_open || buffer.filled().is_empty() {
-                return Poll::Ready(None);
+                return Poll::Ready(Begun::Disconnected);
             }
             self.received.extend_from_slice(buffer.filled());
         }
@@ -118,14 +128,21 @@ where
         loop {
             let next = match this.state.as_mut().project() {
                 StateProjection::Idle { peer, idle } => {
-                    let Some(protocol) = ready!(idle.poll(&mut peer.io, cx)) else { return Poll::Ready(()) };
+                    let begun = ready!(idle.poll(&mut peer.io, cx));
                     let StateReplaced::Idle { peer, idle } = this.state.as_mut().project_replace(State::Closed) else {
                         return Poll::Ready(());
                     };
                     let received = Bytes::from(idle.received);
-                    match protocol {
-                        Protocol::Http1 => State::Http1 { http1: Box::new(Http1::new(this.server, peer, received)) },
-                        Protocol::Http2 => State::Http2 { http2: http2::serve(this.server, peer, received) },
+                    match begun {
+                        Begun::Request(Protocol::Http1) => {
+                            State::Http1 { http1: Box::new(Http1::new(this.server, peer, received)) }
+                        }
+                        Begun::Request(Protocol::Http2) => {
+                            State::Http2 { http2: http2::serve(this.server, peer, received) }
+                        }
+                        // The connection had a response.
+                        Begun::Shutdown if idle.is_http1 => State::Closing { io: peer.io, closing: Closing::default() },
+                        Begun::Shutdown | Begun::Disconnected => return Poll::Ready(()),
                     }
                 }
                 StateProjection::Http1 { http1 } => match ready!(http1.poll(cx)) {
@@ -134,16 +151,20 @@ where
                 },
                 StateProjection::EventStream { peer, stream } => {
                     let must_close = || this.server.shutdown.is_cancelled();
-                    let Ended::KeepAlive(unread) = ready!(stream.poll(&mut peer.io, cx, must_close)) else {
-                        return Poll::Ready(());
-                    };
+                    let ended = ready!(stream.poll(&mut peer.io, cx, must_close));
                     let StateReplaced::EventStream { peer, .. } = this.state.as_mut().project_replace(State::Closed)
                     else {
                         return Poll::Ready(());
                     };
-                    State::Idle { peer, idle: Idle::new(this.server, &unread, true) }
+                    match ended {
+                        Ended::KeepAlive(unread) => State::Idle { peer, idle: Idle::new(this.server, &unread, true) },
+                        Ended::Close => State::Closing { io: peer.io, closing: Closing::default() },
+                        Ended::Disconnected => return Poll::Ready(()),
+                    }
                 }
                 StateProjection::Http2 { http2 } => return http2.as_mut().poll(cx),
+                // The last bytes are sent. An error concerns only the end of the connection.
+                StateProjection::Closing { io, closing } => return closing.poll(io, cx).map(drop),
                 StateProjection::Closed => return Poll::Ready(()),
             };
             this.state.set(next);

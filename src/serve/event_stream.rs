@@ -68,8 +68,10 @@ struct Input {
 pub(super) enum Ended {
     /// The next request follows, with these bytes of it.
     KeepAlive(Bytes),
-    /// The connection is closed.
-    Closed,
+    /// The server closes the connection. Everything is written.
+    Close,
+    /// The client has closed the connection, the connection is broken, or it is dropped.
+    Disconnected,
 }
 
 /// The client has disconnected, or the connection is broken.
@@ -103,21 +105,23 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
     ) -> Poll<Ended> {
         let written = self.as_mut().poll_body(io, cx);
         let this = self.project();
+        let has_failed = this.output.phase == Phase::Failed;
         match written {
-            Poll::Ready(Err(Disconnected)) => Poll::Ready(Ended::Closed),
-            Poll::Ready(Ok(())) if this.input.keep_alive && !must_close() => {
+            Poll::Ready(Err(Disconnected)) => Poll::Ready(Ended::Disconnected),
+            Poll::Ready(Ok(())) if this.input.keep_alive && !has_failed && !must_close() => {
                 let unread = this.input.unread.take().map_or_else(Bytes::new, |unread| unread.freeze());
                 Poll::Ready(Ended::KeepAlive(unread))
             }
-            Poll::Ready(Ok(())) => {
-                // The last bytes are sent. An error concerns only the end of the connection.
-                let _closed = ready!(Pin::new(io).poll_shutdown(cx));
-                Poll::Ready(Ended::Closed)
+            // Without chunks, only a TLS connection shows that the body is incomplete: it ends without
+            // the message that a shutdown sends.
+            Poll::Ready(Ok(())) if has_failed && this.output.framing == Framing::UntilClose => {
+                Poll::Ready(Ended::Disconnected)
             }
+            Poll::Ready(Ok(())) => Poll::Ready(Ended::Close),
             // A client that disconnects is noticed here, also while its socket is full.
             Poll::Pending => match this.input.poll_read(io, cx) {
                 Ok(()) => Poll::Pending,
-                Err(Disconnected) => Poll::Ready(Ended::Closed),
+                Err(Disconnected) => Poll::Ready(Ended::Disconnected),
             },
         }
     }
@@ -150,10 +154,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
                 return Poll::Pending;
             }
         }
-        match this.output.phase {
-            Phase::Failed => Poll::Ready(Err(Disconnected)),
-            _ => Poll::Ready(Ok(())),
-        }
+        Poll::Ready(Ok(()))
     }
 }
 

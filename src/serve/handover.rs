@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll},
 };
@@ -40,6 +40,8 @@ pub(super) enum Framing {
 pub(super) struct Handover<B> {
     stage: AtomicU8,
     offer: Mutex<Option<Offer<B>>>,
+    /// Whether the response was a switch to another protocol.
+    is_upgraded: AtomicBool,
 }
 
 /// No event stream is being handed over, or hyper has not encoded its head yet.
@@ -51,7 +53,7 @@ const HEAD_FLUSHED: u8 = 2;
 
 impl<B> Handover<B> {
     pub(super) fn new() -> Self {
-        Self { stage: AtomicU8::new(IDLE), offer: Mutex::new(None) }
+        Self { stage: AtomicU8::new(IDLE), offer: Mutex::new(None), is_upgraded: AtomicBool::new(false) }
     }
 
     /// Keeps an event stream, and returns the body for hyper.
@@ -65,6 +67,14 @@ impl<B> Handover<B> {
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn set_upgraded(&self) {
+        self.is_upgraded.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_upgraded(&self) -> bool {
+        self.is_upgraded.load(Ordering::Relaxed)
     }
 
     pub(super) fn flushed(&self) {

@@ -45,7 +45,7 @@ where
     pub(super) fn new(server: &Server, peer: Peer<I, S, A>, front: Bytes) -> Self {
         let Peer { io, service, address } = peer;
         let handover = Arc::new(Handover::new());
-        let io = Watched { io: Rewound { io, front }, handover: Arc::clone(&handover) };
+        let io = Watched { io: Rewound::new(io, front), handover: Arc::clone(&handover) };
         let service = Http1Service { service, address, handover: Arc::clone(&handover) };
         let connection = server.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
         let shutdown = Box::pin(server.shutdown.clone().cancelled_owned());
@@ -66,7 +66,7 @@ where
         let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) else {
             return Poll::Ready(Next::Closed);
         };
-        let Rewound { io, front } = parts.io.into_inner().io;
+        let Rewound { io, front, .. } = parts.io.into_inner().io;
         let Http1Service { service, address, .. } = parts.service;
         let mut unread = BytesMut::from(&*parts.read_buf);
         unread.extend_from_slice(&front);

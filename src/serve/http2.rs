@@ -1,6 +1,7 @@
 //! A connection of HTTP/2, whose streams run in the task of the connection.
 
 use super::{
+    cork::{Cork, Corked},
     io::Rewound,
     server::{Peer, Server},
     service::{Address, App, Call, with_connect_info},
@@ -42,9 +43,15 @@ where
     // As with `axum::serve`, for WebSocket over HTTP/2 (RFC 8441).
     builder.enable_connect_protocol();
     let service = Http2Service { service, address };
-    let connection = builder.serve_connection(TokioIo::new(Rewound { io, front }), service);
-    let shutdown = Some(Box::pin(server.shutdown.clone().cancelled_owned()));
-    Box::pin(Http2 { connection, streams, shutdown })
+    let cork = Cork::default();
+    let io = Corked::new(Rewound::new(io, front), cork.clone());
+    let connection = Connected {
+        connection: builder.serve_connection(TokioIo::new(io), service),
+        shutdown: Some(Box::pin(server.shutdown.clone().cancelled_owned())),
+        cork,
+        read_limit: MIN_READ,
+    };
+    Box::pin(Http2 { connection, streams })
 }
 
 /// A connection and its streams.
@@ -53,11 +60,25 @@ where
 /// write what the stream has sent. Here all streams that are ready are polled first, and what they
 /// send leaves in one write.
 struct Http2<I, S: App, A: Address> {
-    connection: Connection<TokioIo<Rewound<I>>, Http2Service<S, A>, Spawner>,
+    connection: Connected<I, S, A>,
     streams: Streams,
+}
+
+/// A connection without its streams.
+struct Connected<I, S: App, A: Address> {
+    connection: Connection<TokioIo<Corked<I>>, Http2Service<S, A>, Spawner>,
     /// Completes once, when the server shuts down.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    cork: Cork,
+    /// The number of bytes that are read before the requests in them are accepted.
+    read_limit: usize,
 }
+
+/// The number of bytes that are read before the requests in them are accepted. h2 has 248 bytes for
+/// each request that waits.
+const MIN_READ: usize = 512;
+/// The same while the client sends no requests, but the body of one.
+const MAX_READ: usize = 256 * 1024;
 
 /// The number of times that streams and connection are polled before other tasks are next.
 const ROUNDS: usize = 4;
@@ -71,15 +92,27 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
+        let Self { connection, streams } = &mut *self;
         for _ in 0..ROUNDS {
-            this.streams.poll_ready();
-            if let Some(waker) = this.streams.take_connection() {
-                if this.poll_connection(&mut Context::from_waker(&waker)).is_ready() {
+            let mut is_over = false;
+            streams.poll_ready(|streams| {
+                if let Some(waker) = streams.take_connection().filter(|_| !is_over) {
+                    connection.cork.set(true);
+                    is_over = connection.poll(streams, &mut Context::from_waker(&waker)).is_ready();
+                    connection.cork.set(false);
+                    // It has to send what was gathered.
+                    streams.wake_connection();
+                }
+            });
+            if is_over {
+                return Poll::Ready(());
+            }
+            if let Some(waker) = streams.take_connection() {
+                if connection.poll(streams, &mut Context::from_waker(&waker)).is_ready() {
                     return Poll::Ready(());
                 }
             }
-            if this.streams.wait(cx.waker()) {
+            if streams.wait(cx.waker()) {
                 return Poll::Pending;
             }
         }
@@ -88,19 +121,26 @@ where
     }
 }
 
-impl<I, S, A> Http2<I, S, A>
+impl<I, S, A> Connected<I, S, A>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: App,
     A: Address,
 {
-    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, streams: &Streams, cx: &mut Context<'_>) -> Poll<()> {
         if self.shutdown.as_mut().is_some_and(|shutdown| shutdown.as_mut().poll(cx).is_ready()) {
             self.shutdown = None;
             Pin::new(&mut self.connection).graceful_shutdown();
         }
         // An error of one connection has no receiver: the client sees the end of the connection.
-        Pin::new(&mut self.connection).poll(cx).map(|_| ())
+        self.cork.begin_turn(self.read_limit);
+        let polled = Pin::new(&mut self.connection).poll(cx).map(|_| ());
+        if streams.has_begun() {
+            self.read_limit = MIN_READ;
+        } else if self.cork.is_used_up() {
+            self.read_limit = (2 * self.read_limit).min(MAX_READ);
+        }
+        polled
     }
 }
 

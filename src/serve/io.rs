@@ -1,6 +1,6 @@
 //! Connections as hyper sees them.
 
-use super::handover::Handover;
+use super::{closing::Closing, handover::Handover};
 use bytes::{Buf, Bytes};
 use std::{
     io::{self, IoSlice},
@@ -10,11 +10,19 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A connection with bytes in front that were read from it before.
+/// A connection with bytes in front that were read from it before. Its shutdown waits for the
+/// client.
 #[derive(Debug)]
 pub(super) struct Rewound<I> {
     pub(super) io: I,
     pub(super) front: Bytes,
+    closing: Closing,
+}
+
+impl<I> Rewound<I> {
+    pub(super) fn new(io: I, front: Bytes) -> Self {
+        Self { io, front, closing: Closing::default() }
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Rewound<I> {
@@ -32,7 +40,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Rewound<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
@@ -54,7 +62,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let Self { io, closing, .. } = &mut *self;
+        closing.poll(io, cx)
     }
 }
 
@@ -71,7 +80,7 @@ impl<I: AsyncRead + Unpin, B> AsyncRead for Watched<I, B> {
     }
 }
 
-impl<I: AsyncWrite + Unpin, B> AsyncWrite for Watched<I, B> {
+impl<I: AsyncRead + AsyncWrite + Unpin, B> AsyncWrite for Watched<I, B> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
@@ -95,7 +104,11 @@ impl<I: AsyncWrite + Unpin, B> AsyncWrite for Watched<I, B> {
         Poll::Ready(Ok(()))
     }
 
+    /// Another protocol, to which the connection was upgraded, may read after its own shutdown.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        match self.handover.is_upgraded() {
+            true => Pin::new(&mut self.io.io).poll_shutdown(cx),
+            false => Pin::new(&mut self.io).poll_shutdown(cx),
+        }
     }
 }

@@ -6,7 +6,7 @@ use axum::extract::ConnectInfo;
 use axum_core::body::Body as RequestBody;
 use bytes::Bytes;
 use http::{
-    Method, Request, Response, Version,
+    Method, Request, Response, StatusCode, Version,
     header::{TRAILER, TRANSFER_ENCODING, UPGRADE},
 };
 use http_body::{Body, Frame, SizeHint};
@@ -85,6 +85,7 @@ struct Facts {
     closes: bool,
     /// Whether the response has a body that hyper does not treat in a special way.
     is_plain: bool,
+    is_connect: bool,
     body: RequestProgress,
 }
 
@@ -102,6 +103,7 @@ impl Facts {
             closes: headers::has_connection_close(request.headers()),
             is_plain: !matches!(*request.method(), Method::HEAD | Method::CONNECT)
                 && !request.headers().contains_key(UPGRADE),
+            is_connect: *request.method() == Method::CONNECT,
             body,
         };
         if request.body().is_end_stream() {
@@ -218,6 +220,10 @@ impl<S: App> Future for Http1Call<S> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let response = ready!(this.call.poll(cx))?;
+        let is_tunnel = this.facts.is_connect && response.status().is_success();
+        if is_tunnel || response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            this.handover.set_upgraded();
+        }
         let Some(framing) = this.facts.framing(&response) else {
             return Poll::Ready(Ok(response.map(|body| HyperBody::Whole { body })));
         };

@@ -19,6 +19,10 @@ use std::{
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// The number of streams that are polled before the connection takes their frames. h2 has 624 bytes
+/// for each frame that waits.
+const SLICE: usize = 4;
+
 /// The index of the connection in the queue.
 const CONNECTION: u32 = u32::MAX;
 
@@ -123,11 +127,19 @@ impl Streams {
         })
     }
 
-    /// Polls each stream that is ready once.
-    ///
-    /// The budget of tokio is that of a task: all streams together would use it up after 128
-    /// operations. A stream alone is bounded by its window and by the buffer of its connection.
-    pub(super) fn poll_ready(&mut self) {
+    /// Returns whether the connection has begun streams that were not polled yet.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.queue.lock().spawned.is_empty()
+    }
+
+    /// Makes the connection ready.
+    pub(super) fn wake_connection(&self) {
+        self.connection.wake_by_ref();
+    }
+
+    /// Polls each stream that is ready once. Calls `between` after every few of them, if others
+    /// follow.
+    pub(super) fn poll_ready(&mut self, mut between: impl FnMut(&Self)) {
         let mut polling = mem::take(&mut self.polling);
         let mut ready = self.queue.lock();
         mem::swap(&mut polling, &mut ready.streams);
@@ -136,16 +148,25 @@ impl Streams {
         for stream in spawned {
             polling.push(self.insert(stream));
         }
-        if !polling.is_empty() {
-            let all = poll_fn(|_| {
-                polling.iter().for_each(|&index| self.poll_stream(index));
-                Poll::Ready(())
-            });
-            let all = pin!(tokio::task::coop::unconstrained(all));
-            let _always_ready = all.poll(&mut Context::from_waker(Waker::noop()));
+        for (number, slice) in polling.chunks(SLICE).enumerate() {
+            if number > 0 {
+                between(self);
+            }
+            self.poll_slice(slice);
         }
         polling.clear();
         self.polling = polling;
+    }
+
+    /// The budget of tokio is that of a task: all streams together would use it up after 128
+    /// operations. A stream alone is bounded by its window and by the buffer of its connection.
+    fn poll_slice(&mut self, indices: &[u32]) {
+        let all = poll_fn(|_| {
+            indices.iter().for_each(|&index| self.poll_stream(index));
+            Poll::Ready(())
+        });
+        let all = pin!(tokio::task::coop::unconstrained(all));
+        let _always_ready = all.poll(&mut Context::from_waker(Waker::noop()));
     }
 
     fn poll_stream(&mut self, index: u32) {

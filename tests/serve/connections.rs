@@ -154,6 +154,32 @@ async fn connection_is_upgraded() {
     assert!(response.starts_with("HTTP/1.1 101 ") && response.ends_with("\r\n\r\nping"), "{response:?}");
 }
 
+/// The server does not discard bytes of another protocol after a shutdown.
+#[tokio::test]
+async fn upgraded_connection_reads_after_its_shutdown() {
+    let (sender, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let upgrade = async move |mut request: Request| {
+        tokio::spawn(async move {
+            let upgraded = hyper::upgrade::on(&mut request).await.unwrap();
+            let mut io = TokioIo::new(upgraded);
+            io.shutdown().await.unwrap();
+            let mut bytes = String::new();
+            io.read_to_string(&mut bytes).await.unwrap();
+            sender.send(bytes).unwrap();
+        });
+        let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header("Upgrade", "echo");
+        response.header("Connection", "upgrade").body(Body::empty()).unwrap()
+    };
+    let server = Running::new(Router::new().route("/", get(upgrade))).await;
+    let mut socket = TcpStream::connect(server.address).await.unwrap();
+    socket.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n").await.unwrap();
+    let mut response = String::new();
+    within("the shutdown", socket.read_to_string(&mut response)).await.unwrap();
+    socket.write_all(b"ping").await.unwrap();
+    drop(socket);
+    assert_eq!(within("the bytes", received.recv()).await.unwrap(), "ping");
+}
+
 #[tokio::test]
 async fn stream_answers_request_that_offers_upgrade() {
     let (driver, app) = live();

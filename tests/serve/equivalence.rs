@@ -57,7 +57,8 @@ impl http_body::Body for Steps {
     }
 }
 
-/// A connection that reads requests and accepts writes as scripted.
+/// A connection that reads requests and accepts writes as scripted. Its client closes when the
+/// server has shut down its side.
 #[derive(Debug)]
 struct Scripted {
     requests: VecDeque<u8>,
@@ -67,6 +68,7 @@ struct Scripted {
     turn: usize,
     is_vectored: bool,
     written: Vec<u8>,
+    is_shut_down: bool,
     done: Option<oneshot::Sender<Vec<u8>>>,
 }
 
@@ -86,7 +88,7 @@ impl Scripted {
 impl AsyncRead for Scripted {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.requests.is_empty() {
-            return Poll::Pending;
+            return if self.is_shut_down { Poll::Ready(Ok(())) } else { Poll::Pending };
         }
         let length = self.reads.min(buffer.remaining()).min(self.requests.len());
         let bytes: Vec<u8> = self.requests.drain(..length).collect();
@@ -124,7 +126,8 @@ impl AsyncWrite for Scripted {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_shut_down = true;
         Poll::Ready(Ok(()))
     }
 }
@@ -205,6 +208,7 @@ impl Case {
             turn: 0,
             is_vectored: self.is_vectored,
             written: Vec::new(),
+            is_shut_down: false,
             done: Some(done),
         };
         (Router::new().route("/", get(handler)), scripted, written)
@@ -281,6 +285,7 @@ async fn endless_stream_lets_other_tasks_run_after_each_write() {
         turn: 0,
         is_vectored: true,
         written: Vec::new(),
+        is_shut_down: false,
         done: None,
     };
     let running = tokio::spawn(serve(Once(Mutex::new(Some(scripted))), app).into_future());

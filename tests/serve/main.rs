@@ -1,5 +1,6 @@
 //! The server of the crate: what clients receive, and what becomes of their connections.
 
+mod closing;
 mod common;
 mod connections;
 mod disconnections;
@@ -7,4 +8,5 @@ mod equivalence;
 mod framing;
 mod http2;
 mod listeners;
+mod memory;
 mod shutdown;

@@ -1,0 +1,91 @@
+//! The end of a connection that the server closes.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+/// The time that a client has to close its side.
+const MAX_TIME: Duration = Duration::from_secs(1);
+/// The number of bytes that are read and discarded in this time.
+const MAX_BYTES: usize = 64 * 1024;
+
+/// Closes a connection so that the client gets the bytes that were sent last (RFC 9112, §9.6).
+///
+/// If a socket is closed while it has bytes that were not read, the kernel resets the connection
+/// and discards what the client has not received yet. So the server first shuts down only its own
+/// direction, and reads until the client closes the other, within limits.
+#[derive(Debug, Default)]
+pub(super) enum Closing {
+    #[default]
+    NotStarted,
+    Reads {
+        left: usize,
+        deadline: Pin<Box<Sleep>>,
+    },
+}
+
+impl Closing {
+    /// Returns ready when the connection can be dropped.
+    pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut I,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Self::NotStarted = self {
+            ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
+            *self = Self::Reads { left: MAX_BYTES, deadline: Box::pin(sleep(MAX_TIME)) };
+        }
+        let Self::Reads { left, deadline } = self else { return Poll::Ready(Ok(())) };
+        while *left > 0 {
+            let mut bytes = [MaybeUninit::uninit(); 1024];
+            let mut buffer = ReadBuf::uninit(&mut bytes);
+            match Pin::new(&mut *io).poll_read(cx, &mut buffer) {
+                Poll::Pending => return deadline.as_mut().poll(cx).map(Ok),
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    *left = left.saturating_sub(buffer.filled().len());
+                }
+                // The client has closed its side, or the connection is broken.
+                Poll::Ready(_) => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        time::Instant,
+    };
+
+    async fn close(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Duration {
+        let (begin, mut closing) = (Instant::now(), Closing::default());
+        poll_fn(|cx| closing.poll(io, cx)).await.unwrap();
+        begin.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn close_waits_for_client_within_limits() {
+        let (mut client, mut server) = duplex(4 * MAX_BYTES);
+        assert_eq!(close(&mut server).await, MAX_TIME, "the client does not close");
+        client.write_all(&[0; 2 * MAX_BYTES]).await.unwrap();
+        assert_eq!(close(&mut server).await, Duration::ZERO, "the client sends too much");
+        let mut rest = [0; MAX_BYTES];
+        server.read_exact(&mut rest).await.unwrap();
+        client.write_all(&[0; MAX_BYTES / 2]).await.unwrap();
+        drop(client);
+        assert_eq!(close(&mut server).await, Duration::ZERO, "the client has closed");
+        assert_eq!(server.read(&mut rest).await.unwrap(), 0);
+    }
+}

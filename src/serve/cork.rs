@@ -1,0 +1,210 @@
+//! The socket of an HTTP/2 connection: it reads in turns, and its writes can be gathered.
+//!
+//! h2 keeps the requests that were not accepted yet, and the frames that were not written yet, in
+//! two lists that never shrink. So the connection reads few bytes before it accepts requests, and
+//! takes the frames of a few streams at a time. All of these frames then leave in one write.
+
+use super::{io::Rewound, scratch};
+use std::{
+    io::{self, IoSlice},
+    mem,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The number of bytes that are gathered before they are written.
+const MAX_GATHERED: usize = 64 * 1024;
+
+/// The limits of one poll of a connection. Only the task of the connection uses it. It is `Sync`
+/// because the task may move to another thread.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cork(Arc<Turn>);
+
+#[derive(Debug, Default)]
+struct Turn {
+    is_corked: AtomicBool,
+    /// The number of bytes that may be read until the next turn.
+    readable: AtomicUsize,
+}
+
+impl Cork {
+    /// Begins a turn. This number of bytes can be read until the next turn.
+    pub(super) fn begin_turn(&self, readable: usize) {
+        self.0.readable.store(readable, Ordering::Relaxed);
+    }
+
+    /// Returns whether all of the bytes were read.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.0.readable.load(Ordering::Relaxed) == 0
+    }
+
+    /// Gathers writes from now on, or lets the next flush send what was gathered.
+    pub(super) fn set(&self, is_corked: bool) {
+        self.0.is_corked.store(is_corked, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.is_corked.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection that gathers its writes while it is corked.
+#[derive(Debug)]
+pub(super) struct Corked<I> {
+    io: Rewound<I>,
+    cork: Cork,
+    /// The bytes to write. Without any, it has no memory.
+    gathered: Vec<u8>,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
+    pub(super) fn new(io: Rewound<I>, cork: Cork) -> Self {
+        Self { io, cork, gathered: Vec::new() }
+    }
+
+    /// Writes everything that was gathered.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut written = 0;
+        let sent = loop {
+            if written == self.gathered.len() {
+                break Poll::Ready(Ok(()));
+            }
+            match Pin::new(&mut self.io).poll_write(cx, &self.gathered[written..]) {
+                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(length)) => written += length,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        // The buffer of the thread is not kept for a slow client.
+        if written > 0 || self.gathered.capacity() > 2 * self.gathered.len() {
+            let rest = self.gathered[written..].to_vec();
+            scratch::put_back(mem::replace(&mut self.gathered, rest));
+        }
+        sent
+    }
+
+    /// Returns whether the bytes of a write have to be gathered, and makes room for them.
+    fn poll_gathers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.gathered.len() >= MAX_GATHERED {
+            ready!(self.poll_send(cx))?;
+        }
+        // Bytes that follow others which are not sent are gathered as well.
+        let gathers = self.cork.is_set() || !self.gathered.is_empty();
+        if gathers && self.gathered.is_empty() {
+            self.gathered = scratch::take();
+        }
+        Poll::Ready(Ok(gathers))
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let readable = self.cork.0.readable.load(Ordering::Relaxed);
+        if readable == 0 {
+            // The next turn follows at once.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let size = readable.min(buffer.remaining());
+        let mut limited = ReadBuf::new(buffer.initialize_unfilled_to(size));
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut limited))?;
+        let read = limited.filled().len();
+        buffer.advance(read);
+        self.cork.0.readable.store(readable - read, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Corked<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if !ready!(self.poll_gathers(cx))? {
+            return Pin::new(&mut self.io).poll_write(cx, bytes);
+        }
+        self.gathered.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if !ready!(self.poll_gathers(cx))? {
+            return Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        }
+        slices.iter().for_each(|slice| self.gathered.extend_from_slice(slice));
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.cork.is_set() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn gathered_writes_reach_slow_client_in_order() {
+        let (mut client, server) = duplex(1000);
+        let cork = Cork::default();
+        let mut io = Corked::new(Rewound::new(server, Bytes::new()), cork.clone());
+        let sent: Vec<u8> = (0..200_000_u32).map(|number| (number % 251) as u8).collect();
+        cork.set(true);
+        let write = async {
+            for chunk in sent.chunks(700) {
+                io.write_all(chunk).await.unwrap();
+                assert!(io.gathered.len() < MAX_GATHERED + 700);
+            }
+            cork.set(false);
+            io.flush().await.unwrap();
+        };
+        let read = async {
+            let mut received = vec![0; sent.len()];
+            client.read_exact(&mut received).await.unwrap();
+            received
+        };
+        let ((), received) = tokio::join!(write, read);
+        assert!(received == sent);
+        assert_eq!(io.gathered.capacity(), 0, "an idle connection has no buffer");
+    }
+
+    #[tokio::test]
+    async fn reads_end_with_turn() {
+        let (mut client, server) = duplex(1000);
+        let cork = Cork::default();
+        let mut io = Corked::new(Rewound::new(server, Bytes::new()), cork.clone());
+        client.write_all(&[7; 500]).await.unwrap();
+        cork.begin_turn(300);
+        let mut read = Vec::new();
+        while !cork.is_used_up() {
+            io.read_buf(&mut read).await.unwrap();
+        }
+        assert_eq!(read.len(), 300);
+        cork.begin_turn(300);
+        io.read_exact(&mut [0; 200]).await.unwrap();
+        assert!(!cork.is_used_up());
+    }
+}
