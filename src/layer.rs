@@ -451,7 +451,7 @@ fn make_correct<B: Body>(
         headers.entry(CONNECTION).or_insert(HeaderValue::from_static("keep-alive"));
     }
     let is_encoded = headers::is_encoded(headers) && handle.is_none();
-    if is_encoded && !layer.is_recorded() {
+    if is_encoded && !layer.is_observed() {
         return response.map(|body| ResponseBody::encoded(body, LayerLink::closed()));
     }
     headers.remove(CONTENT_LENGTH);

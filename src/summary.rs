@@ -1,7 +1,7 @@
 //! The reasons why streams end, and the summary of a stream.
 //!
 //! A new field of [`StreamSummary`] needs edits in three source files: here,
-//! in `body/recorder.rs`, which fills it, and in `trace.rs`, which records it in the span.
+//! in `body/observer.rs`, which fills it, and in `trace.rs`, which records it in the span.
 
 use std::{fmt, time::Duration};
 

@@ -46,9 +46,9 @@ impl AppliedLayer {
         }
     }
 
-    /// Returns whether the layer needs a recorder of the stream, because it limits, ends or
+    /// Returns whether the layer needs an observer of the stream, because it limits, ends or
     /// observes streams.
-    pub(crate) fn is_recorded(&self) -> bool {
+    pub(crate) fn is_observed(&self) -> bool {
         let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
         let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();
         is_ended || on_close.is_some() || !self.permits.is_empty()

@@ -6,7 +6,7 @@ mod frame;
 mod idle_timer;
 mod lines;
 mod link;
-mod recorder;
+mod observer;
 mod sse;
 mod upstream;
 

@@ -5,7 +5,7 @@ use super::{
     flush_delay::FlushDelay,
     frame::FrameBuffer,
     idle_timer::IdleTimer,
-    recorder::{HandlerEnd, Outcome, RecordedBody, Recording, poll_recorded},
+    observer::{HandlerEnd, NextFrame, Observation, ObservedBody, poll_observed},
 };
 use crate::{
     BoxError, CloseReason, Event, Heartbeat, SseItem,
@@ -126,20 +126,20 @@ pin_project! {
         items_in_turn: u32,
         // Whether the heartbeat is an event. Known after the first poll.
         has_event_heartbeat: bool,
-        recording: Recording,
+        observation: Observation,
     }
 
     impl<S> PinnedDrop for SseBody<S> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             let options = this.options;
-            let recorder = this.recording.close_unpolled(|| take_end(options));
-            // Drop the stream before the recorder, as after a poll, so that `on_close` runs after
+            let observer = this.observation.close_unpolled(|| take_end(options));
+            // Drop the stream before the observer, as after a poll, so that `on_close` runs after
             // the stream was dropped.
-            if recorder.is_some() {
+            if observer.is_some() {
                 this.stream.set(None);
             }
-            drop(recorder);
+            drop(observer);
         }
     }
 }
@@ -153,7 +153,7 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
-            recording: Recording::new(link),
+            observation: Observation::new(link),
         }
     }
 
@@ -172,7 +172,7 @@ impl<S> SseBody<S> {
             held: None,
             items_in_turn: 0,
             has_event_heartbeat: false,
-            recording: Recording::new(LayerLink::closed()),
+            observation: Observation::new(LayerLink::closed()),
         }
     }
 }
@@ -194,7 +194,7 @@ where
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        poll_recorded(&mut self.project(), cx)
+        poll_observed(&mut self.project(), cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -206,7 +206,7 @@ where
     }
 }
 
-impl<S> RecordedBody for Projection<'_, S>
+impl<S> ObservedBody for Projection<'_, S>
 where
     S: Stream,
     S::Item: SseItem,
@@ -214,29 +214,29 @@ where
     type Error = BoxError;
 
     #[inline]
-    fn recording(&mut self) -> &mut Recording {
-        self.recording
+    fn observation(&mut self) -> &mut Observation {
+        self.observation
     }
 
     fn take_handler_end(&mut self) -> HandlerEnd {
         take_end(self.options)
     }
 
-    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<BoxError>> {
+    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<NextFrame<BoxError>> {
         let held = self.take_chunk();
         let beginning = if is_first { self.preamble(held) } else { held };
         let had_its_turn = *self.items_in_turn >= MAX_ITEMS_PER_TURN;
         if is_first {
-            *self.has_event_heartbeat = heartbeat(self.options, self.recording).is_some_and(Heartbeat::is_event);
+            *self.has_event_heartbeat = heartbeat(self.options, self.observation).is_some_and(Heartbeat::is_event);
         }
         let has_event_heartbeat = *self.has_event_heartbeat;
-        let deferred_events = self.recording.take_deferred_events();
+        let deferred_events = self.observation.take_deferred_events();
         let begin_frame = |beginning: Bytes| FrameBuilder {
             is_visible: !has_event_heartbeat || is_visible(&beginning),
             buffer: FrameBuffer::beginning_with(beginning),
             events: deferred_events,
         };
-        let beginning_if_closed = self.recording.is_registered().then(|| beginning.clone());
+        let beginning_if_closed = self.observation.is_registered().then(|| beginning.clone());
         let mut frame = begin_frame(beginning);
 
         self.apply_end(&mut frame, cx);
@@ -247,11 +247,11 @@ where
             *self.items_in_turn = 0;
         }
         if let Some(beginning) = beginning_if_closed {
-            if was_open && self.recording.is_closed() {
+            if was_open && self.observation.is_closed() {
                 // A registry has closed the stream during this poll. The items that were taken from
                 // the stream may have been published after the close, so they are discarded.
                 *self.held = None;
-                self.recording.defer_events(0);
+                self.observation.defer_events(0);
                 frame = begin_frame(beginning);
                 self.end(&mut frame, cx);
             }
@@ -263,7 +263,7 @@ where
             } else {
                 self.add_due_heartbeat(&mut frame, cx);
             }
-            self.recording.record_events(frame.events);
+            self.observation.record_events(frame.events);
             return Poll::Ready(Some(Ok(Frame::data(frame.buffer.into_bytes()))));
         }
         if let Some(Held::Failure { delay, .. }) = self.held.as_deref_mut() {
@@ -280,7 +280,7 @@ where
                 return Poll::Pending;
             }
         }
-        let Some(heartbeat) = heartbeat(self.options, self.recording) else { return Poll::Pending };
+        let Some(heartbeat) = heartbeat(self.options, self.observation) else { return Poll::Pending };
         let bytes = if is_first {
             // The stream has no event yet. Send a first byte, so that proxies forward the response.
             Bytes::from_static(EMPTY_COMMENT)
@@ -290,7 +290,7 @@ where
         };
         // The transport polls again immediately, and that poll starts the timer.
         self.idle_timer.reset();
-        self.recording.record_heartbeat();
+        self.observation.record_heartbeat();
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
@@ -329,7 +329,7 @@ impl<S> Projection<'_, S> {
     /// has set has precedence over the delay of the layer. The delay comes first, because some
     /// clients apply a delay only together with an event that follows it.
     fn preamble(&self, lines: Bytes) -> Bytes {
-        let retry = match self.recording.settings() {
+        let retry = match self.observation.settings() {
             Some(settings) => settings.first_retry(self.retry()),
             None => self.retry(),
         };
@@ -347,14 +347,14 @@ impl<S> Projection<'_, S> {
 
     /// If a layer ends the stream, adds the final bytes and ends it.
     fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        if self.recording.is_on() && self.stream.is_some() {
+        if self.observation.is_on() && self.stream.is_some() {
             self.end(frame, cx);
         }
     }
 
     fn end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let retry = self.retry();
-        if let Poll::Ready(final_bytes) = self.recording.poll_end(retry, cx) {
+        if let Poll::Ready(final_bytes) = self.observation.poll_end(retry, cx) {
             self.stream.set(None);
             let events = u64::from(!final_bytes.event.is_empty());
             self.add(frame, final_bytes.into_bytes(), events);
@@ -364,13 +364,13 @@ impl<S> Projection<'_, S> {
     /// Adds the heartbeat to a frame that does not postpone it, if the heartbeat is due.
     #[cold]
     fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
-        let Some(heartbeat) = heartbeat(self.options, self.recording) else { return };
+        let Some(heartbeat) = heartbeat(self.options, self.observation) else { return };
         if self.stream.is_none() || self.held.is_some() || self.idle_timer.poll_due(heartbeat, cx).is_pending() {
             return;
         }
         self.idle_timer.reset();
         let bytes = heartbeat.bytes(true);
-        self.recording.record_heartbeat();
+        self.observation.record_heartbeat();
         self.add(frame, bytes, 0);
     }
 
@@ -384,7 +384,7 @@ impl<S> Projection<'_, S> {
             Ok(()) => frame.events += events,
             Err(chunk) => {
                 *self.held = Some(Box::new(Held::Chunk(chunk)));
-                self.recording.defer_events(events);
+                self.observation.defer_events(events);
             }
         }
     }
@@ -413,7 +413,7 @@ where
                 Some(Err(error)) => self.fail(frame, error),
                 None => {
                     self.stream.set(None);
-                    self.recording.set_reason(CloseReason::Finished);
+                    self.observation.set_reason(CloseReason::Finished);
                     if let Some(last) = rare(self.options).and_then(|options| options.end_with.take()) {
                         self.add(frame, last.encode(), 1);
                     }
@@ -428,11 +428,11 @@ where
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);
         let reason = reason_of(&error);
-        self.recording.set_reason(reason);
+        self.observation.set_reason(reason);
         if reason == CloseReason::Shutdown {
             // A shutdown of the hub is not a failure: the response ends cleanly with a reconnect
             // delay.
-            let delay = match self.recording.settings() {
+            let delay = match self.observation.settings() {
                 Some(settings) => settings.reconnect_delay(self.retry()),
                 None => Settings::default().reconnect_delay(self.retry()),
             };
@@ -464,10 +464,10 @@ fn reason_of(error: &BoxError) -> CloseReason {
 }
 
 /// Returns the heartbeat of the handler, or else the heartbeat of the layer, or else the default.
-fn heartbeat<'a>(options: &'a Option<Box<Options>>, recording: &'a Recording) -> Option<&'a Heartbeat> {
+fn heartbeat<'a>(options: &'a Option<Box<Options>>, observation: &'a Observation) -> Option<&'a Heartbeat> {
     let own = options.as_ref().map(|options| &options.heartbeat);
     let own = own.filter(|heartbeat| !matches!(heartbeat, HeartbeatSetting::Inherit));
-    let setting = own.or_else(|| Some(&recording.settings()?.heartbeat));
+    let setting = own.or_else(|| Some(&observation.settings()?.heartbeat));
     setting.unwrap_or(&HeartbeatSetting::Inherit).heartbeat()
 }
 

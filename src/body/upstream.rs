@@ -5,7 +5,7 @@ use super::{
     flush_delay::FlushDelay,
     idle_timer::IdleTimer,
     lines::{ByteOrderMark, EventTracker, LineTracker},
-    recorder::{Outcome, RecordedBody, Recording, poll_recorded},
+    observer::{NextFrame, Observation, ObservedBody, poll_observed},
 };
 use crate::{CloseReason, Heartbeat, event::retry_line, settings::FinalBytes, trace};
 use bytes::Bytes;
@@ -67,7 +67,7 @@ impl<B: Body> ResponseBody<B> {
     /// bytes. If the link is closed, no layer does either, so the size hint of the body stays
     /// exact.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
-        Self::treated(body, Treatment::Encoded(EncodedStream { recording: Recording::new(link), is_ended: false }))
+        Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
 
     /// Creates a body that sends these bytes. The original body is not polled.
@@ -136,13 +136,13 @@ enum Treatment<E> {
 impl<E> Treatment<E> {
     // Not inlined, because most responses only pass through.
     #[inline(never)]
-    fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    fn poll_frame<B>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
     {
         match self {
-            Self::Stream(stream) => poll_recorded(&mut Upstream { stream, body }, cx),
-            Self::Encoded(stream) => poll_recorded(&mut Upstream { stream, body }, cx),
+            Self::Stream(stream) => poll_observed(&mut Upstream { stream, body }, cx),
+            Self::Encoded(stream) => poll_observed(&mut Upstream { stream, body }, cx),
             Self::Replaced(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Replaced(bytes) => Poll::Ready(Some(Ok(Frame::data(mem::take(bytes))))),
         }
@@ -158,7 +158,7 @@ impl<E> Treatment<E> {
 
     fn size_hint<B: Body<Error = E>>(&self, body: &B) -> SizeHint {
         match self {
-            Self::Encoded(stream) if stream.recording.is_without_layers() => body.size_hint(),
+            Self::Encoded(stream) if stream.observation.is_without_layers() => body.size_hint(),
             // Heartbeats change the length, and so does a layer that ends the stream.
             Self::Stream(_) | Self::Encoded(_) => SizeHint::default(),
             Self::Replaced(bytes) => SizeHint::with_exact(bytes.len() as u64),
@@ -174,37 +174,37 @@ struct Upstream<'a, S, B> {
 
 /// An event stream with a `Content-Encoding`. No bytes can be added to it.
 struct EncodedStream {
-    recording: Recording,
+    observation: Observation,
     is_ended: bool,
 }
 
-impl<B> RecordedBody for Upstream<'_, EncodedStream, B>
+impl<B> ObservedBody for Upstream<'_, EncodedStream, B>
 where
     B: Body<Data = Bytes>,
 {
     type Error = B::Error;
 
-    fn recording(&mut self) -> &mut Recording {
-        &mut self.stream.recording
+    fn observation(&mut self) -> &mut Observation {
+        &mut self.stream.observation
     }
 
-    fn poll_next(&mut self, _is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
+    fn poll_next(&mut self, _is_first: bool, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
         let stream = &mut *self.stream;
         if !stream.is_ended {
-            stream.is_ended = stream.recording.poll_end(None, cx).is_ready();
+            stream.is_ended = stream.observation.poll_end(None, cx).is_ready();
         }
         if stream.is_ended {
             return Poll::Ready(None);
         }
         let outcome = ready!(poll_nonempty(self.body.as_mut(), cx));
-        if stream.recording.is_closed() {
+        if stream.observation.is_closed() {
             // A registry has closed the stream during this poll.
-            stream.is_ended = stream.recording.poll_end(None, cx).is_ready();
+            stream.is_ended = stream.observation.poll_end(None, cx).is_ready();
             return Poll::Ready(None);
         }
         stream.is_ended = !matches!(outcome, Some(Ok(_)));
         if let Some(Err(_)) = outcome {
-            record_failure(&mut stream.recording);
+            record_failure(&mut stream.observation);
         }
         Poll::Ready(outcome)
     }
@@ -222,7 +222,7 @@ const MAX_EMPTY_FRAMES: usize = 64;
 /// An HTTP/2 server sends an empty frame as an empty DATA frame. Node.js closes an HTTP/2 session
 /// after 1,000 of them.
 #[inline]
-fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
+fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
     for _ in 0..MAX_EMPTY_FRAMES {
         let polled = body.as_mut().poll_frame(cx);
         match &polled {
@@ -235,16 +235,16 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
 }
 
 /// Records and logs the error that this poll returns.
-fn record_failure(recording: &mut Recording) {
-    recording.set_reason(CloseReason::Error);
+fn record_failure(observation: &mut Observation) {
+    observation.set_reason(CloseReason::Error);
     trace::failed(None);
 }
 
 /// An event stream that another framework or server has written. The layer sees only its bytes.
 struct PassthroughStream<E> {
-    /// The recording. Its link also lets outer layers detect that an inner layer already handles
+    /// The observation. Its link also lets outer layers detect that an inner layer already handles
     /// the stream.
-    recording: Recording,
+    observation: Observation,
     /// Measures the time since the last byte.
     idle_timer: IdleTimer,
     /// `None` if the heartbeat is a comment.
@@ -253,7 +253,7 @@ struct PassthroughStream<E> {
     preamble: Bytes,
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
-    /// Tracks the events if the stream is recorded or its heartbeat is an event.
+    /// Tracks the events if the stream is observed or its heartbeat is an event.
     events: EventTracker,
     phase: Phase<E>,
 }
@@ -275,7 +275,7 @@ enum Phase<E> {
     Draining(Draining),
     /// The data has ended. Before the outcome is returned, the bytes of an incomplete byte order
     /// mark are sent, or the delay before an error passes.
-    Held { outcome: Outcome<E>, delay: FlushDelay },
+    Held { outcome: NextFrame<E>, delay: FlushDelay },
     /// Trailers were returned. Only the end of the body can follow.
     Trailers,
     /// The body is not polled again.
@@ -290,20 +290,20 @@ struct Draining {
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> RecordedBody for Upstream<'_, PassthroughStream<B::Error>, B>
+impl<B> ObservedBody for Upstream<'_, PassthroughStream<B::Error>, B>
 where
     B: Body<Data = Bytes>,
 {
     type Error = B::Error;
 
-    fn recording(&mut self) -> &mut Recording {
-        &mut self.stream.recording
+    fn observation(&mut self) -> &mut Observation {
+        &mut self.stream.observation
     }
 
-    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
+    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
         let stream = &mut *self.stream;
         if is_first {
-            if let Some(settings) = stream.recording.settings() {
+            if let Some(settings) = stream.observation.settings() {
                 stream.preamble = settings.first_retry(None).map(retry_line).unwrap_or_default();
                 let is_event = settings.heartbeat.heartbeat().is_some_and(Heartbeat::is_event);
                 stream.event_heartbeat = is_event.then(Box::default);
@@ -320,7 +320,7 @@ where
 impl<E> PassthroughStream<E> {
     fn new(link: LayerLink) -> Self {
         Self {
-            recording: Recording::new(link),
+            observation: Observation::new(link),
             idle_timer: IdleTimer::default(),
             event_heartbeat: None,
             preamble: Bytes::new(),
@@ -331,7 +331,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    fn poll_next<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    fn poll_next<B>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
     {
@@ -340,7 +340,7 @@ impl<E> PassthroughStream<E> {
             return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.preamble)))));
         }
         match self.phase {
-            Phase::Open | Phase::Draining(_) if self.recording.is_on() => {
+            Phase::Open | Phase::Draining(_) if self.observation.is_on() => {
                 if let Poll::Ready(end) = self.poll_end(cx) {
                     return Poll::Ready(end);
                 }
@@ -357,7 +357,7 @@ impl<E> PassthroughStream<E> {
             }
         }
         let polled = poll_nonempty(body.as_mut(), cx);
-        if matches!((&self.phase, &polled), (Phase::Open, Poll::Ready(_))) && self.recording.is_closed() {
+        if matches!((&self.phase, &polled), (Phase::Open, Poll::Ready(_))) && self.observation.is_closed() {
             // A registry has closed the stream during this poll. Of the data, only the rest of an
             // incomplete event is sent.
             if let Poll::Ready(end) = self.poll_end(cx) {
@@ -384,8 +384,8 @@ impl<E> PassthroughStream<E> {
     }
 
     /// Returns a heartbeat when it is due and the stream is at the start of a line.
-    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
-        let Some(heartbeat) = self.recording.settings().and_then(|settings| settings.heartbeat.heartbeat()) else {
+    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
+        let Some(heartbeat) = self.observation.settings().and_then(|settings| settings.heartbeat.heartbeat()) else {
             return Poll::Pending;
         };
         if matches!(self.phase, Phase::Trailers) || !self.lines.is_at_line_start() {
@@ -408,15 +408,15 @@ impl<E> PassthroughStream<E> {
             event_heartbeat.is_invisible = false;
         }
         self.expect_byte_order_mark();
-        self.recording.record_heartbeat();
+        self.observation.record_heartbeat();
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
     /// Returns ready when a layer ends the stream, and the stream is between events or the deadline
     /// for its event is over.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Open = self.phase {
-            let final_bytes = ready!(self.recording.poll_end(None, cx));
+            let final_bytes = ready!(self.observation.poll_end(None, cx));
             self.phase = Phase::Draining(Draining { final_bytes, deadline: None });
         }
         if !self.events.is_complete() {
@@ -428,7 +428,7 @@ impl<E> PassthroughStream<E> {
     }
 
     /// Ends a draining stream. Sends the final bytes that are legal at the current position.
-    fn end(&mut self) -> Outcome<E> {
+    fn end(&mut self) -> NextFrame<E> {
         // The held bytes of an incomplete byte order mark are discarded.
         self.byte_order_mark = ByteOrderMark::Passed;
         let Phase::Draining(Draining { mut final_bytes, .. }) = mem::replace(&mut self.phase, Phase::Ended) else {
@@ -441,14 +441,14 @@ impl<E> PassthroughStream<E> {
                 final_bytes.retry = Bytes::new();
             }
         }
-        self.recording.record_events(u64::from(!final_bytes.event.is_empty()));
+        self.observation.record_events(u64::from(!final_bytes.event.is_empty()));
         let bytes = final_bytes.into_bytes();
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
     /// Handles the less frequent outcomes: an outcome other than data, data while a byte order mark
     /// is possible, and data while the stream is draining.
-    fn pass<B>(&mut self, outcome: Outcome<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Outcome<E>>
+    fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
     {
@@ -463,7 +463,7 @@ impl<E> PassthroughStream<E> {
                     let complete = self.events.clone().record(&data).complete_at;
                     // Whole events that were read before a shutdown are sent. After a close, they
                     // may be newer than the close.
-                    let is_closed = self.recording.is_closed();
+                    let is_closed = self.observation.is_closed();
                     let end = complete.map(|(first, last)| if is_closed { first } else { last });
                     data.truncate(end.unwrap_or(data.len()));
                 }
@@ -482,10 +482,10 @@ impl<E> PassthroughStream<E> {
     }
 
     /// Returns the held outcome. An error is returned only after the delay.
-    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Outcome<E>> {
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {
             ready!(delay.poll(cx));
-            record_failure(&mut self.recording);
+            record_failure(&mut self.observation);
         }
         let Phase::Held { outcome, .. } = mem::replace(&mut self.phase, Phase::Ended) else {
             return Poll::Ready(None);
@@ -526,12 +526,12 @@ impl<E> PassthroughStream<E> {
         self.byte_order_mark = ByteOrderMark::Passed;
         self.lines.record(data);
         self.idle_timer.reset();
-        if self.recording.is_on() || self.event_heartbeat.is_some() {
-            let recorded = self.events.record(data);
-            self.recording.record_events(recorded.events);
+        if self.observation.is_on() || self.event_heartbeat.is_some() {
+            let observed = self.events.record(data);
+            self.observation.record_events(observed.events);
             if let Some(event_heartbeat) = &mut self.event_heartbeat {
-                event_heartbeat.is_invisible = !recorded.is_visible;
-                if recorded.is_visible {
+                event_heartbeat.is_invisible = !observed.is_visible;
+                if observed.is_visible {
                     event_heartbeat.timer.reset();
                 }
             }

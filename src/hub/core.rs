@@ -15,7 +15,7 @@ use super::{
     id::Epoch,
     janitor,
     node::BackendClient,
-    recording::Recordings,
+    recording::nodes::Recordings,
     registry::Registry,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},

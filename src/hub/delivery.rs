@@ -6,7 +6,7 @@ use super::{
     core::Core,
     error::Error,
     node::{self, BackendClient, DynBackend, Node},
-    recording::Recordings,
+    recording::{keeper, nodes::Recordings},
     topic_state::{self, TopicState},
 };
 use crate::Event;
@@ -46,7 +46,8 @@ impl Node for Core {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
             self.truncate_through(page.evicted_through, now);
         }
-        self.recordings.note(self, &page);
+        self.recordings.note(&page);
+        keeper::start(self);
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
             if !run.iter().any(|(_, record)| Recordings::is_own(record)) {
                 self.deliver_run(run, now);

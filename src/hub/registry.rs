@@ -6,7 +6,7 @@ use super::{
     count_watch::{CountWatch, Wakers},
     error::Error,
     log::{Amount, Retention},
-    recording,
+    recording::beat,
     topic_state::{Contents, TopicState},
 };
 use std::{
@@ -71,7 +71,7 @@ impl Registry {
         let room = config.max_topics.saturating_sub(self.topics.len());
         let mut count = others;
         for name in names.iter().filter(|name| !self.topics.contains_key(*name)) {
-            if **name == *recording::TOPIC {
+            if **name == *beat::TOPIC {
                 return Err(Error::reserved_topic(name));
             }
             if count >= room {

@@ -11,7 +11,7 @@ use crate::{
     random,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// The longest wait for the follower before another attempt.
 const FOLLOWER: Duration = Duration::from_secs(1);
@@ -47,8 +47,14 @@ impl Fence {
 
     /// Waits until this node has read more of the log.
     pub(super) async fn passed(&self, core: &Core) {
-        core.recordings.caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
+        caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
+}
+
+/// Waits until this node has read everything up to this position, or until the deadline. Returns
+/// whether it has.
+pub(super) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
+    timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }
 
 /// Returns the pause after this number of consecutive failures: up to 0.4 s.

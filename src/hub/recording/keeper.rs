@@ -2,7 +2,7 @@
 //! have died.
 
 use super::{
-    append::{Fence, retry_pause},
+    append::{Fence, caught_up, retry_pause},
     beat::{Announced, Beat, Message},
     nodes::{Contact, Local, State},
 };
@@ -31,11 +31,13 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The number of beats in a lease.
 const BEATS: u32 = 3;
 
-/// Starts the keeper. It ends when no node has a recording, or when the hub is dropped. Returns
-/// whether it was started.
-pub(super) fn spawn(core: &Arc<Core>) -> bool {
-    let keeper = keep(Arc::downgrade(core));
-    core.backend.as_ref().is_some_and(|backend| backend.spawn(keeper))
+/// Starts the keeper if the hub has a backend, a node has a recording, and the keeper does not run.
+/// It ends when no node has a recording, or when the hub is dropped.
+pub(in crate::hub) fn start(core: &Arc<Core>) {
+    let Some(backend) = &core.backend else { return };
+    if core.recordings.needs_keeper() && !backend.spawn(keep(Arc::downgrade(core))) {
+        core.recordings.release_keeper();
+    }
 }
 
 async fn keep(core: Weak<Core>) {
@@ -186,7 +188,7 @@ async fn probe(core: &Core, backend: &BackendClient, interval: Duration) -> bool
     let began = Instant::now();
     let deadline = began + interval;
     let through = match timeout_at(deadline, backend.newest()).await {
-        Ok(Some(through)) => core.recordings.caught_up(core, through, deadline).await.then_some(through),
+        Ok(Some(through)) => caught_up(core, through, deadline).await.then_some(through),
         _ => None,
     };
     let contact = &mut core.recordings.state().contact;
@@ -233,7 +235,7 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             Ok(Some(appended)) => {
                 // From here on, this node finishes the topic, even if the other node comes back.
                 (has_published_will, failures) = (true, 0);
-                core.recordings.caught_up(&core, appended.position, Instant::now() + TICK).await;
+                caught_up(&core, appended.position, Instant::now() + TICK).await;
             }
             Ok(None) => fence.passed(&core).await,
             Err(_) => {

@@ -1,13 +1,13 @@
 //! Recordings: streams that are produced into a topic, independently of any client.
 
 mod append;
-mod beat;
-mod keeper;
-mod nodes;
+pub(super) mod beat;
+pub(super) mod keeper;
+pub(super) mod nodes;
+mod outcome;
 mod task;
 
-pub(super) use beat::TOPIC;
-pub(super) use nodes::Recordings;
+pub use outcome::Outcome;
 
 use self::{
     beat::Announced,
@@ -67,42 +67,6 @@ struct Settings {
     end: Option<Event>,
     on_error: Option<Box<dyn FnOnce(BoxError) -> Option<Event> + Send>>,
     on_stop: Option<Box<dyn FnOnce(Outcome) -> Option<Event> + Send>>,
-}
-
-/// The ways a [`Recording`] ends. Its topic is finished in each case.
-///
-/// # Examples
-///
-/// ```
-/// use tower_sse::{Event, hub::{Hub, Outcome}};
-///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() {
-/// let job = Hub::new().topic("jobs/7");
-/// let recording = job.record(tokio_stream::iter([Ok(Event::new("half")), Err("the disk is full")])).start();
-/// assert_eq!(recording.outcome().await, Outcome::Failed);
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The stream has ended.
-    Finished,
-    /// The stream returned an error or panicked, or an event could not be published.
-    Failed,
-    /// [`Recording::stop`] or [`Topic::stop_recording`](super::Topic::stop_recording) was called.
-    Stopped,
-    /// The topic had no subscribers for the time of [`Recorder::abandon_after`].
-    Abandoned,
-    /// The recording has reached its [`time_limit`](Recorder::time_limit).
-    TimedOut,
-    /// The recording did not end by itself:
-    ///
-    /// - [`Topic::finish`](super::Topic::finish) was called,
-    /// - or another node has published the [`will`](Recorder::will), because this node did not
-    ///   renew its [`lease`](Recorder::lease) in time,
-    /// - or the hub was [shut down](super::Hub::shutdown) or
-    ///   [drained](super::Hub::drain_recordings).
-    Interrupted,
 }
 
 /// A handle to a recording: a task that publishes a stream into a topic.

@@ -1,15 +1,11 @@
 //! The recordings of this node and of the others, as far as this node has read the log.
 
 use super::{
-    Outcome,
     beat::{Announced, Beat, Message},
-    keeper,
+    outcome::Outcome,
 };
 use crate::{
-    hub::{
-        backend::{Page, Position, Record, RecordKind},
-        core::Core,
-    },
+    hub::backend::{Page, Position, Record, RecordKind},
     random,
 };
 use bytes::Bytes;
@@ -24,7 +20,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, timeout_at},
+    time::Instant,
 };
 
 /// The recordings of all nodes.
@@ -160,18 +156,15 @@ impl Recordings {
     }
 
     /// Adds a recording of this node.
-    pub(super) fn add(&self, core: &Arc<Core>, local: &Arc<Local>) {
+    /// `last` is the end of the log, if the hub has a backend.
+    pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
-        if let Some(backend) = &core.backend {
-            local.lock().started_at = backend.last().max(state.noted_through);
-            state.keep(core);
+        if let Some(last) = last {
+            local.lock().started_at = last.max(state.noted_through);
         }
         drop(state);
         self.running.send_modify(|running| *running += 1);
-        if core.is_shut_down() {
-            local.end();
-        }
         self.changed.notify_one();
     }
 
@@ -223,7 +216,7 @@ impl Recordings {
     }
 
     /// Notes the records of a page. The caller adds them to the topics afterwards.
-    pub(in crate::hub) fn note(&self, core: &Arc<Core>, page: &Page) {
+    pub(in crate::hub) fn note(&self, page: &Page) {
         let mut state = self.state();
         let noted_through = state.noted_through;
         if page.evicted_through > noted_through {
@@ -240,9 +233,19 @@ impl Recordings {
             }
         }
         state.noted_through = state.noted_through.max(page.through);
-        if state.peers.values().any(|peer| !peer.recordings.is_empty()) {
-            state.keep(core);
-        }
+    }
+
+    /// Returns `true` if the keeper has to be started. The caller starts it, and
+    /// calls [`release_keeper`](Self::release_keeper) if that fails.
+    pub(super) fn needs_keeper(&self) -> bool {
+        let mut state = self.state();
+        let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
+        has_recordings && !std::mem::replace(&mut state.is_kept, true)
+    }
+
+    /// Notes that the keeper does not run.
+    pub(super) fn release_keeper(&self) {
+        self.state().is_kept = false;
     }
 
     /// Removes the records that are not for the topics.
@@ -265,12 +268,6 @@ impl Recordings {
         }
         drop(state);
         self.progressed.notify_waiters();
-    }
-
-    /// Waits until everything up to this position is read, or until the deadline. Returns whether
-    /// it is.
-    pub(super) async fn caught_up(&self, core: &Core, through: Position, deadline: Instant) -> bool {
-        timeout_at(deadline, self.progressed(|| core.committed() >= through)).await.is_ok()
     }
 
     /// Waits until the condition is true. It is checked when this node has read a page, and when it
@@ -298,14 +295,6 @@ impl Recordings {
 }
 
 impl State {
-    /// Starts the [keeper](super::keeper) if it does not run: the task that announces the
-    /// recordings of this node, and takes over those of dead nodes.
-    fn keep(&mut self, core: &Arc<Core>) {
-        if !self.is_kept {
-            self.is_kept = keeper::spawn(core);
-        }
-    }
-
     /// Notes the end of the keeper if there are no recordings and no other nodes. The keeper calls
     /// this, and ends if the result is `true`.
     pub(super) fn release_keeper(&mut self) -> bool {
@@ -436,7 +425,7 @@ impl Local {
     }
 
     /// Ends the recording, which publishes nothing more.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
     }

@@ -1,9 +1,11 @@
 //! The task of a recording: it reads the stream and publishes its events.
 
 use super::{
-    Outcome, Settings,
+    Settings,
     append::{self, Failure},
+    keeper,
     nodes::Local,
+    outcome::Outcome,
 };
 use crate::{
     BoxError, EncodedEvents, Event, SseItem,
@@ -11,6 +13,7 @@ use crate::{
     hub::{
         backend::{Record, RecordKind},
         core::Core,
+        node::BackendClient,
         topic::check_name,
     },
 };
@@ -85,7 +88,11 @@ pub(super) struct Registered {
 
 impl Registered {
     pub(super) fn new(core: Arc<Core>, local: Arc<Local>) -> Self {
-        core.recordings.add(&core, &local);
+        core.recordings.add(&local, core.backend.as_ref().map(BackendClient::last));
+        if core.is_shut_down() {
+            local.end();
+        }
+        keeper::start(&core);
         Self { core, local }
     }
 }

@@ -1,8 +1,8 @@
 //! Records the life of a stream (counters, span, reason of its end), and ends the stream when a
 //! layer requests it.
 //!
-//! This file implements the recording for both kinds of bodies: [`poll_recorded`] runs each poll of
-//! a body, and [`Recording`] is the body's part of the state. A body reports only the facts that
+//! This file implements the observation for both kinds of bodies: [`poll_observed`] runs each poll of
+//! a body, and [`Observation`] is the body's part of the state. A body reports only the facts that
 //! its frames do not show: events, heartbeats, and the reason of its end.
 
 use super::{
@@ -28,7 +28,7 @@ use std::{
 use tokio::time::Instant;
 
 /// The result of a body's `poll_frame`.
-pub(super) type Outcome<E> = Option<Result<Frame<Bytes>, E>>;
+pub(super) type NextFrame<E> = Option<Result<Frame<Bytes>, E>>;
 
 /// The `on_close` of a handler, and the time when the handler set it.
 pub(crate) type OnClose = (Instant, Callback);
@@ -48,12 +48,12 @@ pub(crate) struct HandlerEnd {
     pub(crate) is_finite: bool,
 }
 
-/// A body that reports its first poll, its frames and its end to a recorder, for metrics, spans,
+/// A body that reports its first poll, its frames and its end to an observer, for metrics, spans,
 /// limits and `on_close`.
-pub(super) trait RecordedBody {
+pub(super) trait ObservedBody {
     type Error;
 
-    fn recording(&mut self) -> &mut Recording;
+    fn observation(&mut self) -> &mut Observation;
 
     /// Takes the settings of the handler out of the body, before the first poll.
     fn take_handler_end(&mut self) -> HandlerEnd {
@@ -61,7 +61,7 @@ pub(super) trait RecordedBody {
     }
 
     /// Produces the next frame.
-    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<Outcome<Self::Error>>;
+    fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<NextFrame<Self::Error>>;
 
     /// Returns whether the body has handed its last frame to the transport.
     fn is_over(&self) -> bool;
@@ -69,53 +69,53 @@ pub(super) trait RecordedBody {
 
 /// Polls a body for its next frame, in the span of the stream, and records the frame.
 #[inline]
-pub(super) fn poll_recorded<B: RecordedBody>(body: &mut B, cx: &mut Context<'_>) -> Poll<Outcome<B::Error>> {
-    let is_first = body.recording().link.is_open();
+pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
+    let is_first = body.observation().link.is_open();
     if is_first {
         let handler = body.take_handler_end();
-        body.recording().begin(handler);
+        body.observation().begin(handler);
     }
-    let _entered = body.recording().recorder.as_mut().map(|recorder| recorder.enter());
+    let _entered = body.observation().observer.as_mut().map(|observer| observer.enter());
     let polled = body.poll_next(is_first, cx);
-    if body.recording().is_on() {
+    if body.observation().is_on() {
         let is_over = match &polled {
             Poll::Pending => false,
             Poll::Ready(Some(Ok(_))) => body.is_over(),
             Poll::Ready(_) => true,
         };
-        if let Some(recorder) = &mut body.recording().recorder {
-            recorder.leave(&polled, is_over);
+        if let Some(observer) = &mut body.observation().observer {
+            observer.leave(&polled, is_over);
         }
     }
     polled
 }
 
 /// The part of a body that belongs to the layers around it: the link to their settings, and the
-/// recorder of the stream.
-pub(super) struct Recording {
+/// observer of the stream.
+pub(super) struct Observation {
     link: LayerLink,
-    /// The recorder. Set by the first poll if something has to be recorded.
-    recorder: Option<Box<StreamRecorder>>,
+    /// The observer. Set by the first poll if something has to be observed.
+    observer: Option<Box<StreamObserver>>,
 }
 
-impl Recording {
+impl Observation {
     pub(super) fn new(link: LayerLink) -> Self {
-        Self { link, recorder: None }
+        Self { link, observer: None }
     }
 
     fn begin(&mut self, handler: HandlerEnd) {
         if let Some((parent, layers)) = self.link.close() {
             let span = trace::Span::begin(&parent, layers.iter().map(|layer| &layer.request));
-            self.recorder = StreamRecorder::new(handler, layers, span, metrics::Stream::begin());
+            self.observer = StreamObserver::new(handler, layers, span, metrics::Stream::begin());
         }
     }
 
-    /// Returns the recorder of a body that is dropped before its first poll. Such a body does not
-    /// count as a stream in metrics and spans. Its `on_close` callback runs when the recorder is
+    /// Returns the observer of a body that is dropped before its first poll. Such a body does not
+    /// count as a stream in metrics and spans. Its `on_close` callback runs when the observer is
     /// dropped.
-    pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamRecorder>> {
+    pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamObserver>> {
         let (_, layers) = self.link.close()?;
-        StreamRecorder::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
+        StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
     }
 
     /// Returns the settings of the innermost layer, or `None` until the body is first polled.
@@ -128,17 +128,17 @@ impl Recording {
         self.link.is_closed_without_layers()
     }
 
-    /// Returns whether the stream is recorded.
+    /// Returns whether the stream is observed.
     #[inline]
     pub(super) fn is_on(&self) -> bool {
-        self.recorder.is_some()
+        self.observer.is_some()
     }
 
     /// Returns ready when a layer ends the stream, with the bytes to send before the end.
     #[inline]
     pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
-        match &mut self.recorder {
-            Some(recorder) => recorder.poll_end(retry, cx),
+        match &mut self.observer {
+            Some(observer) => observer.poll_end(retry, cx),
             None => Poll::Pending,
         }
     }
@@ -146,7 +146,7 @@ impl Recording {
     /// Returns whether the stream is in a registry.
     #[inline]
     pub(super) fn is_registered(&self) -> bool {
-        self.recorder.as_ref().is_some_and(|recorder| !recorder.registrations.is_empty())
+        self.observer.as_ref().is_some_and(|observer| !observer.registrations.is_empty())
     }
 
     /// Returns whether a registry closed the stream after the last [`poll_end`](Self::poll_end).
@@ -154,55 +154,55 @@ impl Recording {
     /// published after the close.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
-        self.recorder.as_ref().is_some_and(|recorder| recorder.is_closed())
+        self.observer.as_ref().is_some_and(|observer| observer.is_closed())
     }
 
     /// Sets the reason of the end. It becomes effective when the last frame has been handed out.
     pub(super) fn set_reason(&mut self, reason: CloseReason) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.set_reason(reason);
+        if let Some(observer) = &mut self.observer {
+            observer.set_reason(reason);
         }
     }
 
     /// Records events of the frame that this poll hands out.
     #[inline]
     pub(super) fn record_events(&mut self, events: u64) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.record_events(events);
+        if let Some(observer) = &mut self.observer {
+            observer.record_events(events);
         }
     }
 
     /// Records that the frame that this poll hands out is a heartbeat.
     pub(super) fn record_heartbeat(&mut self) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.heartbeats += 1;
-            recorder.counts.heartbeat_sent();
+        if let Some(observer) = &mut self.observer {
+            observer.heartbeats += 1;
+            observer.counts.heartbeat_sent();
         }
     }
 
     /// Stores the number of events of a chunk that is kept for the next frame.
     pub(super) fn defer_events(&mut self, events: u64) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.deferred_events = events;
+        if let Some(observer) = &mut self.observer {
+            observer.deferred_events = events;
         }
     }
 
     /// Takes the number of events of the chunk that was kept for this frame.
     #[inline]
     pub(super) fn take_deferred_events(&mut self) -> u64 {
-        self.recorder.as_mut().map_or(0, |recorder| mem::take(&mut recorder.deferred_events))
+        self.observer.as_mut().map_or(0, |observer| mem::take(&mut observer.deferred_events))
     }
 }
 
 /// Runs the callbacks of the layers if the body was never polled.
-impl Drop for Recording {
+impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));
     }
 }
 
 /// Records one stream, from its response to the drop of its body.
-pub(super) struct StreamRecorder {
+pub(super) struct StreamObserver {
     began: Instant,
     events: u64,
     bytes: u64,
@@ -237,8 +237,8 @@ enum Progress {
     Over,
 }
 
-impl StreamRecorder {
-    /// Creates the recorder of a stream that has passed through these layers. Returns `None` if
+impl StreamObserver {
+    /// Creates the observer of a stream that has passed through these layers. Returns `None` if
     /// there is nothing to record.
     fn new(
         handler: HandlerEnd,
@@ -246,15 +246,15 @@ impl StreamRecorder {
         span: trace::Span,
         counts: metrics::Stream,
     ) -> Option<Box<Self>> {
-        let is_recorded = layers.iter().any(AppliedLayer::is_recorded);
+        let is_observed = layers.iter().any(AppliedLayer::is_observed);
         let HandlerEnd { on_close, end_when, max_lifetime, is_finite } = handler;
         let is_ended = end_when.is_some() || max_lifetime.is_some();
-        if on_close.is_none() && !is_ended && !span.is_on() && !counts.is_on() && !is_recorded {
+        if on_close.is_none() && !is_ended && !span.is_on() && !counts.is_on() && !is_observed {
             return None;
         }
         let began = on_close.as_ref().map(|(at, _)| *at);
         let began = began.or_else(|| layers.iter().find_map(|layer| layer.at)).unwrap_or_else(Instant::now);
-        let mut recorder = Self {
+        let mut observer = Self {
             began,
             events: 0,
             bytes: 0,
@@ -271,30 +271,30 @@ impl StreamRecorder {
             span,
             counts,
         };
-        recorder.end_signals.extend(end_when.map(|future| EndSignal::When(Mutex::new(future))));
-        recorder.end_signals.extend(max_lifetime.map(|time| EndSignal::MaxLifetime(Lifetime::exactly(time))));
+        observer.end_signals.extend(end_when.map(|future| EndSignal::When(Mutex::new(future))));
+        observer.end_signals.extend(max_lifetime.map(|time| EndSignal::MaxLifetime(Lifetime::exactly(time))));
         for mut layer in layers {
             let settings = &layer.settings;
             if let Some(token) = &settings.shutdown {
                 // Each stream gets a child token. Every poll locks its token, and the lock of a
                 // shared token would be contended.
                 let token = token.child_token();
-                recorder.end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
+                observer.end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
             }
             if let Some(max) = settings.max_lifetime {
-                recorder.end_signals.push(EndSignal::MaxLifetime(Lifetime::with_jitter(max)));
+                observer.end_signals.push(EndSignal::MaxLifetime(Lifetime::with_jitter(max)));
             }
-            if let Some(on_close) = settings.on_close.as_ref().filter(|on_close| !recorder.calls(on_close)) {
-                recorder.layers.push(Arc::clone(on_close));
+            if let Some(on_close) = settings.on_close.as_ref().filter(|on_close| !observer.calls(on_close)) {
+                observer.layers.push(Arc::clone(on_close));
             }
-            recorder.permits.append(&mut layer.permits);
-            recorder.registrations.reserve_exact(layer.registrations.len());
-            recorder.registrations.extend(layer.registrations.into_iter().map(CloseSignal::new));
+            observer.permits.append(&mut layer.permits);
+            observer.registrations.reserve_exact(layer.registrations.len());
+            observer.registrations.extend(layer.registrations.into_iter().map(CloseSignal::new));
         }
         // Most streams have one of each, and a `Vec` reserves the memory of four.
-        recorder.end_signals.shrink_to_fit();
-        recorder.layers.shrink_to_fit();
-        Some(Box::new(recorder))
+        observer.end_signals.shrink_to_fit();
+        observer.layers.shrink_to_fit();
+        Some(Box::new(observer))
     }
 
     fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
@@ -350,7 +350,7 @@ impl StreamRecorder {
 
     /// Records the frame that a poll returned, and whether it was the last frame.
     #[inline]
-    fn leave<E>(&mut self, polled: &Poll<Outcome<E>>, is_over: bool) {
+    fn leave<E>(&mut self, polled: &Poll<NextFrame<E>>, is_over: bool) {
         if let Poll::Ready(Some(Ok(frame))) = polled {
             let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
             self.bytes += bytes;
@@ -367,7 +367,7 @@ impl StreamRecorder {
     }
 }
 
-impl Drop for StreamRecorder {
+impl Drop for StreamObserver {
     fn drop(&mut self) {
         let reason = match self.progress {
             Progress::Over => self.reason.unwrap_or(CloseReason::Finished),
@@ -384,7 +384,7 @@ impl Drop for StreamRecorder {
         // The permits are released before the callbacks run, so that a callback observes them as
         // released.
         drop(mem::take(&mut self.permits));
-        contain_panic("metrics recorder", || self.counts.ended(&summary));
+        contain_panic("metrics observer", || self.counts.ended(&summary));
         contain_panic("tracing subscriber", || self.span.ended(&summary));
         let _entered = self.span.enter();
         if let Some(on_close) = self.on_close.get_mut().unwrap_or_else(PoisonError::into_inner).take() {

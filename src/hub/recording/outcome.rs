@@ -1,0 +1,37 @@
+/// The ways a [`Recording`](super::Recording) ends. Its topic is finished in each case.
+///
+/// # Examples
+///
+/// ```
+/// use tower_sse::{Event, hub::{Hub, Outcome}};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let job = Hub::new().topic("jobs/7");
+/// let recording = job.record(tokio_stream::iter([Ok(Event::new("half")), Err("the disk is full")])).start();
+/// assert_eq!(recording.outcome().await, Outcome::Failed);
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The stream has ended.
+    Finished,
+    /// The stream returned an error or panicked, or an event could not be published.
+    Failed,
+    /// [`Recording::stop`](super::Recording::stop) or
+    /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.
+    Stopped,
+    /// The topic had no subscribers for the time of
+    /// [`abandon_after`](super::Recorder::abandon_after).
+    Abandoned,
+    /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
+    TimedOut,
+    /// The recording did not end by itself:
+    ///
+    /// - [`Topic::finish`](crate::hub::Topic::finish) was called,
+    /// - or another node has published the [`will`](super::Recorder::will), because this node did not
+    ///   renew its [`lease`](super::Recorder::lease) in time,
+    /// - or the hub was [shut down](crate::hub::Hub::shutdown) or
+    ///   [drained](crate::hub::Hub::drain_recordings).
+    Interrupted,
+}
