@@ -32,7 +32,7 @@ enum Call {
     /// The response asks for the preamble. The vector collects the offers of the streams inside the
     /// adapters.
     Asks(Vec<Preamble>),
-    /// The response polls the stream for the first time.
+    /// The response is polling the stream for the first time.
     PollsFirst,
 }
 

@@ -250,9 +250,9 @@ impl std::error::Error for Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SubscriptionError {
-    /// The client was slower than the retention of its topics, under
-    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), or as a
-    /// [`Listener`](super::Listener).
+    /// The client was slower than the retention of its topics. A subscription ends with this error
+    /// under [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), and a
+    /// [`Listener`](super::Listener) always.
     Lagged,
     /// The hub was [shut down](super::Hub::shutdown), or the log of its backend was replaced by
     /// another log.

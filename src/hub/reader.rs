@@ -52,7 +52,8 @@ pub(super) struct Reader {
 
 /// The wait of a subscription for the next change of its only topic.
 pub(super) struct Wait {
-    /// The waker that the topic has.
+    /// A copy of the waker that is registered with the topic. A poll with another waker registers
+    /// that one.
     waker: Waker,
     /// The version of the topic when the wait began.
     version: u64,

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The name of the topic for the announcements.
+/// The topic in which each node announces the keys whose streams it closes.
 const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a failed announcement is published again, and before a subscription that has
 /// ended is replaced.

@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The number of bytes that are gathered before they are written.
+/// The maximum number of bytes that are gathered for one write.
 const MAX_GATHERED: usize = 64 * 1024;
 
 /// The limits of one poll of a connection. Only the task of the connection uses it. It is `Sync`

@@ -32,7 +32,7 @@ pin_project! {
     }
 }
 
-/// The direction from the server to the client.
+/// The state of a connection for the direction from the server to the client.
 #[derive(Debug)]
 struct Output {
     /// The bytes that are ready and not written yet, because the socket was full. They are written
@@ -68,7 +68,7 @@ struct Input {
 pub(super) enum Ended {
     /// The next request follows, with these bytes of it.
     KeepAlive(Bytes),
-    /// The server closes the connection. Everything is written.
+    /// The stream is over and completely written, and the server closes the connection.
     Close,
     /// The client has closed the connection, the connection is broken, or it is dropped.
     Disconnected,

@@ -100,7 +100,8 @@ pub(super) struct Foreign {
     pub(super) has_will: bool,
     /// Set while this node is publishing the will.
     pub(super) is_claimed: bool,
-    /// Set if the node announces the recording no more, although its topic is not finished.
+    /// Set if the newest beat of the node does not have the recording any more, although its topic is
+    /// not finished. Another node then takes over at once.
     pub(super) is_orphan: bool,
 }
 
@@ -270,8 +271,8 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Waits until the condition is true. It is checked when this node has read a page, and when it
-    /// has announced its recordings.
+    /// Waits until the condition is true. It is checked at once, after each page that this node
+    /// reads, and after each beat that it appends.
     pub(super) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());

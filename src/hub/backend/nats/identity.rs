@@ -51,7 +51,7 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 /// events.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// What a node knows about its log.
+/// The identity of the log that a node uses, and the messages by which the node recognizes it.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload of each mark of the log.

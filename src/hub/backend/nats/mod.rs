@@ -253,7 +253,8 @@ impl NatsBackend {
         self
     }
 
-    /// Sets the timeout of a request, at most one hour. Default: 2 seconds.
+    /// Sets the timeout of a request. Default: 2 seconds. A longer time than one hour counts as one
+    /// hour.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(Duration::from_secs(60 * 60));

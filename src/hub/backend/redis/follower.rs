@@ -108,7 +108,8 @@ impl RedisBackend {
     /// Adds a mark to the log if this process knows of lost entries that the log does not report
     /// yet. A mark is an entry that reports the loss to all readers.
     ///
-    /// A failed attempt is repeated before the next page.
+    /// `after` is the cursor of the follower. If this fails, the follower calls it again before it
+    /// reads the next page.
     async fn mark(&self, after: Position) {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };

@@ -310,7 +310,7 @@ impl RedisBackend {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the number of entries whose total size is about this many bytes.
+    /// Estimates how many entries have this total size, for the `COUNT` of a read.
     fn count(&self, bytes: usize) -> usize {
         (bytes / self.entry_size.load(Relaxed).max(1)).clamp(1, MAX_ENTRIES)
     }
