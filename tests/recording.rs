@@ -64,12 +64,19 @@ async fn whole_stream_and_its_end_are_published_without_clients() {
 #[tokio::test(start_paused = true)]
 async fn events_of_encoded_items_are_published_one_by_one() {
     let topic = Hub::new().topic("encoded");
-    let item: EncodedEvents =
-        [Event::new("a\nb").id(1), Event::default().event("x"), Event::new("id: 7\n\n").event("y"), Event::new("")]
-            .into_iter()
-            .collect();
-    topic.record(tokio_stream::once(item)).start().outcome().await;
-    assert_eq!(all(&topic).await, ["message: a\nb", "x: ", "y: id: 7\n\n", "message: "]);
+    let item: EncodedEvents = [
+        Event::new("a\nb").id(1),
+        Event::default().event("x"),
+        Event::new("id: 7\n\n").event("y"),
+        // The name is in front of the id, and the third event has no field.
+        Event::new("c").id(2).event("z"),
+        Event::default(),
+        Event::new(""),
+    ]
+    .into_iter()
+    .collect();
+    topic.record(tokio_stream::once(item)).end_with(Event::new("end").id(3).event("w")).start().outcome().await;
+    assert_eq!(all(&topic).await, ["message: a\nb", "x: ", "y: id: 7\n\n", "z: c", "message: ", "w: end"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -202,6 +209,27 @@ async fn recording_without_subscribers_is_abandoned() {
     assert_eq!(recording.outcome().await, Outcome::Abandoned);
     let without = begun.elapsed() - (29 + 4 * 48) * SECOND;
     assert!(without >= 2 * SECOND && without < 4 * SECOND, "{without:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn topic_with_a_subscriber_is_never_abandoned() {
+    let topic = Hub::new().topic("a");
+    let (_sender, items) = channel();
+    let _subscription = topic.subscribe(Start::Earliest).await.unwrap();
+    let recording = topic.record(items).abandon_after(Duration::ZERO).start();
+    assert!(timeout(10 * SECOND, recording.outcome()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_or_reserved_will_fails_the_recording() {
+    let hub = Hub::new();
+    for (number, will) in [Event::new("x".repeat(20_000)), Event::new("").event("gap")].into_iter().enumerate() {
+        let topic = hub.topic(format!("{number}"));
+        let recording =
+            topic.record(channel().1).will(will).on_error(|error| Some(Event::display(error).event("failed"))).start();
+        assert_eq!(recording.outcome().await, Outcome::Failed);
+        assert!(all(&topic).await[0].starts_with("failed: the "));
+    }
 }
 
 #[tokio::test(start_paused = true)]

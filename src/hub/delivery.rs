@@ -42,12 +42,13 @@ impl Node for Core {
     /// Adds the records of the next page to the topics.
     fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
+        // Before any of it is committed.
+        self.recordings.note(&page);
+        keeper::start(self);
         if page.evicted_through > self.committed() {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
             self.truncate_through(page.evicted_through, now);
         }
-        self.recordings.note(&page);
-        keeper::start(self);
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
             if !run.iter().any(|(_, record)| Recordings::is_own(record)) {
                 self.deliver_run(run, now);

@@ -227,15 +227,17 @@ async fn topic_can_be_recorded_again() {
 async fn late_sign_of_life_revives_no_recording() {
     let shared = Shared::new(PLENTY);
     let _hubs = two(&shared, Hub::builder).await;
-    let beat = |id| {
-        let text = json!({ "node": 7, "lease": 2000, "recordings": [["a", id, "data: will\n\n", false]], "watching": [], "first": true, "last": true });
+    let beat = |id, number| {
+        let text = json!({ "node": 7, "beat": number, "lease": 2000, "recordings": [["a", id, "data: will\n\n", false]], "watching": [], "first": true, "last": true });
         Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
     };
     let connection = shared.connect();
-    for (id, expected) in [(1, &["will", "."][..]), (1, &["will", "."]), (2, &["will", ".", "will", "."])] {
-        connection.append(vec![beat(id)]).await.unwrap();
+    // The last two are late beats of a recording that nobody knew before the end of its topic, and of
+    // an earlier number.
+    for (id, number) in [(1, 1), (1, 2), (2, 3), (3, 2)] {
+        connection.append(vec![beat(id, number)]).await.unwrap();
         sleep(SECOND * 4).await;
-        assert_eq!(log(&shared, "a"), expected);
+        assert_eq!(log(&shared, "a"), ["will", "."], "{id}");
     }
 }
 
@@ -372,7 +374,56 @@ async fn topic_of_the_nodes_is_reserved() {
             assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::ReservedTopic, 400));
         }
     }
-    assert_eq!(log(&shared, "tower-sse/nodes"), [""; 0]);
+    let forged = Event::new(r#"{"stop":"a"}"#);
+    for hub in [&hubs[0], &Hub::new()] {
+        let recording = record(hub, "tower-sse/nodes", tokio_stream::once(forged.clone())).start();
+        assert_eq!(timeout(SECOND, recording.outcome()).await, Ok(Outcome::Interrupted));
+    }
+    assert!(log(&shared, "tower-sse/nodes").iter().all(|record| record.contains("\"recordings\":[]")));
+}
+
+/// The node is cut off during an append. When it comes back, it reads that another node has finished
+/// the topic, and a request to stop.
+#[tokio::test(start_paused = true)]
+async fn stopped_recording_publishes_nothing_after_the_end() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    for round in 0..40 {
+        let topic = format!("a/{round}");
+        let (sender, items) = channel();
+        let recording = hubs[0].topic(&topic).record(items).on_stop(|_| Some(Event::new("stopped"))).start();
+        sleep(SECOND).await;
+        connections[0].set(Mode::Fails);
+        sender.send(Event::new("1")).unwrap();
+        sleep(SECOND).await;
+        hubs[1].topic(&topic).finish().await.unwrap();
+        hubs[1].topic(&topic).stop_recording().await.unwrap();
+        sleep(Duration::from_millis(round * 17)).await;
+        connections[0].set(Mode::Works);
+        timeout(SECOND * 5, recording.outcome()).await.expect("it ends");
+        assert_eq!(log(&shared, &topic), ["."]);
+    }
+}
+
+/// A node publishes its own will, and dies before it finishes the topic.
+#[tokio::test(start_paused = true)]
+async fn will_of_a_drained_node_is_not_repeated() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (_sender, items) = channel();
+    let _recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    let drained = tokio::spawn({
+        let hub = hubs[0].clone();
+        async move { hub.drain_recordings(Duration::ZERO).await }
+    });
+    while !log(&shared, "a").contains(&"will".to_owned()) {
+        tokio::task::yield_now().await;
+    }
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE * 3).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+    drained.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,6 +36,8 @@ pub(super) struct Beat {
     pub(super) recordings: Vec<Announced>,
     /// The topics of other nodes' recordings that have subscribers on this node.
     pub(super) watching: HashSet<Arc<str>>,
+    /// The number of the beat, the same in all parts. It increases.
+    pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
 }
@@ -94,6 +96,7 @@ impl Message {
                 "lease": u64::try_from(beat.lease.as_millis()).unwrap_or(u64::MAX),
                 "recordings": beat.recordings.iter().map(Announced::to_json).collect::<Vec<_>>(),
                 "watching": beat.watching.iter().map(|topic| &**topic).collect::<Vec<_>>(),
+                "beat": beat.number,
                 "first": beat.is_first,
                 "last": beat.is_last,
             }),
@@ -103,7 +106,7 @@ impl Message {
 
     /// Parses a record. `None` if another program has written it, or another version of this crate.
     pub(super) fn parse(record: &Record) -> Option<Self> {
-        let text = record.event.strip_prefix(b"data: ")?;
+        let text = record.event.strip_prefix(b"data: ").filter(|_| record.kind == RecordKind::State)?;
         let message: Value = serde_json::from_slice(text).ok()?;
         if let Some(topic) = message["stop"].as_str() {
             return Some(Self::Stop(topic.into()));
@@ -114,6 +117,7 @@ impl Message {
             lease: Duration::from_millis(message["lease"].as_u64()?).clamp(shortest, longest),
             recordings: message["recordings"].as_array()?.iter().map(Announced::parse).collect::<Option<_>>()?,
             watching: message["watching"].as_array()?.iter().filter_map(|topic| Some(topic.as_str()?.into())).collect(),
+            number: message["beat"].as_u64()?,
             is_first: message["first"].as_bool()?,
             is_last: message["last"].as_bool()?,
         }))
@@ -134,7 +138,7 @@ impl Announced {
             will: Bytes::copy_from_slice(will.as_bytes()),
             needs_subscribers: value[3].as_bool()?,
         })
-        .filter(|_| is_event)
+        .filter(|announced| is_event && *announced.topic != *TOPIC)
     }
 }
 
@@ -150,6 +154,7 @@ mod tests {
             lease: Duration::from_secs(10),
             recordings: vec![announced(1, Bytes::new()), announced(u64::MAX, will)],
             watching: HashSet::from(["x".into(), "\"".into()]),
+            number: 7,
             is_first: true,
             is_last: true,
         }

@@ -17,7 +17,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::HashSet,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -78,8 +78,9 @@ struct Plan {
 impl Plan {
     /// Returns `None` if there is nothing left to do.
     fn new(core: &Core) -> Option<Self> {
-        let mut state = core.recordings.state();
-        if state.release_keeper() {
+        let is_shut_down = core.is_shut_down();
+        let state = core.recordings.state();
+        if state.is_idle() || (is_shut_down && state.locals().next().is_none()) {
             return None;
         }
         let locals: Vec<_> = state.locals().cloned().collect();
@@ -109,15 +110,16 @@ impl Keeper {
                 // The other nodes need not wait for the end of the lease.
                 let _result = self.beat(core, backend, None, super::LEASE).await;
             }
-            return None;
+            let is_released = core.is_shut_down() || core.recordings.state().release_keeper();
+            return (!is_released).then(Instant::now);
         };
         let interval = plan.shortest / BEATS;
         let now = Instant::now();
         // The end of a lease is noticed only by a node that has just read the whole log.
-        let max_age = if plan.has_dead_peers { RETRY } else { interval / 2 };
+        let max_age = if plan.has_dead_peers { RETRY.min(interval / 2) } else { interval / 2 };
         let contact = core.recordings.state().contact.last;
         let is_in_contact = contact.is_some_and(|last| now.duration_since(last) < max_age);
-        if !is_in_contact && !probe(core, backend, interval).await {
+        if !is_in_contact && !probe(core, backend, plan.lease / BEATS, interval * 2).await {
             return Some(Instant::now() + RETRY);
         }
         let lease = plan.lease;
@@ -143,8 +145,9 @@ impl Keeper {
         let beat = Beat {
             node: core.recordings.node,
             lease,
-            recordings: locals.iter().map(|local| local.announced.clone()).collect(),
+            recordings: locals.iter().map(|local| local.announcement()).collect(),
             watching: watching.clone(),
+            number: core.recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,
             is_last: true,
         };
@@ -184,9 +187,10 @@ impl Keeper {
 }
 
 /// Asks for the end of the log, and waits until this node has read it. Returns whether it has.
-async fn probe(core: &Core, backend: &BackendClient, interval: Duration) -> bool {
+/// A longer time than `longest_gap` since the last such contact counts as an outage.
+async fn probe(core: &Core, backend: &BackendClient, time: Duration, longest_gap: Duration) -> bool {
     let began = Instant::now();
-    let deadline = began + interval;
+    let deadline = began + time;
     let through = match timeout_at(deadline, backend.newest()).await {
         Ok(Some(through)) => caught_up(core, through, deadline).await.then_some(through),
         _ => None,
@@ -199,10 +203,10 @@ async fn probe(core: &Core, backend: &BackendClient, interval: Duration) -> bool
     }
     // This node was paused, or had lost its connection. The other nodes may have had the same
     // outage, so they get a whole lease from here.
-    if contact.last.is_none_or(|last| began.duration_since(last) > interval * 2) {
+    if contact.last.is_none_or(|last| began.duration_since(last) > longest_gap) {
         contact.since = Some(Instant::now());
     }
-    contact.last = Some(Instant::now());
+    contact.last = Some(began);
     true
 }
 
@@ -218,15 +222,16 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let mut failures = 0;
     let mut has_published_will = false;
     while let Some(fence) = Fence::new(&core) {
-        let record = match needed(&core, node, &announced, has_published_will) {
-            _ if claim.is_finished() => break,
-            None => break,
-            Some(kind) => {
-                let event = if kind == RecordKind::Finish { Bytes::new() } else { announced.will.clone() };
-                Record { topic: announced.topic.clone(), kind, event }
-            }
-        };
-        let kind = record.kind;
+        if claim.is_finished() {
+            break;
+        }
+        if !has_published_will && core.is_finished(&announced.topic) {
+            // The node has announced the recording after its end.
+            core.recordings.settle(node, &announced);
+            break;
+        }
+        let Some((kind, event)) = needed(&core, node, &announced, has_published_will) else { break };
+        let record = Record { topic: announced.topic.clone(), kind, event };
         match fence.append(backend, vec![record]).await {
             Ok(Some(_)) if kind == RecordKind::Finish => {
                 trace::recording_taken_over(&announced.topic);
@@ -240,6 +245,10 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
             Ok(None) => fence.passed(&core).await,
             Err(_) => {
                 failures += 1;
+                if !has_published_will {
+                    // If the backend accepts no records, the other node may be alive, too.
+                    core.recordings.state().contact.last = None;
+                }
                 sleep(retry_pause(failures)).await;
             }
         }
@@ -247,11 +256,11 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     core.recordings.end_claim(&claim);
 }
 
-/// Returns the kind of the record that a recording of a dead node needs next. `None`: this node
-/// must not take it over.
-fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: bool) -> Option<RecordKind> {
+/// Returns the kind and the event of the record that a recording of a dead node needs next. `None`:
+/// this node must not take it over.
+fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: bool) -> Option<(RecordKind, Bytes)> {
     if has_published_will {
-        return Some(RecordKind::Finish);
+        return Some((RecordKind::Finish, Bytes::new()));
     }
     let mut state = core.recordings.state();
     let Contact { last, since } = state.contact;
@@ -265,6 +274,10 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
         return None;
     }
     foreign.is_claimed = is_dead || foreign.is_orphan;
-    let has_will = foreign.has_will || announced.will.is_empty();
-    foreign.is_claimed.then_some(if has_will { RecordKind::Finish } else { RecordKind::Event })
+    let will = &foreign.announced.will;
+    let record = match foreign.has_will || will.is_empty() {
+        true => (RecordKind::Finish, Bytes::new()),
+        false => (RecordKind::Event, will.clone()),
+    };
+    foreign.is_claimed.then_some(record)
 }

@@ -21,6 +21,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
 
+/// The maximum size of a will. Each sign of life contains it.
+const MAX_WILL_BYTES: usize = 16 << 10;
+
 /// The interval for interrupting new recordings during [`drain`].
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -156,7 +159,8 @@ impl Recorder {
     /// publishes nothing more. Without another node, or without a backend, the will is published
     /// only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
     ///
-    /// The will is in each sign of life of this node, so keep it short.
+    /// The will is in each sign of life of this node, so keep it short. A recording whose
+    /// will has more than 16 KiB, or a name that the hub uses itself, [fails](Outcome::Failed) at once.
     pub fn will(mut self, event: Event) -> Self {
         self.settings.will = Some(event);
         self
@@ -178,19 +182,17 @@ impl Recorder {
     /// Panics outside of a tokio runtime.
     pub fn start(self) -> Recording {
         let Self { core, topic, mut items, mut settings } = self;
+        let will = settings.will.clone().map(|will| will.without_id().complete().encode()).unwrap_or_default();
         // Another node publishes the will as it is.
         let name = settings.will.as_ref().and_then(Event::name);
-        if let Err(error) = check_name(name) {
+        let checked = check_name(name).map_err(BoxError::from).and_then(|()| check_size(&will));
+        let will = if checked.is_ok() { will } else { Bytes::new() };
+        if let Err(error) = checked {
             settings.will = None;
             items = Items::new(tokio_stream::once(Result::<Event, _>::Err(error)));
         }
-        let will = settings.will.clone().map(|will| will.without_id().complete().encode());
-        let announced = Announced {
-            topic,
-            id: random::bits(),
-            will: will.unwrap_or_else(Bytes::new),
-            needs_subscribers: settings.abandon_after.is_some(),
-        };
+        let announced =
+            Announced { topic, id: random::bits(), will, needs_subscribers: settings.abandon_after.is_some() };
         let runtime = Handle::current();
         let local = Arc::new(Local::new(announced, settings.lease));
         let (sender, outcome) = watch::channel(None);
@@ -227,6 +229,13 @@ impl Recording {
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.local.announced.topic
+    }
+}
+
+fn check_size(will: &Bytes) -> Result<(), BoxError> {
+    match will.len() <= MAX_WILL_BYTES {
+        true => Ok(()),
+        false => Err(format!("the will has {} bytes: at most {MAX_WILL_BYTES} are allowed", will.len()).into()),
     }
 }
 

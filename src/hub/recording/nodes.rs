@@ -14,7 +14,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -32,6 +32,8 @@ pub(in crate::hub) struct Recordings {
     pub(super) changed: Notify,
     /// Notified when the follower has read a page.
     progressed: Notify,
+    /// The number of the next beat.
+    pub(super) next_beat: AtomicU64,
     /// The number of recordings that run on this node.
     pub(super) running: watch::Sender<usize>,
 }
@@ -67,6 +69,8 @@ pub(super) struct Peer {
     watching: HashSet<Arc<str>>,
     /// The parts of a beat whose last part was not read yet.
     incoming: Option<Beat>,
+    /// The number of the newest beat. An earlier beat can arrive later, after a timeout.
+    number: u64,
 }
 
 /// The recordings of other nodes whose topics are finished. A node that was paused may announce
@@ -96,7 +100,7 @@ impl Settled {
 /// A recording of another node.
 pub(super) struct Foreign {
     pub(super) announced: Announced,
-    /// Set if the topic has received the will since the newest beat.
+    /// Set if the topic has received the will.
     pub(super) has_will: bool,
     /// Set while this node is publishing the will.
     pub(super) is_claimed: bool,
@@ -134,6 +138,8 @@ struct LocalState {
     has_ended: bool,
     /// Set if another node has published the will.
     has_will: bool,
+    /// Set if this node has published the will.
+    has_own_will: bool,
     /// The records of the topic after `appended`, while an append is in progress. They show whether
     /// an append without a response has succeeded.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
@@ -146,6 +152,7 @@ impl Default for Recordings {
             state: Mutex::default(),
             changed: Notify::new(),
             progressed: Notify::new(),
+            next_beat: AtomicU64::new(1),
             running: watch::Sender::new(0),
         }
     }
@@ -202,6 +209,15 @@ impl Recordings {
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
         self.progressed.notify_waiters();
+    }
+
+    /// Notes that the topic of a recording of another node is finished.
+    pub(super) fn settle(&self, node: u64, announced: &Announced) {
+        let mut state = self.state();
+        state.settled.note(announced.id);
+        if let Some(peer) = state.peers.get_mut(&node) {
+            peer.recordings.retain(|_, foreign| foreign.announced.id != announced.id);
+        }
     }
 
     /// Registers that this node is about to take over a recording of this topic from a dead node.
@@ -296,10 +312,15 @@ impl Recordings {
 }
 
 impl State {
-    /// Notes the end of the keeper if there are no recordings and no other nodes. The keeper calls
-    /// this, and ends if the result is `true`.
+    /// Returns `true` if there are no recordings and no other nodes, so that the keeper can end.
+    pub(super) fn is_idle(&self) -> bool {
+        self.local.is_empty() && self.peers.is_empty()
+    }
+
+    /// Notes the end of the keeper if the state is idle. The keeper calls this, and ends if the result
+    /// is `true`.
     pub(super) fn release_keeper(&mut self) -> bool {
-        let is_idle = self.local.is_empty() && self.peers.is_empty();
+        let is_idle = self.is_idle();
         self.is_kept &= !is_idle;
         is_idle
     }
@@ -352,16 +373,20 @@ impl State {
 impl Peer {
     fn new(lease: Duration) -> Self {
         let (recordings, watching) = (HashMap::new(), HashSet::new());
-        Self { lease, seen_at: Instant::now(), recordings, watching, incoming: None }
+        Self { lease, seen_at: Instant::now(), recordings, watching, incoming: None, number: 0 }
     }
 
     fn note(&mut self, part: Beat, settled: &HashSet<u64>) {
+        if part.number < self.number {
+            return;
+        }
+        self.number = part.number;
         self.lease = part.lease;
         self.seen_at = Instant::now();
         let is_last = part.is_last;
         if part.is_first {
             self.incoming = Some(part);
-        } else if let Some(incoming) = &mut self.incoming {
+        } else if let Some(incoming) = self.incoming.as_mut().filter(|incoming| incoming.number == part.number) {
             incoming.recordings.extend(part.recordings);
             incoming.watching.extend(part.watching);
         }
@@ -376,8 +401,9 @@ impl Peer {
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
             let topic = announced.topic.clone();
             let same = known.remove(&topic).filter(|known| known.announced.id == announced.id);
-            let is_claimed = same.is_some_and(|same| same.is_claimed);
-            self.recordings.insert(topic, Foreign { announced, has_will: false, is_claimed, is_orphan: false });
+            let is_claimed = same.as_ref().is_some_and(|same| same.is_claimed);
+            let has_will = same.is_some_and(|same| same.has_will);
+            self.recordings.insert(topic, Foreign { announced, has_will, is_claimed, is_orphan: false });
         }
         // A node finishes the topic of a recording before it stops announcing it, unless its hub
         // was shut down.
@@ -439,6 +465,18 @@ impl Local {
         self.lock().is_announced = true;
     }
 
+    /// Notes that this node has published the will. Another node must not publish it again.
+    pub(super) fn note_own_will(&self) {
+        self.lock().has_own_will = true;
+    }
+
+    /// Returns what the other nodes have to know of this recording.
+    pub(super) fn announcement(&self) -> Announced {
+        let has_will = !self.lock().has_own_will;
+        let will = if has_will { self.announced.will.clone() } else { Bytes::new() };
+        Announced { will, ..self.announced.clone() }
+    }
+
     /// Returns `true` while an append of this recording is tried again.
     pub(super) fn is_retrying(&self) -> bool {
         self.lock().is_retrying
@@ -476,6 +514,10 @@ impl Local {
     pub(super) fn begin_append(&self) {
         let mut state = self.lock();
         state.is_retrying = false;
+        // The append before may have been given up.
+        for (_, kind, event) in state.seen.take().into_iter().flatten() {
+            state.note_foreign(kind, &event, &self.announced.will);
+        }
         state.seen = Some(Vec::new());
     }
 
@@ -496,7 +538,8 @@ impl Local {
         }
         let is_finish = records.iter().all(|record| record.kind == RecordKind::Finish);
         let last = own.map(|own| seen[own + records.len() - 1].0);
-        state.seen = Some(seen);
+        // Only the records after an append without a response can be its own.
+        state.seen = Some(if is_unsure { seen } else { Vec::new() });
         if let Some(last) = last {
             state.complete_append(last, &self.announced.will);
             // Another node has finished the topic, with the will.
@@ -508,6 +551,11 @@ impl Local {
     /// Ends an append that has succeeded.
     pub(super) fn note_appended(&self, position: Position) {
         self.lock().complete_append(position, &self.announced.will);
+    }
+
+    /// Returns `true` if another node has published the will.
+    pub(super) fn has_foreign_will(&self) -> bool {
+        self.lock().has_will
     }
 
     /// Returns `true` if the recording must publish nothing more: its topic is finished, another

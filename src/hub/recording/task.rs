@@ -3,7 +3,7 @@
 use super::{
     Settings,
     append::{self, Failure},
-    keeper,
+    beat, keeper,
     nodes::Local,
     outcome::Outcome,
 };
@@ -20,6 +20,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     future::{pending, poll_fn},
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Arc,
@@ -89,7 +90,8 @@ pub(super) struct Registered {
 impl Registered {
     pub(super) fn new(core: Arc<Core>, local: Arc<Local>) -> Self {
         core.recordings.add(&local, core.backend.as_ref().map(BackendClient::last));
-        if core.is_shut_down() {
+        let topic = &local.announced.topic;
+        if core.is_shut_down() || core.is_finished(topic) || **topic == *beat::TOPIC {
             local.end();
         }
         keeper::start(&core);
@@ -112,7 +114,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     // Another node has to know the recording before its first event is in the log.
     let mut announced = pin!(announced(core, local));
     let mut is_announced = core.backend.is_none();
-    if core.is_finished(&local.announced.topic) {
+    if local.is_over() {
         return Outcome::Interrupted;
     }
     let (ended, last) = loop {
@@ -173,16 +175,20 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     };
     // The stream is dropped before the end is published, so that it does nothing more.
     contain_panic("recording", || drop(items));
+    let mut ended = ended;
     if let Some(last) = last {
         // The event gets the same form as an event of the stream.
         let last = decode(&last.into()).collect();
-        if let Err(Failure::Ended) = publish(core, local, last).await {
-            return Outcome::Interrupted;
+        match publish(core, local, last).await {
+            Ok(()) if ended == Outcome::Interrupted => local.note_own_will(),
+            Err(Failure::Ended) => ended = Outcome::Interrupted,
+            Ok(()) | Err(Failure::Refused(_)) => {}
         }
     }
+    // If another node has published the will and died, this node finishes the topic.
     match finish(core, local).await {
-        Ok(()) => ended,
-        Err(_) => Outcome::Interrupted,
+        Ok(()) if !local.has_foreign_will() => ended,
+        _ => Outcome::Interrupted,
     }
 }
 
@@ -190,7 +196,10 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
 fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     let mut events = Vec::new();
     let mut bytes = 0;
-    while events.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
+    for _ in 0..MAX_BATCH {
+        if bytes >= MAX_BATCH_BYTES {
+            break;
+        }
         match items.poll_next(cx) {
             Poll::Ready(Some(Ok(encoded))) => {
                 bytes += encoded.as_bytes().len();
@@ -206,10 +215,12 @@ fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
                     return Poll::Ready(step);
                 }
                 let mut step = Some(step);
-                items.0 = Box::new(move |_| match step.take() {
+                let rest = Box::new(move |_: &mut Context<'_>| match step.take() {
                     Some(Step::Fail(error)) => Poll::Ready(Some(Err(error))),
                     _ => Poll::Ready(None),
                 });
+                let stream = mem::replace(&mut items.0, rest);
+                contain_panic("recording", || drop(stream));
                 break;
             }
             Poll::Pending if events.is_empty() => return Poll::Pending,
@@ -223,8 +234,10 @@ fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
 fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     let text = std::str::from_utf8(encoded.as_bytes()).unwrap_or_default();
     text.split_inclusive("\n\n").filter_map(|event| {
-        let id_ends = if event.starts_with("id") { event.find('\n')? + 1 } else { 0 };
-        Event::from_wire(&event.as_bytes()[id_ends..])
+        // An event without any field is an empty line.
+        let is_kept = |line: &&str| *line != "\n" && !line.starts_with("id: ");
+        let lines: String = event.split_inclusive('\n').filter(is_kept).chain(["\n"]).collect();
+        Event::from_wire(lines.as_bytes())
     })
 }
 
@@ -294,7 +307,10 @@ async fn abandoned(core: &Core, local: &Local, time: Option<Duration>) {
             watched_at = Instant::now();
         }
         was_watched = is_watched;
-        let Some(left) = time.checked_sub(watched_at.elapsed()).filter(|left| !left.is_zero()) else { return };
+        let left = time.saturating_sub(watched_at.elapsed());
+        if left.is_zero() && !is_watched {
+            return;
+        }
         sleep(left.min(time / 20).clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
     }
 }
