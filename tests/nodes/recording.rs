@@ -222,20 +222,40 @@ async fn topic_can_be_recorded_again() {
     assert_eq!(log(&shared, "a"), ["0", "end", ".", "1", "end", ".", "2", "end", ".", "3", "will", "."]);
 }
 
+/// Returns the sign of life of a node with these recordings of the topic `a`.
+fn beat(number: u64, recordings: &[u64]) -> Record {
+    let recordings: Vec<_> = recordings.iter().map(|id| json!(["a", id, "data: will\n\n", false])).collect();
+    let text = json!({
+        "node": 7, "beat": number, "lease": 2000, "recordings": recordings, "watching": [], "first": true, "last": true
+    });
+    Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
+}
+
+/// A request of the node was slow, and its next one was faster.
+#[tokio::test(start_paused = true)]
+async fn earlier_sign_of_life_that_arrives_later_is_ignored() {
+    let shared = Shared::new(PLENTY);
+    let _hubs = two(&shared, Hub::builder).await;
+    let connection = shared.connect();
+    for (number, recordings) in [(1, &[1_u64][..]), (3, &[1]), (2, &[])] {
+        connection.append(vec![beat(number, recordings)]).await.unwrap();
+    }
+    sleep(SECOND).await;
+    assert_eq!(log(&shared, "a"), [""; 0], "the node lives");
+    sleep(SECOND * 3).await;
+    assert_eq!(log(&shared, "a"), ["will", "."]);
+}
+
 /// A node is paused while it sends a sign of life, which arrives after the end of its recording.
 #[tokio::test(start_paused = true)]
 async fn late_sign_of_life_revives_no_recording() {
     let shared = Shared::new(PLENTY);
     let _hubs = two(&shared, Hub::builder).await;
-    let beat = |id, number| {
-        let text = json!({ "node": 7, "beat": number, "lease": 2000, "recordings": [["a", id, "data: will\n\n", false]], "watching": [], "first": true, "last": true });
-        Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: format!("data: {text}\n\n").into() }
-    };
     let connection = shared.connect();
     // The last two are late beats of a recording that nobody knew before the end of its topic, and of
     // an earlier number.
     for (id, number) in [(1, 1), (1, 2), (2, 3), (3, 2)] {
-        connection.append(vec![beat(id, number)]).await.unwrap();
+        connection.append(vec![beat(number, &[id])]).await.unwrap();
         sleep(SECOND * 4).await;
         assert_eq!(log(&shared, "a"), ["will", "."], "{id}");
     }

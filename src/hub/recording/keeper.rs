@@ -145,7 +145,7 @@ impl Keeper {
         let beat = Beat {
             node: core.recordings.node,
             lease,
-            recordings: locals.iter().map(|local| local.announcement()).collect(),
+            recordings: locals.iter().map(|local| local.announced.clone()).collect(),
             watching: watching.clone(),
             number: core.recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,

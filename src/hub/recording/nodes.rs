@@ -138,8 +138,6 @@ struct LocalState {
     has_ended: bool,
     /// Set if another node has published the will.
     has_will: bool,
-    /// Set if this node has published the will.
-    has_own_will: bool,
     /// The records of the topic after `appended`, while an append is in progress. They show whether
     /// an append without a response has succeeded.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
@@ -463,18 +461,6 @@ impl Local {
 
     pub(super) fn note_announced(&self) {
         self.lock().is_announced = true;
-    }
-
-    /// Notes that this node has published the will. Another node must not publish it again.
-    pub(super) fn note_own_will(&self) {
-        self.lock().has_own_will = true;
-    }
-
-    /// Returns what the other nodes have to know of this recording.
-    pub(super) fn announcement(&self) -> Announced {
-        let has_will = !self.lock().has_own_will;
-        let will = if has_will { self.announced.will.clone() } else { Bytes::new() };
-        Announced { will, ..self.announced.clone() }
     }
 
     /// Returns `true` while an append of this recording is tried again.

@@ -179,10 +179,8 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     if let Some(last) = last {
         // The event gets the same form as an event of the stream.
         let last = decode(&last.into()).collect();
-        match publish(core, local, last).await {
-            Ok(()) if ended == Outcome::Interrupted => local.note_own_will(),
-            Err(Failure::Ended) => ended = Outcome::Interrupted,
-            Ok(()) | Err(Failure::Refused(_)) => {}
+        if let Err(Failure::Ended) = publish(core, local, last).await {
+            ended = Outcome::Interrupted;
         }
     }
     // If another node has published the will and died, this node finishes the topic.
