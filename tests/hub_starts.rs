@@ -361,7 +361,7 @@ proptest! {
                 listened.push(published.id.to_string());
             }
             for received in [got, listened] {
-                // Every due event, once and in order, except for those that the backend has
+                // Every due event, once and in order, except for events that the backend has
                 // evicted.
                 let is_received = |id: &str| received.iter().any(|other| other == id);
                 let due = expected.iter().map(|(_, id)| *id);

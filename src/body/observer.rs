@@ -1,9 +1,9 @@
 //! Records the life of a stream (counters, span, reason of its end), and ends the stream when a
 //! layer requests it.
 //!
-//! This file implements the observation for both kinds of bodies: [`poll_observed`] runs each poll of
-//! a body, and [`Observation`] is the body's part of the state. A body reports only the facts that
-//! its frames do not show: events, heartbeats, and the reason of its end.
+//! This file implements the observation for both kinds of bodies: [`poll_observed`] runs each poll
+//! of a body, and [`Observation`] is the body's part of the state. A body reports only the facts
+//! that its frames do not show: events, heartbeats, and the reason of its end.
 
 use super::{
     end::{CloseSignal, EndFuture, EndSignal, Lifetime},
@@ -43,7 +43,7 @@ pub(crate) struct HandlerEnd {
     pub(crate) on_close: Option<OnClose>,
     pub(crate) end_when: Option<EndFuture>,
     pub(crate) max_lifetime: Option<Duration>,
-    /// Whether the stream ends by itself. At a shutdown, it may then continue for the layer's drain
+    /// Set if the stream ends by itself. At a shutdown, it may then continue for the layer's drain
     /// timeout.
     pub(crate) is_finite: bool,
 }
@@ -214,7 +214,7 @@ pub(super) struct StreamObserver {
     progress: Progress,
     end_signals: Vec<EndSignal>,
     registrations: Vec<CloseSignal>,
-    /// Whether the stream ends by itself.
+    /// Set if the stream ends by itself.
     is_finite: bool,
     /// The `on_close` callback of the handler. The mutex is never locked. Because of it, the body
     /// is `Sync` if its stream is, even though the callback is not.

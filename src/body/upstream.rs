@@ -285,7 +285,7 @@ enum Phase<E> {
 /// The state of a stream that is completing its current event because a layer ends it.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The time at which the response ends in the middle of the event. Set when the rest of the
+    /// The time when the response ends in the middle of the event. Set when the rest of the
     /// event is not available at once.
     deadline: Option<Pin<Box<Sleep>>>,
 }

@@ -131,7 +131,7 @@ impl Listener {
         }
     }
 
-    /// Returns the gap with which the listener began: events after its start are missing.
+    /// Returns the gap at the beginning: events after the start of the listener are missing.
     ///
     /// The listener then yields the retained events. `None` means that no event is missing, or that
     /// the backend is down, so that this is not known yet. In the second case, a gap ends the
@@ -144,7 +144,7 @@ impl Listener {
     /// Returns the id up to which the listener has yielded every event of its topics. Listening
     /// after this id continues with the next event, or with a gap.
     ///
-    /// Without an event, it is the position at which the listener began. It can be newer than the
+    /// Before the first event, it is the start of the listener. It can be newer than the
     /// last [`Published::id`].
     #[must_use]
     pub fn cursor(&self) -> EventId {

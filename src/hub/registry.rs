@@ -83,8 +83,9 @@ impl Registry {
     }
 
     /// Removes all topics, because another log has replaced the log, and continues after the
-    /// eviction watermark of the other log. Returns the removed topics and the wakers of the streams
-    /// that count their subscribers. The caller ends the subscriptions, and wakes the wakers.
+    /// eviction watermark of the other log. Returns the removed topics and the wakers of the
+    /// streams that count their subscribers. The caller ends the subscriptions, and wakes the
+    /// wakers.
     pub(super) fn reset(&mut self, evicted_through: Position) -> (Vec<Arc<TopicState>>, Wakers) {
         let mut wakers = Wakers::default();
         for (name, watch) in &self.count_watches {

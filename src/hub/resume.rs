@@ -5,9 +5,9 @@ use super::backend::Position;
 /// The resume point of a subscription: its cursor, and its first event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
-    /// The position directly before `first`, or the end of the log if `first` is `None`. The missing
-    /// events are not after this cursor, so a client that reconnects with it gets no second gap for
-    /// them.
+    /// The position directly before `first`, or the end of the log if `first` is `None`. The
+    /// missing events are not after this cursor, so a client that reconnects with it gets no second
+    /// gap for them.
     pub(super) cursor: Position,
     /// The position of the first event after the cursor, if there is one yet.
     pub(super) first: Option<Position>,

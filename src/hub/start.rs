@@ -1,7 +1,7 @@
 use crate::{EventId, LastEventId};
 use std::{borrow::Cow, sync::Arc};
 
-/// The position at which a subscription, or one of its [topics](super::Hub::subscribe), begins.
+/// The start position of a subscription, or of one of its [topics](super::Hub::subscribe).
 ///
 /// # Examples
 ///

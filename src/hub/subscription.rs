@@ -121,7 +121,7 @@ pub struct Subscription {
 
 /// The item before all events of a subscription.
 pub(super) enum Beginning {
-    /// The gap with which the subscription began.
+    /// The gap at the beginning of the subscription.
     Gap(EncodedEvents),
     /// A snapshot, or the event with the cursor.
     Item(EncodedEvents),

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The topic in which each node announces the keys whose streams it closes.
+/// The topic for the announcements: the keys whose streams a node has closed.
 const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a failed announcement is published again, and before a subscription that has
 /// ended is replaced.

@@ -58,7 +58,7 @@ struct Idle {
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// What an idle connection has waited for.
+/// The event that ended the wait of an idle connection.
 enum Begun {
     Request(Protocol),
     Shutdown,

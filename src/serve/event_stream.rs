@@ -112,8 +112,8 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
                 let unread = this.input.unread.take().map_or_else(Bytes::new, |unread| unread.freeze());
                 Poll::Ready(Ended::KeepAlive(unread))
             }
-            // Without chunks, only a TLS connection shows that the body is incomplete: it ends without
-            // the message that a shutdown sends.
+            // Without chunks, only a TLS connection shows that the body is incomplete: it ends
+            // without the message that a shutdown sends.
             Poll::Ready(Ok(())) if has_failed && this.output.framing == Framing::UntilClose => {
                 Poll::Ready(Ended::Disconnected)
             }

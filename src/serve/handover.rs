@@ -40,7 +40,7 @@ pub(super) enum Framing {
 pub(super) struct Handover<B> {
     stage: AtomicU8,
     offer: Mutex<Option<Offer<B>>>,
-    /// Whether the response was a switch to another protocol.
+    /// Set if the response was a switch to another protocol.
     is_upgraded: AtomicBool,
 }
 

@@ -26,7 +26,8 @@
 //!
 //! - An idle event stream over HTTP/1 has no buffers. It needs about 1.1 KB instead of 20 KB.
 //! - Over HTTP/2, the bodies of a connection run in the task of the connection, so that what they
-//!   send at the same time leaves in one write of up to 64 KiB. Handlers run in tasks of their own, on all cores.
+//!   send at the same time leaves in one write of up to 64 KiB. Handlers run in tasks of their own,
+//!   on all cores.
 //! - TCP connections have `TCP_NODELAY` and a [`ClientTimeout`].
 //! - Handlers can extract `ConnectInfo<L::Addr>`, the address of the client. There is no
 //!   make-service.

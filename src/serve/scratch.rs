@@ -1,5 +1,5 @@
-//! The buffer of a thread, where what is written at once is gathered. A connection that waits has no
-//! buffer.
+//! The buffer of a thread, where what is written at once is gathered. A connection that waits has
+//! no buffer.
 
 use std::cell::Cell;
 

@@ -252,8 +252,8 @@ async fn late_sign_of_life_revives_no_recording() {
     let shared = Shared::new(PLENTY);
     let _hubs = two(&shared, Hub::builder).await;
     let connection = shared.connect();
-    // The last two are late beats of a recording that nobody knew before the end of its topic, and of
-    // an earlier number.
+    // The last two beats arrive late. The nodes did not know these recordings before the end of the
+    // topic.
     for (id, number) in [(1, 1), (1, 2), (2, 3), (3, 2)] {
         connection.append(vec![beat(number, &[id])]).await.unwrap();
         sleep(SECOND * 4).await;
@@ -402,8 +402,8 @@ async fn topic_of_the_nodes_is_reserved() {
     assert!(log(&shared, "tower-sse/nodes").iter().all(|record| record.contains("\"recordings\":[]")));
 }
 
-/// The node is cut off during an append. When it comes back, it reads that another node has finished
-/// the topic, and a request to stop.
+/// The node is cut off during an append. When it comes back, it reads the end of the topic by another
+/// node, and a request to stop.
 #[tokio::test(start_paused = true)]
 async fn stopped_recording_publishes_nothing_after_the_end() {
     let shared = Shared::new(PLENTY);

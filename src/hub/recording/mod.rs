@@ -159,8 +159,8 @@ impl Recorder {
     /// publishes nothing more. Without another node, or without a backend, the will is published
     /// only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
     ///
-    /// The will is in each sign of life of this node, so keep it short. A recording whose
-    /// will has more than 16 KiB, or a name that the hub uses itself, [fails](Outcome::Failed) at once.
+    /// The will is in each sign of life of this node, so keep it short. A recording whose will has
+    /// more than 16 KiB, or a name that the hub uses itself, [fails](Outcome::Failed) at once.
     pub fn will(mut self, event: Event) -> Self {
         self.settings.will = Some(event);
         self

@@ -104,8 +104,8 @@ pub(super) struct Foreign {
     pub(super) has_will: bool,
     /// Set while this node is publishing the will.
     pub(super) is_claimed: bool,
-    /// Set if the newest beat of the node does not have the recording any more, although its topic is
-    /// not finished. Another node then takes over at once.
+    /// Set if the newest beat of the node does not have the recording any more, although its topic
+    /// is not finished. Another node then takes over at once.
     pub(super) is_orphan: bool,
 }
 
@@ -315,8 +315,8 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Notes the end of the keeper if the state is idle. The keeper calls this, and ends if the result
-    /// is `true`.
+    /// Notes the end of the keeper if the state is idle. The keeper calls this, and ends if the
+    /// result is `true`.
     pub(super) fn release_keeper(&mut self) -> bool {
         let is_idle = self.is_idle();
         self.is_kept &= !is_idle;

@@ -29,8 +29,8 @@ pub enum Outcome {
     /// The recording did not end by itself:
     ///
     /// - [`Topic::finish`](crate::hub::Topic::finish) was called,
-    /// - or another node has published the [`will`](super::Recorder::will), because this node did not
-    ///   renew its [`lease`](super::Recorder::lease) in time,
+    /// - or another node has published the [`will`](super::Recorder::will), because this node did
+    ///   not renew its [`lease`](super::Recorder::lease) in time,
     /// - or the hub was [shut down](crate::hub::Hub::shutdown) or
     ///   [drained](crate::hub::Hub::drain_recordings).
     Interrupted,

@@ -14,9 +14,9 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// The maximum time that a publisher waits for the follower (the task that reads the log) to receive
-/// its message, after the server has acknowledged it. After that, the publisher asks the server
-/// which log has the message.
+/// The maximum time that a publisher waits for the follower (the task that reads the log) to
+/// receive its message, after the server has acknowledged it. After that, the publisher asks the
+/// server which log has the message.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// The published messages whose publishers wait for a confirmation: the follower receives the

@@ -51,7 +51,7 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 /// events.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The identity of the log that a node uses, and the messages by which the node recognizes it.
+/// The identity of the log that a node uses, and the messages that identify it.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload of each mark of the log.
@@ -199,7 +199,7 @@ impl Identity {
     }
 
     /// Remembers the newest sequence of the log with this epoch, and its witness: a message of the
-    /// log by which it is recognized.
+    /// log that identifies it.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
