@@ -150,7 +150,7 @@ impl Observation {
     }
 
     /// Returns whether a registry closed the stream after the last [`poll_end`](Self::poll_end).
-    /// What a body has taken from its stream since is then discarded, because it may have been
+    /// Events that the body has taken from its stream since are then discarded: they may have been
     /// published after the close.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {

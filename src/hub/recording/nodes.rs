@@ -161,8 +161,7 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node.
-    /// `last` is the end of the log, if the hub has a backend.
+    /// Adds a recording of this node. `last` is the end of the log, if the hub has a backend.
     pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -250,8 +249,8 @@ impl Recordings {
         state.noted_through = state.noted_through.max(page.through);
     }
 
-    /// Returns `true` if the keeper has to be started. The caller starts it, and
-    /// calls [`release_keeper`](Self::release_keeper) if that fails.
+    /// Returns `true` if the keeper has to be started. The caller starts it, and calls
+    /// [`release_keeper`](Self::release_keeper) if that fails.
     pub(super) fn needs_keeper(&self) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
@@ -263,7 +262,7 @@ impl Recordings {
         self.state().is_kept = false;
     }
 
-    /// Removes the records that are not for the topics.
+    /// Returns `true` if a record is for the recordings, and not for a topic.
     pub(in crate::hub) fn is_own(record: &Record) -> bool {
         Message::is_of(record)
     }
