@@ -17,6 +17,7 @@ use super::{
     node::BackendClient,
     recording::nodes::Recordings,
     registry::Registry,
+    retention::Retention,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Contents, TopicState},
@@ -156,13 +157,35 @@ impl Core {
     /// the registry has issued.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
-        contents.log.push(registry.last, event, &self.config.retention, now);
+        contents.log.push(registry.last, event, &contents.retention, now);
         if contents.latest_only {
             contents.log.replace();
         }
-        contents.evict(&self.config.retention, now);
+        contents.evict(now);
         registry.retained = registry.retained + contents.log.retained() - before;
         registry.published += 1;
+    }
+
+    /// Sets the retention of a topic, and evicts the events that exceed it.
+    ///
+    /// The topic may have no events and no subscribers yet. If nothing follows, it expires.
+    pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
+        let limits = retention.limits(&self.config.retention);
+        let now = Instant::now();
+        let mut registry = self.registry.lock();
+        let topic = registry.topic(name, &self.config)?;
+        let mut contents = topic.lock();
+        if contents.retention == limits {
+            return Ok(());
+        }
+        contents.retention = limits;
+        registry.retained = registry.retained - contents.evict(now);
+        // The topic was scheduled for the expiry under the old limits.
+        registry.unschedule(&topic, &mut contents);
+        let due = contents.expiry();
+        registry.schedule(&topic, &mut contents, due);
+        self.commit(registry, &topic, contents, now);
+        Ok(())
     }
 
     /// Finishes a topic. Has no effect if the topic is already finished.
@@ -226,11 +249,12 @@ impl Core {
         let last = contents.log.last().max(contents.log.evicted_through());
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
+        contents.retention = self.config.retention;
         // Open subscriptions still have to end. The end is forgotten with the last of them.
         contents.is_removed = contents.finished.is_some();
         registry.unschedule(&topic, &mut contents);
         drop(contents);
-        registry.forget_if_idle(&topic, &self.config.retention, now);
+        registry.forget_if_idle(&topic, now);
         Ok(())
     }
 
@@ -244,7 +268,8 @@ impl Core {
         mut contents: MutexGuard<'_, Contents>,
         now: Instant,
     ) {
-        registry.schedule(topic, &mut contents, self.config.retention.expiry(now));
+        let due = contents.retention.expiry(now);
+        registry.schedule(topic, &mut contents, due);
         let change = topic.changed(&mut contents);
         let rest = change.rest.map(|through| (self.wake_queue.add(topic), through));
         self.set_committed(&registry);
@@ -285,14 +310,14 @@ impl Core {
             contents.left_at = Some(now);
         }
         let is_empty = contents.log.retained().events == 0;
-        // A topic that is due is checked at that time. A state begins to age now.
-        let needs_check = is_last && contents.due.is_none() && (is_empty || contents.latest_only);
+        // A state begins to age now. If it is due, it is checked at that time.
+        let needs_check = is_last && (is_empty || (contents.latest_only && contents.due.is_none()));
         drop(contents);
         drop(waiter);
         count_wakers.wake();
         if needs_check {
             let mut registry = self.registry.lock();
-            registry.check_left(topic, &self.config.retention, now);
+            registry.check_left(topic, now);
             self.call_janitor(&mut registry, now);
         }
     }
@@ -370,7 +395,7 @@ impl Core {
     /// next expiry.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
-        registry.sweep(64, &self.config.retention);
+        registry.sweep(64);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
         if next.is_none() {
             registry.janitor = None;
@@ -387,16 +412,17 @@ impl Core {
     /// Starts the janitor, the task that removes expired events, if an expiry is scheduled and the
     /// task is not running.
     pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
-        let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
+        let Some((&(due, _), first)) = registry.due.first_key_value() else { return };
+        let late = now.saturating_duration_since(due);
+        // The janitor is late if its runtime is not being driven, for example a current-thread
+        // runtime outside of `block_on`.
+        let is_late = !late.is_zero() && late > first.lock().retention.max_age / 16;
         let is_running = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
         if !is_running {
             registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };
         }
-        // The janitor is late if its runtime is not being driven, for example a current-thread
-        // runtime outside of `block_on`.
-        let is_late = || now.saturating_duration_since(due) > self.config.retention.max_age / 16;
-        if registry.janitor.is_none() || is_late() {
-            registry.sweep(4, &self.config.retention);
+        if registry.janitor.is_none() || is_late {
+            registry.sweep(4);
         }
     }
 }

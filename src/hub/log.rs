@@ -27,15 +27,16 @@ const LARGE: usize = 4 * 1024;
 /// to this last segment. Above it, the segment is copied without these bytes.
 const SLACK: usize = 512;
 
-/// The retention of a topic. All limits apply, but the newest event is retained until it expires.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Retention {
+/// The limits of the retention of a topic. All apply, but the newest event is retained until it
+/// expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
     pub(super) max_events: usize,
     pub(super) max_bytes: usize,
     pub(super) max_age: Duration,
 }
 
-impl Retention {
+impl Limits {
     /// Returns the expiry time of an event that was added at `then`. Returns `None` if it never
     /// expires.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
@@ -153,9 +154,9 @@ impl Log {
     }
 
     /// Adds an event at this position, which must be greater than all earlier positions.
-    pub(super) fn push(&mut self, position: Position, event: Event, retention: &Retention, now: Instant) {
+    pub(super) fn push(&mut self, position: Position, event: Event, limits: &Limits, now: Instant) {
         let size = event.as_bytes().len();
-        let segment = retention.segment();
+        let segment = limits.segment();
         if size >= LARGE {
             self.seal();
             let mut alone = Segment::new(event.encode());
@@ -180,10 +181,10 @@ impl Log {
     }
 
     /// Evicts the events that exceed the limits of number and bytes. Returns their number and size.
-    pub(super) fn evict_excess(&mut self, retention: &Retention) -> Amount {
+    pub(super) fn evict_excess(&mut self, limits: &Limits) -> Amount {
         let before = self.retained;
         let too_much = |retained: Amount| {
-            retained.events > 1 && (retained.events > retention.max_events || retained.bytes > retention.max_bytes)
+            retained.events > 1 && (retained.events > limits.max_events || retained.bytes > limits.max_bytes)
         };
         while too_much(self.retained) {
             self.evict_oldest();
@@ -192,10 +193,10 @@ impl Log {
     }
 
     /// Evicts events beyond the retention. Returns the amount.
-    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
+    pub(super) fn evict(&mut self, limits: &Limits, now: Instant) -> Amount {
         let before = self.retained;
-        self.evict_excess(retention);
-        let is_too_old = |then| retention.expiry(then).is_some_and(|expiry| expiry <= now);
+        self.evict_excess(limits);
+        let is_too_old = |then| limits.expiry(then).is_some_and(|expiry| expiry <= now);
         while self.sealed.front().and_then(Segment::newest_time).is_some_and(is_too_old) {
             self.evict_segment();
         }

@@ -259,7 +259,7 @@ impl Core {
             let base = beginning.base;
             let topic = registry.topic(name, &self.config)?;
             let mut contents = topic.lock();
-            let evicted = contents.evict(&self.config.retention, now);
+            let evicted = contents.evict(now);
             registry.retained = registry.retained - evicted;
             let subscribers = contents.subscribers + 1;
             joined.count_wakers.add(contents.set_subscribers(subscribers));

@@ -2,6 +2,7 @@ use super::{
     core::Core,
     error::Error,
     recording::{self, Recorder},
+    retention::Retention,
     start::Start,
     subscriber_counts::SubscriberCounts,
     subscription::Subscription,
@@ -48,11 +49,12 @@ pub struct Topic {
     core: Arc<Core>,
     name: Arc<str>,
     latest_only: bool,
+    retention: Option<Retention>,
 }
 
 impl Topic {
     pub(super) fn new(core: Arc<Core>, name: Arc<str>) -> Self {
-        Self { core, name, latest_only: false }
+        Self { core, name, latest_only: false, retention: None }
     }
 
     /// Makes each event of this topic replace the previous event. Use it for a state without a
@@ -106,6 +108,49 @@ impl Topic {
         self
     }
 
+    /// Sets limits for the retained events of this topic, instead of those of the hub.
+    ///
+    /// A limit may be smaller than that of the hub, for example for a topic with many events that
+    /// are soon worthless, or greater. The limits apply to the whole topic as soon as this handle
+    /// publishes, subscribes or records. They replace limits that another handle has set. Handles
+    /// without limits do not change them. When the topic is dropped, its limits are forgotten.
+    ///
+    /// Events that exceed the new limits are evicted at once. A client that has not received them
+    /// gets a gap, as after any eviction.
+    ///
+    /// # With a backend
+    ///
+    /// The limits concern the memory of this process, and only on the nodes where a handle with
+    /// them is used. The retention of the log is that of the backend, for all topics together. So a
+    /// client gets an event that exceeds the limits from the backend, and no gap. A limit greater
+    /// than the retention of the backend has no effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sse::{Event, hub::{Hub, Retention, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let mouse = hub.topic("board/7/mouse").retention(Retention::new().max_events(2).max_age(Duration::from_secs(5)));
+    /// for x in 0..100 {
+    ///     mouse.publish(Event::display(x)).await?;
+    /// }
+    /// assert_eq!(hub.stats().events, 2);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// Applies the retention of this handle to the topic.
+    fn apply_retention(&self) -> Result<(), Error> {
+        self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention))
+    }
+
     /// Returns the name of the topic.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -133,7 +178,9 @@ impl Topic {
     /// In memory, the future completes on its first poll. With a backend, the event of a dropped
     /// future may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
-        let id = self.core.publish(&self.name, self.latest_only, [complete(event)?]).await?;
+        let event = complete(event)?;
+        self.apply_retention()?;
+        let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -175,7 +222,9 @@ impl Topic {
     /// # assert_eq!(counter.hub.stats().published, 1);
     /// ```
     pub fn publish_now(&self, event: Event) -> Result<EventId, Error> {
-        let id = self.core.publish_now(&self.name, self.latest_only, complete(event)?)?;
+        let event = complete(event)?;
+        self.apply_retention()?;
+        let id = self.core.publish_now(&self.name, self.latest_only, event)?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -208,6 +257,7 @@ impl Topic {
         if events.is_empty() {
             return Ok(None);
         }
+        self.apply_retention()?;
         self.core.publish(&self.name, self.latest_only, events).await
     }
 
@@ -232,6 +282,7 @@ impl Topic {
     /// Dropping the future has no effect. In memory, it completes on its first poll. With a
     /// backend, it waits at most two seconds for events that this process does not retain.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
+        self.apply_retention().or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
         Ok(subscription.with_default_linger())
     }
@@ -305,6 +356,8 @@ impl Topic {
         S: Stream + Send + 'static,
         S::Item: SseItem,
     {
+        // The recording itself reports an error: the hub is shut down, or has too many topics.
+        let _ = self.apply_retention();
         Recorder::new(self.core.clone(), self.name.clone(), stream)
     }
 

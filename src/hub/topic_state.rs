@@ -2,8 +2,9 @@
 
 use super::{
     backend::Position,
+    config::HubConfig,
     count_watch::{CountWatch, Wakers},
-    log::{Amount, Log, Retention},
+    log::{Amount, Limits, Log},
     ready_list::ReadyList,
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::{Batch, Waiters},
@@ -21,6 +22,7 @@ pub(super) struct TopicState {
 
 pub(super) struct Contents {
     pub(super) log: Log,
+    pub(super) retention: Limits,
     pub(super) waiters: Waiters,
     /// The subscriptions that [linger](super::linger), by the addresses of their lists. They do not
     /// wait for events all the time, but the end of the topic wakes them.
@@ -41,9 +43,10 @@ pub(super) struct Contents {
 }
 
 impl TopicState {
-    pub(super) fn new(name: Arc<str>, lost: Position) -> Self {
+    pub(super) fn new(name: Arc<str>, lost: Position, retention: Limits) -> Self {
         let contents = Contents {
             log: Log::new(lost),
+            retention,
             waiters: Waiters::default(),
             lingering: BTreeMap::new(),
             finished: None,
@@ -60,7 +63,7 @@ impl TopicState {
 
     /// Creates a topic that is not in the registry. Its only subscription ends immediately.
     pub(super) fn shut_down() -> Self {
-        let topic = Self::new("".into(), Position::START);
+        let topic = Self::new("".into(), Position::START, HubConfig::DEFAULT.retention);
         let mut contents = topic.lock();
         (contents.subscribers, contents.is_shut_down) = (1, true);
         drop(contents);
@@ -172,17 +175,23 @@ impl Contents {
     }
 
     /// Evicts the events that exceed the retention. Returns their number and size.
-    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
-        let expiry = self.ages_since().and_then(|since| retention.expiry(since));
+    pub(super) fn evict(&mut self, now: Instant) -> Amount {
+        let expiry = self.ages_since().and_then(|since| self.retention.expiry(since));
         if self.latest_only && expiry.is_none_or(|expiry| expiry > now) {
-            return self.log.evict_excess(retention);
+            return self.log.evict_excess(&self.retention);
         }
-        self.log.evict(retention, now)
+        self.log.evict(&self.retention, now)
+    }
+
+    /// Returns when the oldest event expires, or when the end of the topic is forgotten.
+    pub(super) fn expiry(&self) -> Option<Instant> {
+        self.ages_since().or(self.finished).and_then(|since| self.retention.expiry(since))
     }
 
     /// Returns `true` if the topic can be dropped: no client could resume from it.
-    pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
-        let is_remembered = |finished| !self.is_removed && retention.expiry(finished).is_none_or(|expiry| expiry > now);
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        let is_remembered =
+            |finished| !self.is_removed && self.retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
     }
 }
