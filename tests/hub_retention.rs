@@ -75,16 +75,19 @@ async fn events_over_new_limits_are_reported_as_gaps() {
 #[tokio::test(start_paused = true)]
 async fn age_of_topic_is_independent_of_the_hub() {
     let hub = Hub::builder().max_age(MINUTE).build();
-    let (short, long) = (hub.topic("short"), hub.topic("long"));
-    // The topic is scheduled for an expiry in one minute.
+    let (short, long, idle) = (hub.topic("short"), hub.topic("long"), hub.topic("idle"));
+    // The topics are scheduled for an expiry in one minute.
     publish(&short, 1).await;
+    publish(&idle, 1).await;
+    sleep(SECOND).await;
+    publish(&idle.clone().retention(Retention::new().max_age(8 * SECOND)), 1).await;
     publish(&short.clone().retention(Retention::new().max_age(8 * SECOND)), 1).await;
     publish(&long.clone().retention(Retention::new().max_age(5 * MINUTE)), 1).await;
     sleep(8 * SECOND - Duration::from_millis(2)).await;
-    assert_eq!((hub.stats().events, data(&mut subscribe(&short, Start::Earliest).await).len()), (3, 2));
+    assert_eq!((hub.stats().events, data(&mut subscribe(&short, Start::Earliest).await).len()), (3, 1));
     sleep(Duration::from_millis(4)).await;
     assert_eq!(data(&mut subscribe(&short, Start::Earliest).await), [""; 0]);
-    sleep(SECOND).await;
+    sleep(2 * SECOND).await;
     assert_eq!((hub.stats().topics, hub.stats().events, short.exists()), (1, 1, false), "without traffic");
     sleep(4 * MINUTE).await;
     assert_eq!(data(&mut subscribe(&long, Start::Earliest).await), ["0"]);

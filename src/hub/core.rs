@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{Event, EventId, metrics};
 use std::{mem, sync::Arc};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 /// The number of events or topics that are handled while the registry is locked: about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
@@ -42,6 +42,8 @@ pub(super) struct Core {
     committed: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
     pub(super) recordings: Arc<Recordings>,
+    /// Wakes the janitor early.
+    pub(super) earlier_expiry: Arc<Notify>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -56,6 +58,7 @@ impl Core {
             committed: AtomicU64::new(0),
             wake_queue: Arc::default(),
             recordings: Arc::default(),
+            earlier_expiry: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
         }
@@ -166,9 +169,8 @@ impl Core {
         registry.published += 1;
     }
 
-    /// Sets the retention of a topic, and evicts the events that exceed it.
-    ///
-    /// The topic may have no events and no subscribers yet. If nothing follows, it expires.
+    /// Sets the retention of a topic. The caller adds an event or a subscriber next, which evicts
+    /// the events that exceed it. If nothing follows, the topic expires.
     pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
@@ -179,12 +181,12 @@ impl Core {
             return Ok(());
         }
         contents.retention = limits;
-        registry.retained = registry.retained - contents.evict(now);
         // The topic was scheduled for the expiry under the old limits.
         registry.unschedule(&topic, &mut contents);
-        let due = contents.expiry();
+        let due = contents.expiry().or_else(|| limits.expiry(now));
         registry.schedule(&topic, &mut contents, due);
-        self.commit(registry, &topic, contents, now);
+        drop(contents);
+        self.call_janitor(&mut registry, now);
         Ok(())
     }
 
@@ -397,6 +399,7 @@ impl Core {
         let mut registry = self.registry.lock();
         registry.sweep(64);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
+        registry.next_sweep = next;
         if next.is_none() {
             registry.janitor = None;
         }
@@ -417,6 +420,11 @@ impl Core {
         // The janitor is late if its runtime is not being driven, for example a current-thread
         // runtime outside of `block_on`.
         let is_late = !late.is_zero() && late > first.lock().retention.max_age / 16;
+        if registry.next_sweep.is_some_and(|next| due < next) {
+            // A topic has a shorter retention than those before.
+            registry.next_sweep = None;
+            self.earlier_expiry.notify_one();
+        }
         let is_running = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
         if !is_running {
             registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };

@@ -29,6 +29,8 @@ pub(super) struct Registry {
     /// same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
+    /// The time until which the janitor sleeps.
+    pub(super) next_sweep: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the hub has a backend, which may still retain events that this process has evicted.
     has_backend: bool,
