@@ -7,7 +7,7 @@
 //! lock is held.
 
 use super::{
-    backend::{IdFormat, Position, RecordKind},
+    backend::{Appended, IdFormat, Position, Record, RecordKind},
     config::HubConfig,
     count_watch::{CountWatch, Wakers},
     error::Error,
@@ -15,7 +15,7 @@ use super::{
     id::Epoch,
     janitor,
     node::BackendClient,
-    recording::nodes::Recordings,
+    recording::{beat, nodes::Recordings},
     registry::Registry,
     retention::Retention,
     stats::Stats,
@@ -25,11 +25,18 @@ use super::{
     wake_queue::WakeQueue,
 };
 use crate::{Event, EventId, metrics};
-use std::{mem, sync::Arc};
-use tokio::{sync::Notify, time::Instant};
+use bytes::Bytes;
+use std::{mem, sync::Arc, time::Duration};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 /// The number of events or topics that are handled while the registry is locked: about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
+
+/// The time that a removal waits for the follower of this node.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
@@ -237,27 +244,46 @@ impl Core {
         is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Removes the events and the state of a topic of the log in memory.
+    /// Removes a topic. With a backend, waits until this node has read the removal.
+    pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
+        let Some(backend) = &self.backend else {
+            self.remove_in_memory(name);
+            return Ok(());
+        };
+        if **name == *beat::TOPIC {
+            return Err(Error::reserved_topic(name));
+        }
+        if self.is_shut_down() {
+            return Err(Error::shut_down());
+        }
+        let remove = Record { topic: name.clone(), kind: RecordKind::Remove, event: Bytes::new() };
+        let Appended { epoch, position } = backend.append_record(remove).await?;
+        let has_read = || self.committed() >= position || backend.epoch_bits() != epoch || self.is_shut_down();
+        let _elapsed = timeout(REMOVE_TIMEOUT, self.recordings.progressed(has_read)).await;
+        Ok(())
+    }
+
+    /// Removes a topic of the log in memory.
     ///
     /// No reader is woken: a reader that waits has received all events, and misses none.
-    pub(super) fn remove(&self, name: &Arc<str>) -> Result<(), Error> {
-        if self.backend.is_some() {
-            return Err(Error::unsupported(name));
-        }
+    fn remove_in_memory(&self, name: &Arc<str>) {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let Some(topic) = registry.topics.get(name).cloned() else { return Ok(()) };
+        let Some(topic) = registry.topics.get(name).cloned() else { return };
         let mut contents = topic.lock();
+        self.remove_contents(&mut registry, &mut contents);
+        drop(contents);
+        registry.forget_if_idle(&topic, now);
+    }
+
+    /// Removes the events and the state of a topic. The caller forgets the topic if it is idle.
+    pub(super) fn remove_contents(&self, registry: &mut Registry, contents: &mut Contents) {
         let last = contents.log.last().max(contents.log.evicted_through());
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
         contents.retention = self.config.retention;
         // Open subscriptions still have to end. The end is forgotten with the last of them.
         contents.is_removed = contents.finished.is_some();
-        registry.unschedule(&topic, &mut contents);
-        drop(contents);
-        registry.forget_if_idle(&topic, now);
-        Ok(())
     }
 
     /// Makes a change visible to the readers of the topic, and wakes them after the locks of the

@@ -68,9 +68,6 @@ pub enum ErrorKind {
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend, which only
     /// [`publish`](super::Topic::publish) can wait for. 500 Internal Server Error.
     NeedsAwait,
-    /// The backend of the hub cannot do this: [remove](super::Topic::remove) a topic. 501 Not
-    /// Implemented.
-    Unsupported,
     /// The hub is [shut down](super::Hub::shutdown), and accepts no more events. 503 Service
     /// Unavailable. Subscribing is no error: the subscription ends with
     /// [`SubscriptionError::Shutdown`].
@@ -134,10 +131,6 @@ impl Error {
         Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
     }
 
-    pub(super) fn unsupported(topic: &str) -> Self {
-        Self { kind: ErrorKind::Unsupported, topic: topic.into(), limit: 0, source: None }
-    }
-
     pub(super) fn shut_down() -> Self {
         Self { kind: ErrorKind::Shutdown, topic: "".into(), limit: 0, source: None }
     }
@@ -168,7 +161,6 @@ impl Error {
             ErrorKind::TooManyTopics | ErrorKind::Shutdown | ErrorKind::Backend | ErrorKind::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
             ErrorKind::NoTopics | ErrorKind::ReservedTopic | ErrorKind::TooManyTopicsInSubscription => {
                 StatusCode::BAD_REQUEST
             }
@@ -195,9 +187,6 @@ impl fmt::Display for Error {
             ErrorKind::ReservedTopic => write!(f, "the topic {topic} is reserved for the hub; choose another topic"),
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
-            }
-            ErrorKind::Unsupported => {
-                write!(f, "the topic {topic} cannot be removed, because the hub has a backend; its retention applies")
             }
             ErrorKind::NeedsAwait => {
                 write!(f, "publish_now cannot publish to {topic}, because the hub has a backend; await publish instead")

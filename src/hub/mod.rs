@@ -87,8 +87,8 @@
 //! other limits for one topic. One task per hub frees
 //! expired events and drops expired topics. It runs on the tokio runtime of the first publisher. If
 //! that runtime has no timers, the task panics once. In that case, and outside of any runtime,
-//! publishers and subscribers remove expired events instead. [`Topic::remove`] frees a topic in
-//! memory immediately.
+//! publishers and subscribers remove expired events instead. [`Topic::remove`] frees a topic
+//! immediately.
 //!
 //! # Costs
 //!

@@ -181,7 +181,7 @@ impl Registry {
             self.unschedule(topic, &mut contents);
             // The log of the backend has the finish record after the topic's last event. The higher
             // watermark makes a returning client read it from the backend.
-            let knows_more = self.has_backend && contents.finished.is_some();
+            let knows_more = self.has_backend && contents.finished.is_some() && !contents.is_removed;
             let evicted_through = if knows_more { self.last } else { contents.log.evicted_through() };
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
         }

@@ -384,9 +384,8 @@ impl Topic {
         recording::stop(&self.core, &self.name).await
     }
 
-    /// Removes the events and the state of the topic from a hub in memory, for example because a
-    /// chat room was deleted. The topic then no longer [exists](Self::exists), and its memory is
-    /// free.
+    /// Removes the events and the state of the topic, for example because a chat room was deleted.
+    /// The topic then no longer [exists](Self::exists), and its memory is free.
     ///
     /// - A client that returns with an id from before the last event gets a gap (`evicted`). A
     ///   client that has received all events misses none, so it gets no gap.
@@ -401,15 +400,27 @@ impl Topic {
     ///
     /// Removing a topic that does not exist has no effect. Ids are never used again.
     ///
+    /// # With a backend
+    ///
+    /// The removal is a record in the log, so all nodes agree on what came before it. Each node
+    /// removes the topic when it reads the record. From then on, none of its clients receives an
+    /// earlier event of the topic. The call returns when this node has read the record, or after 10
+    /// seconds: another node, or this one in an outage, may still be behind.
+    ///
+    /// The log retains the removed events until its own retention evicts them. If a law requires
+    /// the deletion of the data, also delete them in the server.
+    ///
     /// # Errors
     ///
-    /// [`Unsupported`](super::ErrorKind::Unsupported) if the hub has a backend. The log in the
-    /// backend retains the events of all topics together, and this version cannot remove a topic
-    /// from it. No event is removed.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the record.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and was
+    ///   [shut down](super::Hub::shutdown).
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
     ///
     /// # Cancel safety
     ///
-    /// The future completes on its first poll.
+    /// In memory, the future completes on its first poll. With a backend, the topic of a dropped
+    /// future may or may not be removed.
     ///
     /// # Examples
     ///
@@ -426,7 +437,7 @@ impl Topic {
     /// # Ok(()) }
     /// ```
     pub async fn remove(&self) -> Result<(), Error> {
-        self.core.remove(&self.name)
+        self.core.remove(&self.name).await
     }
 
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.

@@ -38,7 +38,8 @@ pub(super) struct Contents {
     /// The time when the topic is scheduled for expiry in the registry.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
-    /// Set if the topic was removed after it was finished: its end is not remembered.
+    /// Set if the topic was removed after it was finished, and not reopened since: its end is not
+    /// remembered.
     pub(super) is_removed: bool,
 }
 

@@ -6,6 +6,7 @@ mod model;
 mod reads;
 mod recording;
 mod registry;
+mod remove;
 mod threads;
 
 use faulty::{Faulty, Mode, Shared};

@@ -246,14 +246,15 @@ pub struct Bounds {
     pub last: Position,
 }
 
-/// One event of a topic, or a record that finishes the topic.
+/// One event of a topic, or a record that finishes or removes the topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The name of the topic: any text.
     pub topic: Arc<str>,
     /// The meaning of the record.
     pub kind: RecordKind,
-    /// The wire bytes of the event, without its id. Empty if the record finishes the topic.
+    /// The wire bytes of the event, without its id. Empty if the record finishes or removes the
+    /// topic.
     pub event: Bytes,
 }
 
@@ -267,6 +268,9 @@ pub enum RecordKind {
     State,
     /// The topic is [finished](super::Topic::finish).
     Finish,
+    /// The topic is [removed](super::Topic::remove): the hub does not deliver the records of the
+    /// topic before this record any more. The log may retain them.
+    Remove,
 }
 
 /// A part of the log.

@@ -3,6 +3,7 @@
 use super::{
     dyn_backend::DynBackend,
     outage::Outage,
+    removals::{Removal, Removals},
     single_flight::{RunError, SingleFlight},
 };
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
 use bytes::Bytes;
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -45,7 +47,7 @@ pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 /// The node's client of its backend: it appends, reads history, and knows the state of the log.
 pub(in crate::hub) struct BackendClient {
     backend: Arc<dyn DynBackend>,
-    state: Mutex<LogState>,
+    state: Arc<Mutex<LogState>>,
     bounds: SingleFlight<(), Bounds>,
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
@@ -70,6 +72,7 @@ struct LogState {
     /// The topics that this node has finished, with the positions of their finish records. An entry
     /// is removed when the follower has read its record.
     finished: HashMap<Arc<str>, Position>,
+    removals: Removals,
 }
 
 /// The key of a history read: the topics, and the position after which to read.
@@ -88,6 +91,9 @@ pub(in crate::hub) struct EncodedPage {
     /// The topics that have a record in the page. The value is the position of the topic's last
     /// record in the page if that record finishes the topic.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
+    /// The removals of the requested topics that the node has read. The page has no event from
+    /// before them.
+    pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
 
 /// The end of the log, as far as this node knows it.
@@ -103,7 +109,7 @@ impl BackendClient {
     pub(in crate::hub) fn new(backend: Arc<dyn DynBackend>) -> Self {
         Self {
             backend,
-            state: Mutex::default(),
+            state: Arc::default(),
             bounds: SingleFlight::new(1, 1),
             bounds_outage: Arc::new(Outage::of("bounds")),
             reads: SingleFlight::new(MAX_CONCURRENT_READS, MAX_QUEUED_READS),
@@ -115,7 +121,7 @@ impl BackendClient {
     }
 
     fn state(&self) -> MutexGuard<'_, LogState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(in crate::hub) fn id_format(&self) -> IdFormat {
@@ -149,7 +155,7 @@ impl BackendClient {
     /// Switches to another log with these bounds. Returns its epoch.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
-        *self.state() = LogState { epoch, last, evicted_through, finished: HashMap::new() };
+        *self.state() = LogState { epoch, last, evicted_through, ..LogState::default() };
         self.epoch(epoch)
     }
 
@@ -162,6 +168,26 @@ impl BackendClient {
         let mut state = self.state();
         if self.epoch(state.epoch) == epoch {
             state.evicted_through = state.evicted_through.max(through);
+        }
+    }
+
+    /// Notes that the topic was removed. The caller removes its events afterwards.
+    pub(in crate::hub) fn note_removal(&self, topic: &Arc<str>, removal: Removal) {
+        self.state().removals.note(topic, removal);
+    }
+
+    /// Returns the eviction watermark that the removal of a topic has left, if it was removed.
+    pub(in crate::hub) fn removed_through(&self, topic: &str) -> Position {
+        self.state().removals.get(topic).map_or(Position::START, |removal| removal.evicted_through)
+    }
+
+    /// Forgets the removals whose records the log has evicted.
+    pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
+        let mut state = self.state();
+        if !state.removals.is_empty() {
+            state.removals.forget_through(evicted_through);
+            // From now on, only the watermark of the log reports the removed events.
+            state.evicted_through = state.evicted_through.max(evicted_through);
         }
     }
 
@@ -207,11 +233,14 @@ impl BackendClient {
         let runtime = self.runtime.get().ok_or(RunError::Failed)?;
         let key = (topics.clone(), after);
         let (backend, outage) = (Arc::clone(&self.backend), Arc::clone(&self.reads_outage));
+        let state = Arc::clone(&self.state);
         let page = move || {
             let (backend, outage, topics) = (Arc::clone(&backend), Arc::clone(&outage), Arc::clone(&topics));
+            let state = Arc::clone(&state);
             async move {
                 let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
-                Some(Arc::new(EncodedPage::new(page, backend.id_format())))
+                let removals = lock(&state).removals_of(&topics, page.epoch);
+                Some(Arc::new(EncodedPage::new(page, removals, backend.id_format())))
             }
         };
         let page = self.reads.run(runtime, key, page).await;
@@ -336,18 +365,36 @@ impl BackendClient {
     }
 }
 
+impl LogState {
+    /// Returns the removals of these topics in the log with this epoch.
+    fn removals_of(&self, topics: &[Arc<str>], epoch: u64) -> HashMap<Arc<str>, Removal> {
+        if self.removals.is_empty() || self.epoch != epoch {
+            return HashMap::new();
+        }
+        topics.iter().filter_map(|topic| Some((topic.clone(), self.removals.get(topic)?))).collect()
+    }
+}
+
+fn lock(state: &Mutex<LogState>) -> MutexGuard<'_, LogState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl EncodedPage {
-    fn new(page: Page, ids: IdFormat) -> Self {
+    fn new(mut page: Page, removals: HashMap<Arc<str>, Removal>, ids: IdFormat) -> Self {
         let epoch = Epoch::of(page.epoch, ids);
         let mut topics = HashMap::new();
         let mut states = HashSet::new();
         let mut events = Vec::with_capacity(page.records.len());
         let mut first = None;
-        for (position, record) in page.records.into_iter().rev() {
+        for (position, record) in mem::take(&mut page.records).into_iter().rev() {
+            if removals.get(&record.topic).is_some_and(|removal| position <= removal.at) {
+                continue;
+            }
             let end = (record.kind == RecordKind::Finish).then_some(position);
             topics.entry(record.topic.clone()).or_insert(end);
             match record.kind {
-                RecordKind::Finish => continue,
+                // A removal that the node has not read yet takes effect when it has.
+                RecordKind::Finish | RecordKind::Remove => continue,
                 // Records are visited from the newest to the oldest. A newer state replaces the
                 // earlier states of its topic.
                 RecordKind::State if !states.insert(record.topic.clone()) => continue,
@@ -359,7 +406,8 @@ impl EncodedPage {
         }
         let runs = item::runs(events.iter().rev().map(|(topic, _)| topic.clone()));
         let events = events.into_iter().rev().map(|(_, event)| event).collect();
-        Self { epoch, evicted_through: page.evicted_through, through: page.through, first, events, runs, topics }
+        let Page { evicted_through, through, .. } = page;
+        Self { epoch, evicted_through, through, first, events, runs, topics, removals }
     }
 }
 

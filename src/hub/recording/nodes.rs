@@ -286,7 +286,7 @@ impl Recordings {
 
     /// Waits until the condition is true. It is checked at once, after each page that this node
     /// reads, and after each beat that it appends.
-    pub(super) async fn progressed(&self, is_done: impl Fn() -> bool) {
+    pub(in crate::hub) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());
             progressed.as_mut().enable();
