@@ -226,6 +226,7 @@ impl Subscription {
         let after = self.cursor;
         let page = async move {
             let backend = core.backend.as_ref().ok_or(RunError::Failed)?;
+            let after = backend.after_removed(&topics, after);
             backend.read(topics, after).await
         };
         Some(PageRequest(Mutex::new(Box::pin(page))))

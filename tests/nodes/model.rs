@@ -394,8 +394,12 @@ impl World {
         sleep(Duration::from_secs(20)).await;
         let newest = self.shared.logs().len() - 1;
         for client in 0..self.clients.len() {
+            let logs = self.shared.logs();
+            let has_removal = logs[newest].all.values().any(|record| record.kind == RecordKind::Remove);
+            // A client receives nothing while it reads pages of removed events.
+            let patience = if has_removal { 100 } else { 8 };
             let mut quiet = 0;
-            while quiet < 8 {
+            while quiet < patience {
                 let before = self.clients[client].at;
                 while self.read(client, 100) {}
                 sleep(Duration::from_millis(250)).await;

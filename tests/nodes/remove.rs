@@ -22,7 +22,7 @@ async fn rest(subscription: &mut task::Spawn<Subscription>) -> Vec<String> {
 
 #[tokio::test(start_paused = true)]
 async fn removal_on_one_node_removes_topic_on_all() {
-    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
     let early = publish(&hubs[0], "a", 0).await;
     let last = publish(&hubs[1], "a", 1).await;
     publish(&hubs[1], "b", 2).await;
@@ -37,6 +37,8 @@ async fn removal_on_one_node_removes_topic_on_all() {
         let back = subscribe(hub, "a", early.clone()).await;
         assert_eq!(back.gap().map(|gap| gap.reason()), Some(GapReason::Evicted));
     }
+    let reads = connections.map(|connection| connection.asked.reads.load(Relaxed));
+    assert_eq!(reads, [0, 0], "the nodes know that the backend has nothing to replay");
     let mut back = subscribe(&hubs[1], "a", early).await;
     publish(&hubs[0], "a", 3).await;
     assert_eq!(data_soon(&mut back).await, ["evicted", "3"]);
@@ -84,6 +86,8 @@ async fn removed_events_are_not_replayed_from_backend() {
         // The node of a restarted process, too.
         let third = Hub::builder().max_events(3).backend(shared.connect()).connect().await.unwrap();
         for hub in hubs.iter().chain([&third]) {
+            let mut earliest = subscribe(hub, "a", Start::Earliest).await;
+            assert!(earliest.poll_next().is_ready(), "the first page is after the removed events");
             let mut earliest = subscribe(hub, "a", Start::Earliest).await;
             assert_eq!(rest(&mut earliest).await, numbers(of_a()), "pages of {page}");
             assert!(earliest.gap().is_none());
@@ -164,7 +168,7 @@ async fn removal_during_a_replay_is_a_gap() {
 
 #[tokio::test(start_paused = true)]
 async fn finished_and_removed_topic_begins_again_on_all_nodes() {
-    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    let (hubs, connections) = two(&Shared::new(PLENTY), Hub::builder).await;
     let id = publish(&hubs[0], "a", 0).await;
     let mut open = [subscribe(&hubs[0], "a", id.clone()).await, subscribe(&hubs[1], "a", id.clone()).await];
     hubs[1].topic("a").finish().await.unwrap();
@@ -182,11 +186,33 @@ async fn finished_and_removed_topic_begins_again_on_all_nodes() {
     }
     settle().await;
     assert_eq!(data_soon(&mut subscribe(&hubs[0], "a", Start::Earliest).await).await, numbers(0..2));
+    let reads = connections.map(|connection| connection.asked.reads.load(Relaxed));
+    assert_eq!(reads, [0, 0], "the nodes know that the backend has nothing to replay");
     // It can be finished again, and this end is remembered.
     hubs[0].topic("a").finish().await.unwrap();
     settle().await;
     let error = hubs[1].topic("a").publish(Event::new("")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Finished);
+}
+
+/// The topic was removed while it had a subscriber, and continues with a new event.
+#[tokio::test(start_paused = true)]
+async fn end_of_reopened_topic_is_remembered() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), || Hub::builder().max_age(60 * SECOND)).await;
+    let open = subscribe(&hubs[0], "a", Start::Latest).await;
+    hubs[1].topic("a").finish().await.unwrap();
+    hubs[1].topic("a").remove().await.unwrap();
+    settle().await;
+    assert_eq!(hubs[0].topic("a").publish(Event::new("")).await.unwrap_err().kind(), ErrorKind::Finished);
+    publish(&hubs[1], "a", 0).await;
+    sleep(50 * SECOND).await;
+    hubs[1].topic("a").finish().await.unwrap();
+    // The event has expired, and the end has not.
+    sleep(20 * SECOND).await;
+    drop(open);
+    for hub in &hubs {
+        assert_eq!(hub.topic("a").publish(Event::new("")).await.unwrap_err().kind(), ErrorKind::Finished);
+    }
 }
 
 /// The log retains 5 records, so the removal is evicted, and everything before it as well.

@@ -181,14 +181,18 @@ impl BackendClient {
         self.state().removals.get(topic).map_or(Position::START, |removal| removal.evicted_through)
     }
 
-    /// Forgets the removals whose records the log has evicted.
+    /// Returns the position after which to read these topics, at least `after`. It skips the records
+    /// that were removed from all of them.
+    pub(in crate::hub) fn after_removed(&self, topics: &[Arc<str>], after: Position) -> Position {
+        let state = self.state();
+        let after_removal = |topic| state.removals.get(topic).map_or(after, |removal| removal.at.max(after));
+        topics.iter().map(|topic| after_removal(topic)).min().unwrap_or(after)
+    }
+
+    /// Forgets the removals whose records the log has evicted. The watermark of the log reports the
+    /// removed events from then on.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
-        let mut state = self.state();
-        if !state.removals.is_empty() {
-            state.removals.forget_through(evicted_through);
-            // From now on, only the watermark of the log reports the removed events.
-            state.evicted_through = state.evicted_through.max(evicted_through);
-        }
+        self.state().removals.forget_through(evicted_through);
     }
 
     /// Returns the end of the log. If `start` is a position beyond everything that this node has
