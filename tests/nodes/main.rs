@@ -6,6 +6,7 @@ mod model;
 mod reads;
 mod recording;
 mod registry;
+mod registry_model;
 mod remove;
 mod threads;
 
