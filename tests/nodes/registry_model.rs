@@ -184,8 +184,8 @@ impl World {
         self.suspect(1 - node);
     }
 
-    /// Notes that a node may close all of its streams. In a log that evicts announcements, it cannot
-    /// know which of its streams were closed.
+    /// Notes that a node may close all of its streams. In a log that evicts announcements, it
+    /// cannot know which of its streams were closed.
     fn suspect(&mut self, node: usize) {
         if self.is_small {
             self.nodes[node].is_suspicious = true;

@@ -181,8 +181,8 @@ impl BackendClient {
         self.state().removals.get(topic).map_or(Position::START, |removal| removal.evicted_through)
     }
 
-    /// Returns the position after which to read these topics, at least `after`. It skips the records
-    /// that were removed from all of them.
+    /// Returns the position after which to read these topics, at least `after`. It skips the
+    /// records that were removed from all of them.
     pub(in crate::hub) fn after_removed(&self, topics: &[Arc<str>], after: Position) -> Position {
         let state = self.state();
         let after_removal = |topic| state.removals.get(topic).map_or(after, |removal| removal.at.max(after));
