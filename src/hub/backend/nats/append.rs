@@ -5,7 +5,7 @@ use super::{
     identity::{KnownLog, Witness},
     link::Link,
     message::{self, position},
-    stream::Stream,
+    stream::{Stream, is_refusal},
 };
 use crate::{
     BoxError,
@@ -16,13 +16,11 @@ use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
     jetstream::{
-        self, ErrorCode,
         context::{PublishError, PublishErrorKind},
         message::PublishMessage,
         publish::PublishAck,
     },
 };
-use std::error::Error;
 use tokio::time::{Instant, timeout_at};
 
 /// The first version of nats-server whose replicas compare the last sequence of a subject when they
@@ -254,12 +252,4 @@ async fn stored_by_earlier_attempt(
 /// server ignores a duplicate.
 fn is_unsure(error: &PublishError) -> bool {
     matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
-}
-
-/// Returns `true` if the server has refused a message because a last sequence is not the expected
-/// one. Servers from 2.12 on have another code if the topic has a message that is being stored.
-fn is_refusal(error: &PublishError) -> bool {
-    let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
-    error.kind() == PublishErrorKind::WrongLastSequence
-        || code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
 }

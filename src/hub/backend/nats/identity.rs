@@ -13,7 +13,7 @@
 use super::{
     message::{self, Stored, position},
     shared_check::SharedCheck,
-    stream::{State, Stream},
+    stream::{State, Stream, is_refusal},
 };
 use crate::{BoxError, hub::backend::Position, random};
 use async_nats::{HeaderMap, jetstream::message::PublishMessage};
@@ -426,7 +426,7 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 /// Publishes a mark and returns its sequence. Returns `None` if the last sequence of the stream is
 /// not the expected one.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
-    use async_nats::jetstream::context::PublishErrorKind::{StreamNotFound, WrongLastSequence};
+    use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 
     let context = &stream.link.context;
     let subject = message::mark_subject(stream.name());
@@ -439,7 +439,7 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
             };
             match published {
                 Ok(ack) => return Ok(Some(ack.sequence)),
-                Err(error) if error.kind() == WrongLastSequence => return Ok(None),
+                Err(error) if is_refusal(&error) => return Ok(None),
                 Err(error) if error.kind() == StreamNotFound => match pauses.next() {
                     Some(pause) => sleep(Duration::from_millis(pause)).await,
                     None => return Err(error),

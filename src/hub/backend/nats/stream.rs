@@ -3,12 +3,14 @@
 use super::{link::Link, message::Stored};
 use crate::BoxError;
 use async_nats::jetstream::{
+    self, ErrorCode,
+    context::{PublishError, PublishErrorKind},
     message::StreamMessage,
     stream::{Config, RawMessage},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 use tokio::time::sleep;
 
 /// The pause between the deletion of a stream and its creation with the same name.
@@ -205,6 +207,14 @@ async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, Requ
     })
 }
 
+/// Returns `true` if the server has refused a message because a last sequence is not the expected
+/// one. Servers from 2.12 on have another code if the topic has a message that is being stored.
+pub(super) fn is_refusal(error: &PublishError) -> bool {
+    let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
+    error.kind() == PublishErrorKind::WrongLastSequence
+        || code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,5 +233,17 @@ mod tests {
             let state = State { first, last, messages, max_age: None, replicas: 1 };
             assert_eq!(state.has_holes(), has_holes, "{state:?}");
         }
+    }
+
+    #[test]
+    fn both_error_codes_of_wrong_last_sequence_are_refusals() {
+        let error = |kind, code| {
+            let error = format!(r#"{{"code":400,"err_code":{code},"description":"wrong last sequence"}}"#);
+            PublishError::with_source(kind, serde_json::from_str::<jetstream::Error>(&error).unwrap())
+        };
+        assert!(is_refusal(&error(PublishErrorKind::WrongLastSequence, 10071)));
+        assert!(is_refusal(&error(PublishErrorKind::Other, 10164)));
+        assert!(!is_refusal(&error(PublishErrorKind::Other, 10077)));
+        assert!(!is_refusal(&PublishError::new(PublishErrorKind::TimedOut)));
     }
 }
