@@ -37,7 +37,7 @@ pub(super) struct Servers {
     addresses: Vec<ServerAddr>,
     login: Login,
     pub(super) credentials_file: Option<PathBuf>,
-    pub(super) root_certificates: Vec<PathBuf>,
+    pub(super) root_certificates: Option<PathBuf>,
     is_tls: bool,
 }
 
@@ -103,7 +103,7 @@ impl Servers {
             let read = options.credentials_file(path).await;
             options = read.map_err(|error| format!("the credentials in {} cannot be used: {error}", path.display()))?;
         }
-        for path in &self.root_certificates {
+        if let Some(path) = &self.root_certificates {
             options = options.add_root_certificates(path.clone());
         }
         let count = self.addresses.len().try_into().unwrap_or(u32::MAX);

@@ -207,7 +207,7 @@ impl NatsBackend {
     /// `rustls`, call `CryptoProvider::install_default` before the first connection with TLS.
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
-        self.servers.root_certificates.push(path.into());
+        self.servers.root_certificates = Some(path.into());
         self
     }
 
