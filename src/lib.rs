@@ -233,5 +233,5 @@ pub use summary::{CloseReason, StreamSummary};
 #[doc = include_str!("../docs/recordings.md")]
 struct Guides;
 
-/// A boxed error of any type, the same type as in tower and axum.
+/// A boxed error of any type. It is the same type as `BoxError` in tower and axum.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
