@@ -84,7 +84,7 @@ impl Heartbeat {
     /// If an upstream stream is silent in the middle of an event, a comment is sent instead. It is
     /// the comment that was set before, or an empty comment.
     ///
-    /// Begin a stream that clients resume with an id, for example an [`Event::checkpoint`].
+    /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
     /// Otherwise a heartbeat can arrive before the first id. A client that has reconnected then
     /// forgets its last id (HTML standard, §9.2.6).
     ///

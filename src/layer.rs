@@ -93,8 +93,9 @@ use tower_service::Service;
 /// sides:
 ///
 /// - *Inside*: a request whose `Accept` header contains `text/event-stream` is passed on with
-///   `Accept-Encoding: identity`. A range such as `*/*` is not enough. The response to such a
-///   request is not compressed even if it is no event stream, for example JSON.
+///   `Accept-Encoding: identity`, so the response is not compressed. This also applies if the
+///   response is something else, such as JSON. A range such as `*/*` does not count as
+///   `text/event-stream`.
 /// - *Outside*: the response has a content type that compressors recognize as a stream, and
 ///   `no-transform`. A compressor that is configured to compress every response ignores both.
 ///   tower-http's compressor still delivers each event when it is sent.
@@ -183,8 +184,8 @@ impl SseLayer {
     /// The event is sent without its id, because no client can resume from the shutdown event. An
     /// upstream stream that cannot complete its current event ends without the shutdown event.
     ///
-    /// Begin a stream that clients resume with an id, for example an [`Event::checkpoint`]. The
-    /// streams of a hub do so. Otherwise the shutdown event can arrive before the first id. A
+    /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
+    /// The streams of a hub do so. Otherwise the shutdown event can arrive before the first id. A
     /// client that has reconnected then forgets its last id (HTML standard, §9.2.6).
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
@@ -195,10 +196,10 @@ impl SseLayer {
     ///
     /// - At a [shutdown](Self::shutdown), and over a limit with [`Overload::RetryLater`], a client
     ///   gets the delay of [`retry`](Self::retry) plus the random time. The delay is one second if
-    ///   `retry` is not set. The default jitter here is five seconds.
+    ///   `retry` is not set. By default, the random time here is up to five seconds.
     /// - At the beginning of each stream, a client gets the delay of [`retry`](Self::retry) plus
-    ///   the random time. This spreads the clients that a crash disconnects. The default jitter
-    ///   here is zero.
+    ///   the random time. This spreads the clients that a crash disconnects. By default, there is
+    ///   no random time here.
     ///
     /// A client keeps the last delay that it received. If `retry` is not set on the stream to which
     /// the client reconnects, the client keeps the delay of the shutdown or rejection.

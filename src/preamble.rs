@@ -14,8 +14,8 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use tokio_stream::Stream;
 
-/// What a response sends before the first item of its stream: the first bytes of the body, or the
-/// status 204 instead of a body.
+/// The data that a response sends before the first item of its stream: the first bytes of the body,
+/// or the status 204 instead of a body.
 #[derive(Debug, Default)]
 pub(crate) struct Preamble {
     /// The bytes that are sent before the first item.

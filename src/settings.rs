@@ -32,7 +32,8 @@ pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + 
 impl Settings {
     /// The default reconnect delay of clients that a shutdown or a limit disconnects.
     const RETRY: Duration = Duration::from_secs(1);
-    /// The default maximum of the random time that is added to the delay of these clients.
+    /// The default maximum of the random time that is added to the reconnect delay at a shutdown or
+    /// over a limit.
     const JITTER: Duration = Duration::from_secs(5);
 
     /// Returns whether the settings need the head of every request, to read keys of limits and

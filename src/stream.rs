@@ -89,7 +89,6 @@ impl<S> SseStream<S> {
     /// The settings of the response are kept. If the old stream is a
     /// [`Subscription`](crate::hub::Subscription) to a hub, the response also keeps its cursor and
     /// its `204 No Content`, whatever `f` returns.
-    /// No Content`, whatever the adapter.
     ///
     /// # Examples
     ///

@@ -78,13 +78,14 @@ mod on {
     /// Logs that the stream that is being polled has failed. `error` is `None` if the type of the
     /// error is generic and may not implement `Display`.
     ///
-    /// The operator gets no other report of this failure. The client only sees a lost connection.
+    /// The client only sees a lost connection, so an operator finds the error only in the log.
     pub(crate) fn failed(error: Option<&BoxError>) {
         let error = error.map(|error| tracing::field::display(error.as_ref()));
         warn!(target: TARGET, error, "stream failed");
     }
 
-    /// Logs a panic in a callback or a waker of the application. `callback` names it.
+    /// Logs a panic in a callback or a waker of the application. `callback` is the name for the
+    /// log.
     pub(crate) fn callback_panicked(callback: &'static str) {
         error!(target: TARGET, callback, "callback panicked");
     }

@@ -17,12 +17,12 @@ pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 /// A condition that ends a stream before the stream ends by itself.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// A shutdown has begun, but the stream is finite: it may end by itself within this lifetime
-    /// (the drain timeout of the layer). Then the stream is ended.
+    /// A shutdown has begun, but the handler has declared that the stream is finite. The stream may
+    /// end by itself within this lifetime, the drain timeout of the layer. After that, it is ended.
     Drain(Lifetime, Arc<Settings>),
     MaxLifetime(Lifetime),
-    /// The `end_when` future of the handler. The mutex is never locked. It makes the body `Sync` if
-    /// its stream is `Sync`, even though the future is not.
+    /// The `end_when` future of the handler. The mutex is never locked: it makes the body `Sync`
+    /// although the future is not `Sync`.
     When(Mutex<EndFuture>),
 }
 
@@ -51,8 +51,8 @@ impl Lifetime {
     }
 }
 
-/// The membership of one stream in a [`StreamRegistry`](crate::StreamRegistry). The registry can
-/// close the stream through it.
+/// The membership of one stream in a [`StreamRegistry`](crate::StreamRegistry), through which the
+/// registry can close the stream.
 pub(super) struct CloseSignal {
     pub(super) registration: Registration,
     /// A clone of the waker that the registration wakes when a registry closes the stream. `None`
@@ -81,8 +81,8 @@ impl CloseSignal {
 
 impl EndSignal {
     /// Returns ready when the stream has to end, with the reason and the bytes to send before the
-    /// end. `retry` is the reconnect delay that the handler has set. With `is_finite`, a shutdown
-    /// ends the stream only after the drain timeout of the layer.
+    /// end. `retry` is the reconnect delay that the handler has set. If `is_finite` is set, a
+    /// shutdown first waits for the drain timeout of the layer, if the layer has one.
     pub(super) fn poll(
         &mut self,
         retry: Option<Duration>,

@@ -32,8 +32,8 @@ pub(super) enum FlushDelay {
 impl FlushDelay {
     /// Returns ready when the pause before an error is over. The pause begins with the first call.
     ///
-    /// Outside of a tokio runtime there is no timer. Then the first call returns `Pending` and the
-    /// second call is ready, which is enough for HTTP/1.
+    /// Outside of a tokio runtime there is no timer. There, the first call returns `Pending` and
+    /// wakes the task. The second call is ready, which is enough for HTTP/1.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Self::NotStarted = self {
             if Handle::try_current().is_err() {

@@ -71,7 +71,8 @@ pub(crate) struct LinkState {
 }
 
 /// The body's end of a link through which the layers around the body attach their settings. If
-/// several layers set a value that only one layer can set, the innermost layer wins.
+/// several layers set a value of which a stream has only one, such as the heartbeat, the innermost
+/// layer wins.
 pub(crate) enum LayerLink {
     /// The body was not polled yet. Layers can still attach their settings to the shared state.
     Open(Arc<Mutex<LinkState>>),

@@ -37,7 +37,7 @@ type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
 
 type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
-/// The settings of a handler that end its stream, and the handler's callback for the end.
+/// The settings with which a handler ends its stream, and the callback of the handler for the end.
 #[derive(Default)]
 pub(crate) struct HandlerEnd {
     pub(crate) on_close: Option<OnClose>,
@@ -113,8 +113,9 @@ impl Observation {
     }
 
     /// Returns the observer of a body that is dropped before its first poll. Such a body does not
-    /// count as a stream in metrics and spans. The caller drops the observer, which runs the
-    /// `on_close` callbacks. Returns `None` if the body was polled or has nothing to record.
+    /// count as a stream in metrics and spans. `handler` returns the settings of the handler. The
+    /// caller drops the observer, which runs the `on_close` callbacks. Returns `None` if the body
+    /// was polled or has nothing to record.
     pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamObserver>> {
         let (_, layers) = self.link.close()?;
         StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
@@ -224,11 +225,11 @@ pub(super) struct StreamObserver {
     progress: Progress,
     end_signals: Vec<EndSignal>,
     registrations: Vec<CloseSignal>,
-    /// Set if the handler has declared that the stream ends by itself. A shutdown then waits for
-    /// the drain timeout of the layer.
+    /// Set if the handler has declared that the stream ends by itself. At a shutdown, the stream
+    /// may then continue for the drain timeout of the layer.
     is_finite: bool,
-    /// The `on_close` callback of the handler. The mutex is never locked. It makes the body `Sync`
-    /// if its stream is `Sync`, even though the callback is not.
+    /// The `on_close` callback of the handler. The mutex is never locked: it makes the body `Sync`
+    /// although the callback is not `Sync`.
     on_close: Mutex<Option<Callback>>,
     /// The `on_close` callbacks of the layers. A callback that several layers share is in the list
     /// once.

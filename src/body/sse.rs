@@ -42,11 +42,11 @@ pub(crate) struct Options {
 pub(crate) struct RareOptions {
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
-    /// The `on_error` closure of the handler. The mutex is never locked. It makes the body `Sync`
-    /// if its stream is `Sync`, even though the closure is not.
+    /// The `on_error` closure of the handler. The mutex is never locked: it makes the body `Sync`
+    /// although the closure is not `Sync`.
     pub(crate) on_error: Mutex<Option<OnError>>,
-    /// The handler's settings for the end of the stream. The mutex is never locked. It makes the
-    /// body `Sync` if its stream is `Sync`, even though these settings are not.
+    /// The handler's settings for the end of the stream. The mutex is never locked: it makes the
+    /// body `Sync` although these settings are not `Sync`.
     pub(crate) end: Mutex<HandlerEnd>,
 }
 
@@ -91,7 +91,7 @@ enum Held {
 ///
 /// Without this limit, hyper polls a body that is always ready until the socket is full or the
 /// budget of its task is spent. That can be more than 100 frames of 1,000 small events each. With
-/// the limit, other tasks wait about as long as for a body with one event per frame.
+/// 64 items, other tasks wait no longer than for a body with one event per frame.
 const MAX_ITEMS_PER_TURN: u32 = 64;
 
 pin_project! {
@@ -458,8 +458,8 @@ where
     }
 }
 
-/// Returns the close reason of a stream that ends with this error. Only the errors of a hub
-/// subscription have specific reasons.
+/// Returns the close reason of a stream that ends with this error. Errors of a hub subscription
+/// have the reason `Lagged` or `Shutdown`. All other errors have the reason `Error`.
 fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
     if let Some(error) = error.downcast_ref() {

@@ -20,7 +20,8 @@ use std::{
 use tokio::time::{Sleep, sleep};
 
 /// The time that an upstream stream (a body of an inner service) has to complete its current event
-/// after a layer has ended the stream. Then the response ends in the middle of the event.
+/// after a layer has ended the stream. After this time, the response ends in the middle of the
+/// event.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 
 pin_project! {

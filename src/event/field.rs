@@ -414,9 +414,9 @@ impl EventId {
 
 #[cfg(feature = "hub")]
 impl EventId {
-    /// Cuts an id after 64 bytes and appends `…`. A shorter id, such as any id of a hub, stays
-    /// unchanged. A client can send an id of any length, and the hub repeats the id in its `gap`
-    /// event for this client.
+    /// Cuts an id that is longer than 64 bytes, and appends `…`. Ids of a hub are always shorter. A
+    /// client can send an id of any length, and the hub repeats this id in its `gap` event for the
+    /// client.
     pub(crate) fn shortened(self) -> Self {
         let text = self.as_str();
         if text.len() <= Self::MAX_MALFORMED {
@@ -426,7 +426,8 @@ impl EventId {
         Self(Text::checked(&format!("{}…", &text[..end])))
     }
 
-    /// Creates an id from printable ASCII bytes without spaces. The caller guarantees these bytes.
+    /// Creates an id from printable ASCII bytes without spaces. The caller must pass no other
+    /// bytes.
     pub(crate) fn from_ascii(bytes: &[u8]) -> Self {
         debug_assert!(bytes.iter().all(u8::is_ascii_graphic));
         Self(Text::checked(std::str::from_utf8(bytes).unwrap_or_default()))

@@ -1,7 +1,7 @@
 //! Registries that close streams on all nodes of a hub.
 //!
-//! A node announces each close as an event of one topic of the hub. Every node reads this topic, and
-//! closes the streams of the announced keys.
+//! A node announces each close as an event of one topic of the hub. Every node reads this topic,
+//! and closes the streams of the announced keys.
 
 use super::{Shared, StreamRegistry};
 use crate::{
@@ -36,8 +36,8 @@ const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a failed announcement of a close is published again, and before a subscription
 /// that has ended is replaced.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// The number of shutdowns in a row after which the hub counts as shut down. One subscription can
-/// also end with a shutdown because the log of the hub was replaced.
+/// The number of subscriptions in a row that end with a shutdown before the hub counts as shut
+/// down. A single one can also end this way because the log of the hub was replaced.
 const MAX_SHUTDOWNS: usize = 5;
 
 impl<K> StreamRegistry<K>
@@ -48,11 +48,11 @@ where
     /// this node is announced to the other nodes, and this node applies the closes of the others.
     /// Call this method once on each node, at its start.
     ///
-    /// A node that is cut off from the backend closes the streams as soon as it can read the log
-    /// again. If the log no longer retains all announcements by then, the node closes all of its
-    /// registered streams. It cannot know which of them were closed. Their clients then reconnect
-    /// and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits the time for
-    /// which a node that is cut off keeps its streams.
+    /// A node that is cut off from the backend closes the announced streams as soon as it can read
+    /// the log again. If the log no longer retains all announcements by then, the node closes all
+    /// of its registered streams. It cannot know which of them were closed. Their clients then
+    /// reconnect and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits the
+    /// time for which a node that is cut off keeps its streams.
     ///
     /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
     /// hub. The retention of the hub applies to them. Clients must not be able to subscribe to this
@@ -283,8 +283,9 @@ struct Publisher {
     queue: UnboundedReceiver<Event>,
     /// The announcements that are not in the log yet.
     pending: VecDeque<Event>,
-    /// The interval and the event of a sign of life. The node publishes the event and reads it back
-    /// from the log. If the node reads no event for too long, it is cut off.
+    /// The interval at which the node publishes a sign of life, and the event of this sign. The
+    /// node reads the events of the topic back. If it reads none for too long, it is cut off.
+    /// `None` without [`fail_closed_after`](StreamRegistry::fail_closed_after).
     beat: Option<(Duration, Event)>,
 }
 

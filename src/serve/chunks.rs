@@ -11,15 +11,15 @@ use std::{
 };
 use tokio::io::AsyncWrite;
 
-/// The number of bytes from which gathered frames are written. The last frame may exceed this
-/// number.
+/// Gathered frames are written when they have at least this number of bytes. The last frame may
+/// exceed the number.
 const MAX_WRITE: usize = 256 * 1024;
-/// The number of frames from which gathered frames are written. This bounds the time for many small
-/// frames.
+/// Gathered frames are written after at most this number of frames, because many small frames take
+/// time, too.
 const MAX_FRAMES: usize = 256;
 /// The size in bytes from which a frame is written as a separate buffer of a vectored write.
-/// Smaller frames are copied into one buffer, which costs less. Without vectored writes, all frames
-/// are copied.
+/// Smaller frames are copied into one buffer, which costs less than several buffers. Without
+/// vectored writes, all frames are copied.
 const SHARED_FRAME: usize = 4 * 1024;
 /// The maximum number of buffers in one vectored write.
 const MAX_SLICES: usize = 64;
@@ -42,7 +42,8 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Creates an empty value. `can_share` is set if the connection supports vectored writes.
+    /// Creates a value without frames. `can_share` is set if the connection supports vectored
+    /// writes.
     pub(super) fn new(framing: Framing, can_share: bool) -> Self {
         Self { framing, copied: scratch::take(), shared: Vec::new(), length: 0, frames: 0, can_share }
     }

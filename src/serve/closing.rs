@@ -35,8 +35,8 @@ pub(super) enum Closing {
 }
 
 impl Closing {
-    /// Returns ready when the connection can be dropped: the client has closed it, a limit is
-    /// reached, or it has failed.
+    /// Returns ready when the connection can be dropped: the client has closed it, it has failed,
+    /// or the limit of one second or 64 KiB is reached.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,

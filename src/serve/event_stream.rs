@@ -53,7 +53,8 @@ enum Phase {
     /// The body has ended without an error. The connection then closes, or waits for the next
     /// request.
     Complete,
-    /// The body has failed. The last chunk is not sent, so that the client notices the failure.
+    /// The body has failed. The last chunk of a chunked body is not sent, so that the client
+    /// notices the failure.
     Failed,
 }
 
@@ -66,7 +67,7 @@ struct Input {
     keep_alive: bool,
 }
 
-/// What happens with the connection after its event stream has ended.
+/// The state of a connection after its event stream has ended.
 #[derive(Debug)]
 pub(super) enum Ended {
     /// The connection waits for the next request. These bytes of that request have already arrived.
@@ -88,8 +89,8 @@ impl From<io::Error> for Disconnected {
 }
 
 impl<B> EventStream<B> {
-    /// Creates the stream of a connection that hyper has handed over. `unread` contains bytes that
-    /// the client has sent after its request.
+    /// Creates the stream of a connection that hyper has handed over. `offer` contains the body and
+    /// its framing. `unread` contains bytes that the client has sent after its request.
     pub(super) fn new(offer: Offer<B>, unread: BytesMut) -> Self {
         let unread = Some(unread).filter(|unread| !unread.is_empty()).map(Box::new);
         Self {
@@ -101,8 +102,8 @@ impl<B> EventStream<B> {
 }
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
-    /// Polls the stream to its end, and reads from the connection to notice a disconnection.
-    /// `must_close` returns whether the server is shutting down. The connection then closes after
+    /// Polls the stream to its end, and reads from the connection to notice a disconnection. If
+    /// `must_close` returns `true`, the server is shutting down, and the connection closes after
     /// the stream.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         mut self: Pin<&mut Self>,
@@ -244,8 +245,8 @@ impl Input {
     }
 
     /// Keeps bytes of the next request, up to 16 KiB. Over this limit, all of them are discarded,
-    /// and the connection closes after the stream. Reading goes on, because only a read shows that
-    /// the client has disconnected.
+    /// and the connection closes after the stream. The server continues to read, because only a
+    /// read shows that the client has disconnected.
     fn keep(&mut self, bytes: &[u8]) {
         if !self.keep_alive {
             return;

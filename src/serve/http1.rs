@@ -23,14 +23,14 @@ type HyperConnection<I, S, A> = UpgradeableConnection<TokioIo<Watched<I, <S as A
 /// An HTTP/1 connection while hyper serves it: from the first byte of a request until an event
 /// stream begins.
 pub(super) struct Http1<I, S: App, A: Address> {
-    /// `None` after the connection has left hyper.
+    /// The connection in hyper, or `None` after the connection has left hyper.
     connection: Option<HyperConnection<I, S, A>>,
     handover: Arc<Handover<S::Body>>,
     /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-/// What follows when hyper no longer serves the connection.
+/// The state of a connection that hyper no longer serves.
 pub(super) enum Next<I, S: App, A> {
     Closed,
     EventStream(Peer<I, S, A>, EventStream<S::Body>),

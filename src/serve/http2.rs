@@ -71,8 +71,9 @@ struct Connected<I, S: App, A: Address> {
     /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     cork: Cork,
-    /// The number of bytes that hyper may read in one poll of the connection. It doubles when all
-    /// of them were read and no request was among them.
+    /// The number of bytes that hyper may read in one poll of the connection. It doubles, up to
+    /// [`MAX_READ`], when all of them were read and no request was among them. A request resets it
+    /// to [`MIN_READ`].
     read_limit: usize,
 }
 

@@ -224,8 +224,8 @@ async fn accept<L: Listener>(
     .await
 }
 
-/// Sets the options of a TCP socket, and logs a failure. Connections of other types are not
-/// changed.
+/// Sets the options of a TCP socket, and logs a failure. Without `client_timeout`, sets only
+/// `TCP_NODELAY`. Connections of other types are not changed.
 fn prepare<I: 'static>(io: &mut I, client_timeout: Option<ClientTimeout>) {
     if let Some(tcp) = (io as &mut dyn Any).downcast_mut::<TcpStream>() {
         // The connection works without the options. On some systems, they also fail if the client
