@@ -293,8 +293,8 @@ impl Core {
         joined.count_wakers.wake();
     }
 
-    /// Returns an error if the hub has no room for these topics. So a subscription to too many topics
-    /// creates none of them.
+    /// Returns an error if the hub has no room for these topics. So a subscription to too many
+    /// topics creates none of them.
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
         for names in names.chunks(SLICE) {

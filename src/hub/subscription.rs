@@ -313,10 +313,10 @@ impl Subscription {
 
     /// Begins the stream with the [`cursor`](Self::cursor).
     ///
-    /// The cursor is the id of an event of type `hub-cursor` with empty data. Pages need no listener
-    /// for it. An id alone would dispatch no event (HTML standard, §9.2.6), but Firefox and WebKit
-    /// ignore an id without data and would reconnect without an id, and several Python clients report
-    /// it as an empty `message`.
+    /// The cursor is the id of an event of type `hub-cursor` with empty data. Pages need no
+    /// listener for it. An id alone would dispatch no event (HTML standard, §9.2.6), but Firefox
+    /// and WebKit ignore an id without data and would reconnect without an id, and several Python
+    /// clients report it as an empty `message`.
     ///
     /// A response does this by itself. Use this method if the subscription is not polled by a
     /// response, for example if a task forwards its events.

@@ -17,8 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// append is tried again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// How long a failing append is tried again while the backend responds to other requests. Then the
-/// recording fails.
+/// The maximum time for which a failing append is tried again while the backend responds to other
+/// requests. Then the recording fails.
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
 /// is too large for the backend is never accepted.

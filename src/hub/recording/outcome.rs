@@ -1,5 +1,5 @@
-/// The ways in which a [`Recording`](super::Recording) ends. Its topic is finished in each case,
-/// except after some [interruptions](Self::Interrupted).
+/// The possible outcomes of a [`Recording`](super::Recording). The topic of the recording is
+/// finished in each case, except after some [interruptions](Self::Interrupted).
 ///
 /// # Examples
 ///
