@@ -18,12 +18,14 @@ use tokio_rustls::{
     },
 };
 
-/// The TLS settings of a connection.
+/// The TLS settings for connections to one server.
 #[derive(Default)]
 pub(super) struct Tls {
-    /// The PEM file of root certificates. `None` means the root certificates of the system.
+    /// The PEM file with the trusted root certificates. `None` means the root certificates of the
+    /// operating system.
     pub(super) roots: Option<PathBuf>,
-    /// The PEM files of the client's certificate chain and of its key.
+    /// The PEM files with the client's certificate chain and with its private key. `None` means
+    /// that the client sends no certificate.
     pub(super) own: Option<(PathBuf, PathBuf)>,
     config: Mutex<Option<Arc<ClientConfig>>>,
 }
