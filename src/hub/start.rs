@@ -30,8 +30,8 @@ pub enum Start {
     ///
     /// No event with an older id is delivered, not even the current event of a
     /// [`latest_only`](super::Topic::latest_only) topic. So use an id up to which the client has
-    /// all events. It is the last id that the client received, or the id of the last event that a
-    /// snapshot includes.
+    /// all events. For example, use the last id that the client received, or the id of the last
+    /// event that a snapshot includes.
     ///
     /// If events after the id are no longer retained, the subscription begins with a
     /// [gap](super::Gap).

@@ -51,8 +51,8 @@ impl WakeQueue {
 
     /// Adds a topic that has changed and has waiters to wake. Returns the number of the entry.
     ///
-    /// The caller publishes the position of the change after this call. So a subscription that sees
-    /// this position also finds the topic in the queue.
+    /// The caller makes the position of the change visible after this call. So a subscription that
+    /// sees this position also finds the topic in the queue.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
@@ -77,7 +77,10 @@ impl WakeQueue {
 
     /// Starts the task that wakes the waiters of `topic`, unless the task is running. Outside of a
     /// runtime, wakes the waiters below `through` itself. `number` is the result of
-    /// [`add`](Self::add). The caller must hold no lock.
+    /// [`add`](Self::add).
+    ///
+    /// If more than 1,024 topics are queued, also wakes waiters of queued topics itself. The caller
+    /// must hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);
