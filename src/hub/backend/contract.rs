@@ -336,7 +336,7 @@ async fn one_of_several_concurrent_appends_succeeds<B: Backend>(open: impl Async
 }
 
 /// Checks that evicted records are reported to a reader that may have missed them, and to no other
-/// reader. `max_records` is the number of records that the log retains.
+/// reader. `max_records` is the number of records that the log retains, approximately.
 async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     let topics = ["topic".into()];
     let begin = log.bounds().await.expect("bounds").last;

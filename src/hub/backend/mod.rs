@@ -51,10 +51,10 @@ use std::sync::Arc;
 ///    Its position is at most [`Page::evicted_through`] and [`Bounds::evicted_through`].
 /// 4. **No position is used twice.** The [epoch](Bounds::epoch) is a number that identifies one
 ///    lifetime of a log. Two records of one epoch never have the same position, even if the first
-///    record was deleted. A log needs another epoch after it was deleted and created again, was
-///    restored from a backup, or has lost its newest records in a failover. The epoch changes
-///    before the next record is stored. Otherwise a client could resume in the log with an id of
-///    the previous log, and miss events.
+///    record was deleted. The epoch of a log changes when the log is created again, is restored
+///    from a backup, or has lost its newest records in a failover. It changes before the next
+///    record is stored. Otherwise a client could resume in the log with an id of the previous log,
+///    and miss events.
 /// 5. **Epoch and position belong together.** The hub makes the id of an event from an epoch and a
 ///    position. [`Appended`], [`Page`] and [`Bounds`] therefore contain the epoch of the log that
 ///    has their positions. This also applies if another log replaced that log during the call.

@@ -54,16 +54,17 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// `true` from the log message about too many queued reads until the log message about the end
-    /// of this overload. New reads are rejected while the queue is full.
+    /// `true` while an overload of the read queue lasts: its begin was reported with `tracing`, and
+    /// its end was not. New reads are rejected while the queue is full.
     is_overloaded: AtomicBool,
     /// The runtime on which requests and tasks run. Set when the hub connects to its backend.
     runtime: OnceLock<Handle>,
     follower: OnceLock<AbortHandle>,
 }
 
-/// The state of the log, as far as this node knows it from responses of the backend. It can be
-/// ahead of the follower, the task that reads the log.
+/// The state of the log, as far as this node (this hub, one of several that share the log) knows it
+/// from responses of the backend. The state can be ahead of the follower, the task that reads the
+/// log.
 #[derive(Default)]
 struct LogState {
     /// The epoch of the log that the other fields describe. The epoch is a number that identifies
@@ -84,8 +85,8 @@ struct LogState {
 /// to read.
 type ReadKey = (Arc<[Arc<str>]>, Position);
 
-/// One page of old records, read from the backend and encoded as wire bytes. All subscriptions that
-/// need the same page share it.
+/// One page of old records, read from the backend, whose events are encoded as wire bytes. All
+/// subscriptions that need the same page share it.
 pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) evicted_through: Position,
@@ -333,8 +334,9 @@ impl BackendClient {
         self.state().finished.contains_key(topic)
     }
 
-    /// Removes the topics from `finished` whose finish record is at most at the position `through`.
-    /// The caller has read the log up to there, and has marked these topics as finished itself.
+    /// Forgets the remembered finish records up to and including the position `through`. A finish
+    /// record is a record that finishes a topic. The caller has read the log up to this position,
+    /// and has marked these topics as finished itself.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         if !state.finished.is_empty() {

@@ -36,7 +36,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// The follower reads the log with a `follow` call of the backend. Every two seconds without a
 /// result, it asks the backend for the last position of the log. If this position was newer three
 /// times in a row, the follower cancels the call and repeats it. Each such restart doubles the
-/// number three, because reading one large page may take longer. A page that arrives resets it.
+/// number three, because reading one large page may take longer. When a page arrives, the number is
+/// three again.
 const MAX_MISSED_PROBES: u32 = 3;
 
 /// The time limit for the initial read of the log in [`connect`]. After the limit, a background
@@ -93,8 +94,8 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
 }
 
 /// Reads the log after `after` page by page, and delivers each page to `node`, until the node is
-/// dropped. If the log was replaced by another one, resets the node and continues with the other
-/// log. After an error, waits a moment and tries again.
+/// dropped. `epoch` identifies the log. If another log has replaced this log, resets the node and
+/// continues with the other log. After an error, waits a moment and tries again.
 async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: Position, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut max_missed = MAX_MISSED_PROBES;
@@ -133,9 +134,12 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 }
 
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
-/// an error. So every two seconds, the function also asks the backend for the bounds of the log.
-/// Returns an error if the log has another epoch. Also returns an error if the log ended at another
-/// position than `after` in `max_missed` consecutive checks. In this case, `max_missed` is doubled.
+/// an error. So every two seconds, the function also asks the backend for the bounds of the log,
+/// and records a failure in `outage`.
+///
+/// Returns an error if the epoch of the log, its identity, is not `epoch`. Also returns an error if
+/// the log ended at another position than `after` in `max_missed` consecutive checks. In this case,
+/// `max_missed` is doubled.
 async fn next(
     backend: &dyn DynBackend,
     after: Position,

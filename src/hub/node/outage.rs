@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// outage once.
 ///
 /// An outage begins with the first failure of the operation. It ends with the first success of a
-/// request that was sent after the last failure. A success of an earlier request does not end it,
-/// so overlapping requests log one outage only once.
+/// request that was sent after the last failure. A success of a request that was sent earlier does
+/// not end the outage. So overlapping requests log one outage only once.
 #[derive(Debug)]
 pub(super) struct Outage {
     operation: &'static str,

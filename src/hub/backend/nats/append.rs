@@ -125,12 +125,12 @@ impl NatsBackend {
         Ok(Some(Appended { epoch, position: position(sequence) }))
     }
 
-    /// Publishes the message `new` if the log fulfils `condition`. Returns the state of the log
-    /// before, and the sequence of the stored message. Returns `None` if the condition does not
-    /// hold.
+    /// Publishes the message `new` if the log fulfils `condition`. Returns what this node knew of
+    /// the log before, and the sequence of the stored message. Returns `None` if the condition does
+    /// not hold.
     ///
-    /// Old servers also refuse the message because of other topics. The function then tries again,
-    /// and returns an error after one timeout.
+    /// Servers before 2.9.21 also refuse the message because of other topics, if the stream has
+    /// several replicas. The function then tries again, and returns an error after one timeout.
     async fn publish_if_unchanged(
         &self,
         stream: &Stream<'_>,

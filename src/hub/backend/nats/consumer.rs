@@ -17,8 +17,8 @@ pub(super) const PAGE_BYTES: usize = 4 << 20;
 const INACTIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The interval of the heartbeats that the server sends to a consumer while there are no new
-/// messages. If the client receives nothing for twice this time, the consumer counts as lost and is
-/// replaced.
+/// messages. If the client receives nothing for twice this time, the read fails. The hub then reads
+/// again, through a new consumer.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(400);
 
 /// Creates a consumer that delivers the messages of these subjects from the sequence `from` on. If
@@ -51,8 +51,8 @@ pub(super) fn max_page_bytes(link: &Link) -> usize {
     PAGE_BYTES + 2 * link.client.server_info().max_payload
 }
 
-/// Returns an error if the consumer's number of the message is not `expected`, the next number. In
-/// this case, a message was lost between the server and this client.
+/// Returns an error if the number of the message, counted from the start of the consumer, is not
+/// `expected`. In this case, a message was lost between the server and this client.
 pub(super) fn check_sequence(delivered: &Delivered, expected: u64) -> Result<(), BoxError> {
     if delivered.number == expected { Ok(()) } else { Err("a message from the NATS server was lost".into()) }
 }

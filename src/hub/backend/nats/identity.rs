@@ -228,12 +228,12 @@ impl Identity {
     }
 
     /// Returns the current log of the stream. If the stream still has the witness, a message that
-    /// this node remembers, this is the known log. Otherwise a complete [`check`](Self::check)
-    /// decides. The check begins after this call.
+    /// this node remembers, the result is the log that the node has used so far. Otherwise a
+    /// complete [`check`](Self::check) decides. The check begins after this call.
     ///
     /// All messages that were in the stream before the call are in the returned log. The only
-    /// exception is a stream that is replaced twice during the check: they can be in the first of
-    /// these logs.
+    /// exception is a stream that is replaced twice during the check. These messages can then be in
+    /// the first of the two logs.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
             if let Some(known) = self.known() {

@@ -23,7 +23,7 @@ use tokio::{sync::watch, time::timeout};
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A disconnected client counts as stuck if it has not tried to connect for this time. The backend
-/// then replaces the client. Such a client waits forever for a server that has accepted the
+/// then replaces the client. A stuck client waits forever for a server that has accepted the
 /// connection and sends nothing. Newer versions of `async_nats` have a timeout for this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -256,9 +256,9 @@ impl Link {
         self.request(again).await
     }
 
-    /// Awaits a future for at most the request timeout, and returns an error after it. If no byte
-    /// arrives from the server in that time, also forces a reconnect, because a dead connection may
-    /// never report an error.
+    /// Awaits a future, and returns an error if the future takes longer than the request timeout.
+    /// If no byte arrives from the server in that time, also forces a reconnect. A dead connection
+    /// may never report an error.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();

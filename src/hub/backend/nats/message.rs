@@ -84,8 +84,8 @@ pub(super) fn mark_subject(stream: &str) -> String {
     format!("{stream}._log")
 }
 
-/// Sets the header with the kind of the records: a state of the topic, or its end. Plain events
-/// have no such header.
+/// Sets the header that says that the records replace the earlier events of their topic, or finish
+/// the topic. Plain events have no such header.
 pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     match kind {
         RecordKind::Event => {}
@@ -193,9 +193,9 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
     events
 }
 
-/// Appends those events of `message` to `page` that come after the position `after`. Sets the end
-/// of the page to the end of the message, even if the message has no events. A message of another
-/// program has none.
+/// Appends those events of `message` to `page` that come after the position `after`. `stream` is
+/// the name of the stream. The page then ends at the end of the message, even if the message has no
+/// events. A message of another program has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;

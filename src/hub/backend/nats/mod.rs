@@ -53,7 +53,7 @@ use tokio::{sync::Mutex, time::timeout};
 /// survives the loss of one machine. Until the other two have elected another leader, which takes
 /// several seconds, publishing returns an error.
 ///
-/// **Loss is reported.** A stream can lose its newest messages in a power failure, when a copy is
+/// **Loss is reported.** A stream can lose its newest messages: in a power failure, when a copy is
 /// restored, or when its only server loses its disk. It loses all messages when it is deleted and
 /// created again. The stream then issues the sequences of the lost messages again. So the stream
 /// identifies its log by a random *mark*: a message on the subject `<stream>._log`.

@@ -45,8 +45,8 @@ pub(super) const COMMANDS: &str = "tower-sse-commands";
 /// 65,535 numbers remain for further entries of the same millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
-/// The maximum time for a connection attempt to a sentinel, and for its response. After it, the
-/// next sentinel is asked.
+/// The maximum time for a connection attempt to a sentinel, and for its response. If a sentinel
+/// takes longer, the next sentinel is asked.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The address of a Redis server or master, and the settings for connections to it.
@@ -62,7 +62,7 @@ pub(super) struct Server {
     /// asks this sentinel first.
     sentinel: AtomicUsize,
     /// The address of the cluster node that has the stream, as a server has reported it in a
-    /// `MOVED` error.
+    /// `MOVED` error. `None` before the first such error.
     moved: Mutex<Option<Address>>,
 }
 
@@ -271,9 +271,9 @@ impl fmt::Display for Address {
 }
 
 impl Server {
-    /// Sets the sentinels, which are asked for the address of the master. The host of the own
-    /// address becomes the name of the master. Returns an error if there is no sentinel, or if the
-    /// own address is a path.
+    /// Sets the sentinels, which are asked for the address of the master. The host in the address
+    /// of this server becomes the name of the master. Returns an error if `sentinels` is empty, or
+    /// if the address of this server is the path of a socket.
     pub(super) fn set_sentinels(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {
         match &mut self.address {
             Address::Tcp(_, port) => *port = 0,
@@ -288,8 +288,8 @@ impl Server {
     }
 }
 
-/// A connection to Redis. Dropping the last clone closes the connection immediately, even if a
-/// response is missing.
+/// A connection to Redis. Dropping the last clone closes the connection immediately, even if the
+/// response to a command is outstanding.
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
@@ -350,7 +350,7 @@ pub(super) fn is_redirect(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))
 }
 
-/// The error of a request or a connection attempt. It says what failed, and why.
+/// The error of a request or of a connection attempt: what failed, and the cause.
 #[derive(Clone, Debug)]
 pub(super) struct RequestError {
     what: Arc<str>,

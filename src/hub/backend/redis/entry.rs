@@ -32,7 +32,7 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 pub(super) struct Entry {
     pub(super) position: Position,
     /// The position of the preceding entry, as this entry contains it. `None` if other software
-    /// than a hub has added this entry, or if it was deleted during the read.
+    /// than a hub has added this entry, or if this entry was deleted during the read.
     pub(super) previous: Option<Position>,
     /// Set if entries directly before this entry were lost. Each reader that has not read the log
     /// up to the position in this field has missed lost entries.
@@ -136,8 +136,8 @@ fn not_a_stream() -> BoxError {
 /// The decoded contents of consecutive entries that one read has returned.
 #[derive(Default)]
 pub(super) struct DecodedBatch {
-    /// Set if the reader has missed entries: some entries up to this position, which the reader had
-    /// not read yet, were evicted or lost.
+    /// Set if entries that the reader of this batch has not read yet were evicted or lost. All of
+    /// these entries are at or before this position.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
     /// The position of the last entry of the batch. Without entries, the position after which the
@@ -217,8 +217,9 @@ pub(super) fn decode(
     Ok(batch)
 }
 
-/// Returns the greatest position that a reader has missed, or `None` if the reader has missed no
-/// entry. The reader has read the log up to the position `after`, and gets the entry `next`.
+/// Returns the position up to which a reader has missed entries, or `None` if the reader has missed
+/// no entry. The reader has read the log up to the position `after`, and gets the entry `next` as
+/// its next one.
 fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     match next.previous {
         _ if next.lost_for_readers_before > Some(after) => Some(next.position.previous()),
@@ -259,8 +260,8 @@ mod tests {
         Some(name.into())
     }
 
-    /// The positions of a stream's entries, and whether a hub (not other software) has written each
-    /// entry.
+    /// Generates the positions of the entries of a stream. The flag is `true` if a hub, and not
+    /// other software, has written the entry.
     fn stream() -> impl Strategy<Value = Vec<(Position, bool)>> {
         vec((1..5_u64, prop_oneof![Just(0), 1..3 * OVERFLOW_SEQUENCE], any::<bool>()), 1..50).prop_map(|steps| {
             let mut at = 1_000_000_u64 << SEQUENCE_BITS;

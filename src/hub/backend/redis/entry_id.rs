@@ -18,9 +18,9 @@ pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 /// chooses such ids; hubs do not.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// One day in milliseconds: the maximum time by which an entry id may be ahead of the clock of the
-/// Redis server. A greater id is a mistake of other software. A new log, after the stream is
-/// deleted, does not continue from such an id. The Lua scripts use the same limit.
+/// One day in milliseconds. An entry id whose time is more than a day ahead of the clock of the
+/// Redis server is a mistake of other software. If the stream is deleted after that, the new log
+/// does not continue from such an id. The Lua scripts use the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Returns the position of a Redis entry id, or `None` if the text is not an entry id. All ids
@@ -52,8 +52,8 @@ pub(super) fn ms(position: Position) -> u64 {
     position.get() >> SEQUENCE_BITS
 }
 
-/// Returns `true` if the time in a position is more than a day after `time_ms`, the time of the
-/// server.
+/// Returns `true` if the time in a position is more than a day after `time_ms`, the current time of
+/// the Redis server.
 pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
     ms(position) > time_ms.saturating_add(DAY_MS)
 }

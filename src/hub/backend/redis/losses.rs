@@ -12,9 +12,9 @@ use std::{
 /// loss of their entries is not detected.
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
-/// The maximum number of remembered ranges of positions that this process has read. One range
-/// usually contains all entries of one millisecond, so 4,096 ranges cover at least 4 seconds. This
-/// is longer than an append waits for its response.
+/// The maximum number of remembered ranges of positions that this process has read. Beyond it, the
+/// oldest range is forgotten. One range usually contains all entries of one millisecond, so 4,096
+/// ranges cover at least 4 seconds. This is longer than an append waits for its response.
 const MAX_RUNS: usize = 4096;
 
 /// A process that detects a loss adds a mark, an entry that reports the loss. Before that, it
@@ -50,8 +50,8 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// Sets the position after which the process reads next. If it is not the end of the last read,
-    /// forgets which positions were read.
+    /// Sets the position after which the process reads next. If the last read ended at another
+    /// position, the remembered positions of read entries are forgotten.
     pub(super) fn begin(&mut self, after: Position) {
         if after != self.through {
             (self.from, self.through) = (after, after);
@@ -135,8 +135,8 @@ impl Losses {
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Records the end of the log, if it is before the position up to which this process has read
-    /// the log. Otherwise the caller passes `None`. Returns the value of the previous call.
+    /// Stores a value, and returns the value of the previous call. The value is the end of the log
+    /// if the end is before the position up to which this process has read. Otherwise it is `None`.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -164,7 +164,7 @@ mod tests {
         }
     }
 
-    /// Creates the state of a follower that has read the positions 1 to 3.
+    /// Creates the state of a process that has read entries at the positions 1 to 3.
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(at(0));

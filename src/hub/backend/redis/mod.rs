@@ -229,8 +229,9 @@ impl RedisBackend {
     /// Trusts the root certificates in this PEM file instead of those of the operating system. The
     /// file is read when the first connection is opened.
     ///
-    /// It has no effect if the URL is not `rediss://`. With [`sentinels`](Self::sentinels), call it
-    /// after them, so that it applies to their connections as well.
+    /// This setting has no effect unless the URL begins with `rediss://`. If the backend has
+    /// [`sentinels`](Self::sentinels), set them first, so that this setting also applies to the
+    /// connections to the sentinels.
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
@@ -243,8 +244,9 @@ impl RedisBackend {
     /// `tls-auth-clients yes` (the default) ask for them. The files are read when the first
     /// connection is opened.
     ///
-    /// It has no effect if the URL is not `rediss://`. With [`sentinels`](Self::sentinels), call it
-    /// after them, so that it applies to their connections as well.
+    /// This setting has no effect unless the URL begins with `rediss://`. If the backend has
+    /// [`sentinels`](Self::sentinels), set them first, so that this setting also applies to the
+    /// connections to the sentinels.
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
@@ -294,8 +296,8 @@ impl RedisBackend {
     }
 
     /// Returns the epoch, the number that identifies the log: a hash of the name of the stream. A
-    /// stream that is deleted and created again keeps the epoch. Its positions contain times, so
-    /// the positions of the new stream are greater.
+    /// stream that is deleted and created again keeps the epoch. Positions contain times, so the
+    /// positions of the new stream are greater.
     fn epoch(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.stream.hash(&mut hasher);
@@ -324,8 +326,8 @@ impl RedisBackend {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many entries have about this total size, at most [`MAX_ENTRIES`]. The caller
-    /// passes the result to a read as `COUNT`.
+    /// Returns how many entries of a stream have about `bytes` bytes together: at least 1, at most
+    /// [`MAX_ENTRIES`]. A read passes this number to the server as `COUNT`.
     fn count(&self, bytes: usize) -> usize {
         (bytes / self.entry_size.load(Relaxed).max(1)).clamp(1, MAX_ENTRIES)
     }
@@ -350,7 +352,7 @@ impl RedisBackend {
 
     /// Returns the eviction watermark for a reader that has read the log up to `after`, and gets
     /// the entries of `batch` next. The reader has missed entries if the watermark is greater than
-    /// `after`. `None` means that it has missed no entry.
+    /// `after`. `None` means that the reader has missed no entry.
     async fn evicted_through(
         &self,
         batch: &entry::DecodedBatch,
@@ -380,9 +382,9 @@ impl RedisBackend {
         i64::try_from(self.max_records).unwrap_or(i64::MAX)
     }
 
-    /// Runs a script that appends records, and returns its result: the id of the last new entry.
-    /// `since` is the position for a conditional append. The result of a conditional append is
-    /// empty if the condition does not hold.
+    /// Runs a script that appends records, and returns its result: the id of the last new entry. A
+    /// conditional append has the position `since`, after which the topic must have no record. If
+    /// the condition does not hold, the result is empty.
     async fn run_append(
         &self,
         script: &Script,
