@@ -27,11 +27,11 @@ use tokio::time::timeout;
 /// The time limit of a `read`, `follow` or `append_if_unchanged` call that has to return. A check
 /// panics if the call takes longer.
 const SOON: Duration = Duration::from_secs(20);
-/// The time for which a check waits to see that a call does not return, before it concludes that
-/// the call keeps waiting.
+/// The time that a check waits to see that a call does not return, before it concludes that the
+/// call keeps waiting.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// The retention limit of the logs in which a check must not lose a record. Each of these checks
-/// appends fewer records.
+/// The retention limit of the logs for all checks except the check of retention. Each of these
+/// checks appends fewer records.
 const PLENTY: usize = 100_000;
 
 /// Checks an implementation of [`Backend`] against the rules of the trait. Each check uses a log of
@@ -59,7 +59,7 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
-/// Checks that a log to which nothing was appended has no record, and that its eviction watermark
+/// Checks that a log without appended records is empty, and that its eviction watermark
 /// (`evicted_through`) equals its last position.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
@@ -122,8 +122,8 @@ async fn positions_rise<B: Backend>(log: &B) {
     assert_eq!(follow(log, all[50].0, 55).await, all[51..], "followed from the middle of an append");
 }
 
-/// Checks that `read` returns a log of 10,000 records in pages. Each page has to end after the
-/// position from which it was requested, even if it has no record.
+/// Checks that `read` returns a log of 10,000 records in pages. The end of each page has to be
+/// after the requested position, even if the page has no record.
 async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").last;
     for batch in 0..50 {

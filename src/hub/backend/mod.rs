@@ -51,10 +51,9 @@ use std::sync::Arc;
 ///    Its position is at most [`Page::evicted_through`] and [`Bounds::evicted_through`].
 /// 4. **No position is used twice.** The [epoch](Bounds::epoch) is a number that identifies one
 ///    lifetime of a log. Two records of one epoch never have the same position, even if the first
-///    record was deleted. The epoch of a log changes when the log is created again, is restored
-///    from a backup, or has lost its newest records in a failover. It changes before the next
-///    record is stored. Otherwise a client could resume in the log with an id of the previous log,
-///    and miss events.
+///    record was deleted. The epoch changes when a log is created again, is restored from a backup,
+///    or has lost its newest records in a failover. It changes before the next record is stored.
+///    Otherwise a client could resume in the log with an id of the previous log, and miss events.
 /// 5. **Epoch and position belong together.** The hub makes the id of an event from an epoch and a
 ///    position. [`Appended`], [`Page`] and [`Bounds`] therefore contain the epoch of the log that
 ///    has their positions. This also applies if another log replaced that log during the call.
@@ -185,8 +184,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns one page of the records of `topics` that come after the position `after`. A page has
     /// about a thousand records.
     ///
-    /// The call does not wait for new records. [`Page::through`] is the position up to which the
-    /// page is complete. If the page ends before the log does, `through` is greater than `after`,
+    /// The call does not wait for new records. The page is complete up to the position
+    /// [`Page::through`]. If the page ends before the log does, `through` is greater than `after`,
     /// even if the page has no record. On the last page, `through` is the end of the log. So
     /// `through` is smaller than `after` only if the whole log ends before `after`.
     fn read(&self, topics: &[Arc<str>], after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
@@ -204,8 +203,8 @@ pub trait Backend: Send + Sync + 'static {
     fn follow(&self, after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 }
 
-/// The format in which a hub writes the position of an event as an event id. An epoch in an id
-/// identifies one lifetime of a log.
+/// The format of event ids. A hub makes the id of an event from its position and, in most formats,
+/// the epoch. The epoch is a number that identifies one lifetime of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdFormat {
@@ -304,8 +303,8 @@ pub struct Page {
     pub evicted_through: Position,
     /// The retained records of the page with their positions, in rising order.
     pub records: Vec<(Position, Record)>,
-    /// The position at which the page ends. Each record between the requested position and this one
-    /// is in the page, was evicted, or is of a topic that was not requested. Never smaller than
+    /// The end of the page. Each record between the requested position and this position is in the
+    /// page, was evicted, or is of a topic that was not requested. Never smaller than
     /// [`evicted_through`](Self::evicted_through).
     pub through: Position,
 }

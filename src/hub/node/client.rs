@@ -57,14 +57,14 @@ pub(in crate::hub) struct BackendClient {
     /// `true` while an overload of the read queue lasts: its begin was reported with `tracing`, and
     /// its end was not. New reads are rejected while the queue is full.
     is_overloaded: AtomicBool,
-    /// The runtime on which requests and tasks run. Set when the hub connects to its backend.
+    /// The runtime for requests and tasks. Set when the hub connects to its backend.
     runtime: OnceLock<Handle>,
     follower: OnceLock<AbortHandle>,
 }
 
-/// The state of the log, as far as this node (this hub, one of several that share the log) knows it
-/// from responses of the backend. The state can be ahead of the follower, the task that reads the
-/// log.
+/// The state of the log, as far as this node knows it from responses of the backend. A node is one
+/// of several hubs that share the log. The state can be ahead of the follower, the task that reads
+/// the log.
 #[derive(Default)]
 struct LogState {
     /// The epoch of the log that the other fields describe. The epoch is a number that identifies
@@ -181,7 +181,7 @@ impl BackendClient {
     }
 
     /// Returns the end of the log for a subscription that begins at `start`. `committed` is the
-    /// position up to which this node has processed the log.
+    /// last position that this node has read and delivered.
     ///
     /// If `start` is an id after every position that this node knows, the function first asks the
     /// backend for the current end. If the backend does not respond, or another log has replaced

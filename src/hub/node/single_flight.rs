@@ -31,8 +31,8 @@ pub(super) struct SingleFlight<K, T> {
 pub(in crate::hub) enum RunError {
     /// The call returned `None`, panicked or was aborted.
     Failed,
-    /// The number of different keys whose calls run or wait has reached its limit, and the key is
-    /// not one of them.
+    /// A call for this key would be one too many: the calls for other keys that run or wait have
+    /// reached their limit.
     Full,
 }
 

@@ -25,9 +25,9 @@ use async_nats::{
 use std::error::Error;
 use tokio::time::{Instant, timeout_at};
 
-/// The first version of nats-server in which the last sequence of a subject is compared when a
-/// message is stored. Earlier versions compare it when the leader receives the message. Such a
-/// leader can accept two messages with the same expected sequence before it has stored the first.
+/// The first version of nats-server that compares the last sequence of a subject when it stores a
+/// message. Earlier versions compare it when the leader receives the message. Such a leader can
+/// accept two messages with the same expected sequence before it has stored the first.
 const COMPARES_SUBJECTS: (i64, i64, i64) = (2, 9, 21);
 
 /// The condition of an append: the log has the epoch `epoch`, and its topic has no record after the
@@ -38,16 +38,16 @@ pub(super) struct Unchanged {
     pub(super) since: Position,
 }
 
-/// A message that is to be published. Its random `id` is the message id, by which the server
-/// detects duplicates.
+/// A message that is to be published. Its random `id` is the message id: the server uses it to
+/// detect duplicates.
 struct NewMessage {
     subject: String,
     id: String,
     message: PublishMessage,
 }
 
-/// The state of the log in which the server may store a message. If the state has changed, the
-/// server refuses the message.
+/// The expected state of the log. If the log has another state, the server refuses to store the
+/// message.
 struct Expected {
     log: KnownLog,
     /// The sequence of the last message of the subject. 0 if the subject has no message.

@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// The time for which a publisher, after the server's acknowledgement, waits until this process
+/// The maximum time that a publisher, after the server's acknowledgement, waits until this process
 /// reads the message back from the stream. After this time, the publisher asks the server which log
 /// has the message.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);

@@ -39,7 +39,8 @@ const MAX_ATTEMPTS: u32 = 5;
 
 /// Reads the new messages of one log, page by page.
 pub(super) struct Follower {
-    /// The position up to which the follower has returned the log. The next page begins after it.
+    /// The end of the last page that the follower has returned. The next page begins after this
+    /// position.
     pub(super) after: Position,
     /// The epoch of the log that the follower reads: the number that identifies the log.
     pub(super) epoch: u64,
@@ -239,7 +240,7 @@ impl Consumer {
     }
 }
 
-/// A page to which messages are still being added.
+/// A page that is not complete yet.
 struct NewPage {
     page: Page,
     after: Position,

@@ -41,8 +41,8 @@ const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 /// The pauses in milliseconds before a mark is published again because no stream has accepted it. A
 /// mark is a message that identifies the log.
 ///
-/// If two nodes create the stream at the same time, the server may respond to one of them too
-/// early. The stream then does not receive messages yet.
+/// If two nodes create the stream at the same time, the server may respond before the stream can
+/// receive messages.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
 /// A mark is a message that identifies the log in a stream. If the log replaces a lost log, its
@@ -53,8 +53,8 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 /// mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The state of the log in the stream, as far as this node knows it, and the messages by which the
-/// node recognizes the log.
+/// The state of the log in the stream, as far as this node knows it, and the messages that identify
+/// the log.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload of each mark, a message that identifies the log in the
@@ -71,15 +71,16 @@ pub(super) struct KnownLog {
     /// since.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The age at which the stream removes messages. `None` means no limit.
+    /// The maximum age of messages in the stream. The server removes older messages. `None` means
+    /// no limit.
     max_age: Option<Duration>,
-    /// The time at which the node adds another mark, a message that identifies the log, if no
-    /// message arrives before. Otherwise retention could remove all marks.
+    /// The time for adding another mark, a message that identifies the log, if no message arrives
+    /// before. Otherwise retention could remove all marks.
     renewal: Instant,
 }
 
-/// A recent message by which a node recognizes the log: the node checks that the stream still has
-/// this message at this sequence.
+/// A recent message that identifies the log: the node checks that the stream still has this message
+/// at this sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Witness {
     sequence: u64,
@@ -202,8 +203,8 @@ impl Identity {
     }
 
     /// Records that the follower has read `log` up to the sequence `newest`. `log` may have a newer
-    /// mark, the message that identifies it. `witness` is a message by which the node recognizes
-    /// the log. Has no effect if the node uses another log by now.
+    /// mark, the message that identifies it. `witness` is a recent message for later checks that
+    /// the stream still has this log. Has no effect if the node uses another log by now.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -213,8 +214,8 @@ impl Identity {
     }
 
     /// Records that the log with this epoch has a message with the sequence `newest`. `witness` is
-    /// a message by which the node recognizes the log later. Older values, and values of another
-    /// log, have no effect.
+    /// a recent message for later checks that the stream still has this log. Older values, and
+    /// values of another log, have no effect.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -438,8 +439,8 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Returns the newest message of the stream as a witness, a message by which the node recognizes
-/// the log later. Returns `None` if that message is not suitable.
+/// Returns the newest message of the stream as a witness, a recent message that identifies the log
+/// in later checks. Returns `None` if that message is not suitable.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);

@@ -54,9 +54,9 @@ use tokio::{sync::Mutex, time::timeout};
 /// several seconds, publishing returns an error.
 ///
 /// **Loss is reported.** A stream can lose its newest messages: in a power failure, when a copy is
-/// restored, or when its only server loses its disk. It loses all messages when it is deleted and
-/// created again. The stream then issues the sequences of the lost messages again. So the stream
-/// identifies its log by a random *mark*: a message on the subject `<stream>._log`.
+/// restored, or when its only server loses its disk. A stream that is deleted and created again has
+/// lost all messages. The stream then issues the sequences of the lost messages again. So the
+/// stream identifies its log by a random *mark*: a message on the subject `<stream>._log`.
 ///
 /// To detect a loss, each node (each process with a hub) also remembers a recent message that it
 /// has read or published. The node checks that the stream still has this message before it returns
@@ -81,9 +81,9 @@ use tokio::{sync::Mutex, time::timeout};
 ///
 /// **Comparison.** [`append_if_unchanged`](Backend::append_if_unchanged) appends nothing if
 /// messages after the given position are missing. The server stores the new message only if the
-/// last message of the topic is still the one that the backend has seen. Another stream may replace
-/// the stream directly after the backend has checked it. The new stream can then store the message,
-/// and the result is an error.
+/// topic has no newer message than the backend has seen. Another stream may replace the stream
+/// directly after the backend has checked it. The new stream can then store the message, and the
+/// result is an error.
 ///
 /// Servers before 2.9.21 cannot compare one subject of a stream with several replicas, so they
 /// compare the whole stream. They refuse the message also if another topic has a new event. The
@@ -177,7 +177,8 @@ impl NatsBackend {
     /// A URL begins with `nats://`, or with `tls://` for TLS. The user and password, or the token,
     /// come from the first URL that has them: `nats://user:password@host:4222`,
     /// `nats://token@host`. Special characters in them are percent-encoded. The first server that
-    /// responds also names the other servers of its cluster, to which the client can reconnect.
+    /// responds also names the other servers of its cluster. The client can reconnect to these
+    /// servers, too.
     ///
     /// # Errors
     ///
@@ -201,9 +202,8 @@ impl NatsBackend {
         })
     }
 
-    /// Sets the credentials file, made by `nsc` or NATS Cloud, with which the client logs in. The
-    /// file is read when the backend connects. Automatic reconnects use the contents that were read
-    /// then.
+    /// Sets the file with the credentials of the client, made by `nsc` or NATS Cloud. The file is
+    /// read when the backend connects. Automatic reconnects use the contents that were read then.
     #[must_use]
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.servers.credentials_file = Some(path.into());
@@ -250,8 +250,9 @@ impl NatsBackend {
         self
     }
 
-    /// Sets the age at which the server removes messages. Default: one hour. [`Duration::MAX`] and
-    /// zero mean that the age is not limited. Has no effect on an existing stream.
+    /// Sets the maximum age of messages. The server removes older messages. Default: one hour.
+    /// [`Duration::MAX`] and zero mean that the age is not limited. Has no effect on an existing
+    /// stream.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };
@@ -290,7 +291,7 @@ impl NatsBackend {
         Ok(kept.insert(link).clone())
     }
 
-    /// Returns the configuration with which the backend creates the stream if it does not exist.
+    /// Returns the configuration for a stream that the backend creates.
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());

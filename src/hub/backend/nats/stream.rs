@@ -38,7 +38,8 @@ pub(super) struct State {
     /// since.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The age at which the stream removes messages. `None` means no limit.
+    /// The maximum age of messages in the stream. The server removes older messages. `None` means
+    /// no limit.
     pub(super) max_age: Option<Duration>,
     /// The number of servers that store the stream (`num_replicas`).
     pub(super) replicas: u64,

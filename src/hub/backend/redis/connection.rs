@@ -33,8 +33,8 @@ use tokio::{
     time::timeout,
 };
 
-/// The client name of the connection that all requests of this process share, except those that
-/// wait for new entries.
+/// The client name of the shared connection. All requests of this process use it, except requests
+/// that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
 /// An entry id consists of a time in milliseconds and a sequence number. In each millisecond, a
@@ -108,8 +108,8 @@ impl Server {
     }
 
     /// Connects to the server that has the stream now. `name` is the client name of the connection.
-    /// `time` limits each connection attempt. A request on the connection fails after `time` plus
-    /// `wait`; `wait` is the time for which a blocking command may block.
+    /// `time` limits each connection attempt. `wait` is the maximum time that a blocking command
+    /// may block. A request on the connection fails after `time` plus `wait`.
     pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, RequestError> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
@@ -298,14 +298,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Returns the sequence number with which this server begins each millisecond. 0 if the
+    /// Returns the first sequence number that this server uses in each millisecond. 0 if the
     /// connection is not for publishing.
     pub(super) fn region(&self) -> u64 {
         self.region
     }
 }
 
-/// Returns the sequence number with which a server begins each millisecond, derived from the
+/// Returns the first sequence number that a server uses in each millisecond, derived from the
 /// `run_id` of the server. The number is random if the server does not report its `run_id`.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {

@@ -9,8 +9,7 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the field in which an entry of this kind contains its event: `e`, `s` or
-/// `f`.
+/// Returns the name of the field that contains the event of an entry of this kind: `e`, `s` or `f`.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -45,7 +44,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Returns the eviction watermark of a log in which this entry is the oldest one: all entries
+    /// Returns the eviction watermark that a log has if this entry is its oldest one: all entries
     /// up to the watermark were removed.
     pub(super) fn evicted_through(&self) -> Position {
         self.previous.unwrap_or(self.position.previous())

@@ -16,7 +16,7 @@ use std::{
 /// about 1 MiB.
 const MARK_SEARCH_PAGES: usize = 8;
 
-/// The maximum time for which one `XREAD` waits for a new entry. After it, the end of the log is
+/// The maximum time that one `XREAD` waits for a new entry. After it, the end of the log is
 /// checked, and the next `XREAD` begins.
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
@@ -111,8 +111,8 @@ impl RedisBackend {
     }
 
     /// Adds a mark, an entry that reports a loss, if this process knows of a loss that the log does
-    /// not report yet. `after` is the position up to which this process has read the log. An error
-    /// is ignored, because the caller calls this again before it reads the next page.
+    /// not report yet. `after` is the last position that this process has read. An error is
+    /// ignored, because the caller calls this again before it reads the next page.
     async fn mark(&self, after: Position) {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };

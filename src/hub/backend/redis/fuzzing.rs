@@ -18,7 +18,7 @@ pub fn id(position: Position) -> String {
     entry_id::id(position)
 }
 
-/// Returns the name of the field in which an entry of this kind contains its event.
+/// Returns the name of the field that contains the event of an entry of this kind.
 pub fn name(kind: RecordKind) -> &'static str {
     entry::name(kind)
 }

@@ -44,8 +44,8 @@ pub(super) struct Losses {
     /// `None` if there is no such loss.
     lost: Option<Position>,
     attempts: u32,
-    /// The end of the log at the last check, if it was before the position up to which this process
-    /// has read the log. Otherwise `None`.
+    /// The end of the log at the last check, if this process had already read later positions.
+    /// Otherwise `None`.
     regressed_to: Option<Position>,
 }
 
@@ -82,8 +82,8 @@ impl Losses {
     }
 
     /// Records the entries that the process has read after the position `after`. `evicted_through`
-    /// is the position up to which entries may have been evicted before this read. An acknowledged
-    /// entry that was passed and not found counts as lost.
+    /// is the eviction watermark of this read: entries up to it may have been evicted. An
+    /// acknowledged entry that was passed and not found counts as lost.
     pub(super) fn note_read(&mut self, batch: &DecodedBatch, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
         if let Some(reported) = batch.previous.or(evicted_through).filter(|reported| *reported > self.through) {
@@ -136,7 +136,7 @@ impl Losses {
     }
 
     /// Stores a value, and returns the value of the previous call. The value is the end of the log
-    /// if the end is before the position up to which this process has read. Otherwise it is `None`.
+    /// if this process has already read later positions. Otherwise the value is `None`.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }

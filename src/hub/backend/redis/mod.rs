@@ -279,8 +279,8 @@ impl RedisBackend {
         self
     }
 
-    /// Sets the approximate age at which records are removed. Default: one hour. [`Duration::MAX`]
-    /// and zero mean that the age is not limited.
+    /// Sets the approximate maximum age of records. Older records are removed. Default: one hour.
+    /// [`Duration::MAX`] and zero mean that the age is not limited.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = if age.is_zero() { Duration::MAX } else { age };
