@@ -61,9 +61,9 @@ use tokio::{sync::Mutex, time::timeout};
 /// To detect a loss, each node (each process with a hub) also remembers a recent message that it
 /// has read or published. The node checks that the stream still has this message before it returns
 /// the id of a published event, and when it reads. It also checks this every two seconds without
-/// new messages. If the message is missing, the node adds a mark, which begins a new log. From then
-/// on no node accepts an id of the old log. A client that reconnects with such an id gets a
-/// [gap](crate::hub::Gap).
+/// new messages. If the stream ends before this message, or has another message in its place, the
+/// node adds a mark, which begins a new log. From then on no node accepts an id of the old log. A
+/// client that reconnects with such an id gets a [gap](crate::hub::Gap).
 ///
 /// There is one exception. A node detects only the loss of messages that it has read or published
 /// itself. If all of these nodes stop, and the stream then loses the messages, nodes that start
