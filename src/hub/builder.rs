@@ -136,9 +136,9 @@ impl Builder {
 
     /// Puts the log of the hub in Redis, at this URL.
     ///
-    /// Redis removes events that are older than the [`max_age`](Self::max_age) of the hub.
-    /// `max_age` can be set before or after this call. For other settings, pass a [`RedisBackend`]
-    /// to [`backend`](Self::backend).
+    /// Events that are older than the [`max_age`](Self::max_age) of the hub are removed from the
+    /// Redis stream. `max_age` can be set before or after this call. For other settings, pass a
+    /// [`RedisBackend`] to [`backend`](Self::backend).
     ///
     /// # Examples
     ///
