@@ -230,7 +230,8 @@ impl std::error::Error for Error {
     }
 }
 
-/// The reasons for which a [`Subscription`](super::Subscription) ends before the end of its topics.
+/// The errors that end a [`Subscription`](super::Subscription) or a [`Listener`](super::Listener)
+/// before its topics are finished.
 ///
 /// After `Lagged`, an [`SseStream`](crate::SseStream) aborts the transfer, unless
 /// [`on_error`](crate::SseStream::on_error) sends a last event. After `Shutdown`, the response ends

@@ -45,9 +45,9 @@ impl Gap {
         self.reason
     }
 
-    /// Returns the id after which events are missing. At the beginning of a subscription, it is the
-    /// id from which the client wanted to resume. For a client that was too slow, it is the last id
-    /// that the client received.
+    /// Returns the id after which events are missing. At the beginning of a subscription, this is
+    /// the id that the client sent. Later, for a client that was too slow, it is the last id that
+    /// the client received.
     #[must_use]
     pub fn requested(&self) -> &EventId {
         &self.requested

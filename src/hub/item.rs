@@ -11,7 +11,7 @@ pub(super) struct Item {
     pub(super) topics: Topics,
 }
 
-/// The topics to which the events of an [`Item`] belong.
+/// The topics of the events in an [`Item`].
 pub(super) enum Topics {
     /// The events belong to no topic, because the hub itself sends them.
     Hub,

@@ -24,7 +24,7 @@ const MAX_EVENTS_PER_TURN: u32 = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Published {
-    /// The name of the topic in which the event was published.
+    /// The name of the event's topic.
     pub topic: Arc<str>,
     /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the
     /// following event.

@@ -66,7 +66,7 @@ impl Topics {
     }
 }
 
-/// Where a subscription, or one of its topics, begins in the log.
+/// The position in the log where a subscription, or one of its topics, begins.
 struct Beginning {
     /// The position after which events are delivered.
     base: Position,
