@@ -66,9 +66,8 @@ impl Core {
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
-    /// Makes a change of a topic visible to its readers. Then releases the locks of the registry
-    /// and of the topic, and wakes up to 32 waiting readers. The task of the [wake
-    /// queue](WakeQueue) wakes the remaining readers.
+    /// Returns the committed position: every event up to and including this position can be read
+    /// from its topic.
     pub(super) fn committed(&self) -> Position {
         Position::new(self.committed.load(Ordering::Acquire))
     }
@@ -243,9 +242,9 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a change visible to the readers of the topic, and wakes them after the locks of the
-    /// registry and of the topic are released. The [wake queue](WakeQueue) wakes the rest of a
-    /// large audience.
+    /// Makes a change of a topic visible to its readers. Then releases the locks of the registry
+    /// and of the topic, and wakes up to 32 waiting readers. The task of the [wake
+    /// queue](WakeQueue) wakes the remaining readers.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,

@@ -25,7 +25,7 @@ impl Epoch {
         Self::of(random::bits(), IdFormat::Positions)
     }
 
-    /// Creates an epoch from the lower 40 bits of `bits`.
+    /// Creates an epoch from the lower 40 bits of `bits`. `ids` is the format of the ids.
     pub(super) fn of(bits: u64, ids: IdFormat) -> Self {
         Self { letters: std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]), ids }
     }

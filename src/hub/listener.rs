@@ -149,7 +149,7 @@ impl Listener {
     /// listener has a gap.
     ///
     /// Before the first event, the cursor is the start of the listener. The cursor can be newer
-    /// than the last [`Published::id`], because other topics of the hub have events, too.
+    /// than the last [`Published::id`], for example if only other topics have later events.
     #[must_use]
     pub fn cursor(&self) -> EventId {
         match (&self.last, self.failed_at) {

@@ -24,7 +24,7 @@ const SLICE: usize = 256;
 /// - The reader knows the position of its next event (`turns`).
 pub(super) struct Merge {
     pub(super) ready: Arc<ReadyList>,
-    /// The pauses after writes, or `None` if the subscription does not linger.
+    /// The pauses after writes, or `None` if the subscription does not pause after writes.
     pub(super) linger: Option<Linger>,
     /// The indices of the readers that have to look at their topics. An index can be in the list
     /// twice.
@@ -33,11 +33,11 @@ pub(super) struct Merge {
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of topics that are finished and whose events were all delivered.
     finished: usize,
-    /// The greatest position up to which a reader skips events that are after the cursor. It
-    /// exceeds the cursor after a state was delivered in place of an older state, or if a topic has
-    /// its own start.
+    /// The greatest `delivered_through` of the readers: a reader does not deliver events up to its
+    /// position, even if they are after the cursor.
     delivered_through: Position,
-    /// The number up to which the entries of the wake queue were looked at.
+    /// The number of the first entry of the wake queue that was not looked at yet. The wake queue
+    /// contains topics whose readers were not all notified of a change.
     looked_at: u64,
     /// The index of the reader whose events the last call of `step` has returned.
     pub(super) last_turn: u32,
@@ -74,8 +74,8 @@ impl Merge {
         }
     }
 
-    /// Returns the next events after the cursor, all from one topic. A state that was replaced is
-    /// delivered as its newest version, in the turn of the oldest undelivered version.
+    /// Returns the next events after the cursor, all from one topic. If a newer event of a
+    /// `latest_only` topic has replaced an undelivered event, returns the newer event in its place.
     ///
     /// `committed` returns the position up to which every event is visible. If no event is
     /// available, `waker` is registered for the next change. With `None`, no waker is registered.
@@ -171,8 +171,8 @@ impl Merge {
     }
 
     /// Returns the next events of the topic whose next event is the oldest. They are not after
-    /// `through`, and precede the events of all other topics. A state that was replaced is returned
-    /// as its newest version.
+    /// `through`, and precede the events of all other topics. If a newer event of a `latest_only`
+    /// topic has replaced them, returns the newer event.
     ///
     /// Returns `None` if the topic has no undelivered event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {

@@ -247,8 +247,12 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds the subscription to the topics `names`, a part of its topics. `beginnings` has an entry
-    /// for each of these topics, or one entry for all of them. `last` is the known end of the log.
+    /// Adds the subscription to the topics `names`, a part of its topics, and collects the results
+    /// in `joined`. `beginnings` has an entry for each of these topics, or one entry for all of
+    /// them.
+    ///
+    /// `last` is the known end of the log. The backend has evicted events up to
+    /// `evicted_by_backend`.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,

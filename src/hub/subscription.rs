@@ -40,7 +40,7 @@ use tokio_stream::Stream;
 ///   connection before the first event resumes at the same position.
 ///   [`without_control_events`](Self::without_control_events) omits this event.
 /// - If all topics are finished and the client has received their events, the response is `204 No
-///   Content`, after which an `EventSource` does not reconnect.
+///   Content`. An `EventSource` then does not reconnect.
 ///
 /// As a stream, a subscription yields events as wire bytes. Clients at the same position share
 /// these bytes. An item can contain many events.
@@ -117,7 +117,8 @@ pub struct Subscription {
     /// Set when it is too late to send the event with the cursor first: the response has already
     /// taken it, or the subscription was polled.
     has_preamble: AtomicBool,
-    /// Set if the subscription has ended with an error. It then does not count as finished.
+    /// Set if the subscription has ended with an error. Such a subscription does not count as
+    /// finished.
     has_failed: bool,
 }
 
@@ -446,8 +447,9 @@ impl Subscription {
         self.linger(time)
     }
 
-    /// Returns `true` if the subscription must end with an error when the next event was evicted.
-    /// Otherwise the client gets a gap event. A gap at the beginning is treated differently.
+    /// Returns `true` if the subscription must end with an error when its next event was evicted.
+    /// With `false`, the client gets a gap event. Does not apply to a gap at the beginning of the
+    /// subscription.
     pub(super) fn ends_at_gap(&self) -> bool {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
     }

@@ -56,7 +56,7 @@ impl Topic {
         Self { core, name, latest_only: false }
     }
 
-    /// Makes each event of this topic replace the previous event. The topic is then called a state.
+    /// Makes each event of this topic replace the previous event. Such a topic is called a state.
     /// Use it for data without a history, such as presence or the progress of a job.
     ///
     /// The topic retains only its newest event. A client that reconnects, or that begins with
@@ -74,8 +74,8 @@ impl Topic {
     ///
     /// With a backend, each node applies this rule to its own memory and its own subscribers. The
     /// backend removes the event after the retention of the backend, even if a node has
-    /// subscribers. Nodes that start after this removal do not have the event. To keep it on all
-    /// nodes, publish it again within the retention of the backend.
+    /// subscribers. Nodes that start after this removal do not have the event. To keep the state on
+    /// all nodes, publish the event again within the retention of the backend.
     ///
     /// A client whose subscription begins [after](super::Start::After) an id never receives an
     /// event with an older id. So if the id comes from a snapshot, the snapshot must include the
@@ -241,9 +241,9 @@ impl Topic {
     ///
     /// Dropping the future has no effect. In memory, the future completes on its first poll.
     ///
-    /// With a backend, it waits at most two seconds for events that this process does not retain.
-    /// If the id is newer than all events that this process has read, it first asks the backend for
-    /// the end of the log. This takes at most 10 seconds.
+    /// With a backend, the future waits at most two seconds for events that this process does not
+    /// retain. If the id is newer than all events that this process has read, the hub first asks
+    /// the backend for the end of the log. This request takes at most 10 seconds.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
         Ok(subscription.with_default_linger())

@@ -41,8 +41,8 @@ impl WakeQueue {
     /// until the queue is short enough.
     const MAX: usize = 1024;
 
-    /// If the task has not begun to wake readers of a topic for this time, it counts as stopped,
-    /// for example because its runtime is not driven. The next publisher then starts another task.
+    /// If the task has not begun to wake readers of a topic for this time, it counts as stopped.
+    /// For example, its runtime is not driven. The next publisher then starts another task.
     const STALLED: Duration = Duration::from_millis(10);
 
     /// The number of batches of one topic that the task wakes before it yields. A batch has up to

@@ -200,8 +200,8 @@ impl Keeper {
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
 /// Returns `false` if this takes longer than `time`.
 ///
-/// If the last successful probe is longer ago than `longest_gap`, this counts as an outage. The
-/// silence of the other nodes is then measured from now on.
+/// After a success, the previous success may be longer ago than `longest_gap`. This counts as an
+/// outage. The silence of the other nodes is then measured from now on.
 async fn probe(core: &Core, backend: &BackendClient, time: Duration, longest_gap: Duration) -> bool {
     let began = Instant::now();
     let deadline = began + time;
@@ -224,11 +224,11 @@ async fn probe(core: &Core, backend: &BackendClient, time: Duration, longest_gap
     true
 }
 
-/// Publishes the will of a recording whose node has died, and finishes its topic. The will is the
-/// event that the recording has announced for this case.
+/// Publishes the will of a recording whose node, `node`, has died, and finishes its topic. The will
+/// is the event that the recording has announced for this case.
 ///
 /// Several nodes may try this at the same time, and the dead node may come back. An append succeeds
-/// only if the topic has no record that its node has not read. So exactly one node succeeds.
+/// only if the appending node has read all records of the topic. So the will is published once.
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(&announced.topic);
@@ -272,8 +272,11 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
 }
 
 /// Returns the kind and the event of the next record for a recording of the dead node `node`: first
-/// its will, then the finish record. Returns `None` if this node must not take over the recording,
-/// for example because the other node is alive.
+/// its will, then the finish record. `has_published_will` means that this node has published the
+/// will before.
+///
+/// Returns `None` if this node must not take over the recording, for example because the other node
+/// is alive.
 fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: bool) -> Option<(RecordKind, Bytes)> {
     if has_published_will {
         return Some((RecordKind::Finish, Bytes::new()));

@@ -21,8 +21,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
 
-/// The maximum size of a will, in bytes. The will is the event that another node publishes if this
-/// node dies. Each sign of life of this node contains all of its wills.
+/// The maximum size of a will, in bytes. The will is the event that another node publishes if the
+/// node of a recording dies. Each sign of life of a node contains the wills of all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
 /// The pause after which [`drain`] interrupts the recordings again, to include recordings that were
@@ -212,8 +212,8 @@ impl Recorder {
 }
 
 impl Recording {
-    /// Stops the recording. It then publishes the event of [`Recorder::on_stop`] and finishes its
-    /// topic. Calling this again, or after the end of the recording, has no effect.
+    /// Stops the recording. The recording then publishes the event of [`Recorder::on_stop`] and
+    /// finishes its topic. Calling this again, or after the end of the recording, has no effect.
     ///
     /// To stop a recording on another node, call
     /// [`Topic::stop_recording`](super::Topic::stop_recording).

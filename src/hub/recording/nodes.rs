@@ -71,8 +71,8 @@ pub(super) struct Peer {
     watching: HashSet<Arc<str>>,
     /// The parts, read so far, of a beat whose last part was not read yet.
     incoming: Option<Beat>,
-    /// The number of the newest beat of this node that was read. A beat with a smaller number
-    /// arrived late, and is ignored.
+    /// The number of the newest beat of the other node that was read. A beat is a sign of life. A
+    /// beat with a smaller number arrived late, and is ignored.
     number: u64,
 }
 
@@ -431,7 +431,7 @@ impl Peer {
         }
     }
 
-    /// Returns the time at which this node counts as dead if no further sign of life is read.
+    /// Returns the time at which the other node counts as dead if no further sign of life is read.
     /// `contact_since` is the end of the last outage: silence before that time does not count.
     pub(super) fn dies_at(&self, contact_since: Option<Instant>) -> Instant {
         contact_since.map_or(self.seen_at, |since| since.max(self.seen_at)) + self.lease

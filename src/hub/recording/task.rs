@@ -63,7 +63,7 @@ impl Items {
     }
 }
 
-/// The next step of a recording.
+/// The next action of a recording: publish events, or end.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),
