@@ -18,16 +18,23 @@ use tokio_rustls::{
     },
 };
 
-/// The TLS settings of a connection.
+/// The TLS settings for connections to one server.
 #[derive(Default)]
 pub(super) struct Tls {
-    /// The PEM file of root certificates. `None` means the root certificates of the system.
-    pub(super) roots: Option<PathBuf>,
-    /// The PEM files of the client's certificate chain and of its key.
-    pub(super) own: Option<(PathBuf, PathBuf)>,
-    /// The root certificates of the system. They are loaded for the first connection. Files are read
-    /// for each connection, because they may have been renewed.
+    pub(super) files: Files,
+    /// The root certificates of the operating system, after the first connection that needs them.
     system_roots: OnceLock<Arc<RootCertStore>>,
+}
+
+/// The PEM files for connections with TLS. They are read for each connection, because they may be
+/// renewed at any time.
+#[derive(Clone, Default)]
+pub(super) struct Files {
+    /// The trusted root certificates. `None` means those of the operating system.
+    pub(super) roots: Option<PathBuf>,
+    /// The client's certificate chain and its private key. `None` means that the client sends no
+    /// certificate.
+    pub(super) own: Option<(PathBuf, PathBuf)>,
 }
 
 impl Tls {
@@ -38,7 +45,7 @@ impl Tls {
     }
 
     fn config(&self) -> io::Result<Arc<ClientConfig>> {
-        let roots = match &self.roots {
+        let roots = match &self.files.roots {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for root in certificates(path)? {
@@ -53,7 +60,7 @@ impl Tls {
             .with_safe_default_protocol_versions()
             .map_err(|error| invalid(&error))?
             .with_root_certificates(roots);
-        let config = match &self.own {
+        let config = match &self.files.own {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => {
                 let secret = read(key, PrivateKeyDer::from_pem_slice)?;
