@@ -102,13 +102,11 @@ impl Process {
         process_tree::signal_all(self.0.id(), name);
     }
 
-    /// Sets the maximum size of a file that the program and its descendants can write.
-    pub(crate) fn limit_file_size(&self, bytes: &str) {
-        for id in process_tree::ids(self.0.id()) {
-            let mut limit = Command::new(installed(&["prlimit"], "util-linux"));
-            limit.args(["--pid", &id.to_string(), &format!("--fsize={bytes}:unlimited")]);
-            assert!(limit.status().is_ok_and(|status| status.success()), "{limit:?} fails");
-        }
+    /// Returns the ids of the program and its descendants. The first one is that of the program.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        let id = self.0.id();
+        let others = process_tree::ids(id).into_iter().filter(|other| *other != id);
+        std::iter::once(id).chain(others).collect()
     }
 
     /// Returns whether a thread of the process has not stopped.
