@@ -1,5 +1,7 @@
 #[cfg(feature = "nats")]
 use super::backend::NatsBackend;
+#[cfg(feature = "postgres")]
+use super::backend::PostgresBackend;
 #[cfg(feature = "redis")]
 use super::backend::RedisBackend;
 use super::{
@@ -170,6 +172,25 @@ impl Builder {
     #[cfg(feature = "nats")]
     pub fn nats(self, server: impl AsRef<str>) -> Connector {
         self.of(NatsBackend::new(server), NatsBackend::max_age)
+    }
+
+    /// Puts the log of the hub in Postgres, at this URL.
+    ///
+    /// Events are deleted after the [`max_age`](Self::max_age) of the hub, whether that is set
+    /// before or after this call. For other settings, pass a [`PostgresBackend`] to
+    /// [`backend`](Self::backend).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tower_sse::hub::{Error, Hub};
+    /// # async fn connect() -> Result<Hub, Error> {
+    /// let hub = Hub::builder().postgres("postgres://app:secret@127.0.0.1/shop").connect().await?;
+    /// # Ok(hub) }
+    /// ```
+    #[cfg(feature = "postgres")]
+    pub fn postgres(self, url: impl AsRef<str>) -> Connector {
+        self.of(PostgresBackend::new(url), PostgresBackend::max_age)
     }
 
     /// Creates a connector for this backend. `with_max_age` passes the `max_age` of the hub to the

@@ -1,7 +1,7 @@
 //! Connections to Redis: URLs, sentinels, cluster redirects, and the classification of errors.
 
 #[cfg(feature = "redis-tls")]
-use super::tls::Tls;
+use crate::hub::backend::tls::Tls;
 use crate::{BoxError, random};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,

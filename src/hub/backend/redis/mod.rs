@@ -8,9 +8,9 @@ mod follower;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod losses;
-#[cfg(feature = "redis-tls")]
-mod tls;
 
+#[cfg(feature = "redis-tls")]
+use super::tls;
 use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
 use crate::BoxError;
 use commands::{Command, Commands};
