@@ -12,15 +12,16 @@ use tokio::{
     time::timeout_at,
 };
 
-/// Starts the janitor on the current runtime. Returns `None` outside of a runtime. Publishers and
-/// subscribers then remove expired events in small steps.
+/// Starts the janitor, the task that removes expired events, on the current runtime. Returns `None`
+/// outside of a runtime. Publishers and subscribers then remove expired events in small steps.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn(expire(Arc::downgrade(core), core.earlier_expiry.clone())).abort_handle())
 }
 
-/// Removes expired events until no event is left that can expire, or until the hub is dropped.
-/// `earlier` is notified when a topic expires before the time until which the janitor sleeps.
+/// Removes expired events whenever a removal is due. Ends when no removal is scheduled, when the
+/// hub is dropped, or when the runtime has no timers. `earlier` is notified when a topic expires
+/// before the time until which the janitor sleeps.
 async fn expire(core: Weak<Core>, earlier: Arc<Notify>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;
