@@ -453,13 +453,13 @@ impl World {
         if mem::replace(&mut self.model.is_shown, is_shown) && !is_shown {
             self.model.left_at = self.model.now;
         }
-        for topic in 0..TOPICS.len() {
+        for (topic, name) in TOPICS.into_iter().enumerate() {
             let is_held = self.model.log.values().any(|event| event.topic == topic && event.is_held);
             let is_heard = self.clients.iter().any(|client| client.listens_to(topic));
             if self.model.finished[topic] == Some(Finished::Expired) && !is_held && !is_heard {
                 self.model.finished[topic] = None;
             }
-            if !self.hub.topic(TOPICS[topic]).exists() {
+            if !self.hub.topic(name).exists() {
                 self.model.limits[topic] = None;
             }
         }

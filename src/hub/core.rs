@@ -182,8 +182,8 @@ impl Core {
         registry.published += 1;
     }
 
-    /// Sets the retention of a topic. The caller adds an event or a subscriber next, which evicts
-    /// the events that exceed it. If nothing follows, the topic expires.
+    /// Sets the retention of a topic, and evicts the events that exceed it. The caller adds an event
+    /// or a subscriber next. If nothing follows, the topic expires.
     pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
@@ -194,6 +194,7 @@ impl Core {
             return Ok(());
         }
         contents.retention = limits;
+        registry.retained = registry.retained - contents.evict(now);
         // The topic was scheduled for the expiry under the old limits.
         registry.unschedule(&topic, &mut contents);
         let due = contents.expiry().or_else(|| limits.expiry(now));

@@ -121,8 +121,8 @@ impl Topic {
     /// publishes, subscribes or records. They replace limits that another handle has set. Handles
     /// without limits do not change them. When the topic is dropped, its limits are forgotten.
     ///
-    /// Events that exceed the new limits are evicted with the next event or subscriber. A client
-    /// that has not received them gets a gap, as after any eviction.
+    /// Events that exceed the new limits are evicted at once. A client that has not received them
+    /// gets a gap, as after any eviction.
     ///
     /// # With a backend
     ///
