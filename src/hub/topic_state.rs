@@ -31,8 +31,8 @@ pub(super) struct Contents {
     /// Publishes the number of subscribers to the streams that watch this number. `None` if there
     /// is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The time at which the last subscriber left. `None` if no subscriber ever left as the last
-    /// one.
+    /// The last time at which the number of subscribers became zero. `None` if the topic never had
+    /// subscribers, or still has its first ones.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
@@ -94,8 +94,9 @@ impl TopicState {
         Change { first, lingering, rest: contents.waiters.has_due().then_some(through) }
     }
 
-    /// Wakes all waiters with a number smaller than `through` that are due, because the topic has
-    /// changed since they began to wait.
+    /// Wakes the waiters that are due and have a number smaller than `through`. A waiter is due if
+    /// the topic has changed since the waiter began to wait. Each waiter of a topic has its own
+    /// number.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -148,8 +149,9 @@ pub(super) struct Change {
     /// The wakers of subscriptions that pause after a write. Empty unless the topic is finished or
     /// shut down.
     lingering: Vec<Waker>,
-    /// Set if more waiters are due than the publisher wakes. All waiters with a smaller number than
-    /// this value are due.
+    /// Set if the topic has more than 32 waiters to wake, which are more than the publisher wakes
+    /// itself. Each waiter has a number, and all remaining waiters with a smaller number than this
+    /// value have to be woken.
     pub(super) rest: Option<u64>,
 }
 
@@ -164,12 +166,12 @@ impl Change {
 }
 
 impl Contents {
-    /// Returns the time from which the age of the oldest event counts. Returns `None` if there is
-    /// no event.
+    /// Returns the time from which the age of the oldest event counts, or `None` if there is no
+    /// event.
     ///
-    /// Also returns `None` for a `latest_only` topic with subscribers: its event does not expire
-    /// while clients show it. Without subscribers, its age counts from the time when the last of
-    /// them left.
+    /// Also returns `None` for a `latest_only` topic with subscribers, because its event does not
+    /// expire while it has subscribers. Without subscribers, the age of this event counts from the
+    /// time when the last subscriber left.
     pub(super) fn ages_since(&self) -> Option<Instant> {
         let oldest = self.log.oldest_time()?;
         match self.latest_only {
@@ -196,8 +198,9 @@ impl Contents {
         self.log.evict(retention, now)
     }
 
-    /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and is not
-    /// remembered as finished.
+    /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and the hub
+    /// need not remember that it is finished. A finished topic is remembered for the maximum age in
+    /// `retention`.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
         let is_remembered = |finished| !self.is_removed && retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)

@@ -61,8 +61,8 @@ impl WakeQueue {
         number
     }
 
-    /// Calls `found` for each topic that is in the queue with a number of at least `looked_at`.
-    /// Then sets `looked_at` to the number of the next topic that will be added.
+    /// Calls `found` for each topic in the queue whose entry has a number of at least `looked_at`.
+    /// Then sets `looked_at` to the number that the next added entry gets.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -75,9 +75,10 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Starts the task that wakes the waiters of `topic`, unless the task is running. Outside of a
-    /// runtime, wakes the waiters below `through` itself. `number` is the result of
-    /// [`add`](Self::add).
+    /// Makes sure that all waiters of `topic` are woken. `number` is the number of its entry, the
+    /// result of [`add`](Self::add). On a runtime, starts the task that wakes waiters, unless this
+    /// task is already running. Outside of a runtime, wakes the waiters with a number smaller than
+    /// `through` itself.
     ///
     /// If more than 1,024 topics are queued, also wakes waiters of queued topics itself. The caller
     /// must hold no lock.

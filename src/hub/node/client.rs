@@ -259,7 +259,8 @@ impl BackendClient {
     }
 
     /// Appends events of one kind to one topic, and returns the id of the last event. The result is
-    /// never `Ok(None)`.
+    /// `Some` in every case: it is an `Option` because publishing in memory has the same return
+    /// type.
     pub(in crate::hub) async fn publish(
         &self,
         topic: &Arc<str>,

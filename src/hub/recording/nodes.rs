@@ -40,14 +40,13 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The position up to which the records of the log were noted here.
+    /// The position up to which the recordings were updated from the records of the log.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
-    /// Set while the keeper runs. The keeper is the task that announces the recordings of this
-    /// node.
+    /// Set while the keeper runs, the task that announces the recordings of this node.
     is_kept: bool,
     pub(super) contact: Contact,
 }
@@ -347,8 +346,9 @@ impl State {
         self.local.values().flatten()
     }
 
-    /// Returns the topics of other nodes' recordings that end without subscribers. This node
-    /// reports whether it has subscribers to these topics.
+    /// Returns the topics of other nodes' recordings that are configured to end after some time
+    /// without subscribers. This node reports to the other nodes which of these topics have
+    /// subscribers here.
     pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
         let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
@@ -529,8 +529,9 @@ impl Local {
         state.seen = Some(Vec::new());
     }
 
-    /// Returns `true` if the log already contains `records` from an earlier attempt without a
-    /// response. `is_unsure` is `true` if there was such an attempt.
+    /// Returns `true` if the log already contains `records`, from an earlier attempt that got no
+    /// response. Returns `false` if they have to be appended. `is_unsure` is `true` if there was
+    /// such an attempt.
     ///
     /// Returns `None` if the recording must not append `records`: its topic was finished, or
     /// another node has published its will.
@@ -579,8 +580,9 @@ impl Local {
 }
 
 impl LocalState {
-    /// Takes note of a record of the topic that this recording has not appended: a finish record
-    /// ends the recording, and so does its own `will`.
+    /// Handles a record of the topic that this recording has not appended. A finish record, or an
+    /// event equal to `will`, means that the recording must publish nothing more. `will` is the
+    /// event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
         self.has_will |= kind == RecordKind::Event && event == will;

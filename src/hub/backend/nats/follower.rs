@@ -66,7 +66,7 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// The number of messages that the client has received through this consumer.
+    /// The number of messages that this process has received through the consumer.
     received: u64,
 }
 

@@ -32,10 +32,10 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// The time after which a node that has just connected to a log adds another mark, unless there are
-/// newer messages. If a quarter of the stream's maximum age is shorter, that time counts. A mark is
-/// a message that identifies the log. The existing mark could be so old that retention removes it
-/// soon.
+/// A mark is a message that identifies the log. A node that has just connected to a log adds
+/// another mark after this time, or after a quarter of the stream's maximum age if that is shorter.
+/// It adds no mark if a message arrives before. The existing mark could be so old that retention
+/// removes it soon.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no stream has accepted it. A
@@ -74,8 +74,9 @@ pub(super) struct KnownLog {
     /// The maximum age of messages in the stream. The server removes older messages. `None` means
     /// no limit.
     max_age: Option<Duration>,
-    /// The time for adding another mark, a message that identifies the log, if no message arrives
-    /// before. Otherwise retention could remove all marks.
+    /// The time at which the node adds another mark, a message that identifies the log. A message
+    /// that arrives before postpones this time. Without another mark, retention could remove all
+    /// marks.
     renewal: Instant,
 }
 
@@ -120,17 +121,18 @@ impl KnownLog {
         })
     }
 
-    /// Returns the position of the newest mark if only marks are between the position `through` and
-    /// it. Otherwise returns `through`. A mark is a message that identifies the log and contains no
-    /// event, so both positions precede the same event.
+    /// Skips marks, the messages that identify the log and contain no event. If only marks are
+    /// between the position `through` and the newest mark, returns the position of the newest mark.
+    /// Otherwise returns `through`.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark, a message that identifies the log, that the follower has read. Records the
-    /// mark if it is a newer mark of this log. Returns `false`, and records nothing, if the mark is
-    /// newer and begins another log.
+    /// Handles a mark that the follower has read. A mark is a message that identifies the log.
+    /// Returns `true` if the mark belongs to this log or is not newer than the known mark, and
+    /// records a newer mark. Returns `false`, and records nothing, if a newer mark begins another
+    /// log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -228,13 +230,12 @@ impl Identity {
         }
     }
 
-    /// Returns the current log of the stream. If the stream still has the witness, a message that
-    /// this node remembers, the result is the log that the node has used so far. Otherwise a
-    /// complete [`check`](Self::check) decides. The check begins after this call.
+    /// Returns the current log of the stream, from a check that begins after this call. If the
+    /// stream still has the witness, a message that this node remembers, the result is the log that
+    /// the node has used so far. Otherwise a complete [`check`](Self::check) decides.
     ///
-    /// All messages that were in the stream before the call are in the returned log. The only
-    /// exception is a stream that is replaced twice during the check. These messages can then be in
-    /// the first of the two logs.
+    /// Every message that the stream had before the call belongs to the returned log. This can be
+    /// wrong only if the stream is replaced twice during the check.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
             if let Some(known) = self.known() {
@@ -250,8 +251,8 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Compares the stream with the known log, and returns the current log and the state of the
-    /// stream. The check begins after this call.
+    /// Compares the stream with the log that this node has used so far. Returns the current log and
+    /// the state of the stream. Concurrent callers share a check, which begins after their calls.
     ///
     /// Creates the stream if it does not exist. If the stream has lost messages or was replaced,
     /// begins a new log in it.
@@ -315,9 +316,9 @@ impl Identity {
         Ok(known)
     }
 
-    /// Continues with the known log. Replaces its witness (a remembered message) if the stream has
-    /// removed it. Publishes another mark (a message that identifies the log) if it is time for
-    /// one.
+    /// Continues with the log that this node has used so far. Replaces the witness, the message
+    /// that the node remembers, if the stream has removed it. Publishes another mark, a message
+    /// that identifies the log, if the time for it has come.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -456,8 +457,9 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark, a message that identifies the log, and returns its sequence. Returns `None` if
-/// the stream or its marks have changed, so that the expected last sequence is wrong.
+/// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
+/// the expected last sequence of the stream or of its marks. Returns `None` if the server refuses
+/// the mark, because another message was stored since.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

@@ -33,8 +33,8 @@ pub(super) struct Entry {
     /// The position of the preceding entry, as this entry contains it. `None` if other software
     /// than a hub has added this entry, or if this entry was deleted during the read.
     pub(super) previous: Option<Position>,
-    /// Set if entries directly before this entry were lost. Each reader that has not read the log
-    /// up to the position in this field has missed lost entries.
+    /// Set if entries directly before this entry were lost. A reader has missed lost entries if it
+    /// has not read the log up to the position in this field.
     lost_for_readers_before: Option<Position>,
     /// The position of the newest lost entry, if this entry reports a loss. `None` for all other
     /// entries.
