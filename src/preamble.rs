@@ -30,8 +30,9 @@ pub(crate) struct Preamble {
 enum Call {
     #[default]
     None,
-    /// The response calls `size_hint` to ask for the preamble, the first bytes of the response. The
-    /// vector collects the preambles that streams inside adapters such as `merge` offer.
+    /// The response calls `size_hint` to get the preamble of its stream: the bytes to send first,
+    /// or the status 204. The vector collects the preambles of all streams that the call reaches.
+    /// An adapter such as `merge` passes the call to several streams.
     Asks(Vec<Preamble>),
     /// The response calls `poll_next` of its stream for the first time.
     PollsFirst,
@@ -73,9 +74,9 @@ impl Preamble {
         Self { bytes, is_over }
     }
 
-    /// Offers a preamble to the response that is asking for one on this thread. Returns `false`,
-    /// without calling `preamble`, if no response is asking. Streams call this method in their
-    /// `size_hint`.
+    /// Offers a preamble to a response. Streams call this method in their `size_hint`. Returns
+    /// `true` if a response on this thread is asking for a preamble. Otherwise returns `false` and
+    /// does not call `preamble`.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));

@@ -54,8 +54,9 @@ pub(super) trait ObservedBody {
 
     fn observation(&mut self) -> &mut Observation;
 
-    /// Takes the handler's settings for the end of the stream out of the body. Called once, before
-    /// the first poll.
+    /// Takes the handler's `on_close` callback and settings for the end of the stream out of the
+    /// body. Called once, at the beginning of the first poll. The default is for bodies without
+    /// such settings.
     fn take_handler_end(&mut self) -> HandlerEnd {
         HandlerEnd::default()
     }
@@ -112,10 +113,10 @@ impl Observation {
         }
     }
 
-    /// Returns the observer of a body that is dropped before its first poll. Such a body does not
-    /// count as a stream in metrics and spans. `handler` returns the settings of the handler. The
-    /// caller drops the observer, which runs the `on_close` callbacks. Returns `None` if the body
-    /// was polled or has nothing to record.
+    /// Returns the observer of a body that is dropped before its first poll. When the caller drops
+    /// the observer, the `on_close` callbacks run. Metrics and spans do not count such a body as a
+    /// stream. `handler` is called to get the callback and the end settings of the application's
+    /// handler. Returns `None` if the body was polled, or if no handler and no layer observes it.
     pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamObserver>> {
         let (_, layers) = self.link.close()?;
         StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
@@ -140,7 +141,8 @@ impl Observation {
     }
 
     /// Returns ready when a layer or the handler ends the stream, with the bytes to send before the
-    /// end. `retry` is the reconnect delay that the handler has set.
+    /// end. At a shutdown, these bytes contain a reconnect delay: `retry` if the handler has set a
+    /// delay, or else the delay of the layer.
     #[inline]
     pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         match &mut self.observer {
@@ -203,7 +205,8 @@ impl Observation {
     }
 }
 
-/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll.
+/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll. For a
+/// body with a callback of the handler, `SseBody` has already run all callbacks.
 impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));

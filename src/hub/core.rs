@@ -214,16 +214,16 @@ impl Core {
         Ok(())
     }
 
-    /// Returns `true` if this node knows that the topic is finished. Another node may have finished
-    /// it recently.
+    /// Returns `true` if this node knows that the topic is finished. Returns `false` while another
+    /// node has finished the topic and this node has not read that in the log yet.
     pub(super) fn is_finished(&self, name: &str) -> bool {
         let topic = self.registry.lock().topics.get(name).cloned();
         let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
         is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Removes the events and the state of a topic from the log in memory. Returns an error if the
-    /// hub has a backend.
+    /// Removes all events of a topic from the log in memory, and forgets that the topic is
+    /// `latest_only`. Returns an error if the hub has a backend.
     ///
     /// No waiting reader is woken, because a reader waits only after it has read all events.
     pub(super) fn remove(&self, name: &Arc<str>) -> Result<(), Error> {

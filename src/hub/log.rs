@@ -160,7 +160,8 @@ impl Log {
         self.sealed.front().map_or_else(|| self.open.oldest_time(), Segment::oldest_time)
     }
 
-    /// Adds an event at this position, which must be greater than all earlier positions.
+    /// Adds an event at this position, which must be greater than all earlier positions. Evicts
+    /// nothing. `retention` determines the size of the memory blocks for events.
     pub(super) fn push(&mut self, position: Position, event: Event, retention: &Retention, now: Instant) {
         let size = event.as_bytes().len();
         let segment = retention.segment();

@@ -30,7 +30,8 @@ pub(super) struct Merge {
     /// The indices of the readers that have to look at their topics. An index can be in the list
     /// twice.
     unchecked: Vec<u32>,
-    /// The readers that know the position of their next event. The smallest position comes first.
+    /// The readers that know the position of their next event, with this position. The reader with
+    /// the smallest position is the first to deliver its event.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of topics that are finished and whose events were all delivered.
     finished: usize,

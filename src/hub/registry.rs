@@ -206,8 +206,8 @@ impl Registry {
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,
-    /// The greatest eviction watermark that was merged when the limit of 10,000 watermarks was
-    /// reached. It applies to all topics.
+    /// An eviction watermark that applies to every topic. When more than 10,000 watermarks would be
+    /// kept, it becomes the greatest of them. It also rises when the backend evicts events.
     others: Position,
 }
 

@@ -54,7 +54,7 @@ struct PendingGap {
 }
 
 enum State {
-    /// No request is in flight. The next poll sends a request.
+    /// No read is in flight. The next poll sends a read to the backend.
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),

@@ -303,8 +303,9 @@ impl Core {
         joined.count_wakers.wake();
     }
 
-    /// Returns an error if the hub has no room for the new topics among `names`. Called before any
-    /// topic is created, so a subscription with too many topics creates no topic.
+    /// Returns an error if the hub would have more than `max_topics` topics with the new topics
+    /// among `names`. Called before any topic is created, so a subscription with too many topics
+    /// creates no topic.
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
         for names in names.chunks(SLICE) {

@@ -109,7 +109,8 @@ pub struct Subscription {
     /// The replay in progress: it reads old events from the backend, because this process has
     /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
-    /// The registered wait for the next change of the single topic. Not used with a `merge`.
+    /// The registered waker for the next change of the topic, if the subscription has a single
+    /// topic and no `merge`.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,

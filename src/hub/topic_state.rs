@@ -23,21 +23,21 @@ pub(super) struct TopicState {
 pub(super) struct Contents {
     pub(super) log: Log,
     pub(super) waiters: Waiters,
-    /// The subscriptions that pause after a write, by the addresses of their ready lists. Events do
-    /// not wake them during the pause, but the end of the topic does.
+    /// The subscriptions that pause after a write. Events do not wake them during the pause, but
+    /// the end of the topic does, through the list. The key is the address of this list.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
-    /// Publishes the number of subscribers to the streams that watch this number. `None` if there
-    /// is no such stream.
+    /// Reports each change of the number of subscribers to the streams that watch this number.
+    /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
     /// The last time at which the number of subscribers became zero. `None` if the topic never had
     /// subscribers, or still has its first ones.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
-    /// The time at which the registry removes the expired events of this topic. `None` if no time
-    /// is scheduled.
+    /// The time at which the hub removes the expired events of this topic. `None` if no time is
+    /// scheduled.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the topic was removed by the application after it was finished. The hub then forgets
@@ -63,8 +63,8 @@ impl TopicState {
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
     }
 
-    /// Creates a topic for a subscription to a hub that is shut down. The subscription ends
-    /// immediately. The topic is not in the registry.
+    /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
+    /// immediately. The topic is not one of the hub's topics.
     pub(super) fn shut_down() -> Self {
         let topic = Self::new("".into(), Position::START);
         let mut contents = topic.lock();
@@ -156,7 +156,8 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Wakes the waiters that the publisher wakes itself. The caller must hold no lock.
+    /// Wakes up to 32 waiting readers, and the subscriptions whose pause after a write has to end.
+    /// The caller must hold no lock.
     pub(super) fn wake(self) {
         self.first.wake();
         for waker in self.lingering {

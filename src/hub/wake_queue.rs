@@ -24,8 +24,8 @@ pub(super) struct WakeQueue {
 #[derive(Default)]
 struct Queue {
     topics: VecDeque<Due>,
-    /// The time when the task was started, or last began to wake readers of a topic. `None` if no
-    /// task is running.
+    /// The time when the task that wakes readers was started, or last began with the readers of a
+    /// topic. `None` if the task is not running.
     active_at: Option<Instant>,
 }
 
@@ -41,8 +41,9 @@ impl WakeQueue {
     /// until the queue is short enough.
     const MAX: usize = 1024;
 
-    /// If the task has not begun to wake readers of a topic for this time, it counts as stopped.
-    /// For example, its runtime is not driven. The next publisher then starts another task.
+    /// The time after which the task that wakes readers counts as stopped if it has not begun with
+    /// a further topic. For example, its runtime is not driven. The next publisher then starts
+    /// another task.
     const STALLED: Duration = Duration::from_millis(10);
 
     /// The number of batches of one topic that the task wakes before it yields. A batch has up to

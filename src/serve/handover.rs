@@ -30,7 +30,8 @@ pub(super) struct Offer<B> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Chunked,
-    /// The body ends when the connection closes, because the client knows only HTTP/1.0.
+    /// The end of the connection is the end of the body, because the request or the response has
+    /// the version HTTP/1.0.
     UntilClose,
 }
 
@@ -86,7 +87,8 @@ impl<B> Handover<B> {
         }
     }
 
-    /// Returns the event stream if hyper has flushed its head, and `None` before.
+    /// Takes the event stream for this server if hyper has flushed the head of its response.
+    /// Otherwise returns `None`.
     pub(super) fn take(&self) -> Option<Offer<B>> {
         if self.stage.load(Ordering::Relaxed) != HEAD_FLUSHED {
             return None;

@@ -19,8 +19,8 @@ use std::{
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The number of streams that are polled before the connection takes their frames. With more
-/// streams, more frames would wait, and h2 uses 624 bytes of memory for each waiting frame.
+/// The number of streams that are polled before the connection takes their frames. A larger number
+/// would need more memory: h2 uses 624 bytes for each frame that waits for the connection.
 const SLICE: usize = 4;
 
 /// The index that stands for the connection itself in the queue of ready streams.
@@ -141,8 +141,8 @@ impl Streams {
         self.connection.wake_by_ref();
     }
 
-    /// Polls each ready stream once. Calls `between` after every four streams, unless no stream
-    /// follows.
+    /// Polls each ready stream once. Calls `between` after every four streams if more streams
+    /// follow. In `between`, the caller lets the connection take the frames of these streams.
     pub(super) fn poll_ready(&mut self, mut between: impl FnMut(&Self)) {
         let mut polling = mem::take(&mut self.polling);
         let mut ready = self.queue.lock();

@@ -136,9 +136,8 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 /// an error. So every two seconds, the function also asks the backend for the bounds of the log,
 /// and records a failed request in `outage`.
 ///
-/// Returns an error if the log has another epoch than `epoch`. Also returns an error if
-/// `max_missed` of these checks have found that the log does not end at `after`, and then doubles
-/// `max_missed`.
+/// Returns an error if the log has another epoch than `epoch`. Also returns an error if the log did
+/// not end at `after` in `max_missed` successive checks, and then doubles `max_missed`.
 async fn next(
     backend: &dyn DynBackend,
     after: Position,

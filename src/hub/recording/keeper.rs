@@ -66,9 +66,11 @@ struct Keeper {
     /// The time of the last beat, the sign of life that this node appends to the log. `None` before
     /// the first beat.
     beat_at: Option<Instant>,
-    /// The topics that the last beat of this node reported as having subscribers here.
+    /// The topics with subscribers on this node that its last beat has reported. A beat is a sign
+    /// of life of a node.
     watching: HashSet<Arc<str>>,
-    /// Set if the last beat of this node contained a recording or a topic with subscribers.
+    /// Set if the last beat of this node contained a recording or a topic with subscribers. A beat
+    /// is a sign of life of a node.
     has_content: bool,
 }
 

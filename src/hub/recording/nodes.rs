@@ -51,7 +51,8 @@ pub(super) struct State {
     pub(super) contact: Contact,
 }
 
-/// The times at which this node was known to have read the whole log.
+/// The contact of this node with the backend. `last` is the last time at which this node was known
+/// to have read the whole log.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
@@ -64,11 +65,12 @@ pub(super) struct Contact {
 /// of its node.
 pub(super) struct Peer {
     lease: Duration,
-    /// The time at which this node read the newest beat of the other node.
+    /// The time at which this node read the newest sign of life of the other node.
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts, read so far, of a beat whose last part was not read yet.
+    /// The parts, read so far, of a beat whose last part was not read yet. A beat is a sign of life
+    /// of the other node, with its recordings. A large beat has several parts.
     incoming: Option<Beat>,
     /// The number of the newest beat of the other node that was read. A beat is a sign of life. A
     /// beat with a smaller number arrived late, and is ignored.
@@ -108,8 +110,9 @@ pub(super) struct Foreign {
     pub(super) has_will: bool,
     /// Set while a task of this node takes over the recording.
     pub(super) is_claimed: bool,
-    /// Set if the newest beat of its node lacks the recording, although the topic is not finished.
-    /// Another node then takes over without waiting for the end of the lease.
+    /// Set if the newest sign of life of its node does not contain the recording, although the
+    /// topic is not finished. This node then takes over the recording immediately, without waiting
+    /// until the other node counts as dead.
     pub(super) is_orphan: bool,
 }
 
@@ -137,8 +140,8 @@ struct LocalState {
     /// Set while an append that was rejected or had no response is tried again. In this case, the
     /// recording can be stopped before the append has succeeded.
     is_retrying: bool,
-    /// The end of the log when the recording was started. Requests to stop a recording before this
-    /// position are meant for an earlier recording of the topic.
+    /// The end of the log when the recording was started. A request to stop this topic's recordings
+    /// is ignored if its position is not after this one: it is meant for an earlier recording.
     started_at: Position,
     /// The position of the last record that this recording is known to have appended.
     appended: Position,
@@ -292,8 +295,9 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Adapts the recordings to another log that has replaced the backend's log. They continue in
-    /// the other log. Its records are noted from the position after `after`.
+    /// Adapts the recordings to another log that has replaced the log of the backend. The
+    /// recordings continue in the other log. Their state is updated from its records after the
+    /// position `after`.
     pub(in crate::hub) fn reset(&self, after: Position) {
         let mut state = self.state();
         state.noted_through = after;
@@ -305,8 +309,8 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Waits until `is_done` returns `true`. It is called immediately, and again whenever this node
-    /// has read a page of the log or announced its recordings.
+    /// Waits until `is_done` returns `true`. Calls `is_done` immediately, and again whenever this
+    /// node has read a page of the log or announced its recordings.
     pub(super) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());

@@ -45,8 +45,8 @@ struct NewMessage {
     message: PublishMessage,
 }
 
-/// The expected state of the log. If the log has another state, the server refuses to store the
-/// message.
+/// The state that the log must have when the server stores the message of a conditional append.
+/// Otherwise the server refuses to store the message.
 struct Expected {
     log: KnownLog,
     /// The sequence of the last message of the subject. 0 if the subject has no message.

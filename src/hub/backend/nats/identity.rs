@@ -32,10 +32,10 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// A mark is a message that identifies the log. A node that has just connected to a log adds
-/// another mark after this time, or after a quarter of the stream's maximum age if that is shorter.
-/// It adds no mark if a message arrives before. The existing mark could be so old that retention
-/// removes it soon.
+/// A mark is a message that identifies the log. If messages have a maximum age, a node that has
+/// just connected adds another mark after this time, or after a quarter of the maximum age if that
+/// is shorter. It adds no mark if a message arrives before. The existing mark could be so old that
+/// retention removes it soon.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no stream has accepted it. A
@@ -89,14 +89,16 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    /// Creates a witness, which identifies the log, from the sequence and the message id of a
-    /// published message. Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`].
+    /// Creates a witness, a remembered message that identifies the log, from the sequence and the
+    /// message id of a published message. Returns `None` if the size of its payload, `bytes`,
+    /// exceeds [`MAX_WITNESS_BYTES`].
     pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Option<Self> {
         (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
     }
 
-    /// Creates a witness, which identifies the log, from a stored message. Returns `None` if its
-    /// payload has more than [`MAX_WITNESS_BYTES`], or if another program has written the message.
+    /// Creates a witness, a remembered message that identifies the log, from a stored message.
+    /// Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`], or if another program has
+    /// written the message.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
@@ -109,9 +111,9 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the eviction watermark of the log, if its stream has this state. Evicted events have
-    /// positions up to the watermark, and retained events have greater positions. Marks (messages
-    /// that identify the log) are not events and do not count.
+    /// Returns the eviction watermark of the log whose stream is in this state. Evicted events have
+    /// positions up to the watermark, and retained events have greater positions. Marks, the
+    /// messages that identify the log, are not events and do not count.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -393,9 +395,9 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     begin(stream, None, 0).await
 }
 
-/// Returns the mark of the log that replaces the lost log. A mark is a message that identifies a
-/// log. `mark` is the newest one in the stream. If another node has not begun the new log yet, this
-/// function begins it.
+/// Returns the mark of the log that replaces the log `lost`. A mark is a message that identifies a
+/// log, and `mark` is the newest one in the stream. If no other node has begun the new log yet,
+/// this function begins it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -440,8 +442,9 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Returns the newest message of the stream as a witness, a recent message that identifies the log
-/// in later checks. Returns `None` if that message is not suitable.
+/// Returns the newest message of the stream as a witness, a remembered message that identifies the
+/// log in later checks. Returns `None` if the stream is empty, or if the message is too large or
+/// from another program.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);

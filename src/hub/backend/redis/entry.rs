@@ -9,7 +9,8 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the field that contains the event of an entry of this kind: `e`, `s` or `f`.
+/// Returns the name of the field that contains the event of an entry of this kind: `e` for an
+/// event, `s` for an event that replaces the previous one, `f` for the end of a topic.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -139,8 +140,8 @@ pub(super) struct DecodedBatch {
     /// these entries are at or before this position.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
-    /// The position of the last entry of the batch. Without entries, the position after which the
-    /// reader has read.
+    /// The position of the last entry of the batch. If the batch is empty, this is the position
+    /// after which the entries were requested.
     pub(super) through: Position,
     /// `true` if other software than a hub has added the first entry. Such an entry does not
     /// contain the position of the entry before it.
