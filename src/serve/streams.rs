@@ -142,7 +142,7 @@ impl Streams {
     }
 
     /// Polls each ready stream once. Calls `between` after every four streams if more streams
-    /// follow. In `between`, the caller lets the connection take the frames of these streams.
+    /// follow. `between` polls the connection, which takes the frames of these streams.
     pub(super) fn poll_ready(&mut self, mut between: impl FnMut(&Self)) {
         let mut polling = mem::take(&mut self.polling);
         let mut ready = self.queue.lock();
