@@ -59,8 +59,7 @@ impl Epoch {
     }
 
     /// Parses an id, and returns its position in the log. Returns the reason for a gap if the text
-    /// is not an id, belongs to another epoch, or contains a number that is too large for a
-    /// position.
+    /// is not an id, is from another epoch, or contains a number that is too large.
     pub(super) fn position(&self, id: &EventId) -> Result<Position, GapReason> {
         let id = id.as_str();
         if self.ids == IdFormat::Times {

@@ -193,9 +193,8 @@ impl Merge {
         step
     }
 
-    /// Takes over the state of the reader with this index, after the reader has looked at its
-    /// topic: the position of its next event, and whether it is finished. `was_finished` is `true`
-    /// if the reader was finished before it looked.
+    /// Updates `turns` and `finished` after the reader with this index has looked at its topic.
+    /// `was_finished` is `true` if the reader was finished before it looked.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);

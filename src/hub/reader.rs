@@ -186,9 +186,8 @@ impl Reader {
     }
 
     /// Returns the events of this topic after `cursor` and up to `through`. If a newer event of a
-    /// `latest_only` topic has replaced them, returns the newer event in their place: at `place`,
-    /// or at `cursor` if `cursor` is greater. Returns `None` if the topic has no event after
-    /// `cursor`.
+    /// `latest_only` topic has replaced them, returns the newer event, at the greater of `place`
+    /// and `cursor`. Returns `None` if the topic has no event after `cursor`.
     ///
     /// Also looks for the next event after the returned events. If there is none, registers the
     /// waiter for the next change.

@@ -199,10 +199,9 @@ impl Registry {
 /// The eviction watermarks of dropped topics: for each, the position up to which events may be
 /// missing. If a topic is created again, a returning client still gets a gap.
 ///
-/// Topics are identified by the hashes of their names. Topics with the same hash share the greater
-/// watermark. At most 10,000 watermarks are kept. Beyond this limit, all of them are merged into
-/// `others`. So a gap may be reported although no event is missing, but a missing event is always
-/// reported.
+/// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. If a
+/// hash or the limit makes topics share the greatest watermark, a gap may be reported although no
+/// event is missing.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,

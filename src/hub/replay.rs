@@ -79,11 +79,11 @@ impl Future for PageRequest {
 
 impl Subscription {
     /// Starts reading old events from the backend, after the cursor. `requested` is the id that the
-    /// client sent, with its position. If it is `None`, no gap is reported.
+    /// client sent, with its position. With `reason`, a gap after this id is reported in any case.
+    /// Otherwise a gap is reported only if events after this id are missing.
     ///
-    /// With `reason`, a gap is reported in any case. Without it, a gap is reported only if events
-    /// after the requested position are missing. `is_resume` is `true` if the client continues from
-    /// its last id. `is_unsure` is `true` if the cursor may be after the end of the log.
+    /// `is_resume` is `true` if the client continues from its last id, and `is_unsure` if the
+    /// cursor may be after the end of the log.
     pub(super) fn start_replay(
         &mut self,
         requested: Option<(EventId, Position)>,

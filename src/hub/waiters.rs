@@ -4,15 +4,13 @@ use super::ready_list::ReadyList;
 use crate::callback::contain_panic;
 use std::{collections::VecDeque, num::NonZeroU64, sync::Arc, task::Waker};
 
-/// The readers that wait for the next change of a topic. A reader reads the topic for one
-/// subscription.
+/// The readers that wait for the next change of a topic. A change makes all readers in the queue
+/// due, which means that they have to be woken. They leave the queue in batches, so several threads
+/// can share the work.
 ///
-/// A change of the topic makes all readers in the queue due, which means that they have to be
-/// woken. They leave the queue in batches, so several threads can share the work.
-///
-/// Waking, cloning or dropping a waker runs code of the application, and must not happen while a
-/// lock is held. So methods return the batch to wake, and the waiter to drop. The caller wakes or
-/// drops them after it has released its locks.
+/// Waking or dropping a waker runs code of the application, and must not happen while a lock is
+/// held. So methods return wakers, and the caller wakes or drops them after it has released its
+/// locks.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     /// The waiters, in the order of their numbers. The entry of a waiter that has left is `None`.

@@ -8,12 +8,11 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The topics that have changed and have more than 32 waiting readers. The publisher wakes the
-/// first 32 readers of a topic itself.
+/// first 32 readers of a topic itself. A task on the runtime of the publisher wakes the remaining
+/// readers, up to 512 of one topic before it yields.
 ///
-/// A task on the runtime of the publisher wakes the remaining readers, one topic after the other.
-/// It yields after up to 512 readers, and ends when the queue is empty. Outside of a runtime, the
-/// publisher wakes all readers. If the task does not run, reading from a topic also wakes a few of
-/// its waiting readers.
+/// Outside of a runtime, the publisher wakes all readers. If the task does not run, reading from a
+/// topic also wakes a few of its waiting readers.
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
@@ -77,12 +76,11 @@ impl WakeQueue {
     }
 
     /// Makes sure that all waiters of `topic` are woken. `number` is the number of its entry, the
-    /// result of [`add`](Self::add). On a runtime, starts the task that wakes waiters, unless this
-    /// task is already running. Outside of a runtime, wakes the waiters with a number smaller than
-    /// `through` itself.
+    /// result of [`add`](Self::add). Starts the task that wakes waiters, unless it is running.
+    /// Outside of a runtime, wakes the waiters with a number smaller than `through` itself.
     ///
-    /// If more than 1,024 topics are queued, also wakes waiters of queued topics itself. The caller
-    /// must hold no lock.
+    /// If more than 1,024 topics are queued, also wakes waiters of queued topics. The caller must
+    /// hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);

@@ -55,16 +55,12 @@ pub(in crate::hub) trait Node: Send + Sync + 'static {
 }
 
 /// Reads the retained log into the memory of `node`, and spawns the follower: the task that reads
-/// new records until the hub is dropped.
+/// new records until the hub is dropped. If reading takes longer than [`CATCH_UP`], the follower
+/// reads the rest, and subscriptions on this node get events later.
 ///
-/// Reading the whole log takes longer than starting at its end: 0.3 s for a million records in
-/// memory. But after it, the node knows the finished topics and the newest state of each topic. It
-/// can also resume clients without the backend.
-///
-/// If reading takes longer than [`CATCH_UP`], the function returns, and the follower reads the
-/// rest. Until then, subscriptions on this node get events later, but lose none.
-///
-/// Returns an error outside of a tokio runtime, or if the backend fails.
+/// Reading takes 0.3 s for a million records in memory. The node then knows the finished topics and
+/// the newest state of each topic, and can resume clients without the backend. Returns an error
+/// outside of a tokio runtime, or if the backend fails.
 pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClient) -> Result<(), BoxError> {
     let runtime = Handle::try_current()?;
     client.set_runtime(&runtime);

@@ -74,8 +74,8 @@ struct Keeper {
     has_content: bool,
 }
 
-/// The state of the recordings at the beginning of one run of the keeper, the task that announces
-/// the recordings of this node and takes over those of dead nodes.
+/// The state of the recordings at the beginning of one run of the keeper. The keeper is the task
+/// that announces the recordings of this node and takes over those of dead nodes.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
@@ -90,8 +90,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// Collects the state of the recordings. Returns `None` if the keeper has nothing to do: no
-    /// recording and no other node is left, or the hub is shut down and its recordings have ended.
+    /// Collects the state of the recordings. Returns `None` if no recording and no other node is
+    /// left, or if the hub is shut down and its recordings have ended.
     fn new(core: &Core) -> Option<Self> {
         let is_shut_down = core.is_shut_down();
         let state = core.recordings.state();

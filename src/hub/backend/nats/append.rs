@@ -241,13 +241,11 @@ impl NatsBackend {
 }
 
 /// Returns the sequence of the message `new` if an earlier attempt to publish it was successful.
-/// Called when the server has refused a later attempt. `before` is the last sequence of the subject
-/// before the first attempt. Returns `None` if the next message of the subject is another one, and
-/// an error if there is no next message.
+/// Called when the server has refused a later attempt: servers may compare the sequence before they
+/// look for a duplicate.
 ///
-/// A message that is sent twice can cause its own refusal. Servers from 2.12 on compare the
-/// sequence before they look for a duplicate. Older servers do so in a stream with several
-/// replicas.
+/// `before` is the last sequence of the subject before the first attempt. Returns `None` if the
+/// next message of the subject is another one, and an error if there is no next message.
 async fn stored_by_earlier_attempt(
     stream: &Stream<'_>,
     new: &NewMessage,

@@ -32,10 +32,10 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// A mark is a message that identifies the log. If messages have a maximum age, a node that has
-/// just connected adds another mark after this time, or after a quarter of the maximum age if that
-/// is shorter. It adds no mark if a message arrives before. The existing mark could be so old that
-/// retention removes it soon.
+/// In a stream with a maximum age of messages, a node that has just connected adds another mark
+/// after this time, unless a message arrives before. A mark is a message that identifies the log.
+/// The existing mark could be so old that retention removes it soon. If a quarter of the maximum
+/// age is shorter, the node adds the mark after that time.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no stream has accepted it. A

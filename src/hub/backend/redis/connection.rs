@@ -38,9 +38,8 @@ use tokio::{
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
 /// The sequence numbers with which servers begin a millisecond. An entry id consists of a time in
-/// milliseconds and a sequence number. Each server begins every millisecond with its own number in
-/// this range, derived from the identity of the server. So two masters of a split brain hardly ever
-/// issue the same id.
+/// milliseconds and a sequence number. Each server has its own number in this range, so two masters
+/// of a split brain hardly ever issue the same id.
 ///
 /// A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at least
 /// 65,535 numbers remain for further entries of the same millisecond.

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the field that contains the event of an entry of this kind: `e` for an
-/// event, `s` for an event that replaces the previous one, `f` for the end of a topic.
+/// Returns the name of the field that contains the event of an entry: `e` for an event, `s` for an
+/// event that replaces the previous one, `f` for the end of a topic.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -163,9 +163,8 @@ pub(super) struct DecodedBatch {
     pub(super) largest: usize,
 }
 
-/// Decodes these entries for a reader that has read the log up to the position `after`. `topic` is
-/// called with the name of a topic. It returns the name if the records of the topic are wanted, and
-/// `None` to leave them out.
+/// Decodes these entries for a reader that has read the log up to the position `after`. `topic`
+/// gets the name of a topic and returns it, or `None` if the records of the topic are not wanted.
 ///
 /// Every entry contains the position of the entry before it. The batch ends before the first entry
 /// whose predecessor is missing, so a loss is always at the start of a batch. Entries of other
