@@ -62,8 +62,8 @@ impl Preamble {
     /// Returns the preamble of a stream, or of the streams inside adapters such as `map` and
     /// `merge`.
     ///
-    /// If merged streams offer different first bytes, the result has no first bytes. `is_over` is
-    /// set only if all these streams are over and the `size_hint` of the whole stream is 0.
+    /// If the streams inside an adapter offer different first bytes, the result has no first bytes.
+    /// `is_over` is set only if all these streams are over and the `size_hint` of `stream` is 0.
     pub(crate) fn of(stream: &impl Stream) -> Self {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();

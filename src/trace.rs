@@ -113,8 +113,8 @@ mod on {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
     }
 
-    /// Logs a close of a stream registry that is not announced to other nodes. Either its key does
-    /// not serialize, or the hub rejects the announcement.
+    /// Logs that a stream registry cannot announce a close to the other nodes, because the key of
+    /// the streams does not serialize to JSON.
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(error: &BoxError) {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");

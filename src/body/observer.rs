@@ -91,8 +91,8 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The part of a body that serves the layers around it: the link to their settings, and the
-/// observer that records the stream.
+/// The part of a body that the layers around it need: the link through which they attach their
+/// settings, and the observer, which records the stream and can end it.
 pub(super) struct Observation {
     link: LayerLink,
     /// Records the stream for metrics, spans, limits and callbacks. `None` before the first poll,
@@ -172,7 +172,8 @@ impl Observation {
         }
     }
 
-    /// Adds the events of the frame that the current poll returns to the event count of the stream.
+    /// Adds `events`, the number of events in the frame that the current poll returns, to the event
+    /// count of the stream.
     #[inline]
     pub(super) fn record_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {

@@ -381,8 +381,8 @@ impl<S> Projection<'_, S> {
         self.add(frame, bytes, 0);
     }
 
-    /// Adds a chunk with this number of events to the frame. A chunk that does not fit is kept for
-    /// the next frame.
+    /// Adds a chunk that contains `events` complete events to the frame. If the chunk does not fit,
+    /// the body keeps the chunk for the next frame.
     #[inline]
     fn add(&mut self, frame: &mut FrameBuilder, chunk: Bytes, events: u64) {
         if !frame.is_visible {

@@ -427,8 +427,8 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
-    /// Returns ready when a layer has ended the stream and the current event is complete. For an
-    /// incomplete event, it is also ready after 250 milliseconds. The result is a frame with the
+    /// Returns ready when a layer has ended the stream and the current event is complete. An
+    /// incomplete event delays this by at most 250 milliseconds. The result is a frame with the
     /// final bytes, or `None` if there are no final bytes.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Open = self.phase {

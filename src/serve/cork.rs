@@ -94,8 +94,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         sent
     }
 
-    /// Returns whether the bytes of a write have to be gathered. They do if the cork is set, or if
-    /// earlier bytes are not written yet. If 64 KiB or more are gathered, they are written first.
+    /// Returns `true` if the bytes of a write have to be gathered: if the cork is set, or if
+    /// earlier bytes are not written yet. If 64 KiB or more are gathered already, they are written
+    /// first.
     fn poll_gathers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;

@@ -66,7 +66,8 @@ impl<B> Handover<B> {
     }
 
     /// Records that hyper has encoded the head of the event stream. Called whenever hyper polls the
-    /// placeholder body. Calls after the first have no effect.
+    /// placeholder body, because hyper does so only after it has encoded the head. Calls after the
+    /// first have no effect.
     fn head_encoded(&self) {
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);

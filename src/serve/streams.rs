@@ -64,7 +64,8 @@ impl Queue {
     }
 }
 
-/// The waker of one stream, or of the connection itself.
+/// The waker of one stream, or of the connection itself. Waking marks the stream or the connection
+/// as ready, and wakes the task that runs all of them.
 struct Woken {
     index: u32,
     is_queued: AtomicBool,
@@ -162,9 +163,9 @@ impl Streams {
         self.polling = polling;
     }
 
-    /// Polls these streams once, without tokio's cooperative budget. The budget belongs to the
-    /// task, so all streams together would use it up after 128 operations. The HTTP/2 window and
-    /// the buffer of the connection already limit each stream.
+    /// Polls the streams with these indices once, without tokio's cooperative budget. The budget
+    /// belongs to the task, so all streams together would use it up after 128 operations. The
+    /// HTTP/2 window and the buffer of the connection already limit each stream.
     fn poll_slice(&mut self, indices: &[u32]) {
         let all = poll_fn(|_| {
             indices.iter().for_each(|&index| self.poll_stream(index));
