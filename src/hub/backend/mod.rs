@@ -9,6 +9,8 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
+#[cfg(feature = "file")]
+mod file;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -21,6 +23,8 @@ mod position;
 #[cfg(feature = "redis")]
 mod redis;
 
+#[cfg(feature = "file")]
+pub use file::{Durability, FileBackend};
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
 pub use nats::NatsBackend;
