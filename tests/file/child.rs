@@ -123,7 +123,9 @@ async fn writes(log: &FileBackend, publishers: usize, events: usize) {
     };
     log.bounds().await.expect("it opens");
     let before = writes();
-    let append = async |n: usize| drop(log.append(vec![record(&n.to_string())]).await.expect("it is appended"));
+    let append = async |n: usize| {
+        log.append(vec![record(&n.to_string())]).await.expect("it is appended");
+    };
     stream::iter(0..events).for_each_concurrent(publishers, append).await;
     print(writes() - before);
 }

@@ -51,7 +51,7 @@ async fn kill(durability: &str, rounds: u64) {
             assert_eq!(acks, [None; PUBLISHERS]);
             continue;
         }
-        known = Some(check(&open(&folder).max_records(10_000), round, acks, known).await);
+        known = Some(check(&open(&folder), round, acks, known).await);
     }
     println!("{durability}: {rounds} kills, {acknowledged} acknowledged appends");
     assert!(acknowledged > rounds, "the processes were killed too early");

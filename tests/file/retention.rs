@@ -3,6 +3,7 @@
 use super::folder::{Folder, SOON, all, append, closed, event, fill, open, record};
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     time::{Duration, Instant},
 };
 use tokio::time::sleep;
@@ -89,7 +90,8 @@ async fn slow_client_gets_gap_then_oldest_retained_event() {
     }
     let mut returning = topic.subscribe(Start::After(first)).await.unwrap();
     assert_eq!(returning.gap().map(|gap| gap.reason()), Some(GapReason::Evicted));
-    assert!(event(&mut returning).await.as_bytes().starts_with(b"event: gap"));
+    let gap = event(&mut returning).await;
+    assert!(String::from_utf8_lossy(gap.as_bytes()).contains("\nevent: gap\n"), "{gap:?}");
     let mut received = 0;
     while received < 100 {
         received += event(&mut returning).await.count();
@@ -107,7 +109,8 @@ async fn file_stays_below_twice_the_retained_records() {
         for round in 0..60 {
             let records = max_bytes as usize / 10 / size;
             fill(&log, (0..records).map(|n| format!("{round} {n} {}", "x".repeat(size * (n % 3 + 1) / 2)))).await;
-            largest = largest.max(fs::metadata(folder.log()).unwrap().len());
+            // The blocks on the disk. The database makes the file longer in advance.
+            largest = largest.max(fs::metadata(folder.log()).unwrap().blocks() * 512);
         }
         let bounds = log.bounds().await.unwrap();
         assert!(bounds.evicted_through > Position::START);
@@ -128,8 +131,9 @@ async fn unused_space_is_freed_when_the_log_opens() {
     let log = open(&folder).max_records(100);
     append(&log, "evicts").await;
     let begin = Instant::now();
-    while all(&log).await.len() > 101 {
+    while log.bounds().await.unwrap().evicted_through < Position::new(19_900) {
         assert!(begin.elapsed() < SOON, "the log does not become shorter");
+        sleep(Duration::from_millis(5)).await;
     }
     drop(log);
     closed(&folder).await;

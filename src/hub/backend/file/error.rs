@@ -63,11 +63,12 @@ impl<E: Into<redb::Error>> From<E> for FileError {
     }
 }
 
-/// Calls a function that uses the database. A panic in the database is an error.
+/// Calls a function that uses the database. A panic is an error: the database panics when it
+/// interprets some damaged pages.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        Err(FileError::new(Kind::Database, format!("the database panicked: {}", message.unwrap_or("unknown reason"))))
+        Err(FileError::new(Kind::Damage, format!("the database panicked: {}", message.unwrap_or("unknown reason"))))
     })
 }
 

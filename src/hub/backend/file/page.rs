@@ -1,9 +1,9 @@
 //! A page of a log while it is read.
 
-use super::record;
+use super::record::{self, PART};
 use crate::hub::backend::{Page, Position, Record, RecordKind};
 use bytes::{Bytes, BytesMut};
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, mem, sync::Arc};
 
 /// The number of records in a full page, and of records that are examined for it.
 const RECORDS: usize = 1000;
@@ -25,6 +25,9 @@ pub(super) struct PageReader {
     /// The events of `records`, one after the other.
     events: BytesMut,
     examined: usize,
+    /// The parts of the next record, and their number.
+    parts: Vec<u8>,
+    part: u32,
     ends_at_damage: bool,
 }
 
@@ -38,6 +41,8 @@ impl PageReader {
             records: Vec::new(),
             events: BytesMut::new(),
             examined: 0,
+            parts: Vec::new(),
+            part: 0,
             ends_at_damage: false,
         }
     }
@@ -55,14 +60,40 @@ impl PageReader {
             || self.events.len() >= BYTES
     }
 
-    /// Adds the next value of the database.
-    pub(super) fn add(&mut self, position: Position, value: &[u8]) {
-        if position > self.next() {
+    /// Returns whether every record up to `last` was read, and none of them is on the page or
+    /// damaged.
+    pub(super) fn is_without_records(&self, last: Position) -> bool {
+        self.records.is_empty() && self.evicted_through == Position::START && self.through == last
+    }
+
+    /// Adds the next part of a record.
+    pub(super) fn add(&mut self, (position, part): (u64, u32), bytes: &[u8]) {
+        let position = Position::new(position);
+        if position > self.next() && part == 0 {
             self.skip_through(position.previous());
         }
-        if self.ends_at_damage {
+        if part == 0 {
+            self.parts.clear();
+            self.part = 0;
+        }
+        // A part that does not continue the record is skipped, and so is the record.
+        if self.ends_at_damage || position != self.next() || part != self.part {
             return;
         }
+        let is_last = bytes.len() < PART;
+        if part == 0 && is_last {
+            return self.add_value(position, bytes);
+        }
+        self.parts.extend_from_slice(bytes);
+        self.part += 1;
+        if is_last {
+            let parts = mem::take(&mut self.parts);
+            self.add_value(position, &parts);
+            self.parts = parts;
+        }
+    }
+
+    fn add_value(&mut self, position: Position, value: &[u8]) {
         let Some(value) = record::decode(position, value) else { return self.skip_through(position) };
         self.through = position;
         self.examined += 1;

@@ -10,20 +10,21 @@ use super::{
 };
 use crate::hub::backend::{Page, Position};
 use redb::{
-    Database, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition,
     TableError, backends::FileBackend,
 };
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Seek, SeekFrom},
+    ops::RangeInclusive,
     path::Path,
     sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-/// The records by position.
-pub(super) const RECORDS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("records");
+/// The parts of the records, by the position of the record and the number of the part.
+pub(super) const RECORDS: TableDefinition<'static, (u64, u32), &[u8]> = TableDefinition::new("records");
 /// Numbers of the log by name.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
@@ -130,9 +131,14 @@ impl Store {
 
     /// Returns the state of the log, or `None` if the database is new.
     pub(super) fn tail(&self) -> Result<Option<Tail>, FileError> {
+        guarded(|| self.read_tail())
+    }
+
+    fn read_tail(&self) -> Result<Option<Tail>, FileError> {
         let transaction = self.database.begin_read()?;
         let numbers = match transaction.open_table(NUMBERS) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+            // A new database has no table.
+            Err(TableError::TableDoesNotExist(_)) if transaction.list_tables()?.next().is_none() => return Ok(None),
             numbers => numbers?,
         };
         let number = |name| Ok::<_, FileError>(numbers.get(name)?.map(|number| number.value()));
@@ -142,25 +148,26 @@ impl Store {
                 let message = format!("it has the format {format}, which needs a newer version of tower-sse");
                 return Err(FileError::new(Kind::Database, message));
             }
-            None => return Ok(None),
+            None => return Err(damaged("it has no format")),
         }
         let evicted_through = number(EVICTED_THROUGH)?.unwrap_or(0).into();
         let evicted_bytes = number(EVICTED_BYTES)?.unwrap_or(0);
         let epoch = number(EPOCH)?.ok_or_else(|| damaged("it has no epoch"))?;
         let mut tail = Tail { epoch, evicted_through, last: evicted_through, total_bytes: evicted_bytes, evicted_bytes };
-        if let Some((position, value)) = transaction.open_table(RECORDS)?.last()? {
-            let position = position.value().into();
-            let value = record::decode(position, value.value());
-            let value = value.ok_or_else(|| damaged(format!("the last record, {position}, is damaged")))?;
-            (tail.last, tail.total_bytes) = (position.max(tail.last), value.total);
+        let records = transaction.open_table(RECORDS)?;
+        if let Some((key, _)) = records.last()? {
+            let position = key.value().0;
+            let first = records.get((position, 0))?;
+            let head = first.and_then(|first| record::head(position.into(), first.value()));
+            let (_, total) = head.ok_or_else(|| damaged(format!("the last record, {position}, is damaged")))?;
+            (tail.last, tail.total_bytes) = (tail.last.max(position.into()), total);
         }
         Ok(Some(tail))
     }
 
     /// Reads a page up to the position `last`. `topics` is `None` for all topics.
     pub(super) fn page(&self, topics: Option<&[Arc<str>]>, after: Position, last: Position) -> Result<Page, FileError> {
-        let transaction = self.database.begin_read()?;
-        let snapshot = Snapshot::of(&transaction)?;
+        let snapshot = self.snapshot()?;
         if after >= last {
             let evicted_through = snapshot.evicted_through;
             return Ok(Page { epoch: snapshot.epoch, evicted_through, through: last.max(evicted_through), ..Page::default() });
@@ -171,6 +178,8 @@ impl Store {
                 Err(error) if error.kind() == Kind::Database => return Err(error),
                 Ok(()) => {}
                 Err(_) => {
+                    // A panic may have left the database in a state in which it reads no page.
+                    self.snapshot()?;
                     let first = snapshot.first_readable(page.next(), last);
                     page.skip_through(first.map_or(last, Position::previous));
                 }
@@ -178,11 +187,29 @@ impl Store {
         }
         Ok(page.finish(snapshot.epoch))
     }
+
+    fn snapshot(&self) -> Result<Snapshot, FileError> {
+        guarded(|| {
+            let transaction = self.database.begin_read()?;
+            let numbers = transaction.open_table(NUMBERS)?;
+            let number = |name| Ok::<_, FileError>(numbers.get(name)?.map_or(0, |number| number.value()));
+            Ok(Snapshot {
+                epoch: number(EPOCH)?,
+                evicted_through: number(EVICTED_THROUGH)?.into(),
+                records: transaction.open_table(RECORDS)?,
+            })
+        })
+    }
 }
 
 /// Returns the error for a database whose contents are not possible.
 pub(super) fn damaged(message: impl Into<String>) -> FileError {
     FileError::new(Kind::Damage, message)
+}
+
+/// Returns the keys of all parts of the records from `first` to `last`.
+pub(super) fn keys(first: Position, last: Position) -> RangeInclusive<(u64, u32)> {
+    (first.get(), 0)..=(last.get(), u32::MAX)
 }
 
 /// Empties the file of a database whose creation was interrupted.
@@ -201,26 +228,16 @@ fn reset_unfinished(file: &mut File) -> std::io::Result<()> {
 struct Snapshot {
     epoch: u64,
     evicted_through: Position,
-    records: ReadOnlyTable<u64, &'static [u8]>,
+    records: ReadOnlyTable<(u64, u32), &'static [u8]>,
 }
 
 impl Snapshot {
-    fn of(transaction: &ReadTransaction) -> Result<Self, FileError> {
-        let numbers = transaction.open_table(NUMBERS)?;
-        let number = |name| Ok::<_, FileError>(numbers.get(name)?.map_or(0, |number| number.value()));
-        Ok(Self {
-            epoch: number(EPOCH)?,
-            evicted_through: number(EVICTED_THROUGH)?.into(),
-            records: transaction.open_table(RECORDS)?,
-        })
-    }
-
     /// Reads records into a page, until the page is complete.
     fn read(&self, last: Position, page: &mut PageReader) -> Result<(), FileError> {
         guarded(|| {
-            for entry in self.records.range(page.next().get()..=last.get())? {
-                let (position, value) = entry?;
-                page.add(position.value().into(), value.value());
+            for entry in self.records.range(keys(page.next(), last))? {
+                let (key, part) = entry?;
+                page.add(key.value(), part.value());
                 if page.is_complete() {
                     return Ok(());
                 }
@@ -235,8 +252,8 @@ impl Snapshot {
     /// Returns the first position from `next` whose page of the database can be read.
     fn first_readable(&self, next: Position, last: Position) -> Option<Position> {
         let probe = |from: u64| {
-            let first = guarded(|| Ok(self.records.range(from..=last.get())?.next().transpose()?.map(|(at, _)| at.value())));
-            first.ok().flatten()
+            let first = guarded(|| Ok(self.records.range(keys(from.into(), last))?.next().transpose()?));
+            first.ok().flatten().map(|(key, _)| key.value().0)
         };
         // The damaged part is usually one page of the database, with some dozens of records.
         let (mut bad, mut step) = (next.get(), 1);

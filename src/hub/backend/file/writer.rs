@@ -4,11 +4,12 @@ use super::{
     Durability, Log, Shared,
     error::{FileError, Kind, file_error, guarded},
     mark::{FileId, Mark, milliseconds},
+    page::PageReader,
     queue::{Append, Unchanged, Work},
     record::{self, Value},
     retention::Retention,
     store::{
-        EPOCH, EVICTED_BYTES, EVICTED_THROUGH, FORMAT, FORMAT_VERSION, NUMBERS, RECORDS, Store, Tail, damaged, locked,
+        EPOCH, EVICTED_BYTES, EVICTED_THROUGH, FORMAT, FORMAT_VERSION, NUMBERS, RECORDS, Store, Tail, damaged, keys, locked,
     },
 };
 use crate::{
@@ -29,9 +30,6 @@ const EVICTIONS: u64 = 1000;
 
 /// The number of records after its position that a conditional append compares.
 const MAX_COMPARED: u64 = 10_000;
-
-/// The maximum size of one value. The database accepts 3 GiB.
-const MAX_VALUE: usize = 1 << 30;
 
 /// The pause after a failed commit, in which publishing returns the same error.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -62,11 +60,13 @@ pub(super) struct Writer {
     last_commit: (usize, Duration),
 }
 
+type Records<'a> = Table<'a, (u64, u32), &'static [u8]>;
+
 /// The outcome of a transaction: the new state, and the last position of each append.
 struct Stored {
     tail: Tail,
     oldest: Option<u64>,
-    positions: Vec<Result<Option<Position>, FileError>>,
+    positions: Vec<Option<Position>>,
 }
 
 impl Writer {
@@ -140,8 +140,8 @@ impl Writer {
                 self.shared.announce(&self.tail);
                 let epoch = self.tail.epoch;
                 for (append, position) in appends.into_iter().zip(stored.positions) {
-                    let appended = position.map(|position| position.map(|position| Appended { epoch, position }));
-                    drop(append.reply.send(appended));
+                    let appended = position.map(|position| Appended { epoch, position });
+                    drop(append.reply.send(Ok(appended)));
                 }
             }
             Err(error) => {
@@ -179,20 +179,15 @@ impl Writer {
         let mut positions = Vec::with_capacity(appends.len());
         let mut buffer = Vec::new();
         for append in appends {
-            if let Some(error) = too_large(append) {
-                positions.push(Err(error));
-                continue;
-            }
             if let Some(condition) = append.condition {
                 if !is_unchanged(&records, &tail, append, condition)? {
-                    positions.push(Ok(None));
+                    positions.push(None);
                     continue;
                 }
             }
             for record in &append.records {
                 tail.last = tail.last.next();
                 tail.total_bytes += record::size(&record.topic, &record.event) as u64;
-                buffer.clear();
                 let value = Value {
                     time: now,
                     total: tail.total_bytes,
@@ -201,9 +196,11 @@ impl Writer {
                     event: &record.event,
                 };
                 record::encode(&mut buffer, tail.last, &value);
-                records.insert(tail.last.get(), &*buffer)?;
+                for (part, bytes) in record::parts(&buffer) {
+                    records.insert((tail.last.get(), part), bytes)?;
+                }
             }
-            positions.push(Ok(Some(tail.last)));
+            positions.push(Some(tail.last));
         }
         let appended = tail.last.get() - self.tail.last.get();
         let limit = EVICTIONS + appended;
@@ -223,7 +220,7 @@ impl Writer {
     /// Removes the oldest records that the retention does not cover, at most `limit`.
     fn evict(
         &self,
-        records: &mut Table<'_, u64, &'static [u8]>,
+        records: &mut Records<'_>,
         tail: &mut Tail,
         oldest: &mut Option<u64>,
         now: u64,
@@ -231,27 +228,29 @@ impl Writer {
     ) -> Result<(), FileError> {
         let begin = tail.evicted_through;
         *oldest = None;
-        for entry in records.range(begin.next().get()..=tail.last.get())? {
-            let (position, value) = entry?;
-            let position = Position::new(position.value());
-            let value = record::decode(position, value.value());
-            // The time of a damaged record is unknown, so it is removed with the record before it.
-            let time = value.as_ref().map(|value| value.time);
-            if time.is_some() {
-                *oldest = time;
+        for entry in records.range(keys(begin.next(), tail.last))? {
+            let (key, bytes) = entry?;
+            let (position, part) = key.value();
+            if part > 0 {
+                continue;
             }
-            let is_evicted = self.retention.is_excess(tail) || time.is_none_or(|time| self.retention.is_expired(time, now));
-            if !is_evicted || position.get() - begin.get() > limit {
+            let position = Position::new(position);
+            // The time of a damaged record is unknown, so it is removed with the record before it.
+            let head = record::head(position, bytes.value());
+            let head = head.filter(|(_, total)| (tail.evicted_bytes..=tail.total_bytes).contains(total));
+            let is_expired = head.is_none_or(|(time, _)| self.retention.is_expired(time, now));
+            *oldest = head.map(|(time, _)| time).or(*oldest);
+            if !(is_expired || self.retention.is_excess(tail)) || position.get() - begin.get() > limit {
                 break;
             }
             tail.evicted_through = position;
-            tail.evicted_bytes = value.map_or(tail.evicted_bytes, |value| value.total);
+            tail.evicted_bytes = head.map_or(tail.evicted_bytes, |(_, total)| total);
         }
         if tail.evicted_through == tail.last {
             (tail.evicted_bytes, *oldest) = (tail.total_bytes, None);
         }
         if tail.evicted_through > begin {
-            records.retain_in(..=tail.evicted_through.get(), |_, _| false)?;
+            records.retain_in(keys(Position::START, tail.evicted_through), |_, _| false)?;
         }
         Ok(())
     }
@@ -354,7 +353,7 @@ fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError>
 
 /// Returns whether the topic of an append has no record after the position of the condition.
 fn is_unchanged(
-    records: &Table<'_, u64, &'static [u8]>,
+    records: &Records<'_>,
     tail: &Tail,
     append: &Append,
     condition: Unchanged,
@@ -364,24 +363,11 @@ fn is_unchanged(
     if epoch != tail.epoch || since < tail.evicted_through || tail.last.get().saturating_sub(since.get()) > MAX_COMPARED {
         return Ok(false);
     }
-    let mut expected = since;
-    for entry in records.range(since.next().get()..)? {
-        let (position, value) = entry?;
-        let position = Position::new(position.value());
-        expected = expected.next();
-        // A damaged or missing record may have been of the topic.
-        let is_of_other_topic = record::decode(position, value.value()).is_some_and(|value| value.topic != &*first.topic);
-        if position != expected || !is_of_other_topic {
-            return Ok(false);
-        }
+    let mut page = PageReader::new(Some(&[first.topic.clone()]), Position::START, since);
+    for entry in records.range(keys(since.next(), tail.last))? {
+        let (key, part) = entry?;
+        page.add(key.value(), part.value());
     }
-    Ok(true)
-}
-
-/// Returns the error for an append that the database cannot store.
-fn too_large(append: &Append) -> Option<FileError> {
-    let largest = append.records.iter().map(|record| record::size(&record.topic, &record.event)).max()?;
-    (largest > MAX_VALUE).then(|| {
-        FileError::new(Kind::Request, format!("an event has {largest} bytes, and a file log stores at most {MAX_VALUE}"))
-    })
+    // A damaged record may have been of the topic.
+    Ok(page.is_without_records(tail.last))
 }
