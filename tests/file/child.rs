@@ -141,7 +141,8 @@ async fn fill(log: &FileBackend) {
     };
     print(error);
     let (records, gaps) = all_with_gaps(log).await;
-    let is_complete = records.iter().take(appended).enumerate().all(|(n, (_, data))| data.starts_with(&format!("{n} ")));
+    let is_complete =
+        records.iter().take(appended).enumerate().all(|(n, (_, data))| data.starts_with(&format!("{n} ")));
     print(format!("{appended} {} {} {}", records.len(), gaps.len(), is_complete));
     while log.append(vec![record("the end")]).await.is_err() {
         sleep(Duration::from_millis(50)).await;

@@ -29,7 +29,8 @@ async fn full_disk_fails_publishing_and_not_reading() {
     assert!(appended > 100, "{line}");
     // The append that has failed may be in the log.
     assert!((appended..=appended + 1).contains(&read) && gaps == "0" && is_complete == "true", "{line}");
-    let raise = Command::new("prlimit").args(["--fsize=unlimited:unlimited", "--pid"]).arg(child.id().to_string()).status();
+    let raise =
+        Command::new("prlimit").args(["--fsize=unlimited:unlimited", "--pid"]).arg(child.id().to_string()).status();
     assert!(raise.expect("util-linux is installed").success());
     let line = child.line().expect("what was read");
     assert!(line.ends_with(" the end"), "publishing continues when there is space: {line}");
@@ -146,7 +147,10 @@ async fn every_changed_byte_is_a_gap_or_an_error() {
             Err(_) => outcomes[2] += 1,
             Ok((records, missing)) => {
                 assert!(records.is_sorted_by(|one, other| one.0 < other.0), "byte {at}");
-                assert!(records.iter().all(|(position, data)| *data == format!("record-{:04}", position.get() - 1)), "byte {at}");
+                assert!(
+                    records.iter().all(|(position, data)| *data == format!("record-{:04}", position.get() - 1)),
+                    "byte {at}"
+                );
                 assert_eq!(records.len() as u64 + missing, 300, "byte {at}");
                 outcomes[3] += 1;
             }

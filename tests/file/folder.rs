@@ -59,6 +59,7 @@ pub(crate) fn open(folder: &Folder) -> FileBackend {
 }
 
 /// Waits until a log whose handles were dropped is closed.
+#[clippy::msrv = "1.90"]
 pub(crate) async fn closed(folder: &Folder) {
     let mark = File::open(folder.mark()).expect("there is a mark");
     let begin = Instant::now();

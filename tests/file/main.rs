@@ -27,7 +27,8 @@ async fn file_keeps_the_contract() {
     // One process at a time opens a file, so the connections of a check share the log.
     let logs = Mutex::new(HashMap::new());
     contract::check(async |name: &str, max_records| {
-        let log = || FileBackend::new(folder.path(name)).max_records(max_records as u64).durability(Durability::Process);
+        let log =
+            || FileBackend::new(folder.path(name)).max_records(max_records as u64).durability(Durability::Process);
         logs.lock().unwrap().entry(name.to_owned()).or_insert_with(log).clone()
     })
     .await;

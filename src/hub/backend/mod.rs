@@ -10,6 +10,7 @@
 #[cfg(feature = "backend-contract")]
 pub mod contract;
 #[cfg(feature = "file")]
+#[clippy::msrv = "1.90"] // the version that the feature needs
 mod file;
 #[cfg(fuzzing)]
 #[doc(hidden)]

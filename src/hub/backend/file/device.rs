@@ -2,7 +2,7 @@
 
 use redb::{StorageBackend, backends::FileBackend};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -123,14 +123,15 @@ impl StorageBackend for ReadOnly {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut blocks = self.blocks();
         for (number, inner, range) in parts(offset, data.len()) {
-            if !blocks.contains_key(&number) {
-                let mut block = vec![0; BLOCK].into_boxed_slice();
-                self.read_file(number * BLOCK as u64, &mut block)?;
-                blocks.insert(number, block);
-            }
-            if let Some(block) = blocks.get_mut(&number) {
-                block[inner..inner + range.len()].copy_from_slice(&data[range]);
-            }
+            let block = match blocks.entry(number) {
+                Entry::Occupied(block) => block.into_mut(),
+                Entry::Vacant(vacant) => {
+                    let mut block = vec![0; BLOCK].into_boxed_slice();
+                    self.read_file(number * BLOCK as u64, &mut block)?;
+                    vacant.insert(block)
+                }
+            };
+            block[inner..inner + range.len()].copy_from_slice(&data[range]);
         }
         Ok(())
     }

@@ -135,13 +135,8 @@ impl Mark {
         file.read_to_end(&mut text).map_err(file_error("read", &path))?;
         let changed = file.metadata().and_then(|metadata| metadata.modified()).map_or(0, milliseconds);
         let contents = str::from_utf8(&text).ok().and_then(Contents::decode);
-        let none = Contents {
-            epoch: 0,
-            last: Position::START,
-            time: 0,
-            file: FileId { inode: 0, created: 0 },
-            boot: None,
-        };
+        let none =
+            Contents { epoch: 0, last: Position::START, time: 0, file: FileId { inode: 0, created: 0 }, boot: None };
         let found = contents.map(|contents| (contents, changed));
         Ok(Some(Self { path, file, contents: none, found }))
     }

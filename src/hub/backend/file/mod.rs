@@ -58,11 +58,7 @@ impl FileBackend {
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self {
             path: path.as_ref().to_owned(),
-            retention: Retention {
-                max_records: 1_000_000,
-                max_bytes: 1 << 30,
-                max_age: Duration::from_secs(60 * 60),
-            },
+            retention: Retention { max_records: 1_000_000, max_bytes: 1 << 30, max_age: Duration::from_secs(60 * 60) },
             durability: Durability::Disk,
             log: Arc::default(),
         }
@@ -109,9 +105,11 @@ impl FileBackend {
     async fn log(&self) -> Result<&Log, BoxError> {
         let open = || async {
             let Self { path, retention, durability, .. } = self.clone();
-            spawn_blocking(move || writer::open(&path, retention, durability).map_err(|error| error.context("open", &path)))
-                .await?
-                .map_err(BoxError::from)
+            spawn_blocking(move || {
+                writer::open(&path, retention, durability).map_err(|error| error.context("open", &path))
+            })
+            .await?
+            .map_err(BoxError::from)
         };
         self.log.get_or_try_init(open).await
     }

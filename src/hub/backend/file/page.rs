@@ -54,10 +54,7 @@ impl PageReader {
 
     /// Returns whether the page has an end.
     pub(super) fn is_complete(&self) -> bool {
-        self.ends_at_damage
-            || self.records.len() >= RECORDS
-            || self.examined >= EXAMINED
-            || self.events.len() >= BYTES
+        self.ends_at_damage || self.records.len() >= RECORDS || self.examined >= EXAMINED || self.events.len() >= BYTES
     }
 
     /// Returns whether every record up to `last` was read, and none of them is on the page or

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::hub::backend::{Page, Position};
 use redb::{
-    Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition,
-    TableError, backends::FileBackend,
+    Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+    backends::FileBackend,
 };
 use std::{
     fs::{File, OpenOptions},
@@ -153,7 +153,8 @@ impl Store {
         let evicted_through = number(EVICTED_THROUGH)?.unwrap_or(0).into();
         let evicted_bytes = number(EVICTED_BYTES)?.unwrap_or(0);
         let epoch = number(EPOCH)?.ok_or_else(|| damaged("it has no epoch"))?;
-        let mut tail = Tail { epoch, evicted_through, last: evicted_through, total_bytes: evicted_bytes, evicted_bytes };
+        let mut tail =
+            Tail { epoch, evicted_through, last: evicted_through, total_bytes: evicted_bytes, evicted_bytes };
         let records = transaction.open_table(RECORDS)?;
         if let Some((key, _)) = records.last()? {
             let position = key.value().0;
@@ -170,7 +171,12 @@ impl Store {
         let snapshot = self.snapshot()?;
         if after >= last {
             let evicted_through = snapshot.evicted_through;
-            return Ok(Page { epoch: snapshot.epoch, evicted_through, through: last.max(evicted_through), ..Page::default() });
+            return Ok(Page {
+                epoch: snapshot.epoch,
+                evicted_through,
+                through: last.max(evicted_through),
+                ..Page::default()
+            });
         }
         let mut page = PageReader::new(topics, snapshot.evicted_through, after);
         while page.next() <= last && !page.is_complete() {

@@ -9,7 +9,8 @@ use super::{
     record::{self, Value},
     retention::Retention,
     store::{
-        EPOCH, EVICTED_BYTES, EVICTED_THROUGH, FORMAT, FORMAT_VERSION, NUMBERS, RECORDS, Store, Tail, damaged, keys, locked,
+        EPOCH, EVICTED_BYTES, EVICTED_THROUGH, FORMAT, FORMAT_VERSION, NUMBERS, RECORDS, Store, Tail, damaged, keys,
+        locked,
     },
 };
 use crate::{
@@ -20,6 +21,7 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use std::{
     fs::File,
     path::Path,
+    slice,
     sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -161,7 +163,11 @@ impl Writer {
             guarded(|| {
                 let transaction = database.begin_write()?;
                 let stored = self.change(&transaction, appends)?;
-                if stored.tail == self.tail { transaction.abort()? } else { transaction.commit()? }
+                if stored.tail == self.tail {
+                    transaction.abort()?
+                } else {
+                    transaction.commit()?
+                }
                 Ok(stored)
             })?
         };
@@ -179,11 +185,11 @@ impl Writer {
         let mut positions = Vec::with_capacity(appends.len());
         let mut buffer = Vec::new();
         for append in appends {
-            if let Some(condition) = append.condition {
-                if !is_unchanged(&records, &tail, append, condition)? {
-                    positions.push(None);
-                    continue;
-                }
+            if let Some(condition) = append.condition
+                && !is_unchanged(&records, &tail, append, condition)?
+            {
+                positions.push(None);
+                continue;
             }
             for record in &append.records {
                 tail.last = tail.last.next();
@@ -352,18 +358,14 @@ fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError>
 }
 
 /// Returns whether the topic of an append has no record after the position of the condition.
-fn is_unchanged(
-    records: &Records<'_>,
-    tail: &Tail,
-    append: &Append,
-    condition: Unchanged,
-) -> Result<bool, FileError> {
+fn is_unchanged(records: &Records<'_>, tail: &Tail, append: &Append, condition: Unchanged) -> Result<bool, FileError> {
     let Unchanged { epoch, since } = condition;
     let Some(first) = append.records.first() else { return Ok(false) };
-    if epoch != tail.epoch || since < tail.evicted_through || tail.last.get().saturating_sub(since.get()) > MAX_COMPARED {
+    if epoch != tail.epoch || since < tail.evicted_through || tail.last.get().saturating_sub(since.get()) > MAX_COMPARED
+    {
         return Ok(false);
     }
-    let mut page = PageReader::new(Some(&[first.topic.clone()]), Position::START, since);
+    let mut page = PageReader::new(Some(slice::from_ref(&first.topic)), Position::START, since);
     for entry in records.range(keys(since.next(), tail.last))? {
         let (key, part) = entry?;
         page.add(key.value(), part.value());
