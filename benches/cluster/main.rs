@@ -1,8 +1,8 @@
-//! The cost of a hub on several nodes: in memory, with a backend in memory, with Redis Streams, and
-//! with NATS JetStream, in one run.
+//! The cost of a hub with a backend: in memory, with a backend in memory, in a file, with Redis
+//! Streams, and with NATS JetStream, in one run.
 //!
 //! ```console
-//! $ cargo bench --bench cluster --features redis,nats
+//! $ cargo bench --bench cluster --features file,redis,nats
 //! ```
 //!
 //! The benchmark starts the servers, and a process of its own executable for each node. Ratios are
@@ -14,11 +14,13 @@
 mod clients;
 mod deliveries;
 mod fan_out;
+mod file;
 mod node;
 mod process;
 mod replay;
 mod store;
 
+use file::Files;
 use process::NODE;
 use std::{env, error::Error, iter::successors, process::ExitCode};
 use store::{Engine, Store};
@@ -79,6 +81,9 @@ const TEST: Scale = Scale {
 enum Log {
     Memory,
     MemoryBackend,
+    File,
+    /// A file with `Durability::Process`.
+    FileProcess,
     Redis,
     Nats,
 }
@@ -88,6 +93,7 @@ impl Log {
         match self {
             Self::Memory => "memory",
             Self::MemoryBackend => "a backend in memory",
+            Self::File | Self::FileProcess => "file",
             Self::Redis => "Redis",
             Self::Nats => "NATS",
         }
@@ -98,6 +104,7 @@ struct Bench {
     scale: Scale,
     redis: Store,
     nats: Store,
+    files: Files,
     streams: usize,
 }
 
@@ -125,12 +132,17 @@ fn run() -> Result<(), String> {
     let scale = if is_test { TEST } else { FULL };
     let redis = Store::start(Engine::Redis)?;
     let nats = Store::start(Engine::Nats)?;
-    let mut bench = Bench { scale, redis, nats, streams: 0 };
+    let files = Files::new()?;
+    let mut bench = Bench { scale, redis, nats, files, streams: 0 };
     // Like criterion, runs the tables whose names contain an argument, or all of them.
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(&**filter));
-    let tables: [(_, fn(&mut Bench) -> _); 3] =
-        [("deliveries", Bench::deliveries), ("fan-out", Bench::fan_out), ("replay", Bench::replay)];
+    let tables: [(_, fn(&mut Bench) -> _); 4] = [
+        ("deliveries", Bench::deliveries),
+        ("fan-out", Bench::fan_out),
+        ("replay", Bench::replay),
+        ("file", Bench::file),
+    ];
     tables.into_iter().filter(|(name, _)| is_wanted(name)).try_for_each(|(_, table)| table(&mut bench))
 }
 
@@ -153,10 +165,15 @@ impl Bench {
         let kind = match log {
             Log::Memory => "memory",
             Log::MemoryBackend => "backend",
+            Log::File => "file",
+            Log::FileProcess => "file-process",
             Log::Redis => "redis",
             Log::Nats => "nats",
         };
-        let url = self.store(log).map_or("-".to_owned(), Store::url);
+        let url = match log {
+            Log::File | Log::FileProcess => self.files.url(),
+            _ => self.store(log).map_or("-".to_owned(), Store::url),
+        };
         format!("open {kind} {url} {stream} {max_events}")
     }
 }

@@ -1,6 +1,8 @@
-//! Logs that several processes share, and the trait to write another one.
+//! Logs that outlive the process or that several processes share, and the trait to write another
+//! one.
 //!
-//! A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
+//! `FileBackend` (feature `file`) keeps the log of one process in a file. All other backends connect
+//! several processes. A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
 //! and each process that connects to the server is a node. A node reads each record once, whatever
 //! the number of its clients, into topics in its own memory. Clients get the records from there, as
 //! from a hub in memory. A client that resumes before the oldest event of the node gets the records

@@ -29,7 +29,96 @@ use tokio::{
     task::spawn_blocking,
 };
 
-/// A log in a file of this machine.
+/// A log in a file of this machine, which survives the process.
+///
+/// The file is a database of [`redb`](https://docs.rs/redb), on a local file system. It is opened
+/// when the backend is first used, and created if it does not exist. Clones share the log. The
+/// feature `file` needs Rust 1.90.
+///
+/// # What it guarantees
+///
+/// - **Acknowledged** events are on the disk, or with the operating system: see
+///   [`durability`](Self::durability). Publishers that wait at the same time share a commit. No kill
+///   of the process loses an acknowledged event.
+/// - **Order**: all topics share the order of the commits. One
+///   [`publish_all`](crate::hub::Topic::publish_all) is stored as a whole or not at all, with no
+///   other event between its events.
+/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) examines the records after
+///   the given position. If there are more than 10,000, it appends nothing.
+/// - **Retention**: [`max_records`](Self::max_records), [`max_bytes`](Self::max_bytes) and
+///   [`max_age`](Self::max_age), whichever limit is reached first. Each commit removes at most 1,000
+///   records, and as many as it appends. A client gets a [gap](crate::hub::Gap) for removed events.
+/// - **One process** at a time can use the log. A second process waits for up to a second, and then
+///   gets an error. A process that is killed frees the log at once.
+///
+/// # Restarts, backups and epochs
+///
+/// After a restart, clients resume without a gap. This includes a process that was killed, and with
+/// [`Durability::Disk`] a machine that has crashed.
+///
+/// A log that has lost events must not issue their positions again under the same epoch. So beside
+/// the log `events.log` is a second file, `events.log.mark`. It contains the last position, the
+/// identity of the log file (its inode, and its time of creation), and the time of its own last
+/// change. A new epoch begins, and every returning client gets a gap (`other_epoch`), if
+///
+/// - the log ends before the position in the mark: it was replaced by an older copy;
+/// - the log is another file than the one in the mark: both files were copied or restored, or moved
+///   to another file system;
+/// - the mark was changed more than a minute after the time in it: an older mark was copied into the
+///   existing file;
+/// - the mark is missing, or cannot be read;
+/// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
+///   than Linux, a crash of the process counts as one of the machine.
+///
+/// The records stay in the log. The following replacements are **not detected**: a restored snapshot
+/// of the whole file system or virtual machine, and older copies of both files that are written into
+/// the existing files with their old times, as by `cp -p`. After such a restore, delete the mark
+/// before the process starts.
+///
+/// Copy a log only while no process has opened it, or with a snapshot of the file system.
+///
+/// # Errors
+///
+/// | | publishing | reading |
+/// |---|---|---|
+/// | the disk is full | an error until there is space | continues |
+/// | the files cannot be written (permissions, or a read-only file system) | an error | continues |
+/// | a record or a page of the database is damaged | continues, unless it needs the page | a gap for the damaged records, and the records after them |
+/// | the file is truncated, or the disk cannot read it | an error | an error where the data is missing |
+///
+/// After a failed commit, publishing returns the same error for a second before the log tries again.
+/// Each record has a checksum, which is compared when the record is read.
+///
+/// When a log is opened after a crash, the database verifies all of its pages. If a page is damaged,
+/// `connect` returns an error. Move the two files away to start with an empty log. The database
+/// panics on some damaged pages. The backend catches these panics, and returns an error or reports a
+/// gap. With `panic = "abort"`, they end the process.
+///
+/// # Size of the file
+///
+/// The file takes 1.1 to 1.5 times the size of the retained records on the disk, and at least about
+/// 100 KB. The listed length of the file can be greater. If a smaller part of the file is in use,
+/// the space is freed when the log is opened the next time.
+///
+/// # Resources
+///
+/// A thread writes, and the blocking threads of tokio read. The database caches up to 16 MiB. One
+/// commit takes one `fdatasync`.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_sse::hub::{Hub, backend::{Durability, FileBackend}};
+///
+/// # async fn connect() -> Result<Hub, tower_sse::hub::Error> {
+/// let file = FileBackend::new("/var/lib/shop/events.log")
+///     .max_records(100_000)
+///     .max_age(Duration::from_secs(24 * 60 * 60))
+///     .durability(Durability::Process);
+/// let hub = Hub::builder().backend(file).connect().await?;
+/// # Ok(hub) }
+/// ```
 #[derive(Clone)]
 pub struct FileBackend {
     path: PathBuf,
@@ -53,7 +142,8 @@ pub enum Durability {
 }
 
 impl FileBackend {
-    /// Creates a backend for the log at this path.
+    /// Creates a backend for the log at this path. The folder must exist. The file is opened when the
+    /// backend is first used.
     #[must_use]
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self {
