@@ -10,8 +10,8 @@
 //! second tab, or cut the network. The page counts its requests. The function `work` only simulates
 //! a job: replace it with a real one.
 //!
-//! With a file, the jobs survive the process. Kill it in the middle of a job and start it again: the
-//! page reconnects, and the job continues after the last step that it has published. A real job
+//! With a file, the jobs survive the process. Kill it in the middle of a job and start it again:
+//! the page reconnects, and the job continues after the last step that it has published. A real job
 //! needs steps that may be repeated, because a step can be done and not yet published.
 
 use axum::{

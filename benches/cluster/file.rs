@@ -1,4 +1,5 @@
-//! The log in a file: publishing against the speed of the disk, replay, and the start after a crash.
+//! The log in a file: publishing against the speed of the disk, replay, and the start after a
+//! crash.
 
 use crate::{Bench, Log, median, process::Node};
 use std::{

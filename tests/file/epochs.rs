@@ -121,3 +121,23 @@ async fn crash_of_the_machine_begins_an_epoch_with_durability_process() {
         assert_eq!(epoch(&folder).await != before, is_new, "{durability:?}");
     }
 }
+
+#[tokio::test]
+async fn crash_of_the_machine_may_destroy_the_log_with_durability_process() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    append(&log, "1").await;
+    let mark = fs::read_to_string(folder.mark()).unwrap();
+    drop(log);
+    closed(&folder).await;
+    // The name of the database is on the disk, and nothing else.
+    let damaged = [&fs::read(folder.log()).unwrap()[..9], &[0; 100_000]].concat();
+    fs::write(folder.log(), &damaged).unwrap();
+    let error = open(&folder).bounds().await.expect_err("without a crash, this is an error").to_string();
+    assert!(error.contains("cannot open the log"), "{error}");
+
+    let boot = mark.lines().find_map(|line| line.strip_prefix("boot ")).unwrap();
+    fs::write(folder.mark(), mark.replace(boot, &"7".repeat(32))).unwrap();
+    assert_eq!(append(&open(&folder), "1").await.get(), 1, "the log begins empty");
+    assert_eq!(fs::read(folder.path("events.log.damaged")).unwrap(), damaged);
+}

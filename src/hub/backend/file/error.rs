@@ -56,6 +56,7 @@ impl<E: Into<redb::Error>> From<E> for FileError {
         let error = error.into();
         let kind = match error {
             redb::Error::Corrupted(_) => Kind::Damage,
+            redb::Error::Io(ref error) if error.kind() == io::ErrorKind::InvalidData => Kind::Damage,
             redb::Error::ValueTooLarge(_) => Kind::Request,
             _ => Kind::Database,
         };

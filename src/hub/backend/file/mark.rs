@@ -27,7 +27,7 @@ pub(super) struct Contents {
     time: u64,
     /// Identifies the file of the database in its file system.
     file: FileId,
-    /// The run of the machine that has to go on for as long as the log is open. `None` if the log
+    /// The boot of the machine that wrote this mark, while the log is open. `None` if the log
     /// may be continued after a crash of the machine.
     boot: Option<u128>,
 }
@@ -105,19 +105,12 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// Returns the path of the mark of a log.
-    pub(super) fn path(log: &Path) -> PathBuf {
-        let mut path = log.as_os_str().to_owned();
-        path.push(".mark");
-        path.into()
-    }
-
     /// Opens and locks the mark of a log, and creates it if it does not exist. Returns `None` if
     /// another process has locked it.
     ///
     /// The caller may have no permission to write. Then an existing mark is opened for reading.
     pub(super) fn open(log: &Path) -> Result<Option<Self>, FileError> {
-        let path = Self::path(log);
+        let path = beside(log, ".mark");
         let write = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = match write {
             Err(error) if is_read_only(&error) => File::open(&path),
@@ -150,11 +143,16 @@ impl Mark {
             Some(Replaced::Shorter)
         } else if found.file != file || changed.abs_diff(found.time) > MAX_DELAY_MS {
             Some(Replaced::Copied)
-        } else if found.boot.is_some_and(|boot| Some(boot) != boot_id()) {
+        } else if self.is_after_machine_crash() {
             Some(Replaced::MachineCrash)
         } else {
             None
         }
+    }
+
+    /// Returns whether the machine has crashed while the log was open with `Durability::Process`.
+    pub(super) fn is_after_machine_crash(&self) -> bool {
+        self.found.as_ref().and_then(|(found, _)| found.boot).is_some_and(|boot| Some(boot) != boot_id())
     }
 
     /// Writes the mark of an open log to the disk. If `is_lost_with_machine` is set, a crash of the
@@ -201,6 +199,13 @@ impl Mark {
     fn sync(&self) -> Result<(), FileError> {
         self.file.sync_all().map_err(file_error("write", &self.path))
     }
+}
+
+/// Returns the path of a log with an additional extension.
+pub(super) fn beside(log: &Path, extension: &str) -> PathBuf {
+    let mut path = log.as_os_str().to_owned();
+    path.push(extension);
+    path.into()
 }
 
 /// Returns whether an error of opening a file for writing means that it can only be read.

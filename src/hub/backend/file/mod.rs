@@ -38,16 +38,17 @@ use tokio::{
 /// # What it guarantees
 ///
 /// - **Acknowledged** events are on the disk, or with the operating system: see
-///   [`durability`](Self::durability). Publishers that wait at the same time share a commit. No kill
-///   of the process loses an acknowledged event.
+///   [`durability`](Self::durability). Publishers that wait at the same time share a commit. No
+///   kill of the process loses an acknowledged event.
 /// - **Order**: all topics share the order of the commits. One
 ///   [`publish_all`](crate::hub::Topic::publish_all) is stored as a whole or not at all, with no
 ///   other event between its events.
-/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) examines the records after
-///   the given position. If there are more than 10,000, it appends nothing.
+/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) examines the records
+///   after the given position. If there are more than 10,000, it appends nothing.
 /// - **Retention**: [`max_records`](Self::max_records), [`max_bytes`](Self::max_bytes) and
-///   [`max_age`](Self::max_age), whichever limit is reached first. Each commit removes at most 1,000
-///   records, and as many as it appends. A client gets a [gap](crate::hub::Gap) for removed events.
+///   [`max_age`](Self::max_age), whichever limit is reached first. Each commit removes at most
+///   1,000 records, and as many as it appends. A client gets a [gap](crate::hub::Gap) for removed
+///   events.
 /// - **One process** at a time can use the log. A second process waits for up to a second, and then
 ///   gets an error. A process that is killed frees the log at once.
 ///
@@ -64,16 +65,16 @@ use tokio::{
 /// - the log ends before the position in the mark: it was replaced by an older copy;
 /// - the log is another file than the one in the mark: both files were copied or restored, or moved
 ///   to another file system;
-/// - the mark was changed more than a minute after the time in it: an older mark was copied into the
-///   existing file;
+/// - the mark was changed more than a minute after the time in it: an older mark was copied into
+///   the existing file;
 /// - the mark is missing, or cannot be read;
 /// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
 ///   than Linux, a crash of the process counts as one of the machine.
 ///
-/// The records stay in the log. The following replacements are **not detected**: a restored snapshot
-/// of the whole file system or virtual machine, and older copies of both files that are written into
-/// the existing files with their old times, as by `cp -p`. After such a restore, delete the mark
-/// before the process starts.
+/// The records stay in the log. The following replacements are **not detected**: a restored
+/// snapshot of the whole file system or virtual machine, and older copies of both files that are
+/// written into the existing files with their old times, as by `cp -p`. After such a restore,
+/// delete the mark before the process starts.
 ///
 /// Copy a log only while no process has opened it, or with a snapshot of the file system.
 ///
@@ -86,13 +87,13 @@ use tokio::{
 /// | a record or a page of the database is damaged | continues, unless it needs the page | a gap for the damaged records, and the records after them |
 /// | the file is truncated, or the disk cannot read it | an error | an error where the data is missing |
 ///
-/// After a failed commit, publishing returns the same error for a second before the log tries again.
-/// Each record has a checksum, which is compared when the record is read.
+/// After a failed commit, publishing returns the same error for a second before the log tries
+/// again. Each record has a checksum, which is compared when the record is read.
 ///
-/// When a log is opened after a crash, the database verifies all of its pages. If a page is damaged,
-/// `connect` returns an error. Move the two files away to start with an empty log. The database
-/// panics on some damaged pages. The backend catches these panics, and returns an error or reports a
-/// gap. With `panic = "abort"`, they end the process.
+/// When a log is opened after a crash, the database verifies all of its pages. If a page is
+/// damaged, `connect` returns an error. Move the two files away to start with an empty log. The
+/// database panics on some damaged pages. The backend catches these panics, and returns an error or
+/// reports a gap. With `panic = "abort"`, they end the process.
 ///
 /// # Size of the file
 ///
@@ -127,7 +128,7 @@ pub struct FileBackend {
     log: Arc<OnceCell<Log>>,
 }
 
-/// What an acknowledged event of a [`FileBackend`] survives.
+/// The failures that an acknowledged event of a [`FileBackend`] survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Durability {
@@ -137,13 +138,14 @@ pub enum Durability {
     Disk,
     /// Publishing waits until the operating system has the event. The event survives a crash of the
     /// process. After a crash of the machine, the log has another epoch, and may have lost any of
-    /// its events.
+    /// its events. If the file is damaged then, it gets the additional extension `.damaged`, and
+    /// the log begins empty.
     Process,
 }
 
 impl FileBackend {
-    /// Creates a backend for the log at this path. The folder must exist. The file is opened when the
-    /// backend is first used.
+    /// Creates a backend for the log at this path. The folder must exist. The file is opened when
+    /// the backend is first used.
     #[must_use]
     pub fn new(path: impl AsRef<Path>) -> Self {
         Self {
@@ -184,7 +186,7 @@ impl FileBackend {
         self
     }
 
-    /// Sets what an acknowledged event survives. Default: [`Durability::Disk`].
+    /// Sets the failures that an acknowledged event survives. Default: [`Durability::Disk`].
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
@@ -291,7 +293,7 @@ impl Shared {
         // Records after this position are stored, but their mark may not be.
         let last = self.bounds.borrow().last;
         let store = self.store();
-        let page = store.as_ref().map_err(FileError::clone)?.page(topics, after, last);
+        let page = store.as_ref().map_err(FileError::clone).and_then(|store| store.page(topics, after, last));
         drop(store);
         page.map_err(|error| {
             self.queue.report(error.clone());

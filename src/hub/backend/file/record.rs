@@ -4,9 +4,9 @@
 //! of all values of the log up to this one (8), the kind (1), the length of the topic (4), the
 //! topic, and the event. Numbers are little-endian.
 //!
-//! A value is stored in parts, because the sizes of pages of the database are powers of two: a value
-//! of 4.1 KiB would take a page of 8 KiB. The key of a part is the position of the record and the
-//! number of the part. A record ends with the first part that is shorter than [`PART`].
+//! A value is stored in parts, because the sizes of pages of the database are powers of two: a
+//! value of 4.1 KiB would take a page of 8 KiB. The key of a part is the position of the record and
+//! the number of the part. A record ends with the first part that is shorter than [`PART`].
 
 use crate::hub::backend::{Position, RecordKind};
 use xxhash_rust::xxh3::xxh3_64_with_seed;

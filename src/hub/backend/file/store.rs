@@ -40,7 +40,7 @@ pub(super) const FORMAT_VERSION: u64 = 1;
 /// The memory for pages of the database. The system caches the file, too.
 const CACHE: usize = 16 << 20;
 
-/// How long opening waits for another process that has opened the log.
+/// The time that opening waits for another process that has opened the log.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The first bytes of a database. They are zero if its creation was interrupted.
@@ -184,7 +184,7 @@ impl Store {
                 Err(error) if error.kind() == Kind::Database => return Err(error),
                 Ok(()) => {}
                 Err(_) => {
-                    // A panic may have left the database in a state in which it reads no page.
+                    // After a panic, the database may be unable to read any page.
                     self.snapshot()?;
                     let first = snapshot.first_readable(page.next(), last);
                     page.skip_through(first.map_or(last, Position::previous));

@@ -3,7 +3,7 @@
 use super::{
     Durability, Log, Shared,
     error::{FileError, Kind, file_error, guarded},
-    mark::{FileId, Mark, milliseconds},
+    mark::{FileId, Mark, beside, milliseconds},
     page::PageReader,
     queue::{Append, Unchanged, Work},
     record::{self, Value},
@@ -19,7 +19,7 @@ use crate::{
 };
 use redb::{ReadableTable, Table, WriteTransaction};
 use std::{
-    fs::File,
+    fs::{self, File},
     path::Path,
     slice,
     sync::Arc,
@@ -33,7 +33,7 @@ const EVICTIONS: u64 = 1000;
 /// The number of records after its position that a conditional append compares.
 const MAX_COMPARED: u64 = 10_000;
 
-/// The pause after a failed commit, in which publishing returns the same error.
+/// The pause after a failed commit. Until its end, publishing returns the same error.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest time between two looks at the age of the oldest record.
@@ -42,7 +42,7 @@ const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
 /// The size of a file that is not worth compacting.
 const SMALL: u64 = 4 << 20;
 
-/// The longest time for which the writer waits for more appends.
+/// The longest time that the writer waits for more appends.
 const MAX_WINDOW: Duration = Duration::from_micros(500);
 
 pub(super) struct Writer {
@@ -56,7 +56,7 @@ pub(super) struct Writer {
     oldest: Option<u64>,
     /// The error of the last commit, and the time until which publishing returns it.
     refusal: Option<(FileError, Instant)>,
-    /// The time at which the database was opened.
+    /// The time when the database was opened.
     reopened: Instant,
     /// The number of appends in the last commit, and the time that the commit took.
     last_commit: (usize, Duration),
@@ -104,33 +104,37 @@ impl Writer {
         self.refusal = Some((error.clone(), Instant::now() + PAUSE));
         self.reopen(&error);
         // The file can be written again.
-        let is_usable = matches!(&*self.shared.store(), Ok(store) if store.read_only.is_none());
-        if is_usable {
+        if self.is_writable() {
             self.refusal = None;
             return None;
         }
         Some(error)
     }
 
+    fn is_writable(&self) -> bool {
+        matches!(&*self.shared.store(), Ok(store) if store.read_only.is_none())
+    }
+
     /// Returns when there is work without an append.
     fn deadline(&self) -> Option<Instant> {
-        if self.refusal.is_some() || self.tail.last <= self.tail.evicted_through {
+        if !self.is_writable() || self.tail.records() == 0 {
             return None;
         }
-        if self.retention.is_due(&self.tail) {
-            return Some(Instant::now());
-        }
-        let pause = self.retention.expires_in(self.oldest.unwrap_or(0), milliseconds(SystemTime::now()))?;
+        let now = milliseconds(SystemTime::now());
+        let pause = match self.retention.is_due(&self.tail) {
+            true => Duration::ZERO,
+            false => self.retention.expires_in(self.oldest.unwrap_or(0), now)?,
+        };
         // The clock of the machine may be set to another time meanwhile.
-        Some(Instant::now() + pause.min(MAX_AGE_INTERVAL))
+        let due = Instant::now() + pause.min(MAX_AGE_INTERVAL);
+        Some(self.refusal.as_ref().map_or(due, |(_, until)| due.max(*until)))
     }
 
     /// Stores appends in one commit. Without an append, only applies the retention.
     fn append(&mut self, mut appends: Vec<Append>) {
         // The futures of some appends may have been dropped while they waited.
         appends.retain(|append| !append.reply.is_closed());
-        let refused = if appends.is_empty() { self.refusal.clone().map(|(error, _)| error) } else { self.refused() };
-        if let Some(error) = refused {
+        if let Some(error) = self.refused() {
             appends.into_iter().for_each(|append| drop(append.reply.send(Err(error.clone()))));
             return;
         }
@@ -261,7 +265,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the database, and opens it again. After an I/O error, the database does not even read.
+    /// Closes the database, and opens it again. After an I/O error, the database does not even
+    /// read.
     fn reopen(&mut self, error: &FileError) {
         self.reopened = Instant::now();
         // Opening a database with a damaged page fails if the database was not closed properly. But
@@ -272,8 +277,8 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let mut store = shared.store_mut();
         *store = Err(error.clone());
-        let opened = Store::open(&shared.path, self.durability).and_then(|(opened, file)| {
-            let found = opened.tail()?.ok_or_else(|| damaged("it is empty"))?;
+        let opened = open_store(&shared.path, self.durability).and_then(|(opened, file, found)| {
+            let found = found.ok_or_else(|| damaged("it is empty"))?;
             let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
             let tail = if is_shorter { begin_epoch(&opened, found)? } else { found };
             if opened.read_only.is_none() {
@@ -290,7 +295,7 @@ impl Writer {
 
     /// Closes the database. A reader that comes later gets an error.
     fn close(&mut self) {
-        let is_writable = matches!(&*self.shared.store(), Ok(store) if store.read_only.is_none());
+        let is_writable = self.is_writable();
         let closed = FileError::new(Kind::Request, "it is closed").context("read", &self.shared.path);
         *self.shared.store_mut() = Err(closed);
         // The next start is told from a crash of the machine by the mark, so the data comes first.
@@ -303,8 +308,14 @@ impl Writer {
 /// Opens a log, and starts its writer.
 pub(super) fn open(path: &Path, retention: Retention, durability: Durability) -> Result<Log, FileError> {
     let mut mark = locked(|| Mark::open(path))?;
-    let (mut store, file) = Store::open(path, durability)?;
-    let found = store.tail()?;
+    let (mut store, file, found) = match open_store(path, durability) {
+        // Such a crash may destroy the file, because it was not synced.
+        Err(error) if error.kind() == Kind::Damage && mark.is_after_machine_crash() => {
+            fs::rename(path, beside(path, ".damaged")).map_err(file_error("rename", path))?;
+            open_store(path, durability)?
+        }
+        opened => opened?,
+    };
     let id = FileId::of(&file.metadata().map_err(file_error("read", path))?);
     let tail = match found {
         Some(found) if mark.compare(found.epoch, found.last, id).is_none() => found,
@@ -330,6 +341,13 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     let thread = thread::Builder::new().name("tower-sse-file".to_owned()).spawn(move || writer.run());
     let thread = thread.map_err(|error| FileError::new(Kind::Request, format!("cannot start a thread: {error}")))?;
     Ok(Log::new(shared, thread))
+}
+
+/// Opens the database of a log, and reads its state. A new database has none.
+fn open_store(path: &Path, durability: Durability) -> Result<(Store, File, Option<Tail>), FileError> {
+    let (store, file) = Store::open(path, durability)?;
+    let tail = store.tail()?;
+    Ok((store, file, tail))
 }
 
 /// Begins a new epoch after the records of this log.
