@@ -1,8 +1,8 @@
 //! The cost of a hub with a backend: in memory, with a backend in memory, in a file, with Redis
-//! Streams, and with NATS JetStream, in one run.
+//! Streams, with NATS JetStream, and with Postgres, in one run.
 //!
 //! ```console
-//! $ cargo bench --bench cluster --features file,redis,nats
+//! $ cargo bench --bench cluster --features file,redis,nats,postgres
 //! ```
 //!
 //! The benchmark starts the servers, and a process of its own executable for each node. Ratios are
@@ -12,6 +12,7 @@
 //! The benchmark needs Linux's `/proc`, and 1,000 connections: `ulimit -n 2000`.
 
 mod clients;
+mod commits;
 mod deliveries;
 mod fan_out;
 mod file;
@@ -86,9 +87,15 @@ enum Log {
     FileProcess,
     Redis,
     Nats,
+    Postgres,
+    /// Postgres that acknowledges a commit before it is on the disk, as Redis does here.
+    PostgresAsync,
 }
 
 impl Log {
+    /// The logs in servers.
+    const SERVERS: [Self; 4] = [Self::Redis, Self::Nats, Self::Postgres, Self::PostgresAsync];
+
     fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -96,6 +103,8 @@ impl Log {
             Self::File | Self::FileProcess => "file",
             Self::Redis => "Redis",
             Self::Nats => "NATS",
+            Self::Postgres => "Postgres",
+            Self::PostgresAsync => "Postgres, async",
         }
     }
 }
@@ -104,6 +113,8 @@ struct Bench {
     scale: Scale,
     redis: Store,
     nats: Store,
+    postgres: Store,
+    postgres_async: Store,
     files: Files,
     streams: usize,
 }
@@ -132,13 +143,16 @@ fn run() -> Result<(), String> {
     let scale = if is_test { TEST } else { FULL };
     let redis = Store::start(Engine::Redis)?;
     let nats = Store::start(Engine::Nats)?;
+    let postgres = Store::start(Engine::Postgres { is_synchronous: true })?;
+    let postgres_async = Store::start(Engine::Postgres { is_synchronous: false })?;
     let files = Files::new()?;
-    let mut bench = Bench { scale, redis, nats, files, streams: 0 };
+    let mut bench = Bench { scale, redis, nats, postgres, postgres_async, files, streams: 0 };
     // Like criterion, runs the tables whose names contain an argument, or all of them.
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(&**filter));
-    let tables: [(_, fn(&mut Bench) -> _); 4] = [
+    let tables: [(_, fn(&mut Bench) -> _); 5] = [
         ("deliveries", Bench::deliveries),
+        ("commits", Bench::commits),
         ("fan-out", Bench::fan_out),
         ("replay", Bench::replay),
         ("file", Bench::file),
@@ -151,6 +165,8 @@ impl Bench {
         match log {
             Log::Redis => Some(&self.redis),
             Log::Nats => Some(&self.nats),
+            Log::Postgres => Some(&self.postgres),
+            Log::PostgresAsync => Some(&self.postgres_async),
             _ => None,
         }
     }
@@ -169,6 +185,7 @@ impl Bench {
             Log::FileProcess => "file-process",
             Log::Redis => "redis",
             Log::Nats => "nats",
+            Log::Postgres | Log::PostgresAsync => "postgres",
         };
         let url = match log {
             Log::File | Log::FileProcess => self.files.url(),

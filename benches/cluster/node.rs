@@ -24,7 +24,7 @@ use tower_sse::{
     BoxError, Event,
     hub::{
         Hub, Start, Topic,
-        backend::{Durability, FileBackend, MemoryBackend, NatsBackend, RedisBackend},
+        backend::{Durability, FileBackend, MemoryBackend, NatsBackend, PostgresBackend, RedisBackend},
     },
 };
 
@@ -90,6 +90,7 @@ async fn open(kind: &str, url: &str, stream: &str, max_events: usize) -> Result<
             hub.backend(file).connect().await?
         }
         "redis" => hub.backend(RedisBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
+        "postgres" => hub.backend(PostgresBackend::new(url)?.schema(stream)?.timeout(TIMEOUT)).connect().await?,
         "nats" => hub.backend(NatsBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
         _ => hub.backend(MemoryBackend::new(1_000_000)).connect().await?,
     })
