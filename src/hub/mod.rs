@@ -123,6 +123,9 @@
 //!
 //! Each backend documents its further guarantees, above all what a failover can lose.
 //!
+//! `FileBackend` (feature `file`) is for one process. Its log is in a file, so that clients
+//! resume after a restart without a gap. Everything below applies to it, too.
+//!
 //! - **While the backend is down**, `publish` and `finish` return [errors](ErrorKind::Backend).
 //!   Subscriptions stay open with heartbeats. New clients receive the events that the node retains,
 //!   and wait for the other events. [`Subscription::gap`] cannot report a gap yet, so the client

@@ -1,6 +1,8 @@
-//! Logs that several processes share, and the trait to write another one.
+//! Logs that outlive the process or that several processes share, and the trait to write another
+//! one.
 //!
-//! A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
+//! `FileBackend` (feature `file`) keeps the log of one process in a file. All other backends connect
+//! several processes. A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
 //! and each process that connects to the server is a node. A node reads each record once, whatever
 //! the number of its clients, into topics in its own memory. Clients get the records from there, as
 //! from a hub in memory. A client that resumes before the oldest event of the node gets the records
@@ -9,6 +11,9 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
+#[cfg(feature = "file")]
+#[clippy::msrv = "1.90"] // the version that the feature needs
+mod file;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -25,6 +30,8 @@ mod redis;
 #[cfg(any(feature = "postgres-tls", feature = "redis-tls"))]
 mod tls;
 
+#[cfg(feature = "file")]
+pub use file::{Durability, FileBackend};
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
 pub use nats::NatsBackend;
