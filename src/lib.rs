@@ -53,6 +53,11 @@
 //! For handlers that return axum's `Sse`, see
 //! [`from_axum_sse`](https://docs.rs/tower-sse/latest/tower_sse/from_axum_sse/index.html).
 //!
+//! # In tests
+//!
+//! The module [`test`](mod@test) (feature `test-util`) reads the events of a response, with a
+//! deadline. It contains the guide to tests of your handlers.
+//!
 //! # Guarantees
 //!
 //! Each guarantee names its tests, which are files below `tests/`.
@@ -226,7 +231,7 @@ pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
 
 /// Compiles the code of the README and of the guides.
-#[cfg(all(doctest, feature = "hub", feature = "json", feature = "redis", feature = "serve"))]
+#[cfg(all(doctest, feature = "hub", feature = "json", feature = "redis", feature = "serve", feature = "test-util"))]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/several-nodes.md")]
 #[doc = include_str!("../docs/production.md")]
