@@ -93,7 +93,7 @@
 //! | feature | default | purpose | adds |
 //! |---|---|---|---|
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
-//! | `json` | yes | [`Event::json`], [`SseStream::json`], [`SseStream::try_json`] | `serde_core`, `serde_json` |
+//! | `json` | yes | [`Event::json`], [`Event::tagged`], [`SseStream::json`], [`SseStream::tagged`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
 //! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |

@@ -84,7 +84,8 @@ pub enum ErrorKind {
     /// returns `Ok`, the events are in the log. The [`source`](std::error::Error::source) is the
     /// error of the backend.
     Backend,
-    /// The data of an event does not serialize to JSON. 500 Internal Server Error.
+    /// The value of an event does not serialize to JSON, or it is not a variant of a tagged enum. 500
+    /// Internal Server Error.
     ///
     /// The hub itself does not return this error. A `JsonError` converts to this kind, so that a
     /// handler that builds, publishes and subscribes can use `?` with one error type. The
@@ -202,7 +203,7 @@ impl fmt::Display for Error {
             ErrorKind::NeedsAwait => {
                 write!(f, "publish_now cannot publish to {topic}, because the hub has a backend; await publish instead")
             }
-            ErrorKind::Json => f.write_str("the data of an event does not serialize to JSON"),
+            ErrorKind::Json => f.write_str("an event does not serialize to JSON"),
             ErrorKind::Overloaded => {
                 let limit = self.limit;
                 write!(f, "{limit} history reads are waiting for the backend; subscribe again later with the same id")
