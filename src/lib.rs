@@ -104,6 +104,7 @@
 //! | `metrics` | no | [counters, gauges and histograms](#metrics) | `metrics` |
 //! | `test-util` | no | [`test`](mod@test): reads the events of a response in tests | `serde_core`, `serde_json` |
 //! | `tracing` | no | a [span](#spans) for each stream | `tracing` |
+//! | `utoipa` | no | [`openapi`]: descriptions of event streams in an OpenAPI 3.2 document (Rust 1.88) | `utoipa` |
 //!
 //! # Metrics
 //!
@@ -197,6 +198,8 @@ mod last_event_id;
 mod layer;
 mod limit;
 mod metrics;
+#[cfg(feature = "utoipa")]
+pub mod openapi;
 mod preamble;
 mod random;
 mod registry;
