@@ -328,8 +328,8 @@ mod graphql {
     }
 }
 
-/// htmx 4 appends the HTML of each message to an element. After a lost connection, it sends the last
-/// id. <https://four.htmx.org/docs/extensions/hx-sse>
+/// htmx 4 appends the HTML of each message to an element. After a lost connection, it sends the
+/// last id. <https://four.htmx.org/docs/extensions/hx-sse>
 mod html {
     use super::*;
     use axum::http::header::CONTENT_TYPE;

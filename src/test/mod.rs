@@ -47,7 +47,7 @@ use std::{fmt, future::poll_fn, panic::Location, time::Duration};
 use tokio::time::timeout;
 use tower_service::Service;
 
-/// The time that a test waits for a response or an event before it fails.
+/// The default time that a test waits for a response or an event before it panics.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Reads the event stream of a response, as an `EventSource` does.

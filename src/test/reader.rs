@@ -54,7 +54,7 @@ impl EventReader {
         }
     }
 
-    /// Sets the time that each of the following calls waits for an event.
+    /// Sets the time that each later call waits for an event before it panics. Default: 5 seconds.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -95,11 +95,11 @@ impl EventReader {
         self
     }
 
-    /// Returns the next event. Returns `None` if the stream has ended.
+    /// Returns the next event, or `None` if the stream has ended.
     ///
     /// # Panics
     ///
-    /// Panics if there is neither an event nor the end of the stream within the deadline, or if the
+    /// Panics if neither an event nor the end of the stream arrives within the deadline, or if the
     /// body fails.
     #[track_caller]
     #[expect(clippy::should_implement_trait, reason = "it is async")]
@@ -107,12 +107,12 @@ impl EventReader {
         self.next_at(Location::caller())
     }
 
-    /// Returns the next `count` events.
+    /// Returns the next `count` events, in order.
     ///
     /// # Panics
     ///
-    /// Panics if an event does not arrive within the deadline after the previous event, if the
-    /// stream ends early, or if the body fails.
+    /// Panics if an event does not arrive within the deadline after the previous event. Also panics
+    /// if the stream ends before `count` events, or if the body fails.
     #[track_caller]
     pub fn collect(&mut self, count: usize) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
         let caller = Location::caller();
@@ -173,11 +173,12 @@ impl EventReader {
         }
     }
 
-    /// Returns all events up to the end of the stream.
+    /// Returns all remaining events, and waits for the end of the stream.
     ///
     /// # Panics
     ///
-    /// Panics if neither an event nor the end arrives within the deadline, or if the body fails.
+    /// Panics if neither the next event nor the end arrives within the deadline, or if the body
+    /// fails.
     #[track_caller]
     pub fn rest(&mut self) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
         let caller = Location::caller();
@@ -257,13 +258,14 @@ impl EventReader {
         }
     }
 
-    /// Returns the comments that were read so far, without their colon. Heartbeats are comments.
+    /// Returns the comments that were read so far, without their leading colon. By default,
+    /// heartbeats are comments.
     #[must_use]
     pub fn comments(&self) -> &[String] {
         &self.interpreter.source.comments
     }
 
-    /// Returns the last reconnect delay that was read so far.
+    /// Returns the last reconnect delay that was read so far, or `None` if no delay was read.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         let milliseconds = self.interpreter.source.reconnection_time.as_ref()?;
@@ -271,7 +273,7 @@ impl EventReader {
     }
 
     /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now. Empty if
-    /// there is none.
+    /// there is no id.
     #[must_use]
     pub fn last_event_id(&self) -> &str {
         &self.interpreter.source.last_event_id
@@ -325,9 +327,10 @@ impl fmt::Debug for EventReader {
     }
 }
 
-/// A body of any type.
+/// A response body of any type, with its type erased.
 trait EventBody: Send {
-    /// Returns the next data, or the text of an error. Skips trailers.
+    /// Returns the next data of the body, the text of its error, or `None` at its end. Skips
+    /// trailers.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>>;
 }
 

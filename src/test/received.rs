@@ -2,7 +2,7 @@ use super::whatwg;
 use crate::Event;
 use serde_core::de::DeserializeOwned;
 
-/// An event that a client dispatches.
+/// An event as a client dispatches it.
 ///
 /// It can be compared with an [`Event`]:
 ///
@@ -20,12 +20,12 @@ use serde_core::de::DeserializeOwned;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReceivedEvent {
-    /// The name of the event. `message` if the stream sets none.
+    /// The name of the event, or `message` if the stream sets no name.
     pub name: String,
-    /// The data. Lines are joined with LF.
+    /// The data of the event. Several lines are joined with LF.
     pub data: String,
-    /// The last event id at this event, which can be that of an earlier event. Empty if there is
-    /// none.
+    /// The client's last event id when it dispatches this event. If the event itself has no id,
+    /// this is the id of an earlier event. Empty if no event had an id.
     pub id: String,
 }
 
