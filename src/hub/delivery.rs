@@ -5,7 +5,7 @@ use super::{
     config::HubConfig,
     core::Core,
     error::Error,
-    node::{self, BackendClient, DynBackend, Node},
+    node::{self, BackendClient, DynBackend, Node, Removal},
     recording::{keeper, nodes::Recordings},
     topic_state::{self, TopicState},
 };
@@ -27,8 +27,9 @@ impl Core {
 }
 
 impl Node for Core {
-    /// Switches to another log that has replaced the backend's log. Ends all subscriptions, because
-    /// their positions are not valid in the other log. `bounds` has the positions of the other log.
+    /// Switches to another log that has replaced the log of the backend. Ends all subscriptions,
+    /// because their positions are not valid in the other log. `bounds` has the epoch, the eviction
+    /// watermark and the last position of the other log.
     fn reset(&self, bounds: &Bounds) {
         let mut registry = self.registry.lock();
         let (topics, count_wakers) = registry.reset(bounds.evicted_through);
@@ -52,6 +53,7 @@ impl Node for Core {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
             self.truncate_through(page.evicted_through, now);
         }
+        self.backend.as_ref().inspect(|backend| backend.forget_removals(page.evicted_through));
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
             if !run.iter().any(|(_, record)| Recordings::is_own(record)) {
                 self.deliver_run(run, now);
@@ -67,19 +69,26 @@ impl Node for Core {
 }
 
 impl Core {
-    /// Adds consecutive records of one topic to the topic. At the limit of topics, the records are
-    /// skipped, and later subscribers read them from the backend.
+    /// Adds consecutive records of one topic to the topic. If the topic is new, and the hub already
+    /// has `max_topics` topics, the records are skipped. Later subscribers read them from the
+    /// backend.
     fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = self.registry.lock();
         let Ok(topic) = registry.topic(name, &self.config) else {
             // The limit of topics is reached, so there are no subscribers. Later subscribers read
             // the event from the backend.
-            run.iter().for_each(|(position, _)| registry.note_skipped(name, *position));
+            for (position, record) in run {
+                registry.note_skipped(name, *position);
+                if record.kind == RecordKind::Remove {
+                    self.note_removal(name, *position, *position);
+                }
+            }
             return;
         };
         let mut contents = topic.lock();
         let epoch = self.epoch();
+        let mut is_removed = false;
         for (position, record) in run {
             // No event is delivered twice, even if the backend repeats it.
             if *position <= registry.last {
@@ -91,6 +100,12 @@ impl Core {
                 contents.finished = Some(now);
                 continue;
             }
+            if record.kind == RecordKind::Remove {
+                self.note_removal(name, *position, contents.log.last().max(contents.log.evicted_through()));
+                self.remove_contents(&mut registry, &mut contents);
+                is_removed = true;
+                continue;
+            }
             // Another program may have written a record that is not an event. Such a record is
             // skipped.
             let Some(event) = Event::from_wire(&record.event) else { continue };
@@ -98,9 +113,20 @@ impl Core {
             // finished, and the event was acknowledged. The log decides, so the topic continues on
             // all nodes.
             contents.finished = None;
+            contents.is_removed = false;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
         self.commit(registry, &topic, contents, now);
+        if is_removed {
+            self.registry.lock().forget_if_idle(&topic, now);
+        }
+    }
+
+    /// Notes the removal of a topic whose record has this position.
+    fn note_removal(&self, topic: &Arc<str>, at: Position, evicted_through: Position) {
+        if let Some(backend) = &self.backend {
+            backend.note_removal(topic, Removal { at, evicted_through });
+        }
     }
 
     /// Removes all events up to and including `through` from this process, because the backend has
@@ -118,11 +144,12 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// Marks a topic as finished, after a read of old events has found its finish record at the
-    /// position `end`. No event up to `through` follows this record.
+    /// Marks a topic as finished. The caller has read old events from the backend, up to the
+    /// position `through`. The last record of the topic among them finishes the topic, and has the
+    /// position `end`.
     ///
-    /// Has no effect if this process has not read the log up to `end`, or retains later events of
-    /// the topic.
+    /// Has no effect if this process has not read the log up to `end`, or knows of an event of the
+    /// topic after `through`.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = self.registry.lock();

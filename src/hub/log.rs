@@ -24,21 +24,21 @@ const SEGMENT: usize = 16 * 1024;
 /// bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The number of evicted bytes that the open segment may have at its beginning, in addition to as
-/// many bytes as it retains. Beyond it, the retained events are moved to the beginning. The open
-/// segment is the block of memory to which new events are added.
+/// New events are added to the open segment, a block of memory. Evicted events leave unused bytes
+/// at its beginning. If these bytes exceed the retained bytes of the segment by more than this
+/// number, the retained events are moved to the beginning.
 const SLACK: usize = 512;
 
 /// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
 /// The newest event is evicted only by its age.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Retention {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
     pub(super) max_events: usize,
     pub(super) max_bytes: usize,
     pub(super) max_age: Duration,
 }
 
-impl Retention {
+impl Limits {
     /// Returns the time at which an event that was added at `then` expires. Returns `None` if the
     /// event never expires.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
@@ -90,8 +90,8 @@ pub(super) enum Read {
 pub(super) struct Log {
     sealed: VecDeque<Segment<Bytes>>,
     open: Segment<Vec<u8>>,
-    /// The last read of the open segment, the memory block that still grows. Readers at the same
-    /// position share its copy of the events.
+    /// The last read of the open segment, to which new events are added. The read contains a copy
+    /// of events. Readers at the same position share this copy.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
     last: Position,
@@ -100,8 +100,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// A reader whose cursor is at least `after` and smaller than `first` can use this read,
-    /// because its next event is the same.
+    /// Readers with a cursor from `after` up to, but not including, `first` can share this read:
+    /// their next event has the position `first`.
     after: Position,
     first: Position,
     last: Position,
@@ -160,10 +160,11 @@ impl Log {
         self.sealed.front().map_or_else(|| self.open.oldest_time(), Segment::oldest_time)
     }
 
-    /// Adds an event at this position, which must be greater than all earlier positions.
-    pub(super) fn push(&mut self, position: Position, event: Event, retention: &Retention, now: Instant) {
+    /// Adds an event at this position, which must be greater than all earlier positions. Evicts
+    /// nothing. `limits` determines the size of the memory blocks for events.
+    pub(super) fn push(&mut self, position: Position, event: Event, limits: &Limits, now: Instant) {
         let size = event.as_bytes().len();
-        let segment = retention.segment();
+        let segment = limits.segment();
         if size >= LARGE {
             self.seal();
             let mut alone = Segment::new(event.encode());
@@ -189,10 +190,10 @@ impl Log {
 
     /// Evicts the oldest events until `max_events` and `max_bytes` are met, but never the newest
     /// event. Returns the number and the size of the evicted events.
-    pub(super) fn evict_excess(&mut self, retention: &Retention) -> Amount {
+    pub(super) fn evict_excess(&mut self, limits: &Limits) -> Amount {
         let before = self.retained;
         let too_much = |retained: Amount| {
-            retained.events > 1 && (retained.events > retention.max_events || retained.bytes > retention.max_bytes)
+            retained.events > 1 && (retained.events > limits.max_events || retained.bytes > limits.max_bytes)
         };
         while too_much(self.retained) {
             self.evict_oldest();
@@ -200,12 +201,12 @@ impl Log {
         before - self.retained
     }
 
-    /// Evicts all events that exceed the retention at time `now`, by number, by bytes or by age.
+    /// Evicts all events that exceed the limits at time `now`, by number, by bytes or by age.
     /// Returns the number and the size of the evicted events.
-    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
+    pub(super) fn evict(&mut self, limits: &Limits, now: Instant) -> Amount {
         let before = self.retained;
-        self.evict_excess(retention);
-        let is_too_old = |then| retention.expiry(then).is_some_and(|expiry| expiry <= now);
+        self.evict_excess(limits);
+        let is_too_old = |then| limits.expiry(then).is_some_and(|expiry| expiry <= now);
         while self.sealed.front().and_then(Segment::newest_time).is_some_and(is_too_old) {
             self.evict_segment();
         }
@@ -215,7 +216,7 @@ impl Log {
         before - self.retained
     }
 
-    /// Removes all events except the newest event, because it replaces them. Replaced events do not
+    /// Removes all events except the newest event, which has replaced them. Replaced events do not
     /// count as evicted, so no gap is reported for them.
     pub(super) fn replace(&mut self) {
         let evicted_through = self.evicted_through;
@@ -269,11 +270,11 @@ impl Log {
         }
     }
 
-    /// Returns the next events after `after` and up to `through`. They are contiguous in memory, so
-    /// further events may follow them.
+    /// Returns the next events after the position `after` and up to `through`. The result is one
+    /// block of memory, so it may contain only some of these events.
     ///
     /// If events after `after` were evicted, returns [`Read::Evicted`]. Evicted events up to
-    /// `gap_reported_through` are skipped without this result.
+    /// `gap_reported_through` do not count, because they need no further report.
     pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {

@@ -30,9 +30,8 @@ pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
 
-/// Returns the greatest sequence whose message has no event after `position`. This is the sequence
-/// of the message that ends at `position`. If `position` is inside a message, it is one less than
-/// the sequence of that message.
+/// Returns the sequence of the last message whose events all have positions up to and including
+/// `position`.
 pub(super) fn sequence(position: Position) -> u64 {
     position.get() / EVENTS
 }
@@ -91,6 +90,7 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
         RecordKind::Event => {}
         RecordKind::State => headers.insert(KIND, "state"),
         RecordKind::Finish => headers.insert(KIND, "finish"),
+        RecordKind::Remove => headers.insert(KIND, "remove"),
     }
 }
 
@@ -187,7 +187,7 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
         start = end;
     }
     if events.is_empty() {
-        // A record that finishes a topic has an empty payload.
+        // A record that finishes or removes a topic has an empty payload.
         events.push(Bytes::new());
     }
     events
@@ -204,6 +204,7 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
         None => RecordKind::Event,
         Some("state") => RecordKind::State,
         Some("finish") => RecordKind::Finish,
+        Some("remove") => RecordKind::Remove,
         Some(_) => return,
     };
     let mut events = split(&message.payload);
