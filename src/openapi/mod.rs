@@ -6,12 +6,12 @@
 //! |---|---|
 //! | [`TaggedEvents<T>`] | 200 of [`SseStream::tagged`](crate::SseStream::tagged) |
 //! | [`SubscriptionEvents<T>`] | 200 and 204 of a [`Subscription`](crate::hub::Subscription) |
-//! | [`StopReconnecting`](crate::StopReconnecting) | 204 |
-//! | [`LastEventIdRejection`](crate::LastEventIdRejection) | 400 |
-//! | [`JsonError`](crate::JsonError) | 500 |
+//! | [`StopReconnecting`] | 204 |
+//! | [`LastEventIdRejection`] | 400 |
+//! | [`JsonError`] | 500 |
 //! | [`hub::Error`](crate::hub::Error) | its statuses from 400 to 503 |
 //!
-//! [`LastEventId`](crate::LastEventId) stands in `params(…)`, and describes the header.
+//! [`LastEventId`] stands in `params(…)`, and describes the header.
 //!
 //! The response of an event stream has an [`itemSchema`], the schema of each event. OpenAPI 3.1 has
 //! no such keyword, so set the version of the document to 3.2.
