@@ -276,16 +276,16 @@ pub struct Bounds {
     pub last: Position,
 }
 
-/// One entry of the log: an event of a topic, or the statement that a topic is finished.
+/// One entry of the log: an event of a topic, or the statement that a topic is finished or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The name of the topic. It can be any text, also an empty one.
     pub topic: Arc<str>,
-    /// Says whether the record is an event, an event that replaces the previous one, or the end of
-    /// the topic.
+    /// Says whether the record is an event, an event that replaces the previous one, or the end or
+    /// the removal of the topic.
     pub kind: RecordKind,
     /// The wire bytes of the event (such as `data: 1`), without an `id` line, up to and including
-    /// the blank line at its end. Empty if the record finishes the topic.
+    /// the blank line at its end. Empty if the record finishes or removes the topic.
     pub event: Bytes,
 }
 
@@ -300,6 +300,9 @@ pub enum RecordKind {
     State,
     /// The record [finishes](super::Topic::finish) the topic, and contains no event.
     Finish,
+    /// The topic is [removed](super::Topic::remove): the hub does not deliver the records of the
+    /// topic before this record any more. The log may retain them.
+    Remove,
 }
 
 /// A part of the log: consecutive records, or those of the requested topics, in the order of their
