@@ -45,6 +45,7 @@ pub(super) fn encode(buffer: &mut Vec<u8>, position: Position, value: &Value<'_>
         Some(RecordKind::Event) => 0,
         Some(RecordKind::State) => 1,
         Some(RecordKind::Finish) => 2,
+        Some(RecordKind::Remove) => 3,
         None => u8::MAX,
     });
     // A longer topic is refused before.
@@ -91,6 +92,7 @@ pub(super) fn decode(position: Position, bytes: &[u8]) -> Option<Value<'_>> {
             0 => Some(RecordKind::Event),
             1 => Some(RecordKind::State),
             2 => Some(RecordKind::Finish),
+            3 => Some(RecordKind::Remove),
             _ => None,
         },
         topic: str::from_utf8(topic).ok()?,
