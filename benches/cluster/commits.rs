@@ -1,7 +1,9 @@
 //! The delay between a publication on another connection and its delivery.
 
 use crate::{
-    Bench, Log, clients, deliveries::quantile, median,
+    Bench, Log, clients,
+    deliveries::quantile,
+    median,
     process::Node,
     store::{Store, postgres},
 };
@@ -92,12 +94,8 @@ fn publish(store: &Store, schema: &str, times: usize, pause: Duration) -> Result
         for _ in 0..times {
             sleep(pause);
             let begin = Instant::now();
-            writeln!(
-                input,
-                "SELECT \"{schema}\".publish('ticks', NULL, '{:<128}');\n\\echo done",
-                clients::now()
-            )
-            .map_err(failed)?;
+            writeln!(input, "SELECT \"{schema}\".publish('ticks', NULL, '{:<128}');\n\\echo done", clients::now())
+                .map_err(failed)?;
             let mut line = String::new();
             while !line.starts_with("done") {
                 line.clear();

@@ -48,9 +48,7 @@ impl Bench {
         for &clients in self.scale.clients {
             let mut cases = vec![(Log::Memory, 1), (Log::MemoryBackend, 1)];
             // A log in memory has no second node.
-            cases.extend(
-                Log::SERVERS.into_iter().flat_map(|log| self.scale.nodes.iter().map(move |n| (log, *n))),
-            );
+            cases.extend(Log::SERVERS.into_iter().flat_map(|log| self.scale.nodes.iter().map(move |n| (log, *n))));
             let mut rows = vec![Vec::new(); cases.len()];
             for _ in 0..self.scale.times {
                 let mut in_memory = None;
