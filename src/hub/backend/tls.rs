@@ -38,8 +38,8 @@ pub(super) struct Files {
 
 impl Tls {
     #[cfg(feature = "postgres-tls")]
-    pub(super) fn new(roots: Option<PathBuf>, own: Option<(PathBuf, PathBuf)>) -> Self {
-        Self { roots, own, config: Mutex::default() }
+    pub(super) fn new(files: Files) -> Self {
+        Self { files, system_roots: OnceLock::new() }
     }
 
     pub(super) async fn connect<S>(&self, host: &str, stream: S) -> io::Result<TlsStream<S>>

@@ -3,9 +3,7 @@
 use super::{error::RequestError, schema::Schema};
 use crate::BoxError;
 #[cfg(feature = "postgres-tls")]
-use crate::hub::backend::tls::Tls;
-#[cfg(feature = "postgres-tls")]
-use std::path::PathBuf;
+use crate::hub::backend::tls::{Files, Tls};
 use std::{
     future::poll_fn,
     sync::{
@@ -65,23 +63,12 @@ impl Server {
         })
     }
 
+    /// Sets the files for TLS, if the URL requires TLS.
     #[cfg(feature = "postgres-tls")]
-    pub(super) fn set_roots(&mut self, path: PathBuf) {
-        self.set_tls(|roots, _| *roots = Some(path));
-    }
-
-    #[cfg(feature = "postgres-tls")]
-    pub(super) fn set_client_certificate(&mut self, own: (PathBuf, PathBuf)) {
-        self.set_tls(|_, before| *before = Some(own));
-    }
-
-    /// Changes the settings of TLS, if the server has them.
-    #[cfg(feature = "postgres-tls")]
-    fn set_tls(&mut self, set: impl FnOnce(&mut Option<PathBuf>, &mut Option<(PathBuf, PathBuf)>)) {
-        let Some(tls) = &mut self.tls else { return };
-        let (mut roots, mut own) = (tls.roots.clone(), tls.own.clone());
-        set(&mut roots, &mut own);
-        *tls = Arc::new(Tls::new(roots, own));
+    pub(super) fn set_tls_files(&mut self, files: &Files) {
+        if self.tls.is_some() {
+            self.tls = Some(Arc::new(Tls::new(files.clone())));
+        }
     }
 
     /// Connects with this application name, and creates the schema unless the database has it.

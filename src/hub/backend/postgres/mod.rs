@@ -41,6 +41,8 @@ struct Settings {
     server: Server,
     /// The server for the follower, if it differs.
     follower: Option<Server>,
+    #[cfg(feature = "postgres-tls")]
+    tls_files: tls::Files,
     schema: Schema,
     max_records: u64,
     max_age: Duration,
@@ -86,6 +88,8 @@ impl PostgresBackend {
             settings: Settings {
                 server: Server::parse(url.as_ref())?,
                 follower: None,
+                #[cfg(feature = "postgres-tls")]
+                tls_files: tls::Files::default(),
                 schema: Schema::new("tower_sse".to_owned())?,
                 max_records: 1_000_000,
                 max_age: Duration::from_secs(60 * 60),
@@ -109,34 +113,26 @@ impl PostgresBackend {
         Ok(self)
     }
 
-    /// Trusts the root certificates in this PEM file instead of the system's. Call it after
-    /// [`follower_url`](Self::follower_url).
+    /// Trusts the root certificates in this PEM file instead of the system's. The file is read for
+    /// each connection.
     ///
     /// It has no effect if the URL has no `sslmode=require`.
     #[cfg(feature = "postgres-tls")]
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        self.each_server(|server| server.set_roots(path.clone()));
+        self.settings.tls_files.roots = Some(path.into());
         self
     }
 
-    /// Sets the PEM files of the client's certificate and key, for servers that ask for one. Call
-    /// it after [`follower_url`](Self::follower_url).
+    /// Sets the PEM files of the client's certificate and key, for servers that ask for one.
+    /// The files are read for each connection.
     ///
     /// It has no effect if the URL has no `sslmode=require`.
     #[cfg(feature = "postgres-tls")]
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        let own = (certificate.into(), key.into());
-        self.each_server(|server| server.set_client_certificate(own.clone()));
+        self.settings.tls_files.own = Some((certificate.into(), key.into()));
         self
-    }
-
-    #[cfg(feature = "postgres-tls")]
-    fn each_server(&mut self, set: impl Fn(&mut Server)) {
-        set(&mut self.settings.server);
-        self.settings.follower.iter_mut().for_each(set);
     }
 
     /// Sets the schema of the log. Default: `tower_sse`. Hubs with the same schema are one hub. The
@@ -174,7 +170,22 @@ impl PostgresBackend {
     }
 
     fn log(&self) -> &Arc<Log> {
-        self.log.get_or_init(|| Arc::new(Log::new(self.settings.clone())))
+        self.log.get_or_init(|| {
+            let settings = self.settings.clone();
+            #[cfg(feature = "postgres-tls")]
+            let settings = settings.with_tls_files();
+            Arc::new(Log::new(settings))
+        })
+    }
+}
+
+#[cfg(feature = "postgres-tls")]
+impl Settings {
+    /// Sets the files for TLS of both servers, whatever the order of the calls was.
+    fn with_tls_files(mut self) -> Self {
+        self.server.set_tls_files(&self.tls_files);
+        self.follower.iter_mut().for_each(|server| server.set_tls_files(&self.tls_files));
+        self
     }
 }
 
