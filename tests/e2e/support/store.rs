@@ -180,8 +180,8 @@ impl Store {
         self.process.as_ref().expect("the server runs").signal(name);
     }
 
-    /// Sets the maximum size of a file that the server writes, in bytes or `unlimited`. A server that
-    /// reaches it fails as with a full disk.
+    /// Sets the maximum size of a file that the server writes, in bytes or `unlimited`. At the
+    /// limit, writes fail as they do with a full disk.
     ///
     /// # Panics
     ///
@@ -250,8 +250,8 @@ impl Store {
         url
     }
 
-    /// Copies the certificates of a server, its key, and the certificate of the authority to the data
-    /// of a Postgres server.
+    /// Copies the certificate of a server, its key, and the certificate of the authority to the
+    /// data of a Postgres server.
     ///
     /// # Panics
     ///

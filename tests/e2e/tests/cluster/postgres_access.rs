@@ -95,7 +95,8 @@ async fn delay_of_follower(node: &PostgresBackend, other: &PostgresBackend, last
     followed.saturating_duration_since(appended)
 }
 
-/// Without another URL for the follower, no notification arrives. The follower reads at an interval.
+/// Without another URL for the follower, no notification arrives. The follower reads at an
+/// interval.
 #[tokio::test(flavor = "multi_thread")]
 async fn follower_without_notifications_reads_at_an_interval() {
     let store = Store::start(StoreKind::Postgres, &[]).await;
