@@ -91,9 +91,9 @@ impl Builder {
         self
     }
 
-    /// Sets how long each subscription of the hub waits for more events after a write. Default:
-    /// zero, no pause. [`Subscription::linger`](super::Subscription::linger) overrides it for one
-    /// subscription.
+    /// Sets how long each subscription of the hub waits for more events after a write, so that the
+    /// next write can carry several events. Default: zero, no wait.
+    /// [`Subscription::linger`](super::Subscription::linger) overrides it for one subscription.
     pub fn linger(mut self, time: Duration) -> Self {
         self.0.linger = time;
         self
@@ -193,8 +193,9 @@ impl Builder {
         self.of(PostgresBackend::new(url), PostgresBackend::max_age)
     }
 
-    /// Creates a connector for this backend. `with_max_age` passes the `max_age` of the hub to the
-    /// backend when the hub connects. An `Err` is returned later, by [`Connector::connect`].
+    /// Creates a connector for `backend`. If `backend` is an `Err`, [`Connector::connect`] returns
+    /// this error later. `with_max_age` passes the `max_age` of the hub to the backend when the hub
+    /// connects.
     fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
         let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
         Connector { settings: self, backend: backend.map(resolve) }

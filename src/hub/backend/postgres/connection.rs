@@ -63,11 +63,11 @@ impl Server {
         })
     }
 
-    /// Sets the files for TLS, if the URL requires TLS.
+    /// Sets the files of TLS, if the server has TLS.
     #[cfg(feature = "postgres-tls")]
     pub(super) fn set_tls_files(&mut self, files: &Files) {
-        if self.tls.is_some() {
-            self.tls = Some(Arc::new(Tls::new(files.clone())));
+        if let Some(tls) = &mut self.tls {
+            *tls = Arc::new(Tls::new(files.clone()));
         }
     }
 

@@ -42,7 +42,7 @@ struct Settings {
     /// The server for the follower, if it differs.
     follower: Option<Server>,
     #[cfg(feature = "postgres-tls")]
-    tls_files: tls::Files,
+    tls_files: super::tls::Files,
     schema: Schema,
     max_records: u64,
     max_age: Duration,
@@ -89,7 +89,7 @@ impl PostgresBackend {
                 server: Server::parse(url.as_ref())?,
                 follower: None,
                 #[cfg(feature = "postgres-tls")]
-                tls_files: tls::Files::default(),
+                tls_files: super::tls::Files::default(),
                 schema: Schema::new("tower_sse".to_owned())?,
                 max_records: 1_000_000,
                 max_age: Duration::from_secs(60 * 60),
@@ -110,29 +110,40 @@ impl PostgresBackend {
     /// The same as for [`new`](Self::new).
     pub fn follower_url(mut self, url: impl AsRef<str>) -> Result<Self, BoxError> {
         self.settings.follower = Some(Server::parse(url.as_ref())?);
+        #[cfg(feature = "postgres-tls")]
+        self.set_tls_files();
         Ok(self)
     }
 
-    /// Trusts the root certificates in this PEM file instead of the system's. The file is read for
-    /// each connection.
+    /// Trusts the root certificates in this PEM file instead of those of the operating system. The
+    /// file is read for each connection.
     ///
-    /// It has no effect if the URL has no `sslmode=require`.
+    /// The setting has no effect if the URL has no `sslmode=require`.
     #[cfg(feature = "postgres-tls")]
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.settings.tls_files.roots = Some(path.into());
+        self.set_tls_files();
         self
     }
 
-    /// Sets the PEM files of the client's certificate and key, for servers that ask for one.
-    /// The files are read for each connection.
+    /// Sets the PEM files of the client's certificate chain and of its private key, for servers
+    /// that ask for a certificate. The files are read for each connection.
     ///
-    /// It has no effect if the URL has no `sslmode=require`.
+    /// The setting has no effect if the URL has no `sslmode=require`.
     #[cfg(feature = "postgres-tls")]
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.settings.tls_files.own = Some((certificate.into(), key.into()));
+        self.set_tls_files();
         self
+    }
+
+    #[cfg(feature = "postgres-tls")]
+    fn set_tls_files(&mut self) {
+        let Settings { server, follower, tls_files, .. } = &mut self.settings;
+        server.set_tls_files(tls_files);
+        follower.iter_mut().for_each(|follower| follower.set_tls_files(tls_files));
     }
 
     /// Sets the schema of the log. Default: `tower_sse`. Hubs with the same schema are one hub. The
@@ -170,22 +181,7 @@ impl PostgresBackend {
     }
 
     fn log(&self) -> &Arc<Log> {
-        self.log.get_or_init(|| {
-            let settings = self.settings.clone();
-            #[cfg(feature = "postgres-tls")]
-            let settings = settings.with_tls_files();
-            Arc::new(Log::new(settings))
-        })
-    }
-}
-
-#[cfg(feature = "postgres-tls")]
-impl Settings {
-    /// Sets the files for TLS of both servers, whatever the order of the calls was.
-    fn with_tls_files(mut self) -> Self {
-        self.server.set_tls_files(&self.tls_files);
-        self.follower.iter_mut().for_each(|server| server.set_tls_files(&self.tls_files));
-        self
+        self.log.get_or_init(|| Arc::new(Log::new(self.settings.clone())))
     }
 }
 

@@ -1,6 +1,5 @@
 //! TLS with `rustls` for the client of Postgres.
 
-pub(super) use crate::hub::backend::tls::Files;
 use crate::hub::backend::tls::Tls;
 use std::{
     future::Future,

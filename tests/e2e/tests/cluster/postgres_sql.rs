@@ -70,7 +70,7 @@ async fn publish_writes_the_same_bytes_as_the_crate() {
         // A savepoint, because an error ends the transaction.
         let savepoint = transaction.transaction().await.expect("a savepoint");
         let published = savepoint.execute("SELECT tower_sse.publish($1, $2, $3)", &[topic, &name, data]).await;
-        match name.map(|name| EventName::new(name.to_owned())).transpose() {
+        match name.map(EventName::new).transpose() {
             Ok(name) => {
                 published.expect("the event is valid");
                 savepoint.commit().await.expect("the savepoint is released");
