@@ -83,7 +83,9 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .layer(cors)
         .with_state(accounts);
     let page = include_str!("account.html").replace("{api}", &api_url);
-    let page = Router::new().route("/", get(async || Html(page)));
+    let page = Router::new()
+        .route("/", get(async || Html(page)))
+        .route("/reconnect.js", get(([(header::CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))));
     tokio::try_join!(tower_sse::serve(api, app).into_future(), tower_sse::serve(pages, page).into_future())?;
     Ok(())
 }

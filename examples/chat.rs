@@ -11,7 +11,7 @@
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Query, State},
-    http::StatusCode,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{ErrorResponse, Html},
     routing::{get, post},
 };
@@ -58,6 +58,7 @@ async fn run(address: &str) -> Result<(), BoxError> {
     let hub = Hub::builder().max_events(500).max_age(Duration::from_secs(60 * 60)).build();
     let app = Router::new()
         .route("/", get(Html(include_str!("chat.html"))))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
         .route("/events", get(events))
         .route("/messages", post(send))
         .layer(DefaultBodyLimit::max(16 << 10))

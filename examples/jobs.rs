@@ -1,13 +1,18 @@
 //! Long jobs with progress bars. One event stream replaces a request every second.
 //!
 //! ```console
-//! $ cargo run --features serve --example jobs                        # http://127.0.0.1:3000
-//! $ cargo run --features serve --example jobs 127.0.0.1:0 20         # any free port, a step every 20 milliseconds
+//! $ cargo run --features serve,file --example jobs                   # http://127.0.0.1:3000
+//! $ cargo run --features serve,file --example jobs 127.0.0.1:0 20    # any free port, a step every 20 milliseconds
+//! $ cargo run --features serve,file --example jobs 127.0.0.1:3000 60 jobs.log    # keeps its jobs in a file
 //! ```
 //!
 //! Start some jobs, let one fail, and cancel another. Reload the page in the middle, open it in a
 //! second tab, or cut the network. The page counts its requests. The function `work` only simulates
 //! a job: replace it with a real one.
+//!
+//! With a file, the jobs survive the process. Kill it in the middle of a job and start it again:
+//! the page reconnects, and the job continues after the last step that it has published. A real job
+//! needs steps that may be repeated, because a step can be done and not yet published.
 
 use axum::{
     Json, Router,
@@ -22,12 +27,18 @@ use std::{
     hash::{BuildHasher, RandomState},
     process::ExitCode,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{net::TcpListener, sync::Semaphore, task::AbortHandle, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+    time::sleep,
+};
+use tokio_stream::StreamExt;
 use tower_sse::{
     BoxError, Event, LastEventId, SseLayer, SseStream,
-    hub::{Error, Hub, Start, Subscription, Topic},
+    hub::{Error, Hub, Published, Start, Subscription, Topic},
 };
 
 /// The number of steps of each job.
@@ -40,20 +51,23 @@ const MAX_FOLLOWED: usize = 32;
 /// Limits for the jobs that the server remembers: their number, and the time since their start.
 const MAX_JOBS: usize = 1000;
 const RETENTION: Duration = Duration::from_secs(60 * 60);
+/// The topic with an event for each job.
+const ORDERS: &str = "jobs";
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut args = env::args().skip(1);
     let address = args.next().unwrap_or_else(|| "127.0.0.1:3000".into());
     let pace = args.next().unwrap_or_else(|| "60".into());
-    if let Err(error) = run(&address, &pace).await {
+    let file = args.next();
+    if let Err(error) = run(&address, &pace, file.as_deref()).await {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-async fn run(address: &str, pace: &str) -> Result<(), BoxError> {
+async fn run(address: &str, pace: &str, file: Option<&str>) -> Result<(), BoxError> {
     let Ok(pace @ 1..=10_000) = pace.parse() else {
         return Err(format!("invalid time of a step {pace:?}: give milliseconds from 1 to 10000").into());
     };
@@ -62,14 +76,19 @@ async fn run(address: &str, pace: &str) -> Result<(), BoxError> {
     })?;
     println!("Open http://{} in a browser", listener.local_addr()?);
 
+    // A topic outlives its job: it is retained for this time after its last event, and a job only
+    // after its first. One more topic has the orders.
+    let hub = Hub::builder().max_age(RETENTION).max_topics(MAX_JOBS + 1).max_topics_per_subscription(MAX_JOBS + 1);
     let app = Arc::new(App {
-        // A topic outlives its job: it is retained for this time after its last event, and a job
-        // only after its first.
-        hub: Hub::builder().max_age(RETENTION).max_topics(MAX_JOBS).build(),
+        hub: match file {
+            Some(path) => hub.file(path).connect().await?,
+            None => hub.build(),
+        },
         jobs: Mutex::default(),
         permits: Arc::new(Semaphore::new(MAX_RUNNING)),
         pace: Duration::from_millis(pace),
     });
+    app.restore().await?;
     let app = Router::new()
         .route("/", get(Html(include_str!("jobs.html"))))
         .route("/jobs", post(start))
@@ -89,7 +108,7 @@ struct App {
 }
 
 struct Job {
-    started: Instant,
+    order: Order,
     status: Mutex<Status>,
     /// Each event is the whole status, and replaces the event before. So one event is enough for a
     /// page that is new or reconnects, and a slow page skips events.
@@ -97,16 +116,35 @@ struct Job {
     worker: Mutex<Option<AbortHandle>>,
 }
 
+/// An event of [`ORDERS`]: the part of a job that does not change.
+#[derive(Clone, serde::Deserialize, serde::Serialize)]
+struct Order {
+    id: String,
+    /// Makes the simulated job fail.
+    fails: bool,
+    /// The start of the job, in seconds since 1970.
+    started: u64,
+}
+
 /// The status of a job: the data of its events, and the response to a client that polls.
-#[derive(Clone, serde::Serialize)]
+#[derive(Clone, serde::Deserialize, serde::Serialize)]
 struct Status {
     id: String,
     name: String,
     /// `progress`, and at the end `done`, `failed` or `cancelled`. Also the name of the event.
-    state: &'static str,
+    state: JobState,
     done: u32,
     total: u32,
     message: String,
+}
+
+#[derive(Clone, Copy, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum JobState {
+    Progress,
+    Done,
+    Failed,
+    Cancelled,
 }
 
 #[derive(serde::Deserialize)]
@@ -133,36 +171,16 @@ async fn start(State(app): State<Arc<App>>, Json(request): Json<JobRequest>) -> 
     // The id must be unguessable: with it, a client can follow the job and cancel it. Each
     // `RandomState` has random keys.
     let id: String = (0..2).map(|_| format!("{:016x}", RandomState::new().hash_one(&name))).collect();
-    let status = Status { id: id.clone(), name, state: "progress", done: 0, total: STEPS, message: String::new() };
-    let job = Arc::new(Job {
-        started: Instant::now(),
-        status: Mutex::new(status),
-        topic: app.hub.topic(format!("jobs/{id}")).latest_only(),
-        worker: Mutex::default(),
-    });
-    // The first event. Publishing it fails if the hub has too many topics.
+    let order = Order { id: id.clone(), fails: request.fails, started: now() };
+    let status =
+        Status { id: id.clone(), name, state: JobState::Progress, done: 0, total: STEPS, message: String::new() };
+    let job = app.new_job(order, status);
+    // The first events. Publishing them fails if the hub has too many topics.
+    let order = Event::json(&job.order).expect("strings and numbers serialize");
+    app.hub.topic(ORDERS).publish(order).await?;
     job.update(|_| {}).await?;
-    let worker = tokio::spawn(work(job.clone(), request.fails, app.pace));
-    *job.worker.lock().unwrap() = Some(worker.abort_handle());
-    let mut jobs = app.jobs.lock().unwrap();
-    jobs.retain(|_, job| job.started.elapsed() < RETENTION);
-    jobs.insert(id.clone(), job.clone());
-    drop(jobs);
-
-    tokio::spawn(async move {
-        let _permit_until_the_end = permit;
-        // Subscribers learn of every end, also of a panic.
-        let (state, message) = match worker.await {
-            Ok(Ok(())) => ("done", format!("All {STEPS} steps are done")),
-            Ok(Err(error)) => ("failed", error.to_string()),
-            Err(error) if error.is_cancelled() => ("cancelled", "The job was cancelled".into()),
-            Err(_) => ("failed", "The job panicked".into()),
-        };
-        let published = job.update(|status| (status.state, status.message) = (state, message)).await;
-        if let Err(error) = published.and(job.topic.finish().await) {
-            eprintln!("{:?}: {error}", job.topic);
-        }
-    });
+    app.jobs.lock().unwrap().retain(|_, job| !job.is_expired());
+    app.run(job, permit);
     Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/jobs/{id}"))], Json(serde_json::json!({ "id": id }))))
 }
 
@@ -205,12 +223,95 @@ async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<S
 
 impl App {
     fn job(&self, id: &str) -> Result<Arc<Job>, (StatusCode, &'static str)> {
-        let job = self.jobs.lock().unwrap().get(id).filter(|job| job.started.elapsed() < RETENTION).cloned();
+        let job = self.jobs.lock().unwrap().get(id).filter(|job| !job.is_expired()).cloned();
         job.ok_or((StatusCode::NOT_FOUND, "There is no such job, or it has expired"))
+    }
+
+    fn new_job(&self, order: Order, status: Status) -> Arc<Job> {
+        let topic = self.hub.topic(format!("jobs/{}", order.id)).latest_only();
+        Arc::new(Job { order, status: Mutex::new(status), topic, worker: Mutex::default() })
+    }
+
+    /// Runs a job in the background, from its next step.
+    fn run(&self, job: Arc<Job>, permit: OwnedSemaphorePermit) {
+        let worker = tokio::spawn(work(job.clone(), self.pace));
+        *job.worker.lock().unwrap() = Some(worker.abort_handle());
+        self.jobs.lock().unwrap().insert(job.order.id.clone(), job.clone());
+        tokio::spawn(async move {
+            let _permit_until_the_end = permit;
+            // Subscribers learn of every end, also of a panic.
+            let (state, message) = match worker.await {
+                Ok(Ok(())) => (JobState::Done, format!("All {STEPS} steps are done")),
+                Ok(Err(error)) => (JobState::Failed, error.to_string()),
+                Err(error) if error.is_cancelled() => (JobState::Cancelled, "The job was cancelled".into()),
+                Err(_) => (JobState::Failed, "The job panicked".into()),
+            };
+            let published = job.update(|status| (status.state, status.message) = (state, message)).await;
+            if let Err(error) = published.and(job.topic.finish().await) {
+                eprintln!("{:?}: {error}", job.topic);
+            }
+        });
+    }
+
+    /// Restores the jobs of an earlier process from the log, and continues those that had not
+    /// ended.
+    async fn restore(&self) -> Result<(), BoxError> {
+        let mut orders = HashMap::new();
+        for published in self.past([ORDERS.to_owned()]).await? {
+            let order: Order = serde_json::from_str(&published.event.event_data().unwrap_or_default())?;
+            orders.insert(format!("jobs/{}", order.id), order);
+        }
+        let topics: Vec<_> = orders.keys().cloned().chain([ORDERS.to_owned()]).collect();
+        // The last event of each topic is the status.
+        let mut latest = HashMap::new();
+        for published in self.past(topics).await?.into_iter().filter(|published| &*published.topic != ORDERS) {
+            latest.insert(published.topic.to_string(), published.event);
+        }
+        for (topic, event) in latest {
+            let Some(order) = orders.remove(&topic) else { continue };
+            let status: Status = serde_json::from_str(&event.event_data().unwrap_or_default())?;
+            let has_ended = status.state != JobState::Progress;
+            let job = self.new_job(order, status);
+            if has_ended {
+                // The process may have ended between the last event and the end of the topic.
+                let _finished_already = job.topic.finish().await;
+                self.jobs.lock().unwrap().insert(job.order.id.clone(), job);
+            } else {
+                self.run(job, Arc::clone(&self.permits).acquire_owned().await?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the events of these topics until now. One of the topics is [`ORDERS`].
+    async fn past(&self, topics: impl IntoIterator<Item = String>) -> Result<Vec<Published>, BoxError> {
+        // This event is the last one.
+        let now = self.hub.topic(ORDERS).publish(Event::new("").event("restored")).await?;
+        let mut events = self.hub.listen(topics, Start::Earliest).await?;
+        let mut past = Vec::new();
+        while let Some(published) = events.next().await {
+            let published = published?;
+            if published.id == now {
+                break;
+            }
+            if published.event.name() != Some("restored") {
+                past.push(published);
+            }
+        }
+        Ok(past)
     }
 }
 
+/// Returns the time in seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 impl Job {
+    fn is_expired(&self) -> bool {
+        Duration::from_secs(now().saturating_sub(self.order.started)) >= RETENTION
+    }
+
     /// Changes the status, and publishes it.
     async fn update(&self, change: impl FnOnce(&mut Status)) -> Result<(), Error> {
         let status = {
@@ -218,17 +319,24 @@ impl Job {
             change(&mut status);
             status.clone()
         };
-        let event = Event::json(&status).expect("strings and numbers serialize").event(status.state);
+        let name = match status.state {
+            JobState::Progress => "progress",
+            JobState::Done => "done",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        };
+        let event = Event::json(&status).expect("strings and numbers serialize").event(name);
         self.topic.publish(event).await.map(drop)
     }
 }
 
 /// Simulates a long job. It publishes every step, because slow clients delay neither the job nor
 /// other clients.
-async fn work(job: Arc<Job>, fails: bool, pace: Duration) -> Result<(), BoxError> {
-    for step in 1..=STEPS {
+async fn work(job: Arc<Job>, pace: Duration) -> Result<(), BoxError> {
+    let done = job.status.lock().unwrap().done;
+    for step in done + 1..=STEPS {
         sleep(pace).await;
-        if fails && step > STEPS * 3 / 5 {
+        if job.order.fails && step > STEPS * 3 / 5 {
             return Err(format!("Step {step} failed: the file ends too early").into());
         }
         job.update(|status| {

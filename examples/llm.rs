@@ -12,7 +12,10 @@
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::{StatusCode, header::LOCATION},
+    http::{
+        StatusCode,
+        header::{CONTENT_TYPE, LOCATION},
+    },
     response::{Html, IntoResponse, Result},
     routing::{get, post},
 };
@@ -76,6 +79,7 @@ async fn run(address: &str, pace: &str, patience: &str) -> Result<(), BoxError> 
     });
     let app = Router::new()
         .route("/", get(Html(include_str!("llm.html"))))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
         .route("/answers", post(ask))
         .route("/answers/{id}", get(read))
         .with_state(app)

@@ -11,7 +11,7 @@
 use axum::{
     Router,
     extract::{ConnectInfo, MatchedPath, Request, State},
-    http::request::Parts,
+    http::{header::CONTENT_TYPE, request::Parts},
     response::Html,
     routing::get,
 };
@@ -80,6 +80,7 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .on_close(log_stream);
     let app = Router::new()
         .route("/", get(Html(include_str!("ops.html"))))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
         .route("/feed", get(events).with_state(feed.clone()))
         .route("/metrics", get(|State(metrics): State<PrometheusHandle>| async move { metrics.render() }))
         .with_state(metrics.clone())

@@ -8,7 +8,7 @@
 //! Restart the server, or cut the network, while the page is open. The page reconnects, and catches
 //! up by itself.
 
-use axum::{Router, extract::State, response::Html, routing::get};
+use axum::{Router, extract::State, http::header::CONTENT_TYPE, response::Html, routing::get};
 use std::{
     env,
     process::ExitCode,
@@ -50,6 +50,7 @@ async fn run(address: &str, interval: &str) -> Result<(), BoxError> {
     let machine = Hub::builder().max_age(RETENTION).build().topic("machine");
     let app = Router::new()
         .route("/", get(Html(include_str!("quickstart.html"))))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
         .route("/events", get(events))
         .with_state(machine.clone())
         // The default heartbeat comes after 15 seconds of silence, and this feed is never silent

@@ -14,7 +14,7 @@
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::Html,
     routing::{get, put},
 };
@@ -66,6 +66,7 @@ async fn serve(address: &str) -> Result<(), BoxError> {
     }
     let pages = Router::new()
         .route("/", get(Html(include_str!("tonic.html"))))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
         .route("/events", get(events))
         .route("/services/{name}", put(set))
         .with_state(health.clone());

@@ -27,7 +27,7 @@
 //! any other text/event-stream body ───────────────────────────────────┘
 //! client's Last-Event-ID ──▶ LastEventId ──▶ Hub / Topic ──▶ Subscription (already wire bytes) ──▶ SseStream
 //!                                             ▲     │
-//! the hubs of other processes ◀──▶ Backend ───┴─────┘ (Redis, NATS, Postgres; or none: the hub is in memory)
+//! the hubs of other processes ◀──▶ Backend ───┴─────┘ (a file, Redis, NATS, Postgres; or none: the hub is in memory)
 //! ```
 //!
 //! - [`Event`] is one message. Its [name](EventName) and [id](EventId) are checked types, so text
@@ -90,6 +90,7 @@
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
 //! | `json` | yes | [`Event::json`], [`SseStream::json`], [`SseStream::try_json`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
+//! | `file` | no | a [`hub`] whose log is in a file, for restarts without gaps; needs Rust 1.90 | `redb`, `xxhash-rust` |
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
 //! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |
 //! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
@@ -229,9 +230,10 @@ pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
 
 /// Compiles the code of the README and of the guides.
-#[cfg(all(doctest, feature = "hub", feature = "json", feature = "redis", feature = "serve"))]
+#[cfg(all(doctest, feature = "file", feature = "hub", feature = "json", feature = "redis", feature = "serve"))]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/several-nodes.md")]
+#[doc = include_str!("../docs/choosing-a-log.md")]
 #[doc = include_str!("../docs/production.md")]
 #[doc = include_str!("../docs/recordings.md")]
 #[doc = include_str!("../docs/authentication.md")]

@@ -14,7 +14,7 @@ use support::whatwg;
 use tokio_test::task;
 use tower_sse::{
     Event, EventId, SseStream,
-    hub::{ErrorKind, GapReason, Hub, LagPolicy, Start, Subscription, SubscriptionError},
+    hub::{ErrorKind, GapReason, Hub, LagPolicy, Retention, Start, Subscription, SubscriptionError},
 };
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
@@ -27,6 +27,8 @@ enum Step {
     Publish {
         topic: usize,
         sizes: Vec<usize>,
+        /// The limits of events and bytes that the topic gets.
+        limits: Option<(usize, usize)>,
     },
     Subscribe {
         topics: Vec<usize>,
@@ -77,7 +79,10 @@ fn step(largest: usize) -> impl Strategy<Value = Step> {
         (1..u64::MAX / 2).prop_map(Begin::Future),
     ];
     prop_oneof![
-        8 => (topic.clone(), vec(0..largest, 0..8)).prop_map(|(topic, sizes)| Step::Publish { topic, sizes }),
+        8 => (topic.clone(), vec(0..largest, 0..8))
+            .prop_map(|(topic, sizes)| Step::Publish { topic, sizes, limits: None }),
+        1 => (topic.clone(), vec(0..largest, 0..8), (1..20_usize, 0..10 * largest))
+            .prop_map(|(topic, sizes, limits)| Step::Publish { topic, sizes, limits: Some(limits) }),
         3 => (vec(topic.clone(), 1..4), begin).prop_map(|(topics, start)| Step::Subscribe { topics, start }),
         8 => (any::<Index>(), 1..20_usize).prop_map(|(client, items)| Step::Read { client, items }),
         3 => any::<Index>().prop_map(|client| Step::Resume { client }),
@@ -112,6 +117,8 @@ struct Model {
     finished: [Option<Finished>; 3],
     max_events: usize,
     max_bytes: usize,
+    /// The limits of topics that have their own.
+    limits: [Option<(usize, usize)>; 3],
     now: u32,
     /// Whether a client listens to the state, and when the last one left.
     is_shown: bool,
@@ -149,10 +156,15 @@ impl Model {
             self.newest() + 1,
             Published { topic, data, size, at: self.now, is_held: true, is_replaced: false },
         );
+        self.evict(topic);
+    }
+
+    fn evict(&mut self, topic: usize) {
+        let (max_events, max_bytes) = self.limits[topic].unwrap_or((self.max_events, self.max_bytes));
         loop {
             let held = || self.log.values().filter(|event| event.topic == topic && event.is_held);
             let bytes: usize = held().map(|event| event.size).sum();
-            if held().count() <= 1 || (held().count() <= self.max_events && bytes <= self.max_bytes) {
+            if held().count() <= 1 || (held().count() <= max_events && bytes <= max_bytes) {
                 break;
             }
             let oldest = self.log.values_mut().find(|event| event.topic == topic && event.is_held);
@@ -216,11 +228,19 @@ impl World {
         EventId::new(format!("{}-{number}", self.epoch)).unwrap()
     }
 
-    fn publish(&mut self, topic: usize, sizes: Vec<usize>) {
+    fn publish(&mut self, topic: usize, sizes: Vec<usize>, limits: Option<(usize, usize)>) {
         let data = |i: usize, size: usize| format!("{}/{topic}/{i} {}", self.model.newest(), "x".repeat(size));
         let texts: Vec<_> = sizes.into_iter().enumerate().map(|(i, size)| data(i, size)).collect();
         let handle = self.hub.topic(TOPICS[topic]);
         let handle = if topic == STATE { handle.latest_only() } else { handle };
+        let handle = match limits {
+            Some((events, bytes)) => handle.retention(Retention::new().max_events(events).max_bytes(bytes)),
+            None => handle,
+        };
+        if limits.is_some() && !texts.is_empty() {
+            self.model.limits[topic] = limits;
+            self.model.evict(topic);
+        }
         let published = handle.publish_all(texts.iter().map(Event::new)).now_or_never().unwrap();
         if self.model.finished[topic].is_some() && !texts.is_empty() {
             assert_eq!(published.unwrap_err().kind(), ErrorKind::Finished);
@@ -420,6 +440,7 @@ impl World {
     fn remove(&mut self, topic: usize) {
         self.hub.topic(TOPICS[topic]).remove().now_or_never().unwrap().unwrap();
         self.model.log.values_mut().filter(|event| event.topic == topic).for_each(|event| event.is_held = false);
+        self.model.limits[topic] = None;
         if let Some(finished) = &mut self.model.finished[topic] {
             *finished = Finished::Expired;
         }
@@ -432,11 +453,14 @@ impl World {
         if mem::replace(&mut self.model.is_shown, is_shown) && !is_shown {
             self.model.left_at = self.model.now;
         }
-        for topic in 0..TOPICS.len() {
+        for (topic, name) in TOPICS.into_iter().enumerate() {
             let is_held = self.model.log.values().any(|event| event.topic == topic && event.is_held);
             let is_heard = self.clients.iter().any(|client| client.listens_to(topic));
             if self.model.finished[topic] == Some(Finished::Expired) && !is_held && !is_heard {
                 self.model.finished[topic] = None;
+            }
+            if !self.hub.topic(name).exists() {
+                self.model.limits[topic] = None;
             }
         }
     }
@@ -449,6 +473,7 @@ impl World {
         self.model.expire();
         // A state without clients has lost its last subscriber.
         self.model.left_at = self.model.now;
+        self.forget_topics();
     }
 
     async fn wait(&mut self) {
@@ -476,7 +501,7 @@ async fn play(steps: Vec<Step>, max_events: usize, max_bytes: usize, policy: Lag
     for step in steps {
         let pick = |client: Index| (!world.clients.is_empty()).then(|| client.index(world.clients.len()));
         match step {
-            Step::Publish { topic, sizes } => world.publish(topic, sizes),
+            Step::Publish { topic, sizes, limits } => world.publish(topic, sizes, limits),
             Step::Subscribe { topics, start } => world.subscribe(topics.into_iter().collect(), start),
             Step::Read { client, items } => {
                 if let Some(client) = pick(client) {

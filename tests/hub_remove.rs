@@ -6,7 +6,7 @@ use support::whatwg;
 use tokio_test::{assert_pending, assert_ready_eq, task};
 use tower_sse::{
     Event, EventId, SseStream,
-    hub::{ErrorKind, GapReason, Hub, Start, Stats, Subscription, Topic, backend::MemoryBackend},
+    hub::{ErrorKind, GapReason, Hub, Start, Stats, Subscription, Topic},
 };
 
 type Task = task::Spawn<Subscription>;
@@ -102,21 +102,4 @@ fn removed_state_is_an_ordinary_topic_again() {
     publish(&topic, "2");
     publish(&topic, "3");
     assert_eq!(data(&mut subscribe(&topic, Start::Earliest)), ["2", "3"]);
-}
-
-#[tokio::test]
-async fn remove_is_unsupported_with_a_backend() {
-    let hub = Hub::builder().backend(MemoryBackend::new(10)).connect().await.unwrap();
-    hub.topic("a").publish(Event::new("1")).await.unwrap();
-    let error = hub.topic("a").remove().await.unwrap_err();
-    assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::Unsupported, 501));
-    assert_eq!(
-        error.to_string(),
-        r#"the topic "a" cannot be removed, because the hub has a backend; its retention applies"#
-    );
-    let mut again = task::spawn(hub.topic("a").subscribe(Start::Earliest).await.unwrap());
-    while hub.stats().published == 0 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(data(&mut again), ["1"]);
 }

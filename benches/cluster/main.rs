@@ -1,8 +1,8 @@
-//! The cost of a hub on several nodes: in memory, with a backend in memory, with Redis Streams, with
-//! NATS JetStream, and with Postgres, in one run.
+//! The cost of a hub with a backend: in memory, with a backend in memory, in a file, with Redis
+//! Streams, with NATS JetStream, and with Postgres, in one run.
 //!
 //! ```console
-//! $ cargo bench --bench cluster --features redis,nats,postgres
+//! $ cargo bench --bench cluster --features file,redis,nats,postgres
 //! ```
 //!
 //! The benchmark starts the servers, and a process of its own executable for each node. Ratios are
@@ -15,11 +15,13 @@ mod clients;
 mod commits;
 mod deliveries;
 mod fan_out;
+mod file;
 mod node;
 mod process;
 mod replay;
 mod store;
 
+use file::Files;
 use process::NODE;
 use std::{env, error::Error, iter::successors, process::ExitCode};
 use store::{Engine, Store};
@@ -80,6 +82,9 @@ const TEST: Scale = Scale {
 enum Log {
     Memory,
     MemoryBackend,
+    File,
+    /// A file with `Durability::Process`.
+    FileProcess,
     Redis,
     Nats,
     Postgres,
@@ -95,6 +100,7 @@ impl Log {
         match self {
             Self::Memory => "memory",
             Self::MemoryBackend => "a backend in memory",
+            Self::File | Self::FileProcess => "file",
             Self::Redis => "Redis",
             Self::Nats => "NATS",
             Self::Postgres => "Postgres",
@@ -109,6 +115,7 @@ struct Bench {
     nats: Store,
     postgres: Store,
     postgres_async: Store,
+    files: Files,
     streams: usize,
 }
 
@@ -138,15 +145,17 @@ fn run() -> Result<(), String> {
     let nats = Store::start(Engine::Nats)?;
     let postgres = Store::start(Engine::Postgres { is_synchronous: true })?;
     let postgres_async = Store::start(Engine::Postgres { is_synchronous: false })?;
-    let mut bench = Bench { scale, redis, nats, postgres, postgres_async, streams: 0 };
+    let files = Files::new()?;
+    let mut bench = Bench { scale, redis, nats, postgres, postgres_async, files, streams: 0 };
     // Like criterion, runs the tables whose names contain an argument, or all of them.
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(&**filter));
-    let tables: [(_, fn(&mut Bench) -> _); 4] = [
+    let tables: [(_, fn(&mut Bench) -> _); 5] = [
         ("deliveries", Bench::deliveries),
         ("commits", Bench::commits),
         ("fan-out", Bench::fan_out),
         ("replay", Bench::replay),
+        ("file", Bench::file),
     ];
     tables.into_iter().filter(|(name, _)| is_wanted(name)).try_for_each(|(_, table)| table(&mut bench))
 }
@@ -172,11 +181,16 @@ impl Bench {
         let kind = match log {
             Log::Memory => "memory",
             Log::MemoryBackend => "backend",
+            Log::File => "file",
+            Log::FileProcess => "file-process",
             Log::Redis => "redis",
             Log::Nats => "nats",
             Log::Postgres | Log::PostgresAsync => "postgres",
         };
-        let url = self.store(log).map_or("-".to_owned(), Store::url);
+        let url = match log {
+            Log::File | Log::FileProcess => self.files.url(),
+            _ => self.store(log).map_or("-".to_owned(), Store::url),
+        };
         format!("open {kind} {url} {stream} {max_events}")
     }
 }

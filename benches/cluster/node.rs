@@ -12,6 +12,7 @@ use std::{
     fs,
     hint::black_box,
     io::{self, Write},
+    path::Path,
     time::{Duration, Instant},
 };
 use tokio::{
@@ -23,7 +24,7 @@ use tower_sse::{
     BoxError, Event,
     hub::{
         Hub, Start, Topic,
-        backend::{MemoryBackend, NatsBackend, PostgresBackend, RedisBackend},
+        backend::{Durability, FileBackend, MemoryBackend, NatsBackend, PostgresBackend, RedisBackend},
     },
 };
 
@@ -63,6 +64,8 @@ pub(crate) async fn main() -> Result<(), BoxError> {
                 connections = connect(u16::try_from(port)?, count as usize).await?;
                 Vec::new()
             }
+            // Ends the process as an application does.
+            ("quit", []) => return Ok(()),
             ("disconnect", []) => {
                 connections.shutdown().await;
                 Vec::new()
@@ -81,6 +84,11 @@ async fn open(kind: &str, url: &str, stream: &str, max_events: usize) -> Result<
     let hub = Hub::builder().max_events(max_events).max_bytes(usize::MAX);
     Ok(match kind {
         "memory" => hub.build(),
+        "file" | "file-process" => {
+            let durability = if kind == "file" { Durability::Disk } else { Durability::Process };
+            let file = FileBackend::new(Path::new(url).join(stream)).max_records(2_000_000).durability(durability);
+            hub.backend(file).connect().await?
+        }
         "redis" => hub.backend(RedisBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
         "postgres" => hub.backend(PostgresBackend::new(url)?.schema(stream)?.timeout(TIMEOUT)).connect().await?,
         "nats" => hub.backend(NatsBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
@@ -158,6 +166,37 @@ async fn execute(feed: &mut Feed, word: &str, numbers: &[u64]) -> Result<Vec<u64
                 published += ended??;
             }
             vec![published]
+        }
+        // Publishes with concurrent publishers for a duration. Returns the number of events, the
+        // duration, and the median and the 99th percentile of the times until an acknowledgement.
+        ("publishers", &[millis, publishers]) => {
+            let (begin, end) = (Instant::now(), Instant::now() + Duration::from_millis(millis));
+            let mut tasks = JoinSet::new();
+            for _ in 0..publishers {
+                let topic = topic.clone();
+                tasks.spawn(async move {
+                    let mut times = Vec::new();
+                    while Instant::now() < end {
+                        let begin = Instant::now();
+                        topic.publish(event()).await?;
+                        times.push(begin.elapsed().as_nanos() as u64);
+                    }
+                    Ok::<_, tower_sse::hub::Error>(times)
+                });
+            }
+            let mut times = Vec::new();
+            while let Some(ended) = tasks.join_next().await {
+                times.extend(ended??);
+            }
+            let (events, nanos) = (times.len() as u64, begin.elapsed().as_nanos() as u64);
+            let times = quantiles(times);
+            vec![events, nanos, times[QUANTILES / 2], times[QUANTILES * 99 / 100]]
+        }
+        // Waits for the first event of a new subscriber.
+        ("first", []) => {
+            let mut subscription = topic.subscribe(Start::Earliest).await?;
+            black_box(timeout(TIMEOUT, subscription.next()).await?.ok_or("the subscription has ended")??);
+            Vec::new()
         }
         // Returns the delays of the events at their clients.
         ("delays", []) => quantiles(feed.clients.delays()),

@@ -40,6 +40,12 @@ impl Node {
         }
     }
 
+    /// Waits until the process has ended by itself.
+    pub(crate) fn quit(mut self) -> Result<(), String> {
+        self.send("quit")?;
+        self.process.wait().map(drop).map_err(|error| format!("a node does not end: {error}"))
+    }
+
     /// Sends a command, and waits for its result.
     pub(crate) fn call(&mut self, command: &str) -> Result<Vec<u64>, String> {
         self.send(command)?;

@@ -17,6 +17,8 @@ impl Bench {
         let mut in_memory = None;
         let cases = [
             (Log::Memory, true, 1),
+            (Log::File, false, 1),
+            (Log::File, false, TOGETHER),
             (Log::Redis, true, 1),
             (Log::Redis, false, 1),
             (Log::Redis, false, TOGETHER),
@@ -30,8 +32,11 @@ impl Bench {
             let mut writer = Node::start()?;
             writer.call(&self.open(log, &stream, events))?;
             writer.call(&format!("fill 0 {} {burst}", events / burst))?;
-            let mut node = if is_retained { writer } else { Node::start()? };
+            let mut node = writer;
             if !is_retained {
+                // Only one process at a time can use a file.
+                drop(node);
+                node = Node::start()?;
                 node.call(&self.open(log, &stream, 1))?;
             }
             let mut rates = Vec::new();
@@ -46,7 +51,11 @@ impl Bench {
                 (false, 1) => "not retained",
                 (false, _) => "not retained, published 1,000 together",
             };
-            let target = if log == Log::Redis && !is_retained { "≥ 200,000" } else { "" };
+            let target = match (log, is_retained) {
+                (Log::File, false) => "≥ 1,000,000",
+                (Log::Redis, false) => "≥ 200,000",
+                _ => "",
+            };
             let connections = self.store(log).map_or(0, Store::connections);
             let ratio = rate / in_memory;
             let case = format!("{}, {case}", log.name());

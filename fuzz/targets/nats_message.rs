@@ -45,6 +45,7 @@ fuzz_target!(|input: &[u8]| {
     let kind = match fields.bytes().next() {
         Some(b's') => RecordKind::State,
         Some(b'f') => RecordKind::Finish,
+        Some(b'r') => RecordKind::Remove,
         _ => RecordKind::Event,
     };
     check_ours(sequence, after, &topic, kind, events);
@@ -86,10 +87,11 @@ fn check_foreign(sequence: u64, after: Position, topic: &str, headers: HeaderMap
 fn check_ours(sequence: u64, after: Position, topic: &str, kind: RecordKind, events: Vec<Event>) {
     let Some(subject) = subject(STREAM, topic) else { return };
     check_topic(topic);
-    // The end of a topic is one record without an event.
-    let events = match kind {
-        RecordKind::Finish => vec![Bytes::new()],
-        _ => events.into_iter().map(Event::encode).collect(),
+    // The end and the removal of a topic are one record without an event.
+    let is_event = matches!(kind, RecordKind::Event | RecordKind::State);
+    let events = match is_event {
+        false => vec![Bytes::new()],
+        true => events.into_iter().map(Event::encode).collect(),
     };
     let records: Vec<_> = events.into_iter().map(|event| Record { topic: topic.into(), kind, event }).collect();
     let (headers, payload) = write(&records);
@@ -100,7 +102,7 @@ fn check_ours(sequence: u64, after: Position, topic: &str, kind: RecordKind, eve
     if after.get() <= sequence.saturating_sub(1).saturating_mul(EVENTS) && sequence > 0 && sequence < 1 << 48 {
         assert_eq!(read, records);
     }
-    if kind != RecordKind::Finish {
+    if is_event {
         assert!(read.iter().all(|record| event(record).is_some_and(|event| event.encode() == record.event)));
     }
 }

@@ -139,6 +139,7 @@ fn ours(begin: u8, last: &mut Position, topic: &[u8], kind: &[u8], event: &[u8])
     let kind = match kind {
         b"s" => RecordKind::State,
         b"f" => RecordKind::Finish,
+        b"r" => RecordKind::Remove,
         _ => RecordKind::Event,
     };
     let topic = String::from_utf8_lossy(topic).into_owned();
@@ -171,6 +172,7 @@ fn foreign(id: &[u8], fields: &[&[u8]]) -> (Value, Written) {
             b"e" => event = event.or(Some((RecordKind::Event, value.to_vec()))),
             b"s" => event = event.or(Some((RecordKind::State, value.to_vec()))),
             b"f" => event = event.or(Some((RecordKind::Finish, value.to_vec()))),
+            b"r" => event = event.or(Some((RecordKind::Remove, value.to_vec()))),
             _ => {}
         }
     }

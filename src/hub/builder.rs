@@ -1,3 +1,5 @@
+#[cfg(feature = "file")]
+use super::backend::FileBackend;
 #[cfg(feature = "nats")]
 use super::backend::NatsBackend;
 #[cfg(feature = "postgres")]
@@ -134,6 +136,41 @@ impl Builder {
     /// ```
     pub fn backend(self, backend: impl Backend) -> Connector {
         self.of(Ok(backend), |backend, _| backend)
+    }
+
+    /// Puts the log of the hub in a file of this machine, so that it survives the process.
+    ///
+    /// The file is created if it does not exist. A second file, whose name ends in `.mark`, is
+    /// beside it. Only one process at a time can use the log. The log retains events for the
+    /// [`max_age`](Self::max_age) of the hub, whether that is set before or after this call. For
+    /// other settings, pass a [`FileBackend`] to [`backend`](Self::backend).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, hub::{Error, Hub, Start}};
+    /// # use tokio_stream::StreamExt;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// # let folder = std::env::temp_dir().join(format!("tower-sse-doc-{}", std::process::id()));
+    /// # std::fs::create_dir_all(&folder).unwrap();
+    /// # let path = folder.join("events.log");
+    /// let hub = Hub::builder().file(&path).connect().await?;
+    /// let id = hub.topic("news").publish(Event::new("hello")).await?;
+    /// hub.topic("news").publish(Event::new("world")).await?;
+    /// drop(hub);
+    ///
+    /// // After a restart, clients resume after the last event that they have received.
+    /// let hub = Hub::builder().file(&path).connect().await?;
+    /// let mut news = hub.topic("news").subscribe(Start::After(id)).await?;
+    /// assert!(news.gap().is_none());
+    /// assert_eq!(news.next().await.unwrap().unwrap().count(), 1);
+    /// # drop((hub, news));
+    /// # std::fs::remove_dir_all(folder).unwrap();
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "file")]
+    pub fn file(self, path: impl AsRef<std::path::Path>) -> Connector {
+        self.of(Ok(FileBackend::new(path)), FileBackend::max_age)
     }
 
     /// Puts the log of the hub in Redis, at this URL.

@@ -1,12 +1,12 @@
 //! The settings of a hub, and their defaults.
 
-use super::{gap::LagPolicy, log::Retention};
+use super::{gap::LagPolicy, log::Limits};
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HubConfig {
-    /// The retention of each topic in the memory of this process.
-    pub(super) retention: Retention,
+    /// The retention of each topic in the memory of this process, unless the topic sets its own.
+    pub(super) retention: Limits,
     pub(super) max_topics: usize,
     pub(super) max_topics_per_subscription: usize,
     /// The treatment of subscribers that are slower than the retention. A subscription can override
@@ -19,7 +19,7 @@ pub(super) struct HubConfig {
 
 impl HubConfig {
     pub(super) const DEFAULT: Self = Self {
-        retention: Retention { max_events: 10_000, max_bytes: 8 << 20, max_age: Duration::from_secs(60 * 60) },
+        retention: Limits { max_events: 10_000, max_bytes: 8 << 20, max_age: Duration::from_secs(60 * 60) },
         max_topics: 100_000,
         max_topics_per_subscription: 1_000,
         lag_policy: LagPolicy::Gap,

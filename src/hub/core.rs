@@ -7,7 +7,7 @@
 //! lock is held.
 
 use super::{
-    backend::{IdFormat, Position, RecordKind},
+    backend::{Appended, IdFormat, Position, Record, RecordKind},
     config::HubConfig,
     count_watch::{CountWatch, Wakers},
     error::Error,
@@ -15,8 +15,9 @@ use super::{
     id::Epoch,
     janitor,
     node::BackendClient,
-    recording::nodes::Recordings,
+    recording::{beat, nodes::Recordings},
     registry::Registry,
+    retention::Retention,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
     topic_state::{self, Contents, TopicState},
@@ -24,12 +25,19 @@ use super::{
     wake_queue::WakeQueue,
 };
 use crate::{Event, EventId, metrics};
-use std::{mem, sync::Arc};
-use tokio::time::Instant;
+use bytes::Bytes;
+use std::{mem, sync::Arc, time::Duration};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 /// The maximum number of events or topics that are processed before the lock of the registry, the
 /// table of all topics, is released. Processing 1,000 of them takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
+
+/// The time that a removal waits for the follower of this node.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
@@ -43,6 +51,8 @@ pub(super) struct Core {
     committed: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
     pub(super) recordings: Arc<Recordings>,
+    /// Wakes the janitor early.
+    pub(super) earlier_expiry: Arc<Notify>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
@@ -57,6 +67,7 @@ impl Core {
             committed: AtomicU64::new(0),
             wake_queue: Arc::default(),
             recordings: Arc::default(),
+            earlier_expiry: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
         }
@@ -165,13 +176,35 @@ impl Core {
     /// contains its id already.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
-        contents.log.push(registry.last, event, &self.config.retention, now);
+        contents.log.push(registry.last, event, &contents.retention, now);
         if contents.latest_only {
             contents.log.replace();
         }
-        contents.evict(&self.config.retention, now);
+        contents.evict(now);
         registry.retained = registry.retained + contents.log.retained() - before;
         registry.published += 1;
+    }
+
+    /// Sets the retention of a topic, and evicts the events that exceed it. The caller adds an event
+    /// or a subscriber next. If nothing follows, the topic expires.
+    pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
+        let limits = retention.limits(&self.config.retention);
+        let now = Instant::now();
+        let mut registry = self.registry.lock();
+        let topic = registry.topic(name, &self.config)?;
+        let mut contents = topic.lock();
+        if contents.retention == limits {
+            return Ok(());
+        }
+        contents.retention = limits;
+        registry.retained = registry.retained - contents.evict(now);
+        // The topic was scheduled for the expiry under the old limits.
+        registry.unschedule(&topic, &mut contents);
+        let due = contents.expiry().or_else(|| limits.expiry(now));
+        registry.schedule(&topic, &mut contents, due);
+        drop(contents);
+        self.call_janitor(&mut registry, now);
+        Ok(())
     }
 
     /// Finishes a topic. Has no effect if the topic is already finished.
@@ -222,27 +255,47 @@ impl Core {
         is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
+    /// Removes a topic. With a backend, waits until this node has read the removal.
+    pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
+        let Some(backend) = &self.backend else {
+            self.remove_in_memory(name);
+            return Ok(());
+        };
+        if **name == *beat::TOPIC {
+            return Err(Error::reserved_topic(name));
+        }
+        if self.is_shut_down() {
+            return Err(Error::shut_down());
+        }
+        let remove = Record { topic: name.clone(), kind: RecordKind::Remove, event: Bytes::new() };
+        let Appended { epoch, position } = backend.append_record(remove).await?;
+        let has_read = || self.committed() >= position || backend.epoch_bits() != epoch || self.is_shut_down();
+        let _elapsed = timeout(REMOVE_TIMEOUT, self.recordings.progressed(has_read)).await;
+        Ok(())
+    }
+
     /// Removes all events of a topic from the log in memory, and forgets that the topic is
-    /// `latest_only`. Returns an error if the hub has a backend.
+    /// `latest_only`.
     ///
     /// No waiting reader is woken, because a reader waits only after it has read all events.
-    pub(super) fn remove(&self, name: &Arc<str>) -> Result<(), Error> {
-        if self.backend.is_some() {
-            return Err(Error::unsupported(name));
-        }
+    fn remove_in_memory(&self, name: &Arc<str>) {
         let now = Instant::now();
         let mut registry = self.registry.lock();
-        let Some(topic) = registry.topics.get(name).cloned() else { return Ok(()) };
+        let Some(topic) = registry.topics.get(name).cloned() else { return };
         let mut contents = topic.lock();
+        self.remove_contents(&mut registry, &mut contents);
+        drop(contents);
+        registry.forget_if_idle(&topic, now);
+    }
+
+    /// Removes the events and the state of a topic. The caller forgets the topic if it is idle.
+    pub(super) fn remove_contents(&self, registry: &mut Registry, contents: &mut Contents) {
         let last = contents.log.last().max(contents.log.evicted_through());
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
+        contents.retention = self.config.retention;
         // Open subscriptions still have to end. The end is forgotten with the last of them.
         contents.is_removed = contents.finished.is_some();
-        registry.unschedule(&topic, &mut contents);
-        drop(contents);
-        registry.forget_if_idle(&topic, &self.config.retention, now);
-        Ok(())
     }
 
     /// Makes a change of a topic visible to its readers. Then releases the locks of the registry
@@ -255,7 +308,8 @@ impl Core {
         mut contents: MutexGuard<'_, Contents>,
         now: Instant,
     ) {
-        registry.schedule(topic, &mut contents, self.config.retention.expiry(now));
+        let due = contents.retention.expiry(now);
+        registry.schedule(topic, &mut contents, due);
         let change = topic.changed(&mut contents);
         let rest = change.rest.map(|through| (self.wake_queue.add(topic), through));
         self.set_committed(&registry);
@@ -297,14 +351,14 @@ impl Core {
             contents.left_at = Some(now);
         }
         let is_empty = contents.log.retained().events == 0;
-        // A topic that is due is checked at that time. A state begins to age now.
-        let needs_check = is_last && contents.due.is_none() && (is_empty || contents.latest_only);
+        // A state begins to age now. If it is due, it is checked at that time.
+        let needs_check = is_last && (is_empty || (contents.latest_only && contents.due.is_none()));
         drop(contents);
         drop(waiter);
         count_wakers.wake();
         if needs_check {
             let mut registry = self.registry.lock();
-            registry.check_left(topic, &self.config.retention, now);
+            registry.check_left(topic, now);
             self.call_janitor(&mut registry, now);
         }
     }
@@ -382,8 +436,9 @@ impl Core {
     /// next scheduled time, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
-        registry.sweep(64, &self.config.retention);
+        registry.sweep(64);
         let next = registry.due.first_key_value().map(|((at, _), _)| *at);
+        registry.next_sweep = next;
         if next.is_none() {
             registry.janitor = None;
         }
@@ -400,16 +455,22 @@ impl Core {
     /// task is not running. If the janitor cannot run or is late, removes the expired events of up
     /// to four topics.
     pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
-        let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
+        let Some((&(due, _), first)) = registry.due.first_key_value() else { return };
+        let late = now.saturating_duration_since(due);
+        // The janitor is late if its runtime is not being driven, for example a current-thread
+        // runtime outside of `block_on`.
+        let is_late = !late.is_zero() && late > first.lock().retention.max_age / 16;
+        if registry.next_sweep.is_some_and(|next| due < next) {
+            // A topic has a shorter retention than those before.
+            registry.next_sweep = None;
+            self.earlier_expiry.notify_one();
+        }
         let is_running = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());
         if !is_running {
             registry.janitor = if registry.is_without_timers { None } else { janitor::spawn(self) };
         }
-        // The janitor is late if its runtime is not being driven, for example a current-thread
-        // runtime outside of `block_on`.
-        let is_late = || now.saturating_duration_since(due) > self.config.retention.max_age / 16;
-        if registry.janitor.is_none() || is_late() {
-            registry.sweep(4, &self.config.retention);
+        if registry.janitor.is_none() || is_late {
+            registry.sweep(4);
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{
     config::HubConfig,
     core::Core,
     error::Error,
-    node::{self, BackendClient, DynBackend, Node},
+    node::{self, BackendClient, DynBackend, Node, Removal},
     recording::{keeper, nodes::Recordings},
     topic_state::{self, TopicState},
 };
@@ -53,6 +53,7 @@ impl Node for Core {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
             self.truncate_through(page.evicted_through, now);
         }
+        self.backend.as_ref().inspect(|backend| backend.forget_removals(page.evicted_through));
         for run in page.records.chunk_by(|(_, one), (_, other)| one.topic == other.topic) {
             if !run.iter().any(|(_, record)| Recordings::is_own(record)) {
                 self.deliver_run(run, now);
@@ -77,11 +78,17 @@ impl Core {
         let Ok(topic) = registry.topic(name, &self.config) else {
             // The limit of topics is reached, so there are no subscribers. Later subscribers read
             // the event from the backend.
-            run.iter().for_each(|(position, _)| registry.note_skipped(name, *position));
+            for (position, record) in run {
+                registry.note_skipped(name, *position);
+                if record.kind == RecordKind::Remove {
+                    self.note_removal(name, *position, *position);
+                }
+            }
             return;
         };
         let mut contents = topic.lock();
         let epoch = self.epoch();
+        let mut is_removed = false;
         for (position, record) in run {
             // No event is delivered twice, even if the backend repeats it.
             if *position <= registry.last {
@@ -93,6 +100,12 @@ impl Core {
                 contents.finished = Some(now);
                 continue;
             }
+            if record.kind == RecordKind::Remove {
+                self.note_removal(name, *position, contents.log.last().max(contents.log.evicted_through()));
+                self.remove_contents(&mut registry, &mut contents);
+                is_removed = true;
+                continue;
+            }
             // Another program may have written a record that is not an event. Such a record is
             // skipped.
             let Some(event) = Event::from_wire(&record.event) else { continue };
@@ -100,9 +113,20 @@ impl Core {
             // finished, and the event was acknowledged. The log decides, so the topic continues on
             // all nodes.
             contents.finished = None;
+            contents.is_removed = false;
             self.add(&mut registry, &mut contents, event.id(epoch.id(*position)), now);
         }
         self.commit(registry, &topic, contents, now);
+        if is_removed {
+            self.registry.lock().forget_if_idle(&topic, now);
+        }
+    }
+
+    /// Notes the removal of a topic whose record has this position.
+    fn note_removal(&self, topic: &Arc<str>, at: Position, evicted_through: Position) {
+        if let Some(backend) = &self.backend {
+            backend.note_removal(topic, Removal { at, evicted_through });
+        }
     }
 
     /// Removes all events up to and including `through` from this process, because the backend has

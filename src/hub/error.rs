@@ -70,9 +70,6 @@ pub enum ErrorKind {
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
     /// Internal Server Error.
     NeedsAwait,
-    /// [`Topic::remove`](super::Topic::remove) was called for a hub with a backend, which cannot
-    /// remove a topic. 501 Not Implemented.
-    Unsupported,
     /// The hub is [shut down](super::Hub::shutdown), and accepts no more events. 503 Service
     /// Unavailable.
     ///
@@ -137,10 +134,6 @@ impl Error {
         Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
     }
 
-    pub(super) fn unsupported(topic: &str) -> Self {
-        Self { kind: ErrorKind::Unsupported, topic: topic.into(), limit: 0, source: None }
-    }
-
     pub(super) fn shut_down() -> Self {
         Self { kind: ErrorKind::Shutdown, topic: "".into(), limit: 0, source: None }
     }
@@ -172,7 +165,6 @@ impl Error {
             ErrorKind::TooManyTopics | ErrorKind::Shutdown | ErrorKind::Backend | ErrorKind::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
             ErrorKind::NoTopics | ErrorKind::ReservedTopic | ErrorKind::TooManyTopicsInSubscription => {
                 StatusCode::BAD_REQUEST
             }
@@ -199,9 +191,6 @@ impl fmt::Display for Error {
             ErrorKind::ReservedTopic => write!(f, "the topic {topic} is reserved for the hub; choose another topic"),
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
-            }
-            ErrorKind::Unsupported => {
-                write!(f, "the topic {topic} cannot be removed, because the hub has a backend; its retention applies")
             }
             ErrorKind::NeedsAwait => {
                 write!(f, "publish_now cannot publish to {topic}, because the hub has a backend; await publish instead")

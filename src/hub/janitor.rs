@@ -7,29 +7,31 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     task::{AbortHandle, yield_now},
-    time::sleep_until,
+    time::timeout_at,
 };
 
 /// Starts the janitor, the task that removes expired events, on the current runtime. Returns `None`
 /// outside of a runtime. Publishers and subscribers then remove expired events in small steps.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
-    Some(runtime.spawn(expire(Arc::downgrade(core))).abort_handle())
+    Some(runtime.spawn(expire(Arc::downgrade(core), core.earlier_expiry.clone())).abort_handle())
 }
 
 /// Removes expired events whenever a removal is due. Ends when no removal is scheduled, when the
-/// hub is dropped, or when the runtime has no timers.
-async fn expire(core: Weak<Core>) {
+/// hub is dropped, or when the runtime has no timers. `earlier` is notified when a topic expires
+/// before the time until which the janitor sleeps.
+async fn expire(core: Weak<Core>, earlier: Arc<Notify>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;
-        // `sleep_until` panics on a runtime without timers. Only this panic disables the janitor.
+        // `timeout_at` panics on a runtime without timers. Only this panic disables the janitor.
         // An unrelated panic may also drop this task, and the next janitor may run on a runtime
         // with timers.
-        let Ok(pause) = panic::catch_unwind(|| sleep_until(next)) else {
+        let Ok(pause) = panic::catch_unwind(|| timeout_at(next, earlier.notified())) else {
             core.upgrade().inspect(|core| core.disable_timers());
             return;
         };
-        pause.await;
+        let _elapsed = pause.await;
     }
 }

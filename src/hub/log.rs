@@ -31,14 +31,14 @@ const SLACK: usize = 512;
 
 /// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
 /// The newest event is evicted only by its age.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Retention {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
     pub(super) max_events: usize,
     pub(super) max_bytes: usize,
     pub(super) max_age: Duration,
 }
 
-impl Retention {
+impl Limits {
     /// Returns the time at which an event that was added at `then` expires. Returns `None` if the
     /// event never expires.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
@@ -161,10 +161,10 @@ impl Log {
     }
 
     /// Adds an event at this position, which must be greater than all earlier positions. Evicts
-    /// nothing. `retention` determines the size of the memory blocks for events.
-    pub(super) fn push(&mut self, position: Position, event: Event, retention: &Retention, now: Instant) {
+    /// nothing. `limits` determines the size of the memory blocks for events.
+    pub(super) fn push(&mut self, position: Position, event: Event, limits: &Limits, now: Instant) {
         let size = event.as_bytes().len();
-        let segment = retention.segment();
+        let segment = limits.segment();
         if size >= LARGE {
             self.seal();
             let mut alone = Segment::new(event.encode());
@@ -190,10 +190,10 @@ impl Log {
 
     /// Evicts the oldest events until `max_events` and `max_bytes` are met, but never the newest
     /// event. Returns the number and the size of the evicted events.
-    pub(super) fn evict_excess(&mut self, retention: &Retention) -> Amount {
+    pub(super) fn evict_excess(&mut self, limits: &Limits) -> Amount {
         let before = self.retained;
         let too_much = |retained: Amount| {
-            retained.events > 1 && (retained.events > retention.max_events || retained.bytes > retention.max_bytes)
+            retained.events > 1 && (retained.events > limits.max_events || retained.bytes > limits.max_bytes)
         };
         while too_much(self.retained) {
             self.evict_oldest();
@@ -201,12 +201,12 @@ impl Log {
         before - self.retained
     }
 
-    /// Evicts all events that exceed the retention at time `now`, by number, by bytes or by age.
+    /// Evicts all events that exceed the limits at time `now`, by number, by bytes or by age.
     /// Returns the number and the size of the evicted events.
-    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
+    pub(super) fn evict(&mut self, limits: &Limits, now: Instant) -> Amount {
         let before = self.retained;
-        self.evict_excess(retention);
-        let is_too_old = |then| retention.expiry(then).is_some_and(|expiry| expiry <= now);
+        self.evict_excess(limits);
+        let is_too_old = |then| limits.expiry(then).is_some_and(|expiry| expiry <= now);
         while self.sealed.front().and_then(Segment::newest_time).is_some_and(is_too_old) {
             self.evict_segment();
         }

@@ -83,11 +83,12 @@
 //! # Retention
 //!
 //! Each topic retains its newest events within [`max_events`](Builder::max_events),
-//! [`max_bytes`](Builder::max_bytes) and [`max_age`](Builder::max_age). One task per hub frees
+//! [`max_bytes`](Builder::max_bytes) and [`max_age`](Builder::max_age). [`Topic::retention`] sets
+//! other limits for one topic. One task per hub frees
 //! expired events and drops expired topics. It runs on the tokio runtime of the first publisher. If
 //! that runtime has no timers, the task panics once. In that case, and outside of any runtime,
-//! publishers and subscribers remove expired events instead. [`Topic::remove`] frees a topic in
-//! memory immediately.
+//! publishers and subscribers remove expired events instead. [`Topic::remove`] frees a topic
+//! immediately.
 //!
 //! # Costs
 //!
@@ -121,6 +122,9 @@
 //! their own transactions, in SQL.
 //!
 //! Each backend documents its further guarantees, above all what a failover can lose.
+//!
+//! `FileBackend` (feature `file`) is for one process. Its log is in a file, so that clients
+//! resume after a restart without a gap. Everything below applies to it, too.
 //!
 //! - **While the backend is down**, `publish` and `finish` return [errors](ErrorKind::Backend).
 //!   Subscriptions stay open with heartbeats. New clients receive the events that the node retains,
@@ -176,6 +180,7 @@ mod recording;
 mod registry;
 mod replay;
 mod resume;
+mod retention;
 mod segment;
 mod start;
 mod stats;
@@ -194,6 +199,7 @@ pub use gap::{Gap, GapReason, LagPolicy};
 pub use handle::Hub;
 pub use listener::{Listener, Published};
 pub use recording::{Outcome, Recorder, Recording};
+pub use retention::Retention;
 pub use start::{IntoTopicStart, Start};
 pub use stats::Stats;
 pub use subscriber_counts::SubscriberCounts;

@@ -5,7 +5,7 @@ use super::{
     config::HubConfig,
     count_watch::{CountWatch, Wakers},
     error::Error,
-    log::{Amount, Retention},
+    log::Amount,
     recording::beat,
     topic_state::{Contents, TopicState},
 };
@@ -30,6 +30,8 @@ pub(super) struct Registry {
     /// number is the address of the topic, and distinguishes topics with the same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
+    /// The time until which the janitor sleeps.
+    pub(super) next_sweep: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the hub has a backend, which may retain events that this process has evicted.
     has_backend: bool,
@@ -51,7 +53,7 @@ impl Registry {
         }
         self.check_topic_limit(std::slice::from_ref(name), config)?;
         let evicted_through = self.tombstones.evicted_through(self.topics.hasher().hash_one(name));
-        let topic = Arc::new(TopicState::new(name.clone(), evicted_through));
+        let topic = Arc::new(TopicState::new(name.clone(), evicted_through, config.retention));
         if let Some(watch) = self.count_watches.get(name) {
             topic.lock().count_watch = Some(watch.clone());
         }
@@ -139,13 +141,13 @@ impl Registry {
 
     /// Removes the expired events of topics whose scheduled time has come, but of at most `at_once`
     /// topics.
-    pub(super) fn sweep(&mut self, at_once: usize, retention: &Retention) {
+    pub(super) fn sweep(&mut self, at_once: usize) {
         let now = Instant::now();
         for _ in 0..at_once {
             match self.due.first_entry() {
                 Some(first) if first.key().0 <= now => {
                     let topic = first.remove();
-                    self.expire(&topic, retention, now);
+                    self.expire(&topic, now);
                 }
                 _ => break,
             }
@@ -154,42 +156,43 @@ impl Registry {
 
     /// Removes the expired events of one topic, and schedules the next removal. Drops the topic if
     /// it is not needed any more.
-    fn expire(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
+    fn expire(&mut self, topic: &Arc<TopicState>, now: Instant) {
         let mut contents = topic.lock();
         contents.due = None;
-        self.retained = self.retained - contents.evict(retention, now);
-        let changed = contents.ages_since().or(contents.finished);
-        if let Some(expiry) = changed.and_then(|then| retention.expiry(then)).filter(|expiry| *expiry > now) {
+        self.retained = self.retained - contents.evict(now);
+        if let Some(expiry) = contents.expiry().filter(|expiry| *expiry > now) {
             // The next expiry is delayed by up to 1/16 of `max_age`, so that one pass removes many
             // events. New subscribers never receive expired events in any case.
-            let not_before = retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
+            let not_before = contents.retention.expiry(now).map_or(expiry, |end| now + (end - now) / 16);
             self.schedule(topic, &mut contents, Some(expiry.max(not_before)));
         }
         drop(contents);
-        self.forget_if_idle(topic, retention, now);
+        self.forget_if_idle(topic, now);
     }
 
     /// Handles a topic after its last subscriber has left. If the topic has events, schedules their
     /// removal. Otherwise drops the topic, unless the hub has to remember that the topic is
     /// finished.
-    pub(super) fn check_left(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
+    pub(super) fn check_left(&mut self, topic: &Arc<TopicState>, now: Instant) {
         let mut contents = topic.lock();
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
         if is_current && contents.log.retained().events > 0 {
-            self.schedule(topic, &mut contents, retention.expiry(now));
+            let due = contents.retention.expiry(now);
+            self.schedule(topic, &mut contents, due);
         }
         drop(contents);
-        self.forget_if_idle(topic, retention, now);
+        self.forget_if_idle(topic, now);
     }
 
-    pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
-        let contents = topic.lock();
+    pub(super) fn forget_if_idle(&mut self, topic: &Arc<TopicState>, now: Instant) {
+        let mut contents = topic.lock();
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        if is_current && contents.is_idle(retention, now) {
+        if is_current && contents.is_idle(now) {
             self.topics.remove(&topic.name);
+            self.unschedule(topic, &mut contents);
             // The log of the backend has the finish record after the topic's last event. The higher
             // watermark makes a returning client read it from the backend.
-            let knows_more = self.has_backend && contents.finished.is_some();
+            let knows_more = self.has_backend && contents.finished.is_some() && !contents.is_removed;
             let evicted_through = if knows_more { self.last } else { contents.log.evicted_through() };
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
         }

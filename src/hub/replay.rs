@@ -239,6 +239,7 @@ impl Subscription {
         let after = self.cursor;
         let page = async move {
             let backend = core.backend.as_ref().ok_or(RunError::Failed)?;
+            let after = backend.after_removed(&topics, after);
             backend.read(topics, after).await
         };
         Some(PageRequest(Mutex::new(Box::pin(page))))
@@ -248,6 +249,18 @@ impl Subscription {
     /// `cursor`.
     fn has_all_after(&self, cursor: Position) -> bool {
         self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
+    }
+
+    /// Returns whether events were removed from the topics of this subscription that the client has
+    /// not received, and that no gap has reported.
+    fn has_missed_removed(&self, page: &EncodedPage) -> bool {
+        let after =
+            self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref()).map(|pending_gap| pending_gap.after);
+        let after = after.unwrap_or(self.cursor);
+        self.readers.iter().any(|reader| {
+            let removal = page.removals.get(&reader.topic.name);
+            removal.is_some_and(|removal| removal.evicted_through > reader.resumes_after(after))
+        })
     }
 
     /// Stores the events of `page`, the next part of the log, for the next poll of the replay. With
@@ -283,11 +296,15 @@ impl Subscription {
         }
 
         let (events, runs, first) = self.undelivered(&page);
+        let has_missed_removed = self.has_missed_removed(&page);
         if page.evicted_through > self.cursor {
             self.cursor = ResumePoint::of(first, page.through).cursor.max(page.evicted_through);
         }
         for reader in &mut *self.readers {
-            reader.gap_reported_through = reader.gap_reported_through.max(page.evicted_through);
+            let removed_through =
+                page.removals.get(&reader.topic.name).map_or(Position::START, |it| it.evicted_through);
+            let evicted_through = page.evicted_through.max(removed_through);
+            reader.gap_reported_through = reader.gap_reported_through.max(evicted_through);
             if let Some(finished_at) = page.topics.get(&reader.topic.name) {
                 reader.finished_at = finished_at.map(Box::new);
             }
@@ -301,7 +318,7 @@ impl Subscription {
         let replay = self.replay.as_mut()?;
         let mut pending_gap = replay.pending_gap.take();
         if let Some(pending_gap) = &mut pending_gap {
-            pending_gap.is_confirmed |= page.evicted_through > pending_gap.after;
+            pending_gap.is_confirmed |= page.evicted_through > pending_gap.after || has_missed_removed;
         }
         let is_empty = events.is_empty();
         replay.state = State::Yields(events, runs, page.through);

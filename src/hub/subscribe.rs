@@ -243,6 +243,10 @@ impl Core {
         if needs_no_replay && !is_unsure {
             subscription.resume(requested.filter(|_| is_resume || reason.is_some()), reason, point.first);
         } else {
+            for reader in &mut *subscription.readers {
+                // The replay reports the removed events.
+                reader.gap_reported_through = reader.gap_reported_through.min(evicted_by_backend);
+            }
             subscription.cursor = base;
             subscription.start_replay(requested, reason, is_resume, is_unsure);
         }
@@ -268,8 +272,11 @@ impl Core {
         for (name, beginning) in names.iter().zip(beginnings.iter().cycle()) {
             let base = beginning.base;
             let topic = registry.topic(name, &self.config)?;
+            let removed_through = self.backend.as_ref().map_or(Position::START, |it| it.removed_through(name));
+            // The backend may retain removed events, but no client receives them.
+            let evicted_by_backend = evicted_by_backend.max(removed_through);
             let mut contents = topic.lock();
-            let evicted = contents.evict(&self.config.retention, now);
+            let evicted = contents.evict(now);
             registry.retained = registry.retained - evicted;
             let subscribers = contents.subscribers + 1;
             joined.count_wakers.add(contents.set_subscribers(subscribers));

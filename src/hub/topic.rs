@@ -2,6 +2,7 @@ use super::{
     core::Core,
     error::Error,
     recording::{self, Recorder},
+    retention::Retention,
     start::Start,
     subscriber_counts::SubscriberCounts,
     subscription::Subscription,
@@ -49,11 +50,12 @@ pub struct Topic {
     core: Arc<Core>,
     name: Arc<str>,
     latest_only: bool,
+    retention: Option<Retention>,
 }
 
 impl Topic {
     pub(super) fn new(core: Arc<Core>, name: Arc<str>) -> Self {
-        Self { core, name, latest_only: false }
+        Self { core, name, latest_only: false, retention: None }
     }
 
     /// Makes each event of this topic replace the previous event. Such a topic is called a state.
@@ -112,6 +114,49 @@ impl Topic {
         self
     }
 
+    /// Sets limits for the retained events of this topic, instead of those of the hub.
+    ///
+    /// A limit may be smaller than that of the hub, for example for a topic with many events that
+    /// are soon worthless, or greater. The limits apply to the whole topic as soon as this handle
+    /// publishes, subscribes or records. They replace limits that another handle has set. Handles
+    /// without limits do not change them. When the topic is dropped, its limits are forgotten.
+    ///
+    /// Events that exceed the new limits are evicted at once. A client that has not received them
+    /// gets a gap, as after any eviction.
+    ///
+    /// # With a backend
+    ///
+    /// The limits concern the memory of this process, and only on the nodes where a handle with
+    /// them is used. The retention of the log is that of the backend, for all topics together. So a
+    /// client gets an event that exceeds the limits from the backend, and no gap. A limit greater
+    /// than the retention of the backend has no effect.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_sse::{Event, hub::{Hub, Retention, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::new();
+    /// let mouse = hub.topic("board/7/mouse").retention(Retention::new().max_events(2).max_age(Duration::from_secs(5)));
+    /// for x in 0..100 {
+    ///     mouse.publish(Event::display(x)).await?;
+    /// }
+    /// assert_eq!(hub.stats().events, 2);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = Some(retention);
+        self
+    }
+
+    /// Applies the retention of this handle to the topic.
+    fn apply_retention(&self) -> Result<(), Error> {
+        self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention))
+    }
+
     /// Returns the name of the topic.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -140,7 +185,9 @@ impl Topic {
     /// In memory, the future completes on its first poll. With a backend, the event of a dropped
     /// future may or may not be in the log.
     pub async fn publish(&self, event: Event) -> Result<EventId, Error> {
-        let id = self.core.publish(&self.name, self.latest_only, [complete(event)?]).await?;
+        let event = complete(event)?;
+        self.apply_retention()?;
+        let id = self.core.publish(&self.name, self.latest_only, [event]).await?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -182,7 +229,9 @@ impl Topic {
     /// # assert_eq!(counter.hub.stats().published, 1);
     /// ```
     pub fn publish_now(&self, event: Event) -> Result<EventId, Error> {
-        let id = self.core.publish_now(&self.name, self.latest_only, complete(event)?)?;
+        let event = complete(event)?;
+        self.apply_retention()?;
+        let id = self.core.publish_now(&self.name, self.latest_only, event)?;
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
@@ -217,6 +266,7 @@ impl Topic {
         if events.is_empty() {
             return Ok(None);
         }
+        self.apply_retention()?;
         self.core.publish(&self.name, self.latest_only, events).await
     }
 
@@ -245,6 +295,7 @@ impl Topic {
     /// retain. If the id is newer than all events that this process has read, the hub first asks
     /// the backend for the end of the log. This request takes at most 10 seconds.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
+        self.apply_retention().or_else(|error| if self.core.is_shut_down() { Ok(()) } else { Err(error) })?;
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
         Ok(subscription.with_default_linger())
     }
@@ -322,6 +373,8 @@ impl Topic {
         S: Stream + Send + 'static,
         S::Item: SseItem,
     {
+        // The recording itself reports an error: the hub is shut down, or has too many topics.
+        let _ = self.apply_retention();
         Recorder::new(self.core.clone(), self.name.clone(), stream)
     }
 
@@ -348,9 +401,8 @@ impl Topic {
         recording::stop(&self.core, &self.name).await
     }
 
-    /// Removes all events of the topic from a hub in memory, for example because a chat room was
-    /// deleted. A topic without subscribers then no longer [exists](Self::exists), and its memory
-    /// is freed.
+    /// Removes all events of the topic, for example because a chat room was deleted. A topic
+    /// without subscribers then no longer [exists](Self::exists), and its memory is freed.
     ///
     /// - A client that returns with an id from before the last event gets a gap (`evicted`). A
     ///   client that has received all events misses none, so it gets no gap.
@@ -368,14 +420,27 @@ impl Topic {
     /// Removing a topic that does not exist has no effect. The ids of removed events are never used
     /// again.
     ///
+    /// # With a backend
+    ///
+    /// The removal is a record in the log, so all nodes agree on what came before it. Each node
+    /// removes the topic when it reads the record. From then on, none of its clients receives an
+    /// earlier event of the topic. The call returns when this node has read the record, or after 10
+    /// seconds: another node, or this one in an outage, may still be behind.
+    ///
+    /// The log retains the removed events until its own retention evicts them. If a law requires
+    /// the deletion of the data, also delete them in the server.
+    ///
     /// # Errors
     ///
-    /// [`Unsupported`](super::ErrorKind::Unsupported) if the hub has a backend. No event is removed
-    /// in this case.
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the record.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub has a backend, and was
+    ///   [shut down](super::Hub::shutdown).
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
     ///
     /// # Cancel safety
     ///
-    /// The future completes on its first poll.
+    /// In memory, the future completes on its first poll. With a backend, the topic of a dropped
+    /// future may or may not be removed.
     ///
     /// # Examples
     ///
@@ -392,7 +457,7 @@ impl Topic {
     /// # Ok(()) }
     /// ```
     pub async fn remove(&self) -> Result<(), Error> {
-        self.core.remove(&self.name)
+        self.core.remove(&self.name).await
     }
 
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.

@@ -2,8 +2,9 @@
 
 use super::{
     backend::Position,
+    config::HubConfig,
     count_watch::{CountWatch, Wakers},
-    log::{Amount, Log, Retention},
+    log::{Amount, Limits, Log},
     ready_list::ReadyList,
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, lock},
     waiters::{Batch, Waiters},
@@ -22,6 +23,7 @@ pub(super) struct TopicState {
 
 pub(super) struct Contents {
     pub(super) log: Log,
+    pub(super) retention: Limits,
     pub(super) waiters: Waiters,
     /// The subscriptions that pause after a write. Events do not wake them during the pause, but
     /// the end of the topic does, through the list. The key is the address of this list.
@@ -40,15 +42,17 @@ pub(super) struct Contents {
     /// scheduled.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
-    /// Set if the topic was removed by the application after it was finished. The hub then forgets
-    /// that the topic is finished when its last subscriber leaves.
+    /// Set if the topic was removed by the application after it was finished, and not reopened by
+    /// another event. The hub then forgets that the topic is finished when its last subscriber
+    /// leaves.
     pub(super) is_removed: bool,
 }
 
 impl TopicState {
-    pub(super) fn new(name: Arc<str>, lost: Position) -> Self {
+    pub(super) fn new(name: Arc<str>, lost: Position, retention: Limits) -> Self {
         let contents = Contents {
             log: Log::new(lost),
+            retention,
             waiters: Waiters::default(),
             lingering: BTreeMap::new(),
             finished: None,
@@ -66,7 +70,7 @@ impl TopicState {
     /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
     /// immediately. The topic is not one of the hub's topics.
     pub(super) fn shut_down() -> Self {
-        let topic = Self::new("".into(), Position::START);
+        let topic = Self::new("".into(), Position::START, HubConfig::DEFAULT.retention);
         let mut contents = topic.lock();
         (contents.subscribers, contents.is_shut_down) = (1, true);
         drop(contents);
@@ -191,19 +195,25 @@ impl Contents {
 
     /// Evicts the events that exceed the retention at time `now`. Returns the number and the size
     /// of the evicted events.
-    pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
-        let expiry = self.ages_since().and_then(|since| retention.expiry(since));
+    pub(super) fn evict(&mut self, now: Instant) -> Amount {
+        let expiry = self.ages_since().and_then(|since| self.retention.expiry(since));
         if self.latest_only && expiry.is_none_or(|expiry| expiry > now) {
-            return self.log.evict_excess(retention);
+            return self.log.evict_excess(&self.retention);
         }
-        self.log.evict(retention, now)
+        self.log.evict(&self.retention, now)
+    }
+
+    /// Returns when the oldest event expires, or when the end of the topic is forgotten.
+    pub(super) fn expiry(&self) -> Option<Instant> {
+        self.ages_since().or(self.finished).and_then(|since| self.retention.expiry(since))
     }
 
     /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and the hub
-    /// need not remember that it is finished. A finished topic is remembered for the maximum age in
-    /// `retention`.
-    pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
-        let is_remembered = |finished| !self.is_removed && retention.expiry(finished).is_none_or(|expiry| expiry > now);
+    /// need not remember that it is finished. A finished topic is remembered for the maximum
+    /// age of its retention.
+    pub(super) fn is_idle(&self, now: Instant) -> bool {
+        let is_remembered =
+            |finished| !self.is_removed && self.retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
     }
 }

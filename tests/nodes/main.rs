@@ -6,6 +6,8 @@ mod model;
 mod reads;
 mod recording;
 mod registry;
+mod registry_model;
+mod remove;
 mod threads;
 
 use faulty::{Faulty, Mode, Shared};

@@ -20,12 +20,15 @@ use support::whatwg;
 use tokio::{
     runtime::{self, Handle, RuntimeFlavor},
     task::yield_now,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_test::task;
 use tower_sse::{
     Event, EventId,
-    hub::{ErrorKind, Hub, Start, Subscription, SubscriptionError, backend::RecordKind},
+    hub::{
+        ErrorKind, Hub, Start, Subscription, SubscriptionError,
+        backend::{Record, RecordKind},
+    },
 };
 
 const TOPICS: [&str; 3] = ["a", "b", "c"];
@@ -40,6 +43,10 @@ enum Step {
         count: usize,
     },
     Finish {
+        node: usize,
+        topic: usize,
+    },
+    Remove {
         node: usize,
         topic: usize,
     },
@@ -109,6 +116,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => (node(), topic(), 0..6_usize).prop_map(|(node, topic, count)| Step::Publish { node, topic, count }),
         1 => (node(), topic()).prop_map(|(node, topic)| Step::Finish { node, topic }),
+        1 => (node(), topic()).prop_map(|(node, topic)| Step::Remove { node, topic }),
         4 => (node(), vec(topic(), 1..4), begin)
             .prop_map(|(node, topics, start)| Step::Subscribe { node, topics, start }),
         10 => (any::<Index>(), 1..6_usize).prop_map(|(client, items)| Step::Read { client, items }),
@@ -166,6 +174,13 @@ impl World {
             Step::Publish { node, topic, count } => self.publish(node, topic, count).await,
             Step::Finish { node, topic } => {
                 if let Err(error) = self.hubs[node].topic(TOPICS[topic]).finish().await {
+                    assert_eq!(error.kind(), ErrorKind::Backend);
+                }
+            }
+            Step::Remove { node, topic } => {
+                // A node that lags waits for a long time.
+                let topic = self.hubs[node].topic(TOPICS[topic]);
+                if let Ok(Err(error)) = timeout(Duration::from_millis(50), topic.remove()).await {
                     assert_eq!(error.kind(), ErrorKind::Backend);
                 }
             }
@@ -379,8 +394,12 @@ impl World {
         sleep(Duration::from_secs(20)).await;
         let newest = self.shared.logs().len() - 1;
         for client in 0..self.clients.len() {
+            let logs = self.shared.logs();
+            let has_removal = logs[newest].all.values().any(|record| record.kind == RecordKind::Remove);
+            // A client receives nothing while it reads pages of removed events.
+            let patience = if has_removal { 100 } else { 8 };
             let mut quiet = 0;
-            while quiet < 8 {
+            while quiet < patience {
                 let before = self.clients[client].at;
                 while self.read(client, 100) {}
                 sleep(Duration::from_millis(250)).await;
@@ -435,8 +454,18 @@ impl Client {
         self.is_through(&logs[log], position);
         self.at = position;
         // A gap covers everything that was lost by then, also in another topic.
-        self.may_miss = self.may_miss.map(|lost| lost.min(logs[log].bounds.evicted_through.get()));
+        self.may_miss = self.may_miss.map(|lost| lost.min(self.lost_through(&logs[log])));
         self.got += 1;
+    }
+
+    /// Returns the position up to which events of the client's topics may be lost: they are evicted
+    /// or removed.
+    fn lost_through(&self, log: &Log) -> u64 {
+        let is_removal = |record: &Record| {
+            record.kind == RecordKind::Remove && self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic)
+        };
+        let removed = log.all.iter().rev().find(|(_, record)| is_removal(record));
+        removed.map_or(0, |(position, _)| *position).max(log.bounds.evicted_through.get())
     }
 
     /// Asserts that no event before this position is missing.
@@ -449,15 +478,20 @@ impl Client {
     /// Returns the first event before this position that the client should have and has not.
     /// Reported evictions and replaced states are not missing.
     fn missing(&self, log: &Log, position: u64) -> Option<u64> {
-        let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through.get()));
         let mut skipped = log.all.range(self.at + 1..).take_while(|(missed, _)| **missed < position);
         let missing = skipped.find(|(missed, record)| {
             let is_ours = self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic);
+            let is_removed = || {
+                let mut later = log.all.range(*missed + 1..).map(|(_, later)| later);
+                later.any(|later| later.kind == RecordKind::Remove && later.topic == record.topic)
+            };
+            let is_lost = **missed <= log.bounds.evicted_through.get() || is_removed();
+            let is_excused = is_lost && self.may_miss.is_some_and(|lost| **missed <= lost);
             let follows = || log.all.range(*missed + 1..).any(|(_, other)| other.topic == record.topic);
             is_ours
                 && match record.kind {
-                    RecordKind::Event => **missed > may_miss,
-                    RecordKind::State => **missed > may_miss && **missed > self.state && !follows(),
+                    RecordKind::Event => !is_excused,
+                    RecordKind::State => !is_excused && **missed > self.state && !follows(),
                     _ => false,
                 }
         });
@@ -474,7 +508,7 @@ impl Client {
             "evicted" | "lagged" => {
                 let (of, asked) = asked.expect("it is a place");
                 assert_eq!(of, log);
-                assert!(bounds.evicted_through.get() > asked, "nothing is lost after {asked}: {bounds:?}");
+                assert!(self.lost_through(&logs[log]) > asked, "nothing is lost after {asked}: {bounds:?}");
                 assert!(asked >= self.at, "{asked} is where it was, {}", self.at);
             }
             "ahead" => assert!(asked.is_some_and(|(of, _)| of == log)),
@@ -488,7 +522,7 @@ impl Client {
         self.log = log;
         // A gap without a next event covers everything up to the oldest event that is retained when
         // the backend responds.
-        self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { bounds.evicted_through.get() });
+        self.may_miss = Some(if gap["resumed"].is_null() { u64::MAX } else { self.lost_through(&logs[log]) });
         // All missing events up to here are lost.
         if position > self.at {
             self.is_through(&logs[log], position + 1);
@@ -501,8 +535,9 @@ impl Client {
         let log = &logs[self.log];
         for topic in &self.topics {
             let of_topic = || log.all.iter().filter(|(_, record)| &*record.topic == TOPICS[*topic]);
-            let may_miss = self.may_miss.map_or(0, |lost| lost.min(log.bounds.evicted_through.get())).max(self.at);
-            let next = of_topic().find(|(position, record)| record.kind != RecordKind::Finish && **position > may_miss);
+            let may_miss = self.may_miss.map_or(0, |lost| lost.min(self.lost_through(log))).max(self.at);
+            let is_event = |record: &Record| matches!(record.kind, RecordKind::Event | RecordKind::State);
+            let next = of_topic().find(|(position, record)| is_event(record) && **position > may_miss);
             let end = of_topic().find(|(_, record)| record.kind == RecordKind::Finish);
             assert!(
                 end.is_some_and(|(end, _)| next.is_none_or(|(next, _)| end < next)),

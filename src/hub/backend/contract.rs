@@ -82,7 +82,8 @@ async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
     for name in names {
         let record = |kind, event: &str| Record { topic: name.into(), kind, event: event.to_owned().into() };
         records.extend(events.iter().map(|event| record(RecordKind::Event, event)));
-        records.extend([record(RecordKind::State, events[1]), record(RecordKind::Finish, "")]);
+        records.push(record(RecordKind::State, events[1]));
+        records.extend([RecordKind::Finish, RecordKind::Remove].map(|kind| record(kind, "")));
     }
     let begin = log.bounds().await.expect("bounds").last;
     for record in &records {

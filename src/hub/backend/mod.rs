@@ -1,6 +1,8 @@
-//! Logs that several processes share, and the trait to write another one.
+//! Logs that outlive the process or that several processes share, and the trait to write another
+//! one.
 //!
-//! A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
+//! `FileBackend` (feature `file`) keeps the log of one process in a file. All other backends connect
+//! several processes. A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
 //! and each process that connects to the server is a node. A node reads each record once, whatever
 //! the number of its clients, into topics in its own memory. Clients get the records from there, as
 //! from a hub in memory. A client that resumes before the oldest event of the node gets the records
@@ -9,6 +11,9 @@
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
+#[cfg(feature = "file")]
+#[clippy::msrv = "1.90"] // the version that the feature needs
+mod file;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -25,6 +30,8 @@ mod redis;
 #[cfg(any(feature = "postgres-tls", feature = "redis-tls"))]
 mod tls;
 
+#[cfg(feature = "file")]
+pub use file::{Durability, FileBackend};
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
 pub use nats::NatsBackend;
@@ -269,16 +276,16 @@ pub struct Bounds {
     pub last: Position,
 }
 
-/// One entry of the log: an event of a topic, or the statement that a topic is finished.
+/// One entry of the log: an event of a topic, or the statement that a topic is finished or removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The name of the topic. It can be any text, also an empty one.
     pub topic: Arc<str>,
-    /// Says whether the record is an event, an event that replaces the previous one, or the end of
-    /// the topic.
+    /// Says whether the record is an event, an event that replaces the previous one, or the end or
+    /// the removal of the topic.
     pub kind: RecordKind,
     /// The wire bytes of the event (such as `data: 1`), without an `id` line, up to and including
-    /// the blank line at its end. Empty if the record finishes the topic.
+    /// the blank line at its end. Empty if the record finishes or removes the topic.
     pub event: Bytes,
 }
 
@@ -293,6 +300,9 @@ pub enum RecordKind {
     State,
     /// The record [finishes](super::Topic::finish) the topic, and contains no event.
     Finish,
+    /// The topic is [removed](super::Topic::remove): the hub does not deliver the records of the
+    /// topic before this record any more. The log may retain them.
+    Remove,
 }
 
 /// A part of the log: consecutive records, or those of the requested topics, in the order of their

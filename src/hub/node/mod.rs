@@ -7,9 +7,11 @@ mod client;
 mod dyn_backend;
 mod follower;
 mod outage;
+mod removals;
 mod single_flight;
 
 pub(super) use client::{BackendClient, EncodedPage, LogEnd, MAX_QUEUED_READS};
 pub(super) use dyn_backend::DynBackend;
 pub(super) use follower::{Node, connect};
+pub(super) use removals::Removal;
 pub(super) use single_flight::RunError;

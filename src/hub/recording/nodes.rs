@@ -311,7 +311,7 @@ impl Recordings {
 
     /// Waits until `is_done` returns `true`. Calls `is_done` immediately, and again whenever this
     /// node has read a page of the log or announced its recordings.
-    pub(super) async fn progressed(&self, is_done: impl Fn() -> bool) {
+    pub(in crate::hub) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());
             progressed.as_mut().enable();

@@ -4,7 +4,7 @@
 use e2e::{Example, Message, Page, Relay, Window, create, eventually, request, stays};
 use fantoccini::Locator;
 use serde_json::{Value, json};
-use std::{net::SocketAddr, ops::Deref, time::Duration};
+use std::{env, fs, net::SocketAddr, ops::Deref, process, time::Duration};
 
 /// Milliseconds between two steps: a job of 200 steps takes about six seconds.
 const PACE: &str = "30";
@@ -265,6 +265,43 @@ async fn page_reports_jobs_lost_by_a_restart() {
     let _server = Example::start_at(address, "jobs", &[PACE]);
     page.wait_for_end(&id, "gone", "The server no longer has this job").await;
     page.wait_for_state("idle").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_server_with_file_continues_its_jobs() {
+    let log = env::temp_dir().join(format!("tower-sse-jobs-{}.log", process::id()));
+    let mark = log.with_extension("log.mark");
+    let args = [PACE, log.to_str().expect("the path is text")];
+    let (mut server, relay, page) = Page::open_example("jobs", &args, Window::Desktop, SOON).await;
+    let (address, page) = (server.address(), Jobs(page));
+    let ended = page.start("An import that ends", true).await;
+    page.wait_for_end(&ended, "failed", "Step 121 failed: the file ends too early").await;
+    let id = page.start("An import", false).await;
+    let mut shown = 0;
+    for _ in 0..2 {
+        shown = page.wait_for_steps(&id, shown + 20).await;
+        // SIGKILL, in the middle of a job.
+        drop(server);
+        page.wait_for_state("reconnecting").await;
+        server = Example::start_at(address, "jobs", &args);
+    }
+    page.wait_for_end(&id, "done", "All 200 steps are done").await;
+    page.wait_for_state("idle").await;
+    let received = page.received().await;
+    assert!(received.iter().all(|message| message.kind != "gap"), "no event is missing: {received:?}");
+    let steps: Vec<_> = received.iter().filter(|message| status(message)["id"] == *id).map(step).collect();
+    assert!(steps.is_sorted(), "the job does not begin again: {steps:?}");
+    let resumed = relay.event_sources().into_iter().filter(|head| head.header("last-event-id").is_some()).count();
+    assert!(resumed >= 2, "the page resumes after each restart");
+
+    // The ended job has survived, too.
+    page.reload().await;
+    page.wait_for_end(&ended, "failed", "Step 121 failed: the file ends too early").await;
+    page.wait_for_end(&id, "done", "All 200 steps are done").await;
+    drop(server);
+    for path in [log, mark] {
+        fs::remove_file(path).expect("the server has created the file");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,6 +90,7 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
         RecordKind::Event => {}
         RecordKind::State => headers.insert(KIND, "state"),
         RecordKind::Finish => headers.insert(KIND, "finish"),
+        RecordKind::Remove => headers.insert(KIND, "remove"),
     }
 }
 
@@ -186,7 +187,7 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
         start = end;
     }
     if events.is_empty() {
-        // A record that finishes a topic has an empty payload.
+        // A record that finishes or removes a topic has an empty payload.
         events.push(Bytes::new());
     }
     events
@@ -203,6 +204,7 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
         None => RecordKind::Event,
         Some("state") => RecordKind::State,
         Some("finish") => RecordKind::Finish,
+        Some("remove") => RecordKind::Remove,
         Some(_) => return,
     };
     let mut events = split(&message.payload);

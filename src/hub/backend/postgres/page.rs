@@ -172,6 +172,7 @@ pub(super) fn kind_to_sql(kind: RecordKind) -> i8 {
         RecordKind::Event => b'e',
         RecordKind::State => b's',
         RecordKind::Finish => b'f',
+        RecordKind::Remove => b'r',
     };
     byte as i8
 }
@@ -181,6 +182,7 @@ fn kind(byte: i8) -> Option<RecordKind> {
         b'e' => Some(RecordKind::Event),
         b's' => Some(RecordKind::State),
         b'f' => Some(RecordKind::Finish),
+        b'r' => Some(RecordKind::Remove),
         _ => None,
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn name(kind: RecordKind) -> &'static str {
         RecordKind::Event => "e",
         RecordKind::State => "s",
         RecordKind::Finish => "f",
+        RecordKind::Remove => "r",
     }
 }
 
@@ -24,6 +25,7 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
         b"e" => Some(RecordKind::Event),
         b"s" => Some(RecordKind::State),
         b"f" => Some(RecordKind::Finish),
+        b"r" => Some(RecordKind::Remove),
         _ => None,
     }
 }

@@ -5,9 +5,15 @@ use crate::{
     page::{self, Page, message},
     requests::{self, Requests},
 };
-use axum::{Router, extract::State, http::StatusCode, middleware, response::Html, routing::get};
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    middleware::{self, Next},
+    response::{Html, IntoResponse},
+    routing::get,
+};
 use e2e::{Engine, Message, Server, eventually};
-use serde_json::json;
 use std::time::Duration;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -21,10 +27,11 @@ in_every_engine! {
     retained_events_resume_without_gap_or_repetition,
     cursor_resumes_a_page_before_its_first_event,
     page_code_of_the_guide_survives_503_during_a_deploy,
+    page_code_of_the_guide_stops_at_a_refusal,
 }
 
 const FEED: &str = "/feed";
-/// The page code of the guide waits for up to 6 seconds before each attempt.
+/// The page code of the guide waits longer after each attempt.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Several attempts to reconnect fail in this time.
 const DOWN: Duration = Duration::from_millis(1200);
@@ -157,31 +164,45 @@ async fn cursor_resumes_a_page_before_its_first_event(engine: Engine) {
     assert_eq!(ids, [None, Some(before.into_bytes())], "the page reconnects with its first cursor");
 }
 
+/// A page with the code of `docs/clients.md`. `shown` has the data of its events and its states.
+fn page_of_the_guide() -> Router<Topic> {
+    let guide = include_str!("../../../../docs/clients.md");
+    let code = guide.split_once("```html").expect("the guide has page code").1;
+    let code = code.split_once("```").expect("the code ends").0.replace(" });</script>", " }, state);</script>");
+    let html = format!(
+        "<!doctype html><meta charset=utf-8><link rel=icon href=data:,><script>
+        window.shown = []; const show = (data) => shown.push(data); const state = (state) => show('(' + state + ')');
+        </script>{code}"
+    );
+    let script = include_str!("../../../../examples/reconnect.js");
+    Router::new()
+        .route("/", get(Html(html)))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], script)))
+        .route("/events", get(feed))
+}
+
+/// Waits until the page has shown this last.
+async fn wait_for_last_shown(page: &Page, last: &str) -> Vec<String> {
+    eventually(PATIENCE, last, async || {
+        let shown: Vec<String> = serde_json::from_value(page.eval("shown").await).expect("it is a list");
+        if shown.last().is_some_and(|shown| shown == last) { Ok(shown) } else { Err(shown) }
+    })
+    .await
+}
+
 /// A proxy without a running server answers 503, which closes an `EventSource` for good.
 async fn page_code_of_the_guide_survives_503_during_a_deploy(engine: Engine) {
-    let guide = include_str!("../../../../docs/production.md");
-    let code = guide.split_once("```js").expect("the guide has page code").1;
-    let code = code.split_once("```").expect("the code ends").0;
-    let html = format!(
-        "<!doctype html><meta charset=utf-8><link rel=icon href=data:,>
-        <script>window.shown = []; const show = (data) => shown.push(data);{code}</script>"
-    );
     let topic = Hub::new().topic("news");
-    let app = || {
-        Router::new()
-            .route("/", get(Html(html.clone())))
-            .route("/events", get(feed))
+    let app = |requests: &Requests| {
+        page_of_the_guide()
             .with_state(topic.clone())
             .layer(SseLayer::new().retry(Duration::from_millis(200)))
+            .layer(middleware::from_fn_with_state(requests.clone(), requests::record))
     };
-    let server = Server::start(app());
+    let server = Server::start(app(&Requests::default()));
     let page = Page::open(engine, &server.url("/")).await;
-    let shown_is = async |expected: serde_json::Value| {
-        let shown = page.eval("shown").await;
-        if shown == expected { Ok(()) } else { Err(shown) }
-    };
     publish(&topic, "one").await;
-    eventually(PATIENCE, "the first event", async || shown_is(json!(["one"])).await).await;
+    wait_for_last_shown(&page, "one").await;
 
     let port = server.stop().await;
     publish(&topic, "two").await;
@@ -190,13 +211,42 @@ async fn page_code_of_the_guide_survives_503_during_a_deploy(engine: Engine) {
         .route("/events", get(StatusCode::SERVICE_UNAVAILABLE))
         .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
     let proxy = Server::start_at(port, unavailable);
-    // The second request is of another `EventSource`, which the page has created.
-    eventually(PATIENCE, "two requests", async || match requests.count("/events") {
-        0 | 1 => Err(requests.count("/events")),
+    // The first request is of the `EventSource`, and the page asks for the status again and again.
+    eventually(PATIENCE, "three requests", async || match requests.count("/events") {
+        count @ 0..=2 => Err(count),
         more => Ok(more),
     })
     .await;
     let port = proxy.stop().await;
-    let _server = Server::start_at(port, app());
-    eventually(PATIENCE, "the event that the page has missed", async || shown_is(json!(["one", "two"])).await).await;
+    let requests = Requests::default();
+    let _server = Server::start_at(port, app(&requests));
+    let shown = wait_for_last_shown(&page, "two").await;
+    let data: Vec<_> = shown.iter().filter(|shown| !shown.starts_with('(')).collect();
+    assert_eq!(data, ["one", "two"], "the page resumes: {shown:?}");
+
+    // The topic ends, the `EventSource` gets 204, and the page stops.
+    topic.finish().await.expect("the topic is finished");
+    wait_for_last_shown(&page, "(finished)").await;
+    let count = requests.count("/events");
+    sleep(2 * DOWN).await;
+    assert_eq!(requests.count("/events"), count);
+}
+
+/// A status that a later request would get as well ends the stream.
+async fn page_code_of_the_guide_stops_at_a_refusal(engine: Engine) {
+    let requests = Requests::default();
+    let app = page_of_the_guide().with_state(Hub::new().topic("news"));
+    let refuse = async |request: Request, next: Next| match request.uri().path() {
+        "/events" => StatusCode::UNAUTHORIZED.into_response(),
+        _ => next.run(request).await,
+    };
+    let app = app
+        .layer(middleware::from_fn(refuse))
+        .layer(middleware::from_fn_with_state(requests.clone(), requests::record));
+    let server = Server::start(app);
+    let page = Page::open(engine, &server.url("/")).await;
+    let shown = wait_for_last_shown(&page, "(refused)").await;
+    assert_eq!(shown, ["(connecting)", "(reconnecting)", "(refused)"]);
+    sleep(2 * DOWN).await;
+    assert_eq!(requests.count("/events"), 2, "the request of the `EventSource`, and one for the status");
 }

@@ -28,6 +28,7 @@ mod redis_failover;
 mod redis_loss;
 mod redis_unchanged;
 mod registry;
+mod remove;
 mod report;
 mod setup;
 mod unchanged;

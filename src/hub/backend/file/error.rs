@@ -1,0 +1,79 @@
+//! Errors of a log in a file.
+
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+};
+
+/// An error that all publishers of a commit get.
+#[derive(Clone, Debug)]
+pub(super) struct FileError(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    message: String,
+    kind: Kind,
+}
+
+/// The consequence of an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The request failed, and the database is as before.
+    Request,
+    /// A page of the database is damaged. The database can still be used.
+    Damage,
+    /// The database has to be opened again.
+    Database,
+}
+
+impl FileError {
+    pub(super) fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { message: message.into(), kind }))
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// Adds the failed operation and the path to the message.
+    pub(super) fn context(&self, operation: &str, path: &Path) -> Self {
+        Self::new(self.kind(), format!("cannot {operation} the log {path:?}: {self}"))
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl std::error::Error for FileError {}
+
+impl<E: Into<redb::Error>> From<E> for FileError {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let kind = match error {
+            redb::Error::Corrupted(_) => Kind::Damage,
+            redb::Error::Io(ref error) if error.kind() == io::ErrorKind::InvalidData => Kind::Damage,
+            redb::Error::ValueTooLarge(_) => Kind::Request,
+            _ => Kind::Database,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// Calls a function that uses the database. A panic is an error: the database panics when it
+/// interprets some damaged pages.
+pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(FileError::new(Kind::Damage, format!("the database panicked: {}", message.unwrap_or("unknown reason"))))
+    })
+}
+
+/// Returns the conversion of an error of this operation on a file.
+pub(super) fn file_error(operation: &str, path: &Path) -> impl Fn(io::Error) -> FileError {
+    move |error| FileError::new(Kind::Database, format!("cannot {operation} the file {path:?}: {error}"))
+}

@@ -1,0 +1,225 @@
+//! The mark beside a log: what the database must contain, unless it was replaced or damaged.
+
+use super::error::{FileError, file_error};
+use crate::hub::backend::Position;
+use std::{
+    fmt::Write as _,
+    fs::{File, Metadata, OpenOptions, TryLockError},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// The first line of a mark. A later format has another number.
+const TITLE: &str = "tower-sse mark 1";
+
+/// The maximum difference between the time in a mark and the time at which the file was changed.
+const MAX_DELAY_MS: u64 = 60_000;
+
+/// The contents of a mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Contents {
+    /// The epoch of the log.
+    pub(super) epoch: u64,
+    /// The last position that the log has stored. Every acknowledged record is up to here.
+    pub(super) last: Position,
+    /// The time at which this mark was written, in milliseconds since 1970.
+    time: u64,
+    /// Identifies the file of the database in its file system.
+    file: FileId,
+    /// The boot of the machine that wrote this mark, while the log is open. `None` if the log
+    /// may be continued after a crash of the machine.
+    boot: Option<u128>,
+}
+
+/// Identifies a file in its file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    inode: u64,
+    /// The time at which the file was created, in nanoseconds since 1970. 0 if it is unknown.
+    created: u128,
+}
+
+impl FileId {
+    pub(super) fn of(file: &Metadata) -> Self {
+        #[cfg(unix)]
+        let inode = std::os::unix::fs::MetadataExt::ino(file);
+        #[cfg(not(unix))]
+        let inode = 0;
+        let created = file.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Self { inode, created: created.map_or(0, |time| time.as_nanos()) }
+    }
+}
+
+/// The reason why a log that is opened is not the log that was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Replaced {
+    /// There is no mark.
+    NoMark,
+    /// The mark belongs to another epoch.
+    OtherEpoch,
+    /// The log ends before the position in the mark.
+    Shorter,
+    /// The file is another one, or the mark was copied.
+    Copied,
+    /// The machine has crashed while the log was open with `Durability::Process`.
+    MachineCrash,
+}
+
+impl Contents {
+    /// Returns the bytes of the file, whose number is always the same.
+    fn encode(&self) -> String {
+        let Self { epoch, last, time, file, boot } = self;
+        let mut text = String::new();
+        let _infallible = write!(
+            text,
+            "{TITLE}\nepoch {epoch:016x}\nlast {:020}\ntime {time:020}\ninode {:020}\ncreated {:039}\nboot {:032x}\n",
+            last.get(),
+            file.inode,
+            file.created,
+            boot.unwrap_or(0)
+        );
+        text
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let mut lines = text.strip_prefix(TITLE)?.strip_prefix('\n')?.lines();
+        let mut next = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
+        Some(Self {
+            epoch: u64::from_str_radix(next("epoch")?, 16).ok()?,
+            last: next("last")?.parse::<u64>().ok()?.into(),
+            time: next("time")?.parse().ok()?,
+            file: FileId { inode: next("inode")?.parse().ok()?, created: next("created")?.parse().ok()? },
+            boot: Some(u128::from_str_radix(next("boot")?, 16).ok()?).filter(|boot| *boot != 0),
+        })
+    }
+}
+
+/// The open mark of a log. Its lock belongs to the process that has opened the log.
+pub(super) struct Mark {
+    path: PathBuf,
+    file: File,
+    contents: Contents,
+    /// The contents of the file when it was opened, and the time of its last change.
+    found: Option<(Contents, u64)>,
+}
+
+impl Mark {
+    /// Opens and locks the mark of a log, and creates it if it does not exist. Returns `None` if
+    /// another process has locked it.
+    ///
+    /// The caller may have no permission to write. Then an existing mark is opened for reading.
+    pub(super) fn open(log: &Path) -> Result<Option<Self>, FileError> {
+        let path = beside(log, ".mark");
+        let write = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = match write {
+            Err(error) if is_read_only(&error) => File::open(&path),
+            file => file,
+        };
+        let mut file = file.map_err(file_error("open", &path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => {
+                return Err(file_error("lock", &path)(error));
+            }
+            _ => {}
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(file_error("read", &path))?;
+        let changed = file.metadata().and_then(|metadata| metadata.modified()).map_or(0, milliseconds);
+        let contents = str::from_utf8(&text).ok().and_then(Contents::decode);
+        let none =
+            Contents { epoch: 0, last: Position::START, time: 0, file: FileId { inode: 0, created: 0 }, boot: None };
+        let found = contents.map(|contents| (contents, changed));
+        Ok(Some(Self { path, file, contents: none, found }))
+    }
+
+    /// Returns why the log is not the one to which the mark belongs, or `None` if it is.
+    pub(super) fn compare(&self, epoch: u64, last: Position, file: FileId) -> Option<Replaced> {
+        let Some((found, changed)) = &self.found else { return Some(Replaced::NoMark) };
+        if found.epoch != epoch {
+            Some(Replaced::OtherEpoch)
+        } else if last < found.last {
+            Some(Replaced::Shorter)
+        } else if found.file != file || changed.abs_diff(found.time) > MAX_DELAY_MS {
+            Some(Replaced::Copied)
+        } else if self.is_after_machine_crash() {
+            Some(Replaced::MachineCrash)
+        } else {
+            None
+        }
+    }
+
+    /// Returns whether the machine has crashed while the log was open with `Durability::Process`.
+    pub(super) fn is_after_machine_crash(&self) -> bool {
+        self.found.as_ref().and_then(|(found, _)| found.boot).is_some_and(|boot| Some(boot) != boot_id())
+    }
+
+    /// Writes the mark of an open log to the disk. If `is_lost_with_machine` is set, a crash of the
+    /// machine begins a new epoch.
+    pub(super) fn begin(
+        &mut self,
+        epoch: u64,
+        last: Position,
+        file: FileId,
+        is_lost_with_machine: bool,
+    ) -> Result<(), FileError> {
+        // A machine whose runs cannot be told apart may have crashed before each start.
+        let boot = is_lost_with_machine.then(|| boot_id().unwrap_or(u128::MAX));
+        self.contents = Contents { epoch, last, time: 0, file, boot };
+        self.write()?;
+        self.sync()?;
+        // A new file is on the disk when its folder is.
+        if let Some(Ok(folder)) = self.path.parent().map(File::open) {
+            let _unsupported_by_some_systems = folder.sync_all();
+        }
+        Ok(())
+    }
+
+    /// Records the last position, without waiting for the disk.
+    pub(super) fn advance(&mut self, last: Position) -> Result<(), FileError> {
+        self.contents.last = last;
+        self.write()
+    }
+
+    /// Records that everything is on the disk.
+    pub(super) fn end(&mut self) -> Result<(), FileError> {
+        self.contents.boot = None;
+        self.write()?;
+        self.sync()
+    }
+
+    fn write(&mut self) -> Result<(), FileError> {
+        self.contents.time = milliseconds(SystemTime::now());
+        let text = self.contents.encode();
+        let write = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(text.as_bytes()));
+        write.map_err(file_error("write", &self.path))
+    }
+
+    fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_all().map_err(file_error("write", &self.path))
+    }
+}
+
+/// Returns the path of a log with an additional extension.
+pub(super) fn beside(log: &Path, extension: &str) -> PathBuf {
+    let mut path = log.as_os_str().to_owned();
+    path.push(extension);
+    path.into()
+}
+
+/// Returns whether an error of opening a file for writing means that it can only be read.
+pub(super) fn is_read_only(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Returns a time in milliseconds since 1970.
+pub(super) fn milliseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis().try_into().unwrap_or(u64::MAX))
+}
+
+/// Returns a number that differs in each run of the machine, on Linux.
+fn boot_id() -> Option<u128> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()
+}

@@ -1,0 +1,344 @@
+//! A log in a file of this machine, in the embedded database `redb`.
+
+mod device;
+mod error;
+mod mark;
+mod page;
+mod queue;
+mod record;
+mod retention;
+mod store;
+mod writer;
+
+use super::{Appended, Backend, Bounds, Page, Position, Record};
+use crate::BoxError;
+use error::{FileError, Kind};
+use queue::{Append, Queue, Unchanged};
+use retention::Retention;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    thread::JoinHandle,
+    time::Duration,
+};
+use store::{Store, Tail};
+use tokio::{
+    runtime::Handle,
+    sync::{OnceCell, oneshot, watch},
+    task::spawn_blocking,
+};
+
+/// A log in a file of this machine, which survives the process.
+///
+/// The file is a database of [`redb`](https://docs.rs/redb), on a local file system. It is opened
+/// when the backend is first used, and created if it does not exist. Clones share the log. The
+/// feature `file` needs Rust 1.90.
+///
+/// # What it guarantees
+///
+/// - **Acknowledged** events are on the disk, or with the operating system: see
+///   [`durability`](Self::durability). Publishers that wait at the same time share a commit. No
+///   kill of the process loses an acknowledged event.
+/// - **Order**: all topics share the order of the commits. One
+///   [`publish_all`](crate::hub::Topic::publish_all) is stored as a whole or not at all, with no
+///   other event between its events.
+/// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) examines the records
+///   after the given position. If there are more than 10,000, it appends nothing.
+/// - **Retention**: [`max_records`](Self::max_records), [`max_bytes`](Self::max_bytes) and
+///   [`max_age`](Self::max_age), whichever limit is reached first. Each commit removes at most
+///   1,000 records, and as many as it appends. A client gets a [gap](crate::hub::Gap) for removed
+///   events.
+/// - **One process** at a time can use the log. A second process waits for up to a second, and then
+///   gets an error. A process that is killed frees the log at once.
+///
+/// # Restarts, backups and epochs
+///
+/// After a restart, clients resume without a gap. This includes a process that was killed, and with
+/// [`Durability::Disk`] a machine that has crashed.
+///
+/// A log that has lost events must not issue their positions again under the same epoch. So beside
+/// the log `events.log` is a second file, `events.log.mark`. It contains the last position, the
+/// identity of the log file (its inode, and its time of creation), and the time of its own last
+/// change. A new epoch begins, and every returning client gets a gap (`other_epoch`), if
+///
+/// - the log ends before the position in the mark: it was replaced by an older copy;
+/// - the log is another file than the one in the mark: both files were copied or restored, or moved
+///   to another file system;
+/// - the mark was changed more than a minute after the time in it: an older mark was copied into
+///   the existing file;
+/// - the mark is missing, or cannot be read;
+/// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
+///   than Linux, a crash of the process counts as one of the machine.
+///
+/// The records stay in the log. The following replacements are **not detected**: a restored
+/// snapshot of the whole file system or virtual machine, and older copies of both files that are
+/// written into the existing files with their old times, as by `cp -p`. After such a restore,
+/// delete the mark before the process starts.
+///
+/// Copy a log only while no process has opened it, or with a snapshot of the file system.
+///
+/// # Errors
+///
+/// | | publishing | reading |
+/// |---|---|---|
+/// | the disk is full | an error until there is space | continues |
+/// | the files cannot be written (permissions, or a read-only file system) | an error | continues |
+/// | a record or a page of the database is damaged | continues, unless it needs the page | a gap for the damaged records, and the records after them |
+/// | the file is truncated, or the disk cannot read it | an error | an error where the data is missing |
+///
+/// After a failed commit, publishing returns the same error for a second before the log tries
+/// again. Each record has a checksum, which is compared when the record is read.
+///
+/// When a log is opened after a crash, the database verifies all of its pages. If a page is
+/// damaged, `connect` returns an error. Move the two files away to start with an empty log. The
+/// database panics on some damaged pages. The backend catches these panics, and returns an error or
+/// reports a gap. With `panic = "abort"`, they end the process.
+///
+/// # Size of the file
+///
+/// The file takes 1.1 to 1.5 times the size of the retained records on the disk, and at least about
+/// 100 KB. The listed length of the file can be greater. If a smaller part of the file is in use,
+/// the space is freed when the log is opened the next time.
+///
+/// # Resources
+///
+/// A thread writes, and the blocking threads of tokio read. The database caches up to 16 MiB. One
+/// commit takes one `fdatasync`.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tower_sse::hub::{Hub, backend::{Durability, FileBackend}};
+///
+/// # async fn connect() -> Result<Hub, tower_sse::hub::Error> {
+/// let file = FileBackend::new("/var/lib/shop/events.log")
+///     .max_records(100_000)
+///     .max_age(Duration::from_secs(24 * 60 * 60))
+///     .durability(Durability::Process);
+/// let hub = Hub::builder().backend(file).connect().await?;
+/// # Ok(hub) }
+/// ```
+#[derive(Clone)]
+pub struct FileBackend {
+    path: PathBuf,
+    retention: Retention,
+    durability: Durability,
+    log: Arc<OnceCell<Log>>,
+}
+
+/// The failures that an acknowledged event of a [`FileBackend`] survives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Publishing waits until the event is on the disk (`fdatasync`). The event survives a crash of
+    /// the machine. It is the default.
+    #[default]
+    Disk,
+    /// Publishing waits until the operating system has the event. The event survives a crash of the
+    /// process. After a crash of the machine, the log has another epoch, and may have lost any of
+    /// its events. If the file is damaged then, it gets the additional extension `.damaged`, and
+    /// the log begins empty.
+    Process,
+}
+
+impl FileBackend {
+    /// Creates a backend for the log at this path. The folder must exist. The file is opened when
+    /// the backend is first used.
+    #[must_use]
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self {
+            path: path.as_ref().to_owned(),
+            retention: Retention { max_records: 1_000_000, max_bytes: 1 << 30, max_age: Duration::from_secs(60 * 60) },
+            durability: Durability::Disk,
+            log: Arc::default(),
+        }
+    }
+
+    /// Sets the number of records that the log retains, for all topics together. Default:
+    /// 1,000,000. The log retains up to 1/64 more, at most 1,000 records more.
+    #[must_use]
+    pub fn max_records(mut self, records: u64) -> Self {
+        self.retention.max_records = records;
+        self
+    }
+
+    /// Sets the size of the records that the log retains, for all topics together. Default: 1 GiB.
+    /// The log retains up to 1/64 more. The file is larger, see [size](Self#size-of-the-file).
+    ///
+    /// A record takes 29 bytes, its topic, and its event. The newest record is always retained.
+    #[must_use]
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.retention.max_bytes = bytes;
+        self
+    }
+
+    /// Sets the age at which records are removed. Default: one hour. [`Duration::MAX`] and zero
+    /// disable it.
+    ///
+    /// Records that expire one after the other are removed together, within 1/16 of the age. The
+    /// age counts from the append, by the clock of the system, also while no process has opened the
+    /// log.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
+        self
+    }
+
+    /// Sets the failures that an acknowledged event survives. Default: [`Durability::Disk`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Returns the log. The first call opens it.
+    async fn log(&self) -> Result<&Log, BoxError> {
+        let open = || async {
+            let Self { path, retention, durability, .. } = self.clone();
+            spawn_blocking(move || {
+                writer::open(&path, retention, durability).map_err(|error| error.context("open", &path))
+            })
+            .await?
+            .map_err(BoxError::from)
+        };
+        self.log.get_or_try_init(open).await
+    }
+}
+
+impl fmt::Debug for FileBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileBackend").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// An open log. Dropping it closes the log.
+struct Log {
+    shared: Arc<Shared>,
+    writer: Option<Writer>,
+}
+
+/// The thread of the writer. Dropping it waits for its end.
+struct Writer(Option<JoinHandle<()>>);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The thread has no result, and reports a panic itself.
+        let _ended = self.0.take().map(JoinHandle::join);
+    }
+}
+
+/// The parts of a log that its readers and its writer share.
+struct Shared {
+    path: PathBuf,
+    /// The database, or the error for which it cannot be used now.
+    store: RwLock<Result<Store, FileError>>,
+    queue: Queue,
+    bounds: watch::Sender<Bounds>,
+}
+
+impl Log {
+    fn new(shared: Arc<Shared>, writer: JoinHandle<()>) -> Self {
+        Self { shared, writer: Some(Writer(Some(writer))) }
+    }
+
+    async fn append(&self, records: Vec<Record>, condition: Option<Unchanged>) -> Result<Option<Appended>, BoxError> {
+        let (reply, response) = oneshot::channel();
+        self.shared.queue.push(Append { records, condition, reply });
+        let closed = |_| FileError::new(Kind::Request, "its writer has ended").context("write to", &self.shared.path);
+        Ok(response.await.map_err(closed)??)
+    }
+
+    async fn page(&self, topics: Option<&[Arc<str>]>, after: Position) -> Result<Page, BoxError> {
+        let shared = Arc::clone(&self.shared);
+        let topics = topics.map(<[_]>::to_vec);
+        Ok(spawn_blocking(move || shared.page(topics.as_deref(), after)).await??)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        let writer = self.writer.take();
+        // The end of the writer takes a few milliseconds. A runtime that shuts down waits for this
+        // task, or drops the closure, which waits as well.
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(writer))),
+            Err(_) => drop(writer),
+        }
+    }
+}
+
+impl Shared {
+    fn new(path: &Path, store: Store, tail: &Tail) -> Self {
+        let store = RwLock::new(Ok(store));
+        Self { path: path.to_owned(), store, queue: Queue::default(), bounds: watch::Sender::new(bounds(tail)) }
+    }
+
+    fn store(&self) -> RwLockReadGuard<'_, Result<Store, FileError>> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store_mut(&self) -> RwLockWriteGuard<'_, Result<Store, FileError>> {
+        self.store.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the records up to the end of the log visible.
+    fn announce(&self, tail: &Tail) {
+        self.bounds.send_if_modified(|known| std::mem::replace(known, bounds(tail)) != *known);
+    }
+
+    fn page(&self, topics: Option<&[Arc<str>]>, after: Position) -> Result<Page, FileError> {
+        // Records after this position are stored, but their mark may not be.
+        let last = self.bounds.borrow().last;
+        let store = self.store();
+        let page = store.as_ref().map_err(FileError::clone).and_then(|store| store.page(topics, after, last));
+        drop(store);
+        page.map_err(|error| {
+            self.queue.report(error.clone());
+            error.context("read", &self.path)
+        })
+    }
+}
+
+fn bounds(tail: &Tail) -> Bounds {
+    Bounds { epoch: tail.epoch, evicted_through: tail.evicted_through, last: tail.last }
+}
+
+impl Backend for FileBackend {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        Ok(*self.log().await?.shared.bounds.borrow())
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        let appended = self.log().await?.append(records, None).await?;
+        appended.ok_or_else(|| "the log has compared records without being asked".into())
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.log().await?.append(records, Some(Unchanged { epoch, since })).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        self.log().await?.page(Some(topics), after).await
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        let log = self.log().await?;
+        let mut changes = log.shared.bounds.subscribe();
+        let Bounds { epoch, last, .. } = *changes.borrow_and_update();
+        if last < after {
+            return Err("the log ends before the requested position".into());
+        }
+        let is_due = |bounds: &Bounds| bounds.last > after || bounds.evicted_through > after || bounds.epoch != epoch;
+        // The wait cannot fail, because the log owns the sender. The guard is dropped at once.
+        drop(changes.wait_for(is_due).await);
+        log.page(None, after).await
+    }
+}

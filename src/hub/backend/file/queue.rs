@@ -1,0 +1,127 @@
+//! The queue between publishers and the writer.
+
+use super::error::FileError;
+use crate::hub::backend::{Appended, Position, Record};
+use std::{
+    mem,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+/// An append that waits for its commit.
+pub(super) struct Append {
+    pub(super) records: Vec<Record>,
+    pub(super) condition: Option<Unchanged>,
+    pub(super) reply: oneshot::Sender<Result<Option<Appended>, FileError>>,
+}
+
+/// The condition of an append: the log has this epoch, and no record of the topic after `since`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unchanged {
+    pub(super) epoch: u64,
+    pub(super) since: Position,
+}
+
+/// The size of the events in one commit, unless one append is larger.
+const MAX_BATCH: usize = 8 << 20;
+
+#[derive(Default)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    appends: Vec<Append>,
+    failure: Option<FileError>,
+    is_closed: bool,
+    /// The number of appends for which the writer waits.
+    awaited: usize,
+}
+
+/// The work of the writer.
+pub(super) enum Work {
+    Appends(Vec<Append>),
+    /// No append has arrived until the deadline.
+    Idle,
+    /// A reader could not use the database.
+    Failure(FileError),
+    /// The log is closed.
+    Close,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push(&self, append: Append) {
+        let mut waiting = self.lock();
+        waiting.appends.push(append);
+        let is_due = waiting.appends.len() >= waiting.awaited;
+        drop(waiting);
+        if is_due {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Reports that a reader could not use the database.
+    pub(super) fn report(&self, error: FileError) {
+        self.lock().failure = Some(error);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for appends until the deadline, and for up to `expected` appends during `window`.
+    pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Duration) -> Work {
+        let mut waiting = self.wait(self.lock(), 1, deadline);
+        if waiting.appends.len() < expected {
+            waiting = self.wait(waiting, expected, Some(Instant::now() + window));
+        }
+        if let Some(error) = waiting.failure.take() {
+            return Work::Failure(error);
+        }
+        if waiting.appends.is_empty() {
+            return if waiting.is_closed { Work::Close } else { Work::Idle };
+        }
+        let mut bytes = 0;
+        let fits = |append: &Append| {
+            let is_first = bytes == 0;
+            bytes += append.records.iter().map(|record| record.event.len() + record.topic.len()).sum::<usize>();
+            is_first || bytes <= MAX_BATCH
+        };
+        let count = waiting.appends.iter().map(fits).take_while(|fits| *fits).count();
+        let rest = waiting.appends.split_off(count);
+        Work::Appends(mem::replace(&mut waiting.appends, rest))
+    }
+
+    /// Waits until there are `count` appends or other work, or until the deadline.
+    fn wait<'a>(
+        &self,
+        mut waiting: MutexGuard<'a, Waiting>,
+        count: usize,
+        deadline: Option<Instant>,
+    ) -> MutexGuard<'a, Waiting> {
+        while waiting.appends.len() < count && !waiting.is_closed && waiting.failure.is_none() {
+            waiting.awaited = count;
+            waiting = match deadline {
+                None => self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let Some(rest) = deadline.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+                    else {
+                        break;
+                    };
+                    self.changed.wait_timeout(waiting, rest).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        waiting.awaited = 0;
+        waiting
+    }
+}

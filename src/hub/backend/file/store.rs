@@ -1,0 +1,285 @@
+//! The database of a log: opening it, and reading pages.
+
+use super::{
+    Durability,
+    device::{ReadOnly, Unsynced},
+    error::{FileError, Kind, file_error, guarded},
+    mark::is_read_only,
+    page::PageReader,
+    record,
+};
+use crate::hub::backend::{Page, Position};
+use redb::{
+    Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+    backends::FileBackend,
+};
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Seek, SeekFrom},
+    ops::RangeInclusive,
+    path::Path,
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// The parts of the records, by the position of the record and the number of the part.
+pub(super) const RECORDS: TableDefinition<'static, (u64, u32), &[u8]> = TableDefinition::new("records");
+/// Numbers of the log by name.
+pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
+
+/// The names in [`NUMBERS`].
+pub(super) const FORMAT: &str = "format";
+pub(super) const EPOCH: &str = "epoch";
+pub(super) const EVICTED_THROUGH: &str = "evicted_through";
+pub(super) const EVICTED_BYTES: &str = "evicted_bytes";
+
+/// The format of this version.
+pub(super) const FORMAT_VERSION: u64 = 1;
+
+/// The memory for pages of the database. The system caches the file, too.
+const CACHE: usize = 16 << 20;
+
+/// The time that opening waits for another process that has opened the log.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The first bytes of a database. They are zero if its creation was interrupted.
+const MAGIC: usize = 9;
+const MAX_NEW: u64 = 8 << 20;
+
+/// The open database of a log.
+pub(super) struct Store {
+    pub(super) database: Database,
+    /// The reason for which nothing can be written.
+    pub(super) read_only: Option<FileError>,
+}
+
+/// The state of the log in the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tail {
+    pub(super) epoch: u64,
+    pub(super) evicted_through: Position,
+    pub(super) last: Position,
+    /// The size of all values that were ever stored, and of those that were evicted.
+    pub(super) total_bytes: u64,
+    pub(super) evicted_bytes: u64,
+}
+
+impl Tail {
+    /// Returns the number of retained records.
+    pub(super) fn records(&self) -> u64 {
+        self.last.get() - self.evicted_through.get()
+    }
+
+    /// Returns the size of the retained records.
+    pub(super) fn bytes(&self) -> u64 {
+        self.total_bytes.saturating_sub(self.evicted_bytes)
+    }
+}
+
+/// Waits for a lock until [`LOCK_TIMEOUT`].
+pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) -> Result<T, FileError> {
+    let begin = Instant::now();
+    loop {
+        if let Some(locked) = lock()? {
+            return Ok(locked);
+        }
+        if begin.elapsed() > LOCK_TIMEOUT {
+            let message = "another process has opened it, and only one process at a time can use it";
+            return Err(FileError::new(Kind::Database, message));
+        }
+        sleep(Duration::from_millis(10));
+    }
+}
+
+impl Store {
+    /// Opens the database, and creates it if it does not exist. Returns a handle of its file, too.
+    pub(super) fn open(path: &Path, durability: Durability) -> Result<(Self, File), FileError> {
+        locked(|| Self::try_open(path, durability))
+    }
+
+    fn try_open(path: &Path, durability: Durability) -> Result<Option<(Self, File)>, FileError> {
+        let write = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let (mut file, read_only) = match write {
+            Ok(file) => (file, None),
+            Err(error) if is_read_only(&error) => match File::open(path) {
+                Ok(file) => (file, Some(FileError::new(Kind::Request, format!("it can only be read: {error}")))),
+                Err(_) => return Err(file_error("open", path)(error)),
+            },
+            Err(error) => return Err(file_error("open", path)(error)),
+        };
+        let second = file.try_clone().map_err(file_error("open", path))?;
+        let device = match FileBackend::new(file.try_clone().map_err(file_error("open", path))?) {
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Ok(None),
+            device => device?,
+        };
+        if read_only.is_none() {
+            reset_unfinished(&mut file).map_err(file_error("read", path))?;
+        }
+        drop(file);
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE);
+        let database = guarded(|| {
+            Ok(match (&read_only, durability) {
+                (Some(_), _) => builder.create_with_backend(ReadOnly::new(device).map_err(redb::Error::Io)?)?,
+                (None, Durability::Disk) => builder.create_with_backend(device)?,
+                (None, Durability::Process) => builder.create_with_backend(Unsynced(device))?,
+            })
+        })?;
+        Ok(Some((Self { database, read_only }, second)))
+    }
+
+    /// Returns the state of the log, or `None` if the database is new.
+    pub(super) fn tail(&self) -> Result<Option<Tail>, FileError> {
+        guarded(|| self.read_tail())
+    }
+
+    fn read_tail(&self) -> Result<Option<Tail>, FileError> {
+        let transaction = self.database.begin_read()?;
+        let numbers = match transaction.open_table(NUMBERS) {
+            // A new database has no table.
+            Err(TableError::TableDoesNotExist(_)) if transaction.list_tables()?.next().is_none() => return Ok(None),
+            numbers => numbers?,
+        };
+        let number = |name| Ok::<_, FileError>(numbers.get(name)?.map(|number| number.value()));
+        match number(FORMAT)? {
+            Some(FORMAT_VERSION) => {}
+            Some(format) => {
+                let message = format!("it has the format {format}, which needs a newer version of tower-sse");
+                return Err(FileError::new(Kind::Database, message));
+            }
+            None => return Err(damaged("it has no format")),
+        }
+        let evicted_through = number(EVICTED_THROUGH)?.unwrap_or(0).into();
+        let evicted_bytes = number(EVICTED_BYTES)?.unwrap_or(0);
+        let epoch = number(EPOCH)?.ok_or_else(|| damaged("it has no epoch"))?;
+        let mut tail =
+            Tail { epoch, evicted_through, last: evicted_through, total_bytes: evicted_bytes, evicted_bytes };
+        let records = transaction.open_table(RECORDS)?;
+        if let Some((key, _)) = records.last()? {
+            let position = key.value().0;
+            let first = records.get((position, 0))?;
+            let head = first.and_then(|first| record::head(position.into(), first.value()));
+            let (_, total) = head.ok_or_else(|| damaged(format!("the last record, {position}, is damaged")))?;
+            (tail.last, tail.total_bytes) = (tail.last.max(position.into()), total);
+        }
+        Ok(Some(tail))
+    }
+
+    /// Reads a page up to the position `last`. `topics` is `None` for all topics.
+    pub(super) fn page(&self, topics: Option<&[Arc<str>]>, after: Position, last: Position) -> Result<Page, FileError> {
+        let snapshot = self.snapshot()?;
+        if after >= last {
+            let evicted_through = snapshot.evicted_through;
+            return Ok(Page {
+                epoch: snapshot.epoch,
+                evicted_through,
+                through: last.max(evicted_through),
+                ..Page::default()
+            });
+        }
+        let mut page = PageReader::new(topics, snapshot.evicted_through, after);
+        while page.next() <= last && !page.is_complete() {
+            match snapshot.read(last, &mut page) {
+                Err(error) if error.kind() == Kind::Database => return Err(error),
+                Ok(()) => {}
+                Err(_) => {
+                    // After a panic, the database may be unable to read any page.
+                    self.snapshot()?;
+                    let first = snapshot.first_readable(page.next(), last);
+                    page.skip_through(first.map_or(last, Position::previous));
+                }
+            }
+        }
+        Ok(page.finish(snapshot.epoch))
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, FileError> {
+        guarded(|| {
+            let transaction = self.database.begin_read()?;
+            let numbers = transaction.open_table(NUMBERS)?;
+            let number = |name| Ok::<_, FileError>(numbers.get(name)?.map_or(0, |number| number.value()));
+            Ok(Snapshot {
+                epoch: number(EPOCH)?,
+                evicted_through: number(EVICTED_THROUGH)?.into(),
+                records: transaction.open_table(RECORDS)?,
+            })
+        })
+    }
+}
+
+/// Returns the error for a database whose contents are not possible.
+pub(super) fn damaged(message: impl Into<String>) -> FileError {
+    FileError::new(Kind::Damage, message)
+}
+
+/// Returns the keys of all parts of the records from `first` to `last`.
+pub(super) fn keys(first: Position, last: Position) -> RangeInclusive<(u64, u32)> {
+    (first.get(), 0)..=(last.get(), u32::MAX)
+}
+
+/// Empties the file of a database whose creation was interrupted.
+fn reset_unfinished(file: &mut File) -> std::io::Result<()> {
+    let len = file.metadata()?.len();
+    if len == 0 || len > MAX_NEW {
+        return Ok(());
+    }
+    let mut begin = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.take(MAGIC as u64).read_to_end(&mut begin)?;
+    if begin.iter().all(|byte| *byte == 0) { file.set_len(0) } else { Ok(()) }
+}
+
+/// The records at one time.
+struct Snapshot {
+    epoch: u64,
+    evicted_through: Position,
+    records: ReadOnlyTable<(u64, u32), &'static [u8]>,
+}
+
+impl Snapshot {
+    /// Reads records into a page, until the page is complete.
+    fn read(&self, last: Position, page: &mut PageReader) -> Result<(), FileError> {
+        guarded(|| {
+            for entry in self.records.range(keys(page.next(), last))? {
+                let (key, part) = entry?;
+                page.add(key.value(), part.value());
+                if page.is_complete() {
+                    return Ok(());
+                }
+            }
+            if page.next() <= last {
+                page.skip_through(last);
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns the first position from `next` whose page of the database can be read.
+    fn first_readable(&self, next: Position, last: Position) -> Option<Position> {
+        let probe = |from: u64| {
+            let first = guarded(|| Ok(self.records.range(keys(from.into(), last))?.next().transpose()?));
+            first.ok().flatten().map(|(key, _)| key.value().0)
+        };
+        // The damaged part is usually one page of the database, with some dozens of records.
+        let (mut bad, mut step) = (next.get(), 1);
+        let mut good = loop {
+            let from = bad.saturating_add(step);
+            if from > last.get() {
+                return None;
+            }
+            match probe(from) {
+                Some(first) => break first,
+                None => (bad, step) = (from, step * 2),
+            }
+        };
+        while bad + 1 < good {
+            let middle = bad.midpoint(good);
+            match probe(middle) {
+                Some(first) if first < good => good = first,
+                Some(_) | None => bad = middle,
+            }
+        }
+        Some(good.into())
+    }
+}

@@ -1,0 +1,393 @@
+//! The writer: a thread that stores appends, several in one commit, and applies the retention.
+
+use super::{
+    Durability, Log, Shared,
+    error::{FileError, Kind, file_error, guarded},
+    mark::{FileId, Mark, beside, milliseconds},
+    page::PageReader,
+    queue::{Append, Unchanged, Work},
+    record::{self, Value},
+    retention::Retention,
+    store::{
+        EPOCH, EVICTED_BYTES, EVICTED_THROUGH, FORMAT, FORMAT_VERSION, NUMBERS, RECORDS, Store, Tail, damaged, keys,
+        locked,
+    },
+};
+use crate::{
+    hub::backend::{Appended, Position},
+    random,
+};
+use redb::{ReadableTable, Table, WriteTransaction};
+use std::{
+    fs::{self, File},
+    path::Path,
+    slice,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// The number of records that a commit may evict, in addition to as many as it appends.
+const EVICTIONS: u64 = 1000;
+
+/// The number of records after its position that a conditional append compares.
+const MAX_COMPARED: u64 = 10_000;
+
+/// The pause after a failed commit. Until its end, publishing returns the same error.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest time between two looks at the age of the oldest record.
+const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The size of a file that is not worth compacting.
+const SMALL: u64 = 4 << 20;
+
+/// The longest time that the writer waits for more appends.
+const MAX_WINDOW: Duration = Duration::from_micros(500);
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    retention: Retention,
+    durability: Durability,
+    file: File,
+    mark: Mark,
+    tail: Tail,
+    /// The time of the oldest record in milliseconds since 1970, if it is known.
+    oldest: Option<u64>,
+    /// The error of the last commit, and the time until which publishing returns it.
+    refusal: Option<(FileError, Instant)>,
+    /// The time when the database was opened.
+    reopened: Instant,
+    /// The number of appends in the last commit, and the time that the commit took.
+    last_commit: (usize, Duration),
+}
+
+type Records<'a> = Table<'a, (u64, u32), &'static [u8]>;
+
+/// The outcome of a transaction: the new state, and the last position of each append.
+struct Stored {
+    tail: Tail,
+    oldest: Option<u64>,
+    positions: Vec<Option<Position>>,
+}
+
+impl Writer {
+    pub(super) fn run(mut self) {
+        loop {
+            let (appends, time) = self.last_commit;
+            // Publishers that wait for this commit will probably publish again. Without this pause,
+            // the first of them would have a commit of its own.
+            let window = if appends > 1 { (time / 4).min(MAX_WINDOW) } else { Duration::ZERO };
+            match self.shared.queue.take(self.deadline(), appends, window) {
+                Work::Appends(appends) => self.append(appends),
+                Work::Idle => self.append(Vec::new()),
+                // Several readers may have reported the same failure.
+                Work::Failure(error) if self.reopened.elapsed() >= PAUSE => self.reopen(&error),
+                Work::Failure(_) => {}
+                Work::Close => break,
+            }
+        }
+        self.close();
+    }
+
+    /// Returns the error that publishing gets now, if it gets one.
+    fn refused(&mut self) -> Option<FileError> {
+        self.refusal.take_if(|(_, until)| Instant::now() >= *until);
+        if let Some((error, _)) = &self.refusal {
+            return Some(error.clone());
+        }
+        // The error of the last attempt to open the database, or of a file that can only be read.
+        let error = match &*self.shared.store() {
+            Ok(store) => store.read_only.clone()?.context("write to", &self.shared.path),
+            Err(error) => error.clone(),
+        };
+        self.refusal = Some((error.clone(), Instant::now() + PAUSE));
+        self.reopen(&error);
+        // The file can be written again.
+        if self.is_writable() {
+            self.refusal = None;
+            return None;
+        }
+        Some(error)
+    }
+
+    fn is_writable(&self) -> bool {
+        matches!(&*self.shared.store(), Ok(store) if store.read_only.is_none())
+    }
+
+    /// Returns when there is work without an append.
+    fn deadline(&self) -> Option<Instant> {
+        if !self.is_writable() || self.tail.records() == 0 {
+            return None;
+        }
+        let now = milliseconds(SystemTime::now());
+        let pause = match self.retention.is_due(&self.tail) {
+            true => Duration::ZERO,
+            false => self.retention.expires_in(self.oldest.unwrap_or(0), now)?,
+        };
+        // The clock of the machine may be set to another time meanwhile.
+        let due = Instant::now() + pause.min(MAX_AGE_INTERVAL);
+        Some(self.refusal.as_ref().map_or(due, |(_, until)| due.max(*until)))
+    }
+
+    /// Stores appends in one commit. Without an append, only applies the retention.
+    fn append(&mut self, mut appends: Vec<Append>) {
+        // The futures of some appends may have been dropped while they waited.
+        appends.retain(|append| !append.reply.is_closed());
+        if let Some(error) = self.refused() {
+            appends.into_iter().for_each(|append| drop(append.reply.send(Err(error.clone()))));
+            return;
+        }
+        let begin = Instant::now();
+        match self.store(&appends) {
+            Ok(stored) => {
+                self.last_commit = (appends.len(), begin.elapsed());
+                (self.tail, self.oldest) = (stored.tail, stored.oldest);
+                self.shared.announce(&self.tail);
+                let epoch = self.tail.epoch;
+                for (append, position) in appends.into_iter().zip(stored.positions) {
+                    let appended = position.map(|position| Appended { epoch, position });
+                    drop(append.reply.send(Ok(appended)));
+                }
+            }
+            Err(error) => {
+                let error = error.context("write to", &self.shared.path);
+                self.refusal = Some((error.clone(), Instant::now() + PAUSE));
+                self.reopen(&error);
+                appends.into_iter().for_each(|append| drop(append.reply.send(Err(error.clone()))));
+            }
+        }
+    }
+
+    /// Runs one transaction. If it changes nothing, it is not committed.
+    fn store(&mut self, appends: &[Append]) -> Result<Stored, FileError> {
+        let stored = {
+            let store = self.shared.store();
+            let database = &store.as_ref().map_err(FileError::clone)?.database;
+            guarded(|| {
+                let transaction = database.begin_write()?;
+                let stored = self.change(&transaction, appends)?;
+                if stored.tail == self.tail {
+                    transaction.abort()?
+                } else {
+                    transaction.commit()?
+                }
+                Ok(stored)
+            })?
+        };
+        if stored.tail.last != self.tail.last {
+            self.mark.advance(stored.tail.last)?;
+        }
+        Ok(stored)
+    }
+
+    /// Makes the changes of one transaction.
+    fn change(&self, transaction: &WriteTransaction, appends: &[Append]) -> Result<Stored, FileError> {
+        let mut records = transaction.open_table(RECORDS)?;
+        let (mut tail, mut oldest) = (self.tail, self.oldest);
+        let now = milliseconds(SystemTime::now());
+        let mut positions = Vec::with_capacity(appends.len());
+        let mut buffer = Vec::new();
+        for append in appends {
+            if let Some(condition) = append.condition
+                && !is_unchanged(&records, &tail, append, condition)?
+            {
+                positions.push(None);
+                continue;
+            }
+            for record in &append.records {
+                tail.last = tail.last.next();
+                tail.total_bytes += record::size(&record.topic, &record.event) as u64;
+                let value = Value {
+                    time: now,
+                    total: tail.total_bytes,
+                    kind: Some(record.kind),
+                    topic: &record.topic,
+                    event: &record.event,
+                };
+                record::encode(&mut buffer, tail.last, &value);
+                for (part, bytes) in record::parts(&buffer) {
+                    records.insert((tail.last.get(), part), bytes)?;
+                }
+            }
+            positions.push(Some(tail.last));
+        }
+        let appended = tail.last.get() - self.tail.last.get();
+        let limit = EVICTIONS + appended;
+        let is_old = self.retention.expires_in(oldest.unwrap_or(0), now) == Some(Duration::ZERO);
+        if tail.records() > 0 && (is_old || self.retention.is_due(&tail)) {
+            self.evict(&mut records, &mut tail, &mut oldest, now, limit)?;
+            drop(records);
+            if tail.evicted_through != self.tail.evicted_through {
+                let mut numbers = transaction.open_table(NUMBERS)?;
+                numbers.insert(EVICTED_THROUGH, tail.evicted_through.get())?;
+                numbers.insert(EVICTED_BYTES, tail.evicted_bytes)?;
+            }
+        }
+        Ok(Stored { tail, oldest, positions })
+    }
+
+    /// Removes the oldest records that the retention does not cover, at most `limit`.
+    fn evict(
+        &self,
+        records: &mut Records<'_>,
+        tail: &mut Tail,
+        oldest: &mut Option<u64>,
+        now: u64,
+        limit: u64,
+    ) -> Result<(), FileError> {
+        let begin = tail.evicted_through;
+        *oldest = None;
+        for entry in records.range(keys(begin.next(), tail.last))? {
+            let (key, bytes) = entry?;
+            let (position, part) = key.value();
+            if part > 0 {
+                continue;
+            }
+            let position = Position::new(position);
+            // The time of a damaged record is unknown, so it is removed with the record before it.
+            let head = record::head(position, bytes.value());
+            let head = head.filter(|(_, total)| (tail.evicted_bytes..=tail.total_bytes).contains(total));
+            let is_expired = head.is_none_or(|(time, _)| self.retention.is_expired(time, now));
+            *oldest = head.map(|(time, _)| time).or(*oldest);
+            if !(is_expired || self.retention.is_excess(tail)) || position.get() - begin.get() > limit {
+                break;
+            }
+            tail.evicted_through = position;
+            tail.evicted_bytes = head.map_or(tail.evicted_bytes, |(_, total)| total);
+        }
+        if tail.evicted_through == tail.last {
+            (tail.evicted_bytes, *oldest) = (tail.total_bytes, None);
+        }
+        if tail.evicted_through > begin {
+            records.retain_in(keys(Position::START, tail.evicted_through), |_, _| false)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the database, and opens it again. After an I/O error, the database does not even
+    /// read.
+    fn reopen(&mut self, error: &FileError) {
+        self.reopened = Instant::now();
+        // Opening a database with a damaged page fails if the database was not closed properly. But
+        // its other pages can be read as long as it is open.
+        if error.kind() == Kind::Damage {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut store = shared.store_mut();
+        *store = Err(error.clone());
+        let opened = open_store(&shared.path, self.durability).and_then(|(opened, file, found)| {
+            let found = found.ok_or_else(|| damaged("it is empty"))?;
+            let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
+            let tail = if is_shorter { begin_epoch(&opened, found)? } else { found };
+            if opened.read_only.is_none() {
+                let id = FileId::of(&file.metadata().map_err(file_error("read", &shared.path))?);
+                self.mark.begin(tail.epoch, tail.last, id, self.durability == Durability::Process)?;
+            }
+            (self.tail, self.oldest, self.file) = (tail, None, file);
+            Ok(opened)
+        });
+        *store = opened.map_err(|error| error.context("open", &shared.path));
+        drop(store);
+        shared.announce(&self.tail);
+    }
+
+    /// Closes the database. A reader that comes later gets an error.
+    fn close(&mut self) {
+        let is_writable = self.is_writable();
+        let closed = FileError::new(Kind::Request, "it is closed").context("read", &self.shared.path);
+        *self.shared.store_mut() = Err(closed);
+        // The next start is told from a crash of the machine by the mark, so the data comes first.
+        if is_writable && self.file.sync_all().is_ok() {
+            let _without_the_mark_a_new_epoch_begins = self.mark.end();
+        }
+    }
+}
+
+/// Opens a log, and starts its writer.
+pub(super) fn open(path: &Path, retention: Retention, durability: Durability) -> Result<Log, FileError> {
+    let mut mark = locked(|| Mark::open(path))?;
+    let (mut store, file, found) = match open_store(path, durability) {
+        // Such a crash may destroy the file, because it was not synced.
+        Err(error) if error.kind() == Kind::Damage && mark.is_after_machine_crash() => {
+            fs::rename(path, beside(path, ".damaged")).map_err(file_error("rename", path))?;
+            open_store(path, durability)?
+        }
+        opened => opened?,
+    };
+    let id = FileId::of(&file.metadata().map_err(file_error("read", path))?);
+    let tail = match found {
+        Some(found) if mark.compare(found.epoch, found.last, id).is_none() => found,
+        found => begin_epoch(&store, found.unwrap_or_default())?,
+    };
+    if store.read_only.is_none() {
+        mark.begin(tail.epoch, tail.last, id, durability == Durability::Process)?;
+        compact(&mut store, &file, &tail)?;
+    }
+    let shared = Arc::new(Shared::new(path, store, &tail));
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        retention,
+        durability,
+        file,
+        mark,
+        tail,
+        oldest: None,
+        refusal: None,
+        reopened: Instant::now(),
+        last_commit: (0, Duration::ZERO),
+    };
+    let thread = thread::Builder::new().name("tower-sse-file".to_owned()).spawn(move || writer.run());
+    let thread = thread.map_err(|error| FileError::new(Kind::Request, format!("cannot start a thread: {error}")))?;
+    Ok(Log::new(shared, thread))
+}
+
+/// Opens the database of a log, and reads its state. A new database has none.
+fn open_store(path: &Path, durability: Durability) -> Result<(Store, File, Option<Tail>), FileError> {
+    let (store, file) = Store::open(path, durability)?;
+    let tail = store.tail()?;
+    Ok((store, file, tail))
+}
+
+/// Begins a new epoch after the records of this log.
+fn begin_epoch(store: &Store, tail: Tail) -> Result<Tail, FileError> {
+    let tail = Tail { epoch: random::bits(), ..tail };
+    guarded(|| {
+        let transaction = store.database.begin_write()?;
+        transaction.open_table(RECORDS)?;
+        let mut numbers = transaction.open_table(NUMBERS)?;
+        numbers.insert(FORMAT, FORMAT_VERSION)?;
+        numbers.insert(EPOCH, tail.epoch)?;
+        drop(numbers);
+        Ok(transaction.commit()?)
+    })?;
+    Ok(tail)
+}
+
+/// Makes the file smaller if most of it is unused.
+fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError> {
+    let used = tail.bytes();
+    let len = file.metadata().map_or(0, |metadata| metadata.len());
+    if len > 2 * used + SMALL {
+        guarded(|| Ok(store.database.compact().map(drop)?))?;
+    }
+    Ok(())
+}
+
+/// Returns whether the topic of an append has no record after the position of the condition.
+fn is_unchanged(records: &Records<'_>, tail: &Tail, append: &Append, condition: Unchanged) -> Result<bool, FileError> {
+    let Unchanged { epoch, since } = condition;
+    let Some(first) = append.records.first() else { return Ok(false) };
+    if epoch != tail.epoch || since < tail.evicted_through || tail.last.get().saturating_sub(since.get()) > MAX_COMPARED
+    {
+        return Ok(false);
+    }
+    let mut page = PageReader::new(Some(slice::from_ref(&first.topic)), Position::START, since);
+    for entry in records.range(keys(since.next(), tail.last))? {
+        let (key, part) = entry?;
+        page.add(key.value(), part.value());
+    }
+    // A damaged record may have been of the topic.
+    Ok(page.is_without_records(tail.last))
+}

@@ -1,0 +1,250 @@
+//! Full disks, files that can only be read, and damaged files.
+
+use super::{
+    child::Child,
+    folder::{Folder, all, all_with_gaps, append, closed, fill, open},
+};
+use std::{
+    env,
+    fs::{self, File, Permissions},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    process::Command,
+};
+use tower_sse::hub::backend::{Backend, FileBackend, Position};
+
+#[tokio::test]
+async fn full_disk_fails_publishing_and_not_reading() {
+    let folder = Folder::new();
+    // A file of at most 8 MiB stands for a disk. Its limit can be raised later.
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"trap "" XFSZ; ulimit -S -f 16384; exec "$0" "$@""#]);
+    command.arg(env::current_exe().unwrap());
+    let mut child = Child::start_as(command, "fill", &folder.log());
+    let error = child.line().expect("an error");
+    assert!(error.contains("cannot write to the log") && error.contains("File too large"), "{error}");
+    let line = child.line().expect("what was read");
+    let [appended, read, gaps, is_complete] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+    let (appended, read): (usize, usize) = (appended.parse().unwrap(), read.parse().unwrap());
+    assert!(appended > 100, "{line}");
+    // The append that has failed may be in the log.
+    assert!((appended..=appended + 1).contains(&read) && gaps == "0" && is_complete == "true", "{line}");
+    let raise =
+        Command::new("prlimit").args(["--fsize=unlimited:unlimited", "--pid"]).arg(child.id().to_string()).status();
+    assert!(raise.expect("util-linux is installed").success());
+    let line = child.line().expect("what was read");
+    assert!(line.ends_with(" the end"), "publishing continues when there is space: {line}");
+}
+
+#[tokio::test]
+async fn file_without_write_permission_can_be_read() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    fill(&log, (0..1000).map(|n| n.to_string())).await;
+    // The files of a process that was killed: the database was not closed.
+    let killed = Folder::new();
+    fs::copy(folder.log(), killed.log()).unwrap();
+    fs::copy(folder.mark(), killed.mark()).unwrap();
+    drop(log);
+    closed(&folder).await;
+    for folder in [folder, killed] {
+        for path in [folder.log(), folder.mark()] {
+            fs::set_permissions(path, Permissions::from_mode(0o444)).unwrap();
+        }
+        let before = fs::read(folder.log()).unwrap();
+        let mut command = Command::new(readable_executable(&folder));
+        // Root may write to any file.
+        command.uid(65534).gid(65534);
+        let mut child = Child::start_as(command, "read", &folder.log());
+        assert_eq!(child.line().as_deref(), Some("1000 0"));
+        let error = child.line().expect("an error");
+        assert!(error.contains("cannot write to the log") && error.contains("it can only be read"), "{error}");
+        assert!(fs::read(folder.log()).unwrap() == before, "the file has not changed");
+    }
+}
+
+/// Copies this executable to a folder that any user can read.
+fn readable_executable(folder: &Folder) -> std::path::PathBuf {
+    let copy = folder.path("child");
+    fs::copy(env::current_exe().unwrap(), &copy).expect("the executable can be copied");
+    copy
+}
+
+#[tokio::test]
+async fn damaged_record_is_reported_and_others_are_read() {
+    let folder = Folder::new();
+    fill(&open(&folder), (0..3000).map(|n| format!("record-{n:04}"))).await;
+    closed(&folder).await;
+    let at = find(&folder.log(), b"record-1234");
+    change(&folder.log(), at, b'X');
+
+    let log = open(&folder);
+    let (records, gaps) = all_with_gaps(&log).await;
+    assert_eq!(gaps, [(Position::new(1235), Position::new(1235))], "only the damaged record is missing");
+    assert_eq!(records.len(), 2999);
+    assert_eq!(append(&log, "next").await, Position::new(3001));
+    // A reader of history gets the same gap.
+    let page = log.read(&["topic".into()], Position::new(1234)).await.unwrap();
+    assert_eq!((page.evicted_through, page.records[0].0), (Position::new(1235), Position::new(1236)));
+    let page = log.read(&["topic".into()], Position::new(1000)).await.unwrap();
+    assert_eq!((page.through, page.records.len()), (Position::new(1234), 234), "the page ends before it");
+    let bounds = log.bounds().await.unwrap();
+    let unsure = log.append_if_unchanged(Vec::new(), bounds.epoch, Position::new(1234)).await.unwrap();
+    assert_eq!(unsure, None, "the damaged record may have been of the topic");
+}
+
+#[tokio::test]
+async fn damaged_page_is_reported_and_others_are_read() {
+    let folder = Folder::new();
+    fill(&open(&folder), (0..3000).map(|n| format!("record-{n:04}"))).await;
+    closed(&folder).await;
+    // The first byte of a page of the database is its type.
+    let at = find(&folder.log(), b"record-1234") / 4096 * 4096;
+    change(&folder.log(), at, 0xFF);
+
+    let log = open(&folder);
+    let (records, gaps) = all_with_gaps(&log).await;
+    let [(first, last)] = gaps[..] else { panic!("one gap: {gaps:?}") };
+    assert!(first <= Position::new(1235) && last >= Position::new(1235), "{gaps:?}");
+    let missing = last.get() - first.get() + 1;
+    assert!(missing < 100, "one page of records is missing: {missing}");
+    assert_eq!(records.len() as u64, 3000 - missing);
+    assert!(records.iter().all(|(position, data)| *data == format!("record-{:04}", position.get() - 1)));
+    assert_eq!(append(&log, "next").await, Position::new(3001), "publishing does not need this page");
+}
+
+#[tokio::test]
+async fn every_changed_byte_is_a_gap_or_an_error() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    fill(&log, (0..300).map(|n| format!("record-{n:04}"))).await;
+    let before = log.bounds().await.unwrap().epoch;
+    drop(log);
+    closed(&folder).await;
+    let (file, mark) = (fs::read(folder.log()).unwrap(), fs::read(folder.mark()).unwrap());
+    let mut outcomes = [0; 4];
+    // A step that is no divisor of the size of a page meets all parts of pages.
+    for at in (0..file.len()).step_by(601) {
+        fs::write(folder.log(), &file).unwrap();
+        fs::write(folder.mark(), &mark).unwrap();
+        change(&folder.log(), at, !file[at]);
+        let log = open(&folder);
+        match log.bounds().await {
+            Ok(bounds) if bounds.epoch == before => {}
+            // Clients get a gap.
+            Ok(_) => {
+                outcomes[1] += 1;
+                continue;
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("cannot open the log"), "{error}");
+                outcomes[0] += 1;
+                continue;
+            }
+        }
+        let read = read_all(&log).await;
+        match read {
+            Err(_) => outcomes[2] += 1,
+            Ok((records, missing)) => {
+                assert!(records.is_sorted_by(|one, other| one.0 < other.0), "byte {at}");
+                assert!(
+                    records.iter().all(|(position, data)| *data == format!("record-{:04}", position.get() - 1)),
+                    "byte {at}"
+                );
+                assert_eq!(records.len() as u64 + missing, 300, "byte {at}");
+                outcomes[3] += 1;
+            }
+        }
+        // It succeeds or fails, but does not panic.
+        let _may_fail = log.append(vec![super::record("next")]).await;
+        drop(log);
+        closed(&folder).await;
+    }
+    println!("error, other epoch, not read, read: {outcomes:?}");
+    assert!(outcomes[3] > 80, "most bytes of a small log are unused");
+}
+
+type Records = Vec<(Position, String)>;
+
+/// Reads all records. Returns the number of missing ones, too.
+async fn read_all(log: &FileBackend) -> Result<(Records, u64), tower_sse::BoxError> {
+    let bounds = log.bounds().await?;
+    let (mut after, mut missing) = (Position::START, 0);
+    let mut records = Vec::new();
+    while after < bounds.last {
+        let page = log.follow(after).await?;
+        missing += page.evicted_through.get().saturating_sub(after.get());
+        assert!(page.through > after);
+        after = page.through;
+        for (position, record) in page.records {
+            let event = String::from_utf8_lossy(&record.event).into_owned();
+            records.push((position, event.trim_start_matches("data: ").trim_end().to_owned()));
+        }
+    }
+    Ok((records, missing))
+}
+
+#[tokio::test]
+async fn file_that_is_no_log_is_an_error() {
+    let folder = Folder::new();
+    for contents in [&b"a text"[..], &[7; 100_000]] {
+        fs::write(folder.log(), contents).unwrap();
+        let error = open(&folder).bounds().await.expect_err("it is no log").to_string();
+        assert!(error.contains("cannot open the log") && error.contains("events.log"), "{error}");
+        assert_eq!(fs::read(folder.log()).unwrap(), contents, "the file has not changed");
+    }
+    let error = FileBackend::new(folder.path("no/folder")).bounds().await.expect_err("there is no folder").to_string();
+    assert!(error.contains("cannot open") && error.contains("no/folder"), "{error}");
+    let error = FileBackend::new(folder.path(".")).bounds().await.expect_err("it is a folder").to_string();
+    assert!(error.contains("cannot open"), "{error}");
+}
+
+#[tokio::test]
+async fn truncated_file_is_an_error() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    fill(&log, (0..30_000).map(|n| format!("{n} {}", "x".repeat(200)))).await;
+    drop(log);
+    closed(&folder).await;
+    let log = open(&folder);
+    log.bounds().await.unwrap();
+    let len = fs::metadata(folder.log()).unwrap().len();
+    let truncate = || File::options().write(true).open(folder.log()).unwrap().set_len(len / 2 / 4096 * 4096).unwrap();
+    // The file is truncated while the log is open.
+    truncate();
+    let mut errors = 0;
+    for n in 0..30 {
+        errors += usize::from(log.read(&["topic".into()], Position::new(n * 1000)).await.is_err());
+    }
+    assert!(errors > 0, "the second half of the file is missing");
+    let error = log.append(vec![super::record("next")]).await.expect_err("the file is damaged").to_string();
+    assert!(error.contains("the log") && error.contains("events.log"), "{error}");
+    drop(log);
+    closed(&folder).await;
+    let error = open(&folder).bounds().await.expect_err("the file is damaged").to_string();
+    assert!(error.contains("cannot open the log"), "{error}");
+}
+
+#[tokio::test]
+async fn interrupted_creation_is_repeated() {
+    let folder = Folder::new();
+    // The database is created with a size, and begins with its name when it is complete.
+    fs::write(folder.log(), vec![0; 1 << 20]).unwrap();
+    append(&open(&folder), "1").await;
+    closed(&folder).await;
+    assert_eq!(all(&open(&folder)).await.len(), 1);
+}
+
+/// Returns the only offset of these bytes in a file.
+fn find(path: &Path, bytes: &[u8]) -> usize {
+    let file = fs::read(path).unwrap();
+    let mut found = file.windows(bytes.len()).enumerate().filter(|(_, window)| *window == bytes).map(|(at, _)| at);
+    let at = found.next().expect("the bytes are in the file");
+    assert_eq!(found.next(), None, "they are in the file once");
+    at
+}
+
+fn change(path: &Path, at: usize, byte: u8) {
+    use std::os::unix::fs::FileExt;
+    File::options().write(true).open(path).unwrap().write_all_at(&[byte], at as u64).unwrap();
+}
