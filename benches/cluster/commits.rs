@@ -21,7 +21,8 @@ struct Row {
 }
 
 impl Bench {
-    /// Prints the delay of a single event that another process publishes, to one client of one node.
+    /// Prints the delay of a single event that another process publishes, to one client of one
+    /// node.
     ///
     /// The other process is a node, or `psql` that calls `publish` in a transaction of its own.
     pub(crate) fn commits(&mut self) -> Result<(), String> {

@@ -54,6 +54,7 @@ pub use example::{Example, example_path};
 pub use http::{Message, create, read, read_until, request, request_until};
 pub use page::Page;
 pub use port::Port;
+pub use postgres::Pool;
 pub use process::installed;
 pub use proxy::{Proxy, ProxyConfig, ProxyKind};
 pub use relay::{Relay, RequestHead};

@@ -1,12 +1,17 @@
-//! Servers of Postgres: their data, and commands in SQL.
+//! Servers of Postgres: their data, commands in SQL, and pools of connections.
 
-use crate::process::installed;
+use crate::{
+    port::Port,
+    process::{Process, installed},
+    store::Store,
+};
 use std::{
     fs,
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
 use tempfile::TempDir;
 
@@ -16,7 +21,12 @@ const PACKAGE: &str = "postgresql";
 /// Returns a command that runs a program of Postgres. The server refuses to run as root, so the
 /// command then runs as the user that the package has created.
 pub(crate) fn command(program: &str) -> Command {
-    let mut command = Command::new(installed(&[program], PACKAGE));
+    command_of(program, PACKAGE)
+}
+
+/// Returns a command that runs a program of a package as the user of Postgres.
+fn command_of(program: &str, package: &str) -> Command {
+    let mut command = Command::new(installed(&[program], package));
     if let Some((user, group)) = owner() {
         command.uid(user).gid(group);
     }
@@ -61,6 +71,52 @@ pub(crate) fn data(folder: &Path) -> PathBuf {
 /// Copies a folder with the owner of its files.
 pub(crate) fn copy(from: &Path, to: &Path) {
     run(Command::new("cp").arg("-a").arg(from).arg(to));
+}
+
+/// A pool of connections in transaction mode: PgBouncer, killed on drop.
+#[derive(Debug)]
+pub struct Pool {
+    port: Port,
+    _process: Process,
+    _folder: TempDir,
+}
+
+impl Pool {
+    /// Starts a pool in front of a server of Postgres.
+    ///
+    /// # Panics
+    ///
+    /// If PgBouncer is not installed, or does not start.
+    pub async fn start(store: &Store) -> Self {
+        let port = Port::free().expect("there is a free port");
+        let folder = tempfile::tempdir().expect("the folder can be created");
+        give(folder.path());
+        let users = folder.path().join("users");
+        fs::write(&users, "\"postgres\" \"\"\n").expect("the file can be written");
+        let config = folder.path().join("pgbouncer.ini");
+        let settings = format!(
+            "[databases]\npostgres = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {}\nunix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = transaction\n\
+             default_pool_size = 3\n",
+            store.address().port(),
+            port.address().port(),
+            users.display(),
+        );
+        fs::write(&config, settings).expect("the file can be written");
+        let mut pgbouncer = command_of("pgbouncer", "pgbouncer");
+        pgbouncer.arg("--quiet").arg(config).stdout(Stdio::null()).stderr(Stdio::null());
+        let pool = Self { port, _process: Process::spawn(&mut pgbouncer), _folder: folder };
+        crate::eventually(Duration::from_secs(20), "the pool listens", async || {
+            tokio::net::TcpStream::connect(pool.port.address()).await
+        })
+        .await;
+        pool
+    }
+
+    /// Returns the URL for clients.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@{}/postgres", self.port.address())
+    }
 }
 
 /// Gives a file or folder to the user of the server.

@@ -43,8 +43,8 @@ pub(crate) fn kill(root: u32) {
     }
 }
 
-/// Sends SIGSTOP or SIGCONT to a process and all its descendants. After SIGSTOP, waits until all have
-/// stopped.
+/// Sends SIGSTOP or SIGCONT to a process and all its descendants. After SIGSTOP, waits until each
+/// process has stopped.
 pub(crate) fn signal_all(root: u32, name: &str) {
     let begin = Instant::now();
     loop {

@@ -7,7 +7,9 @@ use crate::{
     wire::Wire,
 };
 use std::{
+    fs::Permissions,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -178,8 +180,8 @@ impl Store {
         self.process.as_ref().expect("the server runs").signal(name);
     }
 
-    /// Sets the maximum size of a file that the server writes, in bytes or `unlimited`. A server that
-    /// reaches it fails as with a full disk.
+    /// Sets the maximum size of a file that the server writes, in bytes or `unlimited`. At the
+    /// limit, writes fail as they do with a full disk.
     ///
     /// # Panics
     ///
@@ -246,6 +248,22 @@ impl Store {
         let mut psql = postgres::command("psql");
         postgres::run(psql.args(["--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"]).arg(file));
         url
+    }
+
+    /// Copies the certificate of a server, its key, and the certificate of the authority to the
+    /// data of a Postgres server.
+    ///
+    /// # Panics
+    ///
+    /// If a file does not exist.
+    pub fn add_certificates(&self, folder: &TempDir) {
+        for (from, to) in [("server.pem", "server.crt"), ("server.key", "server.key"), ("ca.pem", "ca.pem")] {
+            let to = postgres::data(self.folder.path()).join(to);
+            std::fs::copy(folder.path().join(from), &to).expect("the file can be copied");
+            // The server refuses a key that others can read.
+            std::fs::set_permissions(&to, Permissions::from_mode(0o600)).expect("the permissions can be set");
+            postgres::give(&to);
+        }
     }
 
     /// Copies the data of a Postgres server that was killed.

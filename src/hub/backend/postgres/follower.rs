@@ -47,6 +47,7 @@ impl Log {
             }
             if page.page.through > after || page.page.evicted_through > after {
                 self.note_appended(page.count);
+                self.evict_by_age();
                 return Ok(page.page);
             }
             if timeout(POLL_INTERVAL, connection.notified()).await.is_err() {

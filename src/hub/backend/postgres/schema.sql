@@ -96,6 +96,7 @@ CREATE OR REPLACE FUNCTION {schema}.bounds(
 ) LANGUAGE plpgsql AS $tower_sse$
 BEGIN
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
+        PERFORM set_config('lock_timeout', '1000', true);
         PERFORM pg_advisory_xact_lock({lock});
         -- Another node may have started the epoch.
         IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
@@ -228,6 +229,8 @@ DECLARE
     through bigint;
     deleted bigint;
 BEGIN
+    -- Another program may have deleted records in a transaction that is still open.
+    PERFORM set_config('lock_timeout', '100', true);
     IF NOT pg_try_advisory_xact_lock({lock} + 1) THEN
         RETURN 0;
     END IF;

@@ -14,6 +14,7 @@ mod nats_logs;
 mod nats_unchanged;
 mod nats_wire;
 mod nodes;
+mod postgres_access;
 mod postgres_application;
 mod postgres_epochs;
 mod postgres_order;

@@ -44,7 +44,7 @@ async fn trigger_on_a_table_publishes_its_rows() {
     assert!(event.contains("event: created\ndata: {\"id\":2,\"item\":\"chair\"}\n"), "{event}");
 }
 
-/// A library for SQL publishes as any other statement. `tokio-postgres` prepares it, as `sqlx` does.
+/// Publishing is a statement for any library. `tokio-postgres` prepares it, as `sqlx` does.
 #[tokio::test(flavor = "multi_thread")]
 async fn commit_on_another_connection_is_delivered() {
     const ROUNDS: usize = 200;

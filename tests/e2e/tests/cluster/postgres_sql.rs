@@ -171,10 +171,14 @@ async fn role_with_usage_can_publish_and_nothing_else() {
     let (application, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.expect("it may connect");
     tokio::spawn(connection);
     application.batch_execute("SELECT tower_sse.publish('t', NULL, 'mine')").await.expect("it may publish");
-    for statement in ["SELECT * FROM tower_sse.records", "SELECT tower_sse.new_epoch()", "DELETE FROM tower_sse.inbox"]
-    {
+    for (statement, subject) in [
+        ("SELECT * FROM tower_sse.records", "table records"),
+        ("SELECT tower_sse.new_epoch()", "function new_epoch"),
+        ("DELETE FROM tower_sse.inbox", "table inbox"),
+    ] {
         let error = application.batch_execute(statement).await.expect_err("it has no permission");
-        assert!(error.as_db_error().expect("the server responds").message().contains("permission denied"), "{error:?}");
+        let error = error.as_db_error().expect("the server responds").message().to_owned();
+        assert_eq!(error, format!("permission denied for {subject}"));
     }
     // It cannot be a node, and the error says why.
     let error = postgres(&url).bounds().await.expect_err("it has no permission").to_string();
