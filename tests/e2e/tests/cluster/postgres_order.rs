@@ -84,9 +84,10 @@ async fn parallel_transactions_of_any_length_lose_no_event() {
         }));
     }
     // Nodes append at the same time.
-    let node = postgres(&store.url());
+    // The disk of a busy machine can be slow, and the lock is granted in the order of the requests.
+    let node = postgres(&store.url()).timeout(SOON);
     let mut appended = 0;
-    let follower = postgres(&store.url());
+    let follower = postgres(&store.url()).timeout(SOON);
     let (mut after, mut followed) = (Position::START, Vec::new());
     while tasks.iter().any(|task| !task.is_finished()) {
         append(&node, "other", appended).await;
