@@ -14,7 +14,8 @@ CREATE TABLE IF NOT EXISTS {schema}.log (
 
 CREATE TABLE IF NOT EXISTS {schema}.records (
     position bigint PRIMARY KEY,
-    -- e: event; s: event that replaces the previous one; f: the topic is finished.
+    -- e: event; s: event that replaces the previous one; f: the topic is finished;
+    -- r: the topic is removed.
     kind "char" NOT NULL,
     -- Bytes of UTF-8. The type text does not allow NUL.
     topic bytea NOT NULL,
