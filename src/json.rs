@@ -1,11 +1,18 @@
 //! Events and streams of values that serialize to JSON. No other file encodes events of the
 //! application as JSON.
 
-use crate::{BoxError, Event, SseStream, event::with_scratch};
+use crate::{
+    BoxError, Event, FieldError, SseStream,
+    event::{
+        tagged::{self, TaggedError},
+        with_scratch,
+    },
+};
 use http::StatusCode;
 use pin_project_lite::pin_project;
 use serde_core::Serialize;
 use std::{
+    any::type_name,
     error::Error,
     fmt,
     pin::Pin,
@@ -41,15 +48,79 @@ impl Event {
     /// ```
     pub fn json(value: &(impl Serialize + ?Sized)) -> Result<Self, JsonError> {
         with_scratch(|json| {
-            serde_json::to_writer(&mut *json, value).map_err(JsonError)?;
-            if memchr::memchr2(b'\n', b'\r', json).is_some() {
-                json.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
-            }
-            Ok(match escape_separators(json) {
-                Some(escaped) => Self::from_utf8_bytes(&escaped),
-                None => Self::from_utf8_bytes(json),
-            })
+            serde_json::to_writer(&mut *json, value).map_err(JsonError::new)?;
+            Ok(Self::from_json(json))
         })
+    }
+
+    /// Creates an event from a variant of an enum. The event has the name of the variant, and its
+    /// data is the content of the variant as compact JSON ([`json`](Self::json)).
+    ///
+    /// The enum can have any of serde's tagged [representations]: external (the default), internal
+    /// (`tag = "…"`) and adjacent (`tag = "…", content = "…"`). The event is the same in all of
+    /// them. The name of the event replaces the tag, so the data does not contain it:
+    ///
+    /// | variant | data |
+    /// |---|---|
+    /// | `Moved { x: 1, y: 2 }` | `{"x":1,"y":2}` |
+    /// | `Moved(point)` | the JSON of `point` |
+    /// | `Moved(1, 2)` | `[1,2]` |
+    /// | `Reset` | `null`; `{}` if the enum is internally tagged |
+    ///
+    /// `#[serde(rename_all = "…")]` renames the events. A struct with `#[serde(tag = "…")]` counts
+    /// as a variant, and so does a struct whose first field is a flattened internally tagged enum.
+    ///
+    /// [representations]: https://serde.rs/enum-representations.html
+    ///
+    /// # Errors
+    ///
+    /// Returns an error
+    ///
+    /// - if the value is not a variant of an enum, or if the enum is untagged,
+    /// - if the name of the variant is empty or contains CR, LF or NUL,
+    /// - if the content does not serialize to JSON.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::Event;
+    /// #[derive(serde::Serialize)]
+    /// #[serde(rename_all = "kebab-case")]
+    /// enum Message { UserJoined { name: String }, Said(String), Closed }
+    ///
+    /// let event = Event::tagged(&Message::UserJoined { name: "Anna".into() })?;
+    /// assert_eq!(event.encode(), "event: user-joined\ndata: {\"name\":\"Anna\"}\n\n");
+    /// assert_eq!(Event::tagged(&Message::Said("hello".into()))?.encode(), "event: said\ndata: \"hello\"\n\n");
+    /// assert_eq!(Event::tagged(&Message::Closed)?.encode(), "event: closed\ndata: null\n\n");
+    ///
+    /// assert_eq!(
+    ///     Event::tagged("hello").unwrap_err().to_string(),
+    ///     "a value of the type str is not a variant of a tagged enum, so its event has no name; use Event::json",
+    /// );
+    /// # Ok::<_, tower_sse::JsonError>(())
+    /// ```
+    pub fn tagged<T: Serialize + ?Sized>(value: &T) -> Result<Self, JsonError> {
+        with_scratch(|json| {
+            let name = tagged::write(value, json).map_err(|error| {
+                JsonError(match error {
+                    TaggedError::Json(error) => Reason::Json(error),
+                    TaggedError::NotTagged => Reason::NotTagged(type_name::<T>()),
+                    TaggedError::Name(error) => Reason::Name(error),
+                })
+            })?;
+            Ok(Self::from_json(json).event(name))
+        })
+    }
+
+    /// `json` must be JSON.
+    fn from_json(json: &mut [u8]) -> Self {
+        if memchr::memchr2(b'\n', b'\r', json).is_some() {
+            json.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+        }
+        match escape_separators(json) {
+            Some(escaped) => Self::from_utf8_bytes(&escaped),
+            None => Self::from_utf8_bytes(json),
+        }
     }
 }
 
@@ -101,7 +172,36 @@ impl<S> SseStream<JsonEvents<S>> {
         S: Stream + Send + 'static,
         S::Item: Serialize,
     {
-        Self::new(JsonEvents { stream })
+        Self::new(JsonEvents { stream, form: Form::Data })
+    }
+
+    /// Creates a response from a stream of enum values. Each value is one event, as
+    /// [`Event::tagged`] writes it: its name is that of the variant, and its data is the content.
+    ///
+    /// A value that is not a variant of a tagged enum, or does not serialize, ends the stream like
+    /// an error. [`try_tagged`](Self::try_tagged) takes a stream of `Result`s. To set ids, map the
+    /// stream to [`Event::tagged`] instead.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::SseStream;
+    /// #[derive(serde::Serialize)]
+    /// #[serde(rename_all = "lowercase")]
+    /// enum Progress { Step { percent: u8 }, Done }
+    ///
+    /// // In the page:
+    /// // source.addEventListener("step", (event) => show(JSON.parse(event.data).percent));
+    /// // source.addEventListener("done", () => source.close());
+    /// SseStream::tagged(tokio_stream::iter([Progress::Step { percent: 50 }, Progress::Done]))
+    /// # ;
+    /// ```
+    pub fn tagged(stream: S) -> Self
+    where
+        S: Stream + Send + 'static,
+        S::Item: Serialize,
+    {
+        Self::new(JsonEvents { stream, form: Form::Tagged })
     }
 }
 
@@ -131,16 +231,62 @@ impl<S> SseStream<TryJsonEvents<S>> {
         T: Serialize,
         E: Into<BoxError>,
     {
-        Self::new(TryJsonEvents { stream })
+        Self::new(TryJsonEvents { stream, form: Form::Data })
+    }
+
+    /// Creates a response from a stream of `Result`s of enum values. Each value is one event, as
+    /// [`Event::tagged`] writes it.
+    ///
+    /// An error of the stream, and a value that [`Event::tagged`] rejects, end the response as in
+    /// [`try_json`](Self::try_json).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::SseStream;
+    /// #[derive(serde::Serialize)]
+    /// enum Row { Price(f64) }
+    ///
+    /// # let rows = tokio_stream::iter([Ok(Row::Price(1.5)), Err(std::io::Error::other("connection lost"))]);
+    /// SseStream::try_tagged(rows)
+    /// # ;
+    /// ```
+    pub fn try_tagged<T, E>(stream: S) -> Self
+    where
+        S: Stream<Item = Result<T, E>> + Send + 'static,
+        T: Serialize,
+        E: Into<BoxError>,
+    {
+        Self::new(TryJsonEvents { stream, form: Form::Tagged })
+    }
+}
+
+/// The form of the events that values become.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// [`Event::json`].
+    Data,
+    /// [`Event::tagged`].
+    Tagged,
+}
+
+impl Form {
+    fn event(self, value: &impl Serialize) -> Result<Event, JsonError> {
+        match self {
+            Self::Data => Event::json(value),
+            Self::Tagged => Event::tagged(value),
+        }
     }
 }
 
 pin_project! {
-    /// The stream of events that [`SseStream::json`] makes of a stream of values.
+    /// The stream of events that [`SseStream::json`] and [`SseStream::tagged`] make of a stream of
+    /// values.
     #[derive(Debug)]
     pub struct JsonEvents<S> {
         #[pin]
         stream: S,
+        form: Form,
     }
 }
 
@@ -152,7 +298,8 @@ where
     type Item = Result<Event, JsonError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.project().stream.poll_next(cx).map(|value| value.map(|value| Event::json(&value)))
+        let this = self.project();
+        this.stream.poll_next(cx).map(|value| value.map(|value| this.form.event(&value)))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -161,11 +308,13 @@ where
 }
 
 pin_project! {
-    /// The stream of events that [`SseStream::try_json`] makes of a stream of `Result`s.
+    /// The stream of events that [`SseStream::try_json`] and [`SseStream::try_tagged`] make of a
+    /// stream of `Result`s.
     #[derive(Debug)]
     pub struct TryJsonEvents<S> {
         #[pin]
         stream: S,
+        form: Form,
     }
 }
 
@@ -178,8 +327,9 @@ where
     type Item = Result<Event, BoxError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let item = ready!(self.project().stream.poll_next(cx));
-        Poll::Ready(item.map(|value| Ok(Event::json(&value.map_err(Into::into)?)?)))
+        let this = self.project();
+        let item = ready!(this.stream.poll_next(cx));
+        Poll::Ready(item.map(|value| Ok(this.form.event(&value.map_err(Into::into)?)?)))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -187,15 +337,28 @@ where
     }
 }
 
-/// The error of a value that does not serialize to JSON. Its [source](Error::source) is the reason.
+/// The error of a value that does not serialize to JSON, or that is not a variant of a tagged enum.
+/// Its [source](Error::source) is the reason.
 ///
 /// As a response of an axum handler, this error is `500 Internal Server Error`. It converts into
 /// [`hub::Error`](crate::hub::Error), so a handler that also uses a hub can return that type for
 /// both.
 #[derive(Debug)]
-pub struct JsonError(pub(crate) serde_json::Error);
+pub struct JsonError(Reason);
+
+#[derive(Debug)]
+enum Reason {
+    Json(serde_json::Error),
+    /// The type is not a tagged enum.
+    NotTagged(&'static str),
+    Name(FieldError),
+}
 
 impl JsonError {
+    pub(crate) fn new(error: serde_json::Error) -> Self {
+        Self(Reason::Json(error))
+    }
+
     /// Returns the status of a response for this error: `500 Internal Server Error`.
     #[must_use]
     pub fn status(&self) -> StatusCode {
@@ -205,13 +368,21 @@ impl JsonError {
 
 impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the data of an event does not serialize to JSON: the keys of maps have to be strings, and no part may fail")
+        match &self.0 {
+            Reason::Json(_) => f.write_str("the data of an event does not serialize to JSON: the keys of maps have to be strings, and no part may fail"),
+            Reason::NotTagged(name) => write!(f, "a value of the type {name} is not a variant of a tagged enum, so its event has no name; use Event::json"),
+            Reason::Name(_) => f.write_str("the name of a variant is not valid as the name of an event; rename the variant"),
+        }
     }
 }
 
 impl Error for JsonError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.0)
+        match &self.0 {
+            Reason::Json(error) => Some(error),
+            Reason::NotTagged(_) => None,
+            Reason::Name(error) => Some(error),
+        }
     }
 }
 

@@ -53,6 +53,11 @@
 //! For handlers that return axum's `Sse`, see
 //! [`from_axum_sse`](https://docs.rs/tower-sse/latest/tower_sse/from_axum_sse/index.html).
 //!
+//! # In tests
+//!
+//! The module [`test`](mod@test) (feature `test-util`) reads the events of a response, with a
+//! deadline. It contains the guide to tests of your handlers.
+//!
 //! # Guarantees
 //!
 //! Each guarantee names its tests, which are files below `tests/`.
@@ -88,7 +93,7 @@
 //! | feature | default | purpose | adds |
 //! |---|---|---|---|
 //! | `axum` | yes | [`SseStream`] as a response, [`LastEventId`] as an extractor | `axum-core` |
-//! | `json` | yes | [`Event::json`], [`SseStream::json`], [`SseStream::try_json`] | `serde_core`, `serde_json` |
+//! | `json` | yes | [`Event::json`], [`Event::tagged`], [`SseStream::json`], [`SseStream::tagged`] | `serde_core`, `serde_json` |
 //! | `hub` | yes | [`hub`] | `serde_json` |
 //! | `file` | no | a [`hub`] whose log is in a file, for restarts without gaps; needs Rust 1.90 | `redb`, `xxhash-rust` |
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
@@ -102,6 +107,7 @@
 //! | `metrics` | no | [counters, gauges and histograms](#metrics) | `metrics` |
 //! | `test-util` | no | [`test`](mod@test): reads the events of a response in tests | `serde_core`, `serde_json` |
 //! | `tracing` | no | a [span](#spans) for each stream | `tracing` |
+//! | `utoipa` | no | [`openapi`]: descriptions of event streams in an OpenAPI 3.2 document (Rust 1.88) | `utoipa` |
 //!
 //! # Metrics
 //!
@@ -196,6 +202,8 @@ mod last_event_id;
 mod layer;
 mod limit;
 mod metrics;
+#[cfg(feature = "utoipa")]
+pub mod openapi;
 mod preamble;
 mod random;
 mod registry;
@@ -230,7 +238,15 @@ pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
 
 /// Compiles the code of the README and of the guides.
-#[cfg(all(doctest, feature = "file", feature = "hub", feature = "json", feature = "redis", feature = "serve"))]
+#[cfg(all(
+    doctest,
+    feature = "file",
+    feature = "hub",
+    feature = "json",
+    feature = "redis",
+    feature = "serve",
+    feature = "test-util"
+))]
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/several-nodes.md")]
 #[doc = include_str!("../docs/choosing-a-log.md")]

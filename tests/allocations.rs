@@ -53,6 +53,23 @@ fn usual_event_costs_one_allocation() {
 }
 
 #[test]
+fn event_of_a_variant_costs_one_allocation() {
+    #[derive(serde::Serialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    enum Internal {
+        PointMoved { x: u32, label: &'static str },
+    }
+    #[derive(serde::Serialize)]
+    enum External {
+        Moved(u32, u32),
+    }
+    let internal = Internal::PointMoved { x: 1, label: "a" };
+    let external = External::Moved(1, 2);
+    assert_eq!(allocations(|| drop(black_box(Event::tagged(&internal).unwrap().id(7).encode()))), 1);
+    assert_eq!(allocations(|| drop(black_box(Event::tagged(&external).unwrap().id(7).encode()))), 1);
+}
+
+#[test]
 fn an_event_of_json_costs_one_allocation() {
     let numbers: Vec<u32> = (0..1000).collect();
     assert_eq!(allocations(|| drop(black_box(Event::json(&numbers).unwrap().event("n").id(7).encode()))), 1);

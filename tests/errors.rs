@@ -38,7 +38,7 @@ async fn handler_uses_hub_error_for_json_and_hub() {
 
     let response = respond(&hub, false).await;
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-    assert_eq!(text(response).await, "the data of an event does not serialize to JSON");
+    assert_eq!(text(response).await, "an event does not serialize to JSON");
 
     hub.topic("orders").finish().await.unwrap();
     assert_eq!(respond(&hub, true).await.status(), StatusCode::GONE);

@@ -7,6 +7,8 @@ mod error;
 mod field;
 mod item;
 mod scratch;
+#[cfg(feature = "json")]
+pub(crate) mod tagged;
 
 pub(crate) use encode::{comment_lines, is_visible, retry_line};
 pub use encoded::EncodedEvents;

@@ -84,7 +84,8 @@ pub enum ErrorKind {
     /// the event, so that clients can detect a duplicate. The [`source`](std::error::Error::source)
     /// of the error is the error of the backend.
     Backend,
-    /// The data of an event does not serialize to JSON. 500 Internal Server Error.
+    /// The value of an event does not serialize to JSON, or it is not a variant of a tagged enum. 500
+    /// Internal Server Error.
     ///
     /// The hub itself does not return this error. It is the result of converting a `JsonError`, for
     /// handlers that use `?` with one error type. The [`source`](std::error::Error::source) of the
@@ -195,7 +196,7 @@ impl fmt::Display for Error {
             ErrorKind::NeedsAwait => {
                 write!(f, "publish_now cannot publish to {topic}, because the hub has a backend; await publish instead")
             }
-            ErrorKind::Json => f.write_str("the data of an event does not serialize to JSON"),
+            ErrorKind::Json => f.write_str("an event does not serialize to JSON"),
             ErrorKind::Overloaded => {
                 let limit = self.limit;
                 write!(f, "{limit} history reads are waiting for the backend; subscribe again later with the same id")

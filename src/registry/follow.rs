@@ -270,7 +270,7 @@ struct Announcer<K> {
 
 impl<K> Announcer<K> {
     fn prepare(&self, key: &K, event: &Bytes) -> Result<Announcement, JsonError> {
-        let key = (self.encode)(key).map_err(JsonError)?;
+        let key = (self.encode)(key).map_err(JsonError::new)?;
         let event = json!({ "node": self.node, "key": key, "event": String::from_utf8_lossy(event) });
         Ok(Announcement { topic: self.topic.clone(), queue: self.queue.clone(), event: Some(Event::json(&event)?) })
     }

@@ -19,6 +19,26 @@ async fn undici() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn eventsource_parser() {
+    Library {
+        name: "eventsource-parser",
+        run: Run::Node("read_with_eventsource_parser.cjs"),
+        answer: news(),
+        dispatches: NEWS,
+        reconnects: false,
+        differs: &[
+            // The last CR could be the first half of a CRLF.
+            ("raw/cr", &["message: Grüße, 日本, 🦀", "news: two\nlines"], &["-"]),
+            // The error is that of `fetch`.
+            ("layer/broken", &["message: Grüße, 日本, 🦀", "error: TypeError"], &["-"]),
+        ],
+        waits: &[],
+    }
+    .check()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn htmx() {
     Library {
         name: "htmx",

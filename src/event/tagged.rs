@@ -1,0 +1,445 @@
+//! Splits a variant of an enum into the name of an event and its data as JSON.
+//!
+//! The variant serializes in one pass, directly into the JSON of its content. No
+//! `serde_json::Value` is created. These are the calls of `serde_derive` for a variant `V`:
+//!
+//! | representation | calls |
+//! |---|---|
+//! | external | one of the `serialize_…_variant` methods, with `"V"` |
+//! | adjacent | `serialize_struct(E, …)`, then a field whose value calls `serialize_unit_variant(E, …, "V")`, then the content as a second field |
+//! | internal | `serialize_struct` or `serialize_map`, then a field or an entry with the `str` `"V"`, then the content as more fields |
+//!
+//! A struct whose first field is a text looks like an internally tagged variant. It differs in one
+//! point: the derived code passes the tag as a `str`, and every field as a sized type, such as
+//! `String` or `&str` (see [`Literal`]).
+
+use super::{EventName, FieldError};
+use serde_core::{
+    Serialize, Serializer,
+    ser::{self, Impossible, SerializeMap, SerializeSeq},
+};
+use std::{fmt, mem};
+
+/// Writes the content of a variant as JSON, and returns the name of the variant.
+pub(crate) fn write(value: &(impl Serialize + ?Sized), json: &mut Vec<u8>) -> Result<EventName, TaggedError> {
+    value.serialize(VariantSerializer { json: &mut serde_json::Serializer::new(json) })
+}
+
+/// The reason why a value is not the event of a variant.
+#[derive(Debug)]
+pub(crate) enum TaggedError {
+    /// The content does not serialize to JSON.
+    Json(serde_json::Error),
+    /// The value is not a variant of an enum, or the enum is untagged.
+    NotTagged,
+    /// The name of the variant is not valid as the name of an event.
+    Name(FieldError),
+}
+
+impl ser::Error for TaggedError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self::Json(serde_json::Error::custom(message))
+    }
+}
+
+impl fmt::Display for TaggedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json(error) => error.fmt(f),
+            Self::NotTagged => f.write_str("the value is not a variant of a tagged enum"),
+            Self::Name(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for TaggedError {}
+
+impl From<serde_json::Error> for TaggedError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Json(error)
+    }
+}
+
+fn name_of(variant: &str) -> Result<EventName, TaggedError> {
+    EventName::new(variant).map_err(TaggedError::Name)
+}
+
+type Json<'b> = serde_json::Serializer<&'b mut Vec<u8>>;
+type JsonArray<'a, 'b> = <&'a mut Json<'b> as Serializer>::SerializeSeq;
+type JsonObject<'a, 'b> = <&'a mut Json<'b> as Serializer>::SerializeMap;
+
+/// Accepts a variant of an enum, and returns its name.
+struct VariantSerializer<'a, 'b> {
+    json: &'a mut Json<'b>,
+}
+
+macro_rules! not_tagged {
+    ($($method:ident($($argument:ty),*))*) => {$(
+        fn $method(self $(, _: $argument)*) -> Result<Self::Ok, TaggedError> {
+            Err(TaggedError::NotTagged)
+        }
+    )*};
+}
+
+/// The methods of a `Serializer` for values that are neither structured nor variants nor text.
+macro_rules! scalars_are_not_tagged {
+    () => {
+        not_tagged! {
+            serialize_bool(bool)
+            serialize_i8(i8) serialize_i16(i16) serialize_i32(i32) serialize_i64(i64) serialize_i128(i128)
+            serialize_u8(u8) serialize_u16(u16) serialize_u32(u32) serialize_u64(u64) serialize_u128(u128)
+            serialize_f32(f32) serialize_f64(f64) serialize_char(char) serialize_bytes(&[u8])
+            serialize_none() serialize_unit() serialize_unit_struct(&'static str)
+        }
+    };
+}
+
+impl<'a, 'b> Serializer for VariantSerializer<'a, 'b> {
+    type Ok = EventName;
+    type Error = TaggedError;
+    type SerializeSeq = Impossible<EventName, TaggedError>;
+    type SerializeTuple = Impossible<EventName, TaggedError>;
+    type SerializeTupleStruct = Impossible<EventName, TaggedError>;
+    type SerializeTupleVariant = TupleContent<'a, 'b>;
+    type SerializeMap = TaggedFields<'a, 'b>;
+    type SerializeStruct = TaggedFields<'a, 'b>;
+    type SerializeStructVariant = StructContent<'a, 'b>;
+
+    scalars_are_not_tagged! {}
+    not_tagged! { serialize_str(&str) }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<EventName, TaggedError> {
+        value.serialize(self)
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<EventName, TaggedError> {
+        value.serialize(self)
+    }
+
+    fn serialize_unit_variant(self, _: &'static str, _: u32, variant: &'static str) -> Result<EventName, TaggedError> {
+        self.json.serialize_unit()?;
+        name_of(variant)
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<EventName, TaggedError> {
+        value.serialize(self.json)?;
+        name_of(variant)
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<TupleContent<'a, 'b>, TaggedError> {
+        Ok(TupleContent { name: name_of(variant)?, array: self.json.serialize_seq(Some(len))? })
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        variant: &'static str,
+        _: usize,
+    ) -> Result<StructContent<'a, 'b>, TaggedError> {
+        Ok(StructContent { name: name_of(variant)?, object: self.json.serialize_map(None)? })
+    }
+
+    fn serialize_struct(self, name: &'static str, _: usize) -> Result<TaggedFields<'a, 'b>, TaggedError> {
+        // serde_json passes a raw value and a number of any precision as structs with such a name.
+        if name.starts_with("$serde_json::") {
+            return Err(TaggedError::NotTagged);
+        }
+        Ok(TaggedFields { struct_name: Some(name), state: State::Tag(self.json) })
+    }
+
+    fn serialize_map(self, _: Option<usize>) -> Result<TaggedFields<'a, 'b>, TaggedError> {
+        Ok(TaggedFields { struct_name: None, state: State::Tag(self.json) })
+    }
+
+    fn serialize_seq(self, _: Option<usize>) -> Result<Self::SerializeSeq, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeTupleStruct, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+}
+
+/// The content of a tuple variant, as an array.
+struct TupleContent<'a, 'b> {
+    name: EventName,
+    array: JsonArray<'a, 'b>,
+}
+
+impl ser::SerializeTupleVariant for TupleContent<'_, '_> {
+    type Ok = EventName;
+    type Error = TaggedError;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), TaggedError> {
+        Ok(self.array.serialize_element(value)?)
+    }
+
+    fn end(self) -> Result<EventName, TaggedError> {
+        SerializeSeq::end(self.array)?;
+        Ok(self.name)
+    }
+}
+
+/// The content of a struct variant, as an object.
+struct StructContent<'a, 'b> {
+    name: EventName,
+    object: JsonObject<'a, 'b>,
+}
+
+impl ser::SerializeStructVariant for StructContent<'_, '_> {
+    type Ok = EventName;
+    type Error = TaggedError;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), TaggedError> {
+        Ok(self.object.serialize_entry(key, value)?)
+    }
+
+    fn end(self) -> Result<EventName, TaggedError> {
+        SerializeMap::end(self.object)?;
+        Ok(self.name)
+    }
+}
+
+/// The fields of a struct or of a map. The first field must be the tag.
+struct TaggedFields<'a, 'b> {
+    struct_name: Option<&'static str>,
+    state: State<'a, 'b>,
+}
+
+/// The position in the fields.
+enum State<'a, 'b> {
+    /// The next field is the tag.
+    Tag(&'a mut Json<'b>),
+    /// The enum is adjacently tagged. The next field is the content, if the variant has a content.
+    Content(EventName, &'a mut Json<'b>),
+    /// The content of an adjacently tagged variant was written. No field may follow.
+    Complete(EventName),
+    /// The enum is internally tagged. All other fields are the content.
+    Fields(EventName, JsonObject<'a, 'b>),
+    /// An error was returned.
+    Failed,
+}
+
+impl TaggedFields<'_, '_> {
+    /// Accepts the next value of a struct or of a map. `key` is missing if it was written before.
+    fn value<T: Serialize + ?Sized>(&mut self, key: Option<&'static str>, value: &T) -> Result<(), TaggedError> {
+        if let State::Fields(_, object) = &mut self.state {
+            match key {
+                Some(key) => object.serialize_entry(key, value)?,
+                None => object.serialize_value(value)?,
+            }
+            return Ok(());
+        }
+        self.state = match mem::replace(&mut self.state, State::Failed) {
+            State::Tag(json) => {
+                match value.serialize(TagSerializer { struct_name: self.struct_name, literal: Literal::of(value) })? {
+                    Tag::Adjacent(name) => State::Content(name, json),
+                    Tag::Internal(name) => State::Fields(name, json.serialize_map(None)?),
+                }
+            }
+            State::Content(name, json) => {
+                value.serialize(json)?;
+                State::Complete(name)
+            }
+            State::Complete(_) | State::Fields(..) | State::Failed => return Err(TaggedError::NotTagged),
+        };
+        Ok(())
+    }
+
+    fn finish(self) -> Result<EventName, TaggedError> {
+        match self.state {
+            State::Content(name, json) => {
+                json.serialize_unit()?;
+                Ok(name)
+            }
+            State::Complete(name) => Ok(name),
+            State::Fields(name, object) => {
+                SerializeMap::end(object)?;
+                Ok(name)
+            }
+            State::Tag(_) | State::Failed => Err(TaggedError::NotTagged),
+        }
+    }
+}
+
+impl ser::SerializeStruct for TaggedFields<'_, '_> {
+    type Ok = EventName;
+    type Error = TaggedError;
+
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), TaggedError> {
+        self.value(Some(key), value)
+    }
+
+    fn end(self) -> Result<EventName, TaggedError> {
+        self.finish()
+    }
+}
+
+impl ser::SerializeMap for TaggedFields<'_, '_> {
+    type Ok = EventName;
+    type Error = TaggedError;
+
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), TaggedError> {
+        // The key of the tag is not written.
+        if let State::Fields(_, object) = &mut self.state {
+            object.serialize_key(key)?;
+        }
+        Ok(())
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), TaggedError> {
+        self.value(None, value)
+    }
+
+    fn end(self) -> Result<EventName, TaggedError> {
+        self.finish()
+    }
+}
+
+/// The memory of a value whose type is `str`, or another type without a size.
+///
+/// Derived code passes the tag of a variant as a literal, so the type of the value is `str`. It
+/// passes each field by reference, so the type of the value is that of the field, which has a size.
+/// Therefore a text from a user in the first field of a struct is never used as a name.
+#[derive(Clone, Copy)]
+struct Literal {
+    start: *const u8,
+    size: usize,
+}
+
+impl Literal {
+    fn of<T: ?Sized>(value: &T) -> Option<Self> {
+        let has_size = size_of::<&T>() == size_of::<&()>();
+        (!has_size).then(|| Self { start: std::ptr::from_ref(value).cast(), size: size_of_val(value) })
+    }
+
+    /// Returns whether the value is this text itself. A `dyn Serialize` is not.
+    fn is(&self, text: &str) -> bool {
+        self.start == text.as_ptr() && self.size == text.len()
+    }
+}
+
+/// Accepts the tag of a variant.
+struct TagSerializer {
+    struct_name: Option<&'static str>,
+    literal: Option<Literal>,
+}
+
+enum Tag {
+    Adjacent(EventName),
+    Internal(EventName),
+}
+
+impl Serializer for TagSerializer {
+    type Ok = Tag;
+    type Error = TaggedError;
+    type SerializeSeq = Impossible<Tag, TaggedError>;
+    type SerializeTuple = Impossible<Tag, TaggedError>;
+    type SerializeTupleStruct = Impossible<Tag, TaggedError>;
+    type SerializeTupleVariant = Impossible<Tag, TaggedError>;
+    type SerializeMap = Impossible<Tag, TaggedError>;
+    type SerializeStruct = Impossible<Tag, TaggedError>;
+    type SerializeStructVariant = Impossible<Tag, TaggedError>;
+
+    scalars_are_not_tagged! {}
+
+    fn serialize_str(self, text: &str) -> Result<Tag, TaggedError> {
+        match self.literal {
+            Some(literal) if literal.is(text) => Ok(Tag::Internal(name_of(text)?)),
+            _ => Err(TaggedError::NotTagged),
+        }
+    }
+
+    fn serialize_unit_variant(
+        self,
+        enum_name: &'static str,
+        _: u32,
+        variant: &'static str,
+    ) -> Result<Tag, TaggedError> {
+        // The first field of a struct can be another enum. Then the names differ.
+        if self.struct_name == Some(enum_name) {
+            Ok(Tag::Adjacent(name_of(variant)?))
+        } else {
+            Err(TaggedError::NotTagged)
+        }
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, _: &T) -> Result<Tag, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, _: &T) -> Result<Tag, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: &T,
+    ) -> Result<Tag, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_seq(self, _: Option<usize>) -> Result<Self::SerializeSeq, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_tuple(self, _: usize) -> Result<Self::SerializeTuple, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeTupleStruct, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self::SerializeTupleVariant, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_map(self, _: Option<usize>) -> Result<Self::SerializeMap, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self::SerializeStruct, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+
+    fn serialize_struct_variant(
+        self,
+        _: &'static str,
+        _: u32,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Self::SerializeStructVariant, TaggedError> {
+        Err(TaggedError::NotTagged)
+    }
+}

@@ -1,0 +1,161 @@
+//! Finds the variants of an enum in its JSON Schema.
+//!
+//! utoipa derives these schemas, in a `oneOf` unless all variants are units:
+//!
+//! | representation | struct or newtype variant | unit variant |
+//! |---|---|---|
+//! | external | `{ properties: { V: content }, required: [V] }` | `{ type: string, enum: [V] }` |
+//! | internal | `{ properties: { tag: { enum: [V] }, fields… } }`, or an `allOf` of that and a reference | `{ properties: { tag: { enum: [V] } } }` |
+//! | adjacent | `{ properties: { tag: { enum: [V] }, content: … } }` | as internal |
+
+use serde_json::{Map, Value, json};
+
+/// A variant of an enum.
+#[derive(Debug, PartialEq)]
+pub(super) struct Variant {
+    pub(super) name: String,
+    pub(super) description: Option<String>,
+    /// The schema of the content, as [`Event::tagged`](crate::Event::tagged) writes it.
+    pub(super) content: Value,
+}
+
+/// Returns the variants. `None` if the schema is not that of a tagged enum.
+pub(super) fn of(schema: &Value) -> Option<Vec<Variant>> {
+    if let Some(names) = names(schema) {
+        return Some(names.into_iter().map(|name| unit(name, schema)).collect());
+    }
+    let items = schema.get("oneOf")?.as_array()?;
+    match tag(items) {
+        Some(tag) => tagged(items, &tag),
+        None => items.iter().map(external).collect(),
+    }
+}
+
+/// Returns the values of a schema that lists texts.
+fn names(schema: &Value) -> Option<Vec<&str>> {
+    let is_text = schema.get("type")? == "string";
+    schema.get("enum").filter(|_| is_text)?.as_array()?.iter().map(Value::as_str).collect()
+}
+
+/// Returns the value of a schema that allows one text.
+fn only_name(schema: &Value) -> Option<&str> {
+    match names(schema)?[..] {
+        [name] => Some(name),
+        _ => None,
+    }
+}
+
+fn description(schema: &Value) -> Option<String> {
+    schema.get("description")?.as_str().map(str::to_owned)
+}
+
+fn unit(name: &str, schema: &Value) -> Variant {
+    Variant { name: name.to_owned(), description: description(schema), content: json!({ "type": "null" }) }
+}
+
+fn external(item: &Value) -> Option<Variant> {
+    if let Some(name) = only_name(item) {
+        return Some(unit(name, item));
+    }
+    let properties = item.get("properties")?.as_object()?;
+    let (name, content) = properties.iter().next().filter(|_| properties.len() == 1)?;
+    Some(Variant { name: name.clone(), description: description(item), content: content.clone() })
+}
+
+/// Returns the parts of a schema that can contain the tag: the schema itself, or those of its
+/// `allOf`.
+fn parts(item: &Value) -> impl Iterator<Item = &Map<String, Value>> {
+    let parts = item.get("allOf").and_then(Value::as_array);
+    parts.into_iter().flatten().chain([item]).filter_map(Value::as_object)
+}
+
+/// Returns the required properties that allow one text, the last required property first.
+fn candidates(item: &Value) -> impl Iterator<Item = (&str, &str)> {
+    parts(item).flat_map(|part| {
+        let required = part.get("required").and_then(Value::as_array).into_iter().flatten().rev();
+        required.filter_map(|key| Some((key.as_str()?, only_name(part.get("properties")?.get(key.as_str()?)?)?)))
+    })
+}
+
+/// Returns the name of the tag: the property of all variants that allows one text. utoipa requires
+/// the tag last.
+fn tag(items: &[Value]) -> Option<String> {
+    let is_tag = |key: &str| items.iter().all(|item| candidates(item).any(|(other, _)| other == key));
+    candidates(items.first()?).map(|(key, _)| key).find(|key| is_tag(key)).map(str::to_owned)
+}
+
+/// Returns the variants of an internally or adjacently tagged enum.
+fn tagged(items: &[Value], tag: &str) -> Option<Vec<Variant>> {
+    let contents: Vec<_> = items.iter().map(|item| without_tag(item, tag)).collect();
+    let can_be_adjacent = {
+        let mut keys = contents.iter().filter(|content| !is_empty(content)).map(only_property);
+        match keys.next() {
+            Some(first) => first.is_some() && keys.all(|key| key == first),
+            // Only units: the data is `null` or `{}`.
+            None => true,
+        }
+    };
+    let variants = items.iter().zip(contents).map(|(item, internal)| {
+        let name = candidates(item).find(|(key, _)| *key == tag)?.1.to_owned();
+        let content = if can_be_adjacent {
+            let adjacent = only_property(&internal).and_then(|key| internal["properties"].get(key).cloned());
+            json!({ "anyOf": [adjacent.unwrap_or_else(|| json!({ "type": "null" })), internal] })
+        } else {
+            internal
+        };
+        Some(Variant { name, description: description(item), content })
+    });
+    variants.collect()
+}
+
+/// Returns the schema of an object without its tag.
+fn without_tag(item: &Value, tag: &str) -> Value {
+    let mut item = item.clone();
+    remove(&mut item, tag);
+    if let Some(object) = item.as_object_mut() {
+        object.remove("description");
+        object.remove("title");
+    }
+    let Some(parts) = item.get_mut("allOf").and_then(Value::as_array_mut) else {
+        return item;
+    };
+    for part in parts.iter_mut() {
+        remove(part, tag);
+    }
+    parts.retain(|part| !is_empty(part));
+    match &mut parts[..] {
+        [only] => only.take(),
+        _ => item,
+    }
+}
+
+/// Removes a property from the schema of an object.
+fn remove(object: &mut Value, key: &str) {
+    let is_empty = |value: &Value| match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        _ => false,
+    };
+    let Some(object) = object.as_object_mut() else { return };
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        properties.remove(key);
+    }
+    if let Some(Value::Array(required)) = object.get_mut("required") {
+        required.retain(|name| name != key);
+    }
+    object.retain(|name, value| !(matches!(&**name, "properties" | "required") && is_empty(value)));
+}
+
+/// Returns whether a schema only says that the value is an object.
+fn is_empty(schema: &Value) -> bool {
+    schema.as_object().is_some_and(|schema| schema.keys().all(|key| key == "type"))
+}
+
+/// Returns the name of the only property of an object, if it is required.
+fn only_property(schema: &Value) -> Option<&str> {
+    let schema = schema.as_object()?;
+    let properties = schema.get("properties")?.as_object()?;
+    let key = properties.keys().next().filter(|_| properties.len() == 1)?;
+    // Without its tag, an object with one optional property has no `required`.
+    schema.contains_key("required").then_some(key)
+}

@@ -1,0 +1,353 @@
+use super::{ReceivedEvent, whatwg};
+use bytes::Bytes;
+use http_body::Body;
+use std::{
+    fmt,
+    future::poll_fn,
+    panic::Location,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{sleep, timeout};
+
+/// Reads the events of one response. Created by [`events`](super::events), [`get`](super::get) and
+/// [`resume`](super::resume).
+///
+/// Every method that waits panics if an event does not arrive within the deadline, 5 seconds by
+/// default. The message contains the line of the call and everything that was read. To close the
+/// connection like a client that leaves, drop the reader.
+///
+/// In a test with paused time ([`tokio::time::pause`]), waiting takes no time: tokio advances its
+/// clock when every task is idle. A test that reads from a socket should not pause the time,
+/// because tokio does not see the other side at work.
+pub struct EventReader {
+    body: Box<dyn EventBody>,
+    deadline: Duration,
+    ignored: Vec<String>,
+    interpreter: whatwg::Interpreter,
+    /// The number of messages of the interpreter that were returned or ignored.
+    read: usize,
+    end: Option<End>,
+}
+
+/// The end of a body.
+#[derive(Clone, Debug)]
+enum End {
+    Clean,
+    /// The body has failed with this text.
+    Failed(String),
+}
+
+impl EventReader {
+    pub(super) fn new<B>(body: B, deadline: Duration) -> Self
+    where
+        B: Body<Data = Bytes, Error: fmt::Display> + Send + 'static,
+    {
+        Self {
+            body: Box::new(Box::pin(body)),
+            deadline,
+            ignored: Vec::new(),
+            interpreter: whatwg::Interpreter::default(),
+            read: 0,
+            end: None,
+        }
+    }
+
+    /// Sets the time that each later call waits for an event before it panics. Default: 5 seconds.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Skips events with this name, like a page that has no listener for them. A second call adds
+    /// another name.
+    ///
+    /// The id of a skipped event still counts ([`last_event_id`](Self::last_event_id)).
+    ///
+    /// # Examples
+    ///
+    /// A subscription to a hub begins with its cursor, an event of type `hub-cursor`:
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "axum", feature = "hub"))] {
+    /// use axum::{Router, extract::State, routing::get};
+    /// use tower_sse::{Event, LastEventId, hub::{Error, Hub, Subscription}, test};
+    ///
+    /// async fn listen(State(hub): State<Hub>, last: LastEventId) -> Result<Subscription, Error> {
+    ///     hub.subscribe(["lobby"], last).await
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let hub = Hub::new();
+    /// let app = Router::new().route("/", get(listen)).with_state(hub.clone());
+    /// let mut events = test::get(app, "/").await.ignore("hub-cursor");
+    /// hub.topic("lobby").publish(Event::new("hello")).await.unwrap();
+    /// assert_eq!(events.next().await.unwrap(), Event::new("hello"));
+    /// # }
+    /// # main();
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn ignore(mut self, name: impl Into<String>) -> Self {
+        self.ignored.push(name.into());
+        self
+    }
+
+    /// Returns the next event, or `None` if the stream has ended.
+    ///
+    /// # Panics
+    ///
+    /// Panics if neither an event nor the end of the stream arrives within the deadline, or if the
+    /// body fails.
+    #[track_caller]
+    #[expect(clippy::should_implement_trait, reason = "it is async")]
+    pub fn next(&mut self) -> impl Future<Output = Option<ReceivedEvent>> + Send {
+        self.next_at(Location::caller())
+    }
+
+    /// Returns the next `count` events, in order.
+    ///
+    /// # Panics
+    ///
+    /// Panics if an event does not arrive within the deadline after the previous event. Also panics
+    /// if the stream ends before `count` events, or if the body fails.
+    #[track_caller]
+    pub fn collect(&mut self, count: usize) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
+        let caller = Location::caller();
+        async move {
+            let mut events = Vec::new();
+            while events.len() < count {
+                match self.next_at(caller).await {
+                    Some(event) => events.push(event),
+                    None => {
+                        panic!("the stream has ended after {} of {count} events: {events:?}, at {caller}", events.len())
+                    }
+                }
+            }
+            events
+        }
+    }
+
+    /// Returns the events up to the first event that `is_last` accepts, including that event.
+    ///
+    /// # Panics
+    ///
+    /// Panics if an event does not arrive within the deadline after the previous event, if the
+    /// stream ends before that event, or if the body fails.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let answer = tokio_stream::iter([Event::new("Hel"), Event::new("lo"), Event::new("").event("done")]);
+    /// # let response = SseStream::new(answer).into_http_response();
+    /// let mut events = test::events(response);
+    /// let answer = events.collect_until(|event| event.name == "done").await;
+    /// # assert_eq!(answer.len(), 3);
+    /// # }
+    /// # main();
+    /// ```
+    #[track_caller]
+    pub fn collect_until(
+        &mut self,
+        mut is_last: impl FnMut(&ReceivedEvent) -> bool + Send,
+    ) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
+        let caller = Location::caller();
+        async move {
+            let mut events = Vec::new();
+            loop {
+                match self.next_at(caller).await {
+                    Some(event) => {
+                        let is_over = is_last(&event);
+                        events.push(event);
+                        if is_over {
+                            return events;
+                        }
+                    }
+                    None => panic!("the stream has ended without the last event: {events:?}, at {caller}"),
+                }
+            }
+        }
+    }
+
+    /// Returns all remaining events, and waits for the end of the stream.
+    ///
+    /// # Panics
+    ///
+    /// Panics if neither the next event nor the end arrives within the deadline, or if the body
+    /// fails.
+    #[track_caller]
+    pub fn rest(&mut self) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
+        let caller = Location::caller();
+        async move {
+            let mut events = Vec::new();
+            while let Some(event) = self.next_at(caller).await {
+                events.push(event);
+            }
+            events
+        }
+    }
+
+    /// Waits for this time, and asserts that no event arrives and that the stream stays open.
+    /// Comments may arrive.
+    ///
+    /// # Panics
+    ///
+    /// Panics if an event arrives, if the stream ends, or if the body fails.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+    /// # let response = SseStream::new(tokio_stream::pending::<Event>()).into_http_response();
+    /// let mut events = test::events(response);
+    /// events.expect_silence(Duration::from_secs(60)).await;
+    /// # }
+    /// # main();
+    /// ```
+    #[track_caller]
+    pub fn expect_silence(&mut self, time: Duration) -> impl Future<Output = ()> + Send {
+        let caller = Location::caller();
+        async move {
+            let silence = sleep(time);
+            tokio::pin!(silence);
+            let event = poll_fn(|cx| match self.poll_event(cx) {
+                Poll::Ready(event) => Poll::Ready(Some(event)),
+                Poll::Pending => silence.as_mut().poll(cx).map(|()| None),
+            });
+            if let Some(event) = event.await {
+                panic!("expected silence for {time:?}, but received {event:?}, at {caller}: {self:?}");
+            }
+        }
+    }
+
+    /// Returns the error of the body, which is the next thing after the events that were read. The
+    /// transfer of such a response is aborted.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is another event or a clean end, or if nothing arrives within the deadline.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::{Event, SseStream, test};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let rows = tokio_stream::iter([Ok(Event::new("1")), Err(std::io::Error::other("connection lost"))]);
+    /// # let response = SseStream::new(rows).into_http_response();
+    /// let mut events = test::events(response);
+    /// assert_eq!(events.next().await.unwrap(), Event::new("1"));
+    /// assert_eq!(events.failure().await, "connection lost");
+    /// # }
+    /// # main();
+    /// ```
+    #[track_caller]
+    pub fn failure(&mut self) -> impl Future<Output = String> + Send {
+        let caller = Location::caller();
+        async move {
+            match self.event_in_time(caller).await {
+                Err(End::Failed(error)) => error,
+                Err(End::Clean) => panic!("the stream has ended without an error, at {caller}: {self:?}"),
+                Ok(event) => panic!("expected a failure, but received {event:?}, at {caller}: {self:?}"),
+            }
+        }
+    }
+
+    /// Returns the comments that were read so far, without their leading colon. By default,
+    /// heartbeats are comments.
+    #[must_use]
+    pub fn comments(&self) -> &[String] {
+        &self.interpreter.source.comments
+    }
+
+    /// Returns the last reconnect delay that was read so far, or `None` if no delay was read.
+    #[must_use]
+    pub fn retry(&self) -> Option<Duration> {
+        let milliseconds = self.interpreter.source.reconnection_time.as_ref()?;
+        milliseconds.parse().ok().map(Duration::from_millis)
+    }
+
+    /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now. Empty if
+    /// there is no id.
+    #[must_use]
+    pub fn last_event_id(&self) -> &str {
+        &self.interpreter.source.last_event_id
+    }
+
+    async fn next_at(&mut self, caller: &Location<'_>) -> Option<ReceivedEvent> {
+        match self.event_in_time(caller).await {
+            Ok(event) => Some(event),
+            Err(End::Clean) => None,
+            Err(End::Failed(error)) => panic!("the body has failed: {error}, at {caller}; before: {self:?}"),
+        }
+    }
+
+    async fn event_in_time(&mut self, caller: &Location<'_>) -> Result<ReceivedEvent, End> {
+        let deadline = self.deadline;
+        let event = poll_fn(|cx| self.poll_event(cx));
+        match timeout(deadline, event).await {
+            Ok(event) => event,
+            Err(_elapsed) => panic!("no event within {deadline:?} after {} events, at {caller}: {self:?}", self.read),
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<ReceivedEvent, End>> {
+        loop {
+            while let Some(message) = self.interpreter.source.messages.get(self.read) {
+                self.read += 1;
+                if !self.ignored.contains(&message.r#type) {
+                    return Poll::Ready(Ok(ReceivedEvent::new(message.clone())));
+                }
+            }
+            if let Some(end) = &self.end {
+                return Poll::Ready(Err(end.clone()));
+            }
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(bytes)) => self.interpreter.feed(&bytes),
+                Some(Err(error)) => self.end = Some(End::Failed(error)),
+                None => self.end = Some(End::Clean),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for EventReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventReader")
+            .field("messages", &self.interpreter.source.messages)
+            .field("comments", &self.comments())
+            .field("retry", &self.retry())
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A response body of any type, with its type erased.
+trait EventBody: Send {
+    /// Returns the next data of the body, the text of its error, or `None` at its end. Skips
+    /// trailers.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>>;
+}
+
+impl<B> EventBody for Pin<Box<B>>
+where
+    B: Body<Data = Bytes, Error: fmt::Display> + Send,
+{
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>> {
+        loop {
+            return Poll::Ready(match ready!(self.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => Some(Ok(data)),
+                    Err(_trailers) => continue,
+                },
+                Some(Err(error)) => Some(Err(error.to_string())),
+                None => None,
+            });
+        }
+    }
+}
