@@ -184,7 +184,7 @@ impl Log {
             return Ok(None);
         };
         self.note_known(known);
-        self.note_appended(records.len());
+        self.note_appended(records.len()).await;
         Ok(Some(Appended { epoch: known.epoch as u64, position: page::from_sql(known.position) }))
     }
 }

@@ -30,11 +30,28 @@ pub(super) struct Eviction {
 }
 
 impl Log {
-    /// Counts new records. Starts an eviction if there are enough of them.
-    pub(super) fn note_appended(self: &Arc<Self>, records: usize) {
+    /// Counts new records. Returns whether there are enough of them for an eviction.
+    fn counts_enough(&self, records: usize) -> bool {
         let enough = (self.settings.max_records / 4).clamp(1, MAX_NEW);
-        if self.eviction.new.fetch_add(records as u64, Relaxed) + records as u64 >= enough {
+        let is_enough = self.eviction.new.fetch_add(records as u64, Relaxed) + records as u64 >= enough;
+        if is_enough {
             self.eviction.new.store(0, Relaxed);
+        }
+        is_enough
+    }
+
+    /// Counts records that this process has appended, and evicts if there are enough of them. The
+    /// append waits, so that appends cannot outrun the eviction.
+    pub(super) async fn note_appended(&self, records: usize) {
+        if self.counts_enough(records) && !self.eviction.is_running.swap(true, Relaxed) {
+            self.evict().await;
+        }
+    }
+
+    /// Counts records that the follower has read, and starts an eviction if there are enough of
+    /// them.
+    pub(super) fn note_followed(self: &Arc<Self>, records: usize) {
+        if self.counts_enough(records) {
             self.start_eviction();
         }
     }
@@ -53,24 +70,27 @@ impl Log {
             return;
         }
         let log = Arc::clone(self);
-        tokio::spawn(async move {
-            // Otherwise the end of the runtime would leave the flag set.
-            let _running = Running(&log.eviction.is_running);
-            *log.eviction.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            let max_records = i64::try_from(log.settings.max_records).unwrap_or(i64::MAX);
-            // An interval of SQL ends at 178,000,000 years.
-            let max_age = log.settings.max_age.as_secs_f64().min(1e10);
-            let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-                [(&max_records, Type::INT8), (&max_age, Type::FLOAT8), (&MAX_DELETED, Type::INT8)];
-            loop {
-                let rows = log.query(&log.sql.evict, &parameters).await;
-                // An error is reported by the next request that a publisher or client needs.
-                let deleted = rows.ok().and_then(|rows| rows.first()?.try_get(0).ok());
-                if deleted.is_none_or(|deleted: i64| deleted < MAX_DELETED) {
-                    return;
-                }
+        tokio::spawn(async move { log.evict().await });
+    }
+
+    /// Deletes the records that the retention does not cover. The caller has set `is_running`.
+    async fn evict(&self) {
+        // Clears the flag also if the future is dropped.
+        let _running = Running(&self.eviction.is_running);
+        *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let max_records = i64::try_from(self.settings.max_records).unwrap_or(i64::MAX);
+        // An interval of SQL ends at 178,000,000 years.
+        let max_age = self.settings.max_age.as_secs_f64().min(1e10);
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&max_records, Type::INT8), (&max_age, Type::FLOAT8), (&MAX_DELETED, Type::INT8)];
+        loop {
+            let rows = self.query(&self.sql.evict, &parameters).await;
+            // An error is reported by the next request that a publisher or client needs.
+            let deleted = rows.ok().and_then(|rows| rows.first()?.try_get(0).ok());
+            if deleted.is_none_or(|deleted: i64| deleted < MAX_DELETED) {
+                return;
             }
-        });
+        }
     }
 }
 
