@@ -141,6 +141,29 @@ async fn limits_alone_keep_no_topic() {
     assert!(hub.topic("a").retention(limits).subscribe(Start::Latest).await.is_ok(), "it ends at once");
 }
 
+#[tokio::test(start_paused = true)]
+async fn topic_whose_event_never_comes_is_dropped() {
+    for age in [None, Some(SECOND), Some(Duration::ZERO), Some(Duration::MAX)] {
+        let hub = Hub::builder().backend(MemoryBackend::new(1000)).connect().await.unwrap();
+        let limits = age.map_or_else(Retention::new, |age| Retention::new().max_age(age));
+        let error = hub.topic("a").retention(limits).publish_now(Event::new("")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NeedsAwait);
+        sleep(2 * MINUTE).await;
+        assert_eq!(hub.stats().topics, 0, "{age:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn removed_topic_expires_under_limits_of_the_hub_again() {
+    let hub = Hub::builder().max_age(MINUTE).build();
+    let _subscriber = subscribe(&hub.topic("a"), Start::Latest).await;
+    publish(&hub.topic("a").retention(Retention::new().max_age(60 * MINUTE)), 1).await;
+    hub.topic("a").remove().await.unwrap();
+    publish(&hub.topic("a"), 1).await;
+    sleep(2 * MINUTE).await;
+    assert_eq!(hub.stats().events, 0);
+}
+
 /// The limits concern the memory of the node. The backend has the other events.
 #[tokio::test(start_paused = true)]
 async fn backend_has_the_events_over_the_limits() {

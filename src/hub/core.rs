@@ -39,6 +39,11 @@ pub(super) const SLICE: usize = 1_000;
 /// The time that a removal waits for the follower of this node.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The time for which the hub keeps the retention of a topic without events and subscribers. It is
+/// longer than the timeout of a request to the backend, so that the retention applies to the event
+/// that is being published.
+const UNUSED: Duration = Duration::from_secs(60);
+
 pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
@@ -193,14 +198,15 @@ impl Core {
         let mut registry = self.registry.lock();
         let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
-        if contents.retention == limits {
-            return Ok(());
+        if contents.retention != limits {
+            contents.retention = limits;
+            registry.retained = registry.retained - contents.evict(now);
+            // The topic was scheduled for the expiry under the old limits.
+            registry.unschedule(&topic, &mut contents);
         }
-        contents.retention = limits;
-        registry.retained = registry.retained - contents.evict(now);
-        // The topic was scheduled for the expiry under the old limits.
-        registry.unschedule(&topic, &mut contents);
-        let due = contents.expiry().or_else(|| limits.expiry(now));
+        // The limits have to wait for the event of a slow backend. If no event follows, the topic is
+        // dropped, however long its events would be retained.
+        let due = if contents.is_idle(now) { now.checked_add(UNUSED) } else { contents.expiry() };
         registry.schedule(&topic, &mut contents, due);
         drop(contents);
         self.call_janitor(&mut registry, now);
@@ -283,13 +289,15 @@ impl Core {
         let mut registry = self.registry.lock();
         let Some(topic) = registry.topics.get(name).cloned() else { return };
         let mut contents = topic.lock();
-        self.remove_contents(&mut registry, &mut contents);
+        self.remove_contents(&mut registry, &topic, &mut contents);
         drop(contents);
         registry.forget_if_idle(&topic, now);
     }
 
     /// Removes the events and the state of a topic. The caller forgets the topic if it is idle.
-    pub(super) fn remove_contents(&self, registry: &mut Registry, contents: &mut Contents) {
+    pub(super) fn remove_contents(&self, registry: &mut Registry, topic: &Arc<TopicState>, contents: &mut Contents) {
+        // The next event expires under the limits of the hub.
+        registry.unschedule(topic, contents);
         let last = contents.log.last().max(contents.log.evicted_through());
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;

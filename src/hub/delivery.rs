@@ -98,11 +98,12 @@ impl Core {
             contents.latest_only |= record.kind == RecordKind::State;
             if record.kind == RecordKind::Finish {
                 contents.finished = Some(now);
+                contents.is_removed = false;
                 continue;
             }
             if record.kind == RecordKind::Remove {
                 self.note_removal(name, *position, contents.log.last().max(contents.log.evicted_through()));
-                self.remove_contents(&mut registry, &mut contents);
+                self.remove_contents(&mut registry, &topic, &mut contents);
                 is_removed = true;
                 continue;
             }

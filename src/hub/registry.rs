@@ -124,12 +124,12 @@ impl Registry {
     }
 
     /// Schedules the removal of expired events of the topic for the time `due`. Has no effect if
-    /// `due` is `None`, or if a removal is already scheduled.
+    /// `due` is `None`, or if a removal is already scheduled for this time or an earlier one.
     pub(super) fn schedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
-        if let (Some(due), None) = (due, contents.due) {
-            contents.due = Some(due);
-            self.due.insert((due, Arc::as_ptr(topic).addr() as u64), topic.clone());
-        }
+        let Some(due) = due.filter(|due| contents.due.is_none_or(|scheduled| scheduled > *due)) else { return };
+        self.unschedule(topic, contents);
+        contents.due = Some(due);
+        self.due.insert((due, Arc::as_ptr(topic).addr() as u64), topic.clone());
     }
 
     /// Cancels the scheduled removal of expired events, because the topic has no events.

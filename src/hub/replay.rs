@@ -58,9 +58,9 @@ enum State {
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// Events to yield at the next poll, and their topics. The position is the new cursor after
-    /// these events.
-    Yields(EncodedEvents, Runs, Position),
+    /// Events to yield at the next poll, their topics, and the page of the backend that they are
+    /// from. The new cursor after these events is the end of the page.
+    Yields(EncodedEvents, Runs, Arc<EncodedPage>),
 }
 
 /// The future of a read from the backend. The mutex is never locked: it only makes the subscription
@@ -172,10 +172,14 @@ impl Subscription {
                 return Poll::Ready(Some(Err(self.fail(SubscriptionError::Shutdown))));
             }
             match &mut replay.state {
-                State::Yields(events, runs, through) => {
-                    let (events, runs, through) = (events.clone(), runs.clone(), *through);
-                    self.cursor = self.cursor.max(through);
+                State::Yields(events, runs, page) => {
+                    let (events, runs, page) = (events.clone(), runs.clone(), page.clone());
                     self.replay = None;
+                    if self.is_removed_since(&page) {
+                        // The topics then report the removal like a lag.
+                        return Poll::Ready(None);
+                    }
+                    self.cursor = self.cursor.max(page.through);
                     return Poll::Ready(Some(Ok(Item { events, topics: Topics::Runs(runs) })));
                 }
                 State::Idle => match self.request_page() {
@@ -263,6 +267,13 @@ impl Subscription {
         })
     }
 
+    /// Returns `true` if this node has read that a topic of the subscription was removed, after
+    /// `page` was read from the backend. The page may then have removed events.
+    fn is_removed_since(&self, page: &EncodedPage) -> bool {
+        let topics = self.readers.iter().map(|reader| &*reader.topic.name);
+        self.core.backend.as_ref().is_some_and(|backend| backend.is_removed_since(page, topics))
+    }
+
     /// Stores the events of `page`, the next part of the log, for the next poll of the replay. With
     /// `None`, the read has failed, and the replay pauses before the next read. Returns a gap event
     /// if events are missing and the gap can be reported now. Otherwise returns `None`.
@@ -321,9 +332,10 @@ impl Subscription {
             pending_gap.is_confirmed |= page.evicted_through > pending_gap.after || has_missed_removed;
         }
         let is_empty = events.is_empty();
-        replay.state = State::Yields(events, runs, page.through);
+        let through = page.through;
+        replay.state = State::Yields(events, runs, page);
         if is_empty {
-            self.cursor = self.cursor.max(page.through);
+            self.cursor = self.cursor.max(through);
             // If the topics have evicted the following events in the meantime, a new replay begins,
             // as after a lag.
             self.replay = None;

@@ -113,8 +113,8 @@ where
     /// streams of a node that is cut off stay open.
     ///
     /// Each node publishes a sign of life three times in this time, so that there is something to
-    /// read. A stream ends at the latest after this time plus the timeout of the backend. Call this
-    /// method before [`follow`](Self::follow).
+    /// read. A stream ends at the latest after this time plus the timeout of the backend. Less than
+    /// one second counts as one second. Call this method before [`follow`](Self::follow).
     ///
     /// # Examples
     ///
@@ -126,7 +126,7 @@ where
     /// ```
     #[must_use]
     pub fn fail_closed_after(self, time: Duration) -> Self {
-        *lock(&self.shared.following.fail_closed_after) = Some(time);
+        *lock(&self.shared.following.fail_closed_after) = Some(time.max(Duration::from_secs(1)));
         self
     }
 
@@ -309,8 +309,11 @@ impl Publisher {
             }
             let now = Instant::now();
             if let (Some((interval, event)), Some(_)) = (&self.beat, next_beat.filter(|at| *at <= now)) {
-                // A failure is the reason why the node closes its streams.
-                let _failed = self.topic.publish(event.clone()).await;
+                // Any other failure is the reason why the node closes its streams.
+                let published = self.topic.publish(event.clone()).await;
+                if published.is_err_and(|error| error.kind() == ErrorKind::Shutdown) {
+                    return;
+                }
                 next_beat = now.checked_add(*interval);
             }
             if next_attempt.is_some_and(|at| at <= now) {

@@ -112,6 +112,47 @@ async fn removed_events_are_not_replayed_from_backend() {
     }
 }
 
+/// A page of the backend was read, and waits for a slow client, when the topic is removed.
+#[tokio::test(start_paused = true)]
+async fn page_that_waits_for_client_is_not_delivered_after_removal() {
+    for is_resumed in [false, true] {
+        let (hubs, _connections) = two(&Shared::new(PLENTY), || Hub::builder().max_events(2)).await;
+        let first = publish(&hubs[0], "a", 0).await;
+        for n in 1..20 {
+            publish(&hubs[0], "a", n).await;
+        }
+        settle().await;
+        let start = if is_resumed { first.into() } else { Start::Earliest };
+        let mut slow = subscribe(&hubs[0], "a", start).await;
+        hubs[1].topic("a").remove().await.unwrap();
+        settle().await;
+        publish(&hubs[1], "a", 20).await;
+        let read = rest(&mut slow).await;
+        assert_eq!(read.last().map(String::as_str), Some("20"), "{read:?}");
+        assert!(read[..read.len() - 1].iter().all(|gap| gap == "lagged"), "{read:?}");
+        assert!(!is_resumed || read.len() == 2, "one gap: {read:?}");
+    }
+}
+
+/// A node with a subscriber and a node without one agree that the topic is finished.
+#[tokio::test(start_paused = true)]
+async fn topic_that_is_finished_again_after_removal_stays_finished() {
+    let (hubs, _connections) = two(&Shared::new(PLENTY), Hub::builder).await;
+    publish(&hubs[0], "a", 0).await;
+    settle().await;
+    let subscriber = subscribe(&hubs[0], "a", Start::Latest).await;
+    let topic = hubs[1].topic("a");
+    topic.finish().await.unwrap();
+    topic.remove().await.unwrap();
+    topic.finish().await.unwrap();
+    settle().await;
+    drop(subscriber);
+    for hub in &hubs {
+        let error = hub.topic("a").publish(Event::new("late")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Finished);
+    }
+}
+
 /// The topic that needs a replay comes before the removed topic, and after it.
 #[tokio::test(start_paused = true)]
 async fn gap_of_removed_topic_is_reported_next_to_a_replay() {

@@ -263,8 +263,17 @@ impl BackendClient {
             let (backend, outage, topics) = (Arc::clone(&backend), Arc::clone(&outage), Arc::clone(&topics));
             let state = Arc::clone(&state);
             async move {
+                // A removal is forgotten when the log evicts its record, which can happen during
+                // the read.
+                let mut removals = lock(&state).removals_of(&topics);
                 let page = outage.watch(in_time(backend.read(&topics, after))).await.ok()?;
-                let removals = lock(&state).removals_of(&topics, page.epoch);
+                let state = lock(&state);
+                if state.epoch == page.epoch {
+                    removals.extend(state.removals_of(&topics));
+                } else {
+                    removals.clear();
+                }
+                drop(state);
                 Some(Arc::new(EncodedPage::new(page, removals, backend.id_format())))
             }
         };
@@ -274,6 +283,19 @@ impl BackendClient {
             _ => self.note_accepted_read(),
         }
         page
+    }
+
+    /// Returns `true` if the node has read a removal of one of these topics that is not in `page`.
+    pub(in crate::hub) fn is_removed_since<'a>(
+        &self,
+        page: &EncodedPage,
+        mut topics: impl Iterator<Item = &'a str>,
+    ) -> bool {
+        let state = self.state();
+        let position = |removal: Removal| removal.at;
+        !state.removals.is_empty()
+            && topics
+                .any(|topic| state.removals.get(topic).map(position) > page.removals.get(topic).copied().map(position))
     }
 
     fn note_rejected_read(&self) {
@@ -400,9 +422,9 @@ impl BackendClient {
 }
 
 impl LogState {
-    /// Returns the removals of these topics in the log with this epoch.
-    fn removals_of(&self, topics: &[Arc<str>], epoch: u64) -> HashMap<Arc<str>, Removal> {
-        if self.removals.is_empty() || self.epoch != epoch {
+    /// Returns the removals of these topics that this node has read.
+    fn removals_of(&self, topics: &[Arc<str>]) -> HashMap<Arc<str>, Removal> {
+        if self.removals.is_empty() {
             return HashMap::new();
         }
         topics.iter().filter_map(|topic| Some((topic.clone(), self.removals.get(topic)?))).collect()

@@ -26,6 +26,10 @@ pub(super) struct Removals {
 
 impl Removals {
     pub(super) fn note(&mut self, topic: &Arc<str>, removal: Removal) {
+        // The follower may read a page a second time.
+        if self.topics.get(topic).is_some_and(|known| known.at >= removal.at) {
+            return;
+        }
         if let Some(earlier) = self.topics.insert(topic.clone(), removal) {
             self.order.remove(&earlier.at);
         }
