@@ -1,11 +1,15 @@
 //! The schema of a log: its tables and functions in SQL, and how they are created.
 
 use crate::BoxError;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 
 /// The version of the schema that this crate uses.
 const VERSION: i32 = 1;
+
+/// The maximum size of an event that is published in SQL, in bytes: topic, name and data together. A
+/// node must be able to read an event within the timeout of a request. Otherwise it can read no event
+/// after it.
+const MAX_BYTES: usize = 1 << 20;
 
 /// The names of a log in SQL.
 #[derive(Clone, Debug)]
@@ -37,14 +41,15 @@ impl Schema {
 
     /// Replaces the placeholders in a text.
     pub(super) fn sql(&self, text: &str) -> String {
-        let mut hasher = DefaultHasher::new();
-        self.name.hash(&mut hasher);
-        let hash = hasher.finish();
+        // FNV-1a, because all nodes have to compute the same hash, whatever their compiler is.
+        let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let hash = self.name.bytes().fold(0xcbf2_9ce4_8422_2325, step);
         text.replace("{schema}", &format!("\"{}\"", self.name))
             .replace("{channel}", &self.name)
             // The key is positive, and smaller than the greatest one. The next key is used, too.
             .replace("{lock}", &(hash >> 2).to_string())
             .replace("{pending}", &format!("tower_sse.pending_{hash:x}"))
+            .replace("{max_bytes}", &MAX_BYTES.to_string())
             .replace("{version}", &VERSION.to_string())
     }
 
@@ -59,6 +64,7 @@ impl Schema {
         // One transaction, so that it also works in a pool of connections.
         let create = self.sql(concat!(
             "BEGIN;
+            SET LOCAL lock_timeout = '1500ms';
             SELECT pg_advisory_xact_lock({lock});
             CREATE SCHEMA IF NOT EXISTS {schema};
             SET LOCAL client_min_messages = warning;",

@@ -38,7 +38,8 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {schema}.inbox (
     PRIMARY KEY (transaction, n)
 );
 
-CREATE OR REPLACE FUNCTION {schema}.identity() RETURNS text LANGUAGE plpgsql STABLE AS $tower_sse$
+CREATE OR REPLACE FUNCTION {schema}.identity() RETURNS text LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
     tables text := '{schema}.records'::regclass::oid || '.' || '{schema}.positions'::regclass::oid;
 BEGIN
@@ -56,7 +57,8 @@ $tower_sse$;
 -- and with the newest record that the caller knows.
 CREATE OR REPLACE FUNCTION {schema}.is_current(
     known_epoch bigint, known_position bigint, known_stored_at timestamptz
-) RETURNS boolean LANGUAGE plpgsql STABLE AS $tower_sse$
+) RETURNS boolean LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
     RETURN coalesce((
         SELECT log.identity = {schema}.identity() AND (
@@ -73,7 +75,8 @@ $tower_sse$;
 
 -- Starts another epoch. Call it after the data of a server was replaced by an older copy while no
 -- node was connected.
-CREATE OR REPLACE FUNCTION {schema}.new_epoch() RETURNS void LANGUAGE plpgsql AS $tower_sse$
+CREATE OR REPLACE FUNCTION {schema}.new_epoch() RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
     newest bigint;
 BEGIN
@@ -84,7 +87,7 @@ BEGIN
     ) ON CONFLICT (only_row) DO UPDATE SET epoch = excluded.epoch, identity = excluded.identity;
     SELECT greatest(evicted_through, (SELECT max(position) FROM {schema}.records)) INTO newest FROM {schema}.log;
     -- A copy of the tables may lack the sequence.
-    IF newest > (SELECT last_value FROM {schema}.positions) THEN
+    IF newest > (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.positions) THEN
         PERFORM setval('{schema}.positions', newest);
     END IF;
     PERFORM pg_notify('{channel}', '');
@@ -94,7 +97,7 @@ $tower_sse$;
 CREATE OR REPLACE FUNCTION {schema}.bounds(
     known_epoch bigint, known_position bigint, known_stored_at timestamptz,
     OUT epoch bigint, OUT evicted_through bigint, OUT last bigint
-) LANGUAGE plpgsql AS $tower_sse$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' AS $tower_sse$
 BEGIN
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
         PERFORM set_config('lock_timeout', '1000', true);
@@ -118,15 +121,17 @@ CREATE OR REPLACE FUNCTION {schema}.append(
     expected_epoch bigint, since bigint, max_examined bigint, lock_timeout_ms bigint,
     known_epoch bigint, known_position bigint, known_stored_at timestamptz,
     OUT epoch bigint, OUT last bigint, OUT stored_at timestamptz
-) LANGUAGE plpgsql SET enable_seqscan = off SET enable_sort = off SET jit = off AS $tower_sse$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_sort = off SET jit = off AS $tower_sse$
 DECLARE
     evicted_through bigint;
     examined bigint;
     has_changed boolean;
     first bigint;
 BEGIN
-    -- In the other levels, the comparison below would not see the records of other transactions.
-    IF since IS NOT NULL AND current_setting('transaction_isolation') <> 'read committed' THEN
+    -- In the other levels, this function would not see what other transactions have committed while it
+    -- waited for the lock.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'the isolation level of a node must be read committed'
             USING HINT = 'Use ALTER ROLE ... SET default_transaction_isolation = ''read committed''.';
     END IF;
@@ -173,7 +178,7 @@ CREATE OR REPLACE FUNCTION {schema}.page(
 ) RETURNS TABLE (
     "position" bigint, kind "char", topic bytea, event bytea, stored_at timestamptz,
     epoch bigint, evicted_through bigint, last bigint, is_current boolean
-) LANGUAGE plpgsql STABLE
+) LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
 SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off AS $tower_sse$
 DECLARE
     bytes bigint := 0;
@@ -223,7 +228,7 @@ $tower_sse$;
 -- another node deletes.
 CREATE OR REPLACE FUNCTION {schema}.evict(
     max_records bigint, max_age_seconds double precision, max_deleted bigint
-) RETURNS bigint LANGUAGE plpgsql
+) RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
 SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off AS $tower_sse$
 DECLARE
     after bigint;
@@ -249,7 +254,8 @@ END
 $tower_sse$;
 
 -- Every deletion is reported as a gap, also the deletions of other programs.
-CREATE OR REPLACE FUNCTION {schema}.note_deleted() RETURNS trigger LANGUAGE plpgsql AS $tower_sse$
+CREATE OR REPLACE FUNCTION {schema}.note_deleted() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
     UPDATE {schema}.log SET evicted_through = greatest(evicted_through, (SELECT max(position) FROM deleted))
     WHERE EXISTS (SELECT FROM deleted);
@@ -260,7 +266,8 @@ DROP TRIGGER IF EXISTS note_deleted ON {schema}.records;
 CREATE TRIGGER note_deleted AFTER DELETE ON {schema}.records
     REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_deleted();
 
-CREATE OR REPLACE FUNCTION {schema}.note_truncated() RETURNS trigger LANGUAGE plpgsql AS $tower_sse$
+CREATE OR REPLACE FUNCTION {schema}.note_truncated() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
     UPDATE {schema}.log SET evicted_through = greatest(evicted_through, (SELECT max(position) FROM {schema}.records));
     RETURN NULL;
@@ -269,28 +276,37 @@ $tower_sse$;
 DROP TRIGGER IF EXISTS note_truncated ON {schema}.records;
 CREATE TRIGGER note_truncated BEFORE TRUNCATE ON {schema}.records
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.note_truncated();
+-- `session_replication_role = replica` does not disable them.
+ALTER TABLE {schema}.records ENABLE ALWAYS TRIGGER note_deleted, ENABLE ALWAYS TRIGGER note_truncated;
 
 -- Publishes an event when the transaction commits. The event is in the same format as that of the
 -- crate. A NULL as the event name means no name.
 CREATE OR REPLACE FUNCTION {schema}.publish(topic text, event text, data text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
+    -- Some collations do not support the functions below.
+    the_topic text COLLATE "C" := topic;
+    name text COLLATE "C" := event;
+    lines text COLLATE "C" := data;
     transaction xid8 := pg_current_xact_id();
     is_first boolean := current_setting('{pending}', true) IS DISTINCT FROM transaction::text;
 BEGIN
-    IF topic IS NULL OR data IS NULL THEN
+    IF the_topic IS NULL OR lines IS NULL THEN
         RAISE EXCEPTION 'the topic and the data of an event must not be NULL' USING ERRCODE = 'null_value_not_allowed';
-    ELSIF starts_with(topic, 'tower-sse/') THEN
-        RAISE EXCEPTION 'the topic % is reserved for the hub; choose another topic', topic
+    ELSIF starts_with(the_topic, 'tower-sse/') THEN
+        RAISE EXCEPTION 'the topic % is reserved for the hub; choose another topic', the_topic
             USING ERRCODE = 'invalid_parameter_value';
-    ELSIF event IN ('gap', 'hub-cursor') THEN
-        RAISE EXCEPTION 'the event name % is reserved for the events of a hub; choose another name', event
+    ELSIF octet_length(the_topic) + octet_length(coalesce(name, '')) + octet_length(lines) > {max_bytes} THEN
+        RAISE EXCEPTION 'the event is too large: topic, name and data have at most {max_bytes} bytes together'
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'Publish a link to large data instead.';
+    ELSIF name IN ('gap', 'hub-cursor') THEN
+        RAISE EXCEPTION 'the event name % is reserved for the events of a hub; choose another name', name
             USING ERRCODE = 'invalid_parameter_value';
-    ELSIF event = '' THEN
+    ELSIF name = '' THEN
         RAISE EXCEPTION 'the event name is empty; use NULL for an event without a name'
             USING ERRCODE = 'invalid_parameter_value';
-    ELSIF event LIKE E'%\n%' OR event LIKE E'%\r%' THEN
-        RAISE EXCEPTION 'the event name % contains a line break', quote_literal(event)
+    ELSIF name LIKE E'%\n%' OR name LIKE E'%\r%' THEN
+        RAISE EXCEPTION 'the event name % contains a line break', quote_literal(name)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     -- One trigger moves all events of the transaction. A rollback to an earlier savepoint also
@@ -299,10 +315,10 @@ BEGIN
         PERFORM set_config('{pending}', transaction::text, true);
     END IF;
     INSERT INTO {schema}.inbox (transaction, is_first, topic, event) VALUES (
-        transaction, is_first, convert_to(topic, 'UTF8'),
+        transaction, is_first, convert_to(the_topic, 'UTF8'),
         convert_to(
-            coalesce('event: ' || event || E'\n', '') || 'data: '
-            || replace(replace(replace(data, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\ndata: ') || E'\n\n',
+            coalesce('event: ' || name || E'\n', '') || 'data: '
+            || replace(replace(replace(lines, E'\r\n', E'\n'), E'\r', E'\n'), E'\n', E'\ndata: ') || E'\n\n',
             'UTF8'
         )
     );
@@ -311,8 +327,12 @@ $tower_sse$;
 
 -- Runs at the end of the transaction, and moves its events to the log.
 CREATE OR REPLACE FUNCTION {schema}.move_to_log() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $tower_sse$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off AS $tower_sse$
 BEGIN
+    -- A sequential scan would read rows of other transactions, with which this one would then conflict
+    -- if both are serializable. So the settings above exclude it.
+    --
     -- A deferred trigger of the application may publish after this one.
     PERFORM set_config('{pending}', '', true);
     PERFORM pg_advisory_xact_lock({lock});

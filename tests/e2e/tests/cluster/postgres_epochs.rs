@@ -55,6 +55,8 @@ async fn deleted_records_are_reported_as_evicted() {
     let before = bounds(&log).await;
     store.sql("DELETE FROM tower_sse.records WHERE position = 3");
     assert_eq!(bounds(&log).await, Bounds { evicted_through: Position::new(3), ..before });
+    store.sql("SET session_replication_role = replica; DELETE FROM tower_sse.records WHERE position = 4");
+    assert_eq!(bounds(&log).await, Bounds { evicted_through: Position::new(4), ..before });
     store.sql("TRUNCATE tower_sse.records");
     assert_eq!(bounds(&log).await, Bounds { evicted_through: before.last, ..before });
     assert!(append(&log, "t", 5).await > before.last);

@@ -204,3 +204,67 @@ async fn node_needs_few_permissions_if_the_schema_exists() {
     assert_eq!(page.records, [(appended.position, record)]);
     assert_eq!(log.bounds().await.expect("the server runs").epoch, appended.epoch);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_rejects_large_events_and_accepts_any_collation() {
+    let (store, log) = start().await;
+    let client = application(&store).await;
+    let large = client.execute("SELECT tower_sse.publish('a', NULL, repeat('a', 1048576))", &[]).await;
+    let error = large.expect_err("the event is too large");
+    assert!(error.as_db_error().is_some_and(|error| error.message().contains("at most 1048576 bytes")), "{error:?}");
+    client.execute("SELECT tower_sse.publish('a', NULL, repeat('a', 1048575))", &[]).await.expect("it is not");
+    let setup = "CREATE COLLATION ignoring_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        CREATE TABLE orders (name text COLLATE ignoring_case); INSERT INTO orders VALUES ('books')";
+    client.batch_execute(setup).await.expect("the server has ICU");
+    client.execute("SELECT tower_sse.publish(name, name, name) FROM orders", &[]).await.expect("any collation works");
+    assert_eq!(data(&log).await[1..], ["event: books\nbooks"]);
+}
+
+/// After VACUUM has emptied the inbox, a sequential scan would be cheapest. It would make the two
+/// transactions conflict.
+#[tokio::test(flavor = "multi_thread")]
+async fn serializable_transactions_that_publish_do_not_conflict() {
+    let (store, log) = start().await;
+    let (mut one, mut other) = (application(&store).await, application(&store).await);
+    one.execute("SELECT tower_sse.publish('a', NULL, '0')", &[]).await.expect("it is valid");
+    one.batch_execute("VACUUM tower_sse.inbox").await.expect("no transaction is open");
+    let level = tokio_postgres::IsolationLevel::Serializable;
+    let first = one.build_transaction().isolation_level(level).start().await.expect("a transaction");
+    let second = other.build_transaction().isolation_level(level).start().await.expect("a transaction");
+    first.execute("SELECT tower_sse.publish('a', NULL, '1')", &[]).await.expect("it is valid");
+    second.execute("SELECT tower_sse.publish('b', NULL, '2')", &[]).await.expect("it is valid");
+    first.commit().await.expect("the first transaction commits");
+    second.commit().await.expect("the transactions have no data in common");
+    assert_eq!(data(&log).await, ["0", "1", "2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_of_other_schemas_are_not_called() {
+    let (store, log) = start().await;
+    let client = application(&store).await;
+    let planted = r#"CREATE FUNCTION public.cardinality("char"[]) RETURNS int LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'called'; END $$"#;
+    client.batch_execute(planted).await.expect("the role may create functions");
+    let record = Record { topic: "a".into(), kind: RecordKind::Event, event: "data: 1\n\n".into() };
+    log.append(vec![record]).await.expect("the planted function is not called");
+}
+
+/// An operator can lock the table for a long time. The requests of nodes then fail in the server, too.
+/// Otherwise each attempt would leave a server process that waits for the lock.
+#[tokio::test(flavor = "multi_thread")]
+async fn locked_table_leaves_no_waiting_server_processes() {
+    let (store, log) = start().await;
+    let (mut operator, observer) = (application(&store).await, application(&store).await);
+    let lock = operator.transaction().await.expect("a transaction");
+    lock.batch_execute("LOCK TABLE tower_sse.records").await.expect("the table can be locked");
+    for _ in 0..3 {
+        log.follow(Position::START).await.expect_err("the table is locked");
+        log.bounds().await.expect_err("the table is locked");
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let waiting: i64 = observer.query_one(waiting, &[]).await.expect("a count").get(0);
+    assert_eq!(waiting, 0);
+    lock.rollback().await.expect("the lock is released");
+    log.bounds().await.expect("the log can be used again");
+}
