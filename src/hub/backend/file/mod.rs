@@ -19,14 +19,14 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    thread::JoinHandle,
+    thread,
     time::Duration,
 };
 use store::{Store, Tail};
 use tokio::{
     runtime::Handle,
-    sync::{OnceCell, oneshot, watch},
-    task::spawn_blocking,
+    sync::{Mutex, OnceCell, oneshot, watch},
+    task::{JoinHandle, spawn_blocking},
 };
 
 /// A log in a file of this machine, which survives the process.
@@ -101,6 +101,13 @@ use tokio::{
 /// 100 KB. The listed length of the file can be greater. If a smaller part of the file is in use,
 /// the space is freed when the log is opened the next time.
 ///
+/// # Opening
+///
+/// The log is opened when it is first used. After a crash of the process or of the machine, the
+/// database first reads the whole file. If that takes longer than ten seconds, connecting a hub
+/// fails, and the verification continues in the background. Connect again in the same process until
+/// it succeeds, with a clone of the backend.
+///
 /// # Resources
 ///
 /// A thread writes, and the blocking threads of tokio read. The database caches up to 16 MiB. One
@@ -126,7 +133,11 @@ pub struct FileBackend {
     retention: Retention,
     durability: Durability,
     log: Arc<OnceCell<Log>>,
+    /// The task that opens the log. A call that gives up leaves it here, for the next call.
+    opening: Arc<Mutex<Option<Opening>>>,
 }
+
+type Opening = JoinHandle<Result<Log, FileError>>;
 
 /// The failures that an acknowledged event of a [`FileBackend`] survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -153,6 +164,7 @@ impl FileBackend {
             retention: Retention { max_records: 1_000_000, max_bytes: 1 << 30, max_age: Duration::from_secs(60 * 60) },
             durability: Durability::Disk,
             log: Arc::default(),
+            opening: Arc::default(),
         }
     }
 
@@ -196,12 +208,16 @@ impl FileBackend {
     /// Returns the log. The first call opens it.
     async fn log(&self) -> Result<&Log, BoxError> {
         let open = || async {
-            let Self { path, retention, durability, .. } = self.clone();
-            spawn_blocking(move || {
-                writer::open(&path, retention, durability).map_err(|error| error.context("open", &path))
-            })
-            .await?
-            .map_err(BoxError::from)
+            let mut opening = self.opening.lock().await;
+            let task = opening.get_or_insert_with(|| {
+                let Self { path, retention, durability, .. } = self.clone();
+                spawn_blocking(move || {
+                    writer::open(&path, retention, durability).map_err(|error| error.context("open", &path))
+                })
+            });
+            let opened = task.await;
+            *opening = None;
+            opened?.map_err(BoxError::from)
         };
         self.log.get_or_try_init(open).await
     }
@@ -220,12 +236,12 @@ struct Log {
 }
 
 /// The thread of the writer. Dropping it waits for its end.
-struct Writer(Option<JoinHandle<()>>);
+struct Writer(Option<thread::JoinHandle<()>>);
 
 impl Drop for Writer {
     fn drop(&mut self) {
         // The thread has no result, and reports a panic itself.
-        let _ended = self.0.take().map(JoinHandle::join);
+        let _ended = self.0.take().map(thread::JoinHandle::join);
     }
 }
 
@@ -239,7 +255,7 @@ struct Shared {
 }
 
 impl Log {
-    fn new(shared: Arc<Shared>, writer: JoinHandle<()>) -> Self {
+    fn new(shared: Arc<Shared>, writer: thread::JoinHandle<()>) -> Self {
         Self { shared, writer: Some(Writer(Some(writer))) }
     }
 

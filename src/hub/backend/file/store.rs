@@ -85,7 +85,7 @@ pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) 
             return Ok(locked);
         }
         if begin.elapsed() > LOCK_TIMEOUT {
-            let message = "another process has opened it, and only one process at a time can use it";
+            let message = "another process has opened it, or another backend in this process; only one of them can use it at a time";
             return Err(FileError::new(Kind::Database, message));
         }
         sleep(Duration::from_millis(10));

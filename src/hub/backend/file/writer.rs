@@ -308,7 +308,7 @@ impl Writer {
 /// Opens a log, and starts its writer.
 pub(super) fn open(path: &Path, retention: Retention, durability: Durability) -> Result<Log, FileError> {
     let mut mark = locked(|| Mark::open(path))?;
-    let (mut store, file, found) = match open_store(path, durability) {
+    let (mut store, mut file, found) = match open_store(path, durability) {
         // Such a crash may destroy the file, because it was not synced.
         Err(error) if error.kind() == Kind::Damage && mark.is_after_machine_crash() => {
             fs::rename(path, beside(path, ".damaged")).map_err(file_error("rename", path))?;
@@ -323,7 +323,11 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     };
     if store.read_only.is_none() {
         mark.begin(tail.epoch, tail.last, id, durability == Durability::Process)?;
-        compact(&mut store, &file, &tail)?;
+        // The log can be used without it, for example while the disk is full.
+        if compact(&mut store, &file, &tail).is_err() {
+            drop(store);
+            (store, file, _) = open_store(path, durability)?;
+        }
     }
     let shared = Arc::new(Shared::new(path, store, &tail));
     let writer = Writer {
