@@ -198,8 +198,9 @@ impl Core {
         let mut registry = self.registry.lock();
         let topic = registry.topic(name, &self.config)?;
         let mut contents = topic.lock();
-        if contents.retention != limits {
-            contents.retention = limits;
+        if *contents.retention != limits {
+            contents.retention =
+                if limits == self.config.retention { registry.limits(&self.config) } else { Arc::new(limits) };
             registry.retained = registry.retained - contents.evict(now);
             // The topic was scheduled for the expiry under the old limits.
             registry.unschedule(&topic, &mut contents);
@@ -301,7 +302,7 @@ impl Core {
         let last = contents.log.last().max(contents.log.evicted_through());
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
-        contents.retention = self.config.retention;
+        contents.retention = registry.limits(&self.config);
         // Open subscriptions still have to end. The end is forgotten with the last of them.
         contents.is_removed = contents.finished.is_some();
     }

@@ -5,7 +5,7 @@ use super::{
     config::HubConfig,
     count_watch::{CountWatch, Wakers},
     error::Error,
-    log::Amount,
+    log::{Amount, Limits},
     recording::beat,
     topic_state::{Contents, TopicState},
 };
@@ -22,6 +22,8 @@ pub(super) struct Registry {
     pub(super) last: Position,
     pub(super) retained: Amount,
     pub(super) published: u64,
+    /// The limits of topics without limits of their own. `None` before the first topic.
+    limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
     /// The numbers of subscribers that streams watch, by the names of the topics. An entry can
     /// exist without a topic.
@@ -53,12 +55,17 @@ impl Registry {
         }
         self.check_topic_limit(std::slice::from_ref(name), config)?;
         let evicted_through = self.tombstones.evicted_through(self.topics.hasher().hash_one(name));
-        let topic = Arc::new(TopicState::new(name.clone(), evicted_through, config.retention));
+        let topic = Arc::new(TopicState::new(name.clone(), evicted_through, self.limits(config)));
         if let Some(watch) = self.count_watches.get(name) {
             topic.lock().count_watch = Some(watch.clone());
         }
         self.topics.insert(name.clone(), topic.clone());
         Ok(topic)
+    }
+
+    /// Returns the limits of the hub, which apply to topics without limits of their own.
+    pub(super) fn limits(&mut self, config: &HubConfig) -> Arc<Limits> {
+        self.limits.get_or_insert_with(|| Arc::new(config.retention)).clone()
     }
 
     pub(super) fn check_topic_limit(&self, names: &[Arc<str>], config: &HubConfig) -> Result<(), Error> {

@@ -23,7 +23,8 @@ pub(super) struct TopicState {
 
 pub(super) struct Contents {
     pub(super) log: Log,
-    pub(super) retention: Limits,
+    /// The limits of the hub, which its topics share, or the own limits of this topic.
+    pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
     /// The subscriptions that pause after a write. Events do not wake them during the pause, but
     /// the end of the topic does, through the list. The key is the address of this list.
@@ -49,7 +50,7 @@ pub(super) struct Contents {
 }
 
 impl TopicState {
-    pub(super) fn new(name: Arc<str>, lost: Position, retention: Limits) -> Self {
+    pub(super) fn new(name: Arc<str>, lost: Position, retention: Arc<Limits>) -> Self {
         let contents = Contents {
             log: Log::new(lost),
             retention,
@@ -70,7 +71,7 @@ impl TopicState {
     /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
     /// immediately. The topic is not one of the hub's topics.
     pub(super) fn shut_down() -> Self {
-        let topic = Self::new("".into(), Position::START, HubConfig::DEFAULT.retention);
+        let topic = Self::new("".into(), Position::START, Arc::new(HubConfig::DEFAULT.retention));
         let mut contents = topic.lock();
         (contents.subscribers, contents.is_shut_down) = (1, true);
         drop(contents);
