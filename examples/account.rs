@@ -1,4 +1,5 @@
-//! Private notifications: login, replay of what is unread, logout in all tabs, and expiring sessions.
+//! Private notifications: login, replay of what is unread, logout in all tabs, and expiring
+//! sessions.
 //!
 //! ```console
 //! $ cargo run --features serve --example account                       # http://127.0.0.1:3000

@@ -1,5 +1,5 @@
-//! Several nodes with one log in Redis, NATS or Postgres. An event that is published on one node arrives on
-//! all nodes, and a client can resume on any node.
+//! Several nodes with one log in Redis, NATS or Postgres. An event that is published on one node
+//! arrives on all nodes, and a client can resume on any node.
 //!
 //! ```console
 //! $ cargo run --example cluster --features redis,nats,postgres,serve -- --redis redis://127.0.0.1:6379

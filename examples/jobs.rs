@@ -253,8 +253,7 @@ impl App {
         });
     }
 
-    /// Restores the jobs of an earlier process from the log, and continues those that had not
-    /// ended.
+    /// Restores the jobs of an earlier process from the log, and continues the unfinished jobs.
     async fn restore(&self) -> Result<(), BoxError> {
         let mut orders = HashMap::new();
         for published in self.past([ORDERS.to_owned()]).await? {

@@ -70,7 +70,7 @@ impl Event {
     /// `#[serde(rename_all = "…")]` renames the events. A struct with `#[serde(tag = "…")]` counts
     /// as a variant, and so does a struct whose first field is a flattened internally tagged enum.
     ///
-    /// Derive `Serialize`. A `Serialize` that is written by hand cannot be told apart from an
+    /// Derive `Serialize`. A `Serialize` that is written by hand cannot be distinguished from an
     /// internally tagged enum if the first field of its struct or map is a `str`. The text of that
     /// field would then be the name of the event. A derived `Serialize` of a struct whose first
     /// field is of the unsized type `str` is the only other such case.

@@ -7,7 +7,7 @@ use std::{error::Error, fmt, str::FromStr};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The names of the query parameters in which clients send the id if they cannot set the
+/// The names of the query parameters that clients use for the id if they cannot set the
 /// `Last-Event-ID` header.
 const QUERY_NAMES: [&str; 6] =
     ["lastEventId", "last-event-id", "Last-Event-ID", "lastEventID", "last_event_id", "evs_last_event_id"];

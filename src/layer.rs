@@ -201,8 +201,8 @@ impl SseLayer {
     ///   the random time. This spreads the clients that a crash disconnects. By default, there is
     ///   no random time here.
     ///
-    /// A client keeps the last delay that it received. If `retry` is not set on the stream to which
-    /// the client reconnects, the client keeps the delay of the shutdown or rejection.
+    /// A client keeps the last delay that it received. If `retry` is not set on the next stream of
+    /// the client, the client keeps the delay of the shutdown or rejection.
     pub fn reconnect_jitter(self, jitter: Duration) -> Self {
         self.with(|settings| settings.jitter = Some(jitter))
     }
@@ -279,7 +279,7 @@ impl SseLayer {
         self.with(|settings| settings.registrars.push(Arc::new(register)))
     }
 
-    /// Sets the time for which a [`finite`](crate::SseStream::finite) stream may continue after a
+    /// Sets the time that a [`finite`](crate::SseStream::finite) stream may continue after a
     /// [shutdown](Self::shutdown). A handler declares that its stream is finite if the stream ends
     /// by itself. A stream that has not ended within this time ends like every other stream. By
     /// default, finite streams end immediately, too.

@@ -137,8 +137,8 @@
 //!
 //! With the feature `tracing`, each stream has a span `event_stream` with the target `tower_sse`
 //! and the level `INFO`. It is the current span while the stream is polled, and in `on_close`. Its
-//! parent is the span in which the response was created, usually that of the request (tower-http's
-//! `TraceLayer`, which can also name axum's `MatchedPath`). Its fields:
+//! parent is the current span at the creation of the response, usually the span of the request
+//! (tower-http's `TraceLayer`, which can also name axum's `MatchedPath`). Its fields:
 //!
 //! | field | value |
 //! |---|---|

@@ -51,8 +51,8 @@ pub(crate) struct Keys {
     others: Box<[Key]>,
 }
 
-/// The hash of the key by which a limit counts a request, or `None` if the limit does not apply to
-/// the request. The hash has a random seed, so that clients cannot choose keys that collide.
+/// The hash of the key that a limit uses to count a request, or `None` if the limit does not apply
+/// to the request. The hash has a random seed, so that clients cannot choose keys that collide.
 type Key = Option<u64>;
 
 /// A type of keys for [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per). Keys are
@@ -139,8 +139,8 @@ impl Keys {
         Self { first: keys.next().unwrap_or_default(), others: keys.collect() }
     }
 
-    /// Acquires one permit for each limit that applies to the request. Limits for which `is_held`
-    /// returns `true` are skipped, because an inner layer already holds their permit. If a limit is
+    /// Acquires one permit for each limit that applies to the request. Skips a limit if `is_held`
+    /// returns `true` for it, because an inner layer already holds its permit. If a limit is
     /// reached, returns the kind of the limit, and releases the permits that were already acquired.
     pub(crate) fn acquire(
         &self,

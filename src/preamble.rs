@@ -92,7 +92,7 @@ impl Preamble {
     }
 }
 
-/// Calls `poll`, in which a response polls its stream for the first time. During this call,
+/// Calls `poll`, which polls the stream of a response for the first time. During this call,
 /// [`is_first_poll`] returns `true` on this thread.
 pub(crate) fn first_poll<T>(poll: impl FnOnce() -> T) -> T {
     let _scope = Scope::enter(Call::PollsFirst);

@@ -62,7 +62,7 @@ pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Resp
     Response::from_parts(head, body)
 }
 
-/// Handles a response with which an inner layer has rejected a request over its limit. Values that
+/// Handles the response of an inner layer that has rejected a request over its limit. Values that
 /// are unset in the inner layer are taken from `outer`, the settings of this layer, and the
 /// response is created again. If there are no such values, the response is not changed.
 pub(crate) fn reject_again<B: Body>(

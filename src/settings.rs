@@ -124,7 +124,7 @@ impl fmt::Debug for Settings {
 /// The bytes that a stream sends before a layer or the handler ends it. Both parts can be empty.
 #[derive(Default)]
 pub(crate) struct FinalBytes {
-    /// The last event, such as the shutdown event or the event with which a registry closes the
+    /// The last event, such as the shutdown event or the event of a registry that closes the
     /// stream.
     pub(crate) event: Bytes,
     /// The `retry` line with the reconnect delay. The line is legal in the middle of an event.

@@ -221,10 +221,10 @@ impl ClientTimeout {
         socket.set_tcp_nodelay(true)
     }
 
-    /// Returns the keep-alive options, with which the kernel detects a vanished client. With a
+    /// Returns the keep-alive options. The kernel uses them to detect a vanished client. With a
     /// timeout of 30 seconds, the kernel sends three probes: 15, 20 and 25 seconds after the last
-    /// data. If the client answers none of them, the kernel closes the connection after 30 seconds.
-    /// A timeout of two or three seconds has fewer probes.
+    /// data. If the client answers no probe, the kernel closes the connection after 30 seconds. A
+    /// timeout of two or three seconds has fewer probes.
     fn keep_alive(&self) -> TcpKeepalive {
         let round_up = u64::from(self.after.subsec_nanos() > 0);
         // One second of silence and one second for the probe are the minimum.

@@ -71,9 +71,9 @@ impl<S> SseStream<S> {
     /// Creates a response from a stream of events.
     ///
     /// The response of a [`Subscription`](crate::hub::Subscription) to a hub begins with an event
-    /// that contains the cursor: the id at which the client resumes. If all topics of the
-    /// subscription are finished and the client has received all events, the response is
-    /// `204 No Content` instead. Adapters such as `map` or `merge`
+    /// that contains the cursor: the id where the client resumes. If all topics of the subscription
+    /// are finished and the client has received all events, the response is `204 No Content`
+    /// instead. Adapters such as `map` or `merge`
     /// [keep the cursor and the 204](crate::hub::Subscription#adapters).
     pub fn new(stream: S) -> Self
     where

@@ -36,8 +36,8 @@ pub struct StreamSummary {
     pub events: u64,
     /// The number of bytes that were handed to the transport, including heartbeats.
     pub bytes: u64,
-    /// The number of heartbeats that were handed to the transport. The comment with which a stream
-    /// begins if no event is ready also counts.
+    /// The number of heartbeats that were handed to the transport. A stream begins with a comment
+    /// if no event is ready. This comment also counts.
     pub heartbeats: u64,
 }
 

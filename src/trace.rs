@@ -35,7 +35,7 @@ mod on {
 
     const TARGET: &str = "tower_sse";
 
-    /// The span in which a response was created: usually the span of its request.
+    /// The current span at the creation of a response: usually the span of its request.
     #[derive(Default)]
     pub(crate) struct Parent(Option<tracing::Span>);
 

@@ -264,8 +264,8 @@ fn to_publish_allocates_nothing_for_a_subscriber() {
     assert_eq!(allocations_with(1000), allocations_with(1));
 }
 
-/// From `publish` to the frames of all clients. A frame needs the bytes, and a counter to share
-/// them.
+/// Measures from `publish` to the frames of all clients. A frame needs the bytes, and a counter to
+/// share them.
 #[tokio::test(start_paused = true)]
 async fn single_event_allocates_nothing_for_a_client() {
     const EVENTS: u64 = 100;

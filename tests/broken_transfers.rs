@@ -34,7 +34,7 @@ fn upstream(body: Body) -> Response {
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
-/// The way in which a stream reaches its error.
+/// The state of a stream before its error.
 #[derive(Clone, Copy, Debug)]
 enum Before {
     /// All events and the error are ready at once.

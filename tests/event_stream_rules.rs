@@ -1,4 +1,4 @@
-//! Which responses the layer completes as event streams, and the headers that it adds.
+//! The responses that the layer completes as event streams, and the headers that it adds.
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, Version, header};

@@ -87,7 +87,8 @@ fn read_all(address: SocketAddr, is_streaming: &AtomicBool) {
     let _unimportant = socket.shutdown(Shutdown::Both);
 }
 
-/// One of three comparisons suffices, because another process may use the processor in a comparison.
+/// One of three comparisons suffices, because another process may use the processor in a
+/// comparison.
 #[test]
 fn other_tasks_wait_no_longer_than_with_axum() {
     let ratios: Vec<f64> =

@@ -175,7 +175,7 @@ async fn http_1_1_client_can_ask_to_close() {
     }
 }
 
-/// With and without the request to keep the connection.
+/// Requests without and with the header to keep the connection.
 const HTTP_1_0: [&str; 2] = ["GET /two HTTP/1.0\r\n\r\n", "GET /two HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"];
 
 #[tokio::test]

@@ -52,7 +52,7 @@ enum Step {
     Remove {
         topic: usize,
     },
-    /// Time in which every event expires.
+    /// A wait until every event has expired.
     Wait,
     /// A quarter of that time.
     Pass,
@@ -120,7 +120,7 @@ struct Model {
     /// The limits of topics that have their own.
     limits: [Option<(usize, usize)>; 3],
     now: u32,
-    /// Whether a client listens to the state, and when the last one left.
+    /// Set if a client listens to the state, with the time when the last client left.
     is_shown: bool,
     left_at: u32,
 }

@@ -54,7 +54,7 @@ fn name(topic: usize) -> String {
 #[derive(Default)]
 struct Seen {
     last: u64,
-    /// For each topic, the count in its last event.
+    /// The count in the last event of each topic.
     counts: [Option<u64>; TOPICS],
     is_after_a_gap: bool,
     gaps: u64,

@@ -1,5 +1,5 @@
-//! Guarantee: a variant of an enum is an event with the name of the variant, and with its content as
-//! JSON, in each tagged representation of serde. The name and the data contain the whole value.
+//! Guarantee: a variant of an enum is an event with the name of the variant, and with its content
+//! as JSON, in each tagged representation of serde. The name and the data contain the whole value.
 
 use futures_util::stream;
 use http_body_util::BodyExt;

@@ -16,7 +16,7 @@ const RECORD: usize = 128 + 43;
 /// The number of events that are published together.
 const TOGETHER: usize = 1000;
 
-/// A folder in which each log has a file. Dropping it removes them.
+/// The folder of the log files. Dropping this value removes the folder and its files.
 pub(crate) struct Files(PathBuf);
 
 impl Files {

@@ -21,7 +21,7 @@
 //! | `a`, `b`, `c` | publishes to the topic; in `c`, a state, an event replaces the previous event |
 //! | `1` to `9` | publishes so many events to `a`, together |
 //! | `A`, `B`, `C` | finishes the topic |
-//! | `+` | a quarter of the time passes for which the hub retains events |
+//! | `+` | a quarter of the retention time of the hub passes |
 //! | `.` | reads one item |
 //! | `!` | reconnects |
 //!

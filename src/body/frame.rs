@@ -2,16 +2,15 @@
 
 use bytes::Bytes;
 
-/// The size in bytes from which a frame of joined events is full. A full frame accepts no more
-/// events.
+/// A frame of joined events is full when it has at least this size, in bytes. A full frame accepts
+/// no more events.
 const FULL_FRAME: usize = 16 * 1024;
 
-/// The size in bytes from which a chunk becomes a frame of its own. Copying such a chunk into a
+/// A chunk of at least this size, in bytes, becomes a frame of its own. Copying such a chunk into a
 /// frame with other chunks would cost more than a separate frame.
 const LARGE_CHUNK: usize = 4 * 1024;
 
-/// The initial capacity in bytes of the buffer in which chunks are joined. The buffer grows when it
-/// is full.
+/// The initial capacity in bytes of the buffer that joins chunks. The buffer grows when it is full.
 const FIRST_CAPACITY: usize = 2 * 1024;
 
 /// The bytes of the frame that is being built. A single chunk is kept as it is. From the second

@@ -49,7 +49,8 @@ pub(super) struct EventTracker {
     /// and is not an empty line.
     after_cr: bool,
     /// Set if the current event has a line that begins with `d`, `e` or `i`, such as `data`,
-    /// `event` or `id`. The event is incomplete until its blank line.
+    /// `event` or `id`. Until the blank line of the event, nothing may then be inserted. Comments
+    /// and `retry` need no blank line.
     has_fields: bool,
     /// Set if the current event has a `data` line. A client dispatches only events with data.
     has_data: bool,
@@ -90,9 +91,9 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offsets in the chunk after the first and after the last line end at which no event is
-    /// incomplete. A stream that a layer ends is cut at one of them. `None` if the chunk has no
-    /// such line end.
+    /// The offsets in the chunk after the first and after the last line end that leaves no event
+    /// incomplete. A stream that a layer ends is cut at one of these offsets. `None` if the chunk
+    /// has no such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 

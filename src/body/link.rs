@@ -24,8 +24,8 @@ pub(crate) struct AppliedLayer {
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
-    /// The time when the response passed this layer, from which the layer's `on_close` callback
-    /// gets the duration of the stream. `None` if the layer has no such callback.
+    /// The time when the response passed this layer. The duration that the layer's `on_close`
+    /// callback gets counts from this time. `None` if the layer has no such callback.
     pub(super) at: Option<Instant>,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct LinkState {
 }
 
 /// The body's end of a link through which the layers around the body attach their settings. If
-/// several layers set a value of which a stream has only one, such as the heartbeat, the innermost
+/// several layers set a value that a stream has only once, such as the heartbeat, the innermost
 /// layer wins.
 pub(crate) enum LayerLink {
     /// The body was not polled yet. Layers can still attach their settings to the shared state.
@@ -83,15 +83,15 @@ pub(crate) enum LayerLink {
 }
 
 impl LayerLink {
-    /// Creates an open link for a body, and the handle with which layers attach their settings. The
-    /// caller puts the handle into the extensions of the response.
+    /// Creates an open link for a body, and the handle that layers use to attach their settings.
+    /// The caller puts the handle into the extensions of the response.
     pub(crate) fn open() -> (Self, LayerHandle) {
         let state = Arc::new(Mutex::new(LinkState { parent: trace::Parent::current(), layers: None }));
         let handle = LayerHandle(Arc::downgrade(&state));
         (Self::Open(state), handle)
     }
 
-    /// Creates the link of a body to which no layer can attach settings.
+    /// Creates a closed link. Layers cannot attach settings to its body.
     pub(crate) fn closed() -> Self {
         Self::Closed(None)
     }
@@ -104,9 +104,9 @@ impl LayerLink {
         matches!(self, Self::Closed(None))
     }
 
-    /// Closes the link, so that layers can attach no more settings. Returns the span in which the
-    /// response was created, and the layers from the innermost to the outermost. Returns `None` if
-    /// the link was closed before.
+    /// Closes the link, so that layers can attach no more settings. Returns the current span at the
+    /// creation of the response, and the layers from the innermost to the outermost. Returns `None`
+    /// if the link was closed before.
     pub(super) fn close(&mut self) -> Option<(trace::Parent, Vec<AppliedLayer>)> {
         let Self::Open(state) = self else { return None };
         let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));

@@ -37,7 +37,7 @@ type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
 
 type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
-/// The settings with which a handler ends its stream, and the callback of the handler for the end.
+/// The handler's settings for the end of its stream, and the handler's callback for the end.
 #[derive(Default)]
 pub(crate) struct HandlerEnd {
     pub(crate) on_close: Option<OnClose>,

@@ -68,7 +68,7 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// Returns all settings except the heartbeat, or `None` if the handler has set none of them.
+/// Returns all settings except the heartbeat, or `None` if the handler has set no such value.
 fn rare(options: &mut Option<Box<Options>>) -> Option<&mut RareOptions> {
     options.as_mut()?.rare.as_deref_mut()
 }
@@ -79,7 +79,7 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
 
 /// A chunk or an error that the body keeps until it has returned the current frame.
 enum Held {
-    /// The bytes with which the next frame begins.
+    /// The first bytes of the next frame.
     Chunk(Bytes),
     /// The error of the stream. The body returns it after all earlier frames and after `delay`, in
     /// which the transport can flush these frames.

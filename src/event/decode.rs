@@ -92,8 +92,8 @@ impl Event {
 }
 
 /// Two events are equal if they have the same data, name, id and reconnect delay, and the same
-/// comments in the same order. The order in which the fields were set does not matter. Data is
-/// compared as [`event_data`](Event::event_data) returns it.
+/// comments in the same order. The fields may have been set in any order. Data is compared as
+/// [`event_data`](Event::event_data) returns it.
 impl PartialEq for Event {
     fn eq(&self, other: &Self) -> bool {
         self.wire.as_bytes() == other.wire.as_bytes()

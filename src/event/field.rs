@@ -395,7 +395,7 @@ field!(EventId);
 
 impl EventId {
     /// Creates an id from bytes that a client has sent. If the bytes are not a valid id, returns
-    /// `Err` with a substitute: the first 64 bytes, in which U+FFFD replaces control characters and
+    /// `Err` with a substitute: the first 64 bytes, with U+FFFD in place of control characters and
     /// bytes that are not UTF-8.
     pub(crate) fn from_client(bytes: &[u8]) -> Result<Self, Self> {
         let text = std::str::from_utf8(bytes).ok();

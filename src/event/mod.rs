@@ -116,8 +116,8 @@ impl Event {
     /// reconnect, the handler then does not have to filter the same events again.
     ///
     /// By the standard (§9.2.6), an `id` alone is enough. Chromium implements that. WebKit applies
-    /// the id with the next event that has data, and Firefox ignores the id. An event with a name
-    /// for which the page has no listener works in all browsers:
+    /// the id with the next event that has data, and Firefox ignores the id. In all browsers, an
+    /// event works if the page has no listener for its name:
     /// `Event::checkpoint(id).event("cursor")`.
     ///
     /// # Examples
@@ -235,7 +235,7 @@ impl Event {
     }
 }
 
-/// Methods with which a hub encodes an event in two steps. Before the hub appends the event to its
+/// Methods for a hub, which encodes an event in two steps. Before the hub appends the event to its
 /// log, it encodes everything except the id. It adds the id when the log has assigned the id.
 #[cfg(feature = "hub")]
 impl Event {
@@ -272,8 +272,8 @@ impl Event {
         self
     }
 
-    /// Returns the wire bytes of an event on which [`complete`](Self::complete) was called. They
-    /// are the same bytes that [`encode`](Self::encode) returns.
+    /// Returns the wire bytes of an event. Call [`complete`](Self::complete) first. The bytes are
+    /// the same bytes that [`encode`](Self::encode) returns.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
     }

@@ -322,7 +322,8 @@ impl ser::SerializeMap for TaggedFields<'_, '_> {
 /// Derived code passes the tag of a variant as a literal, so the type of the value is `str`. It
 /// passes each field by reference, so the type of the value is that of the field, which has a size.
 /// So in derived code, a text from a user in the first field of a struct is not used as a name. A
-/// `Serialize` that is written by hand can pass such a text as a `str`: `Event::tagged` warns of it.
+/// `Serialize` that is written by hand can pass such a text as a `str`: `Event::tagged` warns of
+/// it.
 #[derive(Clone, Copy)]
 struct Literal {
     start: *const u8,

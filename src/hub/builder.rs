@@ -112,8 +112,8 @@ impl Builder {
     ///
     /// The [retention](Self::max_events) of the hub then decides which events this process keeps in
     /// its memory. Older events come from the backend, and the retention of the backend decides how
-    /// far back a client can resume. The age of an event in memory counts from the time at which
-    /// this process read the event.
+    /// far back a client can resume. The age of an event in memory counts from the time when this
+    /// process read the event.
     ///
     /// [`max_topics`](Self::max_topics) counts the topics of all nodes. For a topic over the limit,
     /// this process retains no events, and subscribing or publishing returns an error.

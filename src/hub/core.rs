@@ -39,7 +39,7 @@ pub(super) const SLICE: usize = 1_000;
 /// The time that a removal waits for the follower of this node.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time for which the hub keeps the retention of a topic without events and subscribers. It is
+/// The time that the hub keeps the retention of a topic without events and subscribers. It is
 /// longer than the timeout of a request to the backend, so that the retention applies to the event
 /// that is being published.
 const UNUSED: Duration = Duration::from_secs(60);
@@ -190,8 +190,8 @@ impl Core {
         registry.published += 1;
     }
 
-    /// Sets the retention of a topic, and evicts the events that exceed it. The caller adds an event
-    /// or a subscriber next. If nothing follows, the topic expires.
+    /// Sets the retention of a topic, and evicts the events that exceed it. The caller adds an
+    /// event or a subscriber next. If nothing follows, the topic expires.
     pub(super) fn set_retention(self: &Arc<Self>, name: &Arc<str>, retention: Retention) -> Result<(), Error> {
         let limits = retention.limits(&self.config.retention);
         let now = Instant::now();
@@ -205,8 +205,8 @@ impl Core {
             // The topic was scheduled for the expiry under the old limits.
             registry.unschedule(&topic, &mut contents);
         }
-        // The limits have to wait for the event of a slow backend. If no event follows, the topic is
-        // dropped, however long its events would be retained.
+        // The limits have to wait for the event of a slow backend. If no event follows, the topic
+        // is dropped, however long its events would be retained.
         let due = if contents.is_idle(now) { now.checked_add(UNUSED) } else { contents.expiry() };
         registry.schedule(&topic, &mut contents, due);
         drop(contents);

@@ -78,14 +78,15 @@ pub enum ErrorKind {
     Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///
-    /// After this error of `publish`, the events may be in the log, once, because only the
-    /// acknowledgement may be lost. Subscribers then receive the events. If the application
-    /// publishes them again, subscribers may receive them twice. Where that matters, put a key into
-    /// the event, so that clients can detect a duplicate. The [`source`](std::error::Error::source)
-    /// of the error is the error of the backend.
+    /// After this error of `publish`, the events may be in the log nevertheless, but not twice. The
+    /// backend may have stored them before its acknowledgement was lost. Subscribers then receive
+    /// the events. If the application publishes them again, subscribers may receive them twice.
+    /// Where that matters, put a unique key into the data of the event, so that clients can detect
+    /// a duplicate. The [`source`](std::error::Error::source) of the error is the error of the
+    /// backend.
     Backend,
-    /// The value of an event does not serialize to JSON, or it is not a variant of a tagged enum. 500
-    /// Internal Server Error.
+    /// The value of an event does not serialize to JSON, or it is not a variant of a tagged enum.
+    /// 500 Internal Server Error.
     ///
     /// The hub itself does not return this error. It is the result of converting a `JsonError`, for
     /// handlers that use `?` with one error type. The [`source`](std::error::Error::source) of the

@@ -144,9 +144,9 @@ impl Listener {
         self.subscription.gap()
     }
 
-    /// Returns the id up to which the listener has yielded every event of its topics. Listening
-    /// after this id continues with the next event. If that event is no longer retained, the new
-    /// listener has a gap.
+    /// Returns the id of the current position. The listener has yielded every event of its topics
+    /// up to this id. Listening after this id continues with the next event. If that event is no
+    /// longer retained, the new listener has a gap.
     ///
     /// Before the first event, the cursor is the start of the listener. The cursor can be newer
     /// than the last [`Published::id`], for example if only other topics have later events.

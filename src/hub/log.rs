@@ -39,8 +39,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Returns the time at which an event that was added at `then` expires. Returns `None` if the
-    /// event never expires.
+    /// Returns the expiry time of an event that was added at `then`. Returns `None` if the event
+    /// never expires.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
         then.checked_add(self.max_age)
     }
@@ -90,8 +90,8 @@ pub(super) enum Read {
 pub(super) struct Log {
     sealed: VecDeque<Segment<Bytes>>,
     open: Segment<Vec<u8>>,
-    /// The last read of the open segment, to which new events are added. The read contains a copy
-    /// of events. Readers at the same position share this copy.
+    /// The last read of the open segment, which takes new events. The read contains a copy of
+    /// events. Readers at the same position share this copy.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
     last: Position,
@@ -290,7 +290,7 @@ impl Log {
     }
 
     /// Returns the full segment that contains the first event after `after`. Returns `None` if this
-    /// event is in the open segment, to which new events are added, or does not exist.
+    /// event is in the open segment, which takes new events, or does not exist.
     fn sealed_after(&self, after: Position) -> Option<&Segment<Bytes>> {
         if self.sealed.back()?.last() <= after {
             return None;

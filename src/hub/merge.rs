@@ -35,9 +35,9 @@ pub(super) struct Merge {
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of topics that are finished and whose events were all delivered.
     finished: usize,
-    /// The greatest position up to which a reader has delivered its topic, even if this is after
-    /// the cursor of the subscription. When no topic has a further event, the cursor moves to this
-    /// position.
+    /// The greatest position that a reader has reached in the delivery of its topic, even if this
+    /// is after the cursor of the subscription. When no topic has a further event, the cursor moves
+    /// to this position.
     delivered_through: Position,
     /// The number of the first entry of the wake queue that this merge has not looked at. An entry
     /// is a topic that has changed and has not yet notified all of its waiting readers.

@@ -41,7 +41,7 @@
 //! | the id of a retained event | the events after it |
 //! | the id immediately before the oldest retained event | all retained events; nothing is missing |
 //! | an older id | a gap (`evicted`), then all retained events |
-//! | the id of an event of another topic | the later events of its own topics, after a gap (`evicted`) if some of them are no longer retained |
+//! | the id of an event of another topic | the later events of its own topics, after a gap (`evicted`) if some events are no longer retained |
 //! | an id greater than any that was issued | a gap (`ahead`), then all retained events |
 //! | an id of another epoch: from before a restart, or of another hub | a gap (`other_epoch`), then all retained events |
 //! | anything else, such as `7` or `yesterday` | a gap (`malformed`), then all retained events |
@@ -103,8 +103,8 @@
 //! # Several nodes
 //!
 //! Behind a load balancer, a client may reconnect to another process. [`Builder::backend`] connects
-//! the hubs of all processes to one log, in Redis, in NATS, in Postgres, or in any
-//! other [backend](backend::Backend). Each process is a node: one task follows the log, and the node
+//! the hubs of all processes to one log, in Redis, in NATS, in Postgres, or in any other
+//! [backend](backend::Backend). Each process is a node: one task follows the log, and the node
 //! retains the newest events as a hub in memory does. Clients within this retention cause no
 //! request to the backend.
 //!

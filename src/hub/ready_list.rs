@@ -7,7 +7,7 @@ use std::{mem, task::Waker};
 /// subscription. A reader reads one topic.
 ///
 /// Usually the reader is added before the change becomes visible. If many readers wait for one
-/// topic, some of them are added later. Until then, the topic is in the
+/// topic, some readers are added later. Until then, the topic is in the
 /// [wake queue](super::wake_queue).
 #[derive(Debug, Default)]
 pub(super) struct ReadyList {

@@ -206,7 +206,7 @@ impl Registry {
     }
 }
 
-/// The eviction watermarks of dropped topics: for each, the position up to which events may be
+/// The eviction watermark of each dropped topic: events up to and including this position may be
 /// missing. If a topic is created again, a returning client still gets a gap.
 ///
 /// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. If a

@@ -24,8 +24,8 @@ use tokio::time::{Instant, Sleep, sleep, timeout_at};
 /// between this time and twice this time, so that not all subscriptions read at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The maximum time for which a new subscription waits for old events from the backend. After this
-/// time, the client gets its response, and the events follow when they arrive.
+/// The maximum time that a new subscription waits for old events from the backend. After this time,
+/// the client gets its response, and the events follow when they arrive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A replay reads old events from the backend for one subscription. It ends as soon as this process
@@ -41,8 +41,7 @@ pub(super) struct Replay {
 /// A gap that is reported to the client once it is known that events are missing.
 struct PendingGap {
     requested: EventId,
-    /// The position up to which the client has its events. If an event after it was evicted, there
-    /// is a gap.
+    /// The client has its events up to this position. If a later event was evicted, there is a gap.
     after: Position,
     reason: GapReason,
     /// Set if events are certainly missing. The gap event is sent when the first event after the

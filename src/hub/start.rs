@@ -29,9 +29,9 @@ pub enum Start {
     /// Begins after the event with this id. An empty id means [`Latest`](Self::Latest).
     ///
     /// No event with an older id is delivered, not even the current event of a
-    /// [`latest_only`](super::Topic::latest_only) topic. So use an id up to which the client has
-    /// all events. For example, use the last id that the client received, or the id of the last
-    /// event that a snapshot includes.
+    /// [`latest_only`](super::Topic::latest_only) topic. So the client must have all events up to
+    /// this id. For example, use the last id that the client received, or the id of the last event
+    /// that a snapshot includes.
     ///
     /// If events after the id are no longer retained, the subscription begins with a
     /// [gap](super::Gap).

@@ -98,7 +98,7 @@ pub struct Subscription {
     /// Puts the events of several topics in order. Also present for a single topic if the
     /// subscription pauses after writes.
     merge: Option<Box<Merge>>,
-    /// The position up to which every event was delivered to the client, or reported as missing.
+    /// Every event up to this position was delivered to the client, or reported as missing.
     pub(super) cursor: Position,
     /// The position of the newest event in the hub when the subscription was created. If a snapshot
     /// takes the place of a gap event, the subscription continues after this position.
@@ -176,10 +176,10 @@ impl Subscription {
         }
     }
 
-    /// Sets the beginning of the subscription of a client that has sent the id `requested`. With
-    /// `reason`, the subscription begins with a gap event, and `resumed` is the position of the
-    /// first event after the gap. Without `reason`, the client continues after its id and no event
-    /// is missing. Has no effect if `requested` is `None`.
+    /// Sets the beginning of the subscription of a client that has sent the id `requested`. Without
+    /// such an id (`None`), this has no effect. With `reason`, the subscription begins with a gap
+    /// event, and `resumed` is the position of the first event after the gap, if it is known.
+    /// Without `reason`, the client continues after its id without a gap, and `resumed` is ignored.
     pub(super) fn resume(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -229,9 +229,9 @@ impl Subscription {
         self.origin == Origin::Resumed
     }
 
-    /// Returns the id up to which the client has received every event of its topics, or was
-    /// notified of a gap. A client that reconnects with this id receives all events that were not
-    /// delivered yet.
+    /// Returns the id of the current position. The client has received every event of its topics up
+    /// to this id, or was notified of a gap. A client that reconnects with this id receives all
+    /// events that were not delivered yet.
     #[must_use]
     pub fn cursor(&self) -> EventId {
         self.epoch.id(self.cursor)
@@ -414,8 +414,8 @@ impl Subscription {
     /// - The pause does not change when heartbeats are sent. An event that waits for the end of the
     ///   pause does not postpone a heartbeat.
     ///
-    /// The pause should be much shorter than the time for which the topics retain events. Otherwise
-    /// events are evicted during the pause, and the client gets a gap.
+    /// The pause should be much shorter than the retention time of the topics. Otherwise events are
+    /// evicted during the pause, and the client gets a gap.
     ///
     /// # Panics
     ///

@@ -39,7 +39,7 @@ pub(super) struct TurnMutex<T> {
 }
 
 impl<T> TurnMutex<T> {
-    /// The maximum time for which [`give_way`](Self::give_way) waits until a waiting thread has the
+    /// The maximum time that [`give_way`](Self::give_way) waits until a waiting thread has the
     /// lock.
     const PATIENCE: Duration = Duration::from_micros(200);
 

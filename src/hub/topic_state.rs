@@ -34,12 +34,12 @@ pub(super) struct Contents {
     /// Reports each change of the number of subscribers to the streams that watch this number.
     /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The last time at which the number of subscribers became zero. `None` if the topic never had
+    /// The last time when the number of subscribers became zero. `None` if the topic never had
     /// subscribers, or still has its first ones.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
-    /// The time at which the hub removes the expired events of this topic. `None` if no time is
+    /// The time when the hub removes the expired events of this topic. `None` if no time is
     /// scheduled.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
@@ -161,8 +161,9 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Wakes up to 32 waiting readers, and the subscriptions whose pause after a write has to end.
-    /// The caller must hold no lock.
+    /// Wakes up to 32 waiting readers. After a finish or shutdown, also wakes all subscriptions
+    /// that pause after a write to the client, because that ends the pause. The caller must hold no
+    /// lock.
     pub(super) fn wake(self) {
         self.first.wake();
         for waker in self.lingering {
@@ -172,8 +173,7 @@ impl Change {
 }
 
 impl Contents {
-    /// Returns the time from which the age of the oldest event counts, or `None` if there is no
-    /// event.
+    /// Returns the start time for the age of the oldest event, or `None` if there is no event.
     ///
     /// Also returns `None` for a `latest_only` topic with subscribers, because its event does not
     /// expire while it has subscribers. Without subscribers, the age of this event counts from the

@@ -91,8 +91,8 @@ impl Waiters {
         waiter
     }
 
-    /// Makes all waiters due to be woken, because the topic has changed. Returns the number that
-    /// the next new entry of the queue gets: all due waiters have smaller numbers.
+    /// Makes all waiters in the queue due to be woken, because the topic has changed. Returns the
+    /// number of the next waiter. The due waiters are the waiters with smaller numbers.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();

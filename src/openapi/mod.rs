@@ -81,8 +81,8 @@ use variants::Variant;
 /// [`Event::tagged`](crate::Event::tagged).
 ///
 /// The [schema](ToSchema) of the enum shows its variants. Each variant is an event with the name of
-/// the variant, and with its content as JSON in `data`. If `T` is not a tagged enum, the data of all
-/// events is described as JSON of `T`.
+/// the variant, and with its content as JSON in `data`. If `T` is not a tagged enum, the data of
+/// all events is described as JSON of `T`.
 ///
 /// The schema of an adjacently tagged enum looks like the schema of an internally tagged enum whose
 /// variants all have one field, of the same name. Then both forms of the data are described
@@ -108,7 +108,7 @@ fn events_of<T: ToSchema>() -> Vec<Object> {
     }
 }
 
-/// Returns the schema of an event.
+/// Returns the schema of an event with this name. `data` is the schema of its data field.
 fn event(name: &str, data: Object, description: Option<&str>) -> Object {
     let name = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
     let mut event = event_without_name(data);

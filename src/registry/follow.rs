@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The topic in which each node of a hub announces the keys whose streams it has closed.
+/// The topic for closed streams. Each node of a hub announces the keys whose streams it has closed.
 const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a failed announcement of a close is published again, and before a subscription
 /// that has ended is replaced.
@@ -52,7 +52,7 @@ where
     /// the log again. If the log no longer retains all announcements by then, the node closes all
     /// of its registered streams. It cannot know which of them were closed. Their clients then
     /// reconnect and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits the
-    /// time for which a node that is cut off keeps its streams.
+    /// time that a node keeps its streams while it is cut off.
     ///
     /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
     /// hub. The retention of the hub applies to them. Clients must not be able to subscribe to this
@@ -284,9 +284,9 @@ struct Publisher {
     queue: UnboundedReceiver<Event>,
     /// The announcements that are not in the log yet.
     pending: VecDeque<Event>,
-    /// The interval at which this node publishes a sign of life in the topic, and the event of this
-    /// sign. As long as the node reads events of the topic, it is not cut off from the log. `None`
-    /// without [`fail_closed_after`](StreamRegistry::fail_closed_after).
+    /// The interval of the signs of life that this node publishes in the topic, and the event of
+    /// these signs. As long as the node reads events of the topic, it is not cut off from the log.
+    /// `None` without [`fail_closed_after`](StreamRegistry::fail_closed_after).
     beat: Option<(Duration, Event)>,
 }
 
@@ -386,8 +386,8 @@ where
             // If there is no new subscription, the old one has ended, which leads here again.
             let again = until([deadline, None], self.topic.subscribe(Start::After(subscription.cursor()))).await;
             let Some(registry) = self.registry.upgrade() else { return };
-            // An ended subscription is ready each time, so the wait for its next item never sees the
-            // deadline.
+            // An ended subscription is ready each time, so the wait for its next item never sees
+            // the deadline.
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 silent_since = Instant::now();
                 registry.set_cut_off(true);

@@ -11,13 +11,13 @@ use std::{
 };
 use tokio::io::AsyncWrite;
 
-/// The number of gathered bytes from which a write is full. The last frame of a write is never
-/// split, so a write can have more bytes.
+/// A write is full when it has at least this number of gathered bytes. The last frame of a write is
+/// never split, so a write can have more bytes.
 const MAX_WRITE: usize = 256 * 1024;
-/// The number of gathered frames from which a write is full. Many small frames take time, too, even
-/// if they have few bytes.
+/// A write is full when it has this number of gathered frames. Many small frames take time, too,
+/// even if they have few bytes.
 const MAX_FRAMES: usize = 256;
-/// The size in bytes from which a frame is written as a separate buffer of a vectored write.
+/// A frame of at least this size, in bytes, is written as a separate buffer of a vectored write.
 /// Smaller frames are copied into one buffer, which costs less than several buffers. Without
 /// vectored writes, all frames are copied.
 const SHARED_FRAME: usize = 4 * 1024;
@@ -33,7 +33,7 @@ pub(super) struct Gathered {
     /// The chunk sizes and the frames that are copied. The buffer is borrowed from the thread, and
     /// is returned when this value is dropped.
     copied: Vec<u8>,
-    /// The frames that are not copied. The number is the offset in `copied` at which the frame is
+    /// The frames that are not copied. The number is the offset in `copied` where the frame is
     /// inserted.
     shared: Vec<(usize, Bytes)>,
     length: usize,
@@ -131,8 +131,8 @@ impl Gathered {
     }
 
     /// Calls `f` with each part of the gathered bytes, in order. Leaves out the first `skip` bytes,
-    /// which were written before. The second argument of `f` is the frame to which the part
-    /// belongs, or `None` if the part was copied.
+    /// which were written before. The second argument of `f` is the frame of the part, or `None` if
+    /// the part was copied.
     fn pieces<'a>(&'a self, mut skip: usize, mut f: impl FnMut(&'a [u8], Option<&'a Bytes>)) {
         let mut visit = |piece: &'a [u8], frame| {
             let skipped = skip.min(piece.len());

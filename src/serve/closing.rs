@@ -12,7 +12,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// The maximum time for which the server waits until the client closes its side of the connection.
+/// The maximum time that the server waits until the client closes its side of the connection.
 const MAX_TIME: Duration = Duration::from_secs(1);
 /// The maximum number of bytes that the server discards while it waits for the client to close the
 /// connection.

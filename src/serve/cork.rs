@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The number of gathered bytes from which they are sent before more bytes are gathered.
+/// The limit of gathered bytes. From this number on, they are sent before more bytes are gathered.
 const MAX_GATHERED: usize = 64 * 1024;
 
 /// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, and whether

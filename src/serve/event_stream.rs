@@ -103,9 +103,9 @@ impl<B> EventStream<B> {
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
     /// Writes the stream to the connection, and reads from the connection to notice a
-    /// disconnection. Returns ready when the stream is over, with the state in which the connection
-    /// is then. If `must_close` returns `true`, the server is shutting down, and the connection is
-    /// not kept for another request.
+    /// disconnection. Returns ready when the stream is over, with the resulting state of the
+    /// connection. If `must_close` returns `true`, the server is shutting down, and the connection
+    /// is not kept for another request.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         mut self: Pin<&mut Self>,
         io: &mut I,

@@ -159,8 +159,9 @@ impl<L: Listener, S> Serve<L, S> {
 
     /// Sets the timeout for clients that do not read or have vanished. Default: 30 seconds.
     ///
-    /// The timeout applies to TCP connections. It replaces socket options that a listener has set,
-    /// for example with axum's `tap_io`.
+    /// The timeout applies to TCP connections. It sets the keep-alive options and `TCP_NODELAY`,
+    /// and on Linux also `TCP_USER_TIMEOUT` and `TCP_NOTSENT_LOWAT`. If the listener has set these
+    /// options, for example with axum's `tap_io`, their values are replaced.
     pub fn client_timeout(mut self, timeout: ClientTimeout) -> Self {
         self.client_timeout = Some(timeout);
         self

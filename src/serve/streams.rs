@@ -1,8 +1,8 @@
 //! The streams of a connection of HTTP/2, in the task of the connection.
 //!
 //! This is a set of futures with a queue of ready futures, and with one more waker for the
-//! connection itself. What is woken while the task runs is polled in the same run, without a detour
-//! through the scheduler.
+//! connection itself. A future that is woken while the task runs is polled in the same run, without
+//! a detour through the scheduler.
 
 use crate::callback::contain_panic;
 use std::{

@@ -141,7 +141,8 @@ where
     call(service, Request::get(uri).header(ACCEPT, "text/event-stream"), Location::caller())
 }
 
-/// Sends `GET uri` with this `Last-Event-ID`, like a client that reconnects. Otherwise like [`get`].
+/// Sends `GET uri` with this `Last-Event-ID`, like a client that reconnects. Otherwise like
+/// [`get`].
 ///
 /// [`EventReader::last_event_id`] is the id that the client of an earlier response would send.
 ///

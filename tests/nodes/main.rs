@@ -395,7 +395,7 @@ async fn snapshot_replaces_gap_and_retained_events() {
         read(&mut back)
     };
     assert_eq!(messages.iter().map(|message| &*message.data).collect::<Vec<_>>(), ["snapshot", "next"]);
-    // Its id is a cursor from which nothing is missing.
+    // Its id is a cursor. No event after it is missing.
     let id = EventId::new(&*messages[0].last_event_id).unwrap();
     assert_eq!(data_soon(&mut subscribe(&other, "a", id).await).await, ["next"]);
 }

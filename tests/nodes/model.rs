@@ -137,7 +137,7 @@ struct Client {
     /// The log of the cursor. Every event up to the cursor has arrived, or is reported as missing.
     log: usize,
     at: u64,
-    /// The position up to which events may be missing. The gap may not be reported yet.
+    /// Events up to this position may be missing. The gap may not be reported yet.
     may_miss: Option<u64>,
     /// The newest state that has arrived. It may have the id of a state that it replaced.
     state: u64,
@@ -458,8 +458,8 @@ impl Client {
         self.got += 1;
     }
 
-    /// Returns the position up to which events of the client's topics may be lost: they are evicted
-    /// or removed.
+    /// Returns the watermark of losses: events of the client's topics up to this position may be
+    /// evicted or removed.
     fn lost_through(&self, log: &Log) -> u64 {
         let is_removal = |record: &Record| {
             record.kind == RecordKind::Remove && self.topics.iter().any(|topic| TOPICS[*topic] == &*record.topic)

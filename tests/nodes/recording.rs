@@ -402,8 +402,8 @@ async fn topic_of_the_nodes_is_reserved() {
     assert!(log(&shared, "tower-sse/nodes").iter().all(|record| record.contains("\"recordings\":[]")));
 }
 
-/// The node is cut off during an append. When it comes back, it reads the end of the topic by another
-/// node, and a request to stop.
+/// The node is cut off during an append. When it comes back, it reads the end of the topic by
+/// another node, and a request to stop.
 #[tokio::test(start_paused = true)]
 async fn stopped_recording_publishes_nothing_after_the_end() {
     let shared = Shared::new(PLENTY);

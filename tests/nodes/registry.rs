@@ -181,8 +181,8 @@ async fn node_that_cannot_read_the_log_fails_closed() {
     }
 }
 
-/// The subscription of the node ends again and again, as another program has finished the topic. The
-/// node cannot append signs of life, which would continue the topic.
+/// The subscription of the node ends again and again, as another program has finished the topic.
+/// The node cannot append signs of life, which would continue the topic.
 #[tokio::test(start_paused = true)]
 async fn node_whose_topic_was_finished_fails_closed() {
     const LIMIT: Duration = Duration::from_secs(30);

@@ -96,7 +96,7 @@ struct Node {
     cut_off_since: Option<Instant>,
     /// Set if new streams may end without a close of this node: it may have missed announcements.
     is_suspicious: bool,
-    /// The users for whom the node may not have read an announcement yet.
+    /// The users with an announcement that the node may not have read yet.
     announced: [bool; USERS],
 }
 

@@ -64,7 +64,7 @@ async fn silent_stream_is_dropped_when_client_has_sent_more_bytes() {
     }
 }
 
-/// As in hyper: a client that shuts down its own direction has disconnected.
+/// A client that shuts down its own direction has disconnected, like in hyper.
 #[tokio::test]
 async fn stream_is_dropped_when_client_closes_its_direction() {
     let (mut drivers, app) = streams();

@@ -56,7 +56,8 @@ async fn shutdown_waits_for_open_streams() {
 async fn shutdown_closes_idle_connections() {
     let (mut drivers, app) = app();
     let server = Running::new(app).await;
-    // Without a request, after a plain response, after a stream, in half of the preface, and of HTTP/2.
+    // Without a request, after a plain response, after a stream, in half of the preface, and of
+    // HTTP/2.
     let mut fresh = TcpStream::connect(server.address).await.unwrap();
     let plain = Protocol::Http1.get(server.address, "/plain", &[]).await.complete().await.into_connection();
     let mut after_stream = get_live(Protocol::Http1, server.address).await;

@@ -1,4 +1,4 @@
-//! How many bytes of evicted events a stalled client keeps in memory.
+//! The number of bytes of evicted events that a stalled client keeps in memory.
 
 use crate::request;
 use axum::{
@@ -41,8 +41,8 @@ async fn check(event_length: usize) {
     let events = async |State(hub): State<Hub>| -> Result<SseStream<Subscription>, Error> {
         Ok(SseStream::new(hub.topic("news").subscribe(Start::Latest).await?))
     };
-    // The topic retains what is published between two polls of the body, so that the client does not
-    // lag before it stalls.
+    // The topic retains what is published between two polls of the body, so that the client does
+    // not lag before it stalls.
     let burst = (4 * FRAME / event_length).max(1);
     let hub = Hub::builder().max_events(burst).build();
     let topic = hub.topic("news");

@@ -7,7 +7,7 @@
 //!
 //! | a hub needs | for example |
 //! |---|---|
-//! | one order of all records, in which new records appear only at the end | a Redis stream, one partition of Kafka, one table |
+//! | one order of all records; new records appear only at the end | a Redis stream, one partition of Kafka, one table |
 //! | appending several records as one | a transaction, a script, a batch in one message |
 //! | reading from any retained position | an index by position |
 //! | waiting for new records | a blocking read, a consumer, `LISTEN`; at worst a short poll |

@@ -1,13 +1,14 @@
 //! Logs that outlive the process or that several processes share, and the trait to write another
 //! one.
 //!
-//! `FileBackend` (feature `file`) keeps the log of one process in a file. All other backends connect
-//! several processes. A [`Hub`](super::Hub) without a backend is one process. With a backend, the log is in a server,
-//! and each process that connects to the server is a node. A node reads each record once, whatever
-//! the number of its clients, into topics in its own memory. Clients get the records from there, as
-//! from a hub in memory. A client that resumes before the oldest event of the node gets the records
-//! in between from the backend, page by page. If the backend has evicted a record in between, the
-//! client gets a [`Gap`](super::Gap). See [several nodes](super#several-nodes).
+//! `FileBackend` (feature `file`) keeps the log of one process in a file. All other backends
+//! connect several processes. A [`Hub`](super::Hub) without a backend is one process. With a
+//! backend, the log is in a server, and each process that connects to the server is a node. A node
+//! reads each record once, whatever the number of its clients, into topics in its own memory.
+//! Clients get the records from there, as from a hub in memory. A client that resumes before the
+//! oldest event of the node gets the records in between from the backend, page by page. If the
+//! backend has evicted a record in between, the client gets a [`Gap`](super::Gap). See
+//! [several nodes](super#several-nodes).
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;

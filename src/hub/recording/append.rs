@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 /// read yet. The node then waits at most this time to read more of the log, and tries again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time for which a failing append is tried again while the backend responds to other
+/// The maximum time of the retries of a failing append while the backend responds to other
 /// requests. Then the recording fails.
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
@@ -49,8 +49,8 @@ impl Fence {
         backend.append_if_unchanged(records, self.epoch, self.since).await
     }
 
-    /// Waits until this node has read at least one position after the one at which the fence was
-    /// created. Returns after one second in any case.
+    /// Waits until this node has read at least one more position than at the creation of the fence.
+    /// Returns after one second in any case.
     pub(super) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }

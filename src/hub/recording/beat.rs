@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// The topic of the log in which nodes announce their recordings to each other. Nodes read its
+/// The topic of the log that nodes use to announce their recordings to each other. Nodes read its
 /// records, but do not retain them as events of a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 

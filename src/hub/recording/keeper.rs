@@ -182,8 +182,8 @@ impl Keeper {
     }
 
     /// Starts one task for each recording of a dead node, to take over the recording. Returns the
-    /// earliest time at which one of the living nodes counts as dead unless it gives a sign of
-    /// life. Returns `None` without such a node.
+    /// earliest time when one of the living nodes counts as dead unless it gives a sign of life.
+    /// Returns `None` without such a node.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = core.recordings.state();

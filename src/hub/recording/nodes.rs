@@ -40,7 +40,7 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The position up to which the recordings were updated from the records of the log.
+    /// The recordings are updated from the records of the log up to this position.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -51,8 +51,8 @@ pub(super) struct State {
     pub(super) contact: Contact,
 }
 
-/// The contact of this node with the backend. `last` is the last time at which this node was known
-/// to have read the whole log.
+/// The contact of this node with the backend. `last` is the last time when this node was known to
+/// have read the whole log.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
@@ -65,7 +65,7 @@ pub(super) struct Contact {
 /// of its node.
 pub(super) struct Peer {
     lease: Duration,
-    /// The time at which this node read the newest sign of life of the other node.
+    /// The time when this node read the newest sign of life of the other node.
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
@@ -435,7 +435,7 @@ impl Peer {
         }
     }
 
-    /// Returns the time at which the other node counts as dead if no further sign of life is read.
+    /// Returns the time when the other node counts as dead if no further sign of life is read.
     /// `contact_since` is the end of the last outage: silence before that time does not count.
     pub(super) fn dies_at(&self, contact_since: Option<Instant>) -> Instant {
         contact_since.map_or(self.seen_at, |since| since.max(self.seen_at)) + self.lease

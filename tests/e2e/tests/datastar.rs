@@ -1,5 +1,5 @@
-//! Events of Datastar: an [`Event`] has the same bytes as the `datastar` crate and as the test cases
-//! of Datastar's SDKs (`sdk/test/get-cases` in its repository).
+//! Events of Datastar: an [`Event`] has the same bytes as the `datastar` crate and as the test
+//! cases of Datastar's SDKs (`sdk/test/get-cases` in its repository).
 //!
 //! The browser client of Datastar 1 is not in the npm registry, so no test runs it.
 

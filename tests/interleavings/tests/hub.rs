@@ -9,7 +9,7 @@ use tower_sse::{
     hub::{Hub, Start, Subscription},
 };
 
-/// Explores all orders in which a thread is preempted at most this number of times.
+/// Explores all orders with at most this number of preemptions of a thread.
 fn check(interruptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(interruptions);

@@ -13,7 +13,7 @@ use std::{
 /// The first line of a mark. A later format has another number.
 const TITLE: &str = "tower-sse mark 1";
 
-/// The maximum difference between the time in a mark and the time at which the file was changed.
+/// The maximum difference between the time in a mark and the modification time of its file.
 const MAX_DELAY_MS: u64 = 60_000;
 
 /// The contents of a mark.
@@ -23,7 +23,7 @@ pub(super) struct Contents {
     pub(super) epoch: u64,
     /// The last position that the log has stored. Every acknowledged record is up to here.
     pub(super) last: Position,
-    /// The time at which this mark was written, in milliseconds since 1970.
+    /// The time when this mark was written, in milliseconds since 1970.
     time: u64,
     /// Identifies the file of the database in its file system.
     file: FileId,
@@ -36,7 +36,7 @@ pub(super) struct Contents {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     inode: u64,
-    /// The time at which the file was created, in nanoseconds since 1970. 0 if it is unknown.
+    /// The time when the file was created, in nanoseconds since 1970. 0 if it is unknown.
     created: u128,
 }
 
@@ -134,7 +134,7 @@ impl Mark {
         Ok(Some(Self { path, file, contents: none, found }))
     }
 
-    /// Returns why the log is not the one to which the mark belongs, or `None` if it is.
+    /// Returns why the log is not the log of this mark, or `None` if it is.
     pub(super) fn compare(&self, epoch: u64, last: Position, file: FileId) -> Option<Replaced> {
         let Some((found, changed)) = &self.found else { return Some(Replaced::NoMark) };
         if found.epoch != epoch {
@@ -164,7 +164,7 @@ impl Mark {
         file: FileId,
         is_lost_with_machine: bool,
     ) -> Result<(), FileError> {
-        // A machine whose runs cannot be told apart may have crashed before each start.
+        // A machine whose runs cannot be distinguished may have crashed before each start.
         let boot = is_lost_with_machine.then(|| boot_id().unwrap_or(u128::MAX));
         self.contents = Contents { epoch, last, time: 0, file, boot };
         self.write()?;

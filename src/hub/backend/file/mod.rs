@@ -69,7 +69,7 @@ use tokio::{
 ///   the existing file;
 /// - the mark is missing, or cannot be read;
 /// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
-///   than Linux, a crash of the process counts as one of the machine.
+///   than Linux, a crash of the process counts as a crash of the machine.
 ///
 /// The records stay in the log. The following replacements are **not detected**: a restored
 /// snapshot of the whole file system or virtual machine, and older copies of both files that are
@@ -186,8 +186,8 @@ impl FileBackend {
         self
     }
 
-    /// Sets the age at which records are removed. Default: one hour. [`Duration::MAX`] and zero
-    /// disable it.
+    /// Sets the maximum age of records. Older records are removed. Default: one hour.
+    /// [`Duration::MAX`] and zero disable the limit.
     ///
     /// Records that expire one after the other are removed together, within 1/16 of the age. The
     /// age counts from the append, by the clock of the system, also while no process has opened the
@@ -248,7 +248,7 @@ impl Drop for Writer {
 /// The parts of a log that its readers and its writer share.
 struct Shared {
     path: PathBuf,
-    /// The database, or the error for which it cannot be used now.
+    /// The database, or the error that prevents its use now.
     store: RwLock<Result<Store, FileError>>,
     queue: Queue,
     bounds: watch::Sender<Bounds>,

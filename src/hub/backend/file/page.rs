@@ -57,7 +57,7 @@ impl PageReader {
         self.ends_at_damage || self.records.len() >= RECORDS || self.examined >= EXAMINED || self.events.len() >= BYTES
     }
 
-    /// Returns whether every record up to `last` was read, and none of them is on the page or
+    /// Returns whether every record up to `last` was read, and no such record is on the page or
     /// damaged.
     pub(super) fn is_without_records(&self, last: Position) -> bool {
         self.records.is_empty() && self.evicted_through == Position::START && self.through == last

@@ -23,7 +23,7 @@ pub(super) struct Unchanged {
     pub(super) since: Position,
 }
 
-/// The size of the events in one commit, unless one append is larger.
+/// The maximum size of the events in one commit, in bytes. A larger append has a commit of its own.
 const MAX_BATCH: usize = 8 << 20;
 
 #[derive(Default)]
@@ -37,7 +37,7 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// The number of appends for which the writer waits.
+    /// The number of appends that the writer waits for.
     awaited: usize,
 }
 

@@ -50,7 +50,7 @@ const MAX_NEW: u64 = 8 << 20;
 /// The open database of a log.
 pub(super) struct Store {
     pub(super) database: Database,
-    /// The reason for which nothing can be written.
+    /// The reason why nothing can be written.
     pub(super) read_only: Option<FileError>,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct Tail {
     pub(super) epoch: u64,
     pub(super) evicted_through: Position,
     pub(super) last: Position,
-    /// The size of all values that were ever stored, and of those that were evicted.
+    /// The size of all values that were ever stored, and of the evicted values.
     pub(super) total_bytes: u64,
     pub(super) evicted_bytes: u64,
 }

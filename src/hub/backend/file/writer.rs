@@ -298,7 +298,8 @@ impl Writer {
         let is_writable = self.is_writable();
         let closed = FileError::new(Kind::Request, "it is closed").context("read", &self.shared.path);
         *self.shared.store_mut() = Err(closed);
-        // The next start is told from a crash of the machine by the mark, so the data comes first.
+        // At the next start, the mark shows that the machine did not crash. So the data is synced
+        // first.
         if is_writable && self.file.sync_all().is_ok() {
             let _without_the_mark_a_new_epoch_begins = self.mark.end();
         }

@@ -26,9 +26,9 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-/// The interval at which the follower, the task that reads the stream, reads new messages one by
-/// one while the server creates a consumer. With the consumer, it then receives messages without
-/// asking for each.
+/// The interval of reading new messages one by one, while the server creates a consumer. With the
+/// consumer, the follower receives messages without asking for each. The follower is the task that
+/// reads the stream.
 const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 
 /// The pause between a failed attempt to create a consumer and the next attempt.

@@ -45,11 +45,11 @@ const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 /// receive messages.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
-/// A mark is a message that identifies the log in a stream. If the log replaces a lost log, its
+/// A mark is a message in the stream that identifies the log. If the log replaces a lost log, its
 /// first mark has this header with the id of the lost log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// A mark is a message that identifies the log in a stream, and is not an event. This header of a
+/// A mark is a message in the stream that is not an event and identifies the log. This header of a
 /// mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
@@ -74,9 +74,8 @@ pub(super) struct KnownLog {
     /// The maximum age of messages in the stream. The server removes older messages. `None` means
     /// no limit.
     max_age: Option<Duration>,
-    /// The time at which the node adds another mark, a message that identifies the log. A message
-    /// that arrives before postpones this time. Without another mark, retention could remove all
-    /// marks.
+    /// The time when the node adds another mark, a message that identifies the log. A message that
+    /// arrives before postpones this time. Without another mark, retention could remove all marks.
     renewal: Instant,
 }
 

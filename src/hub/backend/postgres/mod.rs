@@ -165,8 +165,9 @@ impl PostgresBackend {
         self
     }
 
-    /// Sets the approximate age at which records are deleted. Default: one hour. [`Duration::MAX`]
-    /// and zero disable it. A node without new records checks the age every ten seconds.
+    /// Sets the approximate maximum age of records. Older records are deleted. Default: one hour.
+    /// [`Duration::MAX`] and zero disable the limit. A node without new records checks the age
+    /// every ten seconds.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = if age.is_zero() { Duration::MAX } else { age };

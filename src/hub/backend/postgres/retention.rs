@@ -13,8 +13,8 @@ use tokio_postgres::types::{ToSql, Type};
 /// The maximum number of records that one transaction deletes.
 const MAX_DELETED: i64 = 1000;
 
-/// The number of new records after which a node deletes the oldest ones. A smaller log is checked
-/// more often.
+/// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
+/// records, it runs after a quarter of the limit.
 const MAX_NEW: u64 = 1000;
 
 /// The longest interval between two checks of the age.

@@ -6,9 +6,9 @@ use tokio_postgres::{Client, error::SqlState, types::Type};
 /// The version of the schema that this crate uses.
 const VERSION: i32 = 1;
 
-/// The maximum size of an event that is published in SQL, in bytes: topic, name and data together. A
-/// node must be able to read an event within the timeout of a request. Otherwise it can read no event
-/// after it.
+/// The maximum size of an event that is published in SQL, in bytes: topic, name and data together.
+/// A node must be able to read an event within the timeout of a request. Otherwise it can read no
+/// event after it.
 const MAX_BYTES: usize = 1 << 20;
 
 /// The names of a log in SQL.

@@ -37,9 +37,9 @@ use tokio::{
 /// that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The sequence numbers with which servers begin a millisecond. An entry id consists of a time in
-/// milliseconds and a sequence number. Each server has its own number in this range, so two masters
-/// of a split brain hardly ever issue the same id.
+/// The range of the first sequence number of a server in a millisecond. An entry id consists of a
+/// time in milliseconds and a sequence number. Each server has its own number in this range, so two
+/// masters of a split brain hardly ever issue the same id.
 ///
 /// A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at least
 /// 65,535 numbers remain for further entries of the same millisecond.

@@ -218,9 +218,9 @@ pub(super) fn decode(
     Ok(batch)
 }
 
-/// Returns the position up to which a reader has missed entries, or `None` if the reader has missed
-/// no entry. The reader has read the log up to the position `after`, and gets the entry `next` as
-/// its next one.
+/// Returns the last position that a reader may have missed, or `None` if the reader has missed no
+/// entry. The reader has read the log up to the position `after`, and gets the entry `next` as its
+/// next one.
 fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     match next.previous {
         _ if next.lost_for_readers_before > Some(after) => Some(next.position.previous()),
@@ -231,9 +231,9 @@ fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     }
 }
 
-/// Returns `true` if the log has continued from a position before `after`, which the reader has
-/// already read. A failover that has lost the newest entries causes this. `next` is the entry that
-/// the reader gets after the position `after`.
+/// Returns `true` if a failover has lost the newest entries, and the log has continued from an
+/// earlier position. The reader had already read up to `after`, which is a later position. `next`
+/// is the next entry that the reader gets.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }

@@ -33,8 +33,8 @@ mod report;
 mod setup;
 mod unchanged;
 
-/// Defines each case as a test with Redis, a test with NATS, and a test with Postgres. The module of
-/// the test names the store.
+/// Defines each case as a test with Redis, a test with NATS, and a test with Postgres. The module
+/// of the test names the store.
 macro_rules! with_each_store {
     ($($case:ident),+ $(,)?) => {
         mod redis {

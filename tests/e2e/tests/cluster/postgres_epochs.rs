@@ -77,7 +77,7 @@ async fn restored_copy_is_another_epoch_for_a_running_node() {
         store.restore(&backup);
         store.restart().await;
         if is_published_first {
-            // The positions of the copy pass those that the node knows.
+            // The positions of the copy pass the positions that the node knows.
             for n in 0..100 {
                 store.sql(&format!("SELECT tower_sse.publish('t', NULL, 'sql {n}')"));
             }

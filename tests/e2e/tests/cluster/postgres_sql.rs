@@ -249,8 +249,8 @@ async fn functions_of_other_schemas_are_not_called() {
     log.append(vec![record]).await.expect("the planted function is not called");
 }
 
-/// An operator can lock the table for a long time. The requests of nodes then fail in the server, too.
-/// Otherwise each attempt would leave a server process that waits for the lock.
+/// An operator can lock the table for a long time. The requests of nodes then fail in the server,
+/// too. Otherwise each attempt would leave a server process that waits for the lock.
 #[tokio::test(flavor = "multi_thread")]
 async fn locked_table_leaves_no_waiting_server_processes() {
     let (store, log) = start().await;

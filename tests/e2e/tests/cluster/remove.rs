@@ -21,7 +21,7 @@ with_each_store! {
 }
 
 const SOON: Duration = Duration::from_secs(20);
-/// The time in which no event must arrive.
+/// No event may arrive within this time.
 const A_WHILE: Duration = Duration::from_millis(500);
 /// More events of a topic than a node retains.
 const MANY: usize = 3000;

@@ -1,8 +1,8 @@
 //! Published client libraries, and each fact of their table in docs/clients.md.
 //!
-//! Scripts in `tests/e2e/clients` read one scenario after the other. They write each event that
-//! the library dispatches. Each test lists the scenarios in which its library differs from the HTML
-//! standard.
+//! Scripts in `tests/e2e/clients` read one scenario after the other. They write each event that the
+//! library dispatches. Each test lists the differences of its library from the HTML standard, by
+//! scenario.
 
 mod npm;
 mod python;

@@ -51,7 +51,8 @@ async fn htmx() {
             ("layer/204", NEWS, &["-", "1", "1", "1"]),
         ],
         waits: &[
-            // It ignores a delay that stands alone, and waits for 500 ms. Jitter adds or removes up to 30 %.
+            // It ignores a delay that stands alone, and waits for 500 ms. Jitter adds or removes up
+            // to 30 %.
             ("raw/half", 340..2000),
             ("layer/end", 130..1000),
             ("retry", 690..2000),
@@ -62,7 +63,7 @@ async fn htmx() {
     .await;
 }
 
-/// Text with characters at which some libraries split lines.
+/// Text with characters that some libraries treat as line ends.
 const TEXT: &str = "Grüße\u{2028}日本\u{85}🦀";
 
 #[tokio::test(flavor = "multi_thread")]
