@@ -158,11 +158,14 @@ impl Faulty {
             return Err("there is no connection".into());
         }
         let backend = self.shared.backend();
-        tokio::select! {
+        let answer = tokio::select! {
             biased;
             answer = answer(backend) => answer,
             _ = mode.wait_for(|mode| *mode == Mode::Fails) => Err("the connection is lost".into()),
-        }
+        };
+        // A request that was sent before the connection hangs gets no response, either.
+        mode.wait_for(|mode| *mode != Mode::Hangs).await.map(|_| ())?;
+        answer
     }
 
     fn check_refusal(&self, records: &[Record]) -> Result<(), BoxError> {
