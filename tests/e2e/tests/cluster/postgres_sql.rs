@@ -1,7 +1,7 @@
 //! `tower_sse.publish` in SQL: its format, its errors, and its transactions.
 
-use crate::unchanged::postgres;
-use e2e::{Store, StoreKind};
+use crate::{redis::SOON, unchanged::postgres};
+use e2e::{Store, StoreKind, eventually};
 use tower_sse::{
     Event, EventName,
     hub::backend::{Backend, Position, PostgresBackend, Record, RecordKind},
@@ -261,10 +261,12 @@ async fn locked_table_leaves_no_waiting_server_processes() {
         log.follow(Position::START).await.expect_err("the table is locked");
         log.bounds().await.expect_err("the table is locked");
     }
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-    let waiting: i64 = observer.query_one(waiting, &[]).await.expect("a count").get(0);
-    assert_eq!(waiting, 0);
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    eventually(SOON, "no server process waits for the lock", async || {
+        let waiting: i64 = observer.query_one(count, &[]).await.expect("a count").get(0);
+        if waiting == 0 { Ok(()) } else { Err(waiting) }
+    })
+    .await;
     lock.rollback().await.expect("the lock is released");
     log.bounds().await.expect("the log can be used again");
 }
