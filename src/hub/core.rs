@@ -15,6 +15,7 @@ use super::{
     id::Epoch,
     janitor,
     node::BackendClient,
+    presence::Presences,
     recording::nodes::Recordings,
     registry::Registry,
     stats::Stats,
@@ -41,12 +42,15 @@ pub(super) struct Core {
     committed: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
     pub(super) recordings: Arc<Recordings>,
+    pub(super) presence: Arc<Presences>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
 
 impl Core {
     pub(super) fn new(config: HubConfig, backend: Option<BackendClient>) -> Self {
+        let recordings: Arc<Recordings> = Arc::default();
+        let presence = Arc::new(Presences::new(recordings.node, &config, backend.is_some()));
         Self {
             config,
             backend,
@@ -54,7 +58,8 @@ impl Core {
             registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
             wake_queue: Arc::default(),
-            recordings: Arc::default(),
+            recordings,
+            presence,
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
         }
@@ -265,6 +270,7 @@ impl Core {
         drop(registry);
         self.backend.as_ref().inspect(|backend| backend.stop());
         self.recordings.shut_down();
+        self.presence.shut_down();
         topic_state::shut_down(topics);
         count_watches.into_values().for_each(|watch| watch.end().wake());
     }
@@ -407,5 +413,6 @@ impl Drop for Core {
             janitor.abort();
         }
         self.backend.as_ref().inspect(|backend| backend.stop());
+        self.presence.stop();
     }
 }

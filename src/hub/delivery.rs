@@ -6,6 +6,7 @@ use super::{
     core::Core,
     error::Error,
     node::{self, BackendClient, DynBackend, Node},
+    presence,
     recording::{keeper, nodes::Recordings},
     topic_state::{self, TopicState},
 };
@@ -34,7 +35,9 @@ impl Node for Core {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
         }
         self.recordings.reset(bounds.evicted_through);
+        let wakers = self.presence.reset(bounds.evicted_through);
         drop(registry);
+        self.presence.wake(wakers);
         topic_state::shut_down(topics);
         count_wakers.wake();
     }
@@ -44,6 +47,7 @@ impl Node for Core {
         let now = Instant::now();
         // Before any of it is committed.
         self.recordings.note(&page);
+        self.presence.note(&page);
         keeper::start(self);
         if page.evicted_through > self.committed() {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
@@ -59,6 +63,7 @@ impl Node for Core {
         self.set_committed(&registry);
         drop(registry);
         self.recordings.note_progress();
+        presence::start(self);
         self.backend.as_ref().inspect(|backend| backend.forget_ends(page.through));
     }
 }

@@ -38,7 +38,7 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name of the topic or of the event, or the number of topics in the subscription. It
+    /// The name of the topic, of the event or of the member, or the number of topics in the subscription. It
     /// depends on `kind`.
     topic: Box<str>,
     limit: usize,
@@ -65,6 +65,8 @@ pub enum ErrorKind {
     ReservedName,
     /// The topic is `tower-sse/nodes`, which the hub uses itself. 400 Bad Request.
     ReservedTopic,
+    /// The name of a [member](super::Topic::join) has more than 256 bytes. 400 Bad Request.
+    MemberTooLong,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend, which only
     /// [`publish`](super::Topic::publish) can wait for. 500 Internal Server Error.
     NeedsAwait,
@@ -130,6 +132,10 @@ impl Error {
         Self { kind: ErrorKind::ReservedTopic, topic: topic.into(), limit: 0, source: None }
     }
 
+    pub(super) fn member_too_long(member: &str, limit: usize) -> Self {
+        Self { kind: ErrorKind::MemberTooLong, topic: member.into(), limit, source: None }
+    }
+
     pub(super) fn needs_await(topic: &str) -> Self {
         Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
     }
@@ -169,9 +175,10 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
-            ErrorKind::NoTopics | ErrorKind::ReservedTopic | ErrorKind::TooManyTopicsInSubscription => {
-                StatusCode::BAD_REQUEST
-            }
+            ErrorKind::MemberTooLong
+            | ErrorKind::NoTopics
+            | ErrorKind::ReservedTopic
+            | ErrorKind::TooManyTopicsInSubscription => StatusCode::BAD_REQUEST,
             ErrorKind::Json | ErrorKind::NeedsAwait | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -193,6 +200,10 @@ impl fmt::Display for Error {
                 write!(f, "a subscription may have {limit} topics, and not {topics}: see max_topics_per_subscription")
             }
             ErrorKind::ReservedTopic => write!(f, "the topic {topic} is reserved for the hub; choose another topic"),
+            ErrorKind::MemberTooLong => {
+                let (bytes, limit) = (self.topic.len(), self.limit);
+                write!(f, "the member {topic} has {bytes} bytes: at most {limit} are allowed")
+            }
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
             }

@@ -7,6 +7,7 @@ use super::{
     item::{Item, Topics},
     linger::Linger,
     merge::Merge,
+    presence::Membership,
     reader::{Reader, Step, Wait},
     readers::Readers,
     replay::Replay,
@@ -117,6 +118,8 @@ pub struct Subscription {
     has_preamble: AtomicBool,
     /// Set if the subscription ended with an error, before the end of its topics.
     has_failed: bool,
+    /// The memberships that last as long as the subscription.
+    pub(super) memberships: Vec<Membership>,
 }
 
 /// The item before all events of a subscription.
@@ -166,6 +169,7 @@ impl Subscription {
             has_control_events: true,
             has_preamble: AtomicBool::new(false),
             has_failed: false,
+            memberships: Vec::new(),
         }
     }
 

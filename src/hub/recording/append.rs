@@ -23,21 +23,21 @@ const REFUSED: Duration = Duration::from_secs(60);
 
 /// The end of the log as this node has read it. An append after it succeeds only if its topic has
 /// no later record.
-pub(super) struct Fence {
+pub(in crate::hub) struct Fence {
     epoch: u64,
     since: Position,
 }
 
 impl Fence {
     /// Returns `None` if the hub is shut down.
-    pub(super) fn new(core: &Core) -> Option<Self> {
+    pub(in crate::hub) fn new(core: &Core) -> Option<Self> {
         // The epoch and the position change together while the registry is locked.
         let registry = core.registry.lock();
         let backend = core.backend.as_ref().filter(|_| !registry.is_shut_down)?;
         Some(Self { epoch: backend.epoch_bits(), since: core.committed() })
     }
 
-    pub(super) async fn append(
+    pub(in crate::hub) async fn append(
         &self,
         backend: &BackendClient,
         records: Vec<Record>,
@@ -46,19 +46,19 @@ impl Fence {
     }
 
     /// Waits until this node has read more of the log.
-    pub(super) async fn passed(&self, core: &Core) {
+    pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 }
 
 /// Waits until this node has read everything up to this position, or until the deadline. Returns
 /// whether it has.
-pub(super) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
+pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }
 
 /// Returns the pause after this number of consecutive failures: up to 0.4 s.
-pub(super) fn retry_pause(failures: u32) -> Duration {
+pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     let longest = Duration::from_millis(25 << failures.clamp(1, 4));
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }

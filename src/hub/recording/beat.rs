@@ -15,7 +15,7 @@ pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 const MAX_BYTES: usize = 64 << 10;
 
 /// The shortest and the longest lease of another node that is accepted.
-const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
+pub(in crate::hub) const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
 
 /// A record of one node for the others.
 #[derive(Debug, PartialEq)]
@@ -121,6 +121,14 @@ impl Message {
             is_first: message["first"].as_bool()?,
             is_last: message["last"].as_bool()?,
         }))
+    }
+}
+
+/// Returns the node and the number of a beat. `None` if the record is not a beat.
+pub(in crate::hub) fn sign_of_life(record: &Record) -> Option<(u64, u64)> {
+    match Message::parse(record)? {
+        Message::Beat(beat) => Some((beat.node, beat.number)),
+        Message::Stop(_) => None,
     }
 }
 

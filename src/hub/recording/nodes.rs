@@ -5,7 +5,10 @@ use super::{
     outcome::Outcome,
 };
 use crate::{
-    hub::backend::{Page, Position, Record, RecordKind},
+    hub::{
+        backend::{Page, Position, Record, RecordKind},
+        presence,
+    },
     random,
 };
 use bytes::Bytes;
@@ -26,10 +29,10 @@ use tokio::{
 /// The recordings of all nodes.
 pub(in crate::hub) struct Recordings {
     /// The random number of this node.
-    pub(super) node: u64,
+    pub(in crate::hub) node: u64,
     state: Mutex<State>,
     /// Notified when the keeper has something to do.
-    pub(super) changed: Notify,
+    pub(in crate::hub) changed: Notify,
     /// Notified when the follower has read a page.
     progressed: Notify,
     /// The number of the next beat.
@@ -240,21 +243,27 @@ impl Recordings {
             state.peers.clear();
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
-            if Message::is_of(record) {
+            let is_presence = presence::is_of(record);
+            if Message::is_of(record) && !is_presence {
                 state.note_message(self.node, *position, record);
-            } else if !state.local.is_empty() || !state.peers.is_empty() {
+            } else if !is_presence && (!state.local.is_empty() || !state.peers.is_empty()) {
                 state.note_record(*position, record);
             }
         }
         state.noted_through = state.noted_through.max(page.through);
     }
 
+    /// Notes that the backend does not accept records. The other nodes may have the same outage.
+    pub(in crate::hub) fn lose_contact(&self) {
+        self.state().contact.last = None;
+    }
+
     /// Returns `true` if the keeper has to be started. The caller starts it, and calls
     /// [`release_keeper`](Self::release_keeper) if that fails.
-    pub(super) fn needs_keeper(&self) -> bool {
+    pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
-        has_recordings && !std::mem::replace(&mut state.is_kept, true)
+        (has_recordings || has_members) && !std::mem::replace(&mut state.is_kept, true)
     }
 
     /// Notes that the keeper does not run.
@@ -316,8 +325,8 @@ impl State {
 
     /// Notes the end of the keeper if the state is idle. The keeper calls this, and ends if the
     /// result is `true`.
-    pub(super) fn release_keeper(&mut self) -> bool {
-        let is_idle = self.is_idle();
+    pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
+        let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
         is_idle
     }

@@ -1,0 +1,210 @@
+//! The members of this node: their subscriptions, their grace times, and what the log has of them.
+
+use super::{Presence, message::Members};
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+type Key = (Arc<str>, Arc<str>);
+
+#[derive(Default)]
+pub(super) struct Locals {
+    topics: HashMap<Arc<str>, HashMap<Arc<str>, Local>>,
+    /// The members without a subscription, by the ends of their grace times.
+    leaving: BTreeMap<(Instant, u64), Key>,
+    next_key: u64,
+    /// The members whose state may differ from that in the log.
+    changed: Vec<Key>,
+}
+
+/// A member of a topic on this node.
+#[derive(Default)]
+struct Local {
+    subscriptions: usize,
+    /// The end of the grace time, after the last subscription was dropped.
+    leaving: Option<(Instant, u64)>,
+    /// Set if the log has the member, as far as this node knows.
+    is_announced: bool,
+}
+
+impl Local {
+    fn is_member(&self) -> bool {
+        self.subscriptions > 0 || self.leaving.is_some()
+    }
+}
+
+impl Locals {
+    /// Adds a subscription.
+    pub(super) fn join(&mut self, topic: &Arc<str>, member: &Arc<str>) {
+        let local = self.topics.entry(topic.clone()).or_default().entry(member.clone()).or_default();
+        let was_member = local.is_member();
+        local.subscriptions += 1;
+        if let Some(leaving) = local.leaving.take() {
+            self.leaving.remove(&leaving);
+        }
+        if !was_member {
+            self.changed.push((topic.clone(), member.clone()));
+        }
+    }
+
+    /// Removes a subscription. The grace time begins with the last one.
+    pub(super) fn leave(&mut self, topic: &Arc<str>, member: &Arc<str>, grace: Duration) {
+        let Some(local) = self.get_mut(topic, member) else { return };
+        local.subscriptions = local.subscriptions.saturating_sub(1);
+        if local.subscriptions > 0 {
+            return;
+        }
+        let now = Instant::now();
+        // A time that is too long for the clock never ends.
+        let end = now.checked_add(grace).unwrap_or(now + Duration::from_secs(1 << 32));
+        self.next_key += 1;
+        let key = (end, self.next_key);
+        if let Some(local) = self.get_mut(topic, member) {
+            local.leaving = Some(key);
+        }
+        self.leaving.insert(key, (topic.clone(), member.clone()));
+    }
+
+    fn get_mut(&mut self, topic: &str, member: &str) -> Option<&mut Local> {
+        self.topics.get_mut(topic)?.get_mut(member)
+    }
+
+    /// Removes the members whose grace time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some(first) = self.leaving.first_entry().filter(|first| first.key().0 <= now) {
+            let (topic, member) = first.remove();
+            if let Some(local) = self.get_mut(&topic, &member) {
+                local.leaving = None;
+            }
+            self.changed.push((topic, member));
+        }
+    }
+
+    /// Returns the end of the next grace time.
+    pub(super) fn next_end(&self) -> Option<Instant> {
+        self.leaving.first_key_value().map(|((end, _), _)| *end)
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Returns `true` if this node has members, or the log has members of it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
+
+    /// Returns `true` if the log has members of this node.
+    pub(super) fn is_announced(&self) -> bool {
+        self.topics.values().flat_map(HashMap::values).any(|local| local.is_announced)
+    }
+
+    /// Takes the changes that the log does not have. They count as announced.
+    pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
+        let mut changes = Vec::new();
+        for (topic, member) in mem::take(&mut self.changed) {
+            let Some(local) = self.get_mut(&topic, &member) else { continue };
+            let is_member = local.is_member();
+            let was_announced = mem::replace(&mut local.is_announced, is_member);
+            if !is_member {
+                self.forget(&topic, &member);
+            }
+            match (was_announced, is_member) {
+                (false, true) => changes.push((topic, Presence::Joined(member))),
+                (true, false) => changes.push((topic, Presence::Left(member))),
+                _ => {}
+            }
+        }
+        changes
+    }
+
+    fn forget(&mut self, topic: &str, member: &str) {
+        let Some(members) = self.topics.get_mut(topic) else { return };
+        members.remove(member);
+        if members.is_empty() {
+            self.topics.remove(topic);
+        }
+    }
+
+    /// Returns all members. They count as announced, and no others.
+    pub(super) fn take_all(&mut self) -> Members {
+        self.changed.clear();
+        let mut all = Members::new();
+        self.topics.retain(|topic, members| {
+            members.retain(|_, local| {
+                local.is_announced = local.is_member();
+                local.is_announced
+            });
+            if !members.is_empty() {
+                all.insert(topic.clone(), members.keys().cloned().collect());
+            }
+            !members.is_empty()
+        });
+        all
+    }
+
+    /// Ends the announcement of all members, because another log has replaced the log.
+    pub(super) fn forget_announced(&mut self) {
+        self.topics.values_mut().flat_map(HashMap::values_mut).for_each(|local| local.is_announced = false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
+
+    fn joined(member: &str) -> (Arc<str>, Presence) {
+        ("t".into(), Presence::Joined(member.into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_first_subscription_and_the_end_of_grace_are_changes() {
+        let mut locals = Locals::default();
+        let (topic, member) = ("t".into(), "a".into());
+        locals.join(&topic, &member);
+        locals.join(&topic, &member);
+        assert_eq!(locals.take_changes(), [joined("a")]);
+        locals.leave(&topic, &member, GRACE);
+        assert_eq!(locals.next_end(), None);
+        locals.leave(&topic, &member, GRACE);
+        locals.expire(Instant::now());
+        assert!(!locals.has_changes());
+        locals.expire(Instant::now() + GRACE);
+        assert_eq!(locals.take_changes(), [("t".into(), Presence::Left("a".into()))]);
+        assert!(locals.is_empty() && locals.next_end().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_cancel_each_other_are_not_announced() {
+        let mut locals = Locals::default();
+        let (topic, member) = ("t".into(), "a".into());
+        for _ in 0..3 {
+            locals.join(&topic, &member);
+            locals.leave(&topic, &member, Duration::ZERO);
+            locals.expire(Instant::now());
+        }
+        assert_eq!(locals.take_changes(), []);
+        assert!(locals.is_empty());
+        locals.join(&topic, &member);
+        assert_eq!(locals.take_changes(), [joined("a")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whole_list_covers_all_changes() {
+        let mut locals = Locals::default();
+        let (topic, one, other) = ("t".into(), "a".into(), "b".into());
+        locals.join(&topic, &one);
+        locals.join(&topic, &other);
+        locals.take_changes();
+        locals.leave(&topic, &one, Duration::ZERO);
+        locals.expire(Instant::now());
+        assert_eq!(locals.take_all(), Members::from([(topic, [other].into())]));
+        assert!(!locals.has_changes());
+    }
+}
