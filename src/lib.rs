@@ -231,6 +231,7 @@ pub use summary::{CloseReason, StreamSummary};
 #[doc = include_str!("../docs/several-nodes.md")]
 #[doc = include_str!("../docs/production.md")]
 #[doc = include_str!("../docs/recordings.md")]
+#[doc = include_str!("../docs/presence.md")]
 struct Guides;
 
 /// A boxed error of any type, the same type as in tower and axum.

@@ -94,13 +94,13 @@ impl Builder {
     }
 
     /// Sets how long a [member](super::Topic::join) without a subscription stays in its topic.
-    /// Default: 5 seconds.
+    /// Default: 5 seconds. At most one day.
     ///
     /// A client that reconnects within this time, to any node, has neither left nor joined. Choose
     /// it longer than the reconnect delay of the clients. Zero ends a membership with its last
     /// subscription.
     pub fn presence_grace(mut self, time: Duration) -> Self {
-        self.0.presence_grace = time;
+        self.0.presence_grace = time.min(Duration::from_secs(24 * 3600));
         self
     }
 
@@ -120,7 +120,8 @@ impl Builder {
     /// topic. The function gets the name of the topic and the change, and returns the event, or
     /// `None` for no event. Default: no events.
     ///
-    /// Set the same function on all nodes: it must return equal events for equal arguments. All
+    /// Set the same function on all nodes: it must return equal events for equal arguments. While
+    /// nodes with another function run, for example during a deploy, changes have both events. All
     /// nodes see the changes in the same order, and each event is published once, in this order.
     /// If the node that has caused a change dies before its event is published, another node
     /// publishes it. An event is lost only if all nodes that know of the change die or lose their

@@ -35,7 +35,7 @@ impl Node for Core {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
         }
         self.recordings.reset(bounds.evicted_through);
-        let wakers = self.presence.reset(bounds.evicted_through);
+        let wakers = self.presence.reset(bounds.evicted_through, bounds.last);
         drop(registry);
         self.presence.wake(wakers);
         topic_state::shut_down(topics);

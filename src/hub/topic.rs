@@ -510,14 +510,14 @@ impl Topic {
     /// calls share this request.
     ///
     /// A node that starts, or that was cut off, may not know the members yet, if the log has evicted
-    /// records. Then it asks the other nodes, and this method waits for them: usually milliseconds,
-    /// and at most the [lease](super::Builder::presence_lease) if a node does not answer or there is
-    /// no other node.
+    /// records. Then it asks the other nodes, and this method waits for them: usually milliseconds.
+    /// If there is no other node, it waits for the [lease](super::Builder::presence_lease). If a node
+    /// has died, it waits for the lease and the grace time.
     ///
     /// # Errors
     ///
     /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the members
-    ///   are not known after the lease and five seconds.
+    ///   are not known after the lease, the grace time and five seconds.
     /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
     ///
     /// # Cancel safety

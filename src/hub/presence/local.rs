@@ -53,19 +53,15 @@ impl Locals {
 
     /// Removes a subscription. The grace time begins with the last one.
     pub(super) fn leave(&mut self, topic: &Arc<str>, member: &Arc<str>, grace: Duration) {
-        let Some(local) = self.get_mut(topic, member) else { return };
+        let of_topic = self.topics.get_mut(topic);
+        let Some(local) = of_topic.and_then(|members| members.get_mut(member)) else { return };
         local.subscriptions = local.subscriptions.saturating_sub(1);
         if local.subscriptions > 0 {
             return;
         }
-        let now = Instant::now();
-        // A time that is too long for the clock never ends.
-        let end = now.checked_add(grace).unwrap_or(now + Duration::from_secs(1 << 32));
+        let key = (Instant::now() + grace, self.next_key);
+        local.leaving = Some(key);
         self.next_key += 1;
-        let key = (end, self.next_key);
-        if let Some(local) = self.get_mut(topic, member) {
-            local.leaving = Some(key);
-        }
         self.leaving.insert(key, (topic.clone(), member.clone()));
     }
 

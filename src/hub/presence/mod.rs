@@ -52,7 +52,7 @@ pub(super) const MAX_MEMBER_BYTES: usize = 256;
 /// The maximum number of topics whose events are published at the same time.
 const MAX_PUBLISHING: usize = 16;
 
-/// The time that [`members`] waits in addition to the lease.
+/// The time that [`members`] waits in addition to the lease and the grace time.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A change of the members of a topic, from [`Topic::presence`](super::Topic::presence).
@@ -149,7 +149,8 @@ impl Presences {
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             let transitions = state.note_record(self, *position, record);
-            if transitions.is_empty() || self.events.is_none() || !state.is_complete() {
+            let has_events = self.events.is_some() && *position > state.begin;
+            if transitions.is_empty() || !has_events || !state.is_complete() {
                 continue;
             }
             // The function of the application runs without a lock.
@@ -168,12 +169,12 @@ impl Presences {
         self.release(state);
     }
 
-    /// Follows another log from this position on. Returns the streams to wake without a lock.
-    pub(super) fn reset(&self, after: Position) -> Vec<Waker> {
+    /// Follows another log from this position on. `last` is its end. Returns the streams to wake without a lock.
+    pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
         state.lose();
         state.locals.forget_announced();
-        state.noted_through = after;
+        (state.noted_through, state.begin) = (after, last);
         if after == Position::START {
             // Nothing was evicted, so this node reads all records.
             state.knowledge = Knowledge::Complete;
@@ -284,7 +285,7 @@ pub(super) async fn members(core: &Arc<Core>, topic: &Arc<str>) -> Result<Vec<Ar
     let presence = &core.presence;
     announcer::apply(core);
     if let Some(backend) = &core.backend {
-        let deadline = Instant::now() + presence.lease + PATIENCE;
+        let deadline = Instant::now() + presence.lease + presence.grace + PATIENCE;
         presence.want();
         announcer::apply(core);
         let failed = |reason: &str| Error::backend("", reason.into());

@@ -18,7 +18,6 @@ use crate::{
 };
 use std::{
     collections::{HashMap, VecDeque},
-    mem,
     sync::Arc,
     time::Duration,
 };
@@ -36,6 +35,9 @@ const MAX_MESSAGES: usize = 64;
 #[derive(Default)]
 pub(super) struct State {
     pub(super) noted_through: Position,
+    /// The end of the log when this node began to read it. Other nodes publish the events of the
+    /// changes up to it.
+    pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
     pub(super) knowledge: Knowledge,
@@ -205,7 +207,8 @@ impl State {
     /// Returns the time after which the other nodes have had their lease to answer. Nodes that have
     /// not answered are dead.
     fn answered_at(&self, own: &Presences) -> Option<Instant> {
-        let Knowledge::Asked { at, position: Some(_), .. } = self.knowledge else { return None };
+        // With a roster, this node waits for the answers or the deaths of the listed nodes.
+        let Knowledge::Asked { at, position: Some(_), nodes: None, .. } = self.knowledge else { return None };
         let longest = self.view.leases(own.node).map_or(own.lease, |(longest, _)| longest.max(own.lease));
         Some(at + longest)
     }
@@ -286,11 +289,12 @@ impl State {
                 self.is_appending = false;
                 self.needs_full |= !is_appended;
             }
-            Job::Messages(messages) if !is_appended => {
-                // The others are too old when the backend is back.
-                let is_kept = |message: &Message| matches!(message, Message::Ask { .. });
-                let others = mem::take(&mut self.outgoing);
-                self.outgoing = messages.into_iter().filter(is_kept).chain(others).collect();
+            // The messages are too old when the backend is back. This node asks again.
+            Job::Messages(_) if !is_appended => {
+                self.outgoing.clear();
+                if matches!(self.knowledge, Knowledge::Asked { position: None, .. }) {
+                    self.knowledge = Knowledge::Unknown;
+                }
             }
             Job::Messages(_) => {}
         }

@@ -46,6 +46,8 @@ struct Node {
     members: Members,
     /// The parts that were read since the first one.
     incoming: Option<Members>,
+    /// Set if another node has members of this node that were not read yet.
+    is_listed: bool,
     /// Set if the members are those of the node. Otherwise records that this node has not read may
     /// have changed them.
     is_exact: bool,
@@ -64,10 +66,15 @@ impl Node {
             seen_at: Instant::now(),
             members: Members::new(),
             incoming: None,
+            is_listed: false,
             is_exact: false,
             jitter: JITTER.mul_f64(random::fraction()),
             declared_at: None,
         }
+    }
+
+    fn has_members(&self) -> bool {
+        !self.members.is_empty() || self.incoming.is_some() || self.is_listed
     }
 
     /// Returns the time when this node declares that the other node is dead.
@@ -163,7 +170,7 @@ impl View {
             incoming.entry(topic).or_default().extend(members);
         }
         let Some(members) = node.incoming.take_if(|_| part.is_last) else { return Vec::new() };
-        node.is_exact = true;
+        (node.is_exact, node.is_listed) = (true, false);
         self.replace(author.node, author.node, members)
     }
 
@@ -182,7 +189,10 @@ impl View {
 
     /// Notes a sign of life.
     pub(super) fn beat(&mut self, node: u64, beat: u64) {
-        if let Some(node) = self.nodes.get_mut(&node).filter(|node| node.beat < beat) {
+        self.forget_empty();
+        // A roster may name the node later.
+        let node = self.nodes.entry(node).or_insert_with(Node::new);
+        if node.beat < beat {
             (node.beat, node.seen_at, node.declared_at) = (beat, Instant::now(), None);
         }
     }
@@ -194,13 +204,13 @@ impl View {
         if dead.number > number || dead.beat > beat {
             return None;
         }
-        (dead.incoming, dead.is_exact) = (None, true);
+        (dead.incoming, dead.is_exact, dead.is_listed) = (None, true, false);
         Some(self.replace(by, node, Members::new()))
     }
 
     /// Returns the nodes with members.
     pub(super) fn roster(&self) -> Vec<Listed> {
-        let holders = self.nodes.iter().filter(|(_, node)| !node.members.is_empty() || node.incoming.is_some());
+        let holders = self.nodes.iter().filter(|(_, node)| node.has_members());
         let listed = |(id, node): (&u64, &Node)| Listed {
             author: Author { node: *id, number: node.number, lease: node.lease },
             beat: node.beat,
@@ -214,6 +224,7 @@ impl View {
         node.number = node.number.max(listed.author.number);
         node.beat = node.beat.max(listed.beat);
         node.lease = listed.author.lease;
+        node.is_listed = !node.is_exact;
     }
 
     /// Returns `true` if the members of this node are known.
@@ -228,7 +239,7 @@ impl View {
 
     fn others(&self, own: u64) -> impl Iterator<Item = (u64, &Node)> {
         let others = self.nodes.iter().filter(move |(id, _)| **id != own);
-        others.filter(|(_, node)| !node.members.is_empty()).map(|(id, node)| (*id, node))
+        others.filter(|(_, node)| node.has_members()).map(|(id, node)| (*id, node))
     }
 
     /// Returns the longest lease and the shortest lease of the other nodes with members.
@@ -251,7 +262,7 @@ impl View {
         now: Instant,
     ) -> Vec<(u64, u64, u64)> {
         let mut dead = Vec::new();
-        for (id, node) in self.nodes.iter_mut().filter(|(id, node)| **id != own && !node.members.is_empty()) {
+        for (id, node) in self.nodes.iter_mut().filter(|(id, node)| **id != own && node.has_members()) {
             if now >= node.dies_at(contact_since, grace) {
                 node.declared_at = Some(now);
                 dead.push((*id, node.number, node.beat));
@@ -264,12 +275,11 @@ impl View {
         if self.nodes.len() < 2 * MAX_EMPTY_NODES {
             return;
         }
-        let is_empty = |node: &Node| node.members.is_empty() && node.incoming.is_none();
-        let mut times: Vec<_> = self.nodes.values().filter(|node| is_empty(node)).map(|node| node.seen_at).collect();
+        let mut times: Vec<_> = self.nodes.values().filter(|node| !node.has_members()).map(|node| node.seen_at).collect();
         times.sort_unstable();
         let excess = times.len().saturating_sub(MAX_EMPTY_NODES);
         let Some(oldest) = excess.checked_sub(1).map(|index| times[index]) else { return };
-        self.nodes.retain(|_, node| !is_empty(node) || node.seen_at > oldest);
+        self.nodes.retain(|_, node| node.has_members() || node.seen_at > oldest);
     }
 
     /// Forgets everything.

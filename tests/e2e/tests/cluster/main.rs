@@ -14,6 +14,7 @@ mod nats_logs;
 mod nats_unchanged;
 mod nats_wire;
 mod nodes;
+mod presence;
 mod processes;
 mod received;
 mod recording;
