@@ -3,7 +3,13 @@ use super::backend::NatsBackend;
 #[cfg(feature = "redis")]
 use super::backend::RedisBackend;
 use super::{
-    backend::Backend, config::HubConfig, core::Core, error::Error, gap::LagPolicy, handle::Hub, node::DynBackend,
+    backend::Backend,
+    config::HubConfig,
+    core::Core,
+    error::Error,
+    gap::LagPolicy,
+    handle::Hub,
+    node::DynBackend,
     presence::{Presence, PresenceEvents},
 };
 use crate::{BoxError, Event};
@@ -154,10 +160,7 @@ impl Builder {
     /// assert!(events.as_bytes().ends_with(b"event: joined\ndata: Anna\n\n"));
     /// # Ok(()) }
     /// ```
-    pub fn presence_events(
-        mut self,
-        event: impl Fn(&str, &Presence) -> Option<Event> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn presence_events(mut self, event: impl Fn(&str, &Presence) -> Option<Event> + Send + Sync + 'static) -> Self {
         self.0.presence_events = Some(PresenceEvents(Arc::new(event)));
         self
     }

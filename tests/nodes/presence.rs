@@ -495,17 +495,43 @@ async fn dropped_hubs_have_no_tasks() {
     assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
+/// A member joins after a node has asked, and before the answers.
+#[tokio::test(start_paused = true)]
+async fn member_that_joins_during_a_request_is_known() {
+    let pass = Step::Pass { milliseconds: 10_001 };
+    nodes_agree(vec![Step::Evict { count: 31 }, pass, Step::Kill { node: 0 }, Step::Join { node: 1, member: 0 }], 30)
+        .await;
+}
+
 #[derive(Clone, Debug)]
 enum Step {
-    Join { node: usize, member: usize },
-    Drop { node: usize, member: usize },
-    Set { node: usize, mode: Mode },
-    Page { node: usize, size: usize },
+    Join {
+        node: usize,
+        member: usize,
+    },
+    Drop {
+        node: usize,
+        member: usize,
+    },
+    Set {
+        node: usize,
+        mode: Mode,
+    },
+    Page {
+        node: usize,
+        size: usize,
+    },
     /// The process ends. Another one takes its place.
-    Kill { node: usize },
+    Kill {
+        node: usize,
+    },
     /// Records of other topics evict those of presence.
-    Evict { count: usize },
-    Pass { milliseconds: u64 },
+    Evict {
+        count: usize,
+    },
+    Pass {
+        milliseconds: u64,
+    },
 }
 
 const NODES: usize = 3;

@@ -1,11 +1,7 @@
 //! The announcer: the task of a node that appends the records of presence, and ends grace times. And
 //! the tasks that publish the events of changes.
 
-use super::{
-    Presences,
-    message::Message,
-    state::Job,
-};
+use super::{Presences, message::Message, state::Job};
 use crate::hub::{
     backend::{Record, RecordKind},
     core::Core,

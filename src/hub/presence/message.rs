@@ -99,7 +99,14 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         bytes += topic.len() + change.member().len() + 16;
         bytes <= MAX_BYTES
     };
-    changes.iter().take_while({ let mut fits = fits; move |change| fits(change) }).count().max(1)
+    changes
+        .iter()
+        .take_while({
+            let mut fits = fits;
+            move |change| fits(change)
+        })
+        .count()
+        .max(1)
 }
 
 /// Returns `true` if a record of the topic of the nodes is one of presence.
@@ -165,8 +172,7 @@ impl Message {
             return Some(Self::Ask { id });
         }
         if let Some(nodes) = content["nodes"].as_array() {
-            let listed =
-                |value: &Value| Some(Listed { author: Author::parse(&value[0])?, beat: value[1].as_u64()? });
+            let listed = |value: &Value| Some(Listed { author: Author::parse(&value[0])?, beat: value[1].as_u64()? });
             let nodes = nodes.iter().map(listed).collect::<Option<_>>()?;
             return Some(Self::Roster { through: Position::new(content["through"].as_u64()?), nodes });
         }

@@ -158,8 +158,8 @@ mod tests {
         let mut pending = Pending::default();
         let topic: Arc<str> = "t".into();
         pending.add(&topic, &"a".into(), "a+".into(), false);
-        assert_eq!(pending.begin(), ["t".into()]);
-        assert_eq!(pending.begin(), []);
+        assert_eq!(pending.begin().len(), 1);
+        assert!(pending.begin().is_empty(), "one task per topic");
         let due = pending.next("t", Instant::now()).and_then(Result::err).unwrap();
         let pause = due.duration_since(Instant::now());
         assert!(pause >= PAUSE && pause <= PAUSE * 2, "{pause:?}");

@@ -58,6 +58,9 @@ pub(super) struct State {
     number: u64,
     /// Set if the log may not have the members of this node as they are.
     needs_full: bool,
+    /// Set if a node has asked for the members since this node has announced all of its members. A
+    /// change is then announced with all others.
+    is_asked: bool,
     /// Set while records about members are appended.
     is_appending: bool,
     /// The time at which this node sends a roster, and the position of the oldest request for it.
@@ -161,6 +164,7 @@ impl State {
                 dead.unwrap_or_default()
             }
             Message::Ask { id: asked } => {
+                self.is_asked = true;
                 match &mut self.knowledge {
                     Knowledge::Asked { id, at, position: known, .. } if *id == asked => {
                         (*at, *known) = (Instant::now(), Some(position));
@@ -235,6 +239,8 @@ impl State {
             Knowledge::Unknown => is_used,
             // The request may be lost.
             Knowledge::Asked { at, position: None, .. } => now >= at + ASK_AGAIN,
+            // A listed node has not answered, and lives.
+            Knowledge::Asked { at, nodes: Some(_), .. } => now >= at + own.lease,
             _ => false,
         }
     }
@@ -255,8 +261,9 @@ impl State {
             return Some(Job::Messages(self.outgoing.drain(..count).collect()));
         }
         let is_complete = self.is_complete();
+        self.needs_full |= self.is_asked && is_complete && self.locals.has_changes();
         let messages = if self.needs_full && (is_complete || self.locals.is_announced()) {
-            self.needs_full = false;
+            (self.needs_full, self.is_asked) = (false, false);
             let author = self.author(own);
             let full = |part: Part| Message::Full { author, part };
             into_parts(self.locals.take_all()).into_iter().map(full).collect::<Vec<_>>()
@@ -314,6 +321,7 @@ impl State {
             || self.needs_knowledge(own, now);
         let again = match self.knowledge {
             Knowledge::Asked { at, position: None, .. } => Some(at + ASK_AGAIN),
+            Knowledge::Asked { at, nodes: Some(_), .. } => Some(at + own.lease),
             _ => self.answered_at(own),
         };
         let roster = self.roster.map(|(at, _)| at);

@@ -5,11 +5,7 @@ use crate::{
     hub::{core::Core, error::Error},
     random,
 };
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 /// The time for the answers.

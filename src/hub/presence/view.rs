@@ -275,7 +275,8 @@ impl View {
         if self.nodes.len() < 2 * MAX_EMPTY_NODES {
             return;
         }
-        let mut times: Vec<_> = self.nodes.values().filter(|node| !node.has_members()).map(|node| node.seen_at).collect();
+        let mut times: Vec<_> =
+            self.nodes.values().filter(|node| !node.has_members()).map(|node| node.seen_at).collect();
         times.sort_unstable();
         let excess = times.len().saturating_sub(MAX_EMPTY_NODES);
         let Some(oldest) = excess.checked_sub(1).map(|index| times[index]) else { return };

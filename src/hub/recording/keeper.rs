@@ -148,7 +148,13 @@ impl Keeper {
         core.presence.declare_deaths(since);
         presence::start(core);
         let next_member_death = core.presence.next_death(since);
-        let next = next_beat.into_iter().chain(next_death).chain(next_member_death).chain([now + TICK.min(interval / 2)]).min().unwrap_or(now);
+        let next = next_beat
+            .into_iter()
+            .chain(next_death)
+            .chain(next_member_death)
+            .chain([now + TICK.min(interval / 2)])
+            .min()
+            .unwrap_or(now);
         Some(next.max(now + TICK / 100))
     }
 

@@ -367,8 +367,11 @@ impl Chat {
         self.eval("document.querySelector('#name').blur()").await;
         self.wait_for_state("open").await;
         // The first event of the new connection.
-        self.wait_for("String([...rooms.values()].every((room) => room.members.has(document.querySelector(`#name`).value)))", "true")
-            .await;
+        self.wait_for(
+            "String([...rooms.values()].every((room) => room.members.has(document.querySelector(`#name`).value)))",
+            "true",
+        )
+        .await;
     }
 
     async fn enter(&self, room: &str) {

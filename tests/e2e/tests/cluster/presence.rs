@@ -116,11 +116,8 @@ async fn members_of_a_killed_process_leave_after_lease_and_grace(kind: StoreKind
     let nodes = addresses(&processes);
     for round in 0..3 {
         let room = format!("kill-{round}");
-        let _clients = [
-            enter(nodes[0], &room, "a").await,
-            enter(nodes[0], &room, "b").await,
-            enter(nodes[1], &room, "b").await,
-        ];
+        let _clients =
+            [enter(nodes[0], &room, "a").await, enter(nodes[0], &room, "b").await, enter(nodes[1], &room, "b").await];
         agree(&nodes, &room, &set(["a", "b"]), Instant::now()).await;
         let begin = Instant::now();
         processes[0].kill();
@@ -209,7 +206,10 @@ async fn processes_agree_after_random_kills(kind: StoreKind) {
     }
     times.sort_unstable();
     let [median, most] = [times[times.len() / 2], times[times.len() - 1]];
-    println!("{kind:?}: after {} random kills, all agree after {median:.1?} in the median, {most:.1?} at most", times.len());
+    println!(
+        "{kind:?}: after {} random kills, all agree after {median:.1?} in the median, {most:.1?} at most",
+        times.len()
+    );
     let present = clients.iter().filter(|(_, streams)| !streams.is_empty()).map(|((_, member), _)| member);
     assert_eq!(replay(&events(nodes[0], "random").await), set(present), "the events are those of the members");
 }
