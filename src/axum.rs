@@ -56,8 +56,7 @@ impl IntoResponse for crate::JsonError {
     }
 }
 
-/// Returns the response of an [`SseStream`] that is created from the subscription with
-/// [`SseStream::new`].
+/// Wraps the subscription with [`SseStream::new`], and returns the response of that stream.
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Subscription {
     fn into_response(self) -> Response {

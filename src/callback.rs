@@ -3,12 +3,11 @@
 use crate::trace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Calls a callback or a waker, and catches its panic. The panic hook has already reported the
-/// panic.
+/// Runs `call`, which calls a callback or a waker of the application, and catches a panic. The
+/// panic is logged with the name `callback`.
 ///
 /// In a `drop` during unwinding, a second panic would abort the process. Elsewhere, a panic would
-/// end the task that runs the callback (in a hub, the task that follows the log), and the callbacks
-/// and wakers after this one would not be called.
+/// end the task that runs the callback, such as the task that reads the log of a hub.
 pub(crate) fn contain_panic(callback: &'static str, call: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(call)).is_err() {
         trace::callback_panicked(callback);

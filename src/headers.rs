@@ -11,8 +11,8 @@ const EVENT_STREAM: &str = "text/event-stream";
 /// The header that disables the buffering of a response in nginx and some other proxies.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Adds missing headers of an event stream, and adds missing directives to present headers, such as
-/// `no-transform` to `Cache-Control`.
+/// Adds the headers of an event stream that are missing. Adds `no-transform` to an existing
+/// `Cache-Control`, and writes an existing content type in lower case.
 pub(crate) fn complete(headers: &mut HeaderMap) {
     match headers.get(CONTENT_TYPE) {
         // Written in lower case, because many compressors compare only the first bytes of the
@@ -37,8 +37,8 @@ pub(crate) fn is_event_stream(content_type: &HeaderValue) -> bool {
     parameters_of_event_stream(content_type.as_bytes().trim_ascii_start()).is_some()
 }
 
-/// Returns whether an `Accept` header has the type of event streams, with a weight above 0 (RFC
-/// 9110, §12.4.2).
+/// Returns whether an `Accept` header contains `text/event-stream` with a weight above 0 (RFC 9110,
+/// §12.4.2).
 #[inline]
 pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
     if headers.len() == headers.keys_len() {
@@ -48,9 +48,9 @@ pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
     headers.get_all(ACCEPT).into_iter().any(|value| has_event_stream(value.as_bytes()))
 }
 
-/// Returns whether one of these media ranges is the type of event streams, with a weight above 0.
-/// The search runs for every request, so it looks for the hyphen of `text/event-stream`: most
-/// `Accept` headers have one hyphen or none.
+/// Returns whether `ranges`, the value of an `Accept` header, contains `text/event-stream` with a
+/// weight above 0. The function runs for every request. So it searches only for hyphens, of which
+/// most `Accept` headers have one or none.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {
@@ -64,9 +64,9 @@ fn has_event_stream(ranges: &[u8]) -> bool {
     })
 }
 
-/// Returns whether the only concrete media type of the `Accept` header is `text/event-stream`.
-/// Ranges such as `*/*`, and types with a weight of 0, do not count as concrete. Without
-/// `text/event-stream`, the result is `false`.
+/// Returns whether the `Accept` header contains no concrete media type except `text/event-stream`.
+/// Ranges such as `*/*` and types with a weight of 0 are ignored. The result is also `true` if
+/// `text/event-stream` is absent, so check [`is_event_stream_accepted`] first.
 pub(crate) fn is_only_event_stream_accepted(headers: &HeaderMap) -> bool {
     items(headers, ACCEPT).all(|range| {
         let mut parts = range.split(|&byte| byte == b';');
@@ -78,7 +78,8 @@ pub(crate) fn is_only_event_stream_accepted(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Adds `Accept` to the `Vary` header, because the response depends on it (RFC 9110, §12.5.5).
+/// Adds `Accept` to the `Vary` header, because the response depends on the `Accept` header of the
+/// request (RFC 9110, §12.5.5). Has no effect if `Vary` already contains `Accept` or `*`.
 pub(crate) fn vary_by_accept(headers: &mut HeaderMap) {
     if !has_directive(headers, VARY, "accept") && !has_directive(headers, VARY, "*") {
         headers.append(VARY, HeaderValue::from_static("Accept"));
@@ -92,8 +93,8 @@ pub(crate) fn has_connection_close(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether the body has a `Content-Encoding`, so that additional bytes would corrupt it.
-/// `identity` and `none` do not count. `none` is not a registered coding, but a widespread way to
-/// disable compressors.
+/// The values `identity` and `none` do not count as encodings. `none` is not registered, but is
+/// widely used to disable compressors.
 pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     items(headers, CONTENT_ENCODING).any(|coding| {
         let is_identity = |name: &str| coding.eq_ignore_ascii_case(name.as_bytes());
@@ -101,8 +102,8 @@ pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Returns the items of a header whose value is a list, without white space. A comma within quotes
-/// does not separate items (RFC 9110, §5.6.4).
+/// Returns the items of a header whose value is a comma-separated list, without surrounding white
+/// space. A comma within quotes does not separate items (RFC 9110, §5.6.4).
 fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     headers.get_all(name).into_iter().flat_map(|value| {
         let (mut is_quoted, mut is_escaped) = (false, false);
@@ -119,7 +120,8 @@ fn items(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Returns whether a list has this item, with or without an argument.
+/// Returns whether the header `list` contains the item `name`, with or without an argument such as
+/// `=60`.
 fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     items(headers, list).any(|item| {
         let end = memchr(b'=', item).unwrap_or(item.len());
@@ -127,9 +129,9 @@ fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     })
 }
 
-/// Returns one `Cache-Control` value with the present directives and `no-transform`. It is one
-/// value because some middleware reads only the first value of a header. Returns `None` if there
-/// are no directives.
+/// Returns a `Cache-Control` value with the present directives and `no-transform`. All directives
+/// are in one value, because some middleware reads only the first value of a header. Returns `None`
+/// if there are no directives.
 fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut value = Vec::new();
     for directive in items(headers, CACHE_CONTROL).filter(|directive| !directive.is_empty()) {
@@ -143,7 +145,7 @@ fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&value).ok()
 }
 
-/// Returns the parameters after the media type if the type is that of event streams.
+/// Returns the bytes after the media type if the type is `text/event-stream`, and `None` otherwise.
 fn parameters_of_event_stream(media_range: &[u8]) -> Option<&[u8]> {
     let (essence, rest) = media_range.split_at_checked(EVENT_STREAM.len())?;
     let is_whole = matches!(rest.trim_ascii_start(), [] | [b';' | b',', ..]);

@@ -7,11 +7,14 @@ use std::{sync::Arc, time::Duration};
 /// Keeps a silent stream alive: sends a comment or an event after each interval without other
 /// bytes.
 ///
-/// Proxies and load balancers close silent connections, often after 30 or 60 seconds. If a client
-/// closes its connection, the server usually detects it immediately. In two cases the server
-/// detects it only when it writes to the connection: the client has lost its network, or the client
-/// had sent more bytes on an HTTP/1 connection, such as a second request. The default is a comment
-/// every 15 seconds, as the HTML standard advises ([§9.2.7, "Authoring notes"][notes]).
+/// Proxies and load balancers close silent connections, often after 30 or 60 seconds. The default
+/// is a comment every 15 seconds, as the HTML standard advises ([§9.2.7, "Authoring
+/// notes"][notes]).
+///
+/// Heartbeats also show the server that a client is gone. If a client closes its connection, the
+/// server usually detects that immediately. In two cases the server detects it only when it writes
+/// to the connection. Either the client has lost its network, or it had sent more bytes on an
+/// HTTP/1 connection, such as a second request.
 ///
 /// # Examples
 ///
@@ -31,15 +34,17 @@ use std::{sync::Arc, time::Duration};
 ///
 /// # Cost
 ///
-/// A stream has one timer. Events do not reset the timer. When the timer expires, it is set to one
-/// interval after the last byte that was sent.
+/// A stream has one timer. Sending an event does not touch the timer. If bytes were sent before the
+/// timer expires, no heartbeat follows: the timer is set again, to one interval after the last
+/// bytes.
 ///
 /// [notes]: https://html.spec.whatwg.org/multipage/server-sent-events.html#authoring-notes
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Heartbeat {
     interval: Duration,
-    /// `None` for the empty comment. Shared, because a stream keeps a heartbeat of its handler.
+    /// The bytes of the heartbeat, or `None` for the empty comment. Shared, because each stream of
+    /// a handler keeps a clone.
     content: Option<Arc<Content>>,
 }
 
@@ -50,20 +55,21 @@ struct Content {
     event: Option<Bytes>,
 }
 
-/// The empty comment: `:` and one LF. A comment is legal at any line start, even in the middle of
-/// an event. The comment has no blank line, which would end that event early.
+/// The empty comment: `:` and one LF. It may be sent at any line start, even in the middle of an
+/// event. No blank line follows, because a blank line would end the event.
 pub(crate) const EMPTY_COMMENT: &[u8] = b":\n";
 
 impl Heartbeat {
     pub(crate) const DEFAULT: Self = Self { interval: Duration::from_secs(15), content: None };
 
-    /// Sends a heartbeat after each interval of silence. The shortest interval is one millisecond.
+    /// Creates a heartbeat that is sent after each interval of silence, as an empty comment. An
+    /// interval below one millisecond counts as one millisecond.
     pub fn every(interval: Duration) -> Self {
         Self { interval: interval.max(Duration::from_millis(1)), ..Self::DEFAULT }
     }
 
-    /// Sends this text as a comment, one comment line per line of text. Replaces an event that was
-    /// set before.
+    /// Sends this text as a comment, with one comment line for each line of the text. Replaces an
+    /// event that was set with [`event`](Self::event).
     pub fn comment(self, text: impl AsRef<str>) -> Self {
         let content = Content { comment: comment_lines(text.as_ref()), event: None };
         Self { content: Some(Arc::new(content)), ..self }
@@ -71,18 +77,18 @@ impl Heartbeat {
 
     /// Sends an event instead of a comment.
     ///
-    /// A page can monitor its connection with this event, because comments are invisible to it. The
-    /// event is sent when the interval has passed since the last event with data. Comments,
-    /// checkpoints and other bytes that a page cannot see do not postpone it.
+    /// A page can monitor its connection with this event, because comments are invisible to a page.
+    /// The event is sent when the interval has passed since the last event with data. Comments,
+    /// checkpoints and other bytes that a page cannot see do not postpone the heartbeat.
     ///
-    /// An upstream stream that is silent in the middle of an event gets a comment instead, which is
-    /// legal there: the comment that was set before, or an empty comment.
+    /// If an upstream stream is silent in the middle of an event, a comment is sent instead. It is
+    /// the comment that was set before, or an empty comment.
     ///
-    /// A client that has reconnected forgets its last id at an event that arrives before the first
-    /// id of the new response (HTML standard, §9.2.6). A stream that is resumed should therefore
-    /// begin with an id, for example an [`Event::checkpoint`].
+    /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
+    /// Otherwise a heartbeat can arrive before the first id. A client that has reconnected then
+    /// forgets its last id (HTML standard, §9.2.6).
     ///
-    /// The event is sent without its id. Otherwise the client would send the id as its
+    /// The event is sent without its id. With an id, the client would send the id as its
     /// `Last-Event-ID`, and no client can resume from a heartbeat.
     pub fn event(self, event: Event) -> Self {
         let content = Content { comment: self.bytes(false), event: Some(event.without_id().encode()) };
@@ -94,13 +100,13 @@ impl Heartbeat {
         self.interval
     }
 
-    /// Returns whether the heartbeat is an event.
+    /// Returns whether the heartbeat is an event instead of a comment.
     pub(crate) fn is_event(&self) -> bool {
         self.content.as_ref().is_some_and(|content| content.event.is_some())
     }
 
-    /// Returns the bytes of a heartbeat. In the middle of an event, these are the bytes of the
-    /// comment.
+    /// Returns the bytes of a heartbeat. If `between_events` is false, the stream is in the middle
+    /// of an event, and the result is always a comment.
     pub(crate) fn bytes(&self, between_events: bool) -> Bytes {
         match self.content.as_deref() {
             Some(Content { event: Some(event), .. }) if between_events => event.clone(),
@@ -109,10 +115,10 @@ impl Heartbeat {
         }
     }
 
-    /// Returns the bytes of a heartbeat that follows a CR.
+    /// Returns the bytes of a heartbeat that is sent directly after a CR.
     ///
-    /// The next byte of the stream may be an LF that belongs to that CR. So the heartbeat ends in a
-    /// CR, and the LF then belongs to the line end of the heartbeat.
+    /// If the next byte of the stream is an LF, it belongs to that CR. So the heartbeat ends in a
+    /// CR, and the LF becomes a part of the heartbeat's line end.
     pub(crate) fn bytes_after_cr(&self, between_events: bool) -> Bytes {
         let mut bytes = Vec::from(self.bytes(between_events));
         if let Some(last) = bytes.last_mut() {
@@ -125,7 +131,8 @@ impl Heartbeat {
 /// The heartbeat setting of a handler or of a layer.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum HeartbeatSetting {
-    /// Unset: the heartbeat of the next outer layer applies, or else the default.
+    /// Unset: the heartbeat of the next outer layer applies. If no layer sets a heartbeat, the
+    /// default applies.
     #[default]
     Inherit,
     Off,
@@ -133,8 +140,8 @@ pub(crate) enum HeartbeatSetting {
 }
 
 impl HeartbeatSetting {
-    /// Takes over the setting of an outer layer if this setting is unset. Returns whether it was
-    /// taken over.
+    /// Copies the setting of `outer`, an outer layer, if this setting is unset. Returns `true` if
+    /// this setting has changed.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         let is_inherited = matches!((&*self, outer), (Self::Inherit, Self::Off | Self::On(_)));
         if is_inherited {
@@ -143,7 +150,8 @@ impl HeartbeatSetting {
         is_inherited
     }
 
-    /// Returns the heartbeat, or `None` if it is disabled.
+    /// Returns the heartbeat that is set, or the default if the setting is unset. Returns `None` if
+    /// heartbeats are disabled.
     pub(crate) fn heartbeat(&self) -> Option<&Heartbeat> {
         match self {
             Self::Inherit => Some(&DEFAULT_HEARTBEAT),

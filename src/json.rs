@@ -14,10 +14,11 @@ use std::{
 use tokio_stream::Stream;
 
 impl Event {
-    /// Creates an event whose data is a value as compact JSON, on one line.
+    /// Creates an event whose data is `value` as compact JSON, on one line.
     ///
     /// The value is written into a thread-local buffer, so no `String` is allocated. Line ends in a
-    /// raw value (serde_json's `RawValue`) become spaces. Line ends can occur only between tokens.
+    /// raw value (serde_json's `RawValue`) become spaces. This does not change the value, because
+    /// JSON allows line ends only between tokens.
     ///
     /// U+2028, U+2029 and U+0085 are escaped. Some clients split lines at these characters,
     /// although they are not line ends in an event stream.
@@ -52,8 +53,9 @@ impl Event {
     }
 }
 
-/// Replaces U+0085, U+2028 and U+2029 in JSON by their escapes. Returns `None` in the usual case
-/// that there are none. These characters can occur only within strings, where escapes are valid.
+/// Replaces U+0085, U+2028 and U+2029 in JSON by their escapes. Returns `None` if `json` contains
+/// none of these characters, which is usual. They can occur only within strings, where escapes are
+/// valid.
 fn escape_separators(json: &[u8]) -> Option<Vec<u8>> {
     // The first bytes of U+0085 (C2 85), and of U+2028 and U+2029 (E2 80 A8, E2 80 A9).
     let escape = |at: usize| match &json[at..] {
@@ -82,9 +84,10 @@ impl<S> SseStream<JsonEvents<S>> {
     /// Creates a response from a stream of values. Each value is the data of one event, as
     /// [`Event::json`] writes it.
     ///
-    /// A value that does not serialize ends the stream like an error. [`try_json`](Self::try_json)
-    /// takes a stream of `Result`s. To set names and ids, map the stream to [`Event::json`]
-    /// instead.
+    /// A value that does not serialize ends the response like an error of the stream: see
+    /// [`on_error`](Self::on_error). For a stream of `Result`s, use [`try_json`](Self::try_json).
+    /// To set names and ids, map the values to events with [`Event::json`] and use
+    /// [`new`](Self::new).
     ///
     /// # Examples
     ///
@@ -133,7 +136,7 @@ impl<S> SseStream<TryJsonEvents<S>> {
 }
 
 pin_project! {
-    /// The stream of events inside of [`SseStream::json`].
+    /// The stream of events that [`SseStream::json`] makes of a stream of values.
     #[derive(Debug)]
     pub struct JsonEvents<S> {
         #[pin]
@@ -158,7 +161,7 @@ where
 }
 
 pin_project! {
-    /// The stream of events inside of [`SseStream::try_json`].
+    /// The stream of events that [`SseStream::try_json`] makes of a stream of `Result`s.
     #[derive(Debug)]
     pub struct TryJsonEvents<S> {
         #[pin]
@@ -186,9 +189,9 @@ where
 
 /// The error of a value that does not serialize to JSON. Its [source](Error::source) is the reason.
 ///
-/// As a response of an axum handler, this error is `500 Internal Server Error`. The error converts
-/// into [`hub::Error`](crate::hub::Error), so a handler that also publishes or subscribes needs
-/// only that type.
+/// As a response of an axum handler, this error is `500 Internal Server Error`. It converts into
+/// [`hub::Error`](crate::hub::Error), so a handler that also uses a hub can return that type for
+/// both.
 #[derive(Debug)]
 pub struct JsonError(pub(crate) serde_json::Error);
 

@@ -7,15 +7,16 @@ use std::{error::Error, fmt, str::FromStr};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The names under which clients that cannot set the header send the id in the query.
+/// The names of the query parameters in which clients send the id if they cannot set the
+/// `Last-Event-ID` header.
 const QUERY_NAMES: [&str; 6] =
     ["lastEventId", "last-event-id", "Last-Event-ID", "lastEventID", "last_event_id", "evs_last_event_id"];
 
-/// The id of the last event that a client has received. The client sends it when it reconnects.
+/// The id of the last event that a client has received. The client sends the id when it reconnects.
 ///
-/// The axum extractor never rejects a request. A client that connects for the first time has no id,
-/// and `Option<LastEventId>` is then `None`. Without axum, [`from_request`](Self::from_request) and
-/// [`from_parts`](Self::from_parts) read the id.
+/// The axum extractor never rejects a request. A client that connects for the first time sends no
+/// id, and the extractor `Option<LastEventId>` then yields `None`. Without axum,
+/// [`from_request`](Self::from_request) and [`from_parts`](Self::from_parts) read the id.
 ///
 /// # Sources
 ///
@@ -27,9 +28,10 @@ const QUERY_NAMES: [&str; 6] =
 /// The first valid id is used. An empty value counts as absent.
 ///
 /// A value is malformed if it is not UTF-8 or contains a control character. If all values are
-/// malformed, the id is the beginning of the first one, at most 64 bytes, with U+FFFD in place of
-/// the invalid characters. [`parse`](Self::parse) then usually returns an error, and a hub reports a
-/// [gap](crate::hub::GapReason::Malformed), as the client has missed events.
+/// malformed, the id is made of the first 64 bytes of the first value. U+FFFD replaces their
+/// invalid characters. [`parse`](Self::parse) then usually returns an error. A hub reports a
+/// [gap](crate::hub::GapReason::Malformed), because it cannot know which events the client has
+/// missed.
 ///
 /// # Examples
 ///
@@ -61,13 +63,13 @@ const QUERY_NAMES: [&str; 6] =
 pub struct LastEventId(Option<EventId>);
 
 impl LastEventId {
-    /// Reads the id from a request.
+    /// Reads the id from the header or the query of a request.
     #[must_use]
     pub fn from_request<B>(request: &Request<B>) -> Self {
         Self::read(request.headers(), request.uri())
     }
 
-    /// Reads the id from the head of a request.
+    /// Reads the id from the header or the query in the head of a request.
     #[must_use]
     pub fn from_parts(parts: &Parts) -> Self {
         Self::read(&parts.headers, &parts.uri)
@@ -87,32 +89,32 @@ impl LastEventId {
         Self(id.or(malformed))
     }
 
-    /// Returns the id, if there is one.
+    /// Returns the id, or `None` if the client has sent no id.
     #[must_use]
     pub fn id(&self) -> Option<&EventId> {
         self.0.as_ref()
     }
 
-    /// Returns the id as text, if there is one.
+    /// Returns the id as text, or `None` if the client has sent no id.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         self.id().map(EventId::as_str)
     }
 
-    /// Converts this into the id, if there is one.
+    /// Converts this value into the id, or `None` if the client has sent no id.
     #[must_use]
     pub fn into_id(self) -> Option<EventId> {
         self.0
     }
 
-    /// Parses the id, for example as a number. Returns `None` if there is no id.
+    /// Parses the id, for example as a number. Returns `None` if the client has sent no id.
     ///
     /// # Errors
     ///
-    /// Returns an error if there is an id that does not parse. As a response, the
-    /// [`LastEventIdRejection`] is `400 Bad Request`, after which an `EventSource` does not
-    /// reconnect. If clients may have ids of an older format, the handler can ignore the error and
-    /// start from the beginning: `last.parse().unwrap_or(None)`.
+    /// Returns an error if the id does not parse. As a response, a [`LastEventIdRejection`] is
+    /// `400 Bad Request`, after which an `EventSource` does not reconnect. If clients may have ids
+    /// of an older format, the handler can ignore the error and start from the beginning:
+    /// `last.parse().unwrap_or(None)`.
     pub fn parse<T>(&self) -> Result<Option<T>, LastEventIdRejection>
     where
         T: FromStr,
@@ -126,27 +128,28 @@ impl LastEventId {
 }
 
 impl From<EventId> for LastEventId {
-    /// Converts an id. An empty id counts as absent.
+    /// Converts an id. An empty id counts as no id.
     fn from(id: EventId) -> Self {
         Self((!id.as_bytes().is_empty()).then_some(id))
     }
 }
 
-/// Returns the decoded value of a pair of the query if its name is one of [`QUERY_NAMES`].
+/// Splits one `name=value` pair of the query. Returns the decoded value if the name is one of
+/// [`QUERY_NAMES`], and `None` otherwise.
 fn id_in_query(pair: &str) -> Option<Vec<u8>> {
     let (name, value) = pair.split_once('=')?;
     let is_known = QUERY_NAMES.contains(&std::str::from_utf8(&form_decode(name)).ok()?);
     is_known.then(|| form_decode(value))
 }
 
-/// Decodes `application/x-www-form-urlencoded` (URL standard, §5.1), without the replacement of
+/// Decodes `application/x-www-form-urlencoded` (URL standard, §5.1). Unlike the standard, it keeps
 /// bytes that are not UTF-8.
 fn form_decode(text: &str) -> Vec<u8> {
     percent_decode(text.replace('+', " ").as_bytes()).collect()
 }
 
-/// The error of [`LastEventId::parse`]. As a response, it is `400 Bad Request` with a sentence that
-/// names the id.
+/// The error of [`LastEventId::parse`]: the id does not have the expected format. As a response, it
+/// is `400 Bad Request` with a sentence that quotes the id.
 ///
 /// # Examples
 ///

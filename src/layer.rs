@@ -32,8 +32,8 @@ use tokio_util::sync::CancellationToken;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Completes event streams: headers, heartbeats, shutdown and limits. Other responses pass
-/// unchanged.
+/// Completes event streams: adds headers and heartbeats, and applies a shutdown and limits. Other
+/// responses pass unchanged.
 ///
 /// The layer works with axum, tonic and every other [`Service`] of HTTP requests, and with event
 /// streams from any source: an [`SseStream`](crate::SseStream), another framework's responder, or
@@ -60,12 +60,12 @@ use tower_service::Service;
 /// # Which responses are event streams
 ///
 /// A response is an event stream if its status is 200 and its `Content-Type` is
-/// `text/event-stream`, in any case and with any parameters. A client ignores the body of any other
-/// status (HTML standard, §9.2.2).
+/// `text/event-stream`, in upper or lower case and with any parameters. A client ignores the body
+/// of a response with another status (HTML standard, §9.2.2).
 ///
-/// A response without a `Content-Type` is an event stream if its status is 200, its length is not
-/// known, and `text/event-stream` is the only concrete media type in the `Accept` header of the
-/// request. The layer adds the content type, and `Vary: Accept`.
+/// A response without a `Content-Type` is an event stream under three conditions. Its status is
+/// 200, its length is not known, and `text/event-stream` is the only concrete media type that the
+/// request accepts. The layer then adds the content type and `Vary: Accept`.
 ///
 /// Responses to `HEAD`, and bodies that are already at their end, pass unchanged.
 ///
@@ -79,28 +79,29 @@ use tower_service::Service;
 /// - **`Connection: keep-alive`** is added on HTTP/1.1, unless the client asks to close the
 ///   connection or the [shutdown](Self::shutdown) of this layer has begun. A layer cannot see
 ///   whether the server closes the connection for another reason, such as its own graceful
-///   shutdown. If a response has both options, `close` applies (RFC 9112, §9.3).
-/// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. Heartbeats are sent between
-///   the lines of a stream. So a client dispatches the same events as without the layer. If the
+///   shutdown. If a response has both `keep-alive` and `close`, `close` applies (RFC 9112, §9.3).
+/// - **Heartbeats** follow each interval of silence: see [`Heartbeat`]. They are sent between the
+///   lines of a stream, so a client dispatches the same events as without the layer. If the
 ///   heartbeat is an event, the client dispatches the heartbeats as well.
-/// - **An [`SseStream`](crate::SseStream)** applies the settings in its own body. The settings of
-///   the handler have precedence. So there is never a second heartbeat, even with several layers:
-///   the innermost layer decides.
+/// - **An [`SseStream`](crate::SseStream)** applies the settings of the layer in its own body. The
+///   settings of its handler have precedence. Several layers never add a second heartbeat: the
+///   heartbeat of the innermost layer applies.
 ///
 /// # Compression
 ///
 /// A compressor delays events until it has enough bytes, so the layer disables compressors on both
 /// sides:
 ///
-/// - *Inside*: a request whose `Accept` names `text/event-stream` is passed on with
-///   `Accept-Encoding: identity`. (`*/*` does not name it.) This applies even if the response turns
-///   out to be something else, such as JSON.
+/// - *Inside*: a request whose `Accept` header contains `text/event-stream` is passed on with
+///   `Accept-Encoding: identity`, so the response is not compressed. This also applies if the
+///   response is something else, such as JSON. A range such as `*/*` does not count as
+///   `text/event-stream`.
 /// - *Outside*: the response has a content type that compressors recognize as a stream, and
 ///   `no-transform`. A compressor that is configured to compress every response ignores both.
 ///   tower-http's compressor still delivers each event when it is sent.
 ///
 /// An event stream with a `Content-Encoding` passes without heartbeats, because added bytes would
-/// corrupt it. (`identity`, `none` and an empty value are no encodings.) A
+/// corrupt it. The values `identity` and `none` and an empty value do not count as encodings. A
 /// [shutdown](Self::shutdown) or the [maximum lifetime](Self::max_lifetime) ends such a stream
 /// immediately, without a shutdown event or a reconnect delay.
 #[derive(Clone, Debug)]
@@ -110,8 +111,8 @@ pub struct SseLayer {
 }
 
 impl SseLayer {
-    /// Creates a layer with the default heartbeat, an empty comment after 15 seconds of silence. No
-    /// other setting is set.
+    /// Creates a layer with the default heartbeat, an empty comment after 15 seconds of silence.
+    /// All other settings are unset.
     pub fn new() -> Self {
         Self { settings: Arc::default() }
     }
@@ -124,34 +125,36 @@ impl SseLayer {
     /// Disables the heartbeat of streams whose handler sets no heartbeat.
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
-    /// clients only when a write fails, and a silent stream is kept until then: a client that has
-    /// lost its network, and a client that had sent more than its request on an HTTP/1 connection
-    /// before it closed it.
+    /// clients only when a write fails, and keeps their silent streams until then. The first kind
+    /// has lost its network. The second kind had sent more than its request on an HTTP/1 connection
+    /// before it closed the connection.
     pub fn without_heartbeat(self) -> Self {
         self.with(|settings| settings.heartbeat = HeartbeatSetting::Off)
     }
 
-    /// Sets the reconnect delay that each stream sends first, in whole milliseconds. By default,
-    /// clients use their own delay of some seconds.
+    /// Sets the reconnect delay that each stream sends first, in whole milliseconds. The delay that
+    /// a handler sets has precedence. By default, no delay is sent, and clients use their own delay
+    /// of some seconds.
     pub fn retry(self, delay: Duration) -> Self {
         self.with(|settings| settings.retry = Some(delay))
     }
 
     /// Ends every stream when the token is cancelled. An idle stream ends immediately. A busy
-    /// stream first finishes the current event.
-    ///
-    /// The stream then sends a reconnect delay with [jitter](Self::reconnect_jitter) and its
-    /// [shutdown event](Self::shutdown_event), and ends cleanly. The graceful shutdown of axum and
-    /// hyper waits for every response, so it completes by itself. An upstream stream that is in the
-    /// middle of an event has 250 milliseconds to complete it. After that the event is cut off, and
-    /// the client discards the incomplete event. Streams that begin after the shutdown end in the
+    /// stream first finishes the current event. Streams that begin after the shutdown end in the
     /// same way.
     ///
-    /// With several layers, each of their tokens ends the stream.
+    /// Before its end, the stream sends a reconnect delay with [jitter](Self::reconnect_jitter) and
+    /// the [shutdown event](Self::shutdown_event). So the graceful shutdown of axum and hyper,
+    /// which waits for every response, completes by itself.
+    ///
+    /// An upstream stream that is in the middle of an event has 250 milliseconds to complete the
+    /// event. After that, the event is cut off, and the client discards the incomplete event.
+    ///
+    /// With several layers, the stream ends when the token of any layer is cancelled.
     ///
     /// If a client stops reading and the buffers of its connection are full, its response stays
-    /// open. It then blocks the graceful shutdown until the connection breaks. Put a timeout on the
-    /// graceful shutdown.
+    /// open. The response then blocks the graceful shutdown until the connection breaks. Put a
+    /// timeout on the graceful shutdown.
     ///
     /// # Examples
     ///
@@ -178,35 +181,35 @@ impl SseLayer {
     /// Sends this event before the end of a stream at a [shutdown](Self::shutdown), so that pages
     /// know the reason.
     ///
-    /// The event is sent without its id, because no client can resume from it. An upstream stream
-    /// that cannot complete its current event ends without the shutdown event.
+    /// The event is sent without its id, because no client can resume from the shutdown event. An
+    /// upstream stream that cannot complete its current event ends without the shutdown event.
     ///
-    /// If a client has reconnected and the first event of the new response has no id, the client
-    /// forgets the last id that it had (HTML standard, §9.2.6). The shutdown event can be this
-    /// first event. So a stream that clients resume should begin with an id, for example an
-    /// [`Event::checkpoint`]. The streams of a hub do so.
+    /// If clients can resume the stream, begin it with an id, for example an [`Event::checkpoint`].
+    /// The streams of a hub do so. Otherwise the shutdown event can arrive before the first id. A
+    /// client that has reconnected then forgets its last id (HTML standard, §9.2.6).
     pub fn shutdown_event(self, event: Event) -> Self {
         self.with(|settings| settings.shutdown_event = Some(event.without_id().encode()))
     }
 
-    /// Sets the jitter of reconnect delays, so that clients that are disconnected together do not
-    /// all reconnect at the same time.
+    /// Adds a random time of up to `jitter` to reconnect delays. So clients that are disconnected
+    /// together do not all reconnect at the same time.
     ///
     /// - At a [shutdown](Self::shutdown), and over a limit with [`Overload::RetryLater`], a client
-    ///   gets the delay of [`retry`](Self::retry) (one second if it is not set) plus a random part
-    ///   of the jitter. Without this setting, the jitter is five seconds.
-    /// - The delay that each stream sends first ([`retry`](Self::retry)) varies in the same way,
-    ///   for the clients that a crash disconnects. Without this setting, it does not vary.
+    ///   gets the delay of [`retry`](Self::retry) plus the random time. The delay is one second if
+    ///   `retry` is not set. By default, the random time here is up to five seconds.
+    /// - At the beginning of each stream, a client gets the delay of [`retry`](Self::retry) plus
+    ///   the random time. This spreads the clients that a crash disconnects. By default, there is
+    ///   no random time here.
     ///
-    /// A client keeps the last delay that it received. Set `retry` on the streams that the client
-    /// reconnects to. Otherwise it keeps the delay of the shutdown or rejection.
+    /// A client keeps the last delay that it received. If `retry` is not set on the stream to which
+    /// the client reconnects, the client keeps the delay of the shutdown or rejection.
     pub fn reconnect_jitter(self, jitter: Duration) -> Self {
         self.with(|settings| settings.jitter = Some(jitter))
     }
 
-    /// Ends each stream after this time, with a jitter of ±10 %. A stream first finishes its
-    /// current event. Clients reconnect by themselves, possibly to another server, and authenticate
-    /// again.
+    /// Ends each stream after this time, which varies at random by up to 10 % in both directions. A
+    /// stream first finishes its current event. Clients then reconnect by themselves, possibly to
+    /// another server, and authenticate again.
     ///
     /// With several layers, the shortest lifetime applies.
     pub fn max_lifetime(self, time: Duration) -> Self {
@@ -226,7 +229,7 @@ impl SseLayer {
     /// Limits the number of streams that are open at the same time per key: an address, a user, a
     /// tenant.
     ///
-    /// The key is read from the head of every request. A request whose key is `None` is not
+    /// `key` reads the key from the head of every request. If it returns `None`, the request is not
     /// limited. If this setting is combined with [`max_streams`](Self::max_streams) or called
     /// several times, a stream has to be within all limits.
     ///
@@ -257,11 +260,12 @@ impl SseLayer {
     }
 
     /// Registers each stream under the key of its request, so that the application can
-    /// [end the streams of a key](StreamRegistry). A request whose key is `None` is not registered.
+    /// [end the streams of a key](StreamRegistry). If `key` returns `None`, the request is not
+    /// registered.
     ///
     /// The key is read from the head of every request, before the inner service sees the request.
     /// The stream stays registered until its body is dropped. A response that is not an event
-    /// stream is removed from the registry when the inner service returns it.
+    /// stream is removed from the registry when the inner service returns the response.
     pub fn register<K>(
         self,
         registry: &StreamRegistry<K>,
@@ -275,12 +279,12 @@ impl SseLayer {
         self.with(|settings| settings.registrars.push(Arc::new(register)))
     }
 
-    /// Sets the time for which a stream that its handler has declared
-    /// [`finite`](crate::SseStream::finite) may continue after a [shutdown](Self::shutdown). If it
-    /// does not end by itself within this time, it ends like every other stream. By default, finite
-    /// streams end immediately, too.
+    /// Sets the time for which a [`finite`](crate::SseStream::finite) stream may continue after a
+    /// [shutdown](Self::shutdown). A handler declares that its stream is finite if the stream ends
+    /// by itself. A stream that has not ended within this time ends like every other stream. By
+    /// default, finite streams end immediately, too.
     ///
-    /// A client that connects after the shutdown also gets this time for a finite stream.
+    /// A finite stream that begins after the shutdown also gets this time.
     ///
     /// # Examples
     ///
@@ -299,12 +303,13 @@ impl SseLayer {
         self.with(|settings| settings.drain_timeout = Some(time))
     }
 
-    /// Calls `f` exactly once per stream, when its body is dropped: after its end, when the client
-    /// is gone, or when the response was never sent. Rejected requests are not reported.
+    /// Calls `f` exactly once for each stream, when the body of the stream is dropped: after its
+    /// end, when the client is gone, or when the response was never sent. Requests that a limit
+    /// rejects are not reported.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. It runs after the
-    /// [`SseStream::on_close`](crate::SseStream::on_close) of the handler. If `f` panics, the panic
-    /// is caught, and the other callbacks still run.
+    /// [`SseStream::on_close`](crate::SseStream::on_close) callback of the handler. If `f` panics,
+    /// the panic is caught, and the other callbacks still run.
     pub fn on_close(self, f: impl Fn(StreamSummary) + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.on_close = Some(Arc::new(f)))
     }
@@ -371,7 +376,8 @@ where
     }
 }
 
-/// Returns the request, the keys of its stream, and its registrations.
+/// Reads the head of a request. Returns the request, its keys for the stream limits, and its
+/// registrations in stream registries.
 fn read_head<B>(request: Request<B>, settings: &Settings) -> (Request<B>, Keys, Vec<Registration>) {
     let (head, body) = request.into_parts();
     let keys = Keys::of(&head, &settings.limits);
@@ -420,7 +426,8 @@ where
     }
 }
 
-/// Applies the layer to an event stream. Not inlined, because most responses are not event streams.
+/// Applies the layer to a response that is an event stream. Rejects the response if a limit is
+/// reached. Not inlined, because most responses are not event streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,
@@ -473,7 +480,8 @@ fn make_correct<B: Body>(
     }
 }
 
-/// Returns whether the response may have `Connection: keep-alive`.
+/// Returns whether the response to this request may have `Connection: keep-alive`. It may in
+/// HTTP/1.1, unless the client asks to close the connection.
 ///
 /// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0, the header would be wrong,
 /// because a body without a length ends with the connection (RFC 9112, §6.3).
@@ -482,11 +490,11 @@ fn can_keep_connection<B>(request: &Request<B>) -> bool {
 }
 
 /// Returns whether a client interprets the response as an event stream. A client does so only if
-/// the status is 200 (HTML standard, §9.2.2).
+/// the status is 200 (HTML standard, §9.2.2). A body that is already at its end does not count.
 ///
 /// `assumes` is true if the client accepts only event streams. A response without a content type
-/// then counts as an event stream, unless its length is known: a body of known length is complete,
-/// so it is not a stream.
+/// then counts as an event stream if its length is unknown. A body of known length is complete, so
+/// it is not a stream.
 pub(crate) fn is_event_stream<B: Body>(response: &Response<B>, assumes: bool) -> bool {
     let is_of_type = match response.headers().get(CONTENT_TYPE) {
         Some(value) => headers::is_event_stream(value),

@@ -141,9 +141,9 @@
 //! is an [`SseStream`]. A panic in `on_close` is the event `callback panicked` (`ERROR`), with the
 //! field `callback`. A request over a [limit](SseLayer::when_full) is the event `stream refused`
 //! (`DEBUG`). A close of a [`StreamRegistry`] that cannot be announced to other nodes is the event
-//! `close not announced` (`ERROR`), with the field `error`. A connection of `serve` whose socket does
-//! not accept the options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with
-//! the field `error`.
+//! `close not announced` (`ERROR`), with the field `error`. A connection of `serve` whose socket
+//! does not accept the options of its `ClientTimeout` is the event `socket options not set`
+//! (`WARN`), with the field `error`.
 //!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
@@ -157,11 +157,12 @@
 //!
 //! # Runtime
 //!
-//! Heartbeats, and the delay before an error, need tokio's timer. A body that needs it panics in a
-//! runtime without timers. Outside of any tokio runtime, only a heartbeat panics, so
-//! [`SseStream::without_heartbeat`] runs on any executor. A stream has no task. `serve` has one for
-//! each connection. A [`hub`] has one task. With a backend it has one more that follows the log, and one for each running history
-//! read.
+//! Heartbeats, lifetimes, drain timeouts and the delay before an error need tokio's timer. A body
+//! that needs the timer panics in a runtime without timers. Outside of any tokio runtime, the error
+//! comes without the delay. So a stream without heartbeats ([`SseStream::without_heartbeat`]) and
+//! without time limits runs on any executor. A stream has no task. `serve` has one for each
+//! connection. A [`hub`] has one task. With a backend it has one more that follows the log, and one
+//! for each running history read.
 //!
 //! # Scope
 //!
@@ -232,7 +233,9 @@ pub use summary::{CloseReason, StreamSummary};
 #[doc = include_str!("../docs/production.md")]
 #[doc = include_str!("../docs/recordings.md")]
 #[doc = include_str!("../docs/presence.md")]
+#[doc = include_str!("../docs/authentication.md")]
+#[doc = include_str!("../docs/rates-and-filters.md")]
 struct Guides;
 
-/// A boxed error of any type, the same type as in tower and axum.
+/// A boxed error of any type. It is the same type as `BoxError` in tower and axum.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -30,37 +30,38 @@ use std::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Overload {
-    /// `503 Service Unavailable` with `Retry-After`, or `429 Too Many Requests` if the limit of a
-    /// key is reached. A 503 lets load balancers detect the overload. Load balancers do not eject a
-    /// server because of a 429, since one client with too many streams does not make the server
-    /// unhealthy. An `EventSource` does not reconnect by itself.
+    /// `503 Service Unavailable`, or `429 Too Many Requests` if the limit of a key is reached, with
+    /// `Retry-After`. An `EventSource` does not reconnect by itself after either status.
+    ///
+    /// A 503 lets load balancers detect the overload. A 429 does not make load balancers eject the
+    /// server: one client with too many streams is not a problem of the server.
     #[default]
     ServiceUnavailable,
     /// A stream that sends a reconnect delay and ends. An `EventSource` reconnects after the delay.
     RetryLater,
 }
 
-/// The keys of a request, one for each limit that has keys.
+/// The keys of a request for the stream limits that count per key, in the order of these limits.
 ///
-/// The usual single key needs no allocation. That matters because the keys are computed for every
-/// request, and most requests are not for streams.
+/// A single key, which is usual, needs no allocation. That matters because the keys are computed
+/// for every request, and most requests are not for streams.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
     first: Key,
     others: Box<[Key]>,
 }
 
-/// The hash of a key, or `None` if the limit does not apply to the request. The hash has a random
-/// seed, so that clients cannot choose keys that collide.
+/// The hash of the key by which a limit counts a request, or `None` if the limit does not apply to
+/// the request. The hash has a random seed, so that clients cannot choose keys that collide.
 type Key = Option<u64>;
 
-/// A type of keys for [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per): text, an
-/// address, an integer, a header value, a method, a URI, a tuple of two keys, or an `Option` of any
-/// type that implements [`Hash`].
+/// A type of keys for [`SseLayer::max_streams_per`](crate::SseLayer::max_streams_per). Keys are
+/// text, addresses, integers, header values, methods, URIs and pairs of these types. An `Option` of
+/// any type that implements [`Hash`] is a key, too.
 ///
-/// `None` means that the request is not limited. For another type, return `Some(key)`.
+/// `None` means that the request is not limited. For a key of another type, return `Some(key)`.
 ///
-/// This trait is sealed.
+/// This trait is sealed: it cannot be implemented outside of this crate.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a key of a stream limit",
     note = "return `Some(key)` for a key of any type that implements `Hash`; `None` is not limited"
@@ -126,19 +127,21 @@ mod sealed {
 pub(crate) enum LimitReached {
     /// The limit of all streams together is reached.
     Total,
-    /// The limit of one key is reached.
+    /// The limit of one key, such as an address or a user, is reached.
     Key,
 }
 
 impl Keys {
-    /// Reads the keys, in the order of the limits that have keys.
+    /// Reads the keys of a request, one for each of `limits` that counts per key, in the same
+    /// order.
     pub(crate) fn of(parts: &Parts, limits: &[Limit]) -> Self {
         let mut keys = limits.iter().filter_map(Limit::keyed).map(|slots| (slots.key)(parts));
         Self { first: keys.next().unwrap_or_default(), others: keys.collect() }
     }
 
-    /// Acquires the permits that the stream does not have yet, one for each limit. Returns the kind
-    /// of the limit if a limit is reached.
+    /// Acquires one permit for each limit that applies to the request. Limits for which `is_held`
+    /// returns `true` are skipped, because an inner layer already holds their permit. If a limit is
+    /// reached, returns the kind of the limit, and releases the permits that were already acquired.
     pub(crate) fn acquire(
         &self,
         limits: &[Limit],
@@ -156,7 +159,8 @@ impl Keys {
     }
 }
 
-/// A limit of the streams that are open at the same time: of all streams, or per key.
+/// A limit of the number of streams that are open at the same time: of all streams together, or per
+/// key.
 #[derive(Clone)]
 pub(crate) enum Limit {
     All(Arc<Slots>),
@@ -171,7 +175,7 @@ pub(crate) struct Slots {
 pub(crate) struct KeyedSlots {
     max: usize,
     key: Box<dyn Fn(&Parts) -> Key + Send + Sync>,
-    /// The number of open streams by the hash of their key.
+    /// The number of open streams for each key. The map is indexed by the hash of the key.
     in_use: Mutex<HashMap<u64, usize>>,
 }
 
@@ -186,7 +190,8 @@ impl Limit {
         Self::Per(Arc::new(KeyedSlots { max, key, in_use: Mutex::default() }))
     }
 
-    /// Returns the slots of a limit that has keys.
+    /// Returns the counts and the key function of a limit per key, and `None` for a limit of all
+    /// streams.
     fn keyed(&self) -> Option<&KeyedSlots> {
         match self {
             Self::All(_) => None,
@@ -194,7 +199,8 @@ impl Limit {
         }
     }
 
-    /// Acquires a permit. Returns `None` if the limit does not apply to this key.
+    /// Acquires a permit for one stream. Returns `Ok(None)` if the limit does not apply because
+    /// `key` is `None`, and `Err` if the limit is reached.
     fn try_acquire(&self, key: Key) -> Result<Option<Permit>, LimitReached> {
         match self {
             Self::All(slots) => {
@@ -225,14 +231,15 @@ impl fmt::Debug for Limit {
     }
 }
 
-/// The permission for one stream to be open under a limit. Dropping it frees its place.
+/// The permission for one stream to be open under a limit. Dropping the permit allows another
+/// stream to begin.
 pub(crate) enum Permit {
     All(Arc<Slots>),
     Per(Arc<KeyedSlots>, u64),
 }
 
 impl Permit {
-    /// Returns whether this is a permit of a limit. Clones of a limit are the same limit.
+    /// Returns whether this is a permit of `limit`. A limit and its clones count as one limit.
     pub(crate) fn is_of(&self, limit: &Limit) -> bool {
         match (self, limit) {
             (Self::All(slots), Limit::All(of)) => Arc::ptr_eq(slots, of),

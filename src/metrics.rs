@@ -33,8 +33,8 @@ mod on {
     #[cfg(feature = "hub")]
     const READS_REJECTED: &str = "tower_sse_hub_reads_rejected_total";
 
-    /// Describes all metrics, once per process. A recorder is usually installed before the first
-    /// stream begins.
+    /// Describes all metrics to the recorder of the application, once per process. Called before
+    /// the first metric is recorded, because a recorder is usually installed by then.
     fn describe() {
         static DESCRIBED: Once = Once::new();
         DESCRIBED.call_once(|| {
@@ -61,34 +61,36 @@ mod on {
         });
     }
 
-    /// Counts a request that was rejected because of a limit.
+    /// Counts a request that was rejected because a limit of streams was reached.
     pub(crate) fn refused() {
         describe();
         counter!(REFUSED).increment(1);
     }
 
-    /// Counts a gap that is reported to a subscriber.
+    /// Counts a gap (missing events) that a hub reports to a subscriber. `reason` is the label of
+    /// the counter.
     #[cfg(feature = "hub")]
     pub(crate) fn gap(reason: &'static str) {
         describe();
         counter!(GAPS, "reason" => reason).increment(1);
     }
 
-    /// Counts a request to the backend that failed.
+    /// Counts a failed request to the backend of a hub. `operation` is the label of the counter.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str) {
         describe();
         counter!(BACKEND_FAILURES, "operation" => operation).increment(1);
     }
 
-    /// Counts a history read that was rejected because the queue was full.
+    /// Counts a history read that a hub rejected because too many reads were waiting.
     #[cfg(feature = "hub")]
     pub(crate) fn read_rejected() {
         describe();
         counter!(READS_REJECTED).increment(1);
     }
 
-    /// The metrics of one stream. The frequently used counters are looked up once per stream.
+    /// The metrics of one stream. Counters that change with each frame are looked up once, at the
+    /// beginning.
     pub(crate) struct Stream(Option<Handles>);
 
     struct Handles {
@@ -99,12 +101,12 @@ mod on {
     }
 
     impl Stream {
-        /// Returns metrics that do not record.
+        /// Returns the metrics of a body that does not count as a stream. They record nothing.
         pub(crate) fn none() -> Self {
             Self(None)
         }
 
-        /// Counts a stream that begins.
+        /// Counts a stream that begins, and returns its metrics.
         pub(crate) fn begin() -> Self {
             describe();
             let active = gauge!(ACTIVE);

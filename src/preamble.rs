@@ -14,25 +14,26 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use tokio_stream::Stream;
 
-/// The first bytes of a response's body, before the items of its stream, and whether the response
-/// is a 204 instead.
+/// The data that a response sends before the first item of its stream: the first bytes of the body,
+/// or the status 204 instead of a body.
 #[derive(Debug, Default)]
 pub(crate) struct Preamble {
     /// The bytes that are sent before the first item.
     pub(crate) bytes: Bytes,
-    /// Set if the stream has no items, now or later. The response is then `204 No Content`.
+    /// Set if the stream has no items and will never have any. The response is then
+    /// `204 No Content`.
     pub(crate) is_over: bool,
 }
 
-/// The call that a response is making to its stream on this thread.
+/// The call that a response is currently making to its stream on this thread.
 #[derive(Default)]
 enum Call {
     #[default]
     None,
-    /// The response asks for the preamble. The vector collects the offers of the streams inside the
-    /// adapters.
+    /// The response calls `size_hint` to ask for the preamble, the first bytes of the response. The
+    /// vector collects the preambles that streams inside adapters such as `merge` offer.
     Asks(Vec<Preamble>),
-    /// The response is polling the stream for the first time.
+    /// The response calls `poll_next` of its stream for the first time.
     PollsFirst,
 }
 
@@ -40,8 +41,8 @@ thread_local! {
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
 }
 
-/// A guard that restores the previous value of the thread-local call when it is dropped, even if
-/// the stream panics.
+/// A guard for a thread-local [`Call`]. When it is dropped, even during a panic of the stream, it
+/// restores the previous value.
 struct Scope(Call);
 
 impl Scope {
@@ -57,11 +58,11 @@ impl Drop for Scope {
 }
 
 impl Preamble {
-    /// Returns the preamble of a stream, or of the streams inside its adapters.
+    /// Returns the preamble of a stream, or of the streams inside adapters such as `map` and
+    /// `merge`.
     ///
-    /// If the preambles of several merged streams differ in their first bytes, the result has no
-    /// first bytes. The result is over only if all of the streams are over and the adapters add no
-    /// item.
+    /// If merged streams offer different first bytes, the result has no first bytes. `is_over` is
+    /// set only if all these streams are over and the `size_hint` of the whole stream is 0.
     pub(crate) fn of(stream: &impl Stream) -> Self {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();
@@ -72,8 +73,9 @@ impl Preamble {
         Self { bytes, is_over }
     }
 
-    /// Offers a preamble if a response is asking for it, and returns whether a response is asking.
-    /// Streams call this in `size_hint`.
+    /// Offers a preamble to the response that is asking for one on this thread. Returns `false`,
+    /// without calling `preamble`, if no response is asking. Streams call this method in their
+    /// `size_hint`.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));
@@ -89,13 +91,14 @@ impl Preamble {
     }
 }
 
-/// Polls the stream of a response for the first time.
+/// Calls `poll`, in which a response polls its stream for the first time. During this call,
+/// [`is_first_poll`] returns `true` on this thread.
 pub(crate) fn first_poll<T>(poll: impl FnOnce() -> T) -> T {
     let _scope = Scope::enter(Call::PollsFirst);
     poll()
 }
 
-/// Returns whether a response polls its stream for the first time.
+/// Returns whether a response is currently polling its stream for the first time on this thread.
 #[cfg(feature = "hub")]
 pub(crate) fn is_first_poll() -> bool {
     CALL.with_borrow(|call| matches!(call, Call::PollsFirst))

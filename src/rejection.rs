@@ -15,18 +15,20 @@ use http::{
 };
 use http_body::Body;
 
-/// An extension that marks the response to a request over the limit. Outer layers do not handle
-/// this response as an event stream. They only add settings that the inner layer has left unset.
+/// An extension that marks the response to a request over a stream limit. Outer layers do not
+/// handle such a response as an event stream. They only apply settings that the inner layer has
+/// left unset.
 #[derive(Clone)]
 pub(crate) struct Rejected {
     pub(crate) limit: LimitReached,
     pub(crate) settings: Settings,
 }
 
-/// Replaces the response to a request over the limit. The stream of the handler is not polled.
+/// Turns the response of the handler into the response to a request over a stream limit. The body
+/// of the handler is never polled.
 ///
-/// The other headers of the response are kept. Without the CORS headers, a page of another origin
-/// would not reconnect.
+/// Headers of the handler that do not describe the body are kept. Without the CORS headers, a page
+/// of another origin would not reconnect.
 pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
     let delay = rejected.settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();
@@ -60,8 +62,9 @@ pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Resp
     Response::from_parts(head, body)
 }
 
-/// Replaces the response of an inner layer to a request over its limit, if settings are unset there
-/// and set in this layer.
+/// Handles a response with which an inner layer has rejected a request over its limit. Values that
+/// are unset in the inner layer are taken from `outer`, the settings of this layer, and the
+/// response is created again. If there are no such values, the response is not changed.
 pub(crate) fn reject_again<B: Body>(
     mut response: Response<B>,
     mut rejected: Rejected,

@@ -25,22 +25,26 @@ pub(crate) struct Settings {
     pub(crate) on_close: Option<Arc<dyn Fn(StreamSummary) + Send + Sync>>,
 }
 
-/// Registers the stream of a request in a registry, unless the request has no key.
+/// A function that registers the stream of a request in a registry. It returns `None` if the
+/// request has no key.
 pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + Sync>;
 
 impl Settings {
-    /// The default reconnect delay, and the default jitter of clients that are disconnected
-    /// together.
+    /// The default reconnect delay of clients that a shutdown or a limit disconnects.
     const RETRY: Duration = Duration::from_secs(1);
+    /// The default maximum of the random time that is added to the reconnect delay at a shutdown or
+    /// over a limit.
     const JITTER: Duration = Duration::from_secs(5);
 
-    /// Returns whether a setting needs the head of every request.
+    /// Returns whether the settings need the head of every request, to read keys of limits and
+    /// registries.
     pub(crate) fn reads_head(&self) -> bool {
         !self.limits.is_empty() || !self.registrars.is_empty()
     }
 
-    /// Takes over settings of an outer layer that are unset here. Settings that every layer applies
-    /// separately are not taken over. Returns whether a setting was taken over.
+    /// Sets unset values to the values of `outer`, the settings of an outer layer. Settings that
+    /// each layer applies by itself, such as limits, are not copied. Returns `true` if a value was
+    /// copied.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         fn fill<T: Clone>(own: &mut Option<T>, outer: &Option<T>) -> bool {
             let is_filled = own.is_none() && outer.is_some();
@@ -58,18 +62,20 @@ impl Settings {
             | fill(&mut self.drain_timeout, &outer.drain_timeout)
     }
 
-    /// Returns the delay that a stream sends first. `own` is the delay of the handler.
+    /// Returns the reconnect delay that a stream sends first, with jitter, or `None` if no delay is
+    /// set. `own` is the delay of the handler, which has precedence.
     pub(crate) fn first_retry(&self, own: Option<Duration>) -> Option<Duration> {
         Some(with_jitter(own.or(self.retry)?, self.jitter.unwrap_or_default()))
     }
 
-    /// Returns the reconnect delay, with jitter, of a client that is disconnected along with
-    /// others.
+    /// Returns the reconnect delay, with jitter, of a client that a shutdown or a limit
+    /// disconnects. `own` is the delay of the handler, which has precedence.
     pub(crate) fn reconnect_delay(&self, own: Option<Duration>) -> Duration {
         with_jitter(own.or(self.retry).unwrap_or(Self::RETRY), self.jitter.unwrap_or(Self::JITTER))
     }
 
-    /// Returns the final bytes of a stream at a shutdown.
+    /// Returns the bytes that a stream sends before its end at a shutdown. `retry` is the reconnect
+    /// delay that the handler has set.
     pub(crate) fn final_bytes(&self, retry: Option<Duration>) -> FinalBytes {
         let event = self.shutdown_event.clone().unwrap_or_default();
         FinalBytes { event, retry: retry_line(self.reconnect_delay(retry)) }
@@ -94,7 +100,7 @@ impl Default for Settings {
     }
 }
 
-/// Returns the delay plus a random part of the jitter.
+/// Returns `delay` plus a random time between zero and `jitter`.
 fn with_jitter(delay: Duration, jitter: Duration) -> Duration {
     delay.saturating_add(jitter.mul_f64(random::fraction()))
 }
@@ -114,18 +120,19 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// The bytes that a stream sends before it is ended by a layer. Both parts can be empty.
+/// The bytes that a stream sends before a layer or the handler ends it. Both parts can be empty.
 #[derive(Default)]
 pub(crate) struct FinalBytes {
-    /// The shutdown event.
+    /// The last event, such as the shutdown event or the event with which a registry closes the
+    /// stream.
     pub(crate) event: Bytes,
-    /// The line with the reconnect delay. The line is legal in the middle of an event.
+    /// The `retry` line with the reconnect delay. The line is legal in the middle of an event.
     pub(crate) retry: Bytes,
 }
 
 impl FinalBytes {
-    /// Joins both parts, with the delay first. Some clients, such as undici and htmx, apply a delay
-    /// only together with an event that follows it.
+    /// Joins the reconnect delay and the last event, in this order. Some clients, such as undici
+    /// and htmx, apply a delay only together with an event that follows the delay.
     pub(crate) fn into_bytes(self) -> Bytes {
         if self.event.is_empty() { self.retry } else { [self.retry, self.event].concat().into() }
     }

@@ -7,13 +7,14 @@ use std::os::fd::AsFd as AsSocket;
 use std::os::windows::io::AsSocket;
 use std::{io, time::Duration};
 
-/// Closes TCP connections whose client has stopped reading or is gone. Default: 30 seconds.
+/// Closes TCP connections whose client has stopped reading or is gone. Default: after 30 seconds.
 ///
 /// A response body cannot detect such a client. hyper does not poll the body while the socket is
 /// full, so no timer in the body runs: neither a heartbeat nor
-/// [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). The kernel detects both cases, but it
-/// waits about 15 minutes for a client that acknowledges nothing, and forever for a client that
-/// acknowledges and does not read. This type sets the socket options that shorten the wait.
+/// [`SseLayer::max_lifetime`](crate::SseLayer::max_lifetime). The kernel detects both kinds of
+/// clients, but late. It waits about 15 minutes for a client that acknowledges nothing. It waits
+/// forever for a client that acknowledges data and does not read it. This type sets the socket
+/// options that shorten the wait.
 ///
 /// After the timeout, the kernel closes the connection. hyper gets the error immediately and drops
 /// the body. [`SseStream::on_close`](crate::SseStream::on_close) reports
@@ -195,8 +196,9 @@ impl ClientTimeout {
     /// The maximum of `TCP_KEEPIDLE` on Linux, in seconds.
     const LONGEST_KEEP_ALIVE: u64 = 32_767;
 
-    /// Creates a timeout: a connection ends when its client has not read, or has been unreachable,
-    /// for this long. The shortest timeout is one second.
+    /// Creates a timeout. A connection ends when its client has not read, or has been unreachable,
+    /// for this time. The shortest timeout is one second, and the longest is 24 days. Other values
+    /// are set to the nearest limit.
     pub fn after(timeout: Duration) -> Self {
         Self { after: timeout.clamp(Self::SHORTEST, Self::LONGEST) }
     }
@@ -219,7 +221,8 @@ impl ClientTimeout {
         socket.set_tcp_nodelay(true)
     }
 
-    /// Returns keep-alive options: about half of the timeout in silence, then up to three probes.
+    /// Returns the keep-alive options. The first probe follows after about half of the timeout
+    /// without any data. Up to three probes follow in the other half.
     fn keep_alive(&self) -> TcpKeepalive {
         let round_up = u64::from(self.after.subsec_nanos() > 0);
         // One second of silence and one second for the probe are the minimum.

@@ -61,8 +61,8 @@ use tokio_stream::{Empty, Stream};
 #[must_use = "a stream does nothing until it is returned as a response"]
 pub struct SseStream<S> {
     stream: S,
-    /// The settings that the handler has made for this stream. They are in a box because most
-    /// handlers make none.
+    /// The settings that the handler has made for this stream. They are boxed because most handlers
+    /// make none.
     options: Option<Box<Options>>,
     preamble: Preamble,
 }
@@ -70,10 +70,11 @@ pub struct SseStream<S> {
 impl<S> SseStream<S> {
     /// Creates a response from a stream of events.
     ///
-    /// The response of a [`Subscription`](crate::hub::Subscription) begins with an event that
-    /// contains the cursor, the id at which the client resumes. If the client has received all
-    /// events of finished topics, the response is `204 No Content` instead. Adapters such as `map` or
-    /// `merge` [keep the cursor and the 204](crate::hub::Subscription#adapters).
+    /// The response of a [`Subscription`](crate::hub::Subscription) to a hub begins with an event
+    /// that contains the cursor: the id at which the client resumes. If all topics of the
+    /// subscription are finished and the client has received all events, the response is
+    /// `204 No Content` instead. Adapters such as `map` or `merge`
+    /// [keep the cursor and the 204](crate::hub::Subscription#adapters).
     pub fn new(stream: S) -> Self
     where
         S: Stream + Send + 'static,
@@ -82,11 +83,12 @@ impl<S> SseStream<S> {
         Self { preamble: Preamble::of(&stream), stream, options: None }
     }
 
-    /// Wraps the stream, for example in an adapter.
+    /// Replaces the stream by the stream that `f` returns, for example the same stream inside an
+    /// adapter.
     ///
-    /// The settings of the response are kept. If the stream is a
-    /// [`Subscription`](crate::hub::Subscription), the response also keeps its cursor and its `204
-    /// No Content`, whatever the adapter.
+    /// The settings of the response are kept. If the old stream is a
+    /// [`Subscription`](crate::hub::Subscription) to a hub, the response also keeps its cursor and
+    /// its `204 No Content`, whatever `f` returns.
     ///
     /// # Examples
     ///
@@ -108,19 +110,20 @@ impl<S> SseStream<S> {
         SseStream { stream: f(self.stream), options: self.options, preamble: self.preamble }
     }
 
-    /// Sets the heartbeat. It overrides the heartbeat of layers. The default is a comment after 15
-    /// seconds of silence.
+    /// Sets the heartbeat of this stream, which overrides the heartbeat of layers. The default is a
+    /// comment after 15 seconds of silence.
     pub fn heartbeat(self, heartbeat: Heartbeat) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::On(heartbeat))
     }
 
     /// Disables the heartbeat of this stream, including the heartbeat of layers. No byte is sent
-    /// before the first event. (A subscription to a hub still begins with its cursor.)
+    /// before the first event. A subscription to a hub still begins with an event that contains its
+    /// cursor.
     ///
     /// The server still notices most clients that close their connection. It notices two kinds of
-    /// clients only when a write fails, and a silent stream is kept until then: a client that has
-    /// lost its network, and a client that had sent more than its request on an HTTP/1 connection
-    /// before it closed it.
+    /// clients only when a write fails, and keeps their silent streams until then. The first kind
+    /// has lost its network. The second kind had sent more than its request on an HTTP/1 connection
+    /// before it closed the connection.
     pub fn without_heartbeat(self) -> Self {
         self.with(|options| options.heartbeat = HeartbeatSetting::Off)
     }
@@ -133,7 +136,7 @@ impl<S> SseStream<S> {
         self.with(|options| options.rare().retry = Some(delay))
     }
 
-    /// Sets the last event. It is sent if the stream ends by itself and without an error.
+    /// Sets the last event, which is sent if the stream ends by itself and without an error.
     ///
     /// # Examples
     ///
@@ -148,12 +151,13 @@ impl<S> SseStream<S> {
         self.with(|options| options.rare().end_with = Some(event))
     }
 
-    /// Maps an error of the stream to a final event, followed by a clean end. If the closure
-    /// returns `None`, the body fails and the transfer is aborted, which is the default.
+    /// Maps an error of the stream to a final event, followed by a clean end of the response. If
+    /// `f` returns `None`, the body fails and the transfer is aborted. That is also the default
+    /// without `on_error`.
     ///
-    /// In both cases, all events before the error are sent first. Before an abort, the transport
-    /// has 250 milliseconds to flush them, because hyper drops its buffers when a body fails. The
-    /// closure is also the place to log the error.
+    /// All events before the error are sent first. Before an abort, the transport has 250
+    /// milliseconds to flush them, because hyper drops its buffers when a body fails. `f` is also
+    /// the place to log the error.
     ///
     /// # Examples
     ///
@@ -170,11 +174,12 @@ impl<S> SseStream<S> {
         self.with(|options| options.rare().on_error = Mutex::new(Some(Box::new(f))))
     }
 
-    /// Calls `f` exactly once, when the body is dropped: after the end of the stream, when the
-    /// client is gone, or when the response was never sent.
+    /// Calls `f` exactly once, when the body of the response is dropped: after the end of the
+    /// stream, when the client is gone, or when the response was never sent.
     ///
     /// `f` runs on the thread that drops the body, so it should return quickly. If `f` panics, the
-    /// panic is caught, and the callbacks of layers still run. A second call replaces `f`.
+    /// panic is caught, and the callbacks of layers still run. A second call of this method
+    /// replaces `f`.
     ///
     /// # Examples
     ///
@@ -190,12 +195,12 @@ impl<S> SseStream<S> {
         self.with(|options| options.rare().end().on_close = Some((Instant::now(), Box::new(f))))
     }
 
-    /// Ends the stream when this future is ready. If the future returns an event, the stream sends
-    /// it before the end.
+    /// Ends the stream when this future completes. If the future returns an event, the stream sends
+    /// that event before the end.
     ///
-    /// Events that the stream has returned before are sent first. The event of
-    /// [`end_with`](Self::end_with) is not sent. The [reason](crate::CloseReason) is `Ended`. A
-    /// second call replaces the future.
+    /// Events that the stream has already returned are sent first. The event of
+    /// [`end_with`](Self::end_with) is not sent. The [reason](crate::CloseReason) of the end is
+    /// `Ended`. A second call of this method replaces the future.
     ///
     /// To end all streams of a user, use a [`StreamRegistry`](crate::StreamRegistry).
     ///
@@ -218,27 +223,29 @@ impl<S> SseStream<S> {
         self.with(|options| options.rare().end().end_when = Some(Box::pin(future)))
     }
 
-    /// Ends the stream after this time, exactly. Clients reconnect by themselves. The time begins
-    /// when the body is first polled.
+    /// Ends the stream after exactly this time, without jitter. The time begins when the body is
+    /// first polled. Clients reconnect by themselves.
     ///
     /// A layer can set a [lifetime](crate::SseLayer::max_lifetime) for all of its streams, with a
-    /// jitter. The shorter of both applies.
+    /// jitter. If the layer and the handler both set a lifetime, the shorter one applies.
     pub fn max_lifetime(self, time: Duration) -> Self {
         self.with(|options| options.rare().end().max_lifetime = Some(time))
     }
 
     /// Declares that the stream ends by itself after a limited time, for example the answer of a
-    /// language model. At a shutdown, it may then continue for the
-    /// [drain timeout](crate::SseLayer::drain_timeout) of the layer.
+    /// language model. At a shutdown, the stream may then continue for the
+    /// [drain timeout](crate::SseLayer::drain_timeout) of the layer. Without a drain timeout, it
+    /// ends at once.
     pub fn finite(self) -> Self {
         self.with(|options| options.rare().end().is_finite = true)
     }
 
-    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return
-    /// the `SseStream` itself, or call axum's `into_response`, which boxes the body.
+    /// Converts this value into an [`http::Response`], for tower and hyper. In an axum handler,
+    /// return the `SseStream` itself, or call axum's `into_response`, which boxes the body.
     ///
-    /// A middleware that puts the body into a new response should keep the extensions. They contain
-    /// what an [`SseLayer`](crate::SseLayer) needs to recognize the body and its settings.
+    /// A middleware that puts the body into a new response should keep the extensions of the old
+    /// response. An [`SseLayer`](crate::SseLayer) needs them to recognize the body and the settings
+    /// of the handler.
     ///
     /// # Examples
     ///
@@ -278,9 +285,9 @@ impl<S> SseStream<S> {
 }
 
 impl SseStream<Empty<Event>> {
-    /// Returns the response for a client that should not reconnect: `204 No Content`. It stops an
-    /// `EventSource` (HTML standard, §9.2.1). The page gets an `error` event, and its `readyState`
-    /// is `CLOSED`.
+    /// Returns the response for a client that should not reconnect: `204 No Content`. An
+    /// `EventSource` that receives it stops (HTML standard, §9.2.1). The page gets an `error`
+    /// event, and the `readyState` is `CLOSED`.
     ///
     /// # Examples
     ///
@@ -306,14 +313,15 @@ impl<S> fmt::Debug for SseStream<S> {
     }
 }
 
-/// `204 No Content`: see [`SseStream::stop_reconnecting`].
+/// The response `204 No Content`, which stops a client from reconnecting. Created by
+/// [`SseStream::stop_reconnecting`].
 #[derive(Debug)]
 #[must_use = "it does nothing until it is returned as a response"]
 pub struct StopReconnecting(());
 
 impl StopReconnecting {
-    /// Converts this into an [`http::Response`], for tower and hyper. In an axum handler, return
-    /// the value itself.
+    /// Converts this value into an [`http::Response`], for tower and hyper. In an axum handler,
+    /// return the value itself.
     #[must_use]
     pub fn into_http_response(self) -> Response<SseBody<Empty<Event>>> {
         no_content()

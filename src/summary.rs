@@ -5,8 +5,9 @@
 
 use std::{fmt, time::Duration};
 
-/// Describes a stream that has ended, for [`SseStream::on_close`](crate::SseStream::on_close) and
-/// [`SseLayer::on_close`](crate::SseLayer::on_close).
+/// Describes a stream that has ended. The callbacks of
+/// [`SseStream::on_close`](crate::SseStream::on_close) and
+/// [`SseLayer::on_close`](crate::SseLayer::on_close) receive it.
 ///
 /// # Examples
 ///
@@ -24,17 +25,19 @@ use std::{fmt, time::Duration};
 pub struct StreamSummary {
     /// The reason why the stream ended.
     pub reason: CloseReason,
-    /// The time from the response until the transport dropped the body.
+    /// The time from the creation of the response until the transport dropped the body.
     pub duration: Duration,
-    /// The number of events that were handed to the transport, including the last event of
-    /// `end_with` or `on_error` and the shutdown event. Heartbeats do not count, and neither does
-    /// the first cursor of a subscription to a hub. In an upstream stream, each blank line that
-    /// ends an event counts. For an upstream stream with a `Content-Encoding`, this is 0.
+    /// The number of events that were handed to the transport. The last event of `end_with` or
+    /// `on_error` and the shutdown event count, too. Heartbeats do not count, and neither does the
+    /// event with the cursor at the beginning of a hub subscription.
+    ///
+    /// In an upstream stream, each blank line that ends an event counts. For an upstream stream
+    /// with a `Content-Encoding`, the number is 0.
     pub events: u64,
     /// The number of bytes that were handed to the transport, including heartbeats.
     pub bytes: u64,
-    /// The number of heartbeats that were handed to the transport, including the first byte of a
-    /// stream without a ready event.
+    /// The number of heartbeats that were handed to the transport. The comment with which a stream
+    /// begins if no event is ready also counts.
     pub heartbeats: u64,
 }
 
@@ -46,21 +49,21 @@ pub enum CloseReason {
     Finished,
     /// The stream failed with an error or a panic.
     Error,
-    /// The transport dropped the body before its end: the client closed the connection, or could
-    /// not be reached.
+    /// The transport dropped the body before the end of the stream. The client closed the
+    /// connection, or could not be reached.
     ClientGone,
-    /// The application has ended the stream: by
-    /// [`SseStream::end_when`](crate::SseStream::end_when), or with a
+    /// The application has ended the stream, with
+    /// [`SseStream::end_when`](crate::SseStream::end_when) or a
     /// [`StreamRegistry`](crate::StreamRegistry).
     Ended,
-    /// The [token](crate::SseLayer::shutdown) was cancelled, or the hub of the subscription was
-    /// shut down.
+    /// The [shutdown token](crate::SseLayer::shutdown) of a layer was cancelled, or the hub of the
+    /// subscription was shut down.
     Shutdown,
-    /// The maximum lifetime of the stream has expired, which the
+    /// The maximum lifetime of the stream has expired, which a
     /// [layer](crate::SseLayer::max_lifetime) or the [handler](crate::SseStream::max_lifetime) has
     /// set.
     MaxLifetime,
-    /// The client was too slow for its subscription, and the hub
+    /// The client of a hub subscription was too slow, and the hub
     /// [disconnects](crate::hub::LagPolicy::Disconnect) slow clients.
     Lagged,
 }

@@ -45,8 +45,8 @@ mod on {
         }
     }
 
-    /// The method and the path of a request, if a `tracing` subscriber records spans. They are
-    /// cloned from the request without copying their text.
+    /// The method and the path of a request. They are cloned from the request without copying their
+    /// text. `None` if no `tracing` subscriber records the span.
     #[derive(Debug, Default)]
     pub(crate) struct Request(Option<(Method, Option<PathAndQuery>)>);
 
@@ -64,54 +64,57 @@ mod on {
         }
 
         /// Returns the path without the query. A query may contain secrets, because an
-        /// `EventSource` cannot send them in a header.
+        /// `EventSource` cannot send secrets in a header.
         fn path(&self) -> Option<&str> {
             Some(self.0.as_ref()?.1.as_ref()?.path())
         }
     }
 
-    /// Logs a request that was rejected because of a limit.
+    /// Logs a request that was rejected because a limit of streams was reached.
     pub(crate) fn refused(request: &Request) {
         debug!(target: TARGET, method = request.method(), path = request.path(), "stream refused");
     }
 
     /// Logs that the stream that is being polled has failed. `error` is `None` if the type of the
-    /// error is a type parameter, which may not implement `Display`.
+    /// error is generic and may not implement `Display`.
     ///
-    /// This is the only report that the operator gets. The client only sees a lost connection.
+    /// The client only sees a lost connection, so an operator finds the error only in the log.
     pub(crate) fn failed(error: Option<&BoxError>) {
         let error = error.map(|error| tracing::field::display(error.as_ref()));
         warn!(target: TARGET, error, "stream failed");
     }
 
-    /// Logs a panic in a callback or a waker of the application.
+    /// Logs a panic in a callback or a waker of the application. `callback` is the name for the
+    /// log.
     pub(crate) fn callback_panicked(callback: &'static str) {
         error!(target: TARGET, callback, "callback panicked");
     }
 
-    /// Logs the first failure of an outage of `follow`, `read` or `bounds`. Subscriptions wait, and
-    /// their clients see no error. Failures of `publish` are not logged: the publisher gets the
-    /// error.
+    /// Logs the first failure of an outage of a hub's backend. `operation` is `follow`, `read` or
+    /// `bounds`. Subscriptions wait, and their clients see no error. Failures of `publish` are not
+    /// logged, because the publisher gets the error.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_failed(operation: &'static str, error: &BoxError) {
         warn!(target: TARGET, operation, error = %error, "backend failed");
     }
 
-    /// Logs the end of an outage.
+    /// Logs the end of an outage of a hub's backend. `operation` is the operation that succeeds
+    /// again.
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");
     }
 
-    /// Logs a response that is 200 although its subscription is finished, because an adapter does
-    /// not forward `size_hint`. An `EventSource` then reconnects without end.
+    /// Logs a warning for a finished subscription whose response is not 204. An adapter around the
+    /// subscription does not forward `size_hint`. Without the 204, an `EventSource` reconnects
+    /// without end.
     #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
     }
 
-    /// Logs a close of a stream registry that other nodes do not learn, because its key does not
-    /// serialize, or the hub rejects the announcement.
+    /// Logs a close of a stream registry that is not announced to other nodes. Either its key does
+    /// not serialize, or the hub rejects the announcement.
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(error: &BoxError) {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
@@ -123,19 +126,20 @@ mod on {
         warn!(target: TARGET, %error, "socket options not set");
     }
 
-    /// Logs the first history read that is rejected because the queue is full.
+    /// Logs the first history read that is rejected because `limit` reads are already waiting.
     #[cfg(feature = "hub")]
     pub(crate) fn reads_rejected(limit: usize) {
         warn!(target: TARGET, limit, "history reads rejected");
     }
 
-    /// Logs that the queue of history reads has room again.
+    /// Logs that history reads are accepted again after reads were rejected.
     #[cfg(feature = "hub")]
     pub(crate) fn reads_accepted() {
         info!(target: TARGET, "history reads accepted");
     }
 
-    /// Logs that this node has finished the recording of a node that has died.
+    /// Logs that this node has finished the recording of `topic`, because the node that was
+    /// recording has died.
     #[cfg(feature = "hub")]
     pub(crate) fn recording_taken_over(topic: &str) {
         warn!(target: TARGET, topic, "recording of a dead node finished");
@@ -150,8 +154,9 @@ mod on {
             Self(tracing::Span::none())
         }
 
-        /// Creates the span of a stream. The span shows the last of these requests that was
-        /// recorded, which is that of the outermost layer.
+        /// Creates the span of a stream, with `parent` as its parent. `requests` are the request as
+        /// each layer saw it, from the innermost to the outermost. The span shows the outermost one
+        /// that was recorded.
         pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
             let parent = parent.0.as_ref().and_then(tracing::Span::id);
             let request = requests.rev().find(|request| request.0.is_some());
@@ -173,7 +178,7 @@ mod on {
             !self.0.is_disabled()
         }
 
-        /// Enters the span. Drop the result before this span.
+        /// Enters the span until the result is dropped. Drop the result before this span.
         #[inline]
         pub(crate) fn enter(&self) -> Entered {
             Entered(self.0.with_subscriber(|(id, dispatch)| {
@@ -196,8 +201,8 @@ mod on {
         }
     }
 
-    /// Exits the span when dropped. Unlike the guard of `tracing`, it does not borrow the span, so
-    /// the struct that contains the span can be mutated while the span is entered.
+    /// Exits the span when it is dropped. Unlike the guard of `tracing`, it does not borrow the
+    /// span. So the struct that contains the span can be changed while the span is entered.
     pub(crate) struct Entered(Option<(Id, Dispatch)>);
 
     impl Drop for Entered {

@@ -373,6 +373,18 @@ fn cursor_survives_adapters() {
 }
 
 #[test]
+fn setting_without_control_events_wins_over_cursor_in_any_order() {
+    let hub = hub();
+    let id = publish(&hub, "a", "1");
+    for subscription in [
+        subscribe(&hub, "a", Start::Earliest).begin_with_cursor().without_control_events(),
+        subscribe(&hub, "a", Start::Earliest).without_control_events().begin_with_cursor(),
+    ] {
+        assert_eq!(first_bytes(subscription), format!("id: {id}\ndata: 1\n\n"));
+    }
+}
+
+#[test]
 fn client_without_control_events_gets_only_published_events() {
     let hub = Hub::builder().max_events(2).build();
     let topic = hub.topic("a");

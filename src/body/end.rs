@@ -10,22 +10,24 @@ use std::{
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// A future of the handler that ends its stream, see [`SseStream::end_when`](crate::SseStream::end_when).
+/// The future that a handler passes to [`SseStream::end_when`](crate::SseStream::end_when). When
+/// the future completes, the stream sends the event that the future returns, if any, and ends.
 pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 
-/// A condition that ends a stream.
+/// A condition that ends a stream before the stream ends by itself.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// A finite stream may end by itself for this time after a shutdown.
+    /// A shutdown has begun, but the handler has declared that the stream is finite. The stream may
+    /// end by itself within this lifetime, the drain timeout of the layer. After that, it is ended.
     Drain(Lifetime, Arc<Settings>),
     MaxLifetime(Lifetime),
-    /// The future of the handler. The mutex is never locked. Because of it, the body is `Sync` if
-    /// its stream is, even though the future is not.
+    /// The `end_when` future of the handler. The mutex is never locked: it makes the body `Sync`
+    /// although the future is not `Sync`.
     When(Mutex<EndFuture>),
 }
 
-/// A time span, and its timer. The timer is created at the first poll, because a body that is never
-/// polled may be dropped outside of any runtime.
+/// A time span, and the timer that measures it. The timer is created at the first poll, because
+/// creating a timer outside of a tokio runtime panics.
 pub(super) struct Lifetime {
     time: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -36,8 +38,8 @@ impl Lifetime {
         Self { time, timer: None }
     }
 
-    /// Creates a random time within ±10 % of this time, so that streams that began together do not
-    /// end together.
+    /// Creates a lifetime of random length, between 90 % and 110 % of `time`. So streams that began
+    /// together do not end together.
     pub(super) fn with_jitter(time: Duration) -> Self {
         let seconds = time.as_secs_f64() * (0.9 + 0.2 * random::fraction());
         Self::exactly(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
@@ -49,10 +51,12 @@ impl Lifetime {
     }
 }
 
-/// The registration of a stream, through which a registry closes the stream.
+/// The membership of one stream in a [`StreamRegistry`](crate::StreamRegistry), through which the
+/// registry can close the stream.
 pub(super) struct CloseSignal {
     pub(super) registration: Registration,
-    /// The waker that the registration has stored.
+    /// A clone of the waker that the registration wakes when a registry closes the stream. `None`
+    /// before the first poll.
     waker: Option<Waker>,
 }
 
@@ -77,7 +81,8 @@ impl CloseSignal {
 
 impl EndSignal {
     /// Returns ready when the stream has to end, with the reason and the bytes to send before the
-    /// end. `retry` is the reconnect delay of the handler.
+    /// end. `retry` is the reconnect delay that the handler has set. If `is_finite` is set, a
+    /// shutdown first waits for the drain timeout of the layer, if the layer has one.
     pub(super) fn poll(
         &mut self,
         retry: Option<Duration>,

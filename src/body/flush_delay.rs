@@ -10,18 +10,17 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// The pause before an error is returned. It is long enough for a client that reads to receive what
-/// hyper buffers (at most about 400 KiB), and short enough for a client that waits for the end of
-/// the stream.
+/// The pause before a body returns its error. In this time, a client that reads can receive what
+/// hyper has buffered, which is at most about 400 KiB. A longer pause would delay the end of the
+/// response without need.
 const FLUSH_DELAY: Duration = Duration::from_millis(250);
 
-/// Delays an error of the body, so that the transport can send its buffers first.
+/// A pause before a body returns its error, so that hyper can write its buffered frames first.
 ///
-/// hyper drops its buffers when a body fails. Over HTTP/1, it closes the connection. Over HTTP/2,
-/// it resets the stream. Over HTTP/1, hyper flushes the buffers when the body returns `Pending`
-/// once. Over HTTP/2, the task of the connection writes them, possibly on another thread. A body
-/// cannot observe whether that task has run, even if it yields several times. So the body waits for
-/// a fixed time.
+/// When a body fails, hyper discards the frames that it has not written. It closes the HTTP/1
+/// connection or resets the HTTP/2 stream. An HTTP/1 connection is flushed as soon as the body
+/// returns `Pending` once. An HTTP/2 connection is written by another task, and a body cannot
+/// observe when that task has run. So the pause is a fixed time.
 #[derive(Default)]
 pub(super) enum FlushDelay {
     #[default]
@@ -31,10 +30,10 @@ pub(super) enum FlushDelay {
 }
 
 impl FlushDelay {
-    /// Returns ready when the delay is over. The delay begins with the first call.
+    /// Returns ready when the pause before an error is over. The pause begins with the first call.
     ///
-    /// Outside of a tokio runtime there is no timer, so the delay is one `Pending`. That is enough
-    /// for HTTP/1.
+    /// Outside of a tokio runtime there is no timer. There, the first call returns `Pending` and
+    /// wakes the task. The second call is ready, which is enough for HTTP/1.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Self::NotStarted = self {
             if Handle::try_current().is_err() {

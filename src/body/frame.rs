@@ -2,18 +2,20 @@
 
 use bytes::Bytes;
 
-/// The minimum size in bytes of a full frame. A full frame accepts no more events.
+/// The size in bytes from which a frame of joined events is full. A full frame accepts no more
+/// events.
 const FULL_FRAME: usize = 16 * 1024;
 
-/// The minimum size in bytes of a chunk that is never copied. The copy would cost more than a
-/// separate frame.
+/// The size in bytes from which a chunk becomes a frame of its own. Copying such a chunk into a
+/// frame with other chunks would cost more than a separate frame.
 const LARGE_CHUNK: usize = 4 * 1024;
 
-/// The capacity in bytes that the first copy reserves. The buffer doubles when it is full.
+/// The initial capacity in bytes of the buffer in which chunks are joined. The buffer grows when it
+/// is full.
 const FIRST_CAPACITY: usize = 2 * 1024;
 
-/// The bytes of the frame that is being built. If the frame has only one chunk, the chunk is not
-/// copied.
+/// The bytes of the frame that is being built. A single chunk is kept as it is. From the second
+/// chunk on, all chunks of the frame are copied into one buffer.
 pub(super) struct FrameBuffer {
     alone: Bytes,
     joined: Vec<u8>,
@@ -32,7 +34,9 @@ impl FrameBuffer {
         self.joined.len() >= FULL_FRAME || self.alone.len() >= LARGE_CHUNK
     }
 
-    /// Adds a chunk to the frame. Returns the chunk as an error if it has to begin the next frame.
+    /// Adds a chunk (the bytes of complete events) to the frame. A chunk of 4 KiB or more cannot be
+    /// added to a frame with other bytes. It is returned as `Err`, and the caller begins the next
+    /// frame with it.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), Bytes> {
         if self.is_empty() {
             self.alone = chunk;

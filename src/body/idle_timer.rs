@@ -7,29 +7,29 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Measures the silence of one stream.
+/// Measures how long a stream has sent nothing, to find out when a heartbeat is due.
 ///
-/// The timer is on the heap. It is allocated when the stream is silent for the first time, so a
-/// stream that ends before that never allocates one. A body with a timer on the heap is `Unpin` if
-/// its stream is `Unpin`.
+/// The tokio timer is allocated on the heap when the stream first waits. A stream that never waits
+/// allocates no timer. Because the timer is on the heap, it does not make the body `!Unpin`.
 #[derive(Debug, Default)]
 pub(super) struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,
-    /// The beginning of the silence. `None` if bytes were sent since the last
-    /// [`poll_due`](Self::poll_due).
+    /// The time of the first [`poll_due`](Self::poll_due) since the last bytes were sent. `None` if
+    /// there was no such call.
     silent_since: Option<Instant>,
 }
 
 impl IdleTimer {
-    /// Ends the silence, because bytes are sent now. This assignment is all that an event costs: it
-    /// neither reads the clock nor registers a timer.
+    /// Records that the stream sends bytes now, which ends the silence. Only a field is cleared:
+    /// the method neither reads the clock nor registers a timer.
     #[inline]
     pub(super) fn reset(&mut self) {
         self.silent_since = None;
     }
 
-    /// Returns ready when the silence has lasted for the interval of the heartbeat. It stays ready
-    /// until [`reset`](Self::reset). The body calls it whenever it has no bytes to send.
+    /// Returns ready when the stream has been silent for the interval of `heartbeat`, and stays
+    /// ready until [`reset`](Self::reset). The first call after a `reset` begins the silence. An
+    /// interval that is too long for the clock never ends.
     pub(super) fn poll_due(&mut self, heartbeat: &Heartbeat, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
         // An interval beyond the range of the clock never expires.

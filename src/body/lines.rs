@@ -3,14 +3,15 @@
 use bytes::Bytes;
 use memchr::memchr2_iter;
 
-/// Tracks whether a stream is at the start of a line. Reads only the last byte of each chunk.
+/// Tracks whether an event stream is at the start of a line. Reads only the last byte of each
+/// chunk.
 #[derive(Clone, Copy)]
 pub(super) struct LineTracker {
     last: u8,
 }
 
 impl Default for LineTracker {
-    /// Starts a stream as if a line had just ended.
+    /// Creates the tracker of a new stream, which is at the start of its first line.
     fn default() -> Self {
         Self { last: b'\n' }
     }
@@ -26,32 +27,36 @@ impl LineTracker {
         matches!(self.last, b'\n' | b'\r')
     }
 
-    /// Returns whether the last line ended in a CR. If the next byte is an LF, it belongs to the
-    /// same line end.
+    /// Returns whether the last byte of the stream was a CR. If the next byte is an LF, the CR and
+    /// the LF are one line end.
     pub(super) fn is_after_cr(&self) -> bool {
         self.last == b'\r'
     }
 }
 
-/// Counts the events of an upstream stream (a stream of an inner service whose bytes a layer passes
-/// on), and tracks whether its current event is incomplete.
+/// Counts the complete events of an upstream stream, and tracks whether the current event is
+/// incomplete. An upstream stream is a body of an inner service that a layer forwards.
 ///
-/// It reads every line. So it is used only for streams whose events a layer counts, and for streams
-/// whose heartbeat is an event.
+/// The tracker reads every line. So it is used only for streams that a layer observes, and for
+/// streams whose heartbeat is an event.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
-    /// The number of bytes of a byte order mark that were seen at the beginning of the stream.
+    /// The number of bytes of a byte order mark (EF BB BF) that were seen at the beginning of the
+    /// stream. The value is 3 if the mark is complete or can no longer follow.
     mark: usize,
     line: LineStart,
-    /// Set if the last line ended in a CR. An LF that follows belongs to the same line end.
+    /// Set if the last line ended in a CR. If the next byte is an LF, it belongs to that line end,
+    /// and is not an empty line.
     after_cr: bool,
-    /// Set if the current event has fields, so that a client waits for its blank line.
+    /// Set if the current event has a `data`, `event` or `id` line. The event is incomplete until
+    /// its blank line.
     has_fields: bool,
-    /// Set if the current event has data, so that a client dispatches it.
+    /// Set if the current event has a `data` line. A client dispatches only events with data.
     has_data: bool,
 }
 
-/// The first bytes of the current line. A chunk may end within them.
+/// The first five bytes of the current line, which are enough to recognise `data:`. A line may
+/// arrive in several chunks.
 #[derive(Clone, Copy, Default)]
 struct LineStart {
     bytes: [u8; 5],
@@ -59,7 +64,7 @@ struct LineStart {
 }
 
 impl LineStart {
-    /// Appends the next part of the line.
+    /// Adds the next bytes of the current line. Only the first five bytes of a line are stored.
     #[inline]
     fn push(&mut self, part: &[u8]) {
         let part = &part[..part.len().min(self.bytes.len() - self.length)];
@@ -71,26 +76,28 @@ impl LineStart {
         self.bytes[..self.length].first().copied()
     }
 
-    /// Returns whether the line is a `data` field. Call it only at the end of a line.
+    /// Returns whether the line is a `data` field. Call it only when the whole line was added: the
+    /// bytes `data` could also begin a longer field name.
     fn is_data(&self) -> bool {
         matches!(&self.bytes[..self.length], b"data" | b"data:")
     }
 }
 
-/// The complete events in a chunk.
+/// The events that end in one chunk of an event stream.
 #[derive(Default)]
 pub(super) struct ChunkEvents {
-    /// The number of blank lines that end an event.
+    /// The number of events that end in this chunk, each with a blank line.
     pub(super) events: u64,
-    /// At least one of these events has data, so a client dispatches it.
+    /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offsets in the chunk after the first and after the last line end that leaves no event
-    /// incomplete. `None` if there is no such line end in the chunk.
+    /// Two offsets in the chunk: after the first and after the last line end at which no event is
+    /// incomplete. `None` if the chunk has no such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 
 impl EventTracker {
-    /// Stops expecting a byte order mark.
+    /// Stops expecting a byte order mark at the beginning of the stream. Called when a layer has
+    /// sent other bytes before the stream.
     pub(super) fn skip_mark(&mut self) {
         self.mark = ByteOrderMark::BYTES.len();
     }
@@ -126,7 +133,9 @@ impl EventTracker {
         recorded
     }
 
-    /// Returns the number of bytes of the chunk that belong to a byte order mark.
+    /// Compares the start of `chunk` with the bytes of a byte order mark that have not arrived yet.
+    /// Returns the number of equal bytes. If other bytes follow a part of the mark, that part
+    /// becomes the beginning of the first line.
     fn record_mark(&mut self, chunk: &[u8]) -> usize {
         let missing = &ByteOrderMark::BYTES[self.mark..];
         let found = missing.iter().zip(chunk).take_while(|(a, b)| a == b).count();
@@ -143,25 +152,27 @@ impl EventTracker {
         self.line.length == 0 && matches!(self.mark, 0 | 3)
     }
 
-    /// Returns whether the stream could end at this point without an incomplete event.
+    /// Returns whether the stream is at the start of a line and has no incomplete event.
     pub(super) fn is_complete(&self) -> bool {
         self.is_at_line_start() && !self.has_fields
     }
 }
 
-/// Removes the byte order mark of an upstream stream if the layer sends other bytes before it.
+/// Removes the byte order mark (EF BB BF) of an upstream stream if the layer has sent other bytes
+/// before the stream.
 ///
-/// A client ignores the mark only at the very beginning of the response (HTML standard, §9.2.6:
-/// streams are decoded by UTF-8 decode). Elsewhere the mark would become a part of the first line.
+/// A client ignores the mark only at the very beginning of a response (HTML standard, §9.2.6:
+/// streams are decoded by UTF-8 decode). After other bytes, the mark would become a part of a line.
 #[derive(Clone, Copy, Default)]
 pub(super) enum ByteOrderMark {
-    /// No byte was sent yet.
+    /// Neither the layer nor the stream has sent a byte yet.
     #[default]
     Undecided,
-    /// The layer has sent bytes before the stream. This many bytes of a possible mark have arrived
-    /// and are held back.
+    /// The layer has sent bytes, and a byte order mark at the start of the stream will be removed.
+    /// This number of bytes of a possible mark has arrived and is held back.
     Expected(usize),
-    /// The beginning of the stream has passed, so no mark is expected.
+    /// The beginning of the stream has passed. A byte order mark is now forwarded like any other
+    /// bytes.
     Passed,
 }
 
@@ -178,8 +189,9 @@ impl ByteOrderMark {
         matches!(self, Self::Expected(_))
     }
 
-    /// Removes the mark, or a part of it, from the beginning of a chunk. Has an effect only while a
-    /// mark is expected.
+    /// Returns the chunk without the byte order mark, or without the part of the mark that it
+    /// contains. Held-back bytes that are not a mark are put in front of the chunk again. Changes
+    /// nothing unless a mark is expected.
     pub(super) fn strip(&mut self, chunk: Bytes) -> Bytes {
         let Self::Expected(seen) = *self else { return chunk };
         let (before, missing) = Self::BYTES.split_at(seen);
@@ -195,8 +207,8 @@ impl ByteOrderMark {
         }
     }
 
-    /// Returns the bytes that were held back, if the stream ends in the middle of a possible byte
-    /// order mark.
+    /// Returns the bytes of an incomplete byte order mark that were held back, and `None` if there
+    /// are none. Called at the end of the stream.
     pub(super) fn release(&mut self) -> Option<Bytes> {
         match std::mem::replace(self, Self::Passed) {
             Self::Expected(seen @ 1..) => Some(Bytes::from_static(&Self::BYTES[..seen])),

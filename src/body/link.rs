@@ -17,13 +17,15 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// One layer that a stream has passed through.
+/// A layer that a response has passed through: the settings of the layer, and its permits and
+/// registrations for the stream.
 pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
-    /// The time when the response passed the layer. `None` if the layer has no `on_close`.
+    /// The time when the response passed this layer. `None` if the layer has no `on_close`
+    /// callback, which needs the time.
     pub(super) at: Option<Instant>,
 }
 
@@ -38,7 +40,7 @@ impl AppliedLayer {
         Self { settings: Arc::clone(settings), permits, registrations, request, at }
     }
 
-    /// Takes over settings of the next outer layer that are unset in this layer.
+    /// Sets each unset setting of this layer to the value of `outer`, the next outer layer.
     fn inherit(&mut self, outer: &Self) {
         let mut settings = Settings::clone(&self.settings);
         if settings.inherit(&outer.settings) {
@@ -46,8 +48,9 @@ impl AppliedLayer {
         }
     }
 
-    /// Returns whether the layer needs an observer of the stream, because it limits, ends or
-    /// observes streams.
+    /// Returns whether streams of this layer need a
+    /// [`StreamObserver`](super::observer::StreamObserver). They do if the layer limits streams,
+    /// can end streams, or has an `on_close` callback.
     pub(crate) fn is_observed(&self) -> bool {
         let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
         let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();
@@ -55,36 +58,39 @@ impl AppliedLayer {
     }
 }
 
-/// The layers that a response has passed through, from the innermost to the outermost.
+/// The layers that a response has passed through, from the innermost to the outermost. `None` if
+/// the response has passed through no layer.
 type AppliedLayers = Option<Box<Vec<AppliedLayer>>>;
 
-/// The state that a body shares with the layers around it.
+/// The state that a body shares with the layers around it until the first poll of the body.
 #[derive(Default)]
 pub(crate) struct LinkState {
-    /// The span that was current when the response was created.
+    /// The tracing span that was current when the response was created.
     parent: trace::Parent,
     layers: AppliedLayers,
 }
 
-/// The body's side of the link through which layers give it their settings. If several layers set a
-/// value that can be set only once, the value of the innermost layer applies.
+/// The body's end of a link through which the layers around the body attach their settings. If
+/// several layers set a value of which a stream has only one, such as the heartbeat, the innermost
+/// layer wins.
 pub(crate) enum LayerLink {
-    /// The response is still passing through layers, which can change the settings of the stream.
+    /// The body was not polled yet. Layers can still attach their settings to the shared state.
     Open(Arc<Mutex<LinkState>>),
-    /// The body was polled, so its settings do not change any more. They are those of the innermost
-    /// layer, and what is unset there comes from the outer layers. `None` without layers.
+    /// The body was polled, so its settings are final. They are the settings of the innermost
+    /// layer. Unset values come from the outer layers. `None` if there are no layers.
     Closed(Option<Arc<Settings>>),
 }
 
 impl LayerLink {
-    /// Creates a link, and the handle for the extensions of the response.
+    /// Creates an open link for a body, and the handle with which layers attach their settings. The
+    /// caller puts the handle into the extensions of the response.
     pub(crate) fn open() -> (Self, LayerHandle) {
         let state = Arc::new(Mutex::new(LinkState { parent: trace::Parent::current(), layers: None }));
         let handle = LayerHandle(Arc::downgrade(&state));
         (Self::Open(state), handle)
     }
 
-    /// Creates a closed link without layers.
+    /// Creates the link of a body to which no layer can attach settings.
     pub(crate) fn closed() -> Self {
         Self::Closed(None)
     }
@@ -97,8 +103,9 @@ impl LayerLink {
         matches!(self, Self::Closed(None))
     }
 
-    /// Closes the link. Returns the span of the response and the layers, or `None` if the link was
-    /// closed before.
+    /// Closes the link, so that layers can attach no more settings. Returns the span in which the
+    /// response was created, and the layers from the innermost to the outermost. Returns `None` if
+    /// the link was closed before.
     pub(super) fn close(&mut self) -> Option<(trace::Parent, Vec<AppliedLayer>)> {
         let Self::Open(state) = self else { return None };
         let LinkState { parent, layers } = mem::take(&mut *state.lock().unwrap_or_else(PoisonError::into_inner));
@@ -112,7 +119,8 @@ impl LayerLink {
         Some((parent, layers))
     }
 
-    /// Returns the settings of the stream, once the link is closed.
+    /// Returns the final settings of the stream. `None` before the first poll of the body, and for
+    /// a stream without layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         match self {
             Self::Closed(settings) => settings.as_deref(),
@@ -121,15 +129,16 @@ impl LayerLink {
     }
 }
 
-/// The layers' side of the link. The link is in the extensions of the response. It holds a weak
-/// reference, because a middleware may drop the body and keep the extensions.
+/// The layers' end of the link to a body, stored in the extensions of the response. The reference
+/// to the shared state is weak, because a middleware may drop the body and keep the extensions.
 #[derive(Clone)]
 pub(crate) struct LayerHandle(Weak<Mutex<LinkState>>);
 
 impl LayerHandle {
-    /// Attaches a layer to the body. Has no effect if the body was dropped.
+    /// Attaches the settings of a layer to the body. Has no effect if the body was already polled
+    /// or dropped.
     ///
-    /// A layer that is applied to a router and also to one of its routes counts once.
+    /// A layer counts once, even if it is applied to a router and again to a route of that router.
     pub(crate) fn attach(&self, layer: AppliedLayer) {
         let Some(state) = self.0.upgrade() else { return };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,7 +154,8 @@ impl LayerHandle {
         }
     }
 
-    /// Returns whether a layer that the response has passed through holds a permit of this limit.
+    /// Returns whether an inner layer already holds a permit of `limit` for this stream. Returns
+    /// `false` if the body was polled or dropped.
     pub(crate) fn holds_permit_of(&self, limit: &Limit) -> bool {
         let Some(state) = self.0.upgrade() else { return false };
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +166,7 @@ impl LayerHandle {
             .any(|layer| layer.permits.iter().any(|permit| permit.is_of(limit)))
     }
 
-    /// Returns whether the body still exists and was not polled.
+    /// Returns whether layers can still attach settings: the body exists and was not polled.
     pub(crate) fn is_open(&self) -> bool {
         self.0.strong_count() > 0
     }

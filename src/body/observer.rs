@@ -27,47 +27,48 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The result of a body's `poll_frame`.
+/// The result of a body's `poll_frame` when it is ready: a frame, an error, or `None` at the end.
 pub(super) type NextFrame<E> = Option<Result<Frame<Bytes>, E>>;
 
-/// The `on_close` of a handler, and the time when the handler set it.
+/// The `on_close` callback of a handler, and the time when the handler set the callback.
 pub(crate) type OnClose = (Instant, Callback);
 
 type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
 
 type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
-/// The settings of a handler for the end of its stream, and for the report of it.
+/// The settings with which a handler ends its stream, and the callback of the handler for the end.
 #[derive(Default)]
 pub(crate) struct HandlerEnd {
     pub(crate) on_close: Option<OnClose>,
     pub(crate) end_when: Option<EndFuture>,
     pub(crate) max_lifetime: Option<Duration>,
-    /// Set if the stream ends by itself. At a shutdown, it may then continue for the layer's drain
-    /// timeout.
+    /// Set if the handler has declared that the stream ends by itself. At a shutdown, such a stream
+    /// may continue for the drain timeout of the layer.
     pub(crate) is_finite: bool,
 }
 
-/// A body that reports its first poll, its frames and its end to an observer, for metrics, spans,
-/// limits and `on_close`.
+/// A body whose first poll, frames and end are recorded for metrics, spans, limits and `on_close`.
 pub(super) trait ObservedBody {
     type Error;
 
     fn observation(&mut self) -> &mut Observation;
 
-    /// Takes the settings of the handler out of the body, before the first poll.
+    /// Takes the handler's settings for the end of the stream out of the body. Called once, before
+    /// the first poll.
     fn take_handler_end(&mut self) -> HandlerEnd {
         HandlerEnd::default()
     }
 
-    /// Produces the next frame.
+    /// Produces the next frame. `is_first` is set only in the first poll of the body.
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<NextFrame<Self::Error>>;
 
-    /// Returns whether the body has handed its last frame to the transport.
+    /// Returns whether the body has returned its last frame.
     fn is_over(&self) -> bool;
 }
 
-/// Polls a body for its next frame, in the span of the stream, and records the frame.
+/// Polls a body for its next frame within the tracing span of the stream, and records the frame.
+/// The first poll collects the settings of the layers and creates the observer.
 #[inline]
 pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
     let is_first = body.observation().link.is_open();
@@ -90,11 +91,12 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The part of a body that belongs to the layers around it: the link to their settings, and the
-/// observer of the stream.
+/// The part of a body that serves the layers around it: the link to their settings, and the
+/// observer that records the stream.
 pub(super) struct Observation {
     link: LayerLink,
-    /// The observer. Set by the first poll if something has to be observed.
+    /// Records the stream for metrics, spans, limits and callbacks. `None` before the first poll,
+    /// and if none of these is in use.
     observer: Option<Box<StreamObserver>>,
 }
 
@@ -111,30 +113,34 @@ impl Observation {
     }
 
     /// Returns the observer of a body that is dropped before its first poll. Such a body does not
-    /// count as a stream in metrics and spans. Its `on_close` callback runs when the observer is
-    /// dropped.
+    /// count as a stream in metrics and spans. `handler` returns the settings of the handler. The
+    /// caller drops the observer, which runs the `on_close` callbacks. Returns `None` if the body
+    /// was polled or has nothing to record.
     pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamObserver>> {
         let (_, layers) = self.link.close()?;
         StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
     }
 
-    /// Returns the settings of the innermost layer, or `None` until the body is first polled.
+    /// Returns the final settings of the layers around the body. `None` before the first poll of
+    /// the body, and if there are no layers.
     pub(super) fn settings(&self) -> Option<&Settings> {
         self.link.settings()
     }
 
-    /// Returns whether no layer can end or observe the stream.
+    /// Returns whether the body has no layers around it and no layer can be attached any more. So
+    /// no layer can end or observe the stream.
     pub(super) fn is_without_layers(&self) -> bool {
         self.link.is_closed_without_layers()
     }
 
-    /// Returns whether the stream is observed.
+    /// Returns whether the stream has an observer, which counts its events and can end it.
     #[inline]
     pub(super) fn is_on(&self) -> bool {
         self.observer.is_some()
     }
 
-    /// Returns ready when a layer ends the stream, with the bytes to send before the end.
+    /// Returns ready when a layer or the handler ends the stream, with the bytes to send before the
+    /// end. `retry` is the reconnect delay that the handler has set.
     #[inline]
     pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         match &mut self.observer {
@@ -143,28 +149,29 @@ impl Observation {
         }
     }
 
-    /// Returns whether the stream is in a registry.
+    /// Returns whether the stream is in a [`StreamRegistry`](crate::StreamRegistry), which can
+    /// close it.
     #[inline]
     pub(super) fn is_registered(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| !observer.registrations.is_empty())
     }
 
-    /// Returns whether a registry closed the stream after the last [`poll_end`](Self::poll_end).
-    /// Events that the body has taken from its stream since are then discarded: they may have been
-    /// published after the close.
+    /// Returns whether a registry has closed the stream. The body then discards the events that it
+    /// has taken from its stream in the current poll, because they may be newer than the close.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_closed())
     }
 
-    /// Sets the reason of the end. It becomes effective when the last frame has been handed out.
+    /// Sets the reason that is reported when the stream ends. If the client disconnects before the
+    /// last frame, `ClientGone` is reported instead.
     pub(super) fn set_reason(&mut self, reason: CloseReason) {
         if let Some(observer) = &mut self.observer {
             observer.set_reason(reason);
         }
     }
 
-    /// Records events of the frame that this poll hands out.
+    /// Adds the events of the frame that the current poll returns to the event count of the stream.
     #[inline]
     pub(super) fn record_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {
@@ -172,7 +179,7 @@ impl Observation {
         }
     }
 
-    /// Records that the frame that this poll hands out is a heartbeat.
+    /// Counts the heartbeat that the current poll returns in a frame.
     pub(super) fn record_heartbeat(&mut self) {
         if let Some(observer) = &mut self.observer {
             observer.heartbeats += 1;
@@ -180,46 +187,52 @@ impl Observation {
         }
     }
 
-    /// Stores the number of events of a chunk that is kept for the next frame.
+    /// Stores the number of events in a chunk that the body keeps for its next frame. They are
+    /// counted when that frame is returned.
     pub(super) fn defer_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {
             observer.deferred_events = events;
         }
     }
 
-    /// Takes the number of events of the chunk that was kept for this frame.
+    /// Returns the number of events in the chunk that the body has kept for the current frame, and
+    /// resets the stored number to 0.
     #[inline]
     pub(super) fn take_deferred_events(&mut self) -> u64 {
         self.observer.as_mut().map_or(0, |observer| mem::take(&mut observer.deferred_events))
     }
 }
 
-/// Runs the callbacks of the layers if the body was never polled.
+/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll.
 impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));
     }
 }
 
-/// Records one stream, from its response to the drop of its body.
+/// Records the events, bytes and heartbeats of one stream, and the reason of its end. When it is
+/// dropped, it reports the stream to metrics, spans and `on_close` callbacks.
 pub(super) struct StreamObserver {
     began: Instant,
     events: u64,
     bytes: u64,
     heartbeats: u64,
-    /// The number of events of the chunk that is kept for the next frame.
+    /// The number of events in a chunk that the body keeps for its next frame. They are not counted
+    /// yet.
     deferred_events: u64,
     /// The reason why the stream ends. `None` until the reason is known.
     reason: Option<CloseReason>,
     progress: Progress,
     end_signals: Vec<EndSignal>,
     registrations: Vec<CloseSignal>,
-    /// Set if the stream ends by itself.
+    /// Set if the handler has declared that the stream ends by itself. At a shutdown, the stream
+    /// may then continue for the drain timeout of the layer.
     is_finite: bool,
-    /// The `on_close` callback of the handler. The mutex is never locked. Because of it, the body
-    /// is `Sync` if its stream is, even though the callback is not.
+    /// The `on_close` callback of the handler. The mutex is never locked: it makes the body `Sync`
+    /// although the callback is not `Sync`.
     on_close: Mutex<Option<Callback>>,
-    /// The `on_close` callbacks of the layers. Each callback is in the list once.
+    /// The `on_close` callbacks of the layers. A callback that several layers share is in the list
+    /// once.
     layers: Vec<LayerOnClose>,
     permits: Vec<Permit>,
     span: trace::Span,
@@ -229,17 +242,19 @@ pub(super) struct StreamObserver {
 /// The progress of a stream.
 #[derive(Clone, Copy, PartialEq)]
 enum Progress {
-    /// The stream waits for its next poll.
+    /// The body waits for its next poll. If the body is dropped in this state, the client has
+    /// disconnected.
     Waiting,
-    /// The stream is being polled. A stream that is dropped in this state has panicked.
+    /// The body is being polled. If the body is dropped in this state, the poll has panicked.
     Polling,
-    /// The last frame was handed to the transport.
+    /// The body has returned its last frame, its end or its error.
     Over,
 }
 
 impl StreamObserver {
-    /// Creates the observer of a stream that has passed through these layers. Returns `None` if
-    /// there is nothing to record.
+    /// Creates the observer of a stream. `layers` are the layers that the response has passed
+    /// through, from the innermost to the outermost. Returns `None` if no layer, handler, span or
+    /// metric needs an observer.
     fn new(
         handler: HandlerEnd,
         layers: Vec<AppliedLayer>,
@@ -318,8 +333,8 @@ impl StreamObserver {
         self.registrations.iter().any(|signal| signal.registration.is_closed())
     }
 
-    /// Returns whether this callback of a layer is in the list already. Clones of a layer share one
-    /// callback.
+    /// Returns whether `on_close` is already in the list of callbacks. Clones of a layer share one
+    /// callback, which runs once for each stream.
     fn calls(&self, on_close: &LayerOnClose) -> bool {
         self.layers.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
     }
@@ -339,7 +354,8 @@ impl StreamObserver {
         }
     }
 
-    /// Enters the span of the stream until the returned value is dropped.
+    /// Marks the stream as being polled, and enters its tracing span until the returned value is
+    /// dropped.
     #[inline]
     fn enter(&mut self) -> trace::Entered {
         if self.progress == Progress::Waiting {
@@ -348,7 +364,8 @@ impl StreamObserver {
         self.span.enter()
     }
 
-    /// Records the frame that a poll returned, and whether it was the last frame.
+    /// Records the result of a poll: the bytes of its frame, and the end of the stream if `is_over`
+    /// is set.
     #[inline]
     fn leave<E>(&mut self, polled: &Poll<NextFrame<E>>, is_over: bool) {
         if let Poll::Ready(Some(Ok(frame))) = polled {

@@ -29,11 +29,12 @@ use tokio_stream::Stream;
 
 type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
 
-/// The settings of a handler for its stream.
+/// The settings that a handler has made for its stream.
 #[derive(Default)]
 pub(crate) struct Options {
     pub(crate) heartbeat: HeartbeatSetting,
-    /// In a box of their own, because many handlers set only the heartbeat.
+    /// All settings except the heartbeat. They are allocated separately, because many handlers set
+    /// only the heartbeat.
     rare: Option<Box<RareOptions>>,
 }
 
@@ -41,22 +42,23 @@ pub(crate) struct Options {
 pub(crate) struct RareOptions {
     pub(crate) retry: Option<Duration>,
     pub(crate) end_with: Option<Event>,
-    /// The `on_error` closure. The mutex is never locked. Because of it, the body is `Sync` if its
-    /// stream is, even though the closure is not.
+    /// The `on_error` closure of the handler. The mutex is never locked: it makes the body `Sync`
+    /// although the closure is not `Sync`.
     pub(crate) on_error: Mutex<Option<OnError>>,
-    /// The mutex is never locked, for the same reason.
+    /// The handler's settings for the end of the stream. The mutex is never locked: it makes the
+    /// body `Sync` although these settings are not `Sync`.
     pub(crate) end: Mutex<HandlerEnd>,
 }
 
 impl Options {
-    /// Returns all settings but the heartbeat.
+    /// Returns all settings except the heartbeat. Creates them with their defaults if none is set.
     pub(crate) fn rare(&mut self) -> &mut RareOptions {
         self.rare.get_or_insert_default()
     }
 }
 
 impl RareOptions {
-    /// Returns the settings for the end of the stream.
+    /// Returns the settings for the end of the stream, such as `on_close` and `end_when`.
     pub(crate) fn end(&mut self) -> &mut HandlerEnd {
         self.end.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
@@ -66,7 +68,7 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// Returns the rare settings, if the handler has made any.
+/// Returns all settings except the heartbeat, or `None` if the handler has set none of them.
 fn rare(options: &mut Option<Box<Options>>) -> Option<&mut RareOptions> {
     options.as_mut()?.rare.as_deref_mut()
 }
@@ -75,21 +77,21 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
     rare(options).map(|options| mem::take(options.end())).unwrap_or_default()
 }
 
-/// The chunk or the error that the body returns after the current frame.
+/// A chunk or an error that the body keeps until it has returned the current frame.
 enum Held {
-    /// A chunk that begins the next frame.
+    /// The bytes with which the next frame begins.
     Chunk(Bytes),
-    /// The error of the stream. The body returns it after all frames before it were handed out.
+    /// The error of the stream. The body returns it after all earlier frames and after `delay`, in
+    /// which the transport can flush these frames.
     Failure { error: BoxError, delay: FlushDelay },
 }
 
-/// The maximum number of items that the body takes from its stream before it is pending once, so
-/// that other tasks of the thread have a turn.
+/// The maximum number of items that the body takes from its stream without a pause. Then it returns
+/// `Pending` once, so that other tasks of the thread can run.
 ///
-/// A server such as hyper polls a body that is always ready until the socket is full or the budget
-/// of its task is used up. That can be more than 100 frames of 1,000 small events each, during
-/// which no other task of the thread runs. With 64 items, other tasks wait no longer than with a
-/// body that returns one event per frame.
+/// Without this limit, hyper polls a body that is always ready until the socket is full or the
+/// budget of its task is spent. That can be more than 100 frames of 1,000 small events each. With
+/// 64 items, other tasks wait no longer than for a body with one event per frame.
 const MAX_ITEMS_PER_TURN: u32 = 64;
 
 pin_project! {
@@ -98,24 +100,24 @@ pin_project! {
     /// stream bytes.
     ///
     /// Events that are ready at the same time become one frame of up to about 16 KiB. An event that
-    /// is ready alone becomes a frame immediately. Events of 4 KiB or more are not copied into a
-    /// frame with others, and no event is ever split. The body ends when the stream ends, and never
-    /// polls the stream again after that. Dropping the body drops the stream.
+    /// is ready alone becomes a frame immediately. An event of 4 KiB or more is always a frame of
+    /// its own, and no event is ever split. The body ends when the stream ends, and never polls the
+    /// stream again after that. Dropping the body drops the stream.
     ///
-    /// After 64 items without a pause, the body is pending once, and other tasks of the thread have
-    /// a turn.
+    /// After 64 items without a pause, the body returns `Pending` once, so that other tasks of the
+    /// thread can run.
     ///
     /// # Errors
     ///
-    /// Returns the error of the stream. The frames before the error are returned first, and the
-    /// transport gets 250 milliseconds to flush them.
+    /// Returns the error of the stream. The frames before the error are returned first. Then the
+    /// error is delayed by 250 milliseconds, so that the transport can flush these frames.
     /// [`SseStream::on_error`](crate::SseStream::on_error) can replace the error with a clean end.
     ///
     /// # Panics
     ///
     /// Panics if the body needs a timer and the tokio runtime has no timers enabled. Heartbeats,
-    /// lifetimes and errors need a timer. Outside of any runtime, heartbeats and lifetimes panic,
-    /// and errors need no timer.
+    /// maximum lifetimes, drain timeouts and the delay before an error need a timer. Outside of any
+    /// tokio runtime, the error comes without the delay. The other three panic there, too.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
@@ -157,13 +159,13 @@ impl<S> SseBody<S> {
         }
     }
 
-    /// Makes the body begin with these lines, before the first event.
+    /// Makes the body send these lines before the first event of the stream.
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
         self.held = (!lines.is_empty()).then(|| Box::new(Held::Chunk(lines)));
         self
     }
 
-    /// Creates a body without a stream. It is already at its end.
+    /// Creates a body that has no stream and is already at its end.
     pub(crate) fn ended() -> Self {
         Self {
             stream: None,
@@ -177,8 +179,7 @@ impl<S> SseBody<S> {
     }
 }
 
-/// Creates a body that is at its end. Some tower-http middleware creates responses with a default
-/// body.
+/// Creates an empty body. Some tower-http middleware creates its responses with a default body.
 impl<S> Default for SseBody<S> {
     fn default() -> Self {
         Self::ended()
@@ -303,13 +304,15 @@ where
 struct FrameBuilder {
     buffer: FrameBuffer,
     events: u64,
-    /// Whether the frame postpones the heartbeat. Any bytes postpone a heartbeat that is a comment.
-    /// Only an event that a client dispatches postpones a heartbeat that is an event.
+    /// Set if the frame postpones the next heartbeat. If heartbeats are comments, any bytes
+    /// postpone them. If heartbeats are events, only an event that a client dispatches postpones
+    /// them.
     is_visible: bool,
 }
 
 impl<S> Projection<'_, S> {
-    /// Takes the chunk that was kept for this frame. Without one, the result is empty.
+    /// Takes the chunk that the body has kept for this frame. Returns empty bytes if there is no
+    /// such chunk.
     #[inline]
     fn take_chunk(&mut self) -> Bytes {
         match self.held.take_if(|held| matches!(**held, Held::Chunk(_))).map(|held| *held) {
@@ -325,9 +328,9 @@ impl<S> Projection<'_, S> {
         }
     }
 
-    /// Returns the reconnect delay and the first lines of the stream. The delay that the handler
-    /// has set has precedence over the delay of the layer. The delay comes first, because some
-    /// clients apply a delay only together with an event that follows it.
+    /// Returns the first bytes of the response: the reconnect delay as a `retry` line, then
+    /// `lines`. The delay of the handler has precedence over the delay of the layer. The delay
+    /// comes first, because some clients apply it only together with a later event.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.observation.settings() {
             Some(settings) => settings.first_retry(self.retry()),
@@ -345,7 +348,8 @@ impl<S> Projection<'_, S> {
         self.options.as_ref()?.rare.as_ref()?.retry
     }
 
-    /// If a layer ends the stream, adds the final bytes and ends it.
+    /// If a layer or the handler ends the stream now, adds the final bytes to the frame and drops
+    /// the stream.
     fn apply_end(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         if self.observation.is_on() && self.stream.is_some() {
             self.end(frame, cx);
@@ -361,7 +365,8 @@ impl<S> Projection<'_, S> {
         }
     }
 
-    /// Adds the heartbeat to a frame that does not postpone it, if the heartbeat is due.
+    /// Adds a heartbeat to the frame if it is due. Called only if heartbeats are events and a
+    /// client dispatches nothing of the frame: such a frame does not postpone the heartbeat.
     #[cold]
     fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let Some(heartbeat) = heartbeat(self.options, self.observation) else { return };
@@ -374,7 +379,8 @@ impl<S> Projection<'_, S> {
         self.add(frame, bytes, 0);
     }
 
-    /// Adds a chunk to the frame, or keeps it for the next frame.
+    /// Adds a chunk with this number of events to the frame. A chunk that does not fit is kept for
+    /// the next frame.
     #[inline]
     fn add(&mut self, frame: &mut FrameBuilder, chunk: Bytes, events: u64) {
         if !frame.is_visible {
@@ -395,8 +401,8 @@ where
     S: Stream,
     S::Item: SseItem,
 {
-    /// Takes ready items from the stream until the frame is full. Returns `Pending` if the stream
-    /// is pending.
+    /// Adds ready items of the stream to the frame. Stops when the frame is full, when the stream
+    /// ends, or after 64 items without a pause. Returns `Pending` if the stream is pending.
     #[inline]
     fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         while *self.items_in_turn < MAX_ITEMS_PER_TURN {
@@ -423,7 +429,9 @@ where
         Poll::Ready(())
     }
 
-    /// Ends the stream after an error.
+    /// Ends the stream after an error. `on_error` of the handler can replace the error with a last
+    /// event. If the error is the shutdown of a hub, the response ends cleanly with a reconnect
+    /// delay.
     #[cold]
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);
@@ -450,7 +458,8 @@ where
     }
 }
 
-/// Returns the reason of a stream that ends with this error.
+/// Returns the close reason of a stream that ends with this error. Errors of a hub subscription
+/// have the reason `Lagged` or `Shutdown`. All other errors have the reason `Error`.
 fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
     if let Some(error) = error.downcast_ref() {
@@ -463,7 +472,8 @@ fn reason_of(error: &BoxError) -> CloseReason {
     CloseReason::Error
 }
 
-/// Returns the heartbeat of the handler, or else the heartbeat of the layer, or else the default.
+/// Returns the heartbeat that the handler has set, or else that of the layer, or else the default.
+/// Returns `None` if heartbeats are disabled.
 fn heartbeat<'a>(options: &'a Option<Box<Options>>, observation: &'a Observation) -> Option<&'a Heartbeat> {
     let own = options.as_ref().map(|options| &options.heartbeat);
     let own = own.filter(|heartbeat| !matches!(heartbeat, HeartbeatSetting::Inherit));

@@ -19,28 +19,32 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// The time that an upstream stream has to complete its current event after a layer has ended the
-/// stream.
+/// The time that an upstream stream (a body of an inner service) has to complete its current event
+/// after a layer has ended the stream. After this time, the response ends in the middle of the
+/// event.
 const COMPLETION_TIMEOUT: Duration = Duration::from_millis(250);
 
 pin_project! {
     /// The body of a response that passed through an [`SseService`](crate::SseService).
     ///
     /// An *upstream event stream* is an event stream that the inner service has made without
-    /// [`SseStream`](crate::SseStream), for example the response of another server. Unless it has a
-    /// `Content-Encoding`, this body adds heartbeats between its lines. Layers can end it. The
-    /// inner body is not polled again after its end. Any other body passes unchanged.
+    /// [`SseStream`](crate::SseStream), for example the response of another server. This body adds
+    /// heartbeats between the lines of such a stream, unless the response has a `Content-Encoding`.
+    /// Layers can end the stream. The inner body is then not polled again. Bodies of other
+    /// responses pass unchanged.
     ///
     /// # Errors
     ///
-    /// Returns the errors of the inner body. The error of an upstream event stream is returned 250
-    /// milliseconds after the frames before it, so that the transport can flush these frames.
+    /// Returns the errors of the inner body. Without a `Content-Encoding`, the error of an upstream
+    /// event stream is delayed by 250 milliseconds. So the transport can flush the frames before
+    /// the error.
     ///
     /// # Panics
     ///
-    /// Panics if an upstream event stream needs a timer and the tokio runtime has none enabled.
-    /// Heartbeats, shutdowns, lifetimes and errors need a timer. Outside of a runtime, an error
-    /// needs no timer.
+    /// Panics if an upstream event stream needs a timer and the tokio runtime has no timers
+    /// enabled. Heartbeats, shutdowns, maximum lifetimes and the delay before an error need a
+    /// timer. Outside of any tokio runtime, the error comes without the delay. The other three
+    /// panic there, too.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -58,19 +62,20 @@ impl<B: Body> ResponseBody<B> {
         Self { body, treatment: None }
     }
 
-    /// Wraps the body of an upstream event stream.
+    /// Wraps the body of an event stream that the inner service has made without `SseStream`.
+    /// Layers attach their settings through `link`.
     pub(crate) fn event_stream(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Stream(PassthroughStream::new(link)))
     }
 
-    /// Wraps the body of an encoded event stream. Layers can end it and observe it, but cannot add
-    /// bytes. If the link is closed, no layer does either, so the size hint of the body stays
-    /// exact.
+    /// Wraps the body of an event stream with a `Content-Encoding`. Layers can end and observe the
+    /// stream, but cannot add bytes. With a closed `link` there are no layers, so the size hint of
+    /// the body is kept.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
 
-    /// Creates a body that sends these bytes. The original body is not polled.
+    /// Creates a body that sends `bytes` instead of `body`, which is never polled.
     pub(crate) fn replaced(body: B, bytes: Bytes) -> Self {
         Self::treated(body, Treatment::Replaced(bytes))
     }
@@ -80,7 +85,8 @@ impl<B: Body> ResponseBody<B> {
     }
 }
 
-/// Creates an empty body. Some tower-http middleware creates responses with a default body.
+/// Wraps the default body of the inner service. Some tower-http middleware creates its responses
+/// with a default body.
 impl<B: Body + Default> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::untouched(B::default())
@@ -124,12 +130,12 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
     }
 }
 
-/// The treatment of a body by the layer: one variant for each kind of body.
+/// The treatment of a body by the layer. Bodies that pass unchanged have no treatment.
 #[expect(clippy::large_enum_variant, reason = "the enum is boxed, and most treated bodies are the largest variant")]
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
-    /// The bytes that are sent instead of the body.
+    /// The bytes that are sent instead of the inner body.
     Replaced(Bytes),
 }
 
@@ -214,13 +220,15 @@ where
     }
 }
 
-/// The maximum number of empty frames that are skipped in one poll. Other tasks then have a turn.
+/// The maximum number of empty frames that are skipped in one poll. Then the body returns `Pending`
+/// once, so that other tasks can run.
 const MAX_EMPTY_FRAMES: usize = 64;
 
-/// Polls a body until it returns a frame that is not empty.
+/// Polls a body until it returns a frame that is not empty, an error or its end. Returns `Pending`
+/// after 64 empty frames, and wakes the task.
 ///
-/// An HTTP/2 server sends an empty frame as an empty DATA frame. Node.js closes an HTTP/2 session
-/// after 1,000 of them.
+/// An HTTP/2 server would send an empty frame as an empty DATA frame. Node.js closes an HTTP/2
+/// session after 1,000 empty DATA frames.
 #[inline]
 fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
     for _ in 0..MAX_EMPTY_FRAMES {
@@ -234,59 +242,63 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     Poll::Pending
 }
 
-/// Records and logs the error that this poll returns.
+/// Sets the error as the reason of the end, and logs that the body has failed.
 fn record_failure(observation: &mut Observation) {
     observation.set_reason(CloseReason::Error);
     trace::failed(None);
 }
 
-/// An event stream that another framework or server has written. The layer sees only its bytes.
+/// An event stream that the inner service has made without `SseStream`. The layer sees only its
+/// bytes.
 struct PassthroughStream<E> {
-    /// The observation. Its link also lets outer layers detect that an inner layer already handles
-    /// the stream.
+    /// The link to the layers around the stream, and the record of the stream. Through the link, an
+    /// outer layer also detects that an inner layer already handles the stream.
     observation: Observation,
-    /// Measures the time since the last byte.
+    /// Measures the time since the last byte, for heartbeats that are comments.
     idle_timer: IdleTimer,
-    /// `None` if the heartbeat is a comment.
+    /// The state of heartbeats that are events. `None` if heartbeats are comments.
     event_heartbeat: Option<Box<EventHeartbeat>>,
-    /// The reconnect delay, which is sent before the first byte of the stream.
+    /// The reconnect delay as a `retry` line, which is sent before the first byte of the stream.
+    /// Empty after that, and if no delay is set.
     preamble: Bytes,
     lines: LineTracker,
     byte_order_mark: ByteOrderMark,
-    /// Tracks the events if the stream is observed or its heartbeat is an event.
+    /// Counts the events of the stream. Used only if the stream is observed or if heartbeats are
+    /// events.
     events: EventTracker,
     phase: Phase<E>,
 }
 
-/// The state of a heartbeat that is an event.
+/// The state of heartbeats that are sent as events instead of comments.
 #[derive(Default)]
 struct EventHeartbeat {
     /// Measures the time since the last event that a client dispatches.
     timer: IdleTimer,
-    /// Set if a client dispatches no event of the last chunk.
+    /// Set if no event that ended in the last chunk has data, so that a client dispatched nothing.
     is_invisible: bool,
 }
 
-/// The phase of an upstream stream.
+/// The phase of an event stream that a layer forwards from an inner service.
 enum Phase<E> {
-    /// Data passes, and heartbeats go between its lines.
+    /// Data is forwarded, and heartbeats are sent between its lines.
     Open,
-    /// A layer ends the stream. The stream first completes its event.
+    /// A layer ends the stream. The rest of the current event is forwarded before the end.
     Draining(Draining),
-    /// The data has ended. Before the outcome is returned, the bytes of an incomplete byte order
-    /// mark are sent, or the delay before an error passes.
+    /// The inner body has returned trailers, an error or its end, which is kept as `outcome`.
+    /// Before `outcome` is returned, the bytes of an incomplete byte order mark are sent. An error
+    /// also waits for `delay`.
     Held { outcome: NextFrame<E>, delay: FlushDelay },
-    /// Trailers were returned. Only the end of the body can follow.
+    /// The trailers were returned. Only the end of the body can follow.
     Trailers,
-    /// The body is not polled again.
+    /// The response has ended. The inner body is not polled again.
     Ended,
 }
 
 /// The state of a stream that is completing its current event because a layer ends it.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The time when the response ends in the middle of the event. Set when the rest of the
-    /// event is not available at once.
+    /// The timer after which the response ends in the middle of the event. `None` while the rest of
+    /// the event is available at once.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -383,7 +395,8 @@ impl<E> PassthroughStream<E> {
         self.poll_heartbeat(cx)
     }
 
-    /// Returns a heartbeat when it is due and the stream is at the start of a line.
+    /// Returns a heartbeat when it is due and the stream is at the start of a line. In the middle
+    /// of an event, the heartbeat is a comment.
     fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         let Some(heartbeat) = self.observation.settings().and_then(|settings| settings.heartbeat.heartbeat()) else {
             return Poll::Pending;
@@ -412,8 +425,9 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
-    /// Returns ready when a layer ends the stream, and the stream is between events or the deadline
-    /// for its event is over.
+    /// Returns ready when a layer has ended the stream and the current event is complete. For an
+    /// incomplete event, it is also ready after 250 milliseconds. The result is a frame with the
+    /// final bytes, or `None` if there are no final bytes.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Open = self.phase {
             let final_bytes = ready!(self.observation.poll_end(None, cx));
@@ -427,7 +441,9 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(self.end())
     }
 
-    /// Ends a draining stream. Sends the final bytes that are legal at the current position.
+    /// Ends a stream that a layer has ended, and returns the final bytes. In the middle of an
+    /// event, the final event is left out, because the client would discard it. `None` if no bytes
+    /// are left to send.
     fn end(&mut self) -> NextFrame<E> {
         // The held bytes of an incomplete byte order mark are discarded.
         self.byte_order_mark = ByteOrderMark::Passed;
@@ -446,8 +462,9 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Handles the less frequent outcomes: an outcome other than data, data while a byte order mark
-    /// is possible, and data while the stream is draining.
+    /// Handles everything that is not forwarded at once: trailers, an error and the end of the
+    /// inner body. Also handles data that may begin with a byte order mark, and data of a stream
+    /// that a layer has ended.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
@@ -481,7 +498,8 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Returns the held outcome. An error is returned only after the delay.
+    /// Returns the outcome that was kept: trailers, an error or the end of the inner body. An error
+    /// is returned only after a delay, so that the transport can flush the frames before it.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {
             ready!(delay.poll(cx));
@@ -496,8 +514,8 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(outcome)
     }
 
-    /// Records that the layer sends bytes before the first byte of the stream. A byte order mark at
-    /// the beginning of the stream is then removed.
+    /// Records that the layer sends bytes before the first byte of the stream. If the stream begins
+    /// with a byte order mark, the mark is removed.
     fn expect_byte_order_mark(&mut self) {
         if let ByteOrderMark::Undecided = self.byte_order_mark {
             // The first mark is removed. A second mark would be a part of the first line.
@@ -506,7 +524,7 @@ impl<E> PassthroughStream<E> {
         self.byte_order_mark.expect();
     }
 
-    /// Returns whether the last frame was handed to the transport.
+    /// Returns whether the body has returned its last frame.
     fn is_over<B: Body<Error = E>>(&self, body: &B) -> bool {
         if !self.preamble.is_empty() || matches!(self.byte_order_mark, ByteOrderMark::Expected(1..)) {
             return false;
@@ -518,7 +536,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Records the events in data that is forwarded.
+    /// Updates the line state, the event count and the heartbeat timers for data that is forwarded.
     fn record_data(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;

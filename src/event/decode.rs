@@ -10,9 +10,9 @@ impl Event {
     /// Returns the data of the message that a client dispatches for this event, or `None` if the
     /// client dispatches no message.
     ///
-    /// Each CRLF, CR and LF of the original text is one LF in the result, as in a client. An event
-    /// with a name but without data is dispatched with empty data. A text of one line is borrowed.
-    /// A text of several lines is copied.
+    /// As in a client, each line end of the original text (CRLF, CR or LF) is one LF in the result.
+    /// An event with a name but without data is dispatched with empty data. A text of one line is
+    /// borrowed. A text of several lines is copied.
     ///
     /// # Examples
     ///
@@ -40,8 +40,8 @@ impl Event {
         Some(Cow::Owned(data))
     }
 
-    /// Returns the name of this event, or `None` if it has no name. A client then dispatches a
-    /// `message`.
+    /// Returns the name of this event, or `None` if the event has no name. A client dispatches an
+    /// event without a name as `message`.
     ///
     /// # Examples
     ///
@@ -55,8 +55,8 @@ impl Event {
         self.lines(NAME).next()
     }
 
-    /// Returns the id of this event, or `None` if it has no id. The client then keeps the id of the
-    /// previous event.
+    /// Returns the id of this event, or `None` if the event has no id. At an event without an id, a
+    /// client keeps the id of the previous event.
     ///
     /// # Examples
     ///
@@ -70,12 +70,14 @@ impl Event {
         self.lines(ID).next()
     }
 
-    /// Returns the reconnect delay in milliseconds, as digits.
+    /// Returns the decimal digits of the reconnect delay in milliseconds, or `None` if the event
+    /// has no delay.
     pub(super) fn retry_digits(&self) -> Option<&str> {
         self.lines(RETRY).next()
     }
 
-    /// Returns the values of the lines that begin with `prefix`.
+    /// Returns the rest of each line of the encoded event that begins with `prefix`, such as
+    /// `data: `.
     fn lines<'a>(&'a self, prefix: &[u8]) -> impl Iterator<Item = &'a str> {
         let prefix = std::str::from_utf8(prefix).unwrap_or_default();
         self.text().split_terminator('\n').filter_map(move |line| line.strip_prefix(prefix))
@@ -86,9 +88,9 @@ impl Event {
     }
 }
 
-/// Two events are equal if they have the same data, name, id, reconnect delay and comments. The
-/// order of the setters does not matter, except among comments. Data is compared as
-/// [`event_data`](Event::event_data) returns it.
+/// Two events are equal if they have the same data, name, id and reconnect delay, and the same
+/// comments in the same order. The order in which the fields were set does not matter. Data is
+/// compared as [`event_data`](Event::event_data) returns it.
 impl PartialEq for Event {
     fn eq(&self, other: &Self) -> bool {
         self.wire.as_bytes() == other.wire.as_bytes()
@@ -102,7 +104,7 @@ impl PartialEq for Event {
 
 impl Eq for Event {}
 
-/// Shows the fields that are set.
+/// Shows the data, name, id, reconnect delay and comments that are set.
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = f.debug_struct("Event");

@@ -19,20 +19,19 @@ pub(super) const ID: &[u8; 4] = b"id: ";
 pub(super) const RETRY: &[u8; 7] = b"retry: ";
 pub(super) const COMMENT: &[u8; 2] = b": ";
 
-/// The number of bytes that are reserved in front of the data, if the data is set before any other
-/// field. It is enough for an id, a name and a `retry` of usual length.
+/// The number of bytes that are reserved in front of data for fields that are set later. 64 bytes
+/// are enough for an id, a name and a `retry` of usual length. Longer fields enlarge the buffer.
 const ROOM_FOR_FIELDS: usize = 64;
 
-/// The number of bytes that are reserved for data and further fields, if another field is set
-/// before the data.
+/// The minimum number of bytes that are reserved when an id, a name or `retry` is set before the
+/// data. The data and further fields share this space. Longer data enlarges the buffer.
 const ROOM_FOR_DATA: usize = 256;
 
-/// The wire bytes of one event. The bytes are always a complete event: the last byte is the LF of
-/// the blank line.
+/// The wire bytes of one event, including its blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// The reserved space, followed by the event. Empty for an event without a field, which is
-    /// encoded as nothing.
+    /// The reserved space, followed by the bytes of the event. Empty for an event without a field,
+    /// whose wire bytes are one LF.
     buffer: Vec<u8>,
     start: usize,
 }
@@ -52,10 +51,11 @@ impl Wire {
         bytes
     }
 
-    /// Parses an event that this crate has encoded without an id. Returns `None` for other bytes.
+    /// Parses the bytes of one complete event that this crate has encoded without an id. Returns
+    /// `None` for other bytes.
     ///
-    /// In a valid input, each line begins with one of the field names and ends in LF, and the last
-    /// line is the only blank line.
+    /// In a valid input, each line begins with `data: `, `event: `, `retry: ` or `: ` and ends in
+    /// LF. The last line is the only blank line.
     #[cfg(feature = "hub")]
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let lines = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;
@@ -71,7 +71,8 @@ impl Wire {
         Some(Self { buffer, start: ROOM_FOR_FIELDS })
     }
 
-    /// Creates an event with one field, whose text may have several lines.
+    /// Creates an event with one field. `prefix` is the name of the field with its colon and space.
+    /// Each line of `text` becomes one field line.
     pub(super) fn new<const N: usize>(prefix: &'static [u8; N], text: &[u8]) -> Self {
         let lines = Lines::of(prefix, text);
         let mut buffer = Vec::with_capacity(ROOM_FOR_FIELDS + lines.len() + 1);
@@ -81,7 +82,8 @@ impl Wire {
         Self { buffer, start: ROOM_FOR_FIELDS }
     }
 
-    /// Inserts the line `prefix` + `value` before the other lines of the event.
+    /// Inserts the line `prefix` + `value` before the other lines of the event. `value` has no line
+    /// ends.
     #[inline]
     pub(super) fn prepend<const N: usize>(mut self, prefix: &'static [u8; N], value: &[u8]) -> Self {
         let length = N + value.len() + 1;
@@ -92,7 +94,8 @@ impl Wire {
         self
     }
 
-    /// Writes a text of one or more lines in front of the blank line.
+    /// Adds a field at the end of the event, before the blank line. Each line of `text` becomes one
+    /// line that begins with `prefix`.
     pub(super) fn append<const N: usize>(mut self, prefix: &'static [u8; N], text: &[u8]) -> Self {
         if self.buffer.is_empty() {
             return Self::new(prefix, text);
@@ -117,8 +120,7 @@ impl Wire {
         Self { buffer: kept, start: 0 }
     }
 
-    /// Enlarges the reserved space to at least `length` bytes. Grows the existing allocation, if
-    /// there is one.
+    /// Enlarges the reserved space in front of the event to at least `length` bytes.
     #[cold]
     fn make_room(mut self, length: usize) -> Self {
         if self.buffer.is_empty() {
@@ -138,8 +140,8 @@ impl Wire {
     }
 }
 
-/// Writes a line at the end of the reserved space, and returns its start. The caller has checked
-/// that the line fits.
+/// Writes the line `prefix` + `value` at the end of `room`, the reserved space in front of an
+/// event. Returns the index of the line's first byte. The caller has checked that the line fits.
 fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], value: &[u8]) -> usize {
     let start = room.len() - (N + value.len() + 1);
     let (name, rest) = room[start..].split_at_mut(N);
@@ -150,17 +152,18 @@ fn put_line_at_end<const N: usize>(room: &mut [u8], prefix: &'static [u8; N], va
     start
 }
 
-/// Returns a `retry` line without a blank line.
+/// Returns a `retry` line with this reconnect delay, without a blank line after it.
 ///
-/// A blank line would make a client that has just reconnected lose its last event id: at a blank
-/// line, a client sets this id to the last id in the current response (HTML standard, §9.2.6).
+/// At a blank line, a client sets its last event id to the last id in the current response (HTML
+/// standard, §9.2.6). So a blank line would make a client that has just reconnected lose its id.
 pub(crate) fn retry_line(delay: Duration) -> Bytes {
     let mut line = Vec::new();
     Lines::of(RETRY, itoa::Buffer::new().format(delay.as_millis()).as_bytes()).write(&mut line);
     Bytes::from(line)
 }
 
-/// Returns comment lines without a blank line. These lines may be sent in the middle of an event.
+/// Returns the text as comment lines, without a blank line. They may be sent in the middle of an
+/// event.
 pub(crate) fn comment_lines(text: &str) -> Bytes {
     let mut lines = Vec::new();
     Lines::of(COMMENT, text.as_bytes()).write(&mut lines);
@@ -169,12 +172,14 @@ pub(crate) fn comment_lines(text: &str) -> Bytes {
 
 /// Returns whether a client dispatches at least one of these encoded events.
 ///
-/// A client dispatches an event with data. Each event with a name has a `data` line, too.
+/// A client dispatches only events with a `data` line. Encoding adds an empty `data` line to an
+/// event that has a name and no data.
 pub(crate) fn is_visible(events: &[u8]) -> bool {
     events.starts_with(DATA) || memmem::find(events, b"\ndata: ").is_some()
 }
 
-/// A text that is written as one field line per line of text. CRLF, CR and LF each end a line.
+/// A text that is written with one field line for each line of the text. CRLF, CR and LF each end a
+/// line.
 struct Lines<'a, const N: usize> {
     prefix: &'static [u8; N],
     text: &'a [u8],
@@ -182,7 +187,7 @@ struct Lines<'a, const N: usize> {
     lf: usize,
     /// The number of CRs in the text, including those of CRLF pairs.
     cr: usize,
-    /// The number of CRLF pairs. A pair ends one line.
+    /// The number of CRLF pairs in the text. Each pair is one line end.
     crlf: usize,
 }
 

@@ -3,8 +3,8 @@ use bytes::{Bytes, BytesMut};
 
 /// One or more complete events, encoded once for any number of clients.
 ///
-/// A clone shares the bytes. The value is built from [`Event`]s only, so it is always a valid part
-/// of an event stream.
+/// A clone shares the bytes with the original. The value is built from [`Event`]s only, so it is
+/// always a valid part of an event stream.
 ///
 /// # Examples
 ///
@@ -40,7 +40,7 @@ impl EncodedEvents {
         self.count
     }
 
-    /// Returns `true` if there are no bytes: no event, and no comment or `id` line.
+    /// Returns `true` if there are no bytes at all: no event, and no comment or `id` line.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
@@ -52,7 +52,7 @@ impl EncodedEvents {
         &self.bytes
     }
 
-    /// Converts this into its wire bytes, without a copy.
+    /// Converts the events into their wire bytes, without a copy.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.bytes
@@ -66,7 +66,7 @@ impl From<Event> for EncodedEvents {
     }
 }
 
-/// Joins `Event`s, or values of `EncodedEvents`, into one value. The bytes are copied.
+/// Joins several [`Event`]s or [`EncodedEvents`] into one value, in order. Their bytes are copied.
 impl<T: Into<EncodedEvents>> FromIterator<T> for EncodedEvents {
     fn from_iter<I: IntoIterator<Item = T>>(events: I) -> Self {
         let mut bytes = BytesMut::new();

@@ -10,15 +10,15 @@ pub enum FieldErrorKind {
     LineBreak,
     /// The text contains a NUL. A client ignores an `id` field with a NUL (HTML standard, §9.2.6).
     Nul,
-    /// The id contains another control character. Servers reject a header with a control character,
-    /// so a client could not reconnect with this id.
+    /// The id contains a control character other than LF, CR and NUL. Servers reject a header with
+    /// a control character, so a client could not reconnect with this id.
     Control,
-    /// The event name is empty. A client cannot distinguish it from a missing name.
+    /// The event name is empty. A client cannot distinguish an empty name from a missing name.
     Empty,
 }
 
 /// The error of [`EventName::new`](crate::EventName::new) and
-/// [`EventId::new`](crate::EventId::new): the text is not valid.
+/// [`EventId::new`](crate::EventId::new): the text is not a valid name or id.
 ///
 /// # Examples
 ///
@@ -38,7 +38,7 @@ pub struct FieldError {
     kind: FieldErrorKind,
     what: &'static str,
     position: usize,
-    /// The beginning of the text.
+    /// The first characters of the invalid text, for the error message.
     text: Box<str>,
 }
 
@@ -53,7 +53,7 @@ impl FieldError {
         self.kind
     }
 
-    /// Returns the index of the first invalid byte, or 0 for an empty text.
+    /// Returns the index of the first invalid byte in the text, or 0 for an empty text.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position
@@ -75,14 +75,15 @@ impl fmt::Display for FieldError {
 
 impl Error for FieldError {}
 
-/// Quotes the first 64 characters of a text in an error message. A client can send a long text.
+/// Displays the first 64 characters of a text in quotes. `…` follows if the text is longer. So an
+/// error message stays short, whatever a client sends.
 pub(crate) struct Shortened<'a>(pub(crate) &'a str);
 
 impl<'a> Shortened<'a> {
     const CHARACTERS: usize = 64;
 
-    /// Returns the beginning of the text, as long as the part that is displayed. An error stores it
-    /// instead of a long text.
+    /// Returns at most the first 65 characters of the text. An error stores them instead of a long
+    /// text: 64 characters are displayed, and one more shows that the text is longer.
     pub(crate) fn beginning(&self) -> &'a str {
         match self.0.char_indices().nth(Self::CHARACTERS + 1) {
             Some((end, _)) => &self.0[..end],

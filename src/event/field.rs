@@ -4,9 +4,7 @@
 use super::{FieldError, FieldErrorKind};
 use std::{borrow::Borrow, fmt, hash, str::FromStr, sync::Arc};
 
-/// A text without CR, LF and NUL.
-///
-/// Short texts, such as numeric ids, are stored inline.
+/// A text without CR, LF and NUL. A text of up to 22 bytes, such as a numeric id, is stored inline.
 #[derive(Clone)]
 enum Text {
     Static(&'static str),
@@ -15,8 +13,8 @@ enum Text {
 }
 
 impl Text {
-    /// The maximum length of an inline text in bytes. It fits into three words together with the
-    /// discriminant and the length.
+    /// The maximum length of an inline text in bytes. With this length, a [`Text`] has the size of
+    /// three words on 64-bit systems.
     const INLINE: usize = 22;
 
     fn new(text: &str, what: &'static str, bad: Option<(usize, FieldErrorKind)>) -> Result<Self, FieldError> {
@@ -55,8 +53,8 @@ impl Text {
     }
 }
 
-/// Returns the first byte that the text of a field must not contain. The search is a loop instead
-/// of `memchr`, so that literals can be checked in a `const`.
+/// Returns the index of the first CR, LF or NUL in `text`, and the kind of error. Returns `None` if
+/// the text is valid. The search is a loop instead of `memchr`, so that it also works in a `const`.
 const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
     while at < text.len() {
@@ -69,7 +67,8 @@ const fn find_bad(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     None
 }
 
-/// Finds the first control character of an id (U+0000 to U+001F and U+007F to U+009F).
+/// Returns the index of the first control character in an id (U+0000 to U+001F and U+007F to
+/// U+009F), and the kind of error. Returns `None` if the id is valid.
 const fn find_bad_in_id(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
     let mut at = 0;
     while at < text.len() {
@@ -88,9 +87,9 @@ const fn find_bad_in_id(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
 /// The type of an event, which a page passes to `addEventListener`.
 ///
 /// An event name is never empty and contains no CR, LF or NUL, so it cannot break the line of an
-/// [`Event`](crate::Event). [`EventName::new`] checks text that is known only at run time. A
-/// literal converts by itself. The trait [`IntoEventName`] lists the types that an event accepts as
-/// its name.
+/// [`Event`](crate::Event). [`EventName::new`] checks text that is known only at run time. A string
+/// literal can be passed directly. The trait [`IntoEventName`] lists the types that an event
+/// accepts as its name.
 ///
 /// # Examples
 ///
@@ -124,11 +123,11 @@ const fn find_bad_in_id(text: &[u8]) -> Option<(usize, FieldErrorKind)> {
 pub struct EventName(Text);
 
 impl EventName {
-    /// Checks a text that is known only at run time.
+    /// Creates an event name from a text that is known only at run time.
     ///
     /// # Errors
     ///
-    /// If the text is empty, or contains CR, LF or NUL.
+    /// Returns an error if the text is empty, or contains CR, LF or NUL.
     pub fn new(text: impl AsRef<str>) -> Result<Self, FieldError> {
         let text = text.as_ref();
         if text.is_empty() {
@@ -141,7 +140,7 @@ impl EventName {
     ///
     /// # Panics
     ///
-    /// If the text is empty, or contains CR, LF or NUL.
+    /// Panics if the text is empty, or contains CR, LF or NUL.
     #[must_use]
     pub const fn from_static(text: &'static str) -> Self {
         assert!(!text.is_empty(), "an event name cannot be empty");
@@ -155,12 +154,12 @@ impl EventName {
 /// The id of an event, which a client sends back as `Last-Event-ID` when it reconnects.
 ///
 /// An event id contains no control character (U+0000 to U+001F and U+007F to U+009F), such as CR,
-/// LF or NUL. The client sends the id back in a header, and servers reject a request with a control
-/// character in a header. White space at the ends of a header value is removed, so an id should not
+/// LF or NUL. The client sends the id back in a header, and servers reject a header with a control
+/// character. Servers also remove white space at the ends of a header value, so an id should not
 /// begin or end with a space.
 ///
-/// [`EventId::new`] checks text that is known only at run time. Literals and integers convert by
-/// themselves ([`IntoEventId`]). An empty id is legal: it makes the client forget its last id.
+/// [`EventId::new`] checks text that is known only at run time. String literals and integers can be
+/// passed directly ([`IntoEventId`]). An empty id is legal: it makes the client forget its last id.
 ///
 /// # Examples
 ///
@@ -192,11 +191,11 @@ impl EventName {
 pub struct EventId(Text);
 
 impl EventId {
-    /// Checks a text that is known only at run time.
+    /// Creates an id from a text that is known only at run time.
     ///
     /// # Errors
     ///
-    /// If the text contains a control character, such as CR, LF or NUL.
+    /// Returns an error if the text contains a control character, such as CR, LF or NUL.
     pub fn new(text: impl AsRef<str>) -> Result<Self, FieldError> {
         let text = text.as_ref();
         Text::new(text, Self::WHAT, find_bad_in_id(text.as_bytes())).map(Self)
@@ -206,7 +205,7 @@ impl EventId {
     ///
     /// # Panics
     ///
-    /// If the text contains a control character, such as CR, LF or NUL.
+    /// Panics if the text contains a control character, such as CR, LF or NUL.
     #[must_use]
     pub const fn from_static(text: &'static str) -> Self {
         assert!(find_bad_in_id(text.as_bytes()).is_none(), "an event id cannot hold a control character");
@@ -217,9 +216,9 @@ impl EventId {
 }
 
 /// A value that [`Event::event`](crate::Event::event) takes as the name of an event: an
-/// [`EventName`] or a literal.
+/// [`EventName`] or a string literal.
 ///
-/// Implement this trait for types of your own that are event names, such as an enum.
+/// Implement this trait for your own types that stand for event names, such as an enum.
 ///
 /// # Examples
 ///
@@ -251,9 +250,9 @@ pub trait IntoEventName {
 }
 
 /// A value that [`Event::id`](crate::Event::id) takes as the id of an event: an [`EventId`], an
-/// integer or a literal.
+/// integer or a string literal.
 ///
-/// Implement this trait for types of your own that are ids, such as a database key.
+/// Implement this trait for your own types that stand for ids, such as a database key.
 ///
 /// # Examples
 ///
@@ -311,11 +310,11 @@ macro_rules! field {
             }
         }
 
-        /// Converts a literal, which is checked.
+        /// Converts a string literal, and checks it.
         ///
         /// # Panics
         ///
-        /// Panics if [`from_static`](Self::from_static) does.
+        /// Panics if the text is invalid, as [`from_static`](Self::from_static) does.
         impl From<&'static str> for $Field {
             fn from(text: &'static str) -> Self {
                 Self::from_static(text)
@@ -382,7 +381,7 @@ macro_rules! field {
             }
         }
 
-        /// The hash equals the hash of the text, as `Borrow<str>` requires.
+        /// Returns the hash of the text, as `Borrow<str>` requires.
         impl hash::Hash for $Field {
             fn hash<H: hash::Hasher>(&self, state: &mut H) {
                 self.as_str().hash(state);
@@ -395,8 +394,9 @@ field!(EventName);
 field!(EventId);
 
 impl EventId {
-    /// Creates an id from bytes that a client has sent. If they are not a valid id, returns `Err`
-    /// with an id from the beginning of the bytes. U+FFFD replaces their invalid characters.
+    /// Creates an id from bytes that a client has sent. If the bytes are not a valid id, returns
+    /// `Err` with a substitute. It consists of the first 64 bytes, in which U+FFFD replaces invalid
+    /// characters.
     pub(crate) fn from_client(bytes: &[u8]) -> Result<Self, Self> {
         let text = std::str::from_utf8(bytes).ok();
         if let Some(id) = text.and_then(|text| Self::new(text).ok()) {
@@ -407,15 +407,16 @@ impl EventId {
         Err(Self(Text::checked(&text)))
     }
 
-    /// The maximum number of bytes of a malformed id that are stored. Every id that a hub issues is
-    /// shorter.
+    /// The maximum number of bytes that are stored of an invalid id from a client. Every id that a
+    /// hub issues is shorter.
     const MAX_MALFORMED: usize = 64;
 }
 
 #[cfg(feature = "hub")]
 impl EventId {
-    /// Truncates an id that is longer than any id that a hub issues. A client can send an id of any
-    /// length, and the `gap` event that reports missing events to this client repeats the id.
+    /// Cuts an id that is longer than 64 bytes, and appends `…`. Ids of a hub are always shorter. A
+    /// client can send an id of any length, and the hub repeats this id in its `gap` event for the
+    /// client.
     pub(crate) fn shortened(self) -> Self {
         let text = self.as_str();
         if text.len() <= Self::MAX_MALFORMED {
@@ -425,7 +426,8 @@ impl EventId {
         Self(Text::checked(&format!("{}…", &text[..end])))
     }
 
-    /// Creates an id from ASCII bytes that are valid in an id.
+    /// Creates an id from printable ASCII bytes without spaces. The caller must pass no other
+    /// bytes.
     pub(crate) fn from_ascii(bytes: &[u8]) -> Self {
         debug_assert!(bytes.iter().all(u8::is_ascii_graphic));
         Self(Text::checked(std::str::from_utf8(bytes).unwrap_or_default()))

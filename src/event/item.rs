@@ -3,10 +3,10 @@
 use super::{EncodedEvents, Event};
 use crate::BoxError;
 
-/// An item of the stream of an [`SseStream`](crate::SseStream): [`Event`], [`EncodedEvents`], or a
-/// `Result` of one of these.
+/// An item that the stream of an [`SseStream`](crate::SseStream) can yield: an [`Event`],
+/// [`EncodedEvents`], or a `Result` of one of these.
 ///
-/// This trait is sealed.
+/// This trait is sealed: it cannot be implemented outside of this crate.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an item of an `SseStream`",
     label = "this stream's items are not events",

@@ -48,16 +48,19 @@ use std::{fmt, time::Duration};
 /// does not preserve the *kind* of line end: CRLF, CR and LF in data each end one line, and a
 /// client sees each as one LF.
 ///
-/// An event with neither data nor a name dispatches no message. Its id moves the client's cursor
-/// ([`checkpoint`](Self::checkpoint)), its `retry` sets the reconnection time, and its comment is
-/// invisible.
+/// An event with neither data nor a name dispatches no message. Its id still becomes the id that
+/// the client sends when it reconnects ([`checkpoint`](Self::checkpoint)). Its `retry` sets the
+/// reconnection time, and its comment is invisible.
 ///
 /// # Cost
 ///
 /// An event is stored as its wire bytes, in one allocation. [`encode`](Self::encode) allocates
-/// nothing more. There are further allocations if the fields are longer than 64 bytes together, if
-/// more than about 200 bytes of data are set after a field, if a field is set twice, and for more
-/// than 64 KiB of [`display`](Self::display) or [`json`](Self::json).
+/// nothing more. There are further allocations in these cases:
+///
+/// - The fields in front of the data are longer than 64 bytes together.
+/// - More than about 200 bytes of data are set after another field.
+/// - A field is set twice.
+/// - [`display`](Self::display) or [`json`](Self::json) writes more than 64 KiB.
 ///
 /// [standard]: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 #[derive(Clone, Default)]
@@ -86,9 +89,9 @@ impl Event {
     /// Creates an event from a value that implements `Display`: a number, a template,
     /// `format_args!`.
     ///
-    /// The value is formatted into a thread-local buffer, so no `String` is allocated. If `data`
-    /// returns an error from its `fmt` method, the event has the text that was written before. If
-    /// formatting can fail, format into a `String` yourself and check the result.
+    /// The value is formatted into a thread-local buffer, so no `String` is allocated. If the `fmt`
+    /// method of `data` returns an error, the event contains the text before the error. Format a
+    /// value that can fail into a `String` yourself, and check the result.
     ///
     /// # Examples
     ///
@@ -104,14 +107,16 @@ impl Event {
         })
     }
 
-    /// Creates an event with an `id` alone. It moves the client's cursor and dispatches no message.
+    /// Creates an event with an `id` alone. A client dispatches no message for it, and sends this
+    /// id when it reconnects.
     ///
     /// Send a checkpoint now and then if most events are filtered out for a client. After a
     /// reconnect, the handler then does not have to filter the same events again.
     ///
-    /// By the standard (§9.2.6), an `id` alone moves the cursor. Chromium implements that. WebKit
-    /// moves the cursor with the next event that has data, and Firefox does not move it. A name
-    /// without a listener works in all browsers: `Event::checkpoint(id).event("cursor")`.
+    /// By the standard (§9.2.6), an `id` alone is enough. Chromium implements that. WebKit applies
+    /// the id with the next event that has data, and Firefox ignores the id. An event with a name
+    /// for which the page has no listener works in all browsers:
+    /// `Event::checkpoint(id).event("cursor")`.
     ///
     /// # Examples
     ///
@@ -123,7 +128,7 @@ impl Event {
         Self::default().id(id)
     }
 
-    /// `data` must be the bytes of a `str`.
+    /// Creates an event with this data. `data` must be the bytes of a `str`.
     pub(crate) fn from_utf8_bytes(data: &[u8]) -> Self {
         Self { wire: Wire::new(DATA, data), fields: HAS_DATA }
     }
@@ -135,14 +140,15 @@ impl Event {
         Self { wire: this.wire.append(DATA, data.as_ref().as_bytes()), ..this }
     }
 
-    /// Sets the type of the event, which a page names in `addEventListener`. Default: `message`.
+    /// Sets the type of the event, which a page passes to `addEventListener`. Default: `message`.
     ///
-    /// An event with a name and no data is sent with empty data, because a client drops a message
-    /// without a `data` line.
+    /// If an event has a name and no data, an empty `data` line is added. A client would drop the
+    /// event without a `data` line.
     ///
     /// # Panics
     ///
-    /// If the name is a literal that [`EventName::from_static`] rejects.
+    /// Panics if the name is a literal that [`EventName::from_static`] rejects: an empty text, or a
+    /// text with CR, LF or NUL.
     // Inlined, like `id`, to keep the event in registers between the setters. Without inlining, the
     // setters cost twice as much.
     #[inline(always)]
@@ -160,7 +166,8 @@ impl Event {
     ///
     /// # Panics
     ///
-    /// If the id is a literal that [`EventId::from_static`] rejects.
+    /// Panics if the id is a literal that [`EventId::from_static`] rejects: a text with a control
+    /// character, such as CR, LF or NUL.
     #[inline(always)]
     pub fn id(
         self,
@@ -175,30 +182,32 @@ impl Event {
     /// Sets how long the client waits before it reconnects, in whole milliseconds (a fraction is
     /// cut off).
     ///
-    /// The setting applies to all later reconnections of the client, not only to this event.
+    /// The delay applies to all later reconnections of the client, until another `retry` changes
+    /// it.
     pub fn retry(self, delay: Duration) -> Self {
         let this = self.replace(HAS_RETRY, RETRY);
         let milliseconds = delay.as_millis();
         Self { wire: this.wire.prepend(RETRY, itoa::Buffer::new().format(milliseconds).as_bytes()), ..this }
     }
 
-    /// Adds a comment, which can be any text with any number of lines. Clients ignore it, and
-    /// `curl -N` shows it.
+    /// Adds a comment, which can be any text with any number of lines. Clients ignore comments, and
+    /// `curl -N` shows them.
     pub fn comment(self, text: impl AsRef<str>) -> Self {
         Self { wire: self.wire.append(COMMENT, text.as_ref().as_bytes()), ..self }
     }
 
     /// Returns the wire bytes of this event, including its blank line.
     ///
-    /// Clones of the returned `Bytes` share their memory, so an event for many clients is encoded
-    /// once.
+    /// Clones of the returned [`Bytes`] share their memory, so an event for many clients has to be
+    /// encoded only once.
     #[inline]
     #[must_use]
     pub fn encode(self) -> Bytes {
         self.with_what_a_name_needs().wire.into_bytes()
     }
 
-    /// Removes the id. Used for events that must not move the client's cursor.
+    /// Removes the id, so that the event does not change the id that the client sends when it
+    /// reconnects.
     pub(crate) fn without_id(mut self) -> Self {
         if self.fields & HAS_ID != 0 {
             self.wire = self.wire.remove(ID);
@@ -224,30 +233,31 @@ impl Event {
     }
 }
 
-/// The methods that a hub uses to encode an event in two steps: everything but the id before it
-/// appends the event to its log, and the id when the log has assigned it.
+/// Methods with which a hub encodes an event in two steps. Before the hub appends the event to its
+/// log, it encodes everything except the id. It adds the id when the log has assigned the id.
 #[cfg(feature = "hub")]
 impl Event {
-    /// Returns the name if a setter has set one. Unlike the public getter, it does not search the
-    /// bytes of an event whose name was not set.
+    /// Returns the name if a setter has set it. Unlike [`name`](Self::name), it does not search the
+    /// wire bytes. For an event that was parsed from wire bytes, it returns `None` before
+    /// [`with_fields`](Self::with_fields).
     pub(crate) fn name_if_set(&self) -> Option<&str> {
         if self.fields & HAS_NAME == 0 { None } else { self.name() }
     }
 
-    /// Adds everything that the event still needs to be dispatched, except for its id, which can
-    /// still be set.
+    /// Adds an empty `data` line to an event that has a name and no data, because a client would
+    /// drop the event. The id can still be set afterwards.
     pub(crate) fn complete(self) -> Self {
         self.with_what_a_name_needs()
     }
 
-    /// Parses a complete event without an id from its bytes on the wire. `None` if the bytes are
+    /// Parses the wire bytes of one complete event without an id. Returns `None` if the bytes are
     /// not exactly one event as this crate writes it.
     pub(crate) fn from_wire(bytes: &[u8]) -> Option<Self> {
         Some(Self { wire: Wire::read(bytes)?, fields: 0 })
     }
 
-    /// Records which fields an event from the wire has, so that a setter replaces the field instead
-    /// of adding a second one.
+    /// Determines which fields an event has that was parsed from wire bytes. After that, a setter
+    /// replaces the existing field instead of adding a second one.
     #[cfg(feature = "hub")]
     pub(crate) fn with_fields(mut self) -> Self {
         let fields = [
@@ -260,13 +270,14 @@ impl Event {
         self
     }
 
-    /// Returns the wire bytes of a complete event, the same as [`encode`](Self::encode).
+    /// Returns the wire bytes of an event on which [`complete`](Self::complete) was called. They
+    /// are the same bytes that [`encode`](Self::encode) returns.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
     }
 }
 
-/// Iterates over this event alone, so that a method that takes several events also takes one.
+/// Iterates over this single event. So a method that takes several events also accepts one event.
 ///
 /// # Examples
 ///

@@ -10,8 +10,8 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Calls `write` with an empty buffer. A nested call, and a call while the thread ends, get a new
-/// buffer.
+/// Calls `write` with an empty buffer, which later calls on this thread reuse. A nested call, and a
+/// call while the thread ends, get a new buffer.
 pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let mut buffer = SCRATCH.try_with(Cell::take).unwrap_or_default();
     buffer.clear();
@@ -25,8 +25,8 @@ pub(crate) fn with_scratch<T>(write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
 
 /// Appends formatted text to a buffer of bytes.
 ///
-/// An error of a `Display` implementation becomes a `fmt::Error`, as for a `String`. The formatting
-/// methods of `std::io::Write` would panic.
+/// If a `Display` implementation fails, formatting returns a `fmt::Error`, as for a `String`. The
+/// formatting methods of `std::io::Write` would panic instead.
 pub(super) struct Text<'a>(pub(super) &'a mut Vec<u8>);
 
 impl fmt::Write for Text<'_> {

@@ -40,8 +40,10 @@ impl Builder {
 
     /// Sets the maximum number of retained events per topic. Default: 10,000.
     ///
-    /// This limit, `max_bytes` and `max_age` decide how far back a client can resume, and how far a
-    /// slow client can fall behind. A topic always retains its newest event until that expires.
+    /// An event is evicted when it exceeds this limit, [`max_bytes`](Self::max_bytes) or
+    /// [`max_age`](Self::max_age). The newest event of a topic is evicted only by its age. The
+    /// three limits decide how far back a client can resume, and how far a slow client can fall
+    /// behind.
     pub fn max_events(mut self, events: usize) -> Self {
         self.0.retention.max_events = events;
         self
@@ -49,27 +51,29 @@ impl Builder {
 
     /// Sets the maximum size of retained events per topic, in bytes on the wire. Default: 8 MiB.
     ///
-    /// In addition, a topic takes up to 48 KiB of memory, and about 16 bytes per event.
+    /// The oldest events are evicted first. The newest event is retained even if it alone is larger
+    /// than the limit. In addition to the events, a topic takes up to 48 KiB of memory, and about
+    /// 16 bytes per event.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.0.retention.max_bytes = bytes;
         self
     }
 
-    /// Sets how long events are retained, and how long a finished topic is remembered. Default: one
-    /// hour. [`Duration::MAX`] and zero disable expiry.
+    /// Sets how long events are retained, and how long the hub remembers that a topic is finished.
+    /// Default: one hour. [`Duration::MAX`] and zero disable expiry.
     ///
     /// A topic without subscribers is dropped when its last event has expired. The event of a
     /// [`latest_only`](super::Topic::latest_only) topic does not expire while the topic has
-    /// subscribers. An expired event is not delivered to a new subscriber. A subscriber that is
-    /// connected already still receives it. The memory of expired events is freed within `max_age /
-    /// 16`.
+    /// subscribers. A new subscriber does not receive expired events. An open subscription still
+    /// receives an expired event that was not removed yet. Expired events are removed within
+    /// `max_age / 16` after their expiry.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.0.retention.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
     }
 
-    /// Sets the maximum number of topics. Default: 100,000. Creating one more topic returns an
-    /// [error](super::ErrorKind::TooManyTopics).
+    /// Sets the maximum number of topics of the hub. Default: 100,000. Publishing or subscribing to
+    /// one more topic returns an [error](super::ErrorKind::TooManyTopics).
     pub fn max_topics(mut self, topics: usize) -> Self {
         self.0.max_topics = topics;
         self
@@ -78,22 +82,23 @@ impl Builder {
     /// Sets the maximum number of topics in one subscription. Default: 1,000. Subscribing to more
     /// topics returns an [error](super::ErrorKind::TooManyTopicsInSubscription).
     ///
-    /// The limit protects a hub whose clients choose the topics. A subscription creates the topics
-    /// that do not exist, and they count towards [`max_topics`](Self::max_topics).
+    /// The limit protects a hub whose clients choose the topics. Subscribing creates the topics
+    /// that do not exist. These topics count towards [`max_topics`](Self::max_topics).
     pub fn max_topics_per_subscription(mut self, topics: usize) -> Self {
         self.0.max_topics_per_subscription = topics;
         self
     }
 
-    /// Sets the treatment of clients that are slower than the retention. Default:
-    /// [`LagPolicy::Gap`].
+    /// Sets what happens to a client that is slower than the retention: the next event for it was
+    /// evicted. Default: [`LagPolicy::Gap`], which reports the gap to the client.
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.0.lag_policy = policy;
         self
     }
 
-    /// Sets [`Subscription::linger`](super::Subscription::linger) for all subscriptions of the hub.
-    /// Default: zero, no pause.
+    /// Sets how long each subscription of the hub waits for more events after a write. Default:
+    /// zero, no pause. [`Subscription::linger`](super::Subscription::linger) overrides it for one
+    /// subscription.
     pub fn linger(mut self, time: Duration) -> Self {
         self.0.linger = time;
         self
@@ -165,7 +170,7 @@ impl Builder {
         self
     }
 
-    /// Creates the hub in the memory of this process.
+    /// Creates the hub, with its log in the memory of this process.
     #[must_use]
     pub fn build(self) -> Hub {
         Hub::new_handle(Arc::new(Core::new(self.0, None)))
@@ -174,12 +179,13 @@ impl Builder {
     /// Puts the log of the hub into this backend, which other processes can share. See
     /// [several nodes](super#several-nodes).
     ///
-    /// The [retention](Self::max_events) of the hub then decides which events clients get from the
-    /// memory of this process. Older events come from the backend, and the retention of the backend
-    /// decides how far back a client can resume. The age of an event counts from the time at which
-    /// this process read it. [`max_topics`](Self::max_topics) counts the topics of the whole log.
-    /// For a topic over the limit, this process retains no events, and subscribing or publishing is
-    /// an error.
+    /// The [retention](Self::max_events) of the hub then decides which events this process keeps in
+    /// its memory. Older events come from the backend, and the retention of the backend decides how
+    /// far back a client can resume. The age of an event in memory counts from the time at which
+    /// this process read the event.
+    ///
+    /// [`max_topics`](Self::max_topics) counts the topics of all nodes. For a topic over the limit,
+    /// this process retains no events, and subscribing or publishing returns an error.
     ///
     /// # Examples
     ///
@@ -203,9 +209,9 @@ impl Builder {
 
     /// Puts the log of the hub in Redis, at this URL.
     ///
-    /// The stream is trimmed to the [`max_age`](Self::max_age) of the hub, whether that is set
-    /// before or after this call. For other settings, pass a [`RedisBackend`] to
-    /// [`backend`](Self::backend).
+    /// Events that are older than the [`max_age`](Self::max_age) of the hub are removed from the
+    /// Redis stream. `max_age` can be set before or after this call. For other settings, pass a
+    /// [`RedisBackend`] to [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -222,9 +228,9 @@ impl Builder {
 
     /// Puts the log of the hub in NATS JetStream, at this address.
     ///
-    /// If the stream does not exist, it is created with the [`max_age`](Self::max_age) of the hub,
-    /// whether that is set before or after this call. For other settings, pass a [`NatsBackend`] to
-    /// [`backend`](Self::backend).
+    /// If the JetStream stream does not exist, it is created with the [`max_age`](Self::max_age) of
+    /// the hub. `max_age` can be set before or after this call. An existing stream keeps its
+    /// settings. For other settings, pass a [`NatsBackend`] to [`backend`](Self::backend).
     ///
     /// # Examples
     ///
@@ -240,19 +246,19 @@ impl Builder {
     }
 
     /// Creates a connector for this backend. `with_max_age` passes the `max_age` of the hub to the
-    /// backend when the hub connects.
+    /// backend when the hub connects. An `Err` is returned later, by [`Connector::connect`].
     fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
         let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
         Connector { settings: self, backend: backend.map(resolve) }
     }
 }
 
-/// A function that creates the backend for a hub with this `max_age`.
+/// A function that returns the backend of a hub. Its argument is the `max_age` of the hub.
 type Resolve = Box<dyn FnOnce(Duration) -> Arc<dyn DynBackend> + Send + Sync>;
 
-/// A hub with a backend that is not connected yet.
+/// The settings of a hub with a backend. [`connect`](Self::connect) creates the hub.
 ///
-/// It has the same settings as the [`Builder`], which can be set before or after the backend.
+/// Each setting of the [`Builder`] can be set here as well.
 #[must_use = "it does nothing until it is connected"]
 pub struct Connector {
     settings: Builder,
@@ -312,11 +318,11 @@ impl Connector {
 
     /// Connects to the backend and returns the hub.
     ///
-    /// The hub first reads events from the backend, as many as its own retention allows. After at
-    /// most five seconds, `connect` returns the hub, and the hub reads the remaining events in the
-    /// background.
+    /// The hub first reads the newest events from the backend, as many as its own retention allows.
+    /// If this takes longer than five seconds, `connect` returns the hub, and the hub reads the
+    /// remaining events in the background.
     ///
-    /// From then on, one task on the current tokio runtime follows the log. The task ends when the
+    /// One task on the current tokio runtime reads new events from the log. The task ends when the
     /// last handle of the hub and the last subscription are dropped, or when the hub is [shut
     /// down](Hub::shutdown).
     ///
@@ -325,7 +331,8 @@ impl Connector {
     /// - If the address of the backend is invalid, or the backend cannot be reached.
     /// - If there is no tokio runtime.
     ///
-    /// If the backend fails later, `publish` returns an error, and subscriptions wait.
+    /// If the backend fails after the connection, `publish` returns an error, and subscriptions
+    /// wait until the backend is back.
     pub async fn connect(self) -> Result<Hub, Error> {
         let resolve = self.backend.map_err(|source| Error::backend("", source))?;
         let config = self.settings.0;

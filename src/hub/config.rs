@@ -5,13 +5,15 @@ use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub(super) struct HubConfig {
-    /// The retention of each topic in this process.
+    /// The retention of each topic in the memory of this process.
     pub(super) retention: Retention,
     pub(super) max_topics: usize,
     pub(super) max_topics_per_subscription: usize,
-    /// The policy of subscriptions that do not set their own.
+    /// The treatment of subscribers that are slower than the retention. A subscription can override
+    /// it.
     pub(super) lag_policy: LagPolicy,
-    /// The pause after a write. Zero: no pause.
+    /// The time for which a subscription waits for more events after a write. Zero means no wait. A
+    /// subscription can override it.
     pub(super) linger: Duration,
     /// The time for which a member without a subscription is present.
     pub(super) presence_grace: Duration,

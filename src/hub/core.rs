@@ -28,15 +28,16 @@ use crate::{Event, EventId, metrics};
 use std::{mem, sync::Arc};
 use tokio::time::Instant;
 
-/// The number of events or topics that are handled while the registry is locked: about 0.2 ms.
+/// The maximum number of events or topics that are processed before the lock of the registry is
+/// released. Processing 1,000 of them takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
     pub(super) backend: Option<BackendClient>,
-    /// The current epoch. It changes only when the backend's log was replaced, while the registry
-    /// is locked.
+    /// The current epoch, which identifies one lifetime of the log. It changes only when the
+    /// backend's log was replaced, while the registry is locked.
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
@@ -70,24 +71,27 @@ impl Core {
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
-    /// Returns the committed position: every event up to it can be read.
+    /// Returns the committed position: every event up to and including this position can be read
+    /// from its topic.
     pub(super) fn committed(&self) -> Position {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Starts an epoch whose events follow this position. The caller holds the lock of the
-    /// registry.
+    /// Switches to another log, whose first event is after the position `after`. The caller must
+    /// hold the lock of the registry.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after.get(), Ordering::Release);
     }
 
-    /// Makes the last position of the registry the committed position.
+    /// Makes all events that were added so far count as readable: sets the committed position to
+    /// the last position of the registry.
     pub(super) fn set_committed(&self, registry: &Registry) {
         self.committed.store(registry.last.get(), Ordering::Release);
     }
 
-    /// Publishes events, and returns the id of the last event. The events have no ids yet.
+    /// Publishes events to a topic, and returns the id of the last event. With `latest_only`, each
+    /// event replaces the previous events of the topic. The log sets the ids of the events.
     pub(super) async fn publish(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -99,7 +103,8 @@ impl Core {
         backend.publish(name, if latest_only { RecordKind::State } else { RecordKind::Event }, events).await
     }
 
-    /// Publishes one event to the log in memory. It is an error if the log is in a backend.
+    /// Publishes one event to the log in memory, and returns its id. Returns an error if the hub
+    /// has a backend.
     pub(super) fn publish_now(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -112,8 +117,8 @@ impl Core {
         }
     }
 
-    /// Appends events to the log in memory. Between slices of a large batch, other publishers have
-    /// their turn.
+    /// Appends events to the log in memory, in slices of 1,000 events. Between the slices, other
+    /// publishers can lock the log. Returns the id of the last event.
     fn publish_in_memory(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -130,7 +135,8 @@ impl Core {
         }
     }
 
-    /// Appends events to the log in memory, with nothing between them.
+    /// Appends events to the log in memory, without releasing the lock between them. Returns the id
+    /// of the last event.
     fn publish_slice(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -157,8 +163,8 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event, which already has its id, to a topic. Its position is the last position that
-    /// the registry has issued.
+    /// Adds an event to a topic at the last position of the registry, which the caller has
+    /// increased before. The event contains its id already.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &self.config.retention, now);
@@ -183,8 +189,8 @@ impl Core {
         Ok(())
     }
 
-    /// Checks that the topic accepts events, as far as this node knows. Returns the reason as an
-    /// error if not.
+    /// Returns an error if publishing to the topic must fail. This is the case after a shutdown, at
+    /// the limit of topics, or if this node knows that the topic is finished.
     fn check_publish(&self, name: &Arc<str>) -> Result<(), Error> {
         let registry: MutexGuard<'_, Registry> = self.registry.lock();
         if registry.is_shut_down {
@@ -210,16 +216,18 @@ impl Core {
         Ok(())
     }
 
-    /// Returns whether this node knows that the topic is finished.
+    /// Returns `true` if this node knows that the topic is finished. Another node may have finished
+    /// it recently.
     pub(super) fn is_finished(&self, name: &str) -> bool {
         let topic = self.registry.lock().topics.get(name).cloned();
         let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
         is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Removes the events and the state of a topic of the log in memory.
+    /// Removes the events and the state of a topic from the log in memory. Returns an error if the
+    /// hub has a backend.
     ///
-    /// No reader is woken: a reader that waits has received all events, and misses none.
+    /// No waiting reader is woken, because a reader waits only after it has read all events.
     pub(super) fn remove(&self, name: &Arc<str>) -> Result<(), Error> {
         if self.backend.is_some() {
             return Err(Error::unsupported(name));
@@ -239,9 +247,9 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a change visible to the readers of the topic, and wakes them after the locks of the
-    /// registry and of the topic are released. The [wake queue](WakeQueue) wakes the rest of a
-    /// large audience.
+    /// Makes a change of a topic visible to its readers. Then releases the locks of the registry
+    /// and of the topic, and wakes up to 32 waiting readers. The task of the [wake
+    /// queue](WakeQueue) wakes the remaining readers.
     pub(super) fn commit(
         self: &Arc<Self>,
         mut registry: MutexGuard<'_, Registry>,
@@ -279,7 +287,8 @@ impl Core {
         self.registry.lock().is_shut_down
     }
 
-    /// Removes a subscription from one of its topics.
+    /// Removes a subscription from one of its topics. `ticket` identifies the subscription's waiter
+    /// in this topic, if it waits.
     pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waiter = contents.waiters.leave(ticket);
@@ -303,12 +312,10 @@ impl Core {
         }
     }
 
-    /// Counts a new subscription.
     pub(super) fn joined(&self) {
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Decrements the number of open subscriptions.
     pub(super) fn left(&self) {
         self.subscriptions.fetch_sub(1, Ordering::Relaxed);
     }
@@ -327,8 +334,8 @@ impl Core {
         topic.map_or(0, |topic| topic.lock().subscribers)
     }
 
-    /// Adds a stream of the number of subscribers of a topic. Returns the watch, and the key of the
-    /// stream in it.
+    /// Registers a stream that watches the number of subscribers of a topic. Returns the shared
+    /// watch of the topic, and the key that identifies the stream in the watch.
     pub(super) fn watch_count(&self, name: &Arc<str>) -> (Arc<CountWatch>, u64) {
         let mut registry = self.registry.lock();
         let watch = registry.count_watches.entry(name.clone()).or_default().clone();
@@ -347,7 +354,8 @@ impl Core {
         (watch, key)
     }
 
-    /// Removes a stream of the number of subscribers of a topic.
+    /// Removes a stream that watches the number of subscribers of a topic. `key` identifies the
+    /// stream in `watch`.
     pub(super) fn unwatch_count(&self, name: &Arc<str>, watch: &Arc<CountWatch>, key: u64) {
         let mut registry = self.registry.lock();
         let (waker, is_last) = watch.leave(key);
@@ -372,8 +380,8 @@ impl Core {
         }
     }
 
-    /// Removes expired events from up to 64 topics whose expiry is due. Returns the time of the
-    /// next expiry.
+    /// Removes the expired events of up to 64 topics whose scheduled time has come. Returns the
+    /// next scheduled time, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
         registry.sweep(64, &self.config.retention);
@@ -384,14 +392,15 @@ impl Core {
         next
     }
 
-    /// Disables the janitor, the task that removes expired events. From now on, publishers and
-    /// subscribers remove them.
+    /// Records that the runtime has no timers. From now on, publishers and subscribers remove
+    /// expired events, instead of the task named janitor.
     pub(super) fn disable_timers(&self) {
         self.registry.lock().is_without_timers = true;
     }
 
-    /// Starts the janitor, the task that removes expired events, if an expiry is scheduled and the
-    /// task is not running.
+    /// Starts the janitor, the task that removes expired events, if a removal is scheduled and the
+    /// task is not running. If the janitor cannot run or is late, removes the expired events of up
+    /// to four topics.
     pub(super) fn call_janitor(self: &Arc<Self>, registry: &mut Registry, now: Instant) {
         let Some((&(due, _), _)) = registry.due.first_key_value() else { return };
         let is_running = registry.janitor.as_ref().is_some_and(|janitor| !janitor.is_finished());

@@ -8,10 +8,10 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// The number of subscribers of one topic, and the streams that wait for it to change.
+/// The number of subscribers of one topic, shared with the streams that watch this number.
 ///
-/// The registry has a watch for each topic with such a stream, whether or not the topic exists. So
-/// a stream outlives its topic, and a topic without a stream has no cost.
+/// The registry has a watch for each topic that is watched by a stream, even if the topic does not
+/// exist. A topic that no stream watches has no watch.
 #[derive(Debug, Default)]
 pub(super) struct CountWatch {
     state: Mutex<State>,
@@ -21,14 +21,14 @@ pub(super) struct CountWatch {
 struct State {
     count: usize,
     streams: usize,
-    /// The wakers of the streams that wait, by their keys.
+    /// The wakers of the streams that wait for another number, by the keys of the streams.
     wakers: BTreeMap<u64, Waker>,
     next_key: u64,
     is_ended: bool,
 }
 
 impl CountWatch {
-    /// Adds a stream, and returns its key.
+    /// Registers a stream that watches the number. Returns the key that identifies the stream.
     pub(super) fn join(&self) -> u64 {
         let mut state = lock(&self.state);
         state.streams += 1;
@@ -36,14 +36,16 @@ impl CountWatch {
         state.next_key
     }
 
-    /// Removes a stream. Returns its waker to be dropped, and whether it was the last stream.
+    /// Removes the stream with this key. Returns its waker, if it waits, which the caller drops
+    /// after it has released its locks. The second result is `true` if no stream is left.
     pub(super) fn leave(&self, key: u64) -> (Option<Waker>, bool) {
         let mut state = lock(&self.state);
         state.streams -= 1;
         (state.wakers.remove(&key), state.streams == 0)
     }
 
-    /// Sets the number. Returns the streams to wake after all locks are released.
+    /// Sets the number of subscribers. Returns the wakers of the waiting streams if the number has
+    /// changed. The caller wakes them after it has released its locks.
     pub(super) fn set(&self, count: usize) -> Wakers {
         let mut state = lock(&self.state);
         match mem::replace(&mut state.count, count) == count {
@@ -52,15 +54,18 @@ impl CountWatch {
         }
     }
 
-    /// Ends the streams. Returns the streams to wake after all locks are released.
+    /// Ends all streams that watch the number. Returns the wakers of the waiting streams, for the
+    /// caller to wake after it has released its locks.
     pub(super) fn end(&self) -> Wakers {
         let mut state = lock(&self.state);
         state.is_ended = true;
         Wakers(mem::take(&mut state.wakers).into_values().collect())
     }
 
-    /// Returns the number if it is not `seen`, or registers the waker. Returns `None` after the
-    /// end.
+    /// Returns the number of subscribers if it differs from `seen`, the last number that the stream
+    /// has yielded. Otherwise registers the waker for the stream with this key.
+    ///
+    /// Returns `Ready(None)` if the streams have ended.
     pub(super) fn poll(&self, seen: Option<usize>, key: u64, waker: &Waker) -> Poll<Option<usize>> {
         // Clone the waker before the watch is locked, because `clone` runs code of the application.
         let waker = waker.clone();
@@ -78,7 +83,8 @@ impl CountWatch {
     }
 }
 
-/// The streams to wake after a number has changed.
+/// The wakers of streams that wait for a number of subscribers, to be woken after all locks are
+/// released.
 #[derive(Debug, Default)]
 #[must_use]
 pub(super) struct Wakers(Vec<Waker>);
@@ -88,7 +94,7 @@ impl Wakers {
         self.0.append(&mut others.0);
     }
 
-    /// Wakes the streams. The caller holds no lock.
+    /// Wakes all streams. The caller must hold no lock.
     pub(super) fn wake(self) {
         for waker in self.0 {
             contain_panic("waker", || waker.wake());

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 impl Core {
-    /// Creates a hub that has read events from the backend, as many as its own retention allows.
+    /// Creates a hub with this backend. First reads the newest events from the backend, as many as
+    /// the retention in `config` allows, for at most five seconds. Returns an error if the backend
+    /// cannot be reached.
     pub(super) async fn connected(config: HubConfig, backend: Arc<dyn DynBackend>) -> Result<Arc<Self>, Error> {
         let core = Arc::new(Self::new(config, Some(BackendClient::new(backend))));
         if let Some(backend) = &core.backend {
@@ -26,8 +28,8 @@ impl Core {
 }
 
 impl Node for Core {
-    /// Switches to another log. Ends all subscriptions, because their positions are invalid in the
-    /// other log.
+    /// Switches to another log that has replaced the backend's log. Ends all subscriptions, because
+    /// their positions are not valid in the other log. `bounds` has the positions of the other log.
     fn reset(&self, bounds: &Bounds) {
         let mut registry = self.registry.lock();
         let (topics, count_wakers) = registry.reset(bounds.evicted_through);
@@ -42,7 +44,8 @@ impl Node for Core {
         count_wakers.wake();
     }
 
-    /// Adds the records of the next page to the topics.
+    /// Adds the records of a page, the next part of the backend's log, to the topics of this
+    /// process.
     fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
         // Before any of it is committed.
@@ -69,7 +72,8 @@ impl Node for Core {
 }
 
 impl Core {
-    /// Adds consecutive records of one topic.
+    /// Adds consecutive records of one topic to the topic. At the limit of topics, the records are
+    /// skipped, and later subscribers read them from the backend.
     fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = self.registry.lock();
@@ -104,7 +108,8 @@ impl Core {
         self.commit(registry, &topic, contents, now);
     }
 
-    /// Removes all events up to this position, because the backend has evicted them.
+    /// Removes all events up to and including `through` from this process, because the backend has
+    /// evicted them.
     fn truncate_through(self: &Arc<Self>, through: Position, now: Instant) {
         let mut registry = self.registry.lock();
         registry.last = registry.last.max(through);
@@ -118,8 +123,11 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// Records the result of a history read: `topic` was finished at `end`, and no event up to
-    /// `through` has reopened it.
+    /// Marks a topic as finished, after a read of old events has found its finish record at the
+    /// position `end`. No event up to `through` follows this record.
+    ///
+    /// Has no effect if this process has not read the log up to `end`, or retains later events of
+    /// the topic.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = self.registry.lock();

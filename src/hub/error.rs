@@ -38,8 +38,8 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name of the topic, of the event or of the member, or the number of topics in the subscription. It
-    /// depends on `kind`.
+    /// The name of the topic, of the event or of the member, or the number of topics in the
+    /// subscription, depending on `kind`. Empty for other kinds.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -51,58 +51,61 @@ pub struct Error {
 pub enum ErrorKind {
     /// The topic is [finished](super::Topic::finish) and accepts no more events. 410 Gone.
     Finished,
-    /// The hub has as many topics as [`max_topics`](super::Builder::max_topics) allows. 503 Service
-    /// Unavailable.
+    /// The topic does not exist, and the hub has as many topics as
+    /// [`max_topics`](super::Builder::max_topics) allows. 503 Service Unavailable.
     TooManyTopics,
-    /// The subscription has no topic. 400 Bad Request.
+    /// A subscription was requested for an empty list of topics. 400 Bad Request.
     NoTopics,
     /// The subscription has more topics than
     /// [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription) allows. 400 Bad
     /// Request.
     TooManyTopicsInSubscription,
-    /// The name of the event is `gap` or `hub-cursor`. A hub sends events with these names itself.
-    /// 500 Internal Server Error.
+    /// The published event is named `gap` or `hub-cursor`. Only the hub itself sends events with
+    /// these names. 500 Internal Server Error.
     ReservedName,
-    /// The topic is `tower-sse/nodes`, which the hub uses itself. 400 Bad Request.
+    /// The topic is named `tower-sse/nodes`, which the hub uses for its own records. 400 Bad
+    /// Request.
     ReservedTopic,
     /// The name of a [member](super::Topic::join) has more than 256 bytes. 400 Bad Request.
     MemberTooLong,
-    /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend, which only
-    /// [`publish`](super::Topic::publish) can wait for. 500 Internal Server Error.
+    /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
+    /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
+    /// Internal Server Error.
     NeedsAwait,
-    /// The backend of the hub cannot do this: [remove](super::Topic::remove) a topic. 501 Not
-    /// Implemented.
+    /// [`Topic::remove`](super::Topic::remove) was called for a hub with a backend, which cannot
+    /// remove a topic. 501 Not Implemented.
     Unsupported,
     /// The hub is [shut down](super::Hub::shutdown), and accepts no more events. 503 Service
-    /// Unavailable. Subscribing is no error: the subscription ends with
+    /// Unavailable.
+    ///
+    /// Subscribing does not return this error. The new subscription ends immediately with
     /// [`SubscriptionError::Shutdown`].
     Shutdown,
     /// The backend failed, or did not confirm the request. 503 Service Unavailable.
     ///
-    /// If `publish` returns this error, the log may contain the events nevertheless, because the
-    /// acknowledgement may have been lost. In that case they are in the log once, and all
-    /// subscribers receive them. Publishing them again may then publish them twice. Where that
-    /// matters, put a key into the event, so that clients can detect a duplicate. If `publish`
-    /// returns `Ok`, the events are in the log. The [`source`](std::error::Error::source) is the
-    /// error of the backend.
+    /// After this error of `publish`, the events may be in the log, once, because only the
+    /// acknowledgement may be lost. Subscribers then receive the events. If the application
+    /// publishes them again, subscribers may receive them twice. Where that matters, put a key into
+    /// the event, so that clients can detect a duplicate. The [`source`](std::error::Error::source)
+    /// of the error is the error of the backend.
     Backend,
     /// The data of an event does not serialize to JSON. 500 Internal Server Error.
     ///
-    /// The hub itself does not return this error. A `JsonError` converts to this kind, so that a
-    /// handler that builds, publishes and subscribes can use `?` with one error type. The
-    /// [`source`](std::error::Error::source) is the `JsonError`.
+    /// The hub itself does not return this error. It is the result of converting a `JsonError`, for
+    /// handlers that use `?` with one error type. The [`source`](std::error::Error::source) of the
+    /// error is the `JsonError`.
     Json,
-    /// The client needs history from the backend, and too many different history reads are already
-    /// waiting. The response is `503 Service Unavailable`.
+    /// The client needs old events from the backend, and too many other reads of old events are
+    /// already waiting. 503 Service Unavailable.
     ///
-    /// At most 8 history reads of a node run at the same time. Up to 1,024 different reads run or
-    /// wait. Clients that need the same read share it. If the limit is reached, a subscription that
-    /// needs one more different read gets this error. The client has lost nothing: it can reconnect
-    /// with the same id. If the hub retains more events ([`max_events`](super::Builder::max_events)
-    /// and its siblings), fewer clients need the backend.
+    /// A node sends the backend at most 8 such reads at the same time, and up to 1,024 different
+    /// reads run or wait. Clients that need the same events share one read. A subscription that
+    /// needs a further read gets this error. The client has lost no event: it can reconnect with
+    /// the same id. With a larger retention of the hub, such as
+    /// [`max_events`](super::Builder::max_events), fewer clients need the backend.
     ///
-    /// Only subscribing returns this error. An open subscription that has to read history waits,
-    /// and retries after 200 to 400 ms.
+    /// Only subscribing returns this error. An open subscription that needs old events does not end
+    /// at this limit. It repeats its read after 200 to 400 ms.
     Overloaded,
 }
 
@@ -166,7 +169,8 @@ impl Error {
         self.kind
     }
 
-    /// Returns the status of a response for this error.
+    /// Returns the HTTP status for a response to this error. [`ErrorKind`] lists the status of each
+    /// kind.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self.kind {
@@ -237,11 +241,12 @@ impl std::error::Error for Error {
     }
 }
 
-/// The reasons for which a [`Subscription`](super::Subscription) ends before the end of its topics.
+/// The errors that end a [`Subscription`](super::Subscription) or a [`Listener`](super::Listener)
+/// before its topics are finished.
 ///
-/// A [`SseStream`](crate::SseStream) aborts the transfer after `Lagged`, unless
-/// [`on_error`](crate::SseStream::on_error) sends a last event. `Shutdown` does not abort the
-/// transfer: the response ends cleanly, with a reconnect delay.
+/// After `Lagged`, an [`SseStream`](crate::SseStream) aborts the transfer, unless
+/// [`on_error`](crate::SseStream::on_error) sends a last event. After `Shutdown`, the response ends
+/// cleanly, with a delay for the reconnect of the client.
 ///
 /// # Examples
 ///
@@ -261,9 +266,10 @@ impl std::error::Error for Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SubscriptionError {
-    /// The client was slower than the retention of its topics. A subscription ends with this error
-    /// under [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), and a
-    /// [`Listener`](super::Listener) always.
+    /// The subscriber was slower than the retention of its topics: its next events were evicted. A
+    /// subscription ends with this error under
+    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), or without control events. A
+    /// [`Listener`](super::Listener) always does.
     Lagged,
     /// The hub was [shut down](super::Hub::shutdown), or the log of its backend was replaced by
     /// another log.

@@ -3,9 +3,9 @@ use std::fmt;
 
 /// A range of events that are missing for a subscriber.
 ///
-/// [`Subscription::gap`](super::Subscription::gap) reports the gap to the handler before the
-/// handler responds. The client gets an event of type `gap` before the next available event. The
-/// data of this event is JSON:
+/// [`Subscription::gap`](super::Subscription::gap) returns a gap at the beginning of a
+/// subscription, so that the handler can choose its response. The client gets an event of type
+/// `gap` before the next available event. The data of this event is JSON:
 ///
 /// ```text
 /// id: fzk2m5qa-407
@@ -13,8 +13,7 @@ use std::fmt;
 /// data: {"reason":"evicted","requested":"fzk2m5qa-100","resumed":"fzk2m5qa-408"}
 /// ```
 ///
-/// The id of the event is a log position. A client that resumes from this id misses no further
-/// event.
+/// A client that resumes after the id of this event misses no further event.
 ///
 /// # Examples
 ///
@@ -46,40 +45,46 @@ impl Gap {
         self.reason
     }
 
-    /// Returns the id after which events are missing. It is the id that the client sent. For a slow
-    /// client, it is the last id that the client received.
+    /// Returns the id after which events are missing. At the beginning of a subscription, this is
+    /// the id that the client sent. Later, for a client that was too slow, it is the last id that
+    /// the client received.
     #[must_use]
     pub fn requested(&self) -> &EventId {
         &self.requested
     }
 
-    /// Returns the id of the event with which the subscription resumes: the oldest retained event.
-    /// `None` if there is no such event yet, or if the backend did not report it.
+    /// Returns the id of the first event after the gap. The subscription resumes with this event.
+    /// Returns `None` if there is no such event yet, or if the backend has not reported it yet.
     #[must_use]
     pub fn resumed(&self) -> Option<&EventId> {
         self.resumed.as_ref()
     }
 }
 
-/// The reason why events are missing.
+/// The reason why events are missing for a client. Each reason has a name in the JSON data of the
+/// `gap` event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GapReason {
-    /// Events after the requested id are no longer retained. On the wire `evicted`.
+    /// Events after the requested id are no longer retained. The name in the event is `evicted`.
     Evicted,
-    /// The id is greater than any id that the hub has issued. On the wire `ahead`.
+    /// The requested id is greater than any id that the hub has issued. The name in the event is
+    /// `ahead`.
     Ahead,
-    /// The id is from another log: a hub without a backend was restarted, the log was replaced, or
-    /// the id is of another hub. On the wire `other_epoch`.
+    /// The requested id is from another log. For example, a hub without a backend was restarted,
+    /// the log of the backend was replaced, or the id is from another hub. The name in the event is
+    /// `other_epoch`.
     OtherEpoch,
-    /// The text is not an id of a hub. On the wire `malformed`.
+    /// The requested id is a text that no hub issues as an id. The name in the event is
+    /// `malformed`.
     Malformed,
-    /// The subscriber was slower than the retention of its topics. On the wire `lagged`.
+    /// The subscriber was slower than the retention of its topics: its next events were evicted
+    /// before it read them. The name in the event is `lagged`.
     Lagged,
 }
 
 impl GapReason {
-    /// Returns the name on the wire.
+    /// Returns the name of the reason in the JSON data of a `gap` event, such as `evicted`.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -98,15 +103,18 @@ impl fmt::Display for GapReason {
     }
 }
 
-/// The treatment of a subscriber that is slower than the retention of its topics.
+/// The treatment of a subscriber that is slower than the retention of its topics, so that its next
+/// events were evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LagPolicy {
-    /// It gets a [`Gap`] event, and resumes with the oldest retained event.
+    /// The client gets an event of type `gap`, and continues with the oldest retained event. See
+    /// [`Gap`].
     #[default]
     Gap,
-    /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged).
-    /// The client reconnects with the last id that it received. The handler then gets the [`Gap`],
-    /// and can respond with a snapshot.
+    /// The subscription ends with [`SubscriptionError::Lagged`](super::SubscriptionError::Lagged),
+    /// which disconnects the client. An `EventSource` reconnects with the last id that it received.
+    /// The new subscription then begins with a [`Gap`], and the handler can respond with a
+    /// snapshot.
     Disconnect,
 }

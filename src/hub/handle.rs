@@ -11,9 +11,10 @@ use super::{
 };
 use std::{fmt, sync::Arc, time::Duration};
 
-/// A log of events with topics, subscriptions and replay. See the [module](super).
+/// A log of events with topics, subscriptions and replay. The [module documentation](super)
+/// describes how clients resume.
 ///
-/// Clones share the same hub.
+/// Clones are handles to the same hub.
 #[derive(Clone)]
 pub struct Hub {
     core: Arc<Core>,
@@ -24,8 +25,8 @@ impl Hub {
         Self { core }
     }
 
-    /// Creates a hub in the memory of this process with the defaults of [`Builder`]: 10,000 events,
-    /// 8 MiB and one hour for each of up to 100,000 topics.
+    /// Creates a hub in the memory of this process, with the defaults of [`Builder`]. Each topic
+    /// retains up to 10,000 events and 8 MiB, for one hour. The hub has up to 100,000 topics.
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
@@ -36,7 +37,8 @@ impl Hub {
         Builder::DEFAULT
     }
 
-    /// Returns a handle to the topic with this name, which can be any text.
+    /// Returns a handle to the topic with this name. The handle alone does not create the topic.
+    /// The name can be any text except `tower-sse/nodes`.
     #[must_use]
     pub fn topic(&self, name: impl AsRef<str>) -> Topic {
         Topic::new(self.core.clone(), name.as_ref().into())
@@ -46,24 +48,26 @@ impl Hub {
     /// publication.
     ///
     /// All topics share one connection and one cursor. (A browser opens at most six connections to
-    /// a host over HTTP/1.1.) An event does not name its topic: use different
-    /// [names](crate::Event::event), or put the topic into the data.
+    /// a host over HTTP/1.1.) An event does not contain its topic. To distinguish topics, give
+    /// their events different [names](crate::Event::event), or put the topic into the data.
     ///
-    /// Subscribing creates the topics. Check topic names that come from clients first: names that a
-    /// client invents count towards [`max_topics`](super::Builder::max_topics).
+    /// Subscribing creates topics that do not exist, and they count towards
+    /// [`max_topics`](super::Builder::max_topics). So check topic names that come from clients
+    /// before you subscribe.
     ///
     /// # A start per topic
     ///
     /// A pair of a topic and a [`Start`] gives the topic a start of its own, for clients without an
-    /// id. If `start` is [after](Start::After) an id, for example the last id of the client, all
-    /// topics begin after that id. Otherwise a topic without a start of its own begins at `start`.
-    /// If a topic is named twice, its first own start applies.
+    /// id. If `start` is [`Start::After`] an id, all topics begin after that id, and their own
+    /// starts are ignored. Otherwise a topic without a start of its own begins at `start`. If a
+    /// topic is listed twice, the first start in its pairs applies.
     ///
-    /// One cursor covers all topics. It moves past the latest of the starts when the client has
-    /// received the events before it. If the client loses its connection earlier, it reconnects
-    /// with an id before some of the starts. It then also receives the events between this id and
-    /// these starts. A missing event after the id of any start is a gap. So is an id that this node
-    /// does not know yet while the backend is down.
+    /// One cursor, the last id of the client, covers all topics. A client can lose its connection
+    /// before its cursor has reached the latest of the starts. After it reconnects, it also
+    /// receives the events between its cursor and the starts of the topics.
+    ///
+    /// A missing event after the id of any start is reported as a gap. During an outage of the
+    /// backend, an id that this node does not know yet is reported as a gap, too.
     ///
     /// # Errors
     ///
@@ -71,8 +75,8 @@ impl Hub {
     /// - [`TooManyTopicsInSubscription`](super::ErrorKind::TooManyTopicsInSubscription) if there
     ///   are more topics than
     ///   [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription).
-    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the subscription would create more
-    ///   topics than the hub may have.
+    /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the hub would have more than
+    ///   `max_topics` topics. No topic is then created.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     ///
@@ -115,9 +119,9 @@ impl Hub {
     /// Listens to topics in this process: returns a stream of decoded events, each with its topic
     /// and its id. Use it for workers, bridges to WebSockets, and filters per client.
     ///
-    /// It starts like [`subscribe`](Self::subscribe), counts as a
-    /// [subscriber](Topic::subscribers), and yields the events of all topics in the order of
-    /// publication. See [`Listener`] for gaps and cursors.
+    /// The arguments are those of [`subscribe`](Self::subscribe). The listener counts as a
+    /// [subscriber](Topic::subscribers) of each topic, and yields the events of all topics in the
+    /// order of publication. [`Listener`] describes gaps and cursors.
     ///
     /// # Errors
     ///
@@ -157,15 +161,18 @@ impl Hub {
     /// Ends all subscriptions immediately. From then on, publishing returns an error, and a new
     /// subscription ends immediately with [`Shutdown`](super::SubscriptionError::Shutdown).
     ///
-    /// The response of a subscription ends cleanly, without its
-    /// [last event](crate::SseStream::end_with), and with a reconnect delay, as in a
-    /// [shutdown of its layer](crate::SseLayer::shutdown). Undelivered events are dropped. Clients
-    /// reconnect with the last id that they received. A client that reaches this process again gets
-    /// the same short response, with status 200, because any other status stops an `EventSource`
-    /// for good. Calling this again has no effect.
+    /// Each open response ends cleanly, with a delay for the reconnect, as in a [shutdown of its
+    /// layer](crate::SseLayer::shutdown). The [last event](crate::SseStream::end_with) of the
+    /// stream is not sent, and undelivered events are dropped. Clients reconnect with the last id
+    /// that they received.
     ///
-    /// A server that shuts down gracefully needs this method or the shutdown of the layer. The
-    /// layer also ends streams without a hub, and can send a shutdown event.
+    /// A client that reaches this process again gets a short response with status 200, and
+    /// reconnects later. (Any other status would stop an `EventSource` for good.) Calling this
+    /// method again has no effect.
+    ///
+    /// A graceful shutdown of a server waits until its responses end. So call this method, or the
+    /// shutdown of the layer. The layer also ends streams without a hub, and can send a shutdown
+    /// event.
     ///
     /// # Examples
     ///
@@ -185,13 +192,15 @@ impl Hub {
         self.core.shut_down();
     }
 
-    /// Waits until the [recordings](Topic::record) of this process have ended, for example before
-    /// it is shut down.
+    /// Waits until the [recordings](Topic::record) of this process have ended. Call it before the
+    /// process is shut down.
     ///
-    /// Recordings that have not ended after this time are [interrupted](super::Outcome): each of
-    /// them publishes its [`will`](super::Recorder::will) and finishes its topic. Returns the
-    /// number of these recordings. With a backend that is down, this waits for the backend, so put
-    /// a timeout around it. Another node then takes over.
+    /// Recordings that have not ended after `time` are [interrupted](super::Outcome::Interrupted):
+    /// each of them publishes its [`will`](super::Recorder::will) and finishes its topic. Returns
+    /// the number of interrupted recordings.
+    ///
+    /// If the backend is down, this method waits until the backend is back, so put a timeout around
+    /// the call. After the timeout and the end of this process, another node publishes the wills.
     ///
     /// # Examples
     ///

@@ -9,11 +9,11 @@ use crate::{EventId, random};
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
-/// Identifies one lifetime of a log. For example, it distinguishes the log from the log of the same
-/// server before a restart. An epoch has 40 bits, which ids contain as eight characters. The bits
-/// are random for a hub in memory.
+/// Identifies one lifetime of a log, and contains the format of its ids. A log that is created
+/// again after a restart has another epoch.
 ///
-/// The type also contains the format of the ids.
+/// An epoch has 40 bits, which an id contains as eight letters or digits. The bits are random for a
+/// hub in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch {
     letters: [u8; LENGTH],
@@ -25,7 +25,7 @@ impl Epoch {
         Self::of(random::bits(), IdFormat::Positions)
     }
 
-    /// Creates an epoch from the lower 40 bits of `bits`.
+    /// Creates an epoch from the lower 40 bits of `bits`. `ids` is the format of the ids.
     pub(super) fn of(bits: u64, ids: IdFormat) -> Self {
         Self { letters: std::array::from_fn(|i| ALPHABET[(bits >> (5 * i)) as usize % ALPHABET.len()]), ids }
     }
@@ -58,7 +58,8 @@ impl Epoch {
         EventId::from_ascii(id.as_bytes())
     }
 
-    /// Returns the position of an id of this epoch.
+    /// Parses an id, and returns its position in the log. Returns the reason for a gap if the text
+    /// is not an id, belongs to another epoch, or exceeds the possible positions.
     pub(super) fn position(&self, id: &EventId) -> Result<Position, GapReason> {
         let id = id.as_str();
         if self.ids == IdFormat::Times {
@@ -97,8 +98,8 @@ impl Epoch {
     }
 }
 
-/// Parses a number without a sign and without leading zeros. Returns `None` if the number is too
-/// large for a `u64`.
+/// Parses a decimal number without a sign and without leading zeros. Returns `Ok(None)` if the
+/// number exceeds `u64`, and an error if the text is not such a number.
 fn digits(text: &str) -> Result<Option<u64>, GapReason> {
     let is_canonical =
         matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]) && text.bytes().all(|b| b.is_ascii_digit());

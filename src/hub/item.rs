@@ -5,38 +5,39 @@ use bytes::Bytes;
 use memchr::{memchr, memmem};
 use std::sync::Arc;
 
-/// Events of a subscription, in the order of the log.
+/// Events that a subscription yields at once, in the order of the log.
 pub(super) struct Item {
     pub(super) events: EncodedEvents,
     pub(super) topics: Topics,
 }
 
-/// The topics of the events of an [`Item`].
+/// The topics of the events in an [`Item`].
 pub(super) enum Topics {
-    /// No topic: the hub itself sends the events.
+    /// The events belong to no topic, because the hub itself sends them.
     Hub,
-    /// The topic of the reader with this index.
+    /// All events belong to the topic with this index in the subscription's list of topics.
     Reader(u32),
-    /// Several topics, from a page of the backend.
+    /// The events were read from the backend, and can belong to several topics.
     Runs(Runs),
 }
 
-/// The topics of consecutive events, each with its number of events.
+/// The topics of a sequence of events. Each entry has a topic and the number of consecutive events
+/// of this topic.
 pub(super) type Runs = Arc<[(Arc<str>, usize)]>;
 
 impl Item {
-    /// Creates an item of the hub itself.
+    /// Creates an item with events that the hub itself sends, such as a gap event.
     pub(super) fn of_hub(events: impl Into<EncodedEvents>) -> Self {
         Self { events: events.into(), topics: Topics::Hub }
     }
 }
 
-/// Returns the topic of each event.
+/// Returns one topic for each event: repeats the topic of each run as often as the run has events.
 pub(super) fn topics(runs: &Runs) -> impl Iterator<Item = &Arc<str>> {
     runs.iter().flat_map(|(topic, count)| std::iter::repeat_n(topic, *count))
 }
 
-/// Returns the runs of these topics.
+/// Combines equal consecutive topics. The argument has one topic for each event.
 pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
     let mut runs: Vec<(Arc<str>, usize)> = Vec::new();
     for topic in topics {
@@ -48,7 +49,8 @@ pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
     runs.into()
 }
 
-/// Removes the first event from the encoded events of a log. Returns its id and its other lines.
+/// Removes the first event from wire bytes of a log. Returns its id, and its wire bytes without the
+/// id. Returns `None` if no complete event with an id is left.
 pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
     // The log puts the id into the first line, and the only blank line of an event is its last.
     let id_end = memchr(b'\n', events)?;
@@ -58,7 +60,8 @@ pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
     Some((EventId::new(id).ok()?, event.slice(id_end + 1..)))
 }
 
-/// Decodes the first of these events, and removes it from them.
+/// Removes the first event from wire bytes of a log. Returns its id, and the decoded event without
+/// the id. Returns `None` if the bytes are empty or the event is invalid.
 pub(super) fn decode_first(events: &mut Bytes) -> Option<(EventId, Event)> {
     let (id, lines) = split_first(events)?;
     Some((id, Event::from_wire(&lines)?.with_fields()))

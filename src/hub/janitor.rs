@@ -11,14 +11,15 @@ use tokio::{
     time::sleep_until,
 };
 
-/// Starts the janitor on the current runtime. Returns `None` outside of a runtime. Publishers and
-/// subscribers then remove expired events in small steps.
+/// Starts the janitor, the task that removes expired events, on the current runtime. Returns `None`
+/// outside of a runtime. Publishers and subscribers then remove expired events in small steps.
 pub(super) fn spawn(core: &Arc<Core>) -> Option<AbortHandle> {
     let runtime = Handle::try_current().ok()?;
     Some(runtime.spawn(expire(Arc::downgrade(core))).abort_handle())
 }
 
-/// Removes expired events until no event is left that can expire, or until the hub is dropped.
+/// Removes expired events whenever a removal is due. Ends when no removal is scheduled, when the
+/// hub is dropped, or when the runtime has no timers.
 async fn expire(core: Weak<Core>) {
     while let Some(next) = core.upgrade().and_then(|core| core.sweep()) {
         yield_now().await;

@@ -8,7 +8,8 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// The pause of one subscription. Its timer is allocated at the first pause.
+/// The pauses of a subscription after its writes, during which further events gather. The timer is
+/// allocated at the first pause.
 #[derive(Debug)]
 pub(super) struct Linger {
     time: Duration,
@@ -20,7 +21,8 @@ pub(super) struct Linger {
 enum Phase {
     /// No event was delivered since the last pause, so the next event is delivered immediately.
     Silent,
-    /// Events are delivered. The pause begins when no event is left.
+    /// Events were delivered since the last pause. The next pause begins when no further event is
+    /// available.
     Delivers,
     Pauses,
 }
@@ -30,12 +32,12 @@ impl Linger {
         Self { time, timer: None, phase: Phase::Silent }
     }
 
-    /// Records that an event is delivered.
+    /// Records that an event was delivered. A pause follows when no further event is available.
     pub(super) fn note_delivery(&mut self) {
         self.phase = Phase::Delivers;
     }
 
-    /// Returns whether a pause follows when no event is left.
+    /// Returns `true` if the subscription must pause when no further event is available.
     pub(super) fn is_next(&self) -> bool {
         matches!(self.phase, Phase::Delivers)
     }
@@ -48,8 +50,8 @@ impl Linger {
         }
     }
 
-    /// Returns ready when there is no pause, or when it is over. The end of a topic ends the pause
-    /// early.
+    /// Returns `Poll::Ready` if no pause is running, or when the pause is over. The pause ends
+    /// early when a topic is finished or the hub is shut down. `ready` reports this end.
     pub(super) fn poll(&mut self, ready: &ReadyList, cx: &mut Context<'_>) -> Poll<()> {
         if let (Phase::Pauses, Some(timer)) = (&self.phase, &mut self.timer) {
             if timer.as_mut().poll(cx).is_pending() && ready.pause(cx.waker()) {

@@ -16,20 +16,20 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The number of events without a pause after which the listener is pending once, so that other
-/// tasks of the thread have a turn.
+/// The maximum number of events that a listener yields without being pending. After them, it is
+/// pending once and wakes itself, so that other tasks can run.
 const MAX_EVENTS_PER_TURN: u32 = 64;
 
-/// An event of a hub, decoded for a consumer in Rust.
+/// An event that a [`Listener`] yields, decoded and with its topic and its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Published {
-    /// The topic of the event.
+    /// The name of the event's topic.
     pub topic: Arc<str>,
-    /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the next
-    /// event.
+    /// The id of the event. [Listening](super::Hub::listen) after this id resumes with the
+    /// following event.
     pub id: EventId,
-    /// The event as it was published, without an id.
+    /// The event as it was published. It contains no id, because the id is a separate field.
     pub event: Event,
 }
 
@@ -37,19 +37,20 @@ pub struct Published {
 /// WebSockets, or a filter per client. [`Hub::listen`](super::Hub::listen) creates it.
 ///
 /// Like a [`Subscription`], a listener is a cursor and not a queue, so a slow listener needs no
-/// more memory than a fast one. It yields published events only, in the order of publication: no
-/// `hub-cursor` and no `gap`. [`linger`](super::Builder::linger) does not delay it. After 64 events
-/// without a pause, it is pending once, and other tasks of the thread have a turn.
+/// more memory than a fast one. A listener yields published events in the order of publication, but
+/// no `hub-cursor` and no `gap` events. The pause of [`linger`](super::Builder::linger) does not
+/// apply to listeners. After 64 events, a listener is pending once, so that other tasks can run.
 ///
 /// # Gaps
 ///
 /// Missing events are always reported:
 ///
-/// - A listener that begins after an id may have missed events. [`gap`](Self::gap) reports this
-///   before the first event.
+/// - If a listener begins after an id, events after that id may be missing. [`gap`](Self::gap)
+///   returns this gap before the first event.
 /// - A listener that is slower than the retention of its topics ends with
-///   [`SubscriptionError::Lagged`], whatever the [`LagPolicy`](super::LagPolicy) of the hub. To
-///   continue, listen again after its [`cursor`](Self::cursor). The new listener has the gap.
+///   [`SubscriptionError::Lagged`], also under [`LagPolicy::Gap`](super::LagPolicy::Gap). To
+///   continue, listen again after the [`cursor`](Self::cursor) of the old listener. The new
+///   listener then returns the gap.
 ///
 /// # Ends
 ///
@@ -107,15 +108,16 @@ pub struct Published {
 #[must_use = "a listener yields events only if it is polled"]
 pub struct Listener {
     subscription: Subscription,
-    /// The events of the last item that are not yielded yet.
+    /// The wire bytes of events that were read from the hub, but not yielded yet.
     pending: Bytes,
-    /// The topics of the pending events.
+    /// The topics of the pending events, each with the number of its consecutive events.
     topics: VecDeque<(Arc<str>, usize)>,
-    /// The id of the last event of the item, while others are pending.
+    /// The id of the event that was yielded last, if events that were read together with it are
+    /// still pending. Otherwise `None`.
     last: Option<EventId>,
-    /// The cursor before the stream ended with an error.
+    /// The cursor from before the error, if the stream has ended with an error.
     failed_at: Option<Position>,
-    /// The number of events since the listener was pending.
+    /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,
 }
 
@@ -131,21 +133,23 @@ impl Listener {
         }
     }
 
-    /// Returns the gap at the beginning: events after the start of the listener are missing.
+    /// Returns the gap at the beginning: events after the start of the listener are missing. The
+    /// listener then yields the retained events.
     ///
-    /// The listener then yields the retained events. `None` means that no event is missing, or that
-    /// the backend is down, so that this is not known yet. In the second case, a gap ends the
-    /// stream with [`SubscriptionError::Lagged`].
+    /// Returns `None` if no event is missing. Also returns `None` while this is unknown, because
+    /// the backend is down. If it then turns out that events are missing, the stream ends with
+    /// [`SubscriptionError::Lagged`].
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.subscription.gap()
     }
 
     /// Returns the id up to which the listener has yielded every event of its topics. Listening
-    /// after this id continues with the next event, or with a gap.
+    /// after this id continues with the next event. If that event is no longer retained, the new
+    /// listener has a gap.
     ///
-    /// Before the first event, it is the start of the listener. It can be newer than the
-    /// last [`Published::id`].
+    /// Before the first event, the cursor is the start of the listener. The cursor can be newer
+    /// than the last [`Published::id`], for example if only other topics have later events.
     #[must_use]
     pub fn cursor(&self) -> EventId {
         match (&self.last, self.failed_at) {
@@ -155,7 +159,8 @@ impl Listener {
         }
     }
 
-    /// Returns the next event of the last item.
+    /// Decodes the next event that was read from the hub but not yielded yet. Returns `None` if
+    /// there is no such event.
     fn next_pending(&mut self) -> Option<Published> {
         while let Some((topic, count)) = self.topics.front_mut() {
             let decoded = decode_first(&mut self.pending);

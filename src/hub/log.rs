@@ -16,18 +16,21 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The maximum size of a segment, the block of memory with the bytes of consecutive events. It
-/// equals the maximum size of a frame of an [`SseBody`](crate::SseBody).
+/// The maximum size in bytes of a segment, a block of memory with consecutive events. It equals the
+/// maximum size of a frame of an [`SseBody`](crate::SseBody).
 const SEGMENT: usize = 16 * 1024;
 
-/// The minimum size in bytes of an event that gets its own segment and is never copied.
+/// The minimum size in bytes of a large event. A large event gets a segment of its own, and its
+/// bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The maximum number of evicted bytes at the beginning of the open segment. New events are added
-/// to this last segment. Above it, the segment is copied without these bytes.
+/// The number of evicted bytes that the open segment may have at its beginning, in addition to as
+/// many bytes as it retains. Beyond it, the retained events are moved to the beginning. The open
+/// segment is the block of memory to which new events are added.
 const SLACK: usize = 512;
 
-/// The retention of a topic. All limits apply, but the newest event is retained until it expires.
+/// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
+/// The newest event is evicted only by its age.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retention {
     pub(super) max_events: usize,
@@ -36,20 +39,20 @@ pub(super) struct Retention {
 }
 
 impl Retention {
-    /// Returns the expiry time of an event that was added at `then`. Returns `None` if it never
-    /// expires.
+    /// Returns the time at which an event that was added at `then` expires. Returns `None` if the
+    /// event never expires.
     pub(super) fn expiry(&self, then: Instant) -> Option<Instant> {
         then.checked_add(self.max_age)
     }
 
-    /// Returns the maximum size of a segment. It is smaller for a small retention, so that a log
-    /// does not use much more memory than it retains.
+    /// Returns the maximum size of a segment in bytes: a quarter of `max_bytes`, but at most 16
+    /// KiB. So the memory of a log does not exceed a small `max_bytes` by much.
     fn segment(&self) -> usize {
         (self.max_bytes / 4).min(SEGMENT)
     }
 }
 
-/// A number of events, and their size in bytes.
+/// A number of events, and their total size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) events: usize,
@@ -72,14 +75,14 @@ impl Sub for Amount {
     }
 }
 
-/// The result of a read at a cursor.
+/// The result of reading a topic after a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
     /// The next events, and the position of the last of them.
     Events(EncodedEvents, Position),
     /// No event follows the cursor yet.
     Nothing,
-    /// Some events after the cursor were evicted.
+    /// At least one event after the cursor was evicted, so the reader has to report a gap.
     Evicted,
 }
 
@@ -87,7 +90,8 @@ pub(super) enum Read {
 pub(super) struct Log {
     sealed: VecDeque<Segment<Bytes>>,
     open: Segment<Vec<u8>>,
-    /// The last read of the open segment.
+    /// The last read of the open segment, the memory block that still grows. Readers at the same
+    /// position share its copy of the events.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
     last: Position,
@@ -96,7 +100,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// Readers whose cursor is at least `after` and before `first` share this read.
+    /// A reader whose cursor is at least `after` and smaller than `first` can use this read,
+    /// because its next event is the same.
     after: Position,
     first: Position,
     last: Position,
@@ -104,7 +109,7 @@ struct CachedRead {
 }
 
 impl Log {
-    /// Creates an empty log whose eviction watermark is this position.
+    /// Creates an empty log. Events up to and including `evicted_through` may have been evicted.
     pub(super) fn new(evicted_through: Position) -> Self {
         Self {
             sealed: VecDeque::new(),
@@ -121,12 +126,14 @@ impl Log {
         self.retained
     }
 
-    /// Eviction watermark: events up to and including this position may have been evicted.
+    /// Returns the eviction watermark: events up to and including this position may have been
+    /// evicted.
     pub(super) fn evicted_through(&self) -> Position {
         self.evicted_through
     }
 
-    /// Returns the position of the first retained event after this position.
+    /// Returns the position of the first retained event after `after`, or `None` if there is no
+    /// such event.
     pub(super) fn first_after(&self, after: Position) -> Option<Position> {
         if self.last <= after {
             return None;
@@ -137,17 +144,18 @@ impl Log {
         }
     }
 
-    /// Returns the position of the last event.
     pub(super) fn last(&self) -> Position {
         self.last
     }
 
-    /// Returns whether no event follows this position, retained or evicted.
+    /// Returns `true` if no event of the topic is after the position `after`, whether retained or
+    /// evicted.
     pub(super) fn ends_at(&self, after: Position) -> bool {
         self.last.max(self.evicted_through) <= after
     }
 
-    /// Returns when the oldest retained event was added.
+    /// Returns the time when the oldest retained event was added, or `None` if no event is
+    /// retained.
     pub(super) fn oldest_time(&self) -> Option<Instant> {
         self.sealed.front().map_or_else(|| self.open.oldest_time(), Segment::oldest_time)
     }
@@ -179,7 +187,8 @@ impl Log {
         self.retained.bytes += size;
     }
 
-    /// Evicts the events that exceed the limits of number and bytes. Returns their number and size.
+    /// Evicts the oldest events until `max_events` and `max_bytes` are met, but never the newest
+    /// event. Returns the number and the size of the evicted events.
     pub(super) fn evict_excess(&mut self, retention: &Retention) -> Amount {
         let before = self.retained;
         let too_much = |retained: Amount| {
@@ -191,7 +200,8 @@ impl Log {
         before - self.retained
     }
 
-    /// Evicts events beyond the retention. Returns the amount.
+    /// Evicts all events that exceed the retention at time `now`, by number, by bytes or by age.
+    /// Returns the number and the size of the evicted events.
     pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
         let before = self.retained;
         self.evict_excess(retention);
@@ -205,8 +215,8 @@ impl Log {
         before - self.retained
     }
 
-    /// Removes all events except the newest event, which replaces them. The removed events do not
-    /// count as evicted.
+    /// Removes all events except the newest event, because it replaces them. Replaced events do not
+    /// count as evicted, so no gap is reported for them.
     pub(super) fn replace(&mut self) {
         let evicted_through = self.evicted_through;
         while self.retained.events > 1 {
@@ -217,13 +227,14 @@ impl Log {
         self.evicted_through = evicted_through;
     }
 
-    /// Removes all events of the topic, and sets the eviction watermark to this position. Returns
-    /// the number and size of the removed events.
+    /// Removes all events of the topic. From now on, events up to and including `through` count as
+    /// evicted. Returns the number and the size of the removed events.
     pub(super) fn truncate_through(&mut self, through: Position) -> Amount {
         mem::replace(self, Self::new(through)).retained
     }
 
-    /// Evicts the oldest sealed segment as a whole.
+    /// Evicts all events of the oldest sealed segment. A sealed segment is a full block of memory
+    /// that does not change any more.
     fn evict_segment(&mut self) {
         if let Some(segment) = self.sealed.pop_front() {
             self.evicted_through = segment.last();
@@ -258,8 +269,11 @@ impl Log {
         }
     }
 
-    /// Returns the next contiguous events after `after` and up to `through`. Skips evicted events
-    /// up to `gap_reported_through` without reporting them.
+    /// Returns the next events after `after` and up to `through`. They are contiguous in memory, so
+    /// further events may follow them.
+    ///
+    /// If events after `after` were evicted, returns [`Read::Evicted`]. Evicted events up to
+    /// `gap_reported_through` are skipped without this result.
     pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {
@@ -274,8 +288,8 @@ impl Log {
         }
     }
 
-    /// Returns the sealed segment that contains the next event, or `None` if the next event is in
-    /// the open segment, as for most readers.
+    /// Returns the full segment that contains the first event after `after`. Returns `None` if this
+    /// event is in the open segment, to which new events are added, or does not exist.
     fn sealed_after(&self, after: Position) -> Option<&Segment<Bytes>> {
         if self.sealed.back()?.last() <= after {
             return None;

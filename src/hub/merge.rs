@@ -10,33 +10,36 @@ use super::{
 };
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, task::Waker};
 
-/// The maximum number of topics that one poll looks at without an event: about 50 µs.
+/// The maximum number of topics that one poll looks at before the subscription yields. Looking at
+/// 256 topics takes about 50 µs.
 const SLICE: usize = 256;
 
-/// Merges the topics of a subscription. An event costs O(log n), where n is the number of topics
-/// that have an event.
+/// Merges the topics of one subscription in the order of the log. An event costs O(log n), where n
+/// is the number of topics with an undelivered event.
 ///
-/// Each reader is in one of three states:
+/// Each topic has a reader, which is in one of three states:
 ///
-/// - It waits for its topic, which [marks](ReadyList) it when it changes.
-/// - It was marked, or has to look at its topic for another reason (`unchecked`).
-/// - The position of its next event is known (`turns`).
+/// - The reader waits until its topic changes. The change adds the reader to the [`ReadyList`].
+/// - The reader has to look at its topic (`unchecked`), for example because the topic has changed.
+/// - The reader knows the position of its next event (`turns`).
 pub(super) struct Merge {
     pub(super) ready: Arc<ReadyList>,
-    /// The pause after a write, if the subscription lingers.
+    /// The pauses after writes, or `None` if the subscription does not pause after writes.
     pub(super) linger: Option<Linger>,
-    /// The readers that have to look at their topics. A reader can be in the list twice.
+    /// The indices of the readers that have to look at their topics. An index can be in the list
+    /// twice.
     unchecked: Vec<u32>,
-    /// The positions of the next events, and their readers.
+    /// The readers that know the position of their next event. The smallest position comes first.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
-    /// The number of readers whose topics are finished and read to the end.
+    /// The number of topics that are finished and whose events were all delivered.
     finished: usize,
-    /// The greatest position that a reader has delivered before its place: a state at the place of
-    /// an earlier state, or the start of a topic.
+    /// The greatest `delivered_through` of the readers: a reader does not deliver events up to its
+    /// position, even if they are after the cursor.
     delivered_through: Position,
-    /// The part of the wake queue that was looked through.
+    /// The number of the first entry of the wake queue that was not looked at yet. The wake queue
+    /// contains topics whose readers were not all notified of a change.
     looked_at: u64,
-    /// The reader whose events the last step has returned.
+    /// The index of the reader whose events the last call of `step` has returned.
     pub(super) last_turn: u32,
 }
 
@@ -56,7 +59,7 @@ impl Merge {
         merge
     }
 
-    /// Takes over the state of the readers after it has changed from outside.
+    /// Rebuilds the merge from the readers, after a caller has changed them, for example at a gap.
     pub(super) fn reset(&mut self, readers: &[Reader]) {
         self.turns.clear();
         self.unchecked.clear();
@@ -71,10 +74,11 @@ impl Merge {
         }
     }
 
-    /// Returns the next events after the cursor, which are of one topic. A state that was replaced
-    /// in the meantime is delivered at the place of the earlier state. `committed` returns the
-    /// [committed](super::core::Core::committed) position. `waker`: `None` if the subscription does
-    /// not wait for an event when there is none.
+    /// Returns the next events after the cursor, all from one topic. If a newer event of a
+    /// `latest_only` topic has replaced an undelivered event, returns the newer event in its place.
+    ///
+    /// `committed` returns the position up to which every event is visible. If no event is
+    /// available, `waker` is registered for the next change. With `None`, no waker is registered.
     pub(super) fn step(
         &mut self,
         readers: &mut [Reader],
@@ -154,8 +158,8 @@ impl Merge {
         self.turns.peek().map(|Reverse((place, _))| *place)
     }
 
-    /// Adds the marked readers, and the readers of topics in the wake queue, which are not marked
-    /// yet.
+    /// Adds to `unchecked` the readers whose topics have changed. It takes them from the ready
+    /// list, and from the wake queue, whose topics have not notified all of their readers yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {
@@ -166,8 +170,11 @@ impl Merge {
         self.ready.take(unchecked);
     }
 
-    /// Returns the events of the first reader that precede those of all others, and are not after
-    /// `through`. If another state has replaced them, returns that state. `None`: nothing follows.
+    /// Returns the next events of the topic whose next event is the oldest. They are not after
+    /// `through`, and precede the events of all other topics. If a newer event of a `latest_only`
+    /// topic has replaced them, returns the newer event.
+    ///
+    /// Returns `None` if the topic has no undelivered event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
         let Reverse((place, index)) = self.turns.pop()?;
         let through = self.next_place().map_or(through, |second| through.min(second.previous()));
@@ -180,7 +187,8 @@ impl Merge {
         step
     }
 
-    /// Records what a reader has found.
+    /// Updates the merge after the reader with this index has looked at its topic. `was_finished`
+    /// is the reader's `is_finished` from before.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);

@@ -9,53 +9,64 @@ use super::{
 use crate::EncodedEvents;
 use std::{sync::Arc, task::Waker};
 
-/// The result of reading the topics of a subscription at its cursor.
+/// The result of looking for the next events of a subscription. The cursor is the position up to
+/// which the client has all events.
 pub(super) enum Step {
-    /// The next events, and the position of the last of them.
+    /// The next events after the cursor, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// The newest event of a `latest_only` topic, and the position of the event that it has
-    /// replaced. The client then has all events up to that position.
+    /// The newest event of a `latest_only` topic, delivered in place of an older event that it has
+    /// replaced. The position is that of the older event, and becomes the cursor.
     Replacement(EncodedEvents, Position),
-    /// Nothing follows, and all events up to this position are delivered.
+    /// No event follows, and the client has all events up to this position. The subscription sends
+    /// the position to the client as its new cursor.
     CaughtUp(Position),
     Evicted,
-    /// No event yet. The waker is registered.
+    /// No event follows yet. The waker is registered, and the next change of a topic wakes it.
     Wait,
-    /// There are more topics to look at. The subscription has to be polled again.
+    /// Too many topics were looked at in one poll. The subscription wakes itself, to be polled
+    /// again for the remaining topics.
     Yield,
     Finished,
     Shutdown,
 }
 
-/// The reader of one topic of a subscription.
+/// Reads one topic for one subscription. A subscription has one reader for each of its topics.
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
-    /// Evicted events up to this position were already reported to the client.
+    /// The eviction of events up to this position was already reported to the client, so it is not
+    /// reported again.
     pub(super) gap_reported_through: Position,
-    /// Events of this topic up to this position are not delivered again. It can be after the
-    /// cursor. It is the start of the topic, if the topic has its own. Or it is the position of the
-    /// newest event of a `latest_only` topic, if this event was delivered in place of an event that
-    /// it had replaced.
+    /// Events of this topic up to this position are not delivered, even if the position is after
+    /// the cursor of the subscription.
+    ///
+    /// It is the start position of the topic, if the topic has a start of its own. In a
+    /// `latest_only` topic, it can be the position of an event that was delivered early, in place
+    /// of an older event.
     pub(super) delivered_through: Position,
-    /// The position of the first event after the cursor, if it is known. It decides when this topic
-    /// has its turn among the other topics. In a `latest_only` topic, it stays the same when the
-    /// event is replaced. Otherwise a topic that is updated all the time would never have its turn.
-    /// Only a merge uses it.
+    /// The position of the topic's first event after the cursor, if it is known. The topic with the
+    /// smallest `next` is delivered first.
+    ///
+    /// If a newer event replaces the event of a `latest_only` topic, `next` does not change.
+    /// Otherwise a topic with constant updates would never be delivered. Only a subscription to
+    /// several topics uses this field.
     pub(super) next: Option<Position>,
-    /// Set if the topic is finished, and read to the end. Only a merge uses it.
+    /// Set if the topic is finished and all of its events were delivered. Only a subscription to
+    /// several topics uses this field.
     pub(super) is_finished: bool,
-    /// The position of the finish record, if no later event has reopened the topic. Only a replay
-    /// uses it. It is in a box because few readers have it.
+    /// The position of the record that finished the topic, if no later event has reopened the
+    /// topic. Only a replay from the backend uses this field. The value is boxed because few
+    /// readers have it.
     pub(super) finished_at: Option<Box<Position>>,
     pub(super) ticket: Option<Ticket>,
 }
 
-/// The wait of a subscription for the next change of its only topic.
+/// Describes how a subscription to a single topic waits for the next change of the topic.
 pub(super) struct Wait {
-    /// A copy of the waker that is registered with the topic. A poll with another waker registers
-    /// that one.
+    /// A copy of the waker that is registered with the topic. If the subscription is polled with
+    /// another waker, it registers the other waker.
     waker: Waker,
-    /// The version of the topic when the wait began.
+    /// The version of the topic when the wait began. While the topic has this version, it has not
+    /// changed.
     version: u64,
 }
 
@@ -72,26 +83,28 @@ impl Reader {
         }
     }
 
-    /// Forgets what the reader knows about the topic, so that its next poll reads the topic from
-    /// the cursor.
+    /// Forgets the position of the next event, so that the next poll looks for it in the topic.
     pub(super) fn reset(&mut self) {
         self.next = None;
     }
 
-    /// Resets the reader after a gap. If the topic is `latest_only`, `state` is the position of its
-    /// newest event. This event is due at the position that `next` had, or at `state` if `next` was
-    /// unknown.
+    /// Resets the reader after a gap. `state` is the position of the newest event if the topic is
+    /// `latest_only`, and otherwise `None`.
+    ///
+    /// With `None`, the reader looks for its next event again. Otherwise the newest event is due at
+    /// the position that was known before, or at `state`.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
 
-    /// Returns the position after which events of this topic are not delivered or reported yet.
+    /// Returns the position after which the events of this topic follow. Events up to this position
+    /// were delivered, reported as missing, or are before the topic's own start.
     pub(super) fn resumes_after(&self, cursor: Position) -> Position {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
 
-    /// Returns `true` if the subscriptions of the topic have to end, because the hub was shut down
-    /// or its log was replaced. Otherwise registers the waker for the next change.
+    /// Returns `true` if the subscriptions of the topic must end, because the hub was shut down or
+    /// its log was replaced. Also registers `waker` for the next change of the topic.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
@@ -102,8 +115,11 @@ impl Reader {
         is_cut
     }
 
-    /// Returns the events after the cursor, or registers the waker. `wait` is the wait of the last
-    /// read.
+    /// Returns the events of the topic after `cursor`. If there are none, registers `waker` for the
+    /// next change and returns [`Step::Wait`].
+    ///
+    /// `wait` describes the registration of the previous call, and is updated. If the topic has not
+    /// changed since, the topic is not locked.
     pub(super) fn read(&mut self, cursor: Position, waker: &Waker, wait: &mut Option<Wait>) -> Step {
         let is_known = wait.as_ref().is_some_and(|wait| wait.waker.will_wake(waker));
         if is_known && wait.as_ref().is_some_and(|wait| wait.version == self.topic.version()) {
@@ -145,9 +161,11 @@ impl Reader {
         }
     }
 
-    /// Looks for the topic's next event after the cursor. Stores its position in `next`, or
-    /// registers the waiter if there is no such event. If the subscription has to do something else
-    /// first, such as report a gap, returns this step as an `Err`, and the caller returns it.
+    /// Looks for the topic's next event after the cursor, and stores its position in `next`. If
+    /// there is no such event, registers the waiter for the next change.
+    ///
+    /// Returns `Err` if the hub is shut down, or if events after the cursor were evicted. The
+    /// caller returns this step to the subscription.
     pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
@@ -167,10 +185,12 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the events of this topic from `place` up to `through`. If a newer event of a
-    /// `latest_only` topic has replaced them, returns that event. `None` means that this topic has
-    /// no event after the cursor any more. Then looks for the next event, as [`peek`](Self::peek)
-    /// does.
+    /// Returns the events of this topic after the cursor and up to `through`. If a newer event of a
+    /// `latest_only` topic has replaced them, returns the newer event, with `place` as its
+    /// position. Returns `None` if the topic has no event after the cursor.
+    ///
+    /// Also looks for the event after the returned events, and registers the waiter if there is
+    /// none.
     pub(super) fn take_turn(
         &mut self,
         place: Position,
@@ -207,8 +227,9 @@ impl Reader {
     }
 }
 
-/// Returns the position of the next event, or registers the waiter. Also returns the waiter to
-/// drop.
+/// Returns the position of the first event after `from`. If there is none, registers a new waiter
+/// under `ticket`. The second result is the replaced waiter, which the caller drops after it has
+/// unlocked the topic.
 fn look(
     contents: &mut Contents,
     from: Position,

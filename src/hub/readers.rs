@@ -6,8 +6,8 @@ use std::{
     slice,
 };
 
-/// The readers of one subscription, one for each topic. A single reader, as most subscriptions
-/// have, needs no allocation.
+/// The readers of one subscription, one for each topic. Most subscriptions have a single topic, and
+/// then need no allocation.
 pub(super) enum Readers {
     One(Reader),
     Many(Box<[Reader]>),

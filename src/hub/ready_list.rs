@@ -3,10 +3,12 @@
 use super::sync::{Mutex, lock};
 use std::{mem, task::Waker};
 
-/// The indices of the readers whose topics have changed, and the waker of the subscription.
+/// The indices of the readers of a subscription whose topics have changed, and the waker of the
+/// subscription.
 ///
-/// A topic marks its reader before the change is committed. So the list is complete up to the
-/// committed position, except for the topics in the [wake queue](super::wake_queue).
+/// A change adds the reader before the position of the change becomes visible. For a topic with
+/// many waiting readers, this can happen later. Such a topic is in the [wake
+/// queue](super::wake_queue) until then.
 #[derive(Debug, Default)]
 pub(super) struct ReadyList {
     state: Mutex<State>,
@@ -15,32 +17,33 @@ pub(super) struct ReadyList {
 #[derive(Debug, Default)]
 struct State {
     marked: Vec<u32>,
-    /// The waker, if the subscription waits.
+    /// The waker of the subscription, if the subscription waits.
     waker: Option<Waker>,
-    /// Set while the subscription [lingers](super::linger): only an end wakes it.
+    /// Set while the subscription pauses after a write. During the pause, events do not wake the
+    /// subscription, but the end of a topic does.
     is_paused: bool,
-    /// Set if a topic has ended since the subscription last waited.
+    /// Set if a topic was finished, or the hub was shut down, since the subscription last waited.
     has_end: bool,
 }
 
 impl ReadyList {
-    /// Marks a reader as changed. Returns the waker of the subscription if it waits for that. The
-    /// caller wakes it after all locks are released.
+    /// Adds the index of a reader whose topic has changed. Returns the waker of the subscription if
+    /// the subscription waits for events. The caller wakes it after it has released all locks.
     pub(super) fn mark(&self, reader: u32) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.marked.push(reader);
         if state.is_paused { None } else { state.waker.take() }
     }
 
-    /// Ends a pause, because a topic is finished or the hub is shut down. Returns the waker of the
-    /// subscription if it waits.
+    /// Ends the pause of the subscription after a write, because a topic is finished or the hub is
+    /// shut down. Returns the waker of the subscription if it waits, for the caller to wake.
     pub(super) fn end_pause(&self) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.has_end = true;
         state.waker.take()
     }
 
-    /// Takes the marked readers out of the list, and adds them to `readers`.
+    /// Moves the indices in the list to the end of `readers`.
     pub(super) fn take(&self, readers: &mut Vec<u32>) {
         let mut state = lock(&self.state);
         if readers.is_empty() {
@@ -50,12 +53,14 @@ impl ReadyList {
         }
     }
 
-    /// Stores the waker if no reader is marked. Otherwise returns `false`.
+    /// Stores the waker and returns `true` if the list is empty. Otherwise returns `false`, and the
+    /// caller takes the readers from the list.
     pub(super) fn wait(&self, waker: &Waker) -> bool {
         self.store(waker, false, |state| state.marked.is_empty())
     }
 
-    /// Stores the waker for the next end of a topic. Returns `false` if a topic has ended.
+    /// Stores the waker for a pause after a write, and returns `true`. Returns `false` if a topic
+    /// has ended since the subscription last waited. The pause is then over.
     pub(super) fn pause(&self, waker: &Waker) -> bool {
         self.store(waker, true, |state| !state.has_end)
     }

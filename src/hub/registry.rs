@@ -23,22 +23,25 @@ pub(super) struct Registry {
     pub(super) retained: Amount,
     pub(super) published: u64,
     tombstones: Tombstones,
-    /// The watches of the numbers of subscribers that a stream reads, by topic.
+    /// The numbers of subscribers that streams watch, by the names of the topics. An entry can
+    /// exist without a topic.
     pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
-    /// The topics that are scheduled for expiry, by time. The number distinguishes topics with the
-    /// same time.
+    /// The topics whose expired events have to be removed, sorted by the time of this removal. The
+    /// number is the address of the topic, and distinguishes topics with the same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
     pub(super) is_shut_down: bool,
-    /// Set if the hub has a backend, which may still retain events that this process has evicted.
+    /// Set if the hub has a backend, which may retain events that this process has evicted.
     has_backend: bool,
-    /// Set when the expiry task was started on a runtime without timers. Publishers and subscribers
-    /// then expire events.
+    /// Set if the task that removes expired events was started on a runtime without timers.
+    /// Publishers and subscribers then remove expired events.
     pub(super) is_without_timers: bool,
 }
 
 impl Registry {
-    /// Returns the topic with this name. Creates it if it does not exist.
+    /// Returns the topic with this name, and creates the topic if it does not exist. Returns an
+    /// error if the hub is shut down. Also returns an error for a new topic if there are already
+    /// `max_topics` topics, or if its name is reserved.
     pub(super) fn topic(&mut self, name: &Arc<str>, config: &HubConfig) -> Result<Arc<TopicState>, Error> {
         if self.is_shut_down {
             return Err(Error::shut_down());
@@ -60,8 +63,8 @@ impl Registry {
         self.count_new_topics(names, 0, config).map(drop)
     }
 
-    /// Returns how many of these topics do not exist yet. It is an error if there is no room for
-    /// them and for `others` more topics.
+    /// Returns `others` plus the number of these topics that do not exist yet. Returns an error if
+    /// the hub has no room for that many new topics, or if a name is reserved.
     pub(super) fn count_new_topics(
         &self,
         names: &[Arc<str>],
@@ -80,10 +83,11 @@ impl Registry {
         Ok(count)
     }
 
-    /// Removes all topics, because another log has replaced the log, and continues after the
-    /// eviction watermark of the other log. Returns the removed topics and the wakers of the
-    /// streams that count their subscribers. The caller ends the subscriptions, and wakes the
-    /// wakers.
+    /// Removes all topics, because the log of the backend was replaced by another log. Sets the
+    /// eviction watermark: events of the other log up to `evicted_through` may be missing.
+    ///
+    /// Returns the removed topics, whose subscriptions the caller ends. Also returns the wakers of
+    /// the streams that watch numbers of subscribers, which the caller wakes.
     pub(super) fn reset(&mut self, evicted_through: Position) -> (Vec<Arc<TopicState>>, Wakers) {
         let mut wakers = Wakers::default();
         for (name, watch) in &self.count_watches {
@@ -101,19 +105,21 @@ impl Registry {
         (self.topics.drain().map(|(_, topic)| topic).collect(), wakers)
     }
 
-    /// Raises the eviction watermark of the whole log to this position. The caller has to apply it
-    /// to the returned topics.
+    /// Records that the backend has evicted all events up to `through`. Returns all topics, and the
+    /// caller removes these events from each of them.
     pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
     }
 
-    /// Records that an event was not added to its topic, because the limit of topics was reached.
+    /// Records that this process does not retain the event at `position`, because the limit of
+    /// topics was reached. Later subscribers read it from the backend.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
         self.tombstones.note(self.topics.hasher().hash_one(topic), position);
     }
 
-    /// Schedules the topic for its next expiry.
+    /// Schedules the removal of expired events of the topic for the time `due`. Has no effect if
+    /// `due` is `None`, or if a removal is already scheduled.
     pub(super) fn schedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents, due: Option<Instant>) {
         if let (Some(due), None) = (due, contents.due) {
             contents.due = Some(due);
@@ -121,14 +127,15 @@ impl Registry {
         }
     }
 
-    /// Cancels the next expiry of a topic that has no events.
+    /// Cancels the scheduled removal of expired events, because the topic has no events.
     pub(super) fn unschedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents) {
         if let Some(due) = contents.due.take() {
             self.due.remove(&(due, Arc::as_ptr(topic).addr() as u64));
         }
     }
 
-    /// Removes expired events from up to `at_once` topics whose expiry is due.
+    /// Removes the expired events of topics whose scheduled time has come, but of at most `at_once`
+    /// topics.
     pub(super) fn sweep(&mut self, at_once: usize, retention: &Retention) {
         let now = Instant::now();
         for _ in 0..at_once {
@@ -142,7 +149,8 @@ impl Registry {
         }
     }
 
-    /// Removes the expired events of one topic, and schedules its next expiry.
+    /// Removes the expired events of one topic, and schedules the next removal. Drops the topic if
+    /// it is not needed any more.
     fn expire(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         contents.due = None;
@@ -158,7 +166,8 @@ impl Registry {
         self.forget_if_idle(topic, retention, now);
     }
 
-    /// Schedules a topic that was left by its last subscriber, or drops it.
+    /// Checks a topic that its last subscriber has left. Schedules the removal of its events, or
+    /// drops the topic if it has none and is not remembered as finished.
     pub(super) fn check_left(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
@@ -188,17 +197,18 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
     if *name == *beat::TOPIC { Err(Error::reserved_topic(name)) } else { Ok(()) }
 }
 
-/// The eviction watermarks of dropped topics.
+/// The eviction watermarks of dropped topics: for each, the position up to which events may be
+/// missing. If a topic is created again, a returning client still gets a gap.
 ///
-/// A topic is identified by the hash of its name. Topics with the same hash share the greater
-/// watermark. The number of tombstones is limited, and all topics beyond this limit share one
-/// watermark, `others`. So a gap may be reported although no event is missing. A missing event is
-/// always reported.
+/// Topics are identified by the hashes of their names. Topics with the same hash share the greater
+/// watermark. At most 10,000 watermarks are kept. Beyond this limit, all of them are merged into
+/// `others`. So a gap may be reported although no event is missing, but a missing event is always
+/// reported.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,
-    /// The greatest watermark of the topics that have no tombstone, because the number of
-    /// tombstones is limited.
+    /// The greatest eviction watermark that was merged when the limit of 10,000 watermarks was
+    /// reached. It applies to all topics.
     others: Position,
 }
 

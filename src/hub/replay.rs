@@ -20,47 +20,51 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
-/// The minimum pause before a history read is sent again. The pause is random, up to twice this
-/// time, so that not all subscriptions read at the same time.
+/// The minimum pause before a failed read of old events is repeated. The actual pause is random,
+/// between this time and twice this time, so that not all subscriptions read at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The time that a new subscription waits for its first page. After it, the client gets its
-/// response without the page, and the page follows later.
+/// The maximum time for which a new subscription waits for old events from the backend. After this
+/// time, the client gets its response, and the events follow when they arrive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A replay from the backend. It ends as soon as the topics of this node retain all following
-/// events.
+/// A replay reads old events from the backend for one subscription. It ends as soon as this process
+/// retains all events that follow.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
-    /// Set if the cursor may be after the end of the log, because the backend has not confirmed it.
+    /// Set if the id of the client may be newer than the end of the log. The backend has not
+    /// responded yet, so this is unknown.
     is_unsure: bool,
     state: State,
 }
 
-/// A gap that is reported if the backend confirms it.
+/// A gap that is reported to the client once it is known that events are missing.
 struct PendingGap {
     requested: EventId,
-    /// The position after which a missing event confirms the gap.
+    /// The position up to which the client has its events. If an event after it was evicted, there
+    /// is a gap.
     after: Position,
     reason: GapReason,
-    /// Set if events are certainly missing. The gap event is then sent as soon as the first event
-    /// after the gap is known, because it names this event.
+    /// Set if events are certainly missing. The gap event is sent when the first event after the
+    /// gap is known, because the gap event contains the id of that event.
     is_confirmed: bool,
-    /// Set if the subscription resumes where the client has stopped, unless there is a gap.
+    /// Set if the client continues from its last id. Without a gap, the subscription then counts as
+    /// resumed.
     is_resume: bool,
 }
 
 enum State {
-    /// No request is in flight.
+    /// No request is in flight. The next poll sends a request.
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// The next events to yield, and the end of their page.
+    /// Events to yield at the next poll, and their topics. The position is the new cursor after
+    /// these events.
     Yields(EncodedEvents, Runs, Position),
 }
 
-/// The future of a requested page. The mutex is never locked. It makes the subscription `Sync` even
-/// though the future of a backend is not.
+/// The future of a read from the backend. The mutex is never locked: it only makes the subscription
+/// `Sync`, which the future is not.
 struct PageRequest(Mutex<Pin<Box<PageFuture>>>);
 
 type PageFuture = dyn Future<Output = Result<Arc<EncodedPage>, RunError>> + Send;
@@ -74,8 +78,12 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts a replay after the cursor. If `reason` is set, a gap is reported even if the backend
-    /// retains all events. Otherwise a gap is reported if events after `after` are missing.
+    /// Starts reading old events from the backend, after the cursor. `requested` is the id of the
+    /// client and its position.
+    ///
+    /// With `reason`, a gap is reported in any case. With `None`, a gap is reported only if events
+    /// after the requested position are missing. `is_resume` means that the client continues from
+    /// its last id. `is_unsure` means that the cursor may be after the end of the log.
     pub(super) fn start_replay(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -93,7 +101,8 @@ impl Subscription {
         self.replay = Some(Box::new(Replay { pending_gap, is_unsure, state: State::Idle }));
     }
 
-    /// Starts a replay for a subscription that has lagged.
+    /// Starts reading from the backend, because this process has evicted events before the
+    /// subscription read them. A gap is reported only if the backend has evicted events, too.
     pub(super) fn replay_after_lag(&mut self) {
         let gap = PendingGap {
             requested: self.cursor(),
@@ -105,18 +114,21 @@ impl Subscription {
         self.replay = Some(Box::new(Replay { pending_gap: Some(gap), is_unsure: false, state: State::Idle }));
     }
 
-    /// Returns whether it is still unknown if the client has missed events.
+    /// Returns `true` while it is unknown whether the client has missed events, because the backend
+    /// has not responded yet.
     pub(super) fn is_undecided(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
-    /// Returns whether the cursor may be after the end of the log.
+    /// Returns `true` while the cursor may be after the end of the log, because the backend has not
+    /// responded yet.
     pub(super) fn is_unsure(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
     }
 
-    /// Waits for the first page of the replay, so that a gap is known before the response.
-    /// Continues without the page after [`RESPONSE_TIMEOUT`]. Fails if too many reads are waiting.
+    /// Waits for the first events from the backend, so that a gap is known before the response.
+    /// After two seconds, continues without them, and the replay delivers them later. Returns an
+    /// error if too many other reads are waiting.
     pub(super) async fn read_first_page(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + RESPONSE_TIMEOUT;
         let pending_gap = self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref());
@@ -148,8 +160,8 @@ impl Subscription {
         Ok(())
     }
 
-    /// Returns the next events of the replay, or `None` once the topics of this node retain all
-    /// following events.
+    /// Returns the next old events from the backend, or a gap. Returns `Ready(None)` once this
+    /// process retains all events that follow. After a shutdown of the hub, returns an error.
     pub(super) fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
@@ -189,9 +201,8 @@ impl Subscription {
         }
     }
 
-    /// Returns the events of a page that this subscription has not delivered yet, their topics, and
-    /// the position of the first of them. Usually, these are all events. A topic with its own start
-    /// skips the events before it.
+    /// Returns the events of `page` that have to be delivered, their topics, and the position of
+    /// the first of these events. A topic with its own start skips the events before this start.
     fn undelivered(&self, page: &EncodedPage) -> (EncodedEvents, Runs, Option<Position>) {
         if self.readers.iter().all(|reader| reader.delivered_through <= self.cursor) {
             return (page.events.clone(), page.runs.clone(), page.first);
@@ -231,12 +242,15 @@ impl Subscription {
         Some(PageRequest(Mutex::new(Box::pin(page))))
     }
 
-    /// Returns whether the topics of this node retain all events after a position.
+    /// Returns `true` if this process retains all events of the subscription's topics after
+    /// `cursor`.
     fn has_all_after(&self, cursor: Position) -> bool {
         self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
     }
 
-    /// Applies a page of the backend. Returns the gap event if the backend has evicted events.
+    /// Takes over the events of a page, the next part of the log from the backend. `None` means
+    /// that the read failed, and starts a pause before the next read. Returns a gap event if events
+    /// are missing and the gap can be reported now.
     fn apply_page(&mut self, page: Option<Arc<EncodedPage>>) -> Option<Event> {
         // A page with another epoch is ignored. The follower detects the replaced log and ends this
         // subscription.

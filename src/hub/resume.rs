@@ -2,28 +2,30 @@
 
 use super::backend::Position;
 
-/// The resume point of a subscription: its cursor, and its first event.
+/// The point in the log where a subscription resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
-    /// The position directly before `first`, or the end of the log if `first` is `None`. The
-    /// missing events are not after this cursor, so a client that reconnects with it gets no second
-    /// gap for them.
+    /// The position directly before `first`, or the end of the log if `first` is `None`. All
+    /// missing events are at or before this position. So a client that reconnects with it gets no
+    /// second gap for them.
     pub(super) cursor: Position,
-    /// The position of the first event after the cursor, if there is one yet.
+    /// The position of the first event after the cursor, or `None` if no event follows yet.
     pub(super) first: Option<Position>,
 }
 
 impl ResumePoint {
-    /// The resume point without any topic, the neutral element of [`and`](Self::and).
+    /// The neutral element of [`and`](Self::and): the resume point of a subscription without
+    /// topics.
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
-    /// Returns the resume point for one topic. `first` is its next event. Without one, the topic
-    /// has no event up to `end`.
+    /// Returns the resume point for one topic. `first` is the position of the topic's next event.
+    /// With `None`, the topic has no event up to `end`, and the subscription resumes after `end`.
     pub(super) fn of(first: Option<Position>, end: Position) -> Self {
         Self { cursor: first.map_or(end, |first| first.previous()), first }
     }
 
-    /// Combines the resume points of two sets of topics.
+    /// Combines the resume points of two sets of topics: the earlier cursor, and the earlier first
+    /// event.
     pub(super) fn and(self, other: Self) -> Self {
         let first = [self.first, other.first].into_iter().flatten().min();
         Self { cursor: self.cursor.min(other.cursor), first }

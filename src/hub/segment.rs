@@ -6,24 +6,25 @@ use bytes::Bytes;
 use std::{ops::Range, time::Duration};
 use tokio::time::Instant;
 
-/// Consecutive events in one buffer. The oldest events may be evicted while their bytes remain.
+/// A buffer with the wire bytes of consecutive events of one topic. Evicted events leave their
+/// bytes at the beginning of the buffer until the buffer is compacted or dropped.
 #[derive(Debug)]
 pub(super) struct Segment<B> {
     pub(super) bytes: B,
     pub(super) entries: Vec<Entry>,
-    /// The number of evicted entries at the beginning.
+    /// The number of evicted events, counted from the beginning of the segment.
     pub(super) dead: usize,
-    /// The time when the first event was added.
+    /// The time when the first event was added, or `None` for an empty segment.
     pub(super) born: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     position: Position,
-    /// The offset of the end of the event in the segment. Not used for the last event, because it
-    /// ends with the segment.
+    /// The offset in the segment where the bytes of this event end. Not used for the last event,
+    /// because the last event ends with the segment.
     end: u32,
-    /// The time when the event was added, in milliseconds after the first event of the segment.
+    /// The number of milliseconds between the first event of the segment and this event.
     age: u32,
 }
 
@@ -32,13 +33,14 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Self { bytes, entries: Vec::new(), dead: 0, born: None }
     }
 
-    /// Returns `true` if an event of this time fits into the segment. The ages of entries (`u32`
-    /// milliseconds) cover 49 days.
+    /// Returns `true` if an event at time `now` can be added: the first event of the segment is at
+    /// most 49 days older. Times within a segment are stored as `u32` milliseconds.
     pub(super) fn takes(&self, now: Instant) -> bool {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Adds the entry of an event whose bytes were already added.
+    /// Adds the entry of an event whose bytes are already in the buffer. `end` is the offset where
+    /// the event ends.
     pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();
@@ -64,8 +66,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
-    /// Returns the offset of the first byte of an entry. For an index equal to the number of
-    /// entries, returns the end of the bytes.
+    /// Returns the offset of the first byte of the event with this index. For an index equal to the
+    /// number of events, returns the length of the buffer.
     fn start_of(&self, entry: usize) -> usize {
         match entry.checked_sub(1) {
             None => 0,
@@ -82,8 +84,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.bytes.as_ref().len() - self.dead_bytes()
     }
 
-    /// Evicts the oldest retained event, and returns its position and size. The segment must have a
-    /// retained event.
+    /// Evicts the oldest retained event, and returns its position and its size in bytes. Panics if
+    /// all events of the segment are evicted.
     pub(super) fn evict_oldest(&mut self) -> (Position, usize) {
         let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
         self.dead += 1;

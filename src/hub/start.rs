@@ -21,21 +21,25 @@ use std::{borrow::Cow, sync::Arc};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
-    /// Begins with live events.
+    /// Begins with the next published event: no retained event is delivered.
     #[default]
     Latest,
-    /// Begins with the oldest retained event.
+    /// Begins with the oldest retained event of each topic.
     Earliest,
     /// Begins after the event with this id. An empty id means [`Latest`](Self::Latest).
     ///
-    /// A [state](super::Topic::latest_only) that is older than this id is not delivered, because a
-    /// client with this id has received it already. So use an id that this client has received, or
-    /// the id of the last event that a snapshot includes.
+    /// No event with an older id is delivered, not even the current event of a
+    /// [`latest_only`](super::Topic::latest_only) topic. So use an id up to which the client has
+    /// all events. For example, use the last id that the client received, or the id of the last
+    /// event that a snapshot includes.
+    ///
+    /// If events after the id are no longer retained, the subscription begins with a
+    /// [gap](super::Gap).
     After(EventId),
 }
 
 impl Start {
-    /// Returns [`Latest`](Self::Latest) in place of an empty id.
+    /// Replaces [`After`](Self::After) an empty id by [`Latest`](Self::Latest).
     pub(super) fn or_latest_if_empty(self) -> Self {
         match self {
             Self::After(id) if id.as_bytes().is_empty() => Self::Latest,
@@ -50,14 +54,16 @@ impl From<EventId> for Start {
     }
 }
 
-/// Resumes after the last id of the client. Without an id, it is [`Start::Latest`].
+/// Converts the last id of a client to [`Start::After`] this id. If the client sent no id, returns
+/// [`Start::Latest`].
 impl From<LastEventId> for Start {
     fn from(last: LastEventId) -> Self {
         last.or(Self::Latest)
     }
 }
 
-/// Resumes after the last id of the client. Without an id, it is [`Start::Latest`].
+/// Converts the last id of a client to [`Start::After`] this id. If there is no id, returns
+/// [`Start::Latest`].
 impl From<Option<LastEventId>> for Start {
     fn from(last: Option<LastEventId>) -> Self {
         last.unwrap_or_default().into()
@@ -65,15 +71,15 @@ impl From<Option<LastEventId>> for Start {
 }
 
 impl LastEventId {
-    /// Returns the start after the last id of the client, or `start` if the client sent no id.
+    /// Returns [`Start::After`] the last id of the client, or `start` if the client sent no id.
     #[must_use]
     pub fn or(self, start: Start) -> Start {
         self.into_id().map_or(start, Start::After)
     }
 }
 
-/// A topic that a [subscription](super::Hub::subscribe) names: `"orders"`, a `String`, or a pair of
-/// a topic and its own start.
+/// Types that name a topic in a call of [`Hub::subscribe`](super::Hub::subscribe): a `&str`, a
+/// `String`, or a pair of a name and a [`Start`] for this topic.
 ///
 /// Implement this trait for types of your own that name topics.
 ///
@@ -103,7 +109,8 @@ impl LastEventId {
     note = "a topic is a `&str`, a `String`, or a pair such as `(\"orders\", Start::Earliest)`"
 )]
 pub trait IntoTopicStart {
-    /// Returns the name of the topic. `None` means that the topic has no start of its own.
+    /// Returns the name of the topic, and the start of this topic. With `None`, the start of the
+    /// whole subscription applies to the topic.
     fn into_topic_start(self) -> (Arc<str>, Option<Start>);
 }
 

@@ -3,16 +3,18 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// The number of topics.
+    /// The number of topics that exist now.
     pub topics: usize,
-    /// The number of subscriptions. A subscription to many topics counts once.
+    /// The number of open subscriptions. A subscription to several topics counts once.
     pub subscriptions: usize,
-    /// The number of retained events.
+    /// The number of events that all topics together retain now.
     pub events: usize,
-    /// The size of the retained events in bytes on the wire.
+    /// The size of all retained events in bytes on the wire.
     pub bytes: usize,
-    /// The number of events published; with a backend, the number of events read from its log.
+    /// The number of events published since the hub was created. With a backend, it is the number
+    /// of events that this process has read from the log of the backend.
     pub published: u64,
-    /// The number of gaps that were reported, or led to a disconnection.
+    /// The number of gaps since the hub was created. A gap is a range of missing events that was
+    /// reported to a client, or that led to its disconnection.
     pub gaps: u64,
 }

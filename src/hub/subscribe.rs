@@ -19,17 +19,18 @@ use crate::EventId;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The topics of a new subscription.
+/// The topics of a new subscription, and where it begins in each of them.
 struct Topics {
-    /// The names, sorted.
+    /// The names of the topics, sorted and without duplicates.
     names: Vec<Arc<str>>,
-    /// The starts of the topics. A single start is that of all topics.
+    /// The starts of the topics, in the order of `names`. A list with one start applies to all
+    /// topics.
     starts: Vec<Start>,
 }
 
 impl Topics {
-    /// Resolves the starts of the topics: an id in `start` takes precedence over them, and any
-    /// other `start` is that of the topics without their own.
+    /// Determines the start of each topic. If `start` is after an id, it applies to all topics.
+    /// Otherwise it applies to the topics without a start of their own.
     fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
         topics.sort_by(|(one, _), (other, _)| one.cmp(other));
         topics.dedup_by(|(name, start), (earlier, earlier_start)| {
@@ -54,8 +55,8 @@ impl Topics {
         Self { names, starts }
     }
 
-    /// Returns the start with the greatest position in this epoch. The backend may have to confirm
-    /// this position.
+    /// Returns the start whose id has the greatest position in this epoch. If this process has not
+    /// read the log up to this position, the backend is asked whether the position exists.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -65,21 +66,22 @@ impl Topics {
     }
 }
 
-/// The beginning of a subscription, or of one of its topics.
+/// The position in the log where a subscription, or one of its topics, begins.
 struct Beginning {
     /// The position after which events are delivered.
     base: Position,
-    /// The id of the start, if it has one.
+    /// The id in [`Start::After`], or `None` for the other starts.
     requested: Option<EventId>,
-    /// Set if events after the requested id are missing, or the id is invalid.
+    /// The reason for a gap if the requested id is invalid, or `None`. Evicted events are not
+    /// detected here.
     reason: Option<GapReason>,
-    /// Set if the base may be after the end of the log.
+    /// Set if `base` may be after the end of the log, because the backend has not responded.
     is_unsure: bool,
 }
 
 impl Beginning {
-    /// `last` is the known end of the log. If `is_unsure` is set, the log may have greater
-    /// positions.
+    /// Computes the beginning for `start`. `last` is the known end of the log. `is_unsure` means
+    /// that the log may have greater positions, because the backend has not responded.
     fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
         let (base, requested, reason, is_unsure) = match start {
             Start::After(id) => match epoch.position(id) {
@@ -96,17 +98,18 @@ impl Beginning {
     }
 }
 
-/// The topics that a new subscription has joined, and where it resumes in them.
+/// The topics that a new subscription has joined so far, and where it resumes.
 struct Joined {
     readers: Vec<Reader>,
     point: ResumePoint,
-    /// The id of a start after which events are lost: neither this node nor the backend retains
+    /// The id after which events are missing, because neither this process nor the backend retains
     /// them.
     evicted_after: Option<EventId>,
     needs_no_replay: bool,
-    /// The streams of the numbers of subscribers.
+    /// The wakers of the streams that watch the numbers of subscribers. They are woken after the
+    /// locks are released.
     count_wakers: Wakers,
-    /// Set if the topics have their own starts.
+    /// Set if the topics of the subscription have different starts.
     has_own_starts: bool,
 }
 
@@ -142,9 +145,11 @@ impl Core {
         }
     }
 
-    /// Subscribes to the topics of this process. `end` is the known end of the log, which may be
-    /// after the last event that this process has read. Returns `None` if `end` belongs to another
-    /// log.
+    /// Subscribes to the topics in this process. `end` is the known end of the backend's log, or
+    /// `None` without a backend.
+    ///
+    /// Returns `Ok(None)` if `end` belongs to another log, because the log was replaced in the
+    /// meantime. The caller then tries again. Returns an error at the limit of topics.
     fn subscribe_to_known(
         self: &Arc<Self>,
         topics: &Topics,
@@ -242,8 +247,12 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds a subscriber to one slice of the topics that it subscribes to. `beginnings` are those
-    /// of the topics, or one for all.
+    /// Adds the subscription to the topics `names`, a part of its topics, and collects the results
+    /// in `joined`. `beginnings` has an entry for each of these topics, or one entry for all of
+    /// them.
+    ///
+    /// `last` is the known end of the log. The backend has evicted events up to
+    /// `evicted_by_backend`.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,
@@ -285,7 +294,7 @@ impl Core {
         Ok(())
     }
 
-    /// Removes a subscriber from the topics that it has joined.
+    /// Removes a subscription from the topics that it has joined, because subscribing has failed.
     fn undo(self: &Arc<Self>, joined: Joined) {
         for mut reader in joined.readers {
             self.leave(&reader.topic, &mut reader.ticket);
@@ -293,8 +302,8 @@ impl Core {
         joined.count_wakers.wake();
     }
 
-    /// Returns an error if the hub has no room for these topics. So a subscription to too many topics
-    /// creates none of them.
+    /// Returns an error if the hub has no room for the new topics among `names`. Called before any
+    /// topic is created, so a subscription with too many topics creates no topic.
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
         for names in names.chunks(SLICE) {

@@ -11,16 +11,18 @@ use tokio_stream::Stream;
 /// [`Topic::subscriber_counts`](super::Topic::subscriber_counts) creates it.
 ///
 /// The first item is the current number. Each further item is a later number that differs from the
-/// item before. A slow reader gets the newest number and skips those in between. The stream ends
-/// when the hub is [shut down](super::Hub::shutdown). It does not count as a subscriber, and does
-/// not create the topic. Like a subscription, it keeps its hub alive.
+/// item before. A slow consumer gets the newest number and misses the numbers in between. The
+/// stream ends when the hub is [shut down](super::Hub::shutdown).
+///
+/// The stream does not count as a subscriber, and does not create the topic. Like a subscription,
+/// the stream keeps its hub alive.
 #[must_use = "a stream yields numbers only if it is polled"]
 pub struct SubscriberCounts {
     core: Arc<Core>,
     topic: Arc<str>,
     watch: Arc<CountWatch>,
     key: u64,
-    /// The number that was yielded last.
+    /// The last number that the stream has yielded, or `None` before the first item.
     seen: Option<usize>,
 }
 

@@ -33,35 +33,36 @@ use tokio_stream::Stream;
 
 /// A cursor over the events of one or many topics, for one client.
 ///
-/// As the response of an axum handler, a subscription is the same as
-/// [`SseStream::new(subscription)`](crate::SseStream::new):
+/// A handler of axum can return a subscription, or
+/// [`SseStream::new(subscription)`](crate::SseStream::new), with the same result:
 ///
-/// - The response begins with the [`cursor`](Self::cursor). So a client that loses its connection
-///   before the first event resumes at the same position.
-///   [`begin_with_cursor`](Self::begin_with_cursor) describes how.
-///   [`without_control_events`](Self::without_control_events) omits the cursor.
+/// - The response begins with the [`cursor`](Self::cursor), as an event that
+///   [`begin_with_cursor`](Self::begin_with_cursor) describes. So a client that loses its
+///   connection before the first event resumes at the same position.
+///   [`without_control_events`](Self::without_control_events) omits this event.
 /// - If all topics are finished and the client has received their events, the response is `204 No
-///   Content`, after which an `EventSource` does not reconnect.
+///   Content`. An `EventSource` then does not reconnect.
 ///
-/// As a stream, a subscription yields events as wire bytes, which all clients share. An item can
-/// contain many events.
+/// As a stream, a subscription yields events as wire bytes. Clients at the same position share
+/// these bytes. An item can contain many events.
 ///
 /// A subscription is a cursor, not a queue: its memory does not grow if its client is slow. The
-/// topics retain the events for all subscriptions. A client that falls behind the retention gets a
-/// [`Gap`], and resumes as its [`LagPolicy`] says.
+/// topics retain the events for all subscriptions. If a client is so slow that its next event was
+/// evicted, its [`LagPolicy`] decides: the client gets a [`Gap`], or is disconnected.
 ///
 /// # Adapters
 ///
 /// An adapter (`map`, `filter`, `merge`, `take_until` …) over a subscription keeps the cursor and
 /// the 204 in the response, each under a condition:
 ///
-/// - The response begins with the cursor if the first poll of its body polls the subscription. A
-///   task that forwards the events needs [`begin_with_cursor`](Self::begin_with_cursor).
+/// - The response begins with the cursor if the first poll of its body polls the subscription. If a
+///   separate task polls the subscription and forwards the events, call
+///   [`begin_with_cursor`](Self::begin_with_cursor).
 /// - `204 No Content` needs an adapter that adds no event and forwards
-///   [`size_hint`](Stream::size_hint), as most do. For other adapters, such as `select` of
-///   `futures-util` or a generator, use
-///   [`SseStream::map_stream`](crate::SseStream::map_stream). With the feature `tracing`, a warning
-///   is logged if a finished subscription is answered with 200.
+///   [`size_hint`](Stream::size_hint), as most adapters do. For other adapters, such as `select` of
+///   `futures-util` or a generator, use [`SseStream::map_stream`](crate::SseStream::map_stream).
+///   With the feature `tracing`, a warning is logged if a finished subscription is answered with
+///   200.
 ///
 /// ```
 /// # #[cfg(feature = "axum")] {
@@ -83,62 +84,65 @@ use tokio_stream::Stream;
 /// # Ends
 ///
 /// The stream ends after the last event when all topics are [finished](super::Topic::finish). It
-/// ends early with a [`SubscriptionError`] if the client has lagged under
-/// [`LagPolicy::Disconnect`], or if the hub is shut down.
+/// ends earlier with a [`SubscriptionError`] if the hub is shut down or its log is replaced. It
+/// also does so if events for a slow client were evicted, under [`LagPolicy::Disconnect`] or
+/// without control events.
 ///
 /// A subscription keeps its hub alive, even after every [`Hub`](super::Hub) and
 /// [`Topic`](super::Topic) was dropped.
 pub struct Subscription {
     pub(super) core: Arc<Core>,
-    /// The epoch of the log that the cursor belongs to.
+    /// The epoch of the cursor: it identifies one lifetime of the log.
     pub(super) epoch: Epoch,
-    /// The readers of the topics. Empty after the end of the subscription.
+    /// The readers of the topics, one for each topic. Empty after the end of the subscription.
     pub(super) readers: Readers,
-    /// The merge of several topics. A single topic needs none, because its events are in order,
-    /// unless the subscription lingers.
+    /// Puts the events of several topics in order. Also present for a single topic if the
+    /// subscription pauses after writes.
     merge: Option<Box<Merge>>,
-    /// Every event up to this position was delivered, or reported as missing.
+    /// The position up to which every event was delivered to the client, or reported as missing.
     pub(super) cursor: Position,
-    /// The position of the hub's newest event when the subscription was created.
+    /// The position of the newest event in the hub when the subscription was created.
     subscribed_at: Position,
-    /// The item that is yielded before all events.
+    /// The item that is yielded before all events of the topics, such as a snapshot or a gap event.
     pub(super) beginning: Option<Box<Beginning>>,
     gap: Option<Box<Gap>>,
-    /// The replay, which reads events from the backend that the topics have evicted. `None` if
-    /// there is no replay.
+    /// The replay in progress: it reads old events from the backend, because this process has
+    /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
-    /// The wait for the only topic, if there is no merge.
+    /// The registered wait for the next change of the single topic. Not used with a `merge`.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
-    /// Set if the client gets `hub-cursor` and `gap` events.
+    /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set when the preamble (the event with the cursor) can no longer be sent: a response has
+    /// Set when it is too late to send the event with the cursor first: the response has already
     /// taken it, or the subscription was polled.
     has_preamble: AtomicBool,
-    /// Set if the subscription ended with an error, before the end of its topics.
+    /// Set if the subscription has ended with an error. Such a subscription does not count as
+    /// finished.
     has_failed: bool,
     /// The memberships that last as long as the subscription.
     pub(super) memberships: Vec<Membership>,
 }
 
-/// The item before all events of a subscription.
+/// The item that a subscription yields before all events of its topics.
 pub(super) enum Beginning {
-    /// The gap at the beginning of the subscription.
+    /// The gap event, because events are missing at the beginning of the subscription.
     Gap(EncodedEvents),
-    /// A snapshot, or the event with the cursor.
-    Item(EncodedEvents),
+    /// A snapshot from the application.
+    Snapshot(EncodedEvents),
+    /// The event that contains only the cursor.
+    Cursor(EncodedEvents),
 }
 
-/// The start of a subscription: with live events, with retained events, or after the last id of its
-/// client.
+/// The beginning of a subscription, as far as it is known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The subscription began with live events.
     Live,
-    /// The subscription began with retained events, or with a gap.
+    /// The subscription began with retained events, or with a gap, or this is not known yet.
     Replay,
-    /// The subscription resumes after the last id of the client, with no missing event.
+    /// The subscription continues from the last id of its client, and no event is missing.
     Resumed,
 }
 
@@ -173,7 +177,9 @@ impl Subscription {
         }
     }
 
-    /// Resumes after the requested id. Reports a gap if `reason` is set.
+    /// Records that the client continues after the id `requested`. If `reason` is set, reports a
+    /// gap that ends at the event with the position `resumed`. Has no effect if `requested` is
+    /// `None`.
     pub(super) fn resume(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -190,7 +196,9 @@ impl Subscription {
         }
     }
 
-    /// Records a gap and counts it in the metrics. Returns the gap event for the client.
+    /// Records a gap after the id `requested`, and counts it in the metrics. `resumed` is the
+    /// position of the first event after the gap, if it is known. Returns the gap event for the
+    /// client.
     pub(super) fn report_gap(&mut self, reason: GapReason, requested: EventId, resumed: Option<Position>) -> Event {
         self.core.count_gap(reason);
         let gap = Gap { reason, requested, resumed: resumed.map(|number| self.epoch.id(number)) };
@@ -199,36 +207,39 @@ impl Subscription {
         event
     }
 
-    /// Returns the gap with which the subscription began, or the latest gap of a slow client. The
-    /// client gets the gap as an event, unless the subscription [begins with](Self::begin_with) a
-    /// snapshot.
+    /// Returns the gap at the beginning of the subscription, or a later gap because the client was
+    /// too slow. The client gets each gap as an event of type `gap`. A [snapshot](Self::begin_with)
+    /// replaces the event of the gap at the beginning.
     ///
-    /// During an outage of the backend, `None` can be preliminary: the events after the client's id
-    /// may be retained only in the backend. In this case, [`is_resumed`](Self::is_resumed) is
-    /// `false` as well.
+    /// Returns `None` if no event is missing. During an outage of the backend, it can also be
+    /// unknown whether events after the client's id are missing. In this case, `gap` returns
+    /// `None`, and [`is_resumed`](Self::is_resumed) returns `false`.
     #[must_use]
     pub fn gap(&self) -> Option<&Gap> {
         self.gap.as_deref()
     }
 
-    /// Returns `true` if the client resumes after its last id with no missing event.
+    /// Returns `true` if the client continues after its last id, and no event is missing.
     ///
-    /// It is `false` for a client without an id, and if there is or may be a [gap](Self::gap). In
-    /// these cases, the next events do not continue from the client's state. See
-    /// [`begin_with`](Self::begin_with).
+    /// Returns `false` for a client without an id, and if there is or may be a [gap](Self::gap). In
+    /// these cases, the next events do not continue from the client's state. The handler can send a
+    /// snapshot of the state with [`begin_with`](Self::begin_with).
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.origin == Origin::Resumed
     }
 
-    /// Returns the id up to which the client has received every event of its topics, or a gap. A
-    /// client that reconnects with this id receives all undelivered events.
+    /// Returns the id up to which the client has received every event of its topics, or was
+    /// notified of a gap. A client that reconnects with this id receives all events that were not
+    /// delivered yet.
     #[must_use]
     pub fn cursor(&self) -> EventId {
         self.epoch.id(self.cursor)
     }
 
-    /// Returns `true` if there are no more events, now or later.
+    /// Returns `true` if all topics are finished and the stream has no more items. A response to
+    /// such a subscription is `204 No Content`. Returns `false` if the stream has ended with an
+    /// error.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.beginning.is_none()
@@ -240,27 +251,29 @@ impl Subscription {
             })
     }
 
-    /// Begins the stream with a snapshot of one or several events: the state that the next events
-    /// change.
+    /// Begins the stream with a snapshot: one or several events that describe the application's
+    /// state, which the following events change.
     ///
     /// The last event of the snapshot gets the [`cursor`](Self::cursor) as its id. The other events
-    /// get no id, so a client that loses its connection within the snapshot receives all of it
-    /// again. Ids that the events had are removed. Browsers apply an id only with data, so the last
-    /// event needs data or a name. The snapshot is one item of the stream. Without an event, the
-    /// stream begins with the cursor, as in a response without a snapshot.
+    /// get no id, so a client that loses its connection within the snapshot does not continue in
+    /// the middle of it. Ids that the events of the snapshot had before are removed. The last event
+    /// needs data or a name, because some browsers ignore an id without data. The snapshot is one
+    /// item of the stream. If `snapshot` contains no event, a response begins with the event that
+    /// contains the cursor.
     ///
-    /// If there is a [gap](Self::gap), the snapshot replaces the gap event and all retained events.
-    /// The subscription then resumes with the events that were published after it was created.
+    /// If there is or may be a [gap](Self::gap), the snapshot replaces the gap event and all
+    /// retained events. The subscription then continues with the events that were published after
+    /// the subscription was created.
     ///
     /// The snapshot must be exactly the state at the cursor. There are two ways to ensure that:
     ///
-    /// - Publishers and the handler use one lock: publishers hold it while they change the state
-    ///   and publish, and the handler holds it while it subscribes and reads the state, as below.
-    ///   This works in one process only.
-    /// - The state contains the id of the event that changed it last, and the subscription begins
-    ///   [after](super::Start::After) that id. If the subscription then has a gap, the state is too
-    ///   old: read a newer state and subscribe again. This also works with [several
-    ///   nodes](super#several-nodes).
+    /// - Publishers and the handler share a lock, as in the first example. Publishers hold it while
+    ///   they change the state and publish. The handler holds it while it subscribes and reads the
+    ///   state. This works in one process only.
+    /// - The state contains the id of the event that changed the state last, and the subscription
+    ///   begins [after](super::Start::After) that id. If the subscription then has a gap, the state
+    ///   is too old. In this case, read a newer state and subscribe again. This also works with
+    ///   [several nodes](super#several-nodes).
     ///
     /// Do not use [`Start::Earliest`](super::Start::Earliest) with a snapshot, because all retained
     /// events would follow.
@@ -310,20 +323,22 @@ impl Subscription {
         let last = events.pop().map(|last| last.id(self.cursor()));
         self.beginning = last.map(|last| {
             let item = if events.is_empty() { last.into() } else { events.into_iter().chain([last]).collect() };
-            Box::new(Beginning::Item(item))
+            Box::new(Beginning::Snapshot(item))
         });
         self
     }
 
-    /// Begins the stream with the [`cursor`](Self::cursor).
+    /// Begins the stream with an event that contains only the [`cursor`](Self::cursor). A client
+    /// that loses its connection before the first event then resumes at this position.
     ///
-    /// The cursor is the id of an event of type `hub-cursor` with empty data. Pages need no listener
-    /// for it. An id alone would dispatch no event (HTML standard, §9.2.6), but Firefox and WebKit
-    /// ignore an id without data and would reconnect without an id, and several Python clients report
-    /// it as an empty `message`.
+    /// The event has the type `hub-cursor` and empty data, and its id is the cursor. Pages need no
+    /// listener for it. The HTML standard (§9.2.6) allows an id without an event. But Firefox and
+    /// WebKit ignore such an id, and several Python clients report it as an empty `message`.
     ///
-    /// A response does this by itself. Use this method if the subscription is not polled by a
-    /// response, for example if a task forwards its events.
+    /// A response to a subscription begins with this event anyway. Call this method if the
+    /// subscription is not polled by a response, for example if a task forwards its events. Has no
+    /// effect if the subscription begins with a gap event or a snapshot, or
+    /// [without control events](Self::without_control_events).
     ///
     /// # Examples
     ///
@@ -343,21 +358,22 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn begin_with_cursor(mut self) -> Self {
-        if self.beginning.is_none() {
+        if self.beginning.is_none() && self.has_control_events {
             let cursor = EncodedEvents::from_parts(self.cursor_event().encode(), 0);
-            self.beginning = Some(Box::new(Beginning::Item(cursor)));
+            self.beginning = Some(Box::new(Beginning::Cursor(cursor)));
         }
         self
     }
 
     /// Sends only published events: no `hub-cursor` and no `gap`.
     ///
-    /// Use it for clients that reject an event of an unknown type. OpenAI's libraries, for example,
-    /// parse all data as JSON. It has these effects:
+    /// Use this method for clients that fail at an event of an unknown type. For example, OpenAI's
+    /// libraries parse all data as JSON. The method has these effects:
     ///
-    /// - A new client that loses its connection before the first event reconnects without an id.
-    /// - If events are missing at the beginning, only [`gap`](Self::gap) reports it. The handler
-    ///   decides how it responds.
+    /// - A client without an id that loses its connection before the first event reconnects without
+    ///   an id.
+    /// - If events are missing at the beginning, the client is not notified. The handler can check
+    ///   [`gap`](Self::gap) and choose another response.
     /// - If events are missing later, the stream ends with [`SubscriptionError::Lagged`].
     ///
     /// # Examples
@@ -372,31 +388,34 @@ impl Subscription {
     #[must_use]
     pub fn without_control_events(mut self) -> Self {
         self.has_control_events = false;
-        self.beginning.take_if(|beginning| matches!(**beginning, Beginning::Gap(_)));
+        self.beginning.take_if(|beginning| !matches!(**beginning, Beginning::Snapshot(_)));
         self
     }
 
-    /// Sets the treatment of this client if it lags, in place of the setting of the hub.
+    /// Sets what happens if this client is slower than the retention of its topics, so that its
+    /// next event was evicted. Overrides the [setting of the hub](super::Builder::lag_policy).
     #[must_use]
     pub fn lag_policy(mut self, policy: LagPolicy) -> Self {
         self.lag_policy = policy;
         self
     }
 
-    /// Delivers events in groups: after a write, the subscription waits for this time for more
-    /// events. Default: zero, no pause, or the setting of the [hub](super::Builder::linger).
+    /// Delivers events in groups: after a write, the subscription pauses for `time`, and delivers
+    /// the events that arrive in the pause together. Zero means no pause. Default: the setting of
+    /// the [hub](super::Builder::linger), which is zero unless it was changed.
     ///
     /// A write to a socket costs the server far more than the event in it. With a topic of 200
     /// events per second and a pause of 25 milliseconds, a client gets 40 writes per second instead
     /// of 200. An event arrives up to `time` later.
     ///
     /// - The first event after a silence of `time` is not delayed.
-    /// - A client that has more to read than one write gets all of it without a pause.
+    /// - A client that is behind gets all available events without a pause.
     /// - The end of a topic and a [shutdown](super::Hub::shutdown) end the pause.
-    /// - Heartbeats are sent as without a pause. An event that waits does not postpone a heartbeat.
+    /// - The pause does not change when heartbeats are sent. An event that waits for the end of the
+    ///   pause does not postpone a heartbeat.
     ///
-    /// The pause should be much shorter than the time that the topics retain events. Otherwise the
-    /// client lags, and gets a gap after the pause.
+    /// The pause should be much shorter than the time for which the topics retain events. Otherwise
+    /// events are evicted during the pause, and the client gets a gap.
     ///
     /// # Panics
     ///
@@ -429,18 +448,21 @@ impl Subscription {
         self
     }
 
-    /// Lingers as the hub is configured.
+    /// Applies the pause after writes that the settings of the hub contain.
     pub(super) fn with_default_linger(self) -> Self {
         let time = self.core.config.linger;
         self.linger(time)
     }
 
-    /// Returns whether a gap after the beginning ends the subscription.
+    /// Returns `true` if the subscription must end with an error when its next event was evicted.
+    /// With `false`, the client gets a gap event. Does not apply to a gap at the beginning of the
+    /// subscription.
     pub(super) fn ends_at_gap(&self) -> bool {
         self.lag_policy == LagPolicy::Disconnect || !self.has_control_events
     }
 
-    /// Returns the first bytes of a response: the cursor, or no bytes.
+    /// Returns the first wire bytes of a response: the event with the cursor. Returns no bytes if
+    /// the subscription begins with a snapshot or a gap, or must not send the cursor.
     fn first_bytes(&self) -> Bytes {
         if self.beginning.is_none() && self.has_control_events && !self.is_unsure() {
             self.cursor_event().encode()
@@ -449,13 +471,14 @@ impl Subscription {
         }
     }
 
-    /// See [`begin_with_cursor`](Self::begin_with_cursor).
+    /// Returns the event of type `hub-cursor`, whose id is the cursor.
+    /// [`begin_with_cursor`](Self::begin_with_cursor) describes it.
     fn cursor_event(&self) -> Event {
         Event::checkpoint(self.cursor()).event("hub-cursor")
     }
 
-    /// Returns the event for a gap. Its id is the cursor, so a client that reconnects immediately
-    /// resumes after the gap.
+    /// Returns the event that reports a gap. Its id is the cursor, so a client that reconnects with
+    /// this id continues after the gap.
     fn gap_event(&self, gap: &Gap) -> Event {
         let data = serde_json::json!({
             "reason": gap.reason.as_str(),
@@ -465,7 +488,7 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Returns an event of a topic with the cursor as its id.
+    /// Replaces the id of an event by the cursor.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();
@@ -477,7 +500,8 @@ impl Subscription {
         }
     }
 
-    /// Makes all readers look at their topics again.
+    /// Makes all readers look for their next event again, because the cursor or the topics have
+    /// changed.
     pub(super) fn reset_readers(&mut self) {
         self.readers.iter_mut().for_each(Reader::reset);
         self.reset_merge();
@@ -502,7 +526,8 @@ impl Subscription {
         }
     }
 
-    /// Skips to the oldest retained event, and returns the gap event.
+    /// Moves the cursor past evicted events, to the oldest retained event. Records the gap, and
+    /// returns the gap event for the client.
     fn skip(&mut self) -> Event {
         let requested = self.cursor();
         let through = self.core.committed();
@@ -523,7 +548,7 @@ impl Subscription {
         self.report_gap(GapReason::Lagged, requested, point.first.filter(|first| *first <= through))
     }
 
-    /// Ends the subscription with an error, before its topics are finished.
+    /// Ends the subscription with this error before its topics are finished. Returns the error.
     pub(super) fn fail(&mut self, error: SubscriptionError) -> SubscriptionError {
         self.leave();
         self.has_failed = true;
@@ -544,10 +569,11 @@ impl Subscription {
         self.core.left();
     }
 
-    /// Returns the next item, without the preamble of a response.
+    /// Returns the next item. In contrast to the stream, does not begin with the event that
+    /// contains the cursor.
     pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         if let Some(beginning) = self.beginning.take() {
-            let (Beginning::Gap(item) | Beginning::Item(item)) = *beginning;
+            let (Beginning::Gap(item) | Beginning::Snapshot(item) | Beginning::Cursor(item)) = *beginning;
             return Poll::Ready(Some(Ok(Item::of_hub(item))));
         }
         loop {
@@ -610,7 +636,8 @@ impl Subscription {
         }
     }
 
-    /// Returns an item of the topic whose events the last step has returned.
+    /// Creates an item with the events that the last step of a reader has returned, and with the
+    /// topic of this reader.
     fn item(&self, events: EncodedEvents) -> Item {
         let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
         Item { events, topics: Topics::Reader(reader) }
@@ -634,7 +661,8 @@ impl Stream for Subscription {
         this.poll_item(cx).map(|item| item.map(|item| item.map(|item| item.events)))
     }
 
-    /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished).
+    /// Returns `(0, Some(0))` once the subscription [is finished](Self::is_finished), and otherwise
+    /// no upper bound.
     fn size_hint(&self) -> (usize, Option<usize>) {
         let is_over = self.is_finished();
         let is_offered = Preamble::offer(|| Preamble { bytes: self.first_bytes(), is_over });

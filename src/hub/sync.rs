@@ -17,27 +17,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Locks a mutex, even if it is poisoned. Code of the application, which could panic, never runs
-/// while a lock of the hub is held.
+/// Locks a mutex, even if it is poisoned. This is safe because no code of the application, which
+/// could panic, runs while the hub holds a lock.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A mutex whose owner can let waiting threads have their turn.
+/// A mutex that a thread with much work can release in between, so that a waiting thread can lock
+/// it.
 ///
-/// A mutex of `std` wakes a waiting thread when it is unlocked. A thread that locks it again at once
-/// is nearly always faster, so the other thread would wait until the work is done.
+/// A mutex of `std` alone does not ensure this. Unlocking wakes a waiting thread, but a thread that
+/// immediately locks the mutex again is nearly always faster.
 #[derive(Default)]
 pub(super) struct TurnMutex<T> {
     mutex: Mutex<T>,
-    /// The number of threads that wait, and the number of turns that were taken. These atomics are
-    /// those of `std` in loom tests, too, because no other memory access depends on their order.
+    /// `waiting` is the number of threads that wait for the lock. `turns` counts how often a
+    /// waiting thread got the lock. Both are atomics of `std` in loom tests, too, because no other
+    /// memory access depends on their order.
     waiting: StdAtomicUsize,
     turns: StdAtomicUsize,
 }
 
 impl<T> TurnMutex<T> {
-    /// The longest time to wait until a waiting thread runs.
+    /// The maximum time for which [`give_way`](Self::give_way) waits until a waiting thread has the
+    /// lock.
     const PATIENCE: Duration = Duration::from_micros(200);
 
     pub(super) fn lock(&self) -> MutexGuard<'_, T> {
@@ -52,7 +55,8 @@ impl<T> TurnMutex<T> {
         guard
     }
 
-    /// Waits until one of the waiting threads has had its turn. The caller does not hold the lock.
+    /// Waits until one of the threads that wait for the lock has got it, but for at most 200 µs.
+    /// Returns immediately if no thread waits. The caller must not hold the lock.
     pub(super) fn give_way(&self) {
         let turns = self.turns.load(Ordering::Relaxed);
         let begun = Instant::now();

@@ -13,9 +13,10 @@ use tokio_stream::Stream;
 
 /// A handle to one topic of a [`Hub`](super::Hub).
 ///
-/// Handles are cheap to create, to clone and to drop. Publishing, subscribing or finishing creates
-/// the topic. A topic without subscribers is dropped when its last event has expired. If it is
-/// created again later, the evicted events are still reported as a gap.
+/// Handles are cheap to create, to clone and to drop. A handle alone does not create the topic, but
+/// publishing, subscribing and finishing do. A topic without subscribers is dropped when its last
+/// event has expired. If the topic is created again, a returning client still gets a gap for the
+/// events that it has missed.
 ///
 /// # Examples
 ///
@@ -56,38 +57,43 @@ impl Topic {
         Self { core, name, latest_only: false }
     }
 
-    /// Makes each event of this topic replace the previous event. Use it for a state without a
-    /// history, such as presence or the progress of a job.
+    /// Makes each event of this topic replace the previous event. Such a topic is called a state.
+    /// Use it for data without a history, such as presence or the progress of a job.
     ///
-    /// Only the newest event is retained. A client that connects or reconnects receives it, unless
-    /// the client has it already. Replaced events are not missing, so there is no gap. The setting
-    /// applies to the events that are published with this handle from now on.
+    /// The topic retains only its newest event. A client that reconnects, or that begins with
+    /// retained events, receives this event unless the client has it already. Replaced events are
+    /// not reported as a gap.
+    ///
+    /// The setting takes effect when an event is published with this handle. From then on, each
+    /// event of the topic replaces the previous events, even if it is published with another
+    /// handle.
     ///
     /// # Retention
     ///
-    /// A state does not expire while its topic has subscribers. When the last subscriber has left,
-    /// the state is retained for [`max_age`](super::Builder::max_age).
+    /// The event of a state does not expire while the topic has subscribers. After the last
+    /// subscriber has left, the event is retained for [`max_age`](super::Builder::max_age).
     ///
-    /// With a backend, this holds for each node and its own subscribers. The backend removes a
-    /// state after its own retention, whether or not a node has subscribers. After that, a node
-    /// that starts later, or that had no subscribers for `max_age`, does not have the state. To
-    /// keep it on all nodes, publish it again within the retention of the backend.
+    /// With a backend, each node applies this rule to its own memory and its own subscribers. The
+    /// backend removes the event after the retention of the backend, even if a node has
+    /// subscribers. Nodes that start after this removal do not have the event. To keep the state on
+    /// all nodes, publish the event again within the retention of the backend.
     ///
-    /// A client whose subscription begins [after](super::Start::After) an id never receives a state
-    /// that is older than the id, for example if it takes the id from a snapshot that lacks the
+    /// A client whose subscription begins [after](super::Start::After) an id never receives an
+    /// event with an older id. So if the id comes from a snapshot, the snapshot must include the
     /// state.
     ///
     /// # Slow clients
     ///
-    /// In a subscription to several topics, each state has its turn, however often the topics are
-    /// updated: with K states, a client that reads one item at a time receives each of them within
-    /// 2K items. If a state was replaced before its turn, the client receives the newest state in
-    /// its place. That has two consequences:
+    /// In a subscription to several topics, frequent updates of one state do not hold back the
+    /// other states. With K states, a client receives each of them at least once within 2K items of
+    /// the stream. If an event was replaced before it was delivered, the client receives the newest
+    /// event of its topic in its place. This has two consequences:
     ///
-    /// - The newest state may arrive before earlier events of other topics. Its id is that of the
-    ///   place, and smaller than the id that `publish` returned.
-    /// - A client that reconnects with such an id may receive the same state again. When nothing
-    ///   else follows, an event of type `hub-cursor` moves the client to the newest id.
+    /// - The newest event of a state may arrive before earlier events of other topics. It then
+    ///   arrives with the id of the replaced event, which is smaller than the id that `publish`
+    ///   returned.
+    /// - A client that reconnects with such an id may receive the same event again. When no further
+    ///   event follows, an event of type `hub-cursor` moves the client to the newest id.
     ///
     /// # Examples
     ///
@@ -113,11 +119,12 @@ impl Topic {
         &self.name
     }
 
-    /// Publishes an event, and returns its id when the event is in the log.
+    /// Publishes an event to the topic. Returns the id of the event as soon as the event is in the
+    /// log.
     ///
-    /// The hub replaces the id of the event, because ids are positions in the log. The event is
-    /// encoded once. Publishing never waits for a subscriber. A comment or a `retry` alone counts
-    /// as an event.
+    /// The hub replaces an id that the event has, because ids are positions in the log. The event
+    /// is encoded once for all subscribers. Publishing never waits for a subscriber. An event with
+    /// only a comment or a `retry` field is published like any other event.
     ///
     /// # Errors
     ///
@@ -140,13 +147,13 @@ impl Topic {
 
     /// Publishes an event in memory without an `await`, and returns its id.
     ///
-    /// It does the same as [`publish`](Self::publish), in code that is not async, and while a
-    /// [`std::sync::Mutex`] is locked. So a state and the event that reports it can change
-    /// together. It needs no runtime.
+    /// Use it in place of [`publish`](Self::publish) in code that is not async, or while a
+    /// [`std::sync::Mutex`] is locked. With such a lock, the application can change its state and
+    /// publish the event about this change in one step. The call needs no runtime.
     ///
-    /// The call wakes up to 32 waiting subscribers. The locks of the hub are released before that,
-    /// but those of the caller are not. An executor that polls its tasks inside of `wake` would run
-    /// the subscribers while the caller holds its lock. The executors of tokio do not do this.
+    /// The call wakes up to 32 waiting subscribers, or all of them outside of a tokio runtime. The
+    /// caller's own locks are held during these wake-ups. An executor that polls tasks inside of
+    /// `wake` would run the subscribers under these locks. The executors of tokio do not do this.
     ///
     /// # Errors
     ///
@@ -180,25 +187,27 @@ impl Topic {
         Ok(id.expect("one event was added, so there is a last one"))
     }
 
-    /// Publishes events as one batch, with one wake-up. Except for large batches in memory, no
-    /// other events are between them. Returns the id of the last event, or `None` if there are no
-    /// events.
+    /// Publishes events as one batch. Returns the id of the last event, or `None` if `events` is
+    /// empty.
     ///
-    /// In memory, a batch is published in blocks of 1,000 events. Each block is contiguous and
-    /// causes one wake-up. Other publishers can publish between the blocks, so a large batch does
-    /// not block them. The events of the batch stay in order.
+    /// The events stay in order, and no event of another publisher is between them. The exception
+    /// is a batch of more than 1,000 events in memory: it is published in blocks of 1,000 events,
+    /// and other publishers can publish between the blocks. In memory, waiting subscribers are
+    /// woken once per block.
     ///
-    /// The iterator is read to its end before the first event is added. If there are more events
-    /// than the topic retains, live subscribers get a gap for the oldest events.
+    /// The iterator is read to its end before the first event is added. If the batch has more
+    /// events than the topic retains, subscribers that wait for events get a gap for the oldest
+    /// events of the batch.
     ///
     /// # Errors
     ///
     /// Returns the same errors as [`publish`](Self::publish). After an error, no event is in the
     /// log, with two exceptions:
     ///
-    /// - After [`Backend`](super::ErrorKind::Backend), all of the events or none are in the log.
-    /// - In memory, if the topic is finished or the hub is shut down during a batch of more than
-    ///   1,000 events, a multiple of 1,000 events is in the log.
+    /// - After [`Backend`](super::ErrorKind::Backend), the log contains either all events or none
+    ///   of the events.
+    /// - In memory, the topic can be finished, or the hub shut down, during a batch of more than
+    ///   1,000 events. The blocks that were published before are then in the log.
     ///
     /// # Cancel safety
     ///
@@ -214,8 +223,9 @@ impl Topic {
 
     /// Subscribes to this topic.
     ///
-    /// Retained and live events are one sequence: no event is lost, repeated or out of order
-    /// between them. See the [table](super#where-a-client-resumes) for what each id receives.
+    /// `start` decides which retained events the client receives first. The
+    /// [table](super#where-a-client-resumes) shows the result for each kind of id. Live events
+    /// follow, and no event is lost, repeated or out of order between retained and live events.
     ///
     /// # Errors
     ///
@@ -230,8 +240,11 @@ impl Topic {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future has no effect. In memory, it completes on its first poll. With a
-    /// backend, it waits at most two seconds for events that this process does not retain.
+    /// Dropping the future has no effect. In memory, the future completes on its first poll.
+    ///
+    /// With a backend, the future waits at most two seconds for events that this process does not
+    /// retain. If the id is newer than all events that this process has read, the hub first asks
+    /// the backend for the end of the log. This request takes at most 10 seconds.
     pub async fn subscribe(&self, start: impl Into<Start>) -> Result<Subscription, Error> {
         let subscription = self.core.subscribe(vec![(self.name.clone(), None)], start.into()).await?;
         Ok(subscription.with_default_linger())
@@ -239,13 +252,17 @@ impl Topic {
 
     /// Finishes the topic, for example because a job is done or an answer is complete.
     ///
-    /// Its subscriptions end after the last event. An `EventSource` then reconnects, and gets `204
-    /// No Content`, which stops it. The hub remembers that the topic is finished for `max_age`, or
-    /// longer if a subscription still has it together with unfinished topics. As long as the hub
-    /// remembers it, publishing to the topic returns an error. Calling this again has no effect.
+    /// The subscriptions to the topic end after its last event. An `EventSource` then reconnects,
+    /// and gets `204 No Content`, after which it does not reconnect again. Finishing a topic again
+    /// has no effect.
     ///
-    /// With a backend, each node learns of the end when it reads the log. If another node publishes
-    /// to the topic before it has read this, the topic continues on all nodes with that event.
+    /// The hub remembers for [`max_age`](super::Builder::max_age) that the topic is finished, and
+    /// longer while the topic has subscribers. During this time, publishing to the topic returns an
+    /// error.
+    ///
+    /// With a backend, the finish is a record in the log, and each node learns of it when it reads
+    /// the record. Another node can publish an event before it has read the record. The topic then
+    /// continues on all nodes with that event.
     ///
     /// # Errors
     ///
@@ -257,25 +274,25 @@ impl Topic {
         self.core.finish(&self.name).await
     }
 
-    /// Records a stream in this topic: a task publishes its events, independently of any client.
-    /// Call [`start`](Recorder::start) on the result.
+    /// Records a stream in this topic: a task publishes the items of the stream, independently of
+    /// any client. The recording begins when [`start`](Recorder::start) is called on the result.
     ///
-    /// So the answer of a language model, or the output of a job, does not end with the connection
-    /// of the client that has requested it. Clients subscribe to the topic like to any other. The
-    /// items of the stream are the same as for an [`SseStream`](crate::SseStream::new). Their ids
-    /// are replaced. Items that are ready at the same time are published as one batch.
+    /// For example, the answer of a language model continues after the client that has requested it
+    /// has disconnected. Clients subscribe to the topic as usual. The stream can have the same
+    /// items as an [`SseStream`](crate::SseStream::new). The hub replaces the ids of the events.
+    /// Items that are ready at the same time are published as one batch.
     ///
-    /// The topic is [finished](Self::finish) however the recording [ends](super::Outcome), so its
-    /// clients stop reconnecting. Use a topic of its own for each recording. Other publishers may
-    /// publish to it meanwhile.
+    /// When the recording [ends](super::Outcome), it [finishes](Self::finish) the topic, also after
+    /// an error, so clients stop reconnecting. So use a new topic for each recording. Other
+    /// publishers may publish to the topic during the recording.
     ///
     /// # With a backend
     ///
-    /// During an outage of the backend, the recording does not poll its stream. It publishes the
-    /// last batch, of at most 64 items, again until the log has it. No event is lost or published
-    /// twice. If this node dies, another node publishes the [`will`](super::Recorder::will) and
-    /// finishes the topic. If the log is [replaced](super::backend) by another log, the recording
-    /// continues in it.
+    /// During an outage of the backend, the recording does not poll its stream. It tries to publish
+    /// its last batch, of at most 64 items, until the log contains the batch. No event is lost or
+    /// published twice. If this node dies, another node publishes the
+    /// [`will`](super::Recorder::will), an event for this case, and finishes the topic. If the log
+    /// is [replaced](super::backend) by another log, the recording continues in the other log.
     ///
     /// # Examples
     ///
@@ -309,14 +326,14 @@ impl Topic {
         Recorder::new(self.core.clone(), self.name.clone(), stream)
     }
 
-    /// Stops the recordings of this topic, on whichever node they run. It returns when the log has
-    /// the request, and a recording ends when its node reads it. Without a recording, this has no
-    /// effect.
+    /// Stops the recordings of this topic on all nodes. Has no effect if there is no recording.
+    /// With a backend, the method returns when the log contains the request to stop. A recording on
+    /// another node ends when that node reads the request.
     ///
     /// # Errors
     ///
-    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request.
-    /// Recordings of this node are stopped nevertheless.
+    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the request to
+    /// stop. Recordings of this node are stopped in any case.
     ///
     /// # Examples
     ///
@@ -332,28 +349,30 @@ impl Topic {
         recording::stop(&self.core, &self.name).await
     }
 
-    /// Removes the events and the state of the topic from a hub in memory, for example because a
-    /// chat room was deleted. The topic then no longer [exists](Self::exists), and its memory is
-    /// free.
+    /// Removes all events of the topic from a hub in memory, for example because a chat room was
+    /// deleted. A topic without subscribers then no longer [exists](Self::exists), and its memory
+    /// is freed.
     ///
     /// - A client that returns with an id from before the last event gets a gap (`evicted`). A
     ///   client that has received all events misses none, so it gets no gap.
-    /// - Open subscriptions stay open, and the topic exists as long as it has one. A subscription
-    ///   that has not received all events gets a gap (`lagged`). To end the subscriptions,
-    ///   [finish](Self::finish) the topic first.
-    /// - A finished topic is forgotten when it has no subscribers: publishing creates it again.
-    ///   Clients that return get an empty subscription and no 204. To reject them, check that the
-    ///   topic [exists](Self::exists) before you subscribe.
-    /// - A [state](Self::latest_only) is removed as well. Pages that show it keep it, so publish a
-    ///   last state before, if pages need to know.
+    /// - Open subscriptions stay open, and the topic exists until the last of them ends. A
+    ///   subscription that has not received all removed events gets a gap (`lagged`). To end the
+    ///   subscriptions, [finish](Self::finish) the topic first.
+    /// - The hub forgets that the topic is finished when the topic has no subscribers. Publishing
+    ///   then creates the topic again. A client that returns gets an empty subscription, and not
+    ///   `204 No Content`. To reject such clients, check that the topic [exists](Self::exists)
+    ///   before you subscribe.
+    /// - The event of a [`latest_only`](Self::latest_only) topic is removed as well. Clients are
+    ///   not notified. So if a page that shows this state has to change, publish a last event
+    ///   before.
     ///
-    /// Removing a topic that does not exist has no effect. Ids are never used again.
+    /// Removing a topic that does not exist has no effect. The ids of removed events are never used
+    /// again.
     ///
     /// # Errors
     ///
-    /// [`Unsupported`](super::ErrorKind::Unsupported) if the hub has a backend. The log in the
-    /// backend retains the events of all topics together, and this version cannot remove a topic
-    /// from it. No event is removed.
+    /// [`Unsupported`](super::ErrorKind::Unsupported) if the hub has a backend. No event is removed
+    /// in this case.
     ///
     /// # Cancel safety
     ///
@@ -379,9 +398,9 @@ impl Topic {
 
     /// Returns `true` if the topic retains events, is remembered as finished, or has subscribers.
     ///
-    /// Subscribing creates a topic. Where a client chooses the name, check with this method that
-    /// the topic exists before you subscribe. With a backend, the answer depends on what this
-    /// process has read so far.
+    /// Subscribing creates a topic that does not exist. So if a client chooses the name, call this
+    /// method before you subscribe. With a backend, the result covers only the part of the log that
+    /// this process has read.
     ///
     /// # Examples
     ///
@@ -405,13 +424,14 @@ impl Topic {
 
     /// Returns the number of subscriptions to this topic in this process.
     ///
-    /// A subscription counts until it is dropped. A server drops it when the client closes its
-    /// connection. If the client vanishes without closing, the server drops it when a write fails,
-    /// which depends on heartbeats and on the timeouts of the transport.
+    /// A subscription counts until it is dropped. A server drops the subscription when the client
+    /// closes its connection. If a client vanishes without closing its connection, the server drops
+    /// the subscription when a write fails. The time until then depends on heartbeats and on the
+    /// timeouts of the transport.
     ///
-    /// A browser may keep a page that the user has left, with its open `EventSource`, in its
-    /// back/forward cache. To end the subscription in this case, the page can close its
-    /// `EventSource` on `pagehide`.
+    /// When the user leaves a page, a browser may keep the page in its back/forward cache, with its
+    /// open `EventSource`. To end the subscription in this case, the page can close its
+    /// `EventSource` in a `pagehide` listener.
     #[must_use]
     pub fn subscribers(&self) -> usize {
         self.core.subscribers(&self.name)
@@ -569,9 +589,9 @@ impl Topic {
     /// Returns a stream of the number of [subscribers](Self::subscribers) in this process: the
     /// current number, and then each later number.
     ///
-    /// The stream is woken when a subscription begins or ends, and never polls. A slow reader gets
-    /// the newest number and skips those in between. The stream ends when the hub is
-    /// [shut down](super::Hub::shutdown).
+    /// The stream yields a number when a subscription begins or ends, and uses no timer. A slow
+    /// consumer gets the newest number and misses the numbers in between. The stream ends when the
+    /// hub is [shut down](super::Hub::shutdown).
     ///
     /// # Examples
     ///
@@ -601,14 +621,15 @@ impl Topic {
     }
 }
 
-/// Checks the name of an event and encodes it for publication, without an id. The log assigns the
-/// id later.
+/// Prepares an event for publication: checks its name, removes its id, and encodes the other
+/// fields. The log adds an id later. Returns an error if the hub itself uses the name.
 pub(super) fn complete(event: Event) -> Result<Event, Error> {
     check_name(event.name_if_set())?;
     Ok(event.without_id().complete())
 }
 
-/// Checks that the name of an event is not a name that the hub uses itself.
+/// Returns an error if the name of an event is `gap` or `hub-cursor`, because the hub itself uses
+/// these names.
 pub(super) fn check_name(name: Option<&str>) -> Result<(), Error> {
     match name {
         Some(name @ ("gap" | "hub-cursor")) => Err(Error::reserved_name(name)),

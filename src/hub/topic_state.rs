@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 pub(super) struct TopicState {
     pub(super) name: Arc<str>,
-    /// The version of the topic. Each change increments it.
+    /// A counter that each change of the topic increments. With it, a reader detects a change
+    /// without locking the topic.
     version: AtomicU64,
     contents: Mutex<Contents>,
 }
@@ -22,21 +23,25 @@ pub(super) struct TopicState {
 pub(super) struct Contents {
     pub(super) log: Log,
     pub(super) waiters: Waiters,
-    /// The subscriptions that [linger](super::linger), by the addresses of their lists. They do not
-    /// wait for events all the time, but the end of the topic wakes them.
+    /// The subscriptions that pause after a write, by the addresses of their ready lists. Events do
+    /// not wake them during the pause, but the end of the topic does.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
-    /// The watch of the number of subscribers, if a stream reads it.
+    /// Publishes the number of subscribers to the streams that watch this number. `None` if there
+    /// is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The time at which the last subscriber left.
+    /// The time at which the last subscriber left. `None` if no subscriber ever left as the last
+    /// one.
     pub(super) left_at: Option<Instant>,
-    /// Set if each event replaces the previous event.
+    /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
-    /// The time when the topic is scheduled for expiry in the registry.
+    /// The time at which the registry removes the expired events of this topic. `None` if no time
+    /// is scheduled.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
-    /// Set if the topic was removed after it was finished: its end is not remembered.
+    /// Set if the topic was removed by the application after it was finished. The hub then forgets
+    /// that the topic is finished when its last subscriber leaves.
     pub(super) is_removed: bool,
 }
 
@@ -58,7 +63,8 @@ impl TopicState {
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
     }
 
-    /// Creates a topic that is not in the registry. Its only subscription ends immediately.
+    /// Creates a topic for a subscription to a hub that is shut down. The subscription ends
+    /// immediately. The topic is not in the registry.
     pub(super) fn shut_down() -> Self {
         let topic = Self::new("".into(), Position::START);
         let mut contents = topic.lock();
@@ -75,8 +81,8 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Makes a change visible to the readers, and makes the waiting readers due. The caller wakes
-    /// them after it has released all locks.
+    /// Makes a change of the topic visible to its readers, and selects the waiting readers to wake.
+    /// The caller wakes them through the returned value, after it has released all locks.
     pub(super) fn changed(&self, contents: &mut Contents) -> Change {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
@@ -88,7 +94,8 @@ impl TopicState {
         Change { first, lingering, rest: contents.waiters.has_due().then_some(through) }
     }
 
-    /// Wakes all waiters that are due before this number.
+    /// Wakes all waiters with a number smaller than `through` that are due, because the topic has
+    /// changed since they began to wait.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -101,7 +108,8 @@ impl TopicState {
         }
     }
 
-    /// Wakes a batch of the waiters that are due. Returns whether others are due.
+    /// Wakes up to 32 waiters that are due, because the topic has changed since they began to wait.
+    /// Returns `true` if more waiters are due.
     pub(super) fn wake_batch(&self) -> bool {
         let mut contents = self.lock();
         let batch = contents.waiters.take_due::<BATCH>();
@@ -111,9 +119,10 @@ impl TopicState {
         has_more
     }
 
-    /// Unlocks the contents, and wakes a few waiters if some are due.
+    /// Unlocks the contents. If waiters are due, because the topic has changed, wakes up to four of
+    /// them.
     ///
-    /// So an audience is woken even if the runtime of the task that wakes it is not driven.
+    /// Readers call this. So waiters are woken even if the task that should wake them does not run.
     #[inline]
     pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
         if contents.waiters.has_due() {
@@ -124,25 +133,28 @@ impl TopicState {
     }
 }
 
-/// The maximum number of waiters that a publisher wakes itself. The task of the wake queue wakes
-/// the others, in batches of the same size.
+/// The maximum number of waiters that a publisher wakes itself. A task wakes the remaining waiters,
+/// also in batches of this size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
-/// The number of waiters that a reader wakes if some are due.
+/// The maximum number of other waiters that a reader wakes if the topic has changed and they were
+/// not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
-/// The waiters to wake after a change.
+/// The waiters to wake after a change of the topic.
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// The subscriptions that linger, if this is the end.
+    /// The wakers of subscriptions that pause after a write. Empty unless the topic is finished or
+    /// shut down.
     lingering: Vec<Waker>,
-    /// The end of the range of further due waiters, if there are any.
+    /// Set if more waiters are due than the publisher wakes. All waiters with a smaller number than
+    /// this value are due.
     pub(super) rest: Option<u64>,
 }
 
 impl Change {
-    /// Wakes the waiters that the publisher wakes. The caller holds no lock.
+    /// Wakes the waiters that the publisher wakes itself. The caller must hold no lock.
     pub(super) fn wake(self) {
         self.first.wake();
         for waker in self.lingering {
@@ -152,9 +164,12 @@ impl Change {
 }
 
 impl Contents {
-    /// Returns the time when the oldest event began to age. `None` means that there is no event, or
-    /// that the event is a state with subscribers. The clients of these subscribers show the state,
-    /// so it does not age, and later subscribers receive it as well.
+    /// Returns the time from which the age of the oldest event counts. Returns `None` if there is
+    /// no event.
+    ///
+    /// Also returns `None` for a `latest_only` topic with subscribers: its event does not expire
+    /// while clients show it. Without subscribers, its age counts from the time when the last of
+    /// them left.
     pub(super) fn ages_since(&self) -> Option<Instant> {
         let oldest = self.log.oldest_time()?;
         match self.latest_only {
@@ -164,14 +179,15 @@ impl Contents {
         }
     }
 
-    /// Sets the number of subscribers. Returns the streams of this number, which the caller wakes
-    /// after it has released all locks.
+    /// Sets the number of subscribers. Returns the wakers of the streams that watch this number.
+    /// The caller wakes them after it has released all locks.
     pub(super) fn set_subscribers(&mut self, subscribers: usize) -> Wakers {
         self.subscribers = subscribers;
         self.count_watch.as_ref().map(|watch| watch.set(subscribers)).unwrap_or_default()
     }
 
-    /// Evicts the events that exceed the retention. Returns their number and size.
+    /// Evicts the events that exceed the retention at time `now`. Returns the number and the size
+    /// of the evicted events.
     pub(super) fn evict(&mut self, retention: &Retention, now: Instant) -> Amount {
         let expiry = self.ages_since().and_then(|since| retention.expiry(since));
         if self.latest_only && expiry.is_none_or(|expiry| expiry > now) {
@@ -180,14 +196,15 @@ impl Contents {
         self.log.evict(retention, now)
     }
 
-    /// Returns `true` if the topic can be dropped: no client could resume from it.
+    /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and is not
+    /// remembered as finished.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
         let is_remembered = |finished| !self.is_removed && retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)
     }
 }
 
-/// Ends the subscriptions of these topics.
+/// Ends the subscriptions of these topics, and wakes their readers. The caller must hold no lock.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));

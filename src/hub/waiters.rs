@@ -4,39 +4,40 @@ use super::ready_list::ReadyList;
 use crate::callback::contain_panic;
 use std::{collections::VecDeque, num::NonZeroU64, sync::Arc, task::Waker};
 
-/// The readers of a topic that wait for its next change.
+/// The readers that wait for the next change of a topic. A reader reads the topic for one
+/// subscription.
 ///
-/// A change makes all readers that wait at that time due. They leave the queue in batches, so a
-/// large audience does not have to be woken at once, or by one thread.
+/// A change of the topic makes all readers in the queue due, which means that they have to be
+/// woken. They leave the queue in batches, so several threads can share the work.
 ///
-/// Waking, cloning or dropping a waker runs code of the application, so none of it happens while a
-/// lock is held. A batch is woken after the lock is released. A waiter that is no longer needed is
-/// returned to the caller, which drops it.
+/// Waking, cloning or dropping a waker runs code of the application, and must not happen while a
+/// lock is held. So methods return the batch to wake, and the waiter to drop. The caller wakes or
+/// drops them after it has released its locks.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    /// The waiters, in the order of their registration. A waiter that has left leaves a vacant
-    /// entry.
+    /// The waiters, in the order of their numbers. The entry of a waiter that has left is `None`.
     queue: VecDeque<Option<Waiter>>,
-    /// The number of the first entry. Entries are numbered in the order of the queue.
+    /// The number of the first entry in the queue. The numbers of the following entries are
+    /// consecutive.
     first: u64,
-    /// The entries before this number are due.
+    /// All entries with a smaller number are due: the topic has changed since they were added.
     due: u64,
-    /// The numbers of the vacant entries that are not due. The next waiters get them.
+    /// The numbers of empty entries that new waiters can use. Entries that are due are not reused.
     vacant: Vec<u64>,
 }
 
-/// A reader that waits.
+/// A reader that waits for the next change of a topic.
 #[derive(Debug)]
 pub(super) enum Waiter {
-    /// The only topic of a subscription changes: its task is woken.
+    /// The reader of a subscription to a single topic. A change wakes the task of the subscription.
     Task(Waker),
-    /// One of several topics of a subscription changes: the reader with this index is marked, and
-    /// the task is woken if it waits.
+    /// A reader of a subscription to several topics. A change adds the index of the reader to the
+    /// list, and wakes the task of the subscription if it waits.
     Merged(Arc<ReadyList>, u32),
 }
 
-/// Identifies the entry of one waiter by its number. It stores the number after it, so that an
-/// `Option` of it takes no more memory.
+/// Identifies the entry of one waiter in the queue. Stores the number of the entry plus one, so
+/// that an `Option<Ticket>` takes no more memory.
 #[derive(Debug)]
 pub(super) struct Ticket(NonZeroU64);
 
@@ -51,11 +52,11 @@ impl Ticket {
 }
 
 impl Waiters {
-    /// Adds a waiter, or replaces the waiter of the ticket. Returns the waiter to drop.
+    /// Adds a waiter, or replaces the waiter that `ticket` identifies. Stores the ticket of the new
+    /// entry. Returns the replaced waiter, which the caller drops after it has released its locks.
     ///
-    /// The caller has seen every change until now. So if its previous entry is due, it leaves that
-    /// entry. Otherwise the entry would be woken for a change that the caller has seen already, and
-    /// would be missing at the next one.
+    /// The caller has seen all changes so far. If its old entry is due for such a change, the entry
+    /// is emptied, and the waiter gets a new entry.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
@@ -83,7 +84,8 @@ impl Waiters {
         replaced
     }
 
-    /// Removes a waiter, and returns it to be dropped.
+    /// Removes the waiter that `ticket` identifies. Returns this waiter, which the caller drops
+    /// after it has released its locks.
     pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waiter> {
         let ticket = ticket.take();
         let waiter = self.entry(ticket.as_ref())?.take();
@@ -91,24 +93,25 @@ impl Waiters {
         waiter
     }
 
-    /// Makes all waiters due, and returns the end of their range.
+    /// Makes all waiters due, because the topic has changed. Returns a number: the due waiters have
+    /// smaller numbers.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();
         self.due
     }
 
-    /// Returns whether a waiter before this number is due.
+    /// Returns `true` if a waiter is due whose number is smaller than `number`.
     pub(super) fn has_due_before(&self, number: u64) -> bool {
         self.first < self.due.min(number)
     }
 
-    /// Returns whether a waiter is due.
     pub(super) fn has_due(&self) -> bool {
         self.first < self.due
     }
 
-    /// Takes up to `N` waiters that are due.
+    /// Takes up to `N` due waiters out of the queue, oldest first. Returns their wakers for the
+    /// caller to wake.
     pub(super) fn take_due<const N: usize>(&mut self) -> Batch<N> {
         let mut batch = Batch::new();
         for _ in 0..N {
@@ -136,7 +139,7 @@ impl Waiters {
     }
 }
 
-/// Wakers to wake after all locks are released. Merged readers count only if their task waits.
+/// Up to `N` wakers, to be woken after all locks are released.
 #[derive(Debug)]
 pub(super) struct Batch<const N: usize> {
     wakers: [Option<Waker>; N],
@@ -153,7 +156,7 @@ impl<const N: usize> Batch<N> {
         self.count += 1;
     }
 
-    /// Wakes the wakers. The caller holds no lock.
+    /// Wakes all wakers of the batch. The caller must hold no lock.
     pub(super) fn wake(mut self) {
         for waker in self.wakers[..self.count].iter_mut().filter_map(Option::take) {
             contain_panic("waker", || waker.wake());

@@ -7,48 +7,52 @@ use super::{
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// The topics whose waiters are due, and that have more of them than the publisher wakes.
+/// The topics that have changed and have more than 32 waiting readers. The publisher wakes the
+/// first 32 readers of a topic itself.
 ///
-/// A task wakes them in slices, one topic after the other, and yields in between. It runs on the
-/// runtime of the publisher, and ends when the queue is empty. Outside of a runtime, the publisher
-/// wakes all waiters. Each reader of the topic also wakes a few others, so the audience does not
-/// depend on the runtime of the publisher.
+/// A task on the runtime of the publisher wakes the remaining readers, one topic after the other.
+/// It yields after up to 512 readers, and ends when the queue is empty. Outside of a runtime, the
+/// publisher wakes all readers. If the task does not run, reading from a topic also wakes a few of
+/// its waiting readers.
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of topics that were ever added.
+    /// The number of topics that were added since the queue was created.
     added: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queue {
     topics: VecDeque<Due>,
-    /// The time when the task began its last slice, or was started. `None` means that there is no
-    /// task.
+    /// The time when the task was started, or last began to wake readers of a topic. `None` if no
+    /// task is running.
     active_at: Option<Instant>,
 }
 
 struct Due {
-    /// The number of topics that were added before.
+    /// The number of topics that were added to the queue before this topic. It identifies the
+    /// entry.
     number: u64,
     topic: Arc<TopicState>,
 }
 
 impl WakeQueue {
-    /// The maximum length of the queue. Publishers wait beyond it, and help.
+    /// The maximum length of the queue, in topics. A publisher that exceeds it wakes readers itself
+    /// until the queue is short enough.
     const MAX: usize = 1024;
 
-    /// The time after which the task does not count as running, for example because its runtime is
-    /// not driven. The next publisher then starts another one.
+    /// If the task has not begun to wake readers of a topic for this time, it counts as stopped.
+    /// For example, its runtime is not driven. The next publisher then starts another task.
     const STALLED: Duration = Duration::from_millis(10);
 
-    /// The number of batches of one topic that the task wakes before it yields: 512 waiters.
+    /// The number of batches of one topic that the task wakes before it yields. A batch has up to
+    /// 32 waiters, so the task yields after up to 512 waiters.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
-    /// Adds a topic whose waiters are due, and returns its number.
+    /// Adds a topic that has changed and has waiters to wake. Returns the number of the entry.
     ///
-    /// The caller commits the change afterwards. So a subscription that knows the committed
-    /// position finds here the topics whose change has not [marked](super::ready_list) it yet.
+    /// The caller makes the position of the change visible after this call. So a subscription that
+    /// sees this position also finds the topic in the queue.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
@@ -57,8 +61,8 @@ impl WakeQueue {
         number
     }
 
-    /// Calls `found` for each topic that was added since the last call and still has waiters to
-    /// wake.
+    /// Calls `found` for each topic that is in the queue with a number of at least `looked_at`.
+    /// Then sets `looked_at` to the number of the next topic that will be added.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -71,7 +75,12 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Wakes the waiters of the topic that was added with this number. The caller holds no lock.
+    /// Starts the task that wakes the waiters of `topic`, unless the task is running. Outside of a
+    /// runtime, wakes the waiters below `through` itself. `number` is the result of
+    /// [`add`](Self::add).
+    ///
+    /// If more than 1,024 topics are queued, also wakes waiters of queued topics itself. The caller
+    /// must hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);
@@ -95,7 +104,8 @@ impl WakeQueue {
         }
     }
 
-    /// Wakes the next slice. Returns `false` if the queue is empty after it.
+    /// Wakes up to 512 waiters of the first topic in the queue. If the topic has more waiters,
+    /// moves it to the end. Returns `false` if the queue is empty afterwards.
     fn wake_slice(&self) -> bool {
         let mut queue = lock(&self.queue);
         let Some(next) = queue.topics.front() else {
@@ -120,7 +130,8 @@ impl WakeQueue {
     }
 }
 
-/// The part of the task that wakes the rest if the task is dropped, because its runtime shuts down.
+/// Held by the task that wakes waiters. If the task is dropped because its runtime shuts down,
+/// dropping this value wakes all remaining waiters.
 struct Running {
     queue: Arc<WakeQueue>,
     has_ended: bool,
@@ -157,7 +168,7 @@ impl Runtime {
     }
 }
 
-/// A thread in place of the task.
+/// A thread that replaces the tokio task in tests with loom.
 #[cfg(tower_sse_loom)]
 struct Runtime;
 

@@ -1,7 +1,7 @@
 //! Registries that close streams on all nodes of a hub.
 //!
-//! A node announces each close as an event of one topic of the hub. Every node reads this topic, and
-//! closes the streams of the announced keys.
+//! A node announces each close as an event of one topic of the hub. Every node reads this topic,
+//! and closes the streams of the announced keys.
 
 use super::{Shared, StreamRegistry};
 use crate::{
@@ -31,40 +31,44 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The topic for the announcements: the keys whose streams a node has closed.
+/// The topic in which each node of a hub announces the keys whose streams it has closed.
 const TOPIC: &str = "tower-sse/closed-streams";
-/// The pause before a failed announcement is published again, and before a subscription that has
-/// ended is replaced.
+/// The pause before a failed announcement of a close is published again, and before a subscription
+/// that has ended is replaced.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// The number of subscriptions that end without an event before the hub counts as shut down.
+/// The number of subscriptions in a row that end with a shutdown before the hub counts as shut
+/// down. A single one can also end this way because the log of the hub was replaced.
 const MAX_SHUTDOWNS: usize = 5;
 
 impl<K> StreamRegistry<K>
 where
     K: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static,
 {
-    /// Also closes streams that another node of the hub closes, and announces every
-    /// [`close`](Self::close) of this node to the others. Each node calls this once at its start.
+    /// Closes streams together with the other nodes of the hub. Every [`close`](Self::close) of
+    /// this node is announced to the other nodes, and this node applies the closes of the others.
+    /// Call this method once on each node, at its start.
     ///
-    /// A node that is cut off from the backend closes the streams as soon as it reads the log
-    /// again. If the log does not retain an announcement until then, the node closes all of its
-    /// registered streams, since it cannot know which of them were closed. Clients then reconnect
-    /// and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits the time for
-    /// which a node that is cut off keeps its streams.
+    /// A node that is cut off from the backend closes the announced streams as soon as it can read
+    /// the log again. If the log no longer retains all announcements by then, the node closes all
+    /// of its registered streams. It cannot know which of them were closed. Their clients then
+    /// reconnect and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits the
+    /// time for which a node that is cut off keeps its streams.
     ///
     /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
-    /// hub, whose retention applies. Clients must not be able to subscribe to or publish to this
-    /// topic. If another program finishes the topic, closes reach the other nodes when the topic
-    /// accepts events again. An announcement reaches the other nodes some milliseconds later. If a
-    /// user logs in again meanwhile with the same key, the new stream may be closed as well. To
-    /// prevent this, use the session, and not the user, as the key.
+    /// hub. The retention of the hub applies to them. Clients must not be able to subscribe to this
+    /// topic or publish to it. If another program finishes the topic, closes reach the other nodes
+    /// only when the topic accepts events again.
     ///
-    /// The two tasks that follow the hub end when the hub is shut down, or when the registry and
-    /// all layers with it are dropped.
+    /// An announcement reaches the other nodes after some milliseconds. If a user logs in again
+    /// meanwhile with the same key, the new stream may be closed as well. To prevent this, use the
+    /// session, and not the user, as the key.
+    ///
+    /// Two background tasks read and publish the announcements. They end when the hub is shut down,
+    /// or when the registry and all layers with it are dropped.
     ///
     /// # Errors
     ///
-    /// The errors of [`Topic::subscribe`].
+    /// Returns the errors of [`Topic::subscribe`].
     ///
     /// # Panics
     ///
@@ -103,12 +107,13 @@ where
         Ok(())
     }
 
-    /// Closes all streams of this node when it has read nothing from the log for this time, until it
-    /// reads the log again. Default: the streams stay open.
+    /// Closes all streams of this node if it has read nothing from the log of the hub for this
+    /// time. New streams are closed, too, until the node reads the log again. By default, the
+    /// streams of a node that is cut off stay open.
     ///
-    /// To notice this without any close, each node publishes a sign of life three times in this
-    /// time. Streams end at the latest after this time and the timeout of the backend. Call this
-    /// before [`follow`](Self::follow).
+    /// Each node publishes a sign of life three times in this time, so that there is something to
+    /// read. A stream ends at the latest after this time plus the timeout of the backend. Call this
+    /// method before [`follow`](Self::follow).
     ///
     /// # Examples
     ///
@@ -124,21 +129,22 @@ where
         self
     }
 
-    /// Ends all streams of this key on this node, and waits until the log has the announcement for
-    /// the other nodes. Returns the number of streams of this node.
+    /// Ends all streams of this key on this node, and waits until the announcement for the other
+    /// nodes is in the log of the hub. Returns the number of streams that were ended on this node.
     ///
-    /// [`close`](Self::close) does not wait: it announces the close in the background, and tries
-    /// again until that succeeds or the process ends.
+    /// [`close`](Self::close) does not wait. It publishes the announcement in the background, and
+    /// tries again until that succeeds or the process ends.
     ///
     /// # Errors
     ///
-    /// The errors of [`Topic::publish`]. The streams of this node are closed nevertheless, and the
-    /// announcement is tried again in the background.
+    /// Returns the errors of [`Topic::publish`]. The streams of this node are closed nevertheless,
+    /// and the announcement is tried again in the background. Also returns an error if the key does
+    /// not serialize to JSON. Then nothing is announced.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped after its first poll, the streams of this node are closed, and the
-    /// announcement is published in the background.
+    /// If the future is dropped after its first poll, the streams of this node are closed
+    /// nevertheless. The announcement is then published in the background.
     ///
     /// # Examples
     ///
@@ -155,12 +161,12 @@ where
         self.close_everywhere_sending(key, Bytes::new()).await
     }
 
-    /// Like [`close_everywhere`](Self::close_everywhere), and sends this event before the end, like
-    /// [`close_with`](Self::close_with).
+    /// Sends this event to the streams and then ends them, like [`close_with`](Self::close_with),
+    /// but on all nodes like [`close_everywhere`](Self::close_everywhere).
     ///
     /// # Errors
     ///
-    /// The same as for [`close_everywhere`](Self::close_everywhere).
+    /// Returns the errors of [`close_everywhere`](Self::close_everywhere).
     pub async fn close_everywhere_with(&self, key: &K, event: Event) -> Result<usize, Error> {
         self.close_everywhere_sending(key, event.without_id().encode()).await
     }
@@ -179,8 +185,8 @@ where
     }
 }
 
-/// An announcement that is not in the log yet. If it is dropped before, it is published in the
-/// background.
+/// The announcement of a close. If it is dropped before [`publish`](Self::publish) has succeeded, a
+/// background task publishes it.
 struct Announcement {
     topic: Topic,
     queue: UnboundedSender<Event>,
@@ -204,11 +210,12 @@ impl Drop for Announcement {
     }
 }
 
-/// The state of a registry that follows hubs.
+/// The part of a registry that announces closes to other nodes, and knows whether this node is cut
+/// off.
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
-    /// Whether this node has not read the log for too long. Every stream that is registered is then
-    /// closed.
+    /// Set while this node is cut off: it has read nothing from the log of the hub for the
+    /// configured time. Every stream that is registered meanwhile is closed at once.
     is_cut_off: AtomicBool,
     fail_closed_after: Mutex<Option<Duration>>,
 }
@@ -220,7 +227,8 @@ impl<K> Default for Following<K> {
 }
 
 impl<K> Following<K> {
-    /// Announces a close of this node in the background.
+    /// Announces in the background that this node has closed the streams of `key`. `event` is the
+    /// closing event, or empty. If the key does not serialize, the error is logged.
     pub(super) fn announce(&self, key: &K, event: &Bytes) {
         for announcer in &*lock(&self.announcers) {
             match announcer.prepare(key, event) {
@@ -236,7 +244,8 @@ impl<K> Following<K> {
 }
 
 impl<K> Shared<K> {
-    /// Sets whether this node has not read the log for too long.
+    /// Sets whether this node has read nothing from the log of the hub for too long. If so, closes
+    /// all streams of this node.
     fn set_cut_off(&self, is_cut_off: bool) {
         self.following.is_cut_off.store(is_cut_off, Release);
         if is_cut_off {
@@ -249,10 +258,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Announces the closes of this node in a hub.
+/// Announces to the other nodes of one hub which streams this node has closed.
 struct Announcer<K> {
     topic: Topic,
-    /// The random name of this node, by which it recognizes its own announcements.
+    /// The random name of this node. The node ignores announcements with its own name.
     node: String,
     queue: UnboundedSender<Event>,
     encode: fn(&K) -> Result<Value, serde_json::Error>,
@@ -266,21 +275,23 @@ impl<K> Announcer<K> {
     }
 }
 
-/// Publishes the announcements of a node, each until it succeeds. An announcement that fails does
-/// not delay the others.
+/// The background task that publishes the announcements of this node. It publishes a failed
+/// announcement again every 200 milliseconds until that succeeds. Other announcements do not wait
+/// for a failed one.
 struct Publisher {
     topic: Topic,
     queue: UnboundedReceiver<Event>,
     /// The announcements that are not in the log yet.
     pending: VecDeque<Event>,
-    /// The interval and the event of the sign of life, by which the node notices that it can read
-    /// the log.
+    /// The interval at which the node publishes a sign of life, and the event of this sign. The
+    /// node reads the events of the topic back. If it reads none for too long, it is cut off.
+    /// `None` without [`fail_closed_after`](StreamRegistry::fail_closed_after).
     beat: Option<(Duration, Event)>,
 }
 
 impl Publisher {
-    /// Runs until the hub is shut down, or until all handles of the registry are dropped and
-    /// everything is announced.
+    /// Runs until the hub is shut down. Also ends when all handles of the registry are dropped and
+    /// all announcements are published.
     async fn run(mut self) {
         let mut next_beat = self.beat.as_ref().map(|_| Instant::now());
         let mut next_attempt = None;
@@ -316,7 +327,8 @@ impl Publisher {
     }
 }
 
-/// Waits for a future until the first of these times. Returns `None` when that time has come.
+/// Waits for `future` until the earliest of `times`. Returns `None` if that time comes first. Waits
+/// without a limit if `times` contains no time.
 async fn until<F: Future>(times: [Option<Instant>; 2], future: F) -> Option<F::Output> {
     match times.into_iter().flatten().min() {
         None => Some(future.await),
@@ -324,12 +336,13 @@ async fn until<F: Future>(times: [Option<Instant>; 2], future: F) -> Option<F::O
     }
 }
 
-/// Reads the announcements of all nodes, and closes the streams of this node.
+/// Reads the announcements of all nodes, and closes the announced streams of this node.
 struct Follower<K> {
     topic: Topic,
     node: String,
     registry: Weak<Shared<K>>,
-    /// The time without any event of the topic after which all streams are closed.
+    /// The time without any event of the topic after which this node closes all its streams. `None`
+    /// for no limit.
     silence: Option<Duration>,
 }
 
@@ -376,7 +389,8 @@ where
         }
     }
 
-    /// Closes the streams that are announced in these events.
+    /// Closes the streams whose keys are announced in `events`, the bytes of encoded events. A
+    /// `gap` event means that announcements are missing, so it closes all streams.
     fn apply(&self, registry: &Shared<K>, events: &[u8]) {
         for event in events.split(|byte| *byte == b'\n') {
             if event == b"event: gap" {

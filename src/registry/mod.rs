@@ -34,25 +34,25 @@ use std::{
 /// # Guarantee
 ///
 /// After [`close`](Self::close) has returned, nothing that is published later reaches the streams
-/// that it has closed. A stream that is in the middle of an event completes this event. Its
-/// [reason](crate::CloseReason) is `Ended`.
+/// that it has closed. A stream that is in the middle of an event completes this event. The
+/// [reason](crate::CloseReason) of the end is `Ended`.
 ///
-/// A request is registered before the inner service sees it. So `close` also ends a stream whose
-/// response is not ready yet. A client can reconnect at the moment of the logout. For no stream to
-/// survive, use this order:
+/// A request is registered before the inner service sees the request. So `close` also ends a stream
+/// whose response is not ready yet. A client can reconnect at the moment of the logout. Use this
+/// order so that no stream survives the logout:
 ///
 /// 1. The server first invalidates the session, and then calls `close`.
 /// 2. A request is first registered, and then its session is checked. Place the layer outside of
 ///    the authentication, and read the key from the session cookie. If the key is known only after
 ///    the authentication, check in the handler once more that the session is valid.
 ///
-/// Either the check then finds the invalid session, or `close` finds the registered stream.
+/// Then either the check finds the invalid session, or `close` finds the registered stream.
 ///
 /// # Costs
 ///
 /// A registered stream takes about 190 bytes and two copies of its key, so a large key should be an
-/// [`Arc`]. While it is open, each poll of the stream reads one atomic flag. Registering, dropping
-/// and closing lock the registry for a constant time per stream.
+/// [`Arc`]. Each poll of a registered stream reads one atomic flag. Registering, dropping and
+/// closing lock the registry for a constant time per stream.
 ///
 /// # Examples
 ///
@@ -82,13 +82,13 @@ pub struct StreamRegistry<K> {
     shared: Arc<Shared<K>>,
 }
 
-/// A registered stream, as [`StreamRegistry::iter`] returns it.
+/// A snapshot of one registered stream, as [`StreamRegistry::iter`] returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RegisteredStream<K> {
     /// The key of the stream.
     pub key: K,
-    /// The time since the request.
+    /// The time since the request of the stream was registered.
     pub age: Duration,
     /// The number of events that were handed to the transport.
     pub events: u64,
@@ -100,22 +100,26 @@ impl<K> StreamRegistry<K>
 where
     K: Hash + Eq + Clone + Send + Sync + 'static,
 {
-    /// Creates an empty registry. Clones share their streams.
+    /// Creates an empty registry. Clones of a registry contain the same streams.
     #[must_use]
     pub fn new() -> Self {
         Self { shared: Arc::new(Shared::new()) }
     }
 
-    /// Ends all streams of this key, and returns their number.
+    /// Ends all streams of this key on this node, and returns their number. A registry that follows
+    /// a hub also announces the close to the other nodes, in the background.
     pub fn close(&self, key: &K) -> usize {
         self.close_sending(key, Bytes::new())
     }
 
-    /// Ends all streams of this key after this event, and returns their number.
+    /// Sends this event to all streams of this key on this node, and then ends them. Returns the
+    /// number of these streams. A registry that follows a hub also announces the close to the other
+    /// nodes, in the background.
     ///
     /// A page that should not reconnect closes its `EventSource` when it receives the event. The
-    /// event is sent without its id, because no client can resume from it. An upstream stream that
-    /// cannot complete its current event within 250 milliseconds ends without this event.
+    /// event is sent without its id, because no client can resume from this event. An upstream
+    /// stream that cannot complete its current event within 250 milliseconds ends without this
+    /// event.
     pub fn close_with(&self, key: &K, event: Event) -> usize {
         self.close_sending(key, event.without_id().encode())
     }
@@ -144,7 +148,7 @@ where
         self.len() == 0
     }
 
-    /// Returns the open streams, in no particular order: a snapshot at the time of this call.
+    /// Returns the open streams at the time of this call, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = RegisteredStream<K>> + use<K> {
         let streams: Vec<_> = self.shared.lock().by_key.values().flat_map(Streams::as_slice).cloned().collect();
         streams.into_iter().map(|stream| RegisteredStream {
@@ -155,7 +159,8 @@ where
         })
     }
 
-    /// Registers a stream until the registration is dropped.
+    /// Registers a stream under `key` until the returned registration is dropped. If this node is
+    /// cut off from a hub that it follows, the stream is closed at once.
     pub(crate) fn register(&self, key: K) -> Registration {
         let stream = Arc::new(Registered { key, registry: Arc::clone(&self.shared), state: StreamState::new() });
         let mut streams = self.shared.lock();
@@ -205,8 +210,8 @@ impl<K> Shared<K> {
         Self { streams: Mutex::default(), following: Following::default() }
     }
 
-    /// Closes the streams of a key on this node, and returns their number. They send `event` before
-    /// their end, unless it is empty.
+    /// Closes the streams of a key on this node, and returns their number. Each stream sends
+    /// `event` before its end. An empty `event` sends nothing.
     fn close(&self, key: &K, event: &Bytes) -> usize
     where
         K: Hash + Eq,
@@ -221,7 +226,7 @@ impl<K> Shared<K> {
         streams.len()
     }
 
-    /// Closes all streams of this node.
+    /// Closes all streams of this node, without a closing event.
     fn close_all(&self) {
         let all = mem::take(&mut *self.lock());
         for stream in all.by_key.values().flat_map(Streams::as_slice) {
@@ -234,7 +239,7 @@ impl<K> Shared<K> {
     }
 }
 
-/// The registered streams that are not closed.
+/// The registered streams of this node that are not closed.
 struct AllStreams<K> {
     by_key: HashMap<K, Streams<K>>,
     count: usize,
@@ -272,7 +277,9 @@ impl<K> Streams<K> {
         }
     }
 
-    /// Removes a stream, and returns whether it was there.
+    /// Removes a stream from a list of several streams, and returns whether the list contained the
+    /// stream. Returns `false` without a change if only one stream is left: the caller removes the
+    /// entry of the key instead.
     fn remove(&mut self, stream: &StreamState) -> bool {
         let Self::Several(streams) = self else { return false };
         let index = stream.index.load(Relaxed) as usize;
@@ -298,20 +305,22 @@ struct Registered<K> {
 }
 
 struct StreamState {
-    /// Set after the closing event.
+    /// Set when the stream is closed, after the closing event is stored in `wakeup`.
     is_closed: AtomicBool,
     wakeup: Mutex<Wakeup>,
     began: Instant,
     events: AtomicU64,
     bytes: AtomicU64,
-    /// The index in the list of the key. It changes only while the registry is locked.
+    /// The index of this stream in the list of streams with its key. It changes only while the
+    /// registry is locked.
     index: AtomicU32,
 }
 
 enum Wakeup {
-    /// The stream is open. The waker is that of its last poll.
+    /// The stream is open. The waker of its last poll is woken at a close. `None` before the first
+    /// poll.
     Open(Option<Waker>),
-    /// The stream is closed, and sends this event before its end. Empty for no event.
+    /// The stream is closed. It sends this event before its end, or nothing if the event is empty.
     Closed(Box<Bytes>),
 }
 
@@ -378,15 +387,16 @@ impl Registration {
         self.0.state().is_closed.load(Acquire)
     }
 
-    /// Stores the waker that is called when the stream is closed.
+    /// Stores the waker that is woken when a registry closes the stream. Has no effect if the
+    /// stream is already closed.
     pub(crate) fn set_waker(&self, waker: &Waker) {
         if let Wakeup::Open(stored) = &mut *self.0.state().lock() {
             *stored = Some(waker.clone());
         }
     }
 
-    /// Returns the event that the stream sends before its end (empty for no event), or `None` if
-    /// the stream is not closed.
+    /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
+    /// Returns `None` if the stream is not closed.
     #[inline]
     pub(crate) fn closing_event(&self) -> Option<Bytes> {
         if !self.is_closed() {
@@ -398,20 +408,21 @@ impl Registration {
         }
     }
 
-    /// Adds to the events that the stream has sent. Only the stream itself calls this.
+    /// Adds to the number of events that the stream has sent. Only the stream itself may call this.
     #[inline]
     pub(crate) fn record_events(&self, events: u64) {
         add(&self.0.state().events, events);
     }
 
-    /// Adds to the bytes that the stream has sent. Only the stream itself calls this.
+    /// Adds to the number of bytes that the stream has sent. Only the stream itself may call this.
     #[inline]
     pub(crate) fn record_bytes(&self, bytes: u64) {
         add(&self.0.state().bytes, bytes);
     }
 }
 
-/// Adds to a counter that has one writer, which needs no atomic addition.
+/// Adds `more` to a counter that only one thread at a time changes, so no atomic addition is
+/// needed.
 #[inline]
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Relaxed) + more, Relaxed);
@@ -435,7 +446,8 @@ mod not_following {
     use bytes::Bytes;
     use std::marker::PhantomData;
 
-    /// The state of a registry that cannot follow a hub.
+    /// The state of a registry that cannot follow a hub, because the features `hub` and `json` are
+    /// not both enabled.
     pub(super) struct Following<K>(PhantomData<fn(&K)>);
 
     impl<K> Default for Following<K> {

@@ -11,25 +11,30 @@ use std::{
 };
 use tokio::io::AsyncWrite;
 
-/// The number of bytes that are gathered before they are written.
+/// Gathered frames are written when they have at least this number of bytes. The last frame may
+/// exceed the number.
 const MAX_WRITE: usize = 256 * 1024;
-/// The number of frames that are gathered before they are written. Small frames take time, too.
+/// Gathered frames are written after at most this number of frames, because many small frames take
+/// time, too.
 const MAX_FRAMES: usize = 256;
-/// Frames of this size are not copied, if the connection takes several buffers in one write. Below,
-/// one buffer costs less than several.
+/// The size in bytes from which a frame is written as a separate buffer of a vectored write.
+/// Smaller frames are copied into one buffer, which costs less than several buffers. Without
+/// vectored writes, all frames are copied.
 const SHARED_FRAME: usize = 4 * 1024;
-/// The number of buffers in one write.
+/// The maximum number of buffers in one vectored write.
 const MAX_SLICES: usize = 64;
 /// The end of a chunked body without trailers (RFC 9112, §7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// The frames of one write, with their framing.
+/// The frames that are gathered for one write to the socket, with the chunk sizes of a chunked
+/// body.
 pub(super) struct Gathered {
     framing: Framing,
-    /// The bytes that are copied. The buffer belongs to the thread.
+    /// The chunk sizes and the frames that are copied. The buffer is borrowed from the thread, and
+    /// is returned when this value is dropped.
     copied: Vec<u8>,
-    /// The frames that are not copied. Each is written after the first bytes of `copied`, as many
-    /// as the number says.
+    /// The frames that are not copied. The number is the offset in `copied` at which the frame is
+    /// inserted.
     shared: Vec<(usize, Bytes)>,
     length: usize,
     frames: usize,
@@ -37,7 +42,8 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// `can_share` is set if the connection takes several buffers in one write.
+    /// Creates a value without frames. `can_share` is set if the connection supports vectored
+    /// writes.
     pub(super) fn new(framing: Framing, can_share: bool) -> Self {
         Self { framing, copied: scratch::take(), shared: Vec::new(), length: 0, frames: 0, can_share }
     }
@@ -46,12 +52,13 @@ impl Gathered {
         self.length == 0
     }
 
-    /// Returns whether the frames have to be written before others are added.
+    /// Returns whether the gathered frames must be written before more frames are added. This is so
+    /// from 256 KiB or 256 frames on.
     pub(super) fn is_full(&self) -> bool {
         self.length >= MAX_WRITE || self.frames >= MAX_FRAMES
     }
 
-    /// Adds a frame. An empty frame is left out: its chunk would end the body.
+    /// Adds a frame. An empty frame adds no bytes, because a chunk of size 0 would end the body.
     pub(super) fn push(&mut self, frame: Bytes) {
         if frame.is_empty() {
             self.frames += 1;
@@ -75,7 +82,7 @@ impl Gathered {
         self.frames += 1;
     }
 
-    /// Ends the body.
+    /// Adds the last chunk, which ends a chunked body.
     pub(super) fn end(&mut self) {
         if self.framing == Framing::Chunked {
             self.copied.extend_from_slice(LAST_CHUNK);
@@ -83,8 +90,8 @@ impl Gathered {
         }
     }
 
-    /// Writes until everything is written, or until the connection accepts no more bytes. Returns
-    /// the rest in the latter case.
+    /// Writes the gathered bytes. Returns `None` if all bytes were written. Returns the rest if the
+    /// connection currently accepts no more bytes.
     pub(super) fn write<I: AsyncWrite + Unpin>(
         &self,
         io: &mut I,
@@ -123,7 +130,8 @@ impl Gathered {
         Box::new(Unsent { pieces })
     }
 
-    /// Calls `f` with each piece after the first `skip` bytes, and with its frame if it is shared.
+    /// Calls `f` with each part of the gathered bytes in order, without the first `skip` bytes. If
+    /// the part belongs to a frame that is not copied, `f` also gets that frame.
     fn pieces<'a>(&'a self, mut skip: usize, mut f: impl FnMut(&'a [u8], Option<&'a Bytes>)) {
         let mut visit = |piece: &'a [u8], frame| {
             let skipped = skip.min(piece.len());
@@ -148,7 +156,7 @@ impl Drop for Gathered {
     }
 }
 
-/// Writes the size of a chunk in upper case, as hyper does, and the line end.
+/// Writes the size of a chunk in hexadecimal digits, in upper case as hyper does, and a CRLF.
 fn push_chunk_size(buffer: &mut Vec<u8>, size: usize) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let digits = (usize::BITS - size.leading_zeros()).div_ceil(4);
@@ -158,14 +166,15 @@ fn push_chunk_size(buffer: &mut Vec<u8>, size: usize) {
     buffer.extend_from_slice(b"\r\n");
 }
 
-/// The bytes that a client has yet to accept. Exists only for clients that read slowly.
+/// The bytes that the socket of a client has not accepted yet. Exists only while the client reads
+/// too slowly.
 #[derive(Debug)]
 pub(super) struct Unsent {
     pieces: VecDeque<Bytes>,
 }
 
 impl Unsent {
-    /// Writes until nothing is left.
+    /// Writes the bytes. Returns ready when all of them are written, or when the connection fails.
     pub(super) fn poll_write<I: AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,

@@ -12,16 +12,18 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// The time that a client has to close its side.
+/// The maximum time for which the server waits until the client closes its side of the connection.
 const MAX_TIME: Duration = Duration::from_secs(1);
-/// The number of bytes that are read and discarded in this time.
+/// The maximum number of bytes that the server discards while it waits for the client to close the
+/// connection.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// Closes a connection so that the client gets the bytes that were sent last (RFC 9112, §9.6).
+/// Closes a connection in such a way that the client receives the last bytes (RFC 9112, §9.6).
 ///
-/// If a socket is closed while it has bytes that were not read, the kernel resets the connection
-/// and discards what the client has not received yet. So the server first shuts down only its own
-/// direction, and reads until the client closes the other, within limits.
+/// If a socket has unread bytes when it is closed, the kernel resets the connection. The client
+/// then loses bytes that it has not received yet. So the server first shuts down only its own
+/// direction. Then it reads until the client closes the connection, for at most one second and 64
+/// KiB.
 #[derive(Debug, Default)]
 pub(super) enum Closing {
     #[default]
@@ -33,7 +35,8 @@ pub(super) enum Closing {
 }
 
 impl Closing {
-    /// Returns ready when the connection can be dropped.
+    /// Returns ready when the connection can be dropped: the client has closed it, it has failed,
+    /// or the limit of one second or 64 KiB is reached.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,

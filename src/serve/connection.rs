@@ -19,7 +19,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// The client's first bytes if it knows that the server has HTTP/2 (RFC 9113, §3.4).
+/// The first bytes of a client that uses HTTP/2 from the beginning (RFC 9113, §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pin_project! {
@@ -32,28 +32,29 @@ pin_project! {
 }
 
 pin_project! {
-    /// The states of a connection. Only an event stream is stored here. What the other states need
-    /// is on the heap, and is freed when they end, because most connections are event streams most
-    /// of the time.
+    /// The states of a connection. Most connections are event streams most of the time, so only the
+    /// event stream is stored inline. The data of the other states is on the heap, and is freed at
+    /// the end of the state.
     #[project = StateProjection]
     #[project_replace = StateReplaced]
     enum State<I, S: App, A: Address> {
-        /// Waits for the first bytes of a request.
+        /// The connection waits for the first bytes of a request.
         Idle { peer: Peer<I, S, A>, idle: Box<Idle> },
         Http1 { http1: Box<Http1<I, S, A>> },
         EventStream { peer: Peer<I, S, A>, #[pin] stream: EventStream<S::Body> },
         Http2 { http2: Pin<Box<dyn Future<Output = ()> + Send>> },
-        /// The last response is complete.
+        /// The last response is complete. The server waits for the client to close the connection.
         Closing { io: I, closing: Closing },
         Closed,
     }
 }
 
-/// A connection that waits for a request.
+/// The state of a connection that waits for a request.
 struct Idle {
-    /// The bytes that the client has sent so far.
+    /// The bytes of the next request that have arrived so far.
     received: Vec<u8>,
-    /// Whether the connection had a request before. Then it is of HTTP/1.
+    /// Set if the connection already had a request. Then it was an HTTP/1 request, and the next one
+    /// is, too.
     is_http1: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -77,7 +78,8 @@ impl Idle {
         Box::new(Self { received: received.to_vec(), is_http1, shutdown })
     }
 
-    /// Waits until the first bytes show the protocol.
+    /// Reads until the first bytes show whether the request is HTTP/1 or HTTP/2. Also returns ready
+    /// when the server shuts down or the client disconnects.
     fn poll<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Poll<Begun> {
         loop {
             if let Some(protocol) = self.protocol() {

@@ -17,33 +17,36 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The maximum number of bytes that are gathered for one write.
+/// When this number of bytes is gathered, they are written before more bytes are gathered.
 const MAX_GATHERED: usize = 64 * 1024;
 
-/// The limits of one poll of a connection. Only the task of the connection uses it. It is `Sync`
-/// because the task may move to another thread.
+/// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, and whether
+/// writes are gathered. Only the task of the connection uses it. Its fields are atomic because the
+/// task may move to another thread.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cork(Arc<Turn>);
 
 #[derive(Debug, Default)]
 struct Turn {
     is_corked: AtomicBool,
-    /// The number of bytes that may be read until the next turn.
+    /// The number of bytes that hyper may still read in its current poll of the connection.
     readable: AtomicUsize,
 }
 
 impl Cork {
-    /// Begins a turn. This number of bytes can be read until the next turn.
+    /// Allows hyper to read this number of bytes in its next poll of the connection.
     pub(super) fn begin_turn(&self, readable: usize) {
         self.0.readable.store(readable, Ordering::Relaxed);
     }
 
-    /// Returns whether all of the bytes were read.
+    /// Returns whether hyper has read all bytes that it may read in its current poll of the
+    /// connection.
     pub(super) fn is_used_up(&self) -> bool {
         self.0.readable.load(Ordering::Relaxed) == 0
     }
 
-    /// Gathers writes from now on, or lets the next flush send what was gathered.
+    /// If `is_corked` is true, writes are gathered from now on. If it is false, the next flush
+    /// sends the gathered bytes.
     pub(super) fn set(&self, is_corked: bool) {
         self.0.is_corked.store(is_corked, Ordering::Relaxed);
     }
@@ -53,12 +56,13 @@ impl Cork {
     }
 }
 
-/// A connection that gathers its writes while it is corked.
+/// A connection that gathers its writes in a buffer while its [`Cork`] is set. The next flush after
+/// that sends them.
 #[derive(Debug)]
 pub(super) struct Corked<I> {
     io: Rewound<I>,
     cork: Cork,
-    /// The bytes to write. Without any, it has no memory.
+    /// The bytes that are gathered and not written yet. An empty buffer takes no memory.
     gathered: Vec<u8>,
 }
 
@@ -67,7 +71,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         Self { io, cork, gathered: Vec::new() }
     }
 
-    /// Writes everything that was gathered.
+    /// Writes the gathered bytes to the connection. Bytes that the connection does not accept stay
+    /// gathered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut written = 0;
         let sent = loop {
@@ -89,7 +94,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         sent
     }
 
-    /// Returns whether the bytes of a write have to be gathered, and makes room for them.
+    /// Returns whether the bytes of a write have to be gathered. They do if the cork is set, or if
+    /// earlier bytes are not written yet. If 64 KiB or more are gathered, they are written first.
     fn poll_gathers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;

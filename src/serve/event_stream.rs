@@ -16,14 +16,15 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The number of bytes that are kept while a stream runs, such as a pipelined request.
+/// The maximum number of bytes that are kept while a stream runs, such as a pipelined request. If
+/// the client sends more, all of them are discarded, and the connection closes after the stream.
 const MAX_UNREAD: usize = 16 * 1024;
-/// The number of reads in one poll, so that a client that sends all the time does not keep the
+/// The maximum number of reads in one poll. So a client that sends all the time does not keep the
 /// thread busy.
 const MAX_READS: usize = 8;
 
 pin_project! {
-    /// Polls the body of a response, and writes it.
+    /// Polls the body of an event stream, and writes its frames to the connection.
     pub(super) struct EventStream<B> {
         #[pin]
         body: Option<B>,
@@ -32,13 +33,14 @@ pin_project! {
     }
 }
 
-/// The state of a connection for the direction from the server to the client.
+/// The sending side of a connection: the framing, and the bytes that are not written or flushed
+/// yet.
 #[derive(Debug)]
 struct Output {
-    /// The bytes that are ready and not written yet, because the socket was full. They are written
-    /// before the next frame of the body is polled.
+    /// The bytes that the socket has not accepted because it was full. They are written before the
+    /// body is polled again.
     unsent: Option<Box<Unsent>>,
-    /// Whether bytes were written and the connection was not flushed.
+    /// Set if bytes were written since the last flush of the connection.
     is_dirty: bool,
     framing: Framing,
     phase: Phase,
@@ -48,33 +50,36 @@ struct Output {
 enum Phase {
     /// The body may have more frames.
     Open,
-    /// The body is complete. What follows is the end of the connection, or the next request.
+    /// The body has ended without an error. The connection then closes, or waits for the next
+    /// request.
     Complete,
-    /// The body has failed. The client notices, because the last chunk is missing.
+    /// The body has failed. The last chunk of a chunked body is not sent, so that the client
+    /// notices the failure.
     Failed,
 }
 
-/// The direction from the client to the server.
+/// The receiving side of a connection: what the client sends while the stream runs.
 #[derive(Debug)]
 struct Input {
-    /// The bytes of the next request.
+    /// The bytes of the next request, which arrived while the stream was running.
     unread: Option<Box<BytesMut>>,
-    /// Whether the connection takes another request after the stream.
+    /// Set if the connection accepts another request after the stream.
     keep_alive: bool,
 }
 
-/// What becomes of the connection after the stream.
+/// The state of a connection after its event stream has ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// The next request follows, with these bytes of it.
+    /// The connection waits for the next request. These bytes of that request have already arrived.
     KeepAlive(Bytes),
-    /// The stream is over and completely written, and the server closes the connection.
+    /// The stream is completely written, and the server closes the connection.
     Close,
-    /// The client has closed the connection, the connection is broken, or it is dropped.
+    /// The connection is dropped at once: the client has closed it, it is broken, or a body without
+    /// chunks has failed.
     Disconnected,
 }
 
-/// The client has disconnected, or the connection is broken.
+/// The error of a connection that the client has closed or that is broken.
 struct Disconnected;
 
 impl From<io::Error> for Disconnected {
@@ -84,7 +89,8 @@ impl From<io::Error> for Disconnected {
 }
 
 impl<B> EventStream<B> {
-    /// `unread` are bytes of the client that follow its request.
+    /// Creates the stream of a connection that hyper has handed over. `offer` contains the body and
+    /// its framing. `unread` contains bytes that the client has sent after its request.
     pub(super) fn new(offer: Offer<B>, unread: BytesMut) -> Self {
         let unread = Some(unread).filter(|unread| !unread.is_empty()).map(Box::new);
         Self {
@@ -96,7 +102,9 @@ impl<B> EventStream<B> {
 }
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
-    /// Polls the stream to its end. `must_close` tells whether the server shuts down.
+    /// Polls the stream to its end, and reads from the connection to notice a disconnection. If
+    /// `must_close` returns `true`, the server is shutting down, and the connection closes after
+    /// the stream.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         mut self: Pin<&mut Self>,
         io: &mut I,
@@ -126,7 +134,8 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
         }
     }
 
-    /// Writes the frames of the body. The body is not polled while the client does not read.
+    /// Writes the frames of the body. While bytes wait for a slow client, the body is not polled.
+    /// Returns ready when the whole body is written or the client has disconnected.
     fn poll_body<I: AsyncWrite + Unpin>(
         self: Pin<&mut Self>,
         io: &mut I,
@@ -158,7 +167,8 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
     }
 }
 
-/// Polls the body for the frames of one write. Returns whether the body is pending.
+/// Polls the body for frames until one write is full, and adds them to `gathered`. Updates `phase`
+/// if the body ends or fails. Returns whether the body is pending.
 fn gather<B: Body<Data = Bytes>>(
     gathered: &mut Gathered,
     mut body: Pin<&mut Option<B>>,
@@ -194,7 +204,7 @@ fn gather<B: Body<Data = Bytes>>(
 }
 
 impl Output {
-    /// Writes the bytes that the client has not accepted yet.
+    /// Writes the bytes that the socket has not accepted before, and flushes the connection.
     fn poll_flush<I: AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,
@@ -213,9 +223,10 @@ impl Output {
 }
 
 impl Input {
-    /// Reads what the client sends, so that its disconnection is noticed.
+    /// Reads what the client sends, so that a disconnection is noticed. Reads at most eight times,
+    /// and then wakes the task to continue.
     ///
-    /// A client that closes only its own direction has disconnected, as in hyper.
+    /// A client that closes only its own direction counts as disconnected, as in hyper.
     fn poll_read<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Result<(), Disconnected> {
         for _ in 0..MAX_READS {
             let mut bytes = [MaybeUninit::uninit(); 1024];
@@ -233,8 +244,9 @@ impl Input {
         Ok(())
     }
 
-    /// Keeps bytes of the next request. Over the limit, the connection closes after the stream, and
-    /// the bytes are discarded. Not to read them would hide the end of the connection.
+    /// Keeps bytes of the next request, up to 16 KiB. Over this limit, all of them are discarded,
+    /// and the connection closes after the stream. The server continues to read, because only a
+    /// read shows that the client has disconnected.
     fn keep(&mut self, bytes: &[u8]) {
         if !self.keep_alive {
             return;

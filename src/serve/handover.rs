@@ -17,38 +17,39 @@ use std::{
     task::{Context, Poll},
 };
 
-/// An event stream whose head hyper writes.
+/// An event stream that leaves hyper as soon as hyper has written the head of its response.
 #[derive(Debug)]
 pub(super) struct Offer<B> {
     pub(super) body: B,
     pub(super) framing: Framing,
-    /// Whether the connection stays open after the stream.
+    /// Set if the connection stays open for another request after the stream.
     pub(super) keep_alive: bool,
 }
 
-/// The framing of a response without a length (RFC 9112, §6.3).
+/// The framing of a response body without a length (RFC 9112, §6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Chunked,
-    /// Ends with the connection, because the client knows only HTTP/1.0.
+    /// The body ends when the connection closes, because the client knows only HTTP/1.0.
     UntilClose,
 }
 
-/// The state of a hand-over. Only the task of the connection uses it. It is `Sync` because the task
-/// may move to another thread.
+/// The state of a hand-over: hyper writes the head of an event stream, and then this server takes
+/// over the connection. Only the task of the connection uses it. It is `Sync` because the task may
+/// move to another thread.
 #[derive(Debug)]
 pub(super) struct Handover<B> {
     stage: AtomicU8,
     offer: Mutex<Option<Offer<B>>>,
-    /// Set if the response was a switch to another protocol.
+    /// Set if the response has switched the connection to another protocol.
     is_upgraded: AtomicBool,
 }
 
-/// No event stream is being handed over, or hyper has not encoded its head yet.
+/// No event stream is being handed over, or hyper has not encoded the head of the event stream yet.
 const IDLE: u8 = 0;
-/// The head of the event stream is in the buffer of hyper.
+/// hyper has written the head of the event stream into its buffer, which is not flushed yet.
 const HEAD_ENCODED: u8 = 1;
-/// hyper's buffer is empty, and the body is next.
+/// hyper has flushed the head of the event stream, and the body is next.
 const HEAD_FLUSHED: u8 = 2;
 
 impl<B> Handover<B> {
@@ -56,13 +57,15 @@ impl<B> Handover<B> {
         Self { stage: AtomicU8::new(IDLE), offer: Mutex::new(None), is_upgraded: AtomicBool::new(false) }
     }
 
-    /// Keeps an event stream, and returns the body for hyper.
+    /// Stores an event stream until hyper has sent its head, and returns a placeholder body for
+    /// hyper.
     pub(super) fn offer(self: &Arc<Self>, offer: Offer<B>) -> HyperBody<B> {
         *self.offer.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
         HyperBody::Placeholder { handover: Arc::clone(self) }
     }
 
-    /// Called whenever hyper polls the placeholder, which may be again after the flush.
+    /// Records that hyper has encoded the head of the event stream. Called whenever hyper polls the
+    /// placeholder body. Calls after the first have no effect.
     fn head_encoded(&self) {
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
@@ -83,7 +86,7 @@ impl<B> Handover<B> {
         }
     }
 
-    /// Returns the event stream when its head is flushed.
+    /// Returns the event stream if hyper has flushed its head, and `None` before.
     pub(super) fn take(&self) -> Option<Offer<B>> {
         if self.stage.load(Ordering::Relaxed) != HEAD_FLUSHED {
             return None;
@@ -94,12 +97,13 @@ impl<B> Handover<B> {
 }
 
 pin_project! {
-    /// The body that hyper gets.
+    /// The response body that hyper gets.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
-        /// The body of the application.
+        /// The body of the application, which hyper writes.
         Whole { #[pin] body: B },
-        /// A body that is pending until the connection is taken.
+        /// A body that is always pending. hyper polls it until this server takes the connection
+        /// from hyper.
         Placeholder { handover: Arc<Handover<B>> },
     }
 }

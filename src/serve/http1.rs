@@ -20,16 +20,17 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 type HyperConnection<I, S, A> = UpgradeableConnection<TokioIo<Watched<I, <S as App>::Body>>, Http1Service<S, A>>;
 
-/// A connection of HTTP/1 between its first byte and an event stream.
+/// An HTTP/1 connection while hyper serves it: from the first byte of a request until an event
+/// stream begins.
 pub(super) struct Http1<I, S: App, A: Address> {
-    /// `None` after the connection has left hyper.
+    /// The connection in hyper, or `None` after the connection has left hyper.
     connection: Option<HyperConnection<I, S, A>>,
     handover: Arc<Handover<S::Body>>,
-    /// Completes once, when the server shuts down.
+    /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-/// What follows for the connection.
+/// The state of a connection that hyper no longer serves.
 pub(super) enum Next<I, S: App, A> {
     Closed,
     EventStream(Peer<I, S, A>, EventStream<S::Body>),
@@ -41,7 +42,8 @@ where
     S: App,
     A: Address,
 {
-    /// `front` was read from the connection before.
+    /// Creates a connection that hyper serves. `front` contains the first bytes of the request,
+    /// which were already read.
     pub(super) fn new(server: &Server, peer: Peer<I, S, A>, front: Bytes) -> Self {
         let Peer { io, service, address } = peer;
         let handover = Arc::new(Handover::new());

@@ -26,7 +26,8 @@ use tokio::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// Serves a connection of HTTP/2 until it is closed. `front` was read from the connection before.
+/// Serves an HTTP/2 connection until it is closed. `front` contains the first bytes of the client,
+/// which were read to detect the protocol.
 pub(super) fn serve<I, S, A>(
     server: &Server,
     peer: Peer<I, S, A>,
@@ -54,33 +55,37 @@ where
     Box::pin(Http2 { connection, streams })
 }
 
-/// A connection and its streams.
+/// An HTTP/2 connection and its streams, in one task.
 ///
-/// With a task for each stream, each of them would wake the task of the connection, which would
-/// write what the stream has sent. Here all streams that are ready are polled first, and what they
-/// send leaves in one write.
+/// With a task for each stream, each stream would wake the task of the connection, which would
+/// write the frames of this stream alone. Here all ready streams are polled first, and their frames
+/// leave in one write.
 struct Http2<I, S: App, A: Address> {
     connection: Connected<I, S, A>,
     streams: Streams,
 }
 
-/// A connection without its streams.
+/// hyper's part of an HTTP/2 connection, without the futures of its streams.
 struct Connected<I, S: App, A: Address> {
     connection: Connection<TokioIo<Corked<I>>, Http2Service<S, A>, Spawner>,
-    /// Completes once, when the server shuts down.
+    /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     cork: Cork,
-    /// The number of bytes that are read before the requests in them are accepted.
+    /// The number of bytes that hyper may read in one poll of the connection. It doubles, up to
+    /// [`MAX_READ`], when all of them were read and no request was among them. A request resets it
+    /// to [`MIN_READ`].
     read_limit: usize,
 }
 
-/// The number of bytes that are read before the requests in them are accepted. h2 has 248 bytes for
-/// each request that waits.
+/// The number of bytes that hyper may read in one poll while requests arrive. h2 uses 248 bytes of
+/// memory for each request that it has read and not accepted.
 const MIN_READ: usize = 512;
-/// The same while the client sends no requests, but the body of one.
+/// The maximum number of bytes that hyper may read in one poll while the client sends only request
+/// bodies.
 const MAX_READ: usize = 256 * 1024;
 
-/// The number of times that streams and connection are polled before other tasks are next.
+/// The number of times that the streams and the connection are polled in one run of the task. Then
+/// other tasks can run.
 const ROUNDS: usize = 4;
 
 impl<I, S, A> Future for Http2<I, S, A>
@@ -144,7 +149,7 @@ where
     }
 }
 
-/// The service of a connection of HTTP/2.
+/// hyper's service for an HTTP/2 connection.
 ///
 /// Each call runs in a task of its own. A connection from a proxy carries the requests of many
 /// clients, and their handlers have to run on all cores.
@@ -165,7 +170,8 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http2Ser
     }
 }
 
-/// The response to a request of HTTP/2. The call is cancelled when the client resets the stream.
+/// The future of the response to an HTTP/2 request. hyper drops it when the client resets the
+/// stream, which cancels the call of the service.
 struct Http2Call<B> {
     task: JoinHandle<Result<Response<B>, BoxError>>,
 }

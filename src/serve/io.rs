@@ -10,8 +10,8 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A connection with bytes in front that were read from it before. Its shutdown waits for the
-/// client.
+/// A connection of which some bytes were already read. Reading first returns these bytes, `front`.
+/// Its shutdown waits until the client closes the connection, for at most one second.
 #[derive(Debug)]
 pub(super) struct Rewound<I> {
     pub(super) io: I,
@@ -67,7 +67,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
     }
 }
 
-/// A connection that reports when hyper has flushed everything.
+/// A connection that reports to the hand-over when hyper has flushed all its bytes.
 #[derive(Debug)]
 pub(super) struct Watched<I, B> {
     pub(super) io: Rewound<I>,
@@ -97,14 +97,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin, B> AsyncWrite for Watched<I, B> {
         self.io.is_write_vectored()
     }
 
-    /// hyper flushes a connection only after it has written all of its buffer.
+    /// Flushes the connection, and reports the flush to the hand-over. hyper flushes a connection
+    /// only after it has written its whole buffer.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.handover.flushed();
         Poll::Ready(Ok(()))
     }
 
-    /// Another protocol, to which the connection was upgraded, may read after its own shutdown.
+    /// Shuts down the connection. After an upgrade to another protocol, it does not wait for the
+    /// client, because that protocol may read after its own shutdown.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.handover.is_upgraded() {
             true => Pin::new(&mut self.io.io).poll_shutdown(cx),

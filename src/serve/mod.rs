@@ -109,11 +109,11 @@ use tower_service::Service;
 /// Serves an axum `Router`, or any other tower service, on a listener.
 ///
 /// The server runs while it is awaited. Without
-/// [`with_graceful_shutdown`](Serve::with_graceful_shutdown), it never returns. When it is dropped,
-/// its connections shut down gracefully.
+/// [`with_graceful_shutdown`](Serve::with_graceful_shutdown), it never returns. When its future is
+/// dropped, its connections shut down gracefully.
 ///
-/// Errors of accepted connections are those of the [`Listener`]: axum's listeners log them, and try
-/// again after one second if the process has too many open files.
+/// The [`Listener`] handles the errors of accepting a connection. axum's listeners log them, and
+/// try again after one second if the process has too many open files.
 ///
 /// See the [module](self) for examples and limits.
 pub fn serve<L, S>(listener: L, service: S) -> Serve<L, S>
@@ -136,10 +136,10 @@ impl<L: Listener, S> Serve<L, S> {
     /// Begins a graceful shutdown when the signal completes: a `CancellationToken` that is
     /// cancelled, or a future.
     ///
-    /// The server accepts no more connections, and closes those without a request. It returns when
-    /// all responses are complete. An event stream is complete when its body ends, so give the
-    /// token also to [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does not read
-    /// delays the end until its [`ClientTimeout`].
+    /// The server accepts no more connections, and closes connections that have no request in
+    /// progress. It returns when all responses are complete. An event stream is complete when its
+    /// body ends, so also set [`SseLayer::shutdown`](crate::SseLayer::shutdown). A client that does
+    /// not read delays the end of the server until its [`ClientTimeout`].
     ///
     /// # Examples
     ///
@@ -159,8 +159,8 @@ impl<L: Listener, S> Serve<L, S> {
 
     /// Sets the timeout for clients that do not read or have vanished. Default: 30 seconds.
     ///
-    /// Applies to TCP connections. It replaces the options that a listener has set, for example
-    /// with axum's `tap_io`.
+    /// The timeout applies to TCP connections. It replaces socket options that a listener has set,
+    /// for example with axum's `tap_io`.
     pub fn client_timeout(mut self, timeout: ClientTimeout) -> Self {
         self.client_timeout = Some(timeout);
         self
@@ -206,7 +206,8 @@ where
     }
 }
 
-/// Waits for a connection. Returns `None` when the signal completes.
+/// Waits for the next connection. Returns `None` if `signal`, which begins the shutdown, completes
+/// first.
 async fn accept<L: Listener>(
     listener: &mut L,
     mut signal: Option<&mut Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -223,7 +224,8 @@ async fn accept<L: Listener>(
     .await
 }
 
-/// Sets the options of a TCP socket. Other connections are left as their listener made them.
+/// Sets the options of a TCP socket, and logs a failure. Without `client_timeout`, sets only
+/// `TCP_NODELAY`. Connections of other types are not changed.
 fn prepare<I: 'static>(io: &mut I, client_timeout: Option<ClientTimeout>) {
     if let Some(tcp) = (io as &mut dyn Any).downcast_mut::<TcpStream>() {
         // The connection works without the options. On some systems, they also fail if the client

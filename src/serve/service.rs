@@ -22,7 +22,7 @@ use std::{
 };
 use tower_service::Service;
 
-/// A service that can be served.
+/// The bounds of a tower service that this server can serve.
 pub(super) trait App:
     Service<Request<RequestBody>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send + 'static>
     + Clone
@@ -46,7 +46,8 @@ pub(super) trait Address: Clone + Send + Sync + 'static {}
 
 impl<A: Clone + Send + Sync + 'static> Address for A {}
 
-/// Returns the request of the application: with the address of the client, and a body of axum.
+/// Returns the request for the application. It contains the address of the client as `ConnectInfo`.
+/// `body` converts the body of the request into axum's type.
 pub(super) fn with_connect_info<B, A: Address>(
     request: Request<B>,
     address: &A,
@@ -57,7 +58,7 @@ pub(super) fn with_connect_info<B, A: Address>(
     request
 }
 
-/// The service of a connection of HTTP/1.
+/// The application as hyper's service for an HTTP/1 connection.
 pub(super) struct Http1Service<S: App, A> {
     pub(super) service: S,
     pub(super) address: A,
@@ -77,19 +78,20 @@ impl<S: App, A: Address> hyper::service::Service<Request<Incoming>> for Http1Ser
     }
 }
 
-/// The parts of a request that decide whether its connection can be taken.
+/// The properties of a request that decide whether this server can take its connection from hyper.
 #[derive(Debug)]
 struct Facts {
     version: Version,
-    /// Whether the client closes the connection after the response (RFC 9112, §9.6).
+    /// Set if the client asks to close the connection after the response (RFC 9112, §9.6).
     closes: bool,
-    /// Whether the response has a body that hyper does not treat in a special way.
+    /// Set if the response has a usual body: the method is neither `HEAD` nor `CONNECT`, and there
+    /// is no `Upgrade` header.
     is_plain: bool,
     is_connect: bool,
     body: RequestProgress,
 }
 
-/// Whether hyper has read the whole request.
+/// Shows whether hyper has read the body of a request to its end.
 #[derive(Debug)]
 enum RequestProgress {
     Complete,
@@ -114,11 +116,11 @@ impl Facts {
         (facts, request.map(|body| RequestBody::new(TrackedBody { body, is_complete })))
     }
 
-    /// Returns the framing of an event stream that can leave hyper, and `None` for any other
-    /// response.
+    /// Returns the framing of an event stream that this server can take over from hyper, and `None`
+    /// for any other response.
     ///
-    /// hyper keeps a connection whose request it has not read completely, and a response with a
-    /// framing of its own: a known length, trailers, other transfer codings.
+    /// hyper keeps a connection whose request it has not read completely. It also keeps a response
+    /// with a framing of its own: a known length, trailers or other transfer codings.
     fn framing<B: Body>(&self, response: &Response<B>) -> Option<Framing> {
         let is_request_read = match &self.body {
             RequestProgress::Complete => true,
@@ -141,7 +143,7 @@ impl Facts {
     }
 }
 
-/// The body of a request, which remembers whether it was read to its end.
+/// The body of a request. It records in `is_complete` that it was read to its end.
 #[derive(Debug)]
 struct TrackedBody {
     body: Incoming,
@@ -170,7 +172,8 @@ impl Body for TrackedBody {
 }
 
 pin_project! {
-    /// The call of a service: first its readiness, then its response.
+    /// The call of a service: waits until the service is ready, calls it, and waits for the
+    /// response.
     #[project = CallProjection]
     pub(super) enum Call<S: App> {
         Waiting { service: S, request: Option<Request<RequestBody>> },
@@ -205,7 +208,8 @@ impl<S: App> Future for Call<S> {
 }
 
 pin_project! {
-    /// The response to a request of HTTP/1.
+    /// The future of the response to an HTTP/1 request. For an event stream, hyper gets a
+    /// placeholder body, and the real body is stored until the server takes the connection.
     pub(super) struct Http1Call<S: App> {
         #[pin]
         call: Call<S>,

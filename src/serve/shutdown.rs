@@ -4,17 +4,17 @@ use tokio_util::sync::CancellationToken;
 
 /// A signal that begins a graceful shutdown: a [`CancellationToken`], or a future that completes.
 ///
-/// `M` distinguishes the two, and is always inferred.
+/// The compiler always infers `M`, which distinguishes the two.
 pub trait ShutdownSignal<M>: sealed::Sealed<M> {
     #[doc(hidden)]
     fn wait(self) -> impl Future<Output = ()> + Send + 'static;
 }
 
-/// The marker of a token.
+/// Marks a [`CancellationToken`] as a [`ShutdownSignal`].
 #[derive(Debug)]
 pub enum Token {}
 
-/// The marker of a future.
+/// Marks a future as a [`ShutdownSignal`].
 #[derive(Debug)]
 pub enum Awaited {}
 

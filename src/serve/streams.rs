@@ -19,21 +19,22 @@ use std::{
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The number of streams that are polled before the connection takes their frames. h2 has 624 bytes
-/// for each frame that waits.
+/// The number of streams that are polled before the connection takes their frames. With more
+/// streams, more frames would wait, and h2 uses 624 bytes of memory for each waiting frame.
 const SLICE: usize = 4;
 
-/// The index of the connection in the queue.
+/// The index that stands for the connection itself in the queue of ready streams.
 const CONNECTION: u32 = u32::MAX;
 
-/// The streams of one connection.
+/// The streams of one HTTP/2 connection, which run in the task of the connection.
 pub(super) struct Streams {
     slots: Vec<Option<Slot>>,
     /// The indices of empty slots.
     free: Vec<u32>,
     queue: Arc<Queue>,
     connection: Arc<Woken>,
-    /// The indices of the streams that are being polled. Kept for its memory.
+    /// The indices of the streams that are being polled. The list is stored here so that its memory
+    /// is reused.
     polling: Vec<u32>,
 }
 
@@ -42,7 +43,8 @@ struct Slot {
     woken: Arc<Woken>,
 }
 
-/// What is ready, and what hyper has begun.
+/// The streams that are ready to be polled, whether the connection is ready, and the streams that
+/// hyper has begun.
 #[derive(Default)]
 struct Queue(Mutex<Ready>);
 
@@ -51,7 +53,8 @@ struct Ready {
     streams: Vec<u32>,
     is_connection_ready: bool,
     spawned: Vec<Stream>,
-    /// The waker of the task, unless the task runs.
+    /// The waker of the task of the connection. `None` while that task runs, because it reads the
+    /// queue itself.
     task: Option<Waker>,
 }
 
@@ -61,7 +64,7 @@ impl Queue {
     }
 }
 
-/// The waker of one stream, or of the connection.
+/// The waker of one stream, or of the connection itself.
 struct Woken {
     index: u32,
     is_queued: AtomicBool,
@@ -96,7 +99,7 @@ impl Wake for Woken {
     }
 }
 
-/// The executor of hyper: it collects the streams that a connection begins.
+/// The executor that hyper gets. It spawns no tasks, but collects the streams that hyper begins.
 #[derive(Clone)]
 pub(super) struct Spawner(Arc<Queue>);
 
@@ -118,7 +121,8 @@ impl Streams {
         Spawner(Arc::clone(&self.queue))
     }
 
-    /// Returns the waker of the connection if the connection is ready.
+    /// Returns the waker for the next poll of the connection, or `None` if the connection is not
+    /// ready to be polled.
     pub(super) fn take_connection(&self) -> Option<Waker> {
         let is_ready = mem::take(&mut self.queue.lock().is_connection_ready);
         is_ready.then(|| {
@@ -127,18 +131,18 @@ impl Streams {
         })
     }
 
-    /// Returns whether the connection has begun streams that were not polled yet.
+    /// Returns whether hyper has begun streams that were not polled yet.
     pub(super) fn has_begun(&self) -> bool {
         !self.queue.lock().spawned.is_empty()
     }
 
-    /// Makes the connection ready.
+    /// Marks the connection as ready, so that it is polled again.
     pub(super) fn wake_connection(&self) {
         self.connection.wake_by_ref();
     }
 
-    /// Polls each stream that is ready once. Calls `between` after every few of them, if others
-    /// follow.
+    /// Polls each ready stream once. Calls `between` after every four streams, unless no stream
+    /// follows.
     pub(super) fn poll_ready(&mut self, mut between: impl FnMut(&Self)) {
         let mut polling = mem::take(&mut self.polling);
         let mut ready = self.queue.lock();
@@ -158,8 +162,9 @@ impl Streams {
         self.polling = polling;
     }
 
-    /// The budget of tokio is that of a task: all streams together would use it up after 128
-    /// operations. A stream alone is bounded by its window and by the buffer of its connection.
+    /// Polls these streams once, without tokio's cooperative budget. The budget belongs to the
+    /// task, so all streams together would use it up after 128 operations. The HTTP/2 window and
+    /// the buffer of the connection already limit each stream.
     fn poll_slice(&mut self, indices: &[u32]) {
         let all = poll_fn(|_| {
             indices.iter().for_each(|&index| self.poll_stream(index));
@@ -193,7 +198,8 @@ impl Streams {
         index
     }
 
-    /// Returns whether the task can wait. `task` is then woken when something is ready.
+    /// Returns whether the task can wait because nothing is ready. In this case, `task` is woken
+    /// when a stream or the connection becomes ready.
     pub(super) fn wait(&self, task: &Waker) -> bool {
         let mut ready = self.queue.lock();
         let can_wait = ready.streams.is_empty() && ready.spawned.is_empty() && !ready.is_connection_ready;

@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// The time that a test waits for an event before it fails.
+/// The default time that a test waits for an event before it panics.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Reads the event stream of a response, as an `EventSource` does.
@@ -70,16 +70,16 @@ where
     }
 }
 
-/// An event that a client dispatches.
+/// An event as a client dispatches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReceivedEvent {
-    /// The name of the event. `message` if the stream sets none.
+    /// The name of the event, or `message` if the stream sets no name.
     pub name: String,
-    /// The data. Lines are joined with LF.
+    /// The data of the event. Several lines are joined with LF.
     pub data: String,
-    /// The last event id at this event, which can be that of an earlier event. Empty if there is
-    /// none.
+    /// The client's last event id when it dispatches this event. If the event itself has no id,
+    /// this is the id of an earlier event. Empty if no event had an id.
     pub id: String,
 }
 
@@ -97,30 +97,30 @@ impl ReceivedEvent {
 
 /// Reads the events of one response. Created by [`events`].
 ///
-/// Every method that waits panics if an event does not arrive within the deadline, 5 seconds by
-/// default. In a test with paused time ([`tokio::time::pause`]), the wait takes no time.
+/// Methods that wait for an event panic if it does not arrive within the deadline, which is 5
+/// seconds by default. In a test with paused time ([`tokio::time::pause`]), the wait takes no time.
 pub struct EventReader {
     body: Box<dyn EventBody>,
     deadline: Duration,
     interpreter: whatwg::Interpreter,
-    /// The number of events that were returned.
+    /// The number of events that were already returned.
     read: usize,
     has_ended: bool,
 }
 
 impl EventReader {
-    /// Sets the time that each of the following calls waits for an event.
+    /// Sets the time that each later call waits for an event before it panics. Default: 5 seconds.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Returns the next event. Returns `None` if the stream has ended.
+    /// Returns the next event, or `None` if the stream has ended.
     ///
     /// # Panics
     ///
-    /// Panics if there is neither an event nor the end of the stream within the deadline, or if the
+    /// Panics if neither an event nor the end of the stream arrives within the deadline, or if the
     /// body fails.
     pub async fn next(&mut self) -> Option<ReceivedEvent> {
         let deadline = self.deadline;
@@ -130,12 +130,12 @@ impl EventReader {
         }
     }
 
-    /// Returns the next `count` events.
+    /// Returns the next `count` events, in order.
     ///
     /// # Panics
     ///
-    /// Panics if an event does not arrive within the deadline after the previous event, if the
-    /// stream ends early, or if the body fails.
+    /// Panics if an event does not arrive within the deadline after the previous event. Also panics
+    /// if the stream ends before `count` events, or if the body fails.
     pub async fn collect(&mut self, count: usize) -> Vec<ReceivedEvent> {
         let mut events = Vec::new();
         while events.len() < count {
@@ -147,11 +147,12 @@ impl EventReader {
         events
     }
 
-    /// Returns all events up to the end of the stream.
+    /// Returns all remaining events, and waits for the end of the stream.
     ///
     /// # Panics
     ///
-    /// Panics if neither an event nor the end arrives within the deadline, or if the body fails.
+    /// Panics if neither the next event nor the end arrives within the deadline, or if the body
+    /// fails.
     pub async fn rest(&mut self) -> Vec<ReceivedEvent> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
@@ -160,13 +161,14 @@ impl EventReader {
         events
     }
 
-    /// Returns the comments that were read so far, without their colon. Heartbeats are comments.
+    /// Returns the comments that were read so far, without their leading colon. By default,
+    /// heartbeats are comments.
     #[must_use]
     pub fn comments(&self) -> &[String] {
         &self.interpreter.source.comments
     }
 
-    /// Returns the last reconnect delay that was read so far.
+    /// Returns the last reconnect delay that was read so far, or `None` if no delay was read.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         let milliseconds = self.interpreter.source.reconnection_time.as_ref()?;
@@ -174,7 +176,7 @@ impl EventReader {
     }
 
     /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now. Empty if
-    /// there is none.
+    /// there is no id.
     #[must_use]
     pub fn last_event_id(&self) -> &str {
         &self.interpreter.source.last_event_id
@@ -210,9 +212,10 @@ impl fmt::Debug for EventReader {
     }
 }
 
-/// A body of any type.
+/// A response body of any type, with its type erased.
 trait EventBody: Send {
-    /// Returns the next data, or the text of an error. Skips trailers.
+    /// Returns the next data of the body, the text of its error, or `None` at its end. Skips
+    /// trailers.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>>;
 }
 

@@ -3,20 +3,21 @@
 //!
 //! It is slow. It follows the standard in the same order and with the same terms.
 
-/// The result of interpreting a stream, as an `EventSource` does.
+/// The state of an `EventSource` after it has interpreted a stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventSource {
     /// The events that were dispatched, in order.
     pub messages: Vec<Message>,
-    /// The value of `Last-Event-ID` on a reconnect.
+    /// The id that the client would send as `Last-Event-ID` if it reconnected.
     pub last_event_id: String,
-    /// The reconnection time in milliseconds, as the digits in the stream.
+    /// The reconnection time in milliseconds, as the digits that the stream contains. `None` if the
+    /// stream sets no time.
     pub reconnection_time: Option<String>,
-    /// The comment lines without their colon. A page does not see them.
+    /// The comment lines without their leading colon. A page does not see them.
     pub comments: Vec<String>,
 }
 
-/// A `MessageEvent`.
+/// A `MessageEvent` that a page receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub r#type: String,
@@ -24,14 +25,15 @@ pub struct Message {
     pub last_event_id: String,
 }
 
-/// Interprets a whole stream, up to its end.
+/// Interprets a whole stream of a new client. An incomplete event at the end is discarded.
 pub fn parse(stream: &[u8]) -> EventSource {
     parse_after("", stream)
 }
 
-/// Interprets a whole stream that a client reads after it has reconnected with an id.
+/// Interprets a whole stream of a client that has reconnected with the id `last_event_id_string`.
 ///
-/// The first blank line replaces that id with the last event ID buffer of this stream.
+/// At the first blank line, the last id of this stream replaces that id. If the stream has no id
+/// until then, the client's id becomes empty.
 pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     let mut interpreter = Interpreter::default();
     last_event_id_string.clone_into(&mut interpreter.source.last_event_id);
@@ -40,15 +42,15 @@ pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     interpreter.source
 }
 
-/// Interprets a stream in parts.
+/// Interprets a stream that arrives in parts.
 #[derive(Clone, Debug, Default)]
 pub struct Interpreter {
     /// The result so far.
     pub source: EventSource,
     line: Vec<u8>,
-    /// Whether the last byte was a CR, so that an LF belongs to the same line end.
+    /// Set if the last byte was a CR. If the next byte is an LF, it belongs to the same line end.
     is_after_cr: bool,
-    /// Whether the first line has ended.
+    /// Set after the first line. Only the first line can begin with a byte order mark.
     is_after_first_line: bool,
     data: String,
     event_type: String,
@@ -56,7 +58,7 @@ pub struct Interpreter {
 }
 
 impl Interpreter {
-    /// Interprets the next part of the stream.
+    /// Interprets the next part of the stream, which may end anywhere.
     pub fn feed(&mut self, part: &[u8]) {
         for &byte in part {
             let is_second_half = byte == b'\n' && self.is_after_cr;

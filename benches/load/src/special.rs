@@ -17,6 +17,10 @@ const BURSTS: f64 = 200.0;
 const STEP: f64 = 0.5;
 /// The largest burst. All steps together fit into the log of a hub, if it retains 65,536 events.
 const LARGEST: u64 = 12_800;
+/// The number of reconnects per second. At a higher rate, the client would be the bottleneck.
+const RECONNECTS: f64 = 4000.0;
+/// The number of reconnects that begin at the same time.
+const RECONNECTS_AT_ONCE: usize = 100;
 /// No step begins later than this. On a busy machine, a step takes longer.
 const ALL_STEPS: Duration = Duration::from_secs(12);
 /// The seconds between two heartbeats.
@@ -71,10 +75,15 @@ pub fn reconnect(run: &mut Run, row: &Row, missed: u64) -> io::Result<Figures> {
 
     let clients = row.clients - 1;
     let wanted = run.client.totals().events + clients as u64 * missed;
-    run.client.opening = 1000;
     run.client.totals().first_events.clear();
     let figures = run.figures(|run| {
-        run.client.open(clients, || Stream::resuming(Verifier::beginning_with(1), last_id.clone()))?;
+        let begin = Instant::now();
+        for opened in (0..clients).step_by(RECONNECTS_AT_ONCE) {
+            let count = RECONNECTS_AT_ONCE.min(clients - opened);
+            run.client.open(count, || Stream::resuming(Verifier::beginning_with(1), last_id.clone()))?;
+            let due = begin + Duration::from_secs_f64((opened + count) as f64 / RECONNECTS);
+            run.client.run_until(due, |_| false)?;
+        }
         let left = wanted - run.client.totals().events;
         run.receive(left)
     })?;

@@ -24,23 +24,27 @@ use super::{Appended, Backend, Bounds, Position, Record, RecordKind};
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::timeout;
 
-/// The time limit for a request that has to succeed.
+/// The time limit of a `read`, `follow` or `append_if_unchanged` call that has to return. A check
+/// panics if the call takes longer.
 const SOON: Duration = Duration::from_secs(20);
-/// The time that a check waits before it concludes that nothing happens.
+/// The time that a check waits to see that a call does not return, before it concludes that the
+/// call keeps waiting.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// More records than any check appends, except the check of retention.
+/// The retention limit of the logs for all checks except the check of retention. Each of these
+/// checks appends fewer records.
 const PLENTY: usize = 100_000;
 
-/// Runs all checks, each on a log of its own.
+/// Checks an implementation of [`Backend`] against the rules of the trait. Each check uses a log of
+/// its own.
 ///
-/// The first argument of `open` is the name of a log, and the second is the number of records that
-/// the log should retain, approximately. `open` connects to this log, and creates an empty one if
-/// the name is new. A check may open one name several times: each connection stands for another
-/// process.
+/// The first argument of `open` is the name of a log. The second is the approximate number of
+/// records that this log has to retain. `open` connects to the log with this name, and creates an
+/// empty log if the name is new. A check may call `open` several times with one name: each result
+/// stands for another process.
 ///
 /// # Panics
 ///
-/// Panics at the first check that fails, with a message that names the violated rule.
+/// Panics at the first check that fails. The message says which rule the implementation violates.
 pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     // The futures of a backend can be large, and each check contains many.
     Box::pin(an_empty_log_ends_where_it_begins(&open("empty", PLENTY).await)).await;
@@ -55,8 +59,8 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
-/// A log that was never appended to has no record. Its eviction watermark (`evicted_through`) is
-/// not after its last position.
+/// Checks that a log without appended records is empty, and that its eviction watermark
+/// (`evicted_through`) equals its last position.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");
     assert_eq!(bounds.evicted_through, bounds.last, "an empty log ends where it begins");
@@ -66,7 +70,8 @@ async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     assert!(page.evicted_through <= bounds.last, "an empty log has evicted nothing after its end");
 }
 
-/// Topics of any name, records of each kind and events of any text are read as they were appended.
+/// Checks that records are read as they were appended, for topics of any name, every kind of
+/// record, and events of any text.
 async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
     let names =
         ["", "a", "a b", "a.b", "*", ">", "a/b", "=41", "ä", "日本語 🦀", "\0", "\r\n", "A", &"long".repeat(50)];
@@ -93,7 +98,8 @@ async fn records_are_read_as_they_were_added<B: Backend>(log: &B) {
     }
 }
 
-/// Positions increase. The records of one append have no other record between them.
+/// Checks that the positions of records increase, and that no other record is between the records
+/// of one append.
 async fn positions_rise<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").last;
     let mut before = begin;
@@ -116,7 +122,8 @@ async fn positions_rise<B: Backend>(log: &B) {
     assert_eq!(follow(log, all[50].0, 55).await, all[51..], "followed from the middle of an append");
 }
 
-/// Each page ends after the requested position, even if it has no record of the requested topics.
+/// Checks that `read` returns a log of 10,000 records in pages. The end of each page has to be
+/// after the requested position, even if the page has no record.
 async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").last;
     for batch in 0..50 {
@@ -131,7 +138,7 @@ async fn a_long_log_is_read_in_pages<B: Backend>(log: &B) {
     }
 }
 
-/// `follow` waits for a record. Dropping its future loses no record.
+/// Checks that `follow` waits if there is no record, and that dropping its future loses no record.
 async fn dropping_follow_loses_no_record<B: Backend>(log: &B) {
     let begin = log.bounds().await.expect("bounds").last;
     assert!(timeout(A_WHILE, log.follow(begin)).await.is_err(), "there is nothing yet, so it waits");
@@ -155,8 +162,8 @@ async fn dropping_follow_loses_no_record<B: Backend>(log: &B) {
     assert_eq!(followed.len(), 100);
 }
 
-/// Two processes that append at the same time read the records in the same order. The records of
-/// one append stay together.
+/// Checks that two processes that append at the same time read all records in the same order.
+/// `logs` are two connections to one log. The records of one append have to stay together.
 async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     const BATCHES: usize = 100;
     const BATCH: usize = 5;
@@ -192,8 +199,9 @@ async fn all_have_one_order<B: Backend>(logs: [B; 2]) {
     assert_eq!((last_of_each("one"), last_of_each("two")), (one, two), "each is where its append said");
 }
 
-/// Appends that run at the same time, from two processes, return different positions. What a
-/// process that connects later appends has greater positions.
+/// Checks that appends at the same time, from two processes, return different positions. A process
+/// that connects later then has to append at a greater position. `open` opens one more connection
+/// to the same log.
 async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 10;
     const AT_ONCE: usize = 16;
@@ -235,8 +243,8 @@ async fn concurrent_appends_share_no_position<B: Backend>(open: impl AsyncFn() -
     }
 }
 
-/// `append_if_unchanged` appends if the log has no record of the topic after a position. Otherwise
-/// it appends nothing.
+/// Checks that `append_if_unchanged` appends only if the log has no record of the topic after the
+/// given position. Otherwise `append_if_unchanged` has to append nothing.
 async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
     let Bounds { epoch, last: begin, .. } = log.bounds().await.expect("bounds");
     // The log without the topics of the records that are not appended.
@@ -300,7 +308,8 @@ async fn changed_topics_refuse_an_append<B: Backend>(log: &B) {
     );
 }
 
-/// If several processes append to a topic after the same position, exactly one append succeeds.
+/// Checks that exactly one of several `append_if_unchanged` calls succeeds, if they run at the same
+/// time with the same topic and position. `open` opens one more connection to the same log.
 async fn one_of_several_concurrent_appends_succeeds<B: Backend>(open: impl AsyncFn() -> B) {
     const ROUNDS: usize = 20;
     const AT_ONCE: usize = 4;
@@ -326,7 +335,8 @@ async fn one_of_several_concurrent_appends_succeeds<B: Backend>(open: impl Async
     }
 }
 
-/// Evicted records are reported to each reader that may have missed them, and to no other.
+/// Checks that evicted records are reported to a reader that may have missed them, and to no other
+/// reader. `max_records` is the number of records that the log retains, approximately.
 async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     let topics = ["topic".into()];
     let begin = log.bounds().await.expect("bounds").last;
@@ -367,7 +377,7 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     }
 }
 
-/// Waits for two futures at the same time.
+/// Waits until both futures have completed, and polls them at the same time.
 async fn both<A: Future, B: Future>(one: A, other: B) -> (A::Output, B::Output) {
     let (mut one, mut other) = (pin!(one), pin!(other));
     let mut done = (None, None);
@@ -389,7 +399,8 @@ async fn both<A: Future, B: Future>(one: A, other: B) -> (A::Output, B::Output) 
     .await
 }
 
-/// Waits for all of these futures at the same time.
+/// Waits until all futures have completed, and polls them at the same time. The outputs have the
+/// order of the futures.
 async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
     let mut outputs: Vec<_> = futures.iter().map(|_| None).collect();
@@ -426,7 +437,7 @@ async fn append_if_unchanged<B: Backend>(
     append.await.expect("it does not wait").expect("append_if_unchanged returns no error")
 }
 
-/// Reads the rest of the log, page by page.
+/// Reads the records of these topics from `after` to the end of the log, page by page.
 async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: Position) -> Vec<(Position, Record)> {
     let Bounds { epoch, last, .. } = log.bounds().await.expect("bounds");
     let mut records = Vec::new();
@@ -442,7 +453,8 @@ async fn read<B: Backend>(log: &B, topics: &[Arc<str>], mut after: Position) -> 
     records
 }
 
-/// Follows the log until `count` records have arrived.
+/// Reads the log after a position with `follow`, until exactly `count` records have arrived. Panics
+/// if there are more.
 async fn follow<B: Backend>(log: &B, mut after: Position, count: usize) -> Vec<(Position, Record)> {
     let epoch = log.bounds().await.expect("bounds").epoch;
     let mut records = Vec::new();

@@ -6,13 +6,14 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// A log in the memory of this process: for tests with several hubs, and as the simplest
+/// A log in the memory of this process. It is for tests with several hubs, and is the simplest
 /// [`Backend`].
 ///
 /// Clones share the log. The log retains the newest `max_records` records of all topics together.
+/// An append beyond this limit evicts the oldest record.
 ///
-/// Two locks guard the log: the mutex of the records, and the lock inside the `watch` channel that
-/// announces the last position. No task holds both locks at the same time.
+/// Two locks guard the log: a mutex around the records, and the lock inside the `watch` channel
+/// that announces the last position. No task holds both locks at the same time.
 #[derive(Clone, Debug)]
 pub struct MemoryBackend {
     log: Arc<Mutex<Log>>,
@@ -28,11 +29,12 @@ struct Log {
     last: Position,
 }
 
-/// The number of records in a full page.
+/// The maximum number of records in a page, the result of one read.
 const PAGE: usize = 1000;
 
 impl MemoryBackend {
-    /// Creates an empty log that retains `max_records` records.
+    /// Creates an empty log that retains the newest `max_records` records. With 0, the log retains
+    /// no record.
     #[must_use]
     pub fn new(max_records: usize) -> Self {
         Self { log: Arc::default(), last: watch::Sender::new(Position::START), max_records, epoch: random::bits() }

@@ -32,37 +32,39 @@ use crate::BoxError;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// A log that outlives its readers.
+/// A log of events in a server, which several processes share, and which outlives each of them.
 ///
 /// All processes whose [`Hub`](super::Hub)s are [connected](super::Builder::backend) to one log
-/// share its topics and events, as if they were one hub. Each record of the log has a [`Position`].
-/// Positions begin at 1 and increase, not necessarily by one. All topics share one order.
+/// share its topics and events, as if they were one hub. The log consists of records. A record is
+/// one event of a topic, or finishes a topic. Each record has a [`Position`]. Positions begin at 1
+/// and increase, not necessarily by one. All topics share one order.
 ///
 /// # Rules for every implementation
 ///
 /// 1. **Order.** Once a reader can see a record, no record with a smaller position may appear. A
-///    page contains every record up to its end. (A sequence in SQL alone does not give this: a
-///    transaction with a smaller number can commit later.)
+///    [`Page`] contains every retained record of the requested topics up to its end. (A sequence in
+///    SQL alone does not give this: a transaction with a smaller number can commit later.)
 /// 2. **Durability.** After [`append`](Self::append) has returned `Ok`, the records are in the log
 ///    for as long as its retention allows. They survive the failures that the implementation
 ///    documents.
-/// 3. **Reported eviction.** A record that was in the log and is not retained any more has a
-///    position up to and including [`Page::evicted_through`] and [`Bounds::evicted_through`].
-/// 4. **No position is used twice.** Two records of one [epoch](Bounds::epoch) never have the same
-///    position, even if the first of them was deleted. A log that was deleted and created again, or
-///    restored from a backup, or has lost its newest records in a failover, has another epoch
-///    before it stores the next record. Otherwise a client could resume in it with an id of the
-///    previous log, and miss events.
-/// 5. **An id is made of one log.** The hub makes an id from an epoch and a position. [`Appended`],
-///    [`Page`] and [`Bounds`] therefore have the epoch of the log that their positions belong to,
-///    even if another log replaced it during the call.
-/// 6. **Foreign records stop no follower.** Another program may have written a record that the
+/// 3. **Reported eviction.** A record that was in the log and is not retained any more was evicted.
+///    Its position is at most [`Page::evicted_through`] and [`Bounds::evicted_through`].
+/// 4. **No position is used twice.** The [epoch](Bounds::epoch) is a number that identifies one
+///    lifetime of a log. Two records of one epoch never have the same position, even if the first
+///    record was deleted. The epoch changes when a log is created again, is restored from a backup,
+///    or has lost its newest records in a failover. It changes before the next record is stored.
+///    Otherwise a client could resume in the log with an id of the previous log, and miss events.
+/// 5. **Epoch and position belong together.** The hub makes the id of an event from an epoch and a
+///    position. [`Appended`], [`Page`] and [`Bounds`] therefore contain the epoch of the log that
+///    has their positions. This also applies if another log replaced that log during the call.
+/// 6. **Foreign records stop no reader.** Another program may have written a record that the
 ///    implementation cannot interpret. [`read`](Self::read) and [`follow`](Self::follow) skip such
-///    a record: [`Page::through`] passes its position. They neither return an error for it nor
-///    panic, nor return the same position again and again. The hub in turn skips a record whose
-///    [`event`](Record::event) is not exactly one event.
-/// 7. **Cancel safety.** Dropping a future loses no record: the next call returns what the dropped
-///    call did not. An append whose future is dropped may or may not have happened.
+///    a record, and [`Page::through`] passes its position. They do not return an error for it, do
+///    not panic, and do not return the same position again and again. The hub in turn skips a
+///    record whose [`event`](Record::event) is not exactly one event.
+/// 7. **Cancel safety.** Dropping a future of `read` or `follow` loses no record: another call with
+///    the same position returns the same records. An append whose future is dropped may or may not
+///    have happened.
 ///
 /// [`contract::check`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/contract/index.html)
 /// (feature `backend-contract`) checks the rules that are observable through the trait.
@@ -71,63 +73,71 @@ use std::sync::Arc;
 ///
 /// The backend returns errors, and the hub handles them. The hub counts each error (feature
 /// `metrics`). It returns the error of an append to the publisher. It logs the other errors once
-/// per outage (feature `tracing`). It retries the requests that its subscriptions need, after at
+/// per outage (feature `tracing`). It repeats failed reads that its subscriptions need, after at
 /// most half a second.
 ///
-/// An implementation repeats a request only if the request cannot take effect twice. It does not
-/// wait for a server that is down: a request without a response fails after a few seconds. The hub
-/// cancels a request after ten seconds.
+/// An implementation repeats a request only if the request cannot take effect twice. The
+/// implementation does not wait for a server that is down: a request without a response fails after
+/// a few seconds. The hub cancels a request after ten seconds.
 ///
 /// # Implementing a backend
 ///
 /// [`guide`](https://docs.rs/tower-sse/latest/tower_sse/hub/backend/guide/index.html) explains how
 /// to choose positions and epochs, and how a hub calls each method. It has a complete example.
 pub trait Backend: Send + Sync + 'static {
-    /// The format of the ids that the hub makes of positions.
+    /// The format of the event ids that the hub makes from positions of this log. Default:
+    /// [`IdFormat::Positions`], which is `<epoch>-<position>`.
     const ID_FORMAT: IdFormat = IdFormat::Positions;
 
-    /// Returns the epoch of the log, and where the log begins and ends now.
+    /// Returns the epoch of the log, its eviction watermark, and its last position at the moment.
+    /// The epoch is a number that identifies one lifetime of the log.
     ///
-    /// [`Bounds::last`] is never smaller than a position that any method of this process has
-    /// returned before, unless the log has lost its newest records. If the log ends before the
-    /// position that the follower has read, the hub ends all its subscriptions and starts again
-    /// with the current log.
+    /// [`Bounds::last`] is never smaller than a position that any method of this backend has
+    /// returned before in this process. The only exception is a log that has lost its newest
+    /// records. One task of the hub, the follower, reads the log with [`follow`](Self::follow). If
+    /// the log ends before the position that this task has reached, the hub ends all its
+    /// subscriptions. It then starts again with the current log.
     fn bounds(&self) -> impl Future<Output = Result<Bounds, BoxError>> + Send;
 
-    /// Appends records, all or none, without other records between them. Returns the epoch of the
-    /// log and the position of the last record.
+    /// Appends all of these records, without other records between them, or none. Returns the epoch
+    /// of the log and the position of the last record. The epoch is a number that identifies one
+    /// lifetime of the log.
     ///
     /// The epoch and the position belong to the log that stored the records, even if that log
-    /// replaced another one during the call. The hub makes the id of the last event from the epoch
-    /// and the position. No other append returns the same pair.
+    /// replaced another log during the call. The hub makes the id of the last event from both
+    /// numbers. No other append returns the same pair.
     ///
-    /// There is at least one record, and all have the same topic and kind. The total size of the
-    /// events is not limited by the hub. If the server does not accept this size, `append` returns
-    /// an error. The hub passes the events without copying them.
+    /// `records` contains at least one record, and all have the same topic and kind. The total size
+    /// of the events is not limited by the hub. If the server does not accept this size, `append`
+    /// returns an error. The hub passes the events without copying them.
     ///
     /// `Ok` means that the records survive the failures that the implementation documents. If it is
-    /// unknown whether the server stored the records, the result is an error. The log may then
-    /// contain the records, at most once.
+    /// unknown whether the server stored the records, the result is an error. In that case the log
+    /// contains the records once, or not at all.
     ///
-    /// If one append returns before another begins, on any node, the records of the first come
-    /// first.
+    /// If one append returns before another begins, on any process, the records of the first append
+    /// come first.
     fn append(&self, records: Vec<Record>) -> impl Future<Output = Result<Appended, BoxError>> + Send;
 
-    /// Appends records like [`append`](Self::append), but only if their topic has not changed:
-    /// returns `None`, and appends no record, if the log has a record of the topic after the
-    /// position `since`, or if its epoch is not `epoch`. A record after `since` that was evicted
-    /// may have been of the topic, so the result is `None` then, too.
+    /// Appends records like [`append`](Self::append), but only if the topic of the records has not
+    /// changed. Returns `None`, and appends nothing, in these cases:
     ///
-    /// A recording uses this as a fence: the node that produces and the node that takes over never
-    /// both publish. If the response was lost, the hub calls again, and the comparison prevents a
-    /// second copy. So the comparison and the append have to be one step in the log, and a request
-    /// that arrives late must compare as well. An implementation may return
-    /// `None` although no record was appended to the topic, for example if it would have to examine
-    /// too many records. The hub then tries again with a later `since`.
+    /// - the log has a record of this topic after the position `since`;
+    /// - a record after `since` was evicted, because it may have been of this topic;
+    /// - the epoch of the log, a number that identifies one lifetime of the log, is not `epoch`.
     ///
-    /// The default implementation reads the topic, and then appends the records. A record that
-    /// another node appends between these two steps is not noticed. Every backend of this crate
-    /// compares in the log.
+    /// The hub uses this as a fence: the process that publishes to a topic and the process that
+    /// takes over never both publish. If the response to an append was lost, the hub calls again
+    /// with the same arguments. The comparison then prevents a second copy. So the comparison and
+    /// the append have to be one step in the log. A request that reaches the server late must
+    /// compare as well.
+    ///
+    /// An implementation may return `None` although the topic has no new record, for example if it
+    /// would have to examine too many records. The hub then tries again with a later `since`.
+    ///
+    /// The default implementation reads the topic, and then appends the records. It does not notice
+    /// a record that another process appends between these two steps. Every backend of this crate
+    /// compares and appends in one step.
     ///
     /// # Examples
     ///
@@ -171,89 +181,98 @@ pub trait Backend: Send + Sync + 'static {
         }
     }
 
-    /// Returns one page of the records of these topics that come after a position. A page has about
-    /// a thousand records.
+    /// Returns one page of the records of `topics` that come after the position `after`. A page has
+    /// about a thousand records.
     ///
-    /// The call does not wait for new records. If the page ends before the log does,
-    /// [`Page::through`] is greater than `after`, even if no record of the page is of these topics.
-    /// On the last page, `through` is the end of the log. So `through` is smaller than `after` only
-    /// if the whole log ends before `after`.
+    /// The call does not wait for new records. The page is complete up to the position
+    /// [`Page::through`]. If the page ends before the log does, `through` is greater than `after`,
+    /// even if the page has no record. On the last page, `through` is the end of the log. So
+    /// `through` is smaller than `after` only if the whole log ends before `after`.
     fn read(&self, topics: &[Arc<str>], after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 
-    /// Returns the next records of all topics after a position, in pages of about a thousand.
+    /// Returns the next records of all topics after the position `after`, in pages of about a
+    /// thousand.
     ///
-    /// The call waits until there is at least one record, or an evicted range to report. If the log
-    /// was replaced by another one, the call does not wait: it returns an error, or a page with the
-    /// epoch of the other log. The hub delivers no record of such a page.
+    /// The call waits until there is at least one record, or an evicted range to report. If another
+    /// log replaced the log, the call does not wait. It returns an error, or a page with the epoch
+    /// (the identity) of the other log. The hub delivers no record of such a page.
     ///
-    /// One task calls `follow` in a loop, each time with the end of the previous page. So an
-    /// implementation can keep its connection or consumer between calls. Sometimes the hub drops
-    /// the future and calls again with the same position.
+    /// One task of the hub calls `follow` in a loop, each time with [`Page::through`] of the
+    /// previous page as `after`. So an implementation can keep its connection or consumer between
+    /// calls. Sometimes the hub drops the future and calls again with the same position.
     fn follow(&self, after: Position) -> impl Future<Output = Result<Page, BoxError>> + Send;
 }
 
-/// The format of event ids.
+/// The format of event ids. A hub makes the id of an event from its position and, in most formats,
+/// the epoch. The epoch is a number that identifies one lifetime of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdFormat {
-    /// `<epoch>-<position>`. The epoch is the lower 40 bits of [`Bounds::epoch`] as eight letters
-    /// and digits.
+    /// `<epoch>-<position>`. The epoch is the lower 40 bits of [`Bounds::epoch`], written as eight
+    /// letters and digits.
     Positions,
     /// `<epoch>-<message>`, for a log of messages that contain several events.
     ///
-    /// The last event of a message has the id `<epoch>-<message>`. An event before it has the id
-    /// `<epoch>-<message>-<n>`, where `n` is the number of events that follow it in the message.
-    /// Each message takes 65,536 positions, and its last event has the last of them.
+    /// The last event of a message has the id `<epoch>-<message>`. An earlier event of the message
+    /// has the id `<epoch>-<message>-<n>`, where `n` is the number of events that follow it in the
+    /// message. Each message takes 65,536 positions, and its last event has the greatest of them.
     Messages,
-    /// `<time>-<sequence>`, for a log whose positions are times in milliseconds with a sequence
-    /// number of 20 bits. Times are never reused, so the ids contain no epoch.
+    /// `<time>-<sequence>`, for a log whose positions contain a time in milliseconds and, in their
+    /// lowest 20 bits, a sequence number. The times are never reused, even if the log is deleted
+    /// and created again, so these ids contain no epoch.
     Times,
 }
 
 impl IdFormat {
-    /// The number of positions per message, for [`Messages`](Self::Messages).
+    /// The number of positions that each message takes in the format [`Messages`](Self::Messages).
     pub(in crate::hub) const MESSAGE: u64 = 1 << 16;
 
     /// The number of low bits of a position that are the sequence number, in the format
     /// [`Times`](Self::Times).
     pub(in crate::hub) const SEQUENCE_BITS: u32 = 20;
 
-    /// The greatest sequence number, for [`Times`](Self::Times).
+    /// The greatest sequence number in a position of the format [`Times`](Self::Times).
     pub(in crate::hub) const MAX_SEQUENCE: u64 = (1 << Self::SEQUENCE_BITS) - 1;
 }
 
-/// The result of an append: the epoch of the log, and the position of the last stored record.
+/// The result of an append: the epoch of the log that stored the records, and the position of the
+/// last record. The epoch identifies one lifetime of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// The [`Bounds::epoch`] of the log that stored the records.
+    /// The [`Bounds::epoch`] of the log that stored the records. It identifies one lifetime of the
+    /// log.
     pub epoch: u64,
-    /// The position of the last record in that log.
+    /// The position of the last record of the append, in the log with this [`epoch`](Self::epoch).
     pub position: Position,
 }
 
-/// The range of positions that a log retains, and its epoch: a number that changes when another log
-/// replaces it.
+/// The range of positions that a log retains at the moment, and its epoch: a number that changes
+/// when another log replaces this log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Identifies one lifetime of the log. An earlier or later log under the same name has another
-    /// epoch. The ids of events contain 40 bits of it.
+    /// epoch. The ids of events contain the lower 40 bits of the epoch, except in the format
+    /// [`IdFormat::Times`].
     pub epoch: u64,
-    /// Eviction watermark: records up to and including this position may have been evicted. Later
-    /// records are retained. [`Position::START`] if the log has never evicted a record.
+    /// Eviction watermark: records up to and including this position may have been evicted (removed
+    /// by retention). Later records are retained. [`Position::START`] if the log has never evicted
+    /// a record.
     pub evicted_through: Position,
     /// The position of the last record that the log has stored, evicted or not.
     /// [`Position::START`] if the log has never stored a record.
     pub last: Position,
 }
 
-/// One event of a topic, or a record that finishes the topic.
+/// One entry of the log: an event of a topic, or the statement that a topic is finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The name of the topic: any text.
+    /// The name of the topic. It can be any text, also an empty one.
     pub topic: Arc<str>,
-    /// The meaning of the record.
+    /// Says whether the record is an event, an event that replaces the previous one, or the end of
+    /// the topic.
     pub kind: RecordKind,
-    /// The wire bytes of the event, without its id. Empty if the record finishes the topic.
+    /// The wire bytes of the event (such as `data: 1`), without an `id` line, up to and including
+    /// the blank line at its end. Empty if the record finishes the topic.
     pub event: Bytes,
 }
 
@@ -261,26 +280,31 @@ pub struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RecordKind {
-    /// An event.
+    /// The record is an event.
     Event,
-    /// An event that [replaces](super::Topic::latest_only) the previous event of the topic.
+    /// The record is an event that [replaces](super::Topic::latest_only) the previous event of the
+    /// topic.
     State,
-    /// The topic is [finished](super::Topic::finish).
+    /// The record [finishes](super::Topic::finish) the topic, and contains no event.
     Finish,
 }
 
-/// A part of the log.
+/// A part of the log: consecutive records, or those of the requested topics, in the order of their
+/// positions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The [`Bounds::epoch`] of the log when the page was read.
+    /// The [`Bounds::epoch`] of the log when the page was read. It identifies one lifetime of the
+    /// log.
     pub epoch: u64,
-    /// Eviction watermark, as in [`Bounds::evicted_through`]. The hub reports a gap to a reader if
-    /// the watermark is greater than the requested position. Any smaller value has no effect, so an
-    /// implementation can return the watermark of the log as it is.
+    /// Eviction watermark: records of the log up to and including this position may have been
+    /// evicted. The hub reports a gap to a reader if the watermark is greater than the position
+    /// after which the reader asked for records. A smaller watermark has no effect. So an
+    /// implementation can always return the watermark of the whole log.
     pub evicted_through: Position,
-    /// The retained records with their positions, in rising order.
+    /// The retained records of the page with their positions, in rising order.
     pub records: Vec<(Position, Record)>,
-    /// The end of the page. Each record up to and including this position is in the page, or was
-    /// evicted, or is of a topic that was not requested. Never smaller than `evicted_through`.
+    /// The end of the page. Each record between the requested position and this position is in the
+    /// page, was evicted, or is of a topic that was not requested. Never smaller than
+    /// [`evicted_through`](Self::evicted_through).
     pub through: Position,
 }

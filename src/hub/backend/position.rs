@@ -1,9 +1,10 @@
 use std::fmt;
 
-/// The number of a record in the order of a log.
+/// The number of a record in the order of a log, which is an append-only list of events.
 ///
 /// The positions of a log begin at 1 and increase, not necessarily by one. They have a meaning only
-/// together with the [epoch](super::Bounds::epoch) of their log.
+/// together with the [epoch](super::Bounds::epoch) of their log: a number that identifies one
+/// lifetime of the log.
 ///
 /// # Examples
 ///
@@ -19,11 +20,11 @@ use std::fmt;
 pub struct Position(u64);
 
 impl Position {
-    /// The position before the first record of every log. No record has this position. A reader
-    /// that starts after it gets all records. It is the default.
+    /// The position before the first record of every log, number 0. No record has this position,
+    /// and a reader that starts after it gets all retained records. This is the default position.
     pub const START: Self = Self(0);
 
-    /// The greatest position.
+    /// The greatest position, number [`u64::MAX`].
     pub const MAX: Self = Self(u64::MAX);
 
     /// Creates a position from its number.
@@ -38,13 +39,15 @@ impl Position {
         self.0
     }
 
-    /// Returns the position that follows immediately. The result for [`MAX`](Self::MAX) is `MAX`.
+    /// Returns the position with the next greater number. The result for [`MAX`](Self::MAX) is
+    /// `MAX`.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// Returns the position immediately before. The result for [`START`](Self::START) is `START`.
+    /// Returns the position with the next smaller number. The result for [`START`](Self::START) is
+    /// `START`.
     #[must_use]
     pub const fn previous(self) -> Self {
         Self(self.0.saturating_sub(1))

@@ -27,22 +27,26 @@ use std::{
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::timeout};
 
-/// The time limit of a request. Backends usually have shorter timeouts of their own. This limit
-/// applies to a backend without a timeout.
+/// The time limit of a request to the backend: 10 seconds. It matters only for a backend that has
+/// no shorter timeout of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum number of concurrent history reads. Further reads wait.
+/// The maximum number of history reads that run at the same time. Further reads wait until one of
+/// them ends.
 const MAX_CONCURRENT_READS: usize = 8;
 
-/// The maximum number of different history reads that run or wait. Reads differ in their topics or
-/// their position. A new subscription that needs one more read fails with
-/// [`Overloaded`](crate::hub::ErrorKind::Overloaded).
+/// The maximum number of different history reads that run or wait in a queue. Two reads are
+/// different if their topics or their start positions differ. Requests for the same read share one
+/// read.
 ///
-/// With 5 ms per read, the last of 1,024 reads waits for 0.7 s. Requests for the same read share
-/// one read. A read leaves the queue immediately when no client waits for it any more.
+/// A new subscription that needs one read more fails with
+/// [`Overloaded`](crate::hub::ErrorKind::Overloaded). With 5 ms per read, the last of 1,024 reads
+/// waits for 0.7 s. A read leaves the queue immediately when no client waits for its result any
+/// more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
-/// The node's client of its backend: it appends, reads history, and knows the state of the log.
+/// A client of the backend, for one hub: it appends records, reads old records, and remembers where
+/// the log ends. The backend is the log that several processes share.
 pub(in crate::hub) struct BackendClient {
     backend: Arc<dyn DynBackend>,
     state: Mutex<LogState>,
@@ -50,52 +54,61 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// Set after an overload was logged, until its end is logged. During an overload, new reads are
-    /// rejected.
+    /// `true` while an overload of the read queue lasts: its begin was reported with `tracing`, and
+    /// its end was not. New reads are rejected while the queue is full.
     is_overloaded: AtomicBool,
-    /// The runtime on which the hub was connected.
+    /// The runtime for requests and tasks. Set when the hub connects to its backend.
     runtime: OnceLock<Handle>,
     follower: OnceLock<AbortHandle>,
 }
 
-/// The known state of the log. It can be ahead of the follower.
+/// The state of the log, as far as this node knows it from responses of the backend. A node is one
+/// of several hubs that share the log. The state can be ahead of the follower, the task that reads
+/// the log.
 #[derive(Default)]
 struct LogState {
-    /// The epoch of the log that the other fields describe.
+    /// The epoch of the log that the other fields describe. The epoch is a number that identifies
+    /// one lifetime of a log.
     epoch: u64,
-    /// The greatest known position. The log may have greater positions.
+    /// The greatest position that this node knows in the log. The log may have greater positions.
     last: Position,
-    /// Eviction watermark: the backend may have evicted records up to and including this position.
+    /// The backend may have evicted (removed by retention) the records up to and including this
+    /// position.
     evicted_through: Position,
-    /// The topics that this node has finished, with the positions of their finish records. An entry
-    /// is removed when the follower has read its record.
+    /// The topics that this node has finished, each with the position of the record that finishes
+    /// the topic. A topic is removed from the map when the follower, the task that reads the log,
+    /// has read this record.
     finished: HashMap<Arc<str>, Position>,
 }
 
-/// The key of a history read: the topics, and the position after which to read.
+/// The key under which identical history reads are shared: the topics, and the position after which
+/// to read.
 type ReadKey = (Arc<[Arc<str>]>, Position);
 
-/// A page of history as wire bytes. All subscriptions that need the same page share it.
+/// One page of old records, read from the backend, whose events are encoded as wire bytes. All
+/// subscriptions that need the same page share it.
 pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) evicted_through: Position,
     pub(in crate::hub) through: Position,
-    /// The position of the first event in the page.
+    /// The position of the first event in the page. `None` if the page has no event.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics of the events.
+    /// The topics of the events in the page. Consecutive events of one topic are a run: the name of
+    /// the topic and the number of events.
     pub(in crate::hub) runs: Runs,
-    /// The topics that have a record in the page. The value is the position of the topic's last
-    /// record in the page if that record finishes the topic.
+    /// Contains every topic that has a record in the page. The value is the position of the last
+    /// record of the topic if this record finishes the topic. Otherwise the value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
 }
 
-/// The end of the log, as far as this node knows it.
+/// The end of the log, as far as this node knows it from responses of the backend.
 pub(in crate::hub) struct LogEnd {
     pub(in crate::hub) epoch: Epoch,
-    /// The greatest known position.
+    /// The greatest position that this node knows in the log.
     pub(in crate::hub) last: Position,
-    /// Set if the log may have greater positions, because the backend did not respond.
+    /// `true` if [`last`](Self::last) may be too small, because the backend did not respond or
+    /// another log has replaced the log.
     pub(in crate::hub) is_unsure: bool,
 }
 
@@ -126,27 +139,28 @@ impl BackendClient {
         Epoch::of(bits, self.id_format())
     }
 
-    /// Stores the handle of the follower, so that [`stop`](Self::stop) can abort it.
+    /// Stores a handle to the follower, the task that reads the log, so that [`stop`](Self::stop)
+    /// can abort the task. Later calls have no effect.
     pub(super) fn set_follower(&self, follower: AbortHandle) {
         self.follower.get_or_init(|| follower);
     }
 
-    /// Stores the runtime for requests and tasks.
+    /// Stores the runtime for requests and tasks. Later calls have no effect.
     pub(super) fn set_runtime(&self, runtime: &Handle) {
         self.runtime.get_or_init(|| runtime.clone());
     }
 
-    /// Returns the backend, for the follower.
     pub(super) fn backend(&self) -> Arc<dyn DynBackend> {
         Arc::clone(&self.backend)
     }
 
-    /// Aborts the task of the follower.
+    /// Aborts the follower, the task that reads the log. Has no effect before the hub is connected.
     pub(in crate::hub) fn stop(&self) {
         self.follower.get().inspect(|follower| follower.abort());
     }
 
-    /// Switches to another log with these bounds. Returns its epoch.
+    /// Replaces the remembered state of the log by these bounds, because the node switches to
+    /// another log. Returns the epoch of that log: the number that identifies it.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
         *self.state() = LogState { epoch, last, evicted_through, finished: HashMap::new() };
@@ -157,7 +171,8 @@ impl BackendClient {
         self.state().evicted_through
     }
 
-    /// Raises the eviction watermark of the log with this epoch.
+    /// Records that the log has evicted (removed by retention) its records up to and including
+    /// `through`. Has no effect if the node follows a log with another epoch by now.
     pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut state = self.state();
         if self.epoch(state.epoch) == epoch {
@@ -165,8 +180,12 @@ impl BackendClient {
         }
     }
 
-    /// Returns the end of the log. If `start` is a position beyond everything that this node has
-    /// read or committed, it first asks the backend for the current end.
+    /// Returns the end of the log for a subscription that begins at `start`. `committed` is the
+    /// last position that this node has read and delivered.
+    ///
+    /// If `start` is an id after every position that this node knows, the function first asks the
+    /// backend for the current end. If the backend does not respond, or another log has replaced
+    /// the log, [`LogEnd::is_unsure`] is `true`.
     pub(in crate::hub) async fn end(&self, committed: Position, start: &Start) -> LogEnd {
         let end = |is_unsure| {
             let state = self.state();
@@ -198,7 +217,8 @@ impl BackendClient {
         self.bounds.run(self.runtime.get()?, (), bounds).await.ok()
     }
 
-    /// Reads one page of these topics after a position from the backend.
+    /// Reads one page of the records of `topics` after the position `after` from the backend.
+    /// Concurrent calls with the same arguments share one request.
     pub(in crate::hub) async fn read(
         &self,
         topics: Arc<[Arc<str>]>,
@@ -229,8 +249,8 @@ impl BackendClient {
         }
     }
 
-    /// Logs the end of an overload once half of the queue is free. Without this hysteresis, a queue
-    /// whose length is near the limit would log each read.
+    /// Logs the end of an overload of the read queue, once at least half of the queue is free.
+    /// Without this distance between begin and end, a queue near its limit would log at every read.
     fn note_accepted_read(&self) {
         let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
         if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {
@@ -238,7 +258,8 @@ impl BackendClient {
         }
     }
 
-    /// Appends events to one topic, and returns the id of the last event.
+    /// Appends events of one kind to one topic, and returns the id of the last event. The result is
+    /// never `Ok(None)`.
     pub(in crate::hub) async fn publish(
         &self,
         topic: &Arc<str>,
@@ -250,7 +271,8 @@ impl BackendClient {
         Ok(Some(self.epoch(epoch).id(position)))
     }
 
-    /// Spawns a task on the runtime of the hub. Returns `false` before the hub is connected.
+    /// Spawns a task on the runtime of the hub. Returns `false` and drops the task if the hub is
+    /// not connected to its backend yet.
     pub(in crate::hub) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> bool {
         self.runtime.get().map(|runtime| runtime.spawn(task)).is_some()
     }
@@ -260,24 +282,24 @@ impl BackendClient {
         self.runtime.get().cloned()
     }
 
-    /// Returns the greatest known position of the log.
+    /// Returns the greatest position that this node knows in the log. The log may have greater
+    /// positions.
     pub(in crate::hub) fn last(&self) -> Position {
         self.state().last
     }
 
-    /// Returns the epoch of the known log.
+    /// Returns the epoch of the log that this node follows: the number that identifies the log.
     pub(in crate::hub) fn epoch_bits(&self) -> u64 {
         self.state().epoch
     }
 
-    /// Asks the backend for the last position of the log. `None` if it does not respond, or if
-    /// another log has replaced the known one.
+    /// Asks the backend for the last position of the log. Returns `None` if the backend does not
+    /// respond, or if another log has replaced the log that this node follows.
     pub(in crate::hub) async fn newest(&self) -> Option<Position> {
         let bounds = self.bounds().await?;
         (bounds.epoch == self.epoch_bits()).then_some(bounds.last)
     }
 
-    /// Appends one record of any kind.
     pub(in crate::hub) async fn append_record(&self, record: Record) -> Result<Appended, Error> {
         self.append_records(vec![record]).await
     }
@@ -288,7 +310,9 @@ impl BackendClient {
         self.append(&topic, records).await
     }
 
-    /// Appends records, see [`Backend`](crate::hub::backend::Backend::append_if_unchanged).
+    /// Appends records only if the log still has this epoch, and has no record of their topic after
+    /// the position `since`. Otherwise returns `None`. See
+    /// [`Backend::append_if_unchanged`](crate::hub::backend::Backend::append_if_unchanged).
     pub(in crate::hub) async fn append_if_unchanged(
         &self,
         records: Vec<Record>,
@@ -303,7 +327,8 @@ impl BackendClient {
         Ok(appended)
     }
 
-    /// Appends a record that finishes a topic.
+    /// Appends a record that finishes the topic: no event follows it. The topic counts as finished
+    /// on this node from now on.
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
         let Appended { epoch, position } = self.append(topic, vec![finish]).await?;
@@ -314,13 +339,15 @@ impl BackendClient {
         Ok(())
     }
 
-    /// Returns whether this node has finished the topic and its follower has not read the finish
-    /// record yet.
+    /// Returns `true` if this node has appended the record that finishes the topic, and its
+    /// follower has not read this record yet. The follower is the task that reads the log.
     pub(in crate::hub) fn is_finished(&self, topic: &str) -> bool {
         self.state().finished.contains_key(topic)
     }
 
-    /// Forgets the finish records up to this position, because the follower has read them.
+    /// Forgets the remembered finish records up to and including the position `through`. A finish
+    /// record is a record that finishes a topic. The caller has read the log up to this position,
+    /// and has marked these topics as finished itself.
     pub(in crate::hub) fn forget_ends(&self, through: Position) {
         let mut state = self.state();
         if !state.finished.is_empty() {
@@ -328,7 +355,8 @@ impl BackendClient {
         }
     }
 
-    /// Appends records. The log that stored them may be newer than the log that this node follows.
+    /// Appends records to `topic`, and returns their position together with the epoch of the log
+    /// that stored them. This log may be newer than the log that this node follows.
     async fn append(&self, topic: &Arc<str>, records: Vec<Record>) -> Result<Appended, Error> {
         // The error is counted but not logged, because the publisher gets it.
         let appended = in_time(self.backend.append(records)).await.map_err(|source| {
@@ -374,7 +402,8 @@ impl EncodedPage {
     }
 }
 
-/// Waits for a response of the backend, at most [`REQUEST_TIMEOUT`].
+/// Waits for a response of the backend. Returns an error if there is no response within
+/// [`REQUEST_TIMEOUT`].
 pub(super) async fn in_time<T>(response: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
     timeout(REQUEST_TIMEOUT, response).await?
 }

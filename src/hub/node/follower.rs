@@ -23,38 +23,49 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// The first and the longest pause of the follower after an error. The longest is 0.4 s, so that
-/// the follower can deliver a record within a second after the end of an outage.
+/// The first and the longest pause of the follower, the task that reads the log, after an error.
+/// The pause doubles with each further error. It is shortened at random, to between half and all of
+/// its length. The longest pause is 0.4 s, so that a record is delivered within a second after the
+/// end of an outage.
 const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(400)];
 
-/// The time without a record after which the follower requests the bounds of the log.
+/// The time without new records after which the follower, the task that reads the log, asks the
+/// backend for the last position.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The number of consecutive probes that may find a newer record in the backend without `follow`
-/// returning it. After that, the follower cancels `follow` and calls it again. The number doubles
-/// with each such restart, because reading one large page may take longer than these probes.
+/// The follower reads the log with a `follow` call of the backend. Every two seconds without a
+/// result, it asks the backend for the last position of the log. If this position was newer three
+/// times in a row, the follower cancels the call and repeats it. Each such restart doubles the
+/// number three, because reading one large page may take longer. When a page arrives, the number is
+/// three again.
 const MAX_MISSED_PROBES: u32 = 3;
 
-/// The time limit for the initial read of the log in [`connect`].
+/// The time limit for the initial read of the log in [`connect`]. After the limit, a background
+/// task reads the rest.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// The side of a node that receives what the follower reads: the follower reads the log page by
-/// page, and the implementation adds the records of each page to the topics of the node.
+/// Receives the log that the follower reads. The follower is a task that reads the log page by
+/// page. The implementation of this trait adds the records of each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
-    /// Switches to another log. Its pages begin after the eviction watermark in `bounds`.
+    /// Switches to another log, which replaces the current log. The first page of that log begins
+    /// after [`Bounds::evicted_through`] in `bounds`.
     fn reset(&self, bounds: &Bounds);
 
-    /// Adds the records of the next page to the topics.
+    /// Adds the records of the next page of the log to the topics in memory.
     fn deliver(self: &Arc<Self>, page: Page);
 }
 
-/// Reads the retained log, and starts the follower, which runs until the node is dropped.
+/// Reads the retained log into the memory of `node`, and spawns the follower: the task that reads
+/// new records until the hub is dropped.
 ///
 /// Reading the whole log takes longer than starting at its end: 0.3 s for a million records in
-/// memory. But then the node knows the finished topics and the newest states, and can resume
-/// clients without the backend. After [`CATCH_UP`], the follower reads the rest in the background.
-/// Until it has caught up, the node serves clients like any node that is behind the log, and loses
-/// no event.
+/// memory. But after it, the node knows the finished topics and the newest state of each topic. It
+/// can also resume clients without the backend.
+///
+/// If reading takes longer than [`CATCH_UP`], the function returns, and the follower reads the
+/// rest. Until then, subscriptions on this node get events later, but lose none.
+///
+/// Returns an error outside of a tokio runtime, or if the backend fails.
 pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClient) -> Result<(), BoxError> {
     let runtime = Handle::try_current()?;
     client.set_runtime(&runtime);
@@ -82,7 +93,9 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
     Ok(())
 }
 
-/// Runs the follower: reads the log page by page, until the node is dropped with its hub.
+/// Reads the log after `after` page by page, and delivers each page to `node`, until the node is
+/// dropped. `epoch` identifies the log. If another log has replaced this log, resets the node and
+/// continues with the other log. After an error, waits a moment and tries again.
 async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after: Position, mut epoch: u64) {
     let [mut pause, longest] = PAUSES;
     let mut max_missed = MAX_MISSED_PROBES;
@@ -120,8 +133,13 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
     }
 }
 
-/// Waits for the next page. Compares the bounds of the log with `after` every two seconds, because
-/// a connection can be dead without an error.
+/// Waits for the next page of the log after the position `after`. A connection can be dead without
+/// an error. So every two seconds, the function also asks the backend for the bounds of the log,
+/// and records a failure in `outage`.
+///
+/// Returns an error if the epoch of the log, its identity, is not `epoch`. Also returns an error if
+/// the log ended at another position than `after` in `max_missed` consecutive checks. In this case,
+/// `max_missed` is doubled.
 async fn next(
     backend: &dyn DynBackend,
     after: Position,

@@ -3,11 +3,12 @@
 use crate::{BoxError, metrics, trace};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Counts the failures of one operation, and logs the begin and the end of each outage of the
-/// operation.
+/// Counts the failures of one operation of the backend, and logs the begin and the end of each
+/// outage once.
 ///
-/// An outage begins with the first failure. It ends with the first success of a request that was
-/// sent after the last failure. So overlapping requests do not log one outage several times.
+/// An outage begins with the first failure of the operation. It ends with the first success of a
+/// request that was sent after the last failure. A success of a request that was sent earlier does
+/// not end the outage. So overlapping requests log one outage only once.
 #[derive(Debug)]
 pub(super) struct Outage {
     operation: &'static str,
@@ -21,7 +22,8 @@ struct State {
 }
 
 impl Outage {
-    /// Creates the outage state of an operation. `operation` is its name in the metric.
+    /// Creates the state for an operation without an outage. `operation` is the name of the
+    /// operation in the metric and in the log.
     pub(super) fn of(operation: &'static str) -> Self {
         Self { operation, state: Mutex::default() }
     }
@@ -30,7 +32,7 @@ impl Outage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a request and records its outcome.
+    /// Awaits `request`, records whether it succeeded, and returns its result.
     pub(super) async fn watch<T>(&self, request: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let failures = self.state().failures;
         let outcome = request.await;
@@ -41,7 +43,7 @@ impl Outage {
         outcome
     }
 
-    /// Records a failure of the operation.
+    /// Counts a failure of the operation. Logs the failure if it begins an outage.
     pub(super) fn failed(&self, error: &BoxError) {
         metrics::backend_failed(self.operation);
         let mut state = self.state();
@@ -55,7 +57,8 @@ impl Outage {
         }
     }
 
-    /// Records a success of a request that was sent after all failures.
+    /// Records a success of a request that was sent after every failure so far. This ends the
+    /// outage, if there is one, and logs its end.
     pub(super) fn succeeded(&self) {
         let failures = self.state().failures;
         self.succeeded_after(failures);

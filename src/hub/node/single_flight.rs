@@ -15,10 +15,11 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Runs calls so that identical concurrent requests share one call.
+/// Runs calls of a function so that concurrent requests with equal keys share one call.
 ///
-/// Each call runs in its own task, so a caller that is not polled cannot block the others. A call
-/// needs a permit to start. If all of its callers leave before it starts, the call is dropped.
+/// Each call runs in its own task, so a caller that is not polled cannot block the other callers. A
+/// call waits for a semaphore permit before it starts. If all of its callers are dropped before the
+/// call starts, the call is dropped, too.
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T> {
     shared: Arc<Shared<K, T>>,
@@ -28,9 +29,10 @@ pub(super) struct SingleFlight<K, T> {
 /// The reasons why [`SingleFlight::run`] has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum RunError {
-    /// The call failed, panicked or was aborted.
+    /// The call returned `None`, panicked or was aborted.
     Failed,
-    /// Too many calls with other keys run or wait for a permit.
+    /// A call for this key would be one too many: the calls for other keys that run or wait have
+    /// reached their limit.
     Full,
 }
 
@@ -47,22 +49,25 @@ struct Calls<K, T> {
     next_number: u64,
 }
 
-/// The call for one key that runs or waits for a permit.
+/// The call for one key, which runs or waits for a semaphore permit.
 #[derive(Debug)]
 struct Call<T> {
-    /// Distinguishes this call from an earlier or later call with the same key.
+    /// Distinguishes this call from an earlier or later call with an equal key.
     number: u64,
     is_running: bool,
-    /// The callers that share the next value. Callers subscribe to it while they hold the lock of
-    /// [`Calls`].
+    /// The channel to the callers that wait for the next value. A caller subscribes to the channel
+    /// while it holds the lock of [`Calls`].
     callers: Callers<T>,
 }
 
-/// One channel per value: `None` until the call has returned, closed if the call failed.
+/// A channel from a call to its callers. Its content is `None` until the call has returned a value.
+/// The channel is closed without a value if the call fails.
 type Callers<T> = watch::Sender<Option<T>>;
 
 impl<K, T> SingleFlight<K, T> {
-    /// Allows `max_running` calls at the same time, and `max_keys` calls that run or wait.
+    /// Creates an instance that runs at most `max_running` calls at the same time. At most
+    /// `max_keys` calls run or wait to run; a request with one more key fails with
+    /// [`RunError::Full`].
     pub(super) fn new(max_running: usize, max_keys: usize) -> Self {
         let calls = Mutex::new(Calls { by_key: HashMap::new(), next_number: 0 });
         let permits = Semaphore::new(max_running);
@@ -71,17 +76,19 @@ impl<K, T> SingleFlight<K, T> {
 }
 
 impl<K: Eq + Hash, T> SingleFlight<K, T> {
-    /// Returns the number of calls that run or wait.
+    /// Returns the number of different keys whose calls run or wait to run.
     pub(super) fn len(&self) -> usize {
         self.shared.calls().by_key.len()
     }
 }
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static, T: Clone + Send + Sync + 'static> SingleFlight<K, T> {
-    /// Returns the value of a call of `f` that begins after this call of `run`.
+    /// Returns the value of a call of `f` that starts after this request, so the value is never
+    /// older than the request. Requests with an equal `key` share the call.
     ///
-    /// So the value is never older than the request. Requests that arrive while a call runs share
-    /// the next call.
+    /// A request that arrives while the call for its key runs waits for the next call. The call
+    /// runs in a task on `runtime`, and uses the `f` of the first request. Fails if `f` returns
+    /// `None` or panics, or if there are too many other keys.
     pub(super) async fn run<F>(
         &self,
         runtime: &Handle,
@@ -109,7 +116,9 @@ impl<K: Eq + Hash, T> Shared<K, T> {
 }
 
 impl<K: Clone + Eq + Hash, T> Shared<K, T> {
-    /// Joins the callers of this key. Also returns the call to start if there was none.
+    /// Adds a caller for `key`. If there is no call for this key yet, also returns a new call,
+    /// which the caller has to start. Returns [`RunError::Full`] if that call would be one too
+    /// many.
     fn join(self: &Arc<Self>, key: K) -> Result<Joined<K, T>, RunError> {
         let mut calls = self.calls();
         let Calls { by_key, next_number } = &mut *calls;
@@ -137,24 +146,25 @@ impl<K: Eq + Hash, T> Calls<K, T> {
         self.by_key.get_mut(key).filter(|call| call.number == number)
     }
 
-    /// Removes the call with this number if it is not running and has no callers.
+    /// Removes and returns the call of `key` if the call is not running and no caller waits for its
+    /// value. Ignores a later call for an equal key, which has another `number`.
     fn remove_if_unused(&mut self, key: &K, number: u64) -> Option<Call<T>> {
         let call = self.get_mut(key, number)?;
         if call.is_running || call.callers.receiver_count() > 0 { None } else { self.by_key.remove(key) }
     }
 }
 
-/// A caller, and the call that it has to start if it is the first.
+/// A caller, and the call that this caller has to start. `None` if the call exists already.
 type Joined<K, T> = (Caller<K, T>, Option<InFlight<K, T>>);
 
-/// A caller that waits for the value. The order of the fields matters: the receiver is dropped
-/// before `Withdraw` checks whether callers remain.
+/// A caller that waits for the value of a call. The order of the fields matters: the receiver has
+/// to be dropped before `_withdraw`, which removes the call if no receiver remains.
 struct Caller<K: Eq + Hash, T> {
     value: watch::Receiver<Option<T>>,
     _withdraw: Withdraw<K, T>,
 }
 
-/// Withdraws the call if the last caller leaves before the call runs.
+/// Removes a call when it is dropped, if the call is not running and no other caller waits for it.
 struct Withdraw<K: Eq + Hash, T> {
     shared: Arc<Shared<K, T>>,
     key: K,
@@ -168,7 +178,7 @@ impl<K: Eq + Hash, T> Drop for Withdraw<K, T> {
     }
 }
 
-/// The task of one call.
+/// The task that runs the call for one key.
 struct InFlight<K: Eq + Hash, T> {
     shared: Arc<Shared<K, T>>,
     key: K,
@@ -176,7 +186,8 @@ struct InFlight<K: Eq + Hash, T> {
 }
 
 impl<K: Eq + Hash, T> InFlight<K, T> {
-    /// Calls `f` in a loop, once for all callers that are waiting, until no caller is waiting.
+    /// Runs `f` and sends its value to all callers that wait at its start. Repeats this for the
+    /// callers that arrived in the meantime, until no caller waits.
     async fn serve<F: Future<Output = Option<T>>>(self, f: impl Fn() -> F) {
         while let Some(permit) = self.permit().await {
             let Some(callers) = self.begin() else { return };
@@ -189,7 +200,8 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         }
     }
 
-    /// Waits for a permit. Returns `None` once the call is withdrawn.
+    /// Waits for a semaphore permit to run the call. Returns `None` if all callers of the call are
+    /// dropped before.
     async fn permit(&self) -> Option<SemaphorePermit<'_>> {
         let mut permit = pin!(self.shared.permits.acquire());
         loop {
@@ -208,7 +220,8 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         }
     }
 
-    /// Marks the call as running and returns its callers. Withdraws the call if all have left.
+    /// Marks the call as running, and returns the channel to its callers. Callers that arrive later
+    /// get a new channel. Returns `None` and removes the call if all callers were dropped.
     fn begin(&self) -> Option<Callers<T>> {
         let mut calls = self.shared.calls();
         let withdrawn = calls.remove_if_unused(&self.key, self.number);
@@ -221,7 +234,7 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         callers
     }
 
-    /// Marks the call as not running. Removes the call if no caller has joined while it ran.
+    /// Marks the call as not running. Removes the call if no caller has arrived while the call ran.
     fn end(&self) {
         let mut calls = self.shared.calls();
         if let Some(call) = calls.get_mut(&self.key, self.number) {
@@ -233,8 +246,8 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
     }
 }
 
-/// Removes a call whose task panicked or was aborted before its end. The callers then get
-/// [`RunError::Failed`].
+/// Removes the call from the map if its task panicked or was aborted. The callers of the call then
+/// get [`RunError::Failed`].
 impl<K: Eq + Hash, T> Drop for InFlight<K, T> {
     fn drop(&mut self) {
         let mut calls = self.shared.calls();
@@ -258,7 +271,6 @@ mod tests {
     const MAX_KEYS: usize = 4;
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Polls a future once and drops it.
     fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
         match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(value) => Some(value),
@@ -266,8 +278,8 @@ mod tests {
         }
     }
 
-    /// A test fixture whose calls take a second and return the number of earlier calls. The eighth
-    /// call panics.
+    /// A test fixture: each call takes a second and returns how many calls started before it. The
+    /// call that returns 7 panics instead.
     struct World {
         flights: SingleFlight<u32, u64>,
         calls: Arc<AtomicU64>,

@@ -13,23 +13,27 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The longest wait for the follower before another attempt.
+/// The maximum wait, after a rejected append, for this node to read more of the log. Then the
+/// append is tried again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time for appends that fail while the backend responds to other requests. A server
-/// without memory, or a cluster without a leader, may recover in this time. An event that is too
-/// large never succeeds.
+/// The maximum time for which a failing append is tried again while the backend responds to other
+/// requests. Then the recording fails.
+///
+/// A server without memory, or a cluster without a leader, may recover in this time. An event that
+/// is too large for the backend is never accepted.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// The end of the log as this node has read it. An append after it succeeds only if its topic has
-/// no later record.
+/// The end of the log, as far as this node has read it. An append with this fence succeeds only if
+/// the log has no later record of the same topic.
 pub(in crate::hub) struct Fence {
     epoch: u64,
     since: Position,
 }
 
 impl Fence {
-    /// Returns `None` if the hub is shut down.
+    /// Creates a fence at the last position that this node has read. Returns `None` if the hub is
+    /// shut down or has no backend.
     pub(in crate::hub) fn new(core: &Core) -> Option<Self> {
         // The epoch and the position change together while the registry is locked.
         let registry = core.registry.lock();
@@ -45,33 +49,40 @@ impl Fence {
         backend.append_if_unchanged(records, self.epoch, self.since).await
     }
 
-    /// Waits until this node has read more of the log.
+    /// Waits until this node has read the log past the fence, but for at most one second.
     pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 }
 
-/// Waits until this node has read everything up to this position, or until the deadline. Returns
-/// whether it has.
+/// Waits until this node has read the log up to and including `through`, but no longer than
+/// `deadline`. Returns `false` if the deadline came first.
 pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }
 
-/// Returns the pause after this number of consecutive failures: up to 0.4 s.
+/// Returns a random pause after `failures` consecutive failures: 25 to 50 ms after the first
+/// failure, doubled after each further failure, and at most 400 ms.
 pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     let longest = Duration::from_millis(25 << failures.clamp(1, 4));
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }
 
-/// The reason why records of a recording are not in the log.
+/// The reason why an append of a recording was given up.
 pub(super) enum Failure {
-    /// The topic is finished, the hub is shut down, or another node has taken over.
+    /// The recording must publish nothing more: its topic is finished, the hub is shut down, or
+    /// another node has taken over the recording.
     Ended,
-    /// The backend or the hub does not accept the records.
+    /// The hub or the backend does not accept the records. The recording then fails with this
+    /// error.
     Refused(BoxError),
 }
 
-/// Appends records of a recording. Tries again until the log has them, once.
+/// Appends records of a recording, and tries again after each failure. If an earlier attempt
+/// without a response has succeeded, the records are not appended a second time.
+///
+/// Returns an error if the recording must publish nothing more, or if the backend refuses the
+/// records for 60 seconds.
 pub(super) async fn append(core: &Arc<Core>, local: &Local, records: Vec<Record>) -> Result<(), Failure> {
     let Some(backend) = &core.backend else { return Err(Failure::Ended) };
     local.begin_append();

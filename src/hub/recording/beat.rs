@@ -8,42 +8,47 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// The topic of these records. No node adds them to its topics.
+/// The topic of the log in which nodes announce their recordings to each other. Nodes read its
+/// records, but do not retain them as events of a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
-/// The approximate size of the largest record in bytes. NATS accepts 1 MiB by default.
+/// The approximate maximum size of one record, in bytes. NATS accepts messages of up to 1 MiB by
+/// default.
 const MAX_BYTES: usize = 64 << 10;
 
-/// The shortest and the longest lease of another node that is accepted.
+/// The minimum and the maximum of a lease. A received lease outside of this range is set to the
+/// nearer limit.
 pub(in crate::hub) const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
 
-/// A record of one node for the others.
+/// A message from one node to the other nodes of the hub. Each message is a record in the log.
 #[derive(Debug, PartialEq)]
 pub(super) enum Message {
     Beat(Beat),
-    /// Stops the recordings of this topic, on whichever node they run.
+    /// Requests every node to stop its recordings of this topic.
     Stop(Arc<str>),
 }
 
-/// A sign of life, with the whole state of the node. So a node that has missed earlier beats knows
-/// everything from this one. A large beat has several parts, one record each.
+/// A sign of life of a node, with all recordings of the node. A node that has missed earlier beats
+/// needs only the newest beat. A large beat is split into parts, and each part is one record.
 #[derive(Debug, PartialEq)]
 pub(super) struct Beat {
-    /// The random number of the node.
+    /// The random number that identifies the node that sends the beat.
     pub(super) node: u64,
-    /// The time without another beat after which the node counts as dead.
+    /// If no further beat of this node is read for this time, other nodes consider the node dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// The topics of other nodes' recordings that have subscribers on this node.
+    /// The topics with subscribers on the node of this beat, among the topics that other nodes
+    /// record.
     pub(super) watching: HashSet<Arc<str>>,
-    /// The number of the beat, the same in all parts. It increases.
+    /// The number of the beat. It increases with each beat of a node. All parts of one beat have
+    /// the same number.
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
 }
 
 impl Beat {
-    /// Splits a beat into parts of about [`MAX_BYTES`] each.
+    /// Splits the beat into parts of about 64 KiB each. Each part is appended as one record.
     pub(super) fn into_parts(self) -> Vec<Self> {
         let part =
             |is_first| Self { recordings: Vec::new(), watching: HashSet::new(), is_first, is_last: false, ..self };
@@ -69,21 +74,23 @@ impl Beat {
     }
 }
 
-/// A recording that runs on the node of the beat.
+/// A running recording, as its node announces it to the other nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Announced {
     pub(super) topic: Arc<str>,
-    /// The random number of the recording.
+    /// The random number that identifies the recording.
     pub(super) id: u64,
-    /// The wire bytes of the will. Empty if the topic is finished without an event.
+    /// The wire bytes of the will: the event that another node publishes if the node of the
+    /// recording dies. Empty if that node only finishes the topic.
     pub(super) will: Bytes,
-    /// Set if the recording ends without subscribers.
+    /// Set if the recording ends after some time without subscribers. Other nodes then report
+    /// whether its topic has subscribers there.
     pub(super) needs_subscribers: bool,
 }
 
 impl Message {
-    /// Returns whether the record is of this topic, and so has to be passed to
-    /// [`parse`](Self::parse).
+    /// Returns `true` if `record` is a message between nodes, which [`parse`](Self::parse) decodes.
+    /// Other records are events of topics.
     pub(super) fn is_of(record: &Record) -> bool {
         *record.topic == *TOPIC
     }
@@ -104,7 +111,8 @@ impl Message {
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses a record. `None` if another program has written it, or another version of this crate.
+    /// Parses the message in a record. Returns `None` if the record has another format, for example
+    /// because another version of this crate wrote it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let text = record.event.strip_prefix(b"data: ").filter(|_| record.kind == RecordKind::State)?;
         let message: Value = serde_json::from_slice(text).ok()?;

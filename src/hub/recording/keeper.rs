@@ -23,17 +23,23 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// The longest pause of the keeper. It looks for subscribers of other nodes' recordings this often.
+/// The maximum pause of the keeper between two runs. After each pause, it checks which topics of
+/// other nodes' recordings have subscribers on this node.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The pause after a request that has failed.
+/// The pause of the keeper after a failed request to the backend. Then it tries again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// The number of beats in a lease.
+/// The number of beats (signs of life) that a node sends within one lease. A lease is the silence
+/// after which a node counts as dead.
 const BEATS: u32 = 3;
 
-/// Starts the keeper if the hub has a backend, a node has a recording or a member of a topic, and
-/// the keeper does not run. It ends when no node has any, or when the hub is dropped.
+/// Starts the keeper, the task that announces the recordings of this node, takes over those of dead
+/// nodes, and notices the death of nodes with members of topics.
+///
+/// Has no effect without a backend, without a recording or a member on any known node, or if the keeper is
+/// already running. The keeper ends when no recording, no member and no other node is left, or when the hub is
+/// dropped or shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let Some(backend) = &core.backend else { return };
     let has_members = core.presence.is_active();
@@ -57,30 +63,35 @@ async fn keep(core: Weak<Core>) {
 
 #[derive(Default)]
 struct Keeper {
-    /// The time of the last beat.
+    /// The time of the last beat, the sign of life that this node appends to the log. `None` before
+    /// the first beat.
     beat_at: Option<Instant>,
-    /// The topics with subscribers that the last beat had.
+    /// The topics that the last beat of this node reported as having subscribers here.
     watching: HashSet<Arc<str>>,
-    /// Set if the last beat had any content.
+    /// Set if the last beat of this node contained a recording or a topic with subscribers.
     has_content: bool,
 }
 
-/// The tasks of the keeper at one moment.
+/// The state of the recordings at the beginning of one run of the keeper.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
     /// Set if this node has members of topics.
     has_members: bool,
-    /// The shortest lease of the recordings and the members of this node.
+    /// The shortest lease of this node's own recordings and members, or the default lease if the
+    /// node has none.
+    /// A lease is the silence after which a node counts as dead.
     lease: Duration,
-    /// The shortest lease of all nodes.
+    /// The shortest lease of the recordings and the members of all nodes. A lease is the silence after which a node
+    /// counts as dead.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
 }
 
 impl Plan {
-    /// Returns `None` if there is nothing left to do.
+    /// Collects the work of one run. Returns `None` if no recording and no other node is left, or
+    /// if the hub is shut down and its recordings have ended.
     fn new(core: &Core) -> Option<Self> {
         let is_shut_down = core.is_shut_down();
         let state = core.recordings.state();
@@ -112,8 +123,8 @@ impl Plan {
 }
 
 impl Keeper {
-    /// Does what is due. Returns the time of the next run, or `None` if there is nothing left to
-    /// do.
+    /// Runs the keeper once: sends a beat if it is due, and takes over the recordings of dead
+    /// nodes. Returns the time of the next run, or `None` if the keeper has to end.
     async fn run_once(&mut self, core: &Arc<Core>, backend: &BackendClient) -> Option<Instant> {
         let Some(plan) = Plan::new(core) else {
             if self.has_content {
@@ -158,7 +169,8 @@ impl Keeper {
         Some(next.max(now + TICK / 100))
     }
 
-    /// Announces the recordings of this node. Returns `None` if the backend does not confirm it.
+    /// Appends a beat with the recordings in `plan`, or an empty beat if `plan` is `None`. Returns
+    /// `None` if the backend does not confirm the beat within a third of `lease` per record.
     async fn beat(&mut self, core: &Core, backend: &BackendClient, plan: Option<Plan>, lease: Duration) -> Option<()> {
         let plan = plan.map(|plan| (plan.locals, plan.watching, plan.has_members));
         let (locals, watching, has_members) = plan.unwrap_or_default();
@@ -186,8 +198,8 @@ impl Keeper {
         Some(())
     }
 
-    /// Takes over the recordings of nodes that have died. Returns the time when the next node
-    /// counts as dead.
+    /// Starts one task for each recording of a dead node, to take it over. Returns the earliest
+    /// time at which another known node counts as dead, or `None` without such a node.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = core.recordings.state();
@@ -209,8 +221,11 @@ impl Keeper {
     }
 }
 
-/// Asks for the end of the log, and waits until this node has read it. Returns whether it has.
-/// A longer time than `longest_gap` since the last such contact counts as an outage.
+/// Asks the backend for the end of the log, and waits until this node has read the log up to there.
+/// Returns `false` if this takes longer than `time`.
+///
+/// After a success, the previous success may be longer ago than `longest_gap`. This counts as an
+/// outage. The silence of the other nodes is then measured from now on.
 async fn probe(core: &Core, backend: &BackendClient, time: Duration, longest_gap: Duration) -> bool {
     let began = Instant::now();
     let deadline = began + time;
@@ -233,10 +248,11 @@ async fn probe(core: &Core, backend: &BackendClient, time: Duration, longest_gap
     true
 }
 
-/// Publishes the will of a recording whose node has died, and finishes its topic.
+/// Publishes the will of a recording whose node, `node`, has died, and finishes its topic. The will
+/// is the event that the recording has announced for this case.
 ///
-/// Several nodes may try this at the same time, and the dead node may come back. Each append
-/// succeeds only if the topic has not changed since, so exactly one node succeeds.
+/// Several nodes may try this at the same time, and the dead node may come back. An append succeeds
+/// only if the appending node has read all records of the topic. So the will is published once.
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(&announced.topic);
@@ -279,8 +295,12 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     core.recordings.end_claim(&claim);
 }
 
-/// Returns the kind and the event of the record that a recording of a dead node needs next. `None`:
-/// this node must not take it over.
+/// Returns the kind and the event of the next record for a recording of the dead node `node`: first
+/// its will, then the finish record. `has_published_will` means that this node has published the
+/// will before.
+///
+/// Returns `None` if this node must not take over the recording, for example because the other node
+/// is alive.
 fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: bool) -> Option<(RecordKind, Bytes)> {
     if has_published_will {
         return Some((RecordKind::Finish, Bytes::new()));

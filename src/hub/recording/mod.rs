@@ -21,17 +21,20 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
 
-/// The maximum size of a will. Each sign of life contains it.
+/// The maximum size of a will, in bytes. The will is the event that another node publishes if the
+/// node of a recording dies. Each sign of life of a node contains the wills of all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
-/// The interval for interrupting new recordings during [`drain`].
+/// The pause after which [`drain`] interrupts the recordings again, to include recordings that were
+/// started in the meantime.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`].
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The settings of a recording, from [`Topic::record`](super::Topic::record).
-/// [`start`](Self::start) starts it.
+/// The settings of a recording, a task that publishes a stream into a topic.
+/// [`Topic::record`](super::Topic::record) creates the settings, and [`start`](Self::start) starts
+/// the recording.
 ///
 /// # Examples
 ///
@@ -74,7 +77,8 @@ struct Settings {
 
 /// A handle to a recording: a task that publishes a stream into a topic.
 ///
-/// Clones are handles to the same recording. Dropping all of them does not stop it.
+/// Clones are handles to the same recording. The recording continues when all of its handles are
+/// dropped.
 ///
 /// # Examples
 ///
@@ -112,64 +116,69 @@ impl Recorder {
         Self { core, topic, items: Items::new(stream), settings }
     }
 
-    /// Ends the recording when its topic has had no subscribers on any node for this time. Default:
-    /// it runs without subscribers.
+    /// Ends the recording when its topic has had no subscribers on any node for this time. By
+    /// default, the recording continues without subscribers.
     ///
     /// The time begins with the recording, so the first client has this long to subscribe. With a
-    /// backend, another node reports its subscribers within a third of the [`lease`](Self::lease),
-    /// at most one second, and while the backend is down, the time does not pass.
+    /// backend, other nodes report their subscribers within a third of the [`lease`](Self::lease),
+    /// and within about one second. The time does not pass while the backend is down.
     pub fn abandon_after(mut self, time: Duration) -> Self {
         self.settings.abandon_after = Some(time);
         self
     }
 
-    /// Ends the recording after this time. Default: no limit.
+    /// Ends the recording when it has run for this time. Default: no limit.
     pub fn time_limit(mut self, time: Duration) -> Self {
         self.settings.time_limit = Some(time);
         self
     }
 
-    /// Sets the last event of a recording whose stream returns an error or panics. `f` gets the
-    /// error. Default: the topic is finished without another event.
+    /// Sets the last event of a recording whose stream returns an error or panics, or whose event
+    /// cannot be published. `f` gets the error and returns the event. If `f` returns `None`, or by
+    /// default, the topic is finished without another event.
     pub fn on_error(mut self, f: impl FnOnce(BoxError) -> Option<Event> + Send + 'static) -> Self {
         self.settings.on_error = Some(Box::new(f));
         self
     }
 
     /// Sets the last event of a recording that is [stopped](Outcome::Stopped),
-    /// [abandoned](Outcome::Abandoned) or [out of time](Outcome::TimedOut). Default: the topic is
-    /// finished without another event.
+    /// [abandoned](Outcome::Abandoned) or [out of time](Outcome::TimedOut). `f` gets this outcome
+    /// and returns the event. If `f` returns `None`, or by default, the topic is finished without
+    /// another event.
     pub fn on_stop(mut self, f: impl FnOnce(Outcome) -> Option<Event> + Send + 'static) -> Self {
         self.settings.on_stop = Some(Box::new(f));
         self
     }
 
-    /// Sets the last event of a recording whose stream ends by itself.
+    /// Sets the last event of a recording whose stream ends without an error. By default, the topic
+    /// is finished without another event.
     pub fn end_with(mut self, event: Event) -> Self {
         self.settings.end = Some(event);
         self
     }
 
-    /// Sets the last event of a recording whose node dies. Default: the topic is finished without
-    /// another event.
+    /// Sets the last event of a recording whose node dies. By default, the topic is finished
+    /// without another event.
     ///
-    /// If this process ends without the end of the recording, another node of the hub publishes
-    /// this event and finishes the topic, after at most the [`lease`](Self::lease) and about a
-    /// second. It does so once, also if this process was only paused and comes back: then this node
-    /// publishes nothing more. Without another node, or without a backend, the will is published
-    /// only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
+    /// If this process dies during the recording, another node of the hub publishes this event and
+    /// finishes the topic. The other node does so after at most the [`lease`](Self::lease) and
+    /// about one second. If this process was only paused and comes back, it publishes nothing more,
+    /// so the event is published once. Without another node, or without a backend, the will is
+    /// published only by [`Hub::drain_recordings`](super::Hub::drain_recordings).
     ///
-    /// The will is in each sign of life of this node, so keep it short. A recording whose will has
-    /// more than 16 KiB, or a name that the hub uses itself, [fails](Outcome::Failed) at once.
+    /// Each sign of life of this node contains the will, so keep it short. A recording
+    /// [fails](Outcome::Failed) immediately if its will has more than 16 KiB, or is named `gap` or
+    /// `hub-cursor`.
     pub fn will(mut self, event: Event) -> Self {
         self.settings.will = Some(event);
         self
     }
 
-    /// Sets the time without a sign of life after which another node takes over. Default: 10
-    /// seconds. At least 100 milliseconds, at most one hour.
+    /// Sets how long this node may be silent before another node takes over the recording. Default:
+    /// 10 seconds. Values below 100 milliseconds or above one hour are set to that limit.
     ///
-    /// This node sends a sign of life three times in this time, for all of its recordings together.
+    /// This node sends three signs of life within the shortest lease of its recordings. Each sign
+    /// of life covers all of its recordings.
     pub fn lease(mut self, time: Duration) -> Self {
         self.settings.lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self
@@ -203,17 +212,17 @@ impl Recorder {
 }
 
 impl Recording {
-    /// Stops the recording: it publishes the event of [`Recorder::on_stop`], and finishes the
-    /// topic. Calling this again, or after the end, has no effect.
+    /// Stops the recording. The recording then publishes the event of [`Recorder::on_stop`] and
+    /// finishes its topic. Calling this again, or after the end of the recording, has no effect.
     ///
-    /// To stop a recording of another node, call
+    /// To stop a recording on another node, call
     /// [`Topic::stop_recording`](super::Topic::stop_recording).
     pub fn stop(&self) {
         self.local.stop(Outcome::Stopped);
     }
 
-    /// Waits for the end of the recording, and returns how it has ended. The topic is finished
-    /// then.
+    /// Waits for the end of the recording, and returns the outcome. The topic is then finished,
+    /// except after some [interruptions](Outcome::Interrupted).
     ///
     /// # Cancel safety
     ///
@@ -239,7 +248,8 @@ fn check_size(will: &Bytes) -> Result<(), BoxError> {
     }
 }
 
-/// Stops the recordings of this topic on all nodes.
+/// Stops the recordings of this topic on all nodes. Returns an error if the backend does not
+/// acknowledge the request to the other nodes.
 pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error> {
     core.recordings.stop(topic);
     match &core.backend {
@@ -248,8 +258,9 @@ pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error
     }
 }
 
-/// Waits until the recordings of this node have ended, at most for this time. Then interrupts the
-/// others, and waits for them. Returns their number.
+/// Waits for up to `time` until all recordings of this node have ended. After this time, interrupts
+/// the remaining recordings, and waits for their ends without a limit. Returns the number of
+/// interrupted recordings.
 pub(super) async fn drain(core: &Arc<Core>, time: Duration) -> usize {
     let mut running = core.recordings.running.subscribe();
     let is_drained = tokio::time::timeout(time, running.wait_for(|running| *running == 0)).await.is_ok();

@@ -26,58 +26,61 @@ use tokio::{
     time::Instant,
 };
 
-/// The recordings of all nodes.
+/// The recordings of this node, and those of the other nodes, as far as this node has read the log.
 pub(in crate::hub) struct Recordings {
-    /// The random number of this node.
+    /// The random number that identifies this node.
     pub(in crate::hub) node: u64,
     state: Mutex<State>,
-    /// Notified when the keeper has something to do.
+    /// Wakes the keeper, the task that announces recordings, when a recording of this node begins
+    /// or ends.
     pub(in crate::hub) changed: Notify,
-    /// Notified when the follower has read a page.
+    /// Wakes the tasks that wait for this node to read more of the log.
     progressed: Notify,
-    /// The number of the next beat.
+    /// The number of the next beat. A beat is a sign of life that this node appends to the log.
     pub(super) next_beat: AtomicU64,
-    /// The number of recordings that run on this node.
     pub(super) running: watch::Sender<usize>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The position of the last record that was read.
+    /// The position up to which the records of the log were noted here.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
-    /// The recordings that this node is taking over.
     claims: Vec<Arc<Claim>>,
     settled: Settled,
-    /// Set while the keeper runs.
+    /// Set while the keeper runs. The keeper is the task that announces the recordings of this
+    /// node.
     is_kept: bool,
     pub(super) contact: Contact,
 }
 
-/// The contact of this node with the log.
+/// The times at which this node was known to have read the whole log.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
-    /// The end of the last outage. The silence of another node counts from here.
+    /// The end of the last outage of the backend. Other nodes could not be heard before, so their
+    /// silence is measured from this time.
     pub(super) since: Option<Instant>,
 }
 
-/// Another node.
+/// Another node of the hub, as its beats describe it. A beat is a sign of life with the recordings
+/// of its node.
 pub(super) struct Peer {
     lease: Duration,
-    /// The time when this node has read the newest beat.
+    /// The time at which this node read the newest beat of the other node.
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts of a beat whose last part was not read yet.
+    /// The parts, read so far, of a beat whose last part was not read yet.
     incoming: Option<Beat>,
-    /// The number of the newest beat. An earlier beat can arrive later, after a timeout.
+    /// The number of the newest beat of the other node that was read. A beat is a sign of life. A
+    /// beat with a smaller number arrived late, and is ignored.
     number: u64,
 }
 
-/// The recordings of other nodes whose topics are finished. A node that was paused may announce
-/// them again.
+/// The recordings of other nodes whose topics were finished. If a node that was paused announces
+/// such a recording again, the announcement is ignored.
 #[derive(Default)]
 struct Settled {
     ids: HashSet<u64>,
@@ -85,7 +88,8 @@ struct Settled {
 }
 
 impl Settled {
-    /// The number of recordings that are remembered.
+    /// The number of finished recordings that are remembered. Beyond it, the oldest of them is
+    /// forgotten.
     const MAX: usize = 10_000;
 
     fn note(&mut self, id: u64) {
@@ -103,16 +107,18 @@ impl Settled {
 /// A recording of another node.
 pub(super) struct Foreign {
     pub(super) announced: Announced,
-    /// Set if the topic has received the will.
+    /// Set if the topic contains the will: the event that another node publishes after the
+    /// recording's node has died.
     pub(super) has_will: bool,
-    /// Set while this node is publishing the will.
+    /// Set while a task of this node takes over the recording.
     pub(super) is_claimed: bool,
-    /// Set if the newest beat of the node does not have the recording any more, although its topic
-    /// is not finished. Another node then takes over at once.
+    /// Set if the newest beat of its node lacks the recording, although the topic is not finished.
+    /// Another node then takes over without waiting for the end of the lease.
     pub(super) is_orphan: bool,
 }
 
-/// A recording whose node has died, while this node takes it over.
+/// Marks a recording of a dead node that this node is taking over. It records whether the topic was
+/// finished in the meantime.
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,
@@ -122,27 +128,32 @@ pub(super) struct Claim {
 pub(in crate::hub) struct Local {
     pub(super) announced: Announced,
     pub(super) lease: Duration,
-    /// The reason to stop.
+    /// The requested end of the recording, or `None` if no end was requested.
     pub(super) stop: watch::Sender<Option<Outcome>>,
     state: Mutex<LocalState>,
 }
 
 #[derive(Default)]
 struct LocalState {
-    /// Set if other nodes know this recording.
+    /// Set once this node has announced the recording to the other nodes, so that they take over if
+    /// this node dies.
     is_announced: bool,
-    /// Set while an append is tried again.
+    /// Set while an append that was rejected or had no response is tried again. In this case, the
+    /// recording can be stopped before the append has succeeded.
     is_retrying: bool,
-    /// The end of the log at the start of the recording.
+    /// The end of the log when the recording was started. Requests to stop a recording before this
+    /// position are meant for an earlier recording of the topic.
     started_at: Position,
-    /// The position of the last record that this recording has appended.
+    /// The position of the last record that this recording is known to have appended.
     appended: Position,
-    /// Set if the topic is finished, or the hub is shut down.
+    /// Set if the topic is finished, or the hub is shut down. The recording then publishes nothing
+    /// more.
     has_ended: bool,
-    /// Set if another node has published the will.
+    /// Set if another node has published the will, because it considered this node dead. The
+    /// recording then publishes nothing more.
     has_will: bool,
-    /// The records of the topic after `appended`, while an append is in progress. They show whether
-    /// an append without a response has succeeded.
+    /// The records of the topic that were read during an append, after `appended`. If the append
+    /// gets no response, they show whether it has succeeded. `None` if no append is in progress.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
 
@@ -164,7 +175,8 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node. `last` is the end of the log, if the hub has a backend.
+    /// Adds a recording of this node. `last` is the known end of the backend's log, or `None` for a
+    /// hub in memory.
     pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -195,23 +207,27 @@ impl Recordings {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
     }
 
-    /// Interrupts all recordings of this node: each of them publishes its will and ends.
+    /// Requests all recordings of this node to end. Each of them publishes its will, the event for
+    /// an interruption, and finishes its topic.
     pub(super) fn interrupt(&self) {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
-    /// Ends the recordings of a topic that was finished.
+    /// Ends the recordings of this topic on this node, because the topic was finished. They publish
+    /// nothing more.
     pub(in crate::hub) fn note_finished(&self, topic: &str) {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.end());
     }
 
-    /// Ends all recordings of this node, without another event.
+    /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
+    /// their topics.
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
         self.progressed.notify_waiters();
     }
 
-    /// Notes that the topic of a recording of another node is finished.
+    /// Notes that the topic of this recording of node `node` is finished. Later announcements of
+    /// the recording are ignored.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
         let mut state = self.state();
         state.settled.note(announced.id);
@@ -221,7 +237,7 @@ impl Recordings {
     }
 
     /// Registers that this node is about to take over a recording of this topic from a dead node.
-    /// The result shows whether the topic was finished since.
+    /// The returned claim shows whether the topic was finished since this call.
     pub(super) fn claim(&self, topic: &Arc<str>) -> Arc<Claim> {
         let claim = Arc::new(Claim { topic: topic.clone(), is_finished: AtomicBool::new(false) });
         self.state().claims.push(claim.clone());
@@ -232,7 +248,8 @@ impl Recordings {
         self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
     }
 
-    /// Notes the records of a page. The caller adds them to the topics afterwards.
+    /// Updates the recordings from the records of a page, the next part of the backend's log. The
+    /// caller adds the events of the page to their topics after this call.
     pub(in crate::hub) fn note(&self, page: &Page) {
         let mut state = self.state();
         let noted_through = state.noted_through;
@@ -258,30 +275,35 @@ impl Recordings {
         self.state().contact.last = None;
     }
 
-    /// Returns `true` if the keeper has to be started. The caller starts it, and calls
-    /// [`release_keeper`](Self::release_keeper) if that fails.
+    /// Returns `true` if a recording or a member exists and the keeper, the task that announces recordings,
+    /// does not run. The caller must then start the keeper. If the start fails, it calls
+    /// [`release_keeper`](Self::release_keeper).
     pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
         (has_recordings || has_members) && !std::mem::replace(&mut state.is_kept, true)
     }
 
-    /// Notes that the keeper does not run.
+    /// Records that the keeper, the task that announces recordings, does not run. It can then be
+    /// started again.
     pub(super) fn release_keeper(&self) {
         self.state().is_kept = false;
     }
 
-    /// Returns `true` if a record is for the recordings, and not for a topic.
+    /// Returns `true` if `record` is a message between nodes about their recordings. The caller
+    /// then does not add it to a topic.
     pub(in crate::hub) fn is_own(record: &Record) -> bool {
         Message::is_of(record)
     }
 
-    /// Wakes the tasks that wait for a page. The caller has committed a page.
+    /// Wakes the tasks that wait in [`progressed`](Self::progressed), because this node has read a
+    /// page of the log or appended a beat.
     pub(in crate::hub) fn note_progress(&self) {
         self.progressed.notify_waiters();
     }
 
-    /// Follows another log from this position on. The recordings continue in it.
+    /// Adapts the recordings to another log that has replaced the backend's log. They continue in
+    /// the other log. Its records are noted from the position after `after`.
     pub(in crate::hub) fn reset(&self, after: Position) {
         let mut state = self.state();
         state.noted_through = after;
@@ -293,8 +315,8 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Waits until the condition is true. It is checked at once, after each page that this node
-    /// reads, and after each beat that it appends.
+    /// Waits until `is_done` returns `true`. It is called immediately, and again whenever this node
+    /// has read a page of the log or announced its recordings.
     pub(super) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());
@@ -306,8 +328,8 @@ impl Recordings {
         }
     }
 
-    /// Returns whether a topic has subscribers on another node. During an outage of the backend,
-    /// this is unknown, and the result is `true`.
+    /// Returns `true` if the topic has subscribers on another node. Also returns `true` if this is
+    /// unknown, because this node has not reached the backend for the time `lease`.
     pub(super) fn is_watched_elsewhere(&self, topic: &str, lease: Duration) -> bool {
         let state = self.state();
         let now = Instant::now();
@@ -318,13 +340,12 @@ impl Recordings {
 }
 
 impl State {
-    /// Returns `true` if there are no recordings and no other nodes, so that the keeper can end.
     pub(super) fn is_idle(&self) -> bool {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Notes the end of the keeper if the state is idle. The keeper calls this, and ends if the
-    /// result is `true`.
+    /// Returns `true` if the keeper must end, because no recording, no member and no other node is left. In
+    /// this case, also records that the keeper no longer runs, so that it can be started again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
@@ -335,7 +356,8 @@ impl State {
         self.local.values().flatten()
     }
 
-    /// Returns the topics whose nodes want to know whether they have subscribers here.
+    /// Returns the topics of other nodes' recordings that end without subscribers. This node
+    /// reports whether it has subscribers to these topics.
     pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
         let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
@@ -418,7 +440,8 @@ impl Peer {
         }
     }
 
-    /// Returns the time when the node counts as dead.
+    /// Returns the time at which the other node counts as dead if no further sign of life is read.
+    /// `contact_since` is the end of the last outage: silence before that time does not count.
     pub(super) fn dies_at(&self, contact_since: Option<Instant>) -> Instant {
         contact_since.map_or(self.seen_at, |since| since.max(self.seen_at)) + self.lease
     }
@@ -433,7 +456,6 @@ impl Peer {
 }
 
 impl Claim {
-    /// Returns whether the topic was finished since the claim.
     pub(super) fn is_finished(&self) -> bool {
         self.is_finished.load(Relaxed)
     }
@@ -448,7 +470,8 @@ impl Local {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests the end. The first request wins.
+    /// Requests the end of the recording with this outcome. Has no effect if an end was requested
+    /// earlier.
     pub(super) fn stop(&self, outcome: Outcome) {
         self.stop.send_if_modified(|stop| {
             let is_first = stop.is_none();
@@ -457,7 +480,7 @@ impl Local {
         });
     }
 
-    /// Ends the recording, which publishes nothing more.
+    /// Ends the recording immediately, without another event.
     pub(super) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
@@ -471,7 +494,6 @@ impl Local {
         self.lock().is_announced = true;
     }
 
-    /// Returns `true` while an append of this recording is tried again.
     pub(super) fn is_retrying(&self) -> bool {
         self.lock().is_retrying
     }
@@ -504,7 +526,8 @@ impl Local {
         state.seen = state.seen.take().map(|_| Vec::new());
     }
 
-    /// Begins an append.
+    /// Prepares an append: from now on, the records of the topic that this node reads are kept, to
+    /// detect whether the append has succeeded.
     pub(super) fn begin_append(&self) {
         let mut state = self.lock();
         state.is_retrying = false;
@@ -515,9 +538,11 @@ impl Local {
         state.seen = Some(Vec::new());
     }
 
-    /// Returns whether the log already has these records, from an append without a response.
-    /// `is_unsure`: whether there was such an append. `None`: the recording must not append them,
-    /// because it [`is_over`](Self::is_over).
+    /// Returns `true` if the log already contains `records` from an earlier attempt without a
+    /// response. `is_unsure` is `true` if there was such an attempt.
+    ///
+    /// Returns `None` if the recording must not append `records`: its topic was finished, or
+    /// another node has published its will.
     pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool) -> Option<bool> {
         let mut state = self.lock();
         // The records of an append may be in two pages, so those of all attempts are kept.
@@ -542,17 +567,19 @@ impl Local {
         (!state.has_ended && (is_finish || !state.has_will)).then_some(false)
     }
 
-    /// Ends an append that has succeeded.
+    /// Records that the append has succeeded, and that `position` is the position of its last
+    /// record.
     pub(super) fn note_appended(&self, position: Position) {
         self.lock().complete_append(position, &self.announced.will);
     }
 
-    /// Returns `true` if another node has published the will.
+    /// Returns `true` if another node has published the will of this recording, because it
+    /// considered this node dead.
     pub(super) fn has_foreign_will(&self) -> bool {
         self.lock().has_will
     }
 
-    /// Returns `true` if the recording must publish nothing more: its topic is finished, another
+    /// Returns `true` if the recording must publish nothing more. Its topic is finished, another
     /// node has published its will, or the hub is shut down.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
@@ -561,7 +588,8 @@ impl Local {
 }
 
 impl LocalState {
-    /// Notes a record of the topic that the recording has not appended.
+    /// Takes note of a record of the topic that this recording has not appended: a finish record
+    /// ends the recording, and so does its own `will`.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
         self.has_will |= kind == RecordKind::Event && event == will;

@@ -1,4 +1,5 @@
-/// The ways a [`Recording`](super::Recording) ends. Its topic is finished in each case.
+/// The possible outcomes of a [`Recording`](super::Recording). The topic of the recording is
+/// finished in each case, except after some [interruptions](Self::Interrupted).
 ///
 /// # Examples
 ///
@@ -14,7 +15,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The stream has ended.
+    /// The stream has ended without an error.
     Finished,
     /// The stream returned an error or panicked, or an event could not be published.
     Failed,
@@ -26,12 +27,16 @@ pub enum Outcome {
     Abandoned,
     /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
     TimedOut,
-    /// The recording did not end by itself:
+    /// The recording was ended from outside. In the first two cases, its topic is finished; in the
+    /// other cases, it may not be:
     ///
-    /// - [`Topic::finish`](crate::hub::Topic::finish) was called,
-    /// - or another node has published the [`will`](super::Recorder::will), because this node did
-    ///   not renew its [`lease`](super::Recorder::lease) in time,
-    /// - or the hub was [shut down](crate::hub::Hub::shutdown) or
-    ///   [drained](crate::hub::Hub::drain_recordings).
+    /// - [`Topic::finish`](crate::hub::Topic::finish) was called for its topic.
+    /// - The hub was [drained](crate::hub::Hub::drain_recordings).
+    /// - The hub was [shut down](crate::hub::Hub::shutdown), or its tokio runtime was.
+    /// - Another node has published the [`will`](super::Recorder::will), because this node did not
+    ///   renew its [`lease`](super::Recorder::lease) in time. That node, or this one, finishes the
+    ///   topic.
+    /// - This node could not read the log for longer than the backend retains records.
+    /// - The backend did not accept the record that finishes the topic.
     Interrupted,
 }

@@ -34,8 +34,8 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The limits of a batch: the number of its items and their bytes. Items that are ready at the same
-/// time are published as one batch.
+/// The maximum number of stream items in one batch. Items that are ready at the same time are
+/// published as one batch.
 const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 64 << 10;
 
@@ -55,21 +55,22 @@ impl Items {
         Self(Box::new(move |cx| stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))))
     }
 
-    /// A panic of the stream is an error. The stream is not polled again after an error.
+    /// Polls the stream. A panic of the stream is returned as an error. The caller must not poll
+    /// again after an error or the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let polled = catch_unwind(AssertUnwindSafe(|| (self.0)(cx)));
         polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
     }
 }
 
-/// The next step of a recording.
+/// The next action of a recording: publish events, or end.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),
     End(Outcome),
 }
 
-/// Runs a recording to its end.
+/// Runs a recording to its end, and then sends its outcome through `outcome`.
 pub(super) async fn run(
     registered: Registered,
     items: Items,
@@ -81,7 +82,8 @@ pub(super) async fn run(
     outcome.send_replace(Some(ended));
 }
 
-/// A recording in the list of its node. It is removed even if its runtime is shut down.
+/// A recording that is registered in the list of this node's recordings. Dropping this value
+/// removes it from the list, for example when the tokio runtime is shut down.
 pub(super) struct Registered {
     core: Arc<Core>,
     local: Arc<Local>,
@@ -190,7 +192,8 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     }
 }
 
-/// Returns the next items, and all that are ready with them.
+/// Polls the stream for the next batch: all items that are ready now, up to 64 items or about 64
+/// KiB. Returns the end or the error of the stream if no item precedes it.
 fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     let mut events = Vec::new();
     let mut bytes = 0;
@@ -228,7 +231,7 @@ fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     Poll::Ready(Step::Publish(events))
 }
 
-/// Returns the single events, which each end with an empty line, without their ids.
+/// Decodes wire bytes into single events, and removes their ids.
 fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     let text = std::str::from_utf8(encoded.as_bytes()).unwrap_or_default();
     text.split_inclusive("\n\n").filter_map(|event| {
@@ -273,7 +276,8 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     append::append(core, local, vec![record]).await
 }
 
-/// Calls a function of the application. A panic is reported, and there is no event.
+/// Calls a function of the application. If it panics, the panic is reported and the result is
+/// `None`.
 fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
     let mut event = None;
     contain_panic("recording", || event = f());
@@ -287,12 +291,14 @@ async fn after(time: Option<Duration>) {
     }
 }
 
-/// Waits until other nodes know this recording.
+/// Waits until this node has announced the recording in the log, so that other nodes can take it
+/// over.
 async fn announced(core: &Core, local: &Local) {
     core.recordings.progressed(|| local.is_announced()).await;
 }
 
-/// Waits until the topic has had no subscribers on any node for this time.
+/// Waits until the topic has had no subscribers on any node for this time. Without a time, never
+/// returns.
 async fn abandoned(core: &Core, local: &Local, time: Option<Duration>) {
     let Some(time) = time else { return pending().await };
     let topic = &local.announced.topic;

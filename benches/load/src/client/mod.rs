@@ -60,7 +60,7 @@ pub struct Client {
     pub is_blocking: bool,
     /// The number of connections that may be opening at the same time. The servers' listeners queue
     /// 1,024.
-    pub opening: usize,
+    opening: usize,
 }
 
 #[derive(Debug)]

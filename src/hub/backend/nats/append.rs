@@ -5,7 +5,7 @@ use super::{
     identity::{KnownLog, Witness},
     link::Link,
     message::{self, position},
-    stream::Stream,
+    stream::{Stream, is_refusal},
 };
 use crate::{
     BoxError,
@@ -16,56 +16,59 @@ use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
     jetstream::{
-        self, ErrorCode,
         context::{PublishError, PublishErrorKind},
         message::PublishMessage,
         publish::PublishAck,
     },
 };
-use std::error::Error;
 use tokio::time::{Instant, timeout_at};
 
-/// The first version of nats-server whose replicas compare the last sequence of a subject when they
-/// store a message. Earlier versions compare it when the leader receives a message. The leader can
-/// then accept two messages before it has stored the first.
+/// The first version of nats-server that compares the last sequence of a subject when it stores a
+/// message. Earlier versions compare it when the leader receives the message. Such a leader can
+/// accept two messages with the same expected sequence before it has stored the first.
 const COMPARES_SUBJECTS: (i64, i64, i64) = (2, 9, 21);
 
-/// The condition of an append: the topic has no record after `since`, and the log has this epoch.
+/// The condition of an append: the log has the epoch `epoch`, and its topic has no record after the
+/// position `since`. The epoch identifies one lifetime of the log.
 #[derive(Clone, Copy)]
 pub(super) struct Unchanged {
     pub(super) epoch: u64,
     pub(super) since: Position,
 }
 
-/// A message that was not published yet, and its random id.
+/// A message that is to be published. Its random `id` is the message id: the server uses it to
+/// detect duplicates.
 struct NewMessage {
     subject: String,
     id: String,
     message: PublishMessage,
 }
 
-/// The state of the log that a message is published for.
+/// The expected state of the log. If the log has another state, the server refuses to store the
+/// message.
 struct Expected {
     log: KnownLog,
-    /// The last sequence of the subject. 0 if the subject has no message.
+    /// The sequence of the last message of the subject. 0 if the subject has no message.
     subject: u64,
-    /// The last sequence of the stream, if the servers cannot compare the last sequence of the
-    /// subject alone.
+    /// The sequence of the last message of the stream. `None` if the servers can compare the last
+    /// sequence of one subject, which is then enough.
     stream: Option<u64>,
 }
 
-/// The response of the server to a message.
+/// The response of the server to a published message.
 enum Published {
-    /// The sequence of the stored message.
+    /// The server has stored the message under this sequence.
     Stored(u64),
-    /// The last sequence is not the expected one. `is_certain` is `false` if there was no response
-    /// to an earlier attempt, which may have stored the message.
+    /// The server refused the message, because the last sequence is not the expected one. If
+    /// `is_certain` is `false`, an earlier attempt got no response, and may have stored the
+    /// message.
     Refused { is_certain: bool },
 }
 
 impl NatsBackend {
-    /// Appends records as one message. Returns `None` if the condition does not hold, and the log
-    /// is unchanged.
+    /// Appends records as one message, and returns their epoch and position. Returns `None`, and
+    /// appends nothing, if `condition` does not hold. Without a condition, the result is never
+    /// `None`.
     pub(super) async fn store(
         &self,
         records: &[Record],
@@ -120,8 +123,12 @@ impl NatsBackend {
         Ok(Some(Appended { epoch, position: position(sequence) }))
     }
 
-    /// Publishes a message if its topic has not changed. Returns the log and the sequence of the
-    /// message.
+    /// Publishes the message `new` if the log fulfils `condition`. Returns what this node knew of
+    /// the log before, and the sequence of the stored message. Returns `None` if the condition does
+    /// not hold.
+    ///
+    /// Servers before 2.9.21 also refuse the message because of other topics, if the stream has
+    /// several replicas. The function then tries again, and returns an error after one timeout.
     async fn publish_if_unchanged(
         &self,
         stream: &Stream<'_>,
@@ -153,8 +160,9 @@ impl NatsBackend {
         }
     }
 
-    /// Returns the expected state for a message with this condition. Returns `None` if the
-    /// condition does not hold, or if messages after `since` are missing.
+    /// Returns the state of the log that a conditional append expects. The state includes the last
+    /// sequence of `subject`. Returns `None` if `condition` does not hold, or if messages after its
+    /// position `since` are missing.
     async fn expected(
         &self,
         stream: &Stream<'_>,
@@ -178,7 +186,9 @@ impl NatsBackend {
         Ok(Some(Expected { log, subject: last, stream: (!compares_subjects).then_some(state.last) }))
     }
 
-    /// Publishes a message.
+    /// Publishes a message. Sends the message again if there is no response within half of the
+    /// timeout, or if the connection is lost. The server detects the duplicate by the message id.
+    /// Returns an error if the whole timeout passes without a response.
     async fn publish(&self, link: &Link, subject: &str, message: &PublishMessage) -> Result<Published, BoxError> {
         let deadline = Instant::now() + self.timeout;
         link.soon(async {
@@ -210,8 +220,8 @@ impl NatsBackend {
         Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
     }
 
-    /// Returns the epoch of the log that has stored a message, or an error if the current log does
-    /// not have the message.
+    /// Returns the epoch of the log that has stored a message, by its sequence and its message id.
+    /// Returns an error if the stream does not have this message.
     async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
         let mut epoch = self.identity.check_witness(stream).await?.epoch;
         loop {
@@ -228,12 +238,13 @@ impl NatsBackend {
     }
 }
 
-/// Returns the sequence of a message that the server has refused, if an earlier attempt has stored
-/// it. `before` is the expected last sequence of its subject.
+/// Returns the sequence of the message `new` if an earlier attempt has stored it, although the
+/// server has refused the last attempt. `before` is the last sequence of its subject before the
+/// first attempt. Returns `None` if the stream has another message in its place, and an error if
+/// messages are missing there.
 ///
-/// Servers from 2.12 on compare the sequence before they look for a duplicate, and so do the
-/// leaders of several replicas before 2.12. The message that an earlier attempt has stored then
-/// causes the refusal of the next attempt.
+/// Servers from 2.12 on compare the sequence before they look for a duplicate. Older servers do so
+/// in a stream with several replicas. So a message that is sent twice can cause its own refusal.
 async fn stored_by_earlier_attempt(
     stream: &Stream<'_>,
     new: &NewMessage,
@@ -250,16 +261,8 @@ async fn stored_by_earlier_attempt(
     }
 }
 
-/// Returns `true` if the outcome of a publish is unknown. The message is then sent again, and the
-/// server ignores a duplicate.
+/// Returns `true` if the server may have stored the message in spite of this error. The caller then
+/// sends the message again, and the server ignores a duplicate.
 fn is_unsure(error: &PublishError) -> bool {
     matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
-}
-
-/// Returns `true` if the server has refused a message because a last sequence is not the expected
-/// one. Servers from 2.12 on have another code if the topic has a message that is being stored.
-fn is_refusal(error: &PublishError) -> bool {
-    let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
-    error.kind() == PublishErrorKind::WrongLastSequence
-        || code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
 }

@@ -14,22 +14,23 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// The maximum time that a publisher waits for the follower (the task that reads the log) to
-/// receive its message, after the server has acknowledged it. After that, the publisher asks the
-/// server which log has the message.
+/// The maximum time that a publisher, after the server's acknowledgement, waits until this process
+/// reads the message back from the stream. After this time, the publisher asks the server which log
+/// has the message.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// The published messages whose publishers wait for a confirmation: the follower receives the
-/// message, which proves which log has stored it. The server's acknowledgement does not name the
-/// log.
+/// The published messages whose publishers wait for a confirmation. A message is confirmed when the
+/// follower, the task that reads the stream, has received it. This proves which log has stored the
+/// message. The server's acknowledgement does not say this.
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// Set while a follower receives the messages that are published.
+    /// `true` while the follower, the task that reads the stream, receives new messages through a
+    /// consumer.
     is_following: AtomicBool,
 }
 
-/// One message that waits for its confirmation.
+/// Waits for the confirmation of one published message. Dropping the value ends the wait.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
     identity: u64,
@@ -41,16 +42,16 @@ impl Confirmations {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a message that will be published with this id. The returned handle waits for the
-    /// confirmation.
+    /// Registers a message before it is published. `id` is the message id. The returned value waits
+    /// for the confirmation.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
         Pending { confirmations: self, identity, epoch }
     }
 
-    /// Confirms a message that the follower has received from the log with this epoch, if its
-    /// publisher waits for that.
+    /// Confirms a message if its publisher waits for that. The follower calls this when it has
+    /// received the message from the log with this epoch, the number that identifies a log.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {
@@ -64,15 +65,17 @@ impl Confirmations {
         }
     }
 
-    /// Sets whether a follower receives the messages that are published.
+    /// Sets whether the follower, the task that reads the stream, receives new messages through a
+    /// consumer. If it does not, publishers do not wait for a confirmation.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }
 }
 
 impl Pending<'_> {
-    /// Returns the epoch of the log that has the message, if the follower receives the message
-    /// within [`FOLLOWER_TIMEOUT`].
+    /// Returns the epoch (the identity) of the log that has stored the message. Returns `None` if
+    /// the follower, the task that reads the stream, does not receive the message within
+    /// [`FOLLOWER_TIMEOUT`].
     pub(super) async fn epoch(mut self) -> Option<u64> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();

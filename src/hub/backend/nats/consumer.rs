@@ -6,21 +6,23 @@ use crate::BoxError;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use std::{mem, time::Duration};
 
-/// The maximum number of messages in a page.
+/// The maximum number of messages that one read of the log returns, as a page.
 pub(super) const PAGE_MESSAGES: usize = 1000;
 
-/// The approximate number of bytes in a page. [`max_page_bytes`] adds room for the largest message.
+/// The approximate number of bytes that one read of the log returns, as a page. [`max_page_bytes`]
+/// adds room for the largest message.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
-/// The server deletes a consumer after this time without a request.
+/// The time without a request after which the server deletes a consumer.
 const INACTIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The interval of the heartbeats that the server sends while there are no new messages. A consumer
-/// that sends nothing for twice this time is replaced.
+/// The interval of the heartbeats that the server sends to a consumer while there are no new
+/// messages. If the client receives nothing for twice this time, the read fails. The hub then reads
+/// again, through a new consumer.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(400);
 
-/// Creates a consumer of these subjects that starts at a sequence. If `subjects` is empty, it gets
-/// all subjects.
+/// Creates a consumer that delivers the messages of these subjects from the sequence `from` on. If
+/// `subjects` is empty, the consumer delivers the messages of all subjects.
 pub(super) async fn consume(
     link: &Link,
     stream: &str,
@@ -49,7 +51,8 @@ pub(super) fn max_page_bytes(link: &Link) -> usize {
     PAGE_BYTES + 2 * link.client.server_info().max_payload
 }
 
-/// Checks that no message was lost between the server and this client.
+/// Returns an error if the number of the message, counted from the start of the consumer, is not
+/// `expected`. In this case, a message was lost between the server and this client.
 pub(super) fn check_sequence(delivered: &Delivered, expected: u64) -> Result<(), BoxError> {
     if delivered.number == expected { Ok(()) } else { Err("a message from the NATS server was lost".into()) }
 }

@@ -26,35 +26,38 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-/// The time to wait for a consumer before messages are read without one, and between two such
-/// reads.
+/// The follower needs a consumer to receive messages. While the server creates the consumer, the
+/// follower reads new messages one by one at this interval.
 const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 
-/// The pause before the next attempt to create a consumer.
+/// The pause between a failed attempt to create a consumer and the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
-/// The number of consecutive failed attempts to create a consumer after which following returns an
-/// error.
+/// The number of consecutive failed attempts to create a consumer after which `follow` returns an
+/// error to the hub.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// The follower of one log.
+/// Reads the new messages of one log, page by page.
 pub(super) struct Follower {
-    /// The cursor: the log was delivered up to this position.
+    /// The end of the last page that the follower has returned. The next page begins after this
+    /// position.
     pub(super) after: Position,
-    /// The epoch of the log that is followed.
+    /// The epoch of the log that the follower reads: the number that identifies the log.
     pub(super) epoch: u64,
     log: KnownLog,
     source: Source,
     losses: Losses,
-    /// The first message of the next page, if it has already arrived.
+    /// A message that has already arrived and begins the next page.
     next: Option<Stored>,
     runtime: Handle,
 }
 
 enum Source {
-    /// A consumer is being created. Meanwhile messages are read one by one. In a cluster, only the
-    /// meta leader can create a consumer. While the meta leader is being elected, the stream may
-    /// already have a leader, which can return single messages.
+    /// A consumer is being created. The number counts the failed attempts so far. Meanwhile
+    /// messages are read one by one.
+    ///
+    /// In a cluster, only the meta leader can create a consumer. While the meta leader is being
+    /// elected, the leader of the stream can already return single messages.
     Starting(Starting, u32),
     Consumer(Box<Consumer>),
 }
@@ -63,7 +66,7 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// The number of messages that this consumer has delivered.
+    /// The number of messages that the client has received through this consumer.
     received: u64,
 }
 
@@ -79,7 +82,7 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
 }
 
 impl Follower {
-    /// Creates a follower of this log that starts after a position.
+    /// Creates a follower of `log` whose first page begins after the position `after`.
     pub(super) fn new(stream: &Stream<'_>, log: &KnownLog, after: Position) -> Self {
         let mut follower = Self {
             after,
@@ -105,8 +108,8 @@ impl Follower {
         self.source = Source::Starting(Box::pin(starting), failures);
     }
 
-    /// Waits for the next page, which contains at least one message. Cancel safe: dropping the
-    /// future loses no message.
+    /// Waits for the next page of the log, which contains at least one message. Cancel safe:
+    /// dropping the future loses no message. After an error, the follower cannot be used any more.
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,
@@ -142,7 +145,8 @@ impl Follower {
         }
     }
 
-    /// Reads messages without a consumer. Returns `None` if there are no new messages.
+    /// Reads a page of messages one by one, without a consumer. Returns `None` if there are no new
+    /// messages.
     async fn read_page(
         &mut self,
         stream: &Stream<'_>,
@@ -201,14 +205,15 @@ impl Follower {
         NewPage { page, after: self.after, count: 0, witness: None }
     }
 
-    /// Waits for the next message.
+    /// Waits for the next message of the consumer. Returns an error if the connection or the
+    /// consumer is lost, or a message is missing.
     async fn receive(&mut self) -> Result<Stored, BoxError> {
         let Source::Consumer(consumer) = &mut self.source else { return Err(CONSUMER_ENDED.into()) };
         let message = self.losses.unless_lost(consumer.messages.next()).await?;
         consumer.accept(message.ok_or(CONSUMER_ENDED)??)
     }
 
-    /// Returns the next message if it has already arrived.
+    /// Returns the next message of the consumer, or `None` if no message has arrived yet.
     fn try_receive(&mut self) -> Result<Option<Stored>, BoxError> {
         let Source::Consumer(consumer) = &mut self.source else { return Err(CONSUMER_ENDED.into()) };
         // No waker is needed here: `receive` polls the same stream and registers the waker of its
@@ -220,7 +225,8 @@ impl Follower {
     }
 }
 
-/// Checks that the stream is still the log with this epoch.
+/// Returns an error if the stream is not the log with this epoch any more. The epoch identifies one
+/// lifetime of a log.
 async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
     if identity.check_witness(stream).await?.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }
 }
@@ -234,7 +240,7 @@ impl Consumer {
     }
 }
 
-/// A page that is being built from messages.
+/// A page that is not complete yet.
 struct NewPage {
     page: Page,
     after: Position,
@@ -243,8 +249,9 @@ struct NewPage {
 }
 
 impl NewPage {
-    /// Adds a message. Returns `false` if messages before it are missing and the page is not empty.
-    /// The message then starts the next page, which reports the gap.
+    /// Adds a message to the page. If messages directly before it are missing from the stream, the
+    /// message has to begin a page, which reports the gap. If the page already has messages in this
+    /// case, the message is not added, and the result is `false`.
     fn add(&mut self, stream: &str, log: &mut KnownLog, message: &Stored) -> Result<bool, BoxError> {
         let is_mark = *message.subject == *message::mark_subject(stream);
         if is_mark && !log.accept(message) {

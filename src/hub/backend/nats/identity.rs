@@ -13,7 +13,7 @@
 use super::{
     message::{self, Stored, position},
     shared_check::SharedCheck,
-    stream::{State, Stream},
+    stream::{State, Stream, is_refusal},
 };
 use crate::{BoxError, hub::backend::Position, random};
 use async_nats::{HeaderMap, jetstream::message::PublishMessage};
@@ -23,57 +23,64 @@ use std::{
 };
 use tokio::time::{Instant, sleep};
 
-/// The maximum size of a message that is used as a [`Witness`]. Each check of the witness fetches
-/// the whole message from the server.
+/// A witness is a recent message that a node remembers to recognize the log. This is the maximum
+/// size of its payload, because each check fetches the whole message from the server.
 const MAX_WITNESS_BYTES: usize = 4096;
 
-/// The number of further checks if the stream seems to have lost its newest messages, and the pause
-/// before each check. A leader that was just elected may not have applied all messages yet that its
-/// predecessor had acknowledged.
+/// If a stream seems to have lost its newest messages, this is the number of further checks, and
+/// the pause before each of them. A leader that was just elected may not have applied all messages
+/// yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// A node that has connected to an existing log adds another mark (a message that identifies the
-/// log) after this time, unless there are newer messages. The first mark could be old enough for
-/// retention to remove it.
+/// The time after which a node that has just connected to a log adds another mark, unless there are
+/// newer messages. If a quarter of the stream's maximum age is shorter, that time counts. A mark is
+/// a message that identifies the log. The existing mark could be so old that retention removes it
+/// soon.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
-/// The pauses in milliseconds before a mark is published again to a stream that does not respond. A
+/// The pauses in milliseconds before a mark is published again because no stream has accepted it. A
 /// mark is a message that identifies the log.
 ///
-/// If two nodes create the stream at the same time, the server may respond to one of them before
-/// the stream has subscribed to its subjects.
+/// If two nodes create the stream at the same time, the server may respond before the stream can
+/// receive messages.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
-/// The header with the id of the replaced log, in a mark that begins a log.
+/// A mark is a message that identifies the log in a stream. If the log replaces a lost log, its
+/// first mark has this header with the id of the lost log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// The header of a mark that has the sequence of the last event before the mark. Marks are not
-/// events.
+/// A mark is a message that identifies the log in a stream, and is not an event. This header of a
+/// mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The identity of the log that a node uses, and the messages that identify it.
+/// The state of the log in the stream, as far as this node knows it, and the messages that identify
+/// the log.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
-    /// The id of the log. It is the payload of each mark of the log.
+    /// The id of the log. It is the payload of each mark, a message that identifies the log in the
+    /// stream.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
-    /// The sequence of the newest mark (a message that identifies the log) that this node has read.
-    /// 0 if retention had removed every mark before this node connected.
+    /// The sequence of the newest mark that this node has read. A mark is a message that identifies
+    /// the log. 0 if retention had removed every mark before this node connected.
     pub(super) mark: u64,
-    /// The sequence of the last message before `mark` that is not a mark. If `mark` begins the log,
-    /// this is the sequence of `mark` itself.
+    /// The sequence of the last event before the newest mark, a message that identifies the log. If
+    /// that mark begins the log, this is the sequence of the mark itself.
     last_event: u64,
-    /// The greatest sequence that the log is known to have or to have had.
+    /// The greatest sequence that this node has seen in the log, even if the message was removed
+    /// since.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The maximum age of messages in the stream. `None` means no limit.
+    /// The maximum age of messages in the stream. The server removes older messages. `None` means
+    /// no limit.
     max_age: Option<Duration>,
-    /// The time when the node adds another mark (a message that identifies the log) if no message
-    /// arrives before. Otherwise retention could remove all marks.
+    /// The time for adding another mark, a message that identifies the log, if no message arrives
+    /// before. Otherwise retention could remove all marks.
     renewal: Instant,
 }
 
-/// A recent message of the log. A node checks that the stream still has it at its sequence.
+/// A recent message that identifies the log: the node checks that the stream still has this message
+/// at this sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Witness {
     sequence: u64,
@@ -81,14 +88,14 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    /// Creates a witness from the sequence and the id of a published message. Returns `None` if the
-    /// message is large.
+    /// Creates a witness, which identifies the log, from the sequence and the message id of a
+    /// published message. Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`].
     pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Option<Self> {
         (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
     }
 
-    /// Creates a witness from a stored message. Returns `None` if the message is large, or if
-    /// another program has written it.
+    /// Creates a witness, which identifies the log, from a stored message. Returns `None` if its
+    /// payload has more than [`MAX_WITNESS_BYTES`], or if another program has written the message.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
@@ -101,8 +108,9 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the eviction watermark. It is at least the position of the newest evicted event, and
-    /// smaller than the position of the oldest retained event. Marks are not events.
+    /// Returns the eviction watermark of the log, if its stream has this state. Evicted events have
+    /// positions up to the watermark, and retained events have greater positions. Marks (messages
+    /// that identify the log) are not events and do not count.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -112,15 +120,17 @@ impl KnownLog {
         })
     }
 
-    /// Advances a position past the marks that directly follow it. Marks have no events, so the
-    /// same event comes next after both positions.
+    /// Returns the position of the newest mark if only marks are between the position `through` and
+    /// it. Otherwise returns `through`. A mark is a message that identifies the log and contains no
+    /// event, so both positions precede the same event.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark that the follower has read. Records a newer mark of the same log. Returns
-    /// `false` if the mark begins another log, which is not recorded.
+    /// Handles a mark, a message that identifies the log, that the follower has read. Records the
+    /// mark if it is a newer mark of this log. Returns `false`, and records nothing, if the mark is
+    /// newer and begins another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -132,18 +142,19 @@ impl KnownLog {
     }
 }
 
-/// A decoded mark: a message that begins a log, or confirms that the stream still has the same log.
+/// A decoded mark: a message that begins a log, or that repeats the id of the log so that retention
+/// does not remove it.
 struct Mark {
     sequence: u64,
     id: Arc<str>,
-    /// The id of the replaced log, which has lost its newest messages.
+    /// The id of the lost log that this log replaces, if the mark is the first one after a loss.
     replaces: Option<Arc<str>>,
     last_event: u64,
 }
 
 impl Mark {
-    /// Decodes a mark. Any payload is a valid id: a mark that another program has written also
-    /// begins a log, and causes no error.
+    /// Decodes a mark, a message whose payload is the id of the log. Any payload is a valid id. So
+    /// a mark of another program also begins a log, and causes no error.
     fn read(message: &Stored) -> Self {
         let last_event = message.header(LAST_EVENT).and_then(|sequence| sequence.parse().ok());
         Self {
@@ -159,24 +170,26 @@ fn epoch_of(id: &str) -> u64 {
     message::fnv(id.as_bytes())
 }
 
-/// The result of comparing the stream with the log that a node knows.
+/// The result of comparing a stream with the log that a node has used so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
-    /// The stream has lost its newest messages.
+    /// The stream ends before messages that the node has seen, so it has lost its newest messages.
     Shorter,
-    /// The stream was replaced: it has another message at the sequence of the witness.
+    /// The stream was replaced: it has a different message at the sequence of the message that the
+    /// node remembers.
     Different,
 }
 
-/// The log that a node follows and publishes to.
+/// The log that a node reads and publishes to, and the checks that the stream still has this log.
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Checks that compare only the witness with the stream. Concurrent callers share one check.
+    /// Checks that look only for the witness, one remembered message, in the stream. Concurrent
+    /// callers share one check.
     witness_checks: SharedCheck<KnownLog>,
-    /// Checks that also compare the bounds and the marks of the stream, shared in the same way, see
-    /// [`check`](Self::check).
+    /// Complete checks, which also compare the bounds and the newest mark of the stream, see
+    /// [`check`](Self::check). Concurrent callers share one check.
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -189,7 +202,9 @@ impl Identity {
         self.lock().clone()
     }
 
-    /// Records the state of the log that the follower has read, and a new witness.
+    /// Records that the follower has read `log` up to the sequence `newest`. `log` may have a newer
+    /// mark, the message that identifies it. `witness` is a recent message for later checks that
+    /// the stream still has this log. Has no effect if the node uses another log by now.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -198,8 +213,9 @@ impl Identity {
         }
     }
 
-    /// Remembers the newest sequence of the log with this epoch, and its witness: a message of the
-    /// log that identifies it.
+    /// Records that the log with this epoch has a message with the sequence `newest`. `witness` is
+    /// a recent message for later checks that the stream still has this log. Older values, and
+    /// values of another log, have no effect.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -212,11 +228,13 @@ impl Identity {
         }
     }
 
-    /// Checks the witness and returns the current log of the stream. The check begins after this
-    /// call.
+    /// Returns the current log of the stream. If the stream still has the witness, a message that
+    /// this node remembers, the result is the log that the node has used so far. Otherwise a
+    /// complete [`check`](Self::check) decides. The check begins after this call.
     ///
-    /// All messages that were in the stream before the call are in that log. The only exception: if
-    /// the stream is replaced twice during the check, they can be in the first of the two logs.
+    /// All messages that were in the stream before the call are in the returned log. The only
+    /// exception is a stream that is replaced twice during the check. These messages can then be in
+    /// the first of the two logs.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
             if let Some(known) = self.known() {
@@ -232,9 +250,11 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Compares the stream with the known log, and returns the current log and its bounds. The
-    /// check begins after this call. Creates the stream if it does not exist. Adds a mark for a new
-    /// log if the stream does not match the known log.
+    /// Compares the stream with the known log, and returns the current log and the state of the
+    /// stream. The check begins after this call.
+    ///
+    /// Creates the stream if it does not exist. If the stream has lost messages or was replaced,
+    /// begins a new log in it.
     pub(super) async fn check(&self, stream: &Stream<'_>) -> Result<(KnownLog, State), BoxError> {
         // The future of `find` is large, and several other futures contain this one.
         self.checks.run(Box::pin(self.find(stream))).await
@@ -278,7 +298,8 @@ impl Identity {
         }
     }
 
-    /// Switches to the log that begins with this mark.
+    /// Makes the log with this mark the known log of the node. A mark is a message that identifies
+    /// a log.
     async fn adopt(&self, stream: &Stream<'_>, mark: Mark, state: &State) -> Result<KnownLog, BoxError> {
         let known = KnownLog {
             epoch: epoch_of(&mark.id),
@@ -294,7 +315,9 @@ impl Identity {
         Ok(known)
     }
 
-    /// Stays with the known log: refreshes its witness, and adds another mark if it is due.
+    /// Continues with the known log. Replaces its witness (a remembered message) if the stream has
+    /// removed it. Publishes another mark (a message that identifies the log) if it is time for
+    /// one.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -349,7 +372,9 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
     })
 }
 
-/// Finds the log of a stream that this node does not know yet. Begins a log if the stream has none.
+/// Returns the mark of the log in a stream that this node has not used yet. A mark is a message
+/// that identifies the log. If retention has removed all marks, the newest message names the log.
+/// Begins a log if the stream has none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
@@ -367,7 +392,9 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     begin(stream, None, 0).await
 }
 
-/// Begins a new log in place of the lost log, unless another node has already begun it.
+/// Returns the mark of the log that replaces the lost log. A mark is a message that identifies a
+/// log. `mark` is the newest one in the stream. If another node has not begun the new log yet, this
+/// function begins it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -375,9 +402,12 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Publishes a mark that begins a log, and returns the mark of the new log. `previous` is the
-/// sequence of the mark before it. If two nodes publish a mark at the same time, the stream stores
-/// only the first mark to arrive, and both nodes use that mark.
+/// Begins a new log: publishes a mark, the message that identifies it, and returns the newest mark
+/// of the stream. `replaces` is the id of a lost log. `previous` is the sequence of the newest mark
+/// so far, or 0.
+///
+/// If two nodes do this at the same time, the stream stores only the first mark. Both nodes then
+/// use that mark.
 async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Result<Mark, BoxError> {
     let id = format!("{:016x}", random::bits());
     let mut mark = mark_message(&format!("log {id}"), &id).expected_last_subject_sequence(previous);
@@ -395,10 +425,11 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
     })
 }
 
-/// Returns the newest mark of a stream in this state.
+/// Returns the newest mark of a stream in this state, or `None` if the stream has no mark. A mark
+/// is a message that identifies the log.
 ///
-/// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. The
-/// state of such a stream is empty. So this function asks for no message of an empty stream.
+/// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
+/// stream is still empty, so this function sends no request if `state` says so.
 async fn mark_of(stream: &Stream<'_>, state: &State) -> Result<Option<Mark>, BoxError> {
     if state.messages == 0 { Ok(None) } else { last_mark(stream).await }
 }
@@ -408,7 +439,8 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Creates a witness, which identifies the log later, from the newest message of the stream.
+/// Returns the newest message of the stream as a witness, a recent message that identifies the log
+/// in later checks. Returns `None` if that message is not suitable.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
@@ -416,17 +448,18 @@ async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, B
     Ok(stream.get(state.last).await?.as_ref().and_then(Witness::of))
 }
 
-/// Creates the message of a mark. Its message id lets the server detect a duplicate.
+/// Creates a mark: a message with the id of a log, `log`, as its payload. The server uses
+/// `message_id` to detect a duplicate.
 fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark and returns its sequence. Returns `None` if the last sequence of the stream is
-/// not the expected one.
+/// Publishes a mark, a message that identifies the log, and returns its sequence. Returns `None` if
+/// the stream or its marks have changed, so that the expected last sequence is wrong.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
-    use async_nats::jetstream::context::PublishErrorKind::{StreamNotFound, WrongLastSequence};
+    use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 
     let context = &stream.link.context;
     let subject = message::mark_subject(stream.name());
@@ -439,7 +472,7 @@ async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64
             };
             match published {
                 Ok(ack) => return Ok(Some(ack.sequence)),
-                Err(error) if error.kind() == WrongLastSequence => return Ok(None),
+                Err(error) if is_refusal(&error) => return Ok(None),
                 Err(error) if error.kind() == StreamNotFound => match pauses.next() {
                     Some(pause) => sleep(Duration::from_millis(pause)).await,
                     None => return Err(error),

@@ -18,26 +18,26 @@ use std::{
 };
 use tokio::{sync::watch, time::timeout};
 
-/// The interval of the client's pings. After three unanswered pings the connection is closed, which
-/// detects a silent network.
+/// The interval of the client's pings. The client closes a connection after three unanswered pings,
+/// so it also detects a network that drops everything silently.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time without an attempt to connect after which a disconnected client counts as stuck. A
-/// stuck client waits forever for a server that has accepted the connection and sends nothing.
-/// Newer versions of `async_nats` have a timeout for this case.
+/// A disconnected client counts as stuck if it has not tried to connect for this time. The backend
+/// then replaces the client. A stuck client waits forever for a server that has accepted the
+/// connection and sends nothing. Newer versions of `async_nats` have a timeout for this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The time to wait for a response before the request is sent again.
+/// The time to wait for a response before a read-only request is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The addresses of the servers, and the credentials. The type does not implement `Debug`, because
-/// it contains secrets.
+/// The addresses of the servers, and the credentials for them. The type does not implement `Debug`,
+/// because it contains secrets.
 #[derive(Clone, Default)]
 pub(super) struct Servers {
     addresses: Vec<ServerAddr>,
     login: Login,
     pub(super) credentials_file: Option<PathBuf>,
-    pub(super) root_certificates: Vec<PathBuf>,
+    pub(super) root_certificates: Option<PathBuf>,
     is_tls: bool,
 }
 
@@ -50,8 +50,9 @@ enum Login {
 }
 
 impl Servers {
-    /// Parses URLs that are separated by commas. The credentials are those of the first URL that
-    /// has any.
+    /// Parses the URLs of one or more servers, separated by commas. The user and password, or the
+    /// token, come from the first URL that has them. They apply to all servers. Returns an error if
+    /// a URL is invalid.
     pub(super) fn parse(urls: &str) -> Result<Self, BoxError> {
         let mut servers = Self::default();
         for url in urls.split(',') {
@@ -74,7 +75,9 @@ impl Servers {
         Ok(servers)
     }
 
-    /// Connects to one of the servers. Tries each server once.
+    /// Connects to the first server that responds, and tries each address once.
+    /// `timeout_per_request` limits each later request. The time limit for connecting is this
+    /// timeout, multiplied by the number of addresses.
     pub(super) async fn connect(&self, timeout_per_request: Duration) -> Result<Link, BoxError> {
         let health = Arc::new(Health::default());
         let (noticed, tried) = (Arc::clone(&health), Arc::clone(&health));
@@ -103,7 +106,7 @@ impl Servers {
             let read = options.credentials_file(path).await;
             options = read.map_err(|error| format!("the credentials in {} cannot be used: {error}", path.display()))?;
         }
-        for path in &self.root_certificates {
+        if let Some(path) = &self.root_certificates {
             options = options.add_root_certificates(path.clone());
         }
         let count = self.addresses.len().try_into().unwrap_or(u32::MAX);
@@ -133,7 +136,7 @@ impl Login {
     }
 }
 
-/// A handle to the connection. Clones share the connection.
+/// A handle to the connection to the NATS servers. Clones share the connection.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) client: Client,
@@ -144,10 +147,10 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Health {
-    /// The number of lost connections, and whether there is a connection now.
+    /// The number of times that the connection was lost, and `true` if the client is connected now.
     losses: watch::Sender<(u64, bool)>,
-    /// The time of the last attempt to connect, or of the loss of the connection. `None` while
-    /// connected.
+    /// The time when the connection was lost, or when the client last tried to reconnect after
+    /// that. `None` while the client is connected.
     trouble: Mutex<Option<Instant>>,
 }
 
@@ -175,15 +178,15 @@ impl Health {
     }
 }
 
-/// Watches for the loss of a connection.
+/// Detects that the connection was lost since this value was created.
 pub(super) struct Losses {
     losses: watch::Receiver<(u64, bool)>,
     before: u64,
 }
 
 impl Losses {
-    /// Returns the output of a future, or an error if the connection is lost before the future
-    /// completes.
+    /// Awaits a future and returns its output. Returns an error if the connection is lost first, or
+    /// was lost since this value was created.
     pub(super) async fn unless_lost<T>(&mut self, future: impl Future<Output = T>) -> Result<T, BoxError> {
         let mut future = pin!(future);
         // `wait_for` fails if the sender was dropped. The connection was then dropped, too.
@@ -195,7 +198,7 @@ impl Losses {
         .await
     }
 
-    /// Waits until the client is connected again.
+    /// Waits until the client is connected again. Also returns if the client is dropped.
     pub(super) async fn reconnected(&mut self) {
         // `wait_for` fails if the sender was dropped. The next request then fails.
         drop(self.losses.wait_for(|(_, is_connected)| *is_connected).await);
@@ -208,19 +211,21 @@ impl Link {
     }
 
     /// Returns `true` if the client is disconnected and has not tried to connect for
-    /// [`RECONNECT_TIMEOUT`]. It does not recover by itself.
+    /// [`RECONNECT_TIMEOUT`]. The caller has to replace such a client, because it does not recover
+    /// by itself.
     pub(super) fn is_stuck(&self) -> bool {
         self.health.trouble().is_some_and(|since| since.elapsed() > RECONNECT_TIMEOUT)
     }
 
-    /// Watches for losses of the connection from now on.
+    /// Returns a value that detects every loss of the connection from now on.
     pub(super) fn losses(&self) -> Losses {
         let losses = self.health.losses.subscribe();
         let before = losses.borrow().0;
         Losses { losses, before }
     }
 
-    /// Waits for a response, up to the timeout or until the connection is lost.
+    /// Awaits the response to a request. Returns an error if the request timeout passes, or if the
+    /// connection is lost.
     pub(super) async fn request<T, E>(&self, request: impl Future<Output = Result<T, E>>) -> Result<T, BoxError>
     where
         BoxError: From<E>,
@@ -232,9 +237,10 @@ impl Link {
         Ok(self.soon(losses.unless_lost(request)).await??)
     }
 
-    /// Waits for a response like [`request`](Self::request). Sends the request again after
-    /// [`RETRY_INTERVAL`] without a response. There are two reasons for a missing response: the
-    /// server died after it had received the request, or the stream had no leader.
+    /// Sends a request and awaits the response, like [`request`](Self::request). If there is no
+    /// response within [`RETRY_INTERVAL`], calls `request` to send the request again, until the
+    /// request timeout. A response can be missing because the server died, or because the stream
+    /// had no leader.
     pub(super) async fn request_repeatedly<T, E, A>(&self, request: impl Fn() -> A) -> Result<T, BoxError>
     where
         BoxError: From<E>,
@@ -250,8 +256,9 @@ impl Link {
         self.request(again).await
     }
 
-    /// Waits for a response, up to the timeout. Forces a reconnect if no byte arrives in that time,
-    /// because a dead connection may never report an error.
+    /// Awaits a future, and returns an error if the future takes longer than the request timeout.
+    /// If no byte arrives from the server in that time, also forces a reconnect. A dead connection
+    /// may never report an error.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();

@@ -13,36 +13,37 @@ use async_nats::{
 use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc};
 
-/// The maximum number of events in a message. A position combines the sequence of a message with
-/// the number of an event in the message.
+/// The maximum number of events in one message, and the number of positions that each message
+/// takes.
 pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
 /// The maximum length of a subject in bytes. A NATS server closes the connection of a client that
-/// sends a protocol line of more than 4,096 bytes, and the line contains the subject.
+/// sends a protocol line of more than 4,096 bytes. This line contains the subject.
 const MAX_SUBJECT_BYTES: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
 const LOG: &str = "Tower-Sse-Log";
 
-/// Returns the position of the last event of a message. Each message takes the same number of
-/// positions, and its last event has the last of them.
+/// Returns the position of the last event of the message with this sequence. Each message takes
+/// [`EVENTS`] positions, and its last event has the greatest of them.
 pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
 
-/// Returns the sequence of the message whose last event has this position. For the position of an
-/// earlier event of a message, returns the sequence of the message before.
+/// Returns the greatest sequence whose message has no event after `position`. This is the sequence
+/// of the message that ends at `position`. If `position` is inside a message, it is one less than
+/// the sequence of that message.
 pub(super) fn sequence(position: Position) -> u64 {
     position.get() / EVENTS
 }
 
-/// Returns the sequence of the message with the first event after a position.
+/// Returns the sequence of the message that contains the first event after `position`.
 pub(super) fn sequence_after(position: Position) -> u64 {
     position.get() / EVENTS + 1
 }
 
-/// Returns the subject of a topic in this stream. A topic can have any name. Returns `None` if the
-/// name is too long for a subject.
+/// Returns the NATS subject of a topic of any name. `stream` is the name of the stream, the first
+/// part of the subject. Returns `None` if the subject would be longer than [`MAX_SUBJECT_BYTES`].
 pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     let mut subject = String::with_capacity(stream.len() + topic.len() + 2);
     subject.push_str(stream);
@@ -62,7 +63,8 @@ pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     (subject.len() <= MAX_SUBJECT_BYTES).then_some(subject)
 }
 
-/// Returns the topic of a subject, or `None` if the subject is not of a topic of this stream.
+/// Returns the name of the topic that has this subject. Returns `None` if `subject` is not of a
+/// topic of the stream with the name `stream`.
 pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     let mut rest = subject.strip_prefix(stream)?.strip_prefix('.')?.strip_suffix('=')?;
     let mut topic = Vec::with_capacity(rest.len());
@@ -76,13 +78,14 @@ pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     String::from_utf8(topic).ok().map(Into::into)
 }
 
-/// Returns the subject of the marks that identify the log. No topic has this subject, because the
-/// subjects of topics end with `=`.
+/// Returns the subject of the marks, the messages that identify the log in a stream. No topic has
+/// this subject, because the subjects of topics end with `=`.
 pub(super) fn mark_subject(stream: &str) -> String {
     format!("{stream}._log")
 }
 
-/// Sets the header for the kind of the records. Plain events have no such header.
+/// Sets the header that says that the records replace the earlier events of their topic, or finish
+/// the topic. Plain events have no such header.
 pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     match kind {
         RecordKind::Event => {}
@@ -91,12 +94,13 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     }
 }
 
-/// Sets the header with the id of the log that the publisher knows.
+/// Sets the header with the id of the log that the publisher writes to, as far as the publisher
+/// knows.
 pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
     headers.insert(LOG, id);
 }
 
-/// A message in the stream.
+/// A message that the stream has stored.
 pub(super) struct Stored {
     pub(super) subject: Subject,
     pub(super) sequence: u64,
@@ -109,25 +113,25 @@ impl Stored {
         Some(self.headers.as_ref()?.get(name)?.as_str())
     }
 
-    /// Returns the id of the log that the publisher has set, or `None` for a message of another
-    /// program.
+    /// Returns the id of the log that the publisher has written into a header. Returns `None` for a
+    /// message of another program.
     pub(super) fn log(&self) -> Option<&str> {
         self.header(LOG)
     }
 
-    /// Returns a hash of the random id that the publisher has chosen. The hash distinguishes this
-    /// message from other messages with the same sequence, in this log or in another log.
+    /// Returns a hash of the random message id, or `None` if the message has no such id. The hash
+    /// distinguishes this message from another message that has the same sequence in another log.
     pub(super) fn identity(&self) -> Option<u64> {
         self.header(NATS_MESSAGE_ID).map(identity)
     }
 }
 
-/// Returns the hash of a message id, see [`Stored::identity`].
+/// Returns the hash of a message id. See [`Stored::identity`].
 pub(super) fn identity(id: &str) -> u64 {
     fnv(id.as_bytes())
 }
 
-/// Returns the FNV-1a hash of these bytes, which is the same on every machine.
+/// Returns the FNV-1a hash of these bytes. The hash is the same on every machine.
 pub(super) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -139,12 +143,12 @@ impl From<StreamMessage> for Stored {
     }
 }
 
-/// A message as a consumer delivers it.
+/// A message that a NATS consumer has delivered.
 pub(super) struct Delivered {
     pub(super) stored: Stored,
-    /// The number of this message among the messages that the consumer has delivered.
+    /// The number of messages that the consumer has delivered, including this one.
     pub(super) number: u64,
-    /// The number of messages that the consumer has not delivered yet.
+    /// The number of messages in the stream that the consumer has not delivered yet.
     pub(super) pending: u64,
 }
 
@@ -159,7 +163,8 @@ impl TryFrom<jetstream::Message> for Delivered {
     }
 }
 
-/// Returns the payload of a message with these records: their events, one after the other.
+/// Returns the payload of a message with these records: the bytes of their events, one after the
+/// other.
 pub(super) fn join(records: &[Record]) -> Bytes {
     match records {
         [only] => only.event.clone(),
@@ -167,8 +172,8 @@ pub(super) fn join(records: &[Record]) -> Bytes {
     }
 }
 
-/// Splits a payload into its events. Each event ends with a blank line and contains no other blank
-/// line.
+/// Splits the payload of a message into its events, each with the blank line at its end. An event
+/// contains no other blank line. An empty payload is one empty event.
 fn split(payload: &Bytes) -> Vec<Bytes> {
     let mut events = Vec::new();
     let mut start = 0;
@@ -188,8 +193,9 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
     events
 }
 
-/// Adds the events of a message to a page, as far as they are after a position. A message of
-/// another program has no events.
+/// Appends those events of `message` to `page` that come after the position `after`. `stream` is
+/// the name of the stream. The page then ends at the end of the message, even if the message has no
+/// events. A message of another program has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;
@@ -209,10 +215,11 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
     page.records.extend(records.map(|(position, event)| (position, Record { topic: topic.clone(), kind, event })));
 }
 
-/// Returns the reason why these records cannot be one message of at most `max_payload` bytes, or
-/// `None` if they can.
+/// Returns the reason why these records cannot be one message of at most `max_payload` bytes.
+/// Returns `None` if they can.
 pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'static, str>> {
-    /// The number of bytes reserved for headers, which count towards `max_payload`.
+    /// The number of bytes that are reserved for the headers of a message. They count towards
+    /// `max_payload`.
     const HEADERS: usize = 256;
     let [first, ..] = records else { return Some("there is nothing to add".into()) };
     if records.iter().any(|record| record.topic != first.topic || record.kind != first.kind) {

@@ -40,76 +40,82 @@ use tokio::{sync::Mutex, time::timeout};
 /// # What it guarantees
 ///
 /// **Order.** The stream numbers its messages, and all topics share this order. The events of one
-/// [`publish_all`](crate::hub::Topic::publish_all) are one message. So the log gets all of them or
-/// none, and no other event between them. This message must be smaller than the server's
+/// [`publish_all`](crate::hub::Topic::publish_all) call are one message. So the log gets all of
+/// them, with no other event between them, or none. This message must be smaller than the server's
 /// `max_payload` (1 MiB by default). Otherwise `publish_all` returns an error and adds no event.
 ///
 /// **Durability.** An event is acknowledged when the stream has stored it. With
-/// [`replicas`](Self::replicas), a majority of the replicas has stored it by then. The event
-/// survives any end of the server's process. It does *not* always survive a power failure or a
-/// crash of the operating system: a server writes to its files immediately, and syncs them to the
-/// disk every two minutes, unless its configuration says `jetstream { sync_interval: always }`. A
-/// stream with three replicas, on machines that do not fail together, survives the loss of one
-/// machine. Publishing returns an error until the other two have elected another leader, which
-/// takes several seconds.
+/// [`replicas`](Self::replicas) over 1, a majority of these servers has stored it by then. The
+/// event survives any end of a server's process. It does *not* always survive a power failure or a
+/// crash of the operating system. A server writes to its files immediately, but syncs them to the
+/// disk only every two minutes. With `jetstream { sync_interval: always }` in its configuration, it
+/// syncs them immediately. A stream with three replicas, on machines that do not fail together,
+/// survives the loss of one machine. Until the other two have elected another leader, which takes
+/// several seconds, publishing returns an error.
 ///
 /// **Loss is reported.** A stream can lose its newest messages: in a power failure, when a copy is
-/// restored, when its only server loses its disk, or when the stream is deleted and created again.
-/// The stream then issues the same sequences again. A random *mark* tells such logs apart: a
-/// message in the stream, on the subject `<stream>._log`. To detect a loss, each node also
-/// remembers a recent message that it has read or published. The node checks that the stream still
-/// has this message before it returns the id of a published event, when it reads, and every two
-/// seconds without new messages. If the message is missing, the node adds a mark for a new log.
-/// From then on no node accepts an id of the old log, and a client that reconnects with such an id
-/// gets a [gap](crate::hub::Gap).
+/// restored, or when its only server loses its disk. A stream that is deleted and created again has
+/// lost all messages. The stream then issues the sequences of the lost messages again. So the
+/// stream identifies its log by a random *mark*: a message on the subject `<stream>._log`.
+///
+/// To detect a loss, each node (each process with a hub) also remembers a recent message that it
+/// has read or published. The node checks that the stream still has this message before it returns
+/// the id of a published event, and when it reads. It also checks this every two seconds without
+/// new messages. If the stream ends before this message, or has another message in its place, the
+/// node adds a mark, which begins a new log. From then on no node accepts an id of the old log. A
+/// client that reconnects with such an id gets a [gap](crate::hub::Gap).
 ///
 /// There is one exception. A node detects only the loss of messages that it has read or published
 /// itself. If all of these nodes stop, and the stream then loses the messages, nodes that start
-/// later continue the log, and can issue the ids of the lost events again. After you restore a copy
+/// later continue the log. They can issue the ids of the lost events again. If you restore a copy
 /// while no node runs, begin a new log yourself: `nats pub '<stream>._log' "$(uuidgen)"`.
 ///
 /// A client gets a gap for messages that were deleted from the middle of the stream, or removed by
 /// retention, before the client received them.
 ///
-/// **Once.** If a response is late, or the connection is lost, the message is sent again with the
-/// same id, and the server stores it once. If `publish` returns an error, the events may be in the
-/// log, or appear a little later, unless the error says that they were refused. Publishing the same
-/// events again after an error can therefore store them twice.
+/// **Once.** If a response is late, or the connection is lost, the backend sends the message again
+/// with its message id. The server stores it once. If `publish` returns an error, the events may
+/// already be in the log, or appear a little later. They are certainly not in the log if the error
+/// says that the server refused them. An application that publishes the same events again after
+/// another error can therefore store them twice.
 ///
-/// **Comparison.** The server stores the message of
-/// [`append_if_unchanged`](Backend::append_if_unchanged) only if the last message of the subject is
-/// still the same. Nothing is appended if messages after the given position are missing. If another
-/// stream replaces the stream immediately after the backend has checked it, the new stream may
-/// store the message. The result is then an error.
+/// **Comparison.** [`append_if_unchanged`](Backend::append_if_unchanged) appends nothing if
+/// messages after the given position are missing. The server stores the new message only if the
+/// topic has no newer message than the backend has seen. Another stream may replace the stream
+/// directly after the backend has checked it. The new stream can then store the message, and the
+/// result is an error.
 ///
 /// Servers before 2.9.21 cannot compare one subject of a stream with several replicas, so they
-/// compare the whole stream. The backend tries again while other topics have new events, and
-/// returns an error after one [`timeout`](Self::timeout).
+/// compare the whole stream. They refuse the message also if another topic has a new event. The
+/// backend then tries again, and returns an error after one [`timeout`](Self::timeout).
 ///
 /// # Retention
 ///
 /// The stream retains up to [`max_messages`](Self::max_messages), [`max_age`](Self::max_age) and,
-/// if set, [`max_bytes`](Self::max_bytes), and removes the oldest messages beyond that. The marks
-/// count as messages: there is one per log, and one for each half of `max_age` without a message.
-/// An existing stream is used as it is configured. It must have the subject `<stream>.>` and the
-/// retention `limits`, acknowledge messages, and have no limit per subject
-/// (`max_msgs_per_subject`), no mirror, no subject transform and no seal; any other stream causes
-/// an error. If the stream is full and rejects new messages (`discard: new`), or the disk is full,
-/// `publish` returns an error that says so.
+/// if set, [`max_bytes`](Self::max_bytes). Beyond these limits, the server removes the oldest
+/// messages. The marks, which identify the log, count as messages: there is one for each log, and
+/// one for each half of `max_age` without a message.
+///
+/// The backend does not change the configuration of an existing stream. The stream must have the
+/// subject `<stream>.>` and the retention `limits`, and acknowledge messages. It must have no limit
+/// per subject (`max_msgs_per_subject`), no mirror, no subject transform and no seal. Any other
+/// stream causes an error. If the stream is full and rejects new messages (`discard: new`), or the
+/// disk is full, `publish` returns an error that says so.
 ///
 /// # Resources and permissions
 ///
 /// Each process has one connection, whatever the number of its clients, and one consumer in the
 /// memory of the server. The server deletes the consumer 5 seconds after the process has ended. A
-/// client that has missed more than the process retains reads pages of 1,000 messages or about 4
-/// MiB from the server. Each such page takes one more consumer, at most eight at a time. With a
-/// server before 2.10, a read of several topics reads all topics.
+/// client may resume before the oldest event in the memory of the process. It then needs pages from
+/// the server, of 1,000 messages or about 4 MiB. Each page takes one more consumer while it is
+/// read, at most eight at a time. With a server before 2.10, a read of several topics reads all
+/// topics.
 ///
-/// Publishing takes one request if the node also receives the message from the stream within 5
-/// milliseconds after the acknowledgement. This proves that the log that the node knows has stored
-/// it. Otherwise publishing takes a second request for the check described above, which concurrent
-/// publishers share. `append_if_unchanged` takes three more requests before that, and a fourth if
-/// the stream has deleted messages.
+/// Publishing takes one request if the process also receives the message from the stream within 5
+/// milliseconds after the acknowledgement. This proves that the log has stored it. Otherwise
+/// publishing takes a second request to check the log, which concurrent publishers share.
+/// `append_if_unchanged` takes three more requests before that, and a fourth if messages were
+/// deleted from the middle of the stream.
 ///
 /// After about three seconds without a byte from the server, the client reconnects, to any of the
 /// servers. The subject of a topic is at most 2,048 bytes long. In the subject, each byte of the
@@ -148,31 +154,35 @@ pub struct NatsBackend {
     identity: Identity,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
-    /// The epoch that [`bounds`](Backend::bounds) has returned last. 0 before the first call.
+    /// The epoch, which identifies the log, that the last call of [`bounds`](Backend::bounds) has
+    /// returned. 0 before the first call.
     reported: AtomicU64,
 }
 
-/// The maximum number of topics in a filter of the server. For more topics, the backend reads all
-/// messages and filters them itself.
+/// The maximum number of topics that a read sends to the server as a filter. For more topics, the
+/// backend reads the messages of all topics and filters them itself.
 const MAX_FILTERS: usize = 200;
 
-/// The time during which the server detects a duplicate of a message.
+/// The time within which the server detects that a message is sent twice. If four request timeouts
+/// are longer, the stream uses these instead. If the maximum age of messages is shorter, the stream
+/// uses the maximum age.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";
 
 impl NatsBackend {
-    /// Creates a backend for this server, or for several servers separated by commas. It connects
-    /// when it is first used.
+    /// Creates a backend for this server, or for several servers separated by commas. The backend
+    /// connects when a hub first uses it.
     ///
     /// A URL begins with `nats://`, or with `tls://` for TLS. The user and password, or the token,
     /// come from the first URL that has them: `nats://user:password@host:4222`,
-    /// `nats://token@host`. Special characters are percent-encoded. The first server that responds
-    /// names the other servers of its cluster.
+    /// `nats://token@host`. Special characters in them are percent-encoded. The first server that
+    /// responds also names the other servers of its cluster. The client can reconnect to these
+    /// servers, too.
     ///
     /// # Errors
     ///
-    /// If an address is invalid.
+    /// Returns an error if a URL is invalid.
     pub fn new(servers: impl AsRef<str>) -> Result<Self, BoxError> {
         Ok(Self {
             servers: Servers::parse(servers.as_ref())?,
@@ -192,77 +202,81 @@ impl NatsBackend {
         })
     }
 
-    /// Logs in with a credentials file of `nsc` or NATS Cloud. The file is read for each
-    /// connection.
+    /// Sets the file with the credentials of the client, made by `nsc` or NATS Cloud. The file is
+    /// read when the backend connects. Automatic reconnects use the contents that were read then.
     #[must_use]
     pub fn credentials_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.servers.credentials_file = Some(path.into());
         self
     }
 
-    /// Trusts the root certificates in this PEM file instead of the system's. Each call adds a
-    /// file.
+    /// Trusts the root certificates in this PEM file instead of those of the operating system. A
+    /// second call replaces the file of the first. The file is read for each connection.
     ///
     /// If the dependencies of the application bring more than one cryptography provider for
     /// `rustls`, call `CryptoProvider::install_default` before the first connection with TLS.
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
-        self.servers.root_certificates.push(path.into());
+        self.servers.root_certificates = Some(path.into());
         self
     }
 
     /// Sets the name of the stream, which is also the first part of its subjects. Default:
-    /// `tower-sse`. Hubs with the same stream are one hub.
+    /// `tower-sse`. All hubs with the same stream share their topics and events.
     ///
-    /// The stream is created if it does not exist. An existing stream is
-    /// [used as it is configured](Self#retention).
+    /// The backend creates the stream if it does not exist. An existing stream
+    /// [keeps its configuration](Self#retention).
     #[must_use]
     pub fn stream(mut self, name: impl Into<String>) -> Self {
         self.config.name = name.into();
         self
     }
 
-    /// Sets the number of messages that the stream retains, for all topics together. Default:
-    /// 1,000,000.
+    /// Sets the number of messages that the stream retains, for all topics together. The server
+    /// removes the oldest messages beyond this number. Default: 1,000,000. Has no effect on an
+    /// existing stream.
     #[must_use]
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.config.max_messages = messages.into();
         self
     }
 
-    /// Sets the number of bytes that the stream retains, for all topics together. Default: no
-    /// limit.
+    /// Sets the number of bytes that the stream retains, for all topics together. The server
+    /// removes the oldest messages beyond this number. Default: no limit. Has no effect on an
+    /// existing stream.
     #[must_use]
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.config.max_bytes = bytes.try_into().unwrap_or(i64::MAX);
         self
     }
 
-    /// Sets the age at which messages are removed. Default: one hour. [`Duration::MAX`] and zero
-    /// disable it.
+    /// Sets the maximum age of messages. The server removes older messages. Default: one hour.
+    /// [`Duration::MAX`] and zero mean that the age is not limited. Has no effect on an existing
+    /// stream.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };
         self
     }
 
-    /// Sets the number of servers of a cluster that store the stream. Default: 1.
+    /// Sets the number of servers of a cluster that store the stream. Default: 1. Has no effect on
+    /// an existing stream.
     #[must_use]
     pub fn replicas(mut self, replicas: u8) -> Self {
         self.config.num_replicas = replicas.into();
         self
     }
 
-    /// Sets the timeout of a request. Default: 2 seconds. A longer time than one hour counts as one
-    /// hour.
+    /// Sets the time after which a request without a response fails. Default: 2 seconds. Maximum:
+    /// one hour; a greater value has the same effect as one hour.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(Duration::from_secs(60 * 60));
         self
     }
 
-    /// Returns the connection, or an error if the client is disconnected. Requests do not wait for
-    /// a reconnect.
+    /// Returns the connection, and opens it if there is none. Returns an error immediately if the
+    /// client is disconnected: a request does not wait for a reconnect.
     async fn link(&self) -> Result<Link, BoxError> {
         let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| DISCONNECTED)?;
         match &*kept {

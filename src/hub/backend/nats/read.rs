@@ -14,13 +14,15 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
-/// The time to wait for a consumer before messages are read one by one. In a cluster, only the meta
-/// leader can create a consumer. While the meta leader is being elected, the stream may already
-/// have a leader, which can return single messages.
+/// The time to wait for the server to create a consumer. After it, messages are read one by one,
+/// which needs no consumer. In a cluster, only the meta leader can create a consumer. While the
+/// meta leader is being elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Reads one page of the messages of these subjects after a position. The page may contain other
-/// subjects as well.
+/// Reads one page of the messages that come after the position `after`. The page contains the
+/// messages of these subjects, and possibly messages of other subjects. If `subjects` is empty, it
+/// contains all messages. `state` is the state of the stream before the read. A page that reaches
+/// the end of the stream ends at the last position in `state`, or later.
 pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
@@ -63,11 +65,12 @@ pub(super) async fn read(
     Ok(page)
 }
 
-/// Adds the messages of these subjects after the page, up to the end of the stream in this state.
-/// Returns `false` if the page is full before.
+/// Adds the remaining messages of `subjects` to the page, up to the end of the stream in `state`.
+/// Returns `false` if the page is full before that.
 ///
-/// The consumer can be on another server than the leader of the stream. The server may not have all
-/// messages yet that are in the state. The leader returns them one by one.
+/// The consumer that has filled the page can be on another server than the leader of the stream.
+/// That server may not have the newest messages yet, but the leader has them. The leader returns
+/// them one by one.
 async fn add_rest(
     stream: &Stream<'_>,
     state: &State,
@@ -108,8 +111,8 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
     Ok(page)
 }
 
-/// Returns up to one page of messages that start at this sequence. Sends one request per message,
-/// and needs no consumer.
+/// Returns messages from this sequence on, up to 1,000 messages or about 4 MiB. Sends one request
+/// for each message, and needs no consumer. The result is empty at the end of the stream.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES {
@@ -123,9 +126,12 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
     Ok(messages)
 }
 
-/// Ends a page before the first message after `after` that was deleted from the middle of the
-/// stream. If the message directly after `after` was deleted, the page instead begins after the
-/// range of deleted messages, and its watermark is the end of that range.
+/// Adapts a page that begins after the position `after` to messages that were deleted from the
+/// middle of the stream. `deleted` has the sequences of these messages in rising order.
+///
+/// Normally the page is cut before the first deleted message, so that the next page reports the
+/// gap. If this message directly follows `after`, the page itself reports the gap: its watermark
+/// becomes the end of the deleted range. The page then ends before the next range.
 pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
     let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];

@@ -7,13 +7,14 @@ use std::sync::{
 };
 use tokio::sync::Mutex;
 
-/// Shares one check between callers that need it at the same time.
+/// Runs a check of the stream, and shares it between concurrent callers.
 ///
 /// A caller gets the result of a check that began after its call. So the result is never older than
-/// the call.
+/// the call. A caller that arrives during a check waits for the next check.
 pub(super) struct SharedCheck<T> {
     begun: AtomicU64,
-    /// The number and the result of the last check that has ended.
+    /// The number and the result of the last check that has ended. `None` before the first check. A
+    /// check runs while this lock is held.
     last: Mutex<Option<Ended<T>>>,
 }
 

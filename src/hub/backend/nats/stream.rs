@@ -3,48 +3,53 @@
 use super::{link::Link, message::Stored};
 use crate::BoxError;
 use async_nats::jetstream::{
+    self, ErrorCode,
+    context::{PublishError, PublishErrorKind},
     message::StreamMessage,
     stream::{Config, RawMessage},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 use tokio::time::sleep;
 
-/// The pause between the deletion of a stream and its creation with the same name.
+/// The pause after a stream was found deleted, before the client creates a stream with the same
+/// name.
 ///
-/// nats-server (up to 2.9 at least) confirms a deletion before it has removed the files. It then
-/// also removes the files of a stream with this name that was created meanwhile. Such a stream
-/// stores messages and delivers none. On a busy disk, the removal takes longer than 300
-/// milliseconds.
+/// nats-server, up to version 2.9 at least, confirms a deletion before it has removed the files. It
+/// then also removes the files of a new stream with this name. The new stream stores messages but
+/// does not deliver them. On a busy disk, the removal takes longer than 300 milliseconds.
 const DELETION: Duration = Duration::from_secs(1);
 
-/// The JetStream error code for a message that does not exist.
+/// The JetStream error code of a response that says that the requested message does not exist.
 const NO_MESSAGE: u64 = 10_037;
 
-/// One stream, accessed through one connection.
+/// Sends requests about one stream over one connection.
 pub(super) struct Stream<'a> {
     pub(super) link: &'a Link,
     pub(super) config: &'a Config,
 }
 
-/// A snapshot of the bounds of a stream, and the settings that matter for them.
+/// The bounds of a stream at one moment, and the settings of the stream that matter for them.
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    /// The sequence of the oldest message. If the stream is empty, the sequence of the next
-    /// message.
+    /// The sequence of the oldest message in the stream. If the stream is empty, this is the
+    /// sequence of the next message.
     pub(super) first: u64,
-    /// The sequence of the newest message that the stream has ever had.
+    /// The sequence of the newest message that was ever in the stream, even if it was removed
+    /// since.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The maximum age of messages in the stream. `None` means no limit.
+    /// The maximum age of messages in the stream. The server removes older messages. `None` means
+    /// no limit.
     pub(super) max_age: Option<Duration>,
-    /// The number of servers that store the stream.
+    /// The number of servers that store the stream (`num_replicas`).
     pub(super) replicas: u64,
 }
 
 impl State {
-    /// Returns `true` if messages are missing between the oldest and the newest.
+    /// Returns `true` if messages were deleted between the oldest and the newest message of the
+    /// stream.
     pub(super) fn has_holes(&self) -> bool {
         self.last.checked_sub(self.first).is_some_and(|span| self.messages <= span)
     }
@@ -55,8 +60,11 @@ impl Stream<'_> {
         &self.config.name
     }
 
-    /// Returns the state of the stream. Creates the stream if it does not exist. If `existed` is
-    /// set, waits for [`DELETION`] before that.
+    /// Returns the state of the stream, and creates the stream if it does not exist. Returns an
+    /// error if an existing stream cannot be used as a log.
+    ///
+    /// Set `existed` to `true` if the stream is known to have existed: the function then waits for
+    /// [`DELETION`] before it creates a missing stream.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
@@ -81,8 +89,8 @@ impl Stream<'_> {
         state(name, &info)
     }
 
-    /// Returns the state of the stream, and the sequences that are missing between its oldest and
-    /// its newest message.
+    /// Returns the state of the stream, and the sequences of the messages that were deleted between
+    /// its oldest and its newest message, in rising order.
     pub(super) async fn state_with_holes(&self) -> Result<(State, Vec<u64>), BoxError> {
         let info = self.info(&Value::Null).await?;
         let now = state(self.name(), &info)?;
@@ -96,22 +104,24 @@ impl Stream<'_> {
         Ok((state(self.name(), &info)?, deleted))
     }
 
-    /// Returns the message with this sequence, if the stream has it.
+    /// Returns the message with this sequence, or `None` if the stream does not have it.
     pub(super) async fn get(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "seq": sequence })).await
     }
 
-    /// Returns the first message with this sequence or a greater one.
+    /// Returns the first message with this sequence or a greater one. Returns `None` if there is no
+    /// such message.
     pub(super) async fn next(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.next_of(">", sequence).await
     }
 
-    /// Returns the first message of a subject with this sequence or a greater one.
+    /// Returns the first message of a subject with this sequence or a greater one. `subject` can
+    /// contain wildcards. Returns `None` if there is no such message.
     pub(super) async fn next_of(&self, subject: &str, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "seq": sequence, "next_by_subj": subject })).await
     }
 
-    /// Returns the newest message of a subject.
+    /// Returns the newest message of a subject, or `None` if the stream has no message of it.
     pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "last_by_subj": subject })).await
     }
@@ -136,7 +146,7 @@ impl Stream<'_> {
     }
 }
 
-/// Checks the configuration of a stream. Returns an error if the stream cannot be used as a log.
+/// Returns an error if a stream with this configuration cannot be used as a log.
 fn check(name: &str, config: &Value) -> Result<(), BoxError> {
     let subjects: Vec<_> = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let wanted = format!("{name}.>");
@@ -178,7 +188,8 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
     Ok(State { first: first.max(1), last, messages, max_age, replicas })
 }
 
-/// The reason why a request to JetStream failed.
+/// The reason why a request to JetStream failed: the server refused it, or there was no valid
+/// response.
 enum RequestError {
     Refused { code: u64, error: u64, description: String },
     Other(BoxError),
@@ -193,7 +204,9 @@ impl From<RequestError> for BoxError {
     }
 }
 
-/// Sends a read-only request. It is sent again if no response arrives.
+/// Sends a read-only request to the JetStream API, and returns the response. `subject` is without
+/// the prefix of the API. If no response arrives within 250 milliseconds, the request is sent
+/// again, until the request timeout.
 async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, RequestError> {
     let attempt = || link.context.request::<_, _, Value>(subject.to_owned(), request);
     let answer = link.request_repeatedly(attempt).await.map_err(RequestError::Other)?;
@@ -203,6 +216,15 @@ async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, Requ
         error: error["err_code"].as_u64().unwrap_or(0),
         description: error["description"].as_str().unwrap_or("refused by the server").to_owned(),
     })
+}
+
+/// Returns `true` if the server has refused a message because a last sequence is not the expected
+/// one. Servers from 2.12 on use a second error code while they store another message of the
+/// subject.
+pub(super) fn is_refusal(error: &PublishError) -> bool {
+    let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
+    error.kind() == PublishErrorKind::WrongLastSequence
+        || code() == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
 }
 
 #[cfg(test)]
@@ -223,5 +245,17 @@ mod tests {
             let state = State { first, last, messages, max_age: None, replicas: 1 };
             assert_eq!(state.has_holes(), has_holes, "{state:?}");
         }
+    }
+
+    #[test]
+    fn both_error_codes_of_wrong_last_sequence_are_refusals() {
+        let error = |kind, code| {
+            let error = format!(r#"{{"code":400,"err_code":{code},"description":"wrong last sequence"}}"#);
+            PublishError::with_source(kind, serde_json::from_str::<jetstream::Error>(&error).unwrap())
+        };
+        assert!(is_refusal(&error(PublishErrorKind::WrongLastSequence, 10071)));
+        assert!(is_refusal(&error(PublishErrorKind::Other, 10164)));
+        assert!(!is_refusal(&error(PublishErrorKind::Other, 10077)));
+        assert!(!is_refusal(&PublishError::new(PublishErrorKind::TimedOut)));
     }
 }

@@ -7,17 +7,18 @@ use super::{
 use redis::{Cmd, FromRedisValue, RedisError, ScriptInvocation};
 use std::time::{Duration, Instant};
 
-/// The connection for commands, which all tasks of this node share.
+/// The connection that all requests of this process share, except those of `follow`.
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
-    /// The number of connections that were opened so far. It identifies the current connection.
+    /// The number of connections that were opened so far, which identifies the current connection.
     number: u64,
-    /// The time and the error of the last failed attempt to connect.
+    /// The time and the error of the last failed connection attempt. A caller that has waited for
+    /// this attempt returns the same error.
     last_failure: Option<(Instant, RequestError)>,
 }
 
-/// A command that is built once. Each attempt and each connection sends the same bytes.
+/// A command that can be sent several times, for example again on another connection.
 pub(super) enum Command<'a> {
     Plain(Cmd),
     Script(ScriptInvocation<'a>),
@@ -33,13 +34,14 @@ impl Command<'_> {
 }
 
 impl RedisBackend {
-    /// Runs a command on the shared connection. Opens the connection first if there is none.
+    /// Runs a command on the shared connection, and opens this connection if there is none.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, RequestError> {
         self.run_on(self.shared_connection().await?, command).await
     }
 
-    /// Runs a command on this shared connection, which the caller got from
-    /// [`shared_connection`](Self::shared_connection).
+    /// Runs a command on the given connection, the result of
+    /// [`shared_connection`](Self::shared_connection). If the server refuses the command because
+    /// another server has to run it, connects to that server and runs the command there, once.
     pub(super) async fn run_on<T: FromRedisValue>(
         &self,
         (mut connection, mut number): (Connection, u64),
@@ -66,7 +68,8 @@ impl RedisBackend {
         }
     }
 
-    /// Returns the shared connection and its number. Opens the connection if there is none.
+    /// Returns the shared connection and the number that identifies it. Opens the connection if
+    /// there is none. Concurrent callers share one connection attempt, and its error.
     pub(super) async fn shared_connection(&self) -> Result<(Connection, u64), RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;
@@ -93,7 +96,8 @@ impl RedisBackend {
         }
     }
 
-    /// Drops the shared connection if it still has this number. `None` drops it in any case.
+    /// Drops the shared connection, so that the next request opens a new one. If `number` is given,
+    /// has an effect only while this number identifies the shared connection.
     pub(super) async fn disconnect(&self, number: Option<u64>) {
         let mut commands = self.commands.lock().await;
         if number.is_none_or(|number| number == commands.number) {

@@ -33,30 +33,36 @@ use tokio::{
     time::timeout,
 };
 
-/// The client name of the shared connection, which publishes and reads history.
+/// The client name of the shared connection. All requests of this process use it, except requests
+/// that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The range of the first sequence number of a server in each millisecond. The number is derived
-/// from the identity of the server, so that two masters of a split brain hardly ever issue the same
-/// ids. A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at
-/// least 65,535 numbers remain for further entries of the same millisecond.
+/// An entry id consists of a time in milliseconds and a sequence number. In each millisecond, a
+/// server begins with its own sequence number in this range, derived from the server's identity. So
+/// two masters of a split brain hardly ever issue the same ids.
+///
+/// A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at least
+/// 65,535 numbers remain for further entries of the same millisecond.
 const REGIONS: Range<u64> = 5 << 16..15 << 16;
 
-/// The timeout of a request to one sentinel. After the timeout, the next sentinel is asked.
+/// The maximum time for a connection attempt to a sentinel, and for its response. If a sentinel
+/// takes longer, the next sentinel is asked.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The address of a server, and the settings of a connection.
+/// The address of a Redis server or master, and the settings for connections to it.
 pub(super) struct Server {
     address: Address,
     settings: RedisConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) tls: Option<Tls>,
-    /// The sentinels that know the address of the master. If there are any, `address` contains the
-    /// name of the master instead.
+    /// The sentinels that know the address of the master. If this is not empty, `address` contains
+    /// the name of the master instead of an address.
     pub(super) sentinels: Vec<Server>,
-    /// The index of the sentinel that has answered last. The next attempt begins with it.
+    /// The index of the sentinel that has last led to a connection. The next connection attempt
+    /// asks this sentinel first.
     sentinel: AtomicUsize,
-    /// The address of the cluster node that has the stream, from a `MOVED` error.
+    /// The address of the cluster node that has the stream, as a server has reported it in a
+    /// `MOVED` error. `None` before the first such error.
     moved: Mutex<Option<Address>>,
 }
 
@@ -101,8 +107,9 @@ impl Server {
         })
     }
 
-    /// Connects to the current server with this client name. `time` limits the connection attempt.
-    /// The limit of each response is the sum of `time` and `wait`.
+    /// Connects to the server that has the stream now. `name` is the client name of the connection.
+    /// `time` limits each connection attempt. `wait` is the maximum time that a blocking command
+    /// may block. A request on the connection fails after `time` plus `wait`.
     pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, RequestError> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
@@ -228,7 +235,8 @@ impl Server {
         }
     }
 
-    /// Remembers the address in a `MOVED` error.
+    /// Remembers the address in a `MOVED` error. The next connection attempt tries this address
+    /// first. Other errors have no effect.
     pub(super) fn follow_redirect(&self, error: &RedisError) {
         if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
             return;
@@ -263,7 +271,9 @@ impl fmt::Display for Address {
 }
 
 impl Server {
-    /// Sets the sentinels. The host of the address is from now on the name of the master.
+    /// Sets the sentinels, which are asked for the address of the master. The host in the address
+    /// of this server becomes the name of the master. Returns an error if `sentinels` is empty, or
+    /// if the address of this server is the path of a socket.
     pub(super) fn set_sentinels(&mut self, sentinels: Vec<Server>) -> Result<(), BoxError> {
         match &mut self.address {
             Address::Tcp(_, port) => *port = 0,
@@ -278,8 +288,8 @@ impl Server {
     }
 }
 
-/// A connection to Redis. Dropping the last clone closes it immediately, even if responses are
-/// outstanding.
+/// A connection to Redis. Dropping the last clone closes the connection immediately, even if the
+/// response to a command is outstanding.
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
@@ -288,14 +298,15 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Returns the first sequence number of this server in each millisecond.
+    /// Returns the first sequence number that this server uses in each millisecond. 0 if the
+    /// connection is not for publishing.
     pub(super) fn region(&self) -> u64 {
         self.region
     }
 }
 
-/// Derives the first sequence number from the identity of the server. The number is random if the
-/// server does not report its identity.
+/// Returns the first sequence number that a server uses in each millisecond, derived from the
+/// `run_id` of the server. The number is random if the server does not report its `run_id`.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
         Err(error) if is_connection_error(&error) => return Err(error),
@@ -304,7 +315,8 @@ async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError>
     Ok(REGIONS.start + bits % (REGIONS.end - REGIONS.start))
 }
 
-/// Returns a hash of the `run_id` of a server. Each start of a server has a new `run_id`.
+/// Returns a hash of the `run_id` in a response to `INFO`, or `None` if there is no `run_id`. A
+/// server gets another `run_id` each time it starts.
 fn identity(info: &str) -> Option<u64> {
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?.trim();
     let mut hasher = DefaultHasher::new();
@@ -320,8 +332,8 @@ impl Drop for Driver {
     }
 }
 
-/// Returns `true` for an error of the connection or of the server, as opposed to an error of the
-/// command.
+/// Returns `true` if the connection or the server cannot be used any more, and the caller has to
+/// open another connection. Returns `false` if only this command failed.
 pub(super) fn is_connection_error(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => is_redirect(error) || kind == ServerErrorKind::MasterDown,
@@ -332,13 +344,13 @@ pub(super) fn is_connection_error(error: &RedisError) -> bool {
 }
 
 /// Returns `true` if the server has refused the command without running it, and another server can
-/// run it. Examples are `MOVED` and `READONLY`.
+/// run the command. Examples are `MOVED` and `READONLY`.
 pub(super) fn is_redirect(error: &RedisError) -> bool {
     use ServerErrorKind::{ClusterDown, Moved, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))
 }
 
-/// A failed operation, with its reason.
+/// The error of a request or of a connection attempt: what failed, and the cause.
 #[derive(Clone, Debug)]
 pub(super) struct RequestError {
     what: Arc<str>,
@@ -354,8 +366,8 @@ impl RequestError {
         Self { what: what.into(), source: None }
     }
 
-    /// Returns `true` if the server is out of memory. For a script, the code `OOM` is in the detail
-    /// of the error.
+    /// Returns `true` if the server has refused the request because it has no memory left. If the
+    /// request is a script, the code `OOM` is only in the detail of the error.
     pub(super) fn is_out_of_memory(&self) -> bool {
         self.source.as_ref().is_some_and(|error| {
             error.code() == Some("OOM") || error.detail().is_some_and(|detail| detail.contains("OOM "))
@@ -372,7 +384,7 @@ impl fmt::Display for RequestError {
     }
 }
 
-/// `Display` includes the reason, so `source` returns `None`.
+/// The `Display` text contains the cause, so [`Error::source`] returns `None`.
 impl Error for RequestError {}
 
 #[cfg(test)]

@@ -9,8 +9,7 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the entry field that contains the event. The name depends on the record
-/// kind.
+/// Returns the name of the field that contains the event of an entry of this kind: `e`, `s` or `f`.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -28,29 +27,32 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
     }
 }
 
-/// One decoded entry of the stream.
+/// One decoded entry of the Redis stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry. `None` if other software has added this entry.
+    /// The position of the preceding entry, as this entry contains it. `None` if other software
+    /// than a hub has added this entry, or if this entry was deleted during the read.
     pub(super) previous: Option<Position>,
-    /// Set if entries immediately before this entry were lost. Each reader whose cursor is before
-    /// the position in this field has missed lost entries.
+    /// Set if entries directly before this entry were lost. Each reader that has not read the log
+    /// up to the position in this field has missed lost entries.
     lost_for_readers_before: Option<Position>,
-    /// The newest lost position, if this entry is a mark: an entry that reports a loss to all
-    /// readers.
+    /// The position of the newest lost entry, if this entry reports a loss. `None` for all other
+    /// entries.
     newest_lost: Option<Position>,
     record: Option<(RecordKind, Bytes)>,
     bytes: usize,
 }
 
 impl Entry {
-    /// Returns the eviction watermark that the log has when this entry is its oldest one.
+    /// Returns the eviction watermark that a log has if this entry is its oldest one: all entries
+    /// up to the watermark were removed.
     pub(super) fn evicted_through(&self) -> Position {
         self.previous.unwrap_or(self.position.previous())
     }
 }
 
-/// Decodes an entry. The result has no record if `wants` rejects the topic of the entry.
+/// Decodes an entry. `wants` is called with the topic of the entry, and decides whether the record
+/// is decoded, too.
 fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
     let Value::Array(parts) = value else { return Err(not_a_stream()) };
     let mut parts = parts.into_iter();
@@ -103,12 +105,13 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     Ok(Entry { position, previous, lost_for_readers_before, newest_lost, record, bytes })
 }
 
-/// Decodes the position and the links of the first of these entries. Its record is not decoded.
+/// Decodes the first of these entries, without its record. Returns `None` if there is no entry.
 pub(super) fn first(entries: Vec<Value>) -> Result<Option<Entry>, BoxError> {
     entries.into_iter().next().map(|value| entry(value, |_| false)).transpose()
 }
 
-/// Returns the entries in a response to `XREAD` of one stream. Handles RESP2 and RESP3.
+/// Returns the undecoded entries in a response to `XREAD` of one stream, in the format RESP2 or
+/// RESP3. A response without entries is an empty list.
 pub(super) fn stream_entries(answer: Value) -> Result<Vec<Value>, BoxError> {
     let entries = match answer {
         Value::Nil => return Ok(Vec::new()),
@@ -129,37 +132,43 @@ fn not_a_stream() -> BoxError {
     "the answer of the server is none of a stream".into()
 }
 
-/// The decoded contents of consecutive entries.
+/// The decoded contents of consecutive entries that one read has returned.
 #[derive(Default)]
 pub(super) struct DecodedBatch {
-    /// Some of the entries after the cursor of the reader and up to this position were evicted or
-    /// lost.
+    /// Set if entries that the reader of this batch has not read yet were evicted or lost. All of
+    /// these entries are at or before this position.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
-    /// The position of the last entry.
+    /// The position of the last entry of the batch. Without entries, the position after which the
+    /// reader has read.
     pub(super) through: Position,
-    /// Set if other software has added the first entry. Such an entry does not contain the position
-    /// of the preceding entry.
+    /// `true` if other software than a hub has added the first entry. Such an entry does not
+    /// contain the position of the entry before it.
     pub(super) begins_with_foreign_entry: bool,
-    /// The position of the entry that preceded the first entry, if the first entry contains it.
+    /// The position of the entry before the first entry of the batch, as the first entry contains
+    /// it. `None` if the first entry does not contain it.
     pub(super) previous: Option<Position>,
-    /// Set if the log has lost its newest entries, and has continued from a position before the
-    /// reader's cursor `after`.
+    /// `true` if the server has lost its newest entries in a failover, and the log continues from a
+    /// position that the reader has already passed.
     pub(super) has_gone_back: bool,
-    /// The newest lost position, if one of these entries is a mark: an entry that reports a loss to
-    /// all readers.
+    /// The position of the newest lost entry that an entry of the batch reports. `None` if no entry
+    /// reports a loss.
     pub(super) newest_lost: Option<Position>,
-    /// The positions of the entries, as runs of consecutive positions: the first and the last
-    /// position of each run.
+    /// The positions of all entries of the batch in compact form. Each pair is the first and the
+    /// last of several consecutive positions.
     pub(super) runs: Vec<(Position, Position)>,
     pub(super) entries: usize,
-    /// The size of the largest entry in bytes.
+    /// The size of the largest entry of the batch in bytes.
     pub(super) largest: usize,
 }
 
-/// Decodes these entries for a reader with the cursor `after`. Every entry names the entry before
-/// it. The batch ends before the first entry that names another one than its predecessor in the
-/// batch, so a loss is always at the start of a batch. Entries of other software are skipped.
+/// Decodes these entries for a reader that has read the log up to the position `after`. `topic` is
+/// called with the name of a topic. It returns the name if the records of the topic are wanted, and
+/// `None` to leave them out.
+///
+/// Every entry contains the position of the entry before it. The batch ends before the first entry
+/// whose predecessor is missing, so a loss is always at the start of a batch. Entries of other
+/// software have no record.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -207,8 +216,9 @@ pub(super) fn decode(
     Ok(batch)
 }
 
-/// Returns the last position that a reader with the cursor `after` has missed, if `next` is the
-/// next entry. Returns `None` if the reader has missed no entry.
+/// Returns the position up to which a reader has missed entries, or `None` if the reader has missed
+/// no entry. The reader has read the log up to the position `after`, and gets the entry `next` as
+/// its next one.
 fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     match next.previous {
         _ if next.lost_for_readers_before > Some(after) => Some(next.position.previous()),
@@ -219,9 +229,9 @@ fn evicted_through(after: Position, next: &Entry) -> Option<Position> {
     }
 }
 
-/// Returns whether the log has continued from a position before the cursor `after`. A failover that
-/// has lost the newest entries causes this. If `next` names `after` as the entry before it, the
-/// result is `false`.
+/// Returns `true` if the log has continued from a position before `after`, which the reader has
+/// already read. A failover that has lost the newest entries causes this. `next` is the entry that
+/// the reader gets after the position `after`.
 fn has_gone_back(after: Position, next: &Entry) -> bool {
     next.previous.is_some_and(|previous| previous < after) && after < next.position.previous()
 }
@@ -249,8 +259,8 @@ mod tests {
         Some(name.into())
     }
 
-    /// The positions of a stream's entries, and whether a hub (not other software) has written each
-    /// entry.
+    /// Generates the positions of the entries of a stream. The flag is `true` if a hub, and not
+    /// other software, has written the entry.
     fn stream() -> impl Strategy<Value = Vec<(Position, bool)>> {
         vec((1..5_u64, prop_oneof![Just(0), 1..3 * OVERFLOW_SEQUENCE], any::<bool>()), 1..50).prop_map(|steps| {
             let mut at = 1_000_000_u64 << SEQUENCE_BITS;

@@ -5,25 +5,26 @@ use crate::{
     hub::backend::{IdFormat, Position},
 };
 
-/// The number of low bits of a position that contain the sequence number of an entry id.
+/// The number of low bits of a position that contain the sequence number of an entry id. The other
+/// bits contain its time.
 pub(super) const SEQUENCE_BITS: u32 = IdFormat::SEQUENCE_BITS;
 
-/// The last sequence number of a millisecond. The scripts do not issue this number: it stands for
-/// all ids of this millisecond whose sequence number does not fit into a position. Only other
-/// software chooses such ids.
+/// The greatest sequence number in a position. A position with this number stands for all entry ids
+/// of its millisecond whose sequence number is at least as great. Only other software chooses such
+/// ids; hubs do not.
 pub(super) const OVERFLOW_SEQUENCE: u64 = IdFormat::MAX_SEQUENCE;
 
-/// The position of every id whose time does not fit into a position. Only other software chooses
-/// such ids.
+/// The position of every entry id whose time does not fit into a position. Only other software
+/// chooses such ids; hubs do not.
 pub(super) const TOO_LATE: Position = Position::MAX;
 
-/// One day in milliseconds. If the time in an id is more than a day ahead of the clock of the Redis
-/// server, the id is a mistake of another program, and is ignored when a new log continues after
-/// the greatest known id. The scripts use the same limit.
+/// One day in milliseconds. An entry id whose time is more than a day ahead of the clock of the
+/// Redis server is a mistake of other software. If the stream is deleted after that, the new log
+/// does not continue from such an id. The Lua scripts use the same limit.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
-/// Returns the position of an id, or `None` if the text is no id. All ids after the year 2527 have
-/// the position [`Position::MAX`].
+/// Returns the position of a Redis entry id, or `None` if the text is not an entry id. All ids
+/// after the year 2527 have the position [`Position::MAX`].
 pub(super) fn position(id: &[u8]) -> Option<Position> {
     let dash = memchr::memchr(b'-', id)?;
     let (ms, sequence) = (number(&id[..dash])?, number(&id[dash + 1..])?);
@@ -31,13 +32,13 @@ pub(super) fn position(id: &[u8]) -> Option<Position> {
     Some(if fits { Position::new(ms << SEQUENCE_BITS | sequence.min(OVERFLOW_SEQUENCE)) } else { TOO_LATE })
 }
 
-/// Returns the position of an id, or an error if the text is no id.
+/// Returns the position of a Redis entry id, or an error if the text is not an entry id.
 pub(super) fn expect_position(id: &[u8]) -> Result<Position, BoxError> {
     position(id).ok_or_else(|| format!("the server calls {:?} an id", String::from_utf8_lossy(id)).into())
 }
 
-/// Converts a position back to a Redis entry id. The conversion to a position merges the greatest
-/// sequence numbers of a millisecond. For such a position, returns the greatest id.
+/// Returns the Redis entry id with this position. If several ids have this position, returns the
+/// greatest of them.
 pub(super) fn id(position: Position) -> String {
     if position == TOO_LATE {
         return format!("{0}-{0}", u64::MAX);
@@ -46,12 +47,13 @@ pub(super) fn id(position: Position) -> String {
     format!("{ms}-{}", if sequence == OVERFLOW_SEQUENCE { u64::MAX } else { sequence })
 }
 
-/// Returns the time in a position, in milliseconds since the Unix epoch.
+/// Returns the time that a position contains, in milliseconds since the Unix epoch.
 pub(super) fn ms(position: Position) -> u64 {
     position.get() >> SEQUENCE_BITS
 }
 
-/// Returns whether a position is more than a day ahead of the server's clock, `time_ms`.
+/// Returns `true` if the time in a position is more than a day after `time_ms`, the current time of
+/// the Redis server.
 pub(super) fn is_far_ahead(position: Position, time_ms: u64) -> bool {
     ms(position) > time_ms.saturating_add(DAY_MS)
 }

@@ -11,15 +11,17 @@ use std::{
     time::Duration,
 };
 
-/// The number of pages that the server searches in one attempt to add a mark (an entry that reports
-/// a loss). The search finds out whether another node has added this mark already.
+/// A mark is an entry that reports a loss. Before a process adds a mark, the server searches the
+/// log for an equal mark of another process. This is the maximum length of one search, in pages of
+/// about 1 MiB.
 const MARK_SEARCH_PAGES: usize = 8;
 
-/// The maximum time that one `XREAD` waits for a new entry.
+/// The maximum time that one `XREAD` waits for a new entry. After it, the end of the log is
+/// checked, and the next `XREAD` begins.
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
-    /// Waits for the next page of the log after a position. Implements
+    /// Waits for new entries after the position `after`, and returns them as a page. Implements
     /// [`Backend::follow`](crate::hub::backend::Backend::follow).
     pub(super) async fn next_page(&self, after: Position) -> Result<Page, BoxError> {
         self.losses().begin(after);
@@ -67,9 +69,12 @@ impl RedisBackend {
         }
     }
 
-    /// Compares the end of the log with the known positions. Called when `XREAD` has returned no
-    /// entry after `after`. Returns a page without records if all entries after `after` were
-    /// evicted or lost. Returns an error if another log has replaced this log.
+    /// Compares the end of the log with the positions that this process knows, to detect a loss.
+    /// Called when `XREAD` has returned no entry after the position `after`.
+    ///
+    /// Returns a page without records if all entries after `after` were evicted or lost. Returns
+    /// `None` if there is nothing to report to the hub. Returns an error if another log has
+    /// replaced the log.
     async fn check_end(&self, after: Position) -> Result<Option<Page>, BoxError> {
         // Read the known watermark before the request. An entry that another task appends during
         // the request is then not mistaken for a loss.
@@ -105,11 +110,9 @@ impl RedisBackend {
         Page { epoch: self.epoch(), evicted_through: through, records: Vec::new(), through }
     }
 
-    /// Adds a mark to the log if this process knows of lost entries that the log does not report
-    /// yet. A mark is an entry that reports the loss to all readers.
-    ///
-    /// `after` is the cursor of the follower. If this fails, the follower calls it again before it
-    /// reads the next page.
+    /// Adds a mark, an entry that reports a loss, if this process knows of a loss that the log does
+    /// not report yet. `after` is the last position that this process has read. An error is
+    /// ignored, because the caller calls this again before it reads the next page.
     async fn mark(&self, after: Position) {
         let Some((lost, is_forced)) = self.losses().attempt() else { return };
         let Ok(shared) = self.shared_connection().await else { return };

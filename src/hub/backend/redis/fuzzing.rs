@@ -7,29 +7,32 @@ use super::{
 use crate::BoxError;
 pub use redis::Value;
 
-/// Returns the position in the log of an entry with this id, or `None` if the id is not valid.
+/// Returns the position of a Redis entry id, or `None` if the text is not an entry id.
 pub fn position(id: &[u8]) -> Option<Position> {
     entry_id::position(id)
 }
 
-/// Returns the id of a position. If several ids have this position, returns the last of them.
+/// Returns the Redis entry id with this position. If several ids have this position, returns the
+/// greatest of them.
 pub fn id(position: Position) -> String {
     entry_id::id(position)
 }
 
-/// Returns the name of the entry field that contains the event.
+/// Returns the name of the field that contains the event of an entry of this kind.
 pub fn name(kind: RecordKind) -> &'static str {
     entry::name(kind)
 }
 
-/// Decodes a response to `XREAD`. The page has the records of all topics.
+/// Decodes a response to `XREAD` as a page, for a reader that has read the log up to the position
+/// `after`. The page has the records of all topics.
 pub fn read(answer: Value, after: Position) -> Result<Page, BoxError> {
     let batch = entry::decode(entry::stream_entries(answer)?, after, |topic| Some(topic.into()))?;
     let evicted_through = batch.evicted_through.unwrap_or_default();
     Ok(Page { epoch: 0, evicted_through, records: batch.records, through: batch.through })
 }
 
-/// Returns the eviction watermark of a log that begins with the first entry of this response.
+/// Returns the eviction watermark of a log whose oldest entry is the first entry in this `XREAD`
+/// response. Returns `None` if the response has no entry.
 pub fn evicted_through(answer: Value) -> Result<Option<Position>, BoxError> {
     Ok(entry::first(entry::stream_entries(answer)?)?.map(|entry| entry.evicted_through()))
 }

@@ -7,45 +7,51 @@ use std::{
     mem,
 };
 
-/// The maximum number of positions that Redis has acknowledged and the follower has not read yet.
-/// Beyond this limit, the oldest positions are dropped, and their loss is not detected.
+/// The maximum number of remembered positions that the server has acknowledged to this process, and
+/// that this process has not read back yet. Beyond it, the smallest positions are forgotten, and a
+/// loss of their entries is not detected.
 const MAX_ACKNOWLEDGED: usize = 1 << 16;
 
-/// The maximum number of remembered runs of positions that the follower has read. A run usually
-/// contains all entries of one millisecond, so 4,096 runs cover at least 4 seconds. That is longer
-/// than an append waits for its response.
+/// The maximum number of remembered ranges of positions that this process has read. Beyond it, the
+/// oldest range is forgotten. One range usually contains all entries of one millisecond, so 4,096
+/// ranges cover at least 4 seconds. This is longer than an append waits for its response.
 const MAX_RUNS: usize = 4096;
 
-/// The number of attempts to add a mark (an entry that reports a loss) only after a complete search
-/// for the same mark of another node. Such an attempt fails if there are too many entries to
-/// search. After these attempts, the mark is added without a complete search.
+/// A process that detects a loss adds a mark, an entry that reports the loss. Before that, it
+/// searches the log for a mark of another process for the same loss. If there are too many entries
+/// to search, no mark is added. After this number of attempts, the mark is added in spite of an
+/// incomplete search.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// Compares the positions that this process has published or read with the entries of the log.
+/// Detects lost entries: compares the positions that this process has published or read with the
+/// entries of the log.
 ///
-/// After a failover, the old master may have acknowledged entries that the new master does not
-/// have. A reader of the new master cannot see this loss. Only a process that has read or published
-/// these entries knows of it, and adds a mark to the log.
+/// After a failover, the new master may not have entries that the old master had acknowledged. A
+/// process that reads only from the new master cannot see this loss. A process that has published
+/// or read these entries knows of it. That process adds a mark to the log, an entry that reports
+/// the loss to all readers.
 #[derive(Default)]
 pub(super) struct Losses {
-    /// The follower has read all entries after `from` and up to `through`. Their positions are in
-    /// `runs`.
+    /// The process has read all entries after the position `from` and up to `through`. `runs`
+    /// contains the positions of these entries.
     from: Position,
     through: Position,
     runs: VecDeque<(Position, Position)>,
-    /// The positions that the server has acknowledged to this process, and that the follower has
-    /// not read yet.
+    /// The positions of entries that the server has acknowledged to this process, and that this
+    /// process has not read back yet.
     acknowledged: BTreeSet<Position>,
-    /// The newest lost position that no entry of the log reports yet. `None` if there is no such
-    /// loss.
+    /// The position of the newest lost entry that the log does not report to its readers yet.
+    /// `None` if there is no such loss.
     lost: Option<Position>,
     attempts: u32,
-    /// The end of the log at the last check, if it was before the follower's cursor.
+    /// The end of the log at the last check, if this process had already read later positions.
+    /// Otherwise `None`.
     regressed_to: Option<Position>,
 }
 
 impl Losses {
-    /// Sets the cursor of the follower: the next entries that it reads are after this position.
+    /// Sets the position after which the process reads next. If the last read ended at another
+    /// position, the remembered positions of read entries are forgotten.
     pub(super) fn begin(&mut self, after: Position) {
         if after != self.through {
             (self.from, self.through) = (after, after);
@@ -53,14 +59,16 @@ impl Losses {
         }
     }
 
-    /// Forgets the old log after another log has replaced it. `newest` is the end of the new log.
+    /// Forgets known losses after another log has replaced the log. Also forgets acknowledged
+    /// positions after `newest`, the end of the new log.
     pub(super) fn reset(&mut self, newest: Position) {
         self.acknowledged.retain(|position| *position <= newest);
         (self.lost, self.attempts) = (None, 0);
     }
 
-    /// Records a position that the server has acknowledged to this process. The follower may
-    /// already have read it.
+    /// Records the position of an entry that the server has acknowledged to this process. If the
+    /// process has already read past this position without finding the entry, the entry counts as
+    /// lost.
     pub(super) fn note_acknowledged(&mut self, position: Position) {
         let was_passed = position <= self.through && !entry_id::is_far_ahead(self.through, entry_id::ms(position));
         if !was_passed {
@@ -73,8 +81,9 @@ impl Losses {
         }
     }
 
-    /// Records a batch of entries that the follower has read after a position. `evicted_through` is
-    /// the eviction watermark of this batch.
+    /// Records the entries that the process has read after the position `after`. `evicted_through`
+    /// is the eviction watermark of this read: entries up to it may have been evicted. An
+    /// acknowledged entry that was passed and not found counts as lost.
     pub(super) fn note_read(&mut self, batch: &DecodedBatch, after: Position, evicted_through: Option<Position>) {
         // The entry after a trimmed or deleted one reports the loss to all readers.
         if let Some(reported) = batch.previous.or(evicted_through).filter(|reported| *reported > self.through) {
@@ -105,28 +114,29 @@ impl Losses {
         }
     }
 
-    /// Records the loss of a position that was in the log.
+    /// Records that the log has lost the entry with this position.
     pub(super) fn note_missing(&mut self, position: Position) {
         self.lost = self.lost.max(Some(position));
     }
 
-    /// Records that the log itself now reports all losses up to this position.
+    /// Records that the log now contains a report of the losses up to this position.
     pub(super) fn note_marked(&mut self, position: Position) {
         if Some(position) >= self.lost {
             (self.lost, self.attempts) = (None, 0);
         }
     }
 
-    /// Returns the lost position to mark, if there is one, and counts an attempt. The flag is
-    /// `true` if the mark has to be added even without a complete search for another node's mark.
+    /// Returns the position of the newest lost entry that has to be reported in the log, and counts
+    /// an attempt to report it. Returns `None` if there is none. The flag is `true` after too many
+    /// attempts: the report then has to be added even if an equal one may exist.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.attempts += 1;
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Records the end of the log if the end is before the follower's cursor, or `None` if it is
-    /// not. Returns the value that was recorded before.
+    /// Stores a value, and returns the value of the previous call. The value is the end of the log
+    /// if this process has already read later positions. Otherwise the value is `None`.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }
@@ -154,7 +164,7 @@ mod tests {
         }
     }
 
-    /// Creates the state of a follower that has read the positions 1 to 3.
+    /// Creates the state of a process that has read entries at the positions 1 to 3.
     fn losses() -> Losses {
         let mut losses = Losses::default();
         losses.begin(at(0));

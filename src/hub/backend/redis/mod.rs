@@ -36,69 +36,73 @@ use tokio::sync::Mutex;
 ///
 /// # What it guarantees
 ///
-/// - **Acknowledged** events are in the memory of the server. Its `appendfsync` decides whether
-///   they survive a crash of the server. With `always` all of them do. With `everysec` the events
-///   of the last second or two are lost. Without an append-only file the events since the last
-///   snapshot are lost. A restart that has lost events is a failover (see below).
-/// - **Order**: all topics and nodes share the order of the scripts that publish. One
-///   [`publish_all`](crate::hub::Topic::publish_all) is one script: either all of its events are
-///   stored, with no other event between them, or no event is. If the connection is lost before the
-///   response, `publish` returns an error and the events may be in the log. The backend does not
+/// - **Acknowledged** events are in the memory of the server. Its option `appendfsync` decides
+///   whether they survive a crash of the server. With `always`, all of them survive. With
+///   `everysec`, the events of the last second or two are lost. Without an append-only file, the
+///   events since the last snapshot are lost. If a restart has lost events, the section about
+///   failovers below applies.
+/// - **Order**: each publish is one script, and all topics and processes share the order of these
+///   scripts. One [`publish_all`](crate::hub::Topic::publish_all) call is one script. It stores all
+///   of its events, with no other event between them, or none. If the connection is lost before the
+///   response, `publish` returns an error, and the events may be in the log. The backend does not
 ///   send them again.
 /// - **Comparison**: [`append_if_unchanged`](Backend::append_if_unchanged) is one script, too. It
-///   examines the entries after the given position, which takes about 1.6 microseconds for each. If
-///   there are more than 2,000 entries, if an entry is missing, or if the stream was deleted, it
-///   appends nothing. After a failover that has lost an entry, only the processes that knew of this
-///   entry count it as missing.
+///   examines the entries after the given position, which takes about 1.6 microseconds for each. It
+///   appends nothing if there are more than 2,000 such entries, if an entry is missing, or if the
+///   stream was deleted. After a failover that has lost an entry, only the processes that have read
+///   or published this entry count it as missing.
 /// - **Retention**: [`max_records`](Self::max_records) and [`max_age`](Self::max_age) of the whole
 ///   stream, whichever limit is reached first. The server trims the stream when an event is
 ///   published.
-/// - **Ids** are not used twice, with an exception after a failover.
+/// - **Ids** of events are not used twice. The only exception is two masters after a failover, see
+///   below.
 ///
 /// # What it reports as a gap
 ///
-/// Every entry identifies the entry before it. A client gets a [gap](crate::hub::Gap) if an entry
-/// after its cursor is missing:
+/// Every entry of the stream contains the id of the entry before it. A client gets a
+/// [gap](crate::hub::Gap) if an entry after its last received event is missing:
 ///
 /// - **Trimmed entries** (by this backend or by `XTRIM`): a gap for each client that has not
 ///   received the newest trimmed entry.
 /// - **`XDEL`**: a gap for each client that had not received the deleted entry, before its next
-///   event. If other software has added the next entry, the deletion is not detected.
+///   event. The deletion is not detected if other software than a hub has added the next entry.
 /// - **`DEL`, `FLUSHALL`, or an eviction of the stream**: a gap for each client with an id of the
-///   old stream, even if the client has received all of that stream. A node without new events
-///   detects this within 3 seconds. If the stream is deleted again in the first two milliseconds of
-///   its life, every client gets a gap, but [`resumed`](crate::hub::Gap::resumed) may be too small.
+///   old stream. This includes clients that have received all of that stream. A process without new
+///   events detects this within 3 seconds. If the stream is deleted again in the first two
+///   milliseconds of its life, every client gets a gap. The position in
+///   [`resumed`](crate::hub::Gap::resumed) may then be too small.
 /// - **Failover**: replication is asynchronous, so a failover may lose the newest events (see
-///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A node that has
-///   read or published a lost event detects the loss after it has reconnected. The node adds a mark
-///   to the log, even if no event is published. A mark is an entry that reports the loss. On all
-///   nodes, every client gets a gap when it passes the mark. A client that had received a lost
-///   event gets a gap before the next event, and another gap at the mark. If several nodes knew
-///   different lost events, each of these nodes may add a mark.
+///   `min-replicas-to-write` of Redis). Replicated events keep their positions. A process that has
+///   read or published a lost event detects the loss after it has reconnected. It then adds a mark
+///   to the log, even if no event is published. A mark is an entry that reports the loss. In all
+///   processes, every client gets a gap when it reaches the mark. A client that had received a lost
+///   event gets one gap before the next event, and another gap at the mark. If several processes
+///   knew different lost events, each of them may add a mark.
 ///
-/// After a failover, there are exceptions to this:
+/// There are exceptions to the reports after a failover:
 ///
-/// - Clients of nodes that did not know of the loss get later events first. Then they get a gap at
-///   the position of the mark, which is after these events.
-/// - A loss is not reported if each node that knew of it ends before it has reached the new master,
-///   or has no permission to write there.
+/// - Clients of processes that did not know of the loss get later events first. Then they get a gap
+///   at the position of the mark, which is after these events.
+/// - A loss is not reported if no process that knew of it can report it. Each of them has ended
+///   before it has reached the new master, or has no permission to write there.
 /// - Two masters at the same time (split brain) may give the same id to two events. To make this
 ///   improbable, each server begins a millisecond with a sequence number that is derived from its
-///   identity, one of 655,360. If the servers publish at most n and m events in a millisecond, the
-///   same id can occur on both with a probability of about (n + m) in 655,360 for each failover,
-///   for example 1 in 3,300 for 100 and 100.
+///   identity, one of 655,360. Suppose that the servers publish at most n and m events in a
+///   millisecond. Then the same id can occur on both with a probability of about (n + m) in 655,360
+///   for each failover. For 100 and 100, this is 1 in 3,300.
 ///
 /// While the server is unreachable, or has no memory left (`maxmemory` with `noeviction`),
-/// `publish` returns an error after at most one [`timeout`](Self::timeout) for a connection and one
-/// for a response. Subscribers wait, and continue within a second after the server is available
-/// again. With a policy that evicts keys without a time to live, such as `allkeys-lru`, a server
-/// without memory may evict the whole log. Use `noeviction` or one of the `volatile` policies.
+/// `publish` returns an error. This takes at most one [`timeout`](Self::timeout) for a connection
+/// and one for a response. Subscribers wait, and continue within a second after the server is
+/// available again. With a policy that evicts keys without a time to live, such as `allkeys-lru`, a
+/// server without memory may evict the whole log. Use `noeviction` or one of the `volatile`
+/// policies.
 ///
 /// # Resources and permissions
 ///
 /// - Two connections for each process, whatever the number of clients. `CLIENT LIST` shows them as
-///   `tower-sse-commands`, which publishes and reads events that the node does not retain any more,
-///   and `tower-sse-follow`, which waits for new events.
+///   `tower-sse-commands` and `tower-sse-follow`. The first publishes, and reads events that the
+///   process does not retain in memory any more. The second waits for new events.
 /// - Memory of the server: 25 to 55 bytes for each event, in addition to its topic and its text.
 ///   Memory of the process: the events that the hub [retains](crate::hub::Builder) for fan-out, and
 ///   at most eight pages of about 64 KiB for clients that reconnect.
@@ -110,10 +114,11 @@ use tokio::sync::Mutex;
 /// The log is one key, so one node of a Redis Cluster has it. The backend follows the redirects
 /// (`MOVED`) of the cluster to that node.
 ///
-/// Entries of other software are skipped. If an entry has an id of a time after the year 2527,
-/// nodes still follow and read, but `publish` returns an error until the stream is deleted. After
-/// the deletion a new log begins, and clients with a later id get a gap. The same applies to every
-/// id that is more than a day ahead of the server's clock.
+/// Entries that other software has added to the stream are skipped. If the id of such an entry has
+/// a time after the year 2527, hubs still read the stream. Publishing then returns an error until
+/// the stream is deleted. After the deletion, a new log begins with ids of the current time, and
+/// clients with a greater id get a gap. The same happens after the deletion of any stream that has
+/// an id more than a day ahead of the server's clock.
 ///
 /// # Examples
 ///
@@ -131,6 +136,8 @@ use tokio::sync::Mutex;
 /// ```
 pub struct RedisBackend {
     server: Server,
+    #[cfg(feature = "redis-tls")]
+    tls_files: tls::Files,
     stream: String,
     max_records: u64,
     max_age: Duration,
@@ -141,37 +148,41 @@ pub struct RedisBackend {
     newest: Script,
     mark: Script,
     commands: Mutex<Commands>,
-    /// The connection of the follower. `None` while `follow` uses it, and after the connection is
-    /// lost.
+    /// The connection that waits for new entries. `None` while `follow` uses it, and after the
+    /// connection is lost.
     follower: Mutex<Option<Connection>>,
-    /// The estimated size of the largest entries in bytes, which determines how many entries a page
-    /// requests.
+    /// The estimated size of the largest entries in bytes. It determines how many entries one
+    /// request asks for.
     entry_size: AtomicUsize,
-    /// The newest position that this process has ever seen. The server may have lost it.
+    /// The greatest position that this process has ever seen in the log. The server may have lost
+    /// the entry with this position in a failover.
     high_watermark: AtomicU64,
     losses: SyncMutex<Losses>,
 }
 
-/// The approximate size of a page in bytes. The first value is for history reads, the second is for
-/// the follower.
+/// The approximate number of bytes that one read returns: 64 KiB for a read of old entries, and 1
+/// MiB for new entries.
 const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// The maximum number of entries in a page.
+/// The maximum number of entries that one read returns.
 const MAX_ENTRIES: usize = 1024;
-/// The maximum number of entries in the first page, before the size of entries is known.
+/// The number of entries that a read of old entries asks for before the size of entries is known.
 const INITIAL_ENTRIES: usize = 64;
 
 impl RedisBackend {
     /// Creates a backend for the server at this URL: `redis://user:password@host:port/database`,
     /// `rediss://` for TLS (feature `redis-tls`), or `unix:///path?db=0&user=..&pass=..`. The
-    /// parameter `?protocol=resp3` is supported. The backend connects when it is first used.
+    /// parameter `?protocol=resp3` is supported. The backend connects when a hub first uses it.
     ///
     /// # Errors
     ///
-    /// If the URL is invalid, or has `rediss://` and the feature `redis-tls` is not enabled.
+    /// Returns an error if the URL is invalid, or if it begins with `rediss://` and the feature
+    /// `redis-tls` is not enabled.
     pub fn new(url: impl AsRef<str>) -> Result<Self, BoxError> {
         Ok(Self {
             server: Server::parse(url.as_ref())?,
+            #[cfg(feature = "redis-tls")]
+            tls_files: tls::Files::default(),
             stream: "tower-sse".to_owned(),
             max_records: 1_000_000,
             max_age: Duration::from_secs(60 * 60),
@@ -193,13 +204,15 @@ impl RedisBackend {
         })
     }
 
-    /// Asks these sentinels for the address of the master before each connection. The host of the
-    /// main URL is then the name of the master. The user, password, database and TLS setting of the
-    /// main URL apply to the master. Each sentinel has its own URL with its own settings.
+    /// Sets the URLs of the sentinels, which are asked for the address of the master before each
+    /// connection. The host of the URL in [`new`](Self::new) is then the name of the master. The
+    /// user, password, database and TLS setting of that URL apply to the master. The URL of a
+    /// sentinel contains the settings for that sentinel.
     ///
     /// # Errors
     ///
-    /// If there is no sentinel, or a URL is invalid.
+    /// Returns an error if `urls` is empty, if one of the URLs is invalid, or if the URL of the
+    /// master is a path (`unix://`).
     ///
     /// # Examples
     ///
@@ -214,42 +227,48 @@ impl RedisBackend {
     pub fn sentinels(mut self, urls: impl IntoIterator<Item: AsRef<str>>) -> Result<Self, BoxError> {
         let sentinels = urls.into_iter().map(|url| Server::parse(url.as_ref())).collect::<Result<_, _>>()?;
         self.server.set_sentinels(sentinels)?;
+        #[cfg(feature = "redis-tls")]
+        self.set_tls_files();
         Ok(self)
     }
 
-    /// Trusts the root certificates in this PEM file instead of the system's. The file is read for
-    /// each connection.
+    /// Trusts the root certificates in this PEM file instead of those of the operating system. The
+    /// file is read for each connection.
     ///
-    /// It has no effect if the URL is not `rediss://`. With [`sentinels`](Self::sentinels), call it
-    /// after them, so that it applies to their connections as well.
+    /// The setting applies to servers and [sentinels](Self::sentinels) whose URL begins with
+    /// `rediss://`.
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        self.each_tls(|tls| tls.roots = Some(path.clone()));
+        self.tls_files.roots = Some(path.into());
+        self.set_tls_files();
         self
     }
 
-    /// Sets the PEM files of the client's certificate and key, for servers with
-    /// `tls-auth-clients yes` (the default). The files are read for each connection.
+    /// Sets the PEM files of the client's certificate chain and of its private key. Servers with
+    /// `tls-auth-clients yes` (the default) ask for them. The files are read for each
+    /// connection.
     ///
-    /// It has no effect if the URL is not `rediss://`. With [`sentinels`](Self::sentinels), call it
-    /// after them, so that it applies to their connections as well.
+    /// The setting applies to servers and [sentinels](Self::sentinels) whose URL begins with
+    /// `rediss://`.
     #[cfg(feature = "redis-tls")]
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        let own = (certificate.into(), key.into());
-        self.each_tls(|tls| tls.own = Some(own.clone()));
+        self.tls_files.own = Some((certificate.into(), key.into()));
+        self.set_tls_files();
         self
     }
 
     #[cfg(feature = "redis-tls")]
-    fn each_tls(&mut self, set: impl Fn(&mut tls::Tls)) {
-        self.server.tls.as_mut().into_iter().for_each(&set);
-        self.server.sentinels.iter_mut().filter_map(|sentinel| sentinel.tls.as_mut()).for_each(set);
+    fn set_tls_files(&mut self) {
+        let sentinels = self.server.sentinels.iter_mut().filter_map(|sentinel| sentinel.tls.as_mut());
+        for tls in self.server.tls.as_mut().into_iter().chain(sentinels) {
+            tls.files = self.tls_files.clone();
+        }
     }
 
-    /// Sets the key of the stream. Default: `tower-sse`. Hubs with the same key are one hub.
+    /// Sets the key of the stream in Redis. Default: `tower-sse`. All hubs with the same key share
+    /// their topics and events.
     #[must_use]
     pub fn stream(mut self, key: impl Into<String>) -> Self {
         self.stream = key.into();
@@ -258,37 +277,40 @@ impl RedisBackend {
 
     /// Sets the approximate number of records that the stream retains, for all topics together.
     /// Default: 1,000,000. The server [trims](https://redis.io/docs/latest/commands/xtrim/) the
-    /// stream in blocks of about a hundred entries, so it may retain some hundred more.
+    /// oldest entries in blocks of about a hundred, so the stream may retain some hundred records
+    /// more.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.max_records = records;
         self
     }
 
-    /// Sets the approximate age at which records are removed. Default: one hour. [`Duration::MAX`]
-    /// and zero disable it.
+    /// Sets the approximate maximum age of records. Older records are removed. Default: one hour.
+    /// [`Duration::MAX`] and zero mean that the age is not limited.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
     }
 
-    /// Sets the timeout of a request, and of a connection attempt. Default: 2 seconds.
+    /// Sets the time after which a request without a response fails, and after which a connection
+    /// attempt fails. Default: 2 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Returns the epoch, a hash of the name of the stream. A stream that is deleted and created
-    /// again keeps the epoch: positions are times, so the positions of the new stream are greater.
+    /// Returns the epoch, the number that identifies the log: a hash of the name of the stream. A
+    /// stream that is deleted and created again keeps the epoch. Positions contain times, so the
+    /// positions of the new stream are greater.
     fn epoch(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.stream.hash(&mut hasher);
         hasher.finish()
     }
 
-    /// Returns the maximum age of entries in milliseconds. 0 means no limit.
+    /// Returns the maximum age of entries in milliseconds. 0 means that the age is not limited.
     fn max_age_ms(&self) -> u64 {
         u64::try_from(self.max_age.as_millis()).map_or(0, |ms| ms.max(1))
     }
@@ -297,7 +319,7 @@ impl RedisBackend {
         RequestError::new(format!("the stream {:?} of Redis", self.stream), source)
     }
 
-    /// Returns the newest known position.
+    /// Returns the greatest position that this process has ever seen in the log.
     fn high_watermark(&self) -> Position {
         self.high_watermark.load(Relaxed).into()
     }
@@ -310,20 +332,22 @@ impl RedisBackend {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Estimates how many entries have this total size, for the `COUNT` of a read.
+    /// Returns how many entries of a stream have about `bytes` bytes together: at least 1, at most
+    /// [`MAX_ENTRIES`]. A read passes this number to the server as `COUNT`.
     fn count(&self, bytes: usize) -> usize {
         (bytes / self.entry_size.load(Relaxed).max(1)).clamp(1, MAX_ENTRIES)
     }
 
-    /// Updates the estimated size of the largest entries. The estimate rises immediately and falls
-    /// slowly.
+    /// Updates the estimated size of the largest entries. `largest` is the size of the largest
+    /// entry of a read, in bytes. A greater size replaces the estimate. A smaller size reduces the
+    /// estimate by half of the difference.
     fn note_entry_size(&self, largest: usize) {
         let _always =
             self.entry_size.fetch_update(Relaxed, Relaxed, |known| Some(largest.max(known.midpoint(largest))));
     }
 
-    /// Returns the eviction watermark, the last position, and the time of the server in
-    /// milliseconds.
+    /// Returns the eviction watermark of the log, its last position, and the time of the server in
+    /// milliseconds. Records up to and including the watermark may have been evicted.
     async fn ends(&self) -> Result<(Position, Position, u64), BoxError> {
         let mut bounds = self.bounds.key(&self.stream);
         bounds.arg(entry_id::id(self.high_watermark()));
@@ -332,7 +356,9 @@ impl RedisBackend {
         Ok((entry::first(oldest)?.map_or(newest, |oldest| oldest.evicted_through()), newest, now))
     }
 
-    /// Returns the eviction watermark for a reader with the cursor `after` that gets these entries.
+    /// Returns the eviction watermark for a reader that has read the log up to `after`, and gets
+    /// the entries of `batch` next. The reader has missed entries if the watermark is greater than
+    /// `after`. `None` means that the reader has missed no entry.
     async fn evicted_through(
         &self,
         batch: &entry::DecodedBatch,
@@ -362,8 +388,9 @@ impl RedisBackend {
         i64::try_from(self.max_records).unwrap_or(i64::MAX)
     }
 
-    /// Runs a script that appends records, and returns its result. The last argument of the script
-    /// is `since`, if any.
+    /// Runs a script that appends records, and returns its result: the id of the last new entry. A
+    /// conditional append has the position `since`, after which the topic must have no record. If
+    /// the condition does not hold, the result is empty.
     async fn run_append(
         &self,
         script: &Script,
@@ -388,7 +415,8 @@ impl RedisBackend {
         id
     }
 
-    /// Returns the result of an append whose last entry has this id.
+    /// Returns the result of an append whose last new entry has this id, and records the position
+    /// of this entry.
     fn appended(&self, id: &[u8]) -> Result<Appended, BoxError> {
         let position = entry_id::expect_position(id)?;
         self.raise_high_watermark(position);
@@ -396,8 +424,8 @@ impl RedisBackend {
         Ok(Appended { epoch: self.epoch(), position })
     }
 
-    /// Trims entries by age when an append fails because the server has no memory. A successful
-    /// append trims in its script.
+    /// Removes entries that are older than the maximum age. Called after an append has failed
+    /// because the server has no memory. A successful append removes such entries in its script.
     async fn trim(&self) {
         let age = self.max_age_ms();
         let newest = entry_id::ms(self.high_watermark());
@@ -485,5 +513,25 @@ impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // `server` is left out because it contains the password.
         f.debug_struct("RedisBackend").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "redis-tls"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_tls_apply_to_sentinels_in_any_order() {
+        let sentinels = ["rediss://10.0.0.1:26379", "redis://10.0.0.2:26379"];
+        let redis = || RedisBackend::new("redis://mymaster").unwrap();
+        for redis in [
+            redis().root_certificates("ca.pem").client_certificate("a.pem", "a.key").sentinels(sentinels).unwrap(),
+            redis().sentinels(sentinels).unwrap().root_certificates("ca.pem").client_certificate("a.pem", "a.key"),
+        ] {
+            assert!(redis.server.tls.is_none() && redis.server.sentinels[1].tls.is_none());
+            let files = &redis.server.sentinels[0].tls.as_ref().unwrap().files;
+            assert_eq!(files.roots.as_deref(), Some("ca.pem".as_ref()));
+            assert_eq!(files.own, Some(("a.pem".into(), "a.key".into())));
+        }
     }
 }

@@ -5,7 +5,7 @@ use rustls_native_certs::load_native_certs;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, OnceLock},
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{
@@ -18,14 +18,23 @@ use tokio_rustls::{
     },
 };
 
-/// The TLS settings of a connection.
+/// The TLS settings for connections to one server.
 #[derive(Default)]
 pub(super) struct Tls {
-    /// The PEM file of root certificates. `None` means the root certificates of the system.
+    pub(super) files: Files,
+    /// The root certificates of the operating system, after the first connection that needs them.
+    system_roots: OnceLock<Arc<RootCertStore>>,
+}
+
+/// The PEM files for connections with TLS. They are read for each connection, because they may be
+/// renewed at any time.
+#[derive(Clone, Default)]
+pub(super) struct Files {
+    /// The trusted root certificates. `None` means those of the operating system.
     pub(super) roots: Option<PathBuf>,
-    /// The PEM files of the client's certificate chain and of its key.
+    /// The client's certificate chain and its private key. `None` means that the client sends no
+    /// certificate.
     pub(super) own: Option<(PathBuf, PathBuf)>,
-    config: Mutex<Option<Arc<ClientConfig>>>,
 }
 
 impl Tls {
@@ -36,33 +45,39 @@ impl Tls {
     }
 
     fn config(&self) -> io::Result<Arc<ClientConfig>> {
-        let mut known = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(config) = &*known {
-            return Ok(Arc::clone(config));
-        }
-        let mut roots = RootCertStore::empty();
-        match &self.roots {
+        let roots = match &self.files.roots {
             Some(path) => {
+                let mut roots = RootCertStore::empty();
                 for root in certificates(path)? {
                     roots.add(root).map_err(|error| at(path, &error))?;
                 }
+                Arc::new(roots)
             }
-            // System roots that do not parse are ignored.
-            None => drop(roots.add_parsable_certificates(load_native_certs()?)),
-        }
+            None => self.system_roots()?,
+        };
         // The crypto provider is set explicitly, because the process may have no default provider.
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| invalid(&error))?
             .with_root_certificates(roots);
-        let config = match &self.own {
+        let config = match &self.files.own {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => {
                 let secret = read(key, PrivateKeyDer::from_pem_slice)?;
                 builder.with_client_auth_cert(certificates(chain)?, secret).map_err(|error| at(key, &error))?
             }
         };
-        Ok(Arc::clone(known.insert(Arc::new(config))))
+        Ok(Arc::new(config))
+    }
+
+    fn system_roots(&self) -> io::Result<Arc<RootCertStore>> {
+        if let Some(roots) = self.system_roots.get() {
+            return Ok(Arc::clone(roots));
+        }
+        let mut roots = RootCertStore::empty();
+        // Certificates that do not parse are ignored.
+        roots.add_parsable_certificates(load_native_certs()?);
+        Ok(Arc::clone(self.system_roots.get_or_init(|| Arc::new(roots))))
     }
 }
 

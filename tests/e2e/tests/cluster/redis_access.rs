@@ -70,6 +70,35 @@ async fn tls_checks_certificates_of_server_and_client() {
     assert!(error.contains("always checked"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn renewed_certificates_are_read_at_the_next_connection() {
+    let (folder, renewed) = (certificates("DNS:localhost"), certificates("DNS:localhost"));
+    let path = |name: &str| folder.path().join(name).to_str().expect("the path is UTF-8").to_owned();
+    let files = [
+        ["--tls-cert-file", &path("server.pem")],
+        ["--tls-key-file", &path("server.key")],
+        ["--tls-ca-cert-file", &path("ca.pem")],
+    ];
+    let store = Store::start(StoreKind::Redis, &[&["--tls-port", "0"], &files.concat()[..]].concat()).await;
+    let port = free_port().to_string();
+    assert_eq!(cli(&store, &["config", "set", "tls-port", &port]), "OK");
+    let backend = RedisBackend::new(format!("rediss://localhost:{port}")).expect("the URL is valid");
+    let backend = backend.root_certificates(path("ca.pem")).client_certificate(path("client.pem"), path("client.key"));
+    let hub = Hub::builder().backend(backend).connect().await.expect("both certificates are trusted");
+    let topic = hub.topic("news");
+    let mut client = Client::of(&topic, Start::Latest).await;
+
+    for name in ["ca.pem", "server.pem", "server.key", "client.pem", "client.key"] {
+        fs::copy(renewed.path().join(name), path(name)).expect("the file can be replaced");
+    }
+    // Redis reads its files again when one of these settings is set.
+    let settings = files.iter().flat_map(|[name, path]| [&name[2..], *path]).collect::<Vec<_>>();
+    assert_eq!(cli(&store, &[&["config", "set"], &settings[..]].concat()), "OK");
+    cli(&store, &["client", "kill", "type", "normal"]);
+    eventually(SOON, "the node publishes again", async || topic.publish(Event::new("renewed")).await).await;
+    client.assert_next("renewed").await;
+}
+
 /// A sentinel, killed on drop.
 struct Sentinel {
     address: SocketAddr,
