@@ -59,7 +59,7 @@ const DOWNTIME: Duration = Duration::from_secs(5);
 /// The time after which another node ends the jobs of a node that was killed, and its members begin
 /// to leave. The default is longer.
 const LEASE: Duration = Duration::from_secs(2);
-/// The time in which a member can reconnect. The default is longer.
+/// The time for a member to reconnect. The default is longer.
 const GRACE: Duration = Duration::from_secs(1);
 /// The number of steps of a job, and the time for each.
 const STEPS: u32 = 1000;

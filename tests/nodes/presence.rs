@@ -271,7 +271,7 @@ async fn new_node_without_members_elsewhere_gets_an_answer() {
     let begin = Instant::now();
     assert_eq!(members(&third).await, [""; 0]);
     assert!(begin.elapsed() < SECOND);
-    // Nobody else has read the log. Then it takes a lease.
+    // No other node has read the log. Then it takes a lease.
     let [alone] = {
         let shared = Shared::new(5);
         let connection = shared.connect();

@@ -1,4 +1,4 @@
-//! The announcer: the task of a node that appends the records of presence, and ends grace times. And
+//! The announcer, the task of a node that appends the records of presence and ends grace times; and
 //! the tasks that publish the events of changes.
 
 use super::{Presences, message::Message, state::Job};
@@ -31,7 +31,7 @@ impl Presences {
         self.state().is_wanted = true;
     }
 
-    /// Returns the time at which the announcer has something to do. `None`: it must end.
+    /// Returns the time of the next task of the announcer, or `None` if the announcer must end.
     fn next_run(&self) -> Option<Instant> {
         let mut state = self.state();
         let next = state.next_time(self).filter(|_| !state.is_shut_down);
@@ -97,7 +97,8 @@ fn publish_in_memory(core: &Arc<Core>) {
     }
 }
 
-/// Starts the announcer if it has something to do and does not run. Publishes the events of changes.
+/// Starts the announcer if it has something to do and does not run, and starts the tasks that
+/// publish the events of changes.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut state = presence.state();

@@ -169,7 +169,8 @@ impl Presences {
         self.release(state);
     }
 
-    /// Follows another log from this position on. `last` is its end. Returns the streams to wake without a lock.
+    /// Follows another log after the position `after`. `last` is the end of the log. Returns the
+    /// wakers of the streams, which the caller wakes without a lock.
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
         state.lose();
@@ -231,13 +232,13 @@ impl Presences {
         self.state().view.leases(self.node).map(|(_, shortest)| shortest)
     }
 
-    /// Returns the time at which the next node counts as dead.
+    /// Returns the time when the next node counts as dead.
     pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
         self.state().view.next_death(self.node, contact_since, self.grace)
     }
 
-    /// Writes that nodes are dead which have sent no sign of life for their lease and the grace time.
-    /// This node has just read the whole log.
+    /// Announces the death of each node without a sign of life for its lease and the grace time. The
+    /// caller has just read the whole log.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());

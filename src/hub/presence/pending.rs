@@ -32,7 +32,7 @@ struct OfTopic {
 struct PendingEvent {
     member: Arc<str>,
     event: Bytes,
-    /// The time at which this node publishes the event.
+    /// The time when this node publishes the event.
     due: Instant,
 }
 
@@ -87,8 +87,8 @@ impl Pending {
         }
     }
 
-    /// Returns the topics with pending events for which no task runs. The caller spawns a task for
-    /// each of them.
+    /// Returns the topics with pending events and without a task. The caller spawns a task for each
+    /// of them.
     pub(super) fn begin(&mut self) -> Vec<Arc<str>> {
         let idle = self.0.iter_mut().filter(|(_, of_topic)| !of_topic.is_publishing && !of_topic.events.is_empty());
         let begin = |(topic, of_topic): (&Arc<str>, &mut OfTopic)| {

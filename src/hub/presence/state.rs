@@ -63,7 +63,7 @@ pub(super) struct State {
     is_asked: bool,
     /// Set while records about members are appended.
     is_appending: bool,
-    /// The time at which this node sends a roster, and the position of the oldest request for it.
+    /// The time when this node sends a roster, and the position of the oldest request for it.
     roster: Option<(Instant, Position)>,
     /// The announcer, and the runtime of the first join.
     pub(super) task: Option<AbortHandle>,
@@ -73,7 +73,7 @@ pub(super) struct State {
     pub(super) is_shut_down: bool,
 }
 
-/// Whether this node knows the members of all nodes.
+/// The state of the knowledge of this node about the members of all nodes.
 #[derive(Default)]
 pub(super) enum Knowledge {
     Complete,
@@ -83,7 +83,7 @@ pub(super) enum Knowledge {
     /// This node has asked the others.
     Asked {
         id: u64,
-        /// The time at which the request was written or read.
+        /// The time when the request was written or read.
         at: Instant,
         /// The position of the request.
         position: Option<Position>,

@@ -1,5 +1,5 @@
-//! The members of all nodes, computed from the records in the order of the log. So it is the same on
-//! all nodes.
+//! The members of all nodes. They are computed from the records in the order of the log, so they are
+//! the same on all nodes.
 
 use super::{
     Presence,
@@ -24,7 +24,7 @@ const JITTER: Duration = Duration::from_millis(200);
 #[derive(Default)]
 pub(super) struct View {
     nodes: HashMap<u64, Node>,
-    /// The members of each topic, with the number of nodes on which they are.
+    /// The members of each topic. The value is the number of nodes that have the member.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
 }
 
@@ -53,7 +53,7 @@ struct Node {
     is_exact: bool,
     /// The pause before this node declares the death of the other one. It differs from node to node.
     jitter: Duration,
-    /// The time at which this node has declared the death.
+    /// The time when this node has declared the death.
     declared_at: Option<Instant>,
 }
 
@@ -248,7 +248,7 @@ impl View {
         leases().max().zip(leases().min())
     }
 
-    /// Returns the time at which the next node counts as dead.
+    /// Returns the time when the next node counts as dead.
     pub(super) fn next_death(&self, own: u64, contact_since: Option<Instant>, grace: Duration) -> Option<Instant> {
         self.others(own).map(|(_, node)| node.dies_at(contact_since, grace)).min()
     }

@@ -24,7 +24,7 @@ with_each_store! {
 /// The settings of the `cluster` example.
 const LEASE: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(1);
-/// The time in which all processes must agree, if the machine has time for them.
+/// The time until all processes must agree, if the machine has time for them.
 const BOUND: Duration = Duration::from_secs(3);
 /// The time that a busy machine may need in addition.
 const SLACK: Duration = Duration::from_secs(2);
