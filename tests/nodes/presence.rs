@@ -498,9 +498,62 @@ async fn dropped_hubs_have_no_tasks() {
 /// A member joins after a node has asked, and before the answers.
 #[tokio::test(start_paused = true)]
 async fn member_that_joins_during_a_request_is_known() {
-    let pass = Step::Pass { milliseconds: 10_001 };
-    nodes_agree(vec![Step::Evict { count: 31 }, pass, Step::Kill { node: 0 }, Step::Join { node: 1, member: 0 }], 30)
-        .await;
+    let shared = Shared::new(20);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    evict(&hubs[0]).await;
+    let third = node(&shared.connect()).await;
+    let begin = Instant::now();
+    let asking = tokio::spawn(async move { members(&third).await });
+    while !records(&shared).iter().any(|record| record.contains("\"ask\"")) {
+        tokio::task::yield_now().await;
+    }
+    settle().await;
+    let _a = join(&hubs[1], "a").await;
+    assert_eq!(asking.await.unwrap(), ["a"]);
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+/// A node declares a death, and the other node has sent a sign of life that was not read yet.
+#[tokio::test(start_paused = true)]
+async fn death_has_no_effect_after_a_sign_of_life() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let connection = shared.connect();
+    let append = async |text: &str| {
+        let event = format!("data: {text}\n\n").into();
+        let record = Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event };
+        connection.append(vec![record]).await.unwrap();
+    };
+    let beat = r#""lease":2000,"recordings":[],"watching":[],"first":true,"last":true"#;
+    append(r#"{"presence":{"author":[7,2,2000],"changes":[["lobby","a",true]]}}"#).await;
+    append(&format!(r#"{{"node":7,"beat":5,{beat}}}"#)).await;
+    for (number, beat, is_dead) in [(1, 5, false), (2, 4, false), (2, 5, true)] {
+        append(&format!(r#"{{"presence":{{"dead":[7,{number},{beat},8]}}}}"#)).await;
+        let expected: &[&str] = if is_dead { &[] } else { &["a"] };
+        assert_members(&hubs, expected).await;
+    }
+    // A record from before the death arrives late.
+    append(r#"{"presence":{"author":[7,2,2000],"changes":[["lobby","b",true]]}}"#).await;
+    assert_members(&hubs, &[]).await;
+}
+
+/// The response to an event is lost, and the node does not read the event yet.
+#[tokio::test(start_paused = true)]
+async fn event_is_not_repeated_after_a_lost_response() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    connections[1].set(Mode::Lags);
+    connections[0].set(Mode::LosesAnswers);
+    let _a = join(&hubs[0], "a").await;
+    while !events(&shared).contains(&"+a".to_owned()) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    connections[0].set(Mode::Lags);
+    sleep(SECOND * 3).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    sleep(SECOND * 3).await;
+    assert_members(&hubs, &["a"]).await;
+    assert_eq!(events(&shared), ["+a"]);
 }
 
 #[derive(Clone, Debug)]
