@@ -1,9 +1,10 @@
-//! Several nodes with one log in Redis or NATS. An event that is published on one node arrives on
+//! Several nodes with one log in Redis, NATS or Postgres. An event that is published on one node arrives on
 //! all nodes, and a client can resume on any node.
 //!
 //! ```console
-//! $ cargo run --example cluster --features redis,nats,serve -- --redis redis://127.0.0.1:6379
-//! $ cargo run --example cluster --features redis,nats,serve -- --nats nats://127.0.0.1:4222
+//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --redis redis://127.0.0.1:6379
+//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --nats nats://127.0.0.1:4222
+//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --postgres postgres://me:secret@127.0.0.1/shop
 //! ```
 //!
 //! This starts two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001. Each node has its own hub, as two
@@ -31,8 +32,8 @@
 //! processes, for the page:
 //!
 //! ```console
-//! $ cargo run --example cluster --features redis,nats,serve -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
-//! $ cargo run --example cluster --features redis,nats,serve -- --redis redis://127.0.0.1 127.0.0.1:3001 --others 127.0.0.1:3000
+//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
+//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --redis redis://127.0.0.1 127.0.0.1:3001 --others 127.0.0.1:3000
 //! ```
 
 use axum::{
@@ -53,7 +54,8 @@ use tower_sse::{
     hub::{Hub, Presence, Start, Subscription},
 };
 
-const USAGE: &str = "Give the URL of the log: --redis redis://127.0.0.1:6379 or --nats nats://127.0.0.1:4222";
+const USAGE: &str = "Give the URL of the log: --redis redis://127.0.0.1:6379, --nats nats://127.0.0.1:4222, \
+     or --postgres postgres://user:password@127.0.0.1/database";
 /// The downtime of a stopped node.
 const DOWNTIME: Duration = Duration::from_secs(5);
 /// The time after which another node ends the jobs of a node that was killed, and its members begin
@@ -112,6 +114,7 @@ async fn run(args: Vec<String>) -> Result<(), BoxError> {
         let hub = match &**backend {
             "--redis" => builder.redis(url).connect().await?,
             "--nats" => builder.nats(url).connect().await?,
+            "--postgres" => builder.postgres(url).connect().await?,
             _ => return Err(USAGE.into()),
         };
         println!("Open http://{} in a browser", listener.local_addr()?);

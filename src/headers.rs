@@ -49,8 +49,8 @@ pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether `ranges`, the value of an `Accept` header, contains `text/event-stream` with a
-/// weight above 0. The function runs for every request. So it searches only for hyphens, of which
-/// most `Accept` headers have one or none.
+/// weight above 0. The function runs for every request, so it must be fast: it looks only at the
+/// hyphens of the value. Most `Accept` headers have one hyphen or none.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {
@@ -145,7 +145,8 @@ fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&value).ok()
 }
 
-/// Returns the bytes after the media type if the type is `text/event-stream`, and `None` otherwise.
+/// Returns the rest of `media_range` after the media type, such as `;q=0.5`, if the type is
+/// `text/event-stream`. Returns `None` for other types.
 fn parameters_of_event_stream(media_range: &[u8]) -> Option<&[u8]> {
     let (essence, rest) = media_range.split_at_checked(EVENT_STREAM.len())?;
     let is_whole = matches!(rest.trim_ascii_start(), [] | [b';' | b',', ..]);

@@ -105,8 +105,8 @@ impl Heartbeat {
         self.content.as_ref().is_some_and(|content| content.event.is_some())
     }
 
-    /// Returns the bytes of a heartbeat. If `between_events` is false, the stream is in the middle
-    /// of an event, and the result is always a comment.
+    /// Returns the bytes of a heartbeat. `between_events` is `false` if the stream is in the middle
+    /// of an event. The result is then always a comment.
     pub(crate) fn bytes(&self, between_events: bool) -> Bytes {
         match self.content.as_deref() {
             Some(Content { event: Some(event), .. }) if between_events => event.clone(),
@@ -115,10 +115,11 @@ impl Heartbeat {
         }
     }
 
-    /// Returns the bytes of a heartbeat that is sent directly after a CR.
+    /// Returns the bytes of a heartbeat for a stream whose last byte was a CR. `between_events` is
+    /// `false` in the middle of an event, where the heartbeat is always a comment.
     ///
-    /// If the next byte of the stream is an LF, it belongs to that CR. So the heartbeat ends in a
-    /// CR, and the LF becomes a part of the heartbeat's line end.
+    /// The next byte of the stream can be the LF of a CRLF. After a heartbeat that ends in LF, that
+    /// LF would be a blank line. So the heartbeat ends in CR, and the LF completes this line end.
     pub(crate) fn bytes_after_cr(&self, between_events: bool) -> Bytes {
         let mut bytes = Vec::from(self.bytes(between_events));
         if let Some(last) = bytes.last_mut() {

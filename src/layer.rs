@@ -426,8 +426,10 @@ where
     }
 }
 
-/// Applies the layer to a response that is an event stream. Rejects the response if a limit is
-/// reached. Not inlined, because most responses are not event streams.
+/// Applies the layer to a response that is an event stream, or rejects the response if a limit is
+/// reached. `keep_connection` is set if the response may have `Connection: keep-alive`. `keys` are
+/// the keys of the request for the limits. Not inlined, because most responses are not event
+/// streams.
 #[inline(never)]
 fn make_correct<B: Body>(
     mut response: Response<B>,

@@ -27,7 +27,7 @@
 //! any other text/event-stream body ───────────────────────────────────┘
 //! client's Last-Event-ID ──▶ LastEventId ──▶ Hub / Topic ──▶ Subscription (already wire bytes) ──▶ SseStream
 //!                                             ▲     │
-//! the hubs of other processes ◀──▶ Backend ───┴─────┘ (Redis, NATS, or none: then the hub is in memory)
+//! the hubs of other processes ◀──▶ Backend ───┴─────┘ (Redis, NATS, Postgres; or none: the hub is in memory)
 //! ```
 //!
 //! - [`Event`] is one message. Its [name](EventName) and [id](EventId) are checked types, so text
@@ -93,6 +93,8 @@
 //! | `redis` | no | a [`hub`] of several servers whose log is in Redis Streams | `redis` |
 //! | `redis-tls` | no | the same over TLS, `rediss://` | `tokio-rustls`, `rustls-native-certs` |
 //! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
+//! | `postgres` | no | a [`hub`] of several servers whose log is in Postgres, and publishing in SQL | `tokio-postgres` |
+//! | `postgres-tls` | no | the same over TLS, `sslmode=require` | `tokio-rustls`, `rustls-native-certs` |
 //! | `backend-contract` | no | tests for your own [`Backend`](hub::backend::Backend) | |
 //! | `serve` | no | a server for many long streams, in the place of `axum::serve` | `axum`, `hyper`, `hyper-util` |
 //! | `socket` | no | `ClientTimeout`, for stalled and vanished clients | `socket2` |

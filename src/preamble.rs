@@ -30,8 +30,9 @@ pub(crate) struct Preamble {
 enum Call {
     #[default]
     None,
-    /// The response calls `size_hint` to ask for the preamble, the first bytes of the response. The
-    /// vector collects the preambles that streams inside adapters such as `merge` offer.
+    /// The response calls `size_hint` to get the preamble of its stream: the bytes to send first,
+    /// or the status 204. The vector collects the preambles of all streams that the call reaches.
+    /// An adapter such as `merge` passes the call to several streams.
     Asks(Vec<Preamble>),
     /// The response calls `poll_next` of its stream for the first time.
     PollsFirst,
@@ -61,8 +62,8 @@ impl Preamble {
     /// Returns the preamble of a stream, or of the streams inside adapters such as `map` and
     /// `merge`.
     ///
-    /// If merged streams offer different first bytes, the result has no first bytes. `is_over` is
-    /// set only if all these streams are over and the `size_hint` of the whole stream is 0.
+    /// If the streams inside an adapter offer different first bytes, the result has no first bytes.
+    /// `is_over` is set only if all these streams are over and the `size_hint` of `stream` is 0.
     pub(crate) fn of(stream: &impl Stream) -> Self {
         let _scope = Scope::enter(Call::Asks(Vec::new()));
         let (_, most) = stream.size_hint();
@@ -73,9 +74,9 @@ impl Preamble {
         Self { bytes, is_over }
     }
 
-    /// Offers a preamble to the response that is asking for one on this thread. Returns `false`,
-    /// without calling `preamble`, if no response is asking. Streams call this method in their
-    /// `size_hint`.
+    /// Offers a preamble to a response. Streams call this method in their `size_hint`. Returns
+    /// `true` if a response on this thread is asking for a preamble. Otherwise returns `false` and
+    /// does not call `preamble`.
     #[cfg(feature = "hub")]
     pub(crate) fn offer(preamble: impl FnOnce() -> Self) -> bool {
         let is_asked = CALL.with_borrow(|call| matches!(call, Call::Asks(_)));

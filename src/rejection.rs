@@ -27,8 +27,8 @@ pub(crate) struct Rejected {
 /// Turns the response of the handler into the response to a request over a stream limit. The body
 /// of the handler is never polled.
 ///
-/// Headers of the handler that do not describe the body are kept. Without the CORS headers, a page
-/// of another origin would not reconnect.
+/// Headers of the handler that do not describe the body are kept, such as its CORS headers. Without
+/// them, an `EventSource` of another origin would not reconnect.
 pub(crate) fn reject<B: Body>(response: Response<B>, rejected: Rejected) -> Response<ResponseBody<B>> {
     let delay = rejected.settings.reconnect_delay(None);
     let (mut head, body) = response.into_parts();

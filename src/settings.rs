@@ -74,8 +74,9 @@ impl Settings {
         with_jitter(own.or(self.retry).unwrap_or(Self::RETRY), self.jitter.unwrap_or(Self::JITTER))
     }
 
-    /// Returns the bytes that a stream sends before its end at a shutdown. `retry` is the reconnect
-    /// delay that the handler has set.
+    /// Returns the bytes that a stream sends before its end at a shutdown: a reconnect delay and
+    /// the shutdown event. The delay is `retry` if the handler has set a delay, or else the delay
+    /// of the layer. It includes jitter.
     pub(crate) fn final_bytes(&self, retry: Option<Duration>) -> FinalBytes {
         let event = self.shutdown_event.clone().unwrap_or_default();
         FinalBytes { event, retry: retry_line(self.reconnect_delay(retry)) }

@@ -93,7 +93,7 @@ use std::{io, time::Duration};
 /// | option | applies to a connection | value |
 /// |---|---|---|
 /// | `TCP_USER_TIMEOUT` | with unacknowledged data, or with a zero window | the timeout, in milliseconds |
-/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | with nothing in flight | the last probe fails at the timeout, in whole seconds: for 30 seconds, the first probe after 15 seconds, and 3 probes 5 seconds apart |
+/// | `SO_KEEPALIVE` with `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` | with nothing in flight | the last probe fails at the timeout, in whole seconds: for 30 seconds, 3 probes after 15, 20 and 25 seconds of silence |
 /// | `TCP_NOTSENT_LOWAT` | with data that the client does not read | 128 KiB |
 /// | `TCP_NODELAY` | of any kind | on: an event does not wait for the acknowledgement of the previous one |
 ///
@@ -221,8 +221,10 @@ impl ClientTimeout {
         socket.set_tcp_nodelay(true)
     }
 
-    /// Returns the keep-alive options. The first probe follows after about half of the timeout
-    /// without any data. Up to three probes follow in the other half.
+    /// Returns the keep-alive options, with which the kernel detects a vanished client. With a
+    /// timeout of 30 seconds, the kernel sends three probes: 15, 20 and 25 seconds after the last
+    /// data. If the client answers none of them, the kernel closes the connection after 30 seconds.
+    /// A timeout of two or three seconds has fewer probes.
     fn keep_alive(&self) -> TcpKeepalive {
         let round_up = u64::from(self.after.subsec_nanos() > 0);
         // One second of silence and one second for the probe are the minimum.

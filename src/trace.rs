@@ -105,16 +105,16 @@ mod on {
         info!(target: TARGET, operation, "backend recovered");
     }
 
-    /// Logs a warning for a finished subscription whose response is not 204. An adapter around the
-    /// subscription does not forward `size_hint`. Without the 204, an `EventSource` reconnects
+    /// Logs a warning: a subscription is finished, but an adapter around it does not forward
+    /// `size_hint`. So the response is not `204 No Content`, and an `EventSource` reconnects
     /// without end.
     #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {
         warn!(target: TARGET, "finished subscription is not answered with 204; use SseStream::map_stream for its adapter");
     }
 
-    /// Logs a close of a stream registry that is not announced to other nodes. Either its key does
-    /// not serialize, or the hub rejects the announcement.
+    /// Logs that a stream registry cannot announce a close to the other nodes, because the key of
+    /// the streams does not serialize to JSON.
     #[cfg(all(feature = "hub", feature = "json"))]
     pub(crate) fn close_not_announced(error: &BoxError) {
         error!(target: TARGET, error = &**error as &(dyn std::error::Error + 'static), "close not announced");
@@ -154,9 +154,9 @@ mod on {
             Self(tracing::Span::none())
         }
 
-        /// Creates the span of a stream, with `parent` as its parent. `requests` are the request as
-        /// each layer saw it, from the innermost to the outermost. The span shows the outermost one
-        /// that was recorded.
+        /// Creates the span of a stream, with `parent` as its parent. `requests` contains the
+        /// request as each layer saw it, from the innermost layer to the outermost. The span shows
+        /// the request of the outermost layer that recorded it.
         pub(crate) fn begin<'a>(parent: &Parent, requests: impl DoubleEndedIterator<Item = &'a Request>) -> Self {
             let parent = parent.0.as_ref().and_then(tracing::Span::id);
             let request = requests.rev().find(|request| request.0.is_some());

@@ -48,9 +48,7 @@ impl Bench {
         for &clients in self.scale.clients {
             let mut cases = vec![(Log::Memory, 1), (Log::MemoryBackend, 1)];
             // A log in memory has no second node.
-            cases.extend(
-                [Log::Redis, Log::Nats].into_iter().flat_map(|log| self.scale.nodes.iter().map(move |n| (log, *n))),
-            );
+            cases.extend(Log::SERVERS.into_iter().flat_map(|log| self.scale.nodes.iter().map(move |n| (log, *n))));
             let mut rows = vec![Vec::new(); cases.len()];
             for _ in 0..self.scale.times {
                 let mut in_memory = None;
@@ -119,7 +117,7 @@ impl Bench {
 }
 
 /// Returns a quantile of sorted values.
-fn quantile(sorted: &[u64], part: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[u64], part: f64) -> f64 {
     let at = sorted.len().saturating_sub(1) as f64 * part;
     sorted.get(at as usize).copied().unwrap_or(0) as f64
 }

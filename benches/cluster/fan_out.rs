@@ -19,7 +19,7 @@ impl Bench {
         let title = format!("CPU time of a delivery, {} clients", self.scale.fan_out);
         println!("\n{title:<45} {:>10} {:>14} {:>7}  target", "ns", "in memory, ns", "ratio");
         for is_connected in [false, true] {
-            for log in [Log::MemoryBackend, Log::Redis, Log::Nats] {
+            for log in [Log::MemoryBackend, Log::Redis, Log::Nats, Log::Postgres] {
                 for burst in [1, BURST] {
                     self.fan_out_of(log, burst, is_connected)?;
                 }

@@ -1,8 +1,8 @@
-//! The cost of a hub on several nodes: in memory, with a backend in memory, with Redis Streams, and
-//! with NATS JetStream, in one run.
+//! The cost of a hub on several nodes: in memory, with a backend in memory, with Redis Streams, with
+//! NATS JetStream, and with Postgres, in one run.
 //!
 //! ```console
-//! $ cargo bench --bench cluster --features redis,nats
+//! $ cargo bench --bench cluster --features redis,nats,postgres
 //! ```
 //!
 //! The benchmark starts the servers, and a process of its own executable for each node. Ratios are
@@ -12,6 +12,7 @@
 //! The benchmark needs Linux's `/proc`, and 1,000 connections: `ulimit -n 2000`.
 
 mod clients;
+mod commits;
 mod deliveries;
 mod fan_out;
 mod node;
@@ -81,15 +82,23 @@ enum Log {
     MemoryBackend,
     Redis,
     Nats,
+    Postgres,
+    /// Postgres that acknowledges a commit before it is on the disk, as Redis does here.
+    PostgresAsync,
 }
 
 impl Log {
+    /// The logs in servers.
+    const SERVERS: [Self; 4] = [Self::Redis, Self::Nats, Self::Postgres, Self::PostgresAsync];
+
     fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::MemoryBackend => "a backend in memory",
             Self::Redis => "Redis",
             Self::Nats => "NATS",
+            Self::Postgres => "Postgres",
+            Self::PostgresAsync => "Postgres, async",
         }
     }
 }
@@ -98,6 +107,8 @@ struct Bench {
     scale: Scale,
     redis: Store,
     nats: Store,
+    postgres: Store,
+    postgres_async: Store,
     streams: usize,
 }
 
@@ -125,12 +136,18 @@ fn run() -> Result<(), String> {
     let scale = if is_test { TEST } else { FULL };
     let redis = Store::start(Engine::Redis)?;
     let nats = Store::start(Engine::Nats)?;
-    let mut bench = Bench { scale, redis, nats, streams: 0 };
+    let postgres = Store::start(Engine::Postgres { is_synchronous: true })?;
+    let postgres_async = Store::start(Engine::Postgres { is_synchronous: false })?;
+    let mut bench = Bench { scale, redis, nats, postgres, postgres_async, streams: 0 };
     // Like criterion, runs the tables whose names contain an argument, or all of them.
     let filters: Vec<_> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(&**filter));
-    let tables: [(_, fn(&mut Bench) -> _); 3] =
-        [("deliveries", Bench::deliveries), ("fan-out", Bench::fan_out), ("replay", Bench::replay)];
+    let tables: [(_, fn(&mut Bench) -> _); 4] = [
+        ("deliveries", Bench::deliveries),
+        ("commits", Bench::commits),
+        ("fan-out", Bench::fan_out),
+        ("replay", Bench::replay),
+    ];
     tables.into_iter().filter(|(name, _)| is_wanted(name)).try_for_each(|(_, table)| table(&mut bench))
 }
 
@@ -139,6 +156,8 @@ impl Bench {
         match log {
             Log::Redis => Some(&self.redis),
             Log::Nats => Some(&self.nats),
+            Log::Postgres => Some(&self.postgres),
+            Log::PostgresAsync => Some(&self.postgres_async),
             _ => None,
         }
     }
@@ -155,6 +174,7 @@ impl Bench {
             Log::MemoryBackend => "backend",
             Log::Redis => "redis",
             Log::Nats => "nats",
+            Log::Postgres | Log::PostgresAsync => "postgres",
         };
         let url = self.store(log).map_or("-".to_owned(), Store::url);
         format!("open {kind} {url} {stream} {max_events}")

@@ -23,7 +23,7 @@ use tower_sse::{
     BoxError, Event,
     hub::{
         Hub, Start, Topic,
-        backend::{MemoryBackend, NatsBackend, RedisBackend},
+        backend::{MemoryBackend, NatsBackend, PostgresBackend, RedisBackend},
     },
 };
 
@@ -82,6 +82,7 @@ async fn open(kind: &str, url: &str, stream: &str, max_events: usize) -> Result<
     Ok(match kind {
         "memory" => hub.build(),
         "redis" => hub.backend(RedisBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
+        "postgres" => hub.backend(PostgresBackend::new(url)?.schema(stream)?.timeout(TIMEOUT)).connect().await?,
         "nats" => hub.backend(NatsBackend::new(url)?.stream(stream).timeout(TIMEOUT)).connect().await?,
         _ => hub.backend(MemoryBackend::new(1_000_000)).connect().await?,
     })

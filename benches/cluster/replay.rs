@@ -22,6 +22,8 @@ impl Bench {
             (Log::Redis, false, TOGETHER),
             (Log::Nats, false, 1),
             (Log::Nats, false, TOGETHER),
+            (Log::Postgres, false, 1),
+            (Log::Postgres, false, TOGETHER),
         ];
         for (log, is_retained, burst) in cases {
             let stream = self.new_stream();

@@ -3,7 +3,8 @@
 use std::{
     env, fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    os::unix::{fs::chown, process::CommandExt},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -16,6 +17,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) enum Engine {
     Redis,
     Nats,
+    Postgres { is_synchronous: bool },
 }
 
 /// A server on a free port, with its files in its own folder. Dropping it removes both.
@@ -30,6 +32,7 @@ impl Store {
     /// Starts a server with the usual settings for events that survive a restart.
     ///
     /// Redis writes an append-only file to the disk every second. NATS stores its stream in files.
+    /// Postgres writes each commit to the disk, or the commits of the last 0.2 seconds together.
     pub(crate) fn start(engine: Engine) -> Result<Self, String> {
         // Another program may take the port before the server does.
         let mut attempts = 0..5;
@@ -60,6 +63,14 @@ impl Store {
                 command.args(["-a", "127.0.0.1", "-js", "-sd"]).arg(&folder).arg("-p");
                 command
             }
+            Engine::Postgres { is_synchronous } => {
+                let data = folder.join("data");
+                create_postgres(&folder, &data)?;
+                let mut command = postgres("postgres")?;
+                command.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-k", "", "-c"]);
+                command.arg(format!("synchronous_commit={}", if is_synchronous { "on" } else { "off" })).arg("-p");
+                command
+            }
         };
         command.arg(port.to_string()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
@@ -76,11 +87,11 @@ impl Store {
     }
 
     pub(crate) fn url(&self) -> String {
-        let scheme = match self.engine {
-            Engine::Redis => "redis",
-            Engine::Nats => "nats",
-        };
-        format!("{scheme}://127.0.0.1:{}", self.port)
+        match self.engine {
+            Engine::Redis => format!("redis://127.0.0.1:{}", self.port),
+            Engine::Nats => format!("nats://127.0.0.1:{}", self.port),
+            Engine::Postgres { .. } => format!("postgres://postgres@127.0.0.1:{}/postgres", self.port),
+        }
     }
 
     /// Returns the number of connections to the server, from Linux's `/proc/net/tcp`.
@@ -104,11 +115,44 @@ impl Drop for Store {
     }
 }
 
+/// Creates the data of a server of Postgres.
+fn create_postgres(folder: &Path, data: &Path) -> Result<(), String> {
+    if let Some((user, group)) = postgres_user() {
+        chown(folder, Some(user), Some(group)).map_err(|error| format!("{}: {error}", folder.display()))?;
+    }
+    let mut initdb = postgres("initdb")?;
+    initdb.args(["--no-sync", "--encoding=UTF8", "--auth=trust", "--username=postgres", "--pgdata"]).arg(data);
+    let output = initdb.output().map_err(|error| format!("{initdb:?}: {error}"))?;
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+/// Returns the command of a program of Postgres. Its server refuses to run as root.
+pub(crate) fn postgres(program: &str) -> Result<Command, String> {
+    let mut command = Command::new(installed(&[program], "postgresql")?);
+    if let Some((user, group)) = postgres_user() {
+        command.uid(user).gid(group).current_dir("/");
+    }
+    Ok(command)
+}
+
+/// Returns the user and the group of Postgres, if this process runs as root.
+fn postgres_user() -> Option<(u32, u32)> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1).filter(|id| *id == "0")?;
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let mut ids = users.lines().find(|line| line.starts_with("postgres:"))?.split(':').skip(2);
+    Some((ids.next()?.parse().ok()?, ids.next()?.parse().ok()?))
+}
+
 /// Returns the path of the first installed program of these.
 fn installed(names: &[&str], package: &str) -> Result<PathBuf, String> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Debian installs servers in a folder that is only in root's PATH.
-    let folders: Vec<_> = env::split_paths(&path).chain(["/usr/sbin".into()]).collect();
+    // Each version of Postgres is in a folder of its own.
+    let mut postgres: Vec<_> = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
+    postgres.sort_by_key(|version| std::cmp::Reverse(version.file_name()));
+    let postgres = postgres.into_iter().map(|version| version.path().join("bin"));
+    let folders: Vec<_> = postgres.chain(env::split_paths(&path)).chain(["/usr/sbin".into()]).collect();
     let mut files = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     files.find(|file| file.is_file()).ok_or_else(|| {
         format!("{} is not installed: `apt-get install {package}`, or run scripts/test", names.join(" or "))

@@ -17,8 +17,9 @@ pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 /// A condition that ends a stream before the stream ends by itself.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// A shutdown has begun, but the handler has declared that the stream is finite. The stream may
-    /// end by itself within this lifetime, the drain timeout of the layer. After that, it is ended.
+    /// A shutdown has begun, but the stream is finite: its handler has declared that it ends by
+    /// itself. The layer whose settings are stored here ends the stream when the `Lifetime` is
+    /// over, which is the drain timeout of this layer.
     Drain(Lifetime, Arc<Settings>),
     MaxLifetime(Lifetime),
     /// The `end_when` future of the handler. The mutex is never locked: it makes the body `Sync`
@@ -55,8 +56,8 @@ impl Lifetime {
 /// registry can close the stream.
 pub(super) struct CloseSignal {
     pub(super) registration: Registration,
-    /// A clone of the waker that the registration wakes when a registry closes the stream. `None`
-    /// before the first poll.
+    /// The waker that was last stored in `registration`, so that the same waker is not stored
+    /// again. `None` before the first poll.
     waker: Option<Waker>,
 }
 
@@ -81,8 +82,10 @@ impl CloseSignal {
 
 impl EndSignal {
     /// Returns ready when the stream has to end, with the reason and the bytes to send before the
-    /// end. `retry` is the reconnect delay that the handler has set. If `is_finite` is set, a
-    /// shutdown first waits for the drain timeout of the layer, if the layer has one.
+    /// end. At a shutdown, these bytes contain a reconnect delay: `retry`, the delay of the
+    /// handler, or else the delay of the layer. `is_finite` is set if the handler has declared that
+    /// the stream ends by itself. A shutdown then ends the stream only after the drain timeout of
+    /// the layer, if the layer has one.
     pub(super) fn poll(
         &mut self,
         retry: Option<Duration>,

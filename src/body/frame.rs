@@ -34,9 +34,9 @@ impl FrameBuffer {
         self.joined.len() >= FULL_FRAME || self.alone.len() >= LARGE_CHUNK
     }
 
-    /// Adds a chunk (the bytes of complete events) to the frame. A chunk of 4 KiB or more cannot be
-    /// added to a frame with other bytes. It is returned as `Err`, and the caller begins the next
-    /// frame with it.
+    /// Adds a chunk, such as the bytes of an event, to the frame. An empty frame accepts any chunk.
+    /// Once the frame has bytes, it does not accept a chunk of 4 KiB or more: such a chunk is
+    /// returned as `Err`, and the caller begins the next frame with it.
     pub(super) fn push(&mut self, chunk: Bytes) -> Result<(), Bytes> {
         if self.is_empty() {
             self.alone = chunk;

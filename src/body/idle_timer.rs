@@ -28,8 +28,8 @@ impl IdleTimer {
     }
 
     /// Returns ready when the stream has been silent for the interval of `heartbeat`, and stays
-    /// ready until [`reset`](Self::reset). The first call after a `reset` begins the silence. An
-    /// interval that is too long for the clock never ends.
+    /// ready until [`reset`](Self::reset). The silence begins with the first call after a `reset`.
+    /// If the end of the interval is beyond the range of the clock, never returns ready.
     pub(super) fn poll_due(&mut self, heartbeat: &Heartbeat, cx: &mut Context<'_>) -> Poll<()> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
         // An interval beyond the range of the clock never expires.

@@ -41,15 +41,15 @@ impl LineTracker {
 /// streams whose heartbeat is an event.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
-    /// The number of bytes of a byte order mark (EF BB BF) that were seen at the beginning of the
-    /// stream. The value is 3 if the mark is complete or can no longer follow.
+    /// The number of bytes at the beginning of the stream that match a byte order mark (EF BB BF).
+    /// Set to 3 when the mark is complete, or when the stream cannot begin with a mark any more.
     mark: usize,
     line: LineStart,
     /// Set if the last line ended in a CR. If the next byte is an LF, it belongs to that line end,
     /// and is not an empty line.
     after_cr: bool,
-    /// Set if the current event has a `data`, `event` or `id` line. The event is incomplete until
-    /// its blank line.
+    /// Set if the current event has a line that begins with `d`, `e` or `i`, such as `data`,
+    /// `event` or `id`. The event is incomplete until its blank line.
     has_fields: bool,
     /// Set if the current event has a `data` line. A client dispatches only events with data.
     has_data: bool,
@@ -90,8 +90,9 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// Two offsets in the chunk: after the first and after the last line end at which no event is
-    /// incomplete. `None` if the chunk has no such line end.
+    /// The offsets in the chunk after the first and after the last line end at which no event is
+    /// incomplete. A stream that a layer ends is cut at one of them. `None` if the chunk has no
+    /// such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 
@@ -134,8 +135,8 @@ impl EventTracker {
     }
 
     /// Compares the start of `chunk` with the bytes of a byte order mark that have not arrived yet.
-    /// Returns the number of equal bytes. If other bytes follow a part of the mark, that part
-    /// becomes the beginning of the first line.
+    /// Returns the number of equal bytes. If the stream continues with other bytes, the part of the
+    /// mark that has arrived becomes the beginning of the first line.
     fn record_mark(&mut self, chunk: &[u8]) -> usize {
         let missing = &ByteOrderMark::BYTES[self.mark..];
         let found = missing.iter().zip(chunk).take_while(|(a, b)| a == b).count();
@@ -189,9 +190,9 @@ impl ByteOrderMark {
         matches!(self, Self::Expected(_))
     }
 
-    /// Returns the chunk without the byte order mark, or without the part of the mark that it
-    /// contains. Held-back bytes that are not a mark are put in front of the chunk again. Changes
-    /// nothing unless a mark is expected.
+    /// Returns `chunk` without the byte order mark, if a mark is expected. If the chunk is only a
+    /// part of the mark, the part is held back, and the result is empty. If the chunk does not
+    /// continue the mark, the held-back bytes are returned in front of the chunk.
     pub(super) fn strip(&mut self, chunk: Bytes) -> Bytes {
         let Self::Expected(seen) = *self else { return chunk };
         let (before, missing) = Self::BYTES.split_at(seen);

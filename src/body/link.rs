@@ -24,8 +24,8 @@ pub(crate) struct AppliedLayer {
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
-    /// The time when the response passed this layer. `None` if the layer has no `on_close`
-    /// callback, which needs the time.
+    /// The time when the response passed this layer, from which the layer's `on_close` callback
+    /// gets the duration of the stream. `None` if the layer has no such callback.
     pub(super) at: Option<Instant>,
 }
 
@@ -76,8 +76,9 @@ pub(crate) struct LinkState {
 pub(crate) enum LayerLink {
     /// The body was not polled yet. Layers can still attach their settings to the shared state.
     Open(Arc<Mutex<LinkState>>),
-    /// The body was polled, so its settings are final. They are the settings of the innermost
-    /// layer. Unset values come from the outer layers. `None` if there are no layers.
+    /// Layers can attach no more settings, because the body was polled or never had an open link.
+    /// Contains the settings of the innermost layer. Values that are unset there come from the
+    /// outer layers. `None` if there are no layers.
     Closed(Option<Arc<Settings>>),
 }
 

@@ -54,8 +54,8 @@ pub(super) trait ObservedBody {
 
     fn observation(&mut self) -> &mut Observation;
 
-    /// Takes the handler's settings for the end of the stream out of the body. Called once, before
-    /// the first poll.
+    /// Takes the handler's `on_close` callback and settings for the end of the stream out of the
+    /// body. Called once, at the beginning of the first poll. By default, there is nothing to take.
     fn take_handler_end(&mut self) -> HandlerEnd {
         HandlerEnd::default()
     }
@@ -91,8 +91,8 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The part of a body that serves the layers around it: the link to their settings, and the
-/// observer that records the stream.
+/// The part of a body that the layers around it need: the link through which they attach their
+/// settings, and the observer, which records the stream and can end it.
 pub(super) struct Observation {
     link: LayerLink,
     /// Records the stream for metrics, spans, limits and callbacks. `None` before the first poll,
@@ -112,10 +112,10 @@ impl Observation {
         }
     }
 
-    /// Returns the observer of a body that is dropped before its first poll. Such a body does not
-    /// count as a stream in metrics and spans. `handler` returns the settings of the handler. The
-    /// caller drops the observer, which runs the `on_close` callbacks. Returns `None` if the body
-    /// was polled or has nothing to record.
+    /// Returns the observer of a body that is dropped before its first poll. When the caller drops
+    /// the observer, the `on_close` callbacks run. Metrics and spans do not count such a body as a
+    /// stream. `handler` is called to get the callback and the end settings of the application's
+    /// handler. Returns `None` if the body was polled, or if no handler and no layer observes it.
     pub(super) fn close_unpolled(&mut self, handler: impl FnOnce() -> HandlerEnd) -> Option<Box<StreamObserver>> {
         let (_, layers) = self.link.close()?;
         StreamObserver::new(handler(), layers, trace::Span::none(), metrics::Stream::none())
@@ -140,7 +140,8 @@ impl Observation {
     }
 
     /// Returns ready when a layer or the handler ends the stream, with the bytes to send before the
-    /// end. `retry` is the reconnect delay that the handler has set.
+    /// end. At a shutdown, these bytes contain a reconnect delay: `retry` if the handler has set a
+    /// delay, or else the delay of the layer.
     #[inline]
     pub(super) fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         match &mut self.observer {
@@ -171,7 +172,8 @@ impl Observation {
         }
     }
 
-    /// Adds the events of the frame that the current poll returns to the event count of the stream.
+    /// Adds `events`, the number of events in the frame that the current poll returns, to the event
+    /// count of the stream.
     #[inline]
     pub(super) fn record_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {
@@ -203,7 +205,8 @@ impl Observation {
     }
 }
 
-/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll.
+/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll. For a
+/// body with a callback of the handler, `SseBody` has already run all callbacks.
 impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));

@@ -86,12 +86,11 @@ enum Held {
     Failure { error: BoxError, delay: FlushDelay },
 }
 
-/// The maximum number of items that the body takes from its stream without a pause. Then it returns
-/// `Pending` once, so that other tasks of the thread can run.
+/// The maximum number of items that the body takes from its stream while the stream is always
+/// ready. Then the body returns `Pending` once, so that other tasks of the thread can run.
 ///
 /// Without this limit, hyper polls a body that is always ready until the socket is full or the
-/// budget of its task is spent. That can be more than 100 frames of 1,000 small events each. With
-/// 64 items, other tasks wait no longer than for a body with one event per frame.
+/// budget of its task is spent. That can be more than 100 frames of 1,000 small events each.
 const MAX_ITEMS_PER_TURN: u32 = 64;
 
 pin_project! {
@@ -100,12 +99,12 @@ pin_project! {
     /// stream bytes.
     ///
     /// Events that are ready at the same time become one frame of up to about 16 KiB. An event that
-    /// is ready alone becomes a frame immediately. An event of 4 KiB or more is always a frame of
-    /// its own, and no event is ever split. The body ends when the stream ends, and never polls the
-    /// stream again after that. Dropping the body drops the stream.
+    /// is ready alone becomes a frame immediately. An item of 4 KiB or more is not joined with
+    /// other items, and no event is ever split. The body ends when the stream ends, and never polls
+    /// the stream again after that. Dropping the body drops the stream.
     ///
-    /// After 64 items without a pause, the body returns `Pending` once, so that other tasks of the
-    /// thread can run.
+    /// If the stream is ready for 64 items in a row, the body returns `Pending` once, so that other
+    /// tasks of the thread can run.
     ///
     /// # Errors
     ///
@@ -117,7 +116,7 @@ pin_project! {
     ///
     /// Panics if the body needs a timer and the tokio runtime has no timers enabled. Heartbeats,
     /// maximum lifetimes, drain timeouts and the delay before an error need a timer. Outside of any
-    /// tokio runtime, the error comes without the delay. The other three panic there, too.
+    /// tokio runtime, the first three panic as well, and the error comes without the delay.
     pub struct SseBody<S> {
         #[pin]
         stream: Option<S>,
@@ -159,7 +158,8 @@ impl<S> SseBody<S> {
         }
     }
 
-    /// Makes the body send these lines before the first event of the stream.
+    /// Makes the body send `lines` before the first item of the stream, for example an event with
+    /// the cursor of a hub subscription. Empty `lines` have no effect.
     pub(crate) fn beginning_with(mut self, lines: Bytes) -> Self {
         self.held = (!lines.is_empty()).then(|| Box::new(Held::Chunk(lines)));
         self
@@ -328,9 +328,10 @@ impl<S> Projection<'_, S> {
         }
     }
 
-    /// Returns the first bytes of the response: the reconnect delay as a `retry` line, then
-    /// `lines`. The delay of the handler has precedence over the delay of the layer. The delay
-    /// comes first, because some clients apply it only together with a later event.
+    /// Returns the first bytes of the response: the reconnect delay as a `retry` line, if a delay
+    /// is set, and then `lines`. The caller passes in `lines` the bytes that the body has stored
+    /// for its beginning. The delay of the handler has precedence over the delay of the layer. The
+    /// delay comes first, because some clients apply it only together with a later event.
     fn preamble(&self, lines: Bytes) -> Bytes {
         let retry = match self.observation.settings() {
             Some(settings) => settings.first_retry(self.retry()),
@@ -365,8 +366,9 @@ impl<S> Projection<'_, S> {
         }
     }
 
-    /// Adds a heartbeat to the frame if it is due. Called only if heartbeats are events and a
-    /// client dispatches nothing of the frame: such a frame does not postpone the heartbeat.
+    /// Adds a heartbeat to the frame if a heartbeat is due. Called only if heartbeats are events
+    /// and the frame contains no event that a client dispatches. Such a frame does not postpone the
+    /// heartbeat.
     #[cold]
     fn add_due_heartbeat(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) {
         let Some(heartbeat) = heartbeat(self.options, self.observation) else { return };
@@ -379,8 +381,8 @@ impl<S> Projection<'_, S> {
         self.add(frame, bytes, 0);
     }
 
-    /// Adds a chunk with this number of events to the frame. A chunk that does not fit is kept for
-    /// the next frame.
+    /// Adds a chunk that contains `events` complete events to the frame. If the chunk does not fit,
+    /// the body keeps the chunk for the next frame.
     #[inline]
     fn add(&mut self, frame: &mut FrameBuilder, chunk: Bytes, events: u64) {
         if !frame.is_visible {
@@ -401,8 +403,9 @@ where
     S: Stream,
     S::Item: SseItem,
 {
-    /// Adds ready items of the stream to the frame. Stops when the frame is full, when the stream
-    /// ends, or after 64 items without a pause. Returns `Pending` if the stream is pending.
+    /// Adds ready items of the stream to the frame. Returns `Pending` if the stream is pending.
+    /// Returns ready if the frame is full, if the stream has ended, or if the stream was ready for
+    /// 64 items in a row.
     #[inline]
     fn fill(&mut self, frame: &mut FrameBuilder, cx: &mut Context<'_>) -> Poll<()> {
         while *self.items_in_turn < MAX_ITEMS_PER_TURN {
@@ -429,9 +432,10 @@ where
         Poll::Ready(())
     }
 
-    /// Ends the stream after an error. `on_error` of the handler can replace the error with a last
-    /// event. If the error is the shutdown of a hub, the response ends cleanly with a reconnect
-    /// delay.
+    /// Ends the stream because it has returned `error`. If the error reports the shutdown of a hub,
+    /// the response ends with a reconnect delay and without an error. Any other error is passed to
+    /// the `on_error` closure of the handler, which can return a last event. Without such an event,
+    /// the body fails with the error.
     #[cold]
     fn fail(&mut self, frame: &mut FrameBuilder, error: BoxError) {
         self.stream.set(None);

@@ -30,7 +30,7 @@ pin_project! {
     /// An *upstream event stream* is an event stream that the inner service has made without
     /// [`SseStream`](crate::SseStream), for example the response of another server. This body adds
     /// heartbeats between the lines of such a stream, unless the response has a `Content-Encoding`.
-    /// Layers can end the stream. The inner body is then not polled again. Bodies of other
+    /// Layers can end the stream, after which the inner body is not polled again. Bodies of other
     /// responses pass unchanged.
     ///
     /// # Errors
@@ -43,8 +43,8 @@ pin_project! {
     ///
     /// Panics if an upstream event stream needs a timer and the tokio runtime has no timers
     /// enabled. Heartbeats, shutdowns, maximum lifetimes and the delay before an error need a
-    /// timer. Outside of any tokio runtime, the error comes without the delay. The other three
-    /// panic there, too.
+    /// timer. Outside of any tokio runtime, the first three panic as well, and the error comes
+    /// without the delay.
     pub struct ResponseBody<B>
     where
         B: Body,
@@ -69,8 +69,8 @@ impl<B: Body> ResponseBody<B> {
     }
 
     /// Wraps the body of an event stream with a `Content-Encoding`. Layers can end and observe the
-    /// stream, but cannot add bytes. With a closed `link` there are no layers, so the size hint of
-    /// the body is kept.
+    /// stream through `link`, but cannot add bytes. If `link` is closed, there are no layers, and
+    /// the body keeps its size hint.
     pub(crate) fn encoded(body: B, link: LayerLink) -> Self {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
@@ -172,7 +172,8 @@ impl<E> Treatment<E> {
     }
 }
 
-/// Borrows a stream and the inner body that it reads, for one poll.
+/// An event stream of the inner service and the inner body with its bytes, borrowed together for
+/// one poll.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
@@ -251,8 +252,8 @@ fn record_failure(observation: &mut Observation) {
 /// An event stream that the inner service has made without `SseStream`. The layer sees only its
 /// bytes.
 struct PassthroughStream<E> {
-    /// The link to the layers around the stream, and the record of the stream. Through the link, an
-    /// outer layer also detects that an inner layer already handles the stream.
+    /// The link through which layers attach their settings, and the observer of the stream. The
+    /// link also shows an outer layer that an inner layer already handles the stream.
     observation: Observation,
     /// Measures the time since the last byte, for heartbeats that are comments.
     idle_timer: IdleTimer,
@@ -274,7 +275,8 @@ struct PassthroughStream<E> {
 struct EventHeartbeat {
     /// Measures the time since the last event that a client dispatches.
     timer: IdleTimer,
-    /// Set if no event that ended in the last chunk has data, so that a client dispatched nothing.
+    /// Set if no event that ended in the last chunk has data. A client has then dispatched nothing,
+    /// so a heartbeat may be due although the stream sends bytes.
     is_invisible: bool,
 }
 
@@ -297,8 +299,8 @@ enum Phase<E> {
 /// The state of a stream that is completing its current event because a layer ends it.
 struct Draining {
     final_bytes: FinalBytes,
-    /// The timer after which the response ends in the middle of the event. `None` while the rest of
-    /// the event is available at once.
+    /// The timer after which the response ends in the middle of the event. `None` until the first
+    /// poll that finds the event incomplete.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -425,8 +427,8 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 
-    /// Returns ready when a layer has ended the stream and the current event is complete. For an
-    /// incomplete event, it is also ready after 250 milliseconds. The result is a frame with the
+    /// Returns ready when a layer has ended the stream and the current event is complete. An
+    /// incomplete event delays this by at most 250 milliseconds. The result is a frame with the
     /// final bytes, or `None` if there are no final bytes.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Open = self.phase {
@@ -441,9 +443,10 @@ impl<E> PassthroughStream<E> {
         Poll::Ready(self.end())
     }
 
-    /// Ends a stream that a layer has ended, and returns the final bytes. In the middle of an
-    /// event, the final event is left out, because the client would discard it. `None` if no bytes
-    /// are left to send.
+    /// Returns the last frame of a stream that a layer ends: a reconnect delay and a final event,
+    /// if they are set. In the middle of an event, the final event is omitted, because a client
+    /// would add its lines to the incomplete event. In the middle of a line, the reconnect delay is
+    /// omitted, too. Returns `None` if no bytes are left to send.
     fn end(&mut self) -> NextFrame<E> {
         // The held bytes of an incomplete byte order mark are discarded.
         self.byte_order_mark = ByteOrderMark::Passed;
@@ -462,9 +465,9 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Handles everything that is not forwarded at once: trailers, an error and the end of the
-    /// inner body. Also handles data that may begin with a byte order mark, and data of a stream
-    /// that a layer has ended.
+    /// Returns the next frame for an `outcome` of the inner body that is not simply forwarded. It
+    /// is data that may begin with a byte order mark, data of a stream that a layer ends, trailers,
+    /// an error or the end. If the data is only a part of the mark, polls `body` again.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,

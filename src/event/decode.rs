@@ -11,8 +11,11 @@ impl Event {
     /// client dispatches no message.
     ///
     /// As in a client, each line end of the original text (CRLF, CR or LF) is one LF in the result.
-    /// An event with a name but without data is dispatched with empty data. A text of one line is
-    /// borrowed. A text of several lines is copied.
+    /// Data of one line is borrowed, and data of several lines is copied.
+    ///
+    /// A client dispatches an event only if it has a `data` line. An event with a name and no data
+    /// is sent with an empty `data` line, so the result is an empty text. An event with neither
+    /// data nor a name has the result `None`.
     ///
     /// # Examples
     ///
@@ -76,8 +79,8 @@ impl Event {
         self.lines(RETRY).next()
     }
 
-    /// Returns the rest of each line of the encoded event that begins with `prefix`, such as
-    /// `data: `.
+    /// Returns the values of all lines of the encoded event that begin with `prefix`, such as
+    /// `data: `. The values do not contain the prefix.
     fn lines<'a>(&'a self, prefix: &[u8]) -> impl Iterator<Item = &'a str> {
         let prefix = std::str::from_utf8(prefix).unwrap_or_default();
         self.text().split_terminator('\n').filter_map(move |line| line.strip_prefix(prefix))

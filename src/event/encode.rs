@@ -54,8 +54,8 @@ impl Wire {
     /// Parses the bytes of one complete event that this crate has encoded without an id. Returns
     /// `None` for other bytes.
     ///
-    /// In a valid input, each line begins with `data: `, `event: `, `retry: ` or `: ` and ends in
-    /// LF. The last line is the only blank line.
+    /// Valid bytes are lines that begin with `data: `, `event: `, `retry: ` or `: ` and end in LF,
+    /// and then one blank line.
     #[cfg(feature = "hub")]
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let lines = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?;

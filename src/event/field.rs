@@ -395,8 +395,8 @@ field!(EventId);
 
 impl EventId {
     /// Creates an id from bytes that a client has sent. If the bytes are not a valid id, returns
-    /// `Err` with a substitute. It consists of the first 64 bytes, in which U+FFFD replaces invalid
-    /// characters.
+    /// `Err` with a substitute: the first 64 bytes, in which U+FFFD replaces control characters and
+    /// bytes that are not UTF-8.
     pub(crate) fn from_client(bytes: &[u8]) -> Result<Self, Self> {
         let text = std::str::from_utf8(bytes).ok();
         if let Some(id) = text.and_then(|text| Self::new(text).ok()) {
@@ -407,16 +407,16 @@ impl EventId {
         Err(Self(Text::checked(&text)))
     }
 
-    /// The maximum number of bytes that are stored of an invalid id from a client. Every id that a
-    /// hub issues is shorter.
+    /// The maximum number of bytes that are kept of an id from a client if the id is invalid, or if
+    /// it is repeated in a `gap` event. Every id that a hub issues is shorter.
     const MAX_MALFORMED: usize = 64;
 }
 
 #[cfg(feature = "hub")]
 impl EventId {
-    /// Cuts an id that is longer than 64 bytes, and appends `…`. Ids of a hub are always shorter. A
-    /// client can send an id of any length, and the hub repeats this id in its `gap` event for the
-    /// client.
+    /// Cuts an id that is longer than 64 bytes, and appends `…`. Used for ids that clients have
+    /// sent, because they can have any length, and the hub repeats them in its `gap` events. Ids
+    /// that a hub issues are always shorter.
     pub(crate) fn shortened(self) -> Self {
         let text = self.as_str();
         if text.len() <= Self::MAX_MALFORMED {

@@ -1,5 +1,7 @@
 #[cfg(feature = "nats")]
 use super::backend::NatsBackend;
+#[cfg(feature = "postgres")]
+use super::backend::PostgresBackend;
 #[cfg(feature = "redis")]
 use super::backend::RedisBackend;
 use super::{
@@ -96,9 +98,9 @@ impl Builder {
         self
     }
 
-    /// Sets how long each subscription of the hub waits for more events after a write. Default:
-    /// zero, no pause. [`Subscription::linger`](super::Subscription::linger) overrides it for one
-    /// subscription.
+    /// Sets how long each subscription of the hub waits for more events after a write, so that the
+    /// next write can carry several events. Default: zero, no wait.
+    /// [`Subscription::linger`](super::Subscription::linger) overrides it for one subscription.
     pub fn linger(mut self, time: Duration) -> Self {
         self.0.linger = time;
         self
@@ -245,8 +247,28 @@ impl Builder {
         self.of(NatsBackend::new(server), NatsBackend::max_age)
     }
 
-    /// Creates a connector for this backend. `with_max_age` passes the `max_age` of the hub to the
-    /// backend when the hub connects. An `Err` is returned later, by [`Connector::connect`].
+    /// Puts the log of the hub in Postgres, at this URL.
+    ///
+    /// Events are deleted after the [`max_age`](Self::max_age) of the hub, whether that is set
+    /// before or after this call. For other settings, pass a [`PostgresBackend`] to
+    /// [`backend`](Self::backend).
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use tower_sse::hub::{Error, Hub};
+    /// # async fn connect() -> Result<Hub, Error> {
+    /// let hub = Hub::builder().postgres("postgres://app:secret@127.0.0.1/shop").connect().await?;
+    /// # Ok(hub) }
+    /// ```
+    #[cfg(feature = "postgres")]
+    pub fn postgres(self, url: impl AsRef<str>) -> Connector {
+        self.of(PostgresBackend::new(url), PostgresBackend::max_age)
+    }
+
+    /// Creates a connector for `backend`. If `backend` is an `Err`, [`Connector::connect`] returns
+    /// this error later. `with_max_age` passes the `max_age` of the hub to the backend when the hub
+    /// connects.
     fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
         let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
         Connector { settings: self, backend: backend.map(resolve) }

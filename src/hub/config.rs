@@ -12,8 +12,8 @@ pub(super) struct HubConfig {
     /// The treatment of subscribers that are slower than the retention. A subscription can override
     /// it.
     pub(super) lag_policy: LagPolicy,
-    /// The time for which a subscription waits for more events after a write. Zero means no wait. A
-    /// subscription can override it.
+    /// The time for which a subscription waits for more events after a write, so that the next
+    /// write can carry several events. Zero means no wait. A subscription can override it.
     pub(super) linger: Duration,
     /// The time for which a member without a subscription is present.
     pub(super) presence_grace: Duration,

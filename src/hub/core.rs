@@ -28,16 +28,17 @@ use crate::{Event, EventId, metrics};
 use std::{mem, sync::Arc};
 use tokio::time::Instant;
 
-/// The maximum number of events or topics that are processed before the lock of the registry is
-/// released. Processing 1,000 of them takes about 0.2 ms.
+/// The maximum number of events or topics that are processed before the lock of the registry, the
+/// table of all topics, is released. Processing 1,000 of them takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
     pub(super) backend: Option<BackendClient>,
-    /// The current epoch, which identifies one lifetime of the log. It changes only when the
-    /// backend's log was replaced, while the registry is locked.
+    /// The current epoch, a number that identifies one lifetime of the log. It changes only when
+    /// another log has replaced the log of the backend. The lock of the `registry` is held during
+    /// the change.
     epoch: AtomicU64,
     pub(super) registry: TurnMutex<Registry>,
     committed: AtomicU64,
@@ -77,15 +78,16 @@ impl Core {
         Position::new(self.committed.load(Ordering::Acquire))
     }
 
-    /// Switches to another log, whose first event is after the position `after`. The caller must
-    /// hold the lock of the registry.
+    /// Switches to another log with this epoch, the number that identifies it. The first event of
+    /// the other log comes after the position `after`. The caller must hold the lock of the
+    /// registry, the table of all topics.
     pub(super) fn set_epoch(&self, epoch: Epoch, after: Position) {
         self.epoch.store(epoch.into_bits(), Ordering::Relaxed);
         self.committed.store(after.get(), Ordering::Release);
     }
 
-    /// Makes all events that were added so far count as readable: sets the committed position to
-    /// the last position of the registry.
+    /// Makes all events that were added so far readable: the committed position becomes
+    /// `registry.last`, the position of the newest event.
     pub(super) fn set_committed(&self, registry: &Registry) {
         self.committed.store(registry.last.get(), Ordering::Release);
     }
@@ -163,8 +165,9 @@ impl Core {
         Ok(last_id)
     }
 
-    /// Adds an event to a topic at the last position of the registry, which the caller has
-    /// increased before. The event contains its id already.
+    /// Adds an event to the topic with these contents, and evicts events that exceed the retention.
+    /// The event has the position `registry.last`, which the caller has increased before, and
+    /// contains its id already.
     pub(super) fn add(&self, registry: &mut Registry, contents: &mut Contents, event: Event, now: Instant) {
         let before = contents.log.retained();
         contents.log.push(registry.last, event, &self.config.retention, now);
@@ -216,16 +219,16 @@ impl Core {
         Ok(())
     }
 
-    /// Returns `true` if this node knows that the topic is finished. Another node may have finished
-    /// it recently.
+    /// Returns `true` if this node knows that the topic is finished. Returns `false` while another
+    /// node has finished the topic and this node has not read that in the log yet.
     pub(super) fn is_finished(&self, name: &str) -> bool {
         let topic = self.registry.lock().topics.get(name).cloned();
         let is_finishing = self.backend.as_ref().is_some_and(|backend| backend.is_finished(name));
         is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Removes the events and the state of a topic from the log in memory. Returns an error if the
-    /// hub has a backend.
+    /// Removes all events of a topic from the log in memory, and forgets that the topic is
+    /// `latest_only`. Returns an error if the hub has a backend.
     ///
     /// No waiting reader is woken, because a reader waits only after it has read all events.
     pub(super) fn remove(&self, name: &Arc<str>) -> Result<(), Error> {
@@ -334,8 +337,9 @@ impl Core {
         topic.map_or(0, |topic| topic.lock().subscribers)
     }
 
-    /// Registers a stream that watches the number of subscribers of a topic. Returns the shared
-    /// watch of the topic, and the key that identifies the stream in the watch.
+    /// Registers a stream that watches the number of subscribers of a topic. Returns the watch,
+    /// which all such streams of the topic share, and the key that identifies the stream in the
+    /// watch.
     pub(super) fn watch_count(&self, name: &Arc<str>) -> (Arc<CountWatch>, u64) {
         let mut registry = self.registry.lock();
         let watch = registry.count_watches.entry(name.clone()).or_default().clone();

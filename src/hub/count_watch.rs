@@ -8,10 +8,9 @@ use std::{
     task::{Poll, Waker},
 };
 
-/// The number of subscribers of one topic, shared with the streams that watch this number.
-///
-/// The registry has a watch for each topic that is watched by a stream, even if the topic does not
-/// exist. A topic that no stream watches has no watch.
+/// The number of subscribers of one topic, shared with the streams that report this number to the
+/// application. The hub has a watch for a topic while at least one such stream exists, even if the
+/// topic itself does not exist.
 #[derive(Debug, Default)]
 pub(super) struct CountWatch {
     state: Mutex<State>,
@@ -21,14 +20,15 @@ pub(super) struct CountWatch {
 struct State {
     count: usize,
     streams: usize,
-    /// The wakers of the streams that wait for another number, by the keys of the streams.
+    /// The wakers of the streams that wait for a change of `count`, by the keys of the streams.
     wakers: BTreeMap<u64, Waker>,
     next_key: u64,
     is_ended: bool,
 }
 
 impl CountWatch {
-    /// Registers a stream that watches the number. Returns the key that identifies the stream.
+    /// Registers a stream that watches the number of subscribers. Returns the key that identifies
+    /// the stream.
     pub(super) fn join(&self) -> u64 {
         let mut state = lock(&self.state);
         state.streams += 1;
@@ -36,8 +36,9 @@ impl CountWatch {
         state.next_key
     }
 
-    /// Removes the stream with this key. Returns its waker, if it waits, which the caller drops
-    /// after it has released its locks. The second result is `true` if no stream is left.
+    /// Removes the stream with this key. Returns the waker of the stream if the stream waits. The
+    /// caller drops the waker after it has released its locks. The second result is `true` if no
+    /// other stream watches the number.
     pub(super) fn leave(&self, key: u64) -> (Option<Waker>, bool) {
         let mut state = lock(&self.state);
         state.streams -= 1;
@@ -54,8 +55,8 @@ impl CountWatch {
         }
     }
 
-    /// Ends all streams that watch the number. Returns the wakers of the waiting streams, for the
-    /// caller to wake after it has released its locks.
+    /// Ends all streams that watch the number of subscribers. Returns the wakers of the waiting
+    /// streams. The caller wakes them after it has released its locks.
     pub(super) fn end(&self) -> Wakers {
         let mut state = lock(&self.state);
         state.is_ended = true;
@@ -63,9 +64,9 @@ impl CountWatch {
     }
 
     /// Returns the number of subscribers if it differs from `seen`, the last number that the stream
-    /// has yielded. Otherwise registers the waker for the stream with this key.
-    ///
-    /// Returns `Ready(None)` if the streams have ended.
+    /// has yielded. `seen` is `None` before the first number. If the number is the same, registers
+    /// `waker` for the stream with this key, and returns `Pending`. Returns `Ready(None)` after
+    /// [`end`](Self::end).
     pub(super) fn poll(&self, seen: Option<usize>, key: u64, waker: &Waker) -> Poll<Option<usize>> {
         // Clone the waker before the watch is locked, because `clone` runs code of the application.
         let waker = waker.clone();

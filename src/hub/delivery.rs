@@ -28,8 +28,9 @@ impl Core {
 }
 
 impl Node for Core {
-    /// Switches to another log that has replaced the backend's log. Ends all subscriptions, because
-    /// their positions are not valid in the other log. `bounds` has the positions of the other log.
+    /// Switches to another log that has replaced the log of the backend. Ends all subscriptions,
+    /// because their positions are not valid in the other log. `bounds` has the epoch, the eviction
+    /// watermark and the last position of the other log.
     fn reset(&self, bounds: &Bounds) {
         let mut registry = self.registry.lock();
         let (topics, count_wakers) = registry.reset(bounds.evicted_through);
@@ -72,8 +73,9 @@ impl Node for Core {
 }
 
 impl Core {
-    /// Adds consecutive records of one topic to the topic. At the limit of topics, the records are
-    /// skipped, and later subscribers read them from the backend.
+    /// Adds consecutive records of one topic to the topic. If the topic is new, and the hub already
+    /// has `max_topics` topics, the records are skipped. Later subscribers read them from the
+    /// backend.
     fn deliver_run(self: &Arc<Self>, run: &[(Position, Record)], now: Instant) {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = self.registry.lock();
@@ -123,11 +125,12 @@ impl Core {
         self.set_committed(&registry);
     }
 
-    /// Marks a topic as finished, after a read of old events has found its finish record at the
-    /// position `end`. No event up to `through` follows this record.
+    /// Marks a topic as finished. The caller has read old events from the backend, up to the
+    /// position `through`. The last record of the topic among them finishes the topic, and has the
+    /// position `end`.
     ///
-    /// Has no effect if this process has not read the log up to `end`, or retains later events of
-    /// the topic.
+    /// Has no effect if this process has not read the log up to `end`, or knows of an event of the
+    /// topic after `through`.
     pub(super) fn note_end(self: &Arc<Self>, topic: &Arc<TopicState>, end: Position, through: Position) {
         let now = Instant::now();
         let registry = self.registry.lock();

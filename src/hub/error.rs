@@ -267,9 +267,10 @@ impl std::error::Error for Error {
 #[non_exhaustive]
 pub enum SubscriptionError {
     /// The subscriber was slower than the retention of its topics: its next events were evicted. A
-    /// subscription ends with this error under
-    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), or without control events. A
-    /// [`Listener`](super::Listener) always does.
+    /// subscription ends with this error in two cases: under
+    /// [`LagPolicy::Disconnect`](super::LagPolicy::Disconnect), and if it must send no
+    /// [control events](super::Subscription::without_control_events), such as `gap`. A
+    /// [`Listener`](super::Listener) always ends with this error.
     Lagged,
     /// The hub was [shut down](super::Hub::shutdown), or the log of its backend was replaced by
     /// another log.

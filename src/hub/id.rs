@@ -9,11 +9,11 @@ use crate::{EventId, random};
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const LENGTH: usize = 8;
 
-/// Identifies one lifetime of a log, and contains the format of its ids. A log that is created
-/// again after a restart has another epoch.
+/// Identifies one lifetime of a log, and contains the format of the ids of its events. A log in
+/// memory has another epoch after a restart.
 ///
-/// An epoch has 40 bits, which an id contains as eight letters or digits. The bits are random for a
-/// hub in memory.
+/// An epoch has 40 bits, which an id contains as eight letters or digits. They are random for a log
+/// in memory, and otherwise come from the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch {
     letters: [u8; LENGTH],
@@ -59,7 +59,7 @@ impl Epoch {
     }
 
     /// Parses an id, and returns its position in the log. Returns the reason for a gap if the text
-    /// is not an id, belongs to another epoch, or exceeds the possible positions.
+    /// is not an id, is from another epoch, or contains a number that is too large.
     pub(super) fn position(&self, id: &EventId) -> Result<Position, GapReason> {
         let id = id.as_str();
         if self.ids == IdFormat::Times {

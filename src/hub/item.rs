@@ -32,12 +32,14 @@ impl Item {
     }
 }
 
-/// Returns one topic for each event: repeats the topic of each run as often as the run has events.
+/// Returns the topic of each event. A run is a topic and the number of its consecutive events, so
+/// the topic of each run is repeated that often.
 pub(super) fn topics(runs: &Runs) -> impl Iterator<Item = &Arc<str>> {
     runs.iter().flat_map(|(topic, count)| std::iter::repeat_n(topic, *count))
 }
 
-/// Combines equal consecutive topics. The argument has one topic for each event.
+/// Returns the runs of a sequence of events. `topics` has the topic of each event. A run is a topic
+/// and the number of its consecutive events.
 pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
     let mut runs: Vec<(Arc<str>, usize)> = Vec::new();
     for topic in topics {
@@ -49,8 +51,9 @@ pub(super) fn runs(topics: impl IntoIterator<Item = Arc<str>>) -> Runs {
     runs.into()
 }
 
-/// Removes the first event from wire bytes of a log. Returns its id, and its wire bytes without the
-/// id. Returns `None` if no complete event with an id is left.
+/// Removes the first event from `events`, the wire bytes of events that a log returned. Returns the
+/// id of the event, and its wire bytes without the `id` line. Returns `None` if no complete event
+/// with an id is left.
 pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
     // The log puts the id into the first line, and the only blank line of an event is its last.
     let id_end = memchr(b'\n', events)?;
@@ -60,8 +63,9 @@ pub(super) fn split_first(events: &mut Bytes) -> Option<(EventId, Bytes)> {
     Some((EventId::new(id).ok()?, event.slice(id_end + 1..)))
 }
 
-/// Removes the first event from wire bytes of a log. Returns its id, and the decoded event without
-/// the id. Returns `None` if the bytes are empty or the event is invalid.
+/// Removes the first event from `events`, the wire bytes of events that a log returned. Returns the
+/// id of the event, and the decoded event without the id. Returns `None` if no complete event with
+/// an id is left, or if the event is invalid.
 pub(super) fn decode_first(events: &mut Bytes) -> Option<(EventId, Event)> {
     let (id, lines) = split_first(events)?;
     Some((id, Event::from_wire(&lines)?.with_fields()))

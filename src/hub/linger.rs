@@ -21,8 +21,8 @@ pub(super) struct Linger {
 enum Phase {
     /// No event was delivered since the last pause, so the next event is delivered immediately.
     Silent,
-    /// Events were delivered since the last pause. The next pause begins when no further event is
-    /// available.
+    /// Events were delivered since the last pause. The next pause begins when the subscription has
+    /// no further event.
     Delivers,
     Pauses,
 }
@@ -50,8 +50,9 @@ impl Linger {
         }
     }
 
-    /// Returns `Poll::Ready` if no pause is running, or when the pause is over. The pause ends
-    /// early when a topic is finished or the hub is shut down. `ready` reports this end.
+    /// Returns `Ready` if no pause is running, or when the pause is over. A pause ends early when a
+    /// topic is finished or the hub is shut down. `ready` is the list of the topics that have
+    /// changed, and reports such an end.
     pub(super) fn poll(&mut self, ready: &ReadyList, cx: &mut Context<'_>) -> Poll<()> {
         if let (Phase::Pauses, Some(timer)) = (&self.phase, &mut self.timer) {
             if timer.as_mut().poll(cx).is_pending() && ready.pause(cx.waker()) {

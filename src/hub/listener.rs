@@ -112,8 +112,8 @@ pub struct Listener {
     pending: Bytes,
     /// The topics of the pending events, each with the number of its consecutive events.
     topics: VecDeque<(Arc<str>, usize)>,
-    /// The id of the event that was yielded last, if events that were read together with it are
-    /// still pending. Otherwise `None`.
+    /// The id of the last yielded event, while events that were read together with it are still in
+    /// `pending`. Otherwise `None`.
     last: Option<EventId>,
     /// The cursor from before the error, if the stream has ended with an error.
     failed_at: Option<Position>,

@@ -24,9 +24,9 @@ const SEGMENT: usize = 16 * 1024;
 /// bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
-/// The number of evicted bytes that the open segment may have at its beginning, in addition to as
-/// many bytes as it retains. Beyond it, the retained events are moved to the beginning. The open
-/// segment is the block of memory to which new events are added.
+/// New events are added to the open segment, a block of memory. Evicted events leave unused bytes
+/// at its beginning. If these bytes exceed the retained bytes of the segment by more than this
+/// number, the retained events are moved to the beginning.
 const SLACK: usize = 512;
 
 /// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
@@ -90,8 +90,8 @@ pub(super) enum Read {
 pub(super) struct Log {
     sealed: VecDeque<Segment<Bytes>>,
     open: Segment<Vec<u8>>,
-    /// The last read of the open segment, the memory block that still grows. Readers at the same
-    /// position share its copy of the events.
+    /// The last read of the open segment, to which new events are added. The read contains a copy
+    /// of events. Readers at the same position share this copy.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
     last: Position,
@@ -100,8 +100,8 @@ pub(super) struct Log {
 
 #[derive(Debug)]
 struct CachedRead {
-    /// A reader whose cursor is at least `after` and smaller than `first` can use this read,
-    /// because its next event is the same.
+    /// Readers with a cursor from `after` up to, but not including, `first` can share this read:
+    /// their next event has the position `first`.
     after: Position,
     first: Position,
     last: Position,
@@ -160,7 +160,8 @@ impl Log {
         self.sealed.front().map_or_else(|| self.open.oldest_time(), Segment::oldest_time)
     }
 
-    /// Adds an event at this position, which must be greater than all earlier positions.
+    /// Adds an event at this position, which must be greater than all earlier positions. Evicts
+    /// nothing. `retention` determines the size of the memory blocks for events.
     pub(super) fn push(&mut self, position: Position, event: Event, retention: &Retention, now: Instant) {
         let size = event.as_bytes().len();
         let segment = retention.segment();
@@ -215,7 +216,7 @@ impl Log {
         before - self.retained
     }
 
-    /// Removes all events except the newest event, because it replaces them. Replaced events do not
+    /// Removes all events except the newest event, which has replaced them. Replaced events do not
     /// count as evicted, so no gap is reported for them.
     pub(super) fn replace(&mut self) {
         let evicted_through = self.evicted_through;
@@ -269,11 +270,11 @@ impl Log {
         }
     }
 
-    /// Returns the next events after `after` and up to `through`. They are contiguous in memory, so
-    /// further events may follow them.
+    /// Returns the next events after the position `after` and up to `through`. The result is one
+    /// block of memory, so it may contain only some of these events.
     ///
     /// If events after `after` were evicted, returns [`Read::Evicted`]. Evicted events up to
-    /// `gap_reported_through` are skipped without this result.
+    /// `gap_reported_through` do not count, because they need no further report.
     pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {

@@ -10,8 +10,9 @@ use super::{
 };
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, task::Waker};
 
-/// The maximum number of topics that one poll looks at before the subscription yields. Looking at
-/// 256 topics takes about 50 µs.
+/// The maximum number of topics that one poll of a subscription looks at. The poll then wakes its
+/// own task and returns `Pending`, so that other tasks can run. Looking at 256 topics takes about
+/// 50 µs.
 const SLICE: usize = 256;
 
 /// Merges the topics of one subscription in the order of the log. An event costs O(log n), where n
@@ -29,15 +30,17 @@ pub(super) struct Merge {
     /// The indices of the readers that have to look at their topics. An index can be in the list
     /// twice.
     unchecked: Vec<u32>,
-    /// The readers that know the position of their next event. The smallest position comes first.
+    /// The readers that know the position of their next event, with this position. The reader with
+    /// the smallest position is the first to deliver its event.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of topics that are finished and whose events were all delivered.
     finished: usize,
-    /// The greatest `delivered_through` of the readers: a reader does not deliver events up to its
-    /// position, even if they are after the cursor.
+    /// The greatest position up to which a reader has delivered its topic, even if this is after
+    /// the cursor of the subscription. When no topic has a further event, the cursor moves to this
+    /// position.
     delivered_through: Position,
-    /// The number of the first entry of the wake queue that was not looked at yet. The wake queue
-    /// contains topics whose readers were not all notified of a change.
+    /// The number of the first entry of the wake queue that this merge has not looked at. An entry
+    /// is a topic that has changed and has not yet notified all of its waiting readers.
     looked_at: u64,
     /// The index of the reader whose events the last call of `step` has returned.
     pub(super) last_turn: u32,
@@ -59,7 +62,8 @@ impl Merge {
         merge
     }
 
-    /// Rebuilds the merge from the readers, after a caller has changed them, for example at a gap.
+    /// Rebuilds the lists of this merge from the state of the readers, after a caller has changed
+    /// the readers, for example at a gap.
     pub(super) fn reset(&mut self, readers: &[Reader]) {
         self.turns.clear();
         self.unchecked.clear();
@@ -74,11 +78,12 @@ impl Merge {
         }
     }
 
-    /// Returns the next events after the cursor, all from one topic. If a newer event of a
-    /// `latest_only` topic has replaced an undelivered event, returns the newer event in its place.
+    /// Returns the next events after `cursor`, all from one topic. If a newer event of a
+    /// `latest_only` topic has replaced the next event, returns the newer event in its place.
     ///
-    /// `committed` returns the position up to which every event is visible. If no event is
-    /// available, `waker` is registered for the next change. With `None`, no waker is registered.
+    /// Events after the position that `committed` returns are not delivered yet. If no event is
+    /// available, registers `waker` for the next change, and returns [`Step::Wait`]. If `waker` is
+    /// `None`, registers nothing.
     pub(super) fn step(
         &mut self,
         readers: &mut [Reader],
@@ -158,8 +163,9 @@ impl Merge {
         self.turns.peek().map(|Reverse((place, _))| *place)
     }
 
-    /// Adds to `unchecked` the readers whose topics have changed. It takes them from the ready
-    /// list, and from the wake queue, whose topics have not notified all of their readers yet.
+    /// Adds to `unchecked` the readers whose topics have changed. They are in the ready list, or
+    /// their topics are in the wake queue, which contains topics that have not notified all of
+    /// their readers yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {
@@ -187,8 +193,8 @@ impl Merge {
         step
     }
 
-    /// Updates the merge after the reader with this index has looked at its topic. `was_finished`
-    /// is the reader's `is_finished` from before.
+    /// Updates `turns` and `finished` after the reader with this index has looked at its topic.
+    /// `was_finished` is `true` if the reader was finished before it looked.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);

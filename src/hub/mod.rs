@@ -102,8 +102,8 @@
 //! # Several nodes
 //!
 //! Behind a load balancer, a client may reconnect to another process. [`Builder::backend`] connects
-//! the hubs of all processes to one log, in Redis, in NATS, or in any other
-//! [backend](backend::Backend). Each process is a node: one task follows the log, and the node
+//! the hubs of all processes to one log, in Redis, in NATS, in Postgres, or in any
+//! other [backend](backend::Backend). Each process is a node: one task follows the log, and the node
 //! retains the newest events as a hub in memory does. Clients within this retention cause no
 //! request to the backend.
 //!
@@ -115,6 +115,10 @@
 //! | retention | per topic, by the settings of the hub | for all topics together, by the settings of the backend; and on each node by those of the hub | as for Redis |
 //! | after a restart of the node | nothing is left | everything is left | everything is left |
 //! | a `publish` without an answer | cannot happen | an error; the event may be in the log, once | an error; the event may be in the log, once |
+//!
+//! `PostgresBackend` (feature `postgres`) has one order for all topics, nodes and transactions, and
+//! ids of the form `<epoch>-<number>`. A published event is committed. Applications can publish in
+//! their own transactions, in SQL.
 //!
 //! Each backend documents its further guarantees, above all what a failover can lose.
 //!

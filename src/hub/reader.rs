@@ -17,8 +17,8 @@ pub(super) enum Step {
     /// The newest event of a `latest_only` topic, delivered in place of an older event that it has
     /// replaced. The position is that of the older event, and becomes the cursor.
     Replacement(EncodedEvents, Position),
-    /// No event follows, and the client has all events up to this position. The subscription sends
-    /// the position to the client as its new cursor.
+    /// No event follows, and the client has all events up to this position, which is after the
+    /// cursor. The subscription sends this position to the client as its new cursor.
     CaughtUp(Position),
     Evicted,
     /// No event follows yet. The waker is registered, and the next change of a topic wakes it.
@@ -88,11 +88,10 @@ impl Reader {
         self.next = None;
     }
 
-    /// Resets the reader after a gap. `state` is the position of the newest event if the topic is
-    /// `latest_only`, and otherwise `None`.
-    ///
-    /// With `None`, the reader looks for its next event again. Otherwise the newest event is due at
-    /// the position that was known before, or at `state`.
+    /// Prepares the reader for continuing after a gap. `state` is the position of the newest event
+    /// if the topic is `latest_only` and retains an event. This event is then delivered at the
+    /// known position of the next event, or otherwise at `state`. With `None`, the reader looks for
+    /// its next event again.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
@@ -103,8 +102,9 @@ impl Reader {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
 
-    /// Returns `true` if the subscriptions of the topic must end, because the hub was shut down or
-    /// its log was replaced. Also registers `waker` for the next change of the topic.
+    /// Returns `true` if the hub was shut down, or if another log has replaced its log: all
+    /// subscriptions of the topic must then end. Also registers `waker` for the next change of the
+    /// topic.
     pub(super) fn watch_shutdown(&mut self, waker: &Waker) -> bool {
         let waker = waker.clone();
         let mut contents = self.topic.lock();
@@ -161,11 +161,11 @@ impl Reader {
         }
     }
 
-    /// Looks for the topic's next event after the cursor, and stores its position in `next`. If
-    /// there is no such event, registers the waiter for the next change.
+    /// Looks for the topic's next event after `cursor`, and stores its position in `next`. If there
+    /// is no such event, registers the waiter, which the next change of the topic wakes.
     ///
-    /// Returns `Err` if the hub is shut down, or if events after the cursor were evicted. The
-    /// caller returns this step to the subscription.
+    /// Returns `Err` with the step that the subscription has to take if the hub is shut down, or if
+    /// events after `cursor` were evicted.
     pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
@@ -185,12 +185,12 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the events of this topic after the cursor and up to `through`. If a newer event of a
-    /// `latest_only` topic has replaced them, returns the newer event, with `place` as its
-    /// position. Returns `None` if the topic has no event after the cursor.
+    /// Returns the events of this topic after `cursor` and up to `through`. If a newer event of a
+    /// `latest_only` topic has replaced them, returns the newer event, at the greater of `place`
+    /// and `cursor`. Returns `None` if the topic has no event after `cursor`.
     ///
-    /// Also looks for the event after the returned events, and registers the waiter if there is
-    /// none.
+    /// Also looks for the next event after the returned events. If there is none, registers the
+    /// waiter for the next change.
     pub(super) fn take_turn(
         &mut self,
         place: Position,
@@ -227,9 +227,9 @@ impl Reader {
     }
 }
 
-/// Returns the position of the first event after `from`. If there is none, registers a new waiter
-/// under `ticket`. The second result is the replaced waiter, which the caller drops after it has
-/// unlocked the topic.
+/// Returns the position of the first event after `from`. If there is none, returns `None` and
+/// registers a new waiter, in place of the waiter that `ticket` identifies. The second result is
+/// the replaced waiter, which the caller drops after it has unlocked the topic.
 fn look(
     contents: &mut Contents,
     from: Position,

@@ -3,12 +3,12 @@
 use super::sync::{Mutex, lock};
 use std::{mem, task::Waker};
 
-/// The indices of the readers of a subscription whose topics have changed, and the waker of the
-/// subscription.
+/// The list of the readers of a subscription whose topics have changed, and the waker of the
+/// subscription. A reader reads one topic.
 ///
-/// A change adds the reader before the position of the change becomes visible. For a topic with
-/// many waiting readers, this can happen later. Such a topic is in the [wake
-/// queue](super::wake_queue) until then.
+/// Usually the reader is added before the change becomes visible. If many readers wait for one
+/// topic, some of them are added later. Until then, the topic is in the
+/// [wake queue](super::wake_queue).
 #[derive(Debug, Default)]
 pub(super) struct ReadyList {
     state: Mutex<State>,
@@ -43,7 +43,7 @@ impl ReadyList {
         state.waker.take()
     }
 
-    /// Moves the indices in the list to the end of `readers`.
+    /// Moves the indices of the readers in the list to the end of `readers`.
     pub(super) fn take(&self, readers: &mut Vec<u32>) {
         let mut state = lock(&self.state);
         if readers.is_empty() {
@@ -53,8 +53,8 @@ impl ReadyList {
         }
     }
 
-    /// Stores the waker and returns `true` if the list is empty. Otherwise returns `false`, and the
-    /// caller takes the readers from the list.
+    /// Stores the waker of the subscription and returns `true` if no topic has changed. Returns
+    /// `false` if a topic has changed. The caller then takes the changed readers from the list.
     pub(super) fn wait(&self, waker: &Waker) -> bool {
         self.store(waker, false, |state| state.marked.is_empty())
     }

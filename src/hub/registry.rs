@@ -63,8 +63,9 @@ impl Registry {
         self.count_new_topics(names, 0, config).map(drop)
     }
 
-    /// Returns `others` plus the number of these topics that do not exist yet. Returns an error if
-    /// the hub has no room for that many new topics, or if a name is reserved.
+    /// Returns the number of topics in `names` that do not exist yet, plus `others`, the number of
+    /// new topics that the caller has counted before. Returns an error if the hub would have more
+    /// than `max_topics` topics with them, or if a name is reserved.
     pub(super) fn count_new_topics(
         &self,
         names: &[Arc<str>],
@@ -83,8 +84,8 @@ impl Registry {
         Ok(count)
     }
 
-    /// Removes all topics, because the log of the backend was replaced by another log. Sets the
-    /// eviction watermark: events of the other log up to `evicted_through` may be missing.
+    /// Removes all topics, because another log has replaced the log of the backend. Events of the
+    /// other log up to `evicted_through` count as evicted.
     ///
     /// Returns the removed topics, whose subscriptions the caller ends. Also returns the wakers of
     /// the streams that watch numbers of subscribers, which the caller wakes.
@@ -166,8 +167,9 @@ impl Registry {
         self.forget_if_idle(topic, retention, now);
     }
 
-    /// Checks a topic that its last subscriber has left. Schedules the removal of its events, or
-    /// drops the topic if it has none and is not remembered as finished.
+    /// Handles a topic after its last subscriber has left. If the topic has events, schedules their
+    /// removal. Otherwise drops the topic, unless the hub has to remember that the topic is
+    /// finished.
     pub(super) fn check_left(&mut self, topic: &Arc<TopicState>, retention: &Retention, now: Instant) {
         let mut contents = topic.lock();
         let is_current = self.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
@@ -200,15 +202,14 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
 /// The eviction watermarks of dropped topics: for each, the position up to which events may be
 /// missing. If a topic is created again, a returning client still gets a gap.
 ///
-/// Topics are identified by the hashes of their names. Topics with the same hash share the greater
-/// watermark. At most 10,000 watermarks are kept. Beyond this limit, all of them are merged into
-/// `others`. So a gap may be reported although no event is missing, but a missing event is always
-/// reported.
+/// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. If a
+/// hash or the limit makes topics share the greatest watermark, a gap may be reported although no
+/// event is missing.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,
-    /// The greatest eviction watermark that was merged when the limit of 10,000 watermarks was
-    /// reached. It applies to all topics.
+    /// An eviction watermark that applies to every topic. When more than 10,000 watermarks would be
+    /// kept, it becomes the greatest of them. It also rises when the backend evicts events.
     others: Position,
 }
 

@@ -54,7 +54,7 @@ struct PendingGap {
 }
 
 enum State {
-    /// No request is in flight. The next poll sends a request.
+    /// No read is in flight. The next poll sends a read to the backend.
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
@@ -78,12 +78,12 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts reading old events from the backend, after the cursor. `requested` is the id of the
-    /// client and its position.
+    /// Starts reading old events from the backend, after the cursor. `requested` is the id that the
+    /// client sent, with its position. With `reason`, a gap after this id is reported in any case.
+    /// Otherwise a gap is reported only if events after this id are missing.
     ///
-    /// With `reason`, a gap is reported in any case. With `None`, a gap is reported only if events
-    /// after the requested position are missing. `is_resume` means that the client continues from
-    /// its last id. `is_unsure` means that the cursor may be after the end of the log.
+    /// `is_resume` is `true` if the client continues from its last id, and `is_unsure` if the
+    /// cursor may be after the end of the log.
     pub(super) fn start_replay(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -160,8 +160,9 @@ impl Subscription {
         Ok(())
     }
 
-    /// Returns the next old events from the backend, or a gap. Returns `Ready(None)` once this
-    /// process retains all events that follow. After a shutdown of the hub, returns an error.
+    /// Returns the next old events from the backend, or a gap event. Returns `Ready(None)` once
+    /// this process retains all events that follow. Returns an error after a shutdown of the hub,
+    /// or if the subscription has to end at a gap.
     pub(super) fn poll_replay(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         loop {
             let Some(replay) = &mut self.replay else { return Poll::Ready(None) };
@@ -202,7 +203,8 @@ impl Subscription {
     }
 
     /// Returns the events of `page` that have to be delivered, their topics, and the position of
-    /// the first of these events. A topic with its own start skips the events before this start.
+    /// the first of these events. In a topic with a start of its own, events before this start are
+    /// left out.
     fn undelivered(&self, page: &EncodedPage) -> (EncodedEvents, Runs, Option<Position>) {
         if self.readers.iter().all(|reader| reader.delivered_through <= self.cursor) {
             return (page.events.clone(), page.runs.clone(), page.first);
@@ -248,9 +250,9 @@ impl Subscription {
         self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
     }
 
-    /// Takes over the events of a page, the next part of the log from the backend. `None` means
-    /// that the read failed, and starts a pause before the next read. Returns a gap event if events
-    /// are missing and the gap can be reported now.
+    /// Stores the events of `page`, the next part of the log, for the next poll of the replay. With
+    /// `None`, the read has failed, and the replay pauses before the next read. Returns a gap event
+    /// if events are missing and the gap can be reported now. Otherwise returns `None`.
     fn apply_page(&mut self, page: Option<Arc<EncodedPage>>) -> Option<Event> {
         // A page with another epoch is ignored. The follower detects the replaced log and ends this
         // subscription.

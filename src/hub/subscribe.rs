@@ -29,8 +29,9 @@ struct Topics {
 }
 
 impl Topics {
-    /// Determines the start of each topic. If `start` is after an id, it applies to all topics.
-    /// Otherwise it applies to the topics without a start of their own.
+    /// Determines the start of each topic. Each entry of `topics` has a name and, optionally, a
+    /// start of its own. If `start` is [`Start::After`] an id, it applies to all topics. Otherwise
+    /// it applies to the topics without a start of their own.
     fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
         topics.sort_by(|(one, _), (other, _)| one.cmp(other));
         topics.dedup_by(|(name, start), (earlier, earlier_start)| {
@@ -55,8 +56,9 @@ impl Topics {
         Self { names, starts }
     }
 
-    /// Returns the start whose id has the greatest position in this epoch. If this process has not
-    /// read the log up to this position, the backend is asked whether the position exists.
+    /// Returns the start after the id with the greatest position in the log of this epoch, or any
+    /// start if no start has such an id. If this process has not read the log up to that position,
+    /// the caller asks the backend for the end of the log.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -247,12 +249,11 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds the subscription to the topics `names`, a part of its topics, and collects the results
-    /// in `joined`. `beginnings` has an entry for each of these topics, or one entry for all of
-    /// them.
+    /// Adds the subscription to some of its topics, `names`, and collects the results in `joined`.
+    /// `beginnings` has one entry for each of these topics, or a single entry for all of them.
     ///
-    /// `last` is the known end of the log. The backend has evicted events up to
-    /// `evicted_by_backend`.
+    /// `last` is the known end of the log. The backend has evicted events up to and including the
+    /// position `evicted_by_backend`.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,
@@ -302,8 +303,9 @@ impl Core {
         joined.count_wakers.wake();
     }
 
-    /// Returns an error if the hub has no room for the new topics among `names`. Called before any
-    /// topic is created, so a subscription with too many topics creates no topic.
+    /// Returns an error if the hub would have more than `max_topics` topics with the new topics
+    /// among `names`. Called before any topic is created, so a subscription with too many topics
+    /// creates no topic.
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
         for names in names.chunks(SLICE) {

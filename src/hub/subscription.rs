@@ -101,7 +101,8 @@ pub struct Subscription {
     merge: Option<Box<Merge>>,
     /// The position up to which every event was delivered to the client, or reported as missing.
     pub(super) cursor: Position,
-    /// The position of the newest event in the hub when the subscription was created.
+    /// The position of the newest event in the hub when the subscription was created. If a snapshot
+    /// takes the place of a gap event, the subscription continues after this position.
     subscribed_at: Position,
     /// The item that is yielded before all events of the topics, such as a snapshot or a gap event.
     pub(super) beginning: Option<Box<Beginning>>,
@@ -109,7 +110,8 @@ pub struct Subscription {
     /// The replay in progress: it reads old events from the backend, because this process has
     /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
-    /// The registered wait for the next change of the single topic. Not used with a `merge`.
+    /// The registered waker for the next change of the topic, if the subscription has a single
+    /// topic and no `merge`.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
@@ -135,10 +137,11 @@ pub(super) enum Beginning {
     Cursor(EncodedEvents),
 }
 
-/// The beginning of a subscription, as far as it is known yet.
+/// The kind of the first events of a subscription, as far as it is known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The subscription began with live events.
+    /// The subscription began with live events: it delivers only events that were published after
+    /// it was created.
     Live,
     /// The subscription began with retained events, or with a gap, or this is not known yet.
     Replay,
@@ -177,9 +180,10 @@ impl Subscription {
         }
     }
 
-    /// Records that the client continues after the id `requested`. If `reason` is set, reports a
-    /// gap that ends at the event with the position `resumed`. Has no effect if `requested` is
-    /// `None`.
+    /// Sets the beginning of the subscription of a client that has sent the id `requested`. With
+    /// `reason`, the subscription begins with a gap event, and `resumed` is the position of the
+    /// first event after the gap. Without `reason`, the client continues after its id and no event
+    /// is missing. Has no effect if `requested` is `None`.
     pub(super) fn resume(
         &mut self,
         requested: Option<(EventId, Position)>,
@@ -448,7 +452,7 @@ impl Subscription {
         self
     }
 
-    /// Applies the pause after writes that the settings of the hub contain.
+    /// Makes the subscription pause after each write for the time in the settings of the hub.
     pub(super) fn with_default_linger(self) -> Self {
         let time = self.core.config.linger;
         self.linger(time)
@@ -569,8 +573,9 @@ impl Subscription {
         self.core.left();
     }
 
-    /// Returns the next item. In contrast to the stream, does not begin with the event that
-    /// contains the cursor.
+    /// Returns the next events together with their topics. In contrast to
+    /// [`poll_next`](Stream::poll_next), never begins with the event that contains only the cursor,
+    /// unless the application has asked for it.
     pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         if let Some(beginning) = self.beginning.take() {
             let (Beginning::Gap(item) | Beginning::Snapshot(item) | Beginning::Cursor(item)) = *beginning;
@@ -636,8 +641,7 @@ impl Subscription {
         }
     }
 
-    /// Creates an item with the events that the last step of a reader has returned, and with the
-    /// topic of this reader.
+    /// Combines `events`, which a reader has just returned, with the topic of this reader.
     fn item(&self, events: EncodedEvents) -> Item {
         let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
         Item { events, topics: Topics::Reader(reader) }

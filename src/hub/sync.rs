@@ -23,8 +23,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A mutex that a thread with much work can release in between, so that a waiting thread can lock
-/// it.
+/// A mutex for threads that do much work in parts. Between two parts, such a thread releases the
+/// mutex and calls [`give_way`](Self::give_way), so that a waiting thread gets it.
 ///
 /// A mutex of `std` alone does not ensure this. Unlocking wakes a waiting thread, but a thread that
 /// immediately locks the mutex again is nearly always faster.

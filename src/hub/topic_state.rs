@@ -23,21 +23,21 @@ pub(super) struct TopicState {
 pub(super) struct Contents {
     pub(super) log: Log,
     pub(super) waiters: Waiters,
-    /// The subscriptions that pause after a write, by the addresses of their ready lists. Events do
-    /// not wake them during the pause, but the end of the topic does.
+    /// The subscriptions that pause after a write. Events do not wake them during the pause, but
+    /// the end of the topic does, through the list. The key is the address of this list.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
-    /// Publishes the number of subscribers to the streams that watch this number. `None` if there
-    /// is no such stream.
+    /// Reports each change of the number of subscribers to the streams that watch this number.
+    /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The time at which the last subscriber left. `None` if no subscriber ever left as the last
-    /// one.
+    /// The last time at which the number of subscribers became zero. `None` if the topic never had
+    /// subscribers, or still has its first ones.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
-    /// The time at which the registry removes the expired events of this topic. `None` if no time
-    /// is scheduled.
+    /// The time at which the hub removes the expired events of this topic. `None` if no time is
+    /// scheduled.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the topic was removed by the application after it was finished. The hub then forgets
@@ -63,8 +63,8 @@ impl TopicState {
         Self { name, version: AtomicU64::new(0), contents: Mutex::new(contents) }
     }
 
-    /// Creates a topic for a subscription to a hub that is shut down. The subscription ends
-    /// immediately. The topic is not in the registry.
+    /// Creates a topic for a subscription to a hub that is shut down, so that the subscription ends
+    /// immediately. The topic is not one of the hub's topics.
     pub(super) fn shut_down() -> Self {
         let topic = Self::new("".into(), Position::START);
         let mut contents = topic.lock();
@@ -94,8 +94,9 @@ impl TopicState {
         Change { first, lingering, rest: contents.waiters.has_due().then_some(through) }
     }
 
-    /// Wakes all waiters with a number smaller than `through` that are due, because the topic has
-    /// changed since they began to wait.
+    /// Wakes the waiters that are due and have a number smaller than `through`. A waiter is due if
+    /// the topic has changed since the waiter began to wait. Each waiter of a topic has its own
+    /// number.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -148,13 +149,15 @@ pub(super) struct Change {
     /// The wakers of subscriptions that pause after a write. Empty unless the topic is finished or
     /// shut down.
     lingering: Vec<Waker>,
-    /// Set if more waiters are due than the publisher wakes. All waiters with a smaller number than
-    /// this value are due.
+    /// Set if the topic has more than 32 waiters to wake, which are more than the publisher wakes
+    /// itself. Each waiter has a number, and all remaining waiters with a smaller number than this
+    /// value have to be woken.
     pub(super) rest: Option<u64>,
 }
 
 impl Change {
-    /// Wakes the waiters that the publisher wakes itself. The caller must hold no lock.
+    /// Wakes up to 32 waiting readers, and the subscriptions whose pause after a write has to end.
+    /// The caller must hold no lock.
     pub(super) fn wake(self) {
         self.first.wake();
         for waker in self.lingering {
@@ -164,12 +167,12 @@ impl Change {
 }
 
 impl Contents {
-    /// Returns the time from which the age of the oldest event counts. Returns `None` if there is
-    /// no event.
+    /// Returns the time from which the age of the oldest event counts, or `None` if there is no
+    /// event.
     ///
-    /// Also returns `None` for a `latest_only` topic with subscribers: its event does not expire
-    /// while clients show it. Without subscribers, its age counts from the time when the last of
-    /// them left.
+    /// Also returns `None` for a `latest_only` topic with subscribers, because its event does not
+    /// expire while it has subscribers. Without subscribers, the age of this event counts from the
+    /// time when the last subscriber left.
     pub(super) fn ages_since(&self) -> Option<Instant> {
         let oldest = self.log.oldest_time()?;
         match self.latest_only {
@@ -196,8 +199,9 @@ impl Contents {
         self.log.evict(retention, now)
     }
 
-    /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and is not
-    /// remembered as finished.
+    /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and the hub
+    /// need not remember that it is finished. A finished topic is remembered for the maximum age in
+    /// `retention`.
     pub(super) fn is_idle(&self, retention: &Retention, now: Instant) -> bool {
         let is_remembered = |finished| !self.is_removed && retention.expiry(finished).is_none_or(|expiry| expiry > now);
         self.subscribers == 0 && self.log.retained().events == 0 && !self.finished.is_some_and(is_remembered)

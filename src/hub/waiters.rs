@@ -4,15 +4,13 @@ use super::ready_list::ReadyList;
 use crate::callback::contain_panic;
 use std::{collections::VecDeque, num::NonZeroU64, sync::Arc, task::Waker};
 
-/// The readers that wait for the next change of a topic. A reader reads the topic for one
-/// subscription.
+/// The readers that wait for the next change of a topic. A change makes all readers in the queue
+/// due, which means that they have to be woken. They leave the queue in batches, so several threads
+/// can share the work.
 ///
-/// A change of the topic makes all readers in the queue due, which means that they have to be
-/// woken. They leave the queue in batches, so several threads can share the work.
-///
-/// Waking, cloning or dropping a waker runs code of the application, and must not happen while a
-/// lock is held. So methods return the batch to wake, and the waiter to drop. The caller wakes or
-/// drops them after it has released its locks.
+/// Waking or dropping a waker runs code of the application, and must not happen while a lock is
+/// held. So methods return wakers, and the caller wakes or drops them after it has released its
+/// locks.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
     /// The waiters, in the order of their numbers. The entry of a waiter that has left is `None`.
@@ -55,8 +53,8 @@ impl Waiters {
     /// Adds a waiter, or replaces the waiter that `ticket` identifies. Stores the ticket of the new
     /// entry. Returns the replaced waiter, which the caller drops after it has released its locks.
     ///
-    /// The caller has seen all changes so far. If its old entry is due for such a change, the entry
-    /// is emptied, and the waiter gets a new entry.
+    /// The caller has seen all changes of the topic. So if its old entry is due to be woken, the
+    /// entry is emptied, and the waiter gets a new entry that is not due.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
@@ -93,15 +91,16 @@ impl Waiters {
         waiter
     }
 
-    /// Makes all waiters due, because the topic has changed. Returns a number: the due waiters have
-    /// smaller numbers.
+    /// Makes all waiters due to be woken, because the topic has changed. Returns the number that
+    /// the next new entry of the queue gets: all due waiters have smaller numbers.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();
         self.due
     }
 
-    /// Returns `true` if a waiter is due whose number is smaller than `number`.
+    /// Returns `true` if the queue has an entry that is due to be woken and has a smaller number
+    /// than `number`.
     pub(super) fn has_due_before(&self, number: u64) -> bool {
         self.first < self.due.min(number)
     }

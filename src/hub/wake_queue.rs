@@ -8,12 +8,11 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// The topics that have changed and have more than 32 waiting readers. The publisher wakes the
-/// first 32 readers of a topic itself.
+/// first 32 readers of a topic itself. A task on the runtime of the publisher wakes the remaining
+/// readers, up to 512 of one topic before it yields.
 ///
-/// A task on the runtime of the publisher wakes the remaining readers, one topic after the other.
-/// It yields after up to 512 readers, and ends when the queue is empty. Outside of a runtime, the
-/// publisher wakes all readers. If the task does not run, reading from a topic also wakes a few of
-/// its waiting readers.
+/// Outside of a runtime, the publisher wakes all readers. If the task does not run, reading from a
+/// topic also wakes a few of its waiting readers.
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
@@ -24,8 +23,8 @@ pub(super) struct WakeQueue {
 #[derive(Default)]
 struct Queue {
     topics: VecDeque<Due>,
-    /// The time when the task was started, or last began to wake readers of a topic. `None` if no
-    /// task is running.
+    /// The time when the task that wakes readers was started, or last began with the readers of a
+    /// topic. `None` if the task is not running.
     active_at: Option<Instant>,
 }
 
@@ -41,8 +40,9 @@ impl WakeQueue {
     /// until the queue is short enough.
     const MAX: usize = 1024;
 
-    /// If the task has not begun to wake readers of a topic for this time, it counts as stopped.
-    /// For example, its runtime is not driven. The next publisher then starts another task.
+    /// The time after which the task that wakes readers counts as stopped if it has not begun with
+    /// a further topic. For example, its runtime is not driven. The next publisher then starts
+    /// another task.
     const STALLED: Duration = Duration::from_millis(10);
 
     /// The number of batches of one topic that the task wakes before it yields. A batch has up to
@@ -61,8 +61,8 @@ impl WakeQueue {
         number
     }
 
-    /// Calls `found` for each topic that is in the queue with a number of at least `looked_at`.
-    /// Then sets `looked_at` to the number of the next topic that will be added.
+    /// Calls `found` for each topic in the queue whose entry has a number of at least `looked_at`.
+    /// Then sets `looked_at` to the number that the next added entry gets.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -75,12 +75,12 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Starts the task that wakes the waiters of `topic`, unless the task is running. Outside of a
-    /// runtime, wakes the waiters below `through` itself. `number` is the result of
-    /// [`add`](Self::add).
+    /// Makes sure that all waiters of `topic` are woken. `number` is the number of its entry, the
+    /// result of [`add`](Self::add). Starts the task that wakes waiters, unless it is running.
+    /// Outside of a runtime, wakes the waiters with a number smaller than `through` itself.
     ///
-    /// If more than 1,024 topics are queued, also wakes waiters of queued topics itself. The caller
-    /// must hold no lock.
+    /// If more than 1,024 topics are queued, also wakes waiters of queued topics. The caller must
+    /// hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);

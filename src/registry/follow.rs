@@ -36,8 +36,8 @@ const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a failed announcement of a close is published again, and before a subscription
 /// that has ended is replaced.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// The number of subscriptions in a row that end with a shutdown before the hub counts as shut
-/// down. A single one can also end this way because the log of the hub was replaced.
+/// The number of shutdown errors in a row after which the reading task ends. A subscription also
+/// ends with a shutdown error when the log of the hub is replaced, so one error is not enough.
 const MAX_SHUTDOWNS: usize = 5;
 
 impl<K> StreamRegistry<K>
@@ -63,8 +63,9 @@ where
     /// meanwhile with the same key, the new stream may be closed as well. To prevent this, use the
     /// session, and not the user, as the key.
     ///
-    /// Two background tasks read and publish the announcements. They end when the hub is shut down,
-    /// or when the registry and all layers with it are dropped.
+    /// Two background tasks read and publish the announcements. They end when the registry and all
+    /// layers with it are dropped. After a shutdown of the hub, the reading task ends by itself,
+    /// and the publishing task ends at the next close.
     ///
     /// # Errors
     ///
@@ -244,8 +245,8 @@ impl<K> Following<K> {
 }
 
 impl<K> Shared<K> {
-    /// Sets whether this node has read nothing from the log of the hub for too long. If so, closes
-    /// all streams of this node.
+    /// Sets whether this node is cut off: it has read nothing from the log of the hub for too long.
+    /// If `is_cut_off` is true, closes all streams of this node.
     fn set_cut_off(&self, is_cut_off: bool) {
         self.following.is_cut_off.store(is_cut_off, Release);
         if is_cut_off {
@@ -283,15 +284,15 @@ struct Publisher {
     queue: UnboundedReceiver<Event>,
     /// The announcements that are not in the log yet.
     pending: VecDeque<Event>,
-    /// The interval at which the node publishes a sign of life, and the event of this sign. The
-    /// node reads the events of the topic back. If it reads none for too long, it is cut off.
-    /// `None` without [`fail_closed_after`](StreamRegistry::fail_closed_after).
+    /// The interval at which this node publishes a sign of life in the topic, and the event of this
+    /// sign. As long as the node reads events of the topic, it is not cut off from the log. `None`
+    /// without [`fail_closed_after`](StreamRegistry::fail_closed_after).
     beat: Option<(Duration, Event)>,
 }
 
 impl Publisher {
-    /// Runs until the hub is shut down. Also ends when all handles of the registry are dropped and
-    /// all announcements are published.
+    /// Publishes announcements until all handles of the registry are dropped and nothing is left to
+    /// publish. After a shutdown of the hub, ends at the next announcement.
     async fn run(mut self) {
         let mut next_beat = self.beat.as_ref().map(|_| Instant::now());
         let mut next_attempt = None;
@@ -341,8 +342,8 @@ struct Follower<K> {
     topic: Topic,
     node: String,
     registry: Weak<Shared<K>>,
-    /// The time without any event of the topic after which this node closes all its streams. `None`
-    /// for no limit.
+    /// The time of [`fail_closed_after`](StreamRegistry::fail_closed_after). If this node reads no
+    /// event of the topic for this time, it closes all its streams. `None` for no limit.
     silence: Option<Duration>,
 }
 
@@ -350,7 +351,8 @@ impl<K> Follower<K>
 where
     K: DeserializeOwned + Hash + Eq,
 {
-    /// Runs until the hub is shut down, or until all handles of the registry are dropped.
+    /// Reads announcements until the hub is shut down, or until all handles of the registry are
+    /// dropped.
     async fn run(self, mut subscription: Subscription) {
         // Begins when the node reads an event.
         let mut silent_since = Instant::now();
@@ -379,8 +381,15 @@ where
             drop(registry);
             sleep(RETRY_PAUSE).await;
             // If there is no new subscription, the old one has ended, which leads here again.
-            if let Ok(again) = self.topic.subscribe(Start::After(subscription.cursor())).await {
-                let Some(registry) = self.registry.upgrade() else { return };
+            let again = until([deadline, None], self.topic.subscribe(Start::After(subscription.cursor()))).await;
+            let Some(registry) = self.registry.upgrade() else { return };
+            // An ended subscription is ready each time, so the wait for its next item never sees the
+            // deadline.
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                silent_since = Instant::now();
+                registry.set_cut_off(true);
+            }
+            if let Some(Ok(again)) = again {
                 if again.gap().is_some() {
                     registry.close_all();
                 }

@@ -277,9 +277,9 @@ impl<K> Streams<K> {
         }
     }
 
-    /// Removes a stream from a list of several streams, and returns whether the list contained the
-    /// stream. Returns `false` without a change if only one stream is left: the caller removes the
-    /// entry of the key instead.
+    /// Removes a stream of a key that has several streams, and returns `true`. Returns `false`
+    /// without a change if the list does not contain the stream, or if the key has only one stream.
+    /// The caller removes an only stream together with its key.
     fn remove(&mut self, stream: &StreamState) -> bool {
         let Self::Several(streams) = self else { return false };
         let index = stream.index.load(Relaxed) as usize;
@@ -305,7 +305,8 @@ struct Registered<K> {
 }
 
 struct StreamState {
-    /// Set when the stream is closed, after the closing event is stored in `wakeup`.
+    /// Set when the stream is closed. Before that, the closing event is stored in `wakeup`, so a
+    /// task that finds the flag set also finds the event.
     is_closed: AtomicBool,
     wakeup: Mutex<Wakeup>,
     began: Instant,
@@ -317,8 +318,8 @@ struct StreamState {
 }
 
 enum Wakeup {
-    /// The stream is open. The waker of its last poll is woken at a close. `None` before the first
-    /// poll.
+    /// The stream is open. Contains the waker of the task that last polled the stream. A close
+    /// wakes this task. `None` before the first poll.
     Open(Option<Waker>),
     /// The stream is closed. It sends this event before its end, or nothing if the event is empty.
     Closed(Box<Bytes>),
@@ -421,8 +422,8 @@ impl Registration {
     }
 }
 
-/// Adds `more` to a counter that only one thread at a time changes, so no atomic addition is
-/// needed.
+/// Adds `more` to `counter`. Only one thread at a time changes the counter, so a load and a store
+/// are enough.
 #[inline]
 fn add(counter: &AtomicU64, more: u64) {
     counter.store(counter.load(Relaxed) + more, Relaxed);

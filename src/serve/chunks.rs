@@ -11,11 +11,11 @@ use std::{
 };
 use tokio::io::AsyncWrite;
 
-/// Gathered frames are written when they have at least this number of bytes. The last frame may
-/// exceed the number.
+/// The number of gathered bytes from which a write is full. The last frame of a write is never
+/// split, so a write can have more bytes.
 const MAX_WRITE: usize = 256 * 1024;
-/// Gathered frames are written after at most this number of frames, because many small frames take
-/// time, too.
+/// The number of gathered frames from which a write is full. Many small frames take time, too, even
+/// if they have few bytes.
 const MAX_FRAMES: usize = 256;
 /// The size in bytes from which a frame is written as a separate buffer of a vectored write.
 /// Smaller frames are copied into one buffer, which costs less than several buffers. Without
@@ -130,8 +130,9 @@ impl Gathered {
         Box::new(Unsent { pieces })
     }
 
-    /// Calls `f` with each part of the gathered bytes in order, without the first `skip` bytes. If
-    /// the part belongs to a frame that is not copied, `f` also gets that frame.
+    /// Calls `f` with each part of the gathered bytes, in order. Leaves out the first `skip` bytes,
+    /// which were written before. The second argument of `f` is the frame to which the part
+    /// belongs, or `None` if the part was copied.
     fn pieces<'a>(&'a self, mut skip: usize, mut f: impl FnMut(&'a [u8], Option<&'a Bytes>)) {
         let mut visit = |piece: &'a [u8], frame| {
             let skipped = skip.min(piece.len());

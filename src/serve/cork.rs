@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// When this number of bytes is gathered, they are written before more bytes are gathered.
+/// The number of gathered bytes from which they are sent before more bytes are gathered.
 const MAX_GATHERED: usize = 64 * 1024;
 
 /// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, and whether
@@ -56,8 +56,8 @@ impl Cork {
     }
 }
 
-/// A connection that gathers its writes in a buffer while its [`Cork`] is set. The next flush after
-/// that sends them.
+/// A connection that gathers its writes in a buffer while its [`Cork`] is set. After the cork is
+/// cleared, the next flush sends the buffer.
 #[derive(Debug)]
 pub(super) struct Corked<I> {
     io: Rewound<I>,
@@ -94,8 +94,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         sent
     }
 
-    /// Returns whether the bytes of a write have to be gathered. They do if the cork is set, or if
-    /// earlier bytes are not written yet. If 64 KiB or more are gathered, they are written first.
+    /// Returns `true` if the bytes of a write have to be gathered: if the cork is set, or if
+    /// earlier bytes are not written yet. If 64 KiB or more are gathered already, they are written
+    /// first.
     fn poll_gathers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;

@@ -102,9 +102,10 @@ impl<B> EventStream<B> {
 }
 
 impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
-    /// Polls the stream to its end, and reads from the connection to notice a disconnection. If
-    /// `must_close` returns `true`, the server is shutting down, and the connection closes after
-    /// the stream.
+    /// Writes the stream to the connection, and reads from the connection to notice a
+    /// disconnection. Returns ready when the stream is over, with the state in which the connection
+    /// is then. If `must_close` returns `true`, the server is shutting down, and the connection is
+    /// not kept for another request.
     pub(super) fn poll<I: AsyncRead + AsyncWrite + Unpin>(
         mut self: Pin<&mut Self>,
         io: &mut I,
@@ -135,7 +136,8 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
     }
 
     /// Writes the frames of the body. While bytes wait for a slow client, the body is not polled.
-    /// Returns ready when the whole body is written or the client has disconnected.
+    /// Returns ready when the body has ended or failed and all its bytes are written. Returns an
+    /// error if the client has disconnected.
     fn poll_body<I: AsyncWrite + Unpin>(
         self: Pin<&mut Self>,
         io: &mut I,
@@ -167,8 +169,9 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> EventStream<B> {
     }
 }
 
-/// Polls the body for frames until one write is full, and adds them to `gathered`. Updates `phase`
-/// if the body ends or fails. Returns whether the body is pending.
+/// Polls the body for frames and adds them to `gathered`, until the body is pending, ends or fails,
+/// or until one write is full (256 KiB or 256 frames). Updates `phase` if the body ends or fails.
+/// Returns `true` if the body is pending.
 fn gather<B: Body<Data = Bytes>>(
     gathered: &mut Gathered,
     mut body: Pin<&mut Option<B>>,
@@ -204,7 +207,8 @@ fn gather<B: Body<Data = Bytes>>(
 }
 
 impl Output {
-    /// Writes the bytes that the socket has not accepted before, and flushes the connection.
+    /// Writes the bytes that the socket did not accept before, and then flushes the connection.
+    /// Returns an error if the client has disconnected.
     fn poll_flush<I: AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,
@@ -223,8 +227,8 @@ impl Output {
 }
 
 impl Input {
-    /// Reads what the client sends, so that a disconnection is noticed. Reads at most eight times,
-    /// and then wakes the task to continue.
+    /// Reads what the client sends. Returns an error if the client has disconnected. Reads at most
+    /// eight times, and then wakes the task to continue.
     ///
     /// A client that closes only its own direction counts as disconnected, as in hyper.
     fn poll_read<I: AsyncRead + Unpin>(&mut self, io: &mut I, cx: &mut Context<'_>) -> Result<(), Disconnected> {

@@ -30,7 +30,8 @@ pub(super) struct Offer<B> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
     Chunked,
-    /// The body ends when the connection closes, because the client knows only HTTP/1.0.
+    /// The end of the connection is the end of the body, because the request or the response has
+    /// the version HTTP/1.0.
     UntilClose,
 }
 
@@ -65,7 +66,8 @@ impl<B> Handover<B> {
     }
 
     /// Records that hyper has encoded the head of the event stream. Called whenever hyper polls the
-    /// placeholder body. Calls after the first have no effect.
+    /// placeholder body, because hyper does so only after it has encoded the head. Calls after the
+    /// first have no effect.
     fn head_encoded(&self) {
         if self.stage.load(Ordering::Relaxed) == IDLE {
             self.stage.store(HEAD_ENCODED, Ordering::Relaxed);
@@ -86,7 +88,8 @@ impl<B> Handover<B> {
         }
     }
 
-    /// Returns the event stream if hyper has flushed its head, and `None` before.
+    /// Takes the event stream for this server if hyper has flushed the head of its response.
+    /// Otherwise returns `None`.
     pub(super) fn take(&self) -> Option<Offer<B>> {
         if self.stage.load(Ordering::Relaxed) != HEAD_FLUSHED {
             return None;

@@ -71,14 +71,14 @@ struct Connected<I, S: App, A: Address> {
     /// A future that completes when the server shuts down. `None` after it has completed.
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     cork: Cork,
-    /// The number of bytes that hyper may read in one poll of the connection. It doubles, up to
-    /// [`MAX_READ`], when all of them were read and no request was among them. A request resets it
-    /// to [`MIN_READ`].
+    /// The number of bytes that hyper may read in one poll of the connection. If hyper reads all of
+    /// them without a new request, the number doubles, up to [`MAX_READ`]. A new request resets the
+    /// number to [`MIN_READ`].
     read_limit: usize,
 }
 
-/// The number of bytes that hyper may read in one poll while requests arrive. h2 uses 248 bytes of
-/// memory for each request that it has read and not accepted.
+/// The number of bytes that hyper may read in one poll while requests arrive. A small number saves
+/// memory: h2 uses 248 bytes for each request that it has read and not accepted.
 const MIN_READ: usize = 512;
 /// The maximum number of bytes that hyper may read in one poll while the client sends only request
 /// bodies.

@@ -10,8 +10,9 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A connection of which some bytes were already read. Reading first returns these bytes, `front`.
-/// Its shutdown waits until the client closes the connection, for at most one second.
+/// A connection whose first bytes were already read, for example to detect the protocol. Reading
+/// returns these bytes, `front`, before new bytes. Shutting down waits until the client closes the
+/// connection, for at most one second.
 #[derive(Debug)]
 pub(super) struct Rewound<I> {
     pub(super) io: I,

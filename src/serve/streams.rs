@@ -19,8 +19,8 @@ use std::{
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The number of streams that are polled before the connection takes their frames. With more
-/// streams, more frames would wait, and h2 uses 624 bytes of memory for each waiting frame.
+/// The number of streams that are polled before the connection takes their frames. A larger number
+/// would need more memory: h2 uses 624 bytes for each frame that waits for the connection.
 const SLICE: usize = 4;
 
 /// The index that stands for the connection itself in the queue of ready streams.
@@ -64,7 +64,8 @@ impl Queue {
     }
 }
 
-/// The waker of one stream, or of the connection itself.
+/// The waker of one stream, or of the connection itself. Waking marks the stream or the connection
+/// as ready, and wakes the task that runs all of them.
 struct Woken {
     index: u32,
     is_queued: AtomicBool,
@@ -141,8 +142,8 @@ impl Streams {
         self.connection.wake_by_ref();
     }
 
-    /// Polls each ready stream once. Calls `between` after every four streams, unless no stream
-    /// follows.
+    /// Polls each ready stream once. Calls `between` after every four streams if more streams
+    /// follow. `between` polls the connection, which takes the frames of these streams.
     pub(super) fn poll_ready(&mut self, mut between: impl FnMut(&Self)) {
         let mut polling = mem::take(&mut self.polling);
         let mut ready = self.queue.lock();
@@ -162,9 +163,9 @@ impl Streams {
         self.polling = polling;
     }
 
-    /// Polls these streams once, without tokio's cooperative budget. The budget belongs to the
-    /// task, so all streams together would use it up after 128 operations. The HTTP/2 window and
-    /// the buffer of the connection already limit each stream.
+    /// Polls the streams with these indices once, without tokio's cooperative budget. The budget
+    /// belongs to the task, so all streams together would use it up after 128 operations. The
+    /// HTTP/2 window and the buffer of the connection already limit each stream.
     fn poll_slice(&mut self, indices: &[u32]) {
         let all = poll_fn(|_| {
             indices.iter().for_each(|&index| self.poll_stream(index));

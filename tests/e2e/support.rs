@@ -20,6 +20,8 @@ mod http;
 mod page;
 #[path = "support/port.rs"]
 mod port;
+#[path = "support/postgres.rs"]
+mod postgres;
 #[path = "support/process.rs"]
 mod process;
 #[path = "support/process_tree.rs"]

@@ -62,6 +62,8 @@ pub(crate) enum Mode {
     Lags,
     /// Appends of records with the text "large" fail, and other requests succeed.
     Refuses,
+    /// Every append fails, and other requests succeed.
+    ReadsOnly,
 }
 
 impl Shared {
@@ -165,7 +167,11 @@ impl Faulty {
 
     fn check_refusal(&self, records: &[Record]) -> Result<(), BoxError> {
         let is_large = records.iter().any(|record| record.event.ends_with(b"large\n\n"));
-        if is_large && self.mode() == Mode::Refuses { Err("the record is too big".into()) } else { Ok(()) }
+        match self.mode() {
+            Mode::Refuses if is_large => Err("the record is too big".into()),
+            Mode::ReadsOnly => Err("the log is read-only".into()),
+            _ => Ok(()),
+        }
     }
 
     fn cut(&self, mut page: Page) -> Page {

@@ -2,6 +2,7 @@
 //! happens to the backend.
 
 use super::{Faulty, Mode, PLENTY, Shared, hub, settle, two};
+use bytes::Bytes;
 use futures_util::stream;
 use http::{Request, request::Parts};
 use std::{task::Poll, time::Duration};
@@ -9,7 +10,10 @@ use support::{polled::Polled, respond::respond};
 use tokio::time::{Instant, sleep, timeout};
 use tower_sse::{
     Event, SseLayer, SseStream, StreamRegistry,
-    hub::{ErrorKind, Hub},
+    hub::{
+        ErrorKind, Hub,
+        backend::{Backend, Record, RecordKind},
+    },
 };
 
 type Registry = StreamRegistry<String>;
@@ -175,6 +179,28 @@ async fn node_that_cannot_read_the_log_fails_closed() {
         sleep(LIMIT).await;
         stays_open(&mut open(&registry, ALICE)).await;
     }
+}
+
+/// The subscription of the node ends again and again, as another program has finished the topic. The
+/// node cannot append signs of life, which would continue the topic.
+#[tokio::test(start_paused = true)]
+async fn node_whose_topic_was_finished_fails_closed() {
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    let shared = Shared::new(PLENTY);
+    let connection = shared.connect();
+    let hub = hub(connection.clone()).await;
+    let registry = Registry::new().fail_closed_after(LIMIT);
+    registry.follow(&hub).await.unwrap();
+    let mut body = open(&registry, ALICE);
+    connection.set(Mode::ReadsOnly);
+    let other = shared.connect();
+    let finish = Record { topic: "tower-sse/closed-streams".into(), kind: RecordKind::Finish, event: Bytes::new() };
+    other.append(vec![finish]).await.unwrap();
+    sleep(LIMIT / 2).await;
+    assert_eq!(body.poll(), Poll::Pending);
+    sleep(LIMIT / 2 + Duration::from_secs(3)).await;
+    assert_eq!(ends(&mut body).await, "");
 }
 
 /// Records of other programs in the topic stop no node and close no stream.

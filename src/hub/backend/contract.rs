@@ -27,11 +27,11 @@ use tokio::time::timeout;
 /// The time limit of a `read`, `follow` or `append_if_unchanged` call that has to return. A check
 /// panics if the call takes longer.
 const SOON: Duration = Duration::from_secs(20);
-/// The time that a check waits to see that a call does not return, before it concludes that the
-/// call keeps waiting.
+/// The time after which a check assumes that a call waits for a new record. If the call returns
+/// within this time, the check fails.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// The retention limit of the logs for all checks except the check of retention. Each of these
-/// checks appends fewer records.
+/// The number of records that the log of each check has to retain, except in the check of
+/// retention. The other checks append fewer records, so none of their records is evicted.
 const PLENTY: usize = 100_000;
 
 /// Checks an implementation of [`Backend`] against the rules of the trait. Each check uses a log of

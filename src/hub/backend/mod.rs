@@ -18,13 +18,19 @@ mod memory;
 #[cfg(feature = "nats")]
 mod nats;
 mod position;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "postgres-tls", feature = "redis-tls"))]
+mod tls;
 
 pub use memory::MemoryBackend;
 #[cfg(feature = "nats")]
 pub use nats::NatsBackend;
 pub use position::Position;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresBackend;
 #[cfg(feature = "redis")]
 pub use redis::RedisBackend;
 

@@ -41,8 +41,8 @@ const MAX_CONCURRENT_READS: usize = 8;
 ///
 /// A new subscription that needs one read more fails with
 /// [`Overloaded`](crate::hub::ErrorKind::Overloaded). With 5 ms per read, the last of 1,024 reads
-/// waits for 0.7 s. A read leaves the queue immediately when no client waits for its result any
-/// more.
+/// waits for about 0.6 s. A read leaves the queue immediately when no client waits for its result
+/// any more.
 pub(in crate::hub) const MAX_QUEUED_READS: usize = 1_024;
 
 /// A client of the backend, for one hub: it appends records, reads old records, and remembers where
@@ -54,8 +54,9 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// `true` while an overload of the read queue lasts: its begin was reported with `tracing`, and
-    /// its end was not. New reads are rejected while the queue is full.
+    /// `true` from the first read that was rejected because the read queue was full, until at least
+    /// half of the queue is free. Both moments are logged with `tracing`. Reads are rejected only
+    /// while the queue is full.
     is_overloaded: AtomicBool,
     /// The runtime for requests and tasks. Set when the hub connects to its backend.
     runtime: OnceLock<Handle>,
@@ -259,7 +260,8 @@ impl BackendClient {
     }
 
     /// Appends events of one kind to one topic, and returns the id of the last event. The result is
-    /// never `Ok(None)`.
+    /// `Some` in every case: it is an `Option` because publishing in memory has the same return
+    /// type.
     pub(in crate::hub) async fn publish(
         &self,
         topic: &Arc<str>,
@@ -327,8 +329,8 @@ impl BackendClient {
         Ok(appended)
     }
 
-    /// Appends a record that finishes the topic: no event follows it. The topic counts as finished
-    /// on this node from now on.
+    /// Appends the record that finishes the topic, called the finish record. The topic counts as
+    /// finished on this node from now on.
     pub(in crate::hub) async fn finish(&self, topic: &Arc<str>) -> Result<(), Error> {
         let finish = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
         let Appended { epoch, position } = self.append(topic, vec![finish]).await?;

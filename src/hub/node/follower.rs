@@ -33,11 +33,10 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(25), Duration::from_millis(
 /// backend for the last position.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The follower reads the log with a `follow` call of the backend. Every two seconds without a
-/// result, it asks the backend for the last position of the log. If this position was newer three
-/// times in a row, the follower cancels the call and repeats it. Each such restart doubles the
-/// number three, because reading one large page may take longer. When a page arrives, the number is
-/// three again.
+/// The number of missed checks after which the follower, the task that reads the log, cancels its
+/// `follow` call and repeats it. The follower makes a check after every two seconds without a page.
+/// A check is missed if the log has records that the call has not returned. Each repeated call
+/// doubles the number, because a large page may take longer. A page resets the number.
 const MAX_MISSED_PROBES: u32 = 3;
 
 /// The time limit for the initial read of the log in [`connect`]. After the limit, a background
@@ -56,16 +55,12 @@ pub(in crate::hub) trait Node: Send + Sync + 'static {
 }
 
 /// Reads the retained log into the memory of `node`, and spawns the follower: the task that reads
-/// new records until the hub is dropped.
+/// new records until the hub is dropped. If reading takes longer than [`CATCH_UP`], the follower
+/// reads the rest, and subscriptions on this node get events later.
 ///
-/// Reading the whole log takes longer than starting at its end: 0.3 s for a million records in
-/// memory. But after it, the node knows the finished topics and the newest state of each topic. It
-/// can also resume clients without the backend.
-///
-/// If reading takes longer than [`CATCH_UP`], the function returns, and the follower reads the
-/// rest. Until then, subscriptions on this node get events later, but lose none.
-///
-/// Returns an error outside of a tokio runtime, or if the backend fails.
+/// Reading takes 0.3 s for a million records in memory. The node then knows the finished topics and
+/// the newest state of each topic, and can resume clients without the backend. Returns an error
+/// outside of a tokio runtime, or if the backend fails.
 pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClient) -> Result<(), BoxError> {
     let runtime = Handle::try_current()?;
     client.set_runtime(&runtime);
@@ -135,11 +130,10 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
 /// an error. So every two seconds, the function also asks the backend for the bounds of the log,
-/// and records a failure in `outage`.
+/// and records a failed request in `outage`.
 ///
-/// Returns an error if the epoch of the log, its identity, is not `epoch`. Also returns an error if
-/// the log ended at another position than `after` in `max_missed` consecutive checks. In this case,
-/// `max_missed` is doubled.
+/// Returns an error if the log has another epoch than `epoch`. Also returns an error if the log did
+/// not end at `after` in `max_missed` successive checks, and then doubles `max_missed`.
 async fn next(
     backend: &dyn DynBackend,
     after: Position,

@@ -13,8 +13,8 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The maximum wait, after a rejected append, for this node to read more of the log. Then the
-/// append is tried again.
+/// An append of a recording is rejected if the log has records of the topic that this node has not
+/// read yet. The node then waits at most this time to read more of the log, and tries again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 /// The maximum time for which a failing append is tried again while the backend responds to other
@@ -49,14 +49,15 @@ impl Fence {
         backend.append_if_unchanged(records, self.epoch, self.since).await
     }
 
-    /// Waits until this node has read the log past the fence, but for at most one second.
+    /// Waits until this node has read at least one position after the one at which the fence was
+    /// created. Returns after one second in any case.
     pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 }
 
-/// Waits until this node has read the log up to and including `through`, but no longer than
-/// `deadline`. Returns `false` if the deadline came first.
+/// Waits until this node has read the log up to and including `through`, but not after `deadline`.
+/// Returns `true` if the node has read that far in time.
 pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }

@@ -12,12 +12,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 /// records, but do not retain them as events of a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
-/// The approximate maximum size of one record, in bytes. NATS accepts messages of up to 1 MiB by
-/// default.
+/// The approximate maximum size in bytes of a record that contains a sign of life of a node. A
+/// larger one is split. NATS accepts messages of up to 1 MiB by default.
 const MAX_BYTES: usize = 64 << 10;
 
-/// The minimum and the maximum of a lease. A received lease outside of this range is set to the
-/// nearer limit.
+/// The minimum and the maximum of a lease: the silence after which other nodes consider a node
+/// dead. A received lease outside of this range is set to the nearer limit.
 pub(in crate::hub) const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
 
 /// A message from one node to the other nodes of the hub. Each message is a record in the log.

@@ -23,11 +23,13 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// The maximum pause of the keeper between two runs. After each pause, it checks which topics of
-/// other nodes' recordings have subscribers on this node.
+/// The maximum pause between two runs of the keeper, the task that announces the recordings of this
+/// node. After each pause, the keeper checks which topics that other nodes record have subscribers
+/// on this node.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The pause of the keeper after a failed request to the backend. Then it tries again.
+/// The pause after a failed request to the backend. Then the keeper, the task that announces the
+/// recordings of this node, tries again.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The number of beats (signs of life) that a node sends within one lease. A lease is the silence
@@ -66,13 +68,16 @@ struct Keeper {
     /// The time of the last beat, the sign of life that this node appends to the log. `None` before
     /// the first beat.
     beat_at: Option<Instant>,
-    /// The topics that the last beat of this node reported as having subscribers here.
+    /// The topics with subscribers on this node that its last beat has reported. A beat is a sign
+    /// of life of a node.
     watching: HashSet<Arc<str>>,
-    /// Set if the last beat of this node contained a recording or a topic with subscribers.
+    /// Set if the last beat of this node contained a recording or a topic with subscribers. A beat
+    /// is a sign of life of a node.
     has_content: bool,
 }
 
-/// The state of the recordings at the beginning of one run of the keeper.
+/// The state of the recordings at the beginning of one run of the keeper. The keeper is the task
+/// that announces the recordings of this node and takes over those of dead nodes.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
@@ -90,8 +95,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// Collects the work of one run. Returns `None` if no recording and no other node is left, or
-    /// if the hub is shut down and its recordings have ended.
+    /// Collects the state of the recordings. Returns `None` if no recording and no other node is
+    /// left, or if the hub is shut down and its recordings have ended.
     fn new(core: &Core) -> Option<Self> {
         let is_shut_down = core.is_shut_down();
         let state = core.recordings.state();
@@ -123,8 +128,9 @@ impl Plan {
 }
 
 impl Keeper {
-    /// Runs the keeper once: sends a beat if it is due, and takes over the recordings of dead
-    /// nodes. Returns the time of the next run, or `None` if the keeper has to end.
+    /// Runs the keeper once: appends a beat, the sign of life of this node, if it is due, and takes
+    /// over the recordings of dead nodes. Returns the time of the next run, or `None` if the keeper
+    /// has to end.
     async fn run_once(&mut self, core: &Arc<Core>, backend: &BackendClient) -> Option<Instant> {
         let Some(plan) = Plan::new(core) else {
             if self.has_content {
@@ -169,8 +175,9 @@ impl Keeper {
         Some(next.max(now + TICK / 100))
     }
 
-    /// Appends a beat with the recordings in `plan`, or an empty beat if `plan` is `None`. Returns
-    /// `None` if the backend does not confirm the beat within a third of `lease` per record.
+    /// Appends a beat, the sign of life of this node. It contains the recordings in `plan`, or none
+    /// if `plan` is `None`. A large beat consists of several records. Returns `None` if the backend
+    /// does not confirm each record within a third of `lease`.
     async fn beat(&mut self, core: &Core, backend: &BackendClient, plan: Option<Plan>, lease: Duration) -> Option<()> {
         let plan = plan.map(|plan| (plan.locals, plan.watching, plan.has_members));
         let (locals, watching, has_members) = plan.unwrap_or_default();
@@ -198,8 +205,9 @@ impl Keeper {
         Some(())
     }
 
-    /// Starts one task for each recording of a dead node, to take it over. Returns the earliest
-    /// time at which another known node counts as dead, or `None` without such a node.
+    /// Starts one task for each recording of a dead node, to take over the recording. Returns the
+    /// earliest time at which one of the living nodes counts as dead unless it gives a sign of
+    /// life. Returns `None` without such a node.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = core.recordings.state();
@@ -222,10 +230,11 @@ impl Keeper {
 }
 
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
-/// Returns `false` if this takes longer than `time`.
+/// Returns `false` if this fails or takes longer than `time`.
 ///
-/// After a success, the previous success may be longer ago than `longest_gap`. This counts as an
-/// outage. The silence of the other nodes is then measured from now on.
+/// If the last success was more than `longest_gap` before this call, this node has had an outage.
+/// The silence of other nodes is then measured from the end of this call, because they may have had
+/// the same outage.
 async fn probe(core: &Core, backend: &BackendClient, time: Duration, longest_gap: Duration) -> bool {
     let began = Instant::now();
     let deadline = began + time;

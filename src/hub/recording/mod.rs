@@ -120,8 +120,9 @@ impl Recorder {
     /// default, the recording continues without subscribers.
     ///
     /// The time begins with the recording, so the first client has this long to subscribe. With a
-    /// backend, other nodes report their subscribers within a third of the [`lease`](Self::lease),
-    /// and within about one second. The time does not pass while the backend is down.
+    /// backend, another node reports its first subscriber after at most about one second, or a
+    /// third of the [`lease`](Self::lease) if this is shorter. The time does not pass while the
+    /// backend is down.
     pub fn abandon_after(mut self, time: Duration) -> Self {
         self.settings.abandon_after = Some(time);
         self

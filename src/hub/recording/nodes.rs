@@ -43,19 +43,19 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The position up to which the records of the log were noted here.
+    /// The position up to which the recordings were updated from the records of the log.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
-    /// Set while the keeper runs. The keeper is the task that announces the recordings of this
-    /// node.
+    /// Set while the keeper runs, the task that announces the recordings of this node.
     is_kept: bool,
     pub(super) contact: Contact,
 }
 
-/// The times at which this node was known to have read the whole log.
+/// The contact of this node with the backend. `last` is the last time at which this node was known
+/// to have read the whole log.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
@@ -68,11 +68,12 @@ pub(super) struct Contact {
 /// of its node.
 pub(super) struct Peer {
     lease: Duration,
-    /// The time at which this node read the newest beat of the other node.
+    /// The time at which this node read the newest sign of life of the other node.
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts, read so far, of a beat whose last part was not read yet.
+    /// The parts, read so far, of a beat whose last part was not read yet. A beat is a sign of life
+    /// of the other node, with its recordings. A large beat has several parts.
     incoming: Option<Beat>,
     /// The number of the newest beat of the other node that was read. A beat is a sign of life. A
     /// beat with a smaller number arrived late, and is ignored.
@@ -112,8 +113,9 @@ pub(super) struct Foreign {
     pub(super) has_will: bool,
     /// Set while a task of this node takes over the recording.
     pub(super) is_claimed: bool,
-    /// Set if the newest beat of its node lacks the recording, although the topic is not finished.
-    /// Another node then takes over without waiting for the end of the lease.
+    /// Set if the newest sign of life of its node does not contain the recording, although the
+    /// topic is not finished. This node then takes over the recording immediately, without waiting
+    /// until the other node counts as dead.
     pub(super) is_orphan: bool,
 }
 
@@ -141,8 +143,8 @@ struct LocalState {
     /// Set while an append that was rejected or had no response is tried again. In this case, the
     /// recording can be stopped before the append has succeeded.
     is_retrying: bool,
-    /// The end of the log when the recording was started. Requests to stop a recording before this
-    /// position are meant for an earlier recording of the topic.
+    /// The end of the log when the recording was started. A request to stop this topic's recordings
+    /// is ignored if its position is not after this one: it is meant for an earlier recording.
     started_at: Position,
     /// The position of the last record that this recording is known to have appended.
     appended: Position,
@@ -302,8 +304,9 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Adapts the recordings to another log that has replaced the backend's log. They continue in
-    /// the other log. Its records are noted from the position after `after`.
+    /// Adapts the recordings to another log that has replaced the log of the backend. The
+    /// recordings continue in the other log. Their state is updated from its records after the
+    /// position `after`.
     pub(in crate::hub) fn reset(&self, after: Position) {
         let mut state = self.state();
         state.noted_through = after;
@@ -315,8 +318,8 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Waits until `is_done` returns `true`. It is called immediately, and again whenever this node
-    /// has read a page of the log or announced its recordings.
+    /// Waits until `is_done` returns `true`. Calls `is_done` immediately, and again whenever this
+    /// node has read a page of the log or announced its recordings.
     pub(super) async fn progressed(&self, is_done: impl Fn() -> bool) {
         loop {
             let mut progressed = pin!(self.progressed.notified());
@@ -356,8 +359,9 @@ impl State {
         self.local.values().flatten()
     }
 
-    /// Returns the topics of other nodes' recordings that end without subscribers. This node
-    /// reports whether it has subscribers to these topics.
+    /// Returns the topics of other nodes' recordings that are configured to end after some time
+    /// without subscribers. This node reports to the other nodes which of these topics have
+    /// subscribers here.
     pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
         let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
@@ -538,8 +542,9 @@ impl Local {
         state.seen = Some(Vec::new());
     }
 
-    /// Returns `true` if the log already contains `records` from an earlier attempt without a
-    /// response. `is_unsure` is `true` if there was such an attempt.
+    /// Returns `true` if the log already contains `records`, from an earlier attempt that got no
+    /// response. Returns `false` if they have to be appended. `is_unsure` is `true` if there was
+    /// such an attempt.
     ///
     /// Returns `None` if the recording must not append `records`: its topic was finished, or
     /// another node has published its will.
@@ -588,8 +593,9 @@ impl Local {
 }
 
 impl LocalState {
-    /// Takes note of a record of the topic that this recording has not appended: a finish record
-    /// ends the recording, and so does its own `will`.
+    /// Handles a record of the topic that this recording has not appended. A finish record, or an
+    /// event equal to `will`, means that the recording must publish nothing more. `will` is the
+    /// event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
         self.has_will |= kind == RecordKind::Event && event == will;

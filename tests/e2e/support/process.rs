@@ -97,6 +97,18 @@ impl Process {
         }
     }
 
+    /// Sends SIGSTOP or SIGCONT to the program and all its descendants.
+    pub(crate) fn signal_tree(&self, name: &str) {
+        process_tree::signal_all(self.0.id(), name);
+    }
+
+    /// Returns the ids of the program and its descendants. The first one is that of the program.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        let id = self.0.id();
+        let others = process_tree::ids(id).into_iter().filter(|other| *other != id);
+        std::iter::once(id).chain(others).collect()
+    }
+
     /// Returns whether a thread of the process has not stopped.
     fn has_running_thread(&self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.0.id())).into_iter().flatten().flatten();
@@ -160,8 +172,12 @@ pub fn installed(names: &[&str], package: &str) -> PathBuf {
 /// Returns the path of the first of these programs that is installed.
 pub(crate) fn find_installed(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Debian installs servers in a folder that only root has in its PATH.
-    let folders = env::split_paths(&path).chain(["/usr/sbin".into()]).collect::<Vec<_>>();
+    // Debian installs servers in a folder that only root has in its PATH, and each version of
+    // Postgres in a folder of its own.
+    let mut versions: Vec<_> = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
+    versions.sort_by_key(|version| std::cmp::Reverse(version.file_name()));
+    let postgres = versions.into_iter().map(|version| version.path().join("bin"));
+    let folders: Vec<_> = postgres.chain(env::split_paths(&path)).chain(["/usr/sbin".into()]).collect();
     let mut files = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     files.find(|file| file.is_file())
 }

@@ -25,7 +25,7 @@ struct Entry {
 pub(crate) fn kill(root: u32) {
     let mut tree = BTreeSet::new();
     loop {
-        let more: Vec<_> = process_tree(root).difference(&tree).copied().collect();
+        let more: Vec<_> = ids(root).difference(&tree).copied().collect();
         if more.is_empty() {
             break;
         }
@@ -43,8 +43,25 @@ pub(crate) fn kill(root: u32) {
     }
 }
 
+/// Sends SIGSTOP or SIGCONT to a process and all its descendants. After SIGSTOP, waits until all have
+/// stopped.
+pub(crate) fn signal_all(root: u32, name: &str) {
+    let begin = Instant::now();
+    loop {
+        let tree = ids(root);
+        signal(name, &tree.iter().copied().collect::<Vec<_>>());
+        // A process may have started a child before it stopped.
+        let is_running = |process: &Entry| tree.contains(&process.id) && !matches!(process.state, 'T' | 'Z' | 'X');
+        if name != "STOP" || (ids(root) == tree && !processes().iter().any(is_running)) {
+            return;
+        }
+        assert!(begin.elapsed() < KILL_TIMEOUT, "the processes do not stop");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Returns the ids of a process and its descendants. Leaves out a root that has ended.
-fn process_tree(root: u32) -> BTreeSet<u32> {
+pub(crate) fn ids(root: u32) -> BTreeSet<u32> {
     let processes = processes();
     let is_root = |process: &&Entry| process.id == root && process.state != 'Z';
     let mut tree: BTreeSet<u32> = processes.iter().filter(is_root).map(|process| process.id).collect();
@@ -92,7 +109,7 @@ mod tests {
             command.args(["-c", "sleep 1000 & sh -c 'sleep 1000 & wait' & wait"]).spawn().expect("sh is installed");
         let begin = Instant::now();
         let tree = loop {
-            let tree = process_tree(root.id());
+            let tree = ids(root.id());
             if tree.len() == 4 {
                 break tree;
             }

@@ -1,7 +1,8 @@
-//! Servers of Redis and NATS for the log of a hub.
+//! Servers of Redis, NATS and Postgres for the log of a hub.
 
 use crate::{
     port::Port,
+    postgres,
     process::{Process, installed},
     wire::Wire,
 };
@@ -27,6 +28,9 @@ pub enum StoreKind {
     Redis,
     /// NATS, with JetStream in files.
     Nats,
+    /// Postgres, which writes each commit to the disk. Its arguments are settings, such as
+    /// `-c max_connections=10`.
+    Postgres,
 }
 
 impl StoreKind {
@@ -35,6 +39,7 @@ impl StoreKind {
         match self {
             Self::Redis => "--redis",
             Self::Nats => "--nats",
+            Self::Postgres => "--postgres",
         }
     }
 }
@@ -59,6 +64,9 @@ impl Store {
         let port = Port::free().expect("there is a free port");
         let folder = tempfile::tempdir().expect("the folder can be created");
         let arguments = arguments.iter().map(|arg| (*arg).to_owned()).collect();
+        if kind == StoreKind::Postgres {
+            postgres::create(folder.path());
+        }
         let mut store = Self { kind, port, folder, arguments, process: None };
         store.restart().await;
         store
@@ -76,11 +84,14 @@ impl Store {
 
     /// Returns the URL with this text before the address, such as `user:password@`.
     pub fn url_with(&self, user: &str) -> String {
-        let scheme = match self.kind {
-            StoreKind::Redis => "redis",
-            StoreKind::Nats => "nats",
-        };
-        format!("{scheme}://{user}{}", self.port.address())
+        match self.kind {
+            StoreKind::Redis => format!("redis://{user}{}", self.port.address()),
+            StoreKind::Nats => format!("nats://{user}{}", self.port.address()),
+            StoreKind::Postgres => {
+                let user = if user.is_empty() { "postgres@" } else { user };
+                format!("postgres://{user}{}/postgres", self.port.address())
+            }
+        }
     }
 
     /// Returns the URL for clients that connect through this wire.
@@ -107,13 +118,30 @@ impl Store {
                 command.args(["-a", "127.0.0.1", "-p", &port, "-js", "-sd"]).arg(self.folder.path());
                 command
             }
+            StoreKind::Postgres => {
+                let mut command = postgres::command("postgres");
+                command.arg("-D").arg(postgres::data(self.folder.path()));
+                command.args(["-h", "127.0.0.1", "-p", &port, "-k", "", "-c", "shared_buffers=32MB"]);
+                command
+            }
         };
         command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
         self.process = Some(Process::spawn(&mut command));
         let begin = std::time::Instant::now();
-        while TcpStream::connect(self.port.address()).await.is_err() {
+        while !self.answers().await {
             assert!(begin.elapsed() < START_TIMEOUT, "{command:?} does not listen");
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Returns whether the server accepts connections. Postgres listens before it has recovered.
+    async fn answers(&self) -> bool {
+        match self.kind {
+            StoreKind::Postgres => {
+                let mut ready = postgres::command("pg_isready");
+                ready.args(["--quiet", "-d", &self.url()]).status().expect("pg_isready is installed").success()
+            }
+            _ => TcpStream::connect(self.port.address()).await.is_ok(),
         }
     }
 
@@ -133,7 +161,39 @@ impl Store {
     ///
     /// If the server does not run.
     pub fn signal(&self, name: &str) {
+        let process = self.process.as_ref().expect("the server runs");
+        match self.kind {
+            // Each connection has a process.
+            StoreKind::Postgres => process.signal_tree(name),
+            _ => process.signal(name),
+        }
+    }
+
+    /// Sends a signal to the main process of the server only, such as `HUP`.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not run.
+    pub fn signal_one(&self, name: &str) {
         self.process.as_ref().expect("the server runs").signal(name);
+    }
+
+    /// Sets the maximum size of a file that the server writes, in bytes or `unlimited`. A server that
+    /// reaches it fails as with a full disk.
+    ///
+    /// # Panics
+    ///
+    /// If the server does not run.
+    pub fn limit_file_size(&self, bytes: &str) {
+        let ids = self.process.as_ref().expect("the server runs").ids();
+        for (n, id) in ids.iter().enumerate() {
+            // Only the user of a process may change its limits.
+            let mut limit = postgres::command("prlimit");
+            limit.args(["--pid", &id.to_string(), &format!("--fsize={bytes}:unlimited")]);
+            let is_limited = limit.status().is_ok_and(|status| status.success());
+            // A descendant may have ended.
+            assert!(is_limited || n > 0, "{limit:?} fails");
+        }
     }
 
     /// Returns the address of the server.
@@ -161,6 +221,74 @@ impl Store {
         answer[answer.find("MSG ").expect("an answer")..].to_owned()
     }
 
+    /// Runs statements of SQL with `psql`, in one transaction unless they begin and commit their
+    /// own. Returns the rows as text.
+    ///
+    /// # Panics
+    ///
+    /// If a statement fails.
+    pub fn sql(&self, statements: &str) -> String {
+        postgres::psql(&self.url(), statements)
+    }
+
+    /// Restores a dump of the database of a Postgres server as another database of this server.
+    /// Returns its URL.
+    ///
+    /// # Panics
+    ///
+    /// If the database exists.
+    pub fn copy_database(&self, name: &str) -> String {
+        let dump = postgres::run(postgres::command("pg_dump").args(["-d", &self.url()]));
+        self.sql(&format!("CREATE DATABASE {name}"));
+        let url = format!("postgres://postgres@{}/{name}", self.address());
+        let file = self.folder.path().join("dump.sql");
+        std::fs::write(&file, dump).expect("the file can be written");
+        let mut psql = postgres::command("psql");
+        postgres::run(psql.args(["--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", "-d", &url, "-f"]).arg(file));
+        url
+    }
+
+    /// Copies the data of a Postgres server that was killed.
+    ///
+    /// # Panics
+    ///
+    /// If the server runs.
+    pub fn back_up(&self) -> TempDir {
+        assert!(self.process.is_none(), "the server does not run");
+        let backup = tempfile::tempdir().expect("the folder can be created");
+        postgres::copy(&postgres::data(self.folder.path()), &postgres::data(backup.path()));
+        backup
+    }
+
+    /// Replaces the data of a Postgres server that was killed.
+    ///
+    /// # Panics
+    ///
+    /// If the server runs.
+    pub fn restore(&self, backup: &TempDir) {
+        assert!(self.process.is_none(), "the server does not run");
+        let data = postgres::data(self.folder.path());
+        std::fs::remove_dir_all(&data).expect("the data can be removed");
+        postgres::copy(&postgres::data(backup.path()), &data);
+    }
+
+    /// Starts a replica of a Postgres server, which replicates asynchronously.
+    ///
+    /// # Panics
+    ///
+    /// If the replica does not start.
+    pub async fn replica(&self) -> Self {
+        let port = Port::free().expect("there is a free port");
+        let folder = tempfile::tempdir().expect("the folder can be created");
+        postgres::give(folder.path());
+        let mut copy = postgres::command("pg_basebackup");
+        copy.args(["--no-sync", "--checkpoint=fast", "--write-recovery-conf", "-d", &self.url(), "-D"]);
+        postgres::run(copy.arg(postgres::data(folder.path())));
+        let mut store = Self { kind: self.kind, port, folder, arguments: Vec::new(), process: None };
+        store.restart().await;
+        store
+    }
+
     /// Sends a request, and reads until the answer ends with `end`. Skips the greeting of NATS.
     async fn ask(&self, request: &str, end: &str) -> String {
         let ask = async {
@@ -174,6 +302,7 @@ impl Store {
                 let rest = match self.kind {
                     StoreKind::Redis => Some(&*text),
                     StoreKind::Nats => text.split_once("MSG ").map(|(_, rest)| rest),
+                    StoreKind::Postgres => panic!("use `sql` for Postgres"),
                 };
                 if rest.is_some_and(|rest| rest.ends_with(end)) {
                     return text.into_owned();

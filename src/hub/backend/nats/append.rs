@@ -23,9 +23,10 @@ use async_nats::{
 };
 use tokio::time::{Instant, timeout_at};
 
-/// The first version of nats-server that compares the last sequence of a subject when it stores a
-/// message. Earlier versions compare it when the leader receives the message. Such a leader can
-/// accept two messages with the same expected sequence before it has stored the first.
+/// The first version of nats-server that reliably compares the last sequence of a subject with the
+/// expected one, even if the stream has several replicas. Earlier versions compare it when the
+/// leader receives the message. Such a leader can accept two messages with the same expected
+/// sequence before it has stored the first.
 const COMPARES_SUBJECTS: (i64, i64, i64) = (2, 9, 21);
 
 /// The condition of an append: the log has the epoch `epoch`, and its topic has no record after the
@@ -44,14 +45,14 @@ struct NewMessage {
     message: PublishMessage,
 }
 
-/// The expected state of the log. If the log has another state, the server refuses to store the
-/// message.
+/// The state that the log must have when the server stores the message of a conditional append.
+/// Otherwise the server refuses to store the message.
 struct Expected {
     log: KnownLog,
     /// The sequence of the last message of the subject. 0 if the subject has no message.
     subject: u64,
-    /// The sequence of the last message of the stream. `None` if the servers can compare the last
-    /// sequence of one subject, which is then enough.
+    /// The sequence of the last message of the stream. `None` if the server can compare the last
+    /// sequence of one subject. The comparison of `subject` is then enough.
     stream: Option<u64>,
 }
 
@@ -127,8 +128,9 @@ impl NatsBackend {
     /// the log before, and the sequence of the stored message. Returns `None` if the condition does
     /// not hold.
     ///
-    /// Servers before 2.9.21 also refuse the message because of other topics, if the stream has
-    /// several replicas. The function then tries again, and returns an error after one timeout.
+    /// If the stream has several replicas, servers before 2.9.21 also refuse the message when
+    /// another topic has a new message. The function then tries again, and returns an error after
+    /// the request timeout of the backend.
     async fn publish_if_unchanged(
         &self,
         stream: &Stream<'_>,
@@ -160,9 +162,9 @@ impl NatsBackend {
         }
     }
 
-    /// Returns the state of the log that a conditional append expects. The state includes the last
-    /// sequence of `subject`. Returns `None` if `condition` does not hold, or if messages after its
-    /// position `since` are missing.
+    /// Returns the state that the log must still have when the server stores the message of a
+    /// conditional append. Returns `None` if `condition` does not hold, or if messages after its
+    /// position `since` are missing. `subject` is the subject of the message.
     async fn expected(
         &self,
         stream: &Stream<'_>,
@@ -187,8 +189,8 @@ impl NatsBackend {
     }
 
     /// Publishes a message. Sends the message again if there is no response within half of the
-    /// timeout, or if the connection is lost. The server detects the duplicate by the message id.
-    /// Returns an error if the whole timeout passes without a response.
+    /// request timeout, or if the connection is lost. The server detects the duplicate by the
+    /// message id. Returns an error if the whole request timeout passes without a response.
     async fn publish(&self, link: &Link, subject: &str, message: &PublishMessage) -> Result<Published, BoxError> {
         let deadline = Instant::now() + self.timeout;
         link.soon(async {
@@ -238,13 +240,12 @@ impl NatsBackend {
     }
 }
 
-/// Returns the sequence of the message `new` if an earlier attempt has stored it, although the
-/// server has refused the last attempt. `before` is the last sequence of its subject before the
-/// first attempt. Returns `None` if the stream has another message in its place, and an error if
-/// messages are missing there.
+/// Returns the sequence of the message `new` if an earlier attempt to publish it was successful.
+/// Called when the server has refused a later attempt: servers may compare the sequence before they
+/// look for a duplicate.
 ///
-/// Servers from 2.12 on compare the sequence before they look for a duplicate. Older servers do so
-/// in a stream with several replicas. So a message that is sent twice can cause its own refusal.
+/// `before` is the last sequence of the subject before the first attempt. Returns `None` if the
+/// next message of the subject is another one, and an error if there is no next message.
 async fn stored_by_earlier_attempt(
     stream: &Stream<'_>,
     new: &NewMessage,

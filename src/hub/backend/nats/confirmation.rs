@@ -19,9 +19,10 @@ use tokio::{sync::oneshot, time::timeout};
 /// has the message.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
-/// The published messages whose publishers wait for a confirmation. A message is confirmed when the
-/// follower, the task that reads the stream, has received it. This proves which log has stored the
-/// message. The server's acknowledgement does not say this.
+/// The published messages whose publishers wait for a confirmation. Another log can replace the log
+/// in the stream, and the server's acknowledgement does not say which of them has stored a message.
+/// A message is confirmed when the follower, the task that reads the stream, has received it from
+/// one of the logs.
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
@@ -30,7 +31,8 @@ pub(super) struct Confirmations {
     is_following: AtomicBool,
 }
 
-/// Waits for the confirmation of one published message. Dropping the value ends the wait.
+/// Waits until the follower, the task that reads the stream, receives one published message.
+/// Dropping the value ends the wait.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
     identity: u64,
@@ -43,15 +45,16 @@ impl Confirmations {
     }
 
     /// Registers a message before it is published. `id` is the message id. The returned value waits
-    /// for the confirmation.
+    /// until the follower, the task that reads the stream, receives the message.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
         Pending { confirmations: self, identity, epoch }
     }
 
-    /// Confirms a message if its publisher waits for that. The follower calls this when it has
-    /// received the message from the log with this epoch, the number that identifies a log.
+    /// Sends `epoch` to the publisher of `message` if the publisher waits for it. The follower, the
+    /// task that reads the stream, calls this when it has received the message. `epoch` identifies
+    /// the log that has stored the message.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {

@@ -26,8 +26,9 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-/// The follower needs a consumer to receive messages. While the server creates the consumer, the
-/// follower reads new messages one by one at this interval.
+/// The interval at which the follower, the task that reads the stream, reads new messages one by
+/// one while the server creates a consumer. With the consumer, it then receives messages without
+/// asking for each.
 const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 
 /// The pause between a failed attempt to create a consumer and the next attempt.
@@ -53,8 +54,8 @@ pub(super) struct Follower {
 }
 
 enum Source {
-    /// A consumer is being created. The number counts the failed attempts so far. Meanwhile
-    /// messages are read one by one.
+    /// A consumer is being created, with the number of failed attempts so far. Meanwhile, messages
+    /// are read one by one.
     ///
     /// In a cluster, only the meta leader can create a consumer. While the meta leader is being
     /// elected, the leader of the stream can already return single messages.
@@ -66,7 +67,7 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// The number of messages that the client has received through this consumer.
+    /// The number of messages that this process has received through the consumer.
     received: u64,
 }
 

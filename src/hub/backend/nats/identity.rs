@@ -32,10 +32,10 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// The time after which a node that has just connected to a log adds another mark, unless there are
-/// newer messages. If a quarter of the stream's maximum age is shorter, that time counts. A mark is
-/// a message that identifies the log. The existing mark could be so old that retention removes it
-/// soon.
+/// In a stream with a maximum age of messages, a node that has just connected adds another mark
+/// after this time, unless a message arrives before. A mark is a message that identifies the log.
+/// The existing mark could be so old that retention removes it soon. If a quarter of the maximum
+/// age is shorter, the node adds the mark after that time.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
 /// The pauses in milliseconds before a mark is published again because no stream has accepted it. A
@@ -74,8 +74,9 @@ pub(super) struct KnownLog {
     /// The maximum age of messages in the stream. The server removes older messages. `None` means
     /// no limit.
     max_age: Option<Duration>,
-    /// The time for adding another mark, a message that identifies the log, if no message arrives
-    /// before. Otherwise retention could remove all marks.
+    /// The time at which the node adds another mark, a message that identifies the log. A message
+    /// that arrives before postpones this time. Without another mark, retention could remove all
+    /// marks.
     renewal: Instant,
 }
 
@@ -88,14 +89,16 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    /// Creates a witness, which identifies the log, from the sequence and the message id of a
-    /// published message. Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`].
+    /// Creates a witness, a remembered message that identifies the log, from the sequence and the
+    /// message id of a published message. Returns `None` if the size of its payload, `bytes`,
+    /// exceeds [`MAX_WITNESS_BYTES`].
     pub(super) fn new(sequence: u64, id: &str, bytes: usize) -> Option<Self> {
         (bytes <= MAX_WITNESS_BYTES).then(|| Self { sequence, identity: message::identity(id) })
     }
 
-    /// Creates a witness, which identifies the log, from a stored message. Returns `None` if its
-    /// payload has more than [`MAX_WITNESS_BYTES`], or if another program has written the message.
+    /// Creates a witness, a remembered message that identifies the log, from a stored message.
+    /// Returns `None` if its payload has more than [`MAX_WITNESS_BYTES`], or if another program has
+    /// written the message.
     pub(super) fn of(message: &Stored) -> Option<Self> {
         let is_fit = message.log().is_some() && message.payload.len() <= MAX_WITNESS_BYTES;
         let identity = message.identity().filter(|_| is_fit)?;
@@ -108,9 +111,9 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the eviction watermark of the log, if its stream has this state. Evicted events have
-    /// positions up to the watermark, and retained events have greater positions. Marks (messages
-    /// that identify the log) are not events and do not count.
+    /// Returns the eviction watermark of the log whose stream is in this state. Evicted events have
+    /// positions up to the watermark, and retained events have greater positions. Marks, the
+    /// messages that identify the log, are not events and do not count.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -120,17 +123,18 @@ impl KnownLog {
         })
     }
 
-    /// Returns the position of the newest mark if only marks are between the position `through` and
-    /// it. Otherwise returns `through`. A mark is a message that identifies the log and contains no
-    /// event, so both positions precede the same event.
+    /// Skips marks, the messages that identify the log and contain no event. If only marks are
+    /// between the position `through` and the newest mark, returns the position of the newest mark.
+    /// Otherwise returns `through`.
     pub(super) fn skip_marks(&self, through: Position) -> Position {
         let is_before_marks = through >= position(self.last_event);
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark, a message that identifies the log, that the follower has read. Records the
-    /// mark if it is a newer mark of this log. Returns `false`, and records nothing, if the mark is
-    /// newer and begins another log.
+    /// Handles a mark that the follower has read. A mark is a message that identifies the log.
+    /// Returns `true` if the mark belongs to this log or is not newer than the known mark, and
+    /// records a newer mark. Returns `false`, and records nothing, if a newer mark begins another
+    /// log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -228,13 +232,12 @@ impl Identity {
         }
     }
 
-    /// Returns the current log of the stream. If the stream still has the witness, a message that
-    /// this node remembers, the result is the log that the node has used so far. Otherwise a
-    /// complete [`check`](Self::check) decides. The check begins after this call.
+    /// Returns the current log of the stream, from a check that begins after this call. If the
+    /// stream still has the witness, a message that this node remembers, the result is the log that
+    /// the node has used so far. Otherwise a complete [`check`](Self::check) decides.
     ///
-    /// All messages that were in the stream before the call are in the returned log. The only
-    /// exception is a stream that is replaced twice during the check. These messages can then be in
-    /// the first of the two logs.
+    /// Every message that the stream had before the call belongs to the returned log. This can be
+    /// wrong only if the stream is replaced twice during the check.
     pub(super) async fn check_witness(&self, stream: &Stream<'_>) -> Result<KnownLog, BoxError> {
         let check_witness = async {
             if let Some(known) = self.known() {
@@ -250,8 +253,8 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Compares the stream with the known log, and returns the current log and the state of the
-    /// stream. The check begins after this call.
+    /// Compares the stream with the log that this node has used so far. Returns the current log and
+    /// the state of the stream. Concurrent callers share a check, which begins after their calls.
     ///
     /// Creates the stream if it does not exist. If the stream has lost messages or was replaced,
     /// begins a new log in it.
@@ -315,9 +318,9 @@ impl Identity {
         Ok(known)
     }
 
-    /// Continues with the known log. Replaces its witness (a remembered message) if the stream has
-    /// removed it. Publishes another mark (a message that identifies the log) if it is time for
-    /// one.
+    /// Continues with the log that this node has used so far. Replaces the witness, the message
+    /// that the node remembers, if the stream has removed it. Publishes another mark, a message
+    /// that identifies the log, if the time for it has come.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -392,9 +395,9 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     begin(stream, None, 0).await
 }
 
-/// Returns the mark of the log that replaces the lost log. A mark is a message that identifies a
-/// log. `mark` is the newest one in the stream. If another node has not begun the new log yet, this
-/// function begins it.
+/// Returns the mark of the log that replaces the log `lost`. A mark is a message that identifies a
+/// log, and `mark` is the newest one in the stream. If no other node has begun the new log yet,
+/// this function begins it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -439,8 +442,9 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Returns the newest message of the stream as a witness, a recent message that identifies the log
-/// in later checks. Returns `None` if that message is not suitable.
+/// Returns the newest message of the stream as a witness, a remembered message that identifies the
+/// log in later checks. Returns `None` if the stream is empty, or if the message is too large or
+/// from another program.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
@@ -456,8 +460,9 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     PublishMessage::build().headers(headers).message_id(message_id).payload(log.to_owned().into())
 }
 
-/// Publishes a mark, a message that identifies the log, and returns its sequence. Returns `None` if
-/// the stream or its marks have changed, so that the expected last sequence is wrong.
+/// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
+/// the expected last sequence of the stream or of its marks. Returns `None` if the server refuses
+/// the mark, because another message was stored since.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

@@ -257,8 +257,8 @@ impl Link {
     }
 
     /// Awaits a future, and returns an error if the future takes longer than the request timeout.
-    /// If no byte arrives from the server in that time, also forces a reconnect. A dead connection
-    /// may never report an error.
+    /// If no byte has arrived from the server by then, also forces a reconnect, because a dead
+    /// connection may never report an error.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();

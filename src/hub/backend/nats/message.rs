@@ -30,9 +30,8 @@ pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
 
-/// Returns the greatest sequence whose message has no event after `position`. This is the sequence
-/// of the message that ends at `position`. If `position` is inside a message, it is one less than
-/// the sequence of that message.
+/// Returns the sequence of the last message whose events all have positions up to and including
+/// `position`.
 pub(super) fn sequence(position: Position) -> u64 {
     position.get() / EVENTS
 }

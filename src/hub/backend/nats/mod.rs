@@ -154,8 +154,8 @@ pub struct NatsBackend {
     identity: Identity,
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
-    /// The epoch, which identifies the log, that the last call of [`bounds`](Backend::bounds) has
-    /// returned. 0 before the first call.
+    /// The epoch that the last call of [`bounds`](Backend::bounds) has returned. 0 before the first
+    /// call. If the stream has a log with another epoch, `follow` returns an error.
     reported: AtomicU64,
 }
 

@@ -129,9 +129,9 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
 /// Adapts a page that begins after the position `after` to messages that were deleted from the
 /// middle of the stream. `deleted` has the sequences of these messages in rising order.
 ///
-/// Normally the page is cut before the first deleted message, so that the next page reports the
-/// gap. If this message directly follows `after`, the page itself reports the gap: its watermark
-/// becomes the end of the deleted range. The page then ends before the next range.
+/// If the first deleted message directly follows `after`, the page reports a gap: its eviction
+/// watermark becomes the last deleted message of this range. The page ends before the next deleted
+/// message, so the next page reports that gap.
 pub(super) fn report_holes(page: &mut Page, after: Position, deleted: &[u64]) {
     let next = sequence_after(after.max(page.evicted_through));
     let holes = &deleted[deleted.partition_point(|sequence| *sequence < next)..];

@@ -218,9 +218,9 @@ async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, Requ
     })
 }
 
-/// Returns `true` if the server has refused a message because a last sequence is not the expected
-/// one. Servers from 2.12 on use a second error code while they store another message of the
-/// subject.
+/// Returns `true` if the server has refused a message because the last sequence is not the one that
+/// the message expects. Servers from 2.12 on have a second error code for this. They use it while
+/// they store another message of the same subject.
 pub(super) fn is_refusal(error: &PublishError) -> bool {
     let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
     error.kind() == PublishErrorKind::WrongLastSequence

@@ -1,7 +1,7 @@
 //! Connections to Redis: URLs, sentinels, cluster redirects, and the classification of errors.
 
 #[cfg(feature = "redis-tls")]
-use super::tls::Tls;
+use crate::hub::backend::tls::Tls;
 use crate::{BoxError, random};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
@@ -37,9 +37,9 @@ use tokio::{
 /// that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// An entry id consists of a time in milliseconds and a sequence number. In each millisecond, a
-/// server begins with its own sequence number in this range, derived from the server's identity. So
-/// two masters of a split brain hardly ever issue the same ids.
+/// The sequence numbers with which servers begin a millisecond. An entry id consists of a time in
+/// milliseconds and a sequence number. Each server has its own number in this range, so two masters
+/// of a split brain hardly ever issue the same id.
 ///
 /// A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at least
 /// 65,535 numbers remain for further entries of the same millisecond.
@@ -49,7 +49,8 @@ const REGIONS: Range<u64> = 5 << 16..15 << 16;
 /// takes longer, the next sentinel is asked.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The address of a Redis server or master, and the settings for connections to it.
+/// A Redis server: its address, or the name of a master whose address the sentinels know, and the
+/// settings for connections to it.
 pub(super) struct Server {
     address: Address,
     settings: RedisConnectionInfo,

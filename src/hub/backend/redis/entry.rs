@@ -9,7 +9,8 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the field that contains the event of an entry of this kind: `e`, `s` or `f`.
+/// Returns the name of the field that contains the event of an entry: `e` for an event, `s` for an
+/// event that replaces the previous one, `f` for the end of a topic.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -33,8 +34,8 @@ pub(super) struct Entry {
     /// The position of the preceding entry, as this entry contains it. `None` if other software
     /// than a hub has added this entry, or if this entry was deleted during the read.
     pub(super) previous: Option<Position>,
-    /// Set if entries directly before this entry were lost. Each reader that has not read the log
-    /// up to the position in this field has missed lost entries.
+    /// Set if entries directly before this entry were lost. A reader has missed lost entries if it
+    /// has not read the log up to the position in this field.
     lost_for_readers_before: Option<Position>,
     /// The position of the newest lost entry, if this entry reports a loss. `None` for all other
     /// entries.
@@ -139,8 +140,8 @@ pub(super) struct DecodedBatch {
     /// these entries are at or before this position.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
-    /// The position of the last entry of the batch. Without entries, the position after which the
-    /// reader has read.
+    /// The position of the last entry of the batch. If the batch is empty, this is the position
+    /// after which the entries were requested.
     pub(super) through: Position,
     /// `true` if other software than a hub has added the first entry. Such an entry does not
     /// contain the position of the entry before it.
@@ -162,9 +163,8 @@ pub(super) struct DecodedBatch {
     pub(super) largest: usize,
 }
 
-/// Decodes these entries for a reader that has read the log up to the position `after`. `topic` is
-/// called with the name of a topic. It returns the name if the records of the topic are wanted, and
-/// `None` to leave them out.
+/// Decodes these entries for a reader that has read the log up to the position `after`. `topic`
+/// gets the name of a topic and returns it, or `None` if the records of the topic are not wanted.
 ///
 /// Every entry contains the position of the entry before it. The batch ends before the first entry
 /// whose predecessor is missing, so a loss is always at the start of a batch. Entries of other

@@ -127,16 +127,17 @@ impl Losses {
     }
 
     /// Returns the position of the newest lost entry that has to be reported in the log, and counts
-    /// an attempt to report it. Returns `None` if there is none. The flag is `true` after too many
-    /// attempts: the report then has to be added even if an equal one may exist.
+    /// an attempt to report it. Returns `None` if no entry has to be reported. The flag is `true`
+    /// after too many attempts: the report then has to be added even if an equal one may exist.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.attempts += 1;
         Some((lost, self.attempts > MAX_ATTEMPTS))
     }
 
-    /// Stores a value, and returns the value of the previous call. The value is the end of the log
-    /// if this process has already read later positions. Otherwise the value is `None`.
+    /// Stores the end of the log if this process has already read later positions, and otherwise
+    /// `None`. Returns the value of the previous call. If the end has moved between two calls,
+    /// other processes append at positions that this process has passed.
     pub(super) fn replace_regressed_to(&mut self, regressed_to: Option<Position>) -> Option<Position> {
         mem::replace(&mut self.regressed_to, regressed_to)
     }

@@ -8,8 +8,6 @@ mod follower;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod losses;
-#[cfg(feature = "redis-tls")]
-mod tls;
 
 use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
 use crate::BoxError;
@@ -137,7 +135,7 @@ use tokio::sync::Mutex;
 pub struct RedisBackend {
     server: Server,
     #[cfg(feature = "redis-tls")]
-    tls_files: tls::Files,
+    tls_files: super::tls::Files,
     stream: String,
     max_records: u64,
     max_age: Duration,
@@ -182,7 +180,7 @@ impl RedisBackend {
         Ok(Self {
             server: Server::parse(url.as_ref())?,
             #[cfg(feature = "redis-tls")]
-            tls_files: tls::Files::default(),
+            tls_files: super::tls::Files::default(),
             stream: "tower-sse".to_owned(),
             max_records: 1_000_000,
             max_age: Duration::from_secs(60 * 60),

@@ -5,7 +5,7 @@ use e2e::{Store, StoreKind};
 use std::time::{Duration, Instant};
 use tower_sse::hub::{
     ErrorKind,
-    backend::{NatsBackend, RedisBackend},
+    backend::{NatsBackend, PostgresBackend, RedisBackend},
 };
 
 with_each_store! {
@@ -22,10 +22,24 @@ async fn wrong_password_is_an_error_without_the_password(kind: StoreKind) {
         StoreKind::Nats => {
             (&["--user", "me", "--pass", "secret"], "me:secret@", "me:guessed@", "authorization violation")
         }
+        StoreKind::Postgres => {
+            (&[], "postgres:secret@", "postgres:guessed@", "password authentication failed for user")
+        }
     };
     let store = Store::start(kind, arguments).await;
+    if kind == StoreKind::Postgres {
+        store.sql("ALTER ROLE postgres PASSWORD 'secret'");
+        let rules = store.folder().join("data/pg_hba.conf");
+        std::fs::write(rules, "host all all 127.0.0.1/32 scram-sha-256\n").expect("the file can be written");
+        store.signal_one("HUP");
+    }
     connect(kind, &store.url_with(right)).await.expect("the password is right");
-    for (user, message) in [(wrong, message), ("", if kind == StoreKind::Redis { "NOAUTH" } else { message })] {
+    let without = match kind {
+        StoreKind::Redis => "NOAUTH",
+        StoreKind::Nats => message,
+        StoreKind::Postgres => "password missing",
+    };
+    for (user, message) in [(wrong, message), ("", without)] {
         let error = connect(kind, &store.url_with(user)).await.expect_err("the password is wrong");
         let text = with_sources(&error);
         println!("{kind:?}: {text}");
@@ -61,6 +75,7 @@ async fn invalid_url_is_an_error(kind: StoreKind) {
         let error = match kind {
             StoreKind::Redis => RedisBackend::new(url).err(),
             StoreKind::Nats => NatsBackend::new(url).err(),
+            StoreKind::Postgres => PostgresBackend::new(url).err(),
         };
         println!("{kind:?}: {url:?}: {error:?}");
         errors.push((url, error.is_some()));

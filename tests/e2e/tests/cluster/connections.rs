@@ -28,6 +28,7 @@ async fn connections_do_not_grow_with_clients(kind: StoreKind) {
     let connections = async || match kind {
         StoreKind::Redis => redis_connections(&store).await,
         StoreKind::Nats => nats_connections(monitor.address()).await,
+        StoreKind::Postgres => postgres_connections(&store),
     };
 
     // More events than the node retains.
@@ -67,7 +68,7 @@ async fn connections_do_not_grow_with_clients(kind: StoreKind) {
     }
     println!("{kind:?}: {seen:?} connections for 1, 100 and 1,000 clients");
     let most = match kind {
-        StoreKind::Redis => 2,
+        StoreKind::Redis | StoreKind::Postgres => 2,
         StoreKind::Nats => 1,
     };
     assert_eq!(seen, [most; 3]);
@@ -85,6 +86,12 @@ async fn connections_do_not_grow_with_clients(kind: StoreKind) {
 async fn redis_connections(store: &Store) -> usize {
     let list = store.redis("CLIENT LIST").await;
     list.lines().filter(|line| line.starts_with("id=")).count() - 1
+}
+
+/// Returns the number of connections to Postgres, without that of the request.
+fn postgres_connections(store: &Store) -> usize {
+    let clients = "backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    store.sql(&format!("SELECT count(*) FROM pg_stat_activity WHERE {clients}")).parse().expect("a number")
 }
 
 pub(crate) async fn nats_connections(monitor: SocketAddr) -> usize {

@@ -2,7 +2,7 @@
 
 use e2e::{Store, StoreKind};
 use std::{collections::HashMap, sync::Mutex};
-use tower_sse::hub::backend::{MemoryBackend, NatsBackend, RedisBackend, contract};
+use tower_sse::hub::backend::{MemoryBackend, NatsBackend, PostgresBackend, RedisBackend, contract};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_keeps_the_contract() {
@@ -28,6 +28,16 @@ async fn nats_keeps_the_contract() {
     let store = Store::start(StoreKind::Nats, &[]).await;
     contract::check(async |name: &str, max_records| {
         NatsBackend::new(store.url()).expect("the URL is valid").stream(name).max_messages(max_records as u32)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_keeps_the_contract() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    contract::check(async |name: &str, max_records| {
+        let log = PostgresBackend::new(store.url()).expect("the URL is valid").max_records(max_records as u64);
+        log.schema(name).expect("the name is valid")
     })
     .await;
 }

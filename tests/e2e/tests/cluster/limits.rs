@@ -20,7 +20,7 @@ with_each_store! {
 /// Returns the number of records in a small log. A message of NATS contains ten records here.
 fn small_log(kind: StoreKind) -> u32 {
     match kind {
-        StoreKind::Redis => 5000,
+        StoreKind::Redis | StoreKind::Postgres => 5000,
         StoreKind::Nats => 500,
     }
 }
@@ -84,6 +84,7 @@ async fn deleted_log_is_one_gap_for_each_client(kind: StoreKind) {
     match kind {
         StoreKind::Redis => assert!(store.redis("DEL tower-sse").await.starts_with(":1\r\n")),
         StoreKind::Nats => drop(jetstream(&store, "STREAM.DELETE.tower-sse", "").await),
+        StoreKind::Postgres => drop(store.sql("DROP SCHEMA tower_sse CASCADE")),
     }
     let begin = Instant::now();
     checker.wait_for_more_acknowledged(1).await;
@@ -104,12 +105,15 @@ async fn full_log_is_an_error_until_extended(kind: StoreKind) {
 
     let arguments: &[&str] = match kind {
         StoreKind::Redis => &["--maxmemory", ROOM, "--maxmemory-policy", "noeviction"],
-        StoreKind::Nats => &[],
+        StoreKind::Nats | StoreKind::Postgres => &[],
     };
     let store = Store::start(kind, arguments).await;
     let hubs = two_hubs(kind, &store.url()).await;
-    if kind == StoreKind::Nats {
-        set_max_bytes(&store, ROOM.parse().expect("a number")).await;
+    match kind {
+        StoreKind::Redis => {}
+        StoreKind::Nats => set_max_bytes(&store, ROOM.parse().expect("a number")).await,
+        // The limit is above the 16 MiB of a WAL file.
+        StoreKind::Postgres => store.limit_file_size("17000000"),
     }
     let nodes = [Node::from(&hubs[0]), Node::from(&hubs[1])];
     let mut checker = Checker::new(kind);
@@ -127,6 +131,7 @@ async fn full_log_is_an_error_until_extended(kind: StoreKind) {
     match kind {
         StoreKind::Redis => assert!(store.redis("CONFIG SET maxmemory 0").await.starts_with("+OK\r\n")),
         StoreKind::Nats => set_max_bytes(&store, -1).await,
+        StoreKind::Postgres => store.limit_file_size("unlimited"),
     }
     let begin = Instant::now();
     checker.wait_for_delivery_to_all().await;
@@ -137,6 +142,7 @@ async fn full_log_is_an_error_until_extended(kind: StoreKind) {
     let message = match kind {
         StoreKind::Redis => "maxmemory",
         StoreKind::Nats => "maximum bytes",
+        StoreKind::Postgres => "could not extend file",
     };
     let errors = report.errors.keys().collect::<Vec<_>>();
     assert!(errors.iter().all(|error| error.contains(message)), "the errors name the reason: {errors:?}");

@@ -1,4 +1,4 @@
-//! Hubs with a log in Redis or NATS.
+//! Hubs with a log in Redis, NATS or Postgres.
 
 mod checker;
 mod connect_errors;
@@ -14,6 +14,10 @@ mod nats_logs;
 mod nats_unchanged;
 mod nats_wire;
 mod nodes;
+mod postgres_application;
+mod postgres_epochs;
+mod postgres_order;
+mod postgres_sql;
 mod presence;
 mod processes;
 mod received;
@@ -28,8 +32,8 @@ mod report;
 mod setup;
 mod unchanged;
 
-/// Defines each case as a test with Redis and a test with NATS. The module of the test names the
-/// store.
+/// Defines each case as a test with Redis, a test with NATS, and a test with Postgres. The module of
+/// the test names the store.
 macro_rules! with_each_store {
     ($($case:ident),+ $(,)?) => {
         mod redis {
@@ -42,6 +46,12 @@ macro_rules! with_each_store {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
                 super::$case(e2e::StoreKind::Nats).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(e2e::StoreKind::Postgres).await;
             })+
         }
     };

@@ -15,7 +15,7 @@ use tower_sse::{
     Event,
     hub::{
         Error, ErrorKind, Hub,
-        backend::{NatsBackend, RedisBackend},
+        backend::{NatsBackend, PostgresBackend, RedisBackend},
     },
 };
 
@@ -56,12 +56,15 @@ pub(crate) async fn connect(kind: StoreKind, url: &str) -> Result<Hub, Error> {
     connect_small(kind, url, 10_000_000).await
 }
 
-/// Connects to a log that retains this many records of Redis, or messages of NATS.
+/// Connects to a log that retains this many records of Redis or Postgres, or messages of NATS.
 pub(crate) async fn connect_small(kind: StoreKind, url: &str, records: u32) -> Result<Hub, Error> {
     let hub = Hub::builder().max_events(RETAINED_BY_NODE);
     match kind {
         StoreKind::Redis => hub.backend(RedisBackend::new(url).expect("the URL is valid").max_records(records.into())),
         StoreKind::Nats => hub.backend(NatsBackend::new(url).expect("the URL is valid").max_messages(records)),
+        StoreKind::Postgres => {
+            hub.backend(PostgresBackend::new(url).expect("the URL is valid").max_records(records.into()))
+        }
     }
     .connect()
     .await

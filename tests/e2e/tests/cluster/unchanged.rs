@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::time::{sleep, timeout};
-use tower_sse::hub::backend::{Backend, Bounds, NatsBackend, Position, Record, RecordKind, RedisBackend};
+use tower_sse::hub::backend::{
+    Backend, Bounds, NatsBackend, Position, PostgresBackend, Record, RecordKind, RedisBackend,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -21,6 +23,10 @@ pub(crate) fn redis(url: &str) -> RedisBackend {
 
 pub(crate) fn nats(url: &str) -> NatsBackend {
     NatsBackend::new(url).expect("the URL is valid")
+}
+
+pub(crate) fn postgres(url: &str) -> PostgresBackend {
+    PostgresBackend::new(url).expect("the URL is valid")
 }
 
 pub(crate) fn record(topic: &str, data: impl Display) -> Record {
@@ -145,6 +151,7 @@ async fn concurrent_callers_count_without_repetition(kind: StoreKind) {
     let errors = match kind {
         StoreKind::Redis => count_together(&[(); 2].map(|()| redis(&store.url())), 6, || 300).await,
         StoreKind::Nats => count_together(&[(); 2].map(|()| nats(&store.url())), 6, || 300).await,
+        StoreKind::Postgres => count_together(&[(); 2].map(|()| postgres(&store.url())), 6, || 300).await,
     };
     assert_eq!(errors, 0);
 }
@@ -179,6 +186,7 @@ async fn callers_count_without_repetition_during_faults(kind: StoreKind) {
         match kind {
             StoreKind::Redis => count_together(&[0, 1].map(|n| redis(&urls[n]).timeout(TIMEOUT)), 6, end).await,
             StoreKind::Nats => count_together(&[0, 1].map(|n| nats(&urls[n]).timeout(TIMEOUT)), 6, end).await,
+            StoreKind::Postgres => count_together(&[0, 1].map(|n| postgres(&urls[n]).timeout(TIMEOUT)), 6, end).await,
         }
     };
     let (errors, ()) = tokio::join!(counting, faults);
@@ -190,6 +198,7 @@ async fn records_of_count(kind: StoreKind, url: &str) -> usize {
     match kind {
         StoreKind::Redis => read(&redis(url), "count").await.len(),
         StoreKind::Nats => read(&nats(url), "count").await.len(),
+        StoreKind::Postgres => read(&postgres(url), "count").await.len(),
     }
 }
 

@@ -1,13 +1,12 @@
-//! TLS with `rustls`, which is also the TLS library of the NATS client.
+//! TLS of Redis and Postgres with `rustls`, which is also the TLS library of the NATS client.
 
-use redis::RedisError;
 use rustls_native_certs::load_native_certs;
 use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
@@ -38,10 +37,18 @@ pub(super) struct Files {
 }
 
 impl Tls {
-    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, RedisError> {
+    #[cfg(feature = "postgres-tls")]
+    pub(super) fn new(files: Files) -> Self {
+        Self { files, system_roots: OnceLock::new() }
+    }
+
+    pub(super) async fn connect<S>(&self, host: &str, stream: S) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let config = self.config()?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| invalid(&error))?;
-        Ok(TlsConnector::from(config).connect(name, stream).await?)
+        TlsConnector::from(config).connect(name, stream).await
     }
 
     fn config(&self) -> io::Result<Arc<ClientConfig>> {

@@ -1,0 +1,196 @@
+//! Appending: the appends that wait at the same time share a transaction.
+
+use super::{Log, error::RequestError, page};
+use crate::{
+    BoxError,
+    hub::backend::{Appended, Position, Record},
+};
+use page::{Known, KnownParameters};
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::oneshot;
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
+
+/// The size of the events in a shared transaction, in bytes. A larger append has its own.
+const MAX_BYTES: usize = 1 << 20;
+
+/// The maximum number of records that `append_if_unchanged` compares, about 3 ms.
+const MAX_EXAMINED: i64 = 5000;
+
+/// The appends that wait for the transaction before them.
+#[derive(Default)]
+pub(super) struct Appends(Mutex<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    is_running: bool,
+}
+
+/// An append that waits, and the channel for its result.
+struct Waiting {
+    records: Vec<Record>,
+    result: oneshot::Sender<Result<Appended, RequestError>>,
+}
+
+impl Appends {
+    /// Adds an append. Returns whether the caller has to start the task that runs it.
+    fn push(&self, append: Waiting) -> bool {
+        let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.waiting.push_back(append);
+        !mem::replace(&mut queue.is_running, true)
+    }
+
+    /// Returns the appends of the next transaction. If there are none, the task ends.
+    fn next_group(&self) -> Vec<Waiting> {
+        let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = queue.waiting.front() {
+            bytes += next.records.iter().map(|record| record.event.len()).sum::<usize>();
+            if !group.is_empty() && bytes > MAX_BYTES {
+                break;
+            }
+            let Some(next) = queue.waiting.pop_front() else { break };
+            // The publisher may have dropped its future.
+            if !next.result.is_closed() {
+                group.push(next);
+            }
+        }
+        queue.is_running = !group.is_empty();
+        group
+    }
+
+    fn take_all(&self) -> Vec<Waiting> {
+        let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.waiting.drain(..).collect()
+    }
+}
+
+/// The task that runs the appends. If its runtime ends, the next append starts another task.
+struct Running<'a> {
+    appends: &'a Appends,
+    /// Set if the queue knows that this task has ended. Another task may run already.
+    has_ended: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let mut queue = self.appends.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.is_running = false;
+        // The receivers return an error.
+        queue.waiting.clear();
+    }
+}
+
+impl Log {
+    /// Appends records. Shares the transaction with other appends that wait at the same time: each
+    /// commit waits for the disk of the server.
+    pub(super) async fn append(self: &Arc<Self>, records: Vec<Record>) -> Result<Appended, BoxError> {
+        let (result, appended) = oneshot::channel();
+        if self.appends.push(Waiting { records, result }) {
+            let log = Arc::clone(self);
+            // A publisher that drops its future must not interrupt the appends of others.
+            tokio::spawn(log.run_appends());
+        }
+        match appended.await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err("the runtime of the publisher has ended".into()),
+        }
+    }
+
+    async fn run_appends(self: Arc<Self>) {
+        let mut running = Running { appends: &self.appends, has_ended: false };
+        loop {
+            let group = self.appends.next_group();
+            if group.is_empty() {
+                running.has_ended = true;
+                return;
+            }
+            let records: Vec<_> = group.iter().flat_map(|append| &append.records).collect();
+            match self.append_now(&records, None).await {
+                Ok(Some(last)) => {
+                    let mut left = records.len() as u64;
+                    for append in group {
+                        left -= append.records.len() as u64;
+                        let position = Position::new(last.position.get() - left);
+                        let _dropped = append.result.send(Ok(Appended { epoch: last.epoch, position }));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    // An append that waits for an unreachable server does not wait again.
+                    let others = if error.breaks_connection() { self.appends.take_all() } else { Vec::new() };
+                    for append in group.into_iter().chain(others) {
+                        let _dropped = append.result.send(Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Appends records of one topic, if the log has no record of the topic after `since`.
+    pub(super) async fn append_if_unchanged(
+        self: &Arc<Self>,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        let Some(first) = records.first() else { return Err("there is nothing to add".into()) };
+        if records.iter().any(|record| record.topic != first.topic) {
+            return Err("records of several topics cannot be compared with the log together".into());
+        }
+        // This backend has made no other epoch.
+        let Ok(epoch) = i64::try_from(epoch) else { return Ok(None) };
+        let records: Vec<_> = records.iter().collect();
+        Ok(self.append_now(&records, Some((epoch, page::to_sql(since)))).await?)
+    }
+
+    /// Appends records in one transaction. The condition is an epoch and a position.
+    async fn append_now(
+        self: &Arc<Self>,
+        records: &[&Record],
+        condition: Option<(i64, i64)>,
+    ) -> Result<Option<Appended>, RequestError> {
+        let kinds: Vec<_> = records.iter().map(|record| page::kind_to_sql(record.kind)).collect();
+        let topics: Vec<_> = records.iter().map(|record| record.topic.as_bytes()).collect();
+        let events: Vec<_> = records.iter().map(|record| &*record.event).collect();
+        let (epoch, since) = condition.unzip();
+        // The server gives up before this process does.
+        let lock_timeout = i64::try_from(self.settings.timeout.mul_f64(0.75).as_millis()).unwrap_or(i64::MAX).max(1);
+        let known = KnownParameters::of(self.known());
+        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![
+            (&kinds, Type::CHAR_ARRAY),
+            (&topics, Type::BYTEA_ARRAY),
+            (&events, Type::BYTEA_ARRAY),
+            (&epoch, Type::INT8),
+            (&since, Type::INT8),
+            (&MAX_EXAMINED, Type::INT8),
+            (&lock_timeout, Type::INT8),
+        ];
+        parameters.extend(known.all());
+        let rows = self.query(&self.sql.append, &parameters).await?;
+        let Some(known) =
+            rows.first().map(appended).transpose().map_err(|e| RequestError::new(&self.what(), &e))?.flatten()
+        else {
+            return Ok(None);
+        };
+        self.note_known(known);
+        self.note_appended(records.len());
+        Ok(Some(Appended { epoch: known.epoch as u64, position: page::from_sql(known.position) }))
+    }
+}
+
+/// Decodes the position of the last appended record. Returns `None` if the topic has changed.
+fn appended(row: &Row) -> Result<Option<Known>, tokio_postgres::Error> {
+    let Some(position) = row.try_get(1)? else { return Ok(None) };
+    Ok(Some(Known { epoch: row.try_get(0)?, position, stored_at: row.try_get(2)? }))
+}

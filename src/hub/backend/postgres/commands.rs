@@ -1,0 +1,67 @@
+//! The shared connection: all requests of a process use it, except the requests of its follower.
+
+use super::{Log, connection::Connection, error::RequestError};
+use std::{sync::Arc, time::Instant};
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
+
+/// The application name of the shared connection.
+const COMMANDS: &str = "tower-sse-commands";
+
+/// The connection for requests, which all tasks of this node share.
+#[derive(Default)]
+pub(super) struct Commands {
+    connection: Option<Arc<Connection>>,
+    /// The time and the error of the last failed attempt to connect.
+    last_failure: Option<(Instant, RequestError)>,
+}
+
+impl Log {
+    /// Sends a query on the shared connection. Opens the connection first if there is none.
+    pub(super) async fn query(
+        &self,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, RequestError> {
+        let connection = self.shared_connection().await?;
+        let rows = connection.query(&self.what(), sql, parameters, self.settings.timeout).await;
+        if rows.as_ref().is_err_and(RequestError::breaks_connection) {
+            let mut commands = self.commands.lock().await;
+            // Another caller may have replaced the connection already.
+            if commands.connection.as_ref().is_some_and(|current| Arc::ptr_eq(current, &connection)) {
+                commands.connection = None;
+            }
+        }
+        rows
+    }
+
+    /// Returns the shared connection. Opens it if there is none.
+    async fn shared_connection(&self) -> Result<Arc<Connection>, RequestError> {
+        let begin = Instant::now();
+        let mut commands = self.commands.lock().await;
+        if let Some(connection) = commands.connection.as_ref().filter(|connection| !connection.has_ended()) {
+            return Ok(Arc::clone(connection));
+        }
+        // The attempt of another caller failed while this caller waited for the lock. This caller
+        // returns the same error and does not try again.
+        if let Some((at, failed)) = &commands.last_failure {
+            if *at >= begin {
+                return Err(failed.clone());
+            }
+        }
+        commands.connection = None;
+        match self.settings.server.connect(COMMANDS, &self.settings.schema, self.settings.timeout).await {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                commands.connection = Some(Arc::clone(&connection));
+                Ok(connection)
+            }
+            Err(failed) => {
+                commands.last_failure = Some((Instant::now(), failed.clone()));
+                Err(failed)
+            }
+        }
+    }
+}

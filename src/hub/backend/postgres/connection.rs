@@ -1,0 +1,209 @@
+//! Connections to Postgres: URLs, notifications, and requests with a time limit.
+
+use super::{error::RequestError, schema::Schema};
+use crate::BoxError;
+#[cfg(feature = "postgres-tls")]
+use crate::hub::backend::tls::{Files, Tls};
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+    task::AbortHandle,
+    time::timeout,
+};
+use tokio_postgres::{
+    AsyncMessage, Client, Config, NoTls, Row,
+    config::{SslMode, TargetSessionAttrs},
+    types::{ToSql, Type},
+};
+
+/// The address of a server, and the settings of a connection.
+#[derive(Clone)]
+pub(super) struct Server {
+    config: Config,
+    #[cfg(feature = "postgres-tls")]
+    tls: Option<Arc<Tls>>,
+}
+
+impl Server {
+    pub(super) fn parse(url: &str) -> Result<Self, BoxError> {
+        let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+        if !is_url {
+            return Err("this is no URL of Postgres: it does not begin with postgres:// or postgresql://".into());
+        }
+        // Certificates are always verified, so these modes are the same.
+        let url = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
+        // The error names the part of the URL that is invalid, without its value.
+        let mut config: Config =
+            url.parse().map_err(|error| RequestError::new("this is no URL of Postgres", &error))?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err("the URL of Postgres has no host".into());
+        }
+        let is_tls = config.get_ssl_mode() == SslMode::Require;
+        if is_tls && !cfg!(feature = "postgres-tls") {
+            return Err("sslmode=require takes TLS: enable the feature `postgres-tls` of tower-sse".into());
+        }
+        if !is_tls {
+            config.ssl_mode(SslMode::Disable);
+        }
+        // A replica does not accept records, and its end of the log may be an older one.
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        config.keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5));
+        Ok(Self {
+            config,
+            #[cfg(feature = "postgres-tls")]
+            tls: is_tls.then(Arc::default),
+        })
+    }
+
+    /// Sets the files of TLS, if the server has TLS.
+    #[cfg(feature = "postgres-tls")]
+    pub(super) fn set_tls_files(&mut self, files: &Files) {
+        if let Some(tls) = &mut self.tls {
+            *tls = Arc::new(Tls::new(files.clone()));
+        }
+    }
+
+    /// Connects with this application name, and creates the schema unless the database has it.
+    pub(super) async fn connect(
+        &self,
+        name: &str,
+        schema: &Schema,
+        time: Duration,
+    ) -> Result<Connection, RequestError> {
+        let what = "Postgres cannot be used";
+        let open = async {
+            let connection = self.open(name).await.map_err(|source| RequestError::new(what, &source))?;
+            let prepared = schema.prepare(&connection.client).await;
+            prepared.map_err(|error| match error.downcast::<tokio_postgres::Error>() {
+                Ok(source) => RequestError::new(what, &source),
+                Err(other) => RequestError::broken(format!("{what}: {other}")),
+            })?;
+            Ok(connection)
+        };
+        let opened = timeout(time, open).await;
+        opened.unwrap_or_else(|_| Err(RequestError::broken(format!("{what}: it has not answered within {time:?}"))))
+    }
+
+    async fn open(&self, name: &str) -> Result<Connection, tokio_postgres::Error> {
+        let mut config = self.config.clone();
+        if config.get_application_name().is_none() {
+            config.application_name(name);
+        }
+        #[cfg(feature = "postgres-tls")]
+        if let Some(tls) = &self.tls {
+            let (client, connection) = config.connect(super::tls::MakeTls(Arc::clone(tls))).await?;
+            return Ok(Connection::new(client, connection));
+        }
+        let (client, connection) = config.connect(NoTls).await?;
+        Ok(Connection::new(client, connection))
+    }
+}
+
+/// A connection to Postgres. Dropping it closes it immediately, even if responses are outstanding.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    signal: Arc<Signal>,
+    driver: AbortHandle,
+}
+
+/// Notifies the follower.
+#[derive(Default)]
+struct Signal {
+    /// Has a permit after a notification, and after the end of the connection.
+    notify: Notify,
+    has_ended: AtomicBool,
+}
+
+impl Connection {
+    fn new<S, T>(client: Client, mut connection: tokio_postgres::Connection<S, T>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let signal = Arc::<Signal>::default();
+        let signalled = Arc::clone(&signal);
+        let driver = tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                if matches!(message, AsyncMessage::Notification(_)) {
+                    signalled.notify.notify_one();
+                }
+            }
+            signalled.has_ended.store(true, Relaxed);
+            signalled.notify.notify_one();
+        });
+        Self { client, signal, driver: driver.abort_handle() }
+    }
+
+    /// Waits for a notification, or for the end of the connection. A notification that arrived
+    /// since the previous call counts.
+    pub(super) async fn notified(&self) {
+        self.signal.notify.notified().await;
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.signal.has_ended.load(Relaxed) || self.client.is_closed()
+    }
+
+    /// Sends a query as an unnamed statement, which needs no state of the session. Returns an error
+    /// if there is no response within this time.
+    pub(super) async fn query(
+        &self,
+        what: &str,
+        sql: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+        time: Duration,
+    ) -> Result<Vec<Row>, RequestError> {
+        match timeout(time, self.client.query_typed(sql, parameters)).await {
+            Ok(rows) => rows.map_err(|source| RequestError::new(what, &source)),
+            Err(_) => Err(RequestError::broken(format!("{what}: Postgres has not answered within {time:?}"))),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invalid_urls_are_errors_without_the_password() {
+        for url in
+            ["", "http://me:secret@host", "postgres://", "postgres://me:secret@host:port/db", "postgres:me:secret@host"]
+        {
+            let error = Server::parse(url).err().unwrap_or_else(|| panic!("{url:?} is valid")).to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+        for url in ["postgres://host", "postgresql://me:secret@host:1/db?connect_timeout=3", "postgres:///db?host=/run"]
+        {
+            assert!(Server::parse(url).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn sslmode_decides_whether_tls_is_used() {
+        for mode in ["", "?sslmode=disable", "?sslmode=prefer"] {
+            let server = Server::parse(&format!("postgres://host{mode}")).unwrap();
+            assert_eq!(server.config.get_ssl_mode(), SslMode::Disable);
+        }
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let server = Server::parse(&format!("postgres://host?sslmode={mode}"));
+            #[cfg(feature = "postgres-tls")]
+            assert!(server.unwrap().tls.is_some(), "{mode}");
+            #[cfg(not(feature = "postgres-tls"))]
+            assert!(server.err().unwrap().to_string().contains("`postgres-tls`"), "{mode}");
+        }
+    }
+}

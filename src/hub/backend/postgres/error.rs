@@ -1,0 +1,73 @@
+//! Errors of connections and requests.
+
+use super::schema;
+use std::{error::Error, fmt, sync::Arc};
+use tokio_postgres::error::SqlState;
+
+/// A failed request or connection attempt. Several callers can return the same error.
+#[derive(Clone, Debug)]
+pub(super) struct RequestError {
+    text: Arc<str>,
+    /// Set if the next request needs a new connection.
+    breaks_connection: bool,
+}
+
+impl RequestError {
+    pub(super) fn new(what: &str, source: &tokio_postgres::Error) -> Self {
+        let text = match source.as_db_error() {
+            Some(error) => {
+                let hint = match error.code() {
+                    // A transaction holds the lock from the first of its deferred triggers to the
+                    // end of its commit.
+                    &SqlState::LOCK_NOT_AVAILABLE => Some(
+                        "the log is locked by a transaction that has published, and whose commit has not ended; \
+                         SET CONSTRAINTS ... IMMEDIATE before the commit locks it, too",
+                    ),
+                    _ => error.hint(),
+                };
+                let hint = hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+                format!("{what}: {}: {}{hint}", error.severity(), error.message())
+            }
+            None => with_sources(what, source),
+        };
+        let is_unusable = |code: &SqlState| {
+            // Class 08: the connection; 57P01 to 57P04: the server shuts down; 25006: the server is
+            // a replica.
+            code.code().starts_with("08")
+                || code.code().starts_with("57P")
+                || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+        };
+        // The next connection creates a missing schema.
+        let code = source.code();
+        let breaks_connection = code.is_none_or(is_unusable) || schema::is_missing(code);
+        Self { text: text.into(), breaks_connection }
+    }
+
+    /// Creates an error after which the next request needs a new connection.
+    pub(super) fn broken(text: impl Into<Arc<str>>) -> Self {
+        Self { text: text.into(), breaks_connection: true }
+    }
+
+    pub(super) fn breaks_connection(&self) -> bool {
+        self.breaks_connection
+    }
+}
+
+fn with_sources(what: &str, error: &dyn Error) -> String {
+    let mut text = format!("{what}: {error}");
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// `Display` includes the reason, so `source` returns `None`.
+impl Error for RequestError {}

@@ -1,0 +1,271 @@
+//! A log in tables of Postgres.
+
+mod append;
+mod commands;
+mod connection;
+mod error;
+mod follower;
+mod page;
+mod retention;
+mod schema;
+#[cfg(feature = "postgres-tls")]
+mod tls;
+
+use super::{Appended, Backend, Bounds, Page, Position, Record};
+use crate::BoxError;
+use append::Appends;
+use commands::Commands;
+use connection::{Connection, Server};
+use page::{Known, KnownParameters};
+use retention::Eviction;
+use schema::Schema;
+#[cfg(feature = "postgres-tls")]
+use std::path::PathBuf;
+use std::{
+    fmt,
+    sync::{Arc, Mutex as SyncMutex, OnceLock, PoisonError},
+    time::Duration,
+};
+use tokio::sync::Mutex;
+
+/// A log in a schema of a [PostgreSQL](https://www.postgresql.org) database, version 13 or later.
+///
+#[doc = include_str!("guarantees.md")]
+pub struct PostgresBackend {
+    settings: Settings,
+    log: OnceLock<Arc<Log>>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    server: Server,
+    /// The server for the follower, if it differs.
+    follower: Option<Server>,
+    #[cfg(feature = "postgres-tls")]
+    tls_files: super::tls::Files,
+    schema: Schema,
+    max_records: u64,
+    max_age: Duration,
+    timeout: Duration,
+}
+
+/// The state of a connected backend, which its tasks share.
+struct Log {
+    settings: Settings,
+    sql: Statements,
+    commands: Mutex<Commands>,
+    /// The connection of the follower. `None` before its first use, and after it is lost.
+    follower: Mutex<Option<Connection>>,
+    appends: Appends,
+    eviction: Eviction,
+    known: SyncMutex<Option<Known>>,
+}
+
+/// The statements of this schema.
+struct Statements {
+    append: String,
+    bounds: String,
+    page: String,
+    evict: String,
+}
+
+impl PostgresBackend {
+    /// Creates a backend for the server at this URL: `postgres://user:password@host:port/database`.
+    /// The backend connects when it is first used.
+    ///
+    /// - Several hosts, for a failover: `postgres://user@one,two/database`. Each connection goes to
+    ///   the first host that accepts writes.
+    /// - A Unix socket: `postgres:///database?host=/run/postgresql`.
+    /// - TLS (feature `postgres-tls`): `?sslmode=require`. The certificate of the server is always
+    ///   verified, so `verify-ca` and `verify-full` mean the same. Without `sslmode`, or with
+    ///   `prefer`, the connection is not encrypted.
+    ///
+    /// # Errors
+    ///
+    /// If the URL is invalid, or requires TLS and the feature `postgres-tls` is not enabled.
+    pub fn new(url: impl AsRef<str>) -> Result<Self, BoxError> {
+        Ok(Self {
+            settings: Settings {
+                server: Server::parse(url.as_ref())?,
+                follower: None,
+                #[cfg(feature = "postgres-tls")]
+                tls_files: super::tls::Files::default(),
+                schema: Schema::new("tower_sse".to_owned())?,
+                max_records: 1_000_000,
+                max_age: Duration::from_secs(60 * 60),
+                timeout: Duration::from_secs(2),
+            },
+            log: OnceLock::new(),
+        })
+    }
+
+    /// Sets another URL for the connection of the follower, which uses `LISTEN`.
+    ///
+    /// Use it if the main URL is that of a connection pool in transaction mode, such as PgBouncer.
+    /// The URL of the follower then names the server itself, or a pool in session mode. Without it,
+    /// `LISTEN` has no effect in such a pool, and a node reads new records once in a second.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`new`](Self::new).
+    pub fn follower_url(mut self, url: impl AsRef<str>) -> Result<Self, BoxError> {
+        self.settings.follower = Some(Server::parse(url.as_ref())?);
+        #[cfg(feature = "postgres-tls")]
+        self.set_tls_files();
+        Ok(self)
+    }
+
+    /// Trusts the root certificates in this PEM file instead of those of the operating system. The
+    /// file is read for each connection.
+    ///
+    /// The setting has no effect if the URL has no `sslmode=require`.
+    #[cfg(feature = "postgres-tls")]
+    #[must_use]
+    pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
+        self.settings.tls_files.roots = Some(path.into());
+        self.set_tls_files();
+        self
+    }
+
+    /// Sets the PEM files of the client's certificate chain and of its private key, for servers
+    /// that ask for a certificate. The files are read for each connection.
+    ///
+    /// The setting has no effect if the URL has no `sslmode=require`.
+    #[cfg(feature = "postgres-tls")]
+    #[must_use]
+    pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.settings.tls_files.own = Some((certificate.into(), key.into()));
+        self.set_tls_files();
+        self
+    }
+
+    #[cfg(feature = "postgres-tls")]
+    fn set_tls_files(&mut self) {
+        let Settings { server, follower, tls_files, .. } = &mut self.settings;
+        server.set_tls_files(tls_files);
+        follower.iter_mut().for_each(|follower| follower.set_tls_files(tls_files));
+    }
+
+    /// Sets the schema of the log. Default: `tower_sse`. Hubs with the same schema are one hub. The
+    /// schema also is the name of the channel of `NOTIFY`.
+    ///
+    /// # Errors
+    ///
+    /// If the name is not 1 to 63 ASCII letters, digits, `_` and `-`.
+    pub fn schema(mut self, name: impl Into<String>) -> Result<Self, BoxError> {
+        self.settings.schema = Schema::new(name.into())?;
+        Ok(self)
+    }
+
+    /// Sets the approximate number of records that the log retains, for all topics together.
+    /// Default: 1,000,000. Nodes delete older records in batches of at most 1,000.
+    #[must_use]
+    pub fn max_records(mut self, records: u64) -> Self {
+        self.settings.max_records = records;
+        self
+    }
+
+    /// Sets the approximate age at which records are deleted. Default: one hour. [`Duration::MAX`]
+    /// and zero disable it. A node without new records checks the age every ten seconds.
+    #[must_use]
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.settings.max_age = if age.is_zero() { Duration::MAX } else { age };
+        self
+    }
+
+    /// Sets the timeout of a request, and of a connection attempt. Default: 2 seconds.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = timeout;
+        self
+    }
+
+    fn log(&self) -> &Arc<Log> {
+        self.log.get_or_init(|| Arc::new(Log::new(self.settings.clone())))
+    }
+}
+
+impl Log {
+    fn new(settings: Settings) -> Self {
+        let sql = Statements {
+            append: settings.schema.sql("SELECT * FROM {schema}.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
+            bounds: settings.schema.sql("SELECT * FROM {schema}.bounds($1, $2, $3)"),
+            page: settings.schema.sql("SELECT * FROM {schema}.page($1, $2, $3, $4, $5, $6, $7, $8)"),
+            evict: settings.schema.sql("SELECT {schema}.evict($1, $2, $3)"),
+        };
+        Self {
+            settings,
+            sql,
+            commands: Mutex::default(),
+            follower: Mutex::default(),
+            appends: Appends::default(),
+            eviction: Eviction::default(),
+            known: SyncMutex::default(),
+        }
+    }
+
+    /// Names the log in errors.
+    fn what(&self) -> String {
+        format!("the log {:?} of Postgres", self.settings.schema.name())
+    }
+
+    /// Returns the newest record that this process knows.
+    fn known(&self) -> Option<Known> {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that the log has this record.
+    fn note_known(&self, newer: Known) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_none_or(|known| known.epoch != newer.epoch || known.position < newer.position) {
+            *known = Some(newer);
+        }
+    }
+
+    /// Returns the bounds. Starts another epoch first, if the server has replaced its data.
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        let known = KnownParameters::of(self.known());
+        let rows = self.query(&self.sql.bounds, &known.all()).await?;
+        let row = rows.first().ok_or("there are no bounds")?;
+        let epoch: i64 = row.try_get(0)?;
+        Ok(Bounds {
+            epoch: epoch as u64,
+            evicted_through: page::from_sql(row.try_get(1)?),
+            last: page::from_sql(row.try_get(2)?),
+        })
+    }
+}
+
+impl Backend for PostgresBackend {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        self.log().bounds().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        self.log().append(records).await
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        self.log().append_if_unchanged(records, epoch, since).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        self.log().read(topics, after).await
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        self.log().next_page(after).await
+    }
+}
+
+impl fmt::Debug for PostgresBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The server is left out because it contains the password.
+        f.debug_struct("PostgresBackend").field("schema", &self.settings.schema.name()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,186 @@
+//! Pages of the log, and their decoding.
+
+use super::{Log, error::RequestError};
+use crate::{
+    BoxError,
+    hub::backend::{Page, Position, Record, RecordKind},
+};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use tokio_postgres::{
+    Row,
+    types::{ToSql, Type},
+};
+
+/// The maximum number of records in a page.
+const MAX_RECORDS: i64 = 1000;
+/// The maximum number of records that one page of some topics examines, about 10 ms.
+const MAX_EXAMINED: i64 = 10_000;
+/// The size of a page in bytes. Its last record can exceed it.
+const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
+
+/// The newest record that this process knows, in an epoch. If the log does not have this record,
+/// another log has replaced it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) epoch: i64,
+    pub(super) position: i64,
+    pub(super) stored_at: SystemTime,
+}
+
+/// Parameters that name the newest known record.
+pub(super) struct KnownParameters {
+    epoch: Option<i64>,
+    position: Option<i64>,
+    stored_at: Option<SystemTime>,
+}
+
+impl KnownParameters {
+    pub(super) fn of(known: Option<Known>) -> Self {
+        Self {
+            epoch: known.map(|known| known.epoch),
+            position: known.map(|known| known.position),
+            stored_at: known.map(|known| known.stored_at),
+        }
+    }
+
+    pub(super) fn all(&self) -> [(&(dyn ToSql + Sync), Type); 3] {
+        [(&self.epoch, Type::INT8), (&self.position, Type::INT8), (&self.stored_at, Type::TIMESTAMPTZ)]
+    }
+}
+
+/// A page, and the state of the log when it was read.
+pub(super) struct LogPage {
+    pub(super) page: Page,
+    pub(super) last: Position,
+    /// Set if the log has the newest record that this process knows, and is on the same server.
+    pub(super) is_current: bool,
+    /// The number of records in the page, with those of other programs.
+    pub(super) count: usize,
+}
+
+/// The part of the log to read.
+pub(super) enum Wanted<'a> {
+    All,
+    Topics(&'a [Arc<str>]),
+}
+
+/// A query for a page, as an argument for either connection.
+pub(super) struct PageQuery<'a> {
+    wanted: Wanted<'a>,
+    after: i64,
+    topics: Option<Vec<&'a [u8]>>,
+    known: KnownParameters,
+}
+
+impl<'a> PageQuery<'a> {
+    pub(super) fn new(log: &Log, wanted: Wanted<'a>, after: Position) -> Self {
+        let topics = match wanted {
+            Wanted::All => None,
+            Wanted::Topics(topics) => Some(topics.iter().map(|topic| topic.as_bytes()).collect()),
+        };
+        Self { wanted, after: to_sql(after), topics, known: KnownParameters::of(log.known()) }
+    }
+
+    fn max_bytes(&self) -> &'static i64 {
+        match self.wanted {
+            Wanted::All => &MAX_BYTES[1],
+            Wanted::Topics(_) => &MAX_BYTES[0],
+        }
+    }
+
+    pub(super) fn parameters(&self) -> Vec<(&(dyn ToSql + Sync), Type)> {
+        let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![
+            (&self.after, Type::INT8),
+            (&self.topics, Type::BYTEA_ARRAY),
+            (&MAX_EXAMINED, Type::INT8),
+            (&MAX_RECORDS, Type::INT8),
+            (self.max_bytes(), Type::INT8),
+        ];
+        parameters.extend(self.known.all());
+        parameters
+    }
+
+    /// Decodes the response.
+    pub(super) fn decode(&self, log: &Log, rows: &[Row]) -> Result<LogPage, BoxError> {
+        let Some((state, rows)) = rows.split_last() else { return Err("the page has no end".into()) };
+        let epoch: i64 = state.try_get("epoch")?;
+        let mut names: HashMap<&[u8], Arc<str>> = match self.wanted {
+            Wanted::All => HashMap::new(),
+            Wanted::Topics(topics) => topics.iter().map(|topic| (topic.as_bytes(), topic.clone())).collect(),
+        };
+        let mut records = Vec::with_capacity(rows.len());
+        for row in rows {
+            let position: i64 = row.try_get(0)?;
+            let topic: &[u8] = row.try_get(2)?;
+            let topic = match names.get(topic) {
+                Some(name) => Some(name.clone()),
+                // A name that is not UTF-8 is of another program.
+                None => std::str::from_utf8(topic).ok().map(|name| names.entry(topic).or_insert(name.into()).clone()),
+            };
+            if let (Some(topic), Some(kind)) = (topic, kind(row.try_get(1)?)) {
+                let event: &[u8] = row.try_get(3)?;
+                records.push((from_sql(position), Record { topic, kind, event: event.to_vec().into() }));
+            }
+        }
+        if let Some(newest) = rows.last() {
+            log.note_known(Known { epoch, position: newest.try_get(0)?, stored_at: newest.try_get(4)? });
+        }
+        Ok(LogPage {
+            page: Page {
+                epoch: epoch as u64,
+                evicted_through: from_sql(state.try_get("evicted_through")?),
+                records,
+                through: from_sql(state.try_get(0)?),
+            },
+            last: from_sql(state.try_get("last")?),
+            is_current: state.try_get("is_current")?,
+            count: rows.len(),
+        })
+    }
+}
+
+impl Log {
+    /// Returns the records of these topics after a position.
+    pub(super) async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        let query = PageQuery::new(self, Wanted::Topics(topics), after);
+        let rows = self.query(&self.sql.page, &query.parameters()).await?;
+        let page = query.decode(self, &rows)?;
+        if !page.is_current {
+            return Err(self.is_replaced().into());
+        }
+        Ok(page.page)
+    }
+
+    /// The error of a read from another log than before. `bounds` starts the epoch of that log.
+    pub(super) fn is_replaced(&self) -> RequestError {
+        RequestError::broken(format!("{} is another one than before", self.what()))
+    }
+}
+
+/// Converts a position for SQL, whose integers are signed.
+pub(super) fn to_sql(position: Position) -> i64 {
+    i64::try_from(position.get()).unwrap_or(i64::MAX)
+}
+
+pub(super) fn from_sql(position: i64) -> Position {
+    Position::new(u64::try_from(position).unwrap_or(0))
+}
+
+/// Returns the character of a kind of record in SQL.
+pub(super) fn kind_to_sql(kind: RecordKind) -> i8 {
+    let byte = match kind {
+        RecordKind::Event => b'e',
+        RecordKind::State => b's',
+        RecordKind::Finish => b'f',
+    };
+    byte as i8
+}
+
+fn kind(byte: i8) -> Option<RecordKind> {
+    match byte as u8 {
+        b'e' => Some(RecordKind::Event),
+        b's' => Some(RecordKind::State),
+        b'f' => Some(RecordKind::Finish),
+        _ => None,
+    }
+}

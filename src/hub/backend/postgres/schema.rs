@@ -1,0 +1,135 @@
+//! The schema of a log: its tables and functions in SQL, and how they are created.
+
+use crate::BoxError;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use tokio_postgres::{Client, error::SqlState, types::Type};
+
+/// The version of the schema that this crate uses.
+const VERSION: i32 = 1;
+
+/// The names of a log in SQL.
+#[derive(Clone, Debug)]
+pub(super) struct Schema {
+    name: String,
+}
+
+impl Schema {
+    /// The maximum length of an identifier in bytes.
+    const MAX_LENGTH: usize = 63;
+
+    /// Checks the name of a schema. The name is part of SQL texts, so only simple names are
+    /// allowed.
+    pub(super) fn new(name: String) -> Result<Self, BoxError> {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+        if name.is_empty() || name.len() > Self::MAX_LENGTH || !name.bytes().all(is_allowed) {
+            return Err(format!(
+                "{name:?} cannot be the schema of a log: use 1 to {} letters, digits, _ and -",
+                Self::MAX_LENGTH
+            )
+            .into());
+        }
+        Ok(Self { name })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Replaces the placeholders in a text.
+    pub(super) fn sql(&self, text: &str) -> String {
+        let mut hasher = DefaultHasher::new();
+        self.name.hash(&mut hasher);
+        let hash = hasher.finish();
+        text.replace("{schema}", &format!("\"{}\"", self.name))
+            .replace("{channel}", &self.name)
+            // The key is positive, and smaller than the greatest one. The next key is used, too.
+            .replace("{lock}", &(hash >> 2).to_string())
+            .replace("{pending}", &format!("tower_sse.pending_{hash:x}"))
+            .replace("{version}", &VERSION.to_string())
+    }
+
+    /// Creates the schema, unless the database has it.
+    ///
+    /// Several nodes can do this at the same time. The role needs no permission to create the
+    /// schema if the database has it.
+    pub(super) async fn prepare(&self, client: &Client) -> Result<(), BoxError> {
+        if self.version(client).await? == Some(VERSION) {
+            return Ok(());
+        }
+        // One transaction, so that it also works in a pool of connections.
+        let create = self.sql(concat!(
+            "BEGIN;
+            SELECT pg_advisory_xact_lock({lock});
+            CREATE SCHEMA IF NOT EXISTS {schema};
+            SET LOCAL client_min_messages = warning;",
+            include_str!("schema.sql"),
+            "CREATE TABLE IF NOT EXISTS {schema}.version (version integer PRIMARY KEY);
+            INSERT INTO {schema}.version VALUES ({version}) ON CONFLICT DO NOTHING;
+            COMMIT",
+        ));
+        let created = client.batch_execute(&create).await;
+        if created.is_err() {
+            let _already_ended = client.batch_execute("ROLLBACK").await;
+        }
+        Ok(created?)
+    }
+
+    /// Returns the version of the schema in the database. Returns `None` if a table is missing.
+    async fn version(&self, client: &Client) -> Result<Option<i32>, BoxError> {
+        // The casts fail if a table does not exist.
+        let find = self.sql(
+            "SELECT max(version), '{schema}.log'::regclass::oid, '{schema}.records'::regclass::oid,
+                '{schema}.positions'::regclass::oid, '{schema}.inbox'::regclass::oid
+            FROM {schema}.version",
+        );
+        let rows = match client.query_typed(&find, NO_PARAMETERS).await {
+            Ok(rows) => rows,
+            Err(error) if is_missing(error.code()) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let version: Option<i32> = rows.first().map_or(Ok(None), |row| row.try_get(0))?;
+        match version {
+            Some(newer) if newer > VERSION => Err(format!(
+                "the schema {:?} has the version {newer}, and this version of tower-sse knows {VERSION}: update it",
+                self.name
+            )
+            .into()),
+            version => Ok(version),
+        }
+    }
+}
+
+const NO_PARAMETERS: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] = &[];
+
+/// Returns whether an error says that the schema, or a part of it, does not exist.
+pub(super) fn is_missing(code: Option<&SqlState>) -> bool {
+    let missing = [
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_FUNCTION,
+        SqlState::INVALID_SCHEMA_NAME,
+        SqlState::UNDEFINED_OBJECT,
+    ];
+    code.is_some_and(|code| missing.contains(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_quotes() {
+        for name in ["tower_sse", "Shop-1", &"a".repeat(63)] {
+            assert!(Schema::new(name.to_owned()).is_ok(), "{name}");
+        }
+        for name in ["", "a\"b", "a'b", "a.b", "a b", "a$tower_sse$", "ä", "a\0", &"a".repeat(64)] {
+            assert!(Schema::new(name.to_owned()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn each_placeholder_is_replaced() {
+        let sql = Schema::new("shop".to_owned()).unwrap().sql(include_str!("schema.sql"));
+        let left: Vec<_> = sql.lines().filter(|line| !line.starts_with("--") && line.contains(['{', '}'])).collect();
+        assert_eq!(left, [""; 0]);
+    }
+}

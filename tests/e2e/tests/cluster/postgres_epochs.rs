@@ -1,0 +1,191 @@
+//! Logs that were replaced: dropped tables, restored backups, and replicas that lack records.
+
+use crate::{
+    postgres_sql::{data, start},
+    unchanged::{append, append_if_unchanged, postgres, record},
+};
+use e2e::{Store, StoreKind, eventually};
+use std::time::Duration;
+use tower_sse::hub::backend::{Backend, Bounds, Position, PostgresBackend};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until the server accepts requests of this node again. Returns the bounds.
+async fn bounds(log: &PostgresBackend) -> Bounds {
+    eventually(SOON, "the node reconnects", async || log.bounds().await.map_err(|error| error.to_string())).await
+}
+
+async fn append_each(log: &PostgresBackend, data: impl IntoIterator<Item = u32>) {
+    for datum in data {
+        append(log, "t", datum).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_table_is_another_epoch() {
+    let (store, log) = start().await;
+    for statement in
+        ["DROP TABLE tower_sse.records", "DROP SEQUENCE tower_sse.positions", "DROP SCHEMA tower_sse CASCADE"]
+    {
+        append_each(&log, 0..3).await;
+        let before = bounds(&log).await;
+        store.sql(statement);
+        let after = bounds(&log).await;
+        assert_ne!(before.epoch, after.epoch, "{statement}");
+        let appended = log.append(vec![record("t", 9)]).await.expect("the log exists");
+        assert_eq!(appended.epoch, after.epoch, "{statement}");
+        assert!(appended.position > after.last, "{statement}");
+    }
+}
+
+/// Another process has no memory of the log. It also finds the new epoch.
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_table_is_another_epoch_for_new_nodes() {
+    let (store, log) = start().await;
+    append_each(&log, 0..3).await;
+    let before = bounds(&log).await;
+    store.sql("DROP TABLE tower_sse.records");
+    assert_ne!(bounds(&postgres(&store.url())).await.epoch, before.epoch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_records_are_reported_as_evicted() {
+    let (store, log) = start().await;
+    append_each(&log, 0..5).await;
+    let before = bounds(&log).await;
+    store.sql("DELETE FROM tower_sse.records WHERE position = 3");
+    assert_eq!(bounds(&log).await, Bounds { evicted_through: Position::new(3), ..before });
+    store.sql("TRUNCATE tower_sse.records");
+    assert_eq!(bounds(&log).await, Bounds { evicted_through: before.last, ..before });
+    assert!(append(&log, "t", 5).await > before.last);
+}
+
+/// The copy has the same system identifier and timeline. The node knows a record that it lacks.
+#[tokio::test(flavor = "multi_thread")]
+async fn restored_copy_is_another_epoch_for_a_running_node() {
+    for is_published_first in [false, true] {
+        let (mut store, log) = start().await;
+        append_each(&log, 0..3).await;
+        store.kill();
+        let backup = store.back_up();
+        store.restart().await;
+        let kept = bounds(&log).await;
+        append_each(&log, 3..6).await;
+        store.kill();
+        store.restore(&backup);
+        store.restart().await;
+        if is_published_first {
+            // The positions of the copy pass those that the node knows.
+            for n in 0..100 {
+                store.sql(&format!("SELECT tower_sse.publish('t', NULL, 'sql {n}')"));
+            }
+        }
+        let restored = bounds(&log).await;
+        assert_ne!(restored.epoch, kept.epoch, "the log has lost its newest records");
+        let appended = log.append(vec![record("t", 6)]).await.expect("the server runs");
+        assert_eq!(appended.epoch, restored.epoch);
+        assert_eq!(data(&log).await.len(), if is_published_first { 104 } else { 4 });
+    }
+}
+
+/// Without a bound request in between: the first request after the restore is an append.
+#[tokio::test(flavor = "multi_thread")]
+async fn append_to_a_restored_copy_has_another_epoch() {
+    let (mut store, log) = start().await;
+    append_each(&log, 0..3).await;
+    store.kill();
+    let backup = store.back_up();
+    store.restart().await;
+    let kept = bounds(&log).await;
+    let since = append(&log, "t", 3).await;
+    store.kill();
+    store.restore(&backup);
+    store.restart().await;
+    let appended = eventually(SOON, "the node reconnects", async || {
+        log.append(vec![record("t", 4)]).await.map_err(|error| error.to_string())
+    })
+    .await;
+    assert_ne!(appended.epoch, kept.epoch);
+    let stale = log.append_if_unchanged(vec![record("u", 5)], kept.epoch, since).await;
+    assert_eq!(stale.expect("the server runs"), None, "the epoch is another one");
+    assert!(append_if_unchanged(&log, "u", 5, appended.position).await.is_some());
+}
+
+/// A restart of the server is no other log.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarted_server_keeps_its_epoch() {
+    let (mut store, log) = start().await;
+    append_each(&log, 0..3).await;
+    let before = bounds(&log).await;
+    store.kill();
+    store.restart().await;
+    assert_eq!(bounds(&log).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dump_of_another_database_is_another_epoch() {
+    let (store, log) = start().await;
+    append_each(&log, 0..3).await;
+    let before = bounds(&log).await;
+    // The dump has the epoch, the identity, and the records.
+    let other = store.copy_database("restored");
+    let restored = postgres(&other);
+    let after = bounds(&restored).await;
+    assert_ne!(after.epoch, before.epoch);
+    assert_eq!(data(&restored).await, ["0", "1", "2"]);
+    assert!(append(&restored, "t", 3).await > before.last, "the sequence continues");
+}
+
+/// Replication is asynchronous, so the promoted replica lacks the last records.
+#[tokio::test(flavor = "multi_thread")]
+async fn promoted_replica_is_another_epoch() {
+    let (mut primary, log) = start().await;
+    append_each(&log, 0..3).await;
+    let mut replica = primary.replica().await;
+    let hosts = format!("postgres://postgres@{},{}/postgres", primary.address(), replica.address());
+    // This node moves to the replica. The node before has not used it.
+    let moving = postgres(&hosts);
+    let before = bounds(&moving).await;
+    eventually(SOON, "the replica has the records", async || {
+        let count = replica.sql("SELECT count(*) FROM tower_sse.records");
+        if count == "3" { Ok(()) } else { Err(count) }
+    })
+    .await;
+    // These records are lost.
+    replica.kill();
+    append_each(&moving, 3..6).await;
+    primary.kill();
+    replica.restart().await;
+    let error = moving.bounds().await.expect_err("the replica is read-only").to_string();
+    assert!(!error.is_empty());
+    replica.sql("SELECT pg_promote()");
+    // An application publishes before a node connects.
+    replica.sql("SELECT tower_sse.publish('t', NULL, 'sql')");
+    let after = bounds(&moving).await;
+    assert_ne!(after.epoch, before.epoch);
+    let appended = moving.append(vec![record("t", 7)]).await.expect("the replica accepts writes");
+    assert_eq!(appended.epoch, after.epoch);
+    assert_eq!(data(&moving).await, ["0", "1", "2", "sql", "7"]);
+    // A node without memory has the same epoch.
+    assert_eq!(bounds(&postgres(&replica.url())).await.epoch, after.epoch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operator_starts_an_epoch() {
+    let (store, log) = start().await;
+    append_each(&log, 0..3).await;
+    let before = bounds(&log).await;
+    store.sql("SELECT tower_sse.new_epoch()");
+    let after = bounds(&log).await;
+    assert_ne!(after.epoch, before.epoch);
+    assert_eq!(after.last, before.last);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_of_a_newer_version_is_an_error() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    postgres(&store.url()).bounds().await.expect("the server runs");
+    store.sql("INSERT INTO tower_sse.version VALUES (1000)");
+    let error = postgres(&store.url()).bounds().await.expect_err("the version is unknown").to_string();
+    assert!(error.contains("1000") && error.contains("update"), "{error}");
+}
