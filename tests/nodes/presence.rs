@@ -10,7 +10,8 @@ use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::Ordering::Relaxed,
+    sync::{atomic::Ordering::Relaxed, mpsc},
+    thread,
     time::Duration,
 };
 use tokio::{
@@ -558,6 +559,30 @@ async fn event_is_not_repeated_before_it_is_read() {
     sleep(SECOND * 3).await;
     assert_members(&hubs, &["a", "b"]).await;
     assert_eq!(events(&shared), ["+b", "+a"]);
+}
+
+/// The hub has an event to publish, and its runtime has ended.
+#[test]
+fn membership_outlives_the_runtime_of_its_hub() {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let new_runtime = || runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let runtime = new_runtime();
+        let (hub, membership) = runtime.block_on(async {
+            let connection = Shared::new(PLENTY).connect();
+            let hub = node(&connection).await;
+            // The event of this member is refused.
+            connection.set(Mode::Refuses);
+            let membership = join(&hub, "large").await;
+            sleep(SECOND).await;
+            (hub, membership)
+        });
+        drop(runtime);
+        drop(membership);
+        drop(new_runtime().block_on(join(&hub, "b")));
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(SECOND * 60).expect("no call blocks");
 }
 
 #[derive(Clone, Debug)]

@@ -111,13 +111,16 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
         }
     };
     let Some(handle) = handle.filter(|_| !state.is_shut_down && !state.is_without_timers) else { return };
-    for topic in state.pending.begin() {
-        handle.spawn(publish(Publishing { core: core.clone(), topic }));
-    }
+    let topics = state.pending.begin();
     let is_running = state.task.as_ref().is_some_and(|task| !task.is_finished());
     if !is_running && state.next_time(presence).is_some() {
         // The task waits for this lock before it can end.
         state.task = Some(spawn(&handle, core));
+    }
+    drop(state);
+    // A runtime that has ended drops the task in `spawn`, and dropping it locks the state.
+    for topic in topics {
+        handle.spawn(publish(Publishing { core: core.clone(), topic }));
     }
 }
 
