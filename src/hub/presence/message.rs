@@ -109,9 +109,9 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record of the topic of the nodes is one of presence.
+/// Returns `true` if a record is one of presence. An event of another topic can have the same bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
-    record.event.starts_with(PREFIX)
+    *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
 }
 
 impl Message {
