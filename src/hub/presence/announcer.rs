@@ -1,16 +1,17 @@
 //! The announcer, the task of a node that appends the records of presence and ends grace times; and
 //! the tasks that publish the events of changes.
 
-use super::{Presences, message::Message, state::Job};
+use super::{Presences, message::Message, pending::MAX_BATCH, state::Job};
 use crate::hub::{
     backend::{Record, RecordKind},
     core::Core,
     node::BackendClient,
     recording::{
-        append::{Fence, caught_up, retry_pause},
+        append::{Fence, REFUSED, caught_up, retry_pause},
         keeper,
     },
 };
+use bytes::Bytes;
 use std::{
     panic,
     sync::{Arc, Weak},
@@ -111,7 +112,7 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
         }
     };
     let Some(handle) = handle.filter(|_| !state.is_shut_down && !state.is_without_timers) else { return };
-    let topics = state.pending.begin();
+    let topics = if state.is_complete() { state.pending.begin() } else { Vec::new() };
     let is_running = state.task.as_ref().is_some_and(|task| !task.is_finished());
     if !is_running && state.next_time(presence).is_some() {
         // The task waits for this lock before it can end.
@@ -120,7 +121,7 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
     drop(state);
     // A runtime that has ended drops the task in `spawn`, and dropping it locks the state.
     for topic in topics {
-        handle.spawn(publish(Publishing { core: core.clone(), topic }));
+        handle.spawn(publish(Publishing::new(core, topic)));
     }
 }
 
@@ -177,6 +178,7 @@ async fn run_once(core: &Arc<Core>) -> bool {
             let mut state = presence.state();
             state.end_request(request);
             presence.release(state);
+            start(core);
         }
         let job = presence.state().take_job(presence);
         let Some(job) = job else { return true };
@@ -221,53 +223,136 @@ fn answer_questions(core: &Arc<Core>) {
     }
 }
 
-/// The task that publishes the events of a topic.
+/// The task that publishes the events of a topic. It does not keep the hub alive.
 struct Publishing {
-    core: Arc<Core>,
+    core: Weak<Core>,
+    presence: Arc<Presences>,
     topic: Arc<str>,
+    failures: u32,
+    /// The time since when the backend refuses the events, while other requests succeed.
+    refused_since: Option<Instant>,
+    /// The maximum number of events in the next append.
+    max: usize,
+    has_given_up: bool,
+    has_ended: bool,
+}
+
+/// What a [`Publishing`] does next.
+enum Next {
+    Append,
+    /// Wait until another node has published the events, or until they are due.
+    Wait(Instant),
+    Retry,
+    End,
+}
+
+impl Publishing {
+    fn new(core: &Arc<Core>, topic: Arc<str>) -> Self {
+        Self {
+            core: Arc::downgrade(core),
+            presence: core.presence.clone(),
+            topic,
+            failures: 0,
+            refused_since: None,
+            max: MAX_BATCH,
+            has_given_up: false,
+            has_ended: false,
+        }
+    }
+
+    fn next_events(&mut self) -> Option<Result<Vec<Bytes>, Instant>> {
+        let mut state = self.presence.state();
+        let next = if state.is_complete() {
+            state.pending.next(&self.topic, Instant::now(), self.max)
+        } else {
+            state.pending.stop(&self.topic);
+            None
+        };
+        self.has_ended = next.is_none();
+        next
+    }
+
+    /// Publishes some events. The append succeeds only if the topic has not changed since this node
+    /// has read it, so each event is published once, whichever node is faster.
+    async fn run_once(&mut self) -> Next {
+        let Some(core) = self.core.upgrade() else { return Next::End };
+        // The fence first: an event that is published meanwhile makes the append fail.
+        let (Some(backend), Some(fence)) = (&core.backend, Fence::new(&core)) else { return Next::End };
+        let events = match self.next_events() {
+            None => return Next::End,
+            Some(Ok(events)) => events,
+            Some(Err(due)) => return Next::Wait(due),
+        };
+        if core.is_finished(&self.topic) {
+            // An event would open it again.
+            self.presence.state().pending.forget(&self.topic);
+            return Next::Append;
+        }
+        let presence = self.presence.clone();
+        let Ok(_permit) = presence.publishing.acquire().await else { return Next::End };
+        let count = events.len();
+        let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
+        match fence.append(backend, events.into_iter().map(record).collect()).await {
+            Ok(Some(appended)) => {
+                (self.failures, self.refused_since, self.has_given_up) = (0, None, false);
+                self.max = MAX_BATCH.min(self.max * 2);
+                caught_up(&core, appended.position, Instant::now() + FOLLOWER).await;
+                Next::Append
+            }
+            Ok(None) => {
+                fence.passed(&core).await;
+                Next::Append
+            }
+            Err(_) => {
+                self.failures += 1;
+                if backend.newest().await.is_some() {
+                    self.note_refused(count);
+                } else {
+                    self.refused_since = None;
+                }
+                Next::Retry
+            }
+        }
+    }
+
+    /// Appends fewer events the next time. After a minute, gives up the first event. If the backend
+    /// refuses the next one, too, gives up all events of the topic.
+    fn note_refused(&mut self, count: usize) {
+        self.max = (count / 2).max(1);
+        let since = *self.refused_since.get_or_insert_with(Instant::now);
+        if count > 1 || since.elapsed() < REFUSED {
+            return;
+        }
+        let pending = &mut self.presence.state().pending;
+        if self.has_given_up {
+            pending.forget(&self.topic);
+        } else {
+            pending.forget_first(&self.topic);
+        }
+        self.has_given_up = true;
+    }
 }
 
 impl Drop for Publishing {
     fn drop(&mut self) {
-        self.core.presence.state().pending.stop(&self.topic);
+        // Another task may publish the events after the end of this one.
+        if !self.has_ended {
+            self.presence.state().pending.stop(&self.topic);
+        }
     }
 }
 
-/// Publishes the pending events of a topic. Each append succeeds only if the topic has not changed
-/// since this node has read it, so each event is published once, whichever node is faster.
-async fn publish(publishing: Publishing) {
-    let Publishing { core, topic } = &publishing;
-    let (presence, Some(backend)) = (&core.presence, &core.backend) else { return };
-    let mut failures = 0;
-    // The fence first: an event that is published meanwhile makes the append fail.
-    while let Some(fence) = Fence::new(core) {
-        let next = presence.state().pending.next(topic, Instant::now());
-        let events = match next {
-            None => return,
-            Some(Ok(events)) => events,
-            Some(Err(due)) => {
-                let published = presence.until(|state| !state.pending.has(topic));
+/// Publishes the pending events of a topic.
+async fn publish(mut publishing: Publishing) {
+    loop {
+        match publishing.run_once().await {
+            Next::Append => {}
+            Next::Wait(due) => {
+                let published = publishing.presence.until(|state| !state.pending.has(&publishing.topic));
                 let _elapsed = timeout_at(due, published).await;
-                continue;
             }
-        };
-        if core.is_finished(topic) {
-            // An event would open it again.
-            presence.state().pending.forget(topic);
-            continue;
-        }
-        let Ok(_permit) = presence.publishing.acquire().await else { return };
-        let record = |event| Record { topic: topic.clone(), kind: RecordKind::Event, event };
-        match fence.append(backend, events.into_iter().map(record).collect()).await {
-            Ok(Some(appended)) => {
-                failures = 0;
-                caught_up(core, appended.position, Instant::now() + FOLLOWER).await;
-            }
-            Ok(None) => fence.passed(core).await,
-            Err(_) => {
-                failures += 1;
-                sleep(retry_pause(failures)).await;
-            }
+            Next::Retry => sleep(retry_pause(publishing.failures)).await,
+            Next::End => return,
         }
     }
 }

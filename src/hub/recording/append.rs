@@ -22,7 +22,7 @@ const FOLLOWER: Duration = Duration::from_secs(1);
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
 /// is too large for the backend is never accepted.
-const REFUSED: Duration = Duration::from_secs(60);
+pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
 /// The end of the log, as far as this node has read it. An append with this fence succeeds only if
 /// the log has no later record of the same topic.
