@@ -17,8 +17,8 @@ pub(super) struct Locals {
     /// The members without a subscription, by the ends of their grace times.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
-    /// The members whose state may differ from that in the log.
-    changed: Vec<Key>,
+    /// The members whose state differs from that in the log, in the order of the changes.
+    changed: BTreeMap<u64, Key>,
 }
 
 /// A member of a topic on this node.
@@ -29,6 +29,8 @@ struct Local {
     leaving: Option<(Instant, u64)>,
     /// Set if the log has the member, as far as this node knows.
     is_announced: bool,
+    /// The key of the member in [`Locals::changed`].
+    changed: Option<u64>,
 }
 
 impl Local {
@@ -41,13 +43,32 @@ impl Locals {
     /// Adds a subscription.
     pub(super) fn join(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.entry(topic.clone()).or_default().entry(member.clone()).or_default();
-        let was_member = local.is_member();
         local.subscriptions += 1;
         if let Some(leaving) = local.leaving.take() {
             self.leaving.remove(&leaving);
         }
-        if !was_member {
-            self.changed.push((topic.clone(), member.clone()));
+        self.compare(topic, member);
+    }
+
+    /// Notes whether the state of a member differs from that in the log.
+    fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
+        let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
+        let Some(local) = local else { return };
+        let has_changed = local.is_member() != local.is_announced;
+        match local.changed {
+            None if has_changed => {
+                local.changed = Some(self.next_key);
+                self.changed.insert(self.next_key, (topic.clone(), member.clone()));
+                self.next_key += 1;
+            }
+            Some(key) if !has_changed => {
+                local.changed = None;
+                self.changed.remove(&key);
+            }
+            _ => {}
+        }
+        if !local.is_member() && !local.is_announced {
+            self.forget(topic, member);
         }
     }
 
@@ -76,7 +97,7 @@ impl Locals {
             if let Some(local) = self.get_mut(&topic, &member) {
                 local.leaving = None;
             }
-            self.changed.push((topic, member));
+            self.compare(&topic, &member);
         }
     }
 
@@ -94,25 +115,18 @@ impl Locals {
         self.topics.is_empty()
     }
 
-    /// Returns `true` if the log has members of this node.
-    pub(super) fn is_announced(&self) -> bool {
-        self.topics.values().flat_map(HashMap::values).any(|local| local.is_announced)
-    }
-
     /// Takes the changes that the log does not have. They count as announced.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
-        for (topic, member) in mem::take(&mut self.changed) {
+        for (topic, member) in mem::take(&mut self.changed).into_values() {
             let Some(local) = self.get_mut(&topic, &member) else { continue };
-            let is_member = local.is_member();
-            let was_announced = mem::replace(&mut local.is_announced, is_member);
-            if !is_member {
+            local.changed = None;
+            local.is_announced = local.is_member();
+            if local.is_announced {
+                changes.push((topic, Presence::Joined(member)));
+            } else {
                 self.forget(&topic, &member);
-            }
-            match (was_announced, is_member) {
-                (false, true) => changes.push((topic, Presence::Joined(member))),
-                (true, false) => changes.push((topic, Presence::Left(member))),
-                _ => {}
+                changes.push((topic, Presence::Left(member)));
             }
         }
         changes
@@ -132,6 +146,7 @@ impl Locals {
         let mut all = Members::new();
         self.topics.retain(|topic, members| {
             members.retain(|_, local| {
+                local.changed = None;
                 local.is_announced = local.is_member();
                 local.is_announced
             });
@@ -141,11 +156,6 @@ impl Locals {
             !members.is_empty()
         });
         all
-    }
-
-    /// Ends the announcement of all members, because another log has replaced the log.
-    pub(super) fn forget_announced(&mut self) {
-        self.topics.values_mut().flat_map(HashMap::values_mut).for_each(|local| local.is_announced = false);
     }
 }
 
@@ -184,9 +194,9 @@ mod tests {
             locals.join(&topic, &member);
             locals.leave(&topic, &member, Duration::ZERO);
             locals.expire(Instant::now());
+            assert!(!locals.has_changes() && locals.is_empty());
         }
         assert_eq!(locals.take_changes(), []);
-        assert!(locals.is_empty());
         locals.join(&topic, &member);
         assert_eq!(locals.take_changes(), [joined("a")]);
     }

@@ -56,11 +56,11 @@ pub(super) struct Part {
     pub(super) is_last: bool,
 }
 
-/// A node in a [`Message::Roster`]. `number` and `beat` are those of its newest records.
+/// A node in a [`Message::Roster`].
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Listed {
-    pub(super) author: Author,
-    pub(super) beat: u64,
+    pub(super) node: u64,
+    pub(super) lease: Duration,
 }
 
 /// A record in the topic of the nodes, as far as presence needs it.
@@ -137,7 +137,7 @@ impl Message {
             Self::Dead { by, node, number, beat } => json!({ "dead": [node, number, beat, by] }),
             Self::Ask { id } => json!({ "ask": id }),
             Self::Roster { through, nodes } => {
-                let listed = |Listed { author, beat }: &Listed| json!([author.to_json(), beat]);
+                let listed = |Listed { node, lease }: &Listed| json!([node, milliseconds(*lease)]);
                 json!({ "through": through.get(), "nodes": nodes.iter().map(listed).collect::<Vec<_>>() })
             }
             Self::Question { node, id, topic } => json!({ "question": [node, id, &**topic] }),
@@ -172,7 +172,7 @@ impl Message {
             return Some(Self::Ask { id });
         }
         if let Some(nodes) = content["nodes"].as_array() {
-            let listed = |value: &Value| Some(Listed { author: Author::parse(&value[0])?, beat: value[1].as_u64()? });
+            let listed = |value: &Value| Some(Listed { node: value[0].as_u64()?, lease: parse_lease(&value[1])? });
             let nodes = nodes.iter().map(listed).collect::<Option<_>>()?;
             return Some(Self::Roster { through: Position::new(content["through"].as_u64()?), nodes });
         }
@@ -206,14 +206,21 @@ impl Noted {
 
 impl Author {
     fn to_json(self) -> Value {
-        json!([self.node, self.number, u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)])
+        json!([self.node, self.number, milliseconds(self.lease)])
     }
 
     fn parse(value: &Value) -> Option<Self> {
-        let [shortest, longest] = beat::LEASES;
-        let lease = Duration::from_millis(value[2].as_u64()?).clamp(shortest, longest);
-        Some(Self { node: value[0].as_u64()?, number: value[1].as_u64()?, lease })
+        Some(Self { node: value[0].as_u64()?, number: value[1].as_u64()?, lease: parse_lease(&value[2])? })
     }
+}
+
+fn milliseconds(lease: Duration) -> u64 {
+    u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn parse_lease(value: &Value) -> Option<Duration> {
+    let [shortest, longest] = beat::LEASES;
+    Some(Duration::from_millis(value.as_u64()?).clamp(shortest, longest))
 }
 
 #[cfg(test)]
@@ -239,7 +246,7 @@ mod tests {
             Message::Full { author, part: Part::default() },
             Message::Dead { by: 1, node: 2, number: 3, beat: u64::MAX },
             Message::Ask { id: 5 },
-            Message::Roster { through: Position::new(9), nodes: vec![Listed { author, beat: 3 }] },
+            Message::Roster { through: Position::new(9), nodes: vec![Listed { node: 8, lease: author.lease }] },
             Message::Roster { through: Position::START, nodes: Vec::new() },
             Message::Question { node: 1, id: 2, topic: "x".into() },
             Message::Answer { node: 1, id: 2, subscribers: 3 },

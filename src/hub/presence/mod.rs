@@ -143,14 +143,20 @@ impl Presences {
     /// Notes the records of a page. The caller adds them to the topics afterwards.
     pub(super) fn note(&self, page: &Page) {
         let mut state = self.state();
-        let noted_through = state.noted_through;
+        let (noted_through, was_complete) = (state.noted_through, state.is_complete());
         if page.evicted_through > noted_through {
             state.lose();
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
-            let transitions = state.note_record(self, *position, record);
+            state.noted_through = *position;
+            let is_complete = state.is_complete();
+            let mut transitions = state.note_record(self, *position, record);
+            // A node that does not know all members keeps the events of its own changes. It publishes
+            // them if no other node knows all members.
+            transitions.retain(|transition| is_complete || transition.author == self.node);
             let has_events = self.events.is_some() && *position > state.begin;
-            if transitions.is_empty() || !has_events || !state.is_complete() {
+            // The last answer completes the view, and its members are no change.
+            if transitions.is_empty() || !has_events || state.is_complete() != is_complete {
                 continue;
             }
             // The function of the application runs without a lock.
@@ -166,6 +172,9 @@ impl Presences {
             }
         }
         state.noted_through = state.noted_through.max(page.through);
+        if state.is_complete() && !was_complete {
+            state.watchers.note_loss();
+        }
         self.release(state);
     }
 
@@ -174,7 +183,6 @@ impl Presences {
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
         state.lose();
-        state.locals.forget_announced();
         (state.noted_through, state.begin) = (after, last);
         if after == Position::START {
             // Nothing was evicted, so this node reads all records.

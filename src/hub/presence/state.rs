@@ -3,7 +3,7 @@
 use super::{
     Presences,
     local::Locals,
-    message::{Author, Message, Noted, Part, fitting, into_parts},
+    message::{Author, Listed, Message, Noted, Part, fitting, into_parts},
     pending::Pending,
     stream::Watchers,
     survey::Survey,
@@ -58,9 +58,6 @@ pub(super) struct State {
     number: u64,
     /// Set if the log may not have the members of this node as they are.
     needs_full: bool,
-    /// Set if a node has asked for the members since this node has announced all of its members. A
-    /// change is then announced with all others.
-    is_asked: bool,
     /// Set while records about members are appended.
     is_appending: bool,
     /// The time when this node sends a roster, and the position of the oldest request for it.
@@ -87,9 +84,17 @@ pub(super) enum Knowledge {
         at: Instant,
         /// The position of the request.
         position: Option<Position>,
-        /// The nodes with members, from another node that knows them.
-        nodes: Option<Vec<u64>>,
+        /// The nodes with members, from another node that knows them. Each of them answers, or
+        /// another node announces its death.
+        nodes: Option<Vec<Listed>>,
     },
+}
+
+/// Returns the time when each listed node has answered, or another node has announced its death. If
+/// neither happens, the other node has died, too, and this node asks again.
+fn settled_at(own: &Presences, at: Instant, nodes: &[Listed]) -> Instant {
+    let longest = nodes.iter().map(|listed| listed.lease).fold(own.lease, Duration::max);
+    at + longest + own.grace + ASK_AGAIN
 }
 
 /// Records to append.
@@ -106,8 +111,10 @@ impl State {
         Self { knowledge, ..Self::default() }
     }
 
+    /// Returns `true` if this node knows the members of all nodes, and has read the log that it
+    /// found when it connected.
     pub(super) fn is_complete(&self) -> bool {
-        matches!(self.knowledge, Knowledge::Complete)
+        matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
 
     /// Returns `true` if the log has the members of this node as they are.
@@ -120,7 +127,8 @@ impl State {
         self.view.clear();
         self.pending.clear();
         self.knowledge = Knowledge::Unknown;
-        self.needs_full |= !self.locals.is_empty();
+        // The log may have members of this node that it has no more.
+        self.needs_full |= self.number > 0;
         self.roster = None;
         self.watchers.note_loss();
     }
@@ -163,34 +171,37 @@ impl State {
                 self.needs_full |= node == own.node && dead.is_some() && !self.locals.is_empty();
                 dead.unwrap_or_default()
             }
+            // The requests and the questions from before this node are answered.
+            Message::Ask { .. } if position <= self.begin => Vec::new(),
             Message::Ask { id: asked } => {
-                self.is_asked = true;
                 match &mut self.knowledge {
                     Knowledge::Asked { id, at, position: known, .. } if *id == asked => {
                         (*at, *known) = (Instant::now(), Some(position));
+                        return Vec::new();
                     }
                     Knowledge::Complete => {
                         let (_, after) = self.roster.unwrap_or((Instant::now(), position));
                         let at = Instant::now() + ROSTER_PAUSE.mul_f64(random::fraction());
                         self.roster = Some((at, after.max(position)));
-                        self.needs_full |= !self.locals.is_empty();
                     }
-                    _ => self.needs_full |= !self.locals.is_empty(),
+                    _ => {}
                 }
+                // A roster can list each node that has written a record, also if its members have
+                // left. Other nodes begin with all members.
+                self.needs_full |= self.number > 0;
                 Vec::new()
             }
             Message::Roster { through, nodes: listed } => {
                 self.roster.take_if(|(_, after)| through >= *after);
                 if let Knowledge::Asked { position: Some(position), nodes: nodes @ None, .. } = &mut self.knowledge {
                     if through >= *position {
-                        listed.iter().for_each(|listed| self.view.list(listed));
-                        *nodes = Some(listed.iter().map(|listed| listed.author.node).collect());
+                        *nodes = Some(listed);
                     }
                 }
                 Vec::new()
             }
             Message::Question { node, id, topic } => {
-                if node != own.node {
+                if node != own.node && position > self.begin {
                     self.questions.push((id, topic));
                 }
                 Vec::new()
@@ -201,7 +212,9 @@ impl State {
             }
         };
         if let Knowledge::Asked { nodes: Some(nodes), .. } = &self.knowledge {
-            if nodes.iter().all(|node| self.view.is_exact(*node)) {
+            if nodes.iter().all(|listed| self.view.is_exact(listed.node)) {
+                // The node that has sent the roster has the events of the changes before.
+                self.pending.clear();
                 self.note_complete();
             }
         }
@@ -239,8 +252,7 @@ impl State {
             Knowledge::Unknown => is_used,
             // The request may be lost.
             Knowledge::Asked { at, position: None, .. } => now >= at + ASK_AGAIN,
-            // A listed node has not answered, and lives.
-            Knowledge::Asked { at, nodes: Some(_), .. } => now >= at + own.lease,
+            Knowledge::Asked { at, nodes: Some(ref nodes), .. } => now >= settled_at(own, at, nodes),
             _ => false,
         }
     }
@@ -260,14 +272,15 @@ impl State {
             let count = self.outgoing.len().min(MAX_MESSAGES);
             return Some(Job::Messages(self.outgoing.drain(..count).collect()));
         }
-        let is_complete = self.is_complete();
-        self.needs_full |= self.is_asked && is_complete && self.locals.has_changes();
-        let messages = if self.needs_full && (is_complete || self.locals.is_announced()) {
-            (self.needs_full, self.is_asked) = (false, false);
+        // The first record of a node has all of its members, so each node that knows the record knows
+        // that these are all.
+        self.needs_full |= self.number == 0 && self.locals.has_changes();
+        let messages = if self.needs_full {
+            self.needs_full = false;
             let author = self.author(own);
             let full = |part: Part| Message::Full { author, part };
             into_parts(self.locals.take_all()).into_iter().map(full).collect::<Vec<_>>()
-        } else if is_complete && self.locals.has_changes() {
+        } else if self.locals.has_changes() {
             let changes = self.locals.take_changes();
             let mut rest = &changes[..];
             let mut messages = Vec::new();
@@ -280,8 +293,8 @@ impl State {
         } else {
             return None;
         };
-        self.is_appending = !messages.is_empty();
-        self.is_appending.then_some(Job::Members(messages))
+        self.is_appending = true;
+        Some(Job::Members(messages))
     }
 
     pub(super) fn author(&mut self, own: &Presences) -> Author {
@@ -314,14 +327,14 @@ impl State {
         if !own.has_backend {
             return next;
         }
-        let is_due = self.needs_full && (self.is_complete() || self.locals.is_announced())
-            || self.is_complete() && self.locals.has_changes()
+        let is_due = self.needs_full
+            || self.locals.has_changes()
             || !self.outgoing.is_empty()
             || !self.questions.is_empty()
             || self.needs_knowledge(own, now);
         let again = match self.knowledge {
             Knowledge::Asked { at, position: None, .. } => Some(at + ASK_AGAIN),
-            Knowledge::Asked { at, nodes: Some(_), .. } => Some(at + own.lease),
+            Knowledge::Asked { at, nodes: Some(ref nodes), .. } => Some(settled_at(own, at, nodes)),
             _ => self.answered_at(own),
         };
         let roster = self.roster.map(|(at, _)| at);

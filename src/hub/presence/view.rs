@@ -46,8 +46,6 @@ struct Node {
     members: Members,
     /// The parts that were read since the first one.
     incoming: Option<Members>,
-    /// Set if another node has members of this node that were not read yet.
-    is_listed: bool,
     /// Set if the members are those of the node. Otherwise records that this node has not read may
     /// have changed them.
     is_exact: bool,
@@ -66,7 +64,6 @@ impl Node {
             seen_at: Instant::now(),
             members: Members::new(),
             incoming: None,
-            is_listed: false,
             is_exact: false,
             jitter: JITTER.mul_f64(random::fraction()),
             declared_at: None,
@@ -74,7 +71,7 @@ impl Node {
     }
 
     fn has_members(&self) -> bool {
-        !self.members.is_empty() || self.incoming.is_some() || self.is_listed
+        !self.members.is_empty() || self.incoming.is_some()
     }
 
     /// Returns the time when this node declares that the other node is dead.
@@ -170,7 +167,7 @@ impl View {
             incoming.entry(topic).or_default().extend(members);
         }
         let Some(members) = node.incoming.take_if(|_| part.is_last) else { return Vec::new() };
-        (node.is_exact, node.is_listed) = (true, false);
+        node.is_exact = true;
         self.replace(author.node, author.node, members)
     }
 
@@ -190,7 +187,7 @@ impl View {
     /// Notes a sign of life.
     pub(super) fn beat(&mut self, node: u64, beat: u64) {
         self.forget_empty();
-        // A roster may name the node later.
+        // A record may name the members of the node later.
         let node = self.nodes.entry(node).or_insert_with(Node::new);
         if node.beat < beat {
             (node.beat, node.seen_at, node.declared_at) = (beat, Instant::now(), None);
@@ -200,31 +197,21 @@ impl View {
     /// Removes the members of a node that has written nothing after these numbers. Returns `None` if
     /// it has.
     pub(super) fn dead(&mut self, by: u64, node: u64, number: u64, beat: u64) -> Option<Vec<Transition>> {
-        let dead = self.nodes.get_mut(&node)?;
+        self.forget_empty();
+        // The number shows which records of the dead node are late.
+        let unknown = || Node { number, beat, ..Node::new() };
+        let dead = self.nodes.entry(node).or_insert_with(unknown);
         if dead.number > number || dead.beat > beat {
             return None;
         }
-        (dead.incoming, dead.is_exact, dead.is_listed) = (None, true, false);
+        (dead.incoming, dead.is_exact) = (None, true);
         Some(self.replace(by, node, Members::new()))
     }
 
     /// Returns the nodes with members.
     pub(super) fn roster(&self) -> Vec<Listed> {
         let holders = self.nodes.iter().filter(|(_, node)| node.has_members());
-        let listed = |(id, node): (&u64, &Node)| Listed {
-            author: Author { node: *id, number: node.number, lease: node.lease },
-            beat: node.beat,
-        };
-        holders.map(listed).collect()
-    }
-
-    /// Notes a node with members, from the roster of another node.
-    pub(super) fn list(&mut self, listed: &Listed) {
-        let node = self.nodes.entry(listed.author.node).or_insert_with(Node::new);
-        node.number = node.number.max(listed.author.number);
-        node.beat = node.beat.max(listed.beat);
-        node.lease = listed.author.lease;
-        node.is_listed = !node.is_exact;
+        holders.map(|(id, node)| Listed { node: *id, lease: node.lease }).collect()
     }
 
     /// Returns `true` if the members of this node are known.
