@@ -7,7 +7,7 @@ use super::{
     item::{Item, Topics},
     linger::Linger,
     merge::Merge,
-    presence::Membership,
+    presence::Memberships,
     reader::{Reader, Step, Wait},
     readers::Readers,
     replay::Replay,
@@ -124,7 +124,7 @@ pub struct Subscription {
     /// finished.
     has_failed: bool,
     /// The memberships that last as long as the subscription.
-    pub(super) memberships: Vec<Membership>,
+    pub(super) memberships: Option<Box<Memberships>>,
 }
 
 /// The item that a subscription yields before all events of its topics.
@@ -176,7 +176,7 @@ impl Subscription {
             has_control_events: true,
             has_preamble: AtomicBool::new(false),
             has_failed: false,
-            memberships: Vec::new(),
+            memberships: None,
         }
     }
 

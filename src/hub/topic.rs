@@ -519,7 +519,7 @@ impl Topic {
     /// ```
     pub fn join(&self, member: impl AsRef<str>, mut subscription: Subscription) -> Result<Subscription, Error> {
         let membership = Membership::new(&self.core, &self.name, member.as_ref())?;
-        subscription.memberships.push(membership);
+        subscription.memberships.get_or_insert_default().add(membership);
         Ok(subscription)
     }
 

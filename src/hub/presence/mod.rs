@@ -281,6 +281,16 @@ impl Membership {
     }
 }
 
+/// The memberships of a subscription. Most subscriptions have none, and pay for one pointer.
+#[derive(Default)]
+pub(super) struct Memberships(Vec<Membership>);
+
+impl Memberships {
+    pub(super) fn add(&mut self, membership: Membership) {
+        self.0.push(membership);
+    }
+}
+
 impl Drop for Membership {
     fn drop(&mut self) {
         let presence = &self.core.presence;
