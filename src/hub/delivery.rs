@@ -50,8 +50,8 @@ impl Node for Core {
     fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
         // Before any of it is committed.
-        self.recordings.note(&page);
-        self.presence.note(&page);
+        let beats = self.recordings.note(&page);
+        self.presence.note(&page, beats);
         keeper::start(self);
         if page.evicted_through > self.committed() {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));

@@ -683,6 +683,26 @@ async fn members_of_a_dead_node_can_reconnect_to_a_new_node() {
     assert_eq!(events(&shared), ["+a", "+b"]);
 }
 
+/// The answer of a node arrives last, and another node has sent its roster before.
+#[tokio::test(start_paused = true)]
+async fn late_answer_of_a_node_is_no_change() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _a = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    evict(&hubs[1]).await;
+    connections[0].set(Mode::ReadsOnly);
+    let third = node(&shared.connect()).await;
+    let lobby = third.topic("lobby");
+    let members_of_third = tokio::spawn(async move { lobby.members().await });
+    sleep(SECOND).await;
+    assert!(records(&shared).last().unwrap().contains("\"through\""));
+    connections[0].set(Mode::Works);
+    assert_eq!(members_of_third.await.unwrap().unwrap(), [std::sync::Arc::from("a")]);
+    sleep(SECOND * 3).await;
+    assert_eq!(events(&shared), ["+a"]);
+}
+
 /// No other node knows the members, so this node publishes the events when it knows them.
 #[tokio::test(start_paused = true)]
 async fn single_node_publishes_events_after_its_restart() {

@@ -63,12 +63,6 @@ pub(super) struct Listed {
     pub(super) lease: Duration,
 }
 
-/// A record in the topic of the nodes, as far as presence needs it.
-pub(super) enum Noted {
-    Message(Message),
-    Beat { node: u64, beat: u64 },
-}
-
 /// Splits the members of a node into parts of about [`MAX_BYTES`] each.
 pub(super) fn into_parts(members: Members) -> Vec<Part> {
     let mut parts = vec![Part { is_first: true, ..Part::default() }];
@@ -147,7 +141,15 @@ impl Message {
         Record { topic: beat::TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    fn parse(content: &Value) -> Option<Self> {
+    /// Parses a record. `None` if it is not one of presence, or if another program has written it.
+    pub(super) fn parse(record: &Record) -> Option<Self> {
+        let is_message = is_of(record) && record.kind == RecordKind::State;
+        let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;
+        let message: Value = serde_json::from_slice(text).ok()?;
+        Self::from_json(&message["presence"])
+    }
+
+    fn from_json(content: &Value) -> Option<Self> {
         if let Some(changes) = content["changes"].as_array() {
             let change = |value: &Value| {
                 let member = value[1].as_str()?.into();
@@ -190,20 +192,6 @@ impl Message {
     }
 }
 
-impl Noted {
-    /// Parses a record of the topic of the nodes. `None` if presence has no use for it, or if
-    /// another program has written it.
-    pub(super) fn parse(record: &Record) -> Option<Self> {
-        if !is_of(record) {
-            let (node, beat) = beat::sign_of_life(record)?;
-            return Some(Self::Beat { node, beat });
-        }
-        let text = record.event.strip_prefix(b"data: ").filter(|_| record.kind == RecordKind::State)?;
-        let message: Value = serde_json::from_slice(text).ok()?;
-        Message::parse(&message["presence"]).map(Self::Message)
-    }
-}
-
 impl Author {
     fn to_json(self) -> Value {
         json!([self.node, self.number, milliseconds(self.lease)])
@@ -226,13 +214,6 @@ fn parse_lease(value: &Value) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parse(record: &Record) -> Option<Message> {
-        match Noted::parse(record)? {
-            Noted::Message(message) => Some(message),
-            Noted::Beat { .. } => None,
-        }
-    }
 
     fn messages() -> Vec<Message> {
         let author = Author { node: u64::MAX, number: 7, lease: Duration::from_secs(10) };
@@ -258,7 +239,7 @@ mod tests {
         for message in messages() {
             let record = message.record();
             assert!(is_of(&record) && *record.topic == *beat::TOPIC);
-            assert_eq!(parse(&record), Some(message));
+            assert_eq!(Message::parse(&record), Some(message));
         }
     }
 
@@ -268,13 +249,13 @@ mod tests {
         for text in ["", "7", "[]", "{}", "null", r#"{"ask":"x"}"#, r#"{"dead":[1,2,3]}"#, r#"{"answer":[1,2,-1]}"#] {
             for foreign in [format!("data: {{\"presence\":{text}}}\n\n"), format!("data: {text}\n\n")] {
                 let foreign = Record { event: foreign.into(), ..record.clone() };
-                assert_eq!(parse(&foreign), None, "{foreign:?}");
+                assert_eq!(Message::parse(&foreign), None, "{foreign:?}");
             }
         }
         let text = String::from_utf8(record.event.to_vec()).unwrap();
         for at in (0..text.len()).filter(|at| text.is_char_boundary(*at)) {
             let cut = Record { event: text[..at].to_owned().into(), ..record.clone() };
-            assert!(parse(&cut).is_none_or(|message| message == messages()[0]), "{cut:?}");
+            assert!(Message::parse(&cut).is_none_or(|message| message == messages()[0]), "{cut:?}");
         }
     }
 

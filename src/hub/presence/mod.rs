@@ -30,7 +30,7 @@ use super::{
     config::HubConfig,
     core::Core,
     error::Error,
-    recording::append::caught_up,
+    recording::{append::caught_up, beat::Beats},
     topic::complete,
 };
 use crate::{Event, callback::contain_panic};
@@ -140,8 +140,10 @@ impl Presences {
         }
     }
 
-    /// Notes the records of a page. The caller adds them to the topics afterwards.
-    pub(super) fn note(&self, page: &Page) {
+    /// Notes the records of a page, which has these beats. The caller adds the records to the topics
+    /// afterwards.
+    pub(super) fn note(&self, page: &Page, beats: Beats) {
+        let mut beats = beats.into_iter().peekable();
         let mut state = self.state();
         let (noted_through, was_complete) = (state.noted_through, state.is_complete());
         if page.evicted_through > noted_through {
@@ -149,6 +151,11 @@ impl Presences {
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             state.noted_through = *position;
+            while beats.next_if(|(at, ..)| at < position).is_some() {}
+            if let Some((_, node, beat)) = beats.next_if(|(at, ..)| at == position) {
+                state.view.beat(node, beat);
+                continue;
+            }
             let is_complete = state.is_complete();
             let mut transitions = state.note_record(self, *position, record);
             // A node that does not know all members keeps the events of its own changes. It publishes

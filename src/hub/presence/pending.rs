@@ -199,6 +199,25 @@ mod tests {
         assert!(pending.is_empty());
     }
 
+    /// A walk over all pending events for each published one would take minutes.
+    #[tokio::test]
+    async fn cost_of_an_event_does_not_depend_on_the_number_of_pending_ones() {
+        const EVENTS: usize = 100_000;
+        let begin = std::time::Instant::now();
+        let mut pending = Pending::default();
+        let topic: Arc<str> = "t".into();
+        let event = |n: usize| Bytes::from(format!("+{n}"));
+        for n in 0..EVENTS {
+            pending.add(&topic, &n.to_string().into(), event(n), true);
+        }
+        for n in 0..EVENTS {
+            pending.note("t", &"message".into());
+            pending.note("t", &event(n));
+        }
+        assert!(pending.is_empty());
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn event_of_another_node_is_due_later() {
         let mut pending = Pending::default();

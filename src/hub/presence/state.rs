@@ -3,7 +3,7 @@
 use super::{
     Presences,
     local::Locals,
-    message::{Author, Listed, Message, Noted, Part, fitting, into_parts},
+    message::{Author, Listed, Message, Part, fitting, into_parts},
     pending::Pending,
     stream::Watchers,
     survey::Survey,
@@ -149,14 +149,8 @@ impl State {
             }
             return Vec::new();
         }
-        let transitions = match Noted::parse(record) {
-            Some(Noted::Message(message)) => self.note_message(own, position, message),
-            Some(Noted::Beat { node, beat }) => {
-                self.view.beat(node, beat);
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
+        let Some(message) = Message::parse(record) else { return Vec::new() };
+        let transitions = self.note_message(own, position, message);
         self.watchers.note(&transitions);
         transitions
     }

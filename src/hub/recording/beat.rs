@@ -2,7 +2,7 @@
 
 use crate::{
     Event,
-    hub::backend::{Record, RecordKind},
+    hub::backend::{Position, Record, RecordKind},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -132,13 +132,8 @@ impl Message {
     }
 }
 
-/// Returns the node and the number of a beat. `None` if the record is not a beat.
-pub(in crate::hub) fn sign_of_life(record: &Record) -> Option<(u64, u64)> {
-    match Message::parse(record)? {
-        Message::Beat(beat) => Some((beat.node, beat.number)),
-        Message::Stop(_) => None,
-    }
-}
+/// The beats of a page: the position, the node and the number of each.
+pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
     fn to_json(&self) -> Value {

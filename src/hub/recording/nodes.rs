@@ -1,7 +1,7 @@
 //! The recordings of this node and of the others, as far as this node has read the log.
 
 use super::{
-    beat::{Announced, Beat, Message},
+    beat::{Announced, Beat, Beats, Message},
     outcome::Outcome,
 };
 use crate::{
@@ -251,8 +251,10 @@ impl Recordings {
     }
 
     /// Updates the recordings from the records of a page, the next part of the backend's log. The
-    /// caller adds the events of the page to their topics after this call.
-    pub(in crate::hub) fn note(&self, page: &Page) {
+    /// caller adds the events of the page to their topics after this call. Returns the beats of the
+    /// page, the signs of life of the nodes, in the order of the log.
+    pub(in crate::hub) fn note(&self, page: &Page) -> Beats {
+        let mut beats = Beats::new();
         let mut state = self.state();
         let noted_through = state.noted_through;
         if page.evicted_through > noted_through {
@@ -264,12 +266,13 @@ impl Recordings {
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
             let is_presence = presence::is_of(record);
             if Message::is_of(record) && !is_presence {
-                state.note_message(self.node, *position, record);
+                beats.extend(state.note_message(self.node, *position, record));
             } else if !is_presence && (!state.local.is_empty() || !state.peers.is_empty()) {
                 state.note_record(*position, record);
             }
         }
         state.noted_through = state.noted_through.max(page.through);
+        beats
     }
 
     /// Notes that the backend does not accept records. The other nodes may have the same outage.
@@ -367,19 +370,24 @@ impl State {
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
     }
 
-    fn note_message(&mut self, own_node: u64, position: Position, record: &Record) {
-        match Message::parse(record) {
-            Some(Message::Stop(topic)) => {
+    /// Handles a message of a node. Returns its position, its node and its number if it is a beat.
+    fn note_message(&mut self, own_node: u64, position: Position, record: &Record) -> Option<(Position, u64, u64)> {
+        match Message::parse(record)? {
+            Message::Stop(topic) => {
                 // A request from before the recording stops an earlier recording of the topic.
                 let of_topic = self.local.get(&topic).into_iter().flatten();
                 let earlier = of_topic.filter(|local| local.lock().started_at < position);
                 earlier.for_each(|local| local.stop(Outcome::Stopped));
+                None
             }
-            Some(Message::Beat(beat)) if beat.node != own_node => {
-                let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
-                peer.note(beat, &self.settled.ids);
+            Message::Beat(beat) => {
+                let noted = (position, beat.node, beat.number);
+                if beat.node != own_node {
+                    let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
+                    peer.note(beat, &self.settled.ids);
+                }
+                Some(noted)
             }
-            _ => {}
         }
     }
 
