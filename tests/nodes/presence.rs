@@ -256,8 +256,8 @@ async fn new_node_asks_for_evicted_members() {
     sleep(SECOND).await;
     assert_members(&hubs, &["a", "b", "c"]).await;
     assert_eq!(events(&shared), ["+a", "+b", "+c"]);
-    // One request, one roster or two, and the members of two nodes. The first record of each node has
-    // all of its members, too.
+    // One request, one roster or two, and the members of two nodes. The first record of each node
+    // has all of its members, too.
     let count = |text: &str| records(&shared).iter().filter(|record| record.contains(text)).count();
     let counts = [count("\"ask\""), count("\"through\""), count("\"members\"")];
     assert!(counts[0] == 1 && counts[1] <= 2 && counts[2] == 5, "{:?}", records(&shared));
@@ -634,8 +634,8 @@ async fn node_that_is_late_in_another_log_corrects_its_own_members() {
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
 }
 
-/// A node asks while the record about the last leave of another node is on its way. The other node
-/// lives because of a recording.
+/// A node asks before another node has written that its last member has left. The other node lives
+/// because of a recording.
 #[tokio::test(start_paused = true)]
 async fn node_whose_members_have_left_answers() {
     let shared = Shared::new(20);

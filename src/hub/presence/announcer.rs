@@ -237,7 +237,7 @@ struct Publishing {
     has_ended: bool,
 }
 
-/// What a [`Publishing`] does next.
+/// The next step of a [`Publishing`].
 enum Next {
     Append,
     /// Wait until another node has published the events, or until they are due.

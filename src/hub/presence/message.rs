@@ -103,7 +103,8 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record is one of presence. An event of another topic can have the same bytes.
+/// Returns `true` if a record is one of presence. An event of another topic can have the same
+/// bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
     *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
 }

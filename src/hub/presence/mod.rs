@@ -140,8 +140,8 @@ impl Presences {
         }
     }
 
-    /// Notes the records of a page, which has these beats. The caller adds the records to the topics
-    /// afterwards.
+    /// Notes the records of a page, which has these beats. The caller adds the records to the
+    /// topics afterwards.
     pub(super) fn note(&self, page: &Page, beats: Beats) {
         let mut beats = beats.into_iter().peekable();
         let mut state = self.state();
@@ -158,8 +158,8 @@ impl Presences {
             }
             let is_complete = state.is_complete();
             let mut transitions = state.note_record(self, *position, record);
-            // A node that does not know all members keeps the events of its own changes. It publishes
-            // them if no other node knows all members.
+            // A node that does not know all members keeps the events of its own changes. It
+            // publishes them if no other node knows all members.
             transitions.retain(|transition| is_complete || transition.author == self.node);
             let has_events = self.events.is_some() && *position > state.begin;
             // The last answer completes the view, and its members are no change.

@@ -143,8 +143,8 @@ impl Pending {
         mem::take(&mut self.idle).into_iter().filter(begins).collect()
     }
 
-    /// Returns at most `max` events to publish, or the time when the first one is due. Returns `None`
-    /// and ends the task of the topic if there is no event.
+    /// Returns at most `max` events to publish, or the time when the first one is due. Returns
+    /// `None` and ends the task of the topic if there is no event.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
         let Some((_, first)) = of_topic.events.first_key_value() else {

@@ -266,8 +266,7 @@ impl State {
             let count = self.outgoing.len().min(MAX_MESSAGES);
             return Some(Job::Messages(self.outgoing.drain(..count).collect()));
         }
-        // The first record of a node has all of its members, so each node that knows the record knows
-        // that these are all.
+        // The first record of a node has all of its members, so that no request can miss a member.
         self.needs_full |= self.number == 0 && self.locals.has_changes();
         let messages = if self.needs_full {
             self.needs_full = false;
