@@ -801,17 +801,20 @@ async fn refused_event_does_not_block_later_events_forever() {
     assert_eq!(events(&shared), ["+b", "+c", "+d"]);
 }
 
-/// The backend refuses all events of the topic.
 #[tokio::test(start_paused = true)]
-async fn dropped_hubs_have_no_tasks_while_events_are_refused() {
-    let shared = Shared::new(PLENTY);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    connections.iter().for_each(|connection| connection.set(Mode::Refuses));
-    let all = [join(&hubs[0], "large").await, join(&hubs[1], "very large").await];
-    sleep(SECOND).await;
-    drop((all, hubs));
-    sleep(SECOND * 10).await;
-    assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
+async fn dropped_hubs_have_no_tasks_while_events_are_pending() {
+    for mode in [Mode::Refuses, Mode::Fails, Mode::Hangs] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = nodes::<2>(&shared).await;
+        connections.iter().for_each(|connection| connection.set(Mode::Refuses));
+        let all = [join(&hubs[0], "large").await, join(&hubs[1], "very large").await];
+        sleep(SECOND).await;
+        connections.iter().for_each(|connection| connection.set(mode));
+        sleep(SECOND).await;
+        drop((all, hubs));
+        sleep(SECOND * 20).await;
+        assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0, "{mode:?}");
+    }
 }
 
 #[derive(Clone, Debug)]
