@@ -35,7 +35,7 @@ pub(super) const SLICE: usize = 1_000;
 pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
-    pub(super) backend: Option<BackendClient>,
+    pub(super) backend: Option<Arc<BackendClient>>,
     /// The current epoch, a number that identifies one lifetime of the log. It changes only when
     /// another log has replaced the log of the backend. The lock of the `registry` is held during
     /// the change.
@@ -55,7 +55,7 @@ impl Core {
         let presence = Arc::new(Presences::new(recordings.node, &config, backend.is_some()));
         Self {
             config,
-            backend,
+            backend: backend.map(Arc::new),
             epoch: AtomicU64::new(Epoch::random().into_bits()),
             registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
@@ -68,7 +68,7 @@ impl Core {
     }
 
     pub(super) fn epoch(&self) -> Epoch {
-        let ids = self.backend.as_ref().map_or(IdFormat::Positions, BackendClient::id_format);
+        let ids = self.backend.as_ref().map_or(IdFormat::Positions, |backend| backend.id_format());
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 

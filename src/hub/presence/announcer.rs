@@ -132,11 +132,8 @@ fn spawn(handle: &Handle, core: &Arc<Core>) -> AbortHandle {
 async fn announce(core: Weak<Core>) {
     let mut failures = 0;
     loop {
-        let Some(strong) = core.upgrade() else { return };
-        let is_ok = run_once(&strong).await;
+        let Some((presence, is_ok)) = run_once(&core).await else { return };
         failures = if is_ok { 0 } else { failures + 1 };
-        let presence = strong.presence.clone();
-        drop(strong);
         let Some(mut next) = presence.next_run() else { return };
         if !is_ok {
             next = next.max(Instant::now() + retry_pause(failures));
@@ -158,41 +155,47 @@ async fn announce(core: Weak<Core>) {
     }
 }
 
-/// Does what is due. Returns `false` if the backend has not confirmed it.
-async fn run_once(core: &Arc<Core>) -> bool {
-    let presence = &core.presence;
-    let Some(backend) = &core.backend else {
-        apply_in_memory(core);
-        return true;
-    };
+/// Does what is due. Returns `false` if the backend has not confirmed it, and `None` if the hub was
+/// dropped. The hub is not kept alive during requests to the backend.
+async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
     loop {
+        let mut core = weak.upgrade()?;
+        let presence = core.presence.clone();
+        let Some(backend) = core.backend.clone() else {
+            apply_in_memory(&core);
+            return Some((presence, true));
+        };
         presence.state().locals.expire(Instant::now());
-        answer_questions(core);
-        let request = presence.state().answered(presence);
+        answer_questions(&core);
+        let request = presence.state().answered(&presence);
         if let Some(request) = request {
+            drop(core);
             // The answers may be in the log, and not read yet.
-            let Some(through) = backend.newest().await else { return false };
-            if !caught_up(core, through, Instant::now() + FOLLOWER).await {
-                return false;
+            let Some(through) = backend.newest().await else { return Some((presence, false)) };
+            core = weak.upgrade()?;
+            if !caught_up(&core, through, Instant::now() + FOLLOWER).await {
+                return Some((presence, false));
             }
             let mut state = presence.state();
             state.end_request(request);
             presence.release(state);
-            start(core);
+            start(&core);
         }
-        let job = presence.state().take_job(presence);
-        let Some(job) = job else { return true };
-        let is_appended = append(backend, &job).await;
+        drop(core);
+        let job = presence.state().take_job(&presence);
+        let Some(job) = job else { return Some((presence, true)) };
+        let is_appended = append(&backend, &job).await;
+        let core = weak.upgrade()?;
         let mut state = presence.state();
         state.end_job(job, is_appended);
         presence.release(state);
         if !is_appended {
             // If the backend accepts no records, silent nodes may be alive.
             core.recordings.lose_contact();
-            return false;
+            return Some((presence, false));
         }
         // The first member of a node needs a sign of life.
-        keeper::start(core);
+        keeper::start(&core);
         core.recordings.changed.notify_one();
     }
 }
@@ -277,7 +280,7 @@ impl Publishing {
     async fn run_once(&mut self) -> Next {
         let Some(core) = self.core.upgrade() else { return Next::End };
         // The fence first: an event that is published meanwhile makes the append fail.
-        let (Some(backend), Some(fence)) = (&core.backend, Fence::new(&core)) else { return Next::End };
+        let (Some(backend), Some(fence)) = (core.backend.clone(), Fence::new(&core)) else { return Next::End };
         let events = match self.next_events() {
             None => return Next::End,
             Some(Ok(events)) => events,
@@ -288,18 +291,22 @@ impl Publishing {
             self.presence.state().pending.forget(&self.topic);
             return Next::Append;
         }
+        // The hub is not kept alive during requests to the backend.
+        drop(core);
         let presence = self.presence.clone();
         let Ok(_permit) = presence.publishing.acquire().await else { return Next::End };
         let count = events.len();
         let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
-        match fence.append(backend, events.into_iter().map(record).collect()).await {
+        match fence.append(&backend, events.into_iter().map(record).collect()).await {
             Ok(Some(appended)) => {
                 (self.failures, self.refused_since, self.has_given_up) = (0, None, false);
                 self.max = MAX_BATCH.min(self.max * 2);
+                let Some(core) = self.core.upgrade() else { return Next::End };
                 caught_up(&core, appended.position, Instant::now() + FOLLOWER).await;
                 Next::Append
             }
             Ok(None) => {
+                let Some(core) = self.core.upgrade() else { return Next::End };
                 fence.passed(&core).await;
                 Next::Append
             }
