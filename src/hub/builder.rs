@@ -137,9 +137,10 @@ impl Builder {
     /// nodes with another function run, for example during a deploy, changes have both events. All
     /// nodes see the changes in the same order, and each event is published once, in this order.
     /// If the node that has caused a change dies before its event is published, another node
-    /// publishes it. An event is lost only if all nodes that know of the change die or lose their
-    /// connection for longer than the retention of the log. While the backend is down, events wait. If
-    /// the backend works and refuses an event for a minute, the event is lost.
+    /// publishes it. An event is lost only if all nodes that know of the change die, or lose their
+    /// connection until another node publishes a later change of the member or the log evicts the
+    /// records. While the backend is down, events wait. If the backend works and refuses an event for
+    /// a minute, the event is lost.
     ///
     /// A finished topic gets no events. An event of more than 256 KiB, or with a name that the hub
     /// uses itself, is not published. If the function panics, there is no event. It is called
