@@ -1,4 +1,5 @@
-//! A chat with several rooms over one connection, presence, and replay after a lost connection.
+//! A chat with several rooms over one connection, the people in each room, and replay after a lost
+//! connection.
 //!
 //! ```console
 //! $ cargo run --features serve --example chat                        # http://127.0.0.1:3000
@@ -12,10 +13,11 @@ use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Query, State},
     http::{StatusCode, header::CONTENT_TYPE},
-    response::{ErrorResponse, Html},
+    response::{ErrorResponse, Html, IntoResponse},
     routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::{
     collections::BTreeMap,
     env,
@@ -23,19 +25,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio::net::TcpListener;
-use tokio_stream::StreamMap;
+use tokio_stream::StreamExt;
 use tower_sse::{
     BoxError, Event, LastEventId, SseLayer, SseStream,
-    hub::{Hub, Start, Subscription},
+    hub::{self, Hub, Presence, Start},
 };
 
 const ROOMS: [&str; 4] = ["lobby", "rust", "music", "random"];
 /// Limits, in characters.
 const MAX_NAME_LENGTH: usize = 32;
 const MAX_TEXT_LENGTH: usize = 500;
-
-/// The topic for the number of subscribers in each room.
-const PRESENCE: &str = "presence";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -52,44 +51,61 @@ async fn run(address: &str) -> Result<(), BoxError> {
         format!("cannot listen on {address:?}: {error}\nGive another address, such as 127.0.0.1:0 for any free port")
     })?;
     let url = format!("http://{}", listener.local_addr()?);
-    println!("Open {url} in two windows, or read the wire:\n  curl -N '{url}/events?rooms=lobby,rust'");
+    println!("Open {url} in two windows, or read the wire:\n  curl -N '{url}/events?rooms=lobby,rust&name=curl'");
 
-    // Each room retains its last 500 messages, for up to an hour.
-    let hub = Hub::builder().max_events(500).max_age(Duration::from_secs(60 * 60)).build();
+    // Each room retains its last 500 messages and changes of members, for up to an hour.
+    let hub = Hub::builder()
+        .max_events(500)
+        .max_age(Duration::from_secs(60 * 60))
+        .presence_grace(Duration::from_secs(3))
+        .presence_events(|room, change| match change {
+            Presence::Joined(name) => Event::json(&json!([room, name])).ok().map(|event| event.event("joined")),
+            Presence::Left(name) => Event::json(&json!([room, name])).ok().map(|event| event.event("left")),
+        })
+        .build();
     let app = Router::new()
         .route("/", get(Html(include_str!("chat.html"))))
         .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
         .route("/events", get(events))
         .route("/messages", post(send))
         .layer(DefaultBodyLimit::max(16 << 10))
-        .with_state(hub.clone())
+        .with_state(hub)
         .layer(SseLayer::new().retry(Duration::from_secs(1)));
-    tokio::select! {
-        served = tower_sse::serve(listener, app) => Ok(served?),
-        published = publish_presence(&hub) => published,
-    }
+    Ok(tower_sse::serve(listener, app).await?)
 }
 
 #[derive(Deserialize)]
-struct Rooms {
+struct Visit {
     #[serde(default)]
     rooms: String,
+    #[serde(default)]
+    name: String,
 }
 
-/// Streams the messages and the presence of some rooms: `/events?rooms=lobby,rust`.
+/// Streams the messages and the members of some rooms: `/events?rooms=lobby,rust&name=Ann`. The
+/// client is a member of these rooms as long as it reads the stream. The first event has all
+/// members, and further events have the changes.
 async fn events(
     State(hub): State<Hub>,
-    Query(query): Query<Rooms>,
+    Query(query): Query<Visit>,
     last: LastEventId,
-) -> Result<SseStream<Subscription>, ErrorResponse> {
-    let mut rooms: Vec<_> = query.rooms.split(',').filter(|room| !room.is_empty()).collect();
+) -> Result<impl IntoResponse, ErrorResponse> {
+    let rooms: Vec<_> = query.rooms.split(',').filter(|room| !room.is_empty()).collect();
     check(!rooms.is_empty(), || "no room given: name some, as in /events?rooms=lobby,rust".into())?;
     check(rooms.len() <= ROOMS.len(), || format!("too many rooms ({}): name at most {}", rooms.len(), ROOMS.len()))?;
     for room in &rooms {
         check_room(room)?;
     }
-    rooms.push(PRESENCE);
-    Ok(SseStream::new(hub.subscribe(rooms, last.or(Start::Earliest)).await?))
+    let name = check_text(&query.name, "name", MAX_NAME_LENGTH)?;
+    let mut events = hub.subscribe(&rooms, last.or(Start::Earliest)).await?.begin_with_cursor();
+    let mut members = BTreeMap::new();
+    for room in rooms {
+        let topic = hub.topic(room);
+        events = topic.join(name, events)?;
+        members.insert(room, topic.members().await?);
+    }
+    let members = Event::json(&members).map_err(hub::Error::from)?.event("members");
+    Ok(SseStream::new(tokio_stream::once(Ok(members.into())).chain(events)).into_response())
 }
 
 #[derive(Deserialize, Serialize)]
@@ -106,16 +122,8 @@ struct Message {
 /// like all other subscribers.
 async fn send(State(hub): State<Hub>, Json(mut message): Json<Message>) -> Result<StatusCode, ErrorResponse> {
     check_room(&message.room)?;
-    for (field, max_length, what) in
-        [(&mut message.name, MAX_NAME_LENGTH, "name"), (&mut message.text, MAX_TEXT_LENGTH, "message")]
-    {
-        *field = field.trim().into();
-        check(!field.is_empty(), || format!("the {what} is empty"))?;
-        let length = field.chars().count();
-        check(length <= max_length, || {
-            format!("the {what} has {length} characters: at most {max_length} are allowed")
-        })?;
-    }
+    message.name = check_text(&message.name, "name", MAX_NAME_LENGTH)?.into();
+    message.text = check_text(&message.text, "message", MAX_TEXT_LENGTH)?.into();
     message.time = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_millis() as u64);
     let event = Event::json(&message).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     hub.topic(&message.room).publish(event).await?;
@@ -128,22 +136,15 @@ fn check_room(room: &str) -> Result<(), Rejection> {
     check(ROOMS.contains(&room), || format!("there is no room {room:?}: choose from {}", ROOMS.join(", ")))
 }
 
-fn check(is_valid: bool, reason: impl FnOnce() -> String) -> Result<(), Rejection> {
-    if is_valid { Ok(()) } else { Err((StatusCode::BAD_REQUEST, reason())) }
+/// Returns the text without spaces around it.
+fn check_text<'a>(text: &'a str, what: &str, max_length: usize) -> Result<&'a str, Rejection> {
+    let text = text.trim();
+    check(!text.is_empty(), || format!("the {what} is empty"))?;
+    let length = text.chars().count();
+    check(length <= max_length, || format!("the {what} has {length} characters: at most {max_length} are allowed"))?;
+    Ok(text)
 }
 
-/// Publishes the number of subscribers of each room when it changes.
-async fn publish_presence(hub: &Hub) -> Result<(), BoxError> {
-    // A new client needs only the newest counts.
-    let presence = hub.topic(PRESENCE).latest_only();
-    let mut changes: StreamMap<_, _> =
-        ROOMS.map(|room| (room, hub.topic(room).subscriber_counts())).into_iter().collect();
-    let mut counts = BTreeMap::new();
-    let mut changed = Vec::new();
-    // A client that joins several rooms changes several counts at once.
-    while changes.next_many(&mut changed, ROOMS.len()).await > 0 {
-        counts.extend(changed.drain(..));
-        presence.publish(Event::json(&counts)?.event("presence")).await?;
-    }
-    Ok(())
+fn check(is_valid: bool, reason: impl FnOnce() -> String) -> Result<(), Rejection> {
+    if is_valid { Ok(()) } else { Err((StatusCode::BAD_REQUEST, reason())) }
 }

@@ -20,6 +20,14 @@
 //! $ curl -N http://127.0.0.1:3001/jobs/copy
 //! ```
 //!
+//! A client can be a member of a room. All nodes have the same members, and the room gets an event
+//! when one joins or leaves:
+//!
+//! ```console
+//! $ curl -N 'http://127.0.0.1:3000/rooms/lobby?member=anna'
+//! $ curl http://127.0.0.1:3001/rooms/lobby/members
+//! ```
+//!
 //! With addresses, the program starts a node at each of them. `--others` names the nodes of other
 //! processes, for the page:
 //!
@@ -30,11 +38,12 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
     response::{ErrorResponse, Html, Result},
     routing::{get, post},
 };
+use serde::Deserialize;
 use std::{env, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_stream::StreamExt;
@@ -42,16 +51,18 @@ use tokio_util::sync::CancellationToken;
 use tower_http::cors::CorsLayer;
 use tower_sse::{
     BoxError, Event, Heartbeat, LastEventId, SseLayer, SseStream,
-    hub::{Hub, Start, Subscription},
+    hub::{Hub, Presence, Start, Subscription},
 };
 
 const USAGE: &str = "Give the URL of the log: --redis redis://127.0.0.1:6379, --nats nats://127.0.0.1:4222, \
      or --postgres postgres://user:password@127.0.0.1/database";
 /// The downtime of a stopped node.
 const DOWNTIME: Duration = Duration::from_secs(5);
-/// The time after which another node ends the jobs of a node that was killed. The default is
-/// longer.
+/// The time after which another node ends the jobs of a node that was killed, and its members begin
+/// to leave. The default is longer.
 const LEASE: Duration = Duration::from_secs(2);
+/// The time for a member to reconnect. The default is longer.
+const GRACE: Duration = Duration::from_secs(1);
 /// The number of steps of a job, and the time for each.
 const STEPS: u32 = 1000;
 const STEP: Duration = Duration::from_millis(50);
@@ -94,7 +105,12 @@ async fn run(args: Vec<String>) -> Result<(), BoxError> {
     let nodes: Arc<[_]> = nodes.into();
     let mut servers = JoinSet::new();
     for listener in listeners {
-        let builder = Hub::builder().max_events(1000);
+        let builder = Hub::builder().max_events(1000).presence_lease(LEASE).presence_grace(GRACE).presence_events(
+            |_room, change| match change {
+                Presence::Joined(member) => Some(Event::new(member).event("joined")),
+                Presence::Left(member) => Some(Event::new(member).event("left")),
+            },
+        );
         let hub = match &**backend {
             "--redis" => builder.redis(url).connect().await?,
             "--nats" => builder.nats(url).connect().await?,
@@ -134,6 +150,8 @@ async fn serve(mut listener: TcpListener, hub: Hub, nodes: Arc<[SocketAddr]>) ->
             .route("/publish", post(publish))
             .route("/jobs", post(start_jobs))
             .route("/jobs/{name}", get(job))
+            .route("/rooms/{room}", get(room))
+            .route("/rooms/{room}/members", get(members))
             .route("/stop", post(async |State(node): State<Node>| node.stop.cancel()))
             .with_state(Node { hub: hub.clone(), nodes: nodes.clone(), stop: stop.clone() })
             // The page of one node reconnects to the other node, which is another origin.
@@ -182,4 +200,25 @@ async fn job(
         return Err((StatusCode::NOT_FOUND, "there is no such job, or it has expired").into());
     }
     Ok(SseStream::new(job.subscribe(last.or(Start::Earliest)).await?))
+}
+
+#[derive(Deserialize)]
+struct Member {
+    member: String,
+}
+
+/// Streams the events of a room. The client is a member of the room as long as it reads them.
+async fn room(
+    State(node): State<Node>,
+    Path(room): Path<String>,
+    Query(Member { member }): Query<Member>,
+    last: LastEventId,
+) -> Result<SseStream<Subscription>, ErrorResponse> {
+    let room = node.hub.topic(format!("rooms/{room}"));
+    Ok(SseStream::new(room.join(member, room.subscribe(last.or(Start::Earliest)).await?)?))
+}
+
+/// Returns the members of a room on all nodes.
+async fn members(State(node): State<Node>, Path(room): Path<String>) -> Result<Json<Vec<Arc<str>>>, ErrorResponse> {
+    Ok(Json(node.hub.topic(format!("rooms/{room}")).members().await?))
 }

@@ -252,6 +252,7 @@ pub use summary::{CloseReason, StreamSummary};
 #[doc = include_str!("../docs/choosing-a-log.md")]
 #[doc = include_str!("../docs/production.md")]
 #[doc = include_str!("../docs/recordings.md")]
+#[doc = include_str!("../docs/presence.md")]
 #[doc = include_str!("../docs/authentication.md")]
 #[doc = include_str!("../docs/rates-and-filters.md")]
 struct Guides;

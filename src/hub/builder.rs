@@ -7,9 +7,16 @@ use super::backend::PostgresBackend;
 #[cfg(feature = "redis")]
 use super::backend::RedisBackend;
 use super::{
-    backend::Backend, config::HubConfig, core::Core, error::Error, gap::LagPolicy, handle::Hub, node::DynBackend,
+    backend::Backend,
+    config::HubConfig,
+    core::Core,
+    error::Error,
+    gap::LagPolicy,
+    handle::Hub,
+    node::DynBackend,
+    presence::{Presence, PresenceEvents},
 };
-use crate::BoxError;
+use crate::{BoxError, Event};
 use std::{fmt, sync::Arc, time::Duration};
 
 /// The settings of a [`Hub`]: retention, limits, and the backend.
@@ -98,6 +105,74 @@ impl Builder {
     /// [`Subscription::linger`](super::Subscription::linger) overrides it for one subscription.
     pub fn linger(mut self, time: Duration) -> Self {
         self.0.linger = time;
+        self
+    }
+
+    /// Sets how long a [member](super::Topic::join) without a subscription stays in its topic.
+    /// Default: 5 seconds. At most one day.
+    ///
+    /// A client that reconnects within this time, to any node, has neither left nor joined. Choose
+    /// it longer than the reconnect delay of the clients. Zero ends a membership with its last
+    /// subscription.
+    pub fn presence_grace(mut self, time: Duration) -> Self {
+        self.0.presence_grace = time.min(Duration::from_secs(24 * 3600));
+        self
+    }
+
+    /// Sets the time without a sign of life after which this node counts as dead for the members of
+    /// its topics. Default: 10 seconds. At least 100 milliseconds, at most one hour.
+    ///
+    /// If this process dies, its [members](super::Topic::join) leave after this time, the
+    /// [grace time](Self::presence_grace) of the other nodes, and at most a second. While it has
+    /// members, this node appends a sign of life three times in this time. A hub in memory does not
+    /// use it.
+    pub fn presence_lease(mut self, time: Duration) -> Self {
+        self.0.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
+        self
+    }
+
+    /// Publishes the changes of the [members](super::Topic::join) of each topic as events of that
+    /// topic. The function gets the name of the topic and the change, and returns the event, or
+    /// `None` for no event. Default: no events.
+    ///
+    /// Set the same function on all nodes: it must return equal events for equal arguments. While
+    /// nodes with another function run, for example during a deploy, changes have both events. All
+    /// nodes see the changes in the same order, and each event is published once, in this order.
+    /// If the node that has caused a change dies before its event is published, another node
+    /// publishes it. An event is lost only if all nodes that know of the change die, or lose their
+    /// connection until another node publishes a later change of the member or the log evicts the
+    /// records. While the backend is down, events wait. If the backend works and refuses an event for
+    /// a minute, the event is lost.
+    ///
+    /// A finished topic gets no events. An event of more than 256 KiB, or with a name that the hub
+    /// uses itself, is not published. If the function panics, there is no event. It is called
+    /// without a lock, on the task that reads the log, so it must not block.
+    ///
+    /// Each append of these events succeeds only if the topic has not changed meanwhile, and is
+    /// repeated otherwise. If a topic has hundreds of messages per second, use another topic for
+    /// members: clients can subscribe to both over one connection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::{Event, hub::{Hub, Presence, Start}};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let hub = Hub::builder()
+    ///     .presence_events(|_topic, change| Some(match change {
+    ///         Presence::Joined(member) => Event::new(member).event("joined"),
+    ///         Presence::Left(member) => Event::new(member).event("left"),
+    ///     }))
+    ///     .build();
+    /// let lobby = hub.topic("lobby");
+    /// let mut page = lobby.join("Anna", lobby.subscribe(Start::Latest).await?)?;
+    /// let events = page.next().await.unwrap().unwrap();
+    /// assert!(events.as_bytes().ends_with(b"event: joined\ndata: Anna\n\n"));
+    /// # Ok(()) }
+    /// ```
+    pub fn presence_events(mut self, event: impl Fn(&str, &Presence) -> Option<Event> + Send + Sync + 'static) -> Self {
+        self.0.presence_events = Some(PresenceEvents(Arc::new(event)));
         self
     }
 
@@ -287,6 +362,21 @@ impl Connector {
         Self { settings: self.settings.linger(time), ..self }
     }
 
+    /// See [`Builder::presence_grace`].
+    pub fn presence_grace(self, time: Duration) -> Self {
+        Self { settings: self.settings.presence_grace(time), ..self }
+    }
+
+    /// See [`Builder::presence_lease`].
+    pub fn presence_lease(self, time: Duration) -> Self {
+        Self { settings: self.settings.presence_lease(time), ..self }
+    }
+
+    /// See [`Builder::presence_events`].
+    pub fn presence_events(self, event: impl Fn(&str, &Presence) -> Option<Event> + Send + Sync + 'static) -> Self {
+        Self { settings: self.settings.presence_events(event), ..self }
+    }
+
     /// Connects to the backend and returns the hub.
     ///
     /// The hub first reads the newest events from the backend, as many as its own retention allows.
@@ -307,7 +397,8 @@ impl Connector {
     pub async fn connect(self) -> Result<Hub, Error> {
         let resolve = self.backend.map_err(|source| Error::backend("", source))?;
         let config = self.settings.0;
-        let core = Core::connected(config, resolve(config.retention.max_age)).await?;
+        let max_age = config.retention.max_age;
+        let core = Core::connected(config, resolve(max_age)).await?;
         Ok(Hub::new_handle(core))
     }
 }

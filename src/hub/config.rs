@@ -1,9 +1,9 @@
 //! The settings of a hub, and their defaults.
 
-use super::{gap::LagPolicy, log::Limits};
+use super::{gap::LagPolicy, log::Limits, presence::PresenceEvents};
 use std::time::Duration;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct HubConfig {
     /// The retention of each topic in the memory of this process, unless the topic sets its own.
     pub(super) retention: Limits,
@@ -15,6 +15,11 @@ pub(super) struct HubConfig {
     /// The time that a subscription waits for more events after a write, so that the next write can
     /// carry several events. Zero means no wait. A subscription can override it.
     pub(super) linger: Duration,
+    /// The time for which a member without a subscription is present.
+    pub(super) presence_grace: Duration,
+    /// The time without a sign of life after which the members of a node begin to leave.
+    pub(super) presence_lease: Duration,
+    pub(super) presence_events: Option<PresenceEvents>,
 }
 
 impl HubConfig {
@@ -24,5 +29,8 @@ impl HubConfig {
         max_topics_per_subscription: 1_000,
         lag_policy: LagPolicy::Gap,
         linger: Duration::ZERO,
+        presence_grace: Duration::from_secs(5),
+        presence_lease: Duration::from_secs(10),
+        presence_events: None,
     };
 }

@@ -15,8 +15,9 @@ use super::{
     id::Epoch,
     janitor,
     node::BackendClient,
-    recording::{beat, nodes::Recordings},
-    registry::Registry,
+    presence::Presences,
+    recording::nodes::Recordings,
+    registry::{Registry, check_reserved},
     retention::Retention,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
@@ -47,7 +48,7 @@ const UNUSED: Duration = Duration::from_secs(60);
 pub(super) struct Core {
     pub(super) config: HubConfig,
     /// The client of the backend, if the hub has one.
-    pub(super) backend: Option<BackendClient>,
+    pub(super) backend: Option<Arc<BackendClient>>,
     /// The current epoch, a number that identifies one lifetime of the log. It changes only when
     /// another log has replaced the log of the backend. The lock of the `registry` is held during
     /// the change.
@@ -58,20 +59,24 @@ pub(super) struct Core {
     pub(super) recordings: Arc<Recordings>,
     /// Wakes the janitor early.
     pub(super) earlier_expiry: Arc<Notify>,
+    pub(super) presence: Arc<Presences>,
     subscriptions: AtomicUsize,
     gaps: AtomicU64,
 }
 
 impl Core {
     pub(super) fn new(config: HubConfig, backend: Option<BackendClient>) -> Self {
+        let recordings: Arc<Recordings> = Arc::default();
+        let presence = Arc::new(Presences::new(recordings.node, &config, backend.is_some()));
         Self {
             config,
-            backend,
+            backend: backend.map(Arc::new),
             epoch: AtomicU64::new(Epoch::random().into_bits()),
             registry: TurnMutex::default(),
             committed: AtomicU64::new(0),
             wake_queue: Arc::default(),
-            recordings: Arc::default(),
+            recordings,
+            presence,
             earlier_expiry: Arc::default(),
             subscriptions: AtomicUsize::new(0),
             gaps: AtomicU64::new(0),
@@ -79,7 +84,7 @@ impl Core {
     }
 
     pub(super) fn epoch(&self) -> Epoch {
-        let ids = self.backend.as_ref().map_or(IdFormat::Positions, BackendClient::id_format);
+        let ids = self.backend.as_ref().map_or(IdFormat::Positions, |backend| backend.id_format());
         Epoch::from_bits(self.epoch.load(Ordering::Relaxed), ids)
     }
 
@@ -268,9 +273,7 @@ impl Core {
             self.remove_in_memory(name);
             return Ok(());
         };
-        if **name == *beat::TOPIC {
-            return Err(Error::reserved_topic(name));
-        }
+        check_reserved(name)?;
         if self.is_shut_down() {
             return Err(Error::shut_down());
         }
@@ -339,6 +342,7 @@ impl Core {
         drop(registry);
         self.backend.as_ref().inspect(|backend| backend.stop());
         self.recordings.shut_down();
+        self.presence.shut_down();
         topic_state::shut_down(topics);
         count_watches.into_values().for_each(|watch| watch.end().wake());
     }
@@ -490,5 +494,6 @@ impl Drop for Core {
             janitor.abort();
         }
         self.backend.as_ref().inspect(|backend| backend.stop());
+        self.presence.stop();
     }
 }

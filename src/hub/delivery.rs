@@ -6,6 +6,7 @@ use super::{
     core::Core,
     error::Error,
     node::{self, BackendClient, DynBackend, Node, Removal},
+    presence,
     recording::{keeper, nodes::Recordings},
     topic_state::{self, TopicState},
 };
@@ -37,7 +38,9 @@ impl Node for Core {
             self.set_epoch(backend.reset(bounds), bounds.evicted_through);
         }
         self.recordings.reset(bounds.evicted_through);
+        let wakers = self.presence.reset(bounds.evicted_through, bounds.last);
         drop(registry);
+        self.presence.wake(wakers);
         topic_state::shut_down(topics);
         count_wakers.wake();
     }
@@ -47,7 +50,8 @@ impl Node for Core {
     fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
         // Before any of it is committed.
-        self.recordings.note(&page);
+        let beats = self.recordings.note(&page);
+        self.presence.note(&page, beats);
         keeper::start(self);
         if page.evicted_through > self.committed() {
             self.backend.as_ref().inspect(|backend| backend.advance_evicted(self.epoch(), page.evicted_through));
@@ -64,6 +68,7 @@ impl Node for Core {
         self.set_committed(&registry);
         drop(registry);
         self.recordings.note_progress();
+        presence::start(self);
         self.backend.as_ref().inspect(|backend| backend.forget_ends(page.through));
     }
 }

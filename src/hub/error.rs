@@ -38,8 +38,8 @@ use std::fmt;
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
-    /// The name of the topic or of the event, or the number of topics in the subscription,
-    /// depending on `kind`. Empty for other kinds.
+    /// The name of the topic, of the event or of the member, or the number of topics in the
+    /// subscription, depending on `kind`. Empty for other kinds.
     topic: Box<str>,
     limit: usize,
     source: Option<BoxError>,
@@ -66,6 +66,8 @@ pub enum ErrorKind {
     /// The topic is named `tower-sse/nodes`, which the hub uses for its own records. 400 Bad
     /// Request.
     ReservedTopic,
+    /// The name of a [member](super::Topic::join) has more than 256 bytes. 400 Bad Request.
+    MemberTooLong,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
     /// Internal Server Error.
@@ -132,6 +134,10 @@ impl Error {
         Self { kind: ErrorKind::ReservedTopic, topic: topic.into(), limit: 0, source: None }
     }
 
+    pub(super) fn member_too_long(member: &str, limit: usize) -> Self {
+        Self { kind: ErrorKind::MemberTooLong, topic: member.into(), limit, source: None }
+    }
+
     pub(super) fn needs_await(topic: &str) -> Self {
         Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
     }
@@ -167,9 +173,10 @@ impl Error {
             ErrorKind::TooManyTopics | ErrorKind::Shutdown | ErrorKind::Backend | ErrorKind::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ErrorKind::NoTopics | ErrorKind::ReservedTopic | ErrorKind::TooManyTopicsInSubscription => {
-                StatusCode::BAD_REQUEST
-            }
+            ErrorKind::MemberTooLong
+            | ErrorKind::NoTopics
+            | ErrorKind::ReservedTopic
+            | ErrorKind::TooManyTopicsInSubscription => StatusCode::BAD_REQUEST,
             ErrorKind::Json | ErrorKind::NeedsAwait | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -191,6 +198,10 @@ impl fmt::Display for Error {
                 write!(f, "a subscription may have {limit} topics, and not {topics}: see max_topics_per_subscription")
             }
             ErrorKind::ReservedTopic => write!(f, "the topic {topic} is reserved for the hub; choose another topic"),
+            ErrorKind::MemberTooLong => {
+                let (bytes, limit) = (self.topic.len(), self.limit);
+                write!(f, "the member {topic} has {bytes} bytes: at most {limit} are allowed")
+            }
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")
             }

@@ -84,9 +84,7 @@ impl Registry {
         let room = config.max_topics.saturating_sub(self.topics.len());
         let mut count = others;
         for name in names.iter().filter(|name| !self.topics.contains_key(*name)) {
-            if **name == *beat::TOPIC {
-                return Err(Error::reserved_topic(name));
-            }
+            check_reserved(name)?;
             if count >= room {
                 return Err(Error::too_many_topics(name, config.max_topics));
             }
@@ -204,6 +202,11 @@ impl Registry {
             self.tombstones.note(self.topics.hasher().hash_one(&topic.name), evicted_through);
         }
     }
+}
+
+/// Returns an error if the hub uses the topic itself.
+pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
+    if *name == *beat::TOPIC { Err(Error::reserved_topic(name)) } else { Ok(()) }
 }
 
 /// The eviction watermark of each dropped topic: events up to and including this position may be

@@ -7,7 +7,7 @@ use super::{
     error::{Error, ErrorKind},
     gap::GapReason,
     id::Epoch,
-    node::{BackendClient, LogEnd},
+    node::LogEnd,
     reader::Reader,
     registry::Registry,
     resume::ResumePoint,
@@ -197,7 +197,7 @@ impl Core {
         }
 
         // The eviction watermark of the backend: it retains the events after this position.
-        let evicted_by_backend = self.backend.as_ref().map_or(Position::MAX, BackendClient::evicted_through);
+        let evicted_by_backend = self.backend.as_ref().map_or(Position::MAX, |backend| backend.evicted_through());
         let mut joined = Joined {
             readers: Vec::with_capacity(topics.names.len()),
             point: ResumePoint { cursor: last, first: None },

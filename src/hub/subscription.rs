@@ -7,6 +7,7 @@ use super::{
     item::{Item, Topics},
     linger::Linger,
     merge::Merge,
+    presence::Memberships,
     reader::{Reader, Step, Wait},
     readers::Readers,
     replay::Replay,
@@ -122,6 +123,8 @@ pub struct Subscription {
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
     has_failed: bool,
+    /// The memberships that last as long as the subscription.
+    pub(super) memberships: Option<Box<Memberships>>,
 }
 
 /// The item that a subscription yields before all events of its topics.
@@ -173,6 +176,7 @@ impl Subscription {
             has_control_events: true,
             has_preamble: AtomicBool::new(false),
             has_failed: false,
+            memberships: None,
         }
     }
 

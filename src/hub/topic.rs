@@ -1,6 +1,7 @@
 use super::{
     core::Core,
     error::Error,
+    presence::{self, Membership, PresenceStream},
     recording::{self, Recorder},
     retention::Retention,
     start::Start,
@@ -501,6 +502,155 @@ impl Topic {
         self.core.subscribers(&self.name)
     }
 
+    /// Returns whether the topic [exists](Self::exists) on any node of the hub.
+    ///
+    /// If it exists on this node, this returns at once. Otherwise it asks the other nodes through
+    /// the log, and returns after the first node that has the topic, or after one second. The
+    /// question is one record, and each node that has the topic writes one record. So use it for
+    /// single requests, and not per client. A node that does not respond in this time is not
+    /// counted. In memory it is the same as [`exists`](Self::exists).
+    ///
+    /// # Errors
+    ///
+    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::hub::{Error, Hub};
+    /// async fn is_open(hub: &Hub, room: &str) -> Result<bool, Error> {
+    ///     hub.topic(room).exists_anywhere().await
+    /// }
+    /// ```
+    pub async fn exists_anywhere(&self) -> Result<bool, Error> {
+        presence::exists_anywhere(&self.core, &self.name).await
+    }
+
+    /// Returns the number of [subscriptions](Self::subscribers) to this topic on all nodes of the
+    /// hub.
+    ///
+    /// With a backend, this asks the other nodes through the log, and takes one second. The question
+    /// is one record, and each node that has the topic writes one record. A node that does not
+    /// respond in this time is not counted. For a number that changes with each client, count the
+    /// [members](Self::members). In memory it is the same as [`subscribers`](Self::subscribers).
+    ///
+    /// # Errors
+    ///
+    /// [`Backend`](super::ErrorKind::Backend) if the backend does not acknowledge the question.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_sse::hub::{Error, Hub, Start};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+    /// let news = Hub::new().topic("news");
+    /// let _reader = news.subscribe(Start::Latest).await?;
+    /// assert_eq!(news.subscribers_anywhere().await?, 1);
+    /// # Ok(()) }
+    /// ```
+    pub async fn subscribers_anywhere(&self) -> Result<usize, Error> {
+        presence::subscribers_anywhere(&self.core, &self.name).await
+    }
+
+    /// Makes this member present in the topic as long as the returned subscription lives.
+    ///
+    /// A member can have any number of subscriptions, for example one per tab, on any nodes. It
+    /// joins with the first one. It leaves when it has had none for the
+    /// [grace time](super::Builder::presence_grace), so a client that reconnects in time does
+    /// neither. The subscription need not be one of this topic, and can be a membership in several
+    /// topics: call `join` once for each of them.
+    ///
+    /// With a backend, other nodes learn of the member from one small record, whatever the number of
+    /// members. A second subscription of the member on the same node writes no record. While the
+    /// backend is down, joins and leaves wait.
+    ///
+    /// The name can be any text of up to 256 bytes. Use the name or the id of a user who has logged
+    /// in. A client that chooses its name freely can be present as another user.
+    ///
+    /// # Errors
+    ///
+    /// - [`MemberTooLong`](super::ErrorKind::MemberTooLong) if the name has more than 256 bytes.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the hub uses the topic itself.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_sse::{LastEventId, hub::{Error, Hub, Subscription}};
+    ///
+    /// async fn enter(hub: &Hub, room: &str, user: &str, last: LastEventId) -> Result<Subscription, Error> {
+    ///     let room = hub.topic(room);
+    ///     room.join(user, room.subscribe(last).await?)
+    /// }
+    /// ```
+    pub fn join(&self, member: impl AsRef<str>, mut subscription: Subscription) -> Result<Subscription, Error> {
+        let membership = Membership::new(&self.core, &self.name, member.as_ref())?;
+        subscription.memberships.get_or_insert_default().add(membership);
+        Ok(subscription)
+    }
+
+    /// Returns the members of the topic on all nodes, sorted, each once.
+    ///
+    /// The result includes each change that this node has made before the call, and each change that
+    /// was in the log before. With a backend, each call asks it for the end of the log. Concurrent
+    /// calls share this request.
+    ///
+    /// A node that starts, or that was cut off, may not know the members yet, if the log has evicted
+    /// records. Then it asks the other nodes, and this method waits for them: usually milliseconds.
+    /// If there is no other node, it waits for the [lease](super::Builder::presence_lease). If a node
+    /// has died, it waits for the lease and the grace time.
+    ///
+    /// # Errors
+    ///
+    /// - [`Backend`](super::ErrorKind::Backend) if the backend does not respond, or if the members
+    ///   are not known after the lease, the grace time and five seconds.
+    /// - [`Shutdown`](super::ErrorKind::Shutdown) if the hub is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect. In memory, it completes on its first poll.
+    ///
+    /// # Examples
+    ///
+    /// A page that begins with the members, and continues with their
+    /// [changes](super::Builder::presence_events):
+    ///
+    /// ```
+    /// use tower_sse::{Event, LastEventId, hub::{Error, Hub, Subscription}};
+    ///
+    /// async fn enter(hub: &Hub, room: &str, user: &str, last: LastEventId) -> Result<Subscription, Error> {
+    ///     let room = hub.topic(room);
+    ///     let events = room.join(user, room.subscribe(last).await?)?;
+    ///     if events.is_resumed() {
+    ///         return Ok(events);
+    ///     }
+    ///     let members = room.members().await?;
+    ///     Ok(events.begin_with(Event::json(&members)?.event("members")))
+    /// }
+    /// ```
+    pub async fn members(&self) -> Result<Vec<Arc<str>>, Error> {
+        presence::members(&self.core, &self.name).await
+    }
+
+    /// Returns a stream of the members of the topic on all nodes: first each member that it has, and
+    /// then each change.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tokio_stream::StreamExt;
+    /// use tower_sse::hub::{Hub, Presence, Start};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower_sse::hub::Error> {
+    /// let lobby = Hub::new().topic("lobby");
+    /// let _page = lobby.join("Anna", lobby.subscribe(Start::Latest).await?)?;
+    /// let mut changes = lobby.presence();
+    /// assert_eq!(changes.next().await, Some(Presence::Joined("Anna".into())));
+    /// # Ok(()) }
+    /// ```
+    pub fn presence(&self) -> PresenceStream {
+        PresenceStream::new(&self.core, &self.name)
+    }
+
     /// Returns a stream of the number of [subscribers](Self::subscribers) in this process: the
     /// current number, and then each later number.
     ///
@@ -538,7 +688,7 @@ impl Topic {
 
 /// Prepares an event for publication: checks its name, removes its id, and encodes the other
 /// fields. The log adds an id later. Returns an error if the hub itself uses the name.
-fn complete(event: Event) -> Result<Event, Error> {
+pub(super) fn complete(event: Event) -> Result<Event, Error> {
     check_name(event.name_if_set())?;
     Ok(event.without_id().complete())
 }

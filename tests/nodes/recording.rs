@@ -142,6 +142,24 @@ async fn outage_pauses_a_recording() {
     }
 }
 
+/// The event has the same bytes as the beginning of a record of presence.
+#[tokio::test(start_paused = true)]
+async fn recorded_event_that_looks_like_presence_is_not_repeated() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let recording = record(&hubs[0], "a", items).start();
+    sleep(SECOND).await;
+    connections[0].set(Mode::LosesAnswers);
+    let event = r#"{"presence":"online"}"#;
+    sender.send(Event::new(event)).unwrap();
+    sleep(SECOND).await;
+    connections[0].set(Mode::Works);
+    drop(sender);
+    assert_eq!(timeout(SECOND * 60, recording.outcome()).await, Ok(Outcome::Finished));
+    assert_eq!(log(&shared, "a"), [event, "end", "."]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn other_node_stops_a_recording() {
     let shared = Shared::new(PLENTY);

@@ -334,6 +334,11 @@ impl BackendClient {
         self.runtime.get().map(|runtime| runtime.spawn(task)).is_some()
     }
 
+    /// Returns the runtime of the hub. `None` before the hub is connected.
+    pub(in crate::hub) fn runtime(&self) -> Option<Handle> {
+        self.runtime.get().cloned()
+    }
+
     /// Returns the greatest position that this node knows in the log. The log may have greater
     /// positions.
     pub(in crate::hub) fn last(&self) -> Position {
@@ -353,7 +358,13 @@ impl BackendClient {
     }
 
     pub(in crate::hub) async fn append_record(&self, record: Record) -> Result<Appended, Error> {
-        self.append(&record.topic.clone(), vec![record]).await
+        self.append_records(vec![record]).await
+    }
+
+    /// Appends records of the same topic and kind.
+    pub(in crate::hub) async fn append_records(&self, records: Vec<Record>) -> Result<Appended, Error> {
+        let topic = records.first().map_or_else(|| "".into(), |record| record.topic.clone());
+        self.append(&topic, records).await
     }
 
     /// Appends records only if the log still has this epoch, and has no record of their topic after

@@ -22,11 +22,11 @@ const FOLLOWER: Duration = Duration::from_secs(1);
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
 /// is too large for the backend is never accepted.
-const REFUSED: Duration = Duration::from_secs(60);
+pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
 /// The end of the log, as far as this node has read it. An append with this fence succeeds only if
 /// the log has no later record of the same topic.
-pub(super) struct Fence {
+pub(in crate::hub) struct Fence {
     epoch: u64,
     since: Position,
 }
@@ -34,14 +34,14 @@ pub(super) struct Fence {
 impl Fence {
     /// Creates a fence at the last position that this node has read. Returns `None` if the hub is
     /// shut down or has no backend.
-    pub(super) fn new(core: &Core) -> Option<Self> {
+    pub(in crate::hub) fn new(core: &Core) -> Option<Self> {
         // The epoch and the position change together while the registry is locked.
         let registry = core.registry.lock();
         let backend = core.backend.as_ref().filter(|_| !registry.is_shut_down)?;
         Some(Self { epoch: backend.epoch_bits(), since: core.committed() })
     }
 
-    pub(super) async fn append(
+    pub(in crate::hub) async fn append(
         &self,
         backend: &BackendClient,
         records: Vec<Record>,
@@ -51,20 +51,20 @@ impl Fence {
 
     /// Waits until this node has read at least one more position than at the creation of the fence.
     /// Returns after one second in any case.
-    pub(super) async fn passed(&self, core: &Core) {
+    pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 }
 
 /// Waits until this node has read the log up to and including `through`, but not after `deadline`.
 /// Returns `true` if the node has read that far in time.
-pub(super) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
+pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }
 
 /// Returns a random pause after `failures` consecutive failures: 25 to 50 ms after the first
 /// failure, doubled after each further failure, and at most 400 ms.
-pub(super) fn retry_pause(failures: u32) -> Duration {
+pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     let longest = Duration::from_millis(25 << failures.clamp(1, 4));
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }

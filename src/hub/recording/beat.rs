@@ -2,7 +2,7 @@
 
 use crate::{
     Event,
-    hub::backend::{Record, RecordKind},
+    hub::backend::{Position, Record, RecordKind},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 64 << 10;
 
 /// The minimum and the maximum of a lease: the silence after which other nodes consider a node
 /// dead. A received lease outside of this range is set to the nearer limit.
-const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
+pub(in crate::hub) const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
 
 /// A message from one node to the other nodes of the hub. Each message is a record in the log.
 #[derive(Debug, PartialEq)]
@@ -131,6 +131,9 @@ impl Message {
         }))
     }
 }
+
+/// The beats of a page: the position, the node and the number of each.
+pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
     fn to_json(&self) -> Value {

@@ -1,5 +1,5 @@
-//! The keeper: the task of a node that announces its recordings, and takes over those of nodes that
-//! have died.
+//! The keeper: the task of a node that announces its recordings, sends signs of life, and notices the
+//! death of other nodes.
 
 use super::{
     append::{Fence, caught_up, retry_pause},
@@ -11,6 +11,7 @@ use crate::{
         backend::{Record, RecordKind},
         core::Core,
         node::BackendClient,
+        presence,
     },
     random, trace,
 };
@@ -35,15 +36,16 @@ const RETRY: Duration = Duration::from_millis(200);
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
-/// Starts the keeper, the task that announces the recordings of this node and takes over those of
-/// dead nodes.
+/// Starts the keeper, the task that announces the recordings of this node, takes over those of dead
+/// nodes, and notices the death of nodes with members of topics.
 ///
-/// Has no effect without a backend, without a recording on any known node, or if the keeper is
-/// already running. The keeper ends when no recording and no other node is left, or when the hub is
+/// Has no effect without a backend, without a recording or a member on any known node, or if the keeper is
+/// already running. The keeper ends when no recording, no member and no other node is left, or when the hub is
 /// dropped or shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let Some(backend) = &core.backend else { return };
-    if core.recordings.needs_keeper() && !backend.spawn(keep(Arc::downgrade(core))) {
+    let has_members = core.presence.is_active();
+    if core.recordings.needs_keeper(has_members) && !backend.spawn(keep(Arc::downgrade(core))) {
         core.recordings.release_keeper();
     }
 }
@@ -79,10 +81,13 @@ struct Keeper {
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
-    /// The shortest lease of this node's own recordings, or the default lease if the node has none.
+    /// Set if this node has members of topics.
+    has_members: bool,
+    /// The shortest lease of this node's own recordings and members, or the default lease if the
+    /// node has none.
     /// A lease is the silence after which a node counts as dead.
     lease: Duration,
-    /// The shortest lease of the recordings of all nodes. A lease is the silence after which a node
+    /// The shortest lease of the recordings and the members of all nodes. A lease is the silence after which a node
     /// counts as dead.
     shortest: Duration,
     is_announced: bool,
@@ -95,19 +100,25 @@ impl Plan {
     fn new(core: &Core) -> Option<Self> {
         let is_shut_down = core.is_shut_down();
         let state = core.recordings.state();
-        if state.is_idle() || (is_shut_down && state.locals().next().is_none()) {
+        if (state.is_idle() && !core.presence.is_active()) || (is_shut_down && state.locals().next().is_none()) {
             return None;
         }
         let locals: Vec<_> = state.locals().cloned().collect();
         let topics = state.topics_to_watch();
         let peers = state.peers.values().filter(|peer| !peer.recordings.is_empty());
-        let lease = locals.iter().map(|local| local.lease).min().unwrap_or(super::LEASE);
+        let own_lease = core.presence.own_lease();
+        let lease = locals.iter().map(|local| local.lease).chain(own_lease).min().unwrap_or(super::LEASE);
+        let shortest = core.presence.shortest_lease().into_iter().fold(lease, Duration::min);
+        let next_death = core.presence.next_death(state.contact.since);
+        let now = Instant::now();
         let plan = Self {
             watching: HashSet::new(),
+            has_members: own_lease.is_some(),
             lease,
-            shortest: peers.map(|peer| peer.lease()).fold(lease, Duration::min),
+            shortest: peers.map(|peer| peer.lease()).fold(shortest, Duration::min),
             is_announced: locals.iter().all(|local| local.is_announced()),
-            has_dead_peers: state.peers.values().any(|peer| peer.is_dead(Instant::now(), state.contact.since)),
+            has_dead_peers: state.peers.values().any(|peer| peer.is_dead(now, state.contact.since))
+                || next_death.is_some_and(|death| death <= now),
             locals,
         };
         drop(state);
@@ -126,7 +137,9 @@ impl Keeper {
                 // The other nodes need not wait for the end of the lease.
                 let _result = self.beat(core, backend, None, super::LEASE).await;
             }
-            let is_released = core.is_shut_down() || core.recordings.state().release_keeper();
+            let is_shut_down = core.is_shut_down();
+            let mut state = core.recordings.state();
+            let is_released = is_shut_down || state.release_keeper(core.presence.is_active());
             return (!is_released).then(Instant::now);
         };
         let interval = plan.shortest / BEATS;
@@ -139,7 +152,7 @@ impl Keeper {
             return Some(Instant::now() + RETRY);
         }
         let lease = plan.lease;
-        let has_content = !plan.locals.is_empty() || !plan.watching.is_empty();
+        let has_content = !plan.locals.is_empty() || !plan.watching.is_empty() || plan.has_members;
         let due = self.beat_at.map_or(now, |at| at + lease / BEATS);
         let has_changed = !plan.is_announced || plan.watching != self.watching;
         let needs_beat = if has_content { now >= due || has_changed } else { self.has_content };
@@ -148,7 +161,17 @@ impl Keeper {
         }
         let next_beat = self.beat_at.filter(|_| has_content).map(|at| at + lease / BEATS);
         let next_death = self.take_over(core);
-        let next = next_beat.into_iter().chain(next_death).chain([now + TICK.min(interval / 2)]).min().unwrap_or(now);
+        let since = core.recordings.state().contact.since;
+        core.presence.declare_deaths(since);
+        presence::start(core);
+        let next_member_death = core.presence.next_death(since);
+        let next = next_beat
+            .into_iter()
+            .chain(next_death)
+            .chain(next_member_death)
+            .chain([now + TICK.min(interval / 2)])
+            .min()
+            .unwrap_or(now);
         Some(next.max(now + TICK / 100))
     }
 
@@ -156,7 +179,8 @@ impl Keeper {
     /// if `plan` is `None`. A large beat consists of several records. Returns `None` if the backend
     /// does not confirm each record within a third of `lease`.
     async fn beat(&mut self, core: &Core, backend: &BackendClient, plan: Option<Plan>, lease: Duration) -> Option<()> {
-        let (locals, watching) = plan.map(|plan| (plan.locals, plan.watching)).unwrap_or_default();
+        let plan = plan.map(|plan| (plan.locals, plan.watching, plan.has_members));
+        let (locals, watching, has_members) = plan.unwrap_or_default();
         // The topic of a recording that has ended may be finished, so it must not be announced
         // again.
         let locals: Vec<_> = locals.into_iter().filter(|local| !local.is_over()).collect();
@@ -169,7 +193,7 @@ impl Keeper {
             is_first: true,
             is_last: true,
         };
-        let has_content = !beat.recordings.is_empty() || !watching.is_empty();
+        let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
         let now = Instant::now();
         for part in beat.into_parts() {
             let record = Message::Beat(part).record();

@@ -1,6 +1,6 @@
 //! Recordings: streams that are produced into a topic, independently of any client.
 
-mod append;
+pub(super) mod append;
 pub(super) mod beat;
 pub(super) mod keeper;
 pub(super) mod nodes;

@@ -1,11 +1,14 @@
 //! The recordings of this node and of the others, as far as this node has read the log.
 
 use super::{
-    beat::{Announced, Beat, Message},
+    beat::{Announced, Beat, Beats, Message},
     outcome::Outcome,
 };
 use crate::{
-    hub::backend::{Page, Position, Record, RecordKind},
+    hub::{
+        backend::{Page, Position, Record, RecordKind},
+        presence,
+    },
     random,
 };
 use bytes::Bytes;
@@ -26,11 +29,11 @@ use tokio::{
 /// The recordings of this node, and those of the other nodes, as far as this node has read the log.
 pub(in crate::hub) struct Recordings {
     /// The random number that identifies this node.
-    pub(super) node: u64,
+    pub(in crate::hub) node: u64,
     state: Mutex<State>,
     /// Wakes the keeper, the task that announces recordings, when a recording of this node begins
     /// or ends.
-    pub(super) changed: Notify,
+    pub(in crate::hub) changed: Notify,
     /// Wakes the tasks that wait for this node to read more of the log.
     progressed: Notify,
     /// The number of the next beat. A beat is a sign of life that this node appends to the log.
@@ -248,8 +251,10 @@ impl Recordings {
     }
 
     /// Updates the recordings from the records of a page, the next part of the backend's log. The
-    /// caller adds the events of the page to their topics after this call.
-    pub(in crate::hub) fn note(&self, page: &Page) {
+    /// caller adds the events of the page to their topics after this call. Returns the beats of the
+    /// page, the signs of life of the nodes, in the order of the log.
+    pub(in crate::hub) fn note(&self, page: &Page) -> Beats {
+        let mut beats = Beats::new();
         let mut state = self.state();
         let noted_through = state.noted_through;
         if page.evicted_through > noted_through {
@@ -259,22 +264,29 @@ impl Recordings {
             state.peers.clear();
         }
         for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
-            if Message::is_of(record) {
-                state.note_message(self.node, *position, record);
-            } else if !state.local.is_empty() || !state.peers.is_empty() {
+            let is_presence = presence::is_of(record);
+            if Message::is_of(record) && !is_presence {
+                beats.extend(state.note_message(self.node, *position, record));
+            } else if !is_presence && (!state.local.is_empty() || !state.peers.is_empty()) {
                 state.note_record(*position, record);
             }
         }
         state.noted_through = state.noted_through.max(page.through);
+        beats
     }
 
-    /// Returns `true` if a recording exists and the keeper, the task that announces recordings,
+    /// Notes that the backend does not accept records. The other nodes may have the same outage.
+    pub(in crate::hub) fn lose_contact(&self) {
+        self.state().contact.last = None;
+    }
+
+    /// Returns `true` if a recording or a member exists and the keeper, the task that announces recordings,
     /// does not run. The caller must then start the keeper. If the start fails, it calls
     /// [`release_keeper`](Self::release_keeper).
-    pub(super) fn needs_keeper(&self) -> bool {
+    pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
-        has_recordings && !std::mem::replace(&mut state.is_kept, true)
+        (has_recordings || has_members) && !std::mem::replace(&mut state.is_kept, true)
     }
 
     /// Records that the keeper, the task that announces recordings, does not run. It can then be
@@ -338,10 +350,10 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Returns `true` if the keeper must end, because no recording and no other node is left. In
+    /// Returns `true` if the keeper must end, because no recording, no member and no other node is left. In
     /// this case, also records that the keeper no longer runs, so that it can be started again.
-    pub(super) fn release_keeper(&mut self) -> bool {
-        let is_idle = self.is_idle();
+    pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
+        let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
         is_idle
     }
@@ -358,19 +370,24 @@ impl State {
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
     }
 
-    fn note_message(&mut self, own_node: u64, position: Position, record: &Record) {
-        match Message::parse(record) {
-            Some(Message::Stop(topic)) => {
+    /// Handles a message of a node. Returns its position, its node and its number if it is a beat.
+    fn note_message(&mut self, own_node: u64, position: Position, record: &Record) -> Option<(Position, u64, u64)> {
+        match Message::parse(record)? {
+            Message::Stop(topic) => {
                 // A request from before the recording stops an earlier recording of the topic.
                 let of_topic = self.local.get(&topic).into_iter().flatten();
                 let earlier = of_topic.filter(|local| local.lock().started_at < position);
                 earlier.for_each(|local| local.stop(Outcome::Stopped));
+                None
             }
-            Some(Message::Beat(beat)) if beat.node != own_node => {
-                let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
-                peer.note(beat, &self.settled.ids);
+            Message::Beat(beat) => {
+                let noted = (position, beat.node, beat.number);
+                if beat.node != own_node {
+                    let peer = self.peers.entry(beat.node).or_insert_with(|| Peer::new(beat.lease));
+                    peer.note(beat, &self.settled.ids);
+                }
+                Some(noted)
             }
-            _ => {}
         }
     }
 

@@ -13,7 +13,6 @@ use crate::{
     hub::{
         backend::{Record, RecordKind},
         core::Core,
-        node::BackendClient,
         topic::check_name,
     },
 };
@@ -91,7 +90,7 @@ pub(super) struct Registered {
 
 impl Registered {
     pub(super) fn new(core: Arc<Core>, local: Arc<Local>) -> Self {
-        core.recordings.add(&local, core.backend.as_ref().map(BackendClient::last));
+        core.recordings.add(&local, core.backend.as_ref().map(|backend| backend.last()));
         let topic = &local.announced.topic;
         if core.is_shut_down() || core.is_finished(topic) || **topic == *beat::TOPIC {
             local.end();

@@ -11,6 +11,8 @@ use std::{
 };
 
 const SOON: Duration = Duration::from_secs(10);
+/// The grace time of the example.
+const GRACE: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rooms_share_one_connection_per_browser() {
@@ -48,9 +50,10 @@ async fn rooms_share_one_connection_per_browser() {
     assert_eq!(ann.messages().await, for_ann, "both pages have the messages of their rooms in the same order");
 
     for page in [&ann, &bob] {
-        assert_eq!(page.relay.event_sources().len(), 1, "entering a room needs no new connection");
+        assert_eq!(page.relay.event_sources().len(), 2, "entering a room needs no new connection, a new name does");
     }
-    assert_eq!(ann.relay.event_sources()[0].target(), "/events?rooms=lobby,rust,music");
+    let target = ann.relay.event_sources()[1].target().to_owned();
+    assert!(target.starts_with("/events?rooms=lobby,rust,music&name=Ann&lastEventId="), "{target}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,11 +76,14 @@ async fn reloaded_page_replays_messages_and_keeps_unread_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn presence_counts_tabs_and_lost_connections() {
+async fn presence_has_each_name_once_and_survives_reconnects() {
     let server = Example::start("chat", &[]);
     let [ann, bob] = open_two(server.address(), ["/?rooms=lobby,rust", "/?rooms=lobby"]).await;
+    ann.set_name("Ann").await;
+    bob.set_name("Bob").await;
     for page in [&ann, &bob] {
         page.wait_for_presence("lobby", "2 here").await;
+        page.wait_for("rooms.get('lobby').here.title", "Ann, Bob").await;
     }
     ann.wait_for_presence("rust", "1 here").await;
 
@@ -86,14 +92,24 @@ async fn presence_counts_tabs_and_lost_connections() {
     let second = client.new_window(true).await.expect("Chromium opens a tab").handle;
     client.switch_to_window(second).await.expect("the tab is open");
     bob.go_to("/?rooms=lobby,rust").await;
-    ann.wait_for_presence("lobby", "3 here").await;
-    ann.wait_for_presence("rust", "2 here").await;
-    bob.wait_for_presence("lobby", "3 here").await;
+    // The tab has the same name.
+    ann.wait_for("rooms.get('rust').here.title", "Ann, Bob").await;
+    for page in [&ann, &bob] {
+        page.wait_for_presence("lobby", "2 here").await;
+    }
     client.close_window().await.expect("the tab is open");
     client.switch_to_window(first).await.expect("the tab is open");
-    ann.wait_for_presence("lobby", "2 here").await;
     ann.wait_for_presence("rust", "1 here").await;
-    bob.wait_for_presence("lobby", "2 here").await;
+    ann.wait_for_presence("lobby", "2 here").await;
+
+    // A short interruption is no change.
+    let changes = ann.changes().await.len();
+    bob.relay.cut();
+    bob.wait_for_state("reconnecting").await;
+    bob.relay.mend();
+    bob.wait_for_state("open").await;
+    tokio::time::sleep(GRACE * 2).await;
+    assert_eq!(ann.changes().await.len(), changes);
 
     bob.relay.cut();
     ann.wait_for_presence("lobby", "1 here").await;
@@ -234,6 +250,8 @@ async fn invalid_requests_get_400_with_the_reason() {
         ("?rooms=,,", no_rooms),
         ("?rooms=lobby,cellar", no_cellar),
         ("?rooms=lobby,rust,lobby,rust,lobby", "too many rooms (5): name at most 4"),
+        ("?rooms=lobby", "the name is empty"),
+        ("?rooms=lobby&name=123456789012345678901234567890123", "the name has 33 characters: at most 32 are allowed"),
     ] {
         let response =
             page.eval(&format!("fetch('/events{query}').then(async (a) => [a.status, await a.text()])")).await;
@@ -303,10 +321,10 @@ async fn screenshot_shows_a_conversation() {
     page.wait_for_unread("rust", "3").await;
     page.set_name("Ann").await;
     page.eval("document.activeElement.blur()").await;
-    // Three more subscribers.
-    let others = ["lobby,rust", "lobby,music", "lobby,rust,random"].map(|rooms| {
+    // Three more members.
+    let others = [("lobby,rust", "Bob"), ("lobby,music", "Cem"), ("lobby,rust,random", "Dora")].map(|(rooms, name)| {
         let mut other = TcpStream::connect(server.address()).expect("the server listens");
-        write!(other, "GET /events?rooms={rooms} HTTP/1.0\r\n\r\n").expect("the server reads");
+        write!(other, "GET /events?rooms={rooms}&name={name} HTTP/1.0\r\n\r\n").expect("the server reads");
         other
     });
     page.wait_for_presence("lobby", "4 here").await;
@@ -346,6 +364,14 @@ impl Chat {
         let field = self.client().find(Locator::Css("#name")).await.expect("the page has a field for the name");
         field.clear().await.expect("the field is editable");
         field.send_keys(name).await.expect("the field is editable");
+        self.eval("document.querySelector('#name').blur()").await;
+        self.wait_for_state("open").await;
+        // The first event of the new connection.
+        self.wait_for(
+            "String([...rooms.values()].every((room) => room.members.has(document.querySelector(`#name`).value)))",
+            "true",
+        )
+        .await;
     }
 
     async fn enter(&self, room: &str) {
@@ -416,6 +442,13 @@ impl Chat {
     /// Returns the messages of all rooms since the page was loaded.
     async fn messages(&self) -> Vec<Message> {
         self.received_of("message").await
+    }
+
+    /// Returns the events of members who have joined or left.
+    async fn changes(&self) -> Vec<Message> {
+        let mut messages = self.received().await;
+        messages.retain(|message| message.kind == "joined" || message.kind == "left");
+        messages
     }
 
     async fn received_of(&self, kind: &str) -> Vec<Message> {

@@ -19,6 +19,7 @@ mod postgres_application;
 mod postgres_epochs;
 mod postgres_order;
 mod postgres_sql;
+mod presence;
 mod processes;
 mod received;
 mod recording;

@@ -1,0 +1,365 @@
+//! The announcer, the task of a node that appends the records of presence and ends grace times; and
+//! the tasks that publish the events of changes.
+
+use super::{Presences, message::Message, pending::MAX_BATCH, state::Job};
+use crate::hub::{
+    backend::{Record, RecordKind},
+    core::Core,
+    node::BackendClient,
+    recording::{
+        append::{Fence, REFUSED, caught_up, retry_pause},
+        keeper,
+    },
+};
+use bytes::Bytes;
+use std::{
+    panic,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::{
+    runtime::Handle,
+    task::{AbortHandle, yield_now},
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+/// The longest time until this node reads what it has appended.
+const FOLLOWER: Duration = Duration::from_secs(1);
+
+impl Presences {
+    /// Notes that the application uses presence on this node.
+    pub(super) fn want(&self) {
+        self.state().is_wanted = true;
+    }
+
+    /// Returns the time of the next task of the announcer, or `None` if the announcer must end.
+    fn next_run(&self) -> Option<Instant> {
+        let mut state = self.state();
+        let next = state.next_time(self).filter(|_| !state.is_shut_down);
+        if next.is_none() {
+            state.task = None;
+        }
+        next
+    }
+}
+
+/// Applies changes of the members of this node: in memory at once, and with a backend through the
+/// log.
+pub(super) fn apply(core: &Arc<Core>) {
+    if core.backend.is_none() {
+        apply_in_memory(core);
+    }
+    start(core);
+    core.presence.changed.notify_one();
+    keeper::start(core);
+}
+
+fn apply_in_memory(core: &Arc<Core>) {
+    let presence = &core.presence;
+    let mut state = presence.state();
+    if state.is_shut_down {
+        return;
+    }
+    state.locals.expire(Instant::now());
+    let changes = state.locals.take_changes();
+    if changes.is_empty() {
+        return;
+    }
+    let author = state.author(presence);
+    let transitions = state.view.change(author, &changes);
+    state.watchers.note(&transitions);
+    if presence.events.is_some() {
+        state.unpublished.extend(transitions);
+    }
+    presence.release(state);
+    publish_in_memory(core);
+}
+
+/// Publishes the events of changes in memory. One thread at a time publishes, so that they are in
+/// order. The function of the application runs without a lock.
+fn publish_in_memory(core: &Arc<Core>) {
+    let presence = &core.presence;
+    let mut is_publishing = false;
+    loop {
+        let mut state = presence.state();
+        if state.is_publishing && !is_publishing {
+            return;
+        }
+        let Some(transition) = state.unpublished.pop_front() else {
+            state.is_publishing = false;
+            return;
+        };
+        (state.is_publishing, is_publishing) = (true, true);
+        drop(state);
+        if let Some(event) = presence.event(&transition) {
+            // A finished topic accepts no events.
+            let _result = core.publish_now(&transition.topic, false, event);
+        }
+    }
+}
+
+/// Starts the announcer if it has something to do and does not run, and starts the tasks that
+/// publish the events of changes.
+pub(in crate::hub) fn start(core: &Arc<Core>) {
+    let presence = &core.presence;
+    let mut state = presence.state();
+    let handle = match &core.backend {
+        Some(backend) => backend.runtime(),
+        None => {
+            let current = Handle::try_current().ok();
+            state.runtime = current.or(state.runtime.take());
+            state.runtime.clone()
+        }
+    };
+    let Some(handle) = handle.filter(|_| !state.is_shut_down && !state.is_without_timers) else { return };
+    let topics = if state.is_complete() { state.pending.begin() } else { Vec::new() };
+    let is_running = state.task.as_ref().is_some_and(|task| !task.is_finished());
+    if !is_running && state.next_time(presence).is_some() {
+        // The task waits for this lock before it can end.
+        state.task = Some(spawn(&handle, core));
+    }
+    drop(state);
+    // A runtime that has ended drops the task in `spawn`, and dropping it locks the state.
+    for topic in topics {
+        handle.spawn(publish(Publishing::new(core, topic)));
+    }
+}
+
+fn spawn(handle: &Handle, core: &Arc<Core>) -> AbortHandle {
+    handle.spawn(announce(Arc::downgrade(core))).abort_handle()
+}
+
+async fn announce(core: Weak<Core>) {
+    let mut failures = 0;
+    loop {
+        let Some((presence, is_ok)) = run_once(&core).await else { return };
+        failures = if is_ok { 0 } else { failures + 1 };
+        let Some(mut next) = presence.next_run() else { return };
+        if !is_ok {
+            next = next.max(Instant::now() + retry_pause(failures));
+        }
+        // `sleep_until` panics on a runtime without timers.
+        let Ok(pause) = panic::catch_unwind(|| sleep_until(next)) else {
+            presence.state().is_without_timers = true;
+            return;
+        };
+        if is_ok {
+            tokio::select! {
+                () = pause => {}
+                () = presence.changed.notified() => {}
+            }
+        } else {
+            pause.await;
+        }
+        yield_now().await;
+    }
+}
+
+/// Does what is due. Returns `false` if the backend has not confirmed it, and `None` if the hub was
+/// dropped. The hub is not kept alive during requests to the backend.
+async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
+    loop {
+        let mut core = weak.upgrade()?;
+        let presence = core.presence.clone();
+        let Some(backend) = core.backend.clone() else {
+            apply_in_memory(&core);
+            return Some((presence, true));
+        };
+        presence.state().locals.expire(Instant::now());
+        answer_questions(&core);
+        let request = presence.state().answered(&presence);
+        if let Some(request) = request {
+            drop(core);
+            // The answers may be in the log, and not read yet.
+            let Some(through) = backend.newest().await else { return Some((presence, false)) };
+            core = weak.upgrade()?;
+            if !caught_up(&core, through, Instant::now() + FOLLOWER).await {
+                return Some((presence, false));
+            }
+            let mut state = presence.state();
+            state.end_request(request);
+            presence.release(state);
+            start(&core);
+        }
+        drop(core);
+        let job = presence.state().take_job(&presence);
+        let Some(job) = job else { return Some((presence, true)) };
+        let is_appended = append(&backend, &job).await;
+        let core = weak.upgrade()?;
+        let mut state = presence.state();
+        state.end_job(job, is_appended);
+        presence.release(state);
+        if !is_appended {
+            // If the backend accepts no records, silent nodes may be alive.
+            core.recordings.lose_contact();
+            return Some((presence, false));
+        }
+        // The first member of a node needs a sign of life.
+        keeper::start(&core);
+        core.recordings.changed.notify_one();
+    }
+}
+
+async fn append(backend: &BackendClient, job: &Job) -> bool {
+    match job {
+        Job::Members(messages) => {
+            for message in messages {
+                if backend.append_records(vec![message.record()]).await.is_err() {
+                    return false;
+                }
+            }
+            true
+        }
+        Job::Messages(messages) => backend.append_records(messages.iter().map(Message::record).collect()).await.is_ok(),
+    }
+}
+
+/// Answers the questions of other nodes about topics that exist here.
+fn answer_questions(core: &Arc<Core>) {
+    let presence = &core.presence;
+    let questions = std::mem::take(&mut presence.state().questions);
+    for (id, topic) in questions {
+        if core.exists(&topic) {
+            let answer = Message::Answer { node: presence.node, id, subscribers: core.subscribers(&topic) };
+            presence.state().outgoing.push(answer);
+        }
+    }
+}
+
+/// The task that publishes the events of a topic. It does not keep the hub alive.
+struct Publishing {
+    core: Weak<Core>,
+    presence: Arc<Presences>,
+    topic: Arc<str>,
+    failures: u32,
+    /// The time since when the backend refuses the events, while other requests succeed.
+    refused_since: Option<Instant>,
+    /// The maximum number of events in the next append.
+    max: usize,
+    has_given_up: bool,
+    has_ended: bool,
+}
+
+/// The next step of a [`Publishing`].
+enum Next {
+    Append,
+    /// Wait until another node has published the events, or until they are due.
+    Wait(Instant),
+    Retry,
+    End,
+}
+
+impl Publishing {
+    fn new(core: &Arc<Core>, topic: Arc<str>) -> Self {
+        Self {
+            core: Arc::downgrade(core),
+            presence: core.presence.clone(),
+            topic,
+            failures: 0,
+            refused_since: None,
+            max: MAX_BATCH,
+            has_given_up: false,
+            has_ended: false,
+        }
+    }
+
+    fn next_events(&mut self) -> Option<Result<Vec<Bytes>, Instant>> {
+        let mut state = self.presence.state();
+        let next = if state.is_complete() {
+            state.pending.next(&self.topic, Instant::now(), self.max)
+        } else {
+            state.pending.stop(&self.topic);
+            None
+        };
+        self.has_ended = next.is_none();
+        next
+    }
+
+    /// Publishes some events. The append succeeds only if the topic has not changed since this node
+    /// has read it, so each event is published once, whichever node is faster.
+    async fn run_once(&mut self) -> Next {
+        let Some(core) = self.core.upgrade() else { return Next::End };
+        // The fence first: an event that is published meanwhile makes the append fail.
+        let (Some(backend), Some(fence)) = (core.backend.clone(), Fence::new(&core)) else { return Next::End };
+        let events = match self.next_events() {
+            None => return Next::End,
+            Some(Ok(events)) => events,
+            Some(Err(due)) => return Next::Wait(due),
+        };
+        if core.is_finished(&self.topic) {
+            // An event would open it again.
+            self.presence.state().pending.forget(&self.topic);
+            return Next::Append;
+        }
+        // The hub is not kept alive during requests to the backend.
+        drop(core);
+        let presence = self.presence.clone();
+        let Ok(_permit) = presence.publishing.acquire().await else { return Next::End };
+        let count = events.len();
+        let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
+        match fence.append(&backend, events.into_iter().map(record).collect()).await {
+            Ok(Some(appended)) => {
+                (self.failures, self.refused_since, self.has_given_up) = (0, None, false);
+                self.max = MAX_BATCH.min(self.max * 2);
+                let Some(core) = self.core.upgrade() else { return Next::End };
+                caught_up(&core, appended.position, Instant::now() + FOLLOWER).await;
+                Next::Append
+            }
+            Ok(None) => {
+                let Some(core) = self.core.upgrade() else { return Next::End };
+                fence.passed(&core).await;
+                Next::Append
+            }
+            Err(_) => {
+                self.failures += 1;
+                if backend.newest().await.is_some() {
+                    self.note_refused(count);
+                } else {
+                    self.refused_since = None;
+                }
+                Next::Retry
+            }
+        }
+    }
+
+    /// Appends fewer events the next time. After a minute, gives up the first event. If the backend
+    /// refuses the next one, too, gives up all events of the topic.
+    fn note_refused(&mut self, count: usize) {
+        self.max = (count / 2).max(1);
+        let since = *self.refused_since.get_or_insert_with(Instant::now);
+        if count > 1 || since.elapsed() < REFUSED {
+            return;
+        }
+        let pending = &mut self.presence.state().pending;
+        if self.has_given_up {
+            pending.forget(&self.topic);
+        } else {
+            pending.forget_first(&self.topic);
+        }
+        self.has_given_up = true;
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        // Another task may publish the events after the end of this one.
+        if !self.has_ended {
+            self.presence.state().pending.stop(&self.topic);
+        }
+    }
+}
+
+/// Publishes the pending events of a topic.
+async fn publish(mut publishing: Publishing) {
+    loop {
+        match publishing.run_once().await {
+            Next::Append => {}
+            Next::Wait(due) => {
+                let published = publishing.presence.until(|state| !state.pending.has(&publishing.topic));
+                let _elapsed = timeout_at(due, published).await;
+            }
+            Next::Retry => sleep(retry_pause(publishing.failures)).await,
+            Next::End => return,
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The members of this node: their subscriptions, their grace times, and what the log has of them.
+
+use super::{Presence, message::Members};
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+type Key = (Arc<str>, Arc<str>);
+
+#[derive(Default)]
+pub(super) struct Locals {
+    topics: HashMap<Arc<str>, HashMap<Arc<str>, Local>>,
+    /// The members without a subscription, by the ends of their grace times.
+    leaving: BTreeMap<(Instant, u64), Key>,
+    next_key: u64,
+    /// The members whose state differs from that in the log, in the order of the changes.
+    changed: BTreeMap<u64, Key>,
+}
+
+/// A member of a topic on this node.
+#[derive(Default)]
+struct Local {
+    subscriptions: usize,
+    /// The end of the grace time, after the last subscription was dropped.
+    leaving: Option<(Instant, u64)>,
+    /// Set if the log has the member, as far as this node knows.
+    is_announced: bool,
+    /// The key of the member in [`Locals::changed`].
+    changed: Option<u64>,
+}
+
+impl Local {
+    fn is_member(&self) -> bool {
+        self.subscriptions > 0 || self.leaving.is_some()
+    }
+}
+
+impl Locals {
+    /// Adds a subscription.
+    pub(super) fn join(&mut self, topic: &Arc<str>, member: &Arc<str>) {
+        let local = self.topics.entry(topic.clone()).or_default().entry(member.clone()).or_default();
+        local.subscriptions += 1;
+        if let Some(leaving) = local.leaving.take() {
+            self.leaving.remove(&leaving);
+        }
+        self.compare(topic, member);
+    }
+
+    /// Notes whether the state of a member differs from that in the log.
+    fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
+        let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
+        let Some(local) = local else { return };
+        let has_changed = local.is_member() != local.is_announced;
+        match local.changed {
+            None if has_changed => {
+                local.changed = Some(self.next_key);
+                self.changed.insert(self.next_key, (topic.clone(), member.clone()));
+                self.next_key += 1;
+            }
+            Some(key) if !has_changed => {
+                local.changed = None;
+                self.changed.remove(&key);
+            }
+            _ => {}
+        }
+        if !local.is_member() && !local.is_announced {
+            self.forget(topic, member);
+        }
+    }
+
+    /// Removes a subscription. The grace time begins with the last one.
+    pub(super) fn leave(&mut self, topic: &Arc<str>, member: &Arc<str>, grace: Duration) {
+        let of_topic = self.topics.get_mut(topic);
+        let Some(local) = of_topic.and_then(|members| members.get_mut(member)) else { return };
+        local.subscriptions = local.subscriptions.saturating_sub(1);
+        if local.subscriptions > 0 {
+            return;
+        }
+        let key = (Instant::now() + grace, self.next_key);
+        local.leaving = Some(key);
+        self.next_key += 1;
+        self.leaving.insert(key, (topic.clone(), member.clone()));
+    }
+
+    fn get_mut(&mut self, topic: &str, member: &str) -> Option<&mut Local> {
+        self.topics.get_mut(topic)?.get_mut(member)
+    }
+
+    /// Removes the members whose grace time is over.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some(first) = self.leaving.first_entry().filter(|first| first.key().0 <= now) {
+            let (topic, member) = first.remove();
+            if let Some(local) = self.get_mut(&topic, &member) {
+                local.leaving = None;
+            }
+            self.compare(&topic, &member);
+        }
+    }
+
+    /// Returns the end of the next grace time.
+    pub(super) fn next_end(&self) -> Option<Instant> {
+        self.leaving.first_key_value().map(|((end, _), _)| *end)
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// Returns `true` if this node has members, or the log has members of it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
+
+    /// Takes the changes that the log does not have. They count as announced.
+    pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
+        let mut changes = Vec::new();
+        for (topic, member) in mem::take(&mut self.changed).into_values() {
+            let Some(local) = self.get_mut(&topic, &member) else { continue };
+            local.changed = None;
+            local.is_announced = local.is_member();
+            if local.is_announced {
+                changes.push((topic, Presence::Joined(member)));
+            } else {
+                self.forget(&topic, &member);
+                changes.push((topic, Presence::Left(member)));
+            }
+        }
+        changes
+    }
+
+    fn forget(&mut self, topic: &str, member: &str) {
+        let Some(members) = self.topics.get_mut(topic) else { return };
+        members.remove(member);
+        if members.is_empty() {
+            self.topics.remove(topic);
+        }
+    }
+
+    /// Returns all members. They count as announced, and no others.
+    pub(super) fn take_all(&mut self) -> Members {
+        self.changed.clear();
+        let mut all = Members::new();
+        self.topics.retain(|topic, members| {
+            members.retain(|_, local| {
+                local.changed = None;
+                local.is_announced = local.is_member();
+                local.is_announced
+            });
+            if !members.is_empty() {
+                all.insert(topic.clone(), members.keys().cloned().collect());
+            }
+            !members.is_empty()
+        });
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(5);
+
+    fn joined(member: &str) -> (Arc<str>, Presence) {
+        ("t".into(), Presence::Joined(member.into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_first_subscription_and_the_end_of_grace_are_changes() {
+        let mut locals = Locals::default();
+        let (topic, member) = ("t".into(), "a".into());
+        locals.join(&topic, &member);
+        locals.join(&topic, &member);
+        assert_eq!(locals.take_changes(), [joined("a")]);
+        locals.leave(&topic, &member, GRACE);
+        assert_eq!(locals.next_end(), None);
+        locals.leave(&topic, &member, GRACE);
+        locals.expire(Instant::now());
+        assert!(!locals.has_changes());
+        locals.expire(Instant::now() + GRACE);
+        assert_eq!(locals.take_changes(), [("t".into(), Presence::Left("a".into()))]);
+        assert!(locals.is_empty() && locals.next_end().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_that_cancel_each_other_are_not_announced() {
+        let mut locals = Locals::default();
+        let (topic, member) = ("t".into(), "a".into());
+        for _ in 0..3 {
+            locals.join(&topic, &member);
+            locals.leave(&topic, &member, Duration::ZERO);
+            locals.expire(Instant::now());
+            assert!(!locals.has_changes() && locals.is_empty());
+        }
+        assert_eq!(locals.take_changes(), []);
+        locals.join(&topic, &member);
+        assert_eq!(locals.take_changes(), [joined("a")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whole_list_covers_all_changes() {
+        let mut locals = Locals::default();
+        let (topic, one, other) = ("t".into(), "a".into(), "b".into());
+        locals.join(&topic, &one);
+        locals.join(&topic, &other);
+        locals.take_changes();
+        locals.leave(&topic, &one, Duration::ZERO);
+        locals.expire(Instant::now());
+        assert_eq!(locals.take_all(), Members::from([(topic, [other].into())]));
+        assert!(!locals.has_changes());
+    }
+}

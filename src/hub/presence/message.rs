@@ -1,0 +1,281 @@
+//! The records of presence in the topic of the nodes.
+
+use super::Presence;
+use crate::{
+    Event,
+    hub::{
+        backend::{Position, Record, RecordKind},
+        recording::beat,
+    },
+};
+use serde_json::{Value, json};
+use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
+
+/// The approximate size of the largest record in bytes. NATS accepts 1 MiB by default.
+const MAX_BYTES: usize = 64 << 10;
+
+/// The first bytes of each record.
+const PREFIX: &[u8] = br#"data: {"presence":"#;
+
+/// The members of topics.
+pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
+
+/// A record of presence.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Message {
+    /// Members that have joined or left on a node since its record before.
+    Changes { author: Author, changes: Vec<(Arc<str>, Presence)> },
+    /// All members of a node.
+    Full { author: Author, part: Part },
+    /// A node is dead if it has written nothing after these two numbers.
+    Dead { by: u64, node: u64, number: u64, beat: u64 },
+    /// A node has missed records, and asks for all members of all nodes.
+    Ask { id: u64 },
+    /// The nodes with members, from a node that had read the whole log up to a position.
+    Roster { through: Position, nodes: Vec<Listed> },
+    /// Asks for the state of a topic on other nodes.
+    Question { node: u64, id: u64, topic: Arc<str> },
+    /// The state of a topic on a node. Nodes without the topic send no answer.
+    Answer { node: u64, id: u64, subscribers: usize },
+}
+
+/// The node that has written a record about its members.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Author {
+    pub(super) node: u64,
+    /// The number of the record. It increases, and is the same in all parts.
+    pub(super) number: u64,
+    pub(super) lease: Duration,
+}
+
+/// A part of the members of a node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Part {
+    pub(super) members: Members,
+    pub(super) is_first: bool,
+    pub(super) is_last: bool,
+}
+
+/// A node in a [`Message::Roster`].
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Listed {
+    pub(super) node: u64,
+    pub(super) lease: Duration,
+}
+
+/// Splits the members of a node into parts of about [`MAX_BYTES`] each.
+pub(super) fn into_parts(members: Members) -> Vec<Part> {
+    let mut parts = vec![Part { is_first: true, ..Part::default() }];
+    let mut bytes = 0;
+    for (topic, members) in members {
+        // The name of the topic is repeated in each part.
+        let mut is_new = true;
+        for member in members {
+            let size = member.len() + 8 + if is_new { topic.len() + 16 } else { 0 };
+            bytes += size;
+            if bytes > MAX_BYTES {
+                parts.push(Part::default());
+                bytes = size + topic.len() + 16;
+            }
+            is_new = false;
+            let part = parts.last_mut().into_iter();
+            part.for_each(|part| _ = part.members.entry(topic.clone()).or_default().insert(member.clone()));
+        }
+    }
+    parts.last_mut().into_iter().for_each(|last| last.is_last = true);
+    parts
+}
+
+/// Returns the number of changes at the beginning of the list that one record can have.
+pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(topic, change): &(Arc<str>, Presence)| {
+        bytes += topic.len() + change.member().len() + 16;
+        bytes <= MAX_BYTES
+    };
+    changes
+        .iter()
+        .take_while({
+            let mut fits = fits;
+            move |change| fits(change)
+        })
+        .count()
+        .max(1)
+}
+
+/// Returns `true` if a record is one of presence. An event of another topic can have the same
+/// bytes.
+pub(in crate::hub) fn is_of(record: &Record) -> bool {
+    *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
+}
+
+impl Message {
+    pub(super) fn record(&self) -> Record {
+        let content = match self {
+            Self::Changes { author, changes } => {
+                let change = |(topic, change): &(Arc<str>, Presence)| {
+                    json!([&**topic, &**change.member(), matches!(change, Presence::Joined(_))])
+                };
+                json!({ "author": author.to_json(), "changes": changes.iter().map(change).collect::<Vec<_>>() })
+            }
+            Self::Full { author, part } => {
+                let of_topic = |(topic, members): (&Arc<str>, &BTreeSet<Arc<str>>)| {
+                    json!([&**topic, members.iter().map(|member| &**member).collect::<Vec<_>>()])
+                };
+                json!({
+                    "author": author.to_json(),
+                    "first": part.is_first,
+                    "last": part.is_last,
+                    "members": part.members.iter().map(of_topic).collect::<Vec<_>>(),
+                })
+            }
+            Self::Dead { by, node, number, beat } => json!({ "dead": [node, number, beat, by] }),
+            Self::Ask { id } => json!({ "ask": id }),
+            Self::Roster { through, nodes } => {
+                let listed = |Listed { node, lease }: &Listed| json!([node, milliseconds(*lease)]);
+                json!({ "through": through.get(), "nodes": nodes.iter().map(listed).collect::<Vec<_>>() })
+            }
+            Self::Question { node, id, topic } => json!({ "question": [node, id, &**topic] }),
+            Self::Answer { node, id, subscribers } => json!({ "answer": [node, id, subscribers] }),
+        };
+        let text = json!({ "presence": content });
+        Record { topic: beat::TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
+    }
+
+    /// Parses a record. `None` if it is not one of presence, or if another program has written it.
+    pub(super) fn parse(record: &Record) -> Option<Self> {
+        let is_message = is_of(record) && record.kind == RecordKind::State;
+        let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;
+        let message: Value = serde_json::from_slice(text).ok()?;
+        Self::from_json(&message["presence"])
+    }
+
+    fn from_json(content: &Value) -> Option<Self> {
+        if let Some(changes) = content["changes"].as_array() {
+            let change = |value: &Value| {
+                let member = value[1].as_str()?.into();
+                let is_join = value[2].as_bool()?;
+                let change = if is_join { Presence::Joined(member) } else { Presence::Left(member) };
+                Some((value[0].as_str()?.into(), change))
+            };
+            let changes = changes.iter().map(change).collect::<Option<_>>()?;
+            return Some(Self::Changes { author: Author::parse(&content["author"])?, changes });
+        }
+        if let Some(members) = content["members"].as_array() {
+            let of_topic = |value: &Value| {
+                let members = value[1].as_array()?.iter().map(|member| Some(member.as_str()?.into()));
+                Some((value[0].as_str()?.into(), members.collect::<Option<_>>()?))
+            };
+            let members = members.iter().map(of_topic).collect::<Option<_>>()?;
+            let (is_first, is_last) = (content["first"].as_bool()?, content["last"].as_bool()?);
+            let part = Part { members, is_first, is_last };
+            return Some(Self::Full { author: Author::parse(&content["author"])?, part });
+        }
+        if let Some(id) = content["ask"].as_u64() {
+            return Some(Self::Ask { id });
+        }
+        if let Some(nodes) = content["nodes"].as_array() {
+            let listed = |value: &Value| Some(Listed { node: value[0].as_u64()?, lease: parse_lease(&value[1])? });
+            let nodes = nodes.iter().map(listed).collect::<Option<_>>()?;
+            return Some(Self::Roster { through: Position::new(content["through"].as_u64()?), nodes });
+        }
+        if let question @ Value::Array(_) = &content["question"] {
+            let topic = question[2].as_str()?.into();
+            return Some(Self::Question { node: question[0].as_u64()?, id: question[1].as_u64()?, topic });
+        }
+        if let answer @ Value::Array(_) = &content["answer"] {
+            let subscribers = usize::try_from(answer[2].as_u64()?).ok()?;
+            return Some(Self::Answer { node: answer[0].as_u64()?, id: answer[1].as_u64()?, subscribers });
+        }
+        let dead = &content["dead"];
+        let [node, number, beat, by] = [0, 1, 2, 3].map(|index| dead[index].as_u64());
+        Some(Self::Dead { by: by?, node: node?, number: number?, beat: beat? })
+    }
+}
+
+impl Author {
+    fn to_json(self) -> Value {
+        json!([self.node, self.number, milliseconds(self.lease)])
+    }
+
+    fn parse(value: &Value) -> Option<Self> {
+        Some(Self { node: value[0].as_u64()?, number: value[1].as_u64()?, lease: parse_lease(&value[2])? })
+    }
+}
+
+fn milliseconds(lease: Duration) -> u64 {
+    u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn parse_lease(value: &Value) -> Option<Duration> {
+    let [shortest, longest] = beat::LEASES;
+    Some(Duration::from_millis(value.as_u64()?).clamp(shortest, longest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages() -> Vec<Message> {
+        let author = Author { node: u64::MAX, number: 7, lease: Duration::from_secs(10) };
+        let members = Members::from([("a\n\"".into(), BTreeSet::from(["\r\n{}".into(), "".into(), "ü".into()]))]);
+        vec![
+            Message::Changes {
+                author,
+                changes: vec![("t".into(), Presence::Joined("a".into())), ("t".into(), Presence::Left("\n".into()))],
+            },
+            Message::Full { author, part: Part { members, is_first: true, is_last: false } },
+            Message::Full { author, part: Part::default() },
+            Message::Dead { by: 1, node: 2, number: 3, beat: u64::MAX },
+            Message::Ask { id: 5 },
+            Message::Roster { through: Position::new(9), nodes: vec![Listed { node: 8, lease: author.lease }] },
+            Message::Roster { through: Position::START, nodes: Vec::new() },
+            Message::Question { node: 1, id: 2, topic: "x".into() },
+            Message::Answer { node: 1, id: 2, subscribers: 3 },
+        ]
+    }
+
+    #[test]
+    fn message_is_parsed_as_it_was_written() {
+        for message in messages() {
+            let record = message.record();
+            assert!(is_of(&record) && *record.topic == *beat::TOPIC);
+            assert_eq!(Message::parse(&record), Some(message));
+        }
+    }
+
+    #[test]
+    fn foreign_record_is_no_message() {
+        let record = messages()[0].record();
+        for text in ["", "7", "[]", "{}", "null", r#"{"ask":"x"}"#, r#"{"dead":[1,2,3]}"#, r#"{"answer":[1,2,-1]}"#] {
+            for foreign in [format!("data: {{\"presence\":{text}}}\n\n"), format!("data: {text}\n\n")] {
+                let foreign = Record { event: foreign.into(), ..record.clone() };
+                assert_eq!(Message::parse(&foreign), None, "{foreign:?}");
+            }
+        }
+        let text = String::from_utf8(record.event.to_vec()).unwrap();
+        for at in (0..text.len()).filter(|at| text.is_char_boundary(*at)) {
+            let cut = Record { event: text[..at].to_owned().into(), ..record.clone() };
+            assert!(Message::parse(&cut).is_none_or(|message| message == messages()[0]), "{cut:?}");
+        }
+    }
+
+    #[test]
+    fn parts_of_many_members_have_all_of_them() {
+        let of_topic = |topic: &str| (0..10_000).map(|n| format!("{topic} member {n}").into()).collect();
+        let members = Members::from([("a".into(), of_topic("a")), ("b".into(), of_topic("b"))]);
+        let parts = into_parts(members.clone());
+        assert!(parts.len() > 5);
+        let mut all = Members::new();
+        for (index, part) in parts.iter().enumerate() {
+            assert_eq!((part.is_first, part.is_last), (index == 0, index == parts.len() - 1));
+            let author = Author { node: u64::MAX, number: u64::MAX, lease: Duration::from_secs(10) };
+            assert!(Message::Full { author, part: part.clone() }.record().event.len() < 2 * MAX_BYTES);
+            for (topic, members) in &part.members {
+                all.entry(topic.clone()).or_default().extend(members.iter().cloned());
+            }
+        }
+        assert_eq!(all, members);
+        assert_eq!(into_parts(Members::new()), [Part { is_first: true, is_last: true, ..Part::default() }]);
+    }
+}

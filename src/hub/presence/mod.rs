@@ -1,0 +1,342 @@
+//! Presence: the members of topics, on all nodes.
+//!
+//! A node counts the subscriptions of each member, and appends a record when the first one begins or
+//! the grace time of the last one ends. Every node computes the members from these records, in the
+//! order of the log.
+
+mod announcer;
+mod local;
+mod message;
+mod pending;
+mod state;
+mod stream;
+mod survey;
+mod view;
+
+pub(super) use self::{
+    announcer::start,
+    message::is_of,
+    survey::{exists_anywhere, subscribers_anywhere},
+};
+pub use stream::PresenceStream;
+
+use self::{
+    pending::MAX_BATCH_BYTES,
+    state::{Knowledge, State},
+    view::Transition,
+};
+use super::{
+    backend::{Page, Position},
+    config::HubConfig,
+    core::Core,
+    error::Error,
+    recording::{append::caught_up, beat::Beats},
+    topic::complete,
+};
+use crate::{Event, callback::contain_panic};
+use std::{
+    fmt,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::{Instant, timeout_at},
+};
+
+/// The maximum length of the name of a member, in bytes.
+pub(super) const MAX_MEMBER_BYTES: usize = 256;
+
+/// The maximum number of topics whose events are published at the same time.
+const MAX_PUBLISHING: usize = 16;
+
+/// The time that [`members`] waits in addition to the lease and the grace time.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A change of the members of a topic, from [`Topic::presence`](super::Topic::presence).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Presence {
+    /// The member has its first subscription on any node.
+    Joined(Arc<str>),
+    /// The member has had no subscription on any node for the
+    /// [grace time](super::Builder::presence_grace).
+    Left(Arc<str>),
+}
+
+impl Presence {
+    /// Returns the name of the member.
+    #[must_use]
+    pub fn member(&self) -> &Arc<str> {
+        let (Self::Joined(member) | Self::Left(member)) = self;
+        member
+    }
+}
+
+type EventOf = dyn Fn(&str, &Presence) -> Option<Event> + Send + Sync;
+
+/// The function that makes the events of changes.
+#[derive(Clone)]
+pub(super) struct PresenceEvents(pub(super) Arc<EventOf>);
+
+impl fmt::Debug for PresenceEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresenceEvents")
+    }
+}
+
+/// The presence of a hub.
+pub(super) struct Presences {
+    /// The random number of this node.
+    node: u64,
+    grace: Duration,
+    lease: Duration,
+    events: Option<PresenceEvents>,
+    has_backend: bool,
+    state: Mutex<State>,
+    /// Notified when the announcer has something to do.
+    changed: Notify,
+    /// Notified when something has changed that a caller waits for.
+    updated: Notify,
+    publishing: Semaphore,
+}
+
+impl Presences {
+    pub(super) fn new(node: u64, config: &HubConfig, has_backend: bool) -> Self {
+        Self {
+            node,
+            grace: config.presence_grace,
+            lease: config.presence_lease,
+            events: config.presence_events.clone(),
+            has_backend,
+            state: Mutex::new(State::new(!has_backend)),
+            changed: Notify::new(),
+            updated: Notify::new(),
+            publishing: Semaphore::new(MAX_PUBLISHING),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unlocks the state, and wakes the streams and the callers whose state has changed.
+    fn release(&self, mut state: MutexGuard<'_, State>) {
+        let wakers = state.watchers.take_wakers();
+        drop(state);
+        self.wake(wakers);
+    }
+
+    /// Waits until the condition is true. It is checked at once, and after each change.
+    async fn until(&self, is_done: impl Fn(&State) -> bool) {
+        loop {
+            let mut updated = pin!(self.updated.notified());
+            updated.as_mut().enable();
+            if is_done(&self.state()) {
+                return;
+            }
+            updated.await;
+        }
+    }
+
+    /// Notes the records of a page, which has these beats. The caller adds the records to the
+    /// topics afterwards.
+    pub(super) fn note(&self, page: &Page, beats: Beats) {
+        let mut beats = beats.into_iter().peekable();
+        let mut state = self.state();
+        let (noted_through, was_complete) = (state.noted_through, state.is_complete());
+        if page.evicted_through > noted_through {
+            state.lose();
+        }
+        for (position, record) in page.records.iter().filter(|(position, _)| *position > noted_through) {
+            state.noted_through = *position;
+            while beats.next_if(|(at, ..)| at < position).is_some() {}
+            if let Some((_, node, beat)) = beats.next_if(|(at, ..)| at == position) {
+                state.view.beat(node, beat);
+                continue;
+            }
+            let is_complete = state.is_complete();
+            let mut transitions = state.note_record(self, *position, record);
+            // A node that does not know all members keeps the events of its own changes. It
+            // publishes them if no other node knows all members.
+            transitions.retain(|transition| is_complete || transition.author == self.node);
+            let has_events = self.events.is_some() && *position > state.begin;
+            // The last answer completes the view, and its members are no change.
+            if transitions.is_empty() || !has_events || state.is_complete() != is_complete {
+                continue;
+            }
+            // The function of the application runs without a lock.
+            drop(state);
+            let events = transitions.into_iter().filter_map(|transition| Some((self.event(&transition)?, transition)));
+            let events: Vec<_> = events.collect();
+            state = self.state();
+            for (event, Transition { topic, change, author }) in events {
+                let event = event.encode();
+                if event.len() <= MAX_BATCH_BYTES {
+                    state.pending.add(&topic, change.member(), event, author == self.node);
+                }
+            }
+        }
+        state.noted_through = state.noted_through.max(page.through);
+        if state.is_complete() && !was_complete {
+            state.watchers.note_loss();
+        }
+        self.release(state);
+    }
+
+    /// Follows another log after the position `after`. `last` is the end of the log. Returns the
+    /// wakers of the streams, which the caller wakes without a lock.
+    pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
+        let mut state = self.state();
+        state.lose();
+        (state.noted_through, state.begin) = (after, last);
+        if after == Position::START {
+            // Nothing was evicted, so this node reads all records.
+            state.knowledge = Knowledge::Complete;
+        }
+        state.watchers.take_wakers()
+    }
+
+    /// Wakes the streams, and the callers that wait for a change.
+    pub(super) fn wake(&self, wakers: Vec<Waker>) {
+        self.updated.notify_waiters();
+        for waker in wakers {
+            contain_panic("waker", || waker.wake());
+        }
+    }
+
+    /// Returns the event of a change, as it is published.
+    fn event(&self, Transition { topic, change, .. }: &Transition) -> Option<Event> {
+        let PresenceEvents(event_of) = self.events.as_ref()?;
+        let mut event = None;
+        contain_panic("presence_events", || event = event_of(topic, change));
+        complete(event?).ok()
+    }
+
+    pub(super) fn shut_down(&self) {
+        let mut state = self.state();
+        state.is_shut_down = true;
+        // The members leave, unless they reconnect to another node.
+        let view = state.view.take();
+        state.watchers.end();
+        self.release(state);
+        drop(view);
+        self.changed.notify_one();
+    }
+
+    /// Wakes the announcer, which ends if the hub was dropped.
+    pub(super) fn stop(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Returns `true` if a node has members. The keeper then sends or expects signs of life.
+    pub(super) fn is_active(&self) -> bool {
+        let state = self.state();
+        !state.is_shut_down && (!state.locals.is_empty() || state.view.has_others(self.node))
+    }
+
+    /// Returns the lease of this node if it has members.
+    pub(super) fn own_lease(&self) -> Option<Duration> {
+        let state = self.state();
+        (!state.is_shut_down && !state.locals.is_empty()).then_some(self.lease)
+    }
+
+    /// Returns the shortest lease of the other nodes with members.
+    pub(super) fn shortest_lease(&self) -> Option<Duration> {
+        self.state().view.leases(self.node).map(|(_, shortest)| shortest)
+    }
+
+    /// Returns the time when the next node counts as dead.
+    pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
+        self.state().view.next_death(self.node, contact_since, self.grace)
+    }
+
+    /// Announces the death of each node without a sign of life for its lease and the grace time. The
+    /// caller has just read the whole log.
+    pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
+        let mut state = self.state();
+        let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());
+        let message = |(node, number, beat)| message::Message::Dead { by: self.node, node, number, beat };
+        state.outgoing.extend(dead.into_iter().map(message));
+        let has_outgoing = !state.outgoing.is_empty();
+        drop(state);
+        if has_outgoing {
+            self.changed.notify_one();
+        }
+    }
+}
+
+/// The membership of a subscription. Dropping it begins the grace time of the member, unless the
+/// member has other subscriptions.
+pub(super) struct Membership {
+    core: Arc<Core>,
+    topic: Arc<str>,
+    member: Arc<str>,
+}
+
+impl Membership {
+    pub(super) fn new(core: &Arc<Core>, topic: &Arc<str>, member: &str) -> Result<Self, Error> {
+        if member.len() > MAX_MEMBER_BYTES {
+            return Err(Error::member_too_long(member, MAX_MEMBER_BYTES));
+        }
+        super::registry::check_reserved(topic)?;
+        let member: Arc<str> = member.into();
+        core.presence.state().locals.join(topic, &member);
+        announcer::apply(core);
+        Ok(Self { core: core.clone(), topic: topic.clone(), member })
+    }
+}
+
+/// The memberships of a subscription. Most subscriptions have none, and pay for one pointer.
+#[derive(Default)]
+pub(super) struct Memberships(Vec<Membership>);
+
+impl Memberships {
+    pub(super) fn add(&mut self, membership: Membership) {
+        self.0.push(membership);
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let presence = &self.core.presence;
+        presence.state().locals.leave(&self.topic, &self.member, presence.grace);
+        announcer::apply(&self.core);
+    }
+}
+
+/// Returns the members of a topic on all nodes, sorted.
+pub(super) async fn members(core: &Arc<Core>, topic: &Arc<str>) -> Result<Vec<Arc<str>>, Error> {
+    let presence = &core.presence;
+    announcer::apply(core);
+    if let Some(backend) = &core.backend {
+        let deadline = Instant::now() + presence.lease + presence.grace + PATIENCE;
+        presence.want();
+        announcer::apply(core);
+        let failed = |reason: &str| Error::backend("", reason.into());
+        loop {
+            if core.is_shut_down() {
+                break;
+            }
+            let through = backend.newest().await.ok_or_else(|| failed("the backend does not respond"))?;
+            let is_ready = |state: &State| state.is_shut_down || (state.is_complete() && state.is_flushed());
+            if !is_ready(&presence.state()) {
+                let ready = presence.until(is_ready);
+                timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
+                continue;
+            }
+            if !caught_up(core, through, deadline).await {
+                return Err(failed("this node is behind the log"));
+            }
+            let state = presence.state();
+            if state.is_complete() {
+                return Ok(state.view.members(topic).cloned().collect());
+            }
+        }
+    }
+    if core.is_shut_down() {
+        return Err(Error::shut_down());
+    }
+    Ok(presence.state().view.members(topic).cloned().collect())
+}

@@ -1,0 +1,181 @@
+//! The streams of changes of the members of a topic.
+
+use super::{Presence, announcer, state::State, view::Transition};
+use crate::hub::core::Core;
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fmt, mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+use tokio_stream::Stream;
+
+/// A stream of the changes of the members of a topic.
+/// [`Topic::presence`](super::super::Topic::presence) creates it.
+///
+/// It begins with [`Joined`](Presence::Joined) for each member that the topic has, in alphabetical
+/// order, and continues with each change on any node. Each item differs from what the stream has
+/// yielded before: a member joins only after it has left. A slow reader gets the newest state of
+/// each member, and needs memory for the members of the topic, not for the changes.
+///
+/// While this node has missed records of the log, the stream waits. Then it yields the differences.
+/// The stream ends when the hub is [shut down](super::super::Hub::shutdown). It does not count as a
+/// subscriber, and keeps its hub alive.
+#[must_use = "a stream yields changes only if it is polled"]
+pub struct PresenceStream {
+    core: Arc<Core>,
+    topic: Arc<str>,
+    key: u64,
+    /// The members that the stream has yielded.
+    known: HashSet<Arc<str>>,
+    queue: VecDeque<Presence>,
+}
+
+/// The streams of all topics.
+#[derive(Default)]
+pub(super) struct Watchers {
+    topics: HashMap<Arc<str>, HashMap<u64, Watcher>>,
+    next_key: u64,
+    to_wake: Vec<Waker>,
+    is_ended: bool,
+}
+
+/// A stream.
+#[derive(Default)]
+struct Watcher {
+    /// The members that may have changed since the stream was polled.
+    changed: Vec<Arc<str>>,
+    is_changed: HashSet<Arc<str>>,
+    /// Set if all members may have changed.
+    has_changed_entirely: bool,
+    waker: Option<Waker>,
+}
+
+impl Watchers {
+    fn join(&mut self, topic: &Arc<str>) -> u64 {
+        self.next_key += 1;
+        let watcher = Watcher { has_changed_entirely: true, ..Watcher::default() };
+        self.topics.entry(topic.clone()).or_default().insert(self.next_key, watcher);
+        self.next_key
+    }
+
+    /// Removes a stream. The caller drops the result without a lock.
+    fn leave(&mut self, topic: &Arc<str>, key: u64) -> Option<Waker> {
+        let watchers = self.topics.get_mut(topic)?;
+        let watcher = watchers.remove(&key);
+        if watchers.is_empty() {
+            self.topics.remove(topic);
+        }
+        watcher?.waker
+    }
+
+    /// Notes changes of members.
+    pub(super) fn note(&mut self, transitions: &[Transition]) {
+        for Transition { topic, change, .. } in transitions {
+            for watcher in self.topics.get_mut(topic).into_iter().flat_map(HashMap::values_mut) {
+                if watcher.is_changed.insert(change.member().clone()) {
+                    watcher.changed.push(change.member().clone());
+                }
+                self.to_wake.extend(watcher.waker.take());
+            }
+        }
+    }
+
+    /// Notes that all members may have changed, or that they are known again.
+    pub(super) fn note_loss(&mut self) {
+        for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
+            watcher.has_changed_entirely = true;
+            self.to_wake.extend(watcher.waker.take());
+        }
+    }
+
+    /// Ends the streams.
+    pub(super) fn end(&mut self) {
+        self.is_ended = true;
+        self.note_loss();
+    }
+
+    /// Takes the wakers of the streams that have changed. The caller wakes them without a lock.
+    pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
+        mem::take(&mut self.to_wake)
+    }
+}
+
+impl PresenceStream {
+    pub(in crate::hub) fn new(core: &Arc<Core>, topic: &Arc<str>) -> Self {
+        let presence = &core.presence;
+        let mut state = presence.state();
+        state.is_wanted = true;
+        let key = state.watchers.join(topic);
+        drop(state);
+        announcer::apply(core);
+        Self { core: core.clone(), topic: topic.clone(), key, known: HashSet::new(), queue: VecDeque::new() }
+    }
+
+    /// Adds the differences of some members to the queue.
+    fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
+        for member in members {
+            let is_member = state.view.contains(&self.topic, &member);
+            match is_member {
+                true if self.known.insert(member.clone()) => self.queue.push_back(Presence::Joined(member)),
+                false if self.known.remove(&member) => self.queue.push_back(Presence::Left(member)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Stream for PresenceStream {
+    type Item = Presence;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Presence>> {
+        let this = self.get_mut();
+        if let Some(change) = this.queue.pop_front() {
+            return Poll::Ready(Some(change));
+        }
+        // A waker of the application is cloned and dropped without a lock.
+        let waker = cx.waker().clone();
+        let core = this.core.clone();
+        let mut state = core.presence.state();
+        if state.watchers.is_ended {
+            return Poll::Ready(None);
+        }
+        let is_complete = state.is_complete();
+        let watcher = state.watchers.topics.get_mut(&this.topic).and_then(|watchers| watchers.get_mut(&this.key));
+        let Some(watcher) = watcher else { return Poll::Ready(None) };
+        let replaced = watcher.waker.replace(waker);
+        if is_complete {
+            let changed = mem::take(&mut watcher.changed);
+            watcher.is_changed.clear();
+            if mem::take(&mut watcher.has_changed_entirely) {
+                let mut left: Vec<_> = this.known.iter().cloned().collect();
+                left.sort_unstable();
+                this.compare(&state, left);
+                let members: Vec<_> = state.view.members(&this.topic).cloned().collect();
+                this.compare(&state, members);
+            } else {
+                this.compare(&state, changed);
+            }
+        }
+        drop(state);
+        drop(replaced);
+        match this.queue.pop_front() {
+            Some(change) => Poll::Ready(Some(change)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for PresenceStream {
+    fn drop(&mut self) {
+        let waker = self.core.presence.state().watchers.leave(&self.topic, self.key);
+        drop(waker);
+    }
+}
+
+impl fmt::Debug for PresenceStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PresenceStream").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,72 @@
+//! Questions about a topic that all nodes answer.
+
+use super::{Presences, message::Message};
+use crate::{
+    hub::{core::Core, error::Error},
+    random,
+};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout_at};
+
+/// The time for the answers.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The answers to a question, by node.
+#[derive(Default)]
+pub(super) struct Survey(HashMap<u64, usize>);
+
+impl Survey {
+    pub(super) fn note(&mut self, node: u64, subscribers: usize) {
+        self.0.insert(node, subscribers);
+    }
+}
+
+/// A question of this node. It is removed even if its future is dropped.
+struct Asked<'a> {
+    presence: &'a Presences,
+    id: u64,
+}
+
+impl<'a> Asked<'a> {
+    fn new(presence: &'a Presences) -> Self {
+        let id = random::bits();
+        presence.state().surveys.insert(id, Survey::default());
+        Self { presence, id }
+    }
+
+    fn answers(&self) -> HashMap<u64, usize> {
+        self.presence.state().surveys.get(&self.id).map(|survey| survey.0.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.presence.state().surveys.remove(&self.id);
+    }
+}
+
+/// Asks all other nodes about a topic. Returns after [`PATIENCE`], or after the first answer.
+async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Result<HashMap<u64, usize>, Error> {
+    let Some(backend) = &core.backend else { return Ok(HashMap::new()) };
+    let presence = &core.presence;
+    let asked = Asked::new(presence);
+    let question = Message::Question { node: presence.node, id: asked.id, topic: topic.clone() };
+    backend.append_records(vec![question.record()]).await?;
+    let answered = presence.until(|state| {
+        let survey = state.surveys.get(&asked.id);
+        is_first_enough && survey.is_some_and(|survey| !survey.0.is_empty())
+    });
+    let _elapsed = timeout_at(Instant::now() + PATIENCE, answered).await;
+    Ok(asked.answers())
+}
+
+/// Returns whether a topic exists on any node.
+pub(in crate::hub) async fn exists_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<bool, Error> {
+    Ok(core.exists(topic) || !ask(core, topic, true).await?.is_empty())
+}
+
+/// Returns the number of subscriptions to a topic on all nodes.
+pub(in crate::hub) async fn subscribers_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<usize, Error> {
+    let others = ask(core, topic, false).await?;
+    Ok(others.into_values().fold(core.subscribers(topic), usize::saturating_add))
+}

@@ -1,0 +1,282 @@
+//! The members of all nodes. They are computed from the records in the order of the log, so they are
+//! the same on all nodes.
+
+use super::{
+    Presence,
+    message::{Author, Listed, Members, Part},
+};
+use crate::random;
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// The number of nodes without members that are remembered. Late records of a dead node are
+/// recognized by their numbers.
+const MAX_EMPTY_NODES: usize = 1_000;
+
+/// The time between the deaths that the nodes declare for the same node, at most.
+const JITTER: Duration = Duration::from_millis(200);
+
+#[derive(Default)]
+pub(super) struct View {
+    nodes: HashMap<u64, Node>,
+    /// The members of each topic. The value is the number of nodes that have the member.
+    topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
+}
+
+/// A change of the members of a topic, and the node whose record has caused it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Transition {
+    pub(super) topic: Arc<str>,
+    pub(super) change: Presence,
+    pub(super) author: u64,
+}
+
+struct Node {
+    /// The number of the newest record about members. An earlier record can arrive later.
+    number: u64,
+    /// The number of the newest sign of life.
+    beat: u64,
+    lease: Duration,
+    seen_at: Instant,
+    members: Members,
+    /// The parts that were read since the first one.
+    incoming: Option<Members>,
+    /// Set if the members are those of the node. Otherwise records that this node has not read may
+    /// have changed them.
+    is_exact: bool,
+    /// The pause before this node declares the death of the other one. It differs from node to node.
+    jitter: Duration,
+    /// The time when this node has declared the death.
+    declared_at: Option<Instant>,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            number: 0,
+            beat: 0,
+            lease: Duration::ZERO,
+            seen_at: Instant::now(),
+            members: Members::new(),
+            incoming: None,
+            is_exact: false,
+            jitter: JITTER.mul_f64(random::fraction()),
+            declared_at: None,
+        }
+    }
+
+    fn has_members(&self) -> bool {
+        !self.members.is_empty() || self.incoming.is_some()
+    }
+
+    /// Returns the time when this node declares that the other node is dead.
+    fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
+        let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
+        let dies_at = seen_at + self.lease + grace + self.jitter;
+        // If the record about the death is lost, it is written again.
+        self.declared_at.map_or(dies_at, |declared_at| dies_at.max(declared_at + self.lease))
+    }
+}
+
+impl View {
+    pub(super) fn members(&self, topic: &str) -> impl Iterator<Item = &Arc<str>> {
+        self.topics.get(topic).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    pub(super) fn contains(&self, topic: &str, member: &str) -> bool {
+        self.topics.get(topic).is_some_and(|members| members.contains_key(member))
+    }
+
+    fn add(&mut self, author: u64, node: u64, topic: &Arc<str>, member: &Arc<str>, changes: &mut Vec<Transition>) {
+        let Some(node) = self.nodes.get_mut(&node) else { return };
+        let (topic, _) = self.topics.get_key_value(topic).map_or((topic.clone(), ()), |(topic, _)| (topic.clone(), ()));
+        let members = self.topics.entry(topic.clone()).or_default();
+        // All nodes of a member share its name.
+        let member = members.get_key_value(member).map_or_else(|| member.clone(), |(member, _)| member.clone());
+        if !node.members.entry(topic.clone()).or_default().insert(member.clone()) {
+            return;
+        }
+        let count = members.entry(member.clone()).or_default();
+        *count += 1;
+        if *count == 1 {
+            changes.push(Transition { topic, change: Presence::Joined(member), author });
+        }
+    }
+
+    fn remove(&mut self, author: u64, node: u64, topic: &Arc<str>, member: &Arc<str>, changes: &mut Vec<Transition>) {
+        let Some(node) = self.nodes.get_mut(&node) else { return };
+        let Some(of_node) = node.members.get_mut(topic) else { return };
+        if !of_node.remove(member) {
+            return;
+        }
+        if of_node.is_empty() {
+            node.members.remove(topic);
+        }
+        let Some(members) = self.topics.get_mut(topic) else { return };
+        let count = members.get(member).copied().unwrap_or_default();
+        if count > 1 {
+            members.insert(member.clone(), count - 1);
+            return;
+        }
+        members.remove(member);
+        if members.is_empty() {
+            self.topics.remove(topic);
+        }
+        changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
+    }
+
+    /// Notes a record about the members of a node. Returns `false` if it has arrived late.
+    fn note(&mut self, author: Author, is_new: impl Fn(u64) -> bool) -> Option<&mut Node> {
+        self.forget_empty();
+        let node = self.nodes.entry(author.node).or_insert_with(Node::new);
+        if !is_new(node.number) {
+            return None;
+        }
+        (node.number, node.lease, node.seen_at, node.declared_at) = (author.number, author.lease, Instant::now(), None);
+        Some(node)
+    }
+
+    pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
+        let mut transitions = Vec::new();
+        let Some(node) = self.note(author, |number| author.number > number) else { return transitions };
+        node.incoming = None;
+        for (topic, change) in changes {
+            match change {
+                Presence::Joined(member) => self.add(author.node, author.node, topic, member, &mut transitions),
+                Presence::Left(member) => self.remove(author.node, author.node, topic, member, &mut transitions),
+            }
+        }
+        transitions
+    }
+
+    /// Notes a part of the members of a node. The last part replaces the members.
+    pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
+        let is_first = part.is_first;
+        let is_new = |number| if is_first { author.number > number } else { author.number == number };
+        let Some(node) = self.note(author, is_new) else { return Vec::new() };
+        if is_first {
+            node.incoming = Some(Members::new());
+        }
+        let Some(incoming) = &mut node.incoming else { return Vec::new() };
+        for (topic, members) in part.members {
+            incoming.entry(topic).or_default().extend(members);
+        }
+        let Some(members) = node.incoming.take_if(|_| part.is_last) else { return Vec::new() };
+        node.is_exact = true;
+        self.replace(author.node, author.node, members)
+    }
+
+    fn replace(&mut self, author: u64, node: u64, new: Members) -> Vec<Transition> {
+        let mut transitions = Vec::new();
+        let old = self.nodes.get(&node).map(|node| node.members.clone()).unwrap_or_default();
+        for (topic, members) in &old {
+            let left = members.iter().filter(|member| !new.get(topic).is_some_and(|new| new.contains(*member)));
+            left.for_each(|member| self.remove(author, node, topic, member, &mut transitions));
+        }
+        for (topic, members) in &new {
+            members.iter().for_each(|member| self.add(author, node, topic, member, &mut transitions));
+        }
+        transitions
+    }
+
+    /// Notes a sign of life.
+    pub(super) fn beat(&mut self, node: u64, beat: u64) {
+        self.forget_empty();
+        // A record may name the members of the node later.
+        let node = self.nodes.entry(node).or_insert_with(Node::new);
+        if node.beat < beat {
+            (node.beat, node.seen_at, node.declared_at) = (beat, Instant::now(), None);
+        }
+    }
+
+    /// Removes the members of a node that has written nothing after these numbers. Returns `None` if
+    /// it has.
+    pub(super) fn dead(&mut self, by: u64, node: u64, number: u64, beat: u64) -> Option<Vec<Transition>> {
+        self.forget_empty();
+        // The number shows which records of the dead node are late.
+        let unknown = || Node { number, beat, ..Node::new() };
+        let dead = self.nodes.entry(node).or_insert_with(unknown);
+        if dead.number > number || dead.beat > beat {
+            return None;
+        }
+        (dead.incoming, dead.is_exact) = (None, true);
+        Some(self.replace(by, node, Members::new()))
+    }
+
+    /// Returns the nodes with members.
+    pub(super) fn roster(&self) -> Vec<Listed> {
+        let holders = self.nodes.iter().filter(|(_, node)| node.has_members());
+        holders.map(|(id, node)| Listed { node: *id, lease: node.lease }).collect()
+    }
+
+    /// Returns `true` if the members of this node are known.
+    pub(super) fn is_exact(&self, node: u64) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.is_exact)
+    }
+
+    /// Returns `true` if a node other than this one has members.
+    pub(super) fn has_others(&self, own: u64) -> bool {
+        self.others(own).next().is_some()
+    }
+
+    fn others(&self, own: u64) -> impl Iterator<Item = (u64, &Node)> {
+        let others = self.nodes.iter().filter(move |(id, _)| **id != own);
+        others.filter(|(_, node)| node.has_members()).map(|(id, node)| (*id, node))
+    }
+
+    /// Returns the longest lease and the shortest lease of the other nodes with members.
+    pub(super) fn leases(&self, own: u64) -> Option<(Duration, Duration)> {
+        let leases = || self.others(own).map(|(_, node)| node.lease);
+        leases().max().zip(leases().min())
+    }
+
+    /// Returns the time when the next node counts as dead.
+    pub(super) fn next_death(&self, own: u64, contact_since: Option<Instant>, grace: Duration) -> Option<Instant> {
+        self.others(own).map(|(_, node)| node.dies_at(contact_since, grace)).min()
+    }
+
+    /// Returns the nodes that count as dead, with the numbers of their newest records.
+    pub(super) fn declare_deaths(
+        &mut self,
+        own: u64,
+        contact_since: Option<Instant>,
+        grace: Duration,
+        now: Instant,
+    ) -> Vec<(u64, u64, u64)> {
+        let mut dead = Vec::new();
+        for (id, node) in self.nodes.iter_mut().filter(|(id, node)| **id != own && node.has_members()) {
+            if now >= node.dies_at(contact_since, grace) {
+                node.declared_at = Some(now);
+                dead.push((*id, node.number, node.beat));
+            }
+        }
+        dead
+    }
+
+    fn forget_empty(&mut self) {
+        if self.nodes.len() < 2 * MAX_EMPTY_NODES {
+            return;
+        }
+        let mut times: Vec<_> =
+            self.nodes.values().filter(|node| !node.has_members()).map(|node| node.seen_at).collect();
+        times.sort_unstable();
+        let excess = times.len().saturating_sub(MAX_EMPTY_NODES);
+        let Some(oldest) = excess.checked_sub(1).map(|index| times[index]) else { return };
+        self.nodes.retain(|_, node| node.has_members() || node.seen_at > oldest);
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes all members, because the hub is shut down.
+    pub(super) fn take(&mut self) -> Self {
+        mem::take(self)
+    }
+}

@@ -1,0 +1,976 @@
+//! Presence on several nodes: all nodes have the same members, and publish each change once and in
+//! order, whatever happens to the nodes and the backend.
+
+use super::{
+    PLENTY,
+    faulty::{Faulty, Mode, Shared},
+    settle,
+};
+use futures_util::FutureExt;
+use proptest::{collection::vec, prelude::*};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{atomic::Ordering::Relaxed, mpsc},
+    thread,
+    time::Duration,
+};
+use tokio::{
+    runtime,
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::StreamExt;
+use tower_sse::{
+    Event,
+    hub::{
+        Builder, ErrorKind, Hub, Presence, PresenceStream, Start, Subscription,
+        backend::{Backend, Record, RecordKind},
+    },
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(5);
+
+fn text(change: &Presence) -> String {
+    match change {
+        Presence::Joined(member) => format!("+{member}"),
+        Presence::Left(member) => format!("-{member}"),
+    }
+}
+
+fn builder() -> Builder {
+    Hub::builder().presence_events(|_, change| Some(Event::new(text(change))))
+}
+
+async fn nodes<const N: usize>(shared: &Shared) -> ([Hub; N], [Faulty; N]) {
+    let connections = [(); N].map(|()| shared.connect());
+    let mut hubs = Vec::new();
+    for connection in &connections {
+        hubs.push(node(connection).await);
+    }
+    (hubs.try_into().expect("there are N"), connections)
+}
+
+async fn node(connection: &Faulty) -> Hub {
+    builder().backend(connection.clone()).connect().await.unwrap()
+}
+
+async fn join(hub: &Hub, member: &str) -> Subscription {
+    let lobby = hub.topic("lobby");
+    lobby.join(member, lobby.subscribe(Start::Latest).await.unwrap()).unwrap()
+}
+
+async fn members(hub: &Hub) -> Vec<String> {
+    let members = timeout(SECOND * 60, hub.topic("lobby").members()).await.expect("it is bounded").unwrap();
+    members.iter().map(ToString::to_string).collect()
+}
+
+/// Asserts that all nodes have these members.
+async fn assert_members(hubs: &[Hub], expected: &[&str]) {
+    for (number, hub) in hubs.iter().enumerate() {
+        assert_eq!(members(hub).await, expected, "node {number}");
+    }
+}
+
+/// Publishes to another topic, and lets the nodes read it.
+async fn evict(hub: &Hub) {
+    for n in 0..50 {
+        hub.topic("other").publish(Event::display(n)).await.unwrap();
+        settle().await;
+    }
+}
+
+fn changes(stream: &mut PresenceStream) -> Vec<String> {
+    let mut changes = Vec::new();
+    while let Some(Some(change)) = stream.next().now_or_never() {
+        changes.push(text(&change));
+    }
+    changes
+}
+
+/// Returns the data of the records of a topic.
+fn log(shared: &Shared, topic: &str) -> Vec<String> {
+    let data = |record: &Record| {
+        let text = String::from_utf8(record.event.to_vec()).unwrap();
+        text.trim_start_matches("data: ").trim_end().to_owned()
+    };
+    shared.log().all.values().filter(|record| *record.topic == *topic).map(data).collect()
+}
+
+fn events(shared: &Shared) -> Vec<String> {
+    log(shared, "lobby")
+}
+
+/// Returns the records of presence.
+fn records(shared: &Shared) -> Vec<String> {
+    let mut records = log(shared, "tower-sse/nodes");
+    records.retain(|record| record.starts_with("{\"presence\":"));
+    records
+}
+
+/// Asserts that each member joins and leaves alternately, and returns the members at the end.
+fn replay(events: &[String]) -> BTreeSet<String> {
+    let mut present = BTreeSet::new();
+    for event in events {
+        let (change, member) = event.split_at(1);
+        let is_change = if change == "+" { present.insert(member.to_owned()) } else { present.remove(member) };
+        assert!(is_change, "{event} is repeated or missing in {events:?}");
+    }
+    present
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_nodes_have_the_same_members_and_events() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<3>(&shared).await;
+    let mut streams = [0, 1, 2].map(|node| hubs[node].topic("lobby").presence());
+    streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), [""; 0]));
+    let b = join(&hubs[1], "b").await;
+    // The node has written it before it returns the members.
+    assert_eq!(members(&hubs[1]).await, ["b"]);
+    let _a = [join(&hubs[0], "a").await, join(&hubs[2], "a").await];
+    assert_members(&hubs, &["a", "b"]).await;
+    streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["+b", "+a"]));
+    drop(b);
+    sleep(GRACE - SECOND).await;
+    assert_members(&hubs, &["a", "b"]).await;
+    sleep(SECOND * 2).await;
+    assert_members(&hubs, &["a"]).await;
+    streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["-b"]));
+    assert_eq!(events(&shared), ["+b", "+a", "-b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reconnect_to_another_node_is_no_change() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<3>(&shared).await;
+    let mut stream = hubs[2].topic("lobby").presence();
+    let mut subscription = join(&hubs[0], "a").await;
+    for round in 1..10 {
+        drop(subscription);
+        sleep(GRACE - SECOND).await;
+        subscription = join(&hubs[round % 3], "a").await;
+        sleep(SECOND * 2).await;
+    }
+    assert_eq!((changes(&mut stream), events(&shared)), (vec!["+a".to_owned()], vec!["+a".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn join_costs_the_same_with_ten_thousand_members() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let mut all = Vec::new();
+    let mut sizes = Vec::new();
+    for n in 0..10_000 {
+        all.push(join(&hubs[n % 2], &format!("member {n:05}")).await);
+        // The node writes one record per change if it has the time.
+        settle().await;
+    }
+    let appended = shared.log().all.len();
+    for n in [10_000, 10_001] {
+        let before = shared.log().all.len();
+        all.push(join(&hubs[n % 2], &format!("member {n:05}")).await);
+        settle().await;
+        let new: Vec<_> = records(&shared).into_iter().skip(records(&shared).len() - 1).collect();
+        // The record about the member, and its event.
+        assert_eq!(shared.log().all.len() - before, 2, "{new:?}");
+        sizes.push(new[0].len());
+    }
+    assert!(sizes.iter().all(|size| *size < 150), "{sizes:?}");
+    // No signs of life in between, as the time is paused: a record and an event for each member, and
+    // the first sign of life of each node.
+    assert!(appended <= 20_002, "{appended}");
+    assert!(records(&shared).iter().all(|record| record.len() < 150));
+    // Further tabs write nothing.
+    let before = shared.log().all.len();
+    for n in 0..100 {
+        all.push(join(&hubs[n % 2], &format!("member {n:05}")).await);
+    }
+    settle().await;
+    assert_eq!(shared.log().all.len(), before);
+    assert_eq!(members(&hubs[0]).await.len(), 10_002);
+    assert_eq!(members(&hubs[0]).await, members(&hubs[1]).await);
+    // A node that joins the others reads them.
+    let third = node(&shared.connect()).await;
+    assert_eq!(members(&third).await.len(), 10_002);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_of_a_dead_node_leave_after_lease_and_grace() {
+    for round in 0..10 {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = nodes::<3>(&shared).await;
+        let _members = [join(&hubs[0], "a").await, join(&hubs[0], "b").await, join(&hubs[1], "b").await];
+        sleep(Duration::from_millis(500 + 537 * round)).await;
+        let mut streams = [1, 2].map(|node| hubs[node].topic("lobby").presence());
+        streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["+a", "+b"]));
+        connections[0].set(Mode::Hangs);
+        // The last sign of life was at most a third of the lease ago.
+        sleep(LEASE * 2 / 3 + GRACE - SECOND).await;
+        assert_members(&hubs[1..], &["a", "b"]).await;
+        sleep(LEASE / 3 + SECOND * 2).await;
+        assert_members(&hubs[1..], &["b"]).await;
+        streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["-a"]));
+        assert_eq!(events(&shared), ["+a", "+b", "-a"]);
+        // It was only paused.
+        connections[0].set(Mode::Works);
+        sleep(SECOND * 2).await;
+        assert_members(&hubs, &["a", "b"]).await;
+        streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["+a"]));
+        assert_eq!(events(&shared), ["+a", "+b", "-a", "+a"]);
+        sleep(LEASE * 3).await;
+        assert_members(&hubs, &["a", "b"]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_of_a_dead_node_can_reconnect_elsewhere() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _old = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE).await;
+    let _new = join(&hubs[1], "a").await;
+    sleep(LEASE * 2).await;
+    assert_members(&hubs[1..], &["a"]).await;
+    assert_eq!(events(&shared), ["+a"]);
+}
+
+/// All records about the members are evicted.
+#[tokio::test(start_paused = true)]
+async fn new_node_asks_for_evicted_members() {
+    let shared = Shared::new(20);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let _members = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    evict(&hubs[0]).await;
+    sleep(SECOND).await;
+    let begin = Instant::now();
+    let third = node(&shared.connect()).await;
+    let mut stream = third.topic("lobby").presence();
+    assert_eq!(members(&third).await, ["a", "b"]);
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+    assert_eq!(changes(&mut stream), ["+a", "+b"]);
+    let _c = join(&third, "c").await;
+    sleep(SECOND).await;
+    assert_members(&hubs, &["a", "b", "c"]).await;
+    assert_eq!(events(&shared), ["+a", "+b", "+c"]);
+    // One request, one roster or two, and the members of two nodes. The first record of each node
+    // has all of its members, too.
+    let count = |text: &str| records(&shared).iter().filter(|record| record.contains(text)).count();
+    let counts = [count("\"ask\""), count("\"through\""), count("\"members\"")];
+    assert!(counts[0] == 1 && counts[1] <= 2 && counts[2] == 5, "{:?}", records(&shared));
+}
+
+/// Nodes without members know that the others have none, either.
+#[tokio::test(start_paused = true)]
+async fn new_node_without_members_elsewhere_gets_an_answer() {
+    let shared = Shared::new(5);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    evict(&hubs[0]).await;
+    let third = node(&shared.connect()).await;
+    let begin = Instant::now();
+    assert_eq!(members(&third).await, [""; 0]);
+    assert!(begin.elapsed() < SECOND);
+    // No other node has read the log. Then it takes a lease.
+    let [alone] = {
+        let shared = Shared::new(5);
+        let connection = shared.connect();
+        for n in 0..50 {
+            let record = Record { topic: "x".into(), kind: RecordKind::Event, event: format!("data: {n}\n\n").into() };
+            connection.append(vec![record]).await.unwrap();
+        }
+        [node(&connection).await]
+    };
+    let begin = Instant::now();
+    let _a = join(&alone, "a").await;
+    assert_eq!(members(&alone).await, ["a"]);
+    assert!(begin.elapsed() <= LEASE + SECOND, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_that_missed_evicted_records_has_the_same_members() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    let mut kept = vec![join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    let c = join(&hubs[1], "c").await;
+    sleep(SECOND).await;
+    let mut streams = [0, 1, 2].map(|node| hubs[node].topic("lobby").presence());
+    streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["+a", "+b", "+c"]));
+    connections[2].set(Mode::Lags);
+    sleep(SECOND).await;
+    drop(c);
+    kept.push(join(&hubs[0], "d").await);
+    sleep(GRACE + SECOND).await;
+    evict(&hubs[0]).await;
+    connections[2].set(Mode::Works);
+    sleep(SECOND * 3).await;
+    assert_members(&hubs, &["a", "b", "d"]).await;
+    // The stream of the node that has missed them yields the differences.
+    assert_eq!(changes(&mut streams[2]), ["-c", "+d"]);
+    assert_eq!(changes(&mut streams[0]), ["+d", "-c"]);
+    assert_eq!(events(&shared), ["+a", "+b", "+c", "+d", "-c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_and_leaves_wait_for_the_end_of_an_outage() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let a = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    for mode in [Mode::Fails, Mode::Hangs, Mode::LosesAnswers] {
+        connections.iter().for_each(|connection| connection.set(mode));
+        let b = join(&hubs[0], "b").await;
+        let _c = join(&hubs[1], "c").await;
+        let error = timeout(SECOND * 60, hubs[0].topic("lobby").members()).await.expect("it is bounded");
+        if mode != Mode::LosesAnswers {
+            assert_eq!(error.unwrap_err().kind(), ErrorKind::Backend, "{mode:?}");
+        }
+        sleep(LEASE * 3).await;
+        connections.iter().for_each(|connection| connection.set(Mode::Works));
+        sleep(SECOND * 2).await;
+        assert_members(&hubs, &["a", "b", "c"]).await;
+        drop(b);
+        drop(_c);
+        sleep(GRACE + SECOND * 2).await;
+        assert_members(&hubs, &["a"]).await;
+    }
+    drop(a);
+    sleep(GRACE + SECOND * 2).await;
+    assert_members(&hubs, &[]).await;
+    let events = events(&shared);
+    assert!(replay(&events).is_empty());
+    assert_eq!(events.len(), 2 + 3 * 4, "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_begins_anew_in_another_log() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let _all = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    shared.replace(PLENTY, Vec::new());
+    sleep(SECOND * 5).await;
+    assert_members(&hubs, &["a", "b"]).await;
+    assert_eq!(replay(&events(&shared)), BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+}
+
+/// A node dies between a change and its event.
+#[tokio::test(start_paused = true)]
+async fn another_node_publishes_the_event_of_a_dead_node() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    let _a = join(&hubs[1], "a").await;
+    sleep(SECOND).await;
+    // It writes that the member has joined, and gets no response any more.
+    connections[0].set(Mode::LosesAnswers);
+    let _b = join(&hubs[0], "b").await;
+    while !records(&shared).iter().any(|record| record.contains("\"b\"")) {
+        tokio::task::yield_now().await;
+    }
+    connections[0].set(Mode::Hangs);
+    sleep(SECOND).await;
+    assert_eq!(events(&shared), ["+a", "+b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn finished_topic_gets_no_events() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let _a = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    hubs[0].topic("lobby").finish().await.unwrap();
+    let _b = join(&hubs[1], "b").await;
+    sleep(SECOND * 2).await;
+    assert_members(&hubs, &["a", "b"]).await;
+    assert_eq!(events(&shared), ["+a", ""], "the last record is the end");
+    assert!(hubs[1].topic("lobby").publish(Event::new("x")).await.is_err());
+}
+
+/// Other publishers use the topic at the same time.
+#[tokio::test(start_paused = true)]
+async fn events_are_published_once_in_a_busy_topic() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    let mut kept = Vec::new();
+    for n in 0..200 {
+        connections[n % 3].set([Mode::Works, Mode::LosesAnswers, Mode::Lags, Mode::Works][n / 3 % 4]);
+        kept.push(join(&hubs[n % 3], &format!("m{n}")).await);
+        let _result = hubs[(n + 1) % 3].topic("lobby").publish(Event::new("message")).await;
+        sleep(Duration::from_millis(n as u64 % 7 * 20)).await;
+    }
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    sleep(SECOND * 10).await;
+    let mut events = events(&shared);
+    events.retain(|event| event != "message");
+    assert_eq!(replay(&events).len(), 200);
+    assert_eq!(events.len(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn foreign_records_are_harmless() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let _a = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    let connection = shared.connect();
+    let author = "[7,1,2000]";
+    for text in [
+        "x",
+        "{}",
+        "null",
+        r#"{"ask":5}"#,
+        r#"{"through":99999999,"nodes":[[1,2],[7,100]]}"#,
+        r#"{"dead":[6,7,7,7]}"#,
+        r#"{"answer":[1,2,3]}"#,
+        r#"{"question":[1,2,"lobby"]}"#,
+        &format!(r#"{{"author":{author},"changes":[["lobby","foreign",true],["lobby","nobody",false]]}}"#),
+        &format!(r#"{{"author":{author},"members":[["lobby",["again"]]],"first":true,"last":true}}"#),
+        r#"{"author":[7,9,2000],"members":[["lobby",["second part"]]],"first":false,"last":true}"#,
+    ] {
+        for record in [format!("data: {{\"presence\":{text}}}\n\n"), format!("data: {text}\n\n"), text.to_owned()] {
+            let record = Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: record.into() };
+            connection.append(vec![record]).await.unwrap();
+        }
+    }
+    sleep(SECOND).await;
+    assert_members(&hubs, &["a", "foreign"]).await;
+    // It has no node that sends signs of life.
+    sleep(SECOND * 3 + GRACE).await;
+    assert_members(&hubs, &["a"]).await;
+    assert_eq!(events(&shared), ["+a", "+foreign", "-foreign"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_are_answered_by_all_nodes() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    let topics = [0, 1, 2].map(|node| hubs[node].topic("jobs"));
+    assert!(!topics[0].exists_anywhere().await.unwrap());
+    assert_eq!(topics[0].subscribers_anywhere().await.unwrap(), 0);
+    let mut readers = Vec::new();
+    for (topic, count) in topics.iter().zip([1, 0, 3]) {
+        for _ in 0..count {
+            readers.push(topic.subscribe(Start::Latest).await.unwrap());
+        }
+    }
+    for topic in &topics {
+        assert!(topic.exists_anywhere().await.unwrap());
+        let before = log(&shared, "tower-sse/nodes").len();
+        assert_eq!(topic.subscribers_anywhere().await.unwrap(), 4);
+        let records = log(&shared, "tower-sse/nodes").len() - before;
+        assert!(records <= 3, "one question, and an answer of each other node that has the topic: {records}");
+    }
+    assert!(!topics[1].exists());
+    let begin = Instant::now();
+    assert!(topics[1].exists_anywhere().await.unwrap());
+    assert!(begin.elapsed() < SECOND / 10, "the first answer is enough");
+    // A node that does not answer does not count.
+    connections[2].set(Mode::Hangs);
+    assert_eq!(topics[1].subscribers_anywhere().await.unwrap(), 1);
+    connections[1].set(Mode::Fails);
+    assert_eq!(topics[1].subscribers_anywhere().await.unwrap_err().kind(), ErrorKind::Backend);
+    assert_eq!(topics[1].exists_anywhere().await.unwrap_err().kind(), ErrorKind::Backend);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_without_members_send_nothing() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    drop(join(&hubs[0], "a").await);
+    sleep(LEASE * 2).await;
+    assert_members(&hubs, &[]).await;
+    let before = shared.log().bounds.last;
+    sleep(LEASE * 10).await;
+    assert_eq!(shared.log().bounds.last, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_hubs_have_no_tasks() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let all = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    drop((all, hubs));
+    sleep(SECOND * 3).await;
+    assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+/// A member joins after a node has asked, and before the answers.
+#[tokio::test(start_paused = true)]
+async fn member_that_joins_during_a_request_is_known() {
+    let shared = Shared::new(20);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    evict(&hubs[0]).await;
+    let third = node(&shared.connect()).await;
+    let begin = Instant::now();
+    let asking = tokio::spawn(async move { members(&third).await });
+    while !records(&shared).iter().any(|record| record.contains("\"ask\"")) {
+        tokio::task::yield_now().await;
+    }
+    settle().await;
+    let _a = join(&hubs[1], "a").await;
+    assert_eq!(asking.await.unwrap(), ["a"]);
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+/// A node declares a death, and the other node has sent a sign of life that was not read yet.
+#[tokio::test(start_paused = true)]
+async fn death_has_no_effect_after_a_sign_of_life() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let connection = shared.connect();
+    let append = async |text: &str| {
+        let event = format!("data: {text}\n\n").into();
+        let record = Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event };
+        connection.append(vec![record]).await.unwrap();
+    };
+    let beat = r#""lease":2000,"recordings":[],"watching":[],"first":true,"last":true"#;
+    append(r#"{"presence":{"author":[7,2,2000],"changes":[["lobby","a",true]]}}"#).await;
+    append(&format!(r#"{{"node":7,"beat":5,{beat}}}"#)).await;
+    for (number, beat, is_dead) in [(1, 5, false), (2, 4, false), (2, 5, true)] {
+        append(&format!(r#"{{"presence":{{"dead":[7,{number},{beat},8]}}}}"#)).await;
+        let expected: &[&str] = if is_dead { &[] } else { &["a"] };
+        assert_members(&hubs, expected).await;
+    }
+    // A record from before the death arrives late.
+    append(r#"{"presence":{"author":[7,2,2000],"changes":[["lobby","b",true]]}}"#).await;
+    assert_members(&hubs, &[]).await;
+}
+
+/// A node publishes an event, and does not read it yet.
+#[tokio::test(start_paused = true)]
+async fn event_is_not_repeated_before_it_is_read() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _b = join(&hubs[1], "b").await;
+    sleep(SECOND).await;
+    connections[0].set(Mode::LosesAnswers);
+    let _a = join(&hubs[0], "a").await;
+    while !records(&shared).iter().any(|record| record.contains("\"a\"")) {
+        tokio::task::yield_now().await;
+    }
+    connections[0].set(Mode::Hangs);
+    settle().await;
+    connections[1].set(Mode::Lags);
+    sleep(SECOND * 5).await;
+    assert_eq!(events(&shared), ["+b", "+a"]);
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    sleep(SECOND * 3).await;
+    assert_members(&hubs, &["a", "b"]).await;
+    assert_eq!(events(&shared), ["+b", "+a"]);
+}
+
+/// The hub has an event to publish, and its runtime has ended.
+#[test]
+fn membership_outlives_the_runtime_of_its_hub() {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let new_runtime = || runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let runtime = new_runtime();
+        let (hub, membership) = runtime.block_on(async {
+            let connection = Shared::new(PLENTY).connect();
+            let hub = node(&connection).await;
+            // The event of this member is refused.
+            connection.set(Mode::Refuses);
+            let membership = join(&hub, "large").await;
+            sleep(SECOND).await;
+            (hub, membership)
+        });
+        drop(runtime);
+        drop(membership);
+        drop(new_runtime().block_on(join(&hub, "b")));
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(SECOND * 60).expect("no call blocks");
+}
+
+/// The record about the last leave is lost, and then a part of the log. Other nodes still have the
+/// member.
+#[tokio::test(start_paused = true)]
+async fn node_that_missed_records_corrects_its_own_members() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<3>(&shared).await;
+    drop(join(&hubs[0], "a").await);
+    sleep(SECOND).await;
+    connections[0].set(Mode::Fails);
+    sleep(GRACE).await;
+    evict(&hubs[1]).await;
+    // It reads that records were evicted, before it can append.
+    connections[0].set(Mode::ReadsOnly);
+    sleep(SECOND).await;
+    let _b = join(&hubs[0], "b").await;
+    connections[0].set(Mode::Works);
+    sleep(SECOND * 2).await;
+    let begin = Instant::now();
+    assert_members(&hubs, &["b"]).await;
+    let _c = join(&hubs[0], "c").await;
+    assert_members(&hubs, &["b", "c"]).await;
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+/// The new log has old records of the nodes.
+#[tokio::test(start_paused = true)]
+async fn node_that_is_late_in_another_log_corrects_its_own_members() {
+    let shared = Shared::new(40);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    evict(&hubs[0]).await;
+    let _a = join(&hubs[0], "a").await;
+    let b = join(&hubs[1], "b").await;
+    sleep(SECOND).await;
+    connections[1].set(Mode::Fails);
+    drop(b);
+    sleep(SECOND).await;
+    let mut kept = shared.log().held();
+    kept.insert(0, kept[0].clone());
+    shared.replace(kept.len() - 1, kept);
+    sleep(LEASE + SECOND).await;
+    let _c = join(&hubs[1], "c").await;
+    connections[1].set(Mode::Works);
+    sleep(SECOND * 3).await;
+    let begin = Instant::now();
+    assert_members(&hubs, &["a", "c"]).await;
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+/// A node asks before another node has written that its last member has left. The other node lives
+/// because of a recording.
+#[tokio::test(start_paused = true)]
+async fn node_whose_members_have_left_answers() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _recording = hubs[0].topic("recorded").record(tokio_stream::pending::<Event>()).start();
+    drop(join(&hubs[0], "a").await);
+    sleep(SECOND).await;
+    evict(&hubs[1]).await;
+    sleep(GRACE - SECOND * 2).await;
+    connections[0].set(Mode::Hangs);
+    sleep(SECOND * 2).await;
+    let third = node(&shared.connect()).await;
+    let asking = tokio::spawn(async move { (members(&third).await, third) });
+    sleep(SECOND / 2).await;
+    let begin = Instant::now();
+    connections[0].set(Mode::Works);
+    let (members_of_third, _third) = asking.await.unwrap();
+    assert!(members_of_third.is_empty() && begin.elapsed() < SECOND * 2, "{:?}", begin.elapsed());
+    evict(&hubs[1]).await;
+    let begin = Instant::now();
+    let fourth = node(&shared.connect()).await;
+    assert!(members(&fourth).await.is_empty());
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+/// The new node cannot know all members before the death of the other node.
+#[tokio::test(start_paused = true)]
+async fn members_of_a_dead_node_can_reconnect_to_a_new_node() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let mut stream = hubs[1].topic("lobby").presence();
+    let _old = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    evict(&hubs[1]).await;
+    connections[0].set(Mode::Hangs);
+    let new = node(&shared.connect()).await;
+    let _new = [join(&new, "a").await, join(&new, "b").await];
+    sleep(SECOND).await;
+    assert_members(&hubs[1..], &["a", "b"]).await;
+    assert_eq!(events(&shared), ["+a", "+b"]);
+    assert!(new.topic("lobby").members().now_or_never().is_none(), "it does not know the members of the dead node");
+    sleep(LEASE * 2 + GRACE).await;
+    assert_members(&[hubs[1].clone(), new], &["a", "b"]).await;
+    assert_eq!((changes(&mut stream), events(&shared)), (vec!["+a".into(), "+b".into()], events(&shared)));
+    assert_eq!(events(&shared), ["+a", "+b"]);
+}
+
+/// The answer of a node arrives last, and another node has sent its roster before.
+#[tokio::test(start_paused = true)]
+async fn late_answer_of_a_node_is_no_change() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _a = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    evict(&hubs[1]).await;
+    connections[0].set(Mode::ReadsOnly);
+    let third = node(&shared.connect()).await;
+    let lobby = third.topic("lobby");
+    let members_of_third = tokio::spawn(async move { lobby.members().await });
+    sleep(SECOND).await;
+    assert!(records(&shared).last().unwrap().contains("\"through\""));
+    connections[0].set(Mode::Works);
+    assert_eq!(members_of_third.await.unwrap().unwrap(), [std::sync::Arc::from("a")]);
+    sleep(SECOND * 3).await;
+    assert_eq!(events(&shared), ["+a"]);
+}
+
+/// No other node knows the members, so this node publishes the events when it knows them.
+#[tokio::test(start_paused = true)]
+async fn single_node_publishes_events_after_its_restart() {
+    let shared = Shared::new(20);
+    let (mut hubs, connections) = nodes::<1>(&shared).await;
+    evict(&hubs[0]).await;
+    connections[0].set(Mode::Hangs);
+    hubs[0] = node(&shared.connect()).await;
+    let _a = join(&hubs[0], "a").await;
+    let b = join(&hubs[0], "b").await;
+    sleep(SECOND).await;
+    drop(b);
+    assert_eq!(events(&shared), [""; 0]);
+    sleep(LEASE + SECOND).await;
+    assert_members(&hubs, &["a"]).await;
+    assert_eq!(events(&shared), ["+a", "+b", "-b"]);
+}
+
+/// A silent node is asked once until its death.
+#[tokio::test(start_paused = true)]
+async fn new_node_asks_once_while_another_node_is_silent() {
+    let shared = Shared::new(20);
+    let start = async |connection: &Faulty| {
+        let builder = builder().presence_lease(Duration::from_millis(100));
+        builder.backend(connection.clone()).connect().await.unwrap()
+    };
+    let connections = [shared.connect(), shared.connect()];
+    let hubs = [start(&connections[0]).await, start(&connections[1]).await];
+    let _members = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    evict(&hubs[1]).await;
+    connections[0].set(Mode::Hangs);
+    let third = start(&shared.connect()).await;
+    assert_eq!(members(&third).await, ["b"]);
+    let count = |text: &str| records(&shared).iter().filter(|record| record.contains(text)).count();
+    assert_eq!([count("\"ask\""), count("\"members\"")], [1, 3], "{:?}", records(&shared));
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_questions_are_not_answered() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    hubs[0].topic("jobs").publish(Event::new("x")).await.unwrap();
+    for _ in 0..10 {
+        assert!(hubs[1].topic("absent").subscribers_anywhere().await.is_ok());
+        assert!(hubs[1].topic("jobs").subscribers_anywhere().await.is_ok());
+    }
+    let before = shared.log().all.len();
+    let third = node(&shared.connect()).await;
+    sleep(SECOND * 3).await;
+    assert!(third.topic("jobs").exists());
+    assert_eq!(shared.log().all.len(), before);
+}
+
+/// The node reads the log for longer than a connection may take.
+#[tokio::test(start_paused = true)]
+async fn stream_does_not_yield_old_changes_while_the_log_is_read() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<1>(&shared).await;
+    drop(join(&hubs[0], "a").await);
+    sleep(GRACE + SECOND).await;
+    let _b = join(&hubs[0], "b").await;
+    sleep(SECOND).await;
+    let connection = shared.connect();
+    connection.page.store(1, Relaxed);
+    connection.set(Mode::Lags);
+    let late = node(&connection).await;
+    let mut stream = late.topic("lobby").presence();
+    connection.set(Mode::Works);
+    let mut all = Vec::new();
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+        all.extend(changes(&mut stream));
+    }
+    assert_eq!(all, ["+b"]);
+    assert_eq!(members(&late).await, ["b"]);
+}
+
+/// The backend refuses an event of the topic.
+#[tokio::test(start_paused = true)]
+async fn refused_event_does_not_block_later_events_forever() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Refuses));
+    let mut all = Vec::new();
+    for member in ["large", "b", "c"] {
+        all.push(join(&hubs[0], member).await);
+        settle().await;
+    }
+    sleep(SECOND * 50).await;
+    assert_eq!(events(&shared), [""; 0]);
+    sleep(SECOND * 20).await;
+    assert_eq!(events(&shared), ["+b", "+c"]);
+    all.push(join(&hubs[1], "d").await);
+    sleep(SECOND).await;
+    assert_eq!(events(&shared), ["+b", "+c", "+d"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_hubs_have_no_tasks_while_events_are_pending() {
+    for mode in [Mode::Refuses, Mode::Fails, Mode::Hangs] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = nodes::<2>(&shared).await;
+        connections.iter().for_each(|connection| connection.set(Mode::Refuses));
+        let all = [join(&hubs[0], "large").await, join(&hubs[1], "very large").await];
+        sleep(SECOND).await;
+        connections.iter().for_each(|connection| connection.set(mode));
+        sleep(SECOND).await;
+        drop((all, hubs));
+        sleep(SECOND * 20).await;
+        assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0, "{mode:?}");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Join {
+        node: usize,
+        member: usize,
+    },
+    Drop {
+        node: usize,
+        member: usize,
+    },
+    Set {
+        node: usize,
+        mode: Mode,
+    },
+    Page {
+        node: usize,
+        size: usize,
+    },
+    /// The process ends. Another one takes its place.
+    Kill {
+        node: usize,
+    },
+    /// Records of other topics evict those of presence.
+    Evict {
+        count: usize,
+    },
+    /// Another log replaces the current one, with the newest of the retained records.
+    Replace {
+        kept: usize,
+    },
+    Pass {
+        milliseconds: u64,
+    },
+}
+
+const NODES: usize = 3;
+const MEMBERS: [&str; 4] = ["a", "b", "c", "d"];
+
+fn step() -> impl Strategy<Value = Step> {
+    let node = || 0..NODES;
+    let mode = prop_oneof![
+        4 => Just(Mode::Works),
+        1 => Just(Mode::Fails),
+        2 => Just(Mode::Hangs),
+        2 => Just(Mode::LosesAnswers),
+        1 => Just(Mode::Lags),
+        2 => Just(Mode::ReadsOnly),
+    ];
+    let pass = prop_oneof![4 => 1..500_u64, 3 => 500..5000_u64, 2 => 5000..30_000_u64];
+    prop_oneof![
+        6 => (node(), 0..MEMBERS.len()).prop_map(|(node, member)| Step::Join { node, member }),
+        5 => (node(), 0..MEMBERS.len()).prop_map(|(node, member)| Step::Drop { node, member }),
+        4 => (node(), mode).prop_map(|(node, mode)| Step::Set { node, mode }),
+        1 => (node(), 1..5_usize).prop_map(|(node, size)| Step::Page { node, size }),
+        1 => node().prop_map(|node| Step::Kill { node }),
+        1 => (1..60_usize).prop_map(|count| Step::Evict { count }),
+        1 => (0..60_usize).prop_map(|kept| Step::Replace { kept }),
+        6 => pass.prop_map(|milliseconds| Step::Pass { milliseconds }),
+    ]
+}
+
+/// Runs the steps. Afterwards all nodes have the members of the model within lease and grace.
+async fn nodes_agree(steps: Vec<Step>, max_records: usize) {
+    let shared = Shared::new(max_records);
+    let mut connections: Vec<Faulty> = (0..NODES).map(|_| shared.connect()).collect();
+    let mut hubs = Vec::new();
+    for connection in &connections {
+        hubs.push(node(connection).await);
+    }
+    let mut streams: Vec<_> = hubs.iter().map(|hub| hub.topic("lobby").presence()).collect();
+    let mut seen = vec![Vec::new(); NODES];
+    let mut subscriptions: BTreeMap<(usize, usize), Vec<Subscription>> = BTreeMap::new();
+    // An event can be lost if nodes die or are cut off before they have published it.
+    let (mut kills, mut has_all_events) = (0, true);
+    for step in steps {
+        match step {
+            Step::Join { node, member } => {
+                let subscription = join(&hubs[node], MEMBERS[member]).await;
+                subscriptions.entry((node, member)).or_default().push(subscription);
+            }
+            Step::Drop { node, member } => _ = subscriptions.entry((node, member)).or_default().pop(),
+            Step::Set { node, mode } => {
+                connections[node].set(mode);
+                has_all_events &= kills == 0 || mode == Mode::Works;
+            }
+            Step::Page { node, size } => connections[node].page.store(size, Relaxed),
+            Step::Kill { node: killed } => {
+                let mut others = connections.iter().enumerate().filter(|(node, _)| *node != killed);
+                has_all_events &= kills == 0 && others.all(|(_, other)| other.mode() == Mode::Works);
+                kills += 1;
+                // The process cannot write that its members have left.
+                connections[killed].set(Mode::Hangs);
+                subscriptions.retain(|(node, _), _| *node != killed);
+                connections[killed] = shared.connect();
+                hubs[killed] = node(&connections[killed]).await;
+                streams[killed] = hubs[killed].topic("lobby").presence();
+                seen[killed].clear();
+            }
+            Step::Evict { count } => {
+                let connection = shared.connect();
+                for n in 0..count {
+                    let event = format!("data: {n}\n\n").into();
+                    let record = Record { topic: "other".into(), kind: RecordKind::Event, event };
+                    connection.append(vec![record]).await.unwrap();
+                }
+            }
+            Step::Replace { kept } => {
+                let held = shared.log().held();
+                shared.replace(max_records, held[held.len().saturating_sub(kept)..].to_vec());
+            }
+            Step::Pass { milliseconds } => sleep(Duration::from_millis(milliseconds)).await,
+        }
+        for (stream, seen) in streams.iter_mut().zip(&mut seen) {
+            seen.extend(changes(stream));
+        }
+    }
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    // The nodes read the log again after at most a second, and then give each other a whole lease.
+    sleep(LEASE + GRACE + SECOND * 3).await;
+    let present = subscriptions.iter().filter(|(_, all)| !all.is_empty()).map(|((_, member), _)| MEMBERS[*member]);
+    let expected: Vec<_> = present.collect::<BTreeSet<_>>().into_iter().collect();
+    assert_members(&hubs, &expected).await;
+    for (stream, mut seen) in streams.iter_mut().zip(seen) {
+        seen.extend(changes(stream));
+        assert!(replay(&seen).iter().eq(&expected), "{seen:?}");
+    }
+    if max_records == PLENTY && shared.logs().len() == 1 && has_all_events {
+        // No record was evicted, so each change has its event.
+        assert!(replay(&events(&shared)).iter().eq(&expected), "{:?}", events(&shared));
+    }
+    // The view is stable.
+    sleep(LEASE * 2).await;
+    assert_members(&hubs, &expected).await;
+    // All nodes know the others, so they learn of each join at once.
+    for hub in &hubs {
+        let new = join(hub, "new").await;
+        sleep(SECOND).await;
+        let all: Vec<_> = expected.iter().copied().chain(["new"]).collect();
+        let begin = Instant::now();
+        assert_members(&hubs, &all).await;
+        drop(new);
+        sleep(GRACE + SECOND).await;
+        assert_members(&hubs, &expected).await;
+        assert!(begin.elapsed() < GRACE + SECOND * 2, "{:?}", begin.elapsed());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn all_nodes_have_the_members_of_the_model(steps in vec(step(), 1..60), is_evicting in any::<bool>()) {
+        let runtime = runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let max_records = if is_evicting { 30 } else { PLENTY };
+        runtime.block_on(nodes_agree(steps, max_records).boxed_local());
+    }
+}

@@ -1,0 +1,344 @@
+//! Presence of a hub in memory: members of topics, their grace time, and the events of changes.
+//! Presence on several nodes is tested in `tests/nodes`.
+
+#![cfg(feature = "hub")]
+
+use futures_util::FutureExt;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+use support::whatwg;
+use tokio::time::{Instant, sleep};
+use tokio_stream::StreamExt;
+use tower_sse::{
+    Event,
+    hub::{Builder, ErrorKind, Hub, Presence, PresenceStream, Start, Subscription, Topic},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn join(topic: &Topic, member: &str) -> Subscription {
+    topic.join(member, topic.subscribe(Start::Latest).await.unwrap()).unwrap()
+}
+
+async fn members(topic: &Topic) -> Vec<String> {
+    topic.members().await.unwrap().iter().map(ToString::to_string).collect()
+}
+
+/// Returns the changes that can be read now.
+fn changes(stream: &mut PresenceStream) -> Vec<String> {
+    let mut changes = Vec::new();
+    while let Some(Some(change)) = stream.next().now_or_never() {
+        changes.push(text(&change));
+    }
+    changes
+}
+
+fn text(change: &Presence) -> String {
+    match change {
+        Presence::Joined(member) => format!("+{member}"),
+        Presence::Left(member) => format!("-{member}"),
+    }
+}
+
+fn with_events() -> Builder {
+    Hub::builder().presence_events(|topic, change| Some(Event::new(format!("{topic} {}", text(change)))))
+}
+
+/// Returns the data of the events of a topic.
+async fn events(topic: &Topic) -> Vec<String> {
+    let mut subscription = topic.subscribe(Start::Earliest).await.unwrap();
+    let mut bytes = Vec::new();
+    while let Some(Some(Ok(events))) = subscription.next().now_or_never() {
+        bytes.extend_from_slice(events.as_bytes());
+    }
+    whatwg::parse(&bytes).messages.into_iter().map(|message| message.data).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_are_sorted_and_distinct() {
+    let hub = Hub::new();
+    let lobby = hub.topic("lobby");
+    let _tabs = [join(&lobby, "b").await, join(&lobby, "a").await, join(&lobby, "b").await];
+    let other = hub.topic("other");
+    let _other = join(&other, "c").await;
+    assert_eq!(members(&lobby).await, ["a", "b"]);
+    assert_eq!(members(&other).await, ["c"]);
+    assert!(members(&hub.topic("none")).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_leaves_after_grace_time_of_last_subscription() {
+    let lobby = Hub::new().topic("lobby");
+    let mut stream = lobby.presence();
+    let first = join(&lobby, "a").await;
+    let second = join(&lobby, "a").await;
+    assert_eq!(changes(&mut stream), ["+a"]);
+    drop(first);
+    sleep(60 * SECOND).await;
+    assert_eq!(members(&lobby).await, ["a"]);
+    drop(second);
+    let begin = Instant::now();
+    assert_eq!(stream.next().await, Some(Presence::Left("a".into())));
+    assert_eq!(begin.elapsed().as_secs(), 5);
+    assert!(members(&lobby).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn reconnect_within_grace_time_is_no_change() {
+    let lobby = with_events().presence_grace(3 * SECOND).build().topic("lobby");
+    let mut stream = lobby.presence();
+    let mut subscription = join(&lobby, "a").await;
+    for _ in 0..10 {
+        drop(subscription);
+        sleep(2 * SECOND).await;
+        assert_eq!(members(&lobby).await, ["a"]);
+        subscription = join(&lobby, "a").await;
+        sleep(2 * SECOND).await;
+    }
+    assert_eq!(changes(&mut stream), ["+a"]);
+    drop(subscription);
+    sleep(4 * SECOND).await;
+    assert_eq!(changes(&mut stream), ["-a"]);
+    assert_eq!(events(&lobby).await, ["lobby +a", "lobby -a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscription_can_be_member_of_several_topics() {
+    let hub = Hub::new();
+    let [one, other] = [hub.topic("one"), hub.topic("other")];
+    let subscription = hub.subscribe(["one", "other"], Start::Latest).await.unwrap();
+    let subscription = other.join("a", one.join("a", subscription).unwrap()).unwrap();
+    assert_eq!((members(&one).await, members(&other).await), (vec!["a".to_owned()], vec!["a".to_owned()]));
+    drop(subscription);
+    sleep(6 * SECOND).await;
+    assert!(members(&one).await.is_empty() && members(&other).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn adapter_keeps_the_membership() {
+    let lobby = Hub::new().topic("lobby");
+    let stream = join(&lobby, "a").await.map(|events| events);
+    sleep(60 * SECOND).await;
+    assert_eq!(members(&lobby).await, ["a"]);
+    drop(stream);
+    sleep(6 * SECOND).await;
+    assert!(members(&lobby).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn stream_begins_with_members_and_yields_each_change() {
+    let lobby = Hub::new().topic("lobby");
+    let a = join(&lobby, "a").await;
+    let _b = join(&lobby, "b").await;
+    let mut stream = lobby.presence();
+    assert_eq!(changes(&mut stream), ["+a", "+b"]);
+    drop(a);
+    let _c = join(&lobby, "c").await;
+    assert_eq!(changes(&mut stream), ["+c"]);
+    sleep(6 * SECOND).await;
+    assert_eq!(changes(&mut stream), ["-a"]);
+    // A slow reader gets the newest state of each member.
+    let mut slow = lobby.presence();
+    drop(join(&lobby, "d").await);
+    sleep(6 * SECOND).await;
+    assert_eq!(changes(&mut slow), ["+b", "+c"]);
+    assert_eq!(changes(&mut stream), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stream_ends_at_shutdown() {
+    let hub = Hub::new();
+    let lobby = hub.topic("lobby");
+    let _a = join(&lobby, "a").await;
+    let mut stream = lobby.presence();
+    assert_eq!(changes(&mut stream), ["+a"]);
+    let ended = tokio::spawn(async move { stream.next().await });
+    sleep(SECOND).await;
+    hub.shutdown();
+    assert_eq!(ended.await.unwrap(), None);
+    assert_eq!(lobby.members().await.unwrap_err().kind(), ErrorKind::Shutdown);
+    assert_eq!(lobby.presence().next().await, None);
+    drop(join(&lobby, "b").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_are_published_in_order() {
+    let lobby = with_events().presence_grace(Duration::ZERO).build().topic("lobby");
+    let mut expected = Vec::new();
+    for n in 0..50 {
+        let member = format!("m{n}");
+        drop(join(&lobby, &member).await);
+        sleep(Duration::from_millis(1)).await;
+        expected.extend([format!("lobby +{member}"), format!("lobby -{member}")]);
+    }
+    assert_eq!(events(&lobby).await, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn event_that_cannot_be_published_is_skipped() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let count = calls.clone();
+    let hub = Hub::builder()
+        .presence_events(move |_, change| {
+            count.fetch_add(1, Relaxed);
+            match &**change.member() {
+                "panic" => panic!("the application has a bug"),
+                "gap" => Some(Event::new("x").event("gap")),
+                "none" => None,
+                member => Some(Event::new(member).id(7)),
+            }
+        })
+        .build();
+    let lobby = hub.topic("lobby");
+    let mut all = Vec::new();
+    for member in ["panic", "gap", "none", "a"] {
+        all.push(join(&lobby, member).await);
+    }
+    assert_eq!(events(&lobby).await, ["a"]);
+    assert_eq!(members(&lobby).await.len(), 4);
+    lobby.finish().await.unwrap();
+    all.push(join(&lobby, "b").await);
+    assert_eq!(calls.load(Relaxed), 5);
+    assert!(lobby.publish(Event::new("x")).await.is_err(), "the topic is still finished");
+}
+
+#[tokio::test(start_paused = true)]
+async fn callback_can_use_the_hub() {
+    let hub = Arc::new(std::sync::OnceLock::<Hub>::new());
+    let inner = hub.clone();
+    let builder = Hub::builder().presence_events(move |topic, _| {
+        let members = inner.get()?.topic(topic).members().now_or_never()?.ok()?;
+        Some(Event::display(members.len()))
+    });
+    hub.set(builder.build()).unwrap();
+    let lobby = hub.get().unwrap().topic("lobby");
+    let _all = [join(&lobby, "a").await, join(&lobby, "b").await];
+    assert_eq!(events(&lobby).await, ["1", "2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_short_text_is_a_member() {
+    let lobby = with_events().build().topic("lobby");
+    let mut all = Vec::new();
+    for member in ["", "a\nb\r\n\ndata: c", "\u{2028}\0\"", &"ü".repeat(128)] {
+        all.push(join(&lobby, member).await);
+        assert!(members(&lobby).await.contains(&member.to_owned()));
+    }
+    for member in ["x".repeat(257), "ü".repeat(129)] {
+        let error = lobby.join(&member, lobby.subscribe(Start::Latest).await.unwrap()).unwrap_err();
+        assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::MemberTooLong, 400));
+        assert!(error.to_string().ends_with("bytes: at most 256 are allowed"), "{error}");
+    }
+    let nodes = lobby_of(&Hub::new(), "tower-sse/nodes");
+    let error = nodes.join("a", lobby.subscribe(Start::Latest).await.unwrap()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ReservedTopic);
+    assert_eq!(members(&lobby).await.len(), all.len());
+}
+
+fn lobby_of(hub: &Hub, name: &str) -> Topic {
+    hub.topic(name)
+}
+
+/// Without a runtime there is no timer. The next call ends the grace time.
+#[test]
+fn everything_works_outside_of_a_runtime() {
+    let hub = with_events().presence_grace(Duration::from_millis(20)).build();
+    let lobby = hub.topic("lobby");
+    let joined = |member| join(&lobby, member).now_or_never().unwrap();
+    let mut stream = lobby.presence();
+    drop(joined("a"));
+    let _b = joined("b");
+    assert_eq!(changes(&mut stream), ["+a", "+b"]);
+    thread::sleep(Duration::from_millis(40));
+    assert_eq!(members(&lobby).now_or_never().unwrap(), ["b"]);
+    assert_eq!(changes(&mut stream), ["-a"]);
+    assert_eq!(events(&lobby).now_or_never().unwrap(), ["lobby +a", "lobby +b", "lobby -a"]);
+}
+
+/// The subscription is dropped on a thread without a runtime. The timer runs on that of the join.
+#[tokio::test]
+async fn grace_time_ends_after_a_drop_outside_of_a_runtime() {
+    let hub = Hub::builder().presence_grace(Duration::from_millis(20)).build();
+    let lobby = hub.topic("lobby");
+    let mut stream = lobby.presence();
+    let subscription = join(&lobby, "a").await;
+    thread::spawn(move || drop(subscription)).join().unwrap();
+    assert_eq!(stream.next().await, Some(Presence::Joined("a".into())));
+    assert_eq!(tokio::time::timeout(20 * SECOND, stream.next()).await, Ok(Some(Presence::Left("a".into()))));
+}
+
+#[test]
+fn runtime_without_timers_is_no_problem() {
+    let hub = Hub::builder().presence_grace(Duration::from_millis(10)).build();
+    let lobby = hub.topic("lobby");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        drop(join(&lobby, "a").await);
+        tokio::task::yield_now().await;
+        thread::sleep(Duration::from_millis(30));
+        assert!(members(&lobby).await.is_empty());
+    });
+}
+
+#[test]
+fn threads_join_and_leave_at_the_same_time() {
+    let hub = with_events().presence_grace(Duration::ZERO).build();
+    let lobby = hub.topic("lobby");
+    let barrier = Barrier::new(4);
+    let mut kept: Vec<Subscription> = Vec::new();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let (lobby, barrier) = (&lobby, &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    for n in 0..200 {
+                        drop(join(lobby, &format!("m{}", (n + thread) % 5)).now_or_never().unwrap());
+                    }
+                    join(lobby, &format!("kept {thread}")).now_or_never().unwrap()
+                })
+            })
+            .collect();
+        kept.extend(threads.into_iter().map(|thread| thread.join().unwrap()));
+    });
+    let expected: BTreeSet<String> = members(&lobby).now_or_never().unwrap().into_iter().collect();
+    assert_eq!(expected, (0..4).map(|thread| format!("kept {thread}")).collect());
+    // Each member joins and leaves alternately.
+    let mut present = BTreeSet::new();
+    for event in events(&lobby).now_or_never().unwrap() {
+        let (change, member) = event.strip_prefix("lobby ").unwrap().split_at(1);
+        let is_change = if change == "+" { present.insert(member.to_owned()) } else { present.remove(member) };
+        assert!(is_change, "{event}");
+    }
+    assert_eq!(present, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_about_all_nodes_are_local_in_memory() {
+    let hub = Hub::new();
+    let lobby = hub.topic("lobby");
+    assert!(!lobby.exists_anywhere().await.unwrap());
+    let _all = [join(&lobby, "a").await, join(&lobby, "a").await];
+    assert!(lobby.exists_anywhere().await.unwrap());
+    assert_eq!(lobby.subscribers_anywhere().await.unwrap(), 2);
+}
+
+/// The timer does not keep the hub alive, and a hub without members has no task.
+#[tokio::test(start_paused = true)]
+async fn dropped_hub_ends_its_task() {
+    let hub = Hub::builder().presence_grace(3600 * SECOND).build();
+    drop(join(&hub.topic("lobby"), "a").await);
+    sleep(SECOND).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    assert_eq!(tasks(), 1);
+    drop(hub);
+    sleep(SECOND).await;
+    assert_eq!(tasks(), 0);
+}
