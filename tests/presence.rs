@@ -342,3 +342,34 @@ async fn dropped_hub_ends_its_task() {
     sleep(SECOND).await;
     assert_eq!(tasks(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn finished_and_removed_topic_does_not_come_back() {
+    let hub = with_events().build();
+    let lobby = hub.topic("lobby");
+    let member = join(&lobby, "a").await;
+    lobby.finish().await.unwrap();
+    lobby.remove().await.unwrap();
+    drop(member);
+    sleep(6 * SECOND).await;
+    assert_eq!(members(&lobby).await, [""; 0]);
+    assert!(!lobby.exists());
+    // A removed topic that is used again has events again.
+    let reader = join(&lobby, "b").await;
+    drop(join(&lobby, "c").await);
+    sleep(6 * SECOND).await;
+    let events: Vec<_> = reader.map(|item| item.unwrap()).take(3).map(|item| format!("{item:?}")).collect().await;
+    assert!(events.iter().any(|event| event.contains("lobby -c")), "{events:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopped_hub_accepts_no_members() {
+    let hub = with_events().build();
+    let lobby = hub.topic("lobby");
+    let member = join(&lobby, "a").await;
+    hub.shutdown();
+    let late = lobby.subscribe(Start::Latest).await.unwrap();
+    let late = lobby.join("b", late).unwrap();
+    drop((member, late));
+    assert_eq!(lobby.members().await.unwrap_err().kind(), ErrorKind::Shutdown);
+}

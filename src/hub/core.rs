@@ -256,6 +256,7 @@ impl Core {
         contents.finished = Some(now);
         self.commit(registry, &topic, contents, now);
         self.recordings.note_finished(name);
+        self.presence.note_finished(name);
         Ok(())
     }
 

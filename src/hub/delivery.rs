@@ -40,7 +40,7 @@ impl Node for Core {
         self.recordings.reset(bounds.evicted_through);
         let wakers = self.presence.reset(bounds.evicted_through, bounds.last);
         drop(registry);
-        self.presence.wake(wakers);
+        presence::wake(wakers);
         topic_state::shut_down(topics);
         count_wakers.wake();
     }

@@ -35,6 +35,9 @@ pub(crate) struct Faulty {
     pub page: Arc<AtomicUsize>,
     /// The duration of each read in milliseconds.
     pub delay: Arc<AtomicU64>,
+    /// The duration of each append, and of each request for the bounds, in milliseconds. Half of it
+    /// passes before the request takes effect.
+    pub latency: Arc<AtomicU64>,
     pub asked: Arc<Asked>,
 }
 
@@ -79,6 +82,7 @@ impl Shared {
             mode: Arc::new(watch::Sender::new(Mode::Works)),
             page: Arc::new(AtomicUsize::new(usize::MAX)),
             delay: Arc::default(),
+            latency: Arc::default(),
             asked: Arc::default(),
         }
     }
@@ -168,6 +172,14 @@ impl Faulty {
         answer
     }
 
+    /// Waits for half of the latency.
+    async fn wait(&self) {
+        match self.latency.load(Relaxed) {
+            0 => {}
+            milliseconds => tokio::time::sleep(Duration::from_millis(milliseconds) / 2).await,
+        }
+    }
+
     fn check_refusal(&self, records: &[Record]) -> Result<(), BoxError> {
         let is_large = records.iter().any(|record| record.event.ends_with(b"large\n\n"));
         match self.mode() {
@@ -190,12 +202,17 @@ impl Faulty {
 impl Backend for Faulty {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         self.asked.bounds.fetch_add(1, Relaxed);
-        self.answered(async |backend| backend.bounds().await).await
+        self.wait().await;
+        let bounds = self.answered(async |backend| backend.bounds().await).await;
+        self.wait().await;
+        bounds
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         self.check_refusal(&records)?;
+        self.wait().await;
         let appended = self.answered(async |_| Ok(self.shared.append(records))).await?;
+        self.wait().await;
         match *self.mode.borrow() {
             Mode::LosesAnswers => Err("the connection is lost".into()),
             _ => Ok(appended),

@@ -428,6 +428,9 @@ async fn foreign_records_are_harmless() {
         &format!(r#"{{"author":{author},"changes":[["lobby","foreign",true],["lobby","nobody",false]]}}"#),
         &format!(r#"{{"author":{author},"members":[["lobby",["again"]]],"first":true,"last":true}}"#),
         r#"{"author":[7,9,2000],"members":[["lobby",["second part"]]],"first":false,"last":true}"#,
+        r#"{"author":[7,10,2000],"changes":[["tower-sse/nodes","x",true]]}"#,
+        r#"{"author":[7,11,2000],"members":[["tower-sse/nodes",["x"]]],"first":true,"last":true}"#,
+        &format!(r#"{{"author":[7,12,2000],"changes":[["lobby","{}",true]]}}"#, "m".repeat(257)),
     ] {
         for record in [format!("data: {{\"presence\":{text}}}\n\n"), format!("data: {text}\n\n"), text.to_owned()] {
             let record = Record { topic: "tower-sse/nodes".into(), kind: RecordKind::State, event: record.into() };
@@ -436,6 +439,7 @@ async fn foreign_records_are_harmless() {
     }
     sleep(SECOND).await;
     assert_members(&hubs, &["a", "foreign"]).await;
+    assert_eq!(log(&shared, "tower-sse/nodes").iter().filter(|record| *record == "+x").count(), 0);
     // It has no node that sends signs of life.
     sleep(SECOND * 3 + GRACE).await;
     assert_members(&hubs, &["a"]).await;
@@ -815,6 +819,154 @@ async fn dropped_hubs_have_no_tasks_while_events_are_pending() {
         sleep(SECOND * 20).await;
         assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0, "{mode:?}");
     }
+}
+
+/// The announcer, the task that answers, sleeps until the end of the grace time.
+#[tokio::test(start_paused = true)]
+async fn questions_are_answered_during_a_grace_time() {
+    let shared = Shared::new(20);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    let _reader = hubs[0].topic("jobs").subscribe(Start::Latest).await.unwrap();
+    let _b = join(&hubs[0], "b").await;
+    drop(join(&hubs[0], "a").await);
+    sleep(SECOND).await;
+    assert!(hubs[1].topic("jobs").exists_anywhere().await.unwrap());
+    assert_eq!(hubs[1].topic("jobs").subscribers_anywhere().await.unwrap(), 1);
+    evict(&hubs[0]).await;
+    // A new node asks for the members, and this is a question as well.
+    let begin = Instant::now();
+    let third = node(&shared.connect()).await;
+    assert_eq!(members(&third).await, ["a", "b"]);
+    assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
+}
+
+/// A new node waits for a lease. The members that it does not know would be missing.
+#[tokio::test(start_paused = true)]
+async fn new_node_has_the_members_of_a_node_with_a_long_grace_time() {
+    let shared = Shared::new(20);
+    let hour = || builder().presence_grace(SECOND * 3600);
+    let first = hour().backend(shared.connect()).connect().await.unwrap();
+    let _a = join(&first, "a").await;
+    drop(join(&first, "b").await);
+    sleep(SECOND).await;
+    evict(&first).await;
+    let second = hour().backend(shared.connect()).connect().await.unwrap();
+    assert_eq!(members(&second).await, ["a", "b"]);
+    sleep(LEASE * 2).await;
+    assert_members(&[first, second], &["a", "b"]).await;
+    assert_eq!(events(&shared), ["+a", "+b"]);
+}
+
+/// A request takes longer than the pause between two joins.
+#[tokio::test(start_paused = true)]
+async fn members_are_returned_while_others_join() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<1>(&shared).await;
+    connections[0].latency.store(20, Relaxed);
+    let hub = hubs[0].clone();
+    let joins = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        for n in 0..10_000 {
+            kept.push(join(&hub, &format!("other {n}")).await);
+            sleep(Duration::from_millis(3)).await;
+        }
+    });
+    sleep(SECOND).await;
+    for n in 0..20 {
+        let name = format!("own {n}");
+        let own = join(&hubs[0], &name).await;
+        let begin = Instant::now();
+        let members = members(&hubs[0]).await;
+        assert!(begin.elapsed() < SECOND / 5, "{:?}", begin.elapsed());
+        assert!(members.contains(&name), "a member sees itself");
+        drop(own);
+    }
+    joins.abort();
+}
+
+/// The request for the end of the log is answered before the join is stored.
+#[tokio::test(start_paused = true)]
+async fn members_have_the_joins_before_the_call() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    for n in 0..40 {
+        connections[0].latency.store(n, Relaxed);
+        let name = n.to_string();
+        let _own = join(&hubs[0], &name).await;
+        sleep(Duration::from_millis(n % 7)).await;
+        assert!(members(&hubs[0]).await.contains(&name), "{name}");
+    }
+}
+
+/// All nodes miss the same records, so no node can tell the others.
+#[tokio::test(start_paused = true)]
+async fn members_do_not_join_again_after_all_nodes_have_missed_records() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    assert_members(&hubs, &["a", "b"]).await;
+    connections.iter().for_each(|connection| connection.set(Mode::Lags));
+    for n in 0..50 {
+        shared.connect().append(vec![record(n)]).await.unwrap();
+    }
+    connections.iter().for_each(|connection| connection.set(Mode::Works));
+    let _c = join(&hubs[0], "c").await;
+    sleep(LEASE * 3).await;
+    assert_members(&hubs, &["a", "b", "c"]).await;
+    assert_eq!(events(&shared), ["+a", "+b", "+c"]);
+}
+
+fn record(n: usize) -> Record {
+    Record { topic: "other".into(), kind: RecordKind::Event, event: format!("data: {n}\n\n").into() }
+}
+
+/// Without an event, a client of a removed topic does not bring it back.
+#[tokio::test(start_paused = true)]
+async fn finished_and_removed_topic_does_not_come_back() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    for is_reopened in [false, true] {
+        let mut kept = vec![join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+        sleep(SECOND).await;
+        hubs[0].topic("lobby").finish().await.unwrap();
+        sleep(SECOND).await;
+        hubs[1].topic("lobby").remove().await.unwrap();
+        let before = events(&shared).len();
+        if is_reopened {
+            sleep(SECOND).await;
+            kept.clear();
+            hubs[0].topic("lobby").publish(Event::new("again")).await.unwrap();
+        }
+        kept.clear();
+        sleep(GRACE * 2).await;
+        assert_members(&hubs, &[]).await;
+        let mut events = events(&shared).split_off(before);
+        events.sort();
+        match is_reopened {
+            false => {
+                assert_eq!(events, [""; 0]);
+                hubs.iter().for_each(|hub| assert!(!hub.topic("lobby").exists()));
+            }
+            true => assert_eq!(events, ["-a", "-b", "again"]),
+        }
+    }
+}
+
+/// The response of the backend takes longer than the lease of one of the nodes.
+#[tokio::test(start_paused = true)]
+async fn short_lease_does_not_hide_the_death_of_other_nodes() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    let short = builder().presence_lease(Duration::from_millis(100));
+    let short = short.backend(shared.connect()).connect().await.unwrap();
+    let _c = join(&short, "c").await;
+    sleep(SECOND).await;
+    connections[0].latency.store(100, Relaxed);
+    connections[1].set(Mode::Hangs);
+    sleep(LEASE + GRACE + SECOND * 2).await;
+    assert_eq!(members(&hubs[0]).await, ["a", "c"]);
 }
 
 #[derive(Clone, Debug)]

@@ -39,6 +39,7 @@ impl Presences {
         if next.is_none() {
             state.task = None;
         }
+        state.wakes_at = next;
         next
     }
 }
@@ -91,11 +92,18 @@ fn publish_in_memory(core: &Arc<Core>) {
         };
         (state.is_publishing, is_publishing) = (true, true);
         drop(state);
-        if let Some(event) = presence.event(&transition) {
+        let is_over = is_over(core, &transition.topic);
+        if let Some(event) = presence.event(&transition).filter(|_| !is_over) {
             // A finished topic accepts no events.
             let _result = core.publish_now(&transition.topic, false, event);
         }
     }
+}
+
+/// Returns `true` if a topic was finished and removed. An event would create it again.
+fn is_over(core: &Core, topic: &str) -> bool {
+    // The registry is locked before the state of presence, never after it.
+    core.presence.state().has_ended(topic) && !core.exists(topic)
 }
 
 /// Starts the announcer if it has something to do and does not run, and starts the tasks that
@@ -113,8 +121,13 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
     };
     let Some(handle) = handle.filter(|_| !state.is_shut_down && !state.is_without_timers) else { return };
     let topics = if state.is_complete() { state.pending.begin() } else { Vec::new() };
-    let is_running = state.task.as_ref().is_some_and(|task| !task.is_finished());
-    if !is_running && state.next_time(presence).is_some() {
+    let next = state.next_time(presence);
+    if state.task.as_ref().is_some_and(|task| !task.is_finished()) {
+        // The announcer sleeps until the time that was next before.
+        if next.is_some_and(|next| state.wakes_at.is_none_or(|wakes_at| next < wakes_at)) {
+            presence.changed.notify_one();
+        }
+    } else if next.is_some() {
         // The task waits for this lock before it can end.
         state.task = Some(spawn(&handle, core));
     }
@@ -165,7 +178,7 @@ async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
             apply_in_memory(&core);
             return Some((presence, true));
         };
-        presence.state().locals.expire(Instant::now());
+        expire(&presence);
         answer_questions(&core);
         let request = presence.state().answered(&presence);
         if let Some(request) = request {
@@ -198,6 +211,12 @@ async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
         keeper::start(&core);
         core.recordings.changed.notify_one();
     }
+}
+
+fn expire(presence: &Presences) {
+    let mut state = presence.state();
+    state.locals.expire(Instant::now());
+    presence.release(state);
 }
 
 async fn append(backend: &BackendClient, job: &Job) -> bool {
@@ -278,6 +297,9 @@ impl Publishing {
     /// Publishes some events. The append succeeds only if the topic has not changed since this node
     /// has read it, so each event is published once, whichever node is faster.
     async fn run_once(&mut self) -> Next {
+        // The permit first, because the fence and the events become old while the task waits.
+        let presence = self.presence.clone();
+        let Ok(_permit) = presence.publishing.acquire().await else { return Next::End };
         let Some(core) = self.core.upgrade() else { return Next::End };
         // The fence first: an event that is published meanwhile makes the append fail.
         let (Some(backend), Some(fence)) = (core.backend.clone(), Fence::new(&core)) else { return Next::End };
@@ -286,15 +308,13 @@ impl Publishing {
             Some(Ok(events)) => events,
             Some(Err(due)) => return Next::Wait(due),
         };
-        if core.is_finished(&self.topic) {
+        if core.is_finished(&self.topic) || is_over(&core, &self.topic) {
             // An event would open it again.
             self.presence.state().pending.forget(&self.topic);
             return Next::Append;
         }
         // The hub is not kept alive during requests to the backend.
         drop(core);
-        let presence = self.presence.clone();
-        let Ok(_permit) = presence.publishing.acquire().await else { return Next::End };
         let count = events.len();
         let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
         match fence.append(&backend, events.into_iter().map(record).collect()).await {

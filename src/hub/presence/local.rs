@@ -1,6 +1,6 @@
 //! The members of this node: their subscriptions, their grace times, and what the log has of them.
 
-use super::{Presence, message::Members};
+use super::{Presence, message::Members, view::Transition};
 use std::{
     collections::{BTreeMap, HashMap},
     mem,
@@ -29,6 +29,8 @@ struct Local {
     leaving: Option<(Instant, u64)>,
     /// Set if the log has the member, as far as this node knows.
     is_announced: bool,
+    /// Set if the log had the member when this node last missed records.
+    was_announced: bool,
     /// The key of the member in [`Locals::changed`].
     changed: Option<u64>,
 }
@@ -130,6 +132,19 @@ impl Locals {
             }
         }
         changes
+    }
+
+    /// Notes that this node has missed records.
+    pub(super) fn note_loss(&mut self) {
+        for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
+            local.was_announced = local.is_announced;
+        }
+    }
+
+    /// Returns `true` if a member joins that the log had when this node last missed records.
+    pub(super) fn was_announced(&self, transition: &Transition) -> bool {
+        let local = self.topics.get(&transition.topic).and_then(|members| members.get(transition.change.member()));
+        matches!(transition.change, Presence::Joined(_)) && local.is_some_and(|local| local.was_announced)
     }
 
     fn forget(&mut self, topic: &str, member: &str) {

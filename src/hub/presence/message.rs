@@ -1,11 +1,12 @@
 //! The records of presence in the topic of the nodes.
 
-use super::Presence;
+use super::{MAX_MEMBER_BYTES, Presence};
 use crate::{
     Event,
     hub::{
         backend::{Position, Record, RecordKind},
         recording::beat,
+        registry::check_reserved,
     },
 };
 use serde_json::{Value, json};
@@ -153,18 +154,18 @@ impl Message {
     fn from_json(content: &Value) -> Option<Self> {
         if let Some(changes) = content["changes"].as_array() {
             let change = |value: &Value| {
-                let member = value[1].as_str()?.into();
+                let member = parse_member(&value[1])?;
                 let is_join = value[2].as_bool()?;
                 let change = if is_join { Presence::Joined(member) } else { Presence::Left(member) };
-                Some((value[0].as_str()?.into(), change))
+                Some((parse_topic(&value[0])?, change))
             };
             let changes = changes.iter().map(change).collect::<Option<_>>()?;
             return Some(Self::Changes { author: Author::parse(&content["author"])?, changes });
         }
         if let Some(members) = content["members"].as_array() {
             let of_topic = |value: &Value| {
-                let members = value[1].as_array()?.iter().map(|member| Some(member.as_str()?.into()));
-                Some((value[0].as_str()?.into(), members.collect::<Option<_>>()?))
+                let members = value[1].as_array()?.iter().map(parse_member);
+                Some((parse_topic(&value[0])?, members.collect::<Option<_>>()?))
             };
             let members = members.iter().map(of_topic).collect::<Option<_>>()?;
             let (is_first, is_last) = (content["first"].as_bool()?, content["last"].as_bool()?);
@@ -201,6 +202,17 @@ impl Author {
     fn parse(value: &Value) -> Option<Self> {
         Some(Self { node: value[0].as_u64()?, number: value[1].as_u64()?, lease: parse_lease(&value[2])? })
     }
+}
+
+/// Parses the name of a topic with members. The topic of the nodes has none.
+fn parse_topic(value: &Value) -> Option<Arc<str>> {
+    let name = value.as_str()?;
+    check_reserved(name).ok()?;
+    Some(name.into())
+}
+
+fn parse_member(value: &Value) -> Option<Arc<str>> {
+    value.as_str().filter(|member| member.len() <= MAX_MEMBER_BYTES).map(Into::into)
 }
 
 fn milliseconds(lease: Duration) -> u64 {

@@ -21,6 +21,7 @@ pub(super) use self::{
 pub use stream::PresenceStream;
 
 use self::{
+    local::Locals,
     pending::MAX_BATCH_BYTES,
     state::{Knowledge, State},
     view::Transition,
@@ -124,8 +125,12 @@ impl Presences {
     /// Unlocks the state, and wakes the streams and the callers whose state has changed.
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let wakers = state.watchers.take_wakers();
+        let is_updated = state.take_update();
         drop(state);
-        self.wake(wakers);
+        if is_updated {
+            self.updated.notify_waiters();
+        }
+        wake(wakers);
     }
 
     /// Waits until the condition is true. It is checked at once, and after each change.
@@ -160,7 +165,11 @@ impl Presences {
             let mut transitions = state.note_record(self, *position, record);
             // A node that does not know all members keeps the events of its own changes. It
             // publishes them if no other node knows all members.
-            transitions.retain(|transition| is_complete || transition.author == self.node);
+            // Its members from before the loss are no change.
+            let locals = &state.locals;
+            transitions.retain(|transition| {
+                is_complete || (transition.author == self.node && !locals.was_announced(transition))
+            });
             let has_events = self.events.is_some() && *position > state.begin;
             // The last answer completes the view, and its members are no change.
             if transitions.is_empty() || !has_events || state.is_complete() != is_complete {
@@ -190,6 +199,7 @@ impl Presences {
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
         state.lose();
+        state.forget_ends();
         (state.noted_through, state.begin) = (after, last);
         if after == Position::START {
             // Nothing was evicted, so this node reads all records.
@@ -198,11 +208,10 @@ impl Presences {
         state.watchers.take_wakers()
     }
 
-    /// Wakes the streams, and the callers that wait for a change.
-    pub(super) fn wake(&self, wakers: Vec<Waker>) {
-        self.updated.notify_waiters();
-        for waker in wakers {
-            contain_panic("waker", || waker.wake());
+    /// Notes the end of a topic of the log in memory.
+    pub(super) fn note_finished(&self, topic: &Arc<str>) {
+        if self.events.is_some() {
+            self.state().note_end(topic);
         }
     }
 
@@ -217,6 +226,7 @@ impl Presences {
     pub(super) fn shut_down(&self) {
         let mut state = self.state();
         state.is_shut_down = true;
+        state.locals = Locals::default();
         // The members leave, unless they reconnect to another node.
         let view = state.view.take();
         state.watchers.end();
@@ -267,6 +277,13 @@ impl Presences {
     }
 }
 
+/// Wakes streams. The caller holds no lock.
+pub(super) fn wake(wakers: Vec<Waker>) {
+    for waker in wakers {
+        contain_panic("waker", || waker.wake());
+    }
+}
+
 /// The membership of a subscription. Dropping it begins the grace time of the member, unless the
 /// member has other subscriptions.
 pub(super) struct Membership {
@@ -282,7 +299,11 @@ impl Membership {
         }
         super::registry::check_reserved(topic)?;
         let member: Arc<str> = member.into();
-        core.presence.state().locals.join(topic, &member);
+        let mut state = core.presence.state();
+        if !state.is_shut_down {
+            state.locals.join(topic, &member);
+        }
+        drop(state);
         announcer::apply(core);
         Ok(Self { core: core.clone(), topic: topic.clone(), member })
     }
@@ -315,17 +336,12 @@ pub(super) async fn members(core: &Arc<Core>, topic: &Arc<str>) -> Result<Vec<Ar
         presence.want();
         announcer::apply(core);
         let failed = |reason: &str| Error::backend("", reason.into());
-        loop {
-            if core.is_shut_down() {
-                break;
-            }
+        let ticket = presence.state().ticket();
+        while !core.is_shut_down() {
+            let is_ready = |state: &State| state.is_shut_down || (state.is_complete() && state.has_written(ticket));
+            let ready = presence.until(is_ready);
+            timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
             let through = backend.newest().await.ok_or_else(|| failed("the backend does not respond"))?;
-            let is_ready = |state: &State| state.is_shut_down || (state.is_complete() && state.is_flushed());
-            if !is_ready(&presence.state()) {
-                let ready = presence.until(is_ready);
-                timeout_at(deadline, ready).await.map_err(|_| failed("the other nodes are not known in time"))?;
-                continue;
-            }
             if !caught_up(core, through, deadline).await {
                 return Err(failed("this node is behind the log"));
             }

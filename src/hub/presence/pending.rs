@@ -25,6 +25,8 @@ pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
     /// The topics that may have events and no task.
     idle: HashSet<Arc<str>>,
+    /// Set if a topic has no more events since the last [`take_done`](Self::take_done).
+    is_done: bool,
 }
 
 #[derive(Default)]
@@ -123,11 +125,18 @@ impl Pending {
     }
 
     pub(super) fn clear(&mut self) {
+        self.is_done = true;
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
     }
 
+    /// Returns `true` if a topic has no more events since the last call.
+    pub(super) fn take_done(&mut self) -> bool {
+        mem::take(&mut self.is_done)
+    }
+
     fn remove_if_done(&mut self, topic: &str) {
+        self.is_done |= !self.has(topic);
         if self.topics.get(topic).is_some_and(|of_topic| of_topic.events.is_empty() && !of_topic.is_publishing) {
             self.topics.remove(topic);
         }

@@ -17,7 +17,7 @@ use crate::{
     random,
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -28,6 +28,9 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
 /// The time after which a record is written again that this node has not read.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// The number of finished topics after which those without members are forgotten.
+const MAX_ENDED: usize = 1000;
 
 /// The maximum number of messages in one append.
 const MAX_MESSAGES: usize = 64;
@@ -60,6 +63,19 @@ pub(super) struct State {
     needs_full: bool,
     /// Set while records about members are appended.
     is_appending: bool,
+    /// The number of the newest job about members, and of the newest one that has succeeded.
+    job: u64,
+    done: u64,
+    /// The topics with members that were finished. A removed topic is still in this set.
+    ended: HashSet<Arc<str>>,
+    /// The time of the last request to the other nodes.
+    asked_at: Option<Instant>,
+    /// The time when the announcer wakes up.
+    pub(super) wakes_at: Option<Instant>,
+    /// Set if a survey has a new answer.
+    pub(super) has_answer: bool,
+    /// The conditions that callers wait for, at the time when they were woken.
+    conditions: (bool, bool, u64, bool),
     /// The time when this node sends a roster, and the position of the oldest request for it.
     roster: Option<(Instant, Position)>,
     /// The announcer, and the runtime of the first join.
@@ -117,13 +133,56 @@ impl State {
         matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
 
+    /// Returns the number of the job after which the log has all changes up to now.
+    pub(super) fn ticket(&self) -> u64 {
+        self.job + u64::from(self.locals.has_changes() || self.needs_full)
+    }
+
+    /// Returns `true` if the log has all changes before a [ticket](Self::ticket).
+    pub(super) fn has_written(&self, ticket: u64) -> bool {
+        self.done >= ticket || self.is_flushed()
+    }
+
     /// Returns `true` if the log has the members of this node as they are.
-    pub(super) fn is_flushed(&self) -> bool {
+    fn is_flushed(&self) -> bool {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
+    }
+
+    /// Returns `true` if callers may wait for something that has changed.
+    pub(super) fn take_update(&mut self) -> bool {
+        let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
+        let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
+        let has_answer = std::mem::take(&mut self.has_answer);
+        self.pending.take_done() || has_answer || has_changed
+    }
+
+    /// Notes the end of a topic. Its members stay, but their changes have no events.
+    pub(super) fn note_end(&mut self, topic: &Arc<str>) {
+        self.pending.forget(topic);
+        if self.view.members(topic).next().is_none() {
+            return;
+        }
+        if self.ended.len() >= MAX_ENDED {
+            let Self { view, pending, ended, .. } = self;
+            ended.retain(|topic| view.members(topic).next().is_some() || pending.has(topic));
+        }
+        self.ended.insert(topic.clone());
+    }
+
+    /// Forgets the ends of topics, because another log has replaced this one.
+    pub(super) fn forget_ends(&mut self) {
+        self.ended.clear();
+    }
+
+    /// Returns `true` if the topic was finished while it had members. An event may have opened it
+    /// again.
+    pub(super) fn has_ended(&self, topic: &str) -> bool {
+        self.ended.contains(topic)
     }
 
     /// Forgets the view, because records were evicted before this node has read them.
     pub(super) fn lose(&mut self) {
+        self.locals.note_loss();
         self.view.clear();
         self.pending.clear();
         self.knowledge = Knowledge::Unknown;
@@ -142,9 +201,9 @@ impl State {
     pub(super) fn note_record(&mut self, own: &Presences, position: Position, record: &Record) -> Vec<Transition> {
         if *record.topic != *beat::TOPIC {
             match record.kind {
-                _ if self.pending.is_empty() => {}
+                RecordKind::Event if self.pending.is_empty() => {}
                 RecordKind::Event => self.pending.note(&record.topic, &record.event),
-                RecordKind::Finish => self.pending.forget(&record.topic),
+                RecordKind::Finish => self.note_end(&record.topic),
                 // The members of a removed topic stay, and so do the events that are not published yet.
                 RecordKind::State | RecordKind::Remove => {}
             }
@@ -202,7 +261,10 @@ impl State {
                 Vec::new()
             }
             Message::Answer { node, id, subscribers } => {
-                self.surveys.get_mut(&id).into_iter().for_each(|survey| survey.note(node, subscribers));
+                if let Some(survey) = self.surveys.get_mut(&id) {
+                    survey.note(node, subscribers);
+                    self.has_answer = true;
+                }
                 Vec::new()
             }
         };
@@ -241,15 +303,24 @@ impl State {
         }
     }
 
+    fn is_used(&self, own: &Presences) -> bool {
+        self.is_wanted || own.events.is_some() || !self.locals.is_empty() || self.needs_full
+    }
+
     fn needs_knowledge(&self, own: &Presences, now: Instant) -> bool {
-        let is_used = self.is_wanted || own.events.is_some() || !self.locals.is_empty() || self.needs_full;
         match self.knowledge {
-            Knowledge::Unknown => is_used,
+            Knowledge::Unknown => self.is_used(own) && self.asks_at() <= now,
             // The request may be lost.
             Knowledge::Asked { at, position: None, .. } => now >= at + ASK_AGAIN,
             Knowledge::Asked { at, nodes: Some(ref nodes), .. } => now >= settled_at(own, at, nodes),
             _ => false,
         }
+    }
+
+    /// Returns the earliest time for the next request. The answers may be evicted before this node
+    /// reads them, so it does not repeat the request at once.
+    fn asks_at(&self) -> Instant {
+        self.asked_at.map_or_else(Instant::now, |at| at + ASK_AGAIN)
     }
 
     /// Takes the next records to append.
@@ -258,6 +329,7 @@ impl State {
         if self.needs_knowledge(own, now) {
             let id = random::bits();
             self.knowledge = Knowledge::Asked { id, at: now, position: None, nodes: None };
+            self.asked_at = Some(now);
             self.outgoing.push(Message::Ask { id });
         }
         if self.roster.take_if(|(at, _)| *at <= now).is_some() && self.is_complete() {
@@ -288,6 +360,7 @@ impl State {
             return None;
         };
         self.is_appending = true;
+        self.job += 1;
         Some(Job::Members(messages))
     }
 
@@ -302,6 +375,9 @@ impl State {
             Job::Members(_) => {
                 self.is_appending = false;
                 self.needs_full |= !is_appended;
+                if is_appended {
+                    self.done = self.job;
+                }
             }
             // The messages are too old when the backend is back. This node asks again.
             Job::Messages(_) if !is_appended => {
@@ -329,6 +405,7 @@ impl State {
         let again = match self.knowledge {
             Knowledge::Asked { at, position: None, .. } => Some(at + ASK_AGAIN),
             Knowledge::Asked { at, nodes: Some(ref nodes), .. } => Some(settled_at(own, at, nodes)),
+            Knowledge::Unknown if self.is_used(own) => Some(self.asks_at()),
             _ => self.answered_at(own),
         };
         let roster = self.roster.map(|(at, _)| at);

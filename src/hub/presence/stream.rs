@@ -11,6 +11,9 @@ use std::{
 };
 use tokio_stream::Stream;
 
+/// The number of changed members after which a stream compares all members of its topic.
+const MAX_CHANGED: usize = 10_000;
+
 /// A stream of the changes of the members of a topic.
 /// [`Topic::presence`](super::super::Topic::presence) creates it.
 ///
@@ -52,6 +55,12 @@ struct Watcher {
     waker: Option<Waker>,
 }
 
+impl Watcher {
+    fn change_entirely(&mut self) {
+        *self = Self { has_changed_entirely: true, waker: self.waker.take(), ..Self::default() };
+    }
+}
+
 impl Watchers {
     fn join(&mut self, topic: &Arc<str>) -> u64 {
         self.next_key += 1;
@@ -74,7 +83,10 @@ impl Watchers {
     pub(super) fn note(&mut self, transitions: &[Transition]) {
         for Transition { topic, change, .. } in transitions {
             for watcher in self.topics.get_mut(topic).into_iter().flat_map(HashMap::values_mut) {
-                if watcher.is_changed.insert(change.member().clone()) {
+                if watcher.changed.len() >= MAX_CHANGED {
+                    watcher.change_entirely();
+                }
+                if !watcher.has_changed_entirely && watcher.is_changed.insert(change.member().clone()) {
                     watcher.changed.push(change.member().clone());
                 }
                 self.to_wake.extend(watcher.waker.take());
@@ -85,7 +97,7 @@ impl Watchers {
     /// Notes that all members may have changed, or that they are known again.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
-            watcher.has_changed_entirely = true;
+            watcher.change_entirely();
             self.to_wake.extend(watcher.waker.take());
         }
     }
@@ -177,5 +189,29 @@ impl Drop for PresenceStream {
 impl fmt::Debug for PresenceStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PresenceStream").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_that_is_not_polled_remembers_few_changes() {
+        let mut watchers = Watchers::default();
+        let topic: Arc<str> = "t".into();
+        let key = watchers.join(&topic);
+        let watcher = |watchers: &Watchers| {
+            let watcher = &watchers.topics["t"][&key];
+            (watcher.changed.len(), watcher.is_changed.len(), watcher.has_changed_entirely)
+        };
+        watchers.topics.values_mut().flat_map(HashMap::values_mut).for_each(|watcher| *watcher = Watcher::default());
+        for n in 0..2 * MAX_CHANGED {
+            let change = Presence::Joined(n.to_string().into());
+            watchers.note(&[Transition { topic: topic.clone(), change, author: 1 }]);
+            let (changed, is_changed, _) = watcher(&watchers);
+            assert!(changed <= MAX_CHANGED && is_changed <= MAX_CHANGED);
+        }
+        assert_eq!(watcher(&watchers), (0, 0, true), "the next poll compares all members");
     }
 }

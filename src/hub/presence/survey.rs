@@ -48,6 +48,9 @@ impl Drop for Asked<'_> {
 /// Asks all other nodes about a topic. Returns after [`PATIENCE`], or after the first answer.
 async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Result<HashMap<u64, usize>, Error> {
     let Some(backend) = &core.backend else { return Ok(HashMap::new()) };
+    if core.is_shut_down() {
+        return Err(Error::shut_down());
+    }
     let presence = &core.presence;
     let asked = Asked::new(presence);
     let question = Message::Question { node: presence.node, id: asked.id, topic: topic.clone() };

@@ -36,6 +36,10 @@ const RETRY: Duration = Duration::from_millis(200);
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
+/// The shortest pause between two contacts with the backend that counts as an outage. A shorter one
+/// can be a slow response.
+const MIN_GAP: Duration = Duration::from_millis(600);
+
 /// Starts the keeper, the task that announces the recordings of this node, takes over those of dead
 /// nodes, and notices the death of nodes with members of topics.
 ///
@@ -148,7 +152,7 @@ impl Keeper {
         let max_age = if plan.has_dead_peers { RETRY.min(interval / 2) } else { interval / 2 };
         let contact = core.recordings.state().contact.last;
         let is_in_contact = contact.is_some_and(|last| now.duration_since(last) < max_age);
-        if !is_in_contact && !probe(core, backend, plan.lease / BEATS, interval * 2).await {
+        if !is_in_contact && !probe(core, backend, plan.lease / BEATS, (interval * 2).max(MIN_GAP)).await {
             return Some(Instant::now() + RETRY);
         }
         let lease = plan.lease;
