@@ -35,8 +35,8 @@ pub(crate) struct Faulty {
     pub page: Arc<AtomicUsize>,
     /// The duration of each read in milliseconds.
     pub delay: Arc<AtomicU64>,
-    /// The duration of each append, and of each request for the bounds, in milliseconds. Half of it
-    /// passes before the request takes effect.
+    /// The duration of each append, and of each request for the bounds, in milliseconds. An append
+    /// takes effect after half of it, and the bounds are those at its beginning.
     pub latency: Arc<AtomicU64>,
     pub asked: Arc<Asked>,
 }
@@ -202,8 +202,8 @@ impl Faulty {
 impl Backend for Faulty {
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         self.asked.bounds.fetch_add(1, Relaxed);
-        self.wait().await;
         let bounds = self.answered(async |backend| backend.bounds().await).await;
+        self.wait().await;
         self.wait().await;
         bounds
     }

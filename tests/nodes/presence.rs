@@ -884,18 +884,19 @@ async fn members_are_returned_while_others_join() {
     joins.abort();
 }
 
-/// The request for the end of the log is answered before the join is stored.
+/// A request for the end of the log is sent before the join is stored, and answered after it.
 #[tokio::test(start_paused = true)]
 async fn members_have_the_joins_before_the_call() {
     let shared = Shared::new(PLENTY);
-    let (hubs, connections) = nodes::<2>(&shared).await;
-    for n in 0..40 {
-        connections[0].latency.store(n, Relaxed);
-        let name = n.to_string();
-        let _own = join(&hubs[0], &name).await;
-        sleep(Duration::from_millis(n % 7)).await;
-        assert!(members(&hubs[0]).await.contains(&name), "{name}");
-    }
+    let (hubs, connections) = nodes::<1>(&shared).await;
+    connections[0].latency.store(20, Relaxed);
+    connections[0].set(Mode::Lags);
+    let _own = join(&hubs[0], "own").await;
+    let hub = hubs[0].clone();
+    let members = tokio::spawn(async move { members(&hub).await });
+    sleep(SECOND).await;
+    connections[0].set(Mode::Works);
+    assert_eq!(members.await.unwrap(), ["own"]);
 }
 
 /// All nodes miss the same records, so no node can tell the others.
@@ -960,13 +961,17 @@ async fn short_lease_does_not_hide_the_death_of_other_nodes() {
     let (hubs, connections) = nodes::<2>(&shared).await;
     let _kept = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
     let short = builder().presence_lease(Duration::from_millis(100));
-    let short = short.backend(shared.connect()).connect().await.unwrap();
+    let connection = shared.connect();
+    let short = short.backend(connection.clone()).connect().await.unwrap();
     let _c = join(&short, "c").await;
     sleep(SECOND).await;
     connections[0].latency.store(100, Relaxed);
+    connection.latency.store(100, Relaxed);
     connections[1].set(Mode::Hangs);
     sleep(LEASE + GRACE + SECOND * 2).await;
-    assert_eq!(members(&hubs[0]).await, ["a", "c"]);
+    // Signs of life of the node with `c` take too long, so it may count as dead, too.
+    let members = members(&hubs[0]).await;
+    assert!(members.contains(&"a".to_owned()) && !members.contains(&"b".to_owned()), "{members:?}");
 }
 
 #[derive(Clone, Debug)]
