@@ -73,8 +73,8 @@ pub(super) struct State {
     roster: Option<(Instant, Position)>,
     /// The announcer: the task that appends the records of presence and ends grace times.
     pub(super) task: Option<AbortHandle>,
-    /// In a hub without a backend: the runtime of the newest call inside of a runtime. The announcer
-    /// is spawned there.
+    /// In a hub without a backend: the runtime of the newest call inside of a runtime. The
+    /// announcer is spawned there.
     pub(super) runtime: Option<Handle>,
     /// Set if the runtime of the announcer has no timers. Then the announcer does not run.
     pub(super) is_without_timers: bool,
@@ -163,7 +163,8 @@ impl State {
                 _ if self.pending.is_empty() => {}
                 RecordKind::Event => self.pending.note(&record.topic, &record.event),
                 RecordKind::Finish => self.pending.forget(&record.topic),
-                // The members of a removed topic stay, and so do the events that are not published yet.
+                // The members of a removed topic stay, and so do the events that are not published
+                // yet.
                 RecordKind::State | RecordKind::Remove => {}
             }
             return Vec::new();
