@@ -506,8 +506,8 @@ impl Topic {
     ///
     /// If the topic exists on this node, this returns at once. Otherwise it asks the other nodes
     /// through the log, and returns after the first node that has the topic, or after one second. A
-    /// node that does not respond in this time is not counted. In memory the result is the same as
-    /// that of [`exists`](Self::exists).
+    /// node that does not respond in this time is not counted. In memory this returns the same as
+    /// [`exists`](Self::exists).
     ///
     /// The question is one record, and each node that has the topic writes one record. So call this
     /// for single requests, and not for each client.
@@ -534,7 +534,7 @@ impl Topic {
     /// With a backend, this asks the other nodes through the log, and takes one second. The
     /// question is one record, and each node that has the topic writes one record. A node that does
     /// not respond in this time is not counted. To show a number that is updated with each client,
-    /// count the [members](Self::members) instead. In memory the result is the same as that of
+    /// count the [members](Self::members) instead. In memory this returns the same number as
     /// [`subscribers`](Self::subscribers).
     ///
     /// # Errors
@@ -597,9 +597,9 @@ impl Topic {
     /// Returns the names of the [members](Self::join) of the topic on all nodes, sorted and without
     /// duplicates.
     ///
-    /// The result includes each join and leave on this node before the call, and each one that was
-    /// in the log before the call. With a backend, each call asks it for the end of the log.
-    /// Concurrent calls share this request.
+    /// The result includes each join and leave on this node before the call, and each join and
+    /// leave that was in the log before the call. With a backend, each call asks it for the end of
+    /// the log. Concurrent calls share this request.
     ///
     /// A node does not know all members if the log has evicted records before the node has read
     /// them. This can happen when the node starts, and when it was cut off. Then it asks the other

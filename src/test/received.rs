@@ -25,7 +25,7 @@ pub struct ReceivedEvent {
     /// The data of the event. Several `data` lines are joined with LF.
     pub data: String,
     /// The last event id of the client when it dispatches this event. If the event itself has no
-    /// id, this is the id of the last event before it with an id. Empty if there is no such event.
+    /// id, this is the last id before it in the stream. Empty if there is no such id.
     pub id: String,
 }
 

@@ -297,8 +297,8 @@ impl Publishing {
     /// once, even if several nodes try.
     async fn run_once(&mut self) -> Next {
         let Some(core) = self.core.upgrade() else { return Next::End };
-        // The fence is created before the events are read: if another node publishes one of them in
-        // between, the append fails.
+        // The fence is created before the events are read. If another node publishes an event of
+        // this topic in between, the append fails.
         let (Some(backend), Some(fence)) = (core.backend.clone(), Fence::new(&core)) else { return Next::End };
         let events = match self.next_events() {
             None => return Next::End,

@@ -1,5 +1,5 @@
-//! The records of presence: the messages with which nodes inform each other about members of
-//! topics. The log has them in the topic `tower-sse/nodes`.
+//! The records of presence: nodes inform each other with them about members of topics. The log has
+//! them in the topic `tower-sse/nodes`.
 
 use super::Presence;
 use crate::{

@@ -50,8 +50,8 @@ use tokio::{
 /// The maximum length of the name of a member, in bytes.
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
-/// The maximum number of topics to which this node appends events of joins and leaves at the same
-/// time. Further topics wait.
+/// The maximum number of concurrent appends of events of joins and leaves on this node. Each append
+/// is for one topic. Further topics wait.
 const MAX_PUBLISHING: usize = 16;
 
 /// The time that [`members`] waits for the members of other nodes, in addition to the lease and the

@@ -25,7 +25,7 @@ const JITTER: Duration = Duration::from_millis(200);
 #[derive(Default)]
 pub(super) struct View {
     nodes: HashMap<u64, Node>,
-    /// The members of each topic. The value is the number of nodes on which the member is present.
+    /// The members of each topic. The value counts the nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
 }
 
