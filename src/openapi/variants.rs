@@ -162,7 +162,7 @@ fn is_empty(schema: &Value) -> bool {
 }
 
 /// Returns the name of the only property in the schema of an object. Returns `None` if the object
-/// has more properties, or if the property is optional.
+/// has no property or several, or if the property is optional.
 fn only_property(schema: &Value) -> Option<&str> {
     let schema = schema.as_object()?;
     let properties = schema.get("properties")?.as_object()?;

@@ -175,7 +175,7 @@ impl EventReader {
         }
     }
 
-    /// Returns all remaining events, after it has waited for the end of the stream.
+    /// Waits for the end of the stream, and returns all remaining events.
     ///
     /// # Panics
     ///

@@ -35,8 +35,8 @@ pub fn parse(stream: &[u8]) -> EventSource {
 /// Interprets `stream`, the whole stream of a client that has reconnected with the id
 /// `last_event_id_string`.
 ///
-/// The id of the client stays until the first blank line of the stream. The last id in the lines
-/// before the blank line then replaces it, and an empty id if these lines have no id. The standard
+/// The id of the client stays until the first blank line of the stream. Then the last id in the
+/// lines before replaces it. If these lines have no id, the id becomes empty, because the standard
 /// begins each stream with an empty last event ID buffer.
 pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     let mut interpreter = Interpreter::default();

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-/// A removal of a topic, as its record in the log states it.
+/// A removal of a topic, which this node has read in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) struct Removal {
     /// The position of the removal record in the log. Records of the topic up to this position are
@@ -23,8 +23,8 @@ pub(in crate::hub) struct Removal {
 #[derive(Default)]
 pub(super) struct Removals {
     topics: HashMap<Arc<str>, Removal>,
-    /// The same topics, by the position of their removal record. The first ones are forgotten
-    /// first.
+    /// The same topics, by the position of their removal record. The removal with the smallest
+    /// position is forgotten first.
     order: BTreeMap<Position, Arc<str>>,
 }
 

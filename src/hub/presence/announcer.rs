@@ -1,5 +1,5 @@
-//! The announcer is the task of a node that appends the records of presence to the log, and ends
-//! the grace times of members. Presence is the set of members of each topic.
+//! The announcer is the task of a node that appends the records about members of topics to the log.
+//! It also ends the grace times: the times that members stay after their last subscriptions.
 //!
 //! Other tasks of this module publish the events of joins and leaves.
 
@@ -36,8 +36,9 @@ impl Presences {
         self.state().is_wanted = true;
     }
 
-    /// Returns the time when the announcer must run next. Returns `None` and marks the announcer as
-    /// ended if it has nothing to do, or if the hub is shut down.
+    /// Returns the time when the announcer, the task that appends the records about members, must
+    /// run next. Returns `None` and marks the announcer as ended if it has nothing to do, or if the
+    /// hub is shut down.
     fn next_run(&self) -> Option<Instant> {
         let mut state = self.state();
         let next = state.next_time(self).filter(|_| !state.is_shut_down);
@@ -105,7 +106,7 @@ fn publish_in_memory(core: &Arc<Core>) {
     }
 }
 
-/// Starts the announcer, the task that appends the records of presence, if it has something to do
+/// Starts the announcer, the task that appends the records about members, if it has something to do
 /// and does not run. With a backend, also starts one task for each topic with unpublished events of
 /// joins and leaves. Has no effect without a tokio runtime, or if the hub is shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
@@ -163,8 +164,9 @@ async fn announce(core: Weak<Core>) {
     }
 }
 
-/// Does the work of the announcer that is due: ends grace times, answers other nodes, and appends
-/// records. The hub is not kept alive during requests to the backend.
+/// Does the work of the announcer that is due: ends the memberships whose grace time is over,
+/// answers other nodes, and appends records. The hub is not kept alive during requests to the
+/// backend.
 ///
 /// The `bool` is `false` if a request to the backend has failed, or if this node could not read the
 /// log in time. The caller then tries again after a pause. Returns `None` if the hub was dropped.
@@ -226,8 +228,9 @@ async fn append(backend: &BackendClient, job: &Job) -> bool {
     }
 }
 
-/// Creates the answers to the questions of other nodes whether a topic exists here. Questions about
-/// topics that do not exist here get no answer.
+/// Creates the answers to the questions of other nodes about topics: whether the topic exists on
+/// this node, and how many subscriptions it has here. Questions about topics that do not exist here
+/// get no answer.
 fn answer_questions(core: &Arc<Core>) {
     let presence = &core.presence;
     let questions = std::mem::take(&mut presence.state().questions);

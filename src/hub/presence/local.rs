@@ -1,5 +1,5 @@
-//! The members of this node: their subscriptions, their grace times, and which of them this node
-//! has announced in the log.
+//! The members of topics on this node: their subscriptions, the grace times after their last
+//! subscriptions, and which members this node has announced in the log.
 
 use super::{Presence, message::Members};
 use std::{
@@ -15,8 +15,8 @@ type Key = (Arc<str>, Arc<str>);
 #[derive(Default)]
 pub(super) struct Locals {
     topics: HashMap<Arc<str>, HashMap<Arc<str>, Local>>,
-    /// The members without a subscription whose grace time still runs, in the order of its end. The
-    /// number makes each key unique.
+    /// The members without a subscription that stay until the end of their grace time, in the order
+    /// of these ends. The number makes each key unique.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
     /// The joins and leaves on this node that it has not announced in the log yet, in their order.
@@ -28,8 +28,8 @@ pub(super) struct Locals {
 #[derive(Default)]
 struct Local {
     subscriptions: usize,
-    /// The key of this member in [`Locals::leaving`], with the end of its grace time. `None` if the
-    /// grace time does not run.
+    /// The key of this member in [`Locals::leaving`], with the time when it leaves. `None` if the
+    /// member has a subscription, or has left.
     leaving: Option<(Instant, u64)>,
     /// Set if the newest announcement of this node includes the member. The flag is set before the
     /// announcement is appended. If that append fails, all members are announced again.
@@ -45,7 +45,8 @@ impl Local {
 }
 
 impl Locals {
-    /// Adds a subscription of a member, and stops its grace time.
+    /// Adds a subscription of a member. If the member was about to leave at the end of its grace
+    /// time, it stays.
     pub(super) fn join(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.entry(topic.clone()).or_default().entry(member.clone()).or_default();
         local.subscriptions += 1;
@@ -80,7 +81,7 @@ impl Locals {
     }
 
     /// Removes a subscription of a member. If it was the last one on this node, the member stays
-    /// for the time `grace`, and then [`expire`](Self::expire) removes it.
+    /// for the time `grace`. Then [`expire`](Self::expire) ends its membership.
     pub(super) fn leave(&mut self, topic: &Arc<str>, member: &Arc<str>, grace: Duration) {
         let of_topic = self.topics.get_mut(topic);
         let Some(local) = of_topic.and_then(|members| members.get_mut(member)) else { return };
@@ -98,7 +99,8 @@ impl Locals {
         self.topics.get_mut(topic)?.get_mut(member)
     }
 
-    /// Ends the membership of each member whose grace time ends at `now` or before.
+    /// Ends the membership of each member without a subscription whose grace time ends at `now` or
+    /// before.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(first) = self.leaving.first_entry().filter(|first| first.key().0 <= now) {
             let (topic, member) = first.remove();
@@ -109,7 +111,8 @@ impl Locals {
         }
     }
 
-    /// Returns the time when the next grace time ends. Returns `None` if none runs.
+    /// Returns the earliest time when a member without a subscription leaves, because its grace
+    /// time ends. Returns `None` if there is no such member.
     pub(super) fn next_end(&self) -> Option<Instant> {
         self.leaving.first_key_value().map(|((end, _), _)| *end)
     }
@@ -118,8 +121,8 @@ impl Locals {
         !self.changed.is_empty()
     }
 
-    /// Returns `true` if this node has no members, and has no members in the log, as far as it
-    /// knows.
+    /// Returns `true` if this node has no members, and has announced the leave of each earlier
+    /// member.
     pub(super) fn is_empty(&self) -> bool {
         self.topics.is_empty()
     }

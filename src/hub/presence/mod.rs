@@ -1,9 +1,9 @@
 //! Presence: the members of each topic, on all nodes. A member is a name with at least one open
-//! subscription.
+//! subscription. After the last one ends, the name stays a member for the grace time.
 //!
 //! A node counts the subscriptions of each member. It appends a record to the log when the first
-//! subscription begins, and when the grace time after the last one ends. Every node computes the
-//! members from these records. All nodes read them in the same order, so they agree.
+//! subscription begins, and when the grace time ends. Every node computes the members from these
+//! records. All nodes read them in the same order, so they agree.
 
 mod announcer;
 mod local;
@@ -292,8 +292,8 @@ impl Presences {
     }
 }
 
-/// A membership of one subscription in one topic. A member is present in the topic as long as it
-/// has a membership there. Dropping its last membership on this node begins its grace time.
+/// A membership of one subscription in one topic. When the last membership of a member on this node
+/// is dropped, its grace time begins: it stays a member for this time, and then leaves.
 pub(super) struct Membership {
     core: Arc<Core>,
     topic: Arc<str>,

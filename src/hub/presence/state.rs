@@ -71,7 +71,8 @@ pub(super) struct State {
     /// The time when this node sends a roster, the list of nodes with members, and the position of
     /// the newest request for it. `None` if no request is open.
     roster: Option<(Instant, Position)>,
-    /// The announcer: the task that appends the records of presence and ends grace times.
+    /// The announcer: the task that appends the records about members, and ends the memberships
+    /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
     /// In a hub without a backend: the runtime of the newest call inside of a runtime. The
     /// announcer is spawned there.
@@ -105,8 +106,7 @@ pub(super) enum Knowledge {
 
 /// Returns the time when this node repeats its request for the members of the other nodes. `at` is
 /// the time of the request, and `nodes` are the nodes with members. By then each of them has
-/// answered, or another node has announced its death. If neither has happened, the other node has
-/// died, too.
+/// answered, or was declared dead by another node. Otherwise that other node has died, too.
 fn settled_at(own: &Presences, at: Instant, nodes: &[Listed]) -> Instant {
     let longest = nodes.iter().map(|listed| listed.lease).fold(own.lease, Duration::max);
     at + longest + own.grace + ASK_AGAIN
@@ -132,7 +132,7 @@ impl State {
         matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
 
-    /// Returns `true` if the log has all joins and leaves on this node.
+    /// Returns `true` if the log has all joins and leaves that have happened on this node so far.
     pub(super) fn is_flushed(&self) -> bool {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
     }
@@ -279,9 +279,9 @@ impl State {
         }
     }
 
-    /// Takes the next records for the announcer to append. Before, adds a request for the members
-    /// of other nodes if this node needs them, and a roster if one is due. Returns `None` if there
-    /// is nothing to append.
+    /// Takes the next records for the announcer to append. First adds a request for the members of
+    /// other nodes if this node needs them, and a roster (the list of nodes with members) if one is
+    /// due. Returns `None` if there is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {

@@ -123,8 +123,8 @@ impl PresenceStream {
         Self { core: core.clone(), topic: topic.clone(), key, known: HashSet::new(), queue: VecDeque::new() }
     }
 
-    /// Compares whether each of `members` is present now with what the stream has yielded, and adds
-    /// the differences to the queue.
+    /// Checks which of `members` are present now, and adds the differences from what the stream has
+    /// yielded to the queue.
     fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);

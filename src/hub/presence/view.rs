@@ -19,7 +19,7 @@ use tokio::time::Instant;
 const MAX_EMPTY_NODES: usize = 1_000;
 
 /// The maximum of the random pause before this node declares a silent node dead. Because of the
-/// pause, usually one node does so first.
+/// pause, usually a single node declares it dead first.
 const JITTER: Duration = Duration::from_millis(200);
 
 #[derive(Default)]
@@ -39,8 +39,8 @@ pub(super) struct Transition {
 }
 
 struct Node {
-    /// The number of the newest record of the node about its members. A record with a smaller
-    /// number has arrived late, and is ignored.
+    /// The number of the newest record of the node about its members. A record without a greater
+    /// number has arrived late, and is ignored. Further parts of the same list are not late.
     number: u64,
     /// The number of the newest sign of life of the node.
     beat: u64,
