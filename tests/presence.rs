@@ -1,5 +1,5 @@
-//! Presence of a hub in memory: members of topics, their grace time, and the events of changes.
-//! Presence on several nodes is tested in `tests/nodes`.
+//! Presence in a hub in memory: the members of topics, the grace time after the last subscription
+//! of a member, and the events of joins and leaves. `tests/nodes` has the tests with several nodes.
 
 #![cfg(feature = "hub")]
 
@@ -31,7 +31,7 @@ async fn members(topic: &Topic) -> Vec<String> {
     topic.members().await.unwrap().iter().map(ToString::to_string).collect()
 }
 
-/// Returns the changes that can be read now.
+/// Returns the joins (`+`) and leaves (`-`) that the stream yields without waiting.
 fn changes(stream: &mut PresenceStream) -> Vec<String> {
     let mut changes = Vec::new();
     while let Some(Some(change)) = stream.next().now_or_never() {
@@ -51,7 +51,7 @@ fn with_events() -> Builder {
     Hub::builder().presence_events(|topic, change| Some(Event::new(format!("{topic} {}", text(change)))))
 }
 
-/// Returns the data of the events of a topic.
+/// Returns the data of all events that a topic retains.
 async fn events(topic: &Topic) -> Vec<String> {
     let mut subscription = topic.subscribe(Start::Earliest).await.unwrap();
     let mut bytes = Vec::new();
@@ -144,7 +144,7 @@ async fn stream_begins_with_members_and_yields_each_change() {
     assert_eq!(changes(&mut stream), ["+c"]);
     sleep(6 * SECOND).await;
     assert_eq!(changes(&mut stream), ["-a"]);
-    // A slow reader gets the newest state of each member.
+    // A slow reader gets only the differences between what it has read and the current members.
     let mut slow = lobby.presence();
     drop(join(&lobby, "d").await);
     sleep(6 * SECOND).await;
@@ -246,7 +246,8 @@ fn lobby_of(hub: &Hub, name: &str) -> Topic {
     hub.topic(name)
 }
 
-/// Without a runtime there is no timer. The next call ends the grace time.
+/// Without a tokio runtime there is no timer. The next call of a method of presence ends the grace
+/// time.
 #[test]
 fn everything_works_outside_of_a_runtime() {
     let hub = with_events().presence_grace(Duration::from_millis(20)).build();
@@ -262,7 +263,8 @@ fn everything_works_outside_of_a_runtime() {
     assert_eq!(events(&lobby).now_or_never().unwrap(), ["lobby +a", "lobby +b", "lobby -a"]);
 }
 
-/// The subscription is dropped on a thread without a runtime. The timer runs on that of the join.
+/// The subscription is dropped on a thread without a runtime. The timer of the grace time then runs
+/// on the runtime of the join.
 #[tokio::test]
 async fn grace_time_ends_after_a_drop_outside_of_a_runtime() {
     let hub = Hub::builder().presence_grace(Duration::from_millis(20)).build();
@@ -330,7 +332,7 @@ async fn questions_about_all_nodes_are_local_in_memory() {
     assert_eq!(lobby.subscribers_anywhere().await.unwrap(), 2);
 }
 
-/// The timer does not keep the hub alive, and a hub without members has no task.
+/// The task with the timer of the grace time does not keep the hub alive.
 #[tokio::test(start_paused = true)]
 async fn dropped_hub_ends_its_task() {
     let hub = Hub::builder().presence_grace(3600 * SECOND).build();

@@ -1,7 +1,9 @@
-//! Splits a variant of an enum into the name of an event and its data as JSON.
+//! Splits a variant of an enum into the name of an event, and the JSON that is the data of the
+//! event.
 //!
 //! The variant serializes in one pass, directly into the JSON of its content. No
-//! `serde_json::Value` is created. These are the calls of `serde_derive` for a variant `V`:
+//! `serde_json::Value` is created. For a variant `V` of an enum `E`, the code of `serde_derive`
+//! makes these calls:
 //!
 //! | representation | calls |
 //! |---|---|
@@ -9,9 +11,9 @@
 //! | adjacent | `serialize_struct(E, …)`, then a field whose value calls `serialize_unit_variant(E, …, "V")`, then the content as a second field |
 //! | internal | `serialize_struct` or `serialize_map`, then a field or an entry with the `str` `"V"`, then the content as more fields |
 //!
-//! A struct whose first field is a text looks like an internally tagged variant. It differs in one
-//! point: the derived code passes the tag as a `str`, and every field as a sized type, such as
-//! `String` or `&str` (see [`Literal`]).
+//! A struct whose first field is a text serializes with the same calls as an internally tagged
+//! variant. There is one difference: the derived code passes the tag as a `str`, and a field as a
+//! type with a size, such as `String` or `&str` (see [`Literal`]).
 
 use super::{EventName, FieldError};
 use serde_core::{
@@ -20,12 +22,13 @@ use serde_core::{
 };
 use std::{fmt, mem};
 
-/// Writes the content of a variant as JSON, and returns the name of the variant.
+/// Appends the content of a variant to `json` as JSON, and returns the name of the variant as the
+/// name of an event.
 pub(crate) fn write(value: &(impl Serialize + ?Sized), json: &mut Vec<u8>) -> Result<EventName, TaggedError> {
     value.serialize(VariantSerializer { json: &mut serde_json::Serializer::new(json) })
 }
 
-/// The reason why a value is not the event of a variant.
+/// The reason why a value cannot be written as the event of a variant.
 #[derive(Debug)]
 pub(crate) enum TaggedError {
     /// The content does not serialize to JSON.
@@ -68,7 +71,8 @@ type Json<'b> = serde_json::Serializer<&'b mut Vec<u8>>;
 type JsonArray<'a, 'b> = <&'a mut Json<'b> as Serializer>::SerializeSeq;
 type JsonObject<'a, 'b> = <&'a mut Json<'b> as Serializer>::SerializeMap;
 
-/// Accepts a variant of an enum, and returns its name.
+/// A serializer that accepts only variants of enums. It writes the content of the variant to
+/// `json`, and returns the name of the variant. Other values fail with [`TaggedError::NotTagged`].
 struct VariantSerializer<'a, 'b> {
     json: &'a mut Json<'b>,
 }
@@ -81,7 +85,8 @@ macro_rules! not_tagged {
     )*};
 }
 
-/// The methods of a `Serializer` for values that are neither structured nor variants nor text.
+/// Implements the methods of a `Serializer` for numbers, booleans, bytes, and values without a
+/// content, so that they return [`TaggedError::NotTagged`].
 macro_rules! scalars_are_not_tagged {
     () => {
         not_tagged! {
@@ -181,7 +186,7 @@ impl<'a, 'b> Serializer for VariantSerializer<'a, 'b> {
     }
 }
 
-/// The content of a tuple variant, as an array.
+/// The content of a tuple variant, which is written as a JSON array.
 struct TupleContent<'a, 'b> {
     name: EventName,
     array: JsonArray<'a, 'b>,
@@ -201,7 +206,7 @@ impl ser::SerializeTupleVariant for TupleContent<'_, '_> {
     }
 }
 
-/// The content of a struct variant, as an object.
+/// The content of a struct variant, which is written as a JSON object.
 struct StructContent<'a, 'b> {
     name: EventName,
     object: JsonObject<'a, 'b>,
@@ -221,13 +226,14 @@ impl ser::SerializeStructVariant for StructContent<'_, '_> {
     }
 }
 
-/// The fields of a struct or of a map. The first field must be the tag.
+/// The fields of a struct, or the entries of a map. If the first one is the tag of an enum, the
+/// others are the content of the variant. Otherwise the value fails as not tagged.
 struct TaggedFields<'a, 'b> {
     struct_name: Option<&'static str>,
     state: State<'a, 'b>,
 }
 
-/// The position in the fields.
+/// The progress in the fields of a struct or in the entries of a map.
 enum State<'a, 'b> {
     /// The next field is the tag.
     Tag(&'a mut Json<'b>),
@@ -237,12 +243,13 @@ enum State<'a, 'b> {
     Complete(EventName),
     /// The enum is internally tagged. All other fields are the content.
     Fields(EventName, JsonObject<'a, 'b>),
-    /// An error was returned.
+    /// A field was rejected with an error.
     Failed,
 }
 
 impl TaggedFields<'_, '_> {
-    /// Accepts the next value of a struct or of a map. `key` is missing if it was written before.
+    /// Accepts the value of the next field or entry: the tag first, and then the content. `key` is
+    /// the name of a field. It is `None` for the entry of a map, whose key was written before.
     fn value<T: Serialize + ?Sized>(&mut self, key: Option<&'static str>, value: &T) -> Result<(), TaggedError> {
         if let State::Fields(_, object) = &mut self.state {
             match key {
@@ -301,7 +308,7 @@ impl ser::SerializeMap for TaggedFields<'_, '_> {
     type Error = TaggedError;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), TaggedError> {
-        // The key of the tag is not written.
+        // The key of the tag is not written, because the tag is the name of the event.
         if let State::Fields(_, object) = &mut self.state {
             object.serialize_key(key)?;
         }
@@ -317,13 +324,15 @@ impl ser::SerializeMap for TaggedFields<'_, '_> {
     }
 }
 
-/// The memory of a value whose type is `str`, or another type without a size.
+/// The address and the size in bytes of a value of type `str`, or of another type without a fixed
+/// size. They show whether a serialized text is the literal tag of a variant, or the content of a
+/// field.
 ///
-/// Derived code passes the tag of a variant as a literal, so the type of the value is `str`. It
-/// passes each field by reference, so the type of the value is that of the field, which has a size.
-/// So in derived code, a text from a user in the first field of a struct is not used as a name. A
-/// `Serialize` that is written by hand can pass such a text as a `str`: `Event::tagged` warns of
-/// it.
+/// Derived code passes the tag as a literal, so the type of the value is `str`. It passes a field
+/// by reference, so the type of the value is that of the field, which has a fixed size. So in
+/// derived code, a text from a user in the first field of a struct is not used as the name of an
+/// event. A `Serialize` that is written by hand can pass such a text as a `str`: the documentation
+/// of `Event::tagged` warns of this.
 #[derive(Clone, Copy)]
 struct Literal {
     start: *const u8,
@@ -336,13 +345,16 @@ impl Literal {
         (!has_size).then(|| Self { start: std::ptr::from_ref(value).cast(), size: size_of_val(value) })
     }
 
-    /// Returns whether the value is this text itself. A `dyn Serialize` is not.
+    /// Returns `true` if the value is the text `text` itself, and not an object that serializes as
+    /// this text, such as a `dyn Serialize`.
     fn is(&self, text: &str) -> bool {
         self.start == text.as_ptr() && self.size == text.len()
     }
 }
 
-/// Accepts the tag of a variant.
+/// A serializer that accepts only the tag of a variant: the literal `str` of an internally tagged
+/// enum, or the unit variant of an adjacently tagged enum. `struct_name` is the name of the struct
+/// that contains the tag, and `None` for a map.
 struct TagSerializer {
     struct_name: Option<&'static str>,
     literal: Option<Literal>,
@@ -379,7 +391,8 @@ impl Serializer for TagSerializer {
         _: u32,
         variant: &'static str,
     ) -> Result<Tag, TaggedError> {
-        // The first field of a struct can be another enum. Then the names differ.
+        // The first field of an ordinary struct can be a variant of an enum, too. Then the names of
+        // the struct and of the enum differ.
         if self.struct_name == Some(enum_name) {
             Ok(Tag::Adjacent(name_of(variant)?))
         } else {

@@ -108,49 +108,58 @@ impl Builder {
         self
     }
 
-    /// Sets how long a [member](super::Topic::join) without a subscription stays in its topic.
-    /// Default: 5 seconds. At most one day.
+    /// Sets how long a [member](super::Topic::join) stays in its topic after its last subscription
+    /// was dropped. Default: 5 seconds. At most one day.
     ///
-    /// A client that reconnects within this time, to any node, has neither left nor joined. Choose
-    /// it longer than the reconnect delay of the clients. Zero ends a membership with its last
-    /// subscription.
+    /// If the client reconnects within this time, to any node, the member neither leaves nor joins.
+    /// Choose a time that is longer than the reconnect delay of the clients. With zero, a member
+    /// leaves as soon as its last subscription is dropped.
     pub fn presence_grace(mut self, time: Duration) -> Self {
         self.0.presence_grace = time.min(Duration::from_secs(24 * 3600));
         self
     }
 
-    /// Sets the time without a sign of life after which this node counts as dead for the members of
-    /// its topics. Default: 10 seconds. At least 100 milliseconds, at most one hour.
+    /// Sets the lease of this node: the time without a sign of life after which the other nodes
+    /// declare this node dead, so that its [members](super::Topic::join) leave. Default: 10
+    /// seconds. At least 100 milliseconds, at most one hour.
     ///
-    /// If this process dies, its [members](super::Topic::join) leave after this time, the
-    /// [grace time](Self::presence_grace) of the other nodes, and at most a second. While it has
-    /// members, this node appends a sign of life three times in this time. A hub in memory does not
-    /// use it.
+    /// If this process dies, its members leave after the lease, the
+    /// [grace time](Self::presence_grace) of the other nodes, and at most one more second. While
+    /// this node has members, it appends a sign of life to the log three times per lease. A hub in
+    /// memory does not use the lease.
     pub fn presence_lease(mut self, time: Duration) -> Self {
         self.0.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self
     }
 
-    /// Publishes the changes of the [members](super::Topic::join) of each topic as events of that
-    /// topic. The function gets the name of the topic and the change, and returns the event, or
+    /// Publishes the joins and leaves of the [members](super::Topic::join) of each topic as events
+    /// of that topic. `event` gets the name of the topic and the change, and returns the event, or
     /// `None` for no event. Default: no events.
     ///
-    /// Set the same function on all nodes: it must return equal events for equal arguments. While
-    /// nodes with another function run, for example during a deploy, changes have both events. All
-    /// nodes see the changes in the same order, and each event is published once, in this order.
-    /// If the node that has caused a change dies before its event is published, another node
-    /// publishes it. An event is lost only if all nodes that know of the change die, or lose their
-    /// connection until another node publishes a later change of the member or the log evicts the
-    /// records. While the backend is down, events wait. If the backend works and refuses an event for
-    /// a minute, the event is lost.
+    /// Each event is published once, in the order of the changes, which is the same on all nodes. A
+    /// node recognizes an event that another node has published by its bytes. So set the same
+    /// function on all nodes, and return equal events for equal arguments. While nodes with another
+    /// function run, for example during a deploy, a change can have an event of each function.
     ///
-    /// A finished topic gets no events. An event of more than 256 KiB, or with a name that the hub
-    /// uses itself, is not published. If the function panics, there is no event. It is called
-    /// without a lock, on the task that reads the log, so it must not block.
+    /// If the node that has caused a change dies before it has published the event, another node
+    /// publishes it. While the backend is down, events wait. An event is lost in two cases only:
     ///
-    /// Each append of these events succeeds only if the topic has not changed meanwhile, and is
-    /// repeated otherwise. If a topic has hundreds of messages per second, use another topic for
-    /// members: clients can subscribe to both over one connection.
+    /// - Every node that knows of the change dies, or is cut off until another node publishes a
+    ///   later change of the same member, or until the log evicts the records.
+    /// - The backend works, but refuses the event for a minute. If it then refuses the next event
+    ///   of the topic, too, all waiting events of the topic are lost.
+    ///
+    /// A finished topic gets no events. An event whose name is reserved for the hub is not
+    /// published. With a backend, neither is an event of more than 256 KiB. If the function panics,
+    /// the change has no event.
+    ///
+    /// The function must not block. It is called without a lock. With a backend, the task that
+    /// reads the log calls it. In memory, the thread that joins, leaves or reads members calls it,
+    /// or the task that ends grace times.
+    ///
+    /// With a backend, an append of these events is repeated if another event of the topic was
+    /// published in the meantime. If a topic has hundreds of messages per second, use another topic
+    /// for its members: clients can subscribe to both over one connection.
     ///
     /// # Examples
     ///

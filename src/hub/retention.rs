@@ -3,8 +3,8 @@ use std::time::Duration;
 
 /// The limits for the events that one [`Topic`](super::Topic::retention) retains.
 ///
-/// A limit that is not set is that of the hub. A limit may be smaller or greater than that of the
-/// hub.
+/// A limit that is not set here has the value of the hub. A limit that is set may be smaller or
+/// greater than that of the hub.
 ///
 /// # Examples
 ///
@@ -25,27 +25,29 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Creates a retention with the limits of the hub.
+    /// Creates a retention that sets no limit, so that the limits of the hub apply.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the maximum number of retained events. The newest event is retained in any case, until
-    /// it expires. Default: [`Builder::max_events`](super::Builder::max_events).
+    /// Sets the maximum number of events that the topic retains. When the limit is exceeded, the
+    /// oldest events are evicted. The newest event is always retained until it expires, even if the
+    /// limit is 0. Default: [`Builder::max_events`](super::Builder::max_events).
     pub fn max_events(mut self, events: usize) -> Self {
         self.max_events = Some(events);
         self
     }
 
-    /// Sets the maximum size of the retained events, in bytes on the wire. The newest event is
-    /// retained in any case, until it expires. Default:
+    /// Sets the maximum total size of the events that the topic retains, in bytes on the wire. When
+    /// the limit is exceeded, the oldest events are evicted. The newest event is always retained
+    /// until it expires, even if it is larger. Default:
     /// [`Builder::max_bytes`](super::Builder::max_bytes).
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// Sets how long events are retained, and how long the topic is remembered after it is
+    /// Sets how long events are retained, and how long the hub remembers that the topic is
     /// finished. [`Duration::MAX`] and zero disable expiry. Default:
     /// [`Builder::max_age`](super::Builder::max_age).
     pub fn max_age(mut self, age: Duration) -> Self {
@@ -53,7 +55,8 @@ impl Retention {
         self
     }
 
-    /// Returns the limits of a topic in a hub with these limits.
+    /// Returns the limits of a topic with this retention. `hub` has the values of the limits that
+    /// are not set.
     pub(super) fn limits(self, hub: &Limits) -> Limits {
         Limits {
             max_events: self.max_events.unwrap_or(hub.max_events),

@@ -502,13 +502,15 @@ impl Topic {
         self.core.subscribers(&self.name)
     }
 
-    /// Returns whether the topic [exists](Self::exists) on any node of the hub.
+    /// Returns `true` if the topic [exists](Self::exists) on any node of the hub.
     ///
-    /// If it exists on this node, this returns at once. Otherwise it asks the other nodes through
-    /// the log, and returns after the first node that has the topic, or after one second. The
-    /// question is one record, and each node that has the topic writes one record. So use it for
-    /// single requests, and not per client. A node that does not respond in this time is not
-    /// counted. In memory it is the same as [`exists`](Self::exists).
+    /// If the topic exists on this node, this returns at once. Otherwise it asks the other nodes
+    /// through the log, and returns after the first node that has the topic, or after one second. A
+    /// node that does not respond in this time is not counted. In memory this returns the same as
+    /// [`exists`](Self::exists).
+    ///
+    /// The question is one record, and each node that has the topic writes one record. So call this
+    /// for single requests, and not for each client.
     ///
     /// # Errors
     ///
@@ -529,10 +531,11 @@ impl Topic {
     /// Returns the number of [subscriptions](Self::subscribers) to this topic on all nodes of the
     /// hub.
     ///
-    /// With a backend, this asks the other nodes through the log, and takes one second. The question
-    /// is one record, and each node that has the topic writes one record. A node that does not
-    /// respond in this time is not counted. For a number that changes with each client, count the
-    /// [members](Self::members). In memory it is the same as [`subscribers`](Self::subscribers).
+    /// With a backend, this asks the other nodes through the log, and takes one second. The
+    /// question is one record, and each node that has the topic writes one record. A node that does
+    /// not respond in this time is not counted. To show a number that is updated with each client,
+    /// count the [members](Self::members) instead. In memory this returns the same number as
+    /// [`subscribers`](Self::subscribers).
     ///
     /// # Errors
     ///
@@ -552,20 +555,23 @@ impl Topic {
         presence::subscribers_anywhere(&self.core, &self.name).await
     }
 
-    /// Makes this member present in the topic as long as the returned subscription lives.
+    /// Makes `member` present in this topic as long as the returned subscription lives. The
+    /// returned subscription is `subscription` itself.
     ///
-    /// A member can have any number of subscriptions, for example one per tab, on any nodes. It
-    /// joins with the first one. It leaves when it has had none for the
-    /// [grace time](super::Builder::presence_grace), so a client that reconnects in time does
-    /// neither. The subscription need not be one of this topic, and can be a membership in several
-    /// topics: call `join` once for each of them.
+    /// A member can have any number of subscriptions, for example one for each tab, on any nodes.
+    /// It joins with the first one. It leaves when it has had no subscription for the
+    /// [grace time](super::Builder::presence_grace). So a client that reconnects in time neither
+    /// leaves nor joins.
     ///
-    /// With a backend, other nodes learn of the member from one small record, whatever the number of
-    /// members. A second subscription of the member on the same node writes no record. While the
+    /// `subscription` may be a subscription to other topics. To be present in several topics with
+    /// one subscription, call `join` for each of them.
+    ///
+    /// With a backend, a join is one record of about 100 bytes in the log, however many members the
+    /// topic has. A second subscription of the member on the same node writes no record. While the
     /// backend is down, joins and leaves wait.
     ///
-    /// The name can be any text of up to 256 bytes. Use the name or the id of a user who has logged
-    /// in. A client that chooses its name freely can be present as another user.
+    /// `member` is the name, any text of up to 256 bytes. Use the name or the id of a user who has
+    /// logged in: a client that chooses its name freely can be present as another user.
     ///
     /// # Errors
     ///
@@ -588,16 +594,18 @@ impl Topic {
         Ok(subscription)
     }
 
-    /// Returns the members of the topic on all nodes, sorted, each once.
+    /// Returns the names of the [members](Self::join) of the topic on all nodes, sorted and without
+    /// duplicates.
     ///
-    /// The result includes each change that this node has made before the call, and each change that
-    /// was in the log before. With a backend, each call asks it for the end of the log. Concurrent
-    /// calls share this request.
+    /// The result includes each join and leave on this node before the call, and each join and
+    /// leave that was in the log before the call. With a backend, each call asks it for the end of
+    /// the log. Concurrent calls share this request.
     ///
-    /// A node that starts, or that was cut off, may not know the members yet, if the log has evicted
-    /// records. Then it asks the other nodes, and this method waits for them: usually milliseconds.
-    /// If there is no other node, it waits for the [lease](super::Builder::presence_lease). If a node
-    /// has died, it waits for the lease and the grace time.
+    /// A node does not know all members if the log has evicted records before the node has read
+    /// them. This can happen when the node starts, and when it was cut off. Then it asks the other
+    /// nodes, and this method waits for the answers: usually milliseconds. If there is no other
+    /// node, it waits for the [lease](super::Builder::presence_lease) of this node. If another node
+    /// with members has died, it waits for the lease and the grace time.
     ///
     /// # Errors
     ///
@@ -631,8 +639,8 @@ impl Topic {
         presence::members(&self.core, &self.name).await
     }
 
-    /// Returns a stream of the members of the topic on all nodes: first each member that it has, and
-    /// then each change.
+    /// Returns a stream of the [members](Self::join) of the topic on all nodes. It yields each
+    /// present member as [`Joined`](super::Presence::Joined) first, and then each join and leave.
     ///
     /// # Examples
     ///

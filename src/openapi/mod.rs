@@ -1,20 +1,21 @@
 //! Descriptions of event streams in the OpenAPI 3.2 document of [utoipa] 6.
 //!
-//! The types of this module have no values. They stand in the attribute of a handler:
+//! Use the types in the first column in the attribute `#[utoipa::path]` of a handler.
+//! [`TaggedEvents`] and [`SubscriptionEvents`] exist only for this purpose, and have no values.
 //!
-//! | in `responses(…)` | describes |
+//! | in `responses(…)` | describes the response |
 //! |---|---|
 //! | [`TaggedEvents<T>`] | 200 of [`SseStream::tagged`](crate::SseStream::tagged) |
 //! | [`SubscriptionEvents<T>`] | 200 and 204 of a [`Subscription`](crate::hub::Subscription) |
 //! | [`StopReconnecting`] | 204 |
 //! | [`LastEventIdRejection`] | 400 |
 //! | [`JsonError`] | 500 |
-//! | [`hub::Error`](crate::hub::Error) | its statuses from 400 to 503 |
+//! | [`hub::Error`](crate::hub::Error) | 400, 410, 500 and 503 |
 //!
-//! [`LastEventId`] stands in `params(…)`, and describes the header.
+//! For the request header `Last-Event-ID`, use [`LastEventId`] in `params(…)`.
 //!
-//! The response of an event stream has an [`itemSchema`], the schema of each event. OpenAPI 3.1 has
-//! no such keyword, so set the version of the document to 3.2.
+//! The description of an event stream contains an [`itemSchema`]: the schema of each event. OpenAPI
+//! 3.1 has no such keyword, so set the version of the document to 3.2, as in the example.
 //!
 //! # Examples
 //!
@@ -50,8 +51,8 @@
 //! # Ok::<_, serde_json::Error>(())
 //! ```
 //!
-//! List the enum in `components(schemas(…))`, because the description of the stream refers to the
-//! schemas of its fields.
+//! List the enum in `components(schemas(…))`. utoipa then adds the schemas of the types in its
+//! variants to the document. The description of the stream refers to these schemas.
 //!
 //! [utoipa]: https://docs.rs/utoipa/6
 //! [`itemSchema`]: https://spec.openapis.org/oas/v3.2.0.html#sequential-media-types
@@ -77,16 +78,17 @@ use utoipa::{
 };
 use variants::Variant;
 
-/// Describes a stream of enum values: [`SseStream::tagged`](crate::SseStream::tagged), or events of
-/// [`Event::tagged`](crate::Event::tagged).
+/// Describes the response of a stream of enum values:
+/// [`SseStream::tagged`](crate::SseStream::tagged), or a stream of
+/// [`Event::tagged`](crate::Event::tagged) events.
 ///
-/// The [schema](ToSchema) of the enum shows its variants. Each variant is an event with the name of
-/// the variant, and with its content as JSON in `data`. If `T` is not a tagged enum, the data of
-/// all events is described as JSON of `T`.
+/// The variants are read from the [schema](ToSchema) of the enum. Each variant is described as an
+/// event with the name of the variant, and with the content of the variant as JSON in `data`. If
+/// `T` is not a tagged enum, the data of each event is described as JSON of `T`.
 ///
-/// The schema of an adjacently tagged enum looks like the schema of an internally tagged enum whose
-/// variants all have one field, of the same name. Then both forms of the data are described
-/// (`anyOf`).
+/// An adjacently tagged enum (`#[serde(tag, content)]`) can have the same schema as an internally
+/// tagged enum (`#[serde(tag)]`) whose variants all have one field, of the same name. In this case,
+/// the description allows the data of both (`anyOf`).
 pub struct TaggedEvents<T>(PhantomData<fn() -> T>);
 
 impl<T: ToSchema> IntoResponses for TaggedEvents<T> {
@@ -95,9 +97,10 @@ impl<T: ToSchema> IntoResponses for TaggedEvents<T> {
     }
 }
 
-/// Returns the schemas of the events of an enum.
+/// Returns the schemas of the events of a stream of `T`: one schema for each variant if `T` is a
+/// tagged enum, and otherwise one schema for all events.
 fn events_of<T: ToSchema>() -> Vec<Object> {
-    // The conversion fails only for maps whose keys are not strings. A schema has none.
+    // The conversion fails only for maps whose keys are not strings. A schema contains no such map.
     let schema = serde_json::to_value(T::schema()).unwrap_or_default();
     match variants::of(&schema) {
         Some(variants) => variants
@@ -108,7 +111,7 @@ fn events_of<T: ToSchema>() -> Vec<Object> {
     }
 }
 
-/// Returns the schema of an event with this name. `data` is the schema of its data field.
+/// Returns the schema of an event with the name `name`. `data` is the schema of its data field.
 fn event(name: &str, data: Object, description: Option<&str>) -> Object {
     let name = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([name]));
     let mut event = event_without_name(data);
@@ -130,14 +133,14 @@ fn event_without_name(data: Object) -> Object {
         .build()
 }
 
-/// Returns the schema of a text that is JSON. utoipa has no methods for these two keywords of JSON
-/// Schema 2020-12, and writes extensions as they are.
+/// Returns the schema of a string that contains JSON. `content` is the schema of that JSON. utoipa
+/// has no methods for these two keywords of JSON Schema 2020-12, but writes extensions as they are.
 fn json_text(content: Value) -> Object {
     let keywords = [("contentMediaType", "application/json".into()), ("contentSchema", content)];
     ObjectBuilder::new().schema_type(Type::String).extensions(Some(Extensions::from_iter(keywords))).build()
 }
 
-/// Returns the response 200 with these events.
+/// Returns the response 200 with an event stream. `events` are the schemas of its possible events.
 fn event_stream(events: impl IntoIterator<Item = Object>) -> (String, RefOr<Response>) {
     let events = events.into_iter().fold(OneOfBuilder::new(), OneOfBuilder::item);
     let content = ContentBuilder::new().item_schema(Some(events)).build();
@@ -145,14 +148,14 @@ fn event_stream(events: impl IntoIterator<Item = Object>) -> (String, RefOr<Resp
     (StatusCode::OK.as_str().to_owned(), response.build().into())
 }
 
-/// Returns a response whose body is a message for developers.
+/// Returns a response with the status `status`, whose body is a text for developers.
 fn error(status: StatusCode, description: &str) -> (String, RefOr<Response>) {
     let text = Content::new(Some(ObjectBuilder::new().schema_type(Type::String).build()));
     let response = ResponseBuilder::new().description(description).content("text/plain; charset=utf-8", text);
     (status.as_str().to_owned(), response.build().into())
 }
 
-/// Describes the header `Last-Event-ID`.
+/// Describes the optional request header `Last-Event-ID`.
 impl IntoParams for LastEventId {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let id = ObjectBuilder::new().schema_type(Type::String);

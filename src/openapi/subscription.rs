@@ -14,11 +14,12 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Response, Type},
 };
 
-/// Describes the response of a [`Subscription`](hub::Subscription) whose events are made by
-/// [`Event::tagged`](crate::Event::tagged).
+/// Describes the responses of a handler that returns a [`Subscription`](hub::Subscription) whose
+/// events are made by [`Event::tagged`](crate::Event::tagged) from values of `T`.
 ///
-/// It contains the events of [`TaggedEvents`](super::TaggedEvents), and the events `hub-cursor` and
-/// `gap` of the hub. If the client has all events of finished topics, the response is 204.
+/// Response 200 contains the events of [`TaggedEvents`](super::TaggedEvents), and the events
+/// `hub-cursor` and `gap` that the hub adds. Response 204 means that the topics are finished, and
+/// that the client has all of their events.
 pub struct SubscriptionEvents<T>(PhantomData<fn() -> T>);
 
 impl<T: ToSchema> IntoResponses for SubscriptionEvents<T> {

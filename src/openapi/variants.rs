@@ -1,6 +1,9 @@
-//! Finds the variants of an enum in its JSON Schema.
+//! Finds the variants of an enum in its JSON Schema, as utoipa derives it.
 //!
-//! utoipa derives these schemas, in a `oneOf` unless all variants are units:
+//! An externally tagged enum of unit variants has one schema, which lists the names of the
+//! variants. Other schemas are a `oneOf` with one item for each variant. In this table, `V` is the
+//! name of the variant. `tag` and `content` stand for the values of serde's attributes `tag` and
+//! `content`.
 //!
 //! | representation | struct or newtype variant | unit variant |
 //! |---|---|---|
@@ -10,16 +13,18 @@
 
 use serde_json::{Map, Value, json};
 
-/// A variant of an enum.
+/// A variant of an enum: an event with the same name.
 #[derive(Debug, PartialEq)]
 pub(super) struct Variant {
     pub(super) name: String,
     pub(super) description: Option<String>,
-    /// The schema of the content, as [`Event::tagged`](crate::Event::tagged) writes it.
+    /// The schema of the JSON that [`Event::tagged`](crate::Event::tagged) writes as data for this
+    /// variant.
     pub(super) content: Value,
 }
 
-/// Returns the variants. `None` if the schema is not that of a tagged enum.
+/// Returns the variants of the enum with this schema. Returns `None` if the schema is not that of a
+/// tagged enum.
 pub(super) fn of(schema: &Value) -> Option<Vec<Variant>> {
     if let Some(names) = names(schema) {
         return Some(names.into_iter().map(|name| unit(name, schema)).collect());
@@ -31,13 +36,15 @@ pub(super) fn of(schema: &Value) -> Option<Vec<Variant>> {
     }
 }
 
-/// Returns the values of a schema that lists texts.
+/// Returns the strings in a schema of the form `{ type: string, enum: […] }`, which allows these
+/// strings only. Returns `None` for other schemas.
 fn names(schema: &Value) -> Option<Vec<&str>> {
     let is_text = schema.get("type")? == "string";
     schema.get("enum").filter(|_| is_text)?.as_array()?.iter().map(Value::as_str).collect()
 }
 
-/// Returns the value of a schema that allows one text.
+/// Returns the string in a schema that allows a single string: `{ type: string, enum: [V] }`.
+/// Returns `None` for other schemas.
 fn only_name(schema: &Value) -> Option<&str> {
     match names(schema)?[..] {
         [name] => Some(name),
@@ -62,14 +69,15 @@ fn external(item: &Value) -> Option<Variant> {
     Some(Variant { name: name.clone(), description: description(item), content: content.clone() })
 }
 
-/// Returns the parts of a schema that can contain the tag: the schema itself, or those of its
-/// `allOf`.
+/// Returns the parts of the schema of a variant that can contain its tag: the members of its
+/// `allOf`, if it has one, and the schema itself.
 fn parts(item: &Value) -> impl Iterator<Item = &Map<String, Value>> {
     let parts = item.get("allOf").and_then(Value::as_array);
     parts.into_iter().flatten().chain([item]).filter_map(Value::as_object)
 }
 
-/// Returns the required properties that allow one text, the last required property first.
+/// Returns the properties of a variant that can be its tag, with their values: the required
+/// properties that allow only one string. The last required property comes first.
 fn candidates(item: &Value) -> impl Iterator<Item = (&str, &str)> {
     parts(item).flat_map(|part| {
         let required = part.get("required").and_then(Value::as_array).into_iter().flatten().rev();
@@ -77,21 +85,23 @@ fn candidates(item: &Value) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Returns the name of the tag: the property of all variants that allows one text. utoipa requires
-/// the tag last.
+/// Returns the name of the tag: the property that allows a single string in each of the variants
+/// `items`. Returns `None` if the variants have no such property, because the enum is externally
+/// tagged. utoipa lists the tag as the last required property, so the last such property is taken.
 fn tag(items: &[Value]) -> Option<String> {
     let is_tag = |key: &str| items.iter().all(|item| candidates(item).any(|(other, _)| other == key));
     candidates(items.first()?).map(|(key, _)| key).find(|key| is_tag(key)).map(str::to_owned)
 }
 
-/// Returns the variants of an internally or adjacently tagged enum.
+/// Returns the variants of an internally or adjacently tagged enum, from the schemas `items` of its
+/// variants. Returns `None` if a variant has no tag of the name `tag`.
 fn tagged(items: &[Value], tag: &str) -> Option<Vec<Variant>> {
     let contents: Vec<_> = items.iter().map(|item| without_tag(item, tag)).collect();
     let can_be_adjacent = {
         let mut keys = contents.iter().filter(|content| !is_empty(content)).map(only_property);
         match keys.next() {
             Some(first) => first.is_some() && keys.all(|key| key == first),
-            // Only units: the data is `null` or `{}`.
+            // All variants are units: the data is `null` or `{}`.
             None => true,
         }
     };
@@ -108,7 +118,7 @@ fn tagged(items: &[Value], tag: &str) -> Option<Vec<Variant>> {
     variants.collect()
 }
 
-/// Returns the schema of an object without its tag.
+/// Returns the schema of a variant without the property `tag`, the description and the title.
 fn without_tag(item: &Value, tag: &str) -> Value {
     let mut item = item.clone();
     remove(&mut item, tag);
@@ -129,7 +139,7 @@ fn without_tag(item: &Value, tag: &str) -> Value {
     }
 }
 
-/// Removes a property from the schema of an object.
+/// Removes the property `key` from the schema of an object.
 fn remove(object: &mut Value, key: &str) {
     let is_empty = |value: &Value| match value {
         Value::Array(items) => items.is_empty(),
@@ -146,12 +156,13 @@ fn remove(object: &mut Value, key: &str) {
     object.retain(|name, value| !(matches!(&**name, "properties" | "required") && is_empty(value)));
 }
 
-/// Returns whether a schema only says that the value is an object.
+/// Returns `true` if a schema says no more than the type of the value.
 fn is_empty(schema: &Value) -> bool {
     schema.as_object().is_some_and(|schema| schema.keys().all(|key| key == "type"))
 }
 
-/// Returns the name of the only property of an object, if it is required.
+/// Returns the name of the only property in the schema of an object. Returns `None` if the object
+/// has no property or several, or if the property is optional.
 fn only_property(schema: &Value) -> Option<&str> {
     let schema = schema.as_object()?;
     let properties = schema.get("properties")?.as_object()?;

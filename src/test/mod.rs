@@ -1,12 +1,13 @@
-//! Tests of handlers: a reader for the event stream of a response.
+//! Utilities for the tests of handlers: a reader for the event stream of a response.
 //!
 //! - [`get`] and [`resume`] call a router or another service in the process of the test, without a
-//!   socket.
+//!   socket. [`resume`] sends a `Last-Event-ID`.
 //! - [`events`] reads any [`http::Response`]: of a service, of hyper, or of reqwest.
 //!
 //! The reader interprets the stream as the HTML standard specifies for an `EventSource`. Each call
 //! has a deadline, 5 seconds by default, so that a test fails instead of waiting forever. In a test
-//! with paused time ([`tokio::time::pause`]), a heartbeat after 15 seconds needs no time.
+//! with paused time ([`tokio::time::pause`]), the clock advances while all tasks wait. So a
+//! heartbeat after 15 seconds arrives immediately.
 //!
 //! In this example, the second line calls the handler, and the third line reads its first event:
 //!
@@ -47,10 +48,12 @@ use std::{fmt, future::poll_fn, panic::Location, time::Duration};
 use tokio::time::timeout;
 use tower_service::Service;
 
-/// The default time that a test waits for a response or an event before it panics.
+/// The maximum time that a test waits for a response, and by default for each event, before it
+/// panics.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Reads the event stream of a response, as an `EventSource` does.
+/// Returns a reader for the event stream of a response. The reader interprets the stream as an
+/// `EventSource` does.
 ///
 /// The response can come from a router or service in this process, without a socket, or from any
 /// client whose response is an [`http::Response`] with a body: hyper's `Response<Incoming>`, or
@@ -93,7 +96,8 @@ where
     EventReader::new(response.into_body(), DEADLINE)
 }
 
-/// Returns the reason why a client does not accept the response as an event stream.
+/// Checks that a client accepts the response as an event stream: its status is 200, and its
+/// `Content-Type` is `text/event-stream`. Returns the reason as the error if a client does not.
 fn check<B>(response: &Response<B>) -> Result<(), String> {
     let status = response.status();
     if status != StatusCode::OK {
@@ -106,16 +110,17 @@ fn check<B>(response: &Response<B>) -> Result<(), String> {
     Ok(())
 }
 
-/// Sends `GET uri` to a router or another service in this process, and reads the event stream of
-/// the response.
+/// Sends `GET uri` to a router or another service in this process, and returns a reader for the
+/// event stream of the response.
 ///
-/// The service handles requests with a `String` as the body, as every axum router does. For other
-/// methods, headers and services, call the service and use [`events`].
+/// The service must handle requests with a `String` as the body, as every axum router does. For
+/// other methods, headers and request bodies, call the service yourself and pass its response to
+/// [`events`].
 ///
 /// # Panics
 ///
-/// Panics if the service does not respond within 5 seconds, if it fails, if `uri` is not valid, or
-/// if the response is not an event stream (see [`events`]).
+/// Panics if the service does not respond within 5 seconds, if the service returns an error, if
+/// `uri` is not valid, or if the response is not an event stream (see [`events`]).
 ///
 /// # Examples
 ///
@@ -141,14 +146,15 @@ where
     call(service, Request::get(uri).header(ACCEPT, "text/event-stream"), Location::caller())
 }
 
-/// Sends `GET uri` with this `Last-Event-ID`, like a client that reconnects. Otherwise like
-/// [`get`].
+/// Sends `GET uri` with the header `Last-Event-ID: last_event_id`, like a client that reconnects.
+/// Everything else is as in [`get`].
 ///
-/// [`EventReader::last_event_id`] is the id that the client of an earlier response would send.
+/// To reconnect after an earlier response, pass the [`last_event_id`](EventReader::last_event_id)
+/// of its reader.
 ///
 /// # Panics
 ///
-/// Panics if `last_event_id` is not valid in a header, and as [`get`] does.
+/// Panics if `last_event_id` is not valid in a header, and in the same cases as [`get`].
 ///
 /// # Examples
 ///

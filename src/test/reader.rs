@@ -11,31 +11,32 @@ use std::{
 };
 use tokio::time::{sleep, timeout};
 
-/// Reads the events of one response. Created by [`events`](super::events), [`get`](super::get) and
-/// [`resume`](super::resume).
+/// A reader for the events of one response. [`events`](super::events), [`get`](super::get) and
+/// [`resume`](super::resume) create it.
 ///
-/// Every method that waits panics if an event does not arrive within the deadline, 5 seconds by
-/// default. The message contains the line of the call and everything that was read. To close the
+/// A method that waits for events panics if an event does not arrive within the deadline, 5 seconds
+/// by default. The message contains the line of the call and everything that was read. To close the
 /// connection like a client that leaves, drop the reader.
 ///
-/// In a test with paused time ([`tokio::time::pause`]), waiting takes no time: tokio advances its
-/// clock when every task is idle. A test that reads from a socket should not pause the time,
-/// because tokio does not see the other side at work.
+/// In a test with paused time ([`tokio::time::pause`]), waiting takes no real time: tokio advances
+/// its clock when every task waits. A test that reads from a socket should not pause the time.
+/// Tokio does not see that the other side of the socket is busy, and advances the clock to the
+/// deadline.
 pub struct EventReader {
     body: Box<dyn EventBody>,
     deadline: Duration,
     ignored: Vec<String>,
     interpreter: whatwg::Interpreter,
-    /// The number of messages of the interpreter that were returned or ignored.
+    /// The number of events of `interpreter` that were returned or ignored so far.
     read: usize,
     end: Option<End>,
 }
 
-/// The end of a body.
+/// The end of the response body.
 #[derive(Clone, Debug)]
 enum End {
     Clean,
-    /// The body has failed with this text.
+    /// The body has ended with an error, whose text is this.
     Failed(String),
 }
 
@@ -54,17 +55,18 @@ impl EventReader {
         }
     }
 
-    /// Sets the time that each later call waits for an event before it panics. Default: 5 seconds.
+    /// Sets the deadline: the maximum time that each later call waits for an event before it
+    /// panics. Default: 5 seconds.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Skips events with this name, like a page that has no listener for them. A second call adds
-    /// another name.
+    /// Skips events with the name `name`, like a page that has no listener for them. Each further
+    /// call adds another name.
     ///
-    /// The id of a skipped event still counts ([`last_event_id`](Self::last_event_id)).
+    /// The id of a skipped event still counts for [`last_event_id`](Self::last_event_id).
     ///
     /// # Examples
     ///
@@ -95,7 +97,7 @@ impl EventReader {
         self
     }
 
-    /// Returns the next event, or `None` if the stream has ended.
+    /// Returns the next event. Returns `None` if the stream has ended without an error.
     ///
     /// # Panics
     ///
@@ -135,7 +137,7 @@ impl EventReader {
     /// # Panics
     ///
     /// Panics if an event does not arrive within the deadline after the previous event, if the
-    /// stream ends before that event, or if the body fails.
+    /// stream ends before `is_last` has accepted an event, or if the body fails.
     ///
     /// # Examples
     ///
@@ -173,12 +175,12 @@ impl EventReader {
         }
     }
 
-    /// Returns all remaining events, and waits for the end of the stream.
+    /// Waits for the end of the stream, and returns all remaining events.
     ///
     /// # Panics
     ///
-    /// Panics if neither the next event nor the end arrives within the deadline, or if the body
-    /// fails.
+    /// Panics if neither another event nor the end arrives within the deadline after the previous
+    /// event, or if the body fails.
     #[track_caller]
     pub fn rest(&mut self) -> impl Future<Output = Vec<ReceivedEvent>> + Send {
         let caller = Location::caller();
@@ -191,8 +193,8 @@ impl EventReader {
         }
     }
 
-    /// Waits for this time, and asserts that no event arrives and that the stream stays open.
-    /// Comments may arrive.
+    /// Waits for `time`, and asserts that no event arrives in this time and that the stream stays
+    /// open. Comments and ignored events may arrive. The deadline has no effect.
     ///
     /// # Panics
     ///
@@ -226,12 +228,13 @@ impl EventReader {
         }
     }
 
-    /// Returns the error of the body, which is the next thing after the events that were read. The
-    /// transfer of such a response is aborted.
+    /// Waits for the error of the response body, and returns its text. The server aborts the
+    /// transfer of such a response. Read all events before the error first.
     ///
     /// # Panics
     ///
-    /// Panics if there is another event or a clean end, or if nothing arrives within the deadline.
+    /// Panics if another event or the regular end of the stream arrives before the error, or if
+    /// nothing arrives within the deadline.
     ///
     /// # Examples
     ///
@@ -258,22 +261,23 @@ impl EventReader {
         }
     }
 
-    /// Returns the comments that were read so far, without their leading colon. By default,
-    /// heartbeats are comments.
+    /// Returns the comments that were read so far, without their leading colon. Heartbeats are
+    /// comments by default.
     #[must_use]
     pub fn comments(&self) -> &[String] {
         &self.interpreter.source.comments
     }
 
-    /// Returns the last reconnect delay that was read so far, or `None` if no delay was read.
+    /// Returns the reconnect delay that the stream has set last, as far as it was read. Returns
+    /// `None` if the stream has set no delay.
     #[must_use]
     pub fn retry(&self) -> Option<Duration> {
         let milliseconds = self.interpreter.source.reconnection_time.as_ref()?;
         milliseconds.parse().ok().map(Duration::from_millis)
     }
 
-    /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now. Empty if
-    /// there is no id.
+    /// Returns the id that a client would send in `Last-Event-ID` if it reconnected now. The id is
+    /// empty if the stream has no id so far.
     #[must_use]
     pub fn last_event_id(&self) -> &str {
         &self.interpreter.source.last_event_id
@@ -327,10 +331,10 @@ impl fmt::Debug for EventReader {
     }
 }
 
-/// A response body of any type, with its type erased.
+/// A response body of any type, behind one object type. Errors are converted to text.
 trait EventBody: Send {
-    /// Returns the next data of the body, the text of its error, or `None` at its end. Skips
-    /// trailers.
+    /// Polls the next data of the body. Returns `None` at the end of the body, and the text of the
+    /// error if the body fails. Trailers are skipped.
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, String>>>;
 }
 

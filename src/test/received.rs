@@ -2,7 +2,7 @@ use super::whatwg;
 use crate::Event;
 use serde_core::de::DeserializeOwned;
 
-/// An event as a client dispatches it.
+/// An event as a client dispatches it to the page.
 ///
 /// It can be compared with an [`Event`]:
 ///
@@ -20,12 +20,12 @@ use serde_core::de::DeserializeOwned;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReceivedEvent {
-    /// The name of the event, or `message` if the stream sets no name.
+    /// The name of the event, or `message` if the event has no name in the stream.
     pub name: String,
-    /// The data of the event. Several lines are joined with LF.
+    /// The data of the event. Several `data` lines are joined with LF.
     pub data: String,
-    /// The client's last event id when it dispatches this event. If the event itself has no id,
-    /// this is the id of an earlier event. Empty if no event had an id.
+    /// The last event id of the client when it dispatches this event. If the event itself has no
+    /// id, this is the last id before it in the stream. Empty if there is no such id.
     pub id: String,
 }
 
@@ -35,20 +35,22 @@ impl ReceivedEvent {
         Self { name: r#type, data, id: last_event_id }
     }
 
-    /// Deserializes the data from JSON.
+    /// Deserializes the data of the event from JSON.
     ///
     /// # Panics
     ///
-    /// Panics if the data is not JSON of this type. The message contains the data.
+    /// Panics if the data is not JSON of the type `T`. The message contains the data.
     #[track_caller]
     pub fn json<T: DeserializeOwned>(&self) -> T {
         serde_json::from_str(&self.data).unwrap_or_else(|error| panic!("{error} in the data {:?}", self.data))
     }
 }
 
-/// Compares the name and the data, and the id if `event` has one. A client does not dispatch the
-/// reconnect delay and the comments of an event, so they are not compared. An `Event` without data
-/// and name equals no received event, because a client does not dispatch it.
+/// Compares the name and the data, and also the id if `event` has an id. The reconnect delay and
+/// the comments of `event` are not compared, because a client does not dispatch them.
+///
+/// A client does not dispatch an event without data and name. So such an `event` equals no received
+/// event.
 impl PartialEq<Event> for ReceivedEvent {
     fn eq(&self, event: &Event) -> bool {
         event.event_data().is_some_and(|data| data == self.data)

@@ -1,23 +1,24 @@
 //! A parser of event streams, written from the HTML standard and from nothing else:
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>.
 //!
-//! It is slow. It follows the standard in the same order and with the same terms.
+//! The parser follows the standard in the same order and with the same terms, and is not fast. The
+//! tests of this crate compare other code with it.
 
-/// The state of an `EventSource` after it has interpreted a stream.
+/// The result of interpreting a stream: what a page receives, and the state of its `EventSource`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventSource {
     /// The events that were dispatched, in order.
     pub messages: Vec<Message>,
     /// The id that the client would send as `Last-Event-ID` if it reconnected.
     pub last_event_id: String,
-    /// The reconnection time in milliseconds, as the digits that the stream contains. `None` if the
-    /// stream sets no time.
+    /// The reconnection time in milliseconds, as the digits in the last valid `retry` field of the
+    /// stream. `None` if the stream has no such field.
     pub reconnection_time: Option<String>,
-    /// The comment lines without their leading colon. A page does not see them.
+    /// The comment lines without their leading colon. A page does not receive them.
     pub comments: Vec<String>,
 }
 
-/// A `MessageEvent` that a page receives.
+/// An event that a page receives, with the fields of a `MessageEvent` in JavaScript.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub r#type: String,
@@ -25,15 +26,18 @@ pub struct Message {
     pub last_event_id: String,
 }
 
-/// Interprets a whole stream of a new client. An incomplete event at the end is discarded.
+/// Interprets `stream`, the whole stream of a client that has no last event id. An incomplete event
+/// at the end is discarded.
 pub fn parse(stream: &[u8]) -> EventSource {
     parse_after("", stream)
 }
 
-/// Interprets a whole stream of a client that has reconnected with the id `last_event_id_string`.
+/// Interprets `stream`, the whole stream of a client that has reconnected with the id
+/// `last_event_id_string`.
 ///
-/// At the first blank line, the last id of this stream replaces that id. If the stream has no id
-/// until then, the client's id becomes empty.
+/// The id of the client stays until the first blank line of the stream. Then the last id in the
+/// lines before replaces it. If these lines have no id, the id becomes empty, because the standard
+/// begins each stream with an empty last event ID buffer.
 pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     let mut interpreter = Interpreter::default();
     last_event_id_string.clone_into(&mut interpreter.source.last_event_id);
@@ -42,15 +46,16 @@ pub fn parse_after(last_event_id_string: &str, stream: &[u8]) -> EventSource {
     interpreter.source
 }
 
-/// Interprets a stream that arrives in parts.
+/// An interpreter of a stream that arrives in parts. [`feed`](Self::feed) passes each part to it.
 #[derive(Clone, Debug, Default)]
 pub struct Interpreter {
-    /// The result so far.
+    /// The result of all parts so far.
     pub source: EventSource,
     line: Vec<u8>,
-    /// Set if the last byte was a CR. If the next byte is an LF, it belongs to the same line end.
+    /// Set if the last byte was a CR. An LF immediately after it belongs to the same line end.
     is_after_cr: bool,
-    /// Set after the first line. Only the first line can begin with a byte order mark.
+    /// Set after the first line. A byte order mark is removed only at the beginning of the first
+    /// line.
     is_after_first_line: bool,
     data: String,
     event_type: String,

@@ -1,5 +1,5 @@
-//! Presence on several nodes: all nodes have the same members, and publish each change once and in
-//! order, whatever happens to the nodes and the backend.
+//! Presence on several nodes: all nodes have the same members. Each join and each leave is
+//! published as an event once and in order, in spite of failures of nodes and of the backend.
 
 use super::{
     PLENTY,
@@ -65,14 +65,15 @@ async fn members(hub: &Hub) -> Vec<String> {
     members.iter().map(ToString::to_string).collect()
 }
 
-/// Asserts that all nodes have these members.
+/// Asserts that the topic `lobby` has the members `expected` on each node.
 async fn assert_members(hubs: &[Hub], expected: &[&str]) {
     for (number, hub) in hubs.iter().enumerate() {
         assert_eq!(members(hub).await, expected, "node {number}");
     }
 }
 
-/// Publishes to another topic, and lets the nodes read it.
+/// Publishes 50 events to another topic, one at a time, so that a small log evicts all earlier
+/// records.
 async fn evict(hub: &Hub) {
     for n in 0..50 {
         hub.topic("other").publish(Event::display(n)).await.unwrap();
@@ -88,7 +89,8 @@ fn changes(stream: &mut PresenceStream) -> Vec<String> {
     changes
 }
 
-/// Returns the data of the records of a topic.
+/// Returns the data of all records of a topic that were ever appended to the log, also of evicted
+/// ones.
 fn log(shared: &Shared, topic: &str) -> Vec<String> {
     let data = |record: &Record| {
         let text = String::from_utf8(record.event.to_vec()).unwrap();
@@ -101,14 +103,15 @@ fn events(shared: &Shared) -> Vec<String> {
     log(shared, "lobby")
 }
 
-/// Returns the records of presence.
+/// Returns the data of all records about members that were ever appended to the log.
 fn records(shared: &Shared) -> Vec<String> {
     let mut records = log(shared, "tower-sse/nodes");
     records.retain(|record| record.starts_with("{\"presence\":"));
     records
 }
 
-/// Asserts that each member joins and leaves alternately, and returns the members at the end.
+/// Asserts that the joins (`+`) and leaves (`-`) of each member in `events` alternate. Returns the
+/// members after the last event.
 fn replay(events: &[String]) -> BTreeSet<String> {
     let mut present = BTreeSet::new();
     for event in events {
@@ -126,7 +129,7 @@ async fn all_nodes_have_the_same_members_and_events() {
     let mut streams = [0, 1, 2].map(|node| hubs[node].topic("lobby").presence());
     streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), [""; 0]));
     let b = join(&hubs[1], "b").await;
-    // The node has written it before it returns the members.
+    // The node has appended the join before it returns the members.
     assert_eq!(members(&hubs[1]).await, ["b"]);
     let _a = [join(&hubs[0], "a").await, join(&hubs[2], "a").await];
     assert_members(&hubs, &["a", "b"]).await;
@@ -163,7 +166,7 @@ async fn join_costs_the_same_with_ten_thousand_members() {
     let mut sizes = Vec::new();
     for n in 0..10_000 {
         all.push(join(&hubs[n % 2], &format!("member {n:05}")).await);
-        // The node writes one record per change if it has the time.
+        // The node appends one record for each join if it has the time.
         settle().await;
     }
     let appended = shared.log().all.len();
@@ -172,16 +175,16 @@ async fn join_costs_the_same_with_ten_thousand_members() {
         all.push(join(&hubs[n % 2], &format!("member {n:05}")).await);
         settle().await;
         let new: Vec<_> = records(&shared).into_iter().skip(records(&shared).len() - 1).collect();
-        // The record about the member, and its event.
+        // The record about the join, and its event.
         assert_eq!(shared.log().all.len() - before, 2, "{new:?}");
         sizes.push(new[0].len());
     }
     assert!(sizes.iter().all(|size| *size < 150), "{sizes:?}");
-    // No signs of life in between, as the time is paused: a record and an event for each member, and
-    // the first sign of life of each node.
+    // The time is paused, so there are no signs of life in between. The records are a join and an
+    // event for each member, and the first sign of life of each node.
     assert!(appended <= 20_002, "{appended}");
     assert!(records(&shared).iter().all(|record| record.len() < 150));
-    // Further tabs write nothing.
+    // Further subscriptions of the same members append no record.
     let before = shared.log().all.len();
     for n in 0..100 {
         all.push(join(&hubs[n % 2], &format!("member {n:05}")).await);
@@ -190,7 +193,7 @@ async fn join_costs_the_same_with_ten_thousand_members() {
     assert_eq!(shared.log().all.len(), before);
     assert_eq!(members(&hubs[0]).await.len(), 10_002);
     assert_eq!(members(&hubs[0]).await, members(&hubs[1]).await);
-    // A node that joins the others reads them.
+    // A new node reads the members in the log.
     let third = node(&shared.connect()).await;
     assert_eq!(members(&third).await.len(), 10_002);
 }
@@ -205,14 +208,14 @@ async fn members_of_a_dead_node_leave_after_lease_and_grace() {
         let mut streams = [1, 2].map(|node| hubs[node].topic("lobby").presence());
         streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["+a", "+b"]));
         connections[0].set(Mode::Hangs);
-        // The last sign of life was at most a third of the lease ago.
+        // The node has appended its last sign of life at most a third of the lease ago.
         sleep(LEASE * 2 / 3 + GRACE - SECOND).await;
         assert_members(&hubs[1..], &["a", "b"]).await;
         sleep(LEASE / 3 + SECOND * 2).await;
         assert_members(&hubs[1..], &["b"]).await;
         streams.iter_mut().for_each(|stream| assert_eq!(changes(stream), ["-a"]));
         assert_eq!(events(&shared), ["+a", "+b", "-a"]);
-        // It was only paused.
+        // The node was not dead, but only cut off.
         connections[0].set(Mode::Works);
         sleep(SECOND * 2).await;
         assert_members(&hubs, &["a", "b"]).await;
@@ -237,7 +240,7 @@ async fn members_of_a_dead_node_can_reconnect_elsewhere() {
     assert_eq!(events(&shared), ["+a"]);
 }
 
-/// All records about the members are evicted.
+/// The log evicts all records about the members before the new node starts.
 #[tokio::test(start_paused = true)]
 async fn new_node_asks_for_evicted_members() {
     let shared = Shared::new(20);
@@ -256,14 +259,14 @@ async fn new_node_asks_for_evicted_members() {
     sleep(SECOND).await;
     assert_members(&hubs, &["a", "b", "c"]).await;
     assert_eq!(events(&shared), ["+a", "+b", "+c"]);
-    // One request, one roster or two, and the members of two nodes. The first record of each node
-    // has all of its members, too.
+    // There is one request, and one or two rosters (lists of nodes with members). The lists of all
+    // members are the two answers, and the first record of each of the three nodes.
     let count = |text: &str| records(&shared).iter().filter(|record| record.contains(text)).count();
     let counts = [count("\"ask\""), count("\"through\""), count("\"members\"")];
     assert!(counts[0] == 1 && counts[1] <= 2 && counts[2] == 5, "{:?}", records(&shared));
 }
 
-/// Nodes without members know that the others have none, either.
+/// Nodes without members answer, too: they know that no node has members.
 #[tokio::test(start_paused = true)]
 async fn new_node_without_members_elsewhere_gets_an_answer() {
     let shared = Shared::new(5);
@@ -273,7 +276,7 @@ async fn new_node_without_members_elsewhere_gets_an_answer() {
     let begin = Instant::now();
     assert_eq!(members(&third).await, [""; 0]);
     assert!(begin.elapsed() < SECOND);
-    // No other node has read the log. Then it takes a lease.
+    // If no other node exists, the new node waits for a lease.
     let [alone] = {
         let shared = Shared::new(5);
         let connection = shared.connect();
@@ -307,7 +310,8 @@ async fn node_that_missed_evicted_records_has_the_same_members() {
     connections[2].set(Mode::Works);
     sleep(SECOND * 3).await;
     assert_members(&hubs, &["a", "b", "d"]).await;
-    // The stream of the node that has missed them yields the differences.
+    // The node that has missed the changes does not know their order. Its stream yields the
+    // differences.
     assert_eq!(changes(&mut streams[2]), ["-c", "+d"]);
     assert_eq!(changes(&mut streams[0]), ["+d", "-c"]);
     assert_eq!(events(&shared), ["+a", "+b", "+c", "+d", "-c"]);
@@ -356,14 +360,15 @@ async fn presence_begins_anew_in_another_log() {
     assert_eq!(replay(&events(&shared)), BTreeSet::from(["a".to_owned(), "b".to_owned()]));
 }
 
-/// A node dies between a change and its event.
+/// The node dies after it has appended the join of a member, and before it publishes the event of
+/// the join.
 #[tokio::test(start_paused = true)]
 async fn another_node_publishes_the_event_of_a_dead_node() {
     let shared = Shared::new(PLENTY);
     let (hubs, connections) = nodes::<3>(&shared).await;
     let _a = join(&hubs[1], "a").await;
     sleep(SECOND).await;
-    // It writes that the member has joined, and gets no response any more.
+    // The join is appended, but the node gets no response.
     connections[0].set(Mode::LosesAnswers);
     let _b = join(&hubs[0], "b").await;
     while !records(&shared).iter().any(|record| record.contains("\"b\"")) {
@@ -388,7 +393,7 @@ async fn finished_topic_gets_no_events() {
     assert!(hubs[1].topic("lobby").publish(Event::new("x")).await.is_err());
 }
 
-/// Other publishers use the topic at the same time.
+/// Other publishers use the same topic at the same time.
 #[tokio::test(start_paused = true)]
 async fn events_are_published_once_in_a_busy_topic() {
     let shared = Shared::new(PLENTY);
@@ -440,7 +445,7 @@ async fn foreign_records_are_harmless() {
     sleep(SECOND).await;
     assert_members(&hubs, &["a", "foreign"]).await;
     assert_eq!(log(&shared, "tower-sse/nodes").iter().filter(|record| *record == "+x").count(), 0);
-    // It has no node that sends signs of life.
+    // No node sends signs of life for the members in the foreign records, so they leave.
     sleep(SECOND * 3 + GRACE).await;
     assert_members(&hubs, &["a"]).await;
     assert_eq!(events(&shared), ["+a", "+foreign", "-foreign"]);
@@ -470,7 +475,7 @@ async fn questions_are_answered_by_all_nodes() {
     let begin = Instant::now();
     assert!(topics[1].exists_anywhere().await.unwrap());
     assert!(begin.elapsed() < SECOND / 10, "the first answer is enough");
-    // A node that does not answer does not count.
+    // The subscriptions on a node that does not answer are not counted.
     connections[2].set(Mode::Hangs);
     assert_eq!(topics[1].subscribers_anywhere().await.unwrap(), 1);
     connections[1].set(Mode::Fails);
@@ -501,7 +506,7 @@ async fn dropped_hubs_have_no_tasks() {
     assert_eq!(runtime::Handle::current().metrics().num_alive_tasks(), 0);
 }
 
-/// A member joins after a node has asked, and before the answers.
+/// A member joins after a new node has requested the members, and before the other nodes answer.
 #[tokio::test(start_paused = true)]
 async fn member_that_joins_during_a_request_is_known() {
     let shared = Shared::new(20);
@@ -519,7 +524,8 @@ async fn member_that_joins_during_a_request_is_known() {
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
 }
 
-/// A node declares a death, and the other node has sent a sign of life that was not read yet.
+/// A node declares another node dead, but has not read the newest sign of life of that node. Such a
+/// declaration has no effect.
 #[tokio::test(start_paused = true)]
 async fn death_has_no_effect_after_a_sign_of_life() {
     let shared = Shared::new(PLENTY);
@@ -538,12 +544,12 @@ async fn death_has_no_effect_after_a_sign_of_life() {
         let expected: &[&str] = if is_dead { &[] } else { &["a"] };
         assert_members(&hubs, expected).await;
     }
-    // A record from before the death arrives late.
+    // A record that was created before the death arrives late, and has no effect.
     append(r#"{"presence":{"author":[7,2,2000],"changes":[["lobby","b",true]]}}"#).await;
     assert_members(&hubs, &[]).await;
 }
 
-/// A node publishes an event, and does not read it yet.
+/// The event is in the log, but the nodes have not read it yet. No node may publish it again.
 #[tokio::test(start_paused = true)]
 async fn event_is_not_repeated_before_it_is_read() {
     let shared = Shared::new(PLENTY);
@@ -566,7 +572,8 @@ async fn event_is_not_repeated_before_it_is_read() {
     assert_eq!(events(&shared), ["+b", "+a"]);
 }
 
-/// The hub has an event to publish, and its runtime has ended.
+/// The runtime of the hub ends while the hub has an event to publish. Dropping a membership
+/// afterwards must not block.
 #[test]
 fn membership_outlives_the_runtime_of_its_hub() {
     let (done, is_done) = mpsc::channel();
@@ -576,7 +583,7 @@ fn membership_outlives_the_runtime_of_its_hub() {
         let (hub, membership) = runtime.block_on(async {
             let connection = Shared::new(PLENTY).connect();
             let hub = node(&connection).await;
-            // The event of this member is refused.
+            // The backend refuses the event about this member.
             connection.set(Mode::Refuses);
             let membership = join(&hub, "large").await;
             sleep(SECOND).await;
@@ -590,8 +597,8 @@ fn membership_outlives_the_runtime_of_its_hub() {
     is_done.recv_timeout(SECOND * 60).expect("no call blocks");
 }
 
-/// The record about the last leave is lost, and then a part of the log. Other nodes still have the
-/// member.
+/// The node cannot append the leave of its member, and then misses evicted records. The other nodes
+/// still have the member, until the node lists its members again.
 #[tokio::test(start_paused = true)]
 async fn node_that_missed_records_corrects_its_own_members() {
     let shared = Shared::new(20);
@@ -601,7 +608,7 @@ async fn node_that_missed_records_corrects_its_own_members() {
     connections[0].set(Mode::Fails);
     sleep(GRACE).await;
     evict(&hubs[1]).await;
-    // It reads that records were evicted, before it can append.
+    // The node notices that records were evicted before it can append.
     connections[0].set(Mode::ReadsOnly);
     sleep(SECOND).await;
     let _b = join(&hubs[0], "b").await;
@@ -614,7 +621,8 @@ async fn node_that_missed_records_corrects_its_own_members() {
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
 }
 
-/// The new log has old records of the nodes.
+/// Another log replaces the current one while a node is cut off. The new log contains old records
+/// of both nodes, with a member that has left since.
 #[tokio::test(start_paused = true)]
 async fn node_that_is_late_in_another_log_corrects_its_own_members() {
     let shared = Shared::new(40);
@@ -638,8 +646,9 @@ async fn node_that_is_late_in_another_log_corrects_its_own_members() {
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
 }
 
-/// A node asks before another node has written that its last member has left. The other node lives
-/// because of a recording.
+/// A new node requests the members before another node has appended the leave of its last member.
+/// The other node has no members any more, but still answers. It sends signs of life because of a
+/// recording.
 #[tokio::test(start_paused = true)]
 async fn node_whose_members_have_left_answers() {
     let shared = Shared::new(20);
@@ -665,7 +674,8 @@ async fn node_whose_members_have_left_answers() {
     assert!(begin.elapsed() < SECOND, "{:?}", begin.elapsed());
 }
 
-/// The new node cannot know all members before the death of the other node.
+/// The new node cannot know all members before the dead node is declared dead. Its own members are
+/// present on the other nodes at once.
 #[tokio::test(start_paused = true)]
 async fn members_of_a_dead_node_can_reconnect_to_a_new_node() {
     let shared = Shared::new(20);
@@ -687,7 +697,8 @@ async fn members_of_a_dead_node_can_reconnect_to_a_new_node() {
     assert_eq!(events(&shared), ["+a", "+b"]);
 }
 
-/// The answer of a node arrives last, and another node has sent its roster before.
+/// The new node reads the roster (the list of nodes with members) of one node first, and the answer
+/// of the other node later.
 #[tokio::test(start_paused = true)]
 async fn late_answer_of_a_node_is_no_change() {
     let shared = Shared::new(20);
@@ -707,7 +718,8 @@ async fn late_answer_of_a_node_is_no_change() {
     assert_eq!(events(&shared), ["+a"]);
 }
 
-/// No other node knows the members, so this node publishes the events when it knows them.
+/// No other node knows the members, so the new node publishes the events of its own members as soon
+/// as it knows all members.
 #[tokio::test(start_paused = true)]
 async fn single_node_publishes_events_after_its_restart() {
     let shared = Shared::new(20);
@@ -725,7 +737,7 @@ async fn single_node_publishes_events_after_its_restart() {
     assert_eq!(events(&shared), ["+a", "+b", "-b"]);
 }
 
-/// A silent node is asked once until its death.
+/// The new node appends a single request, although one node does not answer until its death.
 #[tokio::test(start_paused = true)]
 async fn new_node_asks_once_while_another_node_is_silent() {
     let shared = Shared::new(20);
@@ -761,7 +773,8 @@ async fn old_questions_are_not_answered() {
     assert_eq!(shared.log().all.len(), before);
 }
 
-/// The node reads the log for longer than a connection may take.
+/// The node has not read the whole log when `connect` returns. The stream waits until the node has
+/// read it.
 #[tokio::test(start_paused = true)]
 async fn stream_does_not_yield_old_changes_while_the_log_is_read() {
     let shared = Shared::new(PLENTY);
@@ -785,7 +798,7 @@ async fn stream_does_not_yield_old_changes_while_the_log_is_read() {
     assert_eq!(members(&late).await, ["b"]);
 }
 
-/// The backend refuses an event of the topic.
+/// The backend refuses one event of the topic for longer than a minute.
 #[tokio::test(start_paused = true)]
 async fn refused_event_does_not_block_later_events_forever() {
     let shared = Shared::new(PLENTY);
@@ -992,15 +1005,15 @@ enum Step {
         node: usize,
         size: usize,
     },
-    /// The process ends. Another one takes its place.
+    /// The process of the node ends, and a new one takes its place.
     Kill {
         node: usize,
     },
-    /// Records of other topics evict those of presence.
+    /// Appends `count` records to another topic. A small log then evicts records of presence.
     Evict {
         count: usize,
     },
-    /// Another log replaces the current one, with the newest of the retained records.
+    /// Another log replaces the current one. It begins with the newest `kept` retained records.
     Replace {
         kept: usize,
     },
@@ -1035,7 +1048,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Runs the steps. Afterwards all nodes have the members of the model within lease and grace.
+/// Runs the steps. Then asserts that within a lease, the grace time and three seconds, all nodes
+/// have the members that have subscriptions.
 async fn nodes_agree(steps: Vec<Step>, max_records: usize) {
     let shared = Shared::new(max_records);
     let mut connections: Vec<Faulty> = (0..NODES).map(|_| shared.connect()).collect();
@@ -1046,7 +1060,8 @@ async fn nodes_agree(steps: Vec<Step>, max_records: usize) {
     let mut streams: Vec<_> = hubs.iter().map(|hub| hub.topic("lobby").presence()).collect();
     let mut seen = vec![Vec::new(); NODES];
     let mut subscriptions: BTreeMap<(usize, usize), Vec<Subscription>> = BTreeMap::new();
-    // An event can be lost if nodes die or are cut off before they have published it.
+    // An event can be lost if nodes die or are cut off before they have published it. Then the
+    // events are not compared.
     let (mut kills, mut has_all_events) = (0, true);
     for step in steps {
         match step {
@@ -1064,7 +1079,7 @@ async fn nodes_agree(steps: Vec<Step>, max_records: usize) {
                 let mut others = connections.iter().enumerate().filter(|(node, _)| *node != killed);
                 has_all_events &= kills == 0 && others.all(|(_, other)| other.mode() == Mode::Works);
                 kills += 1;
-                // The process cannot write that its members have left.
+                // The ended process cannot append the leaves of its members.
                 connections[killed].set(Mode::Hangs);
                 subscriptions.retain(|(node, _), _| *node != killed);
                 connections[killed] = shared.connect();
@@ -1091,7 +1106,8 @@ async fn nodes_agree(steps: Vec<Step>, max_records: usize) {
         }
     }
     connections.iter().for_each(|connection| connection.set(Mode::Works));
-    // The nodes read the log again after at most a second, and then give each other a whole lease.
+    // The nodes read the log again after at most a second. Then each node has a whole lease to send
+    // a sign of life.
     sleep(LEASE + GRACE + SECOND * 3).await;
     let present = subscriptions.iter().filter(|(_, all)| !all.is_empty()).map(|((_, member), _)| MEMBERS[*member]);
     let expected: Vec<_> = present.collect::<BTreeSet<_>>().into_iter().collect();
@@ -1101,13 +1117,13 @@ async fn nodes_agree(steps: Vec<Step>, max_records: usize) {
         assert!(replay(&seen).iter().eq(&expected), "{seen:?}");
     }
     if max_records == PLENTY && shared.logs().len() == 1 && has_all_events {
-        // No record was evicted, so each change has its event.
+        // No record was evicted, so each join and each leave has its event.
         assert!(replay(&events(&shared)).iter().eq(&expected), "{:?}", events(&shared));
     }
-    // The view is stable.
+    // The members stay the same.
     sleep(LEASE * 2).await;
     assert_members(&hubs, &expected).await;
-    // All nodes know the others, so they learn of each join at once.
+    // All nodes know all members again, so each node learns of a join at once.
     for hub in &hubs {
         let new = join(hub, "new").await;
         sleep(SECOND).await;

@@ -1,5 +1,7 @@
-//! The announcer, the task of a node that appends the records of presence and ends grace times; and
-//! the tasks that publish the events of changes.
+//! The announcer is the task of a node that appends the records about members of topics to the log.
+//! It also ends the grace times: the times that members stay after their last subscriptions.
+//!
+//! Other tasks of this module publish the events of joins and leaves.
 
 use super::{Presences, message::Message, pending::MAX_BATCH, state::Job};
 use crate::hub::{
@@ -23,16 +25,20 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The longest time until this node reads what it has appended.
+/// The maximum time that a task here waits until this node has read the log up to a position: the
+/// end of the log, or the task's own append.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
-    /// Notes that the application uses presence on this node.
+    /// Stores that the application reads members on this node. The node then requests the members
+    /// of other nodes, even if it has no members itself.
     pub(super) fn want(&self) {
         self.state().is_wanted = true;
     }
 
-    /// Returns the time of the next task of the announcer, or `None` if the announcer must end.
+    /// Returns the time when the announcer, the task that appends the records about members, must
+    /// run next. Returns `None` and marks the announcer as ended if it has nothing to do, or if the
+    /// hub is shut down.
     fn next_run(&self) -> Option<Instant> {
         let mut state = self.state();
         let next = state.next_time(self).filter(|_| !state.is_shut_down);
@@ -44,8 +50,9 @@ impl Presences {
     }
 }
 
-/// Applies changes of the members of this node: in memory at once, and with a backend through the
-/// log.
+/// Applies the joins and leaves on this node. A hub in memory updates its members before this
+/// returns. With a backend, this starts or wakes the announcer, the task that appends the joins and
+/// leaves to the log.
 pub(super) fn apply(core: &Arc<Core>) {
     if core.backend.is_none() {
         apply_in_memory(core);
@@ -76,8 +83,9 @@ fn apply_in_memory(core: &Arc<Core>) {
     publish_in_memory(core);
 }
 
-/// Publishes the events of changes in memory. One thread at a time publishes, so that they are in
-/// order. The function of the application runs without a lock.
+/// Publishes the events of joins and leaves in a hub without a backend. To keep their order, only
+/// one thread publishes at a time: other threads return at once and leave their events to it. The
+/// function of the application that creates the events runs without a lock.
 fn publish_in_memory(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut is_publishing = false;
@@ -106,8 +114,9 @@ fn is_over(core: &Core, topic: &str) -> bool {
     core.presence.state().has_ended(topic) && !core.exists(topic)
 }
 
-/// Starts the announcer if it has something to do and does not run, and starts the tasks that
-/// publish the events of changes.
+/// Starts the announcer, the task that appends the records about members, if it has something to do
+/// and does not run. With a backend, also starts one task for each topic with unpublished events of
+/// joins and leaves. Has no effect without a tokio runtime, or if the hub is shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut state = presence.state();
@@ -128,7 +137,7 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
             presence.changed.notify_one();
         }
     } else if next.is_some() {
-        // The task waits for this lock before it can end.
+        // The new task waits for this lock before it can end.
         state.task = Some(spawn(&handle, core));
     }
     drop(state);
@@ -168,8 +177,12 @@ async fn announce(core: Weak<Core>) {
     }
 }
 
-/// Does what is due. Returns `false` if the backend has not confirmed it, and `None` if the hub was
-/// dropped. The hub is not kept alive during requests to the backend.
+/// Does the work of the announcer that is due: ends the memberships whose grace time is over,
+/// answers other nodes, and appends records. The hub is not kept alive during requests to the
+/// backend.
+///
+/// The `bool` is `false` if a request to the backend has failed, or if this node could not read the
+/// log in time. The caller then tries again after a pause. Returns `None` if the hub was dropped.
 async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
     loop {
         let mut core = weak.upgrade()?;
@@ -183,7 +196,7 @@ async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
         let request = presence.state().answered(&presence);
         if let Some(request) = request {
             drop(core);
-            // The answers may be in the log, and not read yet.
+            // The answers may be in the log, but this node may not have read them yet.
             let Some(through) = backend.newest().await else { return Some((presence, false)) };
             core = weak.upgrade()?;
             if !caught_up(&core, through, Instant::now() + FOLLOWER).await {
@@ -203,11 +216,12 @@ async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
         state.end_job(job, is_appended);
         presence.release(state);
         if !is_appended {
-            // If the backend accepts no records, silent nodes may be alive.
+            // If the backend accepts no records, the other nodes cannot write signs of life,
+            // either. So a silent node may be alive.
             core.recordings.lose_contact();
             return Some((presence, false));
         }
-        // The first member of a node needs a sign of life.
+        // A node with members must send signs of life.
         keeper::start(&core);
         core.recordings.changed.notify_one();
     }
@@ -233,7 +247,9 @@ async fn append(backend: &BackendClient, job: &Job) -> bool {
     }
 }
 
-/// Answers the questions of other nodes about topics that exist here.
+/// Creates the answers to the questions of other nodes about topics: whether the topic exists on
+/// this node, and how many subscriptions it has here. Questions about topics that do not exist here
+/// get no answer.
 fn answer_questions(core: &Arc<Core>) {
     let presence = &core.presence;
     let questions = std::mem::take(&mut presence.state().questions);
@@ -245,24 +261,28 @@ fn answer_questions(core: &Arc<Core>) {
     }
 }
 
-/// The task that publishes the events of a topic. It does not keep the hub alive.
+/// The task that publishes the events of the joins and leaves of one topic. It does not keep the
+/// hub alive.
 struct Publishing {
     core: Weak<Core>,
     presence: Arc<Presences>,
     topic: Arc<str>,
     failures: u32,
-    /// The time since when the backend refuses the events, while other requests succeed.
+    /// The time since when the backend refuses the events while it responds to other requests.
+    /// `None` after a successful append, and if the backend does not respond at all.
     refused_since: Option<Instant>,
-    /// The maximum number of events in the next append.
+    /// The maximum number of events in the next append. A refused append halves it, and a
+    /// successful one doubles it, up to 1,000.
     max: usize,
     has_given_up: bool,
     has_ended: bool,
 }
 
-/// The next step of a [`Publishing`].
+/// The result of one step of a [`Publishing`] task: what the task does next.
 enum Next {
     Append,
-    /// Wait until another node has published the events, or until they are due.
+    /// Wait until another node has published the events of the topic, but at most until this time.
+    /// After it, this node publishes them.
     Wait(Instant),
     Retry,
     End,
@@ -294,14 +314,16 @@ impl Publishing {
         next
     }
 
-    /// Publishes some events. The append succeeds only if the topic has not changed since this node
-    /// has read it, so each event is published once, whichever node is faster.
+    /// Publishes at most one batch of the pending events of the topic. The append succeeds only if
+    /// the log has no record of the topic that this node has not read. So each event is published
+    /// once, even if several nodes try.
     async fn run_once(&mut self) -> Next {
         // The permit first, because the fence and the events become old while the task waits.
         let presence = self.presence.clone();
         let Ok(_permit) = presence.publishing.acquire().await else { return Next::End };
         let Some(core) = self.core.upgrade() else { return Next::End };
-        // The fence first: an event that is published meanwhile makes the append fail.
+        // The fence is created before the events are read. If another node publishes an event of
+        // this topic in between, the append fails.
         let (Some(backend), Some(fence)) = (core.backend.clone(), Fence::new(&core)) else { return Next::End };
         let events = match self.next_events() {
             None => return Next::End,
@@ -309,7 +331,7 @@ impl Publishing {
             Some(Err(due)) => return Next::Wait(due),
         };
         if core.is_finished(&self.topic) || is_over(&core, &self.topic) {
-            // An event would open it again.
+            // An event would open the topic again.
             self.presence.state().pending.forget(&self.topic);
             return Next::Append;
         }
@@ -342,8 +364,9 @@ impl Publishing {
         }
     }
 
-    /// Appends fewer events the next time. After a minute, gives up the first event. If the backend
-    /// refuses the next one, too, gives up all events of the topic.
+    /// Halves the number of events in the next append, after the backend has refused `count`
+    /// events. If the backend refuses a single event for a minute, that event is given up. If it
+    /// then refuses the next event, too, all pending events of the topic are given up.
     fn note_refused(&mut self, count: usize) {
         self.max = (count / 2).max(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);
@@ -362,14 +385,15 @@ impl Publishing {
 
 impl Drop for Publishing {
     fn drop(&mut self) {
-        // Another task may publish the events after the end of this one.
+        // The events stay pending, so that another task can publish them.
         if !self.has_ended {
             self.presence.state().pending.stop(&self.topic);
         }
     }
 }
 
-/// Publishes the pending events of a topic.
+/// Publishes the pending events of the joins and leaves of one topic. Returns when no event is
+/// left, or when the hub was dropped.
 async fn publish(mut publishing: Publishing) {
     loop {
         match publishing.run_once().await {

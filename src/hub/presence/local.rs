@@ -1,4 +1,5 @@
-//! The members of this node: their subscriptions, their grace times, and what the log has of them.
+//! The members of topics on this node: their subscriptions, the grace times after their last
+//! subscriptions, and which members this node has announced in the log.
 
 use super::{Presence, message::Members, view::Transition};
 use std::{
@@ -14,24 +15,28 @@ type Key = (Arc<str>, Arc<str>);
 #[derive(Default)]
 pub(super) struct Locals {
     topics: HashMap<Arc<str>, HashMap<Arc<str>, Local>>,
-    /// The members without a subscription, by the ends of their grace times.
+    /// The members without a subscription that stay until the end of their grace time, in the order
+    /// of these ends. The number makes each key unique.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
-    /// The members whose state differs from that in the log, in the order of the changes.
+    /// The joins and leaves on this node that it has not announced in the log yet, in their order.
     changed: BTreeMap<u64, Key>,
 }
 
-/// A member of a topic on this node.
+/// A member of a topic on this node. After the member has left, this value stays until the leave is
+/// announced in the log.
 #[derive(Default)]
 struct Local {
     subscriptions: usize,
-    /// The end of the grace time, after the last subscription was dropped.
+    /// The key of this member in [`Locals::leaving`], with the time when it leaves. `None` if the
+    /// member has a subscription, or has left.
     leaving: Option<(Instant, u64)>,
-    /// Set if the log has the member, as far as this node knows.
+    /// Set if the newest announcement of this node includes the member. The flag is set before the
+    /// announcement is appended. If that append fails, all members are announced again.
     is_announced: bool,
-    /// Set if the log had the member when this node last missed records.
+    /// Set if the log had the member when this node last missed records of the log.
     was_announced: bool,
-    /// The key of the member in [`Locals::changed`].
+    /// The key of this member in [`Locals::changed`]. `None` if its join or leave is announced.
     changed: Option<u64>,
 }
 
@@ -42,7 +47,8 @@ impl Local {
 }
 
 impl Locals {
-    /// Adds a subscription.
+    /// Adds a subscription of a member. If the member was about to leave at the end of its grace
+    /// time, it stays.
     pub(super) fn join(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.entry(topic.clone()).or_default().entry(member.clone()).or_default();
         local.subscriptions += 1;
@@ -52,7 +58,9 @@ impl Locals {
         self.compare(topic, member);
     }
 
-    /// Notes whether the state of a member differs from that in the log.
+    /// Adds the member to the unannounced changes if it has joined or left since its last
+    /// announcement. Otherwise removes it from them. Forgets a member that has left and is not
+    /// announced.
     fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
         let Some(local) = local else { return };
@@ -74,7 +82,8 @@ impl Locals {
         }
     }
 
-    /// Removes a subscription. The grace time begins with the last one.
+    /// Removes a subscription of a member. If it was the last one on this node, the member stays
+    /// for the time `grace`. Then [`expire`](Self::expire) ends its membership.
     pub(super) fn leave(&mut self, topic: &Arc<str>, member: &Arc<str>, grace: Duration) {
         let of_topic = self.topics.get_mut(topic);
         let Some(local) = of_topic.and_then(|members| members.get_mut(member)) else { return };
@@ -92,7 +101,8 @@ impl Locals {
         self.topics.get_mut(topic)?.get_mut(member)
     }
 
-    /// Removes the members whose grace time is over.
+    /// Ends the membership of each member without a subscription whose grace time ends at `now` or
+    /// before.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(first) = self.leaving.first_entry().filter(|first| first.key().0 <= now) {
             let (topic, member) = first.remove();
@@ -103,7 +113,8 @@ impl Locals {
         }
     }
 
-    /// Returns the end of the next grace time.
+    /// Returns the earliest time when a member without a subscription leaves, because its grace
+    /// time ends. Returns `None` if there is no such member.
     pub(super) fn next_end(&self) -> Option<Instant> {
         self.leaving.first_key_value().map(|((end, _), _)| *end)
     }
@@ -112,12 +123,14 @@ impl Locals {
         !self.changed.is_empty()
     }
 
-    /// Returns `true` if this node has members, or the log has members of it.
+    /// Returns `true` if this node has no members, and has announced the leave of each earlier
+    /// member.
     pub(super) fn is_empty(&self) -> bool {
         self.topics.is_empty()
     }
 
-    /// Takes the changes that the log does not have. They count as announced.
+    /// Takes the joins and leaves that this node has not announced in the log yet, in their order.
+    /// From now on they count as announced, so the caller must append them.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
         for (topic, member) in mem::take(&mut self.changed).into_values() {
@@ -155,7 +168,8 @@ impl Locals {
         }
     }
 
-    /// Returns all members. They count as announced, and no others.
+    /// Returns all members of this node by topic, for records that replace its earlier ones. From
+    /// now on exactly these members count as announced.
     pub(super) fn take_all(&mut self) -> Members {
         self.changed.clear();
         let mut all = Members::new();

@@ -1,4 +1,5 @@
-//! The records of presence in the topic of the nodes.
+//! The records of presence: nodes inform each other with them about members of topics. The log has
+//! them in the topic `tower-sse/nodes`.
 
 use super::{MAX_MEMBER_BYTES, Presence};
 use crate::{
@@ -12,44 +13,60 @@ use crate::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
 
-/// The approximate size of the largest record in bytes. NATS accepts 1 MiB by default.
+/// The approximate maximum size of a record in bytes. Longer content is split into several records.
+/// NATS accepts messages of up to 1 MiB by default.
 const MAX_BYTES: usize = 64 << 10;
 
-/// The first bytes of each record.
+/// The first bytes of each record of presence. Other records in the same topic are signs of life of
+/// nodes.
 const PREFIX: &[u8] = br#"data: {"presence":"#;
 
-/// The members of topics.
+/// The names of the members of each topic.
 pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 
-/// A record of presence.
+/// A message from one node to the other nodes about the members of topics. Each message is one
+/// record in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Message {
-    /// Members that have joined or left on a node since its record before.
+    /// The joins and leaves on the node `author` since its previous record about members, in their
+    /// order.
     Changes { author: Author, changes: Vec<(Arc<str>, Presence)> },
-    /// All members of a node.
+    /// All members of the node `author`, or a part of them. They replace the members in its earlier
+    /// records.
     Full { author: Author, part: Part },
-    /// A node is dead if it has written nothing after these two numbers.
+    /// The node `by` declares the silent node `node` dead, so its members leave. This has no effect
+    /// if `node` has written a record about members with a number above `number`, or a sign of life
+    /// with a number above `beat`.
     Dead { by: u64, node: u64, number: u64, beat: u64 },
-    /// A node has missed records, and asks for all members of all nodes.
+    /// A request for the members of all nodes, from a node that does not know them because the log
+    /// has evicted records. Each node with records about members answers with [`Full`](Self::Full),
+    /// and a node that knows all members also with [`Roster`](Self::Roster). The asking node
+    /// recognizes its own request by the random `id`.
     Ask { id: u64 },
-    /// The nodes with members, from a node that had read the whole log up to a position.
+    /// The nodes with members: an answer to [`Ask`](Self::Ask). Its sender had read the whole log
+    /// up to and including `through`. The asking node then waits until each of these nodes has sent
+    /// its members, or was declared dead.
     Roster { through: Position, nodes: Vec<Listed> },
-    /// Asks for the state of a topic on other nodes.
+    /// A question of the node `node` to the other nodes: does `topic` exist there, and how many
+    /// subscriptions has it? The answers contain the random `id`.
     Question { node: u64, id: u64, topic: Arc<str> },
-    /// The state of a topic on a node. Nodes without the topic send no answer.
+    /// An answer to the question `id`: the topic exists on the node `node`, and has `subscribers`
+    /// subscriptions there. Nodes without the topic send no answer.
     Answer { node: u64, id: u64, subscribers: usize },
 }
 
-/// The node that has written a record about its members.
+/// The node that has written a record about its members. `lease` is the silence after which other
+/// nodes declare it dead.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Author {
     pub(super) node: u64,
-    /// The number of the record. It increases, and is the same in all parts.
+    /// The number of this record among the records of the node about its members. It increases with
+    /// each record. All parts of one list of members have the same number.
     pub(super) number: u64,
     pub(super) lease: Duration,
 }
 
-/// A part of the members of a node.
+/// A part of the list of all members of a node. A list of more than about 64 KiB has several parts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Part {
     pub(super) members: Members,
@@ -57,19 +74,21 @@ pub(super) struct Part {
     pub(super) is_last: bool,
 }
 
-/// A node in a [`Message::Roster`].
+/// A node with members in a [`Message::Roster`]. `lease` is the silence after which other nodes
+/// declare it dead.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Listed {
     pub(super) node: u64,
     pub(super) lease: Duration,
 }
 
-/// Splits the members of a node into parts of about [`MAX_BYTES`] each.
+/// Splits the list of the members of a node into parts of about 64 KiB each, one for each record.
+/// An empty list is one empty part.
 pub(super) fn into_parts(members: Members) -> Vec<Part> {
     let mut parts = vec![Part { is_first: true, ..Part::default() }];
     let mut bytes = 0;
     for (topic, members) in members {
-        // The name of the topic is repeated in each part.
+        // Each part with members of a topic contains the name of the topic.
         let mut is_new = true;
         for member in members {
             let size = member.len() + 8 + if is_new { topic.len() + 16 } else { 0 };
@@ -87,7 +106,8 @@ pub(super) fn into_parts(members: Members) -> Vec<Part> {
     parts
 }
 
-/// Returns the number of changes at the beginning of the list that one record can have.
+/// Returns how many joins and leaves at the beginning of `changes` fit into one record of about 64
+/// KiB. At least 1, even if the first change is larger.
 pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
     let mut bytes = 0;
     let fits = |(topic, change): &(Arc<str>, Presence)| {
@@ -104,8 +124,9 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record is one of presence. An event of another topic can have the same
-/// bytes.
+/// Returns `true` if a record is a message about members: it is in the topic of the nodes, and
+/// begins with the prefix of these messages. The topic is checked because an event of another topic
+/// can have the same bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
     *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
 }
@@ -143,7 +164,8 @@ impl Message {
         Record { topic: beat::TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses a record. `None` if it is not one of presence, or if another program has written it.
+    /// Parses the message in a record. Returns `None` if the record is not about members, or if it
+    /// has another format because another program has written it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let is_message = is_of(record) && record.kind == RecordKind::State;
         let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;

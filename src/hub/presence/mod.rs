@@ -1,8 +1,9 @@
-//! Presence: the members of topics, on all nodes.
+//! Presence: the members of each topic, on all nodes. A member is a name with at least one open
+//! subscription. After the last one ends, the name stays a member for the grace time.
 //!
-//! A node counts the subscriptions of each member, and appends a record when the first one begins or
-//! the grace time of the last one ends. Every node computes the members from these records, in the
-//! order of the log.
+//! A node counts the subscriptions of each member. It appends a record to the log when the first
+//! subscription begins, and when the grace time ends. Every node computes the members from these
+//! records. All nodes read them in the same order, so they agree.
 
 mod announcer;
 mod local;
@@ -50,18 +51,22 @@ use tokio::{
 /// The maximum length of the name of a member, in bytes.
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
-/// The maximum number of topics whose events are published at the same time.
+/// The maximum number of concurrent appends of events of joins and leaves on this node. Each append
+/// is for one topic. Further topics wait.
 const MAX_PUBLISHING: usize = 16;
 
-/// The time that [`members`] waits in addition to the lease and the grace time.
+/// The time that [`members`] waits for the members of other nodes, in addition to the lease and the
+/// grace time. After it, the call returns an error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A change of the members of a topic, from [`Topic::presence`](super::Topic::presence).
+/// A join or a leave of a member of a topic, on any node.
+/// [`Topic::presence`](super::Topic::presence) yields these changes, and
+/// [`Builder::presence_events`](super::Builder::presence_events) makes events of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Presence {
-    /// The member has its first subscription on any node.
+    /// The first subscription of the member has begun, on any node.
     Joined(Arc<str>),
-    /// The member has had no subscription on any node for the
+    /// The member has left: it had no subscription on any node for the
     /// [grace time](super::Builder::presence_grace).
     Left(Arc<str>),
 }
@@ -77,7 +82,8 @@ impl Presence {
 
 type EventOf = dyn Fn(&str, &Presence) -> Option<Event> + Send + Sync;
 
-/// The function that makes the events of changes.
+/// The function of the application that makes the event of a join or a leave.
+/// [`Builder::presence_events`](super::Builder::presence_events) sets it.
 #[derive(Clone)]
 pub(super) struct PresenceEvents(pub(super) Arc<EventOf>);
 
@@ -87,18 +93,20 @@ impl fmt::Debug for PresenceEvents {
     }
 }
 
-/// The presence of a hub.
+/// The members of all topics, as this node knows them, and the settings of presence of its hub.
 pub(super) struct Presences {
-    /// The random number of this node.
+    /// The random number that identifies this node in the log.
     node: u64,
     grace: Duration,
     lease: Duration,
     events: Option<PresenceEvents>,
     has_backend: bool,
     state: Mutex<State>,
-    /// Notified when the announcer has something to do.
+    /// Notified when the announcer, the task that appends the records of presence, has something to
+    /// do.
     changed: Notify,
-    /// Notified when something has changed that a caller waits for.
+    /// Notified when the state has changed, so that callers of [`until`](Self::until) check their
+    /// condition again.
     updated: Notify,
     publishing: Semaphore,
 }
@@ -122,7 +130,8 @@ impl Presences {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unlocks the state, and wakes the streams and the callers whose state has changed.
+    /// Unlocks the state. Then wakes the streams of topics whose members have changed, and the
+    /// callers that wait in [`until`](Self::until).
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let wakers = state.watchers.take_wakers();
         let is_updated = state.take_update();
@@ -133,7 +142,8 @@ impl Presences {
         wake(wakers);
     }
 
-    /// Waits until the condition is true. It is checked at once, and after each change.
+    /// Waits until `is_done` returns `true` for the state. `is_done` is called immediately, and
+    /// again after each change of the state.
     async fn until(&self, is_done: impl Fn(&State) -> bool) {
         loop {
             let mut updated = pin!(self.updated.notified());
@@ -145,8 +155,9 @@ impl Presences {
         }
     }
 
-    /// Notes the records of a page, which has these beats. The caller adds the records to the
-    /// topics afterwards.
+    /// Updates the members from the records of `page`, the next part of the log. `beats` are the
+    /// signs of life in this page: the position, the node, and the number of each. The caller adds
+    /// the records to their topics after this call.
     pub(super) fn note(&self, page: &Page, beats: Beats) {
         let mut beats = beats.into_iter().peekable();
         let mut state = self.state();
@@ -163,15 +174,16 @@ impl Presences {
             }
             let is_complete = state.is_complete();
             let mut transitions = state.note_record(self, *position, record);
-            // A node that does not know all members keeps the events of its own changes. It
-            // publishes them if no other node knows all members.
-            // Its members from before the loss are no change.
+            // A node that does not know all members yet keeps only the events of its own changes.
+            // It publishes them later if no other node knew all members. A member that the log had
+            // before this node missed records has not joined.
             let locals = &state.locals;
             transitions.retain(|transition| {
                 is_complete || (transition.author == self.node && !locals.was_announced(transition))
             });
             let has_events = self.events.is_some() && *position > state.begin;
-            // The last answer completes the view, and its members are no change.
+            // The last answer of another node completes the members that this node knows. The
+            // members in it were there before, so they have no events.
             if transitions.is_empty() || !has_events || state.is_complete() != is_complete {
                 continue;
             }
@@ -194,8 +206,11 @@ impl Presences {
         self.release(state);
     }
 
-    /// Follows another log after the position `after`. `last` is the end of the log. Returns the
-    /// wakers of the streams, which the caller wakes without a lock.
+    /// Forgets all members, because this node begins to read a log: after it has connected, or
+    /// after another log has replaced the current one. The node reads the records after the
+    /// position `after`, because earlier records may have been evicted. `last` is the end of the
+    /// log at this time. Returns the wakers of the streams. The caller must release its locks
+    /// before it wakes them.
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
         state.lose();
@@ -215,7 +230,9 @@ impl Presences {
         }
     }
 
-    /// Returns the event of a change, as it is published.
+    /// Returns the event of a join or a leave, ready to be published. Returns `None` if the
+    /// application has set no function for events. Also returns `None` if the function returns
+    /// `None`, panics, or uses a reserved name.
     fn event(&self, Transition { topic, change, .. }: &Transition) -> Option<Event> {
         let PresenceEvents(event_of) = self.events.as_ref()?;
         let mut event = None;
@@ -227,7 +244,8 @@ impl Presences {
         let mut state = self.state();
         state.is_shut_down = true;
         state.locals = Locals::default();
-        // The members leave, unless they reconnect to another node.
+        // On other nodes, the members of this node leave after its lease and the grace time, unless
+        // they reconnect there.
         let view = state.view.take();
         state.watchers.end();
         self.release(state);
@@ -235,35 +253,42 @@ impl Presences {
         self.changed.notify_one();
     }
 
-    /// Wakes the announcer, which ends if the hub was dropped.
+    /// Wakes the announcer, the task that appends the records of presence, so that it ends. The
+    /// caller is dropping the hub.
     pub(super) fn stop(&self) {
         self.changed.notify_one();
     }
 
-    /// Returns `true` if a node has members. The keeper then sends or expects signs of life.
+    /// Returns `true` if this node has members, or knows of members on other nodes. The keeper, one
+    /// task per node, then sends the signs of life of this node, and watches those of the others.
     pub(super) fn is_active(&self) -> bool {
         let state = self.state();
         !state.is_shut_down && (!state.locals.is_empty() || state.view.has_others(self.node))
     }
 
-    /// Returns the lease of this node if it has members.
+    /// Returns the lease of this node: the silence after which other nodes declare it dead, so that
+    /// its members leave. Returns `None` if this node has no members.
     pub(super) fn own_lease(&self) -> Option<Duration> {
         let state = self.state();
         (!state.is_shut_down && !state.locals.is_empty()).then_some(self.lease)
     }
 
-    /// Returns the shortest lease of the other nodes with members.
+    /// Returns the shortest lease of the other nodes with members. A lease is the silence after
+    /// which a node is declared dead. Returns `None` if no other node has members.
     pub(super) fn shortest_lease(&self) -> Option<Duration> {
         self.state().view.leases(self.node).map(|(_, shortest)| shortest)
     }
 
-    /// Returns the time when the next node counts as dead.
+    /// Returns the earliest time when this node declares another node with members dead, unless
+    /// that node gives a sign of life before. Returns `None` if no other node has members. Silence
+    /// before `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn next_death(&self, contact_since: Option<Instant>) -> Option<Instant> {
         self.state().view.next_death(self.node, contact_since, self.grace)
     }
 
-    /// Announces the death of each node without a sign of life for its lease and the grace time. The
-    /// caller has just read the whole log.
+    /// Announces in the log the death of each node with members that was silent for its lease and
+    /// the grace time. The caller must have just read the whole log. Silence before
+    /// `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());
@@ -284,8 +309,8 @@ pub(super) fn wake(wakers: Vec<Waker>) {
     }
 }
 
-/// The membership of a subscription. Dropping it begins the grace time of the member, unless the
-/// member has other subscriptions.
+/// A membership of one subscription in one topic. When the last membership of a member on this node
+/// is dropped, its grace time begins: it stays a member for this time, and then leaves.
 pub(super) struct Membership {
     core: Arc<Core>,
     topic: Arc<str>,
@@ -309,7 +334,8 @@ impl Membership {
     }
 }
 
-/// The memberships of a subscription. Most subscriptions have none, and pay for one pointer.
+/// The memberships of one subscription, one for each call of [`Topic::join`](super::Topic::join).
+/// Most subscriptions have none, and then use only the memory of one pointer.
 #[derive(Default)]
 pub(super) struct Memberships(Vec<Membership>);
 
@@ -327,7 +353,11 @@ impl Drop for Membership {
     }
 }
 
-/// Returns the members of a topic on all nodes, sorted.
+/// Returns the names of the members of a topic on all nodes, sorted. With a backend, waits until
+/// this node knows them.
+///
+/// Returns an error if the backend does not respond, or if the hub is shut down. Also returns an
+/// error if the members are still unknown after the lease, the grace time and five seconds.
 pub(super) async fn members(core: &Arc<Core>, topic: &Arc<str>) -> Result<Vec<Arc<str>>, Error> {
     let presence = &core.presence;
     announcer::apply(core);

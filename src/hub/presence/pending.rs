@@ -1,4 +1,4 @@
-//! The events of changes that are not in the log yet.
+//! The events of joins and leaves that this node has not found in the log yet.
 
 use crate::random;
 use bytes::Bytes;
@@ -10,20 +10,24 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The limits of a batch.
+/// The maximum number of events in one append.
 pub(super) const MAX_BATCH: usize = 1_000;
+/// The maximum size of one event in bytes. A larger event is not published. One append has at most
+/// twice this size.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
-/// The pause before a node publishes an event of a change that another node has written. The other
-/// node is usually faster.
+/// The minimum pause before this node publishes the event of a join or a leave that another node
+/// has written. The pause is random, and at most twice as long. The other node usually publishes
+/// the event before.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// Every node with a complete view has the same pending events. So if one node dies, another one
-/// publishes them. An event is removed when it is read from the log.
+/// The events of joins and leaves that are not in the log yet, by topic. Every node that knows all
+/// members has the same pending events, so if one node dies, another one publishes them. An event
+/// is removed when this node reads it from the log.
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
-    /// The topics that may have events and no task.
+    /// The topics that may have pending events, and have no task that publishes them.
     idle: HashSet<Arc<str>>,
     /// Set if a topic has no more events since the last [`take_done`](Self::take_done).
     is_done: bool,
@@ -35,14 +39,14 @@ struct OfTopic {
     next_number: u64,
     by_event: HashMap<Bytes, BTreeSet<u64>>,
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
-    /// Set while a task of this node publishes the events.
+    /// Set while a task of this node publishes the pending events of the topic.
     is_publishing: bool,
 }
 
 struct PendingEvent {
     member: Arc<str>,
     event: Bytes,
-    /// The time when this node publishes the event.
+    /// The time when this node publishes the event, unless another node has published it before.
     due: Instant,
 }
 
@@ -96,26 +100,30 @@ impl Pending {
         }
     }
 
-    /// Notes an event of a topic. If it is a pending one, it is in the log now.
+    /// Removes an event from the pending ones, because this node has read it from the log. Also
+    /// removes the earlier pending events of the same member. An event that is not pending has no
+    /// effect.
     pub(super) fn note(&mut self, topic: &str, event: &Bytes) {
         let Some(of_topic) = self.topics.get_mut(topic) else { return };
         let Some(number) = of_topic.by_event.get(event).and_then(BTreeSet::first).copied() else { return };
         let member = of_topic.events.get(&number).map(|published| &published.member);
-        // A node that has a complete view for a short time did not know the earlier changes. An
-        // earlier change of the member must not follow a later one.
+        // The node that has published the event may have known all members only for a short time,
+        // and not the earlier changes. So their events are not in the log. They are given up,
+        // because an earlier change of a member must not follow a later one.
         let of_member = member.and_then(|member| of_topic.by_member.get(member));
         let through: Vec<u64> = of_member.into_iter().flat_map(|numbers| numbers.range(..=number)).copied().collect();
         through.into_iter().for_each(|number| of_topic.remove(number));
         self.remove_if_done(topic);
     }
 
-    /// Forgets the events of a topic, because it is finished or the backend refuses them.
+    /// Gives up all pending events of a topic, because the topic is finished or the backend refuses
+    /// the events.
     pub(super) fn forget(&mut self, topic: &str) {
         self.topics.get_mut(topic).into_iter().for_each(OfTopic::clear);
         self.remove_if_done(topic);
     }
 
-    /// Forgets the first event of a topic, because the backend refuses it.
+    /// Gives up the first pending event of a topic, because the backend refuses it.
     pub(super) fn forget_first(&mut self, topic: &str) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             let first = of_topic.events.first_key_value().map(|(number, _)| *number);
@@ -142,8 +150,8 @@ impl Pending {
         }
     }
 
-    /// Returns the topics with pending events and without a task. The caller spawns a task for each
-    /// of them.
+    /// Returns the topics that have pending events and no task that publishes them. From now on
+    /// they count as topics with a task, so the caller must spawn a task for each of them.
     pub(super) fn begin(&mut self) -> Vec<Arc<str>> {
         let begins = |topic: &Arc<str>| {
             let idle = self.topics.get_mut(topic).filter(|it| !it.is_publishing && !it.events.is_empty());
@@ -152,8 +160,9 @@ impl Pending {
         mem::take(&mut self.idle).into_iter().filter(begins).collect()
     }
 
-    /// Returns at most `max` events to publish, or the time when the first one is due. Returns
-    /// `None` and ends the task of the topic if there is no event.
+    /// Returns the first pending events of a topic for one append, at most `max`. If the first
+    /// event is not due yet, returns the time when it is due as `Err`. Returns `None` if the topic
+    /// has no pending events. Its task must end then.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
         let Some((_, first)) = of_topic.events.first_key_value() else {
@@ -172,7 +181,8 @@ impl Pending {
         Some(Ok(batch.map(|pending| pending.event.clone()).collect()))
     }
 
-    /// Notes that the task of a topic was dropped.
+    /// Stores that a topic has no task any more, because its task was dropped or has ended early.
+    /// The pending events stay, and [`begin`](Self::begin) returns the topic again.
     pub(super) fn stop(&mut self, topic: &Arc<str>) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             of_topic.is_publishing = false;
@@ -208,7 +218,7 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// A walk over all pending events for each published one would take minutes.
+    /// If each published event needed a walk over all pending events, this test would take minutes.
     #[tokio::test]
     async fn cost_of_an_event_does_not_depend_on_the_number_of_pending_ones() {
         const EVENTS: usize = 100_000;

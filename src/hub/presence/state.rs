@@ -1,4 +1,5 @@
-//! The state of presence on this node.
+//! The state of presence on this node: all that it knows about the members of topics, and the
+//! records that it has to append.
 
 use super::{
     Presences,
@@ -23,100 +24,117 @@ use std::{
 };
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
-/// The longest pause before a roster. Several nodes can send it, and the first one is enough.
+/// The maximum pause before this node answers a request with a roster, the list of nodes with
+/// members. The pause is random. Several nodes can send a roster, and the first one is enough: the
+/// others then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
-/// The time after which a record is written again that this node has not read.
+/// The time after which this node repeats its request for the members of other nodes, if it has not
+/// read the request in the log.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// The number of finished topics after which those without members are forgotten.
 const MAX_ENDED: usize = 1000;
 
-/// The maximum number of messages in one append.
+/// The maximum number of messages to other nodes in one append.
 const MAX_MESSAGES: usize = 64;
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) noted_through: Position,
-    /// The end of the log when this node began to read it. Other nodes publish the events of the
-    /// changes up to it.
+    /// The end of the log when this node connected to it. This node publishes no events of the
+    /// joins and leaves up to this position, because other nodes do.
     pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
-    /// In memory: the changes whose events are not published yet, and whether a thread publishes
-    /// them.
+    /// In a hub without a backend: the joins and leaves whose events are not published yet.
     pub(super) unpublished: VecDeque<Transition>,
+    /// Set while a thread publishes the events of `unpublished`.
     pub(super) is_publishing: bool,
-    /// Messages to append.
+    /// The messages to other nodes that the announcer has to append. Messages about the members of
+    /// this node are not among them.
     pub(super) outgoing: Vec<Message>,
-    /// The questions of other nodes: their ids and topics.
+    /// The questions of other nodes about topics that this node has not answered yet: their ids and
+    /// topics.
     pub(super) questions: Vec<(u64, Arc<str>)>,
     pub(super) surveys: HashMap<u64, Survey>,
-    /// Set if the application uses presence on this node.
+    /// Set if the application reads members on this node, so that the node must know the members of
+    /// all nodes.
     pub(super) is_wanted: bool,
-    /// The number of the newest record about members.
+    /// The number of the newest record of this node about its members. 0 before the first record.
     number: u64,
-    /// Set if the log may not have the members of this node as they are.
+    /// Set if the next record of this node about its members must list all of them. The log may
+    /// have other members of this node, or another node has asked for them.
     needs_full: bool,
-    /// Set while records about members are appended.
+    /// Set while the announcer appends records about the members of this node.
     is_appending: bool,
-    /// The number of the newest job about members, and of the newest one that has succeeded.
+    /// The number of the newest append of records about the members of this node.
     job: u64,
+    /// The number of the newest of these appends that has succeeded. It contained all earlier
+    /// changes, too.
     done: u64,
-    /// The topics with members that were finished. A removed topic is still in this set.
+    /// The topics that were finished while they had members. A topic that is then removed stays in
+    /// this set, so that no event of a leave creates it again.
     ended: HashSet<Arc<str>>,
-    /// The time of the last request to the other nodes.
+    /// The time of the last request for the members of the other nodes.
     asked_at: Option<Instant>,
-    /// The time when the announcer wakes up.
+    /// The time when the announcer, the task that appends, wakes up by itself.
     pub(super) wakes_at: Option<Instant>,
-    /// Set if a survey has a new answer.
+    /// Set if another node has answered a question of this node about a topic.
     pub(super) has_answer: bool,
-    /// The conditions that callers wait for, at the time when they were woken.
+    /// The conditions that callers wait for, with their values when the callers were last woken.
     conditions: (bool, bool, u64, bool),
-    /// The time when this node sends a roster, and the position of the oldest request for it.
+    /// The time when this node sends a roster, the list of nodes with members, and the position of
+    /// the newest request for it. `None` if no request is open.
     roster: Option<(Instant, Position)>,
-    /// The announcer, and the runtime of the first join.
+    /// The announcer: the task that appends the records about members, and ends the memberships
+    /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
+    /// In a hub without a backend: the runtime of the newest call inside of a runtime. The
+    /// announcer is spawned there.
     pub(super) runtime: Option<Handle>,
-    /// Set if timers do not work on the runtime.
+    /// Set if the runtime of the announcer has no timers. Then the announcer does not run.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
 
-/// The state of the knowledge of this node about the members of all nodes.
+/// States whether this node knows the members of all nodes.
 #[derive(Default)]
 pub(super) enum Knowledge {
     Complete,
-    /// Records were evicted before this node has read them.
+    /// This node does not know all members, because records were evicted before it has read them.
     #[default]
     Unknown,
-    /// This node has asked the others.
+    /// This node has requested the members of the other nodes.
     Asked {
+        /// The random number of the request.
         id: u64,
-        /// The time when the request was written or read.
+        /// The time when this node has created the request, or has read it in the log.
         at: Instant,
-        /// The position of the request.
+        /// The position of the request in the log. `None` until this node has read the request.
         position: Option<Position>,
-        /// The nodes with members, from another node that knows them. Each of them answers, or
-        /// another node announces its death.
+        /// The roster: the nodes with members, from another node that knows all members. Each of
+        /// them answers, or another node announces its death. `None` until this node has read a
+        /// roster.
         nodes: Option<Vec<Listed>>,
     },
 }
 
-/// Returns the time when each listed node has answered, or another node has announced its death. If
-/// neither happens, the other node has died, too, and this node asks again.
+/// Returns the time when this node repeats its request for the members of the other nodes. `at` is
+/// the time of the request, and `nodes` are the nodes with members. By then each of them has
+/// answered, or was declared dead by another node. Otherwise that other node has died, too.
 fn settled_at(own: &Presences, at: Instant, nodes: &[Listed]) -> Instant {
     let longest = nodes.iter().map(|listed| listed.lease).fold(own.lease, Duration::max);
     at + longest + own.grace + ASK_AGAIN
 }
 
-/// Records to append.
+/// The records that the announcer appends next.
 pub(super) enum Job {
-    /// The members of this node, or changes of them. After a failure, all members are announced
-    /// again.
+    /// Records about the members of this node: joins and leaves, or the list of all members. If the
+    /// append fails, the next record lists all members.
     Members(Vec<Message>),
     Messages(Vec<Message>),
 }
@@ -127,28 +145,30 @@ impl State {
         Self { knowledge, ..Self::default() }
     }
 
-    /// Returns `true` if this node knows the members of all nodes, and has read the log that it
-    /// found when it connected.
+    /// Returns `true` if this node knows the members of all nodes. It must also have read the log
+    /// up to the end that the log had when the node connected.
     pub(super) fn is_complete(&self) -> bool {
         matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
 
-    /// Returns the number of the job after which the log has all changes up to now.
+    /// Returns the number of the append after which the log has all joins and leaves that have
+    /// happened on this node so far.
     pub(super) fn ticket(&self) -> u64 {
         self.job + u64::from(self.locals.has_changes() || self.needs_full)
     }
 
-    /// Returns `true` if the log has all changes before a [ticket](Self::ticket).
+    /// Returns `true` if the log has all joins and leaves from before the call of
+    /// [`ticket`](Self::ticket) that has returned this number.
     pub(super) fn has_written(&self, ticket: u64) -> bool {
         self.done >= ticket || self.is_flushed()
     }
 
-    /// Returns `true` if the log has the members of this node as they are.
+    /// Returns `true` if the log has all joins and leaves that have happened on this node so far.
     fn is_flushed(&self) -> bool {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
     }
 
-    /// Returns `true` if callers may wait for something that has changed.
+    /// Returns `true` if a condition may have become true that a caller waits for.
     pub(super) fn take_update(&mut self) -> bool {
         let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
         let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
@@ -156,7 +176,7 @@ impl State {
         self.pending.take_done() || has_answer || has_changed
     }
 
-    /// Notes the end of a topic. Its members stay, but their changes have no events.
+    /// Notes the end of a topic. Its members stay, but their joins and leaves have no events.
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
         if self.view.members(topic).next().is_none() {
@@ -180,13 +200,15 @@ impl State {
         self.ended.contains(topic)
     }
 
-    /// Forgets the view, because records were evicted before this node has read them.
+    /// Forgets the members of all nodes and the pending events, because records were evicted before
+    /// this node has read them, or because another log begins. If the node needs the members, it
+    /// requests them again.
     pub(super) fn lose(&mut self) {
         self.locals.note_loss();
         self.view.clear();
         self.pending.clear();
         self.knowledge = Knowledge::Unknown;
-        // The log may have members of this node that it has no more.
+        // The log may still have members of this node that have left.
         self.needs_full |= self.number > 0;
         self.roster = None;
         self.watchers.note_loss();
@@ -197,14 +219,16 @@ impl State {
         self.watchers.note_loss();
     }
 
-    /// Notes a record. Returns the changes of members.
+    /// Updates the state from a record of the log at `position`. Returns the joins and leaves that
+    /// the record causes.
     pub(super) fn note_record(&mut self, own: &Presences, position: Position, record: &Record) -> Vec<Transition> {
         if *record.topic != *beat::TOPIC {
             match record.kind {
                 RecordKind::Event if self.pending.is_empty() => {}
                 RecordKind::Event => self.pending.note(&record.topic, &record.event),
                 RecordKind::Finish => self.note_end(&record.topic),
-                // The members of a removed topic stay, and so do the events that are not published yet.
+                // The members of a removed topic stay, and so do the events that are not published
+                // yet.
                 RecordKind::State | RecordKind::Remove => {}
             }
             return Vec::new();
@@ -221,11 +245,13 @@ impl State {
             Message::Full { author, part } => self.view.part(author, part),
             Message::Dead { by, node, number, beat } => {
                 let dead = self.view.dead(by, node, number, beat);
-                // This node was paused or cut off.
+                // This node was paused or cut off, so another node has declared it dead. It
+                // announces its members again.
                 self.needs_full |= node == own.node && dead.is_some() && !self.locals.is_empty();
                 dead.unwrap_or_default()
             }
-            // The requests and the questions from before this node are answered.
+            // Other nodes have answered the requests and the questions from before this node
+            // connected.
             Message::Ask { .. } if position <= self.begin => Vec::new(),
             Message::Ask { id: asked } => {
                 match &mut self.knowledge {
@@ -240,8 +266,9 @@ impl State {
                     }
                     _ => {}
                 }
-                // A roster can list each node that has written a record, also if its members have
-                // left. Other nodes begin with all members.
+                // A roster can list each node that has written a record about members, even if its
+                // members have left. So each of these nodes answers. The first record of any other
+                // node lists all of its members.
                 self.needs_full |= self.number > 0;
                 Vec::new()
             }
@@ -270,7 +297,8 @@ impl State {
         };
         if let Knowledge::Asked { nodes: Some(nodes), .. } = &self.knowledge {
             if nodes.iter().all(|listed| self.view.is_exact(listed.node)) {
-                // The node that has sent the roster has the events of the changes before.
+                // The node that has sent the roster publishes the events of earlier joins and
+                // leaves.
                 self.pending.clear();
                 self.note_complete();
             }
@@ -278,8 +306,10 @@ impl State {
         transitions
     }
 
-    /// Returns the time after which the other nodes have had their lease to answer. Nodes that have
-    /// not answered are dead.
+    /// Returns the time when all nodes have had time to answer the request of this node: the
+    /// longest lease has passed since this node has read the request. A node that has not answered
+    /// by then is dead. Returns `None` if there is no request, or if this node has a roster and
+    /// waits for the listed nodes instead.
     fn answered_at(&self, own: &Presences) -> Option<Instant> {
         // With a roster, this node waits for the answers or the deaths of the listed nodes.
         let Knowledge::Asked { at, position: Some(_), nodes: None, .. } = self.knowledge else { return None };
@@ -287,7 +317,8 @@ impl State {
         Some(at + longest)
     }
 
-    /// Returns the id of a request that all nodes have had time to answer.
+    /// Returns the id of this node's request for members if all nodes have had time to answer it.
+    /// Otherwise returns `None`.
     pub(super) fn answered(&self, own: &Presences) -> Option<u64> {
         let is_over = self.answered_at(own).is_some_and(|at| at <= Instant::now());
         match self.knowledge {
@@ -296,7 +327,8 @@ impl State {
         }
     }
 
-    /// Notes that this node has read all answers to a request.
+    /// Marks the members of all nodes as known, because this node has read all answers to its
+    /// request with the id `request`. Has no effect if another request has replaced it.
     pub(super) fn end_request(&mut self, request: u64) {
         if matches!(self.knowledge, Knowledge::Asked { id, .. } if id == request) {
             self.note_complete();
@@ -317,13 +349,15 @@ impl State {
         }
     }
 
-    /// Returns the earliest time for the next request. The answers may be evicted before this node
-    /// reads them, so it does not repeat the request at once.
+    /// Returns the earliest time for the next request for the members of other nodes. If the
+    /// answers are evicted before this node reads them, it repeats the request after a pause.
     fn asks_at(&self) -> Instant {
         self.asked_at.map_or_else(Instant::now, |at| at + ASK_AGAIN)
     }
 
-    /// Takes the next records to append.
+    /// Takes the next records for the announcer to append. First adds a request for the members of
+    /// other nodes if this node needs them, and a roster (the list of nodes with members) if one is
+    /// due. Returns `None` if there is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {
@@ -339,7 +373,7 @@ impl State {
             let count = self.outgoing.len().min(MAX_MESSAGES);
             return Some(Job::Messages(self.outgoing.drain(..count).collect()));
         }
-        // The first record of a node has all of its members, so that no request can miss a member.
+        // The first record of a node lists all of its members, so that no request misses a member.
         self.needs_full |= self.number == 0 && self.locals.has_changes();
         let messages = if self.needs_full {
             self.needs_full = false;
@@ -369,7 +403,8 @@ impl State {
         Author { node: own.node, number: self.number, lease: own.lease }
     }
 
-    /// Notes the end of a job.
+    /// Updates the state after the append of `job`. `is_appended` is `false` if the append has
+    /// failed.
     pub(super) fn end_job(&mut self, job: Job, is_appended: bool) {
         match job {
             Job::Members(_) => {
@@ -379,7 +414,8 @@ impl State {
                     self.done = self.job;
                 }
             }
-            // The messages are too old when the backend is back. This node asks again.
+            // When the backend works again, the messages are too old. If a request was among them,
+            // this node requests the members again.
             Job::Messages(_) if !is_appended => {
                 self.outgoing.clear();
                 if matches!(self.knowledge, Knowledge::Asked { position: None, .. }) {
@@ -390,7 +426,7 @@ impl State {
         }
     }
 
-    /// Returns the time of the next task of the announcer. `None`: there is nothing to do.
+    /// Returns the time when the announcer must run next. Returns `None` if it has nothing to do.
     pub(super) fn next_time(&self, own: &Presences) -> Option<Instant> {
         let now = Instant::now();
         let next = self.locals.next_end();

@@ -1,4 +1,4 @@
-//! The streams of changes of the members of a topic.
+//! The streams of the joins and leaves of the members of a topic.
 
 use super::{Presence, announcer, state::State, view::Transition};
 use crate::hub::core::Core;
@@ -11,31 +11,38 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The number of changed members after which a stream compares all members of its topic.
+/// The number of joins and leaves that a stream collects between two polls. After more of them, it
+/// compares all members of its topic.
 const MAX_CHANGED: usize = 10_000;
 
-/// A stream of the changes of the members of a topic.
+/// A stream of the joins and leaves of the members of a topic.
 /// [`Topic::presence`](super::super::Topic::presence) creates it.
 ///
-/// It begins with [`Joined`](Presence::Joined) for each member that the topic has, in alphabetical
-/// order, and continues with each change on any node. Each item differs from what the stream has
-/// yielded before: a member joins only after it has left. A slow reader gets the newest state of
-/// each member, and needs memory for the members of the topic, not for the changes.
+/// It begins with [`Joined`](Presence::Joined) for each member that the topic has, sorted by name.
+/// After them it yields each join and each leave, on any node. Joins and leaves of one member
+/// alternate.
 ///
-/// While this node has missed records of the log, the stream waits. Then it yields the differences.
+/// If the reader is slow, the stream skips changes: it yields only the differences between the
+/// members that it has yielded and the current ones. So its memory depends on the number of
+/// distinct members, not on the number of changes.
+///
+/// While this node does not know all members, because it has missed records of the log, the stream
+/// waits. Then it yields the differences.
+///
 /// The stream ends when the hub is [shut down](super::super::Hub::shutdown). It does not count as a
-/// subscriber, and keeps its hub alive.
+/// subscriber. It keeps its hub alive.
 #[must_use = "a stream yields changes only if it is polled"]
 pub struct PresenceStream {
     core: Arc<Core>,
     topic: Arc<str>,
     key: u64,
-    /// The members that the stream has yielded.
+    /// The members that the stream has yielded as joined, or will yield from `queue`, and that have
+    /// not left.
     known: HashSet<Arc<str>>,
     queue: VecDeque<Presence>,
 }
 
-/// The streams of all topics.
+/// The open [`PresenceStream`]s, by topic and by key.
 #[derive(Default)]
 pub(super) struct Watchers {
     topics: HashMap<Arc<str>, HashMap<u64, Watcher>>,
@@ -44,13 +51,13 @@ pub(super) struct Watchers {
     is_ended: bool,
 }
 
-/// A stream.
+/// The shared state of one [`PresenceStream`]: the changes that it has not seen, and its waker.
 #[derive(Default)]
 struct Watcher {
-    /// The members that may have changed since the stream was polled.
+    /// The members that may have joined or left since the last poll of the stream.
     changed: Vec<Arc<str>>,
     is_changed: HashSet<Arc<str>>,
-    /// Set if all members may have changed.
+    /// Set if any member of the topic may have joined or left since the last poll of the stream.
     has_changed_entirely: bool,
     waker: Option<Waker>,
 }
@@ -69,7 +76,8 @@ impl Watchers {
         self.next_key
     }
 
-    /// Removes a stream. The caller drops the result without a lock.
+    /// Removes a stream, and returns its waker. The caller drops the waker after it has released
+    /// the lock, because that runs code of the application.
     fn leave(&mut self, topic: &Arc<str>, key: u64) -> Option<Waker> {
         let watchers = self.topics.get_mut(topic)?;
         let watcher = watchers.remove(&key);
@@ -79,7 +87,8 @@ impl Watchers {
         watcher?.waker
     }
 
-    /// Notes changes of members.
+    /// Adds these joins and leaves to the streams of their topics.
+    /// [`take_wakers`](Self::take_wakers) then returns the wakers of these streams.
     pub(super) fn note(&mut self, transitions: &[Transition]) {
         for Transition { topic, change, .. } in transitions {
             for watcher in self.topics.get_mut(topic).into_iter().flat_map(HashMap::values_mut) {
@@ -94,7 +103,8 @@ impl Watchers {
         }
     }
 
-    /// Notes that all members may have changed, or that they are known again.
+    /// Marks all members of all topics as possibly changed: this node has lost its knowledge of
+    /// them, or has it again. Each stream compares them at its next poll.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
             watcher.change_entirely();
@@ -102,13 +112,14 @@ impl Watchers {
         }
     }
 
-    /// Ends the streams.
+    /// Ends all streams, because the hub is shut down.
     pub(super) fn end(&mut self) {
         self.is_ended = true;
         self.note_loss();
     }
 
-    /// Takes the wakers of the streams that have changed. The caller wakes them without a lock.
+    /// Takes the wakers of the streams that have changes. The caller wakes them after it has
+    /// released the lock.
     pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
         mem::take(&mut self.to_wake)
     }
@@ -125,7 +136,8 @@ impl PresenceStream {
         Self { core: core.clone(), topic: topic.clone(), key, known: HashSet::new(), queue: VecDeque::new() }
     }
 
-    /// Adds the differences of some members to the queue.
+    /// Checks which of `members` are present now, and adds the differences from what the stream has
+    /// yielded to the queue.
     fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);

@@ -1,4 +1,4 @@
-//! Questions about a topic that all nodes answer.
+//! Questions of one node about a topic, which all other nodes answer through the log.
 
 use super::{Presences, message::Message};
 use crate::{
@@ -8,10 +8,11 @@ use crate::{
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// The time for the answers.
+/// The time that a question waits for the answers of other nodes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The answers to a question, by node.
+/// The answers to a question: the number of subscriptions to the topic on each node that has
+/// answered.
 #[derive(Default)]
 pub(super) struct Survey(HashMap<u64, usize>);
 
@@ -21,7 +22,8 @@ impl Survey {
     }
 }
 
-/// A question of this node. It is removed even if its future is dropped.
+/// A question of this node that waits for answers. Dropping this value removes the question and its
+/// answers, also if the waiting future is dropped.
 struct Asked<'a> {
     presence: &'a Presences,
     id: u64,
@@ -45,7 +47,12 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// Asks all other nodes about a topic. Returns after [`PATIENCE`], or after the first answer.
+/// Asks all other nodes about a topic. Returns the number of subscriptions on each node that has
+/// the topic and has answered within one second. If `is_first_enough` is set, returns after the
+/// first answer.
+///
+/// Without a backend, there are no other nodes. Returns an error if the backend does not accept the
+/// question.
 async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Result<HashMap<u64, usize>, Error> {
     let Some(backend) = &core.backend else { return Ok(HashMap::new()) };
     if core.is_shut_down() {
@@ -63,12 +70,14 @@ async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Resul
     Ok(asked.answers())
 }
 
-/// Returns whether a topic exists on any node.
+/// Returns `true` if a topic exists on this node, or on another node that answers within one
+/// second.
 pub(in crate::hub) async fn exists_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<bool, Error> {
     Ok(core.exists(topic) || !ask(core, topic, true).await?.is_empty())
 }
 
-/// Returns the number of subscriptions to a topic on all nodes.
+/// Returns the number of subscriptions to a topic on this node and on all other nodes that answer
+/// within one second.
 pub(in crate::hub) async fn subscribers_anywhere(core: &Arc<Core>, topic: &Arc<str>) -> Result<usize, Error> {
     let others = ask(core, topic, false).await?;
     Ok(others.into_values().fold(core.subscribers(topic), usize::saturating_add))

@@ -1,5 +1,5 @@
-//! The members of all nodes. They are computed from the records in the order of the log, so they are
-//! the same on all nodes.
+//! The members of all nodes, as this node has read them in the log. Every node computes them from
+//! the same records in the same order, so they are the same on all nodes.
 
 use super::{
     Presence,
@@ -14,21 +14,23 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The number of nodes without members that are remembered. Late records of a dead node are
-/// recognized by their numbers.
+/// The number of nodes without members that are remembered when older ones are forgotten. They are
+/// remembered because late records of a dead node are recognized by their numbers.
 const MAX_EMPTY_NODES: usize = 1_000;
 
-/// The time between the deaths that the nodes declare for the same node, at most.
+/// The maximum of the random pause before this node declares a silent node dead. Because of the
+/// pause, usually a single node declares it dead first.
 const JITTER: Duration = Duration::from_millis(200);
 
 #[derive(Default)]
 pub(super) struct View {
     nodes: HashMap<u64, Node>,
-    /// The members of each topic. The value is the number of nodes that have the member.
+    /// The members of each topic. The value counts the nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
 }
 
-/// A change of the members of a topic, and the node whose record has caused it.
+/// A join or a leave in a topic. `author` is the node whose record has caused it: usually the node
+/// of the member, or the node that has declared that node dead.
 #[derive(Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
@@ -37,21 +39,25 @@ pub(super) struct Transition {
 }
 
 struct Node {
-    /// The number of the newest record about members. An earlier record can arrive later.
+    /// The number of the newest record of the node about its members. A record without a greater
+    /// number has arrived late, and is ignored. Further parts of the same list are not late.
     number: u64,
-    /// The number of the newest sign of life.
+    /// The number of the newest sign of life of the node.
     beat: u64,
     lease: Duration,
     seen_at: Instant,
     members: Members,
-    /// The parts that were read since the first one.
+    /// The members in the parts of a new list that this node has read so far. `None` if no list is
+    /// incomplete.
     incoming: Option<Members>,
-    /// Set if the members are those of the node. Otherwise records that this node has not read may
-    /// have changed them.
+    /// Set if `members` are exactly the members of the node: this node has read its whole list, or
+    /// its death. Otherwise earlier records that this node has not read may have other members.
     is_exact: bool,
-    /// The pause before this node declares the death of the other one. It differs from node to node.
+    /// The random pause before this node declares the silent node dead. It differs from node to
+    /// node.
     jitter: Duration,
-    /// The time when this node has declared the death.
+    /// The time when this node has last declared the silent node dead. `None` if a record or a sign
+    /// of life has arrived since.
     declared_at: Option<Instant>,
 }
 
@@ -74,11 +80,13 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when this node declares that the other node is dead.
+    /// Returns the time when this node declares the other node dead: its lease, the time `grace`
+    /// and a random pause after its last record. Silence before `contact_since`, the end of the
+    /// last outage of the backend, does not count.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
-        // If the record about the death is lost, it is written again.
+        // If the record about the death is lost, this node writes it again.
         self.declared_at.map_or(dies_at, |declared_at| dies_at.max(declared_at + self.lease))
     }
 }
@@ -96,7 +104,7 @@ impl View {
         let Some(node) = self.nodes.get_mut(&node) else { return };
         let (topic, _) = self.topics.get_key_value(topic).map_or((topic.clone(), ()), |(topic, _)| (topic.clone(), ()));
         let members = self.topics.entry(topic.clone()).or_default();
-        // All nodes of a member share its name.
+        // All nodes with a member share the memory of its name.
         let member = members.get_key_value(member).map_or_else(|| member.clone(), |(member, _)| member.clone());
         if !node.members.entry(topic.clone()).or_default().insert(member.clone()) {
             return;
@@ -130,7 +138,9 @@ impl View {
         changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
     }
 
-    /// Notes a record about the members of a node. Returns `false` if it has arrived late.
+    /// Updates the number and the lease of the node that has written a record about its members,
+    /// and the time of its last record. Returns the node. Returns `None` if the record has arrived
+    /// late: if `is_new` returns `false` for the number of the newest record.
     fn note(&mut self, author: Author, is_new: impl Fn(u64) -> bool) -> Option<&mut Node> {
         self.forget_empty();
         let node = self.nodes.entry(author.node).or_insert_with(Node::new);
@@ -154,7 +164,8 @@ impl View {
         transitions
     }
 
-    /// Notes a part of the members of a node. The last part replaces the members.
+    /// Adds a part of the list of all members of a node. The last part replaces the members of the
+    /// node. Returns the joins and leaves that this causes.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
         let is_new = |number| if is_first { author.number > number } else { author.number == number };
@@ -184,18 +195,23 @@ impl View {
         transitions
     }
 
-    /// Notes a sign of life.
+    /// Stores the time of the sign of life with the number `beat` of the node `node`. Has no effect
+    /// if a later sign of life was read before.
     pub(super) fn beat(&mut self, node: u64, beat: u64) {
         self.forget_empty();
-        // A record may name the members of the node later.
+        // The members of this node may be read later.
         let node = self.nodes.entry(node).or_insert_with(Node::new);
         if node.beat < beat {
             (node.beat, node.seen_at, node.declared_at) = (beat, Instant::now(), None);
         }
     }
 
-    /// Removes the members of a node that has written nothing after these numbers. Returns `None` if
-    /// it has.
+    /// Removes all members of the node `node`, because the node `by` has declared it dead, and
+    /// returns the leaves.
+    ///
+    /// Returns `None`, and removes no member, if `node` was alive after that: it has written a
+    /// record about members with a number above `number`, or a sign of life with a number above
+    /// `beat`.
     pub(super) fn dead(&mut self, by: u64, node: u64, number: u64, beat: u64) -> Option<Vec<Transition>> {
         self.forget_empty();
         // The number shows which records of the dead node are late.
@@ -208,18 +224,19 @@ impl View {
         Some(self.replace(by, node, Members::new()))
     }
 
-    /// Returns the nodes with members.
+    /// Returns the nodes with members, including nodes whose list of members is still incomplete.
     pub(super) fn roster(&self) -> Vec<Listed> {
         let holders = self.nodes.iter().filter(|(_, node)| node.has_members());
         holders.map(|(id, node)| Listed { node: *id, lease: node.lease }).collect()
     }
 
-    /// Returns `true` if the members of this node are known.
+    /// Returns `true` if all members of the node `node` are known, because its whole list or its
+    /// death was read.
     pub(super) fn is_exact(&self, node: u64) -> bool {
         self.nodes.get(&node).is_some_and(|node| node.is_exact)
     }
 
-    /// Returns `true` if a node other than this one has members.
+    /// Returns `true` if a node other than `own`, the number of this node, has members.
     pub(super) fn has_others(&self, own: u64) -> bool {
         self.others(own).next().is_some()
     }
@@ -229,18 +246,24 @@ impl View {
         others.filter(|(_, node)| node.has_members()).map(|(id, node)| (*id, node))
     }
 
-    /// Returns the longest lease and the shortest lease of the other nodes with members.
+    /// Returns the longest and the shortest lease of the nodes with members, except for this node,
+    /// `own`. A lease is the silence after which a node is declared dead. Returns `None` if no
+    /// other node has members.
     pub(super) fn leases(&self, own: u64) -> Option<(Duration, Duration)> {
         let leases = || self.others(own).map(|(_, node)| node.lease);
         leases().max().zip(leases().min())
     }
 
-    /// Returns the time when the next node counts as dead.
+    /// Returns the earliest time when this node, `own`, declares another node with members dead.
+    /// Returns `None` if no other node has members. Silence before `contact_since`, the end of the
+    /// last outage of the backend, does not count.
     pub(super) fn next_death(&self, own: u64, contact_since: Option<Instant>, grace: Duration) -> Option<Instant> {
         self.others(own).map(|(_, node)| node.dies_at(contact_since, grace)).min()
     }
 
-    /// Returns the nodes that count as dead, with the numbers of their newest records.
+    /// Returns the nodes with members that count as dead at `now`, except for this node, `own`. The
+    /// three numbers are the node, its newest record about members, and its newest sign of life.
+    /// Silence before `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn declare_deaths(
         &mut self,
         own: u64,
@@ -270,12 +293,13 @@ impl View {
         self.nodes.retain(|_, node| node.has_members() || node.seen_at > oldest);
     }
 
-    /// Forgets everything.
+    /// Forgets all members and nodes.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Takes all members, because the hub is shut down.
+    /// Takes all members and nodes, because the hub is shut down. The caller drops them without a
+    /// lock.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
     }
