@@ -121,7 +121,8 @@ impl Builder {
 
     /// Sets the lease of this node: the time without a sign of life after which the other nodes
     /// declare this node dead, so that its [members](super::Topic::join) leave. Default: 10
-    /// seconds. At least 100 milliseconds, at most one hour.
+    /// seconds. At least 100 milliseconds, at most one hour. With less than about ten times the
+    /// response time of the backend, this node can count as dead while it runs.
     ///
     /// If this process dies, its members leave after the lease, the
     /// [grace time](Self::presence_grace) of the other nodes, and at most one more second. While
@@ -149,7 +150,10 @@ impl Builder {
     /// - The backend works, but refuses the event for a minute. If it then refuses the next event
     ///   of the topic, too, all waiting events of the topic are lost.
     ///
-    /// A finished topic gets no events. An event whose name is reserved for the hub is not
+    /// In a topic that is [`latest_only`](super::Topic::latest_only), the event replaces the state,
+    /// so return `None` for such topics.
+    ///
+    /// A finished topic gets no events, also not after it was removed. An event whose name is reserved for the hub is not
     /// published. With a backend, neither is an event of more than 256 KiB. If the function panics,
     /// the change has no event.
     ///
