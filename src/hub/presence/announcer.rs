@@ -15,8 +15,11 @@ use crate::hub::{
 };
 use bytes::Bytes;
 use std::{
+    future::{Future as _, poll_fn},
     panic,
+    pin::pin,
     sync::{Arc, Weak},
+    task::Poll,
     time::Duration,
 };
 use tokio::{
@@ -165,14 +168,16 @@ async fn announce(core: Weak<Core>) {
             presence.state().is_without_timers = true;
             return;
         };
-        if is_ok {
-            tokio::select! {
-                () = pause => {}
-                () = presence.changed.notified() => {}
+        let mut pause = pin!(pause);
+        let mut changed = pin!(presence.changed.notified());
+        poll_fn(|cx| {
+            // After a failure, a change does not shorten the pause.
+            if is_ok && changed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
             }
-        } else {
-            pause.await;
-        }
+            pause.as_mut().poll(cx)
+        })
+        .await;
         yield_now().await;
     }
 }
