@@ -4,6 +4,7 @@ use super::{
     child::Child,
     folder::{Folder, all, all_with_gaps, append, closed, fill, open},
 };
+use futures_util::future::join_all;
 use std::{
     env,
     fs::{self, File, Permissions},
@@ -11,7 +12,7 @@ use std::{
     path::Path,
     process::Command,
 };
-use tower_sse::hub::backend::{Backend, FileBackend, Position};
+use tower_sse::hub::backend::{Backend, FileBackend, Position, Record};
 
 #[tokio::test]
 async fn full_disk_fails_publishing_and_not_reading() {
@@ -111,6 +112,30 @@ async fn damaged_page_is_reported_and_others_are_read() {
     assert_eq!(records.len() as u64, 3000 - missing);
     assert!(records.iter().all(|(position, data)| *data == format!("record-{:04}", position.get() - 1)));
     assert_eq!(append(&log, "next").await, Position::new(3001), "publishing does not need this page");
+}
+
+#[tokio::test]
+async fn comparison_that_needs_a_damaged_page_fails_alone() {
+    let folder = Folder::new();
+    fill(&open(&folder), (0..3000).map(|n| format!("record-{n:04}"))).await;
+    closed(&folder).await;
+    let at = find(&folder.log(), b"record-1234") / 4096 * 4096;
+    change(&folder.log(), at, 0xFF);
+
+    let log = open(&folder);
+    let epoch = log.bounds().await.unwrap().epoch;
+    for since in [1000, 3000] {
+        let since = Position::new(since);
+        let is_damaged_after = since < Position::new(1234);
+        // The appends wait at the same time, so they share a commit.
+        let appends = (0..50).map(|n| log.append(vec![super::record(&n.to_string())]));
+        let other = Record { topic: "other".into(), ..super::record("compared") };
+        let compared = log.append_if_unchanged(vec![other], epoch, since);
+        let (compared, appended) = tokio::join!(compared, join_all(appends));
+        assert_eq!(compared.expect("it is no error").is_none(), is_damaged_after, "after {since}");
+        assert!(appended.iter().all(Result::is_ok), "{appended:?}");
+    }
+    assert_eq!(log.bounds().await.unwrap().last, Position::new(3101));
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use std::{
     io::{Read, Seek, SeekFrom},
     ops::RangeInclusive,
     path::Path,
+    slice,
     sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
@@ -192,6 +193,28 @@ impl Store {
             }
         }
         Ok(page.finish(snapshot.epoch))
+    }
+
+    /// Returns whether every record after `since` up to `last` can be read, and none is of the topic.
+    pub(super) fn is_without_records(
+        &self,
+        topic: &Arc<str>,
+        since: Position,
+        last: Position,
+    ) -> Result<bool, FileError> {
+        if since == last {
+            return Ok(true);
+        }
+        let snapshot = self.snapshot()?;
+        let mut page = PageReader::new(Some(slice::from_ref(topic)), Position::START, since);
+        guarded(|| {
+            for entry in snapshot.records.range(keys(since.next(), last))? {
+                let (key, part) = entry?;
+                page.add(key.value(), part.value());
+            }
+            Ok(())
+        })?;
+        Ok(page.is_without_records(last))
     }
 
     fn snapshot(&self) -> Result<Snapshot, FileError> {

@@ -4,7 +4,6 @@ use super::{
     Durability, Log, Shared,
     error::{FileError, Kind, file_error, guarded},
     mark::{FileId, Mark, beside, milliseconds},
-    page::PageReader,
     queue::{Append, Unchanged, Work},
     record::{self, Value},
     retention::Retention,
@@ -19,9 +18,9 @@ use crate::{
 };
 use redb::{ReadableTable, Table, WriteTransaction};
 use std::{
+    collections::HashSet,
     fs::{self, File},
     path::Path,
-    slice,
     sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -163,10 +162,12 @@ impl Writer {
     fn store(&mut self, appends: &[Append]) -> Result<Stored, FileError> {
         let stored = {
             let store = self.shared.store();
-            let database = &store.as_ref().map_err(FileError::clone)?.database;
+            let store = store.as_ref().map_err(FileError::clone)?;
+            let is_unchanged = |append: &Append| self.is_unchanged(store, append);
+            let unchanged: Vec<_> = appends.iter().map(is_unchanged).collect::<Result<_, _>>()?;
             guarded(|| {
-                let transaction = database.begin_write()?;
-                let stored = self.change(&transaction, appends)?;
+                let transaction = store.database.begin_write()?;
+                let stored = self.change(&transaction, appends, &unchanged)?;
                 if stored.tail == self.tail {
                     transaction.abort()?
                 } else {
@@ -181,20 +182,49 @@ impl Writer {
         Ok(stored)
     }
 
-    /// Makes the changes of one transaction.
-    fn change(&self, transaction: &WriteTransaction, appends: &[Append]) -> Result<Stored, FileError> {
+    /// Returns whether the log in the database fulfils the condition of an append.
+    ///
+    /// The database is read outside of the transaction, because a damaged page would make the
+    /// transaction fail, and with it the other appends.
+    fn is_unchanged(&self, store: &Store, append: &Append) -> Result<bool, FileError> {
+        let Some(Unchanged { epoch, since }) = append.condition else { return Ok(true) };
+        let Some(first) = append.records.first() else { return Ok(false) };
+        let Tail { last, evicted_through, .. } = self.tail;
+        if epoch != self.tail.epoch || !(evicted_through..=last).contains(&since) {
+            return Ok(false);
+        }
+        if last.get() - since.get() > MAX_COMPARED {
+            return Ok(false);
+        }
+        match store.is_without_records(&first.topic, since, last) {
+            // A damaged record may have been of the topic. A reader gets a gap for it, and then
+            // knows a later position.
+            Err(error) if error.kind() == Kind::Damage => Ok(false),
+            is_unchanged => is_unchanged,
+        }
+    }
+
+    /// Makes the changes of one transaction. `unchanged` says for each append whether the database
+    /// fulfils its condition.
+    fn change(
+        &self,
+        transaction: &WriteTransaction,
+        appends: &[Append],
+        unchanged: &[bool],
+    ) -> Result<Stored, FileError> {
         let mut records = transaction.open_table(RECORDS)?;
         let (mut tail, mut oldest) = (self.tail, self.oldest);
         let now = milliseconds(SystemTime::now());
         let mut positions = Vec::with_capacity(appends.len());
         let mut buffer = Vec::new();
-        for append in appends {
-            if let Some(condition) = append.condition
-                && !is_unchanged(&records, &tail, append, condition)?
-            {
+        let mut changed_topics = HashSet::new();
+        for (append, is_unchanged) in appends.iter().zip(unchanged) {
+            let mut topics = append.records.iter().map(|record| &*record.topic);
+            if append.condition.is_some() && !(*is_unchanged && topics.all(|topic| !changed_topics.contains(topic))) {
                 positions.push(None);
                 continue;
             }
+            changed_topics.extend(append.records.iter().map(|record| &*record.topic));
             for record in &append.records {
                 tail.last = tail.last.next();
                 tail.total_bytes += record::size(&record.topic, &record.event) as u64;
@@ -378,21 +408,4 @@ fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError>
         guarded(|| Ok(store.database.compact().map(drop)?))?;
     }
     Ok(())
-}
-
-/// Returns whether the topic of an append has no record after the position of the condition.
-fn is_unchanged(records: &Records<'_>, tail: &Tail, append: &Append, condition: Unchanged) -> Result<bool, FileError> {
-    let Unchanged { epoch, since } = condition;
-    let Some(first) = append.records.first() else { return Ok(false) };
-    if epoch != tail.epoch || since < tail.evicted_through || tail.last.get().saturating_sub(since.get()) > MAX_COMPARED
-    {
-        return Ok(false);
-    }
-    let mut page = PageReader::new(Some(slice::from_ref(&first.topic)), Position::START, since);
-    for entry in records.range(keys(since.next(), tail.last))? {
-        let (key, part) = entry?;
-        page.add(key.value(), part.value());
-    }
-    // A damaged record may have been of the topic.
-    Ok(page.is_without_records(tail.last))
 }
