@@ -20,7 +20,7 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use std::{
     collections::HashSet,
     fs::{self, File},
-    path::Path,
+    path::{Path, PathBuf, absolute},
     sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -307,14 +307,12 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let mut store = shared.store_mut();
         *store = Err(error.clone());
-        let opened = open_store(&shared.path, self.durability).and_then(|(opened, file, found)| {
+        // A file that was moved away must not be created again: its records would be missing.
+        let opened = open_store(&shared.path, self.durability, false).and_then(|(mut opened, file, found)| {
             let found = found.ok_or_else(|| damaged("it is empty"))?;
             let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
             let tail = if is_shorter { begin_epoch(&opened, found)? } else { found };
-            if opened.read_only.is_none() {
-                let id = FileId::of(&file.metadata().map_err(file_error("read", &shared.path))?);
-                self.mark.begin(tail.epoch, tail.last, id, self.durability == Durability::Process)?;
-            }
+            begin_mark(&mut self.mark, &mut opened, &file, &tail, self.durability);
             (self.tail, self.oldest, self.file) = (tail, None, file);
             Ok(opened)
         });
@@ -338,26 +336,27 @@ impl Writer {
 
 /// Opens a log, and starts its writer.
 pub(super) fn open(path: &Path, retention: Retention, durability: Durability) -> Result<Log, FileError> {
+    let path = &resolved(path);
     let mut mark = locked(|| Mark::open(path))?;
-    let (mut store, mut file, found) = match open_store(path, durability) {
+    let (mut store, mut file, found) = match open_store(path, durability, true) {
         // Such a crash may destroy the file, because it was not synced.
         Err(error) if error.kind() == Kind::Damage && mark.is_after_machine_crash() => {
             fs::rename(path, beside(path, ".damaged")).map_err(file_error("rename", path))?;
-            open_store(path, durability)?
+            open_store(path, durability, true)?
         }
         opened => opened?,
     };
-    let id = FileId::of(&file.metadata().map_err(file_error("read", path))?);
+    let id = FileId::of(&file).map_err(file_error("read", path))?;
     let tail = match found {
         Some(found) if mark.compare(found.epoch, found.last, id).is_none() => found,
         found => begin_epoch(&store, found.unwrap_or_default())?,
     };
+    begin_mark(&mut mark, &mut store, &file, &tail, durability);
     if store.read_only.is_none() {
-        mark.begin(tail.epoch, tail.last, id, durability == Durability::Process)?;
         // The log can be used without it, for example while the disk is full.
         if compact(&mut store, &file, &tail).is_err() {
             drop(store);
-            (store, file, _) = open_store(path, durability)?;
+            (store, file, _) = open_store(path, durability, true)?;
         }
     }
     let shared = Arc::new(Shared::new(path, store, &tail));
@@ -378,9 +377,31 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     Ok(Log::new(shared, thread))
 }
 
+/// Returns the absolute path of the file, after symbolic links to it. The mark is beside the file, so
+/// another link to the file finds it. A relative path would be of another file after a change of the
+/// current folder.
+fn resolved(path: &Path) -> PathBuf {
+    const MAX_LINKS: usize = 40;
+
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = path.parent().map_or(target.clone(), |folder| folder.join(&target));
+    }
+    absolute(&path).unwrap_or(path)
+}
+
+/// Writes the mark of an open log. If this fails, the log can be read, and a record cannot be stored.
+fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, durability: Durability) {
+    if store.read_only.is_none() {
+        let begun = mark.begin(tail.epoch, tail.last, file, durability == Durability::Process);
+        store.read_only = begun.err();
+    }
+}
+
 /// Opens the database of a log, and reads its state. A new database has none.
-fn open_store(path: &Path, durability: Durability) -> Result<(Store, File, Option<Tail>), FileError> {
-    let (store, file) = Store::open(path, durability)?;
+fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(Store, File, Option<Tail>), FileError> {
+    let (store, file) = Store::open(path, durability, is_created)?;
     let tail = store.tail()?;
     Ok((store, file, tail))
 }
