@@ -11,6 +11,14 @@ const VERSION: i32 = 1;
 /// event after it.
 const MAX_BYTES: usize = 1 << 20;
 
+/// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record of
+/// another program. A page with such a record would take longer than the timeout of a request, and
+/// nodes would request it again and again.
+pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
+
+/// The greatest position that another program can insert. Later records need greater ones.
+const MAX_POSITION: u64 = 1 << 62;
+
 /// The names of a log in SQL.
 #[derive(Clone, Debug)]
 pub(super) struct Schema {
@@ -49,6 +57,9 @@ impl Schema {
             // The key is positive, and smaller than the greatest one. The next key is used, too.
             .replace("{lock}", &(hash >> 2).to_string())
             .replace("{pending}", &format!("tower_sse.pending_{hash:x}"))
+            .replace("{evicting}", &format!("tower_sse.evicting_{hash:x}"))
+            .replace("{max_position}", &MAX_POSITION.to_string())
+            .replace("{max_record_bytes}", &MAX_RECORD_BYTES.to_string())
             .replace("{max_bytes}", &MAX_BYTES.to_string())
             .replace("{version}", &VERSION.to_string())
     }
