@@ -77,7 +77,12 @@ impl Schema {
             "BEGIN;
             SET LOCAL lock_timeout = '1500ms';
             SELECT pg_advisory_xact_lock({lock});
-            CREATE SCHEMA IF NOT EXISTS {schema};
+            DO $tower_sse$ BEGIN
+                -- IF NOT EXISTS needs the permission to create a schema, even if it exists.
+                IF to_regnamespace('{schema}') IS NULL THEN
+                    CREATE SCHEMA {schema};
+                END IF;
+            END $tower_sse$;
             SET LOCAL client_min_messages = warning;",
             include_str!("schema.sql"),
             "CREATE TABLE IF NOT EXISTS {schema}.version (version integer PRIMARY KEY);
