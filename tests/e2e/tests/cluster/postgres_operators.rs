@@ -201,10 +201,15 @@ async fn full_queue_of_notifications_fails_no_append() {
     let log = postgres(&store.url());
     append(&log, "t", 0).await;
     let stuck = application(&store).await;
-    stuck.batch_execute("LISTEN other; BEGIN; SELECT 1").await.expect("it listens");
+    stuck.batch_execute("LISTEN other").await.expect("it listens");
+    stuck.batch_execute("BEGIN; SELECT 1").await.expect("it is in a transaction");
     let filler = application(&store).await;
     let fill = "SELECT pg_notify('other', repeat('x', 7000) || n) FROM generate_series(1, 5) AS n";
-    while filler.batch_execute(fill).await.is_ok() {}
+    let mut is_full = false;
+    for _ in 0..1000 {
+        is_full |= filler.batch_execute(fill).await.is_err();
+    }
+    assert!(is_full, "NOTIFY fails");
     for n in 1..100 {
         append(&log, "t", n).await;
     }
