@@ -39,7 +39,13 @@ struct Waiting {
     is_closed: bool,
     /// The number of appends that the writer waits for.
     awaited: usize,
+    /// The number of appends when those without a publisher were last removed.
+    cleaned: usize,
 }
+
+/// The number of appends from which those without a publisher are removed. A publisher gives up when
+/// a disk does not respond.
+const MANY: usize = 4096;
 
 /// The work of the writer.
 pub(super) enum Work {
@@ -60,6 +66,11 @@ impl Queue {
     pub(super) fn push(&self, append: Append) {
         let mut waiting = self.lock();
         waiting.appends.push(append);
+        // Each append is examined a constant number of times on average.
+        if waiting.appends.len() >= MANY.max(2 * waiting.cleaned) {
+            waiting.appends.retain(|append| !append.reply.is_closed());
+            waiting.cleaned = waiting.appends.len();
+        }
         let is_due = waiting.appends.len() >= waiting.awaited;
         drop(waiting);
         if is_due {
@@ -98,6 +109,7 @@ impl Queue {
         };
         let count = waiting.appends.iter().map(fits).take_while(|fits| *fits).count();
         let rest = waiting.appends.split_off(count);
+        waiting.cleaned = waiting.cleaned.min(rest.len());
         Work::Appends(mem::replace(&mut waiting.appends, rest))
     }
 
@@ -123,5 +135,31 @@ impl Queue {
         }
         waiting.awaited = 0;
         waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn appends_without_publisher_take_no_memory() {
+        let queue = Queue::default();
+        let append = |publishers: &mut Vec<_>, is_kept: bool| {
+            let (reply, publisher) = oneshot::channel();
+            queue.push(Append { records: Vec::new(), condition: None, reply });
+            publishers.extend(is_kept.then_some(publisher));
+        };
+        let mut publishers = Vec::new();
+        for n in 0..100_000 {
+            append(&mut publishers, n % 100 == 0);
+        }
+        let len = || queue.lock().appends.len();
+        assert!((publishers.len()..2 * MANY).contains(&len()), "{}", len());
+        for _ in 0..3 * MANY {
+            append(&mut publishers, true);
+        }
+        queue.lock().appends.retain(|append| !append.reply.is_closed());
+        assert_eq!(len(), publishers.len(), "no other append is removed");
     }
 }
