@@ -88,6 +88,11 @@ impl Outages {
 }
 
 impl Backend for Outages {
+    async fn open(&self) -> Result<(), BoxError> {
+        self.is_down.clone().wait_for(|is_down| !*is_down).await?;
+        Ok(())
+    }
+
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         self.unless_down(self.log.bounds()).await
     }
@@ -159,6 +164,26 @@ fn outage_is_logged_once_and_each_failure_counted() {
         for operation in ["follow", "read"] {
             assert!((300.0..640.0).contains(&numbers[&name(operation)]), "{operation}: {numbers:?}");
         }
+    });
+}
+
+#[test]
+fn slow_opening_of_a_log_is_logged_once() {
+    observed(async |seen: Seen| {
+        for seconds in [4, 60] {
+            let (down, is_down) = watch::channel(true);
+            let log = Outages { log: MemoryBackend::new(100), is_down };
+            let open = async {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                down.send_replace(false);
+            };
+            let (hub, ()) = tokio::join!(Hub::builder().backend(log).connect(), open);
+            hub.expect("the log opens");
+        }
+        let events = seen.events();
+        let [event] = &events[..] else { panic!("{} events", events.len()) };
+        assert_eq!((event.level, &*event.message()), (Level::WARN, "backend is still opening its log"));
+        assert_eq!(event.fields["seconds"], "5");
     });
 }
 
