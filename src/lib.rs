@@ -237,25 +237,5 @@ pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
 
-/// Compiles the code of the README and of the guides.
-#[cfg(all(
-    doctest,
-    feature = "file",
-    feature = "hub",
-    feature = "json",
-    feature = "redis",
-    feature = "serve",
-    feature = "test-util"
-))]
-#[doc = include_str!("../README.md")]
-#[doc = include_str!("../docs/several-nodes.md")]
-#[doc = include_str!("../docs/choosing-a-log.md")]
-#[doc = include_str!("../docs/production.md")]
-#[doc = include_str!("../docs/recordings.md")]
-#[doc = include_str!("../docs/presence.md")]
-#[doc = include_str!("../docs/authentication.md")]
-#[doc = include_str!("../docs/rates-and-filters.md")]
-struct Guides;
-
 /// A boxed error of any type. It is the same type as `BoxError` in tower and axum.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,8 +1,6 @@
 //! Presence in a hub in memory: the members of topics, the grace time after the last subscription
 //! of a member, and the events of joins and leaves. `tests/nodes` has the tests with several nodes.
 
-#![cfg(feature = "hub")]
-
 use futures_util::FutureExt;
 use std::{
     collections::BTreeSet,

@@ -1,8 +1,6 @@
 //! Recordings of a hub in memory: a stream is published into a topic, and the topic is finished
 //! however the recording ends. Recordings on several nodes are tested in `tests/nodes`.
 
-#![cfg(feature = "hub")]
-
 use std::{
     sync::{
         Arc,
