@@ -154,6 +154,9 @@
 //! does not accept the options of its `ClientTimeout` is the event `socket options not set`
 //! (`WARN`), with the field `error`.
 //!
+//! If a hub waits longer than five seconds for its backend to open a log, it logs
+//! `backend is still opening its log` (`WARN`), with the field `seconds`.
+//!
 //! A hub with a backend logs the first failure of an outage as the event `backend failed` (`WARN`),
 //! with the fields `operation` and `error`. It logs the end of the outage as `backend recovered`
 //! (`INFO`), with `operation`. The operation is `read` or `bounds` for requests on behalf of

@@ -8,11 +8,13 @@ pub(crate) use on::{Entered, Parent, Request, Span, callback_panicked, failed, r
 
 #[cfg(all(feature = "hub", not(feature = "tracing")))]
 pub(crate) use off::{
-    backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected, recording_taken_over,
+    backend_failed, backend_opens_slowly, backend_recovered, end_hidden, reads_accepted, reads_rejected,
+    recording_taken_over,
 };
 #[cfg(all(feature = "hub", feature = "tracing"))]
 pub(crate) use on::{
-    backend_failed, backend_recovered, end_hidden, reads_accepted, reads_rejected, recording_taken_over,
+    backend_failed, backend_opens_slowly, backend_recovered, end_hidden, reads_accepted, reads_rejected,
+    recording_taken_over,
 };
 
 #[cfg(all(feature = "serve", not(feature = "tracing")))]
@@ -103,6 +105,13 @@ mod on {
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(operation: &'static str) {
         info!(target: TARGET, operation, "backend recovered");
+    }
+
+    /// Logs a warning: opening the log of a hub's backend takes longer than `time`, and `connect`
+    /// waits for it.
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_opens_slowly(time: std::time::Duration) {
+        warn!(target: TARGET, seconds = time.as_secs(), "backend is still opening its log");
     }
 
     /// Logs a warning: a subscription is finished, but an adapter around it does not forward
@@ -248,6 +257,9 @@ mod off {
 
     #[cfg(feature = "hub")]
     pub(crate) fn backend_recovered(_: &'static str) {}
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn backend_opens_slowly(_: std::time::Duration) {}
 
     #[cfg(feature = "hub")]
     pub(crate) fn end_hidden() {}

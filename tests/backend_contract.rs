@@ -2,13 +2,20 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
-use tokio::task::yield_now;
+use tokio::{task::yield_now, time::sleep};
 use tower_sse::{
     BoxError,
     hub::backend::{Appended, Backend, Bounds, MemoryBackend, Page, Position, Record, contract},
 };
+
+/// More records than a check appends.
+const PLENTY: usize = 100_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn memory_backend_keeps_the_contract_on_four_threads() {
@@ -56,6 +63,74 @@ async fn contract_rejects_positions_that_are_returned_twice() {
         let mut logs = logs.lock().unwrap();
         let log = logs.entry(name.to_owned()).or_insert_with(|| MemoryBackend::new(max_records)).clone();
         Repeats { log, newest: Arc::default() }
+    })
+    .await;
+}
+
+/// A log that evicts records some time after the append.
+#[derive(Clone)]
+struct Late {
+    log: MemoryBackend,
+    max_records: u64,
+    evicted_through: Arc<AtomicU64>,
+}
+
+impl Late {
+    fn evicted_through(&self) -> Position {
+        self.evicted_through.load(Relaxed).into()
+    }
+
+    fn evict_later(&self, Appended { position, .. }: Appended) {
+        let Self { max_records, evicted_through, .. } = self.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(200)).await;
+            evicted_through.fetch_max(position.get().saturating_sub(max_records), Relaxed);
+        });
+    }
+}
+
+impl Backend for Late {
+    async fn bounds(&self) -> Result<Bounds, BoxError> {
+        Ok(Bounds { evicted_through: self.evicted_through(), ..self.log.bounds().await? })
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
+        self.log.append(records).await.inspect(|appended| self.evict_later(*appended))
+    }
+
+    async fn append_if_unchanged(
+        &self,
+        records: Vec<Record>,
+        epoch: u64,
+        since: Position,
+    ) -> Result<Option<Appended>, BoxError> {
+        if since < self.evicted_through() {
+            return Ok(None);
+        }
+        self.log.append_if_unchanged(records, epoch, since).await
+    }
+
+    async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
+        let evicted_through = self.evicted_through();
+        Ok(Page { evicted_through, ..self.log.read(topics, after.max(evicted_through)).await? })
+    }
+
+    async fn follow(&self, after: Position) -> Result<Page, BoxError> {
+        let evicted_through = self.evicted_through();
+        Ok(Page { evicted_through, ..self.log.follow(after.max(evicted_through)).await? })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn contract_accepts_eviction_in_the_background() {
+    let logs = Mutex::new(HashMap::new());
+    contract::check(async |name: &str, max_records| {
+        let log = || Late {
+            log: MemoryBackend::new(PLENTY),
+            max_records: max_records as u64,
+            evicted_through: Arc::default(),
+        };
+        logs.lock().unwrap().entry(name.to_owned()).or_insert_with(log).clone()
     })
     .await;
 }

@@ -392,6 +392,9 @@ impl Connector {
 
     /// Connects to the backend and returns the hub.
     ///
+    /// `connect` waits until the backend has opened its log, without a time limit. Only a file that
+    /// is verified after a crash takes longer than a few seconds.
+    ///
     /// The hub first reads the newest events from the backend, as many as its own retention allows.
     /// If this takes longer than five seconds, `connect` returns the hub, and the hub reads the
     /// remaining events in the background.

@@ -2,7 +2,7 @@
 
 use super::{
     child::{BATCH, Child, PUBLISHERS},
-    folder::{Folder, all, open},
+    folder::{Folder, all, append, closed, eventually, fill, open},
 };
 use std::{
     env, fs,
@@ -25,6 +25,39 @@ async fn kill_9_loses_no_acknowledged_record_on_disk() {
 #[tokio::test]
 async fn kill_9_loses_no_acknowledged_record_of_process() {
     kill("process", rounds()).await;
+}
+
+/// A log with much unused space is compacted when it is opened.
+#[tokio::test]
+async fn kill_9_during_compaction_loses_no_record() {
+    const RETAINED: u64 = 2000;
+
+    let template = Folder::new();
+    fill(&open(&template), (0..20_000).map(|n| format!("{n} {}", "x".repeat(1000)))).await;
+    closed(&template).await;
+    let log = open(&template).max_records(RETAINED);
+    append(&log, "evicts").await;
+    // The log retains up to 1/64 more.
+    let retained = async || log.bounds().await.map(|bounds| bounds.last.get() - bounds.evicted_through.get()).unwrap();
+    eventually(async || retained().await <= RETAINED + RETAINED / 64).await;
+    let expected = all(&log).await;
+    drop(log);
+    closed(&template).await;
+    let len = |folder: &Folder| fs::metadata(folder.log()).unwrap().len();
+    let mut compacted = 0;
+    for round in 0..rounds() {
+        let folder = Folder::new();
+        fs::copy(template.log(), folder.log()).unwrap();
+        fs::copy(template.mark(), folder.mark()).unwrap();
+        let mut child = Child::start("hold", &folder.log());
+        sleep(Duration::from_micros(RandomState::new().hash_one(round) % 150_000));
+        child.kill();
+        compacted += u64::from(len(&folder) < len(&template));
+        let log = open(&folder);
+        assert_eq!(all(&log).await, expected, "round {round}");
+        append(&log, "next").await;
+    }
+    println!("{} kills, {compacted} of them after the compaction has begun to shorten the file", rounds());
 }
 
 async fn kill(durability: &str, rounds: u64) {

@@ -2,16 +2,19 @@
 
 use super::{
     child::Child,
-    folder::{Folder, all, all_with_gaps, append, closed, fill, open},
+    folder::{Folder, SOON, all, all_with_gaps, append, closed, fill, open},
 };
+use futures_util::future::join_all;
 use std::{
     env,
     fs::{self, File, Permissions},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::Command,
+    time::{Duration, Instant},
 };
-use tower_sse::hub::backend::{Backend, FileBackend, Position};
+use tokio::time::sleep;
+use tower_sse::hub::backend::{Backend, FileBackend, Position, Record};
 
 #[tokio::test]
 async fn full_disk_fails_publishing_and_not_reading() {
@@ -63,6 +66,52 @@ async fn file_without_write_permission_can_be_read() {
     }
 }
 
+#[tokio::test]
+async fn log_whose_mark_cannot_be_written_can_be_read() {
+    let folder = Folder::new();
+    fill(&open(&folder), (0..100).map(|n| n.to_string())).await;
+    closed(&folder).await;
+    fs::set_permissions(folder.log(), Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(folder.mark(), Permissions::from_mode(0o444)).unwrap();
+    let mut command = Command::new(readable_executable(&folder));
+    command.uid(65534).gid(65534);
+    let mut child = Child::start_as(command, "read", &folder.log());
+    assert_eq!(child.line().as_deref(), Some("100 0"));
+    let error = child.line().expect("an error");
+    assert!(error.contains("cannot write to the log") && error.contains("events.log.mark"), "{error}");
+}
+
+#[tokio::test]
+async fn moved_file_is_not_created_again() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    let before = fill(&log, (0..30_000).map(|n| format!("{n} {}", "x".repeat(200)))).await;
+    drop(log);
+    closed(&folder).await;
+    // The database has no page in its memory.
+    let log = open(&folder);
+    log.open().await.unwrap();
+    fs::rename(folder.log(), folder.path("moved")).unwrap();
+    assert_eq!(append(&log, "1").await, before.next(), "the open file is still the log");
+    // Missing data is an I/O error. The database then has to open its file again.
+    let len = fs::metadata(folder.path("moved")).unwrap().len();
+    File::options().write(true).open(folder.path("moved")).unwrap().set_len(len / 2 / 4096 * 4096).unwrap();
+    let begin = Instant::now();
+    let mut error = String::new();
+    while !error.contains("No such file") {
+        assert!(begin.elapsed() < SOON, "the log does not open the file again: {error}");
+        for n in 0..30 {
+            let page = log.read(&["topic".into()], Position::new(n * 1000)).await;
+            error = page.err().map_or(error, |error| error.to_string());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    let error = log.append(vec![super::record("2")]).await.expect_err("there is no file").to_string();
+    assert!(error.contains("No such file"), "{error}");
+    assert!(error.contains("events.log"), "{error}");
+    assert!(!folder.log().exists(), "an empty log in its place would hide the records");
+}
+
 /// Copies this executable to a folder that any user can read.
 fn readable_executable(folder: &Folder) -> std::path::PathBuf {
     let copy = folder.path("child");
@@ -94,6 +143,22 @@ async fn damaged_record_is_reported_and_others_are_read() {
 }
 
 #[tokio::test]
+async fn damaged_last_record_is_a_gap() {
+    for size in [0, 3000] {
+        let folder = Folder::new();
+        fill(&open(&folder), (0..100).map(|n| format!("record-{n:04} {}", "x".repeat(size)))).await;
+        closed(&folder).await;
+        let at = find(&folder.log(), b"record-0099");
+        change(&folder.log(), at, b'X');
+
+        let log = open(&folder);
+        assert_eq!(append(&log, "next").await, Position::new(101));
+        let (records, gaps) = all_with_gaps(&log).await;
+        assert_eq!((records.len(), gaps), (100, vec![(Position::new(100), Position::new(100))]), "{size}");
+    }
+}
+
+#[tokio::test]
 async fn damaged_page_is_reported_and_others_are_read() {
     let folder = Folder::new();
     fill(&open(&folder), (0..3000).map(|n| format!("record-{n:04}"))).await;
@@ -114,6 +179,30 @@ async fn damaged_page_is_reported_and_others_are_read() {
 }
 
 #[tokio::test]
+async fn comparison_that_needs_a_damaged_page_fails_alone() {
+    let folder = Folder::new();
+    fill(&open(&folder), (0..3000).map(|n| format!("record-{n:04}"))).await;
+    closed(&folder).await;
+    let at = find(&folder.log(), b"record-1234") / 4096 * 4096;
+    change(&folder.log(), at, 0xFF);
+
+    let log = open(&folder);
+    let epoch = log.bounds().await.unwrap().epoch;
+    for since in [1000, 3000] {
+        let since = Position::new(since);
+        let is_damaged_after = since < Position::new(1234);
+        // The appends wait at the same time, so they share a commit.
+        let appends = (0..50).map(|n| log.append(vec![super::record(&n.to_string())]));
+        let other = Record { topic: "other".into(), ..super::record("compared") };
+        let compared = log.append_if_unchanged(vec![other], epoch, since);
+        let (compared, appended) = tokio::join!(compared, join_all(appends));
+        assert_eq!(compared.expect("it is no error").is_none(), is_damaged_after, "after {since}");
+        assert!(appended.iter().all(Result::is_ok), "{appended:?}");
+    }
+    assert_eq!(log.bounds().await.unwrap().last, Position::new(3101));
+}
+
+#[tokio::test]
 async fn every_changed_byte_is_a_gap_or_an_error() {
     let folder = Folder::new();
     let log = open(&folder);
@@ -122,11 +211,13 @@ async fn every_changed_byte_is_a_gap_or_an_error() {
     drop(log);
     closed(&folder).await;
     let (file, mark) = (fs::read(folder.log()).unwrap(), fs::read(folder.mark()).unwrap());
+    let marked = fs::metadata(folder.mark()).unwrap().modified().unwrap();
     let mut outcomes = [0; 4];
     // A step that is no divisor of the size of a page meets all parts of pages.
     for at in (0..file.len()).step_by(601) {
         fs::write(folder.log(), &file).unwrap();
         fs::write(folder.mark(), &mark).unwrap();
+        File::options().write(true).open(folder.mark()).unwrap().set_modified(marked).unwrap();
         change(&folder.log(), at, !file[at]);
         let log = open(&folder);
         match log.bounds().await {

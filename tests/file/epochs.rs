@@ -2,7 +2,9 @@
 
 use super::folder::{Folder, all, append, closed, event, fill, open};
 use std::{
+    collections::HashSet,
     fs::{self, File},
+    os::unix::fs::symlink,
     time::{Duration, SystemTime},
 };
 use tower_sse::{
@@ -58,6 +60,19 @@ async fn backup_of_the_same_records_keeps_the_epoch() {
 }
 
 #[tokio::test]
+async fn each_symbolic_link_is_the_same_log() {
+    let folder = Folder::new();
+    append(&open(&folder), "1").await;
+    let before = epoch(&folder).await;
+    for (link, target) in [("one", "events.log"), ("two", "one")] {
+        closed(&folder).await;
+        symlink(target, folder.path(link)).unwrap();
+        let log = FileBackend::new(folder.path(link));
+        assert_eq!(log.bounds().await.unwrap().epoch, before, "a release with another link to the log");
+    }
+}
+
+#[tokio::test]
 async fn copied_folder_begins_an_epoch() {
     let folder = Folder::new();
     fill(&open(&folder), (0..10).map(|n| n.to_string())).await;
@@ -78,11 +93,33 @@ async fn mark_that_was_copied_back_begins_an_epoch() {
     append(&open(&folder), "1").await;
     let before = epoch(&folder).await;
     closed(&folder).await;
-    // Copying into the existing files keeps their inodes, but changes them long after the time in
-    // the mark.
-    let later = SystemTime::now() + Duration::from_secs(120);
+    // Copying into the existing files keeps their inodes, but changes them after the time in the
+    // mark.
+    let later = SystemTime::now() + Duration::from_secs(1);
     File::options().write(true).open(folder.mark()).unwrap().set_modified(later).unwrap();
     assert_ne!(epoch(&folder).await, before);
+}
+
+#[tokio::test]
+async fn each_restore_of_a_new_backup_begins_an_epoch() {
+    let folder = Folder::new();
+    append(&open(&folder), "1").await;
+    closed(&folder).await;
+    let (backup, backup_mark) = (folder.path("backup"), folder.path("backup.mark"));
+    fs::copy(folder.log(), &backup).unwrap();
+    fs::copy(folder.mark(), &backup_mark).unwrap();
+    let mut epochs = HashSet::from([epoch(&folder).await]);
+    for _ in 0..3 {
+        closed(&folder).await;
+        append(&open(&folder), "2").await;
+        closed(&folder).await;
+        // Both files are older copies, a moment after they were copied. The inodes are the same.
+        fs::copy(&backup, folder.log()).unwrap();
+        fs::copy(&backup_mark, folder.mark()).unwrap();
+        let later = SystemTime::now() + Duration::from_millis(100);
+        File::options().write(true).open(folder.mark()).unwrap().set_modified(later).unwrap();
+        assert!(epochs.insert(epoch(&folder).await), "the position of the lost event is used again");
+    }
 }
 
 #[tokio::test]

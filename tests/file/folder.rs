@@ -69,6 +69,15 @@ pub(crate) async fn closed(folder: &Folder) {
     }
 }
 
+/// Waits until a condition holds.
+pub(crate) async fn eventually(condition: impl AsyncFn() -> bool) {
+    let begin = Instant::now();
+    while !condition().await {
+        assert!(begin.elapsed() < SOON, "the condition does not hold");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
 pub(crate) fn record(data: &str) -> Record {
     Record { topic: "topic".into(), kind: RecordKind::Event, event: format!("data: {data}\n\n").into() }
 }

@@ -98,6 +98,16 @@ async fn second_process_gets_an_error_until_the_first_ends() {
 }
 
 #[tokio::test]
+async fn open_waits_until_the_log_is_open() {
+    let folder = Folder::new();
+    let log = open(&folder);
+    log.open().await.expect("it opens");
+    assert!(folder.mark().exists(), "nothing else was called");
+    let error = open(&folder).open().await.expect_err("it is open").to_string();
+    assert!(error.contains("another process has opened it"), "{error}");
+}
+
+#[tokio::test]
 async fn concurrent_publishers_share_commits() {
     const EVENTS: u64 = 512;
     let writes = |publishers: u64| {

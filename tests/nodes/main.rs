@@ -3,6 +3,7 @@
 
 mod faulty;
 mod model;
+mod opening;
 mod presence;
 mod reads;
 mod recording;

@@ -22,7 +22,7 @@
 
 use super::{Appended, Backend, Bounds, Position, Record, RecordKind};
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The time limit of a `read`, `follow` or `append_if_unchanged` call that has to return. A check
 /// panics if the call takes longer.
@@ -30,6 +30,11 @@ const SOON: Duration = Duration::from_secs(20);
 /// The time after which a check assumes that a call waits for a new record. If the call returns
 /// within this time, the check fails.
 const A_WHILE: Duration = Duration::from_millis(200);
+/// The longest time that the check of retention waits for evictions in the background. Bounds that
+/// have not changed for a while are settled. They are requested once in an interval.
+const SETTLING: Duration = Duration::from_secs(1);
+const SETTLED: Duration = Duration::from_millis(250);
+const INTERVAL: Duration = Duration::from_millis(50);
 /// The number of records that the log of each check has to retain, except in the check of
 /// retention. The other checks append fewer records, so none of their records is evicted.
 const PLENTY: usize = 100_000;
@@ -347,7 +352,7 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     for n in 0..max_records * 4 {
         appended.push(log.append(vec![record("topic", n)]).await.expect("it is added").position);
     }
-    let bounds = log.bounds().await.expect("bounds");
+    let bounds = settled_bounds(log).await;
     let retained = appended.iter().filter(|position| **position > bounds.evicted_through).count();
     assert!((max_records..max_records * 3).contains(&retained), "about {max_records} are retained: {retained}");
     assert_eq!(bounds.last, appended[appended.len() - 1]);
@@ -376,6 +381,21 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
             assert_eq!(page.records.first().map(|(position, _)| *position), expected, "followed after {after}");
         }
     }
+}
+
+/// Returns the bounds when they have not changed for [`SETTLED`], because an implementation may evict
+/// records in the background. Waits for at most [`SETTLING`].
+async fn settled_bounds<B: Backend>(log: &B) -> Bounds {
+    let mut bounds = log.bounds().await.expect("bounds");
+    let (mut waited, mut unchanged) = (Duration::ZERO, Duration::ZERO);
+    while unchanged < SETTLED && waited < SETTLING {
+        sleep(INTERVAL).await;
+        let next = log.bounds().await.expect("bounds");
+        unchanged = if next == bounds { unchanged + INTERVAL } else { Duration::ZERO };
+        waited += INTERVAL;
+        bounds = next;
+    }
+    bounds
 }
 
 /// Waits until both futures have completed, and polls them at the same time.

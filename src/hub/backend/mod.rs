@@ -92,7 +92,7 @@ use std::sync::Arc;
 ///
 /// An implementation repeats a request only if the request cannot take effect twice. The
 /// implementation does not wait for a server that is down: a request without a response fails after
-/// a few seconds. The hub cancels a request after ten seconds.
+/// a few seconds. The hub cancels a request after ten seconds, except [`open`](Self::open).
 ///
 /// # Implementing a backend
 ///
@@ -102,6 +102,19 @@ pub trait Backend: Send + Sync + 'static {
     /// The format of the event ids that the hub makes from positions of this log. Default:
     /// [`IdFormat::Positions`], which is `<epoch>-<position>`.
     const ID_FORMAT: IdFormat = IdFormat::Positions;
+
+    /// Opens the log, and waits until it can be used.
+    ///
+    /// A hub calls this method when it connects, before every other method, and without a time
+    /// limit. Implement it for a log that can take longer to open than the ten seconds of the other
+    /// methods, such as a file that is verified after a crash. The default does nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the log cannot be opened. [`connect`](super::Connector::connect) returns the error.
+    fn open(&self) -> impl Future<Output = Result<(), BoxError>> + Send {
+        async { Ok(()) }
+    }
 
     /// Returns the epoch of the log, its eviction watermark, and its last position at the moment.
     /// The epoch is a number that identifies one lifetime of the log.

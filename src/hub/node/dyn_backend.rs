@@ -11,6 +11,7 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send 
 /// A [`Backend`] as a trait object.
 pub(in crate::hub) trait DynBackend: Send + Sync {
     fn id_format(&self) -> IdFormat;
+    fn open(&self) -> BoxFuture<'_, ()>;
     fn bounds(&self) -> BoxFuture<'_, Bounds>;
     fn append(&self, records: Vec<Record>) -> BoxFuture<'_, Appended>;
     fn append_if_unchanged(&self, records: Vec<Record>, epoch: u64, since: Position)
@@ -22,6 +23,10 @@ pub(in crate::hub) trait DynBackend: Send + Sync {
 impl<B: Backend> DynBackend for B {
     fn id_format(&self) -> IdFormat {
         B::ID_FORMAT
+    }
+
+    fn open(&self) -> BoxFuture<'_, ()> {
+        Box::pin(Backend::open(self))
     }
 
     fn bounds(&self) -> BoxFuture<'_, Bounds> {

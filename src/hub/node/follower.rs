@@ -8,7 +8,7 @@ use super::{
 use crate::{
     BoxError,
     hub::backend::{Bounds, Page, Position},
-    random,
+    random, trace,
 };
 use std::{
     future::poll_fn,
@@ -43,6 +43,9 @@ const MAX_MISSED_PROBES: u32 = 3;
 /// task reads the rest.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
+/// The duration of opening a log after which the hub logs a warning. Opening has no time limit.
+const SLOW_OPENING: Duration = Duration::from_secs(5);
+
 /// Receives the log that the follower reads. The follower is a task that reads the log page by
 /// page. The implementation of this trait adds the records of each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
@@ -65,6 +68,7 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
     let runtime = Handle::try_current()?;
     client.set_runtime(&runtime);
     let backend = client.backend();
+    open(&*backend).await?;
     let bounds = in_time(backend.bounds()).await?;
     node.reset(&bounds);
     let mut after = bounds.evicted_through;
@@ -86,6 +90,19 @@ pub(in crate::hub) async fn connect<N: Node>(node: &Arc<N>, client: &BackendClie
     let follower = runtime.spawn(follow(backend, Arc::downgrade(node), after, bounds.epoch));
     client.set_follower(follower.abort_handle());
     Ok(())
+}
+
+/// Opens the log of the backend. Logs a warning if this takes long, because the caller may wait for
+/// minutes.
+async fn open(backend: &dyn DynBackend) -> Result<(), BoxError> {
+    let mut opened = pin!(backend.open());
+    match timeout(SLOW_OPENING, opened.as_mut()).await {
+        Ok(opened) => opened,
+        Err(_) => {
+            trace::backend_opens_slowly(SLOW_OPENING);
+            opened.await
+        }
+    }
 }
 
 /// Reads the log after `after` page by page, and delivers each page to `node`, until the node is

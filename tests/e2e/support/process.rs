@@ -177,7 +177,10 @@ pub(crate) fn find_installed(names: &[&str]) -> Option<PathBuf> {
     let mut versions: Vec<_> = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().collect();
     versions.sort_by_key(|version| std::cmp::Reverse(version.file_name()));
     let postgres = versions.into_iter().map(|version| version.path().join("bin"));
-    let folders: Vec<_> = postgres.chain(env::split_paths(&path)).chain(["/usr/sbin".into()]).collect();
+    // The binaries of another version of Postgres: see scripts/postgres-versions.
+    let chosen = env::var_os("TOWER_SSE_POSTGRES_BIN").map(PathBuf::from);
+    let folders: Vec<_> =
+        chosen.into_iter().chain(postgres).chain(env::split_paths(&path)).chain(["/usr/sbin".into()]).collect();
     let mut files = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     files.find(|file| file.is_file())
 }

@@ -4,17 +4,23 @@ use super::error::{FileError, file_error};
 use crate::hub::backend::Position;
 use std::{
     fmt::Write as _,
-    fs::{File, Metadata, OpenOptions, TryLockError},
-    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// The first line of a mark. A later format has another number.
 const TITLE: &str = "tower-sse mark 1";
 
-/// The maximum difference between the time in a mark and the modification time of its file.
-const MAX_DELAY_MS: u64 = 60_000;
+/// The maximum time between the time in a mark and the modification time of its file, in
+/// milliseconds. Each write sets the modification time to the time in the mark. A process that is
+/// killed in between leaves the time of the write.
+const MAX_DELAY_MS: u64 = 20;
+
+/// The same after a crash of the machine: the disk may have the modification time of a later write
+/// than the contents.
+const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
 /// The contents of a mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,9 +33,10 @@ pub(super) struct Contents {
     time: u64,
     /// Identifies the file of the database in its file system.
     file: FileId,
-    /// The boot of the machine that wrote this mark, while the log is open. `None` if the log
-    /// may be continued after a crash of the machine.
+    /// The boot of the machine that wrote this mark, while the log is open.
     boot: Option<u128>,
+    /// Set if a crash of the machine may lose records, while the log is open.
+    is_lost_with_machine: bool,
 }
 
 /// Identifies a file in its file system.
@@ -41,13 +48,14 @@ pub(super) struct FileId {
 }
 
 impl FileId {
-    pub(super) fn of(file: &Metadata) -> Self {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let file = file.metadata()?;
         #[cfg(unix)]
-        let inode = std::os::unix::fs::MetadataExt::ino(file);
+        let inode = std::os::unix::fs::MetadataExt::ino(&file);
         #[cfg(not(unix))]
         let inode = 0;
         let created = file.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        Self { inode, created: created.map_or(0, |time| time.as_nanos()) }
+        Ok(Self { inode, created: created.map_or(0, |time| time.as_nanos()) })
     }
 }
 
@@ -69,17 +77,24 @@ pub(super) enum Replaced {
 impl Contents {
     /// Returns the bytes of the file, whose number is always the same.
     fn encode(&self) -> String {
-        let Self { epoch, last, time, file, boot } = self;
+        let Self { epoch, last, time, file, boot, is_lost_with_machine } = self;
         let mut text = String::new();
         let _infallible = write!(
             text,
-            "{TITLE}\nepoch {epoch:016x}\nlast {:020}\ntime {time:020}\ninode {:020}\ncreated {:039}\nboot {:032x}\n",
+            "{TITLE}\nepoch {epoch:016x}\nlast {:020}\ntime {time:020}\ninode {:020}\ncreated {:039}\nboot {:032x}\n\
+             unsynced {}\n",
             last.get(),
             file.inode,
             file.created,
-            boot.unwrap_or(0)
+            boot.unwrap_or(0),
+            u8::from(*is_lost_with_machine)
         );
         text
+    }
+
+    /// Returns whether the machine has crashed while the log was open.
+    fn is_after_crash(&self) -> bool {
+        self.boot.is_some_and(|boot| Some(boot) != boot_id())
     }
 
     fn decode(text: &str) -> Option<Self> {
@@ -91,6 +106,7 @@ impl Contents {
             time: next("time")?.parse().ok()?,
             file: FileId { inode: next("inode")?.parse().ok()?, created: next("created")?.parse().ok()? },
             boot: Some(u128::from_str_radix(next("boot")?, 16).ok()?).filter(|boot| *boot != 0),
+            is_lost_with_machine: next("unsynced")? == "1",
         })
     }
 }
@@ -128,8 +144,14 @@ impl Mark {
         file.read_to_end(&mut text).map_err(file_error("read", &path))?;
         let changed = file.metadata().and_then(|metadata| metadata.modified()).map_or(0, milliseconds);
         let contents = str::from_utf8(&text).ok().and_then(Contents::decode);
-        let none =
-            Contents { epoch: 0, last: Position::START, time: 0, file: FileId { inode: 0, created: 0 }, boot: None };
+        let none = Contents {
+            epoch: 0,
+            last: Position::START,
+            time: 0,
+            file: FileId { inode: 0, created: 0 },
+            boot: None,
+            is_lost_with_machine: false,
+        };
         let found = contents.map(|contents| (contents, changed));
         Ok(Some(Self { path, file, contents: none, found }))
     }
@@ -137,11 +159,12 @@ impl Mark {
     /// Returns why the log is not the log of this mark, or `None` if it is.
     pub(super) fn compare(&self, epoch: u64, last: Position, file: FileId) -> Option<Replaced> {
         let Some((found, changed)) = &self.found else { return Some(Replaced::NoMark) };
+        let max_delay = if found.is_after_crash() { MAX_DELAY_AFTER_CRASH_MS } else { MAX_DELAY_MS };
         if found.epoch != epoch {
             Some(Replaced::OtherEpoch)
         } else if last < found.last {
             Some(Replaced::Shorter)
-        } else if found.file != file || changed.abs_diff(found.time) > MAX_DELAY_MS {
+        } else if found.file != file || changed.saturating_sub(found.time) > max_delay {
             Some(Replaced::Copied)
         } else if self.is_after_machine_crash() {
             Some(Replaced::MachineCrash)
@@ -152,7 +175,7 @@ impl Mark {
 
     /// Returns whether the machine has crashed while the log was open with `Durability::Process`.
     pub(super) fn is_after_machine_crash(&self) -> bool {
-        self.found.as_ref().and_then(|(found, _)| found.boot).is_some_and(|boot| Some(boot) != boot_id())
+        self.found.as_ref().is_some_and(|(found, _)| found.is_lost_with_machine && found.is_after_crash())
     }
 
     /// Writes the mark of an open log to the disk. If `is_lost_with_machine` is set, a crash of the
@@ -161,12 +184,13 @@ impl Mark {
         &mut self,
         epoch: u64,
         last: Position,
-        file: FileId,
+        file: &File,
         is_lost_with_machine: bool,
     ) -> Result<(), FileError> {
+        let file = FileId::of(file).map_err(file_error("read", &self.path))?;
         // A machine whose runs cannot be distinguished may have crashed before each start.
-        let boot = is_lost_with_machine.then(|| boot_id().unwrap_or(u128::MAX));
-        self.contents = Contents { epoch, last, time: 0, file, boot };
+        let boot = Some(boot_id().unwrap_or(u128::MAX));
+        self.contents = Contents { epoch, last, time: 0, file, boot, is_lost_with_machine };
         self.write()?;
         self.sync()?;
         // A new file is on the disk when its folder is.
@@ -184,7 +208,7 @@ impl Mark {
 
     /// Records that everything is on the disk.
     pub(super) fn end(&mut self) -> Result<(), FileError> {
-        self.contents.boot = None;
+        (self.contents.boot, self.contents.is_lost_with_machine) = (None, false);
         self.write()?;
         self.sync()
     }
@@ -193,7 +217,11 @@ impl Mark {
         self.contents.time = milliseconds(SystemTime::now());
         let text = self.contents.encode();
         let write = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(text.as_bytes()));
-        write.map_err(file_error("write", &self.path))
+        write.map_err(file_error("write", &self.path))?;
+        // A copy into this file changes the modification time. A file of another user keeps the time
+        // of the write, which is nearly the same.
+        let _not_permitted = self.file.set_modified(UNIX_EPOCH + Duration::from_millis(self.contents.time));
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), FileError> {

@@ -65,8 +65,8 @@ use tokio::{
 /// - the log ends before the position in the mark: it was replaced by an older copy;
 /// - the log is another file than the one in the mark: both files were copied or restored, or moved
 ///   to another file system;
-/// - the mark was changed more than a minute after the time in it: an older mark was copied into
-///   the existing file;
+/// - the mark was changed after the time in it: an older mark was copied into the existing file.
+///   After a crash of the machine, a copy that is less than a minute old is not detected;
 /// - the mark is missing, or cannot be read;
 /// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
 ///   than Linux, a crash of the process counts as a crash of the machine.
@@ -103,10 +103,11 @@ use tokio::{
 ///
 /// # Opening
 ///
-/// The log is opened when it is first used. After a crash of the process or of the machine, the
-/// database first reads the whole file. If that takes longer than ten seconds, connecting a hub
-/// fails, and the verification continues in the background. Connect again in the same process until
-/// it succeeds, with a clone of the backend.
+/// The log is opened when a hub connects, or when the backend is first used. After a crash of the
+/// process or of the machine, the database first reads the whole file. `connect` waits until this
+/// is done, and logs a warning (feature `tracing`) after five seconds. If the future of `connect`
+/// is dropped, for example by a timeout, the verification continues in the background. Connect
+/// again with a clone of the backend to wait for the same verification.
 ///
 /// # Resources
 ///
@@ -323,6 +324,10 @@ fn bounds(tail: &Tail) -> Bounds {
 }
 
 impl Backend for FileBackend {
+    async fn open(&self) -> Result<(), BoxError> {
+        self.log().await.map(drop)
+    }
+
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         Ok(*self.log().await?.shared.bounds.borrow())
     }

@@ -18,6 +18,7 @@ use std::{
     io::{Read, Seek, SeekFrom},
     ops::RangeInclusive,
     path::Path,
+    slice,
     sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
@@ -42,6 +43,9 @@ const CACHE: usize = 16 << 20;
 
 /// The time that opening waits for another process that has opened the log.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The number of damaged records at the end of a log with which it can be opened.
+const MAX_DAMAGED: usize = 1000;
 
 /// The first bytes of a database. They are zero if its creation was interrupted.
 const MAGIC: usize = 9;
@@ -93,13 +97,14 @@ pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) 
 }
 
 impl Store {
-    /// Opens the database, and creates it if it does not exist. Returns a handle of its file, too.
-    pub(super) fn open(path: &Path, durability: Durability) -> Result<(Self, File), FileError> {
-        locked(|| Self::try_open(path, durability))
+    /// Opens the database. Creates it if it does not exist and `is_created` is set. Returns a handle
+    /// of its file, too.
+    pub(super) fn open(path: &Path, durability: Durability, is_created: bool) -> Result<(Self, File), FileError> {
+        locked(|| Self::try_open(path, durability, is_created))
     }
 
-    fn try_open(path: &Path, durability: Durability) -> Result<Option<(Self, File)>, FileError> {
-        let write = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    fn try_open(path: &Path, durability: Durability, is_created: bool) -> Result<Option<(Self, File)>, FileError> {
+        let write = OpenOptions::new().read(true).write(true).create(is_created).truncate(false).open(path);
         let (mut file, read_only) = match write {
             Ok(file) => (file, None),
             Err(error) if is_read_only(&error) => match File::open(path) {
@@ -158,10 +163,10 @@ impl Store {
         let records = transaction.open_table(RECORDS)?;
         if let Some((key, _)) = records.last()? {
             let position = key.value().0;
-            let first = records.get((position, 0))?;
-            let head = first.and_then(|first| record::head(position.into(), first.value()));
-            let (_, total) = head.ok_or_else(|| damaged(format!("the last record, {position}, is damaged")))?;
-            (tail.last, tail.total_bytes) = (tail.last.max(position.into()), total);
+            // The sizes of damaged records at the end are missing in the total.
+            let total = newest_total(&records)?;
+            let total = total.ok_or_else(|| damaged(format!("the last records, up to {position}, are damaged")))?;
+            (tail.last, tail.total_bytes) = (tail.last.max(position.into()), total.max(evicted_bytes));
         }
         Ok(Some(tail))
     }
@@ -194,6 +199,28 @@ impl Store {
         Ok(page.finish(snapshot.epoch))
     }
 
+    /// Returns whether every record after `since` up to `last` can be read, and none is of the topic.
+    pub(super) fn is_without_records(
+        &self,
+        topic: &Arc<str>,
+        since: Position,
+        last: Position,
+    ) -> Result<bool, FileError> {
+        if since == last {
+            return Ok(true);
+        }
+        let snapshot = self.snapshot()?;
+        let mut page = PageReader::new(Some(slice::from_ref(topic)), Position::START, since);
+        guarded(|| {
+            for entry in snapshot.records.range(keys(since.next(), last))? {
+                let (key, part) = entry?;
+                page.add(key.value(), part.value());
+            }
+            Ok(())
+        })?;
+        Ok(page.is_without_records(last))
+    }
+
     fn snapshot(&self) -> Result<Snapshot, FileError> {
         guarded(|| {
             let transaction = self.database.begin_read()?;
@@ -206,6 +233,30 @@ impl Store {
             })
         })
     }
+}
+
+/// Returns the total size in the newest record that is not damaged. Returns `None` if there are too
+/// many damaged records after it.
+fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Option<u64>, FileError> {
+    let (mut parts, mut damaged) = (Vec::new(), 0);
+    for entry in records.iter()?.rev() {
+        let (key, part) = entry?;
+        let (position, number) = key.value();
+        parts.push(part.value().to_vec());
+        if number > 0 {
+            continue;
+        }
+        parts.reverse();
+        if let Some(value) = record::decode(position.into(), &parts.concat()) {
+            return Ok(Some(value.total));
+        }
+        parts.clear();
+        damaged += 1;
+        if damaged == MAX_DAMAGED {
+            break;
+        }
+    }
+    Ok(None)
 }
 
 /// Returns the error for a database whose contents are not possible.

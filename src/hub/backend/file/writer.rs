@@ -4,7 +4,6 @@ use super::{
     Durability, Log, Shared,
     error::{FileError, Kind, file_error, guarded},
     mark::{FileId, Mark, beside, milliseconds},
-    page::PageReader,
     queue::{Append, Unchanged, Work},
     record::{self, Value},
     retention::Retention,
@@ -19,9 +18,9 @@ use crate::{
 };
 use redb::{ReadableTable, Table, WriteTransaction};
 use std::{
+    collections::HashSet,
     fs::{self, File},
-    path::Path,
-    slice,
+    path::{Path, PathBuf, absolute},
     sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -163,10 +162,12 @@ impl Writer {
     fn store(&mut self, appends: &[Append]) -> Result<Stored, FileError> {
         let stored = {
             let store = self.shared.store();
-            let database = &store.as_ref().map_err(FileError::clone)?.database;
+            let store = store.as_ref().map_err(FileError::clone)?;
+            let is_unchanged = |append: &Append| self.is_unchanged(store, append);
+            let unchanged: Vec<_> = appends.iter().map(is_unchanged).collect::<Result<_, _>>()?;
             guarded(|| {
-                let transaction = database.begin_write()?;
-                let stored = self.change(&transaction, appends)?;
+                let transaction = store.database.begin_write()?;
+                let stored = self.change(&transaction, appends, &unchanged)?;
                 if stored.tail == self.tail {
                     transaction.abort()?
                 } else {
@@ -181,20 +182,49 @@ impl Writer {
         Ok(stored)
     }
 
-    /// Makes the changes of one transaction.
-    fn change(&self, transaction: &WriteTransaction, appends: &[Append]) -> Result<Stored, FileError> {
+    /// Returns whether the log in the database fulfils the condition of an append.
+    ///
+    /// The database is read outside of the transaction, because a damaged page would make the
+    /// transaction fail, and with it the other appends.
+    fn is_unchanged(&self, store: &Store, append: &Append) -> Result<bool, FileError> {
+        let Some(Unchanged { epoch, since }) = append.condition else { return Ok(true) };
+        let Some(first) = append.records.first() else { return Ok(false) };
+        let Tail { last, evicted_through, .. } = self.tail;
+        if epoch != self.tail.epoch || !(evicted_through..=last).contains(&since) {
+            return Ok(false);
+        }
+        if last.get() - since.get() > MAX_COMPARED {
+            return Ok(false);
+        }
+        match store.is_without_records(&first.topic, since, last) {
+            // A damaged record may have been of the topic. A reader gets a gap for it, and then
+            // knows a later position.
+            Err(error) if error.kind() == Kind::Damage => Ok(false),
+            is_unchanged => is_unchanged,
+        }
+    }
+
+    /// Makes the changes of one transaction. `unchanged` says for each append whether the database
+    /// fulfils its condition.
+    fn change(
+        &self,
+        transaction: &WriteTransaction,
+        appends: &[Append],
+        unchanged: &[bool],
+    ) -> Result<Stored, FileError> {
         let mut records = transaction.open_table(RECORDS)?;
         let (mut tail, mut oldest) = (self.tail, self.oldest);
         let now = milliseconds(SystemTime::now());
         let mut positions = Vec::with_capacity(appends.len());
         let mut buffer = Vec::new();
-        for append in appends {
-            if let Some(condition) = append.condition
-                && !is_unchanged(&records, &tail, append, condition)?
-            {
+        let mut changed_topics = HashSet::new();
+        for (append, is_unchanged) in appends.iter().zip(unchanged) {
+            let mut topics = append.records.iter().map(|record| &*record.topic);
+            if append.condition.is_some() && !(*is_unchanged && topics.all(|topic| !changed_topics.contains(topic))) {
                 positions.push(None);
                 continue;
             }
+            changed_topics.extend(append.records.iter().map(|record| &*record.topic));
             for record in &append.records {
                 tail.last = tail.last.next();
                 tail.total_bytes += record::size(&record.topic, &record.event) as u64;
@@ -277,14 +307,12 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let mut store = shared.store_mut();
         *store = Err(error.clone());
-        let opened = open_store(&shared.path, self.durability).and_then(|(opened, file, found)| {
+        // A file that was moved away must not be created again: its records would be missing.
+        let opened = open_store(&shared.path, self.durability, false).and_then(|(mut opened, file, found)| {
             let found = found.ok_or_else(|| damaged("it is empty"))?;
             let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
             let tail = if is_shorter { begin_epoch(&opened, found)? } else { found };
-            if opened.read_only.is_none() {
-                let id = FileId::of(&file.metadata().map_err(file_error("read", &shared.path))?);
-                self.mark.begin(tail.epoch, tail.last, id, self.durability == Durability::Process)?;
-            }
+            begin_mark(&mut self.mark, &mut opened, &file, &tail, self.durability);
             (self.tail, self.oldest, self.file) = (tail, None, file);
             Ok(opened)
         });
@@ -308,26 +336,27 @@ impl Writer {
 
 /// Opens a log, and starts its writer.
 pub(super) fn open(path: &Path, retention: Retention, durability: Durability) -> Result<Log, FileError> {
+    let path = &resolved(path);
     let mut mark = locked(|| Mark::open(path))?;
-    let (mut store, mut file, found) = match open_store(path, durability) {
+    let (mut store, mut file, found) = match open_store(path, durability, true) {
         // Such a crash may destroy the file, because it was not synced.
         Err(error) if error.kind() == Kind::Damage && mark.is_after_machine_crash() => {
             fs::rename(path, beside(path, ".damaged")).map_err(file_error("rename", path))?;
-            open_store(path, durability)?
+            open_store(path, durability, true)?
         }
         opened => opened?,
     };
-    let id = FileId::of(&file.metadata().map_err(file_error("read", path))?);
+    let id = FileId::of(&file).map_err(file_error("read", path))?;
     let tail = match found {
         Some(found) if mark.compare(found.epoch, found.last, id).is_none() => found,
         found => begin_epoch(&store, found.unwrap_or_default())?,
     };
+    begin_mark(&mut mark, &mut store, &file, &tail, durability);
     if store.read_only.is_none() {
-        mark.begin(tail.epoch, tail.last, id, durability == Durability::Process)?;
         // The log can be used without it, for example while the disk is full.
         if compact(&mut store, &file, &tail).is_err() {
             drop(store);
-            (store, file, _) = open_store(path, durability)?;
+            (store, file, _) = open_store(path, durability, true)?;
         }
     }
     let shared = Arc::new(Shared::new(path, store, &tail));
@@ -348,9 +377,31 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     Ok(Log::new(shared, thread))
 }
 
+/// Returns the absolute path of the file, after symbolic links to it. The mark is beside the file, so
+/// another link to the file finds it. A relative path would be of another file after a change of the
+/// current folder.
+fn resolved(path: &Path) -> PathBuf {
+    const MAX_LINKS: usize = 40;
+
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs::read_link(&path) else { break };
+        path = path.parent().map_or(target.clone(), |folder| folder.join(&target));
+    }
+    absolute(&path).unwrap_or(path)
+}
+
+/// Writes the mark of an open log. If this fails, the log can be read, and a record cannot be stored.
+fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, durability: Durability) {
+    if store.read_only.is_none() {
+        let begun = mark.begin(tail.epoch, tail.last, file, durability == Durability::Process);
+        store.read_only = begun.err();
+    }
+}
+
 /// Opens the database of a log, and reads its state. A new database has none.
-fn open_store(path: &Path, durability: Durability) -> Result<(Store, File, Option<Tail>), FileError> {
-    let (store, file) = Store::open(path, durability)?;
+fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(Store, File, Option<Tail>), FileError> {
+    let (store, file) = Store::open(path, durability, is_created)?;
     let tail = store.tail()?;
     Ok((store, file, tail))
 }
@@ -378,21 +429,4 @@ fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError>
         guarded(|| Ok(store.database.compact().map(drop)?))?;
     }
     Ok(())
-}
-
-/// Returns whether the topic of an append has no record after the position of the condition.
-fn is_unchanged(records: &Records<'_>, tail: &Tail, append: &Append, condition: Unchanged) -> Result<bool, FileError> {
-    let Unchanged { epoch, since } = condition;
-    let Some(first) = append.records.first() else { return Ok(false) };
-    if epoch != tail.epoch || since < tail.evicted_through || tail.last.get().saturating_sub(since.get()) > MAX_COMPARED
-    {
-        return Ok(false);
-    }
-    let mut page = PageReader::new(Some(slice::from_ref(&first.topic)), Position::START, since);
-    for entry in records.range(keys(since.next(), tail.last))? {
-        let (key, part) = entry?;
-        page.add(key.value(), part.value());
-    }
-    // A damaged record may have been of the topic.
-    Ok(page.is_without_records(tail.last))
 }

@@ -1,6 +1,6 @@
 //! Appending: the appends that wait at the same time share a transaction.
 
-use super::{Log, error::RequestError, page};
+use super::{Log, error::RequestError, page, schema::MAX_RECORD_BYTES};
 use crate::{
     BoxError,
     hub::backend::{Appended, Position, Record},
@@ -17,8 +17,10 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The size of the events in a shared transaction, in bytes. A larger append has its own.
+/// The size of the events in a shared transaction, in bytes, and the number of its records. A larger
+/// append has its own.
 const MAX_BYTES: usize = 1 << 20;
+const MAX_RECORDS: usize = 1000;
 
 /// The maximum number of records that `append_if_unchanged` compares, about 3 ms.
 const MAX_EXAMINED: i64 = 5000;
@@ -50,10 +52,11 @@ impl Appends {
     /// Returns the appends of the next transaction. If there are none, the task ends.
     fn next_group(&self) -> Vec<Waiting> {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut group, mut bytes) = (Vec::new(), 0);
+        let (mut group, mut bytes, mut records) = (Vec::new(), 0, 0);
         while let Some(next) = queue.waiting.front() {
             bytes += next.records.iter().map(|record| record.event.len()).sum::<usize>();
-            if !group.is_empty() && bytes > MAX_BYTES {
+            records += next.records.len();
+            if !group.is_empty() && (bytes > MAX_BYTES || records > MAX_RECORDS) {
                 break;
             }
             let Some(next) = queue.waiting.pop_front() else { break };
@@ -95,6 +98,7 @@ impl Log {
     /// Appends records. Shares the transaction with other appends that wait at the same time: each
     /// commit waits for the disk of the server.
     pub(super) async fn append(self: &Arc<Self>, records: Vec<Record>) -> Result<Appended, BoxError> {
+        self.check_sizes(&records)?;
         let (result, appended) = oneshot::channel();
         if self.appends.push(Waiting { records, result }) {
             let log = Arc::clone(self);
@@ -148,10 +152,24 @@ impl Log {
         if records.iter().any(|record| record.topic != first.topic) {
             return Err("records of several topics cannot be compared with the log together".into());
         }
+        self.check_sizes(&records)?;
         // This backend has made no other epoch.
         let Ok(epoch) = i64::try_from(epoch) else { return Ok(None) };
         let records: Vec<_> = records.iter().collect();
         Ok(self.append_now(&records, Some((epoch, page::to_sql(since)))).await?)
+    }
+
+    /// Returns an error for records that nodes would skip when they read them.
+    fn check_sizes(&self, records: &[Record]) -> Result<(), BoxError> {
+        let size = records.iter().map(|record| record.topic.len() + record.event.len()).max();
+        match size {
+            Some(bytes) if bytes > MAX_RECORD_BYTES => Err(format!(
+                "the event is too large for {}: {bytes} bytes of at most {MAX_RECORD_BYTES}, with its topic",
+                self.what()
+            )
+            .into()),
+            _ => Ok(()),
+        }
     }
 
     /// Appends records in one transaction. The condition is an epoch and a position.
@@ -184,7 +202,7 @@ impl Log {
             return Ok(None);
         };
         self.note_known(known);
-        self.note_appended(records.len()).await;
+        self.note_new(records.len());
         Ok(Some(Appended { epoch: known.epoch as u64, position: page::from_sql(known.position) }))
     }
 }

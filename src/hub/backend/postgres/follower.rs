@@ -46,7 +46,7 @@ impl Log {
                 return Err(self.is_replaced().into());
             }
             if page.page.through > after || page.page.evicted_through > after {
-                self.note_followed(page.count);
+                self.note_new(page.count);
                 self.evict_by_age();
                 return Ok(page.page);
             }

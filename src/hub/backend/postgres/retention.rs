@@ -10,7 +10,7 @@ use std::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-/// The maximum number of records that one transaction deletes.
+/// The maximum number of records that one transaction deletes, about 10 ms.
 const MAX_DELETED: i64 = 1000;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
@@ -40,17 +40,13 @@ impl Log {
         is_enough
     }
 
-    /// Counts records that this process has appended, and evicts if there are enough of them. The
-    /// append waits, so that appends cannot outrun the eviction.
-    pub(super) async fn note_appended(&self, records: usize) {
-        if self.counts_enough(records) && !self.eviction.is_running.swap(true, Relaxed) {
-            self.evict().await;
-        }
-    }
-
-    /// Counts records that the follower has read, and starts an eviction if there are enough of
-    /// them.
-    pub(super) fn note_followed(self: &Arc<Self>, records: usize) {
+    /// Counts records that this node has appended or read, and starts an eviction if there are enough
+    /// of them.
+    ///
+    /// Appends do not wait for the eviction. But both use the shared connection, whose requests run
+    /// one after the other. So an append waits for at most one batch, and the appends of a node
+    /// cannot outrun its eviction: their batches have the same size.
+    pub(super) fn note_new(self: &Arc<Self>, records: usize) {
         if self.counts_enough(records) {
             self.start_eviction();
         }

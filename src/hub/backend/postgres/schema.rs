@@ -11,6 +11,14 @@ const VERSION: i32 = 1;
 /// event after it.
 const MAX_BYTES: usize = 1 << 20;
 
+/// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record of
+/// another program. A page with such a record would take longer than the timeout of a request, and
+/// nodes would request it again and again.
+pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
+
+/// The greatest position that another program can insert. Later records need greater ones.
+const MAX_POSITION: u64 = 1 << 62;
+
 /// The names of a log in SQL.
 #[derive(Clone, Debug)]
 pub(super) struct Schema {
@@ -49,6 +57,9 @@ impl Schema {
             // The key is positive, and smaller than the greatest one. The next key is used, too.
             .replace("{lock}", &(hash >> 2).to_string())
             .replace("{pending}", &format!("tower_sse.pending_{hash:x}"))
+            .replace("{evicting}", &format!("tower_sse.evicting_{hash:x}"))
+            .replace("{max_position}", &MAX_POSITION.to_string())
+            .replace("{max_record_bytes}", &MAX_RECORD_BYTES.to_string())
             .replace("{max_bytes}", &MAX_BYTES.to_string())
             .replace("{version}", &VERSION.to_string())
     }
@@ -66,7 +77,12 @@ impl Schema {
             "BEGIN;
             SET LOCAL lock_timeout = '1500ms';
             SELECT pg_advisory_xact_lock({lock});
-            CREATE SCHEMA IF NOT EXISTS {schema};
+            DO $tower_sse$ BEGIN
+                -- IF NOT EXISTS needs the permission to create a schema, even if it exists.
+                IF to_regnamespace('{schema}') IS NULL THEN
+                    CREATE SCHEMA {schema};
+                END IF;
+            END $tower_sse$;
             SET LOCAL client_min_messages = warning;",
             include_str!("schema.sql"),
             "CREATE TABLE IF NOT EXISTS {schema}.version (version integer PRIMARY KEY);

@@ -1,5 +1,5 @@
 -- Version 1 of the schema of a log. {schema} is the quoted name of the schema, {lock} the key of the
--- advisory lock, {channel} the channel of NOTIFY, and {pending} the name of a setting.
+-- advisory lock, {channel} the channel of NOTIFY, and {pending} and {evicting} the names of settings.
 --
 -- Each statement can run again, so that a table that was dropped is created again.
 
@@ -9,11 +9,14 @@ CREATE TABLE IF NOT EXISTS {schema}.log (
     epoch bigint NOT NULL,
     -- Identifies the server, its timeline, and the tables.
     identity text NOT NULL,
-    evicted_through bigint NOT NULL DEFAULT 0
+    evicted_through bigint NOT NULL DEFAULT 0,
+    -- Set if there may be records up to `evicted_through`.
+    has_leftovers boolean NOT NULL DEFAULT false
 );
 
 CREATE TABLE IF NOT EXISTS {schema}.records (
-    position bigint PRIMARY KEY,
+    -- A greater position would leave none for later records.
+    position bigint PRIMARY KEY CHECK (position BETWEEN 1 AND {max_position}),
     -- e: event; s: event that replaces the previous one; f: the topic is finished;
     -- r: the topic is removed.
     kind "char" NOT NULL,
@@ -73,24 +76,59 @@ BEGIN
 END
 $tower_sse$;
 
--- Starts another epoch. Call it after the data of a server was replaced by an older copy while no
--- node was connected.
-CREATE OR REPLACE FUNCTION {schema}.new_epoch() RETURNS void LANGUAGE plpgsql
+-- Sets the sequence to the newest position if it is before it. Another program may have inserted
+-- records with positions of its own, or set the sequence back, and a copy of the tables may lack it.
+CREATE OR REPLACE FUNCTION {schema}.pass_newest() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
     newest bigint;
 BEGIN
-    PERFORM pg_advisory_xact_lock({lock});
-    INSERT INTO {schema}.log (epoch, identity) VALUES (
-        ('x' || replace(left(gen_random_uuid()::text, 13), '-', ''))::bit(48)::bigint,
-        {schema}.identity()
-    ) ON CONFLICT (only_row) DO UPDATE SET epoch = excluded.epoch, identity = excluded.identity;
-    SELECT greatest(evicted_through, (SELECT max(position) FROM {schema}.records)) INTO newest FROM {schema}.log;
-    -- A copy of the tables may lack the sequence.
+    SELECT log.evicted_through INTO newest FROM {schema}.log;
+    -- In a serializable transaction, this read would conflict with other transactions that publish.
+    IF current_setting('transaction_isolation') = 'read committed' THEN
+        newest := greatest(newest, (SELECT max(position) FROM {schema}.records WHERE position > newest));
+    END IF;
     IF newest > (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.positions) THEN
         PERFORM setval('{schema}.positions', newest);
     END IF;
-    PERFORM pg_notify('{channel}', '');
+END
+$tower_sse$;
+
+-- Wakes the followers. A session that listens and stays in a transaction fills the queue of the
+-- server, and NOTIFY then fails. Followers also read once in a second.
+CREATE OR REPLACE FUNCTION {schema}.notify() RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+BEGIN
+    IF pg_notification_queue_usage() < 0.9 THEN
+        PERFORM pg_notify('{channel}', '');
+    END IF;
+END
+$tower_sse$;
+
+-- Chooses the epoch of each inserted row, also of a row from a dump.
+CREATE OR REPLACE FUNCTION {schema}.choose_epoch() RETURNS trigger LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+BEGIN
+    NEW.epoch := ('x' || replace(left(gen_random_uuid()::text, 13), '-', ''))::bit(48)::bigint;
+    RETURN NEW;
+END
+$tower_sse$;
+DROP TRIGGER IF EXISTS choose_epoch ON {schema}.log;
+CREATE TRIGGER choose_epoch BEFORE INSERT ON {schema}.log
+    FOR EACH ROW EXECUTE FUNCTION {schema}.choose_epoch();
+ALTER TABLE {schema}.log ENABLE ALWAYS TRIGGER choose_epoch;
+
+-- Starts another epoch. Call it after the data of a server was replaced by an older copy while no
+-- node was connected.
+CREATE OR REPLACE FUNCTION {schema}.new_epoch() RETURNS void LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp AS $tower_sse$
+BEGIN
+    PERFORM pg_advisory_xact_lock({lock});
+    -- The trigger of the table chooses the epoch.
+    INSERT INTO {schema}.log (epoch, identity) VALUES (0, {schema}.identity())
+        ON CONFLICT (only_row) DO UPDATE SET epoch = excluded.epoch, identity = excluded.identity;
+    PERFORM {schema}.pass_newest();
+    PERFORM {schema}.notify();
 END
 $tower_sse$;
 
@@ -108,7 +146,9 @@ BEGIN
         END IF;
     END IF;
     SELECT log.epoch, log.evicted_through,
-        greatest(log.evicted_through, (SELECT max(records.position) FROM {schema}.records))
+        greatest(log.evicted_through, (
+            SELECT max(records.position) FROM {schema}.records WHERE records.position > log.evicted_through
+        ))
     INTO epoch, evicted_through, last FROM {schema}.log;
 END
 $tower_sse$;
@@ -153,6 +193,7 @@ BEGIN
             RETURN;
         END IF;
     END IF;
+    PERFORM {schema}.pass_newest();
     first := nextval('{schema}.positions');
     last := first + cardinality(kinds) - 1;
     IF last > first THEN
@@ -162,7 +203,7 @@ BEGIN
     INSERT INTO {schema}.records
         SELECT first + new.n - 1, new.kind, new.topic, new.event, append.stored_at
         FROM unnest(kinds, topics, events) WITH ORDINALITY AS new (kind, topic, event, n);
-    PERFORM pg_notify('{channel}', '');
+    PERFORM {schema}.notify();
 END
 $tower_sse$;
 
@@ -184,10 +225,13 @@ DECLARE
     bytes bigint := 0;
     count bigint := 0;
     through bigint;
+    too_large bigint;
     record record;
 BEGIN
     SELECT log.epoch, log.evicted_through,
-        greatest(log.evicted_through, (SELECT max(records.position) FROM {schema}.records))
+        greatest(log.evicted_through, (
+            SELECT max(records.position) FROM {schema}.records WHERE records.position > log.evicted_through
+        ))
     INTO page.epoch, page.evicted_through, page.last FROM {schema}.log;
     through := page.last;
     IF topics IS NOT NULL THEN
@@ -198,9 +242,18 @@ BEGIN
     FOR record IN
         SELECT * FROM {schema}.records
         WHERE records.position > after AND records.position <= through
-            AND (topics IS NULL OR records.topic = ANY (topics))
+            -- The size of a value is known without reading it.
+            AND CASE WHEN octet_length(records.topic) + octet_length(records.event) > {max_record_bytes} THEN true
+                ELSE topics IS NULL OR records.topic = ANY (topics) END
         ORDER BY records.position LIMIT max_records
     LOOP
+        -- Another program has inserted a record that no node can read in time. It counts as evicted, and
+        -- a page can only begin with an evicted range.
+        IF octet_length(record.topic) + octet_length(record.event) > {max_record_bytes} THEN
+            through := CASE WHEN count > 0 THEN record.position - 1 ELSE record.position END;
+            too_large := CASE WHEN count = 0 THEN record.position END;
+            EXIT;
+        END IF;
         "position" := record.position;
         kind := record.kind;
         topic := record.topic;
@@ -208,18 +261,23 @@ BEGIN
         stored_at := record.stored_at;
         RETURN NEXT;
         count := count + 1;
-        bytes := bytes + octet_length(record.event);
+        bytes := bytes + octet_length(record.topic) + octet_length(record.event);
         IF count >= max_records OR bytes >= max_bytes THEN
             through := record.position;
             EXIT;
         END IF;
     END LOOP;
+    page.evicted_through := greatest(page.evicted_through, too_large);
     "position" := greatest(through, page.evicted_through);
     kind := NULL;
     topic := NULL;
     event := NULL;
     stored_at := NULL;
-    is_current := {schema}.is_current(known_epoch, known_position, known_stored_at);
+    -- A truncation that this function waited for is visible to its snapshot, but the new state of the
+    -- log is not. The table then has another file than in the snapshot.
+    is_current := {schema}.is_current(known_epoch, known_position, known_stored_at)
+        AND (SELECT relfilenode FROM pg_class WHERE pg_class.oid = '{schema}.records'::regclass)
+            = pg_relation_filenode('{schema}.records');
     RETURN NEXT;
 END
 $tower_sse$;
@@ -234,21 +292,37 @@ DECLARE
     after bigint;
     through bigint;
     deleted bigint;
+    has_leftovers boolean;
 BEGIN
     -- Another program may have deleted records in a transaction that is still open.
     PERFORM set_config('lock_timeout', '100', true);
     IF NOT pg_try_advisory_xact_lock({lock} + 1) THEN
         RETURN 0;
     END IF;
-    SELECT log.evicted_through INTO after FROM {schema}.log;
+    SELECT log.evicted_through, log.has_leftovers INTO after, has_leftovers FROM {schema}.log;
+    PERFORM set_config('{evicting}', 'on', true);
+    -- The scan does not begin before the first retained record: while a transaction of another program
+    -- is open, it would visit every deleted record again.
     SELECT max(oldest.position) INTO through FROM (
         SELECT records.position, records.stored_at FROM {schema}.records
         WHERE records.position > after ORDER BY records.position LIMIT max_deleted
     ) AS oldest
-    WHERE oldest.position <= (SELECT max(records.position) FROM {schema}.records) - max_records
+    WHERE oldest.position <= (SELECT max(records.position) FROM {schema}.records WHERE records.position > after)
+            - max_records
         OR oldest.stored_at < clock_timestamp() - make_interval(secs => max_age_seconds);
-    DELETE FROM {schema}.records WHERE records.position <= through;
+    DELETE FROM {schema}.records WHERE records.position > after AND records.position <= through;
     GET DIAGNOSTICS deleted = ROW_COUNT;
+    IF has_leftovers AND deleted = 0 THEN
+        DELETE FROM {schema}.records WHERE records.position IN (
+            SELECT old.position FROM {schema}.records AS old
+            WHERE old.position <= after ORDER BY old.position LIMIT max_deleted
+        );
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+        IF deleted < max_deleted THEN
+            UPDATE {schema}.log SET has_leftovers = false;
+        END IF;
+    END IF;
+    PERFORM set_config('{evicting}', '', true);
     RETURN deleted;
 END
 $tower_sse$;
@@ -257,7 +331,10 @@ $tower_sse$;
 CREATE OR REPLACE FUNCTION {schema}.note_deleted() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    UPDATE {schema}.log SET evicted_through = greatest(evicted_through, (SELECT max(position) FROM deleted))
+    UPDATE {schema}.log SET
+        evicted_through = greatest(evicted_through, (SELECT max(position) FROM deleted)),
+        -- Other programs may delete records in the middle of the log.
+        has_leftovers = has_leftovers OR current_setting('{evicting}', true) IS DISTINCT FROM 'on'
     WHERE EXISTS (SELECT FROM deleted);
     RETURN NULL;
 END
@@ -269,7 +346,13 @@ CREATE TRIGGER note_deleted AFTER DELETE ON {schema}.records
 CREATE OR REPLACE FUNCTION {schema}.note_truncated() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    UPDATE {schema}.log SET evicted_through = greatest(evicted_through, (SELECT max(position) FROM {schema}.records));
+    -- A transaction of a higher isolation level may not see the newest records, and removes them, too.
+    -- Nobody appends, because the table is locked, so the sequence is not before them.
+    UPDATE {schema}.log SET evicted_through = greatest(
+        evicted_through,
+        (SELECT max(position) FROM {schema}.records),
+        (SELECT CASE WHEN is_called THEN last_value END FROM {schema}.positions)
+    );
     RETURN NULL;
 END
 $tower_sse$;
@@ -339,13 +422,14 @@ BEGIN
     IF NOT {schema}.is_current(NULL, NULL, NULL) THEN
         PERFORM {schema}.new_epoch();
     END IF;
+    PERFORM {schema}.pass_newest();
     INSERT INTO {schema}.records
         SELECT nextval('{schema}.positions'), 'e', mine.topic, mine.event, clock_timestamp() FROM (
             SELECT inbox.topic, inbox.event FROM {schema}.inbox
             WHERE inbox.transaction = pg_current_xact_id() ORDER BY inbox.n
         ) AS mine;
     DELETE FROM {schema}.inbox WHERE inbox.transaction = pg_current_xact_id();
-    PERFORM pg_notify('{channel}', '');
+    PERFORM {schema}.notify();
     RETURN NULL;
 END
 $tower_sse$;

@@ -181,9 +181,13 @@ impl Checker {
 
     /// Waits until this many events are acknowledged in total.
     pub(crate) async fn wait_for_acknowledged(&self, number: usize) {
-        let begin = Instant::now();
+        let (mut begin, mut before) = (Instant::now(), 0);
         while self.acknowledged() < number {
-            assert!(begin.elapsed() < TIMEOUT, "only {} of {number} events are acknowledged", self.acknowledged());
+            let acknowledged = self.acknowledged();
+            if acknowledged > before {
+                (begin, before) = (Instant::now(), acknowledged);
+            }
+            assert!(begin.elapsed() < TIMEOUT, "only {acknowledged} of {number} events are acknowledged");
             sleep(Duration::from_millis(5)).await;
         }
     }

@@ -58,9 +58,9 @@ async fn killed_backend_loses_nothing(kind: StoreKind) {
     // Restart immediately, so that clients may not notice.
     store.kill();
     store.restart().await;
-    checker.wait_for_acknowledged(min_events::KILLED).await;
+    checker.wait_for_acknowledged(min_events::KILLED.get()).await;
     let report = checker.check(&hubs[0], "killed four times").await;
-    report.assert_nothing_missed(min_events::KILLED).assert_errors_within(ERROR_TIMEOUT);
+    report.assert_nothing_missed(min_events::KILLED.get()).assert_errors_within(ERROR_TIMEOUT);
     Recovery::assert_fast(kind, "killed", &recoveries);
 }
 
@@ -80,9 +80,9 @@ async fn stopped_backend_loses_nothing(kind: StoreKind) {
         recoveries.push(checker.wait_for_delivery_to_all().await);
         checker.wait_for_more_acknowledged(2000).await;
     }
-    checker.wait_for_acknowledged(min_events::STOPPED).await;
+    checker.wait_for_acknowledged(min_events::STOPPED.get()).await;
     let report = checker.check(&hubs[0], "stopped for 10, 1 and 3 s").await;
-    report.assert_nothing_missed(min_events::STOPPED).assert_errors_within(ERROR_TIMEOUT);
+    report.assert_nothing_missed(min_events::STOPPED.get()).assert_errors_within(ERROR_TIMEOUT);
     Recovery::assert_fast(kind, "stopped", &recoveries);
 }
 
@@ -92,14 +92,14 @@ async fn connection_resets_lose_nothing(kind: StoreKind) {
     let (hubs, checker) = start_two(kind, &store.url_through(&wire)).await;
     let recoveries = interrupt(&checker, &hubs[0], || wire.cut(), || wire.mend()).await;
     // Cut many more times under load.
-    while checker.acknowledged() < min_events::CUT {
+    while checker.acknowledged() < min_events::CUT.get() {
         wire.cut();
         sleep(Duration::from_millis(20)).await;
         wire.mend();
         checker.wait_for_more_acknowledged(2000).await;
     }
     let report = checker.check(&hubs[0], "cut repeatedly").await;
-    report.assert_nothing_missed(min_events::CUT).assert_errors_within(ERROR_TIMEOUT);
+    report.assert_nothing_missed(min_events::CUT.get()).assert_errors_within(ERROR_TIMEOUT);
     Recovery::assert_fast(kind, "reset", &recoveries);
 }
 
@@ -108,9 +108,9 @@ async fn silent_network_loses_nothing(kind: StoreKind) {
     let wire = Wire::to(store.address()).await;
     let (hubs, checker) = start_two(kind, &store.url_through(&wire)).await;
     let recoveries = interrupt(&checker, &hubs[0], || wire.silence(), || wire.mend()).await;
-    checker.wait_for_acknowledged(min_events::SILENT).await;
+    checker.wait_for_acknowledged(min_events::SILENT.get()).await;
     let report = checker.check(&hubs[0], "silent three times").await;
-    report.assert_nothing_missed(min_events::SILENT).assert_errors_within(ERROR_TIMEOUT);
+    report.assert_nothing_missed(min_events::SILENT.get()).assert_errors_within(ERROR_TIMEOUT);
     Recovery::assert_fast(kind, "silent", &recoveries);
 }
 
@@ -136,9 +136,9 @@ async fn forgotten_connections_lose_nothing(kind: StoreKind) {
     println!(
         "{kind:?}: delivered to the last client {first:.0?} and {second:.0?} after the connections were forgotten"
     );
-    checker.wait_for_acknowledged(min_events::FORGOTTEN).await;
+    checker.wait_for_acknowledged(min_events::FORGOTTEN.get()).await;
     let report = checker.check(&hubs[0], "connections forgotten twice").await;
-    report.assert_nothing_missed(min_events::FORGOTTEN).assert_errors_within(ERROR_TIMEOUT);
+    report.assert_nothing_missed(min_events::FORGOTTEN.get()).assert_errors_within(ERROR_TIMEOUT);
     assert!(first.max(second) < MAX_DETECTION, "{first:?}, {second:?}");
 }
 
@@ -153,7 +153,7 @@ async fn slow_network_loses_nothing(kind: StoreKind) {
     wire.slow_down(100_000);
     checker.publish(&fast, Load::BATCHES);
     checker.publish(&fast, Load::SINGLE);
-    checker.wait_for_acknowledged(min_events::SLOW_NETWORK).await;
+    checker.wait_for_acknowledged(min_events::SLOW_NETWORK.get()).await;
     let behind = checker.lag();
     // A client with an id of the fast node can move to the slow node, which may not have that event
     // yet.
@@ -161,6 +161,6 @@ async fn slow_network_loses_nothing(kind: StoreKind) {
     checker.wait_for_more_acknowledged(200).await;
     wire.mend();
     let report = checker.check(&fast, &format!("a node was {behind} events behind")).await;
-    report.assert_nothing_missed(min_events::SLOW_NETWORK);
+    report.assert_nothing_missed(min_events::SLOW_NETWORK.get());
     assert!(behind > 5000, "the slow node is not slower: {behind}");
 }

@@ -37,14 +37,15 @@ async fn clients_behind_the_retention_receive_gaps(kind: StoreKind) {
     checker.publish(&hub, TENS);
     let mut number = 0;
     for _ in 0..3 {
-        number += min_events::OVERTAKEN / 3;
+        number += min_events::OVERTAKEN.get() / 3;
         checker.pause(true);
         checker.wait_for_acknowledged(number).await;
         checker.pause(false);
         checker.wait_for_delivery_to_all().await;
         checker.wait_for_more_acknowledged(500).await;
     }
-    let report = checker.check(&hub, "clients pause three times").await.assert_acknowledged(min_events::OVERTAKEN);
+    let report =
+        checker.check(&hub, "clients pause three times").await.assert_acknowledged(min_events::OVERTAKEN.get());
     for (client, reason) in [(1, "lagged"), (2, "evicted")] {
         let gaps = &report.gaps[client];
         assert!(gaps.len() >= 2, "client {client} received {gaps:?}");
@@ -65,10 +66,10 @@ async fn node_behind_the_retention_reports_gaps(kind: StoreKind) {
     checker.publish(&hub, TENS);
     checker.wait_for_more_acknowledged(1000).await;
     wire.cut();
-    checker.wait_for_acknowledged(min_events::OVERTAKEN).await;
+    checker.wait_for_acknowledged(min_events::OVERTAKEN.get()).await;
     wire.mend();
     checker.wait_for_more_acknowledged(1000).await;
-    let report = checker.check(&hub, "a node that is cut off").await.assert_acknowledged(min_events::OVERTAKEN);
+    let report = checker.check(&hub, "a node that is cut off").await.assert_acknowledged(min_events::OVERTAKEN.get());
     for client in [1, 2] {
         let gaps = &report.gaps[client];
         assert!(!gaps.is_empty() && gaps.iter().all(|gap| gap.reason == "lagged"), "client {client}: {gaps:?}");
@@ -80,7 +81,7 @@ async fn deleted_log_is_one_gap_for_each_client(kind: StoreKind) {
     let store = Store::start(kind, &[]).await;
     let hubs = two_hubs(kind, &store.url()).await;
     let checker = start_load(kind, &[Node::from(&hubs[0]), Node::from(&hubs[1])]).await;
-    checker.wait_for_acknowledged(min_events::DELETED / 2).await;
+    checker.wait_for_acknowledged(min_events::DELETED.get() / 2).await;
     match kind {
         StoreKind::Redis => assert!(store.redis("DEL tower-sse").await.starts_with(":1\r\n")),
         StoreKind::Nats => drop(jetstream(&store, "STREAM.DELETE.tower-sse", "").await),
@@ -92,8 +93,8 @@ async fn deleted_log_is_one_gap_for_each_client(kind: StoreKind) {
     checker.wait_for_delivery_to_all().await;
     let delivered = begin.elapsed();
     println!("{kind:?}: acknowledged {acknowledged:.0?} and delivered {delivered:.0?} after the log was deleted");
-    checker.wait_for_acknowledged(min_events::DELETED).await;
-    let report = checker.check(&hubs[0], "the log is deleted").await.assert_acknowledged(min_events::DELETED);
+    checker.wait_for_acknowledged(min_events::DELETED.get()).await;
+    let report = checker.check(&hubs[0], "the log is deleted").await.assert_acknowledged(min_events::DELETED.get());
     for gaps in &report.gaps {
         assert_eq!(gaps.len(), 1, "each client receives one gap: {gaps:?}");
     }
@@ -136,9 +137,9 @@ async fn full_log_is_an_error_until_extended(kind: StoreKind) {
     let begin = Instant::now();
     checker.wait_for_delivery_to_all().await;
     println!("{kind:?}: full after {until_full}; delivered {:.0?} after it had room", begin.elapsed());
-    checker.wait_for_acknowledged(min_events::FULL).await;
+    checker.wait_for_acknowledged(min_events::FULL.get()).await;
     let report = checker.check(&hubs[0], "the log is full").await;
-    let report = report.assert_nothing_missed(min_events::FULL).assert_errors_within(ERROR_TIMEOUT);
+    let report = report.assert_nothing_missed(min_events::FULL.get()).assert_errors_within(ERROR_TIMEOUT);
     let message = match kind {
         StoreKind::Redis => "maxmemory",
         StoreKind::Nats => "maximum bytes",

@@ -205,6 +205,16 @@ async fn node_needs_few_permissions_if_the_schema_exists() {
     assert_eq!(log.bounds().await.expect("the server runs").epoch, appended.epoch);
 }
 
+/// An operator has created the schema for the role, which may not create another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn node_creates_its_tables_in_an_existing_schema() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    store.sql("CREATE ROLE node LOGIN; CREATE SCHEMA tower_sse AUTHORIZATION node");
+    let node = postgres(&store.url_with("node@"));
+    let record = Record { topic: "t".into(), kind: RecordKind::Event, event: "data: x\n\n".into() };
+    node.append(vec![record]).await.expect("it owns the schema");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn publish_rejects_large_events_and_accepts_any_collation() {
     let (store, log) = start().await;

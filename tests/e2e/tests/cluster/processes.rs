@@ -72,10 +72,10 @@ async fn killed_node_loses_no_acknowledged_event(kind: StoreKind) {
         process.restart();
         checker.wait_for_more_acknowledged(5000).await;
     }
-    checker.wait_for_acknowledged(min_events::NODES_KILLED).await;
+    checker.wait_for_acknowledged(min_events::NODES_KILLED.get()).await;
     let report = checker.check(nodes[0].clone(), "nodes are killed six times").await;
     assert!(report.failed > 0, "the nodes were killed while they published");
-    report.assert_nothing_missed(min_events::NODES_KILLED);
+    report.assert_nothing_missed(min_events::NODES_KILLED.get());
 }
 
 async fn slow_process_loses_nothing(kind: StoreKind) {
@@ -89,7 +89,7 @@ async fn slow_process_loses_nothing(kind: StoreKind) {
     checker.publish(fast.clone(), Load::BATCHES);
     checker.publish(fast.clone(), Load::SINGLE);
     let mut behind = 0;
-    while checker.acknowledged() < min_events::SLOW_PROCESS {
+    while checker.acknowledged() < min_events::SLOW_PROCESS.get() {
         processes[1].signal("STOP");
         checker.wait_for_more_acknowledged(4000).await;
         behind = checker.lag().max(behind);
@@ -97,7 +97,7 @@ async fn slow_process_loses_nothing(kind: StoreKind) {
         sleep(Duration::from_millis(20)).await;
     }
     let report = checker.check(fast, &format!("a process was {behind} events behind")).await;
-    report.assert_nothing_missed(min_events::SLOW_PROCESS);
+    report.assert_nothing_missed(min_events::SLOW_PROCESS.get());
     assert!(behind > 3000, "the slow process is not slower: {behind}");
 }
 
