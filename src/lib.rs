@@ -101,6 +101,7 @@
 //! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
 //! | `postgres` | no | a [`hub`] of several servers whose log is in Postgres, and publishing in SQL | `tokio-postgres` |
 //! | `postgres-tls` | no | the same over TLS, `sslmode=require` | `tokio-rustls`, `rustls-native-certs` |
+//! | `durable-streams` | no | [`hub::durable_streams`]: topics for the clients of the Durable Streams protocol | `base64`, `serde_core` |
 //! | `backend-contract` | no | tests for your own [`Backend`](hub::backend::Backend) | |
 //! | `serve` | no | a server for many long streams, in the place of `axum::serve` | `axum`, `hyper`, `hyper-util` |
 //! | `socket` | no | `ClientTimeout`, for stalled and vanished clients | `socket2` |
