@@ -226,6 +226,7 @@ impl Recordings {
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
         self.progressed.notify_waiters();
+        self.changed.notify_one();
     }
 
     /// Notes that the topic of this recording of node `node` is finished. Later announcements of
