@@ -117,8 +117,8 @@ fn publish_in_memory(core: &Arc<Core>) {
     }
 }
 
-/// Returns `true` if a topic is finished, or was finished and removed. An event would open or create
-/// it again.
+/// Returns `true` if a topic is finished, or was finished and removed. An event would open or
+/// create it again.
 fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     // The registry is locked before the state of presence, never after it.
     let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));
@@ -183,8 +183,8 @@ async fn announce(core: Weak<Core>) {
         failures = if is_ok { 0 } else { failures + 1 };
         let Some(mut next) = presence.next_run() else { return };
         if !is_ok {
-            // A change does not shorten the pause after a failure. So the pause ends soon, and not
-            // at the next end of a grace time, and the next run then sees the change.
+            // After a failure, a change does not wake the announcer. So it wakes up soon, even if
+            // it has nothing to do until then, and the next run sees the change.
             next = Instant::now() + retry_pause(failures);
         }
         // `sleep_until` panics on a runtime without timers.

@@ -141,8 +141,8 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up the pending events of a topic up to the first join, because the topic does not exist
-    /// on this node. A leave creates no topic.
+    /// Gives up the pending events of a topic up to the first join, because the topic does not
+    /// exist on this node. A leave creates no topic.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
         let is_leave = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| event.is_leave);
         while self.topics.get(topic).is_some_and(is_leave) {

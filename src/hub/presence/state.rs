@@ -371,8 +371,8 @@ impl State {
     }
 
     /// Returns the time when this node repeats its request for the members of the other nodes: if
-    /// it has not read the request in the log, or if a node that it waits for neither answers nor is
-    /// declared dead by another node, because that other node has died, too. `at` is the time of
+    /// it has not read the request in the log, or if a node that it waits for neither answers nor
+    /// is declared dead by another node, because that other node has died, too. `at` is the time of
     /// the request, and `nodes` are the nodes with members.
     fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
         let at = at + self.ask_pause();
@@ -483,8 +483,8 @@ impl State {
     }
 
     /// Ends presence on this node, because its hub is shut down. If the log has members of this
-    /// node, returns the last record about them: the other nodes then begin the grace times of these
-    /// members.
+    /// node, returns the last record about them: the other nodes then begin the grace times of
+    /// these members.
     pub(super) fn end(&mut self, own: &Presences) -> Option<Record> {
         let was_shut_down = std::mem::replace(&mut self.is_shut_down, true);
         let has_members = !self.locals.is_empty() || self.needs_full || self.is_appending;

@@ -159,8 +159,8 @@ impl View {
         Some(node)
     }
 
-    /// Applies joins and leaves on the node `author`. Without any, the node is shut down. Returns the
-    /// joins and leaves in the topics that this causes.
+    /// Applies joins and leaves on the node `author`. Without any, the node is shut down. Returns
+    /// the joins and leaves in the topics that this causes.
     pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(node) = self.note(author, |number| author.number > number) else { return transitions };

@@ -70,8 +70,8 @@ pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: 
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }
 
-/// Like [`caught_up`], but does not keep the hub alive while it waits. Returns `None` if the hub was
-/// dropped.
+/// Like [`caught_up`], but does not keep the hub alive while it waits. Returns `None` if the hub
+/// was dropped.
 pub(in crate::hub) async fn caught_up_unless_dropped(
     core: &Weak<Core>,
     through: Position,

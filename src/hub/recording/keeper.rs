@@ -1,5 +1,5 @@
-//! The keeper: the task of a node that announces its recordings, sends signs of life, and notices the
-//! death of other nodes.
+//! The keeper: the task of a node that announces its recordings, sends signs of life, and notices
+//! the death of other nodes.
 
 use super::{
     append::{Fence, caught_up, caught_up_unless_dropped, retry_pause},
@@ -47,9 +47,9 @@ const MIN_GAP: Duration = Duration::from_millis(600);
 /// Starts the keeper, the task that announces the recordings of this node, takes over those of dead
 /// nodes, and notices the death of nodes with members of topics.
 ///
-/// Has no effect without a backend, without a recording or a member on any known node, or if the keeper is
-/// already running. The keeper ends when no recording, no member and no other node is left, or when the hub is
-/// dropped or shut down.
+/// Has no effect without a backend, without a recording or a member on any known node, or if the
+/// keeper is already running. The keeper ends when no recording, no member and no other node is
+/// left, or when the hub is dropped or shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let Some(backend) = &core.backend else { return };
     let has_members = core.presence.is_active();
@@ -90,8 +90,8 @@ struct Plan {
     /// node has none.
     /// A lease is the silence after which a node counts as dead.
     lease: Duration,
-    /// The shortest lease of the recordings and the members of all nodes. A lease is the silence after which a node
-    /// counts as dead.
+    /// The shortest lease of the recordings and the members of all nodes. A lease is the silence
+    /// after which a node counts as dead.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
