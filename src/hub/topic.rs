@@ -570,12 +570,15 @@ impl Topic {
     /// topic has. A second subscription of the member on the same node writes no record. While the
     /// backend is down, joins and leaves wait.
     ///
-    /// `member` is the name, any text of up to 256 bytes. Use the name or the id of a user who has
+    /// `member` is the name, any text of up to 256 bytes. The name of the topic has at most 1,024
+    /// bytes. The limits are the same in memory. Use the name or the id of a user who has
     /// logged in: a client that chooses its name freely can be present as another user.
     ///
     /// # Errors
     ///
     /// - [`MemberTooLong`](super::ErrorKind::MemberTooLong) if the name has more than 256 bytes.
+    /// - [`TopicTooLong`](super::ErrorKind::TopicTooLong) if the name of this topic has more than
+    ///   1,024 bytes.
     /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the hub uses the topic itself.
     ///
     /// # Examples

@@ -226,6 +226,7 @@ impl Recordings {
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
         self.progressed.notify_waiters();
+        self.changed.notify_one();
     }
 
     /// Notes that the topic of this recording of node `node` is finished. Later announcements of
@@ -280,9 +281,9 @@ impl Recordings {
         self.state().contact.last = None;
     }
 
-    /// Returns `true` if a recording or a member exists and the keeper, the task that announces recordings,
-    /// does not run. The caller must then start the keeper. If the start fails, it calls
-    /// [`release_keeper`](Self::release_keeper).
+    /// Returns `true` if a recording or a member exists and the keeper, the task that announces
+    /// recordings, does not run. The caller must then start the keeper. If the start fails, it
+    /// calls [`release_keeper`](Self::release_keeper).
     pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
@@ -350,8 +351,9 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Returns `true` if the keeper must end, because no recording, no member and no other node is left. In
-    /// this case, also records that the keeper no longer runs, so that it can be started again.
+    /// Returns `true` if the keeper must end, because no recording, no member and no other node is
+    /// left. In this case, also records that the keeper no longer runs, so that it can be started
+    /// again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
