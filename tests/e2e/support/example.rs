@@ -105,11 +105,12 @@ fn build(name: &str) -> PathBuf {
     let package = format!("example-{name}");
     let is_package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name).is_dir();
     let target = if is_package { &package } else { name };
+    let targets = if is_package { vec!["--bin", target, "--example", "quickstart"] } else { vec!["--example", target] };
     let build = command
         // With the packages and features of the whole suite, so that cargo builds each library once. The
         // dependencies of tests are among them if cargo builds an example or a test.
         .args(["build", "--workspace", "--all-features"])
-        .args(if is_package { &["--bin", target, "--example", "quickstart"][..] } else { &["--example", target] })
+        .args(targets)
         .arg("--message-format=json-render-diagnostics")
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .output()
