@@ -192,7 +192,7 @@ impl Log {
             append: settings.schema.sql("SELECT * FROM {schema}.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"),
             bounds: settings.schema.sql("SELECT * FROM {schema}.bounds($1, $2, $3)"),
             page: settings.schema.sql("SELECT * FROM {schema}.page($1, $2, $3, $4, $5, $6, $7, $8)"),
-            evict: settings.schema.sql("SELECT {schema}.evict($1, $2, $3)"),
+            evict: settings.schema.sql("SELECT {schema}.evict($1, $2, $3, $4)"),
         };
         Self {
             settings,

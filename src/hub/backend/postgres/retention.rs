@@ -10,8 +10,10 @@ use std::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-/// The maximum number of records that one transaction deletes, about 10 ms.
+/// The maximum number of records that one transaction deletes, about 10 ms. The records before the
+/// last one have less than this number of bytes.
 const MAX_DELETED: i64 = 1000;
+const MAX_DELETED_BYTES: i64 = 8 << 20;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
 /// records, it runs after a quarter of the limit.
@@ -77,13 +79,17 @@ impl Log {
         let max_records = i64::try_from(self.settings.max_records).unwrap_or(i64::MAX);
         // An interval of SQL ends at 178,000,000 years.
         let max_age = self.settings.max_age.as_secs_f64().min(1e10);
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&max_records, Type::INT8), (&max_age, Type::FLOAT8), (&MAX_DELETED, Type::INT8)];
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&max_records, Type::INT8),
+            (&max_age, Type::FLOAT8),
+            (&MAX_DELETED, Type::INT8),
+            (&MAX_DELETED_BYTES, Type::INT8),
+        ];
         loop {
             let rows = self.query(&self.sql.evict, &parameters).await;
             // An error is reported by the next request that a publisher or client needs.
-            let deleted = rows.ok().and_then(|rows| rows.first()?.try_get(0).ok());
-            if deleted.is_none_or(|deleted: i64| deleted < MAX_DELETED) {
+            let has_more: Option<bool> = rows.ok().and_then(|rows| rows.first()?.try_get(0).ok());
+            if has_more != Some(true) {
                 return;
             }
         }

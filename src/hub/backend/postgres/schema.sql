@@ -282,48 +282,59 @@ BEGIN
 END
 $tower_sse$;
 
--- Deletes the oldest records, at most `max_deleted`, and returns their number. It does nothing while
--- another node deletes.
+-- Deletes the oldest records, at most `max_deleted`, and no more once they have `max_bytes`. Returns
+-- whether more may have to be deleted. It does nothing while another node deletes.
 CREATE OR REPLACE FUNCTION {schema}.evict(
-    max_records bigint, max_age_seconds double precision, max_deleted bigint
-) RETURNS bigint LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
+    max_records bigint, max_age_seconds double precision, max_deleted bigint, max_bytes bigint
+) RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
 SET enable_seqscan = off SET enable_sort = off SET enable_bitmapscan = off SET jit = off AS $tower_sse$
 DECLARE
     after bigint;
     through bigint;
+    examined_through bigint;
     deleted bigint;
     has_leftovers boolean;
+    has_more boolean;
 BEGIN
     -- Another program may have deleted records in a transaction that is still open.
     PERFORM set_config('lock_timeout', '100', true);
     IF NOT pg_try_advisory_xact_lock({lock} + 1) THEN
-        RETURN 0;
+        RETURN false;
     END IF;
     SELECT log.evicted_through, log.has_leftovers INTO after, has_leftovers FROM {schema}.log;
     PERFORM set_config('{evicting}', 'on', true);
     -- The scan does not begin before the first retained record: while a transaction of another program
     -- is open, it would visit every deleted record again.
-    SELECT max(oldest.position) INTO through FROM (
-        SELECT records.position, records.stored_at FROM {schema}.records
-        WHERE records.position > after ORDER BY records.position LIMIT max_deleted
+    SELECT max(oldest.position), max(oldest.position) FILTER (WHERE
+            oldest.position <= (SELECT max(records.position) FROM {schema}.records WHERE records.position > after)
+                - max_records
+            OR oldest.stored_at < clock_timestamp() - make_interval(secs => max_age_seconds)
+        )
+    INTO examined_through, through FROM (
+        SELECT records.position, records.stored_at,
+            sum(octet_length(records.event)) OVER (ORDER BY records.position) - octet_length(records.event) AS bytes
+        FROM (
+            SELECT * FROM {schema}.records WHERE records.position > after
+            ORDER BY records.position LIMIT max_deleted
+        ) AS records
     ) AS oldest
-    WHERE oldest.position <= (SELECT max(records.position) FROM {schema}.records WHERE records.position > after)
-            - max_records
-        OR oldest.stored_at < clock_timestamp() - make_interval(secs => max_age_seconds);
+    WHERE oldest.bytes < max_bytes;
     DELETE FROM {schema}.records WHERE records.position > after AND records.position <= through;
     GET DIAGNOSTICS deleted = ROW_COUNT;
+    has_more := coalesce(through = examined_through, false);
     IF has_leftovers AND deleted = 0 THEN
         DELETE FROM {schema}.records WHERE records.position IN (
             SELECT old.position FROM {schema}.records AS old
             WHERE old.position <= after ORDER BY old.position LIMIT max_deleted
         );
         GET DIAGNOSTICS deleted = ROW_COUNT;
-        IF deleted < max_deleted THEN
+        has_more := deleted >= max_deleted;
+        IF NOT has_more THEN
             UPDATE {schema}.log SET has_leftovers = false;
         END IF;
     END IF;
     PERFORM set_config('{evicting}', '', true);
-    RETURN deleted;
+    RETURN has_more;
 END
 $tower_sse$;
 

@@ -115,6 +115,28 @@ async fn append_does_not_wait_for_the_eviction_of_many_records() {
     .await;
 }
 
+/// A thousand large records would take longer than the timeout of a request.
+#[tokio::test(flavor = "multi_thread")]
+async fn eviction_deletes_large_records_in_smaller_batches() {
+    let (store, log) = start().await;
+    store.sql(
+        "INSERT INTO tower_sse.records
+         SELECT nextval('tower_sse.positions'), 'e', 't', convert_to(repeat('x', 1048576), 'UTF8'), now()
+         FROM generate_series(1, 40)",
+    );
+    let evict = || store.sql("SELECT tower_sse.evict(1, 1e9, 1000, 8388608)");
+    let count = || store.sql("SELECT count(*) FROM tower_sse.records");
+    assert_eq!((evict().as_str(), count().as_str()), ("t", "32"));
+    drop(log);
+    let log = postgres(&store.url()).max_records(4);
+    append(&log, "t", 1).await;
+    eventually(SOON, "the records are evicted", async || {
+        let left = count();
+        if left.parse::<u32>().expect("a number") <= 5 { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_record_of_another_program_is_a_gap() {
     let (store, log) = start().await;
