@@ -362,7 +362,7 @@ impl State {
 
     fn needs_knowledge(&self, own: &Presences, now: Instant) -> bool {
         match self.knowledge {
-            Knowledge::Unknown => self.is_used(own) && self.asks_at() <= now,
+            Knowledge::Unknown => self.is_used(own) && self.asks_at(now) <= now,
             Knowledge::Asked { at, ref position, ref nodes, .. } => {
                 self.repeats_at(own, at, position.is_some(), nodes.as_deref()).is_some_and(|at| at <= now)
             }
@@ -383,8 +383,8 @@ impl State {
 
     /// Returns the earliest time for the next request for the members of other nodes. If the
     /// answers are evicted before this node reads them, it repeats the request after a pause.
-    fn asks_at(&self) -> Instant {
-        self.asked_at.map_or_else(Instant::now, |at| at + self.ask_pause())
+    fn asks_at(&self, now: Instant) -> Instant {
+        self.asked_at.map_or(now, |at| at + self.ask_pause())
     }
 
     fn ask_pause(&self) -> Duration {
@@ -518,7 +518,7 @@ impl State {
             || !self.questions.is_empty()
             || self.needs_knowledge(own, now);
         let again = match self.knowledge {
-            Knowledge::Unknown if self.is_used(own) => Some(self.asks_at()),
+            Knowledge::Unknown if self.is_used(own) => Some(self.asks_at(now)),
             Knowledge::Asked { at, ref position, ref nodes, .. } => {
                 let repeats_at = self.repeats_at(own, at, position.is_some(), nodes.as_deref());
                 repeats_at.or_else(|| self.answered_at(own))
@@ -563,6 +563,15 @@ mod tests {
         assert!(!state.has_written(ticket), "the view of this node has lost its own members");
         append_all(&mut state, &own);
         assert!(state.has_written(ticket));
+    }
+
+    /// The time is not paused, because it passes between two readings of the clock.
+    #[tokio::test]
+    async fn first_request_is_due_at_once() {
+        let own = own();
+        let mut state = State::new(false);
+        state.is_wanted = true;
+        assert_eq!(append_all(&mut state, &own), 1);
     }
 
     #[tokio::test(start_paused = true)]
