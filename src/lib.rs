@@ -241,6 +241,7 @@ pub use summary::{CloseReason, StreamSummary};
 /// Compiles the code of the README and of the guides.
 #[cfg(all(
     doctest,
+    feature = "durable-streams",
     feature = "file",
     feature = "hub",
     feature = "json",
@@ -255,6 +256,7 @@ pub use summary::{CloseReason, StreamSummary};
 #[doc = include_str!("../docs/recordings.md")]
 #[doc = include_str!("../docs/presence.md")]
 #[doc = include_str!("../docs/authentication.md")]
+#[doc = include_str!("../docs/durable-streams.md")]
 #[doc = include_str!("../docs/rates-and-filters.md")]
 struct Guides;
 
