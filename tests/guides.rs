@@ -9,6 +9,7 @@
 #[doc = include_str!("../docs/recordings.md")]
 #[doc = include_str!("../docs/presence.md")]
 #[doc = include_str!("../docs/authentication.md")]
+#[doc = include_str!("../docs/durable-streams.md")]
 #[doc = include_str!("../docs/rates-and-filters.md")]
 #[doc = include_str!("../docs/testing.md")]
 struct Guides;

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use support::whatwg;
 use tokio::time::{Instant, advance, timeout};
-use tower_sse::hub::durable_streams::Content;
+use tokio_util::sync::CancellationToken;
+use tower::Layer;
+use tower_sse::{SseLayer, hub::durable_streams::Content};
 
 /// An event stream, and what it has sent.
 struct Client {
@@ -163,6 +165,20 @@ async fn shutdown_ends_event_streams_after_a_control_event() {
     hub.shutdown();
     assert_eq!(client.read(), [], "the stream is not closed for good");
     assert!(client.body.is_end_stream());
+}
+
+#[tokio::test(start_paused = true)]
+async fn layer_ends_event_streams_at_its_shutdown() {
+    let hub = Hub::new();
+    publish(&hub.topic("t"), "1").await;
+    let shutdown = CancellationToken::new();
+    let service = SseLayer::new().shutdown(shutdown.clone()).layer(all(&hub));
+    let request = Request::get("/t?offset=-1&live=sse").body(()).unwrap();
+    let mut events = Polled::new(service.oneshot(request).await.unwrap());
+    assert!(available(&mut events).contains("event: control"));
+    shutdown.cancel();
+    assert!(!available(&mut events).contains("event:"));
+    assert!(events.is_end_stream());
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ mod losses;
 mod nodes;
 mod pages;
 mod requests;
+mod stress;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};

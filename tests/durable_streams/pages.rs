@@ -2,6 +2,7 @@
 
 use super::*;
 use http::HeaderValue;
+use http_body::Body;
 use proptest::prelude::*;
 use std::time::Duration;
 use tower_sse::hub::durable_streams::Content;
@@ -64,6 +65,16 @@ async fn finished_topic_is_closed_at_its_end_only() {
 
     hub.topic("empty").finish().await.unwrap();
     assert_eq!(get(&streams, "/empty").await.summary(), (200, "[]", true, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_states_no_length() {
+    let hub = Hub::new();
+    publish(&hub.topic("t"), "1").await;
+    let response = respond(&all(&hub), Request::head("/t").body(()).unwrap()).await;
+    assert_eq!(response.body().size_hint().exact(), None, "it would have to be the length for GET");
+    let response = respond(&all(&hub), Request::get("/t").body(()).unwrap()).await;
+    assert_eq!(response.body().size_hint().exact(), Some(3));
 }
 
 #[tokio::test(start_paused = true)]

@@ -355,6 +355,7 @@ impl DurableStreams {
         if is_closed {
             headers.insert(response::CLOSED, response::TRUE);
         }
+        *response.body_mut() = StreamBody::head();
         Ok(response)
     }
 

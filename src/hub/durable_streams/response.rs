@@ -17,7 +17,7 @@ use std::{
     borrow::Cow,
     fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 pub(super) const NEXT_OFFSET: HeaderName = HeaderName::from_static("stream-next-offset");
@@ -84,6 +84,9 @@ pub struct StreamBody(Inner);
 
 enum Inner {
     Page(Option<Bytes>),
+    /// The response to `HEAD`. Its size is unknown, because a `Content-Length` would have to be that
+    /// of the response to `GET` (RFC 9110, §8.6).
+    Head,
     Events(Pin<Box<SseBody<Events>>>),
 }
 
@@ -94,6 +97,10 @@ impl StreamBody {
 
     pub(super) fn empty() -> Self {
         Self(Inner::Page(None))
+    }
+
+    pub(super) fn head() -> Self {
+        Self(Inner::Head)
     }
 
     pub(super) fn events(body: SseBody<Events>) -> Self {
@@ -108,13 +115,15 @@ impl Body for StreamBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.get_mut().0 {
             Inner::Page(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Inner::Events(body) => Poll::Ready(ready!(body.as_mut().poll_frame(cx))),
+            Inner::Head => Poll::Ready(None),
+            Inner::Events(body) => body.as_mut().poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Inner::Page(bytes) => bytes.is_none(),
+            Inner::Head => false,
             Inner::Events(body) => body.is_end_stream(),
         }
     }
@@ -122,6 +131,7 @@ impl Body for StreamBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Inner::Page(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Inner::Head => SizeHint::new(),
             Inner::Events(body) => body.size_hint(),
         }
     }
@@ -131,6 +141,7 @@ impl fmt::Debug for StreamBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self.0 {
             Inner::Page(_) => "Page",
+            Inner::Head => "Head",
             Inner::Events(_) => "Events",
         };
         f.debug_tuple("StreamBody").field(&format_args!("{kind}")).finish()
