@@ -5,6 +5,7 @@ use crate::{
     setup::{connect, two_hubs},
 };
 use e2e::{Store, StoreKind};
+use sqlx::{Connection, PgConnection};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
@@ -42,6 +43,28 @@ async fn trigger_on_a_table_publishes_its_rows() {
     store.sql("BEGIN; INSERT INTO orders VALUES (1, 'lamp'); ROLLBACK; INSERT INTO orders VALUES (2, 'chair')");
     let event = next(&mut events).await;
     assert!(event.contains("event: created\ndata: {\"id\":2,\"item\":\"chair\"}\n"), "{event}");
+}
+
+/// The transaction of an application decides whether its event exists. See `docs/several-nodes.md`.
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_of_sqlx_publishes_if_it_commits() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    let hub = connect(StoreKind::Postgres, &store.url()).await.expect("the server runs");
+    let mut events = subscribe(&hub, "orders").await;
+    let mut application = PgConnection::connect(&store.url()).await.expect("the server runs");
+    for (id, is_committed) in [(1, false), (2, true)] {
+        let mut transaction = application.begin().await.expect("a transaction");
+        let publish = sqlx::query("SELECT tower_sse.publish($1, $2, $3)");
+        let publish = publish.bind("orders").bind("created").bind(format!("{{\"id\":{id}}}"));
+        publish.execute(&mut *transaction).await.expect("it publishes");
+        if is_committed {
+            transaction.commit().await.expect("it commits");
+        } else {
+            transaction.rollback().await.expect("it rolls back");
+        }
+    }
+    let event = next(&mut events).await;
+    assert!(event.contains("event: created\ndata: {\"id\":2}\n"), "{event}");
 }
 
 /// Publishing is a statement for any library. `tokio-postgres` prepares it, as `sqlx` does.
