@@ -164,7 +164,14 @@ impl Keeper {
         let due = self.beat_at.map_or(now, |at| at + lease / BEATS);
         let has_changed = !plan.is_announced || plan.watching != self.watching;
         let needs_beat = if has_content { now >= due || has_changed } else { self.has_content };
-        if needs_beat && self.beat(&recordings, &backend, Some(plan), lease).await.is_none() {
+        // A beat with everything is needed at its time, and if a topic is not watched any more.
+        let is_addition = has_content && now < due && self.watching.is_subset(&plan.watching);
+        let beaten = match needs_beat {
+            true if is_addition => self.add(&recordings, &backend, plan).await,
+            true => self.beat(&recordings, &backend, Some(plan), lease).await,
+            false => Some(()),
+        };
+        if beaten.is_none() {
             return Some((Instant::now() + RETRY, recordings));
         }
         let core = &weak.upgrade()?;
@@ -208,15 +215,39 @@ impl Keeper {
             number: recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,
             is_last: true,
+            is_addition: false,
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
         let now = Instant::now();
-        for part in beat.into_parts() {
-            let record = Message::Beat(part).record();
-            timeout((lease / BEATS).max(MIN_TIME), backend.append_record(record)).await.ok()?.ok()?;
-        }
+        append(backend, beat, lease).await?;
         locals.iter().for_each(|local| local.note_announced());
         (self.beat_at, self.watching, self.has_content) = (Some(now), watching, has_content);
+        recordings.note_progress();
+        Some(())
+    }
+
+    /// Announces the recordings that have begun since the last beat, and the topics that have got
+    /// subscribers since. Returns `None` if the backend does not confirm each record in time, as for
+    /// [`beat`](Self::beat).
+    async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
+        let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
+        let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
+        let beat = Beat {
+            node: recordings.node,
+            lease: plan.lease,
+            recordings: locals.iter().map(|local| local.announced.clone()).collect(),
+            watching: plan.watching.difference(&self.watching).cloned().collect(),
+            number: recordings.next_beat.fetch_add(1, Relaxed),
+            is_first: true,
+            is_last: true,
+            is_addition: true,
+        };
+        // A recording that has ended is not announced.
+        if !beat.recordings.is_empty() || !beat.watching.is_empty() {
+            append(backend, beat, plan.lease).await?;
+        }
+        locals.iter().for_each(|local| local.note_announced());
+        (self.watching, self.has_content) = (plan.watching, true);
         recordings.note_progress();
         Some(())
     }
@@ -243,6 +274,16 @@ impl Keeper {
         });
         next
     }
+}
+
+/// Appends the records of a beat. Returns `None` if the backend does not confirm each of them
+/// within a third of `lease`, or within half a second if that is longer.
+async fn append(backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
+    for part in beat.into_parts() {
+        let record = Message::Beat(part).record();
+        timeout((lease / BEATS).max(MIN_TIME), backend.append_record(record)).await.ok()?.ok()?;
+    }
+    Some(())
 }
 
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
@@ -351,7 +392,7 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
     let will = &foreign.announced.will;
     let record = match foreign.has_will || will.is_empty() {
         true => (RecordKind::Finish, Bytes::new()),
-        false => (RecordKind::Event, will.clone()),
+        false => (foreign.announced.kind(), will.clone()),
     };
     foreign.is_claimed.then_some(record)
 }
