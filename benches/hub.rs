@@ -41,8 +41,9 @@ const IDLE: usize = 10_000;
 const HISTORY: usize = 100_000;
 const AUDIENCES: [usize; 4] = [30, 1_000, 10_000, 100_000];
 const TOPICS: [usize; 4] = [2, 100, 1_000, 10_000];
-/// The number of events per iteration, so that starting the threads does not count.
-const EVENTS: usize = 10_000;
+/// The number of events per round, so that starting the threads does not count.
+const PUBLISHED: usize = 100_000;
+const PUBLISHER_ROUNDS: usize = 21;
 
 fn data() -> &'static str {
     "x".repeat(128).leak()
@@ -232,32 +233,58 @@ fn merged(criterion: &mut criterion::Criterion) {
     group.finish();
 }
 
-/// Events per second of one thread that publishes, and of two.
-fn publishers(criterion: &mut criterion::Criterion) {
-    let mut group = criterion.benchmark_group("publishers");
-    group.sample_size(20);
+/// The time of the same number of events from one thread that publishes, and from two threads:
+/// each to its own topic, or both to one topic.
+///
+/// The three take turns, so that the load of the machine affects all of them. Each ratio is the
+/// median of the ratios of the rounds, with the smallest and the largest. CPU time is that of all
+/// rounds together.
+fn publishers() {
+    let cases = [("one publisher", 1, 1), ("two, each to a topic of its own", 2, 2), ("two to the same topic", 2, 1)];
     let data = data();
-    for threads in [1, 2] {
-        let hub = Hub::builder().max_events(1000).build();
-        group.bench_function(threads.to_string(), |bencher| {
-            bencher.iter_custom(|iterations| {
-                let events = (iterations as usize * EVENTS).div_ceil(threads);
-                let begin = Instant::now();
-                std::thread::scope(|scope| {
-                    for thread in 0..threads {
-                        let topic = hub.topic(thread.to_string());
-                        scope.spawn(move || {
-                            for _ in 0..events {
-                                now(topic.publish(Event::new(data))).unwrap();
-                            }
-                        });
-                    }
-                });
-                begin.elapsed()
+    let hub = Hub::builder().max_events(1000).build();
+    let mut times = [const { Vec::new() }; 3];
+    let mut cpu_times = [Duration::ZERO; 3];
+    for _ in 0..PUBLISHER_ROUNDS {
+        for (case, (_, threads, topics)) in cases.into_iter().enumerate() {
+            let (begin, cpu_begin) = (Instant::now(), cpu_time());
+            std::thread::scope(|scope| {
+                for thread in 0..threads {
+                    let topic = hub.topic((thread % topics).to_string());
+                    scope.spawn(move || {
+                        for _ in 0..PUBLISHED / threads {
+                            now(topic.publish(Event::new(black_box(data)))).unwrap();
+                        }
+                    });
+                }
             });
-        });
+            times[case].push(begin.elapsed());
+            cpu_times[case] += cpu_time() - cpu_begin;
+        }
     }
-    group.finish();
+    let per_event = |time: Duration| time.as_secs_f64() * 1e9 / PUBLISHED as f64;
+    println!("\n{:<34} {:>9} {:>22} {:>9}", "publishers, time of the same events", "ns", "ratio", "CPU");
+    for (case, (what, ..)) in cases.into_iter().enumerate() {
+        let mut ratios: Vec<_> =
+            times[case].iter().zip(&times[0]).map(|(time, one)| time.as_secs_f64() / one.as_secs_f64()).collect();
+        ratios.sort_by(f64::total_cmp);
+        let mut sorted = times[case].clone();
+        sorted.sort_unstable();
+        let middle = PUBLISHER_ROUNDS / 2;
+        let [least, median, most] = [0, middle, PUBLISHER_ROUNDS - 1].map(|index| ratios[index]);
+        let ratio = format!("{median:.2} ({least:.2}–{most:.2})");
+        let cpu = cpu_times[case].as_secs_f64() / cpu_times[0].as_secs_f64();
+        println!("{what:<34} {:>9.0} {ratio:>22} {cpu:>9.2}", per_event(sorted[middle]));
+    }
+}
+
+/// Returns the CPU time of this process in user space and in the kernel. Zero except on Linux.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
+    // The kernel counts in hundredths of a second.
+    Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 
 fn poll(subscription: &mut Subscription, cx: &mut Context<'_>) -> Poll<Option<usize>> {
@@ -359,6 +386,10 @@ fn replay(criterion: &mut criterion::Criterion) {
 }
 
 fn main() {
+    // `cargo bench --bench hub -- publishers` skips the rest.
+    if std::env::args().any(|argument| argument == "publishers") {
+        return publishers();
+    }
     let mut criterion = ratios::criterion();
     let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let context = runtime.enter();
@@ -368,7 +399,6 @@ fn main() {
     // Outside of a runtime, `publish` wakes all subscribers.
     drop(context);
     merged(&mut criterion);
-    publishers(&mut criterion);
     publish(&mut criterion);
     replay(&mut criterion);
 
@@ -407,5 +437,5 @@ fn main() {
         let what = format!("an event to a subscription of {topics} topics");
         ratios.ratio(&what, &format!("topics/{topics}"), "topics/2", 1, "≤ 2,000 ns");
     }
-    ratios.ratio("an event, two publishers against one", "publishers/2", "publishers/1", EVENTS, "≤ 1");
+    publishers();
 }

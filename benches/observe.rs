@@ -4,8 +4,8 @@
 //! second run prints the differences:
 //!
 //! ```console
-//! $ cargo bench --bench observe
-//! $ cargo bench --bench observe --features metrics,tracing
+//! $ cargo bench -p benches --bench observe
+//! $ cargo bench -p benches --bench observe --features metrics,tracing
 //! ```
 
 use criterion::{BatchSize, Criterion, Throughput};

@@ -2,8 +2,8 @@
 //! connection.
 //!
 //! ```console
-//! $ cargo run --features serve --example chat                        # http://127.0.0.1:3000
-//! $ cargo run --features serve --example chat 127.0.0.1:0            # any free port
+//! $ cargo run -p tower-sse --features serve --example chat                        # http://127.0.0.1:3000
+//! $ cargo run -p tower-sse --features serve --example chat 127.0.0.1:0            # any free port
 //! ```
 //!
 //! Open the page in two windows. Cut the network of one window while you write in the other, or

@@ -1,8 +1,8 @@
 //! A clock with hyper and tower only. A client resumes after the last tick that it has received.
 //!
 //! ```console
-//! $ cargo run --example hyper                        # http://127.0.0.1:3000
-//! $ cargo run --example hyper 127.0.0.1:0 100        # any free port, a tick every 100 milliseconds
+//! $ cargo run -p tower-sse --example hyper                        # http://127.0.0.1:3000
+//! $ cargo run -p tower-sse --example hyper 127.0.0.1:0 100        # any free port, a tick every 100 milliseconds
 //! ```
 //!
 //! Read the stream with `curl -N http://127.0.0.1:3000`. Stop curl, and resume with

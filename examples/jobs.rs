@@ -1,9 +1,9 @@
 //! Long jobs with progress bars. One event stream replaces a request every second.
 //!
 //! ```console
-//! $ cargo run --features serve,file --example jobs                   # http://127.0.0.1:3000
-//! $ cargo run --features serve,file --example jobs 127.0.0.1:0 20    # any free port, a step every 20 milliseconds
-//! $ cargo run --features serve,file --example jobs 127.0.0.1:3000 60 jobs.log    # keeps its jobs in a file
+//! $ cargo run -p tower-sse --features serve,file --example jobs                   # http://127.0.0.1:3000
+//! $ cargo run -p tower-sse --features serve,file --example jobs 127.0.0.1:0 20    # any free port, a step every 20 milliseconds
+//! $ cargo run -p tower-sse --features serve,file --example jobs 127.0.0.1:3000 60 jobs.log    # keeps its jobs in a file
 //! ```
 //!
 //! Start some jobs, let one fail, and cancel another. Reload the page in the middle, open it in a

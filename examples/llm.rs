@@ -2,9 +2,9 @@
 //! continues with the same answer.
 //!
 //! ```console
-//! $ cargo run --features serve --example llm                         # http://127.0.0.1:3000
-//! $ cargo run --features serve --example llm 127.0.0.1:0 20          # any free port, a word every 20 milliseconds
-//! $ cargo run --features serve --example llm 127.0.0.1:0 20 5        # generation stops after 5 seconds without a reader
+//! $ cargo run -p tower-sse --features serve --example llm                         # http://127.0.0.1:3000
+//! $ cargo run -p tower-sse --features serve --example llm 127.0.0.1:0 20          # any free port, a word every 20 milliseconds
+//! $ cargo run -p tower-sse --features serve --example llm 127.0.0.1:0 20 5        # generation stops after 5 seconds without a reader
 //! ```
 //!
 //! The function `model` only simulates a model: replace it with the client of a real one.

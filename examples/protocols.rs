@@ -2,9 +2,9 @@
 //! connection continues with the same answer where its protocol allows it.
 //!
 //! ```console
-//! $ cargo run --features serve --example protocols                       # http://127.0.0.1:3000
-//! $ cargo run --features serve --example protocols 127.0.0.1:0 20        # any free port, a word every 20 milliseconds
-//! $ npm install htmx.org@4 && cargo run --features serve --example protocols 127.0.0.1:3000 60 node_modules
+//! $ cargo run -p tower-sse --features serve --example protocols                       # http://127.0.0.1:3000
+//! $ cargo run -p tower-sse --features serve --example protocols 127.0.0.1:0 20        # any free port, a word every 20 milliseconds
+//! $ npm install htmx.org@4 && cargo run -p tower-sse --features serve --example protocols 127.0.0.1:3000 60 node_modules
 //! ```
 //!
 //! | path | protocol | client |

@@ -1,8 +1,8 @@
 //! A live page of this machine: its load, memory and uptime, sampled every second.
 //!
 //! ```console
-//! $ cargo run --features serve --example quickstart                        # http://127.0.0.1:3000
-//! $ cargo run --features serve --example quickstart 127.0.0.1:0 100        # any free port, a sample every 100 milliseconds
+//! $ cargo run -p tower-sse --features serve --example quickstart                        # http://127.0.0.1:3000
+//! $ cargo run -p tower-sse --features serve --example quickstart 127.0.0.1:0 100        # any free port, a sample every 100 milliseconds
 //! ```
 //!
 //! Restart the server, or cut the network, while the page is open. The page reconnects, and catches

@@ -275,7 +275,7 @@ impl SseLayer {
         K: Hash + Eq + Clone + Send + Sync + 'static,
     {
         let registry = registry.clone();
-        let register = move |parts: &Parts| key(parts).map(|key| registry.register(key));
+        let register = move |parts: &Parts| key(parts).and_then(|key| registry.register(key));
         self.with(|settings| settings.registrars.push(Arc::new(register)))
     }
 

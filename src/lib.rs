@@ -101,6 +101,7 @@
 //! | `nats` | no | a [`hub`] of several servers whose log is in NATS JetStream | `async-nats` |
 //! | `postgres` | no | a [`hub`] of several servers whose log is in Postgres, and publishing in SQL | `tokio-postgres` |
 //! | `postgres-tls` | no | the same over TLS, `sslmode=require` | `tokio-rustls`, `rustls-native-certs` |
+//! | `durable-streams` | no | [`hub::durable_streams`]: topics for the clients of the Durable Streams protocol | `base64`, `serde_core` |
 //! | `backend-contract` | no | tests for your own [`Backend`](hub::backend::Backend) | |
 //! | `serve` | no | a server for many long streams, in the place of `axum::serve` | `axum`, `hyper`, `hyper-util` |
 //! | `socket` | no | `ClientTimeout`, for stalled and vanished clients | `socket2` |
@@ -239,26 +240,6 @@ pub use serve::serve;
 pub use socket::ClientTimeout;
 pub use stream::{SseStream, StopReconnecting};
 pub use summary::{CloseReason, StreamSummary};
-
-/// Compiles the code of the README and of the guides.
-#[cfg(all(
-    doctest,
-    feature = "file",
-    feature = "hub",
-    feature = "json",
-    feature = "redis",
-    feature = "serve",
-    feature = "test-util"
-))]
-#[doc = include_str!("../README.md")]
-#[doc = include_str!("../docs/several-nodes.md")]
-#[doc = include_str!("../docs/choosing-a-log.md")]
-#[doc = include_str!("../docs/production.md")]
-#[doc = include_str!("../docs/recordings.md")]
-#[doc = include_str!("../docs/presence.md")]
-#[doc = include_str!("../docs/authentication.md")]
-#[doc = include_str!("../docs/rates-and-filters.md")]
-struct Guides;
 
 /// A boxed error of any type. It is the same type as `BoxError` in tower and axum.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -67,26 +67,7 @@ use std::{io, time::Duration};
 /// # }
 /// ```
 ///
-/// With tonic, on the incoming connections of its server:
-///
-/// ```no_run
-/// # use tokio::net::TcpListener;
-/// # use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
-/// # use tonic::{service::Routes, transport::Server};
-/// # use tower_sse::ClientTimeout;
-/// # async fn serve(listener: TcpListener, routes: Routes) -> Result<(), Box<dyn std::error::Error>> {
-/// let timeout = ClientTimeout::default();
-/// let connections = TcpListenerStream::new(listener).map(move |accepted| {
-///     accepted.inspect(|tcp| {
-///         if let Err(error) = timeout.apply(tcp) {
-///             eprintln!("a connection without a timeout: {error}");
-///         }
-///     })
-/// });
-/// Server::builder().add_routes(routes).serve_with_incoming(connections).await?;
-/// # Ok(())
-/// # }
-/// ```
+#[cfg_attr(not(doctest), doc = include_str!("socket/tonic.md"))] // `tests/guides.rs` compiles it
 ///
 /// # Socket options
 ///

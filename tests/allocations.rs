@@ -3,13 +3,14 @@
 use allocation_counter::{AllocationInfo, measure};
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
-use http::{HeaderValue, Request, Response, header::ACCEPT, header::CONTENT_TYPE};
+use http::{HeaderValue, Request, Response, header::ACCEPT, header::CONTENT_TYPE, request::Parts};
 use http_body::Body;
 use http_body_util::Full;
 use std::{
     convert::Infallible,
     hint::black_box,
     pin::{Pin, pin},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Waker},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use tokio_test::{assert_pending, task};
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, Service, service_fn};
 use tower_sse::{
-    BoxError, Event, EventId, EventName, Heartbeat, SseBody, SseItem, SseLayer, SseStream,
+    BoxError, Event, EventId, EventName, Heartbeat, SseBody, SseItem, SseLayer, SseStream, StreamRegistry,
     hub::{Hub, Start, Subscription},
 };
 
@@ -346,4 +347,38 @@ fn stalled_client_costs_no_memory_of_its_own() {
     let (with, without) = (held(100), held(0));
     println!("10,000 events that 100 clients do not read: {} bytes more than without these", with - without);
     assert!(with - without <= 1024, "{with} bytes with, {without} without");
+}
+
+/// The memory that a registry adds to a stream with a layer, by the number of streams of a key.
+#[tokio::test(start_paused = true)]
+async fn registered_stream_takes_at_most_64_bytes() {
+    const STREAMS: u64 = 10_000;
+
+    let bytes_per_stream = |layer: &SseLayer| {
+        let mut bodies = Vec::with_capacity(STREAMS as usize);
+        let heap = measure(|| {
+            for _ in 0..STREAMS {
+                let handler = service_fn(|_: Request<()>| {
+                    let stream = SseStream::new(stream::pending::<Event>()).without_heartbeat();
+                    std::future::ready(Ok::<_, Infallible>(stream.into_http_response()))
+                });
+                let response = layer.layer(handler).call(Request::new(())).now_or_never().unwrap();
+                let mut body = Box::pin(response.unwrap().into_body());
+                while body.as_mut().poll_frame(&mut Context::from_waker(Waker::noop())).is_ready() {}
+                bodies.push(body);
+            }
+        });
+        heap.bytes_current as f64 / STREAMS as f64
+    };
+    let limited = SseLayer::new().max_streams(usize::MAX);
+    let plain = bytes_per_stream(&limited);
+    for per_user in [1, 10] {
+        let registry = StreamRegistry::<u64>::new();
+        let count = AtomicU64::new(0);
+        let key = move |_: &Parts| Some(count.fetch_add(1, Relaxed) / per_user);
+        let bytes = bytes_per_stream(&limited.clone().register(&registry, key)) - plain;
+        println!("a registered stream, {per_user} per user: {bytes:.1} bytes");
+        assert!(bytes <= 64.0, "{bytes} bytes with {per_user} streams per user");
+        assert!(registry.is_empty());
+    }
 }

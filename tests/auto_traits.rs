@@ -53,3 +53,14 @@ assert_impl_all!(hub::Start: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(hub::Error: Send, Sync, Unpin, std::error::Error);
 assert_impl_all!(hub::SubscriptionError: Send, Sync, Unpin, Clone, std::error::Error);
 assert_impl_all!(SseBody<hub::Subscription>: Send, Sync, Unpin, Debug);
+
+#[cfg(feature = "durable-streams")]
+mod durable_streams {
+    use super::*;
+    use tower_sse::hub::durable_streams::{Content, DurableStreams, ResponseFuture, StreamBody};
+
+    assert_impl_all!(DurableStreams: Send, Sync, Unpin, Clone, Debug);
+    assert_impl_all!(Content: Send, Sync, Unpin, Clone, Debug, Eq, Default);
+    assert_impl_all!(StreamBody: Send, Sync, Unpin, Debug);
+    assert_impl_all!(ResponseFuture: Send, Unpin, Debug);
+}

@@ -1,7 +1,7 @@
 //! A backend under many threads: publishers, nodes, subscribers and raw followers share one log.
 //!
 //! ```console
-//! $ cargo test --profile bench --all-features --test backend_stress -- --nocapture
+//! $ cargo test --profile bench -p tests --test backend_stress -- --nocapture
 //! ```
 //!
 //! With optimizations the test publishes 10 million events. The debug build publishes 500,000.

@@ -1,7 +1,5 @@
 //! Errors compose: a handler that builds JSON, publishes and subscribes returns one error type.
 
-#![cfg(all(feature = "axum", feature = "hub", feature = "json"))]
-
 use axum::{Router, body::Body, extract::State, routing::get};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;

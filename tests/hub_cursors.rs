@@ -448,7 +448,6 @@ fn finished_topic_is_no_content_through_adapters() {
     assert_eq!(end().size_hint(), (0, Some(0)));
 }
 
-#[cfg(feature = "axum")]
 #[test]
 fn subscription_is_an_axum_response() {
     use axum::response::IntoResponse;

@@ -2,7 +2,7 @@
 //! repeated or out of order.
 //!
 //! ```console
-//! $ cargo test --profile bench --test hub_stress -- --nocapture
+//! $ cargo test --profile bench -p tests --test hub_stress -- --nocapture
 //! ```
 //!
 //! With optimizations the test runs until 50 million events were delivered. Otherwise it stops at a

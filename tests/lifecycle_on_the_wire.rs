@@ -99,7 +99,6 @@ fn app(layer: SseLayer) -> Router {
 #[derive(Clone, Copy, Debug)]
 enum Server {
     Axum,
-    #[cfg(feature = "serve")]
     Serve,
     HyperUtil,
 }
@@ -135,7 +134,6 @@ impl Server {
                     .await
                     .unwrap();
             }),
-            #[cfg(feature = "serve")]
             Self::Serve => tokio::spawn(async move {
                 tower_sse::serve(listener, app).with_graceful_shutdown(shutdown).await.unwrap();
             }),
@@ -260,13 +258,11 @@ async fn axum_shuts_down_with_2000_http2_streams() {
     shut_down(Server::Axum, Protocol::Http2, &["idle", "busy"], 1_000).await;
 }
 
-#[cfg(feature = "serve")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn serve_shuts_down_with_2000_http1_streams() {
     shut_down(Server::Serve, Protocol::Http1, &["idle", "busy"], 1_000).await;
 }
 
-#[cfg(feature = "serve")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn serve_shuts_down_with_2000_http2_streams() {
     shut_down(Server::Serve, Protocol::Http2, &["idle", "busy"], 1_000).await;
@@ -286,7 +282,6 @@ async fn hyper_util_shuts_down_with_2000_http2_streams() {
 async fn shutdown_ends_always_ready_streams() {
     for protocol in Protocol::ALL {
         shut_down(Server::Axum, protocol, &["ready"], 4).await;
-        #[cfg(feature = "serve")]
         shut_down(Server::Serve, protocol, &["ready"], 4).await;
     }
 }

@@ -70,7 +70,6 @@ fn error_of_a_long_id_is_short() {
     assert!(malformed.as_str().unwrap().len() < 1_000);
 }
 
-#[cfg(feature = "hub")]
 mod hub {
     use super::from_header;
     use futures_util::{FutureExt, StreamExt};

@@ -1,21 +1,21 @@
 //! Presence in a hub in memory: the members of topics, the grace time after the last subscription
 //! of a member, and the events of joins and leaves. `tests/nodes` has the tests with several nodes.
 
-#![cfg(feature = "hub")]
-
 use futures_util::FutureExt;
 use std::{
     collections::BTreeSet,
+    pin::pin,
     sync::{
         Arc, Barrier,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Wake, Waker},
     thread,
     time::Duration,
 };
 use support::whatwg;
 use tokio::time::{Instant, sleep};
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 use tower_sse::{
     Event,
     hub::{Builder, ErrorKind, Hub, Presence, PresenceStream, Start, Subscription, Topic},
@@ -205,7 +205,7 @@ async fn event_that_cannot_be_published_is_skipped() {
     assert_eq!(members(&lobby).await.len(), 4);
     lobby.finish().await.unwrap();
     all.push(join(&lobby, "b").await);
-    assert_eq!(calls.load(Relaxed), 5);
+    assert_eq!(calls.load(Relaxed), 4, "a finished topic gets no events");
     assert!(lobby.publish(Event::new("x")).await.is_err(), "the topic is still finished");
 }
 
@@ -236,14 +236,26 @@ async fn any_short_text_is_a_member() {
         assert_eq!((error.kind(), error.status().as_u16()), (ErrorKind::MemberTooLong, 400));
         assert!(error.to_string().ends_with("bytes: at most 256 are allowed"), "{error}");
     }
-    let nodes = lobby_of(&Hub::new(), "tower-sse/nodes");
-    let error = nodes.join("a", lobby.subscribe(Start::Latest).await.unwrap()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::ReservedTopic);
     assert_eq!(members(&lobby).await.len(), all.len());
 }
 
-fn lobby_of(hub: &Hub, name: &str) -> Topic {
-    hub.topic(name)
+#[tokio::test(start_paused = true)]
+async fn reserved_or_long_topic_has_no_members() {
+    let hub = with_events().build();
+    for (name, kind, reason) in [
+        ("tower-sse/nodes".to_owned(), ErrorKind::ReservedTopic, "choose another topic"),
+        ("t".repeat(1025), ErrorKind::TopicTooLong, "has 1025 bytes: at most 1024 are allowed in a topic with members"),
+        ("ü".repeat(513), ErrorKind::TopicTooLong, "has 1026 bytes: at most 1024 are allowed in a topic with members"),
+    ] {
+        let topic = hub.topic(&name);
+        let error = topic.join("a", hub.topic("lobby").subscribe(Start::Latest).await.unwrap()).unwrap_err();
+        assert_eq!((error.kind(), error.status().as_u16()), (kind, 400));
+        assert!(error.to_string().ends_with(reason) && error.to_string().len() < 300, "{error}");
+        assert!(members(&topic).await.is_empty() && !topic.exists());
+    }
+    let longest = hub.topic("t".repeat(1024));
+    let _a = join(&longest, "a").await;
+    assert_eq!(members(&longest).await, ["a"]);
 }
 
 /// Without a tokio runtime there is no timer. The next call of a method of presence ends the grace
@@ -357,11 +369,74 @@ async fn finished_and_removed_topic_does_not_come_back() {
     assert_eq!(members(&lobby).await, [""; 0]);
     assert!(!lobby.exists());
     // A removed topic that is used again has events again.
-    let reader = join(&lobby, "b").await;
+    let _b = join(&lobby, "b").await;
     drop(join(&lobby, "c").await);
     sleep(6 * SECOND).await;
-    let events: Vec<_> = reader.map(|item| item.unwrap()).take(3).map(|item| format!("{item:?}")).collect().await;
-    assert!(events.iter().any(|event| event.contains("lobby -c")), "{events:?}");
+    assert_eq!(events(&lobby).await, ["lobby +b", "lobby +c", "lobby -c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_that_joins_a_finished_topic_does_not_bring_it_back() {
+    let hub = with_events().build();
+    let lobby = hub.topic("lobby");
+    lobby.publish(Event::new("x")).await.unwrap();
+    lobby.finish().await.unwrap();
+    let late = join(&lobby, "a").await;
+    lobby.remove().await.unwrap();
+    drop(late);
+    sleep(6 * SECOND).await;
+    assert_eq!(members(&lobby).await, [""; 0]);
+    assert!(!lobby.exists());
+    // The subscription is to another topic.
+    let reader = hub.topic("other").subscribe(Start::Latest).await.unwrap();
+    let _late = lobby.join("b", reader).unwrap();
+    assert!(!lobby.exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn leave_does_not_create_a_topic() {
+    let hub = with_events().build();
+    let lobby = hub.topic("lobby");
+    let reader = hub.topic("other").subscribe(Start::Latest).await.unwrap();
+    let reader = lobby.join("a", reader).unwrap();
+    assert_eq!(events(&lobby).await, ["lobby +a"]);
+    lobby.remove().await.unwrap();
+    drop(reader);
+    sleep(6 * SECOND).await;
+    assert_eq!(members(&lobby).await, [""; 0]);
+    assert!(!lobby.exists());
+}
+
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stream_is_woken_only_by_changes_of_its_members() {
+    let hub = Hub::new();
+    let [lobby, other] = [hub.topic("lobby"), hub.topic("other")];
+    let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
+    let waker = Waker::from(wakes.clone());
+    let mut stream = pin!(lobby.presence());
+    let mut poll = || stream.as_mut().poll_next(&mut Context::from_waker(&waker));
+    assert!(poll().is_pending());
+    let _other = join(&other, "a").await;
+    assert_eq!(wakes.0.load(Relaxed), 0);
+    let first = join(&lobby, "a").await;
+    assert_eq!(wakes.0.load(Relaxed), 1);
+    assert!(poll().is_ready() && poll().is_pending());
+    let second = join(&lobby, "a").await;
+    drop(first);
+    sleep(6 * SECOND).await;
+    drop(second);
+    sleep(SECOND).await;
+    let _third = join(&lobby, "a").await;
+    sleep(6 * SECOND).await;
+    assert_eq!(wakes.0.load(Relaxed), 1, "the member was always present");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,6 @@
 //! Recordings of a hub in memory: a stream is published into a topic, and the topic is finished
 //! however the recording ends. Recordings on several nodes are tested in `tests/nodes`.
 
-#![cfg(feature = "hub")]
-
 use std::{
     sync::{
         Arc,
@@ -59,6 +57,22 @@ async fn whole_stream_and_its_end_are_published_without_clients() {
     expected.push("message: [DONE]".to_owned());
     assert_eq!(all(&topic).await, expected);
     assert!(is_finished(&topic).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn recorded_state_retains_its_newest_event() {
+    let hub = Hub::new();
+    let topic = hub.topic("progress").latest_only();
+    let (sender, items) = channel();
+    let recording = topic.record(items).end_with(Event::new("done")).start();
+    for n in 0..3 {
+        sender.send(Ok(Event::display(n))).unwrap();
+        sleep(SECOND).await;
+        assert_eq!(hub.stats().events, 1);
+    }
+    drop(sender);
+    assert_eq!(recording.outcome().await, Outcome::Finished);
+    assert_eq!(all(&topic).await, ["message: done"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 //! Streams, with NATS JetStream, and with Postgres, in one run.
 //!
 //! ```console
-//! $ cargo bench --bench cluster --features file,redis,nats,postgres
+//! $ cargo bench -p benches --bench cluster --features file,redis,nats,postgres
 //! ```
 //!
 //! The benchmark starts the servers, and a process of its own executable for each node. Ratios are

@@ -52,28 +52,52 @@ impl Lifetime {
     }
 }
 
-/// The membership of one stream in a [`StreamRegistry`](crate::StreamRegistry), through which the
-/// registry can close the stream.
-pub(super) struct CloseSignal {
-    pub(super) registration: Registration,
-    /// The waker that was last stored in `registration`, so that the same waker is not stored
+/// The registrations of one stream in [`StreamRegistry`](crate::StreamRegistry)s, which can close
+/// the stream.
+pub(super) struct Registrations {
+    list: List,
+    /// The waker that was last stored in the registrations, so that the same waker is not stored
     /// again. `None` before the first poll.
     waker: Option<Waker>,
 }
 
-impl CloseSignal {
-    pub(super) fn new(registration: Registration) -> Self {
-        Self { registration, waker: None }
+/// Most registered streams are in one registry, and need no list.
+enum List {
+    One(Registration),
+    Several(Vec<Registration>),
+}
+
+impl Registrations {
+    pub(super) fn new(mut registrations: Vec<Registration>) -> Self {
+        let list = match (registrations.len(), registrations.pop()) {
+            (1, Some(only)) => List::One(only),
+            (_, last) => {
+                registrations.extend(last);
+                List::Several(registrations)
+            }
+        };
+        Self { list, waker: None }
+    }
+
+    #[inline]
+    pub(super) fn as_slice(&self) -> &[Registration] {
+        match &self.list {
+            List::One(only) => std::slice::from_ref(only),
+            List::Several(registrations) => registrations,
+        }
     }
 
     /// Returns ready when a registry has closed the stream, with the bytes to send before the end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<FinalBytes> {
+        if self.as_slice().is_empty() {
+            return Poll::Pending;
+        }
         if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            self.registration.set_waker(cx.waker());
+            self.as_slice().iter().for_each(|registration| registration.set_waker(cx.waker()));
             self.waker = Some(cx.waker().clone());
         }
         // Checked after the waker was stored, so that no close is missed.
-        match self.registration.closing_event() {
+        match self.as_slice().iter().find_map(Registration::closing_event) {
             Some(event) => Poll::Ready(FinalBytes { event, ..FinalBytes::default() }),
             None => Poll::Pending,
         }

@@ -6,13 +6,14 @@
 //! that its frames do not show: events, heartbeats, and the reason of its end.
 
 use super::{
-    end::{CloseSignal, EndFuture, EndSignal, Lifetime},
+    end::{EndFuture, EndSignal, Lifetime, Registrations},
     link::{AppliedLayer, LayerLink},
 };
 use crate::{
     callback::contain_panic,
     limit::Permit,
     metrics,
+    registry::Registration,
     settings::{FinalBytes, Settings},
     summary::{CloseReason, StreamSummary},
     trace,
@@ -154,7 +155,7 @@ impl Observation {
     /// close it.
     #[inline]
     pub(super) fn is_registered(&self) -> bool {
-        self.observer.as_ref().is_some_and(|observer| !observer.registrations.is_empty())
+        self.observer.as_ref().is_some_and(|observer| !observer.registrations.as_slice().is_empty())
     }
 
     /// Returns whether a registry has closed the stream. The body then discards the events that it
@@ -227,7 +228,7 @@ pub(super) struct StreamObserver {
     reason: Option<CloseReason>,
     progress: Progress,
     end_signals: Vec<EndSignal>,
-    registrations: Vec<CloseSignal>,
+    registrations: Registrations,
     /// Set if the handler has declared that the stream ends by itself. At a shutdown, the stream
     /// may then continue for the drain timeout of the layer.
     is_finite: bool,
@@ -236,8 +237,8 @@ pub(super) struct StreamObserver {
     on_close: Mutex<Option<Callback>>,
     /// The `on_close` callbacks of the layers. A callback that several layers share is in the list
     /// once.
-    layers: Vec<LayerOnClose>,
-    permits: Vec<Permit>,
+    layers: Box<[LayerOnClose]>,
+    permits: Box<[Permit]>,
     span: trace::Span,
     counts: metrics::Stream,
 }
@@ -272,7 +273,30 @@ impl StreamObserver {
         }
         let began = on_close.as_ref().map(|(at, _)| *at);
         let began = began.or_else(|| layers.iter().find_map(|layer| layer.at)).unwrap_or_else(Instant::now);
-        let mut observer = Self {
+        let mut end_signals = Vec::new();
+        end_signals.extend(end_when.map(|future| EndSignal::When(Mutex::new(future))));
+        end_signals.extend(max_lifetime.map(|time| EndSignal::MaxLifetime(Lifetime::exactly(time))));
+        let (mut callbacks, mut permits, mut registrations) = (Vec::new(), Vec::new(), Vec::new());
+        for mut layer in layers {
+            let settings = &layer.settings;
+            if let Some(token) = &settings.shutdown {
+                // Each stream gets a child token. Every poll locks its token, and the lock of a
+                // shared token would be contended.
+                let token = token.child_token();
+                end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
+            }
+            if let Some(max) = settings.max_lifetime {
+                end_signals.push(EndSignal::MaxLifetime(Lifetime::with_jitter(max)));
+            }
+            if let Some(on_close) = settings.on_close.as_ref().filter(|on_close| !contains(&callbacks, on_close)) {
+                callbacks.push(Arc::clone(on_close));
+            }
+            permits.append(&mut layer.permits);
+            registrations.append(&mut layer.registrations);
+        }
+        // Most streams have one of each, and a `Vec` reserves the memory of four.
+        end_signals.shrink_to_fit();
+        Some(Box::new(Self {
             began,
             events: 0,
             bytes: 0,
@@ -280,47 +304,21 @@ impl StreamObserver {
             deferred_events: 0,
             reason: None,
             progress: Progress::Waiting,
-            end_signals: Vec::new(),
-            registrations: Vec::new(),
+            end_signals,
+            registrations: Registrations::new(registrations),
             is_finite,
             on_close: Mutex::new(on_close.map(|(_, callback)| callback)),
-            layers: Vec::new(),
-            permits: Vec::new(),
+            layers: callbacks.into_boxed_slice(),
+            permits: permits.into_boxed_slice(),
             span,
             counts,
-        };
-        observer.end_signals.extend(end_when.map(|future| EndSignal::When(Mutex::new(future))));
-        observer.end_signals.extend(max_lifetime.map(|time| EndSignal::MaxLifetime(Lifetime::exactly(time))));
-        for mut layer in layers {
-            let settings = &layer.settings;
-            if let Some(token) = &settings.shutdown {
-                // Each stream gets a child token. Every poll locks its token, and the lock of a
-                // shared token would be contended.
-                let token = token.child_token();
-                observer.end_signals.push(EndSignal::Shutdown(Box::pin(token.cancelled_owned()), Arc::clone(settings)));
-            }
-            if let Some(max) = settings.max_lifetime {
-                observer.end_signals.push(EndSignal::MaxLifetime(Lifetime::with_jitter(max)));
-            }
-            if let Some(on_close) = settings.on_close.as_ref().filter(|on_close| !observer.calls(on_close)) {
-                observer.layers.push(Arc::clone(on_close));
-            }
-            observer.permits.append(&mut layer.permits);
-            observer.registrations.reserve_exact(layer.registrations.len());
-            observer.registrations.extend(layer.registrations.into_iter().map(CloseSignal::new));
-        }
-        // Most streams have one of each, and a `Vec` reserves the memory of four.
-        observer.end_signals.shrink_to_fit();
-        observer.layers.shrink_to_fit();
-        Some(Box::new(observer))
+        }))
     }
 
     fn poll_end(&mut self, retry: Option<Duration>, cx: &mut Context<'_>) -> Poll<FinalBytes> {
-        for signal in &mut self.registrations {
-            if let Poll::Ready(final_bytes) = signal.poll(cx) {
-                self.set_reason(CloseReason::Ended);
-                return Poll::Ready(final_bytes);
-            }
+        if let Poll::Ready(final_bytes) = self.registrations.poll(cx) {
+            self.set_reason(CloseReason::Ended);
+            return Poll::Ready(final_bytes);
         }
         for signal in &mut self.end_signals {
             if let Poll::Ready((reason, final_bytes)) = signal.poll(retry, self.is_finite, cx) {
@@ -333,13 +331,7 @@ impl StreamObserver {
 
     /// Returns whether a [`StreamRegistry`](crate::StreamRegistry) has closed the stream.
     fn is_closed(&self) -> bool {
-        self.registrations.iter().any(|signal| signal.registration.is_closed())
-    }
-
-    /// Returns whether `on_close` is already in the list of callbacks. Clones of a layer share one
-    /// callback, which runs once for each stream.
-    fn calls(&self, on_close: &LayerOnClose) -> bool {
-        self.layers.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
+        self.registrations.as_slice().iter().any(Registration::is_closed)
     }
 
     fn set_reason(&mut self, reason: CloseReason) {
@@ -352,9 +344,6 @@ impl StreamObserver {
     fn record_events(&mut self, events: u64) {
         self.events += events;
         self.counts.events_sent(events);
-        for signal in &self.registrations {
-            signal.registration.record_events(events);
-        }
     }
 
     /// Marks the stream as being polled, and enters its tracing span until the returned value is
@@ -375,8 +364,8 @@ impl StreamObserver {
             let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
             self.bytes += bytes;
             self.counts.bytes_sent(bytes);
-            for signal in &self.registrations {
-                signal.registration.record_bytes(bytes);
+            for registration in self.registrations.as_slice() {
+                registration.record(self.events, self.bytes);
             }
         }
         if is_over {
@@ -385,6 +374,12 @@ impl StreamObserver {
             self.progress = Progress::Waiting;
         }
     }
+}
+
+/// Returns whether `on_close` is already in the list of callbacks. Clones of a layer share one
+/// callback, which runs once for each stream.
+fn contains(callbacks: &[LayerOnClose], on_close: &LayerOnClose) -> bool {
+    callbacks.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
 }
 
 impl Drop for StreamObserver {

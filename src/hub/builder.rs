@@ -125,9 +125,10 @@ impl Builder {
     /// response time of the backend, this node can count as dead while it runs.
     ///
     /// If this process dies, its members leave after the lease, the
-    /// [grace time](Self::presence_grace) of the other nodes, and at most one more second. While
-    /// this node has members, it appends a sign of life to the log three times per lease. A hub in
-    /// memory does not use the lease.
+    /// [grace time](Self::presence_grace) of the other nodes, and at most one more second. After a
+    /// [shutdown](Hub::shutdown) of the hub, they leave without the lease, after the grace time and
+    /// at most one more second. While this node has members, it appends a sign of life to the log
+    /// three times per lease. A hub in memory does not use the lease.
     pub fn presence_lease(mut self, time: Duration) -> Self {
         self.0.presence_lease = time.clamp(Duration::from_millis(100), Duration::from_secs(3600));
         self
@@ -153,9 +154,11 @@ impl Builder {
     /// In a topic that is [`latest_only`](super::Topic::latest_only), the event replaces the state,
     /// so return `None` for such topics.
     ///
-    /// A finished topic gets no events, also not after it was removed. An event whose name is reserved for the hub is not
-    /// published. With a backend, neither is an event of more than 256 KiB. If the function panics,
-    /// the change has no event.
+    /// A finished topic gets no events. If it is then removed, it gets events again when another
+    /// event or a subscription has created it again. The event of a leave creates no topic: if the
+    /// topic does not [exist](super::Topic::exists), the leave has no event. An event whose name is
+    /// reserved for the hub is not published. With a backend, neither is an event of more than 256
+    /// KiB. If the function panics, the change has no event.
     ///
     /// The function must not block. It is called without a lock. With a backend, the task that
     /// reads the log calls it. In memory, the thread that joins, leaves or reads members calls it,

@@ -40,6 +40,9 @@ pub(super) const SLICE: usize = 1_000;
 /// The time that a removal waits for the follower of this node.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The time limit of the append after a [shutdown](Core::shut_down).
+const LAST_RECORD: Duration = Duration::from_secs(1);
+
 /// The time that the hub keeps the retention of a topic without events and subscribers. It is
 /// longer than the timeout of a request to the backend, so that the retention applies to the event
 /// that is being published.
@@ -343,7 +346,11 @@ impl Core {
         drop(registry);
         self.backend.as_ref().inspect(|backend| backend.stop());
         self.recordings.shut_down();
-        self.presence.shut_down();
+        if let Some((record, backend)) = self.presence.shut_down().zip(self.backend.clone()) {
+            // The process may end before this append, so nothing depends on it.
+            let append = async move { _ = timeout(LAST_RECORD, backend.append_record(record)).await };
+            self.backend.as_ref().inspect(|backend| _ = backend.spawn(append));
+        }
         topic_state::shut_down(topics);
         count_watches.into_values().for_each(|watch| watch.end().wake());
     }
@@ -496,5 +503,7 @@ impl Drop for Core {
         }
         self.backend.as_ref().inspect(|backend| backend.stop());
         self.presence.stop();
+        // The tasks that wait for the follower end.
+        self.recordings.note_progress();
     }
 }

@@ -68,6 +68,9 @@ pub enum ErrorKind {
     ReservedTopic,
     /// The name of a [member](super::Topic::join) has more than 256 bytes. 400 Bad Request.
     MemberTooLong,
+    /// The name of a topic with [members](super::Topic::join) has more than 1,024 bytes. 400 Bad
+    /// Request.
+    TopicTooLong,
     /// [`publish_now`](super::Topic::publish_now) was called for a hub with a backend. The event
     /// was not published. Use [`publish`](super::Topic::publish), which waits for the backend. 500
     /// Internal Server Error.
@@ -138,6 +141,10 @@ impl Error {
         Self { kind: ErrorKind::MemberTooLong, topic: member.into(), limit, source: None }
     }
 
+    pub(super) fn topic_too_long(topic: &str, limit: usize) -> Self {
+        Self { kind: ErrorKind::TopicTooLong, topic: topic.into(), limit, source: None }
+    }
+
     pub(super) fn needs_await(topic: &str) -> Self {
         Self { kind: ErrorKind::NeedsAwait, topic: topic.into(), limit: 0, source: None }
     }
@@ -176,7 +183,8 @@ impl Error {
             ErrorKind::MemberTooLong
             | ErrorKind::NoTopics
             | ErrorKind::ReservedTopic
-            | ErrorKind::TooManyTopicsInSubscription => StatusCode::BAD_REQUEST,
+            | ErrorKind::TooManyTopicsInSubscription
+            | ErrorKind::TopicTooLong => StatusCode::BAD_REQUEST,
             ErrorKind::Json | ErrorKind::NeedsAwait | ErrorKind::ReservedName => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -201,6 +209,10 @@ impl fmt::Display for Error {
             ErrorKind::MemberTooLong => {
                 let (bytes, limit) = (self.topic.len(), self.limit);
                 write!(f, "the member {topic} has {bytes} bytes: at most {limit} are allowed")
+            }
+            ErrorKind::TopicTooLong => {
+                let (bytes, limit) = (self.topic.len(), self.limit);
+                write!(f, "the topic {topic} has {bytes} bytes: at most {limit} are allowed in a topic with members")
             }
             ErrorKind::ReservedName => {
                 write!(f, "the event name {topic} is reserved for the events of a hub; choose another name")

@@ -25,6 +25,11 @@ impl Hub {
         Self { core }
     }
 
+    #[cfg(feature = "durable-streams")]
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// Creates a hub in the memory of this process, with the defaults of [`Builder`]. Each topic
     /// retains up to 10,000 events and 8 MiB, for one hour. The hub has up to 100,000 topics.
     #[must_use]

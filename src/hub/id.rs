@@ -17,7 +17,7 @@ const LENGTH: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch {
     letters: [u8; LENGTH],
-    ids: IdFormat,
+    pub(super) ids: IdFormat,
 }
 
 impl Epoch {
@@ -36,6 +36,17 @@ impl Epoch {
 
     pub(super) fn into_bits(self) -> u64 {
         u64::from_ne_bytes(self.letters)
+    }
+
+    /// Returns the letters and digits that identify the epoch in ids.
+    #[cfg(feature = "durable-streams")]
+    pub(super) fn letters(&self) -> &str {
+        std::str::from_utf8(&self.letters).unwrap_or_default()
+    }
+
+    /// Returns whether an id can contain this text as its epoch.
+    pub(super) fn has_valid_letters(letters: &str) -> bool {
+        letters.len() == LENGTH && letters.bytes().all(|letter| ALPHABET.contains(&letter))
     }
 
     pub(super) fn id(&self, position: Position) -> EventId {
@@ -79,7 +90,7 @@ impl Epoch {
         };
         let number = digits(number)?;
         let following = following.map(digits).transpose()?;
-        if letters.len() != LENGTH || !letters.bytes().all(|letter| ALPHABET.contains(&letter)) {
+        if !Self::has_valid_letters(letters) {
             return Err(GapReason::Malformed);
         }
         if letters.as_bytes() != self.letters {

@@ -162,6 +162,8 @@ mod config;
 mod core;
 mod count_watch;
 mod delivery;
+#[cfg(feature = "durable-streams")]
+pub mod durable_streams;
 mod error;
 mod gap;
 mod handle;

@@ -333,6 +333,8 @@ impl Topic {
     /// items as an [`SseStream`](crate::SseStream::new). The hub replaces the ids of the events.
     /// Items that are ready at the same time are published as one batch.
     ///
+    /// With [`latest_only`](Self::latest_only), each recorded event replaces the previous event.
+    ///
     /// When the recording [ends](super::Outcome), it [finishes](Self::finish) the topic, also after
     /// an error, so clients stop reconnecting. So use a new topic for each recording. Other
     /// publishers may publish to the topic during the recording.
@@ -376,7 +378,7 @@ impl Topic {
     {
         // The recording itself reports an error: the hub is shut down, or has too many topics.
         let _ = self.apply_retention();
-        Recorder::new(self.core.clone(), self.name.clone(), stream)
+        Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, stream)
     }
 
     /// Stops the recordings of this topic on all nodes. Has no effect if there is no recording.
@@ -429,7 +431,9 @@ impl Topic {
     /// seconds: another node, or this one in an outage, may still be behind.
     ///
     /// The log retains the removed events until its own retention evicts them. If a law requires
-    /// the deletion of the data, also delete them in the server.
+    /// the deletion of the data, also delete them in the server. Each node hides them for the newest
+    /// 100,000 removals in the log. Beyond that, a client that returns with an older id can receive
+    /// events from before an older removal.
     ///
     /// # Errors
     ///
@@ -570,12 +574,15 @@ impl Topic {
     /// topic has. A second subscription of the member on the same node writes no record. While the
     /// backend is down, joins and leaves wait.
     ///
-    /// `member` is the name, any text of up to 256 bytes. Use the name or the id of a user who has
+    /// `member` is the name, any text of up to 256 bytes. The name of the topic has at most 1,024
+    /// bytes. The limits are the same in memory. Use the name or the id of a user who has
     /// logged in: a client that chooses its name freely can be present as another user.
     ///
     /// # Errors
     ///
     /// - [`MemberTooLong`](super::ErrorKind::MemberTooLong) if the name has more than 256 bytes.
+    /// - [`TopicTooLong`](super::ErrorKind::TopicTooLong) if the name of this topic has more than
+    ///   1,024 bytes.
     /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) if the hub uses the topic itself.
     ///
     /// # Examples

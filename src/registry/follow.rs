@@ -6,6 +6,7 @@
 use super::{Shared, StreamRegistry};
 use crate::{
     Event, JsonError,
+    callback::contain_panic,
     hub::{Error, ErrorKind, Hub, Start, Subscription, SubscriptionError, Topic},
     random, trace,
 };
@@ -27,7 +28,7 @@ use std::{
 };
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_stream::Stream;
 
@@ -63,7 +64,7 @@ where
     /// meanwhile with the same key, the new stream may be closed as well. To prevent this, use the
     /// session, and not the user, as the key.
     ///
-    /// Two background tasks read and publish the announcements. They end when the registry and all
+    /// Background tasks read and publish the announcements. They end when the registry and all
     /// layers with it are dropped. After a shutdown of the hub, the reading task ends by itself,
     /// and the publishing task ends at the next close.
     ///
@@ -96,13 +97,15 @@ where
         let silence = *lock(&self.shared.following.fail_closed_after);
         let follower =
             Follower { topic: topic.clone(), node: node.clone(), registry: Arc::downgrade(&self.shared), silence };
-        let beat = Event::json(&json!({ "node": node }))?;
-        let beat = silence.map(|silence| (silence / 3, beat));
-        let publisher = Publisher { topic, queue: announcements, pending: VecDeque::new(), beat };
+        let sign = Event::json(&json!({ "node": node }))?;
+        // In a task of its own, so that a slow announcement does not delay the signs of life.
+        let beats = silence.map(|silence| tokio::spawn(beat(topic.clone(), sign, silence / 3)));
+        let publisher = Publisher { topic, queue: announcements, pending: VecDeque::new() };
         let following = tokio::spawn(follower.run(subscription));
         tokio::spawn(async move {
             publisher.run().await;
             following.abort();
+            beats.inspect(|beats| beats.abort());
         });
         lock(&self.shared.following.announcers).push(announcer);
         Ok(())
@@ -284,20 +287,15 @@ struct Publisher {
     queue: UnboundedReceiver<Event>,
     /// The announcements that are not in the log yet.
     pending: VecDeque<Event>,
-    /// The interval of the signs of life that this node publishes in the topic, and the event of
-    /// these signs. As long as the node reads events of the topic, it is not cut off from the log.
-    /// `None` without [`fail_closed_after`](StreamRegistry::fail_closed_after).
-    beat: Option<(Duration, Event)>,
 }
 
 impl Publisher {
     /// Publishes announcements until all handles of the registry are dropped and nothing is left to
     /// publish. After a shutdown of the hub, ends at the next announcement.
     async fn run(mut self) {
-        let mut next_beat = self.beat.as_ref().map(|_| Instant::now());
         let mut next_attempt = None;
         loop {
-            match until([next_beat, next_attempt], self.queue.recv()).await {
+            match until(next_attempt, self.queue.recv()).await {
                 Some(Some(announcement)) => {
                     self.pending.push_back(announcement);
                     next_attempt = Some(Instant::now());
@@ -307,16 +305,7 @@ impl Publisher {
                 Some(None) => sleep(RETRY_PAUSE).await,
                 None => {}
             }
-            let now = Instant::now();
-            if let (Some((interval, event)), Some(_)) = (&self.beat, next_beat.filter(|at| *at <= now)) {
-                // Any other failure is the reason why the node closes its streams.
-                let published = self.topic.publish(event.clone()).await;
-                if published.is_err_and(|error| error.kind() == ErrorKind::Shutdown) {
-                    return;
-                }
-                next_beat = now.checked_add(*interval);
-            }
-            if next_attempt.is_some_and(|at| at <= now) {
+            if next_attempt.is_some_and(|at| at <= Instant::now()) {
                 for _ in 0..self.pending.len() {
                     let Some(announcement) = self.pending.pop_front() else { break };
                     match self.topic.publish(announcement.clone()).await {
@@ -331,10 +320,25 @@ impl Publisher {
     }
 }
 
-/// Waits for `future` until the earliest of `times`. Returns `None` if that time comes first. Waits
-/// without a limit if `times` contains no time.
-async fn until<F: Future>(times: [Option<Instant>; 2], future: F) -> Option<F::Output> {
-    match times.into_iter().flatten().min() {
+/// Publishes the signs of life of this node, which are events of the topic, until the hub is shut
+/// down. As long as the node reads events of the topic, it is not cut off from the log.
+async fn beat(topic: Topic, sign: Event, interval: Duration) {
+    loop {
+        let next = Instant::now().checked_add(interval);
+        // Any other failure is the reason why the node closes its streams.
+        let published = topic.publish(sign.clone()).await;
+        if published.is_err_and(|error| error.kind() == ErrorKind::Shutdown) {
+            return;
+        }
+        let Some(next) = next else { return };
+        sleep_until(next).await;
+    }
+}
+
+/// Waits for `future` until `time`. Returns `None` if that time comes first. Waits without a limit
+/// if `time` is `None`.
+async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output> {
+    match time {
         None => Some(future.await),
         Some(at) => timeout_at(at, future).await.ok(),
     }
@@ -362,7 +366,7 @@ where
         let mut shutdowns = 0;
         while shutdowns < MAX_SHUTDOWNS {
             let deadline = self.silence.and_then(|silence| silent_since.checked_add(silence));
-            let next = until([deadline, None], next(&mut subscription)).await;
+            let next = until(deadline, next(&mut subscription)).await;
             let Some(registry) = self.registry.upgrade() else { return };
             match next {
                 Some(Some(Ok(events))) => {
@@ -384,7 +388,7 @@ where
             drop(registry);
             sleep(RETRY_PAUSE).await;
             // If there is no new subscription, the old one has ended, which leads here again.
-            let again = until([deadline, None], self.topic.subscribe(Start::After(subscription.cursor()))).await;
+            let again = until(deadline, self.topic.subscribe(Start::After(subscription.cursor()))).await;
             let Some(registry) = self.registry.upgrade() else { return };
             // An ended subscription is ready each time, so the wait for its next item never sees
             // the deadline.
@@ -418,7 +422,9 @@ where
             let event = announcement["event"].as_str().and_then(|event| Event::from_wire(event.as_bytes()));
             let event = event.map(Event::encode).unwrap_or_default();
             if let Ok(key) = serde_json::from_value::<K>(announcement["key"].take()) {
-                registry.close(&key, &event);
+                // Comparing keys runs code of the application.
+                let close = || registry.close(&key, &event);
+                contain_panic("key of a registry", || _ = close());
             }
         }
     }

@@ -25,8 +25,9 @@
 //! # }
 //! ```
 //!
+// `tests/guides.rs` compiles the code of the guide.
 #![cfg_attr(
-    all(feature = "axum", feature = "hub", feature = "serve"),
+    all(feature = "axum", feature = "hub", feature = "serve", not(doctest)),
     doc = include_str!("../../docs/testing.md")
 )]
 

@@ -1,5 +1,7 @@
 //! Shared helpers of the end-to-end tests: programs, browsers, faulty networks, and waiting.
 
+#[path = "support/accessibility.rs"]
+mod accessibility;
 #[path = "support/browser.rs"]
 mod browser;
 #[path = "support/chromium.rs"]

@@ -5,7 +5,7 @@ use crate::common::{Summaries, channel, encoded, ours, upstream, upstream_respon
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 use http::{Request, request::Parts};
-use http_body::Frame;
+use http_body::{Body, Frame};
 use http_body_util::StreamBody;
 use std::{
     convert::Infallible,
@@ -14,13 +14,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll, Waker},
     thread,
     time::Duration,
 };
 use support::{
     polled::Polled,
-    respond::{respond, through},
+    respond::respond,
     script::{Script, Step},
 };
 use tokio::time::advance;
@@ -282,32 +282,149 @@ fn nothing_published_after_close_arrives_on_another_thread() {
     }
 }
 
+/// A closed stream is dropped while other streams come and go. A close reaches only streams that
+/// were registered with its key and are open.
 #[test]
-fn registered_stream_takes_little_memory() {
-    const STREAMS: usize = 10_000;
-
-    let registry = StreamRegistry::<u64>::new();
-    let layer = SseLayer::new().without_heartbeat();
-    let make =
-        |layer: &SseLayer| Polled::new(through(layer, SseStream::new(stream::pending::<Event>()).into_http_response()));
-    let measure = |layer: &SseLayer| {
-        let mut bodies = Vec::with_capacity(STREAMS);
-        let info = allocation_counter::measure(|| {
-            for _ in 0..STREAMS {
-                let mut body = make(layer);
-                let _polled = body.poll();
-                bodies.push(body);
-            }
-        });
-        info.bytes_current / STREAMS as i64
+fn close_reaches_only_open_streams_of_its_key() {
+    let (registry, layer) = registered();
+    let users = ["alice", "bob", "carol"];
+    let mut random = 1_u32;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) as usize % below
     };
-    let limited = layer.clone().max_streams(STREAMS);
-    let plain = measure(&limited);
-    let numbers = Arc::new(AtomicU64::new(0));
-    let key = move |_: &Parts| Some(numbers.fetch_add(1, Ordering::Relaxed));
-    let with_registry = measure(&limited.register(&registry, key));
-    println!("a registered stream takes {} bytes more", with_registry - plain);
-    assert!(with_registry - plain <= 200);
+    // The user of each stream, and whether the stream is closed.
+    let mut streams: Vec<(usize, bool, Polled)> = Vec::new();
+    for _ in 0..5_000 {
+        match next(8) {
+            0 => {
+                let user = next(3);
+                let mut closed = 0;
+                for (_, is_closed, body) in
+                    streams.iter_mut().filter(|(owner, is_closed, _)| *owner == user && !is_closed)
+                {
+                    body.assert_pending();
+                    *is_closed = true;
+                    closed += 1;
+                }
+                assert_eq!(registry.close_with(&users[user].into(), Event::new(users[user])), closed);
+            }
+            1..4 if !streams.is_empty() => drop(streams.swap_remove(next(streams.len()))),
+            _ => {
+                let user = next(3);
+                let stream = SseStream::new(stream::pending::<Event>()).without_heartbeat();
+                streams.push((
+                    user,
+                    false,
+                    Polled::new(respond(&layer, request(users[user]), stream.into_http_response())),
+                ));
+            }
+        }
+        let open = |user| streams.iter().filter(|(owner, is_closed, _)| *owner == user && !is_closed).count();
+        for (user, name) in users.into_iter().enumerate() {
+            assert_eq!(registry.count(&name.into()), open(user));
+        }
+        assert_eq!((registry.len(), registry.iter().count()), (open(0) + open(1) + open(2), registry.len()));
+    }
+    for (user, is_closed, mut body) in streams {
+        match is_closed {
+            true => assert_eq!(body.rest(), format!("data: {}\n\n", users[user])),
+            false => body.assert_pending(),
+        }
+    }
+    assert!(registry.is_empty());
+}
+
+/// Hashing and comparing this key panics if the key is told to, in the thread of the test.
+#[derive(Clone, Debug)]
+struct Fragile(u64);
+
+thread_local! {
+    static PANICS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+impl std::hash::Hash for Fragile {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        assert!(!PANICS.get(), "a key that cannot be hashed");
+        self.0.hash(state);
+    }
+}
+
+impl PartialEq for Fragile {
+    fn eq(&self, other: &Self) -> bool {
+        assert!(!PANICS.get(), "a key that cannot be compared");
+        self.0 == other.0
+    }
+}
+
+impl Eq for Fragile {}
+
+#[test]
+fn panic_of_a_key_loses_no_stream() {
+    let registry = StreamRegistry::<Fragile>::new();
+    let number = AtomicU64::new(0);
+    let layer =
+        SseLayer::new().register(&registry, move |_| Some(Fragile(number.fetch_add(1, Ordering::Relaxed) % 50)));
+    let open = || {
+        let stream = SseStream::new(stream::pending::<Event>()).without_heartbeat();
+        Polled::new(respond(&layer, request("alice"), stream.into_http_response()))
+    };
+    let mut bodies: Vec<_> = (0..100).map(|_| open()).collect();
+    bodies.iter_mut().for_each(Polled::assert_pending);
+    PANICS.set(true);
+    // The registration, the close, and the end of streams.
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(open)).is_err());
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| registry.close(&Fragile(7)))).is_err());
+    bodies.truncate(60);
+    PANICS.set(false);
+    assert_eq!(registry.len(), 60);
+    assert_eq!((registry.count(&Fragile(7)), registry.count(&Fragile(20))), (2, 1));
+    for user in 0..50 {
+        assert_eq!(registry.close(&Fragile(user)), if user < 10 { 2 } else { 1 });
+    }
+    for body in &mut bodies {
+        assert_eq!(body.rest(), "");
+    }
+    assert!(registry.is_empty());
+}
+
+/// A stream moves to another task while it is closed.
+#[test]
+fn close_wakes_the_task_that_polled_last() {
+    struct Flag(AtomicBool);
+
+    impl std::task::Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    for round in 0..2_000 {
+        let (registry, layer) = registered();
+        let stream = SseStream::new(stream::pending::<Event>()).without_heartbeat();
+        let mut body = Box::pin(respond(&layer, request("alice"), stream.into_http_response()).into_body());
+        let flags: Vec<_> = (0..4).map(|_| Arc::new(Flag(AtomicBool::new(false)))).collect();
+        let last = thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..round % 100 {
+                    hint::spin_loop();
+                }
+                registry.close(&"alice".into());
+            });
+            flags.iter().find(|flag| {
+                let waker = Waker::from(Arc::clone(flag));
+                loop {
+                    match body.as_mut().poll_frame(&mut Context::from_waker(&waker)) {
+                        Poll::Ready(Some(frame)) => assert!(frame.is_ok()),
+                        Poll::Ready(None) => return true,
+                        Poll::Pending => return false,
+                    }
+                }
+            })
+        });
+        let is_woken = flags[3].0.load(Ordering::SeqCst);
+        assert!(last.is_some() || is_woken, "round {round}");
+    }
 }
 
 /// A client reconnects at the moment of its logout. The server first deletes the session and then

@@ -167,7 +167,6 @@ async fn client_that_leaves_before_error_is_gone() {
     assert_eq!(summaries.only().reason, CloseReason::ClientGone);
 }
 
-#[cfg(feature = "hub")]
 #[tokio::test(start_paused = true)]
 async fn slow_subscriber_ends_with_reason_lagged() {
     use tower_sse::hub::{Hub, LagPolicy, Start};

@@ -67,6 +67,8 @@ pub(crate) enum Mode {
     Refuses,
     /// Every append fails, and other requests succeed.
     ReadsOnly,
+    /// Appends of records with the text "slow" take five seconds.
+    IsSlow,
 }
 
 impl Shared {
@@ -168,8 +170,10 @@ impl Faulty {
             _ = mode.wait_for(|mode| *mode == Mode::Fails) => Err("the connection is lost".into()),
         };
         // A request that was sent before the connection hangs gets no response, either.
-        mode.wait_for(|mode| *mode != Mode::Hangs).await.map(|_| ())?;
-        answer
+        match *mode.wait_for(|mode| *mode != Mode::Hangs).await? {
+            Mode::Fails => Err("the connection is lost".into()),
+            _ => answer,
+        }
     }
 
     /// Waits for half of the latency.
@@ -210,6 +214,10 @@ impl Backend for Faulty {
 
     async fn append(&self, records: Vec<Record>) -> Result<Appended, BoxError> {
         self.check_refusal(&records)?;
+        let is_slow = |record: &Record| String::from_utf8_lossy(&record.event).contains("slow");
+        if self.mode() == Mode::IsSlow && records.iter().any(is_slow) {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
         self.wait().await;
         let appended = self.answered(async |_| Ok(self.shared.append(records))).await?;
         self.wait().await;

@@ -10,7 +10,12 @@ use futures_util::FutureExt;
 use proptest::{collection::vec, prelude::*};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{atomic::Ordering::Relaxed, mpsc},
+    pin::Pin,
+    sync::{
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
+    task::{Context, Wake},
     thread,
     time::Duration,
 };
@@ -18,7 +23,7 @@ use tokio::{
     runtime,
     time::{Instant, sleep, timeout},
 };
-use tokio_stream::StreamExt;
+use tokio_stream::{Stream, StreamExt};
 use tower_sse::{
     Event,
     hub::{
@@ -434,6 +439,18 @@ async fn foreign_records_are_harmless() {
         &format!(r#"{{"author":{author},"members":[["lobby",["again"]]],"first":true,"last":true}}"#),
         r#"{"author":[7,9,2000],"members":[["lobby",["second part"]]],"first":false,"last":true}"#,
         r#"{"author":[7,10,2000],"changes":[["tower-sse/nodes","x",true]]}"#,
+        r#"{"author":[8,18446744073709551615,18446744073709551615],"changes":[]}"#,
+        r#"{"author":[9,-1,2000],"changes":[["lobby","x",true]]}"#,
+        r#"{"author":[9,1e30,2000],"changes":[["lobby","x",true]]}"#,
+        r#"{"author":[9,1,-5],"changes":[["lobby","x",true]]}"#,
+        r#"{"author":[9],"changes":[["lobby"]]}"#,
+        r#"{"author":[9,1,2000],"members":[["lobby"]],"first":true,"last":true}"#,
+        r#"{"through":18446744073709551615,"nodes":[[18446744073709551615,18446744073709551615]]}"#,
+        r#"{"dead":[18446744073709551615,18446744073709551615,18446744073709551615,18446744073709551615]}"#,
+        r#"{"answer":[18446744073709551615,18446744073709551615,18446744073709551615]}"#,
+        r#"{"question":[18446744073709551615,18446744073709551615,""]}"#,
+        &format!(r#"{{"author":[7,13,2000],"changes":[["{}","x",true]]}}"#, "t".repeat(1025)),
+        &"[".repeat(100_000),
         r#"{"author":[7,11,2000],"members":[["tower-sse/nodes",["x"]]],"first":true,"last":true}"#,
         &format!(r#"{{"author":[7,12,2000],"changes":[["lobby","{}",true]]}}"#, "m".repeat(257)),
     ] {
@@ -982,9 +999,244 @@ async fn short_lease_does_not_hide_the_death_of_other_nodes() {
     connection.latency.store(100, Relaxed);
     connections[1].set(Mode::Hangs);
     sleep(LEASE + GRACE + SECOND * 2).await;
-    // Signs of life of the node with `c` take too long, so it may count as dead, too.
-    let members = members(&hubs[0]).await;
-    assert!(members.contains(&"a".to_owned()) && !members.contains(&"b".to_owned()), "{members:?}");
+    // A sign of life of the node with `c` takes longer than its lease, but not longer than the
+    // lease and the grace time.
+    assert_eq!(members(&hubs[0]).await, ["a", "c"]);
+    assert_eq!(events(&shared), ["+a", "+b", "+c", "-b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_with_a_short_lease_writes_three_signs_of_life_per_lease() {
+    let shared = Shared::new(PLENTY);
+    let short = builder().presence_lease(SECOND * 2).backend(shared.connect()).connect().await.unwrap();
+    let _others = nodes::<2>(&shared).await;
+    let mut kept = Vec::new();
+    for n in 0..1000 {
+        kept.push(join(&short, &n.to_string()).await);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let signs = log(&shared, "tower-sse/nodes").len() - records(&shared).len();
+    assert!((28..=31).contains(&signs), "{signs} in 20 seconds");
+}
+
+/// The announcer has nothing to do until the end of the grace time, which is an hour away.
+#[tokio::test(start_paused = true)]
+async fn join_after_a_failed_answer_is_announced() {
+    let shared = Shared::new(PLENTY);
+    let connection = shared.connect();
+    let first = builder().presence_grace(SECOND * 3600).backend(connection.clone()).connect().await.unwrap();
+    let second = node(&shared.connect()).await;
+    let _reader = first.topic("jobs").subscribe(Start::Latest).await.unwrap();
+    drop(join(&first, "a").await);
+    sleep(SECOND).await;
+    connection.set(Mode::ReadsOnly);
+    assert!(!second.topic("jobs").exists_anywhere().await.unwrap());
+    connection.set(Mode::Works);
+    let _b = join(&first, "b").await;
+    sleep(SECOND).await;
+    assert_eq!(members(&second).await, ["a", "b"]);
+    assert!(second.topic("jobs").exists_anywhere().await.unwrap());
+}
+
+/// A call on one node begins while a request of an earlier call is in flight.
+#[tokio::test(start_paused = true)]
+async fn members_have_the_joins_that_another_node_knows() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    assert_members(&hubs, &[]).await;
+    connections[1].latency.store(20, Relaxed);
+    let spawn = |hub: &Hub| {
+        let hub = hub.clone();
+        tokio::spawn(async move { members(&hub).await })
+    };
+    for n in 0..20 {
+        let early = spawn(&hubs[1]);
+        sleep(Duration::from_millis(5)).await;
+        let member = format!("m{n}");
+        let own = join(&hubs[0], &member).await;
+        assert!(members(&hubs[0]).await.contains(&member));
+        let late = [spawn(&hubs[1]), spawn(&hubs[1])];
+        for late in late {
+            assert!(late.await.unwrap().contains(&member), "{member}");
+        }
+        early.await.unwrap();
+        drop(own);
+    }
+}
+
+/// The node with all members cannot append its roster, the list of nodes with members, at first.
+#[tokio::test(start_paused = true)]
+async fn join_is_not_repeated_after_a_failed_roster() {
+    for mode in [Mode::ReadsOnly, Mode::LosesAnswers] {
+        let shared = Shared::new(20);
+        let (hubs, connections) = nodes::<1>(&shared).await;
+        let _old = join(&hubs[0], "a").await;
+        sleep(SECOND).await;
+        evict(&hubs[0]).await;
+        connections[0].set(mode);
+        let second = node(&shared.connect()).await;
+        let _new = join(&second, "a").await;
+        sleep(SECOND).await;
+        connections[0].set(Mode::Works);
+        sleep(LEASE * 2).await;
+        assert_members(&[hubs[0].clone(), second], &["a"]).await;
+        assert_eq!(events(&shared), ["+a"], "{mode:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn member_that_joins_a_finished_topic_does_not_bring_it_back() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<2>(&shared).await;
+    hubs[0].topic("lobby").finish().await.unwrap();
+    sleep(SECOND).await;
+    let kept = join(&hubs[1], "a").await;
+    sleep(SECOND).await;
+    hubs[1].topic("lobby").remove().await.unwrap();
+    let before = events(&shared).len();
+    drop(kept);
+    sleep(GRACE * 2).await;
+    assert_members(&hubs, &[]).await;
+    assert_eq!(events(&shared).len(), before);
+    hubs.iter().for_each(|hub| assert!(!hub.topic("lobby").exists()));
+}
+
+/// The log has evicted the end of the topic before the new node starts.
+#[tokio::test(start_paused = true)]
+async fn new_node_does_not_bring_a_removed_topic_back() {
+    let shared = Shared::new(20);
+    let (hubs, _) = nodes::<1>(&shared).await;
+    let kept = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    hubs[0].topic("lobby").finish().await.unwrap();
+    hubs[0].topic("lobby").remove().await.unwrap();
+    evict(&hubs[0]).await;
+    let second = node(&shared.connect()).await;
+    assert_eq!(members(&second).await, ["a"]);
+    let before = events(&shared).len();
+    drop(kept);
+    sleep(GRACE * 2).await;
+    assert_eq!(members(&second).await, [""; 0]);
+    assert_eq!(events(&shared).len(), before);
+    assert!(!second.topic("lobby").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_of_a_stopped_hub_leave_after_the_grace_time() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, _) = nodes::<3>(&shared).await;
+    let _stopped = [join(&hubs[0], "a").await, join(&hubs[0], "b").await];
+    sleep(SECOND).await;
+    hubs[0].shutdown();
+    sleep(GRACE - SECOND).await;
+    assert_members(&hubs[1..], &["a", "b"]).await;
+    // The client reconnects in time.
+    let _b = join(&hubs[1], "b").await;
+    sleep(SECOND * 2).await;
+    assert_members(&hubs[1..], &["b"]).await;
+    assert_eq!(events(&shared), ["+a", "+b", "-a"]);
+    assert_eq!(hubs[0].topic("lobby").members().await.unwrap_err().kind(), ErrorKind::Shutdown);
+    sleep(LEASE * 2).await;
+    assert_members(&hubs[1..], &["b"]).await;
+    assert_eq!(events(&shared), ["+a", "+b", "-a"]);
+}
+
+/// During the grace time of the members of a stopped hub, other nodes ask the backend as often as
+/// before.
+#[tokio::test(start_paused = true)]
+async fn shutdown_of_a_node_costs_few_requests() {
+    let shared = Shared::new(PLENTY);
+    let long = |connection: &Faulty| builder().presence_grace(SECOND * 600).backend(connection.clone()).connect();
+    let connections = [shared.connect(), shared.connect()];
+    let hubs = [long(&connections[0]).await.unwrap(), long(&connections[1]).await.unwrap()];
+    let _members = [join(&hubs[0], "a").await, join(&hubs[1], "b").await];
+    sleep(SECOND).await;
+    hubs[0].shutdown();
+    let before = connections[1].asked.bounds.load(Relaxed);
+    sleep(SECOND * 60).await;
+    let requests = connections[1].asked.bounds.load(Relaxed) - before;
+    assert!(requests <= 80, "{requests} in 60 seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_ends_all_tasks_while_events_are_pending() {
+    for mode in [Mode::Refuses, Mode::Fails, Mode::Hangs] {
+        let shared = Shared::new(PLENTY);
+        let (hubs, connections) = nodes::<2>(&shared).await;
+        connections.iter().for_each(|connection| connection.set(Mode::Refuses));
+        let all = [join(&hubs[0], "large").await, join(&hubs[1], "very large").await];
+        sleep(SECOND).await;
+        connections.iter().for_each(|connection| connection.set(mode));
+        sleep(SECOND).await;
+        let tasks = || runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        hubs.iter().for_each(Hub::shutdown);
+        settle().await;
+        // The keepers, and the appends of the last records.
+        assert!(before >= 6 && tasks() <= 4, "{mode:?}: {before}, {}", tasks());
+        sleep(SECOND * 5).await;
+        assert_eq!(tasks(), 0, "{mode:?}");
+        drop(all);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_hub_is_freed_at_once_during_an_outage() {
+    for mode in [Mode::Refuses, Mode::Fails, Mode::Hangs, Mode::Lags, Mode::LosesAnswers] {
+        for seconds in 0..8 {
+            let shared = Shared::new(PLENTY);
+            let owned = std::sync::Arc::new(());
+            let event_of = owned.clone();
+            let builder = builder().presence_events(move |_, change| {
+                let _owned = &event_of;
+                Some(Event::new(text(change)))
+            });
+            let connection = shared.connect();
+            let hub = builder.backend(connection.clone()).connect().await.unwrap();
+            let other = node(&shared.connect()).await;
+            let members = [join(&hub, "a").await, join(&other, "b").await];
+            sleep(SECOND).await;
+            connection.set(mode);
+            let late = join(&hub, "large").await;
+            sleep(SECOND * seconds).await;
+            drop((hub, members, late));
+            settle().await;
+            assert_eq!(std::sync::Arc::strong_count(&owned), 1, "{mode:?} for {seconds} seconds");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stream_is_not_woken_while_members_are_unknown() {
+    let shared = Shared::new(20);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let _a = join(&hubs[0], "a").await;
+    sleep(SECOND).await;
+    let mut stream = hubs[1].topic("lobby").presence();
+    assert_eq!(changes(&mut stream), ["+a"]);
+    connections[1].set(Mode::Lags);
+    evict(&hubs[0]).await;
+    let wakes = std::sync::Arc::new(Wakes::default());
+    let waker = wakes.clone().into();
+    let mut poll = || Pin::new(&mut stream).poll_next(&mut Context::from_waker(&waker));
+    assert!(poll().is_pending());
+    // The node cannot ask for the members.
+    connections[1].set(Mode::ReadsOnly);
+    sleep(SECOND * 3).await;
+    assert_eq!(wakes.0.load(Relaxed), 0);
+    connections[1].set(Mode::Works);
+    sleep(SECOND * 3).await;
+    assert!(poll().is_pending(), "the members are the same");
+    assert!(wakes.0.load(Relaxed) <= 1);
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
 }
 
 #[derive(Clone, Debug)]

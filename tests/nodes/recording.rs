@@ -476,6 +476,60 @@ async fn idle_nodes_send_nothing() {
     assert_eq!(shared.log().bounds.last, before);
 }
 
+/// The start of a recording announces only this recording.
+#[tokio::test(start_paused = true)]
+async fn announcements_grow_with_the_number_of_recordings() {
+    const RECORDINGS: usize = 200;
+
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let topic = |n: usize| format!("answers/{n}");
+    let mut senders = Vec::new();
+    for n in 0..RECORDINGS {
+        let (sender, items) = channel();
+        sender.send(Event::new("1")).unwrap();
+        record(&hubs[0], &topic(n), items).start();
+        senders.push(sender);
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(log(&shared, &topic(n)), ["1"], "the recording is announced");
+    }
+    let announced: Vec<_> =
+        shared.log().all.into_values().filter(|record| *record.topic == *"tower-sse/nodes").collect();
+    let bytes: usize = announced.iter().map(|record| record.event.len()).sum();
+    println!("{} announcements of {bytes} bytes", announced.len());
+    assert!(bytes < RECORDINGS * 400, "{bytes} bytes");
+    // Before the next sign of life with all recordings.
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE + SECOND * 2).await;
+    for n in 0..RECORDINGS {
+        assert_eq!(log(&shared, &topic(n)), ["1", "will", "."], "{n}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recorded_state_is_a_state_on_all_nodes() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = two(&shared, Hub::builder).await;
+    let (sender, items) = channel();
+    let progress = hubs[0].topic("progress").latest_only();
+    let recording = progress.record(items).will(Event::new("will")).start();
+    for n in 0..3 {
+        sender.send(Event::display(n)).unwrap();
+        sleep(SECOND).await;
+        assert_eq!(hubs.each_ref().map(|hub| hub.stats().events), [1, 1]);
+    }
+    connections[0].set(Mode::Hangs);
+    sleep(LEASE + SECOND * 2).await;
+    connections[0].set(Mode::Works);
+    assert_eq!(recording.outcome().await, Outcome::Interrupted);
+    sleep(LEASE).await;
+    let of_topic = shared.log().all.into_values().filter(|record| *record.topic == *"progress");
+    let (kinds, texts): (Vec<_>, Vec<_>) = of_topic.map(|record| (record.kind, text(&record))).unzip();
+    assert_eq!(texts, ["0", "1", "2", "will", "."]);
+    assert_eq!(kinds, [[RecordKind::State; 4].as_slice(), &[RecordKind::Finish]].concat());
+    assert_eq!(hubs.each_ref().map(|hub| hub.stats().events), [1, 1]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Produce {

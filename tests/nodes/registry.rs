@@ -312,3 +312,21 @@ async fn longest_time_is_no_limit() {
     registry.follow(&hub).await.unwrap();
     stays_open(&mut open(&registry, ALICE)).await;
 }
+
+/// Otherwise the node would take itself for cut off.
+#[tokio::test(start_paused = true)]
+async fn slow_announcement_delays_no_sign_of_life() {
+    let shared = Shared::new(PLENTY);
+    let connection = shared.connect();
+    let hub = hub(connection.clone()).await;
+    let registry = Registry::new().fail_closed_after(Duration::from_secs(2));
+    registry.follow(&hub).await.unwrap();
+    let (mut alice, mut slow) = (open(&registry, ALICE), open(&registry, "slow"));
+    connection.set(Mode::IsSlow);
+    assert_eq!(registry.close(&"slow".to_owned()), 1);
+    assert_eq!(slow.rest(), "");
+    sleep(Duration::from_secs(20)).await;
+    stays_open(&mut alice).await;
+    connection.set(Mode::Hangs);
+    ends(&mut alice).await;
+}

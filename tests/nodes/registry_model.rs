@@ -181,6 +181,8 @@ impl World {
             }
         }
         self.nodes[1 - node].announced[user] = true;
+        // The log may evict the announcement before this node has read its own one, too.
+        self.suspect(node);
         self.suspect(1 - node);
     }
 

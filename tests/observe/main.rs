@@ -3,6 +3,6 @@
 
 mod hub;
 mod recording;
-#[cfg(all(feature = "serve", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 mod serve;
 mod streams;

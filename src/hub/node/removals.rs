@@ -20,6 +20,9 @@ pub(in crate::hub) struct Removal {
 
 /// The newest removal of each topic. A removal is forgotten when the log has evicted its record.
 /// The log has then evicted all earlier records of the topic as well, so nothing has to be hidden.
+///
+/// At most 100,000 removals are kept, which bounds the memory. Beyond that, the oldest removal is
+/// forgotten although the log may retain earlier records of its topic.
 #[derive(Default)]
 pub(super) struct Removals {
     topics: HashMap<Arc<str>, Removal>,
@@ -29,6 +32,8 @@ pub(super) struct Removals {
 }
 
 impl Removals {
+    const MAX: usize = 100_000;
+
     pub(super) fn note(&mut self, topic: &Arc<str>, removal: Removal) {
         // The follower, the task that reads the log, may read a page a second time.
         if self.topics.get(topic).is_some_and(|known| known.at >= removal.at) {
@@ -38,6 +43,11 @@ impl Removals {
             self.order.remove(&earlier.at);
         }
         self.order.insert(removal.at, topic.clone());
+        if self.topics.len() > Self::MAX {
+            if let Some((_, oldest)) = self.order.pop_first() {
+                self.topics.remove(&oldest);
+            }
+        }
     }
 
     pub(super) fn get(&self, topic: &str) -> Option<Removal> {
@@ -54,5 +64,39 @@ impl Removals {
         while let Some(first) = self.order.first_entry().filter(|first| *first.key() <= evicted_through) {
             self.topics.remove(&first.remove());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn removal(at: usize) -> Removal {
+        Removal { at: Position::new(at as u64), evicted_through: Position::new(at as u64 - 1) }
+    }
+
+    fn topic(number: usize) -> Arc<str> {
+        number.to_string().into()
+    }
+
+    #[test]
+    fn oldest_removal_is_forgotten_beyond_100_000() {
+        let mut removals = Removals::default();
+        for number in 1..=Removals::MAX {
+            removals.note(&topic(number), removal(number));
+        }
+        // The first topic is removed again, so the second has the oldest removal.
+        removals.note(&topic(1), removal(Removals::MAX + 1));
+        assert_eq!(removals.get("2"), Some(removal(2)));
+        removals.note(&topic(0), removal(Removals::MAX + 2));
+        assert_eq!(removals.get("2"), None);
+        assert_eq!(removals.get("1"), Some(removal(Removals::MAX + 1)));
+        assert_eq!(removals.get("3"), Some(removal(3)));
+        assert_eq!((removals.topics.len(), removals.order.len()), (Removals::MAX, Removals::MAX));
+        // The follower may read a page a second time.
+        removals.note(&topic(1), removal(1));
+        assert_eq!(removals.get("1"), Some(removal(Removals::MAX + 1)));
+        removals.forget_through(Position::new(u64::MAX));
+        assert!(removals.is_empty() && removals.order.is_empty());
     }
 }

@@ -3,13 +3,13 @@
 //!
 //! Other tasks of this module publish the events of joins and leaves.
 
-use super::{Presences, message::Message, pending::MAX_BATCH, state::Job};
+use super::{Presence, Presences, Transition, message::Message, pending::MAX_BATCH, state::Job};
 use crate::hub::{
     backend::{Record, RecordKind},
     core::Core,
     node::BackendClient,
     recording::{
-        append::{Fence, REFUSED, caught_up, retry_pause},
+        append::{Fence, REFUSED, caught_up_unless_dropped, retry_pause},
         keeper,
     },
 };
@@ -24,6 +24,7 @@ use std::{
 };
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     task::{AbortHandle, yield_now},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
@@ -103,18 +104,32 @@ fn publish_in_memory(core: &Arc<Core>) {
         };
         (state.is_publishing, is_publishing) = (true, true);
         drop(state);
-        let is_over = is_over(core, &transition.topic);
-        if let Some(event) = presence.event(&transition).filter(|_| !is_over) {
-            // A finished topic accepts no events.
+        let Transition { topic, change, .. } = &transition;
+        // A leave creates no topic.
+        let is_late = matches!(change, Presence::Left(_)) && !core.exists(topic);
+        if is_late || is_over(core, topic) {
+            continue;
+        }
+        if let Some(event) = presence.event(&transition) {
+            // A topic that is finished in between accepts no events.
             let _result = core.publish_now(&transition.topic, false, event);
         }
     }
 }
 
-/// Returns `true` if a topic was finished and removed. An event would create it again.
-fn is_over(core: &Core, topic: &str) -> bool {
+/// Returns `true` if a topic is finished, or was finished and removed. An event would open or
+/// create it again.
+fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     // The registry is locked before the state of presence, never after it.
-    core.presence.state().has_ended(topic) && !core.exists(topic)
+    let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));
+    let mut state = core.presence.state();
+    if is_finished {
+        // Members that have joined after the end keep the topic in the set of ended topics.
+        state.note_end(topic);
+    } else if exists {
+        state.note_reopened(topic);
+    }
+    is_finished || (!exists && state.has_ended(topic))
 }
 
 /// Starts the announcer, the task that appends the records about members, if it has something to do
@@ -145,8 +160,15 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
     }
     drop(state);
     // A runtime that has ended drops the task in `spawn`, and dropping it locks the state.
-    for topic in topics {
-        handle.spawn(publish(Publishing::new(core, topic)));
+    for (topic, changed) in topics {
+        let task = handle.spawn(publish(Publishing::new(core, topic.clone(), changed)));
+        let mut state = presence.state();
+        state.pending.set_task(&topic, task.abort_handle());
+        let is_shut_down = state.is_shut_down;
+        drop(state);
+        if is_shut_down {
+            task.abort();
+        }
     }
 }
 
@@ -161,7 +183,9 @@ async fn announce(core: Weak<Core>) {
         failures = if is_ok { 0 } else { failures + 1 };
         let Some(mut next) = presence.next_run() else { return };
         if !is_ok {
-            next = next.max(Instant::now() + retry_pause(failures));
+            // After a failure, a change does not wake the announcer. So it wakes up soon, even if
+            // it has nothing to do until then, and the next run sees the change.
+            next = Instant::now() + retry_pause(failures);
         }
         // `sleep_until` panics on a runtime without timers.
         let Ok(pause) = panic::catch_unwind(|| sleep_until(next)) else {
@@ -171,7 +195,6 @@ async fn announce(core: Weak<Core>) {
         let mut pause = pin!(pause);
         let mut changed = pin!(presence.changed.notified());
         poll_fn(|cx| {
-            // After a failure, a change does not shorten the pause.
             if is_ok && changed.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
@@ -190,7 +213,7 @@ async fn announce(core: Weak<Core>) {
 /// log in time. The caller then tries again after a pause. Returns `None` if the hub was dropped.
 async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
     loop {
-        let mut core = weak.upgrade()?;
+        let core = weak.upgrade()?;
         let presence = core.presence.clone();
         let Some(backend) = core.backend.clone() else {
             apply_in_memory(&core);
@@ -198,21 +221,19 @@ async fn run_once(weak: &Weak<Core>) -> Option<(Arc<Presences>, bool)> {
         };
         expire(&presence);
         answer_questions(&core);
+        drop(core);
         let request = presence.state().answered(&presence);
         if let Some(request) = request {
-            drop(core);
             // The answers may be in the log, but this node may not have read them yet.
             let Some(through) = backend.newest().await else { return Some((presence, false)) };
-            core = weak.upgrade()?;
-            if !caught_up(&core, through, Instant::now() + FOLLOWER).await {
+            if !caught_up_unless_dropped(weak, through, Instant::now() + FOLLOWER).await? {
                 return Some((presence, false));
             }
             let mut state = presence.state();
             state.end_request(request);
             presence.release(state);
-            start(&core);
+            start(&weak.upgrade()?);
         }
-        drop(core);
         let job = presence.state().take_job(&presence);
         let Some(job) = job else { return Some((presence, true)) };
         let is_appended = append(&backend, &job).await;
@@ -261,7 +282,7 @@ fn answer_questions(core: &Arc<Core>) {
     for (id, topic) in questions {
         if core.exists(&topic) {
             let answer = Message::Answer { node: presence.node, id, subscribers: core.subscribers(&topic) };
-            presence.state().outgoing.push(answer);
+            presence.state().send(answer);
         }
     }
 }
@@ -272,6 +293,9 @@ struct Publishing {
     core: Weak<Core>,
     presence: Arc<Presences>,
     topic: Arc<str>,
+    /// Notified when an event of the topic is not pending any more, because another node has
+    /// published it.
+    changed: Arc<Notify>,
     failures: u32,
     /// The time since when the backend refuses the events while it responds to other requests.
     /// `None` after a successful append, and if the backend does not respond at all.
@@ -286,19 +310,20 @@ struct Publishing {
 /// The result of one step of a [`Publishing`] task: what the task does next.
 enum Next {
     Append,
-    /// Wait until another node has published the events of the topic, but at most until this time.
-    /// After it, this node publishes them.
+    /// Wait until another node has published an event of the topic, but at most until this time.
+    /// After it, this node publishes the events.
     Wait(Instant),
     Retry,
     End,
 }
 
 impl Publishing {
-    fn new(core: &Arc<Core>, topic: Arc<str>) -> Self {
+    fn new(core: &Arc<Core>, topic: Arc<str>, changed: Arc<Notify>) -> Self {
         Self {
             core: Arc::downgrade(core),
             presence: core.presence.clone(),
             topic,
+            changed,
             failures: 0,
             refused_since: None,
             max: MAX_BATCH,
@@ -325,36 +350,37 @@ impl Publishing {
     async fn run_once(&mut self) -> Next {
         // The permit first, because the fence and the events become old while the task waits.
         let presence = self.presence.clone();
-        let Ok(_permit) = presence.publishing.acquire().await else { return Next::End };
+        let Ok(permit) = presence.publishing.acquire().await else { return Next::End };
         let Some(core) = self.core.upgrade() else { return Next::End };
         // The fence is created before the events are read. If another node publishes an event of
         // this topic in between, the append fails.
         let (Some(backend), Some(fence)) = (core.backend.clone(), Fence::new(&core)) else { return Next::End };
+        if is_over(&core, &self.topic) {
+            presence.state().pending.forget(&self.topic);
+        } else if !core.exists(&self.topic) {
+            presence.state().pending.forget_leaves(&self.topic);
+        }
         let events = match self.next_events() {
             None => return Next::End,
             Some(Ok(events)) => events,
             Some(Err(due)) => return Next::Wait(due),
         };
-        if core.is_finished(&self.topic) || is_over(&core, &self.topic) {
-            // An event would open the topic again.
-            self.presence.state().pending.forget(&self.topic);
-            return Next::Append;
-        }
         // The hub is not kept alive during requests to the backend.
         drop(core);
         let count = events.len();
         let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
-        match fence.append(&backend, events.into_iter().map(record).collect()).await {
+        let appended = fence.append(&backend, events.into_iter().map(record).collect()).await;
+        // The waits below may take a second.
+        drop(permit);
+        match appended {
             Ok(Some(appended)) => {
                 (self.failures, self.refused_since, self.has_given_up) = (0, None, false);
                 self.max = MAX_BATCH.min(self.max * 2);
-                let Some(core) = self.core.upgrade() else { return Next::End };
-                caught_up(&core, appended.position, Instant::now() + FOLLOWER).await;
+                caught_up_unless_dropped(&self.core, appended.position, Instant::now() + FOLLOWER).await;
                 Next::Append
             }
             Ok(None) => {
-                let Some(core) = self.core.upgrade() else { return Next::End };
-                fence.passed(&core).await;
+                fence.passed_unless_dropped(&self.core).await;
                 Next::Append
             }
             Err(_) => {
@@ -403,10 +429,7 @@ async fn publish(mut publishing: Publishing) {
     loop {
         match publishing.run_once().await {
             Next::Append => {}
-            Next::Wait(due) => {
-                let published = publishing.presence.until(|state| !state.pending.has(&publishing.topic));
-                let _elapsed = timeout_at(due, published).await;
-            }
+            Next::Wait(due) => _ = timeout_at(due, publishing.changed.notified()).await,
             Next::Retry => sleep(retry_pause(publishing.failures)).await,
             Next::End => return,
         }

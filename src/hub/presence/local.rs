@@ -1,7 +1,7 @@
 //! The members of topics on this node: their subscriptions, the grace times after their last
 //! subscriptions, and which members this node has announced in the log.
 
-use super::{Presence, message::Members, view::Transition};
+use super::{Presence, free_if_empty, message::Members, view::Transition};
 use std::{
     collections::{BTreeMap, HashMap},
     mem,
@@ -147,6 +147,13 @@ impl Locals {
         changes
     }
 
+    /// Returns the number of entries, and the capacity of the map of topics.
+    #[cfg(all(test, not(tower_sse_loom)))]
+    pub(super) fn size(&self) -> [usize; 2] {
+        let members = self.topics.values().map(HashMap::len).sum::<usize>();
+        [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
+    }
+
     /// Notes that this node has missed records.
     pub(super) fn note_loss(&mut self) {
         for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
@@ -165,6 +172,7 @@ impl Locals {
         members.remove(member);
         if members.is_empty() {
             self.topics.remove(topic);
+            free_if_empty(&mut self.topics);
         }
     }
 
@@ -184,6 +192,7 @@ impl Locals {
             }
             !members.is_empty()
         });
+        free_if_empty(&mut self.topics);
         all
     }
 }

@@ -1,7 +1,7 @@
 //! The records of presence: nodes inform each other with them about members of topics. The log has
 //! them in the topic `tower-sse/nodes`.
 
-use super::{MAX_MEMBER_BYTES, Presence};
+use super::{MAX_MEMBER_BYTES, MAX_TOPIC_BYTES, Presence};
 use crate::{
     Event,
     hub::{
@@ -29,7 +29,8 @@ pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Message {
     /// The joins and leaves on the node `author` since its previous record about members, in their
-    /// order.
+    /// order. Without any, this is the last record of a node that is shut down: its members leave
+    /// after the grace time, unless they reconnect to another node.
     Changes { author: Author, changes: Vec<(Arc<str>, Presence)> },
     /// All members of the node `author`, or a part of them. They replace the members in its earlier
     /// records.
@@ -226,9 +227,10 @@ impl Author {
     }
 }
 
-/// Parses the name of a topic with members. The topic of the nodes has none.
+/// Parses the name of a topic with members. Returns `None` for the topic of the nodes, which has no
+/// members, and for a name that is too long.
 fn parse_topic(value: &Value) -> Option<Arc<str>> {
-    let name = value.as_str()?;
+    let name = value.as_str().filter(|name| name.len() <= MAX_TOPIC_BYTES)?;
     check_reserved(name).ok()?;
     Some(name.into())
 }

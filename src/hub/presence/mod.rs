@@ -22,13 +22,12 @@ pub(super) use self::{
 pub use stream::PresenceStream;
 
 use self::{
-    local::Locals,
     pending::MAX_BATCH_BYTES,
     state::{Knowledge, State},
     view::Transition,
 };
 use super::{
-    backend::{Page, Position},
+    backend::{Page, Position, Record},
     config::HubConfig,
     core::Core,
     error::Error,
@@ -37,6 +36,7 @@ use super::{
 };
 use crate::{Event, callback::contain_panic};
 use std::{
+    collections::HashMap,
     fmt,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -50,6 +50,10 @@ use tokio::{
 
 /// The maximum length of the name of a member, in bytes.
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
+
+/// The maximum length of the name of a topic with members, in bytes. A record with a longer name
+/// could exceed the limit of the backend. Then this node could announce no member any more.
+pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
 /// The maximum number of concurrent appends of events of joins and leaves on this node. Each append
 /// is for one topic. Further topics wait.
@@ -195,7 +199,7 @@ impl Presences {
             for (event, Transition { topic, change, author }) in events {
                 let event = event.encode();
                 if event.len() <= MAX_BATCH_BYTES {
-                    state.pending.add(&topic, change.member(), event, author == self.node);
+                    state.pending.add(&topic, &change, event, author == self.node);
                 }
             }
         }
@@ -220,6 +224,9 @@ impl Presences {
             // Nothing was evicted, so this node reads all records.
             state.knowledge = Knowledge::Complete;
         }
+        if state.is_complete() {
+            state.watchers.note_loss();
+        }
         state.watchers.take_wakers()
     }
 
@@ -240,23 +247,27 @@ impl Presences {
         complete(event?).ok()
     }
 
-    pub(super) fn shut_down(&self) {
+    /// Ends presence on this node, its streams and its tasks. If the log has members of this node,
+    /// returns a record for the caller to append: the other nodes then begin the grace times of
+    /// these members at once. Without the record, they would first wait for the lease of this node.
+    pub(super) fn shut_down(&self) -> Option<Record> {
         let mut state = self.state();
-        state.is_shut_down = true;
-        state.locals = Locals::default();
-        // On other nodes, the members of this node leave after its lease and the grace time, unless
-        // they reconnect there.
+        let last = state.end(self);
         let view = state.view.take();
         state.watchers.end();
         self.release(state);
         drop(view);
-        self.changed.notify_one();
+        self.stop();
+        last
     }
 
-    /// Wakes the announcer, the task that appends the records of presence, so that it ends. The
-    /// caller is dropping the hub.
+    /// Ends the tasks of presence, because the hub is shut down or is being dropped.
     pub(super) fn stop(&self) {
-        self.changed.notify_one();
+        let mut state = self.state();
+        let tasks = state.task.take().into_iter().chain(state.pending.end());
+        let tasks: Vec<_> = tasks.collect();
+        drop(state);
+        tasks.into_iter().for_each(|task| task.abort());
     }
 
     /// Returns `true` if this node has members, or knows of members on other nodes. The keeper, one
@@ -293,12 +304,19 @@ impl Presences {
         let mut state = self.state();
         let dead = state.view.declare_deaths(self.node, contact_since, self.grace, Instant::now());
         let message = |(node, number, beat)| message::Message::Dead { by: self.node, node, number, beat };
-        state.outgoing.extend(dead.into_iter().map(message));
-        let has_outgoing = !state.outgoing.is_empty();
+        let has_dead = !dead.is_empty();
+        dead.into_iter().for_each(|dead| state.send(message(dead)));
         drop(state);
-        if has_outgoing {
+        if has_dead {
             self.changed.notify_one();
         }
+    }
+}
+
+/// Frees the memory of a map without entries. A map keeps it for later entries otherwise.
+fn free_if_empty<K, V>(map: &mut HashMap<K, V>) {
+    if map.is_empty() {
+        *map = HashMap::new();
     }
 }
 
@@ -321,6 +339,9 @@ impl Membership {
     pub(super) fn new(core: &Arc<Core>, topic: &Arc<str>, member: &str) -> Result<Self, Error> {
         if member.len() > MAX_MEMBER_BYTES {
             return Err(Error::member_too_long(member, MAX_MEMBER_BYTES));
+        }
+        if topic.len() > MAX_TOPIC_BYTES {
+            return Err(Error::topic_too_long(topic, MAX_TOPIC_BYTES));
         }
         super::registry::check_reserved(topic)?;
         let member: Arc<str> = member.into();
@@ -385,4 +406,26 @@ pub(super) async fn members(core: &Arc<Core>, topic: &Arc<str>) -> Result<Vec<Ar
         return Err(Error::shut_down());
     }
     Ok(presence.state().view.members(topic).cloned().collect())
+}
+
+#[cfg(all(test, not(tower_sse_loom)))]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn no_memory_is_kept_after_all_members_have_left() {
+        let config = HubConfig { presence_grace: Duration::ZERO, ..HubConfig::DEFAULT };
+        let core = Arc::new(Core::new(config, None));
+        let topics: Vec<Arc<str>> = (0..1_000).map(|n| format!("topic {n}").into()).collect();
+        let mut all = Vec::new();
+        for topic in &topics {
+            all.extend((0..10).map(|n| Membership::new(&core, topic, &format!("member {n}")).unwrap()));
+        }
+        let (entries, capacity) = core.presence.state().size();
+        assert!(entries >= 20_000 && capacity >= 2_000, "{entries} {capacity}");
+        drop(all);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        announcer::apply(&core);
+        assert_eq!(core.presence.state().size(), (0, 0));
+    }
 }

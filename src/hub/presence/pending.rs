@@ -1,5 +1,6 @@
 //! The events of joins and leaves that this node has not found in the log yet.
 
+use super::{Presence, free_if_empty};
 use crate::random;
 use bytes::Bytes;
 use std::{
@@ -8,7 +9,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 /// The maximum number of events in one append.
 pub(super) const MAX_BATCH: usize = 1_000;
@@ -29,8 +30,6 @@ pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
     /// The topics that may have pending events, and have no task that publishes them.
     idle: HashSet<Arc<str>>,
-    /// Set if a topic has no more events since the last [`take_done`](Self::take_done).
-    is_done: bool,
 }
 
 #[derive(Default)]
@@ -41,10 +40,15 @@ struct OfTopic {
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
     /// Set while a task of this node publishes the pending events of the topic.
     is_publishing: bool,
+    /// The handle of that task. `None` for a moment after [`Pending::begin`].
+    task: Option<AbortHandle>,
+    /// Wakes that task when an event is not pending any more.
+    changed: Arc<Notify>,
 }
 
 struct PendingEvent {
     member: Arc<str>,
+    is_leave: bool,
     event: Bytes,
     /// The time when this node publishes the event, unless another node has published it before.
     due: Instant,
@@ -61,13 +65,15 @@ impl OfTopic {
 
     fn remove(&mut self, number: u64) {
         let Some(PendingEvent { member, event, .. }) = self.events.remove(&number) else { return };
+        self.changed.notify_one();
         remove(&mut self.by_event, &event, number);
         remove(&mut self.by_member, &member, number);
     }
 
     fn clear(&mut self) {
-        let is_publishing = self.is_publishing;
-        *self = Self { is_publishing, ..Self::default() };
+        self.changed.notify_one();
+        let (task, changed) = (self.task.take(), self.changed.clone());
+        *self = Self { is_publishing: self.is_publishing, task, changed, ..Self::default() };
     }
 }
 
@@ -90,11 +96,14 @@ impl Pending {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
     }
 
-    pub(super) fn add(&mut self, topic: &Arc<str>, member: &Arc<str>, event: Bytes, is_own: bool) {
+    /// Adds the event of a join or a leave in `topic`. `is_own` is `true` if this node has caused
+    /// the change.
+    pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
         let of_topic = self.topics.entry(topic.clone()).or_default();
-        of_topic.add(PendingEvent { member: member.clone(), event, due });
+        let (member, is_leave) = (change.member().clone(), matches!(change, Presence::Left(_)));
+        of_topic.add(PendingEvent { member, is_leave, event, due });
         if !of_topic.is_publishing {
             self.idle.insert(topic.clone());
         }
@@ -132,32 +141,55 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
+    /// Gives up the pending events of a topic up to the first join, because the topic does not
+    /// exist on this node. A leave creates no topic.
+    pub(super) fn forget_leaves(&mut self, topic: &str) {
+        let is_leave = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| event.is_leave);
+        while self.topics.get(topic).is_some_and(is_leave) {
+            self.forget_first(topic);
+        }
+    }
+
+    /// Gives up all pending events.
     pub(super) fn clear(&mut self) {
-        self.is_done = true;
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
     }
 
-    /// Returns `true` if a topic has no more events since the last call.
-    pub(super) fn take_done(&mut self) -> bool {
-        mem::take(&mut self.is_done)
+    /// Gives up all pending events, and returns the tasks that publish them. The caller aborts the
+    /// tasks without a lock, because dropping a task locks the state.
+    pub(super) fn end(&mut self) -> Vec<AbortHandle> {
+        let topics = mem::take(self).topics;
+        topics.into_values().filter_map(|of_topic| of_topic.task).collect()
+    }
+
+    /// Stores the task that publishes the events of a topic. Has no effect if it has ended already.
+    pub(super) fn set_task(&mut self, topic: &str, task: AbortHandle) {
+        let of_topic = self.topics.get_mut(topic).filter(|of_topic| of_topic.is_publishing && !task.is_finished());
+        of_topic.into_iter().for_each(|of_topic| of_topic.task = Some(task.clone()));
     }
 
     fn remove_if_done(&mut self, topic: &str) {
-        self.is_done |= !self.has(topic);
         if self.topics.get(topic).is_some_and(|of_topic| of_topic.events.is_empty() && !of_topic.is_publishing) {
-            self.topics.remove(topic);
+            self.remove(topic);
         }
     }
 
+    fn remove(&mut self, topic: &str) {
+        self.topics.remove(topic);
+        free_if_empty(&mut self.topics);
+    }
+
     /// Returns the topics that have pending events and no task that publishes them. From now on
-    /// they count as topics with a task, so the caller must spawn a task for each of them.
-    pub(super) fn begin(&mut self) -> Vec<Arc<str>> {
-        let begins = |topic: &Arc<str>| {
-            let idle = self.topics.get_mut(topic).filter(|it| !it.is_publishing && !it.events.is_empty());
-            idle.is_some_and(|of_topic| !mem::replace(&mut of_topic.is_publishing, true))
+    /// they count as topics with a task, so the caller must spawn a task for each of them. The
+    /// second value wakes the task when an event of the topic is not pending any more.
+    pub(super) fn begin(&mut self) -> Vec<(Arc<str>, Arc<Notify>)> {
+        let begin = |topic: Arc<str>| {
+            let idle = self.topics.get_mut(&topic).filter(|it| !it.is_publishing && !it.events.is_empty())?;
+            idle.is_publishing = true;
+            Some((topic, idle.changed.clone()))
         };
-        mem::take(&mut self.idle).into_iter().filter(begins).collect()
+        mem::take(&mut self.idle).into_iter().filter_map(begin).collect()
     }
 
     /// Returns the first pending events of a topic for one append, at most `max`. If the first
@@ -166,7 +198,7 @@ impl Pending {
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
         let Some((_, first)) = of_topic.events.first_key_value() else {
-            self.topics.remove(topic);
+            self.remove(topic);
             return None;
         };
         if first.due > now {
@@ -185,7 +217,7 @@ impl Pending {
     /// The pending events stay, and [`begin`](Self::begin) returns the topic again.
     pub(super) fn stop(&mut self, topic: &Arc<str>) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
-            of_topic.is_publishing = false;
+            (of_topic.is_publishing, of_topic.task) = (false, None);
             self.idle.insert(topic.clone());
         }
         self.remove_if_done(topic);
@@ -201,12 +233,30 @@ mod tests {
         events.into_iter().map(|event| String::from_utf8(event.to_vec()).unwrap()).collect()
     }
 
+    /// Returns the change of an event such as `a+` or `a-`.
+    fn change(event: &str) -> Presence {
+        let (member, change) = event.split_at(1);
+        if change == "+" { Presence::Joined(member.into()) } else { Presence::Left(member.into()) }
+    }
+
+    #[tokio::test]
+    async fn leaves_before_the_first_join_are_given_up() {
+        let mut pending = Pending::default();
+        let topic: Arc<str> = "t".into();
+        for event in ["a-", "b-", "c+", "a+", "a-"] {
+            pending.add(&topic, &change(event), Bytes::from_static(event.as_bytes()), true);
+        }
+        pending.forget_leaves("t");
+        pending.forget_leaves("u");
+        assert_eq!(texts(&mut pending), ["c+", "a+", "a-"]);
+    }
+
     #[tokio::test]
     async fn earlier_change_of_a_member_does_not_follow_a_later_one() {
         let mut pending = Pending::default();
         let topic: Arc<str> = "t".into();
-        for (member, event) in [("a", "a+"), ("b", "b+"), ("a", "a-"), ("b", "b-"), ("a", "a+")] {
-            pending.add(&topic, &member.into(), Bytes::from_static(event.as_bytes()), true);
+        for event in ["a+", "b+", "a-", "b-", "a+"] {
+            pending.add(&topic, &change(event), Bytes::from_static(event.as_bytes()), true);
         }
         pending.note("t", &"c+".into());
         pending.note("u", &"a+".into());
@@ -227,7 +277,7 @@ mod tests {
         let topic: Arc<str> = "t".into();
         let event = |n: usize| Bytes::from(format!("+{n}"));
         for n in 0..EVENTS {
-            pending.add(&topic, &n.to_string().into(), event(n), true);
+            pending.add(&topic, &Presence::Joined(n.to_string().into()), event(n), true);
         }
         for n in 0..EVENTS {
             pending.note("t", &"message".into());
@@ -241,7 +291,7 @@ mod tests {
     async fn event_of_another_node_is_due_later() {
         let mut pending = Pending::default();
         let topic: Arc<str> = "t".into();
-        pending.add(&topic, &"a".into(), "a+".into(), false);
+        pending.add(&topic, &change("a+"), "a+".into(), false);
         assert_eq!(pending.begin().len(), 1);
         assert!(pending.begin().is_empty(), "one task per topic");
         let due = pending.next("t", Instant::now(), MAX_BATCH).and_then(Result::err).unwrap();

@@ -29,12 +29,16 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 /// others then send none.
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
-/// The time after which this node repeats its request for the members of other nodes, if it has not
-/// read the request in the log.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// The first and the longest pause between two requests for the members of other nodes. Each
+/// request doubles the pause, because each node answers it with all of its members.
+const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
 /// The number of finished topics after which those without members are forgotten.
 const MAX_ENDED: usize = 1000;
+
+/// The maximum number of questions of other nodes that wait for answers, and of messages that wait
+/// for the announcer. Beyond it, questions get no answer, and messages are not sent.
+const MAX_WAITING: usize = 10_000;
 
 /// The maximum number of messages to other nodes in one append.
 const MAX_MESSAGES: usize = 64;
@@ -56,7 +60,7 @@ pub(super) struct State {
     pub(super) is_publishing: bool,
     /// The messages to other nodes that the announcer has to append. Messages about the members of
     /// this node are not among them.
-    pub(super) outgoing: Vec<Message>,
+    outgoing: VecDeque<Message>,
     /// The questions of other nodes about topics that this node has not answered yet: their ids and
     /// topics.
     pub(super) questions: Vec<(u64, Arc<str>)>,
@@ -76,11 +80,19 @@ pub(super) struct State {
     /// The number of the newest of these appends that has succeeded. It contained all earlier
     /// changes, too.
     done: u64,
-    /// The topics that were finished while they had members. A topic that is then removed stays in
-    /// this set, so that no event of a leave creates it again.
+    /// The number of the append after which this node can read its members in the log again. It is
+    /// above `done` after this node has missed records or was declared dead.
+    needed: u64,
+    /// The topics that were finished. A topic that is then removed stays in this set, so that no
+    /// event of a join creates it again.
     ended: HashSet<Arc<str>>,
+    /// The number of finished topics at which the next cleanup of `ended` takes place. It is at
+    /// least twice the number after the last cleanup, so the cost per topic does not depend on it.
+    cleanup_at: usize,
     /// The time of the last request for the members of the other nodes.
     asked_at: Option<Instant>,
+    /// The number of such requests in the log since this node has last known all members.
+    asked: u32,
     /// The time when the announcer, the task that appends, wakes up by itself.
     pub(super) wakes_at: Option<Instant>,
     /// Set if another node has answered a question of this node about a topic.
@@ -123,14 +135,6 @@ pub(super) enum Knowledge {
     },
 }
 
-/// Returns the time when this node repeats its request for the members of the other nodes. `at` is
-/// the time of the request, and `nodes` are the nodes with members. By then each of them has
-/// answered, or was declared dead by another node. Otherwise that other node has died, too.
-fn settled_at(own: &Presences, at: Instant, nodes: &[Listed]) -> Instant {
-    let longest = nodes.iter().map(|listed| listed.lease).fold(own.lease, Duration::max);
-    at + longest + own.grace + ASK_AGAIN
-}
-
 /// The records that the announcer appends next.
 pub(super) enum Job {
     /// Records about the members of this node: joins and leaves, or the list of all members. If the
@@ -160,7 +164,7 @@ impl State {
     /// Returns `true` if the log has all joins and leaves from before the call of
     /// [`ticket`](Self::ticket) that has returned this number.
     pub(super) fn has_written(&self, ticket: u64) -> bool {
-        self.done >= ticket || self.is_flushed()
+        self.done >= ticket.max(self.needed) || self.is_flushed()
     }
 
     /// Returns `true` if the log has all joins and leaves that have happened on this node so far.
@@ -172,21 +176,23 @@ impl State {
     pub(super) fn take_update(&mut self) -> bool {
         let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
         let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
-        let has_answer = std::mem::take(&mut self.has_answer);
-        self.pending.take_done() || has_answer || has_changed
+        std::mem::take(&mut self.has_answer) || has_changed
     }
 
     /// Notes the end of a topic. Its members stay, but their joins and leaves have no events.
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
-        if self.view.members(topic).next().is_none() {
-            return;
-        }
-        if self.ended.len() >= MAX_ENDED {
+        if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
             let Self { view, pending, ended, .. } = self;
             ended.retain(|topic| view.members(topic).next().is_some() || pending.has(topic));
+            self.cleanup_at = 2 * self.ended.len();
         }
         self.ended.insert(topic.clone());
+    }
+
+    /// Notes that an ended topic is used again: events of joins and leaves may create it.
+    pub(super) fn note_reopened(&mut self, topic: &str) {
+        self.ended.remove(topic);
     }
 
     /// Forgets the ends of topics, because another log has replaced this one.
@@ -194,8 +200,7 @@ impl State {
         self.ended.clear();
     }
 
-    /// Returns `true` if the topic was finished while it had members. An event may have opened it
-    /// again.
+    /// Returns `true` if the topic was finished. An event may have opened it again.
     pub(super) fn has_ended(&self, topic: &str) -> bool {
         self.ended.contains(topic)
     }
@@ -209,13 +214,22 @@ impl State {
         self.pending.clear();
         self.knowledge = Knowledge::Unknown;
         // The log may still have members of this node that have left.
-        self.needs_full |= self.number > 0;
+        if self.number > 0 {
+            self.announce_all();
+        }
         self.roster = None;
-        self.watchers.note_loss();
+    }
+
+    /// Lists all members of this node in its next record. Callers of `members` wait for that
+    /// record.
+    fn announce_all(&mut self) {
+        self.needs_full = true;
+        self.needed = self.job + 1;
     }
 
     fn note_complete(&mut self) {
         self.knowledge = Knowledge::Complete;
+        self.asked = 0;
         self.watchers.note_loss();
     }
 
@@ -226,16 +240,19 @@ impl State {
             match record.kind {
                 RecordKind::Event if self.pending.is_empty() => {}
                 RecordKind::Event => self.pending.note(&record.topic, &record.event),
-                RecordKind::Finish => self.note_end(&record.topic),
+                RecordKind::Finish if own.events.is_some() => self.note_end(&record.topic),
                 // The members of a removed topic stay, and so do the events that are not published
                 // yet.
-                RecordKind::State | RecordKind::Remove => {}
+                RecordKind::Finish | RecordKind::State | RecordKind::Remove => {}
             }
             return Vec::new();
         }
         let Some(message) = Message::parse(record) else { return Vec::new() };
         let transitions = self.note_message(own, position, message);
-        self.watchers.note(&transitions);
+        // A stream that has to wait is woken when this node knows all members.
+        if self.is_complete() {
+            self.watchers.note(&transitions);
+        }
         transitions
     }
 
@@ -247,7 +264,9 @@ impl State {
                 let dead = self.view.dead(by, node, number, beat);
                 // This node was paused or cut off, so another node has declared it dead. It
                 // announces its members again.
-                self.needs_full |= node == own.node && dead.is_some() && !self.locals.is_empty();
+                if node == own.node && dead.is_some() && !self.locals.is_empty() {
+                    self.announce_all();
+                }
                 dead.unwrap_or_default()
             }
             // Other nodes have answered the requests and the questions from before this node
@@ -272,6 +291,8 @@ impl State {
                 self.needs_full |= self.number > 0;
                 Vec::new()
             }
+            // Its sender cannot have read what comes later in the log.
+            Message::Roster { through, .. } if through >= position => Vec::new(),
             Message::Roster { through, nodes: listed } => {
                 self.roster.take_if(|(_, after)| through >= *after);
                 if let Knowledge::Asked { position: Some(position), nodes: nodes @ None, .. } = &mut self.knowledge {
@@ -282,7 +303,7 @@ impl State {
                 Vec::new()
             }
             Message::Question { node, id, topic } => {
-                if node != own.node && position > self.begin {
+                if node != own.node && position > self.begin && self.questions.len() < MAX_WAITING {
                     self.questions.push((id, topic));
                 }
                 Vec::new()
@@ -341,18 +362,42 @@ impl State {
 
     fn needs_knowledge(&self, own: &Presences, now: Instant) -> bool {
         match self.knowledge {
-            Knowledge::Unknown => self.is_used(own) && self.asks_at() <= now,
-            // The request may be lost.
-            Knowledge::Asked { at, position: None, .. } => now >= at + ASK_AGAIN,
-            Knowledge::Asked { at, nodes: Some(ref nodes), .. } => now >= settled_at(own, at, nodes),
-            _ => false,
+            Knowledge::Unknown => self.is_used(own) && self.asks_at(now) <= now,
+            Knowledge::Asked { at, ref position, ref nodes, .. } => {
+                self.repeats_at(own, at, position.is_some(), nodes.as_deref()).is_some_and(|at| at <= now)
+            }
+            Knowledge::Complete => false,
         }
+    }
+
+    /// Returns the time when this node repeats its request for the members of the other nodes: if
+    /// it has not read the request in the log, or if a node that it waits for neither answers nor
+    /// is declared dead by another node, because that other node has died, too. `at` is the time of
+    /// the request, and `nodes` are the nodes with members.
+    fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
+        let at = at + self.ask_pause();
+        let Some(nodes) = nodes else { return (!was_read).then_some(at) };
+        let longest = nodes.iter().map(|listed| listed.lease).fold(own.lease, Duration::max);
+        Some(at + longest + own.grace)
     }
 
     /// Returns the earliest time for the next request for the members of other nodes. If the
     /// answers are evicted before this node reads them, it repeats the request after a pause.
-    fn asks_at(&self) -> Instant {
-        self.asked_at.map_or_else(Instant::now, |at| at + ASK_AGAIN)
+    fn asks_at(&self, now: Instant) -> Instant {
+        self.asked_at.map_or(now, |at| at + self.ask_pause())
+    }
+
+    fn ask_pause(&self) -> Duration {
+        let [first, longest] = ASK_AGAIN;
+        longest.min(first * (1 << self.asked.saturating_sub(1).min(8)))
+    }
+
+    /// Adds a message to those that the announcer has to append. A message over the limit is
+    /// dropped.
+    pub(super) fn send(&mut self, message: Message) {
+        if self.outgoing.len() < MAX_WAITING {
+            self.outgoing.push_back(message);
+        }
     }
 
     /// Takes the next records for the announcer to append. First adds a request for the members of
@@ -364,10 +409,12 @@ impl State {
             let id = random::bits();
             self.knowledge = Knowledge::Asked { id, at: now, position: None, nodes: None };
             self.asked_at = Some(now);
-            self.outgoing.push(Message::Ask { id });
+            self.asked = self.asked.saturating_add(1);
+            // Before the answers that may wait.
+            self.outgoing.push_front(Message::Ask { id });
         }
         if self.roster.take_if(|(at, _)| *at <= now).is_some() && self.is_complete() {
-            self.outgoing.push(Message::Roster { through: self.noted_through, nodes: self.view.roster() });
+            self.outgoing.push_front(Message::Roster { through: self.noted_through, nodes: self.view.roster() });
         }
         if !self.outgoing.is_empty() {
             let count = self.outgoing.len().min(MAX_MESSAGES);
@@ -414,16 +461,48 @@ impl State {
                     self.done = self.job;
                 }
             }
-            // When the backend works again, the messages are too old. If a request was among them,
-            // this node requests the members again.
-            Job::Messages(_) if !is_appended => {
-                self.outgoing.clear();
-                if matches!(self.knowledge, Knowledge::Asked { position: None, .. }) {
-                    self.knowledge = Knowledge::Unknown;
+            Job::Messages(messages) if !is_appended => {
+                for message in messages {
+                    match message {
+                        // The request may be in the log in spite of the failure. If this node does
+                        // not read it, it repeats the request.
+                        Message::Ask { .. } => self.asked = self.asked.saturating_sub(1),
+                        // Without a roster, the asking node would not know that another node has
+                        // published the events of its members.
+                        Message::Roster { through, .. } if self.roster.is_none() => {
+                            self.roster = Some((Instant::now(), through));
+                        }
+                        _ => {}
+                    }
                 }
+                // When the backend works again, the other messages are too old.
+                self.outgoing.clear();
             }
             Job::Messages(_) => {}
         }
+    }
+
+    /// Ends presence on this node, because its hub is shut down. If the log has members of this
+    /// node, returns the last record about them: the other nodes then begin the grace times of
+    /// these members.
+    pub(super) fn end(&mut self, own: &Presences) -> Option<Record> {
+        let was_shut_down = std::mem::replace(&mut self.is_shut_down, true);
+        let has_members = !self.locals.is_empty() || self.needs_full || self.is_appending;
+        self.locals = Locals::default();
+        (self.outgoing, self.questions) = Default::default();
+        if was_shut_down || !own.has_backend || self.number == 0 || !has_members {
+            return None;
+        }
+        let [shortest, _] = beat::LEASES;
+        let author = Author { lease: shortest, ..self.author(own) };
+        Some(Message::Changes { author, changes: Vec::new() }.record())
+    }
+
+    /// Returns the number of entries about members, and the capacity of the maps of topics.
+    #[cfg(all(test, not(tower_sse_loom)))]
+    pub(super) fn size(&self) -> (usize, usize) {
+        let ([locals, local_topics], [members, topics]) = (self.locals.size(), self.view.size());
+        (locals + members + self.unpublished.len(), local_topics + topics)
     }
 
     /// Returns the time when the announcer must run next. Returns `None` if it has nothing to do.
@@ -439,12 +518,105 @@ impl State {
             || !self.questions.is_empty()
             || self.needs_knowledge(own, now);
         let again = match self.knowledge {
-            Knowledge::Asked { at, position: None, .. } => Some(at + ASK_AGAIN),
-            Knowledge::Asked { at, nodes: Some(ref nodes), .. } => Some(settled_at(own, at, nodes)),
-            Knowledge::Unknown if self.is_used(own) => Some(self.asks_at()),
-            _ => self.answered_at(own),
+            Knowledge::Unknown if self.is_used(own) => Some(self.asks_at(now)),
+            Knowledge::Asked { at, ref position, ref nodes, .. } => {
+                let repeats_at = self.repeats_at(own, at, position.is_some(), nodes.as_deref());
+                repeats_at.or_else(|| self.answered_at(own))
+            }
+            _ => None,
         };
         let roster = self.roster.map(|(at, _)| at);
         next.into_iter().chain(is_due.then_some(now)).chain(again).chain(roster).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::config::HubConfig;
+
+    fn own() -> Presences {
+        Presences::new(7, &HubConfig::DEFAULT, true)
+    }
+
+    fn append_all(state: &mut State, own: &Presences) -> usize {
+        let mut asks = 0;
+        while let Some(job) = state.take_job(own) {
+            if let Job::Messages(messages) = &job {
+                asks += messages.iter().filter(|message| matches!(message, Message::Ask { .. })).count();
+            }
+            state.end_job(job, true);
+        }
+        asks
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_wait_for_the_members_of_this_node_after_a_loss() {
+        let own = own();
+        let mut state = State::new(true);
+        state.locals.join(&"t".into(), &"a".into());
+        let ticket = state.ticket();
+        assert!(!state.has_written(ticket));
+        append_all(&mut state, &own);
+        assert!(state.has_written(ticket));
+        state.lose();
+        assert!(!state.has_written(ticket), "the view of this node has lost its own members");
+        append_all(&mut state, &own);
+        assert!(state.has_written(ticket));
+    }
+
+    /// The time is not paused, because it passes between two readings of the clock.
+    #[tokio::test]
+    async fn first_request_is_due_at_once() {
+        let own = own();
+        let mut state = State::new(false);
+        state.is_wanted = true;
+        assert_eq!(append_all(&mut state, &own), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repeated_requests_have_longer_pauses() {
+        let own = own();
+        let mut state = State::new(false);
+        state.is_wanted = true;
+        let asks = async |state: &mut State, seconds: u64| {
+            let mut asks = 0;
+            for _ in 0..seconds * 10 {
+                // The answers are evicted before this node reads them.
+                state.lose();
+                asks += append_all(state, &own);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            asks
+        };
+        assert_eq!(asks(&mut state, 60).await, 9, "after 0, 2, 6, 14, 22 … seconds");
+        state.note_complete();
+        assert_eq!(asks(&mut state, 6).await, 2, "the pauses are short again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn foreign_questions_and_topics_need_little_memory() {
+        let own = own();
+        let mut state = State::new(true);
+        for n in 0..3 * MAX_WAITING as u64 {
+            let question = Message::Question { node: n, id: n, topic: "t".into() };
+            state.note_message(&own, Position::new(n + 1), question);
+            state.send(Message::Answer { node: 7, id: n, subscribers: 1 });
+            state.note_end(&n.to_string().into());
+        }
+        assert_eq!((state.questions.len(), state.outgoing.len()), (MAX_WAITING, MAX_WAITING));
+        assert!(state.ended.len() <= MAX_ENDED, "{}", state.ended.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn roster_from_the_future_has_no_effect() {
+        let own = own();
+        let mut state = State::new(true);
+        state.note_message(&own, Position::new(1), Message::Ask { id: 5 });
+        let roster = |through| Message::Roster { through: Position::new(through), nodes: Vec::new() };
+        state.note_message(&own, Position::new(2), roster(u64::MAX));
+        assert!(state.roster.is_some(), "this node still answers");
+        state.note_message(&own, Position::new(3), roster(2));
+        assert!(state.roster.is_none());
     }
 }

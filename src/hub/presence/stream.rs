@@ -1,6 +1,6 @@
 //! The streams of the joins and leaves of the members of a topic.
 
-use super::{Presence, announcer, state::State, view::Transition};
+use super::{Presence, announcer, free_if_empty, state::State, view::Transition};
 use crate::hub::core::Core;
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -83,6 +83,7 @@ impl Watchers {
         let watcher = watchers.remove(&key);
         if watchers.is_empty() {
             self.topics.remove(topic);
+            free_if_empty(&mut self.topics);
         }
         watcher?.waker
     }

@@ -11,14 +11,20 @@ use tokio::time::{Instant, timeout_at};
 /// The time that a question waits for the answers of other nodes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The maximum number of nodes whose answers to one question are counted.
+const MAX_ANSWERS: usize = 10_000;
+
 /// The answers to a question: the number of subscriptions to the topic on each node that has
 /// answered.
 #[derive(Default)]
 pub(super) struct Survey(HashMap<u64, usize>);
 
 impl Survey {
+    /// Stores the answer of a node. Ignores answers of further nodes over the limit.
     pub(super) fn note(&mut self, node: u64, subscribers: usize) {
-        self.0.insert(node, subscribers);
+        if self.0.len() < MAX_ANSWERS || self.0.contains_key(&node) {
+            self.0.insert(node, subscribers);
+        }
     }
 }
 

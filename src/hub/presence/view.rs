@@ -2,7 +2,7 @@
 //! the same records in the same order, so they are the same on all nodes.
 
 use super::{
-    Presence,
+    Presence, free_if_empty,
     message::{Author, Listed, Members, Part},
 };
 use crate::random;
@@ -27,6 +27,9 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic. The value counts the nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
+    /// The number of nodes at which the next cleanup of `nodes` takes place. It is at least twice
+    /// the number after the last cleanup, so the cost per record does not depend on it.
+    cleanup_at: usize,
 }
 
 /// A join or a leave in a topic. `author` is the node whose record has caused it: usually the node
@@ -45,6 +48,8 @@ struct Node {
     /// The number of the newest sign of life of the node.
     beat: u64,
     lease: Duration,
+    /// Set if the node has written its last record about members, because it is shut down.
+    is_shut_down: bool,
     seen_at: Instant,
     members: Members,
     /// The members in the parts of a new list that this node has read so far. `None` if no list is
@@ -67,6 +72,7 @@ impl Node {
             number: 0,
             beat: 0,
             lease: Duration::ZERO,
+            is_shut_down: false,
             seen_at: Instant::now(),
             members: Members::new(),
             incoming: None,
@@ -102,7 +108,7 @@ impl View {
 
     fn add(&mut self, author: u64, node: u64, topic: &Arc<str>, member: &Arc<str>, changes: &mut Vec<Transition>) {
         let Some(node) = self.nodes.get_mut(&node) else { return };
-        let (topic, _) = self.topics.get_key_value(topic).map_or((topic.clone(), ()), |(topic, _)| (topic.clone(), ()));
+        let topic = self.topics.get_key_value(topic).map_or_else(|| topic.clone(), |(topic, _)| topic.clone());
         let members = self.topics.entry(topic.clone()).or_default();
         // All nodes with a member share the memory of its name.
         let member = members.get_key_value(member).map_or_else(|| member.clone(), |(member, _)| member.clone());
@@ -134,6 +140,7 @@ impl View {
         members.remove(member);
         if members.is_empty() {
             self.topics.remove(topic);
+            free_if_empty(&mut self.topics);
         }
         changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
     }
@@ -148,13 +155,17 @@ impl View {
             return None;
         }
         (node.number, node.lease, node.seen_at, node.declared_at) = (author.number, author.lease, Instant::now(), None);
+        node.is_shut_down = false;
         Some(node)
     }
 
+    /// Applies joins and leaves on the node `author`. Without any, the node is shut down. Returns
+    /// the joins and leaves in the topics that this causes.
     pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(node) = self.note(author, |number| author.number > number) else { return transitions };
         node.incoming = None;
+        node.is_shut_down = changes.is_empty();
         for (topic, change) in changes {
             match change {
                 Presence::Joined(member) => self.add(author.node, author.node, topic, member, &mut transitions),
@@ -247,10 +258,10 @@ impl View {
     }
 
     /// Returns the longest and the shortest lease of the nodes with members, except for this node,
-    /// `own`. A lease is the silence after which a node is declared dead. Returns `None` if no
-    /// other node has members.
+    /// `own`, and for nodes that are shut down. A lease is the silence after which a node is
+    /// declared dead. Returns `None` if there is no such node.
     pub(super) fn leases(&self, own: u64) -> Option<(Duration, Duration)> {
-        let leases = || self.others(own).map(|(_, node)| node.lease);
+        let leases = || self.others(own).filter(|(_, node)| !node.is_shut_down).map(|(_, node)| node.lease);
         leases().max().zip(leases().min())
     }
 
@@ -281,16 +292,27 @@ impl View {
         dead
     }
 
+    /// Forgets the oldest nodes without members if there are too many of them.
     fn forget_empty(&mut self) {
-        if self.nodes.len() < 2 * MAX_EMPTY_NODES {
+        if self.nodes.len() < self.cleanup_at.max(2 * MAX_EMPTY_NODES) {
             return;
         }
         let mut times: Vec<_> =
             self.nodes.values().filter(|node| !node.has_members()).map(|node| node.seen_at).collect();
         times.sort_unstable();
         let excess = times.len().saturating_sub(MAX_EMPTY_NODES);
-        let Some(oldest) = excess.checked_sub(1).map(|index| times[index]) else { return };
-        self.nodes.retain(|_, node| node.has_members() || node.seen_at > oldest);
+        if let Some(oldest) = excess.checked_sub(1).map(|index| times[index]) {
+            self.nodes.retain(|_, node| node.has_members() || node.seen_at > oldest);
+        }
+        self.cleanup_at = 2 * self.nodes.len();
+    }
+
+    /// Returns the number of members of topics and of nodes, and the capacity of the map of topics.
+    #[cfg(all(test, not(tower_sse_loom)))]
+    pub(super) fn size(&self) -> [usize; 2] {
+        let of_topics = self.topics.values().map(BTreeMap::len).sum::<usize>();
+        let of_nodes = self.nodes.values().map(|node| node.members.len()).sum::<usize>();
+        [of_topics + of_nodes, self.topics.capacity()]
     }
 
     /// Forgets all members and nodes.
@@ -302,5 +324,52 @@ impl View {
     /// lock.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn author(node: u64, number: u64) -> Author {
+        Author { node, number, lease: Duration::from_secs(10) }
+    }
+
+    fn joined(member: &str) -> (Arc<str>, Presence) {
+        ("t".into(), Presence::Joined(member.into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn few_nodes_without_members_are_remembered() {
+        let mut view = View::default();
+        for node in 0..20_000 {
+            view.beat(node, u64::MAX);
+            view.dead(1, node + 50_000, u64::MAX, u64::MAX);
+            assert!(view.nodes.len() <= 2 * MAX_EMPTY_NODES + 1);
+        }
+    }
+
+    /// If each record needed a walk over all nodes, this test would take minutes.
+    #[tokio::test(start_paused = true)]
+    async fn cost_of_a_record_does_not_depend_on_the_number_of_nodes() {
+        let begin = std::time::Instant::now();
+        let mut view = View::default();
+        for node in 0..50_000 {
+            view.change(author(node, 1), &[joined("a")]);
+        }
+        assert_eq!(view.nodes.len(), 50_000, "nodes with members are not forgotten");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn node_that_is_shut_down_has_no_lease() {
+        let mut view = View::default();
+        view.change(author(7, 1), &[joined("a")]);
+        assert!(view.leases(1).is_some());
+        view.change(author(7, 2), &[]);
+        assert!(view.leases(1).is_none() && view.next_death(1, None, Duration::ZERO).is_some());
+        // A process that has only seemed to end is alive.
+        view.change(author(7, 3), &[joined("b")]);
+        assert!(view.leases(1).is_some());
     }
 }

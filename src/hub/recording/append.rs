@@ -10,7 +10,10 @@ use crate::{
     },
     random,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// An append of a recording is rejected if the log has records of the topic that this node has not
@@ -54,12 +57,30 @@ impl Fence {
     pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
+
+    /// Like [`passed`](Self::passed), but does not keep the hub alive while it waits.
+    pub(in crate::hub) async fn passed_unless_dropped(&self, core: &Weak<Core>) {
+        caught_up_unless_dropped(core, self.since.next(), Instant::now() + FOLLOWER).await;
+    }
 }
 
 /// Waits until this node has read the log up to and including `through`, but not after `deadline`.
 /// Returns `true` if the node has read that far in time.
 pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: Instant) -> bool {
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
+}
+
+/// Like [`caught_up`], but does not keep the hub alive while it waits. Returns `None` if the hub
+/// was dropped.
+pub(in crate::hub) async fn caught_up_unless_dropped(
+    core: &Weak<Core>,
+    through: Position,
+    deadline: Instant,
+) -> Option<bool> {
+    let recordings = core.upgrade()?.recordings.clone();
+    let has_read = || core.upgrade().is_none_or(|core| core.committed() >= through);
+    let is_in_time = timeout_at(deadline, recordings.progressed(has_read)).await.is_ok();
+    (core.strong_count() > 0).then_some(is_in_time)
 }
 
 /// Returns a random pause after `failures` consecutive failures: 25 to 50 ms after the first

@@ -29,7 +29,10 @@ pub(super) enum Message {
 }
 
 /// A sign of life of a node, with all recordings of the node. A node that has missed earlier beats
-/// needs only the newest beat. A large beat is split into parts, and each part is one record.
+/// needs only the newest of them. A large beat is split into parts, and each part is one record.
+///
+/// Between two such beats, an [addition](Self::is_addition) announces the recordings that have
+/// begun since. So the start of a recording does not repeat the others.
 #[derive(Debug, PartialEq)]
 pub(super) struct Beat {
     /// The random number that identifies the node that sends the beat.
@@ -45,6 +48,9 @@ pub(super) struct Beat {
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
+    /// Set if the beat adds recordings and watched topics to those of the beats before it. Each
+    /// part of such a beat is applied by itself.
+    pub(super) is_addition: bool,
 }
 
 impl Beat {
@@ -86,6 +92,8 @@ pub(super) struct Announced {
     /// Set if the recording ends after some time without subscribers. Other nodes then report
     /// whether its topic has subscribers there.
     pub(super) needs_subscribers: bool,
+    /// Set if each event of the recording replaces the previous event of the topic.
+    pub(super) latest_only: bool,
 }
 
 impl Message {
@@ -106,6 +114,7 @@ impl Message {
                 "beat": beat.number,
                 "first": beat.is_first,
                 "last": beat.is_last,
+                "addition": beat.is_addition,
             }),
         };
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
@@ -128,6 +137,8 @@ impl Message {
             number: message["beat"].as_u64()?,
             is_first: message["first"].as_bool()?,
             is_last: message["last"].as_bool()?,
+            // Absent in the beats of earlier versions.
+            is_addition: message["addition"].as_bool().unwrap_or_default(),
         }))
     }
 }
@@ -136,8 +147,14 @@ impl Message {
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
+    /// Returns the kind of the records of the recording's events.
+    pub(super) fn kind(&self) -> RecordKind {
+        if self.latest_only { RecordKind::State } else { RecordKind::Event }
+    }
+
     fn to_json(&self) -> Value {
-        json!([&*self.topic, self.id, String::from_utf8_lossy(&self.will), self.needs_subscribers])
+        let will = String::from_utf8_lossy(&self.will);
+        json!([&*self.topic, self.id, will, self.needs_subscribers, self.latest_only])
     }
 
     fn parse(value: &Value) -> Option<Self> {
@@ -148,6 +165,7 @@ impl Announced {
             id: value[1].as_u64()?,
             will: Bytes::copy_from_slice(will.as_bytes()),
             needs_subscribers: value[3].as_bool()?,
+            latest_only: value[4].as_bool().unwrap_or_default(),
         })
         .filter(|announced| is_event && *announced.topic != *TOPIC)
     }
@@ -158,7 +176,8 @@ mod tests {
     use super::*;
 
     fn beat() -> Beat {
-        let announced = |id, will| Announced { topic: "a\nb".into(), id, will, needs_subscribers: id == 1 };
+        let announced =
+            |id, will| Announced { topic: "a\nb".into(), id, will, needs_subscribers: id == 1, latest_only: id == 1 };
         let will = Event::new("a\nb").event("c").encode();
         Beat {
             node: u64::MAX,
@@ -168,6 +187,7 @@ mod tests {
             number: 7,
             is_first: true,
             is_last: true,
+            is_addition: true,
         }
     }
 

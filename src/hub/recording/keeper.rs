@@ -1,10 +1,10 @@
-//! The keeper: the task of a node that announces its recordings, sends signs of life, and notices the
-//! death of other nodes.
+//! The keeper: the task of a node that announces its recordings, sends signs of life, and notices
+//! the death of other nodes.
 
 use super::{
-    append::{Fence, caught_up, retry_pause},
+    append::{Fence, caught_up, caught_up_unless_dropped, retry_pause},
     beat::{Announced, Beat, Message},
-    nodes::{Contact, Local, State},
+    nodes::{Contact, Local, Recordings, State},
 };
 use crate::{
     hub::{
@@ -36,6 +36,10 @@ const RETRY: Duration = Duration::from_millis(200);
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
+/// The shortest time limit of a request to the backend. With a short lease, a beat within the lease
+/// would otherwise fail whenever the backend is slow.
+const MIN_TIME: Duration = Duration::from_millis(500);
+
 /// The shortest pause between two contacts with the backend that counts as an outage. A shorter one
 /// can be a slow response.
 const MIN_GAP: Duration = Duration::from_millis(600);
@@ -43,9 +47,9 @@ const MIN_GAP: Duration = Duration::from_millis(600);
 /// Starts the keeper, the task that announces the recordings of this node, takes over those of dead
 /// nodes, and notices the death of nodes with members of topics.
 ///
-/// Has no effect without a backend, without a recording or a member on any known node, or if the keeper is
-/// already running. The keeper ends when no recording, no member and no other node is left, or when the hub is
-/// dropped or shut down.
+/// Has no effect without a backend, without a recording or a member on any known node, or if the
+/// keeper is already running. The keeper ends when no recording, no member and no other node is
+/// left, or when the hub is dropped or shut down.
 pub(in crate::hub) fn start(core: &Arc<Core>) {
     let Some(backend) = &core.backend else { return };
     let has_members = core.presence.is_active();
@@ -56,12 +60,7 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
 
 async fn keep(core: Weak<Core>) {
     let mut keeper = Keeper::default();
-    loop {
-        let Some(core) = core.upgrade() else { return };
-        let Some(backend) = &core.backend else { return };
-        let Some(next) = keeper.run_once(&core, backend).await else { return };
-        let recordings = core.recordings.clone();
-        drop(core);
+    while let Some((next, recordings)) = keeper.run_once(&core).await {
         // Either something has changed, or it is time.
         let _elapsed = timeout_at(next, recordings.changed.notified()).await;
     }
@@ -91,8 +90,8 @@ struct Plan {
     /// node has none.
     /// A lease is the silence after which a node counts as dead.
     lease: Duration,
-    /// The shortest lease of the recordings and the members of all nodes. A lease is the silence after which a node
-    /// counts as dead.
+    /// The shortest lease of the recordings and the members of all nodes. A lease is the silence
+    /// after which a node counts as dead.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
@@ -133,39 +132,52 @@ impl Plan {
 
 impl Keeper {
     /// Runs the keeper once: appends a beat, the sign of life of this node, if it is due, and takes
-    /// over the recordings of dead nodes. Returns the time of the next run, or `None` if the keeper
-    /// has to end.
-    async fn run_once(&mut self, core: &Arc<Core>, backend: &BackendClient) -> Option<Instant> {
-        let Some(plan) = Plan::new(core) else {
+    /// over the recordings of dead nodes. Returns the time of the next run. Returns `None` if the
+    /// keeper has to end. The hub is not kept alive during requests to the backend.
+    async fn run_once(&mut self, weak: &Weak<Core>) -> Option<(Instant, Arc<Recordings>)> {
+        let core = weak.upgrade()?;
+        let (recordings, backend) = (core.recordings.clone(), core.backend.clone()?);
+        let plan = Plan::new(&core);
+        drop(core);
+        let Some(plan) = plan else {
             if self.has_content {
                 // The other nodes need not wait for the end of the lease.
-                let _result = self.beat(core, backend, None, super::LEASE).await;
+                let _result = self.beat(&recordings, &backend, None, super::LEASE).await;
             }
+            let core = weak.upgrade()?;
             let is_shut_down = core.is_shut_down();
-            let mut state = core.recordings.state();
-            let is_released = is_shut_down || state.release_keeper(core.presence.is_active());
-            return (!is_released).then(Instant::now);
+            let is_released = is_shut_down || recordings.state().release_keeper(core.presence.is_active());
+            return (!is_released).then(|| (Instant::now(), recordings));
         };
         let interval = plan.shortest / BEATS;
         let now = Instant::now();
         // The end of a lease is noticed only by a node that has just read the whole log.
         let max_age = if plan.has_dead_peers { RETRY.min(interval / 2) } else { interval / 2 };
-        let contact = core.recordings.state().contact.last;
+        let contact = recordings.state().contact.last;
         let is_in_contact = contact.is_some_and(|last| now.duration_since(last) < max_age);
-        if !is_in_contact && !probe(core, backend, plan.lease / BEATS, (interval * 2).max(MIN_GAP)).await {
-            return Some(Instant::now() + RETRY);
+        let time = (plan.lease / BEATS).max(MIN_TIME);
+        if !is_in_contact && !probe(weak, &recordings, &backend, time, (interval * 2).max(MIN_GAP)).await {
+            return Some((Instant::now() + RETRY, recordings));
         }
         let lease = plan.lease;
         let has_content = !plan.locals.is_empty() || !plan.watching.is_empty() || plan.has_members;
         let due = self.beat_at.map_or(now, |at| at + lease / BEATS);
         let has_changed = !plan.is_announced || plan.watching != self.watching;
         let needs_beat = if has_content { now >= due || has_changed } else { self.has_content };
-        if needs_beat && self.beat(core, backend, Some(plan), lease).await.is_none() {
-            return Some(Instant::now() + RETRY);
+        // A beat with everything is needed at its time, and if a topic is not watched any more.
+        let is_addition = has_content && now < due && self.watching.is_subset(&plan.watching);
+        let beaten = match needs_beat {
+            true if is_addition => self.add(&recordings, &backend, plan).await,
+            true => self.beat(&recordings, &backend, Some(plan), lease).await,
+            false => Some(()),
+        };
+        if beaten.is_none() {
+            return Some((Instant::now() + RETRY, recordings));
         }
+        let core = &weak.upgrade()?;
         let next_beat = self.beat_at.filter(|_| has_content).map(|at| at + lease / BEATS);
         let next_death = self.take_over(core);
-        let since = core.recordings.state().contact.since;
+        let since = recordings.state().contact.since;
         core.presence.declare_deaths(since);
         presence::start(core);
         let next_member_death = core.presence.next_death(since);
@@ -176,36 +188,67 @@ impl Keeper {
             .chain([now + TICK.min(interval / 2)])
             .min()
             .unwrap_or(now);
-        Some(next.max(now + TICK / 100))
+        Some((next.max(now + TICK / 100), recordings))
     }
 
     /// Appends a beat, the sign of life of this node. It contains the recordings in `plan`, or none
     /// if `plan` is `None`. A large beat consists of several records. Returns `None` if the backend
-    /// does not confirm each record within a third of `lease`.
-    async fn beat(&mut self, core: &Core, backend: &BackendClient, plan: Option<Plan>, lease: Duration) -> Option<()> {
+    /// does not confirm each record within a third of `lease`, or within half a second if that is
+    /// longer.
+    async fn beat(
+        &mut self,
+        recordings: &Recordings,
+        backend: &BackendClient,
+        plan: Option<Plan>,
+        lease: Duration,
+    ) -> Option<()> {
         let plan = plan.map(|plan| (plan.locals, plan.watching, plan.has_members));
         let (locals, watching, has_members) = plan.unwrap_or_default();
         // The topic of a recording that has ended may be finished, so it must not be announced
         // again.
         let locals: Vec<_> = locals.into_iter().filter(|local| !local.is_over()).collect();
         let beat = Beat {
-            node: core.recordings.node,
+            node: recordings.node,
             lease,
             recordings: locals.iter().map(|local| local.announced.clone()).collect(),
             watching: watching.clone(),
-            number: core.recordings.next_beat.fetch_add(1, Relaxed),
+            number: recordings.next_beat.fetch_add(1, Relaxed),
             is_first: true,
             is_last: true,
+            is_addition: false,
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
         let now = Instant::now();
-        for part in beat.into_parts() {
-            let record = Message::Beat(part).record();
-            timeout(lease / BEATS, backend.append_record(record)).await.ok()?.ok()?;
-        }
+        append(backend, beat, lease).await?;
         locals.iter().for_each(|local| local.note_announced());
         (self.beat_at, self.watching, self.has_content) = (Some(now), watching, has_content);
-        core.recordings.note_progress();
+        recordings.note_progress();
+        Some(())
+    }
+
+    /// Announces the recordings that have begun since the last beat, and the topics that have got
+    /// subscribers since. Returns `None` if the backend does not confirm each record in time, as for
+    /// [`beat`](Self::beat).
+    async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
+        let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
+        let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
+        let beat = Beat {
+            node: recordings.node,
+            lease: plan.lease,
+            recordings: locals.iter().map(|local| local.announced.clone()).collect(),
+            watching: plan.watching.difference(&self.watching).cloned().collect(),
+            number: recordings.next_beat.fetch_add(1, Relaxed),
+            is_first: true,
+            is_last: true,
+            is_addition: true,
+        };
+        // A recording that has ended is not announced.
+        if !beat.recordings.is_empty() || !beat.watching.is_empty() {
+            append(backend, beat, plan.lease).await?;
+        }
+        locals.iter().for_each(|local| local.note_announced());
+        (self.watching, self.has_content) = (plan.watching, true);
+        recordings.note_progress();
         Some(())
     }
 
@@ -233,22 +276,38 @@ impl Keeper {
     }
 }
 
+/// Appends the records of a beat. Returns `None` if the backend does not confirm each of them
+/// within a third of `lease`, or within half a second if that is longer.
+async fn append(backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
+    for part in beat.into_parts() {
+        let record = Message::Beat(part).record();
+        timeout((lease / BEATS).max(MIN_TIME), backend.append_record(record)).await.ok()?.ok()?;
+    }
+    Some(())
+}
+
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
 /// Returns `false` if this fails or takes longer than `time`.
 ///
 /// If the last success was more than `longest_gap` before this call, this node has had an outage.
 /// The silence of other nodes is then measured from the end of this call, because they may have had
 /// the same outage.
-async fn probe(core: &Core, backend: &BackendClient, time: Duration, longest_gap: Duration) -> bool {
+async fn probe(
+    core: &Weak<Core>,
+    recordings: &Recordings,
+    backend: &BackendClient,
+    time: Duration,
+    longest_gap: Duration,
+) -> bool {
     let began = Instant::now();
     let deadline = began + time;
-    let through = match timeout_at(deadline, backend.newest()).await {
-        Ok(Some(through)) => caught_up(core, through, deadline).await.then_some(through),
+    let has_read = match timeout_at(deadline, backend.newest()).await {
+        Ok(Some(through)) => caught_up_unless_dropped(core, through, deadline).await,
         _ => None,
     };
-    let contact = &mut core.recordings.state().contact;
+    let contact = &mut recordings.state().contact;
     // After a pause of this process, the response may be old.
-    if through.is_none() || Instant::now() > deadline {
+    if has_read != Some(true) || Instant::now() > deadline {
         contact.last = None;
         return false;
     }
@@ -333,7 +392,7 @@ fn needed(core: &Core, node: u64, announced: &Announced, has_published_will: boo
     let will = &foreign.announced.will;
     let record = match foreign.has_will || will.is_empty() {
         true => (RecordKind::Finish, Bytes::new()),
-        false => (RecordKind::Event, will.clone()),
+        false => (foreign.announced.kind(), will.clone()),
     };
     foreign.is_claimed.then_some(record)
 }

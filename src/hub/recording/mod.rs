@@ -61,6 +61,7 @@ const LEASE: Duration = Duration::from_secs(10);
 pub struct Recorder {
     core: Arc<Core>,
     topic: Arc<str>,
+    latest_only: bool,
     items: Items,
     settings: Settings,
 }
@@ -99,7 +100,7 @@ pub struct Recording {
 }
 
 impl Recorder {
-    pub(super) fn new<S>(core: Arc<Core>, topic: Arc<str>, stream: S) -> Self
+    pub(super) fn new<S>(core: Arc<Core>, topic: Arc<str>, latest_only: bool, stream: S) -> Self
     where
         S: Stream + Send + 'static,
         S::Item: SseItem,
@@ -113,7 +114,7 @@ impl Recorder {
             on_error: None,
             on_stop: None,
         };
-        Self { core, topic, items: Items::new(stream), settings }
+        Self { core, topic, latest_only, items: Items::new(stream), settings }
     }
 
     /// Ends the recording when its topic has had no subscribers on any node for this time. By
@@ -191,7 +192,7 @@ impl Recorder {
     ///
     /// Panics outside of a tokio runtime.
     pub fn start(self) -> Recording {
-        let Self { core, topic, mut items, mut settings } = self;
+        let Self { core, topic, latest_only, mut items, mut settings } = self;
         let will = settings.will.clone().map(|will| will.without_id().complete().encode()).unwrap_or_default();
         // Another node publishes the will as it is.
         let name = settings.will.as_ref().and_then(Event::name);
@@ -201,8 +202,8 @@ impl Recorder {
             settings.will = None;
             items = Items::new(tokio_stream::once(Result::<Event, _>::Err(error)));
         }
-        let announced =
-            Announced { topic, id: random::bits(), will, needs_subscribers: settings.abandon_after.is_some() };
+        let needs_subscribers = settings.abandon_after.is_some();
+        let announced = Announced { topic, id: random::bits(), will, needs_subscribers, latest_only };
         let runtime = Handle::current();
         let local = Arc::new(Local::new(announced, settings.lease));
         let (sender, outcome) = watch::channel(None);

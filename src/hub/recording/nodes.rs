@@ -226,6 +226,7 @@ impl Recordings {
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
         self.progressed.notify_waiters();
+        self.changed.notify_one();
     }
 
     /// Notes that the topic of this recording of node `node` is finished. Later announcements of
@@ -280,9 +281,9 @@ impl Recordings {
         self.state().contact.last = None;
     }
 
-    /// Returns `true` if a recording or a member exists and the keeper, the task that announces recordings,
-    /// does not run. The caller must then start the keeper. If the start fails, it calls
-    /// [`release_keeper`](Self::release_keeper).
+    /// Returns `true` if a recording or a member exists and the keeper, the task that announces
+    /// recordings, does not run. The caller must then start the keeper. If the start fails, it
+    /// calls [`release_keeper`](Self::release_keeper).
     pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
@@ -350,8 +351,9 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Returns `true` if the keeper must end, because no recording, no member and no other node is left. In
-    /// this case, also records that the keeper no longer runs, so that it can be started again.
+    /// Returns `true` if the keeper must end, because no recording, no member and no other node is
+    /// left. In this case, also records that the keeper no longer runs, so that it can be started
+    /// again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
@@ -423,6 +425,10 @@ impl Peer {
         self.number = part.number;
         self.lease = part.lease;
         self.seen_at = Instant::now();
+        if part.is_addition {
+            self.add(part, settled);
+            return;
+        }
         let is_last = part.is_last;
         if part.is_first {
             self.incoming = Some(part);
@@ -435,20 +441,32 @@ impl Peer {
         }
     }
 
+    /// Applies a beat with all recordings of the node.
     fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
-        self.watching = beat.watching;
+        self.watching.clear();
         let mut known = std::mem::take(&mut self.recordings);
-        for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
-            let topic = announced.topic.clone();
-            let same = known.remove(&topic).filter(|known| known.announced.id == announced.id);
-            let is_claimed = same.as_ref().is_some_and(|same| same.is_claimed);
-            let has_will = same.is_some_and(|same| same.has_will);
-            self.recordings.insert(topic, Foreign { announced, has_will, is_claimed, is_orphan: false });
+        for announced in beat.recordings.iter().filter(|announced| !settled.contains(&announced.id)) {
+            if let Some(same) = known.remove(&announced.topic).filter(|known| known.announced.id == announced.id) {
+                self.recordings.insert(announced.topic.clone(), same);
+            }
         }
+        self.add(beat, settled);
         // A node finishes the topic of a recording before it stops announcing it, unless its hub
         // was shut down.
         for (topic, orphan) in known {
             self.recordings.entry(topic).or_insert(Foreign { is_orphan: true, ..orphan });
+        }
+    }
+
+    /// Adds the recordings of a beat to the known ones, and the topics that it watches.
+    fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
+        self.watching.extend(beat.watching);
+        for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
+            let topic = announced.topic.clone();
+            let same = self.recordings.remove(&topic).filter(|known| known.announced.id == announced.id);
+            let is_claimed = same.as_ref().is_some_and(|same| same.is_claimed);
+            let has_will = same.is_some_and(|same| same.has_will);
+            self.recordings.insert(topic, Foreign { announced, has_will, is_claimed, is_orphan: false });
         }
     }
 
@@ -606,7 +624,7 @@ impl LocalState {
     /// event that another node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
-        self.has_will |= kind == RecordKind::Event && event == will;
+        self.has_will |= matches!(kind, RecordKind::Event | RecordKind::State) && event == will;
     }
 
     fn complete_append(&mut self, position: Position, will: &Bytes) {

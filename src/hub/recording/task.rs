@@ -255,13 +255,14 @@ async fn publish(core: &Arc<Core>, local: &Local, events: Vec<Event>) -> Result<
     }
     let topic = &local.announced.topic;
     if core.backend.is_none() {
-        return match core.publish(topic, false, events).await {
+        return match core.publish(topic, local.announced.latest_only, events).await {
             Ok(_) => Ok(()),
             Err(error) if error.is_finished() || core.is_shut_down() => Err(Failure::Ended),
             Err(error) => Err(refused(error)),
         };
     }
-    let record = |event: Event| Record { topic: topic.clone(), kind: RecordKind::Event, event: event.encode() };
+    let kind = local.announced.kind();
+    let record = |event: Event| Record { topic: topic.clone(), kind, event: event.encode() };
     append::append(core, local, events.into_iter().map(record).collect()).await
 }
 

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     env,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -101,9 +101,16 @@ fn build(name: &str) -> PathBuf {
             command.env_remove(name);
         }
     }
+    // An example is a file of the library's package, or a package of its own.
+    let package = format!("example-{name}");
+    let is_package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name).is_dir();
+    let target = if is_package { &package } else { name };
+    let targets = if is_package { vec!["--bin", target, "--example", "quickstart"] } else { vec!["--example", target] };
     let build = command
-        // With the features of the whole suite, so that cargo builds the library once.
-        .args(["build", "--package=tower-sse", "--all-features", "--example", name])
+        // With the packages and features of the whole suite, so that cargo builds each library once. The
+        // dependencies of tests are among them if cargo builds an example or a test.
+        .args(["build", "--workspace", "--all-features"])
+        .args(targets)
         .arg("--message-format=json-render-diagnostics")
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .output()
@@ -111,6 +118,6 @@ fn build(name: &str) -> PathBuf {
     assert!(build.status.success(), "{name} does not build:\n{}", String::from_utf8_lossy(&build.stderr));
     let messages = String::from_utf8(build.stdout).expect("cargo writes UTF-8");
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut artifacts = messages.filter(|message| message["target"]["name"] == name);
+    let mut artifacts = messages.filter(|message| message["target"]["name"] == target);
     artifacts.find_map(|message| Some(message["executable"].as_str()?.into())).expect("cargo prints the executable")
 }

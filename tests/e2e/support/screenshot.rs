@@ -13,18 +13,20 @@ const SCREENSHOT_WIDTH: u32 = 960;
 const SCREENSHOT_HEIGHT: u32 = 640;
 
 impl Browser {
-    /// Shrinks the window, and writes a screenshot to `NAME.png` in the folder `screenshots` of
-    /// cargo's target folder.
+    /// Shrinks the window, checks the accessibility of the page, and writes a screenshot to
+    /// `NAME.png` in the folder `screenshots` of cargo's target folder.
     ///
     /// # Panics
     ///
-    /// If the screenshot has another size, or the page does not fit into it.
+    /// If the page is not [accessible](Self::assert_accessible), the screenshot has another size, or
+    /// the page does not fit into it.
     pub async fn screenshot(&self, name: &str) {
         // A window is larger than its viewport. The difference depends on the browser.
         let [width, height] = self.pixels(["outerWidth - innerWidth", "outerHeight - innerHeight"]).await;
         let resized = self.client().set_window_size(SCREENSHOT_WIDTH + width, SCREENSHOT_HEIGHT + height).await;
         resized.expect("the window can be resized");
         self.eval("document.documentElement.style.scrollbarWidth = 'none'").await;
+        self.assert_accessible().await;
 
         let (file, image) = self.save_screenshot("", name).await;
         assert_eq!(size(&image), Some((SCREENSHOT_WIDTH, SCREENSHOT_HEIGHT)), "{}", file.display());

@@ -97,6 +97,7 @@ async fn htmx_appends_html_and_resumes_once() {
     relay.mend();
     has("🦀").await;
     assert_eq!(text().await, ANSWER);
+    browser.assert_accessible().await;
     stays(Duration::from_secs(2), "the requests after the end", async || relay.heads().len()).await;
     let requests: Vec<_> = relay.heads().into_iter().filter(|head| head.target() == "/words").collect();
     assert_eq!(requests.len(), 2, "it reconnects after the cut, and not after the end: {requests:?}");

@@ -243,69 +243,102 @@ pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'sta
 mod tests {
     use super::*;
     use crate::Event;
-    use proptest::prelude::*;
+    use arbtest::{
+        arbitrary::{self, Unstructured},
+        arbtest,
+    };
 
-    proptest! {
-        #[test]
-        fn any_topic_is_a_subject_of_one_valid_token_and_is_read_back(name in ".{0,150}") {
+    /// Generates a text of at most this number of characters, many of them ASCII.
+    fn text(u: &mut Unstructured<'_>, chars: usize) -> arbitrary::Result<String> {
+        let mut text = String::new();
+        for _ in 0..u.int_in_range(0..=chars)? {
+            text.push(if u.arbitrary()? { char::from(u.int_in_range(0..=127_u8)?) } else { u.arbitrary()? });
+        }
+        Ok(text)
+    }
+
+    #[test]
+    fn any_topic_is_a_subject_of_one_valid_token_and_is_read_back() {
+        arbtest(|u| {
+            let name = text(u, 150)?;
             let subject = subject("shop", &name).expect("it is not too long");
             let token = subject.strip_prefix("shop.").expect("it begins with the stream");
-            prop_assert!(!token.is_empty());
-            prop_assert!(token.bytes().all(|b| b.is_ascii_graphic() && !b".*>".contains(&b)), "{token}");
-            prop_assert_eq!(&*topic("shop", &subject).expect("it is one"), &name);
-        }
+            assert!(!token.is_empty());
+            assert!(token.bytes().all(|b| b.is_ascii_graphic() && !b".*>".contains(&b)), "{token}");
+            assert_eq!(&*topic("shop", &subject).expect("it is one"), &name);
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn two_topics_are_never_one_subject(one in ".{0,6}", other in ".{0,6}") {
-            prop_assert_eq!(one == other, subject("s", &one) == subject("s", &other));
-        }
+    #[test]
+    fn two_topics_are_never_one_subject() {
+        arbtest(|u| {
+            let (one, other) = (text(u, 6)?, text(u, 6)?);
+            assert_eq!(one == other, subject("s", &one) == subject("s", &other));
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn whatever_the_subject_is_it_is_a_topic_or_none(text in "(shop\\.)?[=0-9A-Fa-z.]{0,12}=?") {
+    #[test]
+    fn whatever_the_subject_is_it_is_a_topic_or_none() {
+        arbtest(|u| {
+            let mut text = String::from(*u.choose(&["", "shop."])?);
+            for _ in 0..u.int_in_range(0..=12)? {
+                text.push(char::from(*u.choose(b"==0123456789ABCDEFGabcxyz.")?));
+            }
+            text.push_str(u.choose(&["", "="])?);
             if let Some(name) = topic("shop", &text) {
                 // Several subjects can decode to the same topic, but `subject` returns only one of
                 // them.
-                prop_assert_eq!(topic("shop", &subject("shop", &name).unwrap()).unwrap(), name);
+                assert_eq!(topic("shop", &subject("shop", &name).unwrap()).unwrap(), name);
             }
-        }
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn what_is_joined_is_split_into_the_same_events(
-            fields in prop::collection::vec((any::<Option<String>>(), any::<Option<String>>()), 1..40)
-        ) {
-            let records: Vec<_> = fields
-                .into_iter()
-                .map(|(data, comment)| {
-                    let event = data.map_or_else(Event::default, Event::new);
-                    let event = comment.map_or(event.clone(), |comment| event.comment(comment));
-                    Record { topic: "t".into(), kind: RecordKind::Event, event: event.encode() }
-                })
-                .collect();
+    #[test]
+    fn what_is_joined_is_split_into_the_same_events() {
+        arbtest(|u| {
+            let mut records = Vec::new();
+            for _ in 0..u.int_in_range(1..=39)? {
+                let event = if u.arbitrary()? { Event::new(text(u, 20)?) } else { Event::default() };
+                let event = if u.arbitrary()? { event.comment(text(u, 20)?) } else { event };
+                records.push(Record { topic: "t".into(), kind: RecordKind::Event, event: event.encode() });
+            }
             let events: Vec<_> = records.iter().map(|record| record.event.clone()).collect();
-            prop_assert_eq!(split(&join(&records)), events);
-        }
+            assert_eq!(split(&join(&records)), events);
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn splitting_a_payload_loses_no_byte(payload in prop::collection::vec(prop::sample::select(b"a\n\r: ".to_vec()), 0..40)) {
-            let payload = Bytes::from(payload);
-            prop_assert_eq!(split(&payload).concat(), payload);
-        }
+    #[test]
+    fn splitting_a_payload_loses_no_byte() {
+        arbtest(|u| {
+            let length = u.int_in_range(0..=39)?;
+            let payload = (0..length).map(|_| u.choose(b"a\n\r: ").copied()).collect::<Result<Bytes, _>>()?;
+            assert_eq!(split(&payload).concat(), payload);
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn positions_rise_and_identify_their_message(sequence in 1..1_u64 << 40, count in 1..40_u64) {
+    #[test]
+    fn positions_rise_and_identify_their_message() {
+        arbtest(|u| {
+            let (sequence, count) = (u.int_in_range(1..=(1_u64 << 40) - 1)?, u.int_in_range(1..=39_u64)?);
             let page = read(sequence, count as usize, Position::START);
-            prop_assert_eq!(page.records.len() as u64, count);
-            prop_assert_eq!(page.through, position(sequence));
-            prop_assert_eq!(page.records.last().expect("one").0, page.through);
+            assert_eq!(page.records.len() as u64, count);
+            assert_eq!(page.through, position(sequence));
+            assert_eq!(page.records.last().expect("one").0, page.through);
             for (n, (at, _)) in page.records.iter().enumerate() {
-                prop_assert!(*at > position(sequence - 1));
+                assert!(*at > position(sequence - 1));
                 // A read after an event that is not the last of its message returns the rest of the
                 // message, without duplicates.
                 let rest = read(sequence, count as usize, *at);
-                prop_assert_eq!(&rest.records[..], &page.records[n + 1..]);
-                prop_assert_eq!(sequence_after(*at), sequence + u64::from(n as u64 + 1 == count));
+                assert_eq!(&rest.records[..], &page.records[n + 1..]);
+                assert_eq!(sequence_after(*at), sequence + u64::from(n as u64 + 1 == count));
             }
-        }
+            Ok(())
+        });
     }
 
     fn message(sequence: u64, subject: &str, headers: Option<HeaderMap>, payload: Bytes) -> Stored {

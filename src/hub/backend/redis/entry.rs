@@ -241,8 +241,11 @@ fn has_gone_back(after: Position, next: &Entry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arbtest::{
+        arbitrary::{self, Unstructured},
+        arbtest,
+    };
     use entry_id::{SEQUENCE_BITS, id, position};
-    use proptest::{collection::vec, prelude::*};
 
     fn at(ms: u64, sequence: u64) -> Position {
         Position::new(ms << SEQUENCE_BITS | sequence)
@@ -263,21 +266,20 @@ mod tests {
 
     /// Generates the positions of the entries of a stream. The flag is `true` if a hub, and not
     /// other software, has written the entry.
-    fn stream() -> impl Strategy<Value = Vec<(Position, bool)>> {
-        vec((1..5_u64, prop_oneof![Just(0), 1..3 * OVERFLOW_SEQUENCE], any::<bool>()), 1..50).prop_map(|steps| {
-            let mut at = 1_000_000_u64 << SEQUENCE_BITS;
-            let mut stream = Vec::new();
-            for (ms, sequence, is_ours) in steps {
-                at = if sequence == 0 {
-                    at + 1
-                } else {
-                    ((at >> SEQUENCE_BITS) + ms) << SEQUENCE_BITS | (sequence % OVERFLOW_SEQUENCE)
-                };
-                at += u64::from(at & OVERFLOW_SEQUENCE == OVERFLOW_SEQUENCE);
-                stream.push((Position::new(at), is_ours));
-            }
-            stream
-        })
+    fn stream(u: &mut Unstructured<'_>) -> arbitrary::Result<Vec<(Position, bool)>> {
+        let mut at = 1_000_000_u64 << SEQUENCE_BITS;
+        let mut stream = Vec::new();
+        for _ in 0..u.int_in_range(1..=49)? {
+            at = if u.arbitrary()? {
+                at + 1
+            } else {
+                let ms = u.int_in_range(1..=4)?;
+                ((at >> SEQUENCE_BITS) + ms) << SEQUENCE_BITS | u.int_in_range(0..=OVERFLOW_SEQUENCE - 1)?
+            };
+            at += u64::from(at & OVERFLOW_SEQUENCE == OVERFLOW_SEQUENCE);
+            stream.push((Position::new(at), u.arbitrary()?));
+        }
+        Ok(stream)
     }
 
     /// Returns a position before the first entry of the stream.
@@ -302,43 +304,50 @@ mod tests {
         values
     }
 
-    proptest! {
-        #[test]
-        fn stream_is_read_from_every_position_without_loss(stream in stream(), pages in 1..10_usize) {
+    #[test]
+    fn stream_is_read_from_every_position_without_loss() {
+        arbtest(|u| {
+            let (stream, pages) = (stream(u)?, u.int_in_range(1..=9)?);
             for begin in 0..stream.len() {
                 let mut after = stream[begin].0;
                 let mut read = Vec::new();
                 for page in values(&stream)[begin + 1..].chunks(pages) {
                     let batch = decode(page.to_vec(), after, all).unwrap();
-                    prop_assert_eq!(batch.evicted_through, None);
-                    prop_assert_eq!(batch.entries, page.len());
+                    assert_eq!(batch.evicted_through, None);
+                    assert_eq!(batch.entries, page.len());
                     after = batch.through;
                     read.extend(batch.records.into_iter().map(|(position, _)| position));
                 }
                 let expected: Vec<_> =
                     stream[begin + 1..].iter().filter(|(_, is_ours)| *is_ours).map(|(position, _)| *position).collect();
-                prop_assert_eq!(read, expected);
-                prop_assert_eq!(after, stream[stream.len() - 1].0);
+                assert_eq!(read, expected);
+                assert_eq!(after, stream[stream.len() - 1].0);
             }
-        }
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn deleted_entries_are_reported_by_the_next_entry(
-            stream in stream(), from in any::<prop::sample::Index>(), count in 1..5_usize
-        ) {
-            let from = from.index(stream.len());
-            let until = (from + count).min(stream.len() - 1);
-            prop_assume!(from > 0 && until > from && stream[until].1);
+    #[test]
+    fn deleted_entries_are_reported_by_the_next_entry() {
+        arbtest(|u| {
+            let mut stream = stream(u)?;
+            if stream.len() < 3 {
+                return Ok(());
+            }
+            let from = u.int_in_range(1..=stream.len() - 2)?;
+            let until = (from + u.int_in_range(1..=4)?).min(stream.len() - 1);
+            stream[until].1 = true;
             let mut values = values(&stream);
             values.drain(from..until);
             // Read the entries before the gap, then the entries after the gap.
             let first = decode(values[..from].to_vec(), before(&stream), all).unwrap();
-            prop_assert_eq!(first.through, stream[from - 1].0);
+            assert_eq!(first.through, stream[from - 1].0);
             let whole = decode(values.clone(), before(&stream), all).unwrap();
-            prop_assert_eq!(whole.through, stream[from - 1].0, "it ends where something is missing");
+            assert_eq!(whole.through, stream[from - 1].0, "it ends where something is missing");
             let rest = decode(values[from..].to_vec(), first.through, all).unwrap();
-            prop_assert_eq!(rest.evicted_through, Some(stream[until - 1].0));
-        }
+            assert_eq!(rest.evicted_through, Some(stream[until - 1].0));
+            Ok(())
+        });
     }
 
     #[test]

@@ -71,45 +71,59 @@ fn number(digits: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::{collection::vec, prelude::*};
+    use arbtest::{
+        arbitrary::{self, Unstructured},
+        arbtest,
+    };
 
     fn at(ms: u64, sequence: u64) -> Position {
         Position::new(ms << SEQUENCE_BITS | sequence)
     }
 
-    /// Generates positions that a hub can issue.
-    fn issued() -> impl Strategy<Value = Position> {
-        (0..u64::MAX >> SEQUENCE_BITS, 0..OVERFLOW_SEQUENCE).prop_map(|(ms, sequence)| at(ms, sequence))
+    /// Generates a position that a hub can issue.
+    fn issued(u: &mut Unstructured<'_>) -> arbitrary::Result<Position> {
+        Ok(at(u.int_in_range(0..=(u64::MAX >> SEQUENCE_BITS) - 1)?, u.int_in_range(0..=OVERFLOW_SEQUENCE - 1)?))
     }
 
-    proptest! {
-        #[test]
-        fn ids_and_positions_have_one_order(one in issued(), other in issued()) {
-            prop_assert_eq!(position(id(one).as_bytes()), Some(one));
+    #[test]
+    fn ids_and_positions_have_one_order() {
+        arbtest(|u| {
+            let (one, other) = (issued(u)?, issued(u)?);
+            assert_eq!(position(id(one).as_bytes()), Some(one));
             let parts = |position| {
                 let id = id(position);
                 let (ms, sequence) = id.split_once('-').unwrap();
                 (ms.parse::<u64>().unwrap(), sequence.parse::<u64>().unwrap())
             };
-            prop_assert_eq!(one.cmp(&other), parts(one).cmp(&parts(other)));
-        }
+            assert_eq!(one.cmp(&other), parts(one).cmp(&parts(other)));
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn foreign_ids_keep_their_order_and_are_passed(ms in any::<u64>(), sequence in any::<u64>()) {
+    #[test]
+    fn foreign_ids_keep_their_order_and_are_passed() {
+        arbtest(|u| {
+            // Without the shift, nearly all numbers would be too late for a position.
+            let ms = u.arbitrary::<u64>()? >> u.int_in_range(0..=SEQUENCE_BITS)?;
+            let sequence = u.arbitrary::<u64>()? >> u.int_in_range(0..=63)?;
             let at = position(format!("{ms}-{sequence}").as_bytes()).unwrap();
             if ms >> (64 - SEQUENCE_BITS) > 0 {
-                prop_assert_eq!(at, TOO_LATE);
+                assert_eq!(at, TOO_LATE);
                 return Ok(());
             }
             let through = id(at);
             let (through_ms, through_sequence) = through.split_once('-').unwrap();
-            prop_assert!(through_ms.parse::<u64>().unwrap() >= ms);
-            prop_assert!(through_sequence.parse::<u64>().unwrap() >= sequence, "a reader that continues there does not get it again");
-        }
+            let through = (through_ms.parse::<u64>().unwrap(), through_sequence.parse::<u64>().unwrap());
+            assert!(through >= (ms, sequence), "a reader that continues there does not get it again");
+            Ok(())
+        });
+    }
 
-        #[test]
-        fn arbitrary_ids_do_not_panic(bytes in vec(any::<u8>(), 0..50)) {
-            let _any_result = position(&bytes);
-        }
+    #[test]
+    fn arbitrary_ids_do_not_panic() {
+        arbtest(|u| {
+            let _any_result = position(u.arbitrary()?);
+            Ok(())
+        });
     }
 }

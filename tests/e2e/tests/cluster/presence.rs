@@ -29,7 +29,7 @@ const BOUND: Duration = Duration::from_secs(3);
 /// The time that a busy machine may need in addition.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// Returns the number of rounds. `ROUNDS=100` is the target of the issue.
+/// Returns the number of rounds of random kills. The variable `ROUNDS` sets it. Default: 8.
 fn rounds() -> usize {
     env::var("ROUNDS").map_or(8, |rounds| rounds.parse().expect("ROUNDS is a number"))
 }

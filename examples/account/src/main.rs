@@ -2,8 +2,8 @@
 //! sessions.
 //!
 //! ```console
-//! $ cargo run --features serve --example account                       # http://127.0.0.1:3000
-//! $ cargo run --features serve --example account 127.0.0.1:0 20        # any free port; sessions end after 20 seconds
+//! $ cargo run -p example-account                       # http://127.0.0.1:3000
+//! $ cargo run -p example-account 127.0.0.1:0 20        # any free port; sessions end after 20 seconds
 //! ```
 //!
 //! Log in as two users in two browsers, and send notifications. Open a second tab, and log out in
@@ -83,10 +83,10 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .route("/read", post(mark_read))
         .layer(cors)
         .with_state(accounts);
-    let page = include_str!("account.html").replace("{api}", &api_url);
+    let page = include_str!("../account.html").replace("{api}", &api_url);
     let page = Router::new()
         .route("/", get(async || Html(page)))
-        .route("/reconnect.js", get(([(header::CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))));
+        .route("/reconnect.js", get(([(header::CONTENT_TYPE, "text/javascript")], include_str!("../../reconnect.js"))));
     tokio::try_join!(tower_sse::serve(api, app).into_future(), tower_sse::serve(pages, page).into_future())?;
     Ok(())
 }

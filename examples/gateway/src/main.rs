@@ -2,8 +2,8 @@
 //! limits and a graceful shutdown.
 //!
 //! ```console
-//! $ cargo run --features serve --example gateway                                        # http://127.0.0.1:3000, with its own upstream
-//! $ cargo run --features serve --example gateway 127.0.0.1:0 http://127.0.0.1:8080      # any free port, and this upstream
+//! $ cargo run -p example-gateway                                        # http://127.0.0.1:3000, with its own upstream
+//! $ cargo run -p example-gateway 127.0.0.1:0 http://127.0.0.1:8080      # any free port, and this upstream
 //! ```
 //!
 //! The page reads the same stream directly and through the gateway. Other responses pass unchanged.
@@ -133,7 +133,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 async fn plain_server() -> Result<Url, BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = Url::parse(&format!("http://{}", listener.local_addr()?))?;
-    let page = include_str!("gateway.html").replace("{upstream}", url.as_str());
+    let page = include_str!("../gateway.html").replace("{upstream}", url.as_str());
     let events = async || {
         let events = tokio_stream::iter(1_u64..).then(async |count| {
             sleep(Duration::from_secs(if count % 4 == 0 { 10 } else { 1 })).await;

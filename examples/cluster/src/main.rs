@@ -2,9 +2,9 @@
 //! arrives on all nodes, and a client can resume on any node.
 //!
 //! ```console
-//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --redis redis://127.0.0.1:6379
-//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --nats nats://127.0.0.1:4222
-//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --postgres postgres://me:secret@127.0.0.1/shop
+//! $ cargo run -p example-cluster -- --redis redis://127.0.0.1:6379
+//! $ cargo run -p example-cluster -- --nats nats://127.0.0.1:4222
+//! $ cargo run -p example-cluster -- --postgres postgres://me:secret@127.0.0.1/shop
 //! ```
 //!
 //! This starts two nodes, at 127.0.0.1:3000 and 127.0.0.1:3001. Each node has its own hub, as two
@@ -32,8 +32,8 @@
 //! processes, for the page:
 //!
 //! ```console
-//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
-//! $ cargo run --example cluster --features redis,nats,postgres,serve -- --redis redis://127.0.0.1 127.0.0.1:3001 --others 127.0.0.1:3000
+//! $ cargo run -p example-cluster -- --redis redis://127.0.0.1 127.0.0.1:3000 --others 127.0.0.1:3001
+//! $ cargo run -p example-cluster -- --redis redis://127.0.0.1 127.0.0.1:3001 --others 127.0.0.1:3000
 //! ```
 
 use axum::{
@@ -144,7 +144,7 @@ async fn serve(mut listener: TcpListener, hub: Hub, nodes: Arc<[SocketAddr]>) ->
             .heartbeat(Heartbeat::every(Duration::from_secs(5)))
             .shutdown(stop.clone());
         let app = Router::new()
-            .route("/", get(Html(include_str!("cluster.html"))))
+            .route("/", get(Html(include_str!("../cluster.html"))))
             .route("/nodes", get(async |State(node): State<Node>| Json(node.nodes.to_vec())))
             .route("/events", get(events))
             .route("/publish", post(publish))

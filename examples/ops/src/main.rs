@@ -1,8 +1,8 @@
 //! A live feed with production settings: limits, metrics, logs and a graceful shutdown.
 //!
 //! ```console
-//! $ cargo run --example ops --all-features                        # http://127.0.0.1:3000
-//! $ cargo run --example ops --all-features 127.0.0.1:0            # any free port
+//! $ cargo run -p example-ops                        # http://127.0.0.1:3000
+//! $ cargo run -p example-ops 127.0.0.1:0            # any free port
 //! ```
 //!
 //! Open the page in several windows, stop the server with Ctrl-C or SIGTERM, and start it again.
@@ -79,8 +79,8 @@ async fn run(address: &str) -> Result<(), BoxError> {
         .when_full(Overload::RetryLater)
         .on_close(log_stream);
     let app = Router::new()
-        .route("/", get(Html(include_str!("ops.html"))))
-        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
+        .route("/", get(Html(include_str!("../ops.html"))))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("../../reconnect.js"))))
         .route("/feed", get(events).with_state(feed.clone()))
         .route("/metrics", get(|State(metrics): State<PrometheusHandle>| async move { metrics.render() }))
         .with_state(metrics.clone())

@@ -2,9 +2,9 @@
 //! services.
 //!
 //! ```console
-//! $ cargo run --features serve --example tonic                                     # http://127.0.0.1:3000
-//! $ cargo run --features serve --example tonic 127.0.0.1:0                         # any free port
-//! $ cargo run --features serve --example tonic 127.0.0.1:3000 watch payments       # a gRPC client of that server
+//! $ cargo run -p example-tonic                                     # http://127.0.0.1:3000
+//! $ cargo run -p example-tonic 127.0.0.1:0                         # any free port
+//! $ cargo run -p example-tonic 127.0.0.1:3000 watch payments       # a gRPC client of that server
 //! ```
 //!
 //! Start the gRPC client, open the page, and press its buttons: both show the same changes.
@@ -58,15 +58,15 @@ async fn serve(address: &str) -> Result<(), BoxError> {
     })?;
     let address = listener.local_addr()?;
     println!("Open http://{address} in a browser, and watch a service through gRPC:");
-    println!("  cargo run --features serve --example tonic {address} watch {}", SERVICES[0]);
+    println!("  cargo run -p example-tonic {address} watch {}", SERVICES[0]);
 
     let health = HealthReporter::new();
     for service in SERVICES {
         health.set_service_status(service, ServingStatus::Serving).await;
     }
     let pages = Router::new()
-        .route("/", get(Html(include_str!("tonic.html"))))
-        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("reconnect.js"))))
+        .route("/", get(Html(include_str!("../tonic.html"))))
+        .route("/reconnect.js", get(([(CONTENT_TYPE, "text/javascript")], include_str!("../../reconnect.js"))))
         .route("/events", get(events))
         .route("/services/{name}", put(set))
         .with_state(health.clone());

@@ -1,0 +1,235 @@
+//! The format in which a stream contains the data of events.
+
+use crate::Event;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::HeaderValue;
+use serde_core::de::IgnoredAny;
+
+/// The format in which a stream contains the data of the events of a topic, and the content type of
+/// the stream.
+///
+/// A stream contains only the data of events, and neither their names nor their ids. An event
+/// without data, such as [`Event::checkpoint`], adds nothing to the stream.
+///
+/// | format | content type | the stream contains |
+/// |---|---|---|
+/// | [`json`](Self::json) | `application/json` | one JSON value for each event; the protocol keeps their boundaries |
+/// | [`text`](Self::text) | `text/plain; charset=utf-8` | the data of all events without separators, such as the tokens of an answer |
+/// | [`lines`](Self::lines) | `application/x-ndjson` | the data of each event, followed by a line feed |
+/// | [`base64`](Self::base64) | `application/octet-stream` | the bytes that the data of each event encodes |
+///
+/// # Examples
+///
+/// ```
+/// use http::HeaderValue;
+/// use tower_sse::hub::durable_streams::Content;
+///
+/// let images = Content::base64().content_type(HeaderValue::from_static("image/png"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Content {
+    encoding: Encoding,
+    content_type: HeaderValue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Json,
+    Text,
+    Lines,
+    Base64,
+}
+
+/// The error if the data of an event is not in the format of its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NotBase64;
+
+impl Content {
+    fn new(encoding: Encoding, content_type: &'static str) -> Self {
+        Self { encoding, content_type: HeaderValue::from_static(content_type) }
+    }
+
+    /// A stream of JSON values, one for each event. Responses are JSON arrays of these values.
+    ///
+    /// Data that is not JSON, such as `[DONE]`, becomes a JSON string with the same text.
+    pub fn json() -> Self {
+        Self::new(Encoding::Json, "application/json")
+    }
+
+    /// A text that consists of the data of all events, without separators.
+    pub fn text() -> Self {
+        Self::new(Encoding::Text, "text/plain; charset=utf-8")
+    }
+
+    /// A text with the data of each event and a line feed after it, for example NDJSON.
+    pub fn lines() -> Self {
+        Self::new(Encoding::Lines, "application/x-ndjson")
+    }
+
+    /// A stream of bytes. The data of each event is standard base64 with padding (RFC 4648, §4).
+    /// White space at the ends of the data is ignored.
+    ///
+    /// If the data of an event is not base64, reading the stream fails with 500 at this event, and
+    /// later events cannot be read. No event is skipped silently.
+    pub fn base64() -> Self {
+        Self::new(Encoding::Base64, "application/octet-stream")
+    }
+
+    /// Sets the content type of the stream.
+    ///
+    /// In the mode `live=sse`, the protocol sends streams of the types `text/*` and
+    /// `application/json` as text, and all other streams as base64.
+    pub fn content_type(mut self, content_type: HeaderValue) -> Self {
+        self.content_type = content_type;
+        self
+    }
+
+    pub(super) fn media_type(&self) -> &HeaderValue {
+        &self.content_type
+    }
+
+    /// Returns whether event streams contain this content as base64 (§5.8).
+    pub(super) fn is_base64_in_events(&self) -> bool {
+        let essence = self.content_type.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        let essence = essence.trim_ascii().to_ascii_lowercase();
+        !essence.starts_with(b"text/") && essence != b"application/json"
+    }
+
+    /// Returns the data of an event stream for a page of this content. Bytes that are not UTF-8 are
+    /// replaced if the content type is a text.
+    pub(super) fn data_of_event(&self, page: &[u8]) -> String {
+        match self.is_base64_in_events() {
+            true => STANDARD.encode(page),
+            false => String::from_utf8_lossy(page).into_owned(),
+        }
+    }
+}
+
+/// The default is [`json`](Self::json).
+impl Default for Content {
+    fn default() -> Self {
+        Self::json()
+    }
+}
+
+/// The body of one response.
+#[derive(Debug)]
+pub(super) struct Page {
+    encoding: Encoding,
+    bytes: Vec<u8>,
+    /// The number of events whose data the page contains.
+    pub(super) count: usize,
+}
+
+impl Page {
+    pub(super) fn new(content: &Content) -> Self {
+        Self { encoding: content.encoding, bytes: Vec::new(), count: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Adds the data of an event. Has no effect if the event has no data.
+    pub(super) fn push(&mut self, event: &Event) -> Result<(), NotBase64> {
+        let Some(data) = event.event_data() else { return Ok(()) };
+        match self.encoding {
+            Encoding::Json => {
+                self.bytes.push(if self.bytes.is_empty() { b'[' } else { b',' });
+                if serde_json::from_str::<IgnoredAny>(&data).is_ok() {
+                    self.bytes.extend_from_slice(data.trim_ascii().as_bytes());
+                } else {
+                    let text = serde_json::Value::String(data.into_owned());
+                    self.bytes.extend_from_slice(text.to_string().as_bytes());
+                }
+            }
+            Encoding::Text => self.bytes.extend_from_slice(data.as_bytes()),
+            Encoding::Lines => {
+                self.bytes.extend_from_slice(data.as_bytes());
+                self.bytes.push(b'\n');
+            }
+            Encoding::Base64 => {
+                let before = self.bytes.len();
+                if STANDARD.decode_vec(data.trim_ascii().as_bytes(), &mut self.bytes).is_err() {
+                    // An error leaves bytes behind.
+                    self.bytes.truncate(before);
+                    return Err(NotBase64);
+                }
+            }
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Returns the bytes of the page. A page of JSON is an array, also without an event.
+    pub(super) fn into_bytes(mut self) -> Bytes {
+        if self.encoding == Encoding::Json {
+            if self.bytes.is_empty() {
+                self.bytes.push(b'[');
+            }
+            self.bytes.push(b']');
+        }
+        self.bytes.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(content: &Content, data: &[&str]) -> Bytes {
+        let mut page = Page::new(content);
+        for data in data {
+            page.push(&Event::new(*data)).unwrap();
+        }
+        page.push(&Event::checkpoint(7)).unwrap();
+        assert_eq!(page.count, data.len());
+        page.into_bytes()
+    }
+
+    #[test]
+    fn pages_have_the_format_of_their_content() {
+        assert_eq!(page(&Content::json(), &[]), "[]");
+        assert_eq!(page(&Content::json(), &["{\"a\":1}", " [1, 2]\n", "7"]), "[{\"a\":1},[1, 2],7]");
+        assert_eq!(page(&Content::text(), &["Hello", " ", "you\n"]), "Hello you\n");
+        assert_eq!(page(&Content::lines(), &["1", "2"]), "1\n2\n");
+        assert_eq!(page(&Content::base64(), &["AP8=", "", "AQ==\n"]), &[0, 255, 1][..]);
+    }
+
+    #[test]
+    fn data_that_is_not_json_becomes_a_string() {
+        let page = page(&Content::json(), &["[DONE]", "a\n\"b\"", "", "1 2", "NaN"]);
+        let values: Vec<String> = serde_json::from_slice(&page).unwrap();
+        assert_eq!(values, ["[DONE]", "a\n\"b\"", "", "1 2", "NaN"]);
+    }
+
+    #[test]
+    fn deeply_nested_json_stays_json() {
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        assert_eq!(page(&Content::json(), &[&deep]), format!("[{deep}]"));
+    }
+
+    #[test]
+    fn data_that_is_not_base64_is_an_error_and_changes_nothing() {
+        let mut page = Page::new(&Content::base64());
+        page.push(&Event::new("AQ==")).unwrap();
+        assert_eq!(page.push(&Event::new("AQ")), Err(NotBase64));
+        assert_eq!(page.push(&Event::new("no base64!")), Err(NotBase64));
+        assert_eq!((page.count, page.into_bytes()), (1, Bytes::from_static(&[1])));
+    }
+
+    #[test]
+    fn only_texts_and_json_are_text_in_event_streams() {
+        let of = |content_type| Content::text().content_type(HeaderValue::from_static(content_type));
+        for text in ["text/plain", "TEXT/html; charset=utf-8", "application/json", "Application/JSON ; charset=utf-8"] {
+            assert!(!of(text).is_base64_in_events(), "{text}");
+        }
+        for binary in ["application/octet-stream", "application/x-ndjson", "application/json+x", "image/png", ""] {
+            assert!(of(binary).is_base64_in_events(), "{binary}");
+        }
+        assert_eq!(Content::base64().data_of_event(&[0, 255]), "AP8=");
+        assert_eq!(Content::text().data_of_event("é".as_bytes()), "é");
+    }
+}

@@ -1,0 +1,47 @@
+//! The cursor of the protocol, which keeps caches from repeating one response forever (§10.1).
+
+use crate::random;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The beginning of the first interval: October 9, 2024, 00:00 UTC, in seconds since 1970.
+const FIRST_INTERVAL: u64 = 1_728_432_000;
+
+/// The length of an interval in seconds.
+const INTERVAL: u64 = 20;
+
+/// The maximum number of intervals by which a cursor exceeds the cursor of the client: one hour.
+const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
+
+/// Returns the cursor of a response: the number of the current interval. It is greater than
+/// `requested`, the cursor that the client sent. A text that is no such number is ignored.
+pub(super) fn next(requested: Option<&str>) -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    after(since_1970.saturating_sub(FIRST_INTERVAL) / INTERVAL, requested)
+}
+
+fn after(current: u64, requested: Option<&str>) -> u64 {
+    let requested = requested.and_then(|cursor| cursor.parse::<u64>().ok());
+    let jitter = 1 + (random::fraction() * MAX_JITTER as f64) as u64;
+    match requested.filter(|requested| *requested >= current) {
+        Some(requested) => requested.checked_add(jitter).unwrap_or(current),
+        None => current,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursor_is_greater_than_that_of_the_client() {
+        for _ in 0..1_000 {
+            assert_eq!(after(1_000, None), 1_000);
+            assert_eq!(after(1_000, Some("999")), 1_000);
+            assert!((1_001..=1_180).contains(&after(1_000, Some("1000"))));
+            assert!((2_001..=2_180).contains(&after(1_000, Some("2000"))));
+        }
+        for text in ["", "x", "-1", "99999999999999999999", "18446744073709551615"] {
+            assert_eq!(after(1_000, Some(text)), 1_000, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Offsets: positions of the log as texts whose order is that of the positions.
+
+use super::super::{
+    backend::{IdFormat, Position},
+    id::Epoch,
+};
+
+/// The number of decimal digits of an offset, so that offsets can be compared as text. The greatest
+/// position has as many digits.
+const DIGITS: usize = 20;
+
+/// The reason why a text is not an offset of this log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InvalidOffset {
+    /// No hub issues this text as an offset.
+    Malformed,
+    /// The offset is from another log, such as the log in memory before a restart.
+    OtherEpoch,
+}
+
+/// Returns the offset after the event at `position`: `<epoch>_<20 digits>`, without the epoch if the
+/// ids of the log contain none.
+pub(super) fn format(epoch: Epoch, position: Position) -> String {
+    let number = position.get();
+    match prefix(&epoch) {
+        Some(prefix) => format!("{prefix}_{number:0DIGITS$}"),
+        None => format!("{number:0DIGITS$}"),
+    }
+}
+
+/// Returns the position in the log of this epoch that `offset` denotes.
+pub(super) fn parse(epoch: Epoch, offset: &str) -> Result<Position, InvalidOffset> {
+    let (letters, number) = match offset.split_once('_') {
+        Some((letters, number)) => (Some(letters), number),
+        None => (None, offset),
+    };
+    if letters.is_some_and(|letters| !Epoch::has_valid_letters(letters))
+        || number.len() != DIGITS
+        || !number.bytes().all(|digit| digit.is_ascii_digit())
+    {
+        return Err(InvalidOffset::Malformed);
+    }
+    let position = number.parse().map_err(|_| InvalidOffset::Malformed)?;
+    if letters == prefix(&epoch) { Ok(Position::new(position)) } else { Err(InvalidOffset::OtherEpoch) }
+}
+
+fn prefix(epoch: &Epoch) -> Option<&str> {
+    (epoch.ids != IdFormat::Times).then(|| epoch.letters())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn epoch(ids: IdFormat) -> Epoch {
+        Epoch::of(7, ids)
+    }
+
+    fn any_ids() -> impl Strategy<Value = IdFormat> {
+        prop_oneof![Just(IdFormat::Positions), Just(IdFormat::Messages), Just(IdFormat::Times)]
+    }
+
+    proptest! {
+        #[test]
+        fn offset_denotes_its_position(ids in any_ids(), position: u64) {
+            let (epoch, position) = (epoch(ids), Position::new(position));
+            prop_assert_eq!(parse(epoch, &format(epoch, position)), Ok(position));
+        }
+
+        #[test]
+        fn offsets_are_ordered_like_positions(ids in any_ids(), one: u64, other: u64) {
+            let epoch = epoch(ids);
+            let texts = format(epoch, Position::new(one)).cmp(&format(epoch, Position::new(other)));
+            prop_assert_eq!(texts, one.cmp(&other));
+        }
+
+        #[test]
+        fn no_text_panics_and_valid_offsets_are_canonical(ids in any_ids(), text in "[a-h0-9_-]{0,32}|\\PC*") {
+            if let Ok(position) = parse(epoch(ids), &text) {
+                prop_assert_eq!(format(epoch(ids), position), text);
+            }
+        }
+    }
+
+    #[test]
+    fn invalid_offset_has_a_reason() {
+        let positions = Epoch::of(0, IdFormat::Positions);
+        let times = Epoch::of(0, IdFormat::Times);
+        for (epoch, offset, reason) in [
+            (positions, "", InvalidOffset::Malformed),
+            (positions, "-1", InvalidOffset::Malformed),
+            (positions, "aaaaaaaa-7", InvalidOffset::Malformed),
+            (positions, "aaaaaaaa_7", InvalidOffset::Malformed),
+            (positions, "aaaaaaaa_+0000000000000000007", InvalidOffset::Malformed),
+            (positions, "aaaaaaaa_99999999999999999999", InvalidOffset::Malformed),
+            (positions, "AAAAAAAA_00000000000000000007", InvalidOffset::Malformed),
+            (positions, "aaaaaaa_00000000000000000007", InvalidOffset::Malformed),
+            (positions, "_00000000000000000007", InvalidOffset::Malformed),
+            (positions, "bbbbbbbb_00000000000000000007", InvalidOffset::OtherEpoch),
+            (positions, "00000000000000000007", InvalidOffset::OtherEpoch),
+            (times, "aaaaaaaa_00000000000000000007", InvalidOffset::OtherEpoch),
+        ] {
+            assert_eq!(parse(epoch, offset), Err(reason), "{offset:?}");
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Reads one topic for one request: the events after an offset, and what follows them.
+
+use super::{
+    super::{
+        backend::{IdFormat, Position},
+        core::Core,
+        error::{Error, ErrorKind, SubscriptionError},
+        id::Epoch,
+        item::{Topics, decode_first},
+        start::Start,
+        subscription::Subscription,
+        topic_state::TopicState,
+    },
+    content::{Content, NotBase64, Page},
+};
+use crate::Event;
+use bytes::Bytes;
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// The maximum time that a request waits for old events from the backend.
+const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The maximum time that a request waits until this node has read the events whose publication it
+/// has acknowledged.
+const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// The oldest retained event of the topic: the offset `-1`.
+    Oldest,
+    /// The next published event: the offset `now`.
+    Now,
+    /// The event after this position.
+    After(Position),
+}
+
+/// The reason why a topic cannot be read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// The topic does not exist.
+    NotFound,
+    /// Events after the offset are missing.
+    Gap,
+    /// The data of the next event is not base64, and the format of the stream requires it.
+    NotBase64,
+    /// The backend does not respond.
+    Backend,
+    /// The hub is shut down, or another log has replaced its log.
+    Shutdown,
+    /// Subscribing to the topic has failed.
+    Subscribe(Error),
+}
+
+impl From<Error> for ReadError {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::ReservedTopic => Self::NotFound,
+            ErrorKind::Shutdown => Self::Shutdown,
+            _ => Self::Subscribe(error),
+        }
+    }
+}
+
+/// An error after which a reader reads no event.
+#[derive(Clone, Copy, Debug)]
+enum Failure {
+    Subscription(SubscriptionError),
+    NotBase64,
+}
+
+impl From<Failure> for ReadError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Subscription(SubscriptionError::Lagged) => Self::Gap,
+            Failure::Subscription(SubscriptionError::Shutdown) => Self::Shutdown,
+            Failure::NotBase64 => Self::NotBase64,
+        }
+    }
+}
+
+/// What follows the events of a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// More events follow, or may follow.
+    More,
+    /// No event follows yet.
+    Nothing,
+    /// No event follows ever, because the topic is finished.
+    Closed,
+}
+
+/// The outcome of filling a page with the events that are available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// The page has its size, or an error follows its events.
+    Full,
+    /// No further event is available. The waker is registered.
+    Waits,
+    /// The backend has not yet sent the events that follow. The waker is registered.
+    AwaitsBackend,
+    /// The topic is finished, and the page ends with its last event.
+    Closed,
+}
+
+/// Reads one topic for one request.
+pub(super) struct Reading {
+    core: Arc<Core>,
+    subscription: Subscription,
+    topic: Arc<TopicState>,
+    /// The wire bytes of events that were read, but not added to a page yet.
+    pending: Bytes,
+    /// The position up to which the client has all events. `None` before the first event of a
+    /// reader that did not begin after a position.
+    position: Option<Position>,
+    failure: Option<Failure>,
+}
+
+impl Reading {
+    /// Begins to read a topic. With `is_declared`, the topic exists even if it has no event yet.
+    pub(super) async fn open(
+        core: &Arc<Core>,
+        topic: &Arc<str>,
+        begin: Begin,
+        is_declared: bool,
+    ) -> Result<Self, ReadError> {
+        if core.is_shut_down() {
+            return Err(ReadError::Shutdown);
+        }
+        read_own_events(core).await;
+        // A node with a backend may have forgotten a topic whose events the backend retains.
+        let is_known = is_declared || core.exists(topic);
+        if !is_known && core.backend.is_none() {
+            return Err(ReadError::NotFound);
+        }
+        let (start, position) = match begin {
+            Begin::Now if is_known => (Start::Latest, None),
+            Begin::Now | Begin::Oldest => (Start::Earliest, None),
+            Begin::After(position) => (Start::After(core.epoch().id(position)), Some(position)),
+        };
+        let subscription = core.subscribe(vec![(topic.clone(), None)], start).await?.without_control_events();
+        if subscription.gap().is_some() {
+            return Err(ReadError::Gap);
+        }
+        let Some(topic) = subscription.readers.first().map(|reader| reader.topic.clone()) else {
+            return Err(ReadError::Shutdown);
+        };
+        let (core, pending) = (core.clone(), Bytes::new());
+        let mut reading = Self { core, subscription, topic, pending, position, failure: None };
+        if !is_known && position.is_none() {
+            let exists = timeout(BACKEND_TIMEOUT, reading.find(begin)).await.unwrap_or(Err(ReadError::Backend))?;
+            if !exists {
+                return Err(ReadError::NotFound);
+            }
+        }
+        Ok(reading)
+    }
+
+    /// Looks for the topic in the log of the backend, and returns whether it exists. For
+    /// [`Begin::Now`], reads to its end.
+    async fn find(&mut self, begin: Begin) -> Result<bool, ReadError> {
+        poll_fn(|cx| {
+            loop {
+                match self.poll_available(cx) {
+                    Poll::Ready(Ok(true)) if begin == Begin::Now => drop(self.take_event()),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Ok(true)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending if self.awaits_backend() => return Poll::Pending,
+                    Poll::Pending => return Poll::Ready(Ok(self.position.is_some())),
+                }
+            }
+        })
+        .await
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.subscription.epoch
+    }
+
+    /// Returns the position up to which the client has all events of the topic.
+    pub(super) fn position(&self) -> Position {
+        self.position.unwrap_or_else(|| {
+            // The topic has no event between its last event and the cursor.
+            let contents = self.topic.lock();
+            contents.log.last().max(contents.log.evicted_through()).min(self.subscription.cursor)
+        })
+    }
+
+    /// Moves the position of a topic without new events towards the end of the log. Otherwise the
+    /// backend would evict the position at some time. A client that waits there would get a gap
+    /// from another node, although it has missed nothing.
+    ///
+    /// The reader must have read all events up to `committed`. The position moves in steps of the
+    /// log, so that all clients wait at the same offset, and caches can join them.
+    fn advance(&mut self, committed: Position) {
+        if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
+            return;
+        }
+        let step = step(self.epoch().ids);
+        let end = Position::new(committed.get() / step * step);
+        if end > self.position() {
+            self.position = Some(end);
+            self.subscription.cursor = self.subscription.cursor.max(end);
+        }
+    }
+
+    fn awaits_backend(&self) -> bool {
+        self.subscription.replay.is_some()
+    }
+
+    /// Waits for an event. Returns `true` if one can be [taken](Self::take_event), and `false`
+    /// after the last event of a finished topic.
+    fn poll_available(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ReadError>> {
+        while self.pending.is_empty() {
+            if let Some(failure) = self.failure {
+                return Poll::Ready(Err(failure.into()));
+            }
+            match std::task::ready!(self.subscription.poll_item(cx)) {
+                None => return Poll::Ready(Ok(false)),
+                // The hub itself sends nothing that belongs to the stream.
+                Some(Ok(item)) if matches!(item.topics, Topics::Hub) => {}
+                Some(Ok(item)) => self.pending = item.events.into_bytes(),
+                Some(Err(error)) => self.failure = Some(Failure::Subscription(error)),
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Removes the next event that was read, and moves the position behind it. Returns `None` if
+    /// the event cannot be decoded.
+    fn take_event(&mut self) -> Option<Event> {
+        let before = self.pending.len();
+        let Some((id, event)) = decode_first(&mut self.pending) else {
+            if self.pending.len() == before {
+                self.pending.clear();
+            }
+            return None;
+        };
+        self.position = self.epoch().position(&id).ok().or(self.position);
+        Some(event)
+    }
+
+    /// Adds the available events to `page`, until it has `size` bytes or more. An error that
+    /// follows the events of a page is returned by the next call.
+    pub(super) fn fill(&mut self, page: &mut Page, size: usize, cx: &mut Context<'_>) -> Result<Fill, ReadError> {
+        while page.len() < size {
+            match self.poll_available(cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => return Ok(Fill::Closed),
+                Poll::Ready(Err(_)) if page.count > 0 => return Ok(Fill::Full),
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending if self.awaits_backend() => return Ok(Fill::AwaitsBackend),
+                Poll::Pending => return Ok(Fill::Waits),
+            }
+            let position = self.position();
+            let Some(event) = self.take_event() else { continue };
+            if let Err(NotBase64) = page.push(&event) {
+                self.position = Some(position);
+                self.pending.clear();
+                self.failure = Some(Failure::NotBase64);
+            }
+        }
+        Ok(Fill::Full)
+    }
+
+    /// Returns what follows a full page.
+    fn rest(&mut self, cx: &mut Context<'_>) -> Rest {
+        match self.poll_available(cx) {
+            Poll::Ready(Ok(false)) => Rest::Closed,
+            Poll::Pending if !self.awaits_backend() => Rest::Nothing,
+            _ => Rest::More,
+        }
+    }
+
+    /// Returns whether the topic is finished, and the reader has all of its events.
+    pub(super) async fn is_closed(&mut self) -> bool {
+        poll_fn(|cx| Poll::Ready(self.rest(cx))).await == Rest::Closed
+    }
+
+    /// Reads the available events as one page of about `size` bytes. Waits for no new event, and
+    /// for events of the backend at most 10 seconds.
+    pub(super) async fn page(&mut self, content: &Content, size: usize) -> Result<(Page, Rest), ReadError> {
+        let mut page = Page::new(content);
+        let read = poll_fn(|cx| {
+            let committed = self.core.committed();
+            Poll::Ready(match self.fill(&mut page, size, cx) {
+                Ok(Fill::AwaitsBackend) => return Poll::Pending,
+                Ok(Fill::Full) => Ok(self.rest(cx)),
+                Ok(Fill::Waits) => {
+                    if page.count == 0 {
+                        self.advance(committed);
+                    }
+                    Ok(Rest::Nothing)
+                }
+                Ok(Fill::Closed) => Ok(Rest::Closed),
+                Err(error) => Err(error),
+            })
+        });
+        let rest = match timeout(BACKEND_TIMEOUT, read).await {
+            Ok(rest) => rest?,
+            Err(_) if page.count == 0 => return Err(ReadError::Backend),
+            Err(_) => Rest::More,
+        };
+        Ok((page, rest))
+    }
+
+    /// Reads the available events as one page. If there is none, waits up to `time` for the next
+    /// event. Returns an empty page if none has arrived, or if the hub was shut down.
+    pub(super) async fn long_poll(
+        &mut self,
+        content: &Content,
+        size: usize,
+        time: Duration,
+    ) -> Result<(Page, Rest), ReadError> {
+        let mut page = Page::new(content);
+        let (mut awaits_backend, mut committed) = (false, self.core.committed());
+        let read = poll_fn(|cx| {
+            committed = self.core.committed();
+            let fill = self.fill(&mut page, size, cx);
+            awaits_backend = matches!(fill, Ok(Fill::AwaitsBackend));
+            Poll::Ready(match fill {
+                Ok(Fill::Waits | Fill::AwaitsBackend) if page.count == 0 => return Poll::Pending,
+                Ok(Fill::Waits) => Ok(Rest::Nothing),
+                Ok(Fill::AwaitsBackend) => Ok(Rest::More),
+                Ok(Fill::Full) => Ok(self.rest(cx)),
+                Ok(Fill::Closed) => Ok(Rest::Closed),
+                Err(error) => Err(error),
+            })
+        });
+        let rest = match timeout(time, read).await {
+            Ok(Err(ReadError::Shutdown)) => Rest::Nothing,
+            Ok(rest) => rest?,
+            Err(_) if awaits_backend => return Err(ReadError::Backend),
+            Err(_) => {
+                self.advance(committed);
+                Rest::Nothing
+            }
+        };
+        Ok((page, rest))
+    }
+
+    /// Reads the available events as the next part of an event stream. If no event is available and
+    /// a part was read before, advances the position of a quiet topic.
+    pub(super) fn part(
+        &mut self,
+        content: &Content,
+        size: usize,
+        cx: &mut Context<'_>,
+    ) -> (Page, Result<Fill, ReadError>) {
+        let mut page = Page::new(content);
+        let committed = self.core.committed();
+        let fill = self.fill(&mut page, size, cx);
+        if page.count == 0 && matches!(fill, Ok(Fill::Waits)) {
+            self.advance(committed);
+        }
+        (page, fill)
+    }
+}
+
+/// Returns the number of positions in which the position of a topic without new events moves: 256
+/// events or messages, or about a minute.
+fn step(ids: IdFormat) -> u64 {
+    match ids {
+        IdFormat::Positions => 256,
+        IdFormat::Messages => 256 * IdFormat::MESSAGE,
+        IdFormat::Times => (1 << 16) << IdFormat::SEQUENCE_BITS,
+    }
+}
+
+/// Waits until this node has read what it knows to be in the log, at most one second. So a client
+/// of this node can read an event as soon as its publication was acknowledged.
+async fn read_own_events(core: &Core) {
+    let Some(backend) = &core.backend else { return };
+    let (last, epoch) = (backend.last(), backend.epoch_bits());
+    let has_read = || core.committed() >= last || backend.epoch_bits() != epoch || core.is_shut_down();
+    if !has_read() {
+        let _elapsed = timeout(OWN_EVENTS_TIMEOUT, core.recordings.progressed(has_read)).await;
+    }
+}

@@ -1,0 +1,183 @@
+//! The registration of one stream, and the part of the registry that streams use without a lock.
+
+use crate::callback::contain_panic;
+use bytes::Bytes;
+use std::{
+    fmt,
+    num::NonZeroU32,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+    task::Waker,
+};
+
+/// The number of streams in a block. One bit of a `u32` shows whether a stream is closed.
+pub(super) const BLOCK: usize = 32;
+
+/// Identifies a registered stream in its registry until its registration is dropped. Stores the
+/// number of the stream plus one, so that an `Option` of a stream takes no more memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Index(NonZeroU32);
+
+impl Index {
+    /// Returns the index of the stream in a block. Returns `None` if the numbers are exhausted, at
+    /// 4 billion streams.
+    pub(super) fn new(block: usize, slot: usize) -> Option<Self> {
+        let number = block.checked_mul(BLOCK)?.checked_add(slot)?.checked_add(1)?;
+        NonZeroU32::new(u32::try_from(number).ok()?).map(Self)
+    }
+
+    fn number(self) -> usize {
+        self.0.get() as usize - 1
+    }
+
+    pub(super) fn block(self) -> usize {
+        self.number() / BLOCK
+    }
+
+    pub(super) fn slot(self) -> usize {
+        self.number() % BLOCK
+    }
+}
+
+/// The part of 32 registered streams that their bodies use. A body locks the registry only to leave
+/// it, and to get its closing event.
+pub(super) struct Block {
+    registry: Arc<dyn AnyRegistry>,
+    number: u32,
+    /// The bit of a stream is set when the stream is closed. It changes only while the registry is
+    /// locked. Before it is set, the closing event is stored in the registry. So a task that finds
+    /// the bit set also finds the event.
+    closed: AtomicU32,
+    /// The wakers of the tasks that last polled the streams. A close wakes these tasks.
+    wakers: Mutex<[Option<Waker>; BLOCK]>,
+    counts: [Counts; BLOCK],
+}
+
+/// What a stream has sent.
+#[derive(Default)]
+struct Counts {
+    events: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// A registry with keys of any type.
+pub(super) trait AnyRegistry: Send + Sync {
+    /// Removes a stream, whose registration is dropped.
+    fn remove(&self, index: Index);
+
+    /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
+    fn closing_event(&self, index: Index) -> Bytes;
+}
+
+impl Block {
+    pub(super) fn new(registry: Arc<dyn AnyRegistry>, number: u32) -> Self {
+        Self {
+            registry,
+            number,
+            closed: AtomicU32::new(0),
+            wakers: Mutex::default(),
+            counts: std::array::from_fn(|_| Counts::default()),
+        }
+    }
+
+    pub(super) fn is_closed(&self, slot: usize) -> bool {
+        self.closed.load(Acquire) & (1 << slot) != 0
+    }
+
+    /// Closes a stream. Returns the waker of its task, which the caller wakes after it has unlocked
+    /// the registry.
+    pub(super) fn close(&self, slot: usize) -> Option<Waker> {
+        self.closed.fetch_or(1 << slot, Release);
+        self.wakers()[slot].take()
+    }
+
+    /// Prepares a slot for its next stream. Returns the waker of the former stream.
+    pub(super) fn reset(&self, slot: usize) -> Option<Waker> {
+        self.closed.fetch_and(!(1 << slot), Release);
+        self.counts[slot].events.store(0, Relaxed);
+        self.counts[slot].bytes.store(0, Relaxed);
+        self.wakers()[slot].take()
+    }
+
+    /// Returns the number of events and bytes that a stream has sent.
+    pub(super) fn counts(&self, slot: usize) -> (u64, u64) {
+        let Counts { events, bytes } = &self.counts[slot];
+        (events.load(Relaxed), bytes.load(Relaxed))
+    }
+
+    fn wakers(&self) -> MutexGuard<'_, [Option<Waker>; BLOCK]> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The registration of one stream. Dropping it removes the stream from the registry.
+pub(crate) struct Registration {
+    block: Arc<Block>,
+    slot: u32,
+}
+
+impl Registration {
+    pub(super) fn new(block: Arc<Block>, slot: usize) -> Self {
+        Self { block, slot: slot as u32 }
+    }
+
+    fn slot(&self) -> usize {
+        self.slot as usize
+    }
+
+    fn index(&self) -> Option<Index> {
+        Index::new(self.block.number as usize, self.slot())
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.block.is_closed(self.slot())
+    }
+
+    /// Stores the waker that is woken when a registry closes the stream. The caller checks after
+    /// this call whether the stream is closed.
+    pub(crate) fn set_waker(&self, waker: &Waker) {
+        // Wakers are cloned and dropped without a lock, because that runs code of the application.
+        let waker = waker.clone();
+        let replaced = self.block.wakers()[self.slot()].replace(waker);
+        drop(replaced);
+    }
+
+    /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
+    /// Returns `None` if the stream is not closed.
+    #[inline]
+    pub(crate) fn closing_event(&self) -> Option<Bytes> {
+        if !self.is_closed() {
+            return None;
+        }
+        self.index().map(|index| self.block.registry.closing_event(index))
+    }
+
+    /// Sets the number of events and bytes that the stream has sent. Only the stream itself may
+    /// call this.
+    #[inline]
+    pub(crate) fn record(&self, events: u64, bytes: u64) {
+        let counts = &self.block.counts[self.slot()];
+        counts.events.store(events, Relaxed);
+        counts.bytes.store(bytes, Relaxed);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // Hashing and dropping keys runs code of the application.
+        let remove = || self.index().into_iter().for_each(|index| self.block.registry.remove(index));
+        contain_panic("key of a registry", remove);
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration").field("is_closed", &self.is_closed()).finish_non_exhaustive()
+    }
+}

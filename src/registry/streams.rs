@@ -1,0 +1,313 @@
+//! The registered streams of a registry: a slab of streams, and a table of the first stream of each
+//! key.
+
+use super::registration::{AnyRegistry, BLOCK, Block, Index, Registration};
+use bytes::Bytes;
+use hashbrown::HashTable;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    task::Waker,
+};
+
+/// The registered streams. The open streams of a key are a linked list, and the table contains the
+/// first of them.
+///
+/// A closed stream is in no list, and is not found by its key. Its slot is not used again before
+/// its registration is dropped. So a close never reaches another stream than that of its key.
+///
+/// Hashing, comparing and cloning keys runs code of the application, which may panic. No method
+/// changes anything before such code has returned, except for [`remove`](Self::remove), which
+/// catches the panic.
+pub(super) struct Streams<K> {
+    blocks: Vec<Option<Slots<K>>>,
+    /// The numbers of the blocks with a free slot. A number without a block is one, too.
+    with_room: BTreeSet<usize>,
+    /// The first stream of each key.
+    first: HashTable<Index>,
+    /// The events that closed streams send before their end, without empty ones.
+    closing_events: BTreeMap<Index, Bytes>,
+    /// The number of open streams.
+    open: usize,
+}
+
+/// The part of a block that is used only while the registry is locked.
+struct Slots<K> {
+    block: Arc<Block>,
+    streams: Box<[Option<Stream<K>>; BLOCK]>,
+    /// The time when each stream was registered, in the unit of the caller.
+    began: Box<[u32; BLOCK]>,
+    /// The number of slots with a stream.
+    used: usize,
+}
+
+/// A stream whose registration exists.
+struct Stream<K> {
+    key: K,
+    /// The next open stream with the same key. The last of them has its own index here.
+    next: Index,
+    /// The previous open stream with the same key, or `None` for the first.
+    previous: Option<Index>,
+}
+
+impl<K> Stream<K> {
+    fn after(&self, own: Index) -> Option<Index> {
+        (self.next != own).then_some(self.next)
+    }
+}
+
+/// A snapshot of an open stream.
+pub(super) struct Snapshot<'a, K> {
+    pub(super) key: &'a K,
+    pub(super) began: u32,
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+/// What a removed stream leaves. Dropping it runs code of the application, so the caller first
+/// unlocks the registry.
+pub(super) struct Removed<K> {
+    _stream: Option<Stream<K>>,
+    _waker: Option<Waker>,
+    _closing_event: Option<Bytes>,
+    _block: Option<Slots<K>>,
+}
+
+impl<K> Default for Streams<K> {
+    fn default() -> Self {
+        Self {
+            blocks: Vec::new(),
+            with_room: BTreeSet::new(),
+            first: HashTable::new(),
+            closing_events: BTreeMap::new(),
+            open: 0,
+        }
+    }
+}
+
+impl<K> Streams<K> {
+    /// Returns the number of open streams.
+    pub(super) fn len(&self) -> usize {
+        self.open
+    }
+
+    /// Returns the number of open streams of a key.
+    pub(super) fn count(&self, key: &K, hash: u64) -> usize
+    where
+        K: Eq,
+    {
+        let first = self.first.find(hash, |first| self.has_key(*first, key)).copied();
+        self.list(first).count()
+    }
+
+    /// Adds a stream. `hash` is the hash of `key`, and `hash_of` returns the hash of another key.
+    /// Returns `None` at 4 billion streams.
+    pub(super) fn add(
+        &mut self,
+        key: K,
+        hash: u64,
+        hash_of: impl Fn(&K) -> u64,
+        registry: Arc<dyn AnyRegistry>,
+        began: u32,
+    ) -> Option<Registration>
+    where
+        K: Eq,
+    {
+        let next = self.first.find(hash, |first| self.has_key(*first, &key)).copied();
+        if next.is_none() {
+            self.reserve_key(hash_of);
+        }
+        let number = self.with_room.first().copied().unwrap_or(self.blocks.len());
+        let slot = self.blocks.get(number).and_then(Option::as_ref).map_or(0, Slots::first_free);
+        let index = Index::new(number, slot)?;
+        if number == self.blocks.len() {
+            if self.blocks.len() == self.blocks.capacity() {
+                // Doubling would leave up to half of the memory unused.
+                self.blocks.reserve_exact(4 + self.blocks.len() / 4);
+            }
+            self.blocks.push(None);
+            self.with_room.insert(number);
+        }
+        let slots = self.blocks[number].get_or_insert_with(|| Slots::new(registry, number));
+        slots.streams[slot] = Some(Stream { key, next: next.unwrap_or(index), previous: None });
+        slots.began[slot] = began;
+        slots.used += 1;
+        if slots.used == BLOCK {
+            self.with_room.remove(&number);
+        }
+        let registration = Registration::new(Arc::clone(&slots.block), slot);
+        match next {
+            Some(next) => {
+                self.stream_mut(next).into_iter().for_each(|next| next.previous = Some(index));
+                let first = self.first.find_mut(hash, |first| *first == next);
+                first.into_iter().for_each(|first| *first = index);
+            }
+            None => {
+                // `reserve_key` has reserved memory, so no hash is computed.
+                self.first.insert_unique(hash, index, |_| hash);
+            }
+        }
+        self.open += 1;
+        Some(registration)
+    }
+
+    /// Closes the streams of a key. Each of them sends `event` before its end. An empty `event`
+    /// sends nothing. Returns the number of streams, and the wakers that the caller wakes after it
+    /// has unlocked the registry.
+    pub(super) fn close(&mut self, key: &K, hash: u64, event: &Bytes) -> (usize, Vec<Waker>)
+    where
+        K: Eq,
+    {
+        let Self { first, blocks, .. } = self;
+        let Ok(entry) = first.find_entry(hash, |first| stream(blocks, *first).is_some_and(|it| it.key == *key)) else {
+            return (0, Vec::new());
+        };
+        let (first, _) = entry.remove();
+        let closed: Vec<_> = self.list(Some(first)).collect();
+        if !event.is_empty() {
+            self.closing_events.extend(closed.iter().map(|index| (*index, event.clone())));
+        }
+        self.open -= closed.len();
+        let blocks = &self.blocks;
+        let wakers = closed.iter().filter_map(|index| blocks[index.block()].as_ref()?.block.close(index.slot()));
+        (closed.len(), wakers.collect())
+    }
+
+    /// Closes all streams, without a closing event. Returns the wakers that the caller wakes after
+    /// it has unlocked the registry.
+    pub(super) fn close_all(&mut self) -> Vec<Waker> {
+        self.first.clear();
+        self.open = 0;
+        let all = self.blocks.iter().flatten();
+        all.flat_map(|slots| slots.open().filter_map(|slot| slots.block.close(slot))).collect()
+    }
+
+    /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
+    pub(super) fn closing_event(&self, index: Index) -> Bytes {
+        self.closing_events.get(&index).cloned().unwrap_or_default()
+    }
+
+    /// Removes a stream whose registration is dropped.
+    pub(super) fn remove(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) -> Removed<K> {
+        let slots = self.blocks.get(index.block()).and_then(Option::as_ref);
+        if slots.is_some_and(|slots| !slots.block.is_closed(index.slot())) {
+            self.unlink(index, hash_of);
+            self.open -= 1;
+        }
+        let mut removed =
+            Removed { _stream: None, _waker: None, _closing_event: self.closing_events.remove(&index), _block: None };
+        if let Some(slots) = self.blocks.get_mut(index.block()).and_then(Option::as_mut) {
+            removed._stream = slots.streams[index.slot()].take();
+            removed._waker = slots.block.reset(index.slot());
+            slots.used -= 1;
+            self.with_room.insert(index.block());
+            if slots.used == 0 {
+                removed._block = self.blocks[index.block()].take();
+            }
+        }
+        while let Some(None) = self.blocks.last() {
+            self.blocks.pop();
+            self.with_room.remove(&self.blocks.len());
+        }
+        removed
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Snapshot<'_, K>> {
+        self.blocks.iter().flatten().flat_map(|slots| {
+            slots.open().filter_map(|slot| {
+                let (events, bytes) = slots.block.counts(slot);
+                Some(Snapshot { key: &slots.streams[slot].as_ref()?.key, began: slots.began[slot], events, bytes })
+            })
+        })
+    }
+
+    /// Removes an open stream from the list of its key.
+    fn unlink(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) {
+        let Some((previous, next)) = self.stream(index).map(|stream| (stream.previous, stream.after(index))) else {
+            return;
+        };
+        if let Some(next) = next {
+            self.stream_mut(next).into_iter().for_each(|next| next.previous = previous);
+        }
+        if let Some(previous) = previous {
+            let after = next.unwrap_or(previous);
+            self.stream_mut(previous).into_iter().for_each(|previous| previous.next = after);
+            return;
+        }
+        let Self { blocks, first, .. } = self;
+        let hash = || stream(blocks, index).map(|stream| hash_of(&stream.key));
+        let hash = catch_unwind(AssertUnwindSafe(hash)).unwrap_or_default();
+        let entry = hash.and_then(|hash| first.find_entry(hash, |first| *first == index).ok());
+        match (entry, next) {
+            (Some(mut entry), Some(next)) => *entry.get_mut() = next,
+            (Some(entry), None) => drop(entry.remove()),
+            // The hash of the key has changed, or hashing the key panics.
+            (None, Some(next)) => first.iter_mut().filter(|first| **first == index).for_each(|first| *first = next),
+            (None, None) => first.retain(|first| *first != index),
+        }
+    }
+
+    /// Makes room for another key in the table.
+    ///
+    /// `HashTable::reserve` would lose entries if hashing a key panics. This builds another table,
+    /// and a panic changes nothing.
+    fn reserve_key(&mut self, hash_of: impl Fn(&K) -> u64) {
+        if self.first.len() < self.first.capacity() {
+            return;
+        }
+        let mut larger = HashTable::with_capacity(4 + self.first.len() / 2 * 3);
+        for first in &self.first {
+            if let Some(stream) = self.stream(*first) {
+                let hash = hash_of(&stream.key);
+                larger.insert_unique(hash, *first, |_| hash);
+            }
+        }
+        self.first = larger;
+    }
+
+    fn has_key(&self, index: Index, key: &K) -> bool
+    where
+        K: Eq,
+    {
+        self.stream(index).is_some_and(|stream| stream.key == *key)
+    }
+
+    /// Returns the streams of a key, beginning with `first`.
+    fn list(&self, first: Option<Index>) -> impl Iterator<Item = Index> {
+        std::iter::successors(first, |index| self.stream(*index)?.after(*index))
+    }
+
+    fn stream(&self, index: Index) -> Option<&Stream<K>> {
+        stream(&self.blocks, index)
+    }
+
+    fn stream_mut(&mut self, index: Index) -> Option<&mut Stream<K>> {
+        self.blocks.get_mut(index.block())?.as_mut()?.streams[index.slot()].as_mut()
+    }
+}
+
+fn stream<K>(blocks: &[Option<Slots<K>>], index: Index) -> Option<&Stream<K>> {
+    blocks.get(index.block())?.as_ref()?.streams[index.slot()].as_ref()
+}
+
+impl<K> Slots<K> {
+    fn new(registry: Arc<dyn AnyRegistry>, number: usize) -> Self {
+        Self {
+            // An `Index` with this number fits into a `u32`.
+            block: Arc::new(Block::new(registry, number as u32)),
+            streams: Box::new(std::array::from_fn(|_| None)),
+            began: Box::new([0; BLOCK]),
+            used: 0,
+        }
+    }
+
+    fn first_free(&self) -> usize {
+        self.streams.iter().position(Option::is_none).unwrap_or(BLOCK)
+    }
+
+    /// Returns the slots of the open streams.
+    fn open(&self) -> impl Iterator<Item = usize> {
+        (0..BLOCK).filter(|slot| self.streams[*slot].is_some() && !self.block.is_closed(*slot))
+    }
+}

@@ -1,0 +1,219 @@
+//! Several nodes with one log, whose backend fails on request.
+
+#[path = "../nodes/faulty.rs"]
+#[allow(dead_code, reason = "the tests of nodes use the rest")]
+mod faulty;
+
+use super::*;
+use faulty::{Faulty, Mode, Shared};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use tokio_test::{assert_pending, task};
+use tower_sse::hub::{Builder, backend::Backend};
+
+async fn hub(backend: impl Backend, builder: Builder) -> Hub {
+    builder.backend(backend).connect().await.unwrap()
+}
+
+/// Creates a node that retains two events of each topic, and its connection.
+async fn node(shared: &Shared) -> (Hub, Faulty) {
+    let backend = shared.connect();
+    (hub(backend.clone(), Hub::builder().max_events(2)).await, backend)
+}
+
+/// Reads a topic from the offset, page by page, until the client is up to date.
+async fn read_all(streams: &DurableStreams, topic: &str, offset: &str) -> (Vec<u64>, Answer) {
+    let (mut offset, mut read) = (offset.to_owned(), Vec::new());
+    loop {
+        let page = get(streams, &format!("/{topic}?offset={offset}")).await;
+        assert_eq!(page.status, 200, "{page:?}");
+        read.extend(serde_json::from_slice::<Vec<u64>>(&page.body).unwrap());
+        offset = page.next_offset();
+        if page.is_up_to_date() {
+            return (read, page);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn node_serves_what_only_the_backend_retains() {
+    let shared = Shared::new(1_000_000);
+    let (hub, _) = node(&shared).await;
+    for number in 0..3_000 {
+        publish(&hub.topic("t"), number.to_string()).await;
+        publish(&hub.topic("other"), "x").await;
+    }
+    hub.topic("t").finish().await.unwrap();
+    let (other, _) = node(&shared).await;
+    for hub in [&hub, &other] {
+        let (read, last) = read_all(&all(hub).page_size(1_000), "t", "-1").await;
+        assert!(read.iter().copied().eq(0..3_000));
+        assert!(last.is_closed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn offset_of_one_node_continues_on_another() {
+    let shared = Shared::new(1_000_000);
+    let ((one, _), (other, _)) = (node(&shared).await, node(&shared).await);
+    publish_all(&one.topic("t"), 0..10).await;
+    let first = get(&all(&one).page_size(8), "/t").await;
+    assert_eq!(first.text(), "[0,1,2,3]");
+    let (rest, last) = read_all(&all(&other), "t", &first.next_offset()).await;
+    assert!(rest.iter().copied().eq(4..10));
+    assert_eq!(head(&all(&one), "/t").await.next_offset(), last.next_offset());
+}
+
+#[tokio::test(start_paused = true)]
+async fn topic_that_the_node_has_forgotten_is_found_in_the_backend() {
+    let shared = Shared::new(1_000_000);
+    let backend = shared.connect();
+    let hub = hub(backend, Hub::builder().max_age(Duration::from_secs(10))).await;
+    publish_all(&hub.topic("t"), 0..10).await;
+    publish_all(&hub.topic("finished"), 0..10).await;
+    hub.topic("finished").finish().await.unwrap();
+    let streams = all(&hub);
+    let end = head(&streams, "/t").await.next_offset();
+    sleep(Duration::from_secs(60)).await;
+    assert!(!hub.topic("t").exists() && !hub.topic("finished").exists());
+
+    assert!(read_all(&streams, "t", "-1").await.0.into_iter().eq(0..10));
+    assert_eq!(get(&streams, "/t?offset=now").await.summary(), (200, "[]", true, false));
+    assert_eq!(get(&streams, &format!("/t?offset={end}")).await.summary(), (200, "[]", true, false));
+    assert_eq!(head(&streams, "/t").await.next_offset(), end);
+    let closed = head(&streams, "/finished").await;
+    assert!(closed.status == 200 && closed.is_closed());
+    assert_eq!(get(&streams, "/finished?offset=now&live=long-poll").await.summary(), (204, "", true, true));
+    for uri in ["/never", "/never?offset=now", "/never?offset=-1&live=sse", "/never?offset=now&live=long-poll"] {
+        assert_eq!(get(&streams, uri).await.status, 404, "{uri}");
+    }
+    assert_eq!(head(&streams, "/never").await.status, 404);
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledged_event_is_in_the_next_response() {
+    let shared = Shared::new(1_000_000);
+    let (hub, _) = node(&shared).await;
+    let topic = hub.topic("t");
+    for number in 1..100 {
+        publish(&topic, number.to_string()).await;
+        let page = get(&all(&hub), "/t?offset=-1").await;
+        assert!(page.text().ends_with(&format!("{number}]")), "{page:?}");
+        assert!(page.is_up_to_date());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_the_backend_has_evicted_are_gone() {
+    let shared = Shared::new(5);
+    let (hub, _) = node(&shared).await;
+    publish_all(&hub.topic("t"), 0..4).await;
+    let streams = all(&hub).page_size(1);
+    let first = get(&streams, "/t").await.next_offset();
+    publish_all(&hub.topic("t"), 4..20).await;
+    sleep(Duration::from_secs(1)).await;
+    for mode in ["", "&live=long-poll", "&live=sse"] {
+        assert_eq!(get(&streams, &format!("/t?offset={first}{mode}")).await.status, 410, "{mode}");
+    }
+    assert!(read_all(&streams, "t", "-1").await.0.into_iter().eq(15..20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn offset_of_a_replaced_log_is_gone() {
+    let shared = Shared::new(1_000_000);
+    let (hub, _) = node(&shared).await;
+    publish_all(&hub.topic("t"), 0..4).await;
+    let streams = all(&hub);
+    let offset = get(&streams, "/t").await.next_offset();
+    let uri = format!("/t?offset={offset}&live=long-poll");
+    let mut poll = task::spawn(get(&streams, &uri));
+    assert_pending!(poll.poll());
+    shared.replace(1_000_000, Vec::new());
+    publish_all(&hub.topic("t"), 10..12).await;
+    assert_eq!(poll.await.status, 204, "the client asks again");
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(get(&streams, &uri).await.status, 410);
+    assert_eq!(get(&streams, "/t").await.text(), "[10,11]");
+}
+
+#[tokio::test(start_paused = true)]
+async fn outage_is_unavailable_and_never_a_wrong_end() {
+    let shared = Shared::new(1_000_000);
+    let (hub, backend) = node(&shared).await;
+    publish_all(&hub.topic("t"), 0..10).await;
+    let streams = all(&hub);
+    let first = get(&streams.clone().page_size(1), "/t").await.next_offset();
+    let end = get(&streams, "/t?offset=now").await.next_offset();
+    for mode in [Mode::Fails, Mode::Hangs] {
+        backend.set(mode);
+        for uri in ["/t".to_owned(), format!("/t?offset={first}"), format!("/t?offset={first}&live=long-poll")] {
+            let began = Instant::now();
+            let answer = get(&streams, &uri).await;
+            assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, Some("1")), "{uri}");
+            assert!(began.elapsed() < Duration::from_secs(25));
+        }
+        let answer = get(&streams, &format!("/t?offset={end}")).await;
+        assert_eq!(answer.summary(), (200, "[]", true, false), "the node has all events after this offset");
+
+        let response = respond(&streams, Request::get(format!("/t?offset={first}&live=sse")).body(()).unwrap()).await;
+        let mut events = Polled::new(response);
+        let waits = available(&mut events);
+        assert!(!waits.contains("event:"), "{waits:?}");
+        backend.set(Mode::Works);
+        let mut text = String::new();
+        for _ in 0..50 {
+            sleep(Duration::from_millis(100)).await;
+            text += &available(&mut events);
+        }
+        assert!(text.contains("data:[1,2,3,4,5,6,7,8,9]"), "{text:?}");
+        assert!(text.contains("upToDate"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_of_a_quiet_topic_outlives_the_retention_of_the_log() {
+    let shared = Shared::new(1_000);
+    let (hub, _) = node(&shared).await;
+    publish(&hub.topic("quiet"), "1").await;
+    let streams = all(&hub);
+    let first = get(&streams, "/quiet").await.next_offset();
+    let mut offset = first.clone();
+    let mut moves = 0;
+    for _ in 0..100 {
+        publish_all(&hub.topic("busy"), 0..50).await;
+        let answer = get(&streams, &format!("/quiet?offset={offset}&live=long-poll")).await;
+        assert_eq!(answer.status, 204, "no event of the topic is missing");
+        moves += usize::from(answer.next_offset() != offset);
+        offset = answer.next_offset();
+    }
+    assert_eq!(moves, 5_000 / 256, "clients share an offset for a while");
+
+    let (other, _) = node(&shared).await;
+    let streams = all(&other).existing(|_| true);
+    assert_eq!(get(&streams, &format!("/quiet?offset={first}")).await.status, 410, "this node cannot know");
+    assert_eq!(get(&streams, &format!("/quiet?offset={offset}")).await.summary(), (200, "[]", true, false));
+    publish(&hub.topic("quiet"), "2").await;
+    assert_eq!(get(&all(&hub), &format!("/quiet?offset={offset}")).await.text(), "[2]");
+}
+
+#[tokio::test(start_paused = true)]
+async fn event_stream_of_a_quiet_topic_announces_the_new_offset_at_its_end() {
+    let shared = Shared::new(1_000);
+    let (hub, _) = node(&shared).await;
+    publish(&hub.topic("quiet"), "1").await;
+    let response = respond(&all(&hub), Request::get("/quiet?offset=-1&live=sse").body(()).unwrap()).await;
+    let mut events = Polled::new(response);
+    let before = available(&mut events);
+    publish_all(&hub.topic("busy"), 0..600).await;
+    sleep(Duration::from_secs(90)).await;
+    let after = available(&mut events);
+    assert!(events.is_end_stream());
+    let offset = |text: &str| {
+        let control = text.split("data:").last().unwrap().trim();
+        let control: serde_json::Value = serde_json::from_str(control).unwrap();
+        assert_eq!(control["upToDate"], true);
+        control["streamNextOffset"].as_str().unwrap().to_owned()
+    };
+    assert!(offset(&after) > offset(&before));
+    assert!(offset(&after).ends_with("00512"));
+}
