@@ -21,7 +21,7 @@ use super::{
     retention::Retention,
     stats::Stats,
     sync::{AtomicU64, AtomicUsize, MutexGuard, Ordering, TurnMutex},
-    topic_state::{self, Contents, TopicState},
+    topic_state::{self, Change, Contents, TopicState},
     waiters::Ticket,
     wake_queue::WakeQueue,
 };
@@ -326,7 +326,8 @@ impl Core {
     ) {
         let due = contents.retention.expiry(now);
         registry.schedule(topic, &mut contents, due);
-        let change = topic.changed(&mut contents);
+        let mut change = Change::new();
+        topic.changed(&mut contents, &mut change);
         let rest = change.rest.map(|through| (self.wake_queue.add(topic), through));
         self.set_committed(&registry);
         drop(contents);

@@ -87,16 +87,15 @@ impl TopicState {
     }
 
     /// Makes a change of the topic visible to its readers, and selects the waiting readers to wake.
-    /// The caller wakes them through the returned value, after it has released all locks.
-    pub(super) fn changed(&self, contents: &mut Contents) -> Change {
+    /// The caller wakes them through `change`, after it has released all locks.
+    pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
-        let first = contents.waiters.take_due();
-        let mut lingering = Vec::new();
+        contents.waiters.take_due(&mut change.first);
         if contents.finished.is_some() || contents.is_shut_down {
-            lingering.extend(contents.lingering.values().filter_map(|list| list.end_pause()));
+            change.lingering.extend(contents.lingering.values().filter_map(|list| list.end_pause()));
         }
-        Change { first, lingering, rest: contents.waiters.has_due().then_some(through) }
+        change.rest = contents.waiters.has_due().then_some(through);
     }
 
     /// Wakes the waiters that are due and have a number smaller than `through`. A waiter is due if
@@ -108,7 +107,8 @@ impl TopicState {
             if !contents.waiters.has_due_before(through) {
                 return;
             }
-            let batch = contents.waiters.take_due::<BATCH>();
+            let mut batch = Batch::<BATCH>::new();
+            contents.waiters.take_due(&mut batch);
             drop(contents);
             batch.wake();
         }
@@ -118,7 +118,8 @@ impl TopicState {
     /// Returns `true` if more waiters are due.
     pub(super) fn wake_batch(&self) -> bool {
         let mut contents = self.lock();
-        let batch = contents.waiters.take_due::<BATCH>();
+        let mut batch = Batch::<BATCH>::new();
+        contents.waiters.take_due(&mut batch);
         let has_more = contents.waiters.has_due();
         drop(contents);
         batch.wake();
@@ -132,7 +133,8 @@ impl TopicState {
     #[inline]
     pub(super) fn unlock_and_help(mut contents: MutexGuard<'_, Contents>) {
         if contents.waiters.has_due() {
-            let batch = contents.waiters.take_due::<HELP>();
+            let mut batch = Batch::<HELP>::new();
+            contents.waiters.take_due(&mut batch);
             drop(contents);
             batch.wake();
         }
@@ -147,7 +149,8 @@ pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 /// not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
-/// The waiters to wake after a change of the topic.
+/// The waiters to wake after a change of the topic. A change is large, so it is filled and woken
+/// where it is.
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
@@ -161,12 +164,16 @@ pub(super) struct Change {
 }
 
 impl Change {
+    pub(super) const fn new() -> Self {
+        Self { first: Batch::new(), lingering: Vec::new(), rest: None }
+    }
+
     /// Wakes up to 32 waiting readers. After a finish or shutdown, also wakes all subscriptions
     /// that pause after a write to the client, because that ends the pause. The caller must hold no
     /// lock.
-    pub(super) fn wake(self) {
+    pub(super) fn wake(&mut self) {
         self.first.wake();
-        for waker in self.lingering {
+        for waker in self.lingering.drain(..) {
             contain_panic("waker", || waker.wake());
         }
     }
@@ -226,10 +233,10 @@ pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     for topic in topics {
         let mut contents = topic.lock();
         contents.is_shut_down = true;
-        let change = topic.changed(&mut contents);
+        let mut change = Change::new();
+        topic.changed(&mut contents, &mut change);
         drop(contents);
-        let rest = change.rest;
         change.wake();
-        rest.inspect(|through| topic.wake_through(*through));
+        change.rest.inspect(|through| topic.wake_through(*through));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::ready_list::ReadyList;
 use crate::callback::contain_panic;
-use std::{collections::VecDeque, num::NonZeroU64, sync::Arc, task::Waker};
+use std::{collections::VecDeque, mem, num::NonZeroU64, sync::Arc, task::Waker};
 
 /// The readers that wait for the next change of a topic. A change makes all readers in the queue
 /// due, which means that they have to be woken. They leave the queue in batches, so several threads
@@ -109,10 +109,9 @@ impl Waiters {
         self.first < self.due
     }
 
-    /// Takes up to `N` due waiters out of the queue, oldest first. Returns their wakers for the
-    /// caller to wake.
-    pub(super) fn take_due<const N: usize>(&mut self) -> Batch<N> {
-        let mut batch = Batch::new();
+    /// Takes up to `N` due waiters out of the queue, oldest first. Adds their wakers to `batch`,
+    /// which is empty, for the caller to wake.
+    pub(super) fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         for _ in 0..N {
             if self.first >= self.due {
                 break;
@@ -125,7 +124,6 @@ impl Waiters {
                 None => {}
             }
         }
-        batch
     }
 
     fn end(&self) -> u64 {
@@ -138,7 +136,8 @@ impl Waiters {
     }
 }
 
-/// Up to `N` wakers, to be woken after all locks are released.
+/// Up to `N` wakers, to be woken after all locks are released. A batch is large, so it is filled and
+/// woken where it is.
 #[derive(Debug)]
 pub(super) struct Batch<const N: usize> {
     wakers: [Option<Waker>; N],
@@ -146,7 +145,7 @@ pub(super) struct Batch<const N: usize> {
 }
 
 impl<const N: usize> Batch<N> {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { wakers: [const { None }; N], count: 0 }
     }
 
@@ -156,8 +155,9 @@ impl<const N: usize> Batch<N> {
     }
 
     /// Wakes all wakers of the batch. The caller must hold no lock.
-    pub(super) fn wake(mut self) {
-        for waker in self.wakers[..self.count].iter_mut().filter_map(Option::take) {
+    pub(super) fn wake(&mut self) {
+        let count = mem::take(&mut self.count);
+        for waker in self.wakers[..count].iter_mut().filter_map(Option::take) {
             contain_panic("waker", || waker.wake());
         }
     }
@@ -186,7 +186,9 @@ mod tests {
 
     /// Wakes up to `N` waiters that are due.
     fn wake<const N: usize>(waiters: &mut Waiters) {
-        waiters.take_due::<N>().wake();
+        let mut batch = Batch::<N>::new();
+        waiters.take_due(&mut batch);
+        batch.wake();
     }
 
     #[test]
