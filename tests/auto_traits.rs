@@ -54,7 +54,6 @@ assert_impl_all!(hub::Error: Send, Sync, Unpin, std::error::Error);
 assert_impl_all!(hub::SubscriptionError: Send, Sync, Unpin, Clone, std::error::Error);
 assert_impl_all!(SseBody<hub::Subscription>: Send, Sync, Unpin, Debug);
 
-#[cfg(feature = "durable-streams")]
 mod durable_streams {
     use super::*;
     use tower_sse::hub::durable_streams::{Content, DurableStreams, ResponseFuture, StreamBody};
