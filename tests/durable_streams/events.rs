@@ -157,6 +157,29 @@ async fn stream_ends_after_its_time_and_misses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn extreme_times_are_accepted() {
+    let hub = Hub::new();
+    publish(&hub.topic("t"), "1").await;
+    let endless = all(&hub).close_events_after(Duration::MAX).long_poll_timeout(Duration::MAX);
+    let mut client = Client::new(&endless, "/t?offset=-1&live=sse").await;
+    assert_eq!(client.read().len(), 2);
+    advance(Duration::from_secs(1_000_000)).await;
+    assert_eq!(client.read(), []);
+    assert!(!client.body.is_end_stream());
+    let year = Duration::from_secs(365 * 86_400);
+    assert!(timeout(year, get(&endless, "/t?offset=now&live=long-poll")).await.is_err());
+
+    // The first event has expired.
+    publish(&hub.topic("t"), "2").await;
+    let hasty = all(&hub).close_events_after(Duration::ZERO).long_poll_timeout(Duration::ZERO);
+    assert_eq!(get(&hasty, "/t?offset=now&live=long-poll").await.status, 204);
+    assert_eq!(get(&hasty, "/t?offset=-1&live=long-poll").await.text(), "[2]");
+    let events = parse(&get(&hasty, "/t?offset=-1&live=sse").await.body);
+    assert_eq!(events[0], Ok("[2]".into()));
+    assert_eq!(control(&events[1])["upToDate"], true);
+}
+
+#[tokio::test(start_paused = true)]
 async fn shutdown_ends_event_streams_after_a_control_event() {
     let hub = Hub::new();
     publish(&hub.topic("t"), "1").await;

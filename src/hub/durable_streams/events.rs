@@ -46,7 +46,8 @@ impl Events {
         cursor: Option<String>,
         lifetime: Duration,
     ) -> Self {
-        let lifetime = Box::pin(sleep(lifetime.mul_f64(1.0 + random::fraction() / 10.0)));
+        let jitter = (lifetime / 10).mul_f64(random::fraction());
+        let lifetime = Box::pin(sleep(lifetime.saturating_add(jitter)));
         Self { reading, content, page_size, cursor, lifetime, state: State::Behind }
     }
 

@@ -80,8 +80,7 @@
 //! A page with events can be cached for a minute, and `If-None-Match` is answered with 304. By
 //! default only the cache of the client stores it (`Cache-Control: private`). With
 //! [`shared_caches`](DurableStreams::shared_caches), a CDN does, too. The guide
-//! [Durable Streams](https://github.com/tower-sse/tower-sse/blob/main/docs/durable-streams.md)
-//! describes how.
+//! `docs/durable-streams.md` describes how.
 //!
 //! # Shutdown
 //!

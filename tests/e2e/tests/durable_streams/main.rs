@@ -4,6 +4,7 @@
 //! writes that reading needs. `not_applicable.txt` lists the other tests by name, each with the
 //! reason.
 
+mod backends;
 mod cache;
 mod server;
 
