@@ -80,7 +80,8 @@ async fn losses(protocol: Protocol, kind: Kind, before: Before) -> usize {
             Protocol::Http1 => Ok(protocol.get(server.address, "/", &[]).await),
             // On a new connection, and on a used one.
             Protocol::Http2 => {
-                let connection = if n.is_multiple_of(2) { shared.clone() } else { Http2::connect(server.address).await };
+                let connection =
+                    if n.is_multiple_of(2) { shared.clone() } else { Http2::connect(server.address).await };
                 connection.request(Method::GET, "/", &[], "").await
             }
         };
