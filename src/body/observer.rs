@@ -182,7 +182,8 @@ impl Observation {
         }
     }
 
-    /// Counts the heartbeat that the current poll returns in a frame.
+    /// Adds one to the heartbeat count of the stream. The frame that the current poll returns
+    /// contains the heartbeat.
     pub(super) fn record_heartbeat(&mut self) {
         if let Some(observer) = &mut self.observer {
             observer.heartbeats += 1;

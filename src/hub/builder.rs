@@ -154,11 +154,11 @@ impl Builder {
     /// In a topic that is [`latest_only`](super::Topic::latest_only), the event replaces the state,
     /// so return `None` for such topics.
     ///
-    /// A finished topic gets no events. If it is then removed, it gets events again when another
-    /// event or a subscription has created it again. The event of a leave creates no topic: if the
-    /// topic does not [exist](super::Topic::exists), the leave has no event. An event whose name is
-    /// reserved for the hub is not published. With a backend, neither is an event of more than 256
-    /// KiB. If the function panics, the change has no event.
+    /// A finished topic gets no events of joins and leaves. If the topic is then removed, it gets
+    /// them again after another event or a subscription has created it again. A leave never creates
+    /// a topic: if the topic does not [exist](super::Topic::exists), the leave has no event. An
+    /// event whose name is reserved for the hub is not published. With a backend, neither is an
+    /// event of more than 256 KiB. If the function panics, the change has no event.
     ///
     /// The function must not block. It is called without a lock. With a backend, the task that
     /// reads the log calls it. In memory, the thread that joins, leaves or reads members calls it,

@@ -504,7 +504,7 @@ impl Drop for Core {
         }
         self.backend.as_ref().inspect(|backend| backend.stop());
         self.presence.stop();
-        // The tasks that wait for the follower end.
+        // Wakes the tasks that wait for the follower, so that they end.
         self.recordings.note_progress();
     }
 }

@@ -43,7 +43,7 @@ impl ReadyList {
         state.waker.take()
     }
 
-    /// Moves the indices of the readers in the list to the end of `readers`.
+    /// Removes all readers from the list, and appends their indices to `readers`.
     pub(super) fn take(&self, readers: &mut Vec<u32>) {
         let mut state = lock(&self.state);
         if readers.is_empty() {

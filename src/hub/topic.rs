@@ -431,9 +431,9 @@ impl Topic {
     /// seconds: another node, or this one in an outage, may still be behind.
     ///
     /// The log retains the removed events until its own retention evicts them. If a law requires
-    /// the deletion of the data, also delete them in the server. Each node hides them for the newest
-    /// 100,000 removals in the log. Beyond that, a client that returns with an older id can receive
-    /// events from before an older removal.
+    /// the deletion of the data, also delete them in the server. Each node remembers the newest
+    /// 100,000 removals in the log, and hides the events from before them. A client that returns
+    /// with an older id can receive events from before an older removal.
     ///
     /// # Errors
     ///
@@ -574,9 +574,10 @@ impl Topic {
     /// topic has. A second subscription of the member on the same node writes no record. While the
     /// backend is down, joins and leaves wait.
     ///
-    /// `member` is the name, any text of up to 256 bytes. The name of the topic has at most 1,024
-    /// bytes. The limits are the same in memory. Use the name or the id of a user who has
-    /// logged in: a client that chooses its name freely can be present as another user.
+    /// `member` is the name of the member: any text of up to 256 bytes. The name of the topic may
+    /// have up to 1,024 bytes. Both limits also hold for a hub in memory. Use the name or the id of
+    /// a user who has logged in: a client that chooses its name freely can be present as another
+    /// user.
     ///
     /// # Errors
     ///

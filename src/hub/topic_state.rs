@@ -149,8 +149,8 @@ pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 /// not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
-/// The waiters to wake after a change of the topic. A change is large, so it is filled and woken
-/// where it is.
+/// The waiters to wake after a change of the topic. A change is large, so it is filled and woken in
+/// place, and never moved.
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,

@@ -109,8 +109,8 @@ impl Waiters {
         self.first < self.due
     }
 
-    /// Takes up to `N` due waiters out of the queue, oldest first. Adds their wakers to `batch`,
-    /// which is empty, for the caller to wake.
+    /// Takes up to `N` due waiters out of the queue, oldest first, and adds their wakers to
+    /// `batch`. `batch` must be empty. The caller wakes it.
     pub(super) fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         for _ in 0..N {
             if self.first >= self.due {
@@ -136,8 +136,8 @@ impl Waiters {
     }
 }
 
-/// Up to `N` wakers, to be woken after all locks are released. A batch is large, so it is filled and
-/// woken where it is.
+/// Up to `N` wakers, to be woken after all locks are released. A batch is large, so it is filled
+/// and woken in place, and never moved.
 #[derive(Debug)]
 pub(super) struct Batch<const N: usize> {
     wakers: [Option<Waker>; N],

@@ -18,8 +18,8 @@ use serde_json::{Map, Value, json};
 pub(super) struct Variant {
     pub(super) name: String,
     pub(super) description: Option<String>,
-    /// The schema of the JSON that [`Event::tagged`](crate::Event::tagged) writes as data for this
-    /// variant.
+    /// The schema of the data of this event: the JSON that [`Event::tagged`](crate::Event::tagged)
+    /// writes for the content of the variant.
     pub(super) content: Value,
 }
 

@@ -98,7 +98,8 @@ where
         let follower =
             Follower { topic: topic.clone(), node: node.clone(), registry: Arc::downgrade(&self.shared), silence };
         let sign = Event::json(&json!({ "node": node }))?;
-        // In a task of its own, so that a slow announcement does not delay the signs of life.
+        // The signs of life have a task of their own, so that a slow announcement does not delay
+        // them.
         let beats = silence.map(|silence| tokio::spawn(beat(topic.clone(), sign, silence / 3)));
         let publisher = Publisher { topic, queue: announcements, pending: VecDeque::new() };
         let following = tokio::spawn(follower.run(subscription));
@@ -325,7 +326,8 @@ impl Publisher {
 async fn beat(topic: Topic, sign: Event, interval: Duration) {
     loop {
         let next = Instant::now().checked_add(interval);
-        // Any other failure is the reason why the node closes its streams.
+        // Other errors are not handled here: without signs of life in the log, the node closes its
+        // streams.
         let published = topic.publish(sign.clone()).await;
         if published.is_err_and(|error| error.kind() == ErrorKind::Shutdown) {
             return;

@@ -56,8 +56,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// With a key of 8 bytes, a registered stream takes about 60 bytes: 56 if many streams share a key,
 /// and 63 if each has a key of its own. A stream has a copy of its key, so a large key should be an
 /// [`Arc`]. Each poll of a registered stream reads one atomic flag. Registering, dropping and
-/// closing lock the registry for a constant time per stream, and [`count`](Self::count) for a time
-/// that grows with the streams of the key.
+/// closing lock the registry for a constant time per stream. [`count`](Self::count) locks it for a
+/// time that grows with the number of streams of the key.
 ///
 /// # Examples
 ///
@@ -248,7 +248,7 @@ impl<K> Shared<K> {
 
     /// Returns the time since the registry was created, in ticks.
     fn now(&self) -> u32 {
-        // After 497 days, the difference of two times is still right.
+        // The number wraps around after 497 days. The difference of two times is still right.
         (self.created.elapsed().as_millis() / TICK.as_millis()) as u32
     }
 

@@ -44,8 +44,8 @@ impl Index {
     }
 }
 
-/// The part of 32 registered streams that their bodies use. A body locks the registry only to leave
-/// it, and to get its closing event.
+/// The part of 32 registered streams that their bodies use. A body locks the registry only when it
+/// is dropped, and to get its closing event.
 pub(super) struct Block {
     registry: Arc<dyn AnyRegistry>,
     number: u32,
@@ -58,7 +58,7 @@ pub(super) struct Block {
     counts: [Counts; BLOCK],
 }
 
-/// What a stream has sent.
+/// The numbers of events and bytes that a stream has sent.
 #[derive(Default)]
 struct Counts {
     events: AtomicU64,
@@ -67,7 +67,7 @@ struct Counts {
 
 /// A registry with keys of any type.
 pub(super) trait AnyRegistry: Send + Sync {
-    /// Removes a stream, whose registration is dropped.
+    /// Removes a stream when its registration is dropped.
     fn remove(&self, index: Index);
 
     /// Returns the event that a closed stream sends before its end, or empty bytes for no event.

@@ -15,18 +15,19 @@ use std::{
 /// first of them.
 ///
 /// A closed stream is in no list, and is not found by its key. Its slot is not used again before
-/// its registration is dropped. So a close never reaches another stream than that of its key.
+/// its registration is dropped. So a close never ends a stream of another key.
 ///
-/// Hashing, comparing and cloning keys runs code of the application, which may panic. No method
-/// changes anything before such code has returned, except for [`remove`](Self::remove), which
+/// Hashing, comparing and cloning keys runs code of the application, which may panic. Each method
+/// runs such code before it changes anything. The exception is [`remove`](Self::remove), which
 /// catches the panic.
 pub(super) struct Streams<K> {
     blocks: Vec<Option<Slots<K>>>,
-    /// The numbers of the blocks with a free slot. A number without a block is one, too.
+    /// The numbers of the blocks with a free slot. They include the indices of `blocks` that have
+    /// no block.
     with_room: BTreeSet<usize>,
     /// The first stream of each key.
     first: HashTable<Index>,
-    /// The events that closed streams send before their end, without empty ones.
+    /// The events that closed streams send before their end. Empty events are not stored.
     closing_events: BTreeMap<Index, Bytes>,
     /// The number of open streams.
     open: usize,
@@ -42,10 +43,10 @@ struct Slots<K> {
     used: usize,
 }
 
-/// A stream whose registration exists.
+/// A registered stream. It may be closed already.
 struct Stream<K> {
     key: K,
-    /// The next open stream with the same key. The last of them has its own index here.
+    /// The next open stream with the same key. For the last of these streams, its own index.
     next: Index,
     /// The previous open stream with the same key, or `None` for the first.
     previous: Option<Index>,
@@ -65,7 +66,7 @@ pub(super) struct Snapshot<'a, K> {
     pub(super) bytes: u64,
 }
 
-/// What a removed stream leaves. Dropping it runs code of the application, so the caller first
+/// The parts of a removed stream. Dropping them runs code of the application, so the caller first
 /// unlocks the registry.
 pub(super) struct Removed<K> {
     _stream: Option<Stream<K>>,
@@ -250,8 +251,8 @@ impl<K> Streams<K> {
 
     /// Makes room for another key in the table.
     ///
-    /// `HashTable::reserve` would lose entries if hashing a key panics. This builds another table,
-    /// and a panic changes nothing.
+    /// `HashTable::reserve` would lose entries if hashing a key panics. This method builds another
+    /// table instead, so a panic changes nothing.
     fn reserve_key(&mut self, hash_of: impl Fn(&K) -> u64) {
         if self.first.len() < self.first.capacity() {
             return;
@@ -294,7 +295,7 @@ fn stream<K>(blocks: &[Option<Slots<K>>], index: Index) -> Option<&Stream<K>> {
 impl<K> Slots<K> {
     fn new(registry: Arc<dyn AnyRegistry>, number: usize) -> Self {
         Self {
-            // An `Index` with this number fits into a `u32`.
+            // `Index::new` has accepted this number, so it fits into a `u32`.
             block: Arc::new(Block::new(registry, number as u32)),
             streams: Box::new(std::array::from_fn(|_| None)),
             began: Box::new([0; BLOCK]),

@@ -30,10 +30,11 @@ const SOON: Duration = Duration::from_secs(20);
 /// The time after which a check assumes that a call waits for a new record. If the call returns
 /// within this time, the check fails.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// The longest time that the check of retention waits for evictions in the background. Bounds that
-/// have not changed for a while are settled. They are requested once in an interval.
+/// The longest time that the check of retention waits for evictions in the background.
 const SETTLING: Duration = Duration::from_secs(1);
+/// The time without a change of the bounds after which the evictions count as finished.
 const SETTLED: Duration = Duration::from_millis(250);
+/// The pause between two requests of the bounds.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// The number of records that the log of each check has to retain, except in the check of
 /// retention. The other checks append fewer records, so none of their records is evicted.
@@ -383,8 +384,8 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     }
 }
 
-/// Returns the bounds when they have not changed for [`SETTLED`], because an implementation may evict
-/// records in the background. Waits for at most [`SETTLING`].
+/// Waits until the bounds have not changed for [`SETTLED`], but at most for [`SETTLING`], and
+/// returns them. An implementation may evict records in the background.
 async fn settled_bounds<B: Backend>(log: &B) -> Bounds {
     let mut bounds = log.bounds().await.expect("bounds");
     let (mut waited, mut unchanged) = (Duration::ZERO, Duration::ZERO);

@@ -72,7 +72,7 @@
 //!
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
-//! | [`open`](Backend::open) | once, when a hub connects, before all others | one | `connect` returns it |
+//! | [`open`](Backend::open) | once, when a hub connects, before all other methods | one | `connect` returns it |
 //! | [`bounds`](Backend::bounds) | when a hub connects; the follower after an error, and after two seconds without a record; a client with a position that the node does not know | at most two | the follower repeats it after at most 400 ms |
 //! | [`follow`](Backend::follow) | the follower, with the end of the previous page | one | `bounds`, then again from the same position |
 //! | [`append`](Backend::append) | publishers | any number | the publisher gets it; no retry |
@@ -86,8 +86,8 @@
 //!   `follow` again. The required number of comparisons doubles each time.
 //! - If the epoch differs, or the log ends before the position of the follower, the hub ends all
 //!   subscriptions and starts again with the current log.
-//! - Every call except `open` and `follow` has a time limit of ten seconds. The backend needs shorter limits
-//!   of its own, so that its errors can name the cause.
+//! - Every call except `open` and `follow` has a time limit of ten seconds. The backend needs
+//!   shorter limits of its own, so that its errors can name the cause.
 //! - A publisher can drop its future, and with it the future of `append`. The futures of `read` and
 //!   `bounds` run in tasks of their own, so a client that leaves does not interrupt them.
 //!

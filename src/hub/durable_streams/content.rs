@@ -9,8 +9,8 @@ use serde_core::de::IgnoredAny;
 /// The format in which a stream contains the data of the events of a topic, and the content type of
 /// the stream.
 ///
-/// A stream contains only the data of events, and neither their names nor their ids. An event
-/// without data, such as [`Event::checkpoint`], adds nothing to the stream.
+/// A stream contains only the data of events, not their names and ids. An event without data, such
+/// as [`Event::checkpoint`], adds nothing to the stream.
 ///
 /// | format | content type | the stream contains |
 /// |---|---|---|
@@ -42,7 +42,7 @@ enum Encoding {
     Base64,
 }
 
-/// The error if the data of an event is not in the format of its stream.
+/// The error for an event whose data is not base64, in a stream of the format [`Content::base64`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotBase64;
 
@@ -90,15 +90,16 @@ impl Content {
         &self.content_type
     }
 
-    /// Returns whether event streams contain this content as base64 (§5.8).
+    /// Returns whether the `data` events of an event stream encode this content as base64 (§5.8 of
+    /// the protocol). They do for all content types except `text/*` and `application/json`.
     pub(super) fn is_base64_in_events(&self) -> bool {
         let essence = self.content_type.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
         let essence = essence.trim_ascii().to_ascii_lowercase();
         !essence.starts_with(b"text/") && essence != b"application/json"
     }
 
-    /// Returns the data of an event stream for a page of this content. Bytes that are not UTF-8 are
-    /// replaced if the content type is a text.
+    /// Returns the data of the `data` event for a page of this content. If the content type is a
+    /// text, bytes that are not UTF-8 are replaced with U+FFFD.
     pub(super) fn data_of_event(&self, page: &[u8]) -> String {
         match self.is_base64_in_events() {
             true => STANDARD.encode(page),
@@ -114,7 +115,7 @@ impl Default for Content {
     }
 }
 
-/// The body of one response.
+/// The data of the events in one response, or in one `data` event of an event stream.
 #[derive(Debug)]
 pub(super) struct Page {
     encoding: Encoding,
@@ -153,7 +154,7 @@ impl Page {
             Encoding::Base64 => {
                 let before = self.bytes.len();
                 if STANDARD.decode_vec(data.trim_ascii().as_bytes(), &mut self.bytes).is_err() {
-                    // An error leaves bytes behind.
+                    // A failed decoding may leave bytes in the buffer.
                     self.bytes.truncate(before);
                     return Err(NotBase64);
                 }
@@ -163,7 +164,7 @@ impl Page {
         Ok(())
     }
 
-    /// Returns the bytes of the page. A page of JSON is an array, also without an event.
+    /// Returns the bytes of the page. A page of JSON is an array, even if it has no event.
     pub(super) fn into_bytes(mut self) -> Bytes {
         if self.encoding == Encoding::Json {
             if self.bytes.is_empty() {

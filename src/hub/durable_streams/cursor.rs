@@ -12,8 +12,10 @@ const INTERVAL: u64 = 20;
 /// The maximum number of intervals by which a cursor exceeds the cursor of the client: one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
-/// Returns the cursor of a response: the number of the current interval. It is greater than
-/// `requested`, the cursor that the client sent. A text that is no such number is ignored.
+/// Returns the cursor of a response: the number of the current interval. If `requested`, the cursor
+/// that the client has sent, is not smaller, returns `requested` plus a random number of intervals.
+/// So the new cursor is always greater. A text that is not a number, or a number that is too large,
+/// is ignored.
 pub(super) fn next(requested: Option<&str>) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     after(since_1970.saturating_sub(FIRST_INTERVAL) / INTERVAL, requested)

@@ -22,16 +22,17 @@ pub(super) struct Events {
     page_size: usize,
     /// The cursor that the client sent.
     cursor: Option<String>,
-    /// Ends the stream, so that caches can join clients again.
+    /// The time until the stream ends. The clients then reconnect, and a cache can join their
+    /// requests again.
     lifetime: Pin<Box<Sleep>>,
     state: State,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The client has not been notified that it has all events.
+    /// The client has not been notified yet that it has all events so far.
     Behind,
-    /// The last `control` event has notified the client that it has all events.
+    /// The last `control` event has notified the client that it has all events so far.
     UpToDate,
     Ended,
 }
@@ -51,7 +52,8 @@ impl Events {
         Self { reading, content, page_size, cursor, lifetime, state: State::Behind }
     }
 
-    /// Returns the `data` event of a page, if it has any data, and the `control` event after it.
+    /// Returns the `data` event of a page, and the `control` event after it. A page without data
+    /// has only the `control` event.
     fn item(&self, page: Page, is_up_to_date: bool, is_closed: bool) -> EncodedEvents {
         let data = (page.count > 0).then(|| Event::new(self.content.data_of_event(&page.into_bytes())).event("data"));
         let mut control = serde_json::Map::new();
@@ -73,8 +75,8 @@ impl Events {
 }
 
 /// Removes the space after `data:`, which the HTML standard makes optional. The server of the
-/// protocol's authors sends none, and their conformance tests expect none. The space stays where
-/// the data begins with another space.
+/// protocol's authors sends no such space, and their conformance tests expect none. If the data
+/// itself begins with a space, both spaces stay.
 fn without_optional_spaces(events: &[u8]) -> Bytes {
     let mut bytes = Vec::with_capacity(events.len());
     for line in events.split_inclusive(|byte| *byte == b'\n') {
@@ -107,7 +109,8 @@ impl Stream for Events {
             Ok(Fill::Waits) if has_moved || this.state == State::Behind => (true, false),
             Ok(Fill::Closed) => (true, true),
             Ok(Fill::Waits | Fill::AwaitsBackend) if !is_over => return Poll::Pending,
-            // The client reconnects, and the response to its request is the error.
+            // The client reconnects. After an error, the response to its next request reports the
+            // error.
             Ok(Fill::Waits | Fill::AwaitsBackend) | Err(_) => {
                 this.state = State::Ended;
                 return Poll::Ready(None);

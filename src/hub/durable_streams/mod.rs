@@ -3,7 +3,7 @@
 //! [`Hub::durable_streams`] returns a tower service that serves the topics of a hub for reading.
 //! The clients of the protocol, such as [`@durable-streams/client`][client], read a topic from its
 //! beginning or after an offset. They continue with long polls or with an event stream. Long polls
-//! work where a network buffers event streams, and a CDN can answer the reads of old events.
+//! work where a network buffers event streams, and a CDN can serve the pages of old events.
 //!
 //! ```
 //! # async fn serve() -> std::io::Result<()> {
@@ -43,25 +43,27 @@
 //!
 //! | status | reason |
 //! |---|---|
-//! | 400 | the offset is malformed, or a live read has no offset |
+//! | 400 | the offset or the query is malformed, or a live read has no offset |
 //! | 404 | the topic does not exist, or is not [readable](DurableStreams::readable) |
 //! | 410 | events after the offset are missing: they are not retained any more, or the offset is from another log |
 //! | 500 | the data of the next event is not [base64](Content::base64), as the content of the topic requires |
 //! | 503 | the hub is shut down, its backend does not respond, or the hub is at a limit. `Retry-After` is one second |
 //!
-//! A [gap](super::Gap) of the hub is always a 410, so no event is lost silently. A client that gets
-//! a 410 reads the state of the application anew, or begins at `-1`. The offset `-1` is the oldest
-//! retained event, and earlier events of the topic may be missing there.
+//! A [gap](super::Gap) of the hub is always a 410, so no event is lost silently. After a 410, a
+//! client loads the state of the application again, or begins at `-1`. The offset `-1` is the
+//! oldest retained event. Earlier events of the topic may be missing there.
 //!
 //! # Limits
 //!
-//! - A stream contains the data of events, and neither their names nor their ids. Put the kind of an
-//!   event into its data, for example with an internally tagged enum.
-//! - A request retains one page in memory: [`page_size`](DurableStreams::page_size) and one event.
+//! - A stream contains the data of events, but not their names and ids. Put the kind of an event
+//!   into its data, for example with an internally tagged enum.
+//! - A request keeps at most one page in memory: [`page_size`](DurableStreams::page_size) and one
+//!   event.
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic. A
 //!   client that polls is not a subscriber between two polls.
 //! - A topic that has no event yet [does not exist](DurableStreams::existing).
-//! - The protocol reserves names that begin with `__ds/`. Such topics cannot be read.
+//! - The protocol reserves the name `__ds` and names that begin with `__ds/`. Such topics cannot be
+//!   read.
 //! - With a backend, another node can publish an event to a topic before it has read that the topic
 //!   is finished. The topic then [continues](super::Topic::finish), but a client that was notified
 //!   of the end has stopped.
@@ -71,16 +73,17 @@
 //!
 //! Offsets are the same on all nodes. A node reads events that it does not retain from the backend.
 //! A response contains every event whose publication this node has acknowledged before the request.
-//! For a topic that the node does not know, a read from the beginning can read the whole log of the
+//! A read from the beginning of a topic that the node does not know can read the whole log of the
 //! backend. So [`readable`](DurableStreams::readable) should accept only names that the application
-//! has issued.
+//! has issued. A read with an offset does not check whether such a topic exists: the response is an
+//! empty page, or a 410 if retention has passed the offset.
 //!
 //! # Caches
 //!
-//! A page with events can be cached for a minute, and `If-None-Match` is answered with 304. By
-//! default only the cache of the client stores it (`Cache-Control: private`). With
-//! [`shared_caches`](DurableStreams::shared_caches), a CDN does, too. The guide
-//! `docs/durable-streams.md` describes how.
+//! A page with events can be cached for a minute. A request whose `If-None-Match` has the `ETag` of
+//! the page gets a 304. By default, only the cache of the client stores pages
+//! (`Cache-Control: private`). With [`shared_caches`](DurableStreams::shared_caches), a CDN stores
+//! them, too. The guide `docs/durable-streams.md` describes how.
 //!
 //! # Shutdown
 //!
@@ -159,9 +162,9 @@ impl Hub {
 /// A tower service that serves the topics of a hub in the Durable Streams protocol.
 /// [`Hub::durable_streams`] creates it.
 ///
-/// The service accepts requests with any body, and ignores the body. Clones share the hub and the
-/// settings at the time of the clone. For requests of pages of other origins, put the CORS layer of
-/// `tower-http` around the service, and expose the headers of the protocol.
+/// The service accepts requests with any body, and ignores the body. Clones share the hub, and have
+/// the settings at the time of the clone. If web pages of other origins read topics, put the CORS
+/// layer of `tower-http` around the service, and expose the headers of the protocol.
 ///
 /// # Examples
 ///
@@ -233,11 +236,12 @@ impl DurableStreams {
         self.with(|settings| settings.readable = Arc::new(filter))
     }
 
-    /// Sets which topics exist although they have no event yet. By default, a topic without events,
-    /// subscribers and end does not exist, and a read gets a 404.
+    /// Sets which topics exist although they have no event yet. By default, a topic does not exist
+    /// if it has no events and no subscribers, and is not finished. A read of such a topic gets a
+    /// 404.
     ///
-    /// Use it for topics whose readers can come before the first event. Such a reader gets an empty
-    /// page, or waits. Reading creates the topic in the hub, so it counts towards
+    /// Use this filter for topics whose clients can come before the first event. Such a client gets
+    /// an empty page, or waits. Reading creates the topic in the hub, so the topic counts towards
     /// [`max_topics`](super::Builder::max_topics) while it is read. Accept only names that the
     /// application has issued.
     ///
@@ -268,21 +272,21 @@ impl DurableStreams {
         self.with(|settings| settings.page_size = bytes.max(1))
     }
 
-    /// Sets how long a long poll waits for an event. Default: 20 seconds. Proxies and CDNs must have
-    /// longer timeouts.
+    /// Sets the time that a long poll waits for an event. Default: 20 seconds. Proxies and CDNs
+    /// must have longer timeouts.
     pub fn long_poll_timeout(self, time: Duration) -> Self {
         self.with(|settings| settings.long_poll = time)
     }
 
-    /// Sets when an event stream ends, so that clients reconnect, for example to the nearest cache.
-    /// Each stream ends up to a tenth later, at random. Default: 60 seconds, as the protocol
-    /// recommends.
+    /// Sets the time after which an event stream ends. Clients then reconnect, for example to the
+    /// nearest cache. Each stream ends up to a tenth of this time later, at random. Default: 60
+    /// seconds, as the protocol recommends.
     pub fn close_events_after(self, time: Duration) -> Self {
         self.with(|settings| settings.events = time)
     }
 
-    /// Allows shared caches such as a CDN to store pages: `Cache-Control` is `public` in the place
-    /// of `private`.
+    /// Allows shared caches such as a CDN to store pages: `Cache-Control` is `public` instead of
+    /// `private`.
     ///
     /// Use this only if all clients that reach the cache may read all readable topics.
     pub fn shared_caches(self) -> Self {
@@ -312,7 +316,7 @@ impl DurableStreams {
         Some(offset::format(epoch, epoch.position(id).ok()?))
     }
 
-    /// Returns the topic of a request if it can be read, and otherwise the status of the error.
+    /// Returns the topic of a request. Returns the status of the error if the topic cannot be read.
     fn check(&self, request: &Parts) -> Result<Arc<str>, StatusCode> {
         if request.method != Method::GET && request.method != Method::HEAD {
             return Err(StatusCode::METHOD_NOT_ALLOWED);
@@ -390,7 +394,8 @@ impl DurableStreams {
                 return Ok(response);
             }
             Mode::LongPoll => reading.long_poll(&content, page_size, long_poll).await?,
-            // The offset of the end does not change with events that arrive meanwhile.
+            // The response is an empty page, and its offset stays the end of the topic at `open`,
+            // even if events arrive meanwhile.
             Mode::CatchUp if begin == Begin::Now => {
                 let rest = if reading.is_closed().await { Rest::Closed } else { Rest::Nothing };
                 (Page::new(&content), rest)

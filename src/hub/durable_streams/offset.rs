@@ -1,12 +1,12 @@
-//! Offsets: positions of the log as texts whose order is that of the positions.
+//! Offsets: positions of the log as text. Their order as text is the order of the positions.
 
 use super::super::{
     backend::{IdFormat, Position},
     id::Epoch,
 };
 
-/// The number of decimal digits of an offset, so that offsets can be compared as text. The greatest
-/// position has as many digits.
+/// The number of decimal digits of an offset. The greatest position has as many digits, and smaller
+/// positions get leading zeros. So offsets can be compared as text.
 const DIGITS: usize = 20;
 
 /// The reason why a text is not an offset of this log.
@@ -18,8 +18,8 @@ pub(super) enum InvalidOffset {
     OtherEpoch,
 }
 
-/// Returns the offset after the event at `position`: `<epoch>_<20 digits>`, without the epoch if the
-/// ids of the log contain none.
+/// Returns the offset after the event at `position`: `<epoch>_<20 digits>`. If the ids of the log
+/// contain no epoch, the offset contains none either, and is `<20 digits>`.
 pub(super) fn format(epoch: Epoch, position: Position) -> String {
     let number = position.get();
     match prefix(&epoch) {
@@ -28,7 +28,7 @@ pub(super) fn format(epoch: Epoch, position: Position) -> String {
     }
 }
 
-/// Returns the position in the log of this epoch that `offset` denotes.
+/// Returns the position that `offset` denotes in the log of this epoch.
 pub(super) fn parse(epoch: Epoch, offset: &str) -> Result<Position, InvalidOffset> {
     let (letters, number) = match offset.split_once('_') {
         Some((letters, number)) => (Some(letters), number),

@@ -1,4 +1,4 @@
-//! Reads one topic for one request: the events after an offset, and what follows them.
+//! Reads one topic for one request: the events after an offset, and whether more events follow.
 
 use super::{
     super::{
@@ -26,11 +26,11 @@ use tokio::time::timeout;
 /// The maximum time that a request waits for old events from the backend.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that a request waits until this node has read the events whose publication it
-/// has acknowledged.
+/// The maximum time that a request waits for this node to read the events that it knows to be in
+/// the log, such as those that it has published.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where a reader begins.
+/// The point in a topic at which a reader begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
     /// The oldest retained event of the topic: the offset `-1`.
@@ -68,7 +68,7 @@ impl From<Error> for ReadError {
     }
 }
 
-/// An error after which a reader reads no event.
+/// A permanent error: the reader reads no event after it.
 #[derive(Clone, Copy, Debug)]
 enum Failure {
     Subscription(SubscriptionError),
@@ -85,21 +85,21 @@ impl From<Failure> for ReadError {
     }
 }
 
-/// What follows the events of a response.
+/// States whether events follow the events of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     /// More events follow, or may follow.
     More,
     /// No event follows yet.
     Nothing,
-    /// No event follows ever, because the topic is finished.
+    /// No event will follow, because the topic is finished.
     Closed,
 }
 
 /// The outcome of filling a page with the events that are available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// The page has its size, or an error follows its events.
+    /// The page has reached its size, or the next call returns an error.
     Full,
     /// No further event is available. The waker is registered.
     Waits,
@@ -116,8 +116,8 @@ pub(super) struct Reading {
     topic: Arc<TopicState>,
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
-    /// The position up to which the client has all events. `None` before the first event of a
-    /// reader that did not begin after a position.
+    /// The position up to which the client has all events. `None` if the reader did not begin after
+    /// a position and has not read an event yet.
     position: Option<Position>,
     failure: Option<Failure>,
 }
@@ -162,8 +162,8 @@ impl Reading {
         Ok(reading)
     }
 
-    /// Looks for the topic in the log of the backend, and returns whether it exists. For
-    /// [`Begin::Now`], reads to its end.
+    /// Looks for the topic in the log of the backend, and returns whether the topic exists. For
+    /// [`Begin::Now`], reads to the end of the topic.
     async fn find(&mut self, begin: Begin) -> Result<bool, ReadError> {
         poll_fn(|cx| {
             loop {
@@ -186,15 +186,16 @@ impl Reading {
     /// Returns the position up to which the client has all events of the topic.
     pub(super) fn position(&self) -> Position {
         self.position.unwrap_or_else(|| {
-            // The topic has no event between its last event and the cursor.
+            // The cursor may be after the last event of the topic. No event of the topic is between
+            // them, so the smaller position denotes the same point.
             let contents = self.topic.lock();
             contents.log.last().max(contents.log.evicted_through()).min(self.subscription.cursor)
         })
     }
 
     /// Moves the position of a topic without new events towards the end of the log. Otherwise the
-    /// backend would evict the position at some time. A client that waits there would get a gap
-    /// from another node, although it has missed nothing.
+    /// eviction watermark would pass the position at some time. A client that waits there would
+    /// then get a gap from another node, although it has missed no event.
     ///
     /// The reader must have read all events up to `committed`. The position moves in steps of the
     /// log, so that all clients wait at the same offset, and caches can join them.
@@ -214,7 +215,7 @@ impl Reading {
         self.subscription.replay.is_some()
     }
 
-    /// Waits for an event. Returns `true` if one can be [taken](Self::take_event), and `false`
+    /// Waits for an event. Returns `true` if an event can be [taken](Self::take_event), and `false`
     /// after the last event of a finished topic.
     fn poll_available(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ReadError>> {
         while self.pending.is_empty() {
@@ -223,7 +224,7 @@ impl Reading {
             }
             match std::task::ready!(self.subscription.poll_item(cx)) {
                 None => return Poll::Ready(Ok(false)),
-                // The hub itself sends nothing that belongs to the stream.
+                // Events of the hub itself are not part of the stream.
                 Some(Ok(item)) if matches!(item.topics, Topics::Hub) => {}
                 Some(Ok(item)) => self.pending = item.events.into_bytes(),
                 Some(Err(error)) => self.failure = Some(Failure::Subscription(error)),
@@ -232,8 +233,8 @@ impl Reading {
         Poll::Ready(Ok(true))
     }
 
-    /// Removes the next event that was read, and moves the position behind it. Returns `None` if
-    /// the event cannot be decoded.
+    /// Removes the next event from the pending bytes, and moves the position to it. Returns `None`
+    /// if the event cannot be decoded.
     fn take_event(&mut self) -> Option<Event> {
         let before = self.pending.len();
         let Some((id, event)) = decode_first(&mut self.pending) else {
@@ -283,8 +284,8 @@ impl Reading {
         poll_fn(|cx| Poll::Ready(self.rest(cx))).await == Rest::Closed
     }
 
-    /// Reads the available events as one page of about `size` bytes. Waits for no new event, and
-    /// for events of the backend at most 10 seconds.
+    /// Reads the available events as one page of about `size` bytes. Does not wait for new events.
+    /// Waits for at most 10 seconds for old events from the backend.
     pub(super) async fn page(&mut self, content: &Content, size: usize) -> Result<(Page, Rest), ReadError> {
         let mut page = Page::new(content);
         let read = poll_fn(|cx| {
@@ -310,8 +311,9 @@ impl Reading {
         Ok((page, rest))
     }
 
-    /// Reads the available events as one page. If there is none, waits up to `time` for the next
-    /// event. Returns an empty page if none has arrived, or if the hub was shut down.
+    /// Reads the available events as one page. If no event is available, waits up to `time` for the
+    /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
+    /// down.
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,
@@ -345,8 +347,8 @@ impl Reading {
         Ok((page, rest))
     }
 
-    /// Reads the available events as the next part of an event stream. If no event is available and
-    /// a part was read before, advances the position of a quiet topic.
+    /// Reads the available events as the next part of an event stream. If no event is available,
+    /// [advances](Self::advance) the position.
     pub(super) fn part(
         &mut self,
         content: &Content,
@@ -363,8 +365,8 @@ impl Reading {
     }
 }
 
-/// Returns the number of positions in which the position of a topic without new events moves: 256
-/// events or messages, or about a minute.
+/// Returns the step in which the position of a topic without new events advances: 256 events
+/// (`Positions`), 256 messages (`Messages`) or 65 seconds (`Times`).
 fn step(ids: IdFormat) -> u64 {
     match ids {
         IdFormat::Positions => 256,
@@ -373,8 +375,9 @@ fn step(ids: IdFormat) -> u64 {
     }
 }
 
-/// Waits until this node has read what it knows to be in the log, at most one second. So a client
-/// of this node can read an event as soon as its publication was acknowledged.
+/// Waits for at most one second until this node has read all events that it knows to be in the log.
+/// So a client of this node can read an event as soon as this node has acknowledged its
+/// publication.
 async fn read_own_events(core: &Core) {
     let Some(backend) = &core.backend else { return };
     let (last, epoch) = (backend.last(), backend.epoch_bits());

@@ -48,7 +48,8 @@ pub(super) struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// Parses the query of a URL. Unknown parameters are ignored. The error is the text of a 400.
+    /// Parses the query of a URL. Ignores unknown parameters. The error is the text of the 400
+    /// response.
     pub(super) fn parse(query: &'a str) -> Result<Self, &'static str> {
         let mut parsed = Self { offset: None, mode: Mode::CatchUp, cursor: None };
         let mut has_mode = false;
@@ -84,7 +85,7 @@ pub struct StreamBody(Inner);
 
 enum Inner {
     Page(Option<Bytes>),
-    /// The response to `HEAD`. Its size is unknown, because a `Content-Length` would have to be that
+    /// The response to `HEAD`. It has no `Content-Length`, because that would have to be the length
     /// of the response to `GET` (RFC 9110, §8.6).
     Head,
     Events(Pin<Box<SseBody<Events>>>),
@@ -197,7 +198,8 @@ pub(super) fn of_error(read: ReadError) -> Response<StreamBody> {
     }
 }
 
-/// Adds the headers that say what follows this response.
+/// Adds `Stream-Up-To-Date` if no event follows yet, and also `Stream-Closed` if the topic is
+/// finished.
 pub(super) fn set_rest(headers: &mut HeaderMap, rest: Rest) {
     if rest != Rest::More {
         headers.insert(UP_TO_DATE, TRUE);
@@ -212,7 +214,8 @@ pub(super) fn set_base64(headers: &mut HeaderMap) {
     headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
 }
 
-/// Makes the response of a page. Answers with 304 if the client has the page already.
+/// Adds a page to a response, and its `ETag` if a cache may store the response. If the client
+/// already has the page, turns the response into a 304.
 ///
 /// `requested` is the offset of the request, or `None` for a response that no cache stores.
 pub(super) fn page(
@@ -224,8 +227,8 @@ pub(super) fn page(
     rest: Rest,
 ) -> Response<StreamBody> {
     if let Some(requested) = requested {
-        // The events up to an offset never change, so their number and the offsets identify the
-        // page, also after an eviction.
+        // The events between two offsets never change. After an eviction, a page from `-1` contains
+        // fewer of them. So the two offsets and the number of events identify the page.
         let closed = if rest == Rest::Closed { ":c" } else { "" };
         let etag = format!("\"{requested}:{next}:{}{closed}\"", page.count);
         let is_cached = matches_etag(request, &etag);

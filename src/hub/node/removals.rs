@@ -21,8 +21,8 @@ pub(in crate::hub) struct Removal {
 /// The newest removal of each topic. A removal is forgotten when the log has evicted its record.
 /// The log has then evicted all earlier records of the topic as well, so nothing has to be hidden.
 ///
-/// At most 100,000 removals are kept, which bounds the memory. Beyond that, the oldest removal is
-/// forgotten although the log may retain earlier records of its topic.
+/// At most 100,000 removals are kept, which limits the memory. Beyond that, the oldest removal is
+/// forgotten, although the log may still retain earlier records of its topic.
 #[derive(Default)]
 pub(super) struct Removals {
     topics: HashMap<Arc<str>, Removal>,

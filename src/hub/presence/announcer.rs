@@ -124,7 +124,7 @@ fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));
     let mut state = core.presence.state();
     if is_finished {
-        // Members that have joined after the end keep the topic in the set of ended topics.
+        // The set of ended topics may have forgotten the topic while it had no members.
         state.note_end(topic);
     } else if exists {
         state.note_reopened(topic);
@@ -183,8 +183,8 @@ async fn announce(core: Weak<Core>) {
         failures = if is_ok { 0 } else { failures + 1 };
         let Some(mut next) = presence.next_run() else { return };
         if !is_ok {
-            // After a failure, a change does not wake the announcer. So it wakes up soon, even if
-            // it has nothing to do until then, and the next run sees the change.
+            // After a failure, a change does not wake the announcer. So the announcer always wakes
+            // up after a short pause, and then sees the change.
             next = Instant::now() + retry_pause(failures);
         }
         // `sleep_until` panics on a runtime without timers.
@@ -310,8 +310,8 @@ struct Publishing {
 /// The result of one step of a [`Publishing`] task: what the task does next.
 enum Next {
     Append,
-    /// Wait until another node has published an event of the topic, but at most until this time.
-    /// After it, this node publishes the events.
+    /// Wait until another node has published an event of the topic. After this time, this node
+    /// publishes the events itself.
     Wait(Instant),
     Retry,
     End,
@@ -348,7 +348,8 @@ impl Publishing {
     /// the log has no record of the topic that this node has not read. So each event is published
     /// once, even if several nodes try.
     async fn run_once(&mut self) -> Next {
-        // The permit first, because the fence and the events become old while the task waits.
+        // Waits for the permit first. A fence and events that are taken before the wait would be
+        // outdated.
         let presence = self.presence.clone();
         let Ok(permit) = presence.publishing.acquire().await else { return Next::End };
         let Some(core) = self.core.upgrade() else { return Next::End };
@@ -370,7 +371,7 @@ impl Publishing {
         let count = events.len();
         let record = |event| Record { topic: self.topic.clone(), kind: RecordKind::Event, event };
         let appended = fence.append(&backend, events.into_iter().map(record).collect()).await;
-        // The waits below may take a second.
+        // The waits below may take a second, so other topics get the permit first.
         drop(permit);
         match appended {
             Ok(Some(appended)) => {

@@ -29,7 +29,7 @@ pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Message {
     /// The joins and leaves on the node `author` since its previous record about members, in their
-    /// order. Without any, this is the last record of a node that is shut down: its members leave
+    /// order. Empty `changes` mark the last record of a node that is shut down. Its members leave
     /// after the grace time, unless they reconnect to another node.
     Changes { author: Author, changes: Vec<(Arc<str>, Presence)> },
     /// All members of the node `author`, or a part of them. They replace the members in its earlier

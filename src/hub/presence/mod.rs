@@ -52,7 +52,7 @@ use tokio::{
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
 /// The maximum length of the name of a topic with members, in bytes. A record with a longer name
-/// could exceed the limit of the backend. Then this node could announce no member any more.
+/// could exceed the limit of the backend. After that, this node could not announce any member.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
 /// The maximum number of concurrent appends of events of joins and leaves on this node. Each append
@@ -248,8 +248,9 @@ impl Presences {
     }
 
     /// Ends presence on this node, its streams and its tasks. If the log has members of this node,
-    /// returns a record for the caller to append: the other nodes then begin the grace times of
-    /// these members at once. Without the record, they would first wait for the lease of this node.
+    /// returns a record for the caller to append. When the other nodes read it, they begin the
+    /// grace times of these members at once. Without the record, they would first wait for the
+    /// lease of this node.
     pub(super) fn shut_down(&self) -> Option<Record> {
         let mut state = self.state();
         let last = state.end(self);
@@ -313,7 +314,7 @@ impl Presences {
     }
 }
 
-/// Frees the memory of a map without entries. A map keeps it for later entries otherwise.
+/// Frees the memory of a map that is empty. An empty `HashMap` otherwise keeps its capacity.
 fn free_if_empty<K, V>(map: &mut HashMap<K, V>) {
     if map.is_empty() {
         *map = HashMap::new();

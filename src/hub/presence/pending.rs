@@ -40,9 +40,9 @@ struct OfTopic {
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
     /// Set while a task of this node publishes the pending events of the topic.
     is_publishing: bool,
-    /// The handle of that task. `None` for a moment after [`Pending::begin`].
+    /// The handle of that task. `None` until the caller of [`Pending::begin`] has spawned the task.
     task: Option<AbortHandle>,
-    /// Wakes that task when an event is not pending any more.
+    /// Wakes that task when an event of the topic is not pending any more.
     changed: Arc<Notify>,
 }
 
@@ -141,8 +141,8 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up the pending events of a topic up to the first join, because the topic does not
-    /// exist on this node. A leave creates no topic.
+    /// Gives up the pending events of a topic that come before the first join. The topic does not
+    /// exist on this node, and a leave creates no topic.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
         let is_leave = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| event.is_leave);
         while self.topics.get(topic).is_some_and(is_leave) {
@@ -163,7 +163,8 @@ impl Pending {
         topics.into_values().filter_map(|of_topic| of_topic.task).collect()
     }
 
-    /// Stores the task that publishes the events of a topic. Has no effect if it has ended already.
+    /// Stores the task that publishes the events of a topic. Has no effect if the task has already
+    /// ended.
     pub(super) fn set_task(&mut self, topic: &str, task: AbortHandle) {
         let of_topic = self.topics.get_mut(topic).filter(|of_topic| of_topic.is_publishing && !task.is_finished());
         of_topic.into_iter().for_each(|of_topic| of_topic.task = Some(task.clone()));

@@ -30,14 +30,14 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 
 /// The first and the longest pause between two requests for the members of other nodes. Each
-/// request doubles the pause, because each node answers it with all of its members.
+/// request doubles the pause, because every node answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
 /// The number of finished topics after which those without members are forgotten.
 const MAX_ENDED: usize = 1000;
 
 /// The maximum number of questions of other nodes that wait for answers, and of messages that wait
-/// for the announcer. Beyond it, questions get no answer, and messages are not sent.
+/// for the announcer. Beyond this number, questions get no answer, and messages are not sent.
 const MAX_WAITING: usize = 10_000;
 
 /// The maximum number of messages to other nodes in one append.
@@ -80,18 +80,20 @@ pub(super) struct State {
     /// The number of the newest of these appends that has succeeded. It contained all earlier
     /// changes, too.
     done: u64,
-    /// The number of the append after which this node can read its members in the log again. It is
-    /// above `done` after this node has missed records or was declared dead.
+    /// The number of the append that lists all members of this node again, after this node has
+    /// missed records or was declared dead. Before `done` has reached this number, the members of
+    /// this node are missing in its view.
     needed: u64,
     /// The topics that were finished. A topic that is then removed stays in this set, so that no
     /// event of a join creates it again.
     ended: HashSet<Arc<str>>,
-    /// The number of finished topics at which the next cleanup of `ended` takes place. It is at
-    /// least twice the number after the last cleanup, so the cost per topic does not depend on it.
+    /// The number of finished topics at which the next cleanup of `ended` takes place. It is twice
+    /// the number after the last cleanup. So the cost per topic does not grow with the number of
+    /// finished topics.
     cleanup_at: usize,
     /// The time of the last request for the members of the other nodes.
     asked_at: Option<Instant>,
-    /// The number of such requests in the log since this node has last known all members.
+    /// The number of such requests that were appended since this node last knew all members.
     asked: u32,
     /// The time when the announcer, the task that appends, wakes up by itself.
     pub(super) wakes_at: Option<Instant>,
@@ -249,7 +251,7 @@ impl State {
         }
         let Some(message) = Message::parse(record) else { return Vec::new() };
         let transitions = self.note_message(own, position, message);
-        // A stream that has to wait is woken when this node knows all members.
+        // Until this node knows all members, streams wait. `note_complete` wakes them.
         if self.is_complete() {
             self.watchers.note(&transitions);
         }
@@ -291,7 +293,7 @@ impl State {
                 self.needs_full |= self.number > 0;
                 Vec::new()
             }
-            // Its sender cannot have read what comes later in the log.
+            // Such a roster is not valid: its sender cannot have read records after its own record.
             Message::Roster { through, .. } if through >= position => Vec::new(),
             Message::Roster { through, nodes: listed } => {
                 self.roster.take_if(|(_, after)| through >= *after);
@@ -370,10 +372,14 @@ impl State {
         }
     }
 
-    /// Returns the time when this node repeats its request for the members of the other nodes: if
-    /// it has not read the request in the log, or if a node that it waits for neither answers nor
-    /// is declared dead by another node, because that other node has died, too. `at` is the time of
-    /// the request, and `nodes` are the nodes with members.
+    /// Returns the time when this node repeats its request for the members of the other nodes. `at`
+    /// is the time of the request, and `nodes` are the nodes with members, if this node has read a
+    /// roster.
+    ///
+    /// Without a roster, this node repeats a request that it has not read in the log. With a
+    /// roster, a node may neither answer nor be declared dead, because the node that would declare
+    /// it dead has died, too. So this node repeats the request when every listed node should have
+    /// answered, or been declared dead.
     fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
         let at = at + self.ask_pause();
         let Some(nodes) = nodes else { return (!was_read).then_some(at) };
@@ -410,7 +416,7 @@ impl State {
             self.knowledge = Knowledge::Asked { id, at: now, position: None, nodes: None };
             self.asked_at = Some(now);
             self.asked = self.asked.saturating_add(1);
-            // Before the answers that may wait.
+            // Goes before answers that wait for the announcer.
             self.outgoing.push_front(Message::Ask { id });
         }
         if self.roster.take_if(|(at, _)| *at <= now).is_some() && self.is_complete() {
@@ -475,7 +481,7 @@ impl State {
                         _ => {}
                     }
                 }
-                // When the backend works again, the other messages are too old.
+                // By the time the backend works again, the other messages are too old.
                 self.outgoing.clear();
             }
             Job::Messages(_) => {}
@@ -483,8 +489,8 @@ impl State {
     }
 
     /// Ends presence on this node, because its hub is shut down. If the log has members of this
-    /// node, returns the last record about them: the other nodes then begin the grace times of
-    /// these members.
+    /// node, returns the last record about them. When the other nodes read it, they begin the grace
+    /// times of these members.
     pub(super) fn end(&mut self, own: &Presences) -> Option<Record> {
         let was_shut_down = std::mem::replace(&mut self.is_shut_down, true);
         let has_members = !self.locals.is_empty() || self.needs_full || self.is_appending;

@@ -27,8 +27,8 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic. The value counts the nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The number of nodes at which the next cleanup of `nodes` takes place. It is at least twice
-    /// the number after the last cleanup, so the cost per record does not depend on it.
+    /// The number of nodes at which the next cleanup of `nodes` takes place. It is twice the number
+    /// after the last cleanup. So the cost per record does not grow with the number of nodes.
     cleanup_at: usize,
 }
 
@@ -48,7 +48,8 @@ struct Node {
     /// The number of the newest sign of life of the node.
     beat: u64,
     lease: Duration,
-    /// Set if the node has written its last record about members, because it is shut down.
+    /// Set if the hub of the node is shut down, and the node has written its last record about
+    /// members.
     is_shut_down: bool,
     seen_at: Instant,
     members: Members,
@@ -159,8 +160,8 @@ impl View {
         Some(node)
     }
 
-    /// Applies joins and leaves on the node `author`. Without any, the node is shut down. Returns
-    /// the joins and leaves in the topics that this causes.
+    /// Applies joins and leaves on the node `author`. Empty `changes` mean that this node is shut
+    /// down. Returns the joins and leaves in the topics that result.
     pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(node) = self.note(author, |number| author.number > number) else { return transitions };

@@ -31,8 +31,8 @@ pub(super) enum Message {
 /// A sign of life of a node, with all recordings of the node. A node that has missed earlier beats
 /// needs only the newest of them. A large beat is split into parts, and each part is one record.
 ///
-/// Between two such beats, an [addition](Self::is_addition) announces the recordings that have
-/// begun since. So the start of a recording does not repeat the others.
+/// Between two such beats, an [addition](Self::is_addition) announces only the recordings that have
+/// begun since. So the start of a recording does not announce the others again.
 #[derive(Debug, PartialEq)]
 pub(super) struct Beat {
     /// The random number that identifies the node that sends the beat.

@@ -36,8 +36,8 @@ const RETRY: Duration = Duration::from_millis(200);
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
-/// The shortest time limit of a request to the backend. With a short lease, a beat within the lease
-/// would otherwise fail whenever the backend is slow.
+/// The shortest time limit of a request to the backend. Otherwise, with a short lease, a beat would
+/// fail whenever the backend is slow.
 const MIN_TIME: Duration = Duration::from_millis(500);
 
 /// The shortest pause between two contacts with the backend that counts as an outage. A shorter one
@@ -87,8 +87,7 @@ struct Plan {
     /// Set if this node has members of topics.
     has_members: bool,
     /// The shortest lease of this node's own recordings and members, or the default lease if the
-    /// node has none.
-    /// A lease is the silence after which a node counts as dead.
+    /// node has none. A lease is the silence after which a node counts as dead.
     lease: Duration,
     /// The shortest lease of the recordings and the members of all nodes. A lease is the silence
     /// after which a node counts as dead.
@@ -164,7 +163,8 @@ impl Keeper {
         let due = self.beat_at.map_or(now, |at| at + lease / BEATS);
         let has_changed = !plan.is_announced || plan.watching != self.watching;
         let needs_beat = if has_content { now >= due || has_changed } else { self.has_content };
-        // A beat with everything is needed at its time, and if a topic is not watched any more.
+        // A beat with all recordings and topics is needed when it is due, and if a topic is not
+        // watched any more.
         let is_addition = has_content && now < due && self.watching.is_subset(&plan.watching);
         let beaten = match needs_beat {
             true if is_addition => self.add(&recordings, &backend, plan).await,
@@ -191,10 +191,10 @@ impl Keeper {
         Some((next.max(now + TICK / 100), recordings))
     }
 
-    /// Appends a beat, the sign of life of this node. It contains the recordings in `plan`, or none
-    /// if `plan` is `None`. A large beat consists of several records. Returns `None` if the backend
-    /// does not confirm each record within a third of `lease`, or within half a second if that is
-    /// longer.
+    /// Appends a beat, the sign of life of this node. The beat contains the recordings of this node
+    /// and the watched topics in `plan`, or nothing if `plan` is `None`. A large beat consists of
+    /// several records. Each record has a time limit of a third of `lease`, but at least half a
+    /// second. Returns `None` if the backend does not confirm a record in time.
     async fn beat(
         &mut self,
         recordings: &Recordings,
@@ -227,8 +227,8 @@ impl Keeper {
     }
 
     /// Announces the recordings that have begun since the last beat, and the topics that have got
-    /// subscribers since. Returns `None` if the backend does not confirm each record in time, as for
-    /// [`beat`](Self::beat).
+    /// subscribers since. Returns `None` if the backend does not confirm each record in the time
+    /// limit of [`beat`](Self::beat).
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
@@ -276,8 +276,8 @@ impl Keeper {
     }
 }
 
-/// Appends the records of a beat. Returns `None` if the backend does not confirm each of them
-/// within a third of `lease`, or within half a second if that is longer.
+/// Appends the records of a beat. Each record has a time limit of a third of `lease`, but at least
+/// half a second. Returns `None` if the backend does not confirm a record in time.
 async fn append(backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
     for part in beat.into_parts() {
         let record = Message::Beat(part).record();

@@ -143,10 +143,11 @@ impl Recorder {
         self
     }
 
-    /// Sets the last event of a recording that is [stopped](Outcome::Stopped),
-    /// [abandoned](Outcome::Abandoned) or [out of time](Outcome::TimedOut). `f` gets this outcome
-    /// and returns the event. If `f` returns `None`, or by default, the topic is finished without
-    /// another event.
+    /// Sets a function that returns the last event of a recording that ends as
+    /// [`Stopped`](Outcome::Stopped), [`Abandoned`](Outcome::Abandoned) or
+    /// [`TimedOut`](Outcome::TimedOut). `f` gets this outcome. The recording publishes the event,
+    /// and then finishes the topic. By default, or if `f` returns `None`, it finishes the topic
+    /// without another event.
     pub fn on_stop(mut self, f: impl FnOnce(Outcome) -> Option<Event> + Send + 'static) -> Self {
         self.settings.on_stop = Some(Box::new(f));
         self

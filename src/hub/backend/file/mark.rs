@@ -13,13 +13,14 @@ use std::{
 /// The first line of a mark. A later format has another number.
 const TITLE: &str = "tower-sse mark 1";
 
-/// The maximum time between the time in a mark and the modification time of its file, in
-/// milliseconds. Each write sets the modification time to the time in the mark. A process that is
-/// killed in between leaves the time of the write.
+/// The maximum time from the time in a mark to the modification time of its file, in milliseconds.
+/// If it is longer, the mark is a copy. Each write sets the modification time to the time in the
+/// mark. If the process is killed before that, the file keeps the time of the write, which is a
+/// little later.
 const MAX_DELAY_MS: u64 = 20;
 
-/// The same after a crash of the machine: the disk may have the modification time of a later write
-/// than the contents.
+/// The same maximum after a crash of the machine. The disk may then have the contents of an earlier
+/// write than the modification time.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
 /// The contents of a mark.
@@ -33,9 +34,10 @@ pub(super) struct Contents {
     time: u64,
     /// Identifies the file of the database in its file system.
     file: FileId,
-    /// The boot of the machine that wrote this mark, while the log is open.
+    /// The boot of the machine that wrote this mark. `None` if the log was closed.
     boot: Option<u128>,
-    /// Set if a crash of the machine may lose records, while the log is open.
+    /// Set while the log is open with `Durability::Process`: a crash of the machine may lose
+    /// records.
     is_lost_with_machine: bool,
 }
 
@@ -66,16 +68,16 @@ pub(super) enum Replaced {
     NoMark,
     /// The mark belongs to another epoch.
     OtherEpoch,
-    /// The log ends before the position in the mark.
+    /// The last position of the log is smaller than the last position in the mark.
     Shorter,
-    /// The file is another one, or the mark was copied.
+    /// The log is another file than the one in the mark, or the mark was copied.
     Copied,
     /// The machine has crashed while the log was open with `Durability::Process`.
     MachineCrash,
 }
 
 impl Contents {
-    /// Returns the bytes of the file, whose number is always the same.
+    /// Returns the contents of the file. Their length is always the same.
     fn encode(&self) -> String {
         let Self { epoch, last, time, file, boot, is_lost_with_machine } = self;
         let mut text = String::new();
@@ -188,7 +190,7 @@ impl Mark {
         is_lost_with_machine: bool,
     ) -> Result<(), FileError> {
         let file = FileId::of(file).map_err(file_error("read", &self.path))?;
-        // A machine whose runs cannot be distinguished may have crashed before each start.
+        // If the boots of the machine cannot be distinguished, any restart may follow a crash.
         let boot = Some(boot_id().unwrap_or(u128::MAX));
         self.contents = Contents { epoch, last, time: 0, file, boot, is_lost_with_machine };
         self.write()?;
@@ -218,7 +220,8 @@ impl Mark {
         let text = self.contents.encode();
         let write = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(text.as_bytes()));
         write.map_err(file_error("write", &self.path))?;
-        // A copy into this file changes the modification time. A file of another user keeps the time
+        // A later copy into this file changes the modification time, which `compare` detects.
+        // Setting the time fails if the file belongs to another user. The file then keeps the time
         // of the write, which is nearly the same.
         let _not_permitted = self.file.set_modified(UNIX_EPOCH + Duration::from_millis(self.contents.time));
         Ok(())

@@ -65,8 +65,9 @@ use tokio::{
 /// - the log ends before the position in the mark: it was replaced by an older copy;
 /// - the log is another file than the one in the mark: both files were copied or restored, or moved
 ///   to another file system;
-/// - the mark was changed after the time in it: an older mark was copied into the existing file.
-///   After a crash of the machine, a copy that is less than a minute old is not detected;
+/// - the file of the mark was changed after the time in the mark: an older mark was copied into the
+///   existing file. After a crash of the machine, a copy that is less than a minute old is not
+///   detected;
 /// - the mark is missing, or cannot be read;
 /// - the machine has crashed while the log was open with [`Durability::Process`]. On systems other
 ///   than Linux, a crash of the process counts as a crash of the machine.

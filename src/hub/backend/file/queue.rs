@@ -39,12 +39,12 @@ struct Waiting {
     is_closed: bool,
     /// The number of appends that the writer waits for.
     awaited: usize,
-    /// The number of appends when those without a publisher were last removed.
+    /// The number of appends that stayed when appends without a publisher were last removed.
     cleaned: usize,
 }
 
-/// The number of appends from which those without a publisher are removed. A publisher gives up when
-/// a disk does not respond.
+/// The number of waiting appends from which the queue removes appends without a publisher.
+/// Publishers give up if the disk does not respond.
 const MANY: usize = 4096;
 
 /// The work of the writer.

@@ -44,7 +44,7 @@ const CACHE: usize = 16 << 20;
 /// The time that opening waits for another process that has opened the log.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The number of damaged records at the end of a log with which it can be opened.
+/// If this number of records at the end of a log is damaged, the log cannot be opened.
 const MAX_DAMAGED: usize = 1000;
 
 /// The first bytes of a database. They are zero if its creation was interrupted.
@@ -97,8 +97,8 @@ pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) 
 }
 
 impl Store {
-    /// Opens the database. Creates it if it does not exist and `is_created` is set. Returns a handle
-    /// of its file, too.
+    /// Opens the database. Creates it if it does not exist and `is_created` is set. Also returns a
+    /// handle of its file.
     pub(super) fn open(path: &Path, durability: Durability, is_created: bool) -> Result<(Self, File), FileError> {
         locked(|| Self::try_open(path, durability, is_created))
     }
@@ -163,7 +163,7 @@ impl Store {
         let records = transaction.open_table(RECORDS)?;
         if let Some((key, _)) = records.last()? {
             let position = key.value().0;
-            // The sizes of damaged records at the end are missing in the total.
+            // If the last records are damaged, their sizes are missing in the total.
             let total = newest_total(&records)?;
             let total = total.ok_or_else(|| damaged(format!("the last records, up to {position}, are damaged")))?;
             (tail.last, tail.total_bytes) = (tail.last.max(position.into()), total.max(evicted_bytes));
@@ -199,7 +199,8 @@ impl Store {
         Ok(page.finish(snapshot.epoch))
     }
 
-    /// Returns whether every record after `since` up to `last` can be read, and none is of the topic.
+    /// Returns whether every record after `since` up to `last` can be read, and none belongs to the
+    /// topic.
     pub(super) fn is_without_records(
         &self,
         topic: &Arc<str>,
@@ -235,8 +236,8 @@ impl Store {
     }
 }
 
-/// Returns the total size in the newest record that is not damaged. Returns `None` if there are too
-/// many damaged records after it.
+/// Returns the total size that the newest undamaged record contains. Returns `None` if
+/// [`MAX_DAMAGED`] records come after it.
 fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Option<u64>, FileError> {
     let (mut parts, mut damaged) = (Vec::new(), 0);
     for entry in records.iter()?.rev() {

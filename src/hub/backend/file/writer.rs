@@ -184,8 +184,8 @@ impl Writer {
 
     /// Returns whether the log in the database fulfils the condition of an append.
     ///
-    /// The database is read outside of the transaction, because a damaged page would make the
-    /// transaction fail, and with it the other appends.
+    /// This method reads the database outside of the transaction. Within it, a damaged page would
+    /// make the whole transaction fail, with all other appends.
     fn is_unchanged(&self, store: &Store, append: &Append) -> Result<bool, FileError> {
         let Some(Unchanged { epoch, since }) = append.condition else { return Ok(true) };
         let Some(first) = append.records.first() else { return Ok(false) };
@@ -197,8 +197,8 @@ impl Writer {
             return Ok(false);
         }
         match store.is_without_records(&first.topic, since, last) {
-            // A damaged record may have been of the topic. A reader gets a gap for it, and then
-            // knows a later position.
+            // The damaged record may have belonged to the topic. Readers get a gap for it, and then
+            // compare with a later position.
             Err(error) if error.kind() == Kind::Damage => Ok(false),
             is_unchanged => is_unchanged,
         }
@@ -307,7 +307,7 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let mut store = shared.store_mut();
         *store = Err(error.clone());
-        // A file that was moved away must not be created again: its records would be missing.
+        // If the file was moved away, it must not be created again: the records would be missing.
         let opened = open_store(&shared.path, self.durability, false).and_then(|(mut opened, file, found)| {
             let found = found.ok_or_else(|| damaged("it is empty"))?;
             let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
@@ -377,9 +377,9 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     Ok(Log::new(shared, thread))
 }
 
-/// Returns the absolute path of the file, after symbolic links to it. The mark is beside the file, so
-/// another link to the file finds it. A relative path would be of another file after a change of the
-/// current folder.
+/// Returns the absolute path of the file, with symbolic links to the file resolved. The mark is
+/// beside the file itself, so every link to the file leads to the same mark. A relative path would
+/// lead to another file after a change of the current folder.
 fn resolved(path: &Path) -> PathBuf {
     const MAX_LINKS: usize = 40;
 
@@ -391,7 +391,7 @@ fn resolved(path: &Path) -> PathBuf {
     absolute(&path).unwrap_or(path)
 }
 
-/// Writes the mark of an open log. If this fails, the log can be read, and a record cannot be stored.
+/// Writes the mark of an open log. If this fails, the log is read-only.
 fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, durability: Durability) {
     if store.read_only.is_none() {
         let begun = mark.begin(tail.epoch, tail.last, file, durability == Durability::Process);

@@ -205,9 +205,10 @@ impl Identity {
         self.lock().clone()
     }
 
-    /// Records that the follower has read `log` up to the sequence `newest`. `log` may have a newer
-    /// mark, the message that identifies it. `witness` is a recent message for later checks that
-    /// the stream still has this log. Has no effect if the node uses another log by now.
+    /// Records that the follower has read the log up to the sequence `newest`. `log` is the log as
+    /// the follower knows it. If the follower has read a newer mark, a message that identifies the
+    /// log, stores this mark, too. `witness` is a recent message for later checks that the stream
+    /// still has this log. Has no effect if the node has changed to another log in the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();

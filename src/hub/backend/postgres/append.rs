@@ -17,9 +17,11 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The size of the events in a shared transaction, in bytes, and the number of its records. A larger
-/// append has its own.
+/// The maximum size of the events in a shared transaction, in bytes. A larger append has a
+/// transaction of its own.
 const MAX_BYTES: usize = 1 << 20;
+/// The maximum number of records in a shared transaction. An append with more records has a
+/// transaction of its own.
 const MAX_RECORDS: usize = 1000;
 
 /// The maximum number of records that `append_if_unchanged` compares, about 3 ms.
@@ -159,7 +161,7 @@ impl Log {
         Ok(self.append_now(&records, Some((epoch, page::to_sql(since)))).await?)
     }
 
-    /// Returns an error for records that nodes would skip when they read them.
+    /// Returns an error if a record is so large that nodes would skip it when they read the log.
     fn check_sizes(&self, records: &[Record]) -> Result<(), BoxError> {
         let size = records.iter().map(|record| record.topic.len() + record.event.len()).max();
         match size {

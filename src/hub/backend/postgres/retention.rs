@@ -10,9 +10,10 @@ use std::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-/// The maximum number of records that one transaction deletes, about 10 ms. The records before the
-/// last one have less than this number of bytes.
+/// The maximum number of records that one transaction deletes, which takes about 10 ms.
 const MAX_DELETED: i64 = 1000;
+/// The size in bytes from which a transaction deletes no more records. It includes the record that
+/// reaches this size.
 const MAX_DELETED_BYTES: i64 = 8 << 20;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
@@ -45,9 +46,10 @@ impl Log {
     /// Counts records that this node has appended or read, and starts an eviction if there are enough
     /// of them.
     ///
-    /// Appends do not wait for the eviction. But both use the shared connection, whose requests run
-    /// one after the other. So an append waits for at most one batch, and the appends of a node
-    /// cannot outrun its eviction: their batches have the same size.
+    /// Appends do not wait until the eviction has ended. But both use the shared connection, whose
+    /// requests run one after the other. So an append waits for at most one batch of the eviction.
+    /// A batch of appends has at most as many records as a batch of the eviction, except for a
+    /// single larger append. So the appends of a node cannot outrun its eviction.
     pub(super) fn note_new(self: &Arc<Self>, records: usize) {
         if self.counts_enough(records) {
             self.start_eviction();

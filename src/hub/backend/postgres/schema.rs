@@ -12,8 +12,8 @@ const VERSION: i32 = 1;
 const MAX_BYTES: usize = 1 << 20;
 
 /// The maximum size of a record, in bytes: topic and event together. Nodes skip a larger record of
-/// another program. A page with such a record would take longer than the timeout of a request, and
-/// nodes would request it again and again.
+/// another program. A page with such a record could take longer than the timeout of a request, and
+/// nodes would request this page again and again.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// The greatest position that another program can insert. Later records need greater ones.

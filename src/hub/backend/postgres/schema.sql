@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS {schema}.log (
 );
 
 CREATE TABLE IF NOT EXISTS {schema}.records (
-    -- A greater position would leave none for later records.
+    -- A greater position would leave no positions for later records.
     position bigint PRIMARY KEY CHECK (position BETWEEN 1 AND {max_position}),
     -- e: event; s: event that replaces the previous one; f: the topic is finished;
     -- r: the topic is removed.
@@ -76,8 +76,9 @@ BEGIN
 END
 $tower_sse$;
 
--- Sets the sequence to the newest position if it is before it. Another program may have inserted
--- records with positions of its own, or set the sequence back, and a copy of the tables may lack it.
+-- Sets the sequence to the newest position if the sequence is behind this position. Another program
+-- may have inserted records with positions of its own, or set the sequence back. A copy of the
+-- tables may lack the value of the sequence.
 CREATE OR REPLACE FUNCTION {schema}.pass_newest() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 DECLARE
@@ -94,8 +95,9 @@ BEGIN
 END
 $tower_sse$;
 
--- Wakes the followers. A session that listens and stays in a transaction fills the queue of the
--- server, and NOTIFY then fails. Followers also read once in a second.
+-- Wakes the followers. If a session listens and stays in a transaction, the queue of the server
+-- becomes full, and NOTIFY fails. So nothing is sent if the queue is nearly full. Followers also
+-- read once a second.
 CREATE OR REPLACE FUNCTION {schema}.notify() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
@@ -105,7 +107,7 @@ BEGIN
 END
 $tower_sse$;
 
--- Chooses the epoch of each inserted row, also of a row from a dump.
+-- Chooses the epoch of each inserted row, even if the row comes from a dump.
 CREATE OR REPLACE FUNCTION {schema}.choose_epoch() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
@@ -247,8 +249,9 @@ BEGIN
                 ELSE topics IS NULL OR records.topic = ANY (topics) END
         ORDER BY records.position LIMIT max_records
     LOOP
-        -- Another program has inserted a record that no node can read in time. It counts as evicted, and
-        -- a page can only begin with an evicted range.
+        -- Another program has inserted a record that no node can read in time. The record counts as
+        -- evicted. Only the beginning of a page can be an evicted range, so the page ends before
+        -- the record if it has other records.
         IF octet_length(record.topic) + octet_length(record.event) > {max_record_bytes} THEN
             through := CASE WHEN count > 0 THEN record.position - 1 ELSE record.position END;
             too_large := CASE WHEN count = 0 THEN record.position END;
@@ -273,8 +276,8 @@ BEGIN
     topic := NULL;
     event := NULL;
     stored_at := NULL;
-    -- A truncation that this function waited for is visible to its snapshot, but the new state of the
-    -- log is not. The table then has another file than in the snapshot.
+    -- If this function has waited for a truncation, it sees the empty table, but not the new state
+    -- of the log. The table then has another file than in the snapshot of this function.
     is_current := {schema}.is_current(known_epoch, known_position, known_stored_at)
         AND (SELECT relfilenode FROM pg_class WHERE pg_class.oid = '{schema}.records'::regclass)
             = pg_relation_filenode('{schema}.records');
@@ -282,8 +285,9 @@ BEGIN
 END
 $tower_sse$;
 
--- Deletes the oldest records, at most `max_deleted`, and no more once they have `max_bytes`. Returns
--- whether more may have to be deleted. It does nothing while another node deletes.
+-- Deletes the oldest records: at most `max_deleted`, and none after the record with which they
+-- reach `max_bytes`. Returns whether more may have to be deleted. Does nothing while another node
+-- deletes.
 CREATE OR REPLACE FUNCTION {schema}.evict(
     max_records bigint, max_age_seconds double precision, max_deleted bigint, max_bytes bigint
 ) RETURNS boolean LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms'
@@ -303,8 +307,8 @@ BEGIN
     END IF;
     SELECT log.evicted_through, log.has_leftovers INTO after, has_leftovers FROM {schema}.log;
     PERFORM set_config('{evicting}', 'on', true);
-    -- The scan does not begin before the first retained record: while a transaction of another program
-    -- is open, it would visit every deleted record again.
+    -- The scan begins at the first retained record. While a transaction of another program is open,
+    -- a scan from an earlier position would visit every deleted record again.
     SELECT max(oldest.position), max(oldest.position) FILTER (WHERE
             oldest.position <= (SELECT max(records.position) FROM {schema}.records WHERE records.position > after)
                 - max_records
@@ -357,8 +361,9 @@ CREATE TRIGGER note_deleted AFTER DELETE ON {schema}.records
 CREATE OR REPLACE FUNCTION {schema}.note_truncated() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $tower_sse$
 BEGIN
-    -- A transaction of a higher isolation level may not see the newest records, and removes them, too.
-    -- Nobody appends, because the table is locked, so the sequence is not before them.
+    -- At a higher isolation level, the transaction may not see the newest records, but removes
+    -- them, too. The lock of the table prevents appends, so the sequence has reached the positions
+    -- of these records.
     UPDATE {schema}.log SET evicted_through = greatest(
         evicted_through,
         (SELECT max(position) FROM {schema}.records),
