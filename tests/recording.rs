@@ -359,3 +359,13 @@ async fn recording_that_cannot_create_its_topic_fails() {
     let recording = hub.topic("more").record(tokio_stream::once(Event::new("1"))).start();
     assert_eq!(recording.outcome().await, Outcome::Failed);
 }
+
+#[tokio::test(start_paused = true)]
+async fn topic_with_a_huge_name_is_not_recorded() {
+    let hub = Hub::new();
+    for (length, outcome) in [(16 << 10, Outcome::Finished), ((16 << 10) + 1, Outcome::Interrupted)] {
+        let topic = hub.topic("n".repeat(length));
+        let recording = topic.record(tokio_stream::iter([Event::new("1")])).start();
+        assert_eq!(recording.outcome().await, outcome, "{length}");
+    }
+}

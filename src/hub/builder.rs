@@ -156,7 +156,8 @@ impl Builder {
     ///
     /// A finished topic gets no events of joins and leaves. If the topic is then removed, it gets
     /// them again after another event or a subscription has created it again. A leave never creates
-    /// a topic: if the topic does not [exist](super::Topic::exists), the leave has no event. An
+    /// a topic: if the topic does not [exist](super::Topic::exists), the leave has no event. If it
+    /// exists on other nodes only, the event of the leave can follow the event of a later join. An
     /// event whose name is reserved for the hub is not published. With a backend, neither is an
     /// event of more than 256 KiB. If the function panics, the change has no event.
     ///

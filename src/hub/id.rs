@@ -57,7 +57,8 @@ impl Epoch {
             IdFormat::Messages => {
                 let message = number.div_ceil(IdFormat::MESSAGE);
                 id.add(&self.letters).add(b"-").number(message);
-                match message * IdFormat::MESSAGE - number {
+                // Offsets of clients can be so large that a multiplication would overflow.
+                match (IdFormat::MESSAGE - number % IdFormat::MESSAGE) % IdFormat::MESSAGE {
                     0 => &mut id,
                     following => id.add(b"-").number(following),
                 }

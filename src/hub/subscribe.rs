@@ -315,14 +315,15 @@ impl Core {
     /// creates no topic.
     fn check_room(&self, names: &[Arc<str>]) -> Result<(), Error> {
         let mut new_topics = 0;
-        for names in names.chunks(SLICE) {
+        for (index, names) in names.chunks(SLICE).enumerate() {
+            if index > 0 {
+                self.registry.give_way();
+            }
             let registry = self.registry.lock();
             if registry.is_shut_down {
                 return Ok(());
             }
             new_topics = registry.count_new_topics(names, new_topics, &self.config)?;
-            drop(registry);
-            self.registry.give_way();
         }
         Ok(())
     }

@@ -339,6 +339,9 @@ impl Topic {
     /// an error, so clients stop reconnecting. So use a new topic for each recording. Other
     /// publishers may publish to the topic during the recording.
     ///
+    /// A recording whose topic has a name of more than 16 KiB is
+    /// [interrupted](super::Outcome::Interrupted) at its start.
+    ///
     /// # With a backend
     ///
     /// During an outage of the backend, the recording does not poll its stream. It tries to publish
@@ -489,6 +492,11 @@ impl Topic {
     #[must_use]
     pub fn exists(&self) -> bool {
         self.core.exists(&self.name)
+    }
+
+    /// Returns `true` if the hub was shut down.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.core.is_shut_down()
     }
 
     /// Returns the number of subscriptions to this topic in this process.

@@ -37,9 +37,6 @@ const TOPIC: &str = "tower-sse/closed-streams";
 /// The pause before a failed announcement of a close is published again, and before a subscription
 /// that has ended is replaced.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// The number of shutdown errors in a row after which the reading task ends. A subscription also
-/// ends with a shutdown error when the log of the hub is replaced, so one error is not enough.
-const MAX_SHUTDOWNS: usize = 5;
 
 impl<K> StreamRegistry<K>
 where
@@ -365,14 +362,13 @@ where
     async fn run(self, mut subscription: Subscription) {
         // Begins when the node reads an event.
         let mut silent_since = Instant::now();
-        let mut shutdowns = 0;
-        while shutdowns < MAX_SHUTDOWNS {
+        loop {
             let deadline = self.silence.and_then(|silence| silent_since.checked_add(silence));
             let next = until(deadline, next(&mut subscription)).await;
             let Some(registry) = self.registry.upgrade() else { return };
             match next {
                 Some(Some(Ok(events))) => {
-                    (silent_since, shutdowns) = (Instant::now(), 0);
+                    silent_since = Instant::now();
                     registry.set_cut_off(false);
                     self.apply(&registry, events.as_bytes());
                     continue;
@@ -382,10 +378,10 @@ where
                     registry.set_cut_off(true);
                     continue;
                 }
-                // Either the hub was shut down, or another log has replaced its log.
-                Some(Some(Err(SubscriptionError::Shutdown))) => shutdowns += 1,
-                // The node has lagged, or another program has finished the topic.
-                Some(Some(Err(SubscriptionError::Lagged)) | None) => {}
+                Some(Some(Err(SubscriptionError::Shutdown))) if self.topic.is_shut_down() => return,
+                // The node has lagged, another log has replaced the log, or another program has
+                // finished the topic.
+                Some(Some(Err(_)) | None) => {}
             }
             drop(registry);
             sleep(RETRY_PAUSE).await;

@@ -11,7 +11,7 @@ mod requests;
 mod stress;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use std::task::Poll;
 use support::polled::Polled;

@@ -136,6 +136,45 @@ async fn offset_of_a_replaced_log_is_gone() {
     assert_eq!(get(&streams, "/t").await.text(), "[10,11]");
 }
 
+/// Creates a node that has acknowledged five events, and has not read the last of them yet. Returns
+/// the offset of the event before it, too.
+async fn node_behind(shared: &Shared) -> (Hub, String) {
+    let (hub, _) = node(shared).await;
+    let topic = hub.topic("t");
+    publish_all(&topic, 0..4).await;
+    let offset = get(&all(&hub), "/t").await.next_offset();
+    publish(&topic, "4").await;
+    (hub, offset)
+}
+
+#[tokio::test(start_paused = true)]
+async fn offset_of_a_log_that_is_replaced_during_the_request_is_gone() {
+    let shared = Shared::new(1_000_000);
+    let (hub, offset) = node_behind(&shared).await;
+    let (streams, uri) = (all(&hub), format!("/t?offset={offset}"));
+    let mut request = task::spawn(get(&streams, &uri));
+    assert_pending!(request.poll(), "the node has read its event already");
+    let records = [shared.log().held(), shared.log().held()].concat();
+    shared.replace(1_000_000, records);
+    assert_eq!(request.await.status, 410);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_during_the_request_gives_no_offset() {
+    for (method, uri) in
+        [(Method::HEAD, "/t"), (Method::GET, "/t?offset=now"), (Method::GET, "/t?offset=now&live=long-poll")]
+    {
+        let shared = Shared::new(1_000_000);
+        let (hub, _) = node_behind(&shared).await;
+        let streams = all(&hub);
+        let head = Request::builder().method(method).uri(uri).body(()).unwrap();
+        let mut request = task::spawn(request(&streams, head));
+        assert_pending!(request.poll(), "the node has read its event already");
+        hub.shutdown();
+        assert_eq!(request.await.status, 503, "{uri}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn outage_is_unavailable_and_never_a_wrong_end() {
     let shared = Shared::new(1_000_000);

@@ -80,7 +80,9 @@ impl Content {
     /// Sets the content type of the stream.
     ///
     /// In the mode `live=sse`, the protocol sends streams of the types `text/*` and
-    /// `application/json` as text, and all other streams as base64.
+    /// `application/json` as text, and all other streams as base64. For [`base64`](Self::base64) with
+    /// such a type, each event must be complete UTF-8 without carriage returns: in this mode, other
+    /// bytes are replaced with U+FFFD, and each carriage return becomes a line feed.
     pub fn content_type(mut self, content_type: HeaderValue) -> Self {
         self.content_type = content_type;
         self

@@ -62,8 +62,9 @@
 //! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic. A
 //!   client that polls is not a subscriber between two polls.
 //! - A topic that has no event yet [does not exist](DurableStreams::existing).
-//! - The protocol reserves the name `__ds` and names that begin with `__ds/`. Such topics cannot be
-//!   read.
+//! - Topics whose names begin with `tower-sse/` are internal to hubs and registries and cannot be
+//!   read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol
+//!   reserves.
 //! - With a backend, another node can publish an event to a topic before it has read that the topic
 //!   is finished. The topic then [continues](super::Topic::finish), but a client that was notified
 //!   of the end has stopped.
@@ -72,7 +73,8 @@
 //! # With a backend
 //!
 //! Offsets are the same on all nodes. A node reads events that it does not retain from the backend.
-//! A response contains every event whose publication this node has acknowledged before the request.
+//! A response contains every event whose publication this node has acknowledged before the request,
+//! unless this node needs more than a second to read them back from the backend.
 //! A read from the beginning of a topic that the node does not know can read the whole log of the
 //! backend. So [`readable`](DurableStreams::readable) should accept only names that the application
 //! has issued. A read with an offset does not check whether such a topic exists: the response is an
@@ -101,7 +103,7 @@ mod offset;
 mod reading;
 mod response;
 
-use super::{core::Core, handle::Hub, registry::check_reserved};
+use super::{core::Core, handle::Hub};
 use crate::{EventId, SseStream};
 use content::Page;
 use events::Events;
@@ -253,7 +255,7 @@ impl DurableStreams {
     /// let jobs: Arc<RwLock<HashSet<String>>> = Arc::default();
     /// let streams = Hub::new()
     ///     .durable_streams()
-    ///     .readable(|_topic, _request| true)
+    ///     .readable(|topic, _request| topic.starts_with("jobs/"))
     ///     .existing(move |topic| jobs.read().is_ok_and(|jobs| jobs.contains(topic)));
     /// ```
     pub fn existing(self, filter: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
@@ -328,7 +330,7 @@ impl DurableStreams {
                 if !topic.is_empty()
                     && topic != "__ds"
                     && !topic.starts_with("__ds/")
-                    && check_reserved(&topic).is_ok()
+                    && !topic.starts_with("tower-sse/")
                     && (self.settings.readable)(&topic, request) =>
             {
                 Ok(topic.into())
@@ -371,13 +373,16 @@ impl DurableStreams {
         let begin = match query.offset.as_deref() {
             None | Some("-1") => Begin::Oldest,
             Some("now") => Begin::Now,
-            Some(text) => match offset::parse(self.core.epoch(), text) {
-                Ok(position) => Begin::After(position),
-                Err(InvalidOffset::Malformed) => {
-                    return Ok(response::error(StatusCode::BAD_REQUEST, "the offset is malformed"));
+            Some(text) => {
+                let epoch = self.core.epoch();
+                match offset::parse(epoch, text) {
+                    Ok(position) => Begin::After(epoch, position),
+                    Err(InvalidOffset::Malformed) => {
+                        return Ok(response::error(StatusCode::BAD_REQUEST, "the offset is malformed"));
+                    }
+                    Err(InvalidOffset::OtherEpoch) => return Err(ReadError::Gap),
                 }
-                Err(InvalidOffset::OtherEpoch) => return Err(ReadError::Gap),
-            },
+            }
         };
         let content = (self.settings.content)(topic);
         let Settings { page_size, long_poll, events, .. } = *self.settings;

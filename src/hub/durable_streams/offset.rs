@@ -73,6 +73,20 @@ mod tests {
         });
     }
 
+    /// A client can send any number as its offset.
+    #[test]
+    fn every_position_has_an_id() {
+        arbtest(|u| {
+            let (epoch, number): (_, u64) = (epoch(any_ids(u)?), u.arbitrary()?);
+            for number in [number, u64::MAX - number % IdFormat::MESSAGE] {
+                let id = epoch.id(Position::new(number));
+                let position = epoch.position(&id);
+                assert!(position.is_err() || position == Ok(Position::new(number)), "{id:?}");
+            }
+            Ok(())
+        });
+    }
+
     #[test]
     fn offsets_are_ordered_like_positions() {
         arbtest(|u| {

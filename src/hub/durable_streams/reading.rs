@@ -37,8 +37,8 @@ pub(super) enum Begin {
     Oldest,
     /// The next published event: the offset `now`.
     Now,
-    /// The event after this position.
-    After(Position),
+    /// The event after this position of the log with this epoch.
+    After(Epoch, Position),
 }
 
 /// The reason why a topic cannot be read.
@@ -142,7 +142,8 @@ impl Reading {
         let (start, position) = match begin {
             Begin::Now if is_known => (Start::Latest, None),
             Begin::Now | Begin::Oldest => (Start::Earliest, None),
-            Begin::After(position) => (Start::After(core.epoch().id(position)), Some(position)),
+            // With the epoch of the request, an offset of a log that was replaced in the meantime is a gap.
+            Begin::After(epoch, position) => (Start::After(epoch.id(position)), Some(position)),
         };
         let subscription = core.subscribe(vec![(topic.clone(), None)], start).await?.without_control_events();
         if subscription.gap().is_some() {
@@ -151,6 +152,10 @@ impl Reading {
         let Some(topic) = subscription.readers.first().map(|reader| reader.topic.clone()) else {
             return Err(ReadError::Shutdown);
         };
+        // The subscription has ended, so its position says nothing about the topic.
+        if topic.lock().is_shut_down {
+            return Err(ReadError::Shutdown);
+        }
         let (core, pending) = (core.clone(), Bytes::new());
         let mut reading = Self { core, subscription, topic, pending, position, failure: None };
         if !is_known && position.is_none() {
@@ -209,6 +214,19 @@ impl Reading {
             self.position = Some(end);
             self.subscription.cursor = self.subscription.cursor.max(end);
         }
+    }
+
+    /// Moves the position to the cursor if the reader has found no event up to there, and returns
+    /// whether the position has moved. So the next request continues the search for events of a
+    /// topic that has few events in a large log.
+    fn skip(&mut self) -> bool {
+        let subscription = &self.subscription;
+        let is_known = self.pending.is_empty() && !subscription.is_undecided() && !subscription.is_unsure();
+        let has_moved = is_known && subscription.cursor > self.position();
+        if has_moved {
+            self.position = Some(subscription.cursor);
+        }
+        has_moved
     }
 
     fn awaits_backend(&self) -> bool {
@@ -285,7 +303,8 @@ impl Reading {
     }
 
     /// Reads the available events as one page of about `size` bytes. Does not wait for new events.
-    /// Waits for at most 10 seconds for old events from the backend.
+    /// Waits for at most 10 seconds for old events from the backend. If the reader has found none by
+    /// then, the page is empty, and its offset is the end of the part that was searched.
     pub(super) async fn page(&mut self, content: &Content, size: usize) -> Result<(Page, Rest), ReadError> {
         let mut page = Page::new(content);
         let read = poll_fn(|cx| {
@@ -305,7 +324,7 @@ impl Reading {
         });
         let rest = match timeout(BACKEND_TIMEOUT, read).await {
             Ok(rest) => rest?,
-            Err(_) if page.count == 0 => return Err(ReadError::Backend),
+            Err(_) if page.count == 0 && !self.skip() => return Err(ReadError::Backend),
             Err(_) => Rest::More,
         };
         Ok((page, rest))
@@ -313,7 +332,7 @@ impl Reading {
 
     /// Reads the available events as one page. If no event is available, waits up to `time` for the
     /// next event. Returns an empty page if no event has arrived by then, or if the hub is shut
-    /// down.
+    /// down while the reader has all events.
     pub(super) async fn long_poll(
         &mut self,
         content: &Content,
@@ -325,7 +344,10 @@ impl Reading {
         let read = poll_fn(|cx| {
             committed = self.core.committed();
             let fill = self.fill(&mut page, size, cx);
-            awaits_backend = matches!(fill, Ok(Fill::AwaitsBackend));
+            // At a shutdown, the value before it is needed.
+            if let Ok(fill) = &fill {
+                awaits_backend = *fill == Fill::AwaitsBackend;
+            }
             Poll::Ready(match fill {
                 Ok(Fill::Waits | Fill::AwaitsBackend) if page.count == 0 => return Poll::Pending,
                 Ok(Fill::Waits) => Ok(Rest::Nothing),
@@ -336,7 +358,8 @@ impl Reading {
             })
         });
         let rest = match timeout(time, read).await {
-            Ok(Err(ReadError::Shutdown)) => Rest::Nothing,
+            // The client has all events only if none was expected from the backend.
+            Ok(Err(ReadError::Shutdown)) if !awaits_backend => Rest::Nothing,
             Ok(rest) => rest?,
             Err(_) if awaits_backend => return Err(ReadError::Backend),
             Err(_) => {

@@ -146,13 +146,22 @@ impl Presences {
         wake(wakers);
     }
 
+    /// Returns whether the state is done. Each change after this call notifies the waiting tasks,
+    /// also if it restores an earlier state.
+    fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
+        let state = self.state();
+        let is_done = is_done(&state);
+        self.release(state);
+        is_done
+    }
+
     /// Waits until `is_done` returns `true` for the state. `is_done` is called immediately, and
     /// again after each change of the state.
     async fn until(&self, is_done: impl Fn(&State) -> bool) {
         loop {
             let mut updated = pin!(self.updated.notified());
             updated.as_mut().enable();
-            if is_done(&self.state()) {
+            if self.check(&is_done) {
                 return;
             }
             updated.await;

@@ -219,7 +219,7 @@ impl Keeper {
         };
         let has_content = !beat.recordings.is_empty() || !watching.is_empty() || has_members;
         let now = Instant::now();
-        append(backend, beat, lease).await?;
+        self.append(backend, beat, lease).await?;
         locals.iter().for_each(|local| local.note_announced());
         (self.beat_at, self.watching, self.has_content) = (Some(now), watching, has_content);
         recordings.note_progress();
@@ -244,11 +244,26 @@ impl Keeper {
         };
         // A recording that has ended is not announced.
         if !beat.recordings.is_empty() || !beat.watching.is_empty() {
-            append(backend, beat, plan.lease).await?;
+            self.append(backend, beat, plan.lease).await?;
         }
         locals.iter().for_each(|local| local.note_announced());
         (self.watching, self.has_content) = (plan.watching, true);
         recordings.note_progress();
+        Some(())
+    }
+
+    /// Appends the records of a beat. Returns `None` if the backend does not confirm each of them
+    /// within a third of `lease`, or within half a second if that is longer. The log may have them
+    /// nevertheless, so the next beat then contains everything.
+    async fn append(&mut self, backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
+        for part in beat.into_parts() {
+            let record = Message::Beat(part).record();
+            let appended = timeout((lease / BEATS).max(MIN_TIME), backend.append_record(record)).await;
+            if !matches!(appended, Ok(Ok(_))) {
+                self.beat_at = None;
+                return None;
+            }
+        }
         Some(())
     }
 
@@ -274,16 +289,6 @@ impl Keeper {
         });
         next
     }
-}
-
-/// Appends the records of a beat. Each record has a time limit of a third of `lease`, but at least
-/// half a second. Returns `None` if the backend does not confirm a record in time.
-async fn append(backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
-    for part in beat.into_parts() {
-        let record = Message::Beat(part).record();
-        timeout((lease / BEATS).max(MIN_TIME), backend.append_record(record)).await.ok()?.ok()?;
-    }
-    Some(())
 }
 
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.

@@ -38,6 +38,11 @@ use tokio_stream::Stream;
 const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 64 << 10;
 
+/// The maximum length of the name of a recorded topic, in bytes. A longer name could make the signs
+/// of life of its node so large that the backend refuses them. Other nodes would then take over all
+/// recordings of the node.
+const MAX_TOPIC_BYTES: usize = 16 << 10;
+
 type Item = Option<Result<EncodedEvents, BoxError>>;
 type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
@@ -92,7 +97,8 @@ impl Registered {
     pub(super) fn new(core: Arc<Core>, local: Arc<Local>) -> Self {
         core.recordings.add(&local, core.backend.as_ref().map(|backend| backend.last()));
         let topic = &local.announced.topic;
-        if core.is_shut_down() || core.is_finished(topic) || **topic == *beat::TOPIC {
+        let is_reserved = **topic == *beat::TOPIC;
+        if core.is_shut_down() || core.is_finished(topic) || is_reserved || topic.len() > MAX_TOPIC_BYTES {
             local.end();
         }
         keeper::start(&core);

@@ -204,7 +204,8 @@ impl Log {
             return Ok(None);
         };
         self.note_known(known);
-        self.note_new(records.len());
+        let bytes = events.iter().map(|event| event.len()).sum();
+        self.note_new(records.len(), bytes);
         Ok(Some(Appended { epoch: known.epoch as u64, position: page::from_sql(known.position) }))
     }
 }

@@ -46,7 +46,8 @@ impl Log {
                 return Err(self.is_replaced().into());
             }
             if page.page.through > after || page.page.evicted_through > after {
-                self.note_new(page.count);
+                let bytes = page.page.records.iter().map(|(_, record)| record.event.len()).sum();
+                self.note_new(page.count, bytes);
                 self.evict_by_age();
                 return Ok(page.page);
             }

@@ -10,11 +10,12 @@ use std::{
 };
 use tokio_postgres::types::{ToSql, Type};
 
-/// The maximum number of records that one transaction deletes, which takes about 10 ms.
-const MAX_DELETED: i64 = 1000;
-/// The size in bytes from which a transaction deletes no more records. It includes the record that
-/// reaches this size.
-const MAX_DELETED_BYTES: i64 = 8 << 20;
+/// The maximum number of records that one transaction deletes, which takes about 10 ms. A
+/// transaction deletes more if this node has appended or read more since the transaction before it.
+const MAX_DELETED: u64 = 1000;
+/// The size in bytes from which a transaction deletes no more records, with the same exception. It
+/// includes the record that reaches this size.
+const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
 /// records, it runs after a quarter of the limit.
@@ -28,6 +29,10 @@ const MAX_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct Eviction {
     /// The number of records that this node has appended or read since the last eviction.
     new: AtomicU64,
+    /// The number and bytes of the records that this node has appended or read since the last batch
+    /// of an eviction.
+    since_batch: AtomicU64,
+    bytes_since_batch: AtomicU64,
     is_running: AtomicBool,
     last: Mutex<Option<Instant>>,
 }
@@ -48,9 +53,11 @@ impl Log {
     ///
     /// Appends do not wait until the eviction has ended. But both use the shared connection, whose
     /// requests run one after the other. So an append waits for at most one batch of the eviction.
-    /// A batch of appends has at most as many records as a batch of the eviction, except for a
-    /// single larger append. So the appends of a node cannot outrun its eviction.
-    pub(super) fn note_new(self: &Arc<Self>, records: usize) {
+    /// Each batch may delete as many records and bytes as were appended since the batch before it.
+    /// So the appends of a node cannot outrun its eviction, whatever their size.
+    pub(super) fn note_new(self: &Arc<Self>, records: usize, bytes: usize) {
+        self.eviction.since_batch.fetch_add(records as u64, Relaxed);
+        self.eviction.bytes_since_batch.fetch_add(bytes as u64, Relaxed);
         if self.counts_enough(records) {
             self.start_eviction();
         }
@@ -81,13 +88,17 @@ impl Log {
         let max_records = i64::try_from(self.settings.max_records).unwrap_or(i64::MAX);
         // An interval of SQL ends at 178,000,000 years.
         let max_age = self.settings.max_age.as_secs_f64().min(1e10);
-        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-            (&max_records, Type::INT8),
-            (&max_age, Type::FLOAT8),
-            (&MAX_DELETED, Type::INT8),
-            (&MAX_DELETED_BYTES, Type::INT8),
-        ];
         loop {
+            let limit =
+                |least: u64, new: &AtomicU64| i64::try_from(least.max(new.swap(0, Relaxed))).unwrap_or(i64::MAX);
+            let max_deleted = limit(MAX_DELETED, &self.eviction.since_batch);
+            let max_bytes = limit(MAX_DELETED_BYTES, &self.eviction.bytes_since_batch);
+            let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+                (&max_records, Type::INT8),
+                (&max_age, Type::FLOAT8),
+                (&max_deleted, Type::INT8),
+                (&max_bytes, Type::INT8),
+            ];
             let rows = self.query(&self.sql.evict, &parameters).await;
             // An error is reported by the next request that a publisher or client needs.
             let has_more: Option<bool> = rows.ok().and_then(|rows| rows.first()?.try_get(0).ok());

@@ -16,7 +16,8 @@ const MAX_BYTES: usize = 1 << 20;
 /// nodes would request this page again and again.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
-/// The greatest position that another program can insert. Later records need greater ones.
+/// The greatest position. If another program inserts a record there, nothing can be appended any
+/// more, so that positions do not overflow.
 const MAX_POSITION: u64 = 1 << 62;
 
 /// The names of a log in SQL.

@@ -182,16 +182,18 @@ BEGIN
     IF NOT {schema}.is_current(known_epoch, known_position, known_stored_at) THEN
         PERFORM {schema}.new_epoch();
     END IF;
-    SELECT log.epoch, log.evicted_through INTO epoch, evicted_through FROM {schema}.log;
+    SELECT log.epoch INTO epoch FROM {schema}.log;
     IF since IS NOT NULL THEN
-        IF epoch <> expected_epoch OR evicted_through > since THEN
+        IF epoch <> expected_epoch THEN
             RETURN;
         END IF;
         SELECT count(*), coalesce(bool_or(newer.topic = topics[1]), false) INTO examined, has_changed FROM (
             SELECT records.topic FROM {schema}.records WHERE records.position > since
             ORDER BY records.position LIMIT max_examined + 1
         ) AS newer;
-        IF has_changed OR examined > max_examined THEN
+        -- Read after the records, because records can be deleted without the lock.
+        SELECT log.evicted_through INTO evicted_through FROM {schema}.log;
+        IF has_changed OR examined > max_examined OR evicted_through > since THEN
             RETURN;
         END IF;
     END IF;
@@ -334,7 +336,8 @@ BEGIN
         GET DIAGNOSTICS deleted = ROW_COUNT;
         has_more := deleted >= max_deleted;
         IF NOT has_more THEN
-            UPDATE {schema}.log SET has_leftovers = false;
+            -- Another program may have deleted later records in the meantime.
+            UPDATE {schema}.log SET has_leftovers = false WHERE log.evicted_through = after;
         END IF;
     END IF;
     PERFORM set_config('{evicting}', '', true);
