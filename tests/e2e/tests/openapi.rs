@@ -1,11 +1,11 @@
 //! An OpenAPI document is valid by the JSON Schema of OpenAPI 3.2, and the events on the wire are
-//! valid by the document.
+//! valid by the document. The document is written by utoipa, or by the `aide` example.
 //!
 //! `@seriousme/openapi-schema-validator` checks the document, and `ajv` checks each event that
 //! `eventsource-parser` reads.
 
 use axum::{Json, Router, extract::State, response::IntoResponse, routing::get};
-use e2e::{Client, installed};
+use e2e::{Client, Example, installed, request};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::{fs, path::PathBuf, process::Command, time::Duration};
@@ -94,24 +94,36 @@ async fn validate(document: Value) -> Vec<Value> {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let url = format!("http://{}", listener.local_addr().expect("it is bound"));
     tokio::spawn(async move { tower_sse::serve(listener, app).await });
+    run_validators(&[&url, "of-another-log"])
+}
 
+/// Runs the validators with these arguments: the URL of a server, and optionally the id that they
+/// send as `Last-Event-ID`. Returns what the validators write.
+fn run_validators(args: &[&str]) -> Vec<Value> {
     let modules = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("e2e-clients/node/node_modules");
     assert!(modules.exists(), "{} does not exist: run scripts/test, which installs it", modules.display());
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients/node/validate_openapi.cjs");
     assert!(fs::exists(&script).is_ok_and(|exists| exists));
     let mut command = Command::new(installed(&["node", "nodejs"], "nodejs"));
-    let mut node = Client::start(command.env("NODE_PATH", modules).arg(script).arg(url));
+    let mut node = Client::start(command.env("NODE_PATH", modules).arg(script).args(args));
     let status = tokio::task::block_in_place(|| node.wait_for_exit(SOON));
     assert!(status.is_some_and(|status| status.success()), "{status:?}: {:?}", node.lines());
     node.lines().iter().map(|line| serde_json::from_str(line).expect("the script writes JSON")).collect()
 }
 
+/// Returns the line of a path with these responses.
+fn head(path: &str, responses: &[&str]) -> Value {
+    json!({ "path": path, "status": 200, "responses": responses, "parameters": ["Last-Event-ID"] })
+}
+
+/// Returns the line of a valid event.
+fn event(path: &str, event: &str, data: &str) -> Value {
+    json!({ "path": path, "event": event, "data": data, "wrong": [] })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn document_and_events_are_valid() {
     let lines = validate(document()).await;
-    let head = |path: &str, responses: &[&str]| json!({ "path": path, "status": 200, "responses": responses, "parameters": ["Last-Event-ID"] });
-    let event =
-        |path: &str, event: &str, data: &str| json!({ "path": path, "event": event, "data": data, "wrong": [] });
     let tagged = |path: &str, unit: &str| {
         [
             head(path, &["200", "204", "400", "500"]),
@@ -140,6 +152,29 @@ fn with_id_of_any_log(mut line: Value) -> Value {
         line["data"] = gap.to_string().into();
     }
     line
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn document_and_events_of_aide_are_valid() {
+    let server = Example::start("aide", &[]);
+    let url = format!("http://{}", server.address());
+    let path = "/deployment";
+    let steps = [
+        event(path, "queued", "null"),
+        event(path, "node-updated", r#"{"node":"a","restarts":null}"#),
+        event(path, "node-updated", r#"{"node":"b","restarts":2}"#),
+        event(path, "deployed", r#"{"version":"1.4.0"}"#),
+    ];
+    let document = [json!({ "openapi": "3.2.0", "valid": true }), head(path, &["200", "204", "400"])];
+    assert_eq!(run_validators(&[&url]), [&document[..], &steps].concat());
+    assert_eq!(run_validators(&[&url, "2"]), [&document[..], &steps[2..]].concat());
+
+    for (id, status) in [("4", 204), ("5", 204), ("of-another-log", 400)] {
+        let get = format!("GET {path} HTTP/1.0\r\nLast-Event-ID: {id}\r\n\r\n");
+        let response = request(server.address(), &get).await;
+        assert!(response.starts_with(&format!("HTTP/1.0 {status} ")), "{id}: {response}");
+        assert_eq!(response.contains("\r\ncontent-type: text/plain; charset=utf-8\r\n"), status == 400, "{response}");
+    }
 }
 
 /// Shows that the validators notice faults.
