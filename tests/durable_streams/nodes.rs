@@ -7,7 +7,10 @@ mod faulty;
 use super::*;
 use faulty::{Faulty, Mode, Shared};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep},
+};
 use tokio_test::{assert_pending, task};
 use tower_sse::hub::{Builder, backend::Backend};
 
@@ -136,27 +139,33 @@ async fn offset_of_a_replaced_log_is_gone() {
     assert_eq!(get(&streams, "/t").await.text(), "[10,11]");
 }
 
-/// Creates a node that has acknowledged five events, and has not read the last of them yet. Returns
-/// the offset of the event before it, too.
-async fn node_behind(shared: &Shared) -> (Hub, String) {
-    let (hub, _) = node(shared).await;
+/// Creates a node that has acknowledged five events, and whose connection hangs before it has read the
+/// last of them. Returns the offset of the event before it, too.
+async fn node_behind(shared: &Shared) -> (Hub, Faulty, String) {
+    let (hub, backend) = node(shared).await;
     let topic = hub.topic("t");
     publish_all(&topic, 0..4).await;
     let offset = get(&all(&hub), "/t").await.next_offset();
     publish(&topic, "4").await;
-    (hub, offset)
+    backend.set(Mode::Hangs);
+    (hub, backend, offset)
 }
 
 #[tokio::test(start_paused = true)]
 async fn offset_of_a_log_that_is_replaced_during_the_request_is_gone() {
     let shared = Shared::new(1_000_000);
-    let (hub, offset) = node_behind(&shared).await;
+    let (hub, backend, offset) = node_behind(&shared).await;
     let (streams, uri) = (all(&hub), format!("/t?offset={offset}"));
     let mut request = task::spawn(get(&streams, &uri));
     assert_pending!(request.poll(), "the node has read its event already");
     let records = [shared.log().held(), shared.log().held()].concat();
     shared.replace(1_000_000, records);
-    assert_eq!(request.await.status, 410);
+    // The event of the old log is lost on its way to the node.
+    backend.set(Mode::Fails);
+    yield_now().await;
+    backend.set(Mode::Works);
+    let answer = request.await;
+    assert_eq!(answer.status, 410, "{answer:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +174,7 @@ async fn shutdown_during_the_request_gives_no_offset() {
         [(Method::HEAD, "/t"), (Method::GET, "/t?offset=now"), (Method::GET, "/t?offset=now&live=long-poll")]
     {
         let shared = Shared::new(1_000_000);
-        let (hub, _) = node_behind(&shared).await;
+        let (hub, _, _) = node_behind(&shared).await;
         let streams = all(&hub);
         let head = Request::builder().method(method).uri(uri).body(()).unwrap();
         let mut request = task::spawn(request(&streams, head));
