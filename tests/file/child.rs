@@ -155,8 +155,11 @@ async fn fill(log: &FileBackend) {
 async fn read(log: &FileBackend) {
     let (records, gaps) = all_with_gaps(log).await;
     print(format!("{} {}", records.len(), gaps.len()));
-    match log.append(vec![record("one more")]).await {
-        Ok(_) => print("appended"),
-        Err(error) => print(error),
+    loop {
+        match log.append(vec![record("one more")]).await {
+            Ok(_) => return print("appended"),
+            Err(error) => print(error),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
 }

@@ -79,6 +79,12 @@ async fn log_whose_mark_cannot_be_written_can_be_read() {
     assert_eq!(child.line().as_deref(), Some("100 0"));
     let error = child.line().expect("an error");
     assert!(error.contains("cannot write to the log") && error.contains("events.log.mark"), "{error}");
+    // The log can be written as soon as the permission is granted.
+    fs::set_permissions(folder.mark(), Permissions::from_mode(0o666)).unwrap();
+    let begin = Instant::now();
+    while child.line().as_deref() != Some("appended") {
+        assert!(begin.elapsed() < SOON, "the mark is not opened again");
+    }
 }
 
 #[tokio::test]

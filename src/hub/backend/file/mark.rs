@@ -6,6 +6,7 @@ use std::{
     fmt::Write as _,
     fs::{File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
+    mem,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -117,6 +118,10 @@ impl Contents {
 pub(super) struct Mark {
     path: PathBuf,
     file: File,
+    /// The file that holds the lock, if it was opened for reading only and is now open for writing
+    /// as `file`.
+    locked: Option<File>,
+    is_read_only: bool,
     contents: Contents,
     /// The contents of the file when it was opened, and the time of its last change.
     found: Option<(Contents, u64)>,
@@ -130,9 +135,9 @@ impl Mark {
     pub(super) fn open(log: &Path) -> Result<Option<Self>, FileError> {
         let path = beside(log, ".mark");
         let write = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = match write {
-            Err(error) if is_read_only(&error) => File::open(&path),
-            file => file,
+        let (file, is_read_only) = match write {
+            Err(error) if is_read_only(&error) => (File::open(&path), true),
+            file => (file, false),
         };
         let mut file = file.map_err(file_error("open", &path))?;
         match file.try_lock() {
@@ -155,7 +160,21 @@ impl Mark {
             is_lost_with_machine: false,
         };
         let found = contents.map(|contents| (contents, changed));
-        Ok(Some(Self { path, file, contents: none, found }))
+        Ok(Some(Self { path, file, locked: None, is_read_only, contents: none, found }))
+    }
+
+    /// Opens a mark that could not be opened for writing again. Has no effect if it still cannot be
+    /// opened, or if another file has taken its place.
+    pub(super) fn reopen(&mut self) {
+        if !self.is_read_only {
+            return;
+        }
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(&self.path) else { return };
+        let is_same = FileId::of(&file).ok().zip(FileId::of(&self.file).ok()).is_some_and(|(one, other)| one == other);
+        if is_same {
+            self.locked = Some(mem::replace(&mut self.file, file));
+            self.is_read_only = false;
+        }
     }
 
     /// Returns why the log is not the log of this mark, or `None` if it is.

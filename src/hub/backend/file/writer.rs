@@ -312,6 +312,7 @@ impl Writer {
             let found = found.ok_or_else(|| damaged("it is empty"))?;
             let is_shorter = found.epoch != self.tail.epoch || found.last < self.tail.last;
             let tail = if is_shorter { begin_epoch(&opened, found)? } else { found };
+            self.mark.reopen();
             begin_mark(&mut self.mark, &mut opened, &file, &tail, self.durability);
             (self.tail, self.oldest, self.file) = (tail, None, file);
             Ok(opened)

@@ -238,3 +238,22 @@ async fn full_queue_of_notifications_fails_no_append() {
     store.sql("SELECT tower_sse.publish('t', NULL, '100')");
     assert_eq!(data(&log).await.len(), 101);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_appends_do_not_outrun_the_eviction() {
+    let store = Store::start(StoreKind::Postgres, &[]).await;
+    let node = postgres(&store.url()).max_records(1000);
+    for round in 0..20 {
+        let records = (0..10_000).map(|n| record("t", n)).collect();
+        node.append(records).await.expect("the server runs");
+        // An append waits for the batch that is running.
+        let held: u64 = store.sql("SELECT count(*) FROM tower_sse.records").parse().expect("a number");
+        assert!(held <= 4 * 10_000, "{held} records after round {round}");
+    }
+    let held = async || store.sql("SELECT count(*) FROM tower_sse.records").parse::<u64>().expect("a number");
+    eventually(SOON, "the limit holds", async || match held().await {
+        0..=1000 => Ok(()),
+        held => Err(format!("{held} records")),
+    })
+    .await;
+}
