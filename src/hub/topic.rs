@@ -495,6 +495,7 @@ impl Topic {
     }
 
     /// Returns `true` if the hub was shut down.
+    #[cfg(feature = "json")]
     pub(crate) fn is_shut_down(&self) -> bool {
         self.core.is_shut_down()
     }
