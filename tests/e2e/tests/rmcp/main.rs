@@ -1,5 +1,7 @@
 //! The Model Context Protocol: the layer around the streamable HTTP service of rmcp, with rmcp's
-//! own client.
+//! own client and the conformance suite.
+
+mod conformance;
 
 use async_trait::async_trait;
 use axum::{
