@@ -139,6 +139,12 @@ impl Relay {
         self.shared.connections.load(SeqCst)
     }
 
+    /// Returns the number of open connections. After a [cut](Self::cut), a connection can pass bytes
+    /// for a moment.
+    pub fn open_connections(&self) -> usize {
+        self.shared.cuts.receiver_count()
+    }
+
     /// Returns the number of bytes that were sent to the browser until now.
     pub fn bytes_to_browser(&self) -> u64 {
         self.shared.bytes_to_browser.load(SeqCst)

@@ -1,5 +1,7 @@
 //! The Model Context Protocol: the layer around the streamable HTTP service of rmcp, with rmcp's
-//! own client.
+//! own client and the conformance suite.
+
+mod conformance;
 
 use async_trait::async_trait;
 use axum::{
@@ -110,6 +112,11 @@ async fn call_resumes_after_its_connection_is_cut() {
         server.steps.add_permits(1);
         client.wait_for_steps(1).await;
         relay.cut();
+        eventually(SOON, "the connections are closed", async || match relay.open_connections() {
+            0 => Ok(()),
+            open => Err(open),
+        })
+        .await;
         server.steps.add_permits(while_disconnected);
         eventually(SOON, "the tool has continued", async || match server.steps.available_permits() {
             0 => Ok(()),
