@@ -335,7 +335,7 @@ fn close_reaches_only_open_streams_of_its_key() {
     assert!(registry.is_empty());
 }
 
-/// Hashing and comparing this key panics if the key is told to, in the thread of the test.
+/// A key that panics when it is hashed or compared, if the thread of the test has requested it.
 #[derive(Clone, Debug)]
 struct Fragile(u64);
 

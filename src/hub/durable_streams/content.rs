@@ -1,4 +1,4 @@
-//! The format in which a stream contains the data of events.
+//! The format of a stream: how it encodes the data of events.
 
 use crate::Event;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -6,8 +6,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde_core::de::IgnoredAny;
 
-/// The format in which a stream contains the data of the events of a topic, and the content type of
-/// the stream.
+/// The format and the content type of a stream: how it encodes the data of the events of a topic.
 ///
 /// A stream contains only the data of events, not their names and ids. An event without data, such
 /// as [`Event::checkpoint`], adds nothing to the stream.
@@ -80,9 +79,10 @@ impl Content {
     /// Sets the content type of the stream.
     ///
     /// In the mode `live=sse`, the protocol sends streams of the types `text/*` and
-    /// `application/json` as text, and all other streams as base64. For [`base64`](Self::base64) with
-    /// such a type, each event must be complete UTF-8 without carriage returns: in this mode, other
-    /// bytes are replaced with U+FFFD, and each carriage return becomes a line feed.
+    /// `application/json` as text, and all other streams as base64. For
+    /// [`base64`](Self::base64) with such a type, each event must be complete UTF-8 without carriage
+    /// returns: in this mode, other bytes are replaced with U+FFFD, and each carriage return becomes
+    /// a line feed.
     pub fn content_type(mut self, content_type: HeaderValue) -> Self {
         self.content_type = content_type;
         self

@@ -9,7 +9,7 @@ const FIRST_INTERVAL: u64 = 1_728_432_000;
 /// The length of an interval in seconds.
 const INTERVAL: u64 = 20;
 
-/// The maximum number of intervals by which a cursor exceeds the cursor of the client: one hour.
+/// The maximum distance of a cursor from the cursor of the client, in intervals: one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
 /// Returns the cursor of a response: the number of the current interval. If `requested`, the cursor

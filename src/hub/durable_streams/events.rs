@@ -130,7 +130,8 @@ mod tests {
     use super::*;
     use arbtest::arbtest;
 
-    /// Splits lines into fields and values, as in the HTML standard, "Interpreting an event stream".
+    /// Splits lines into fields and values, as in the HTML standard, "Interpreting an event
+    /// stream".
     fn fields(events: &str) -> Vec<(&str, &str)> {
         let field = |line| {
             let (name, value) = str::split_once(line, ':').unwrap_or((line, ""));

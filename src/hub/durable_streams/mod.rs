@@ -59,8 +59,8 @@
 //!   into its data, for example with an internally tagged enum.
 //! - A request keeps at most one page in memory: [`page_size`](DurableStreams::page_size) and one
 //!   event.
-//! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic. A
-//!   client that polls is not a subscriber between two polls.
+//! - A long poll or event stream counts as a [subscriber](super::Topic::subscribers) of its topic.
+//!   A client that polls is not a subscriber between two polls.
 //! - A topic that has no event yet [does not exist](DurableStreams::existing).
 //! - Topics whose names begin with `tower-sse/` are internal to hubs and registries and cannot be
 //!   read. Neither can the topic `__ds` and topics that begin with `__ds/`, which the protocol

@@ -26,11 +26,11 @@ use tokio::time::timeout;
 /// The maximum time that a request waits for old events from the backend.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that a request waits for this node to read the events that it knows to be in
-/// the log, such as those that it has published.
+/// The maximum time that a request waits for this node to read events that it knows to be in the
+/// log, for example its own.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The point in a topic at which a reader begins.
+/// The beginning of a read in a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
     /// The oldest retained event of the topic: the offset `-1`.
@@ -116,8 +116,8 @@ pub(super) struct Reading {
     topic: Arc<TopicState>,
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
-    /// The position up to which the client has all events. `None` if the reader did not begin after
-    /// a position and has not read an event yet.
+    /// The client has all events up to this position. `None` if the reader did not begin after a
+    /// position and has not read an event yet.
     position: Option<Position>,
     failure: Option<Failure>,
 }
@@ -142,7 +142,7 @@ impl Reading {
         let (start, position) = match begin {
             Begin::Now if is_known => (Start::Latest, None),
             Begin::Now | Begin::Oldest => (Start::Earliest, None),
-            // With the epoch of the request, an offset of a log that was replaced in the meantime is a gap.
+            // The epoch of the request: if the log was replaced in the meantime, the offset is a gap.
             Begin::After(epoch, position) => (Start::After(epoch.id(position)), Some(position)),
         };
         let subscription = core.subscribe(vec![(topic.clone(), None)], start).await?.without_control_events();
@@ -388,8 +388,8 @@ impl Reading {
     }
 }
 
-/// Returns the step in which the position of a topic without new events advances: 256 events
-/// (`Positions`), 256 messages (`Messages`) or 65 seconds (`Times`).
+/// Returns the step size of [`Reading::advance`]: 256 events (`Positions`), 256 messages
+/// (`Messages`) or 65 seconds (`Times`).
 fn step(ids: IdFormat) -> u64 {
     match ids {
         IdFormat::Positions => 256,

@@ -87,8 +87,8 @@ pub(super) struct State {
     /// The topics that were finished. A topic that is then removed stays in this set, so that no
     /// event of a join creates it again.
     ended: HashSet<Arc<str>>,
-    /// The number of finished topics at which the next cleanup of `ended` takes place. It is twice
-    /// the number after the last cleanup. So the cost per topic does not grow with the number of
+    /// The next cleanup of `ended` takes place at this number of finished topics: twice the number
+    /// after the last cleanup. So the cost per topic does not grow with the number of
     /// finished topics.
     cleanup_at: usize,
     /// The time of the last request for the members of the other nodes.
@@ -398,8 +398,7 @@ impl State {
         longest.min(first * (1 << self.asked.saturating_sub(1).min(8)))
     }
 
-    /// Adds a message to those that the announcer has to append. A message over the limit is
-    /// dropped.
+    /// Queues a message for the announcer to append. A message over the limit is dropped.
     pub(super) fn send(&mut self, message: Message) {
         if self.outgoing.len() < MAX_WAITING {
             self.outgoing.push_back(message);

@@ -27,8 +27,8 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic. The value counts the nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The number of nodes at which the next cleanup of `nodes` takes place. It is twice the number
-    /// after the last cleanup. So the cost per record does not grow with the number of nodes.
+    /// The next cleanup of `nodes` takes place at this number of nodes: twice the number after the
+    /// last cleanup. So the cost per record does not grow with the number of nodes.
     cleanup_at: usize,
 }
 

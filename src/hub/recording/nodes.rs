@@ -458,7 +458,7 @@ impl Peer {
         }
     }
 
-    /// Adds the recordings and the watched topics of a beat to those that are known.
+    /// Adds the recordings and the watched topics of a beat to the known ones.
     fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.extend(beat.watching);
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {

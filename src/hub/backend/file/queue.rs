@@ -43,8 +43,7 @@ struct Waiting {
     cleaned: usize,
 }
 
-/// The number of waiting appends from which the queue removes appends without a publisher.
-/// Publishers give up if the disk does not respond.
+/// If this number of appends waits, the queue removes appends without a publisher. Publishers give up if the disk does not respond.
 const MANY: usize = 4096;
 
 /// The work of the writer.

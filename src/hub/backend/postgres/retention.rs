@@ -13,8 +13,8 @@ use tokio_postgres::types::{ToSql, Type};
 /// The maximum number of records that one transaction deletes, which takes about 10 ms. A
 /// transaction deletes more if this node has appended or read more since the transaction before it.
 const MAX_DELETED: u64 = 1000;
-/// The size in bytes from which a transaction deletes no more records, with the same exception. It
-/// includes the record that reaches this size.
+/// A transaction deletes no more records after the record that reaches this size in bytes, with the
+/// same exception.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
@@ -48,8 +48,8 @@ impl Log {
         is_enough
     }
 
-    /// Counts records that this node has appended or read, and starts an eviction if there are enough
-    /// of them.
+    /// Counts records that this node has appended or read, and starts an eviction if there are
+    /// enough of them.
     ///
     /// Appends do not wait until the eviction has ended. But both use the shared connection, whose
     /// requests run one after the other. So an append waits for at most one batch of the eviction.

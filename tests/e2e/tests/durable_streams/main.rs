@@ -204,7 +204,7 @@ fn numbers(lines: &[Value]) -> Vec<usize> {
     items.map(|item| item.as_u64().expect("a number") as usize).collect()
 }
 
-/// Returns the offset at which a client continues.
+/// Returns the offset for the next request of a client.
 fn last_offset(lines: &[Value]) -> &str {
     lines.last().expect("a batch")["offset"].as_str().expect("an offset")
 }

@@ -105,7 +105,7 @@ impl Suite {
         for folder in fs::read_dir(self.results.path()).expect("results") {
             let folder = folder.expect("results");
             let name = folder.file_name().into_string().expect("ASCII");
-            // The name also has the time at which the scenario began.
+            // The name also has the start time of the scenario.
             let scenario = &name[..name.len() - "-2026-11-30T01-02-03-456Z".len()];
             let checks = File::open(folder.path().join("checks.json")).expect("the checks of a scenario");
             let checks: Vec<Value> = serde_json::from_reader(checks).expect("a list of checks");
