@@ -1,12 +1,14 @@
-//! The cursor of the protocol, which keeps caches from repeating one response forever (§10.1).
+//! The cursor of the protocol: a number in each response that the client repeats in its next
+//! request. So a cache does not answer that request with the same response (§10.1).
 
 use crate::random;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The beginning of the first interval: October 9, 2024, 00:00 UTC, in seconds since 1970.
+/// The beginning of the first interval that a cursor counts: October 9, 2024, 00:00 UTC, in seconds
+/// since 1970.
 const FIRST_INTERVAL: u64 = 1_728_432_000;
 
-/// The length of an interval in seconds.
+/// The length of the intervals that a cursor counts, in seconds.
 const INTERVAL: u64 = 20;
 
 /// The maximum distance of a cursor from the cursor of the client, in intervals: one hour.

@@ -15,14 +15,15 @@ use std::{
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 
-/// A stream of `data` events, each with its `control` event.
+/// The event stream of one client: `data` events with the data of the topic, each followed by a
+/// `control` event with the next offset.
 pub(super) struct Events {
     reading: Reading,
     content: Content,
     page_size: usize,
     /// The cursor that the client sent.
     cursor: Option<String>,
-    /// The time until the stream ends. The clients then reconnect, and a cache can join their
+    /// The timer that ends the stream. The clients then reconnect, and a cache can join their
     /// requests again.
     lifetime: Pin<Box<Sleep>>,
     state: State,

@@ -12,7 +12,7 @@ const DIGITS: usize = 20;
 /// The reason why a text is not an offset of this log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InvalidOffset {
-    /// No hub issues this text as an offset.
+    /// The text does not have the format of an offset.
     Malformed,
     /// The offset is from another log, such as the log in memory before a restart.
     OtherEpoch,

@@ -30,14 +30,14 @@ const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// log, for example its own.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The beginning of a read in a topic.
+/// The point in a topic where a read begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
     /// The oldest retained event of the topic: the offset `-1`.
     Oldest,
     /// The next published event: the offset `now`.
     Now,
-    /// The event after this position of the log with this epoch.
+    /// The event after this position. The epoch identifies the log that the position belongs to.
     After(Epoch, Position),
 }
 
@@ -202,8 +202,8 @@ impl Reading {
     /// eviction watermark would pass the position at some time. A client that waits there would
     /// then get a gap from another node, although it has missed no event.
     ///
-    /// The reader must have read all events up to `committed`. The position moves in steps of the
-    /// log, so that all clients wait at the same offset, and caches can join them.
+    /// The reader must have read all events up to `committed`. The position moves in fixed steps,
+    /// see [`step`]. So all clients wait at the same offset, and a cache can join their requests.
     fn advance(&mut self, committed: Position) {
         if self.core.backend.is_none() || self.core.epoch() != self.epoch() {
             return;
@@ -216,9 +216,9 @@ impl Reading {
         }
     }
 
-    /// Moves the position to the cursor if the reader has found no event up to there, and returns
-    /// whether the position has moved. So the next request continues the search for events of a
-    /// topic that has few events in a large log.
+    /// Moves the position forward to the end of the part of the log that was searched, if the
+    /// search has found no event. Returns whether the position has moved. The next request then
+    /// continues the search, which can take several requests in a large log.
     fn skip(&mut self) -> bool {
         let subscription = &self.subscription;
         let is_known = self.pending.is_empty() && !subscription.is_undecided() && !subscription.is_unsure();
@@ -288,7 +288,7 @@ impl Reading {
         Ok(Fill::Full)
     }
 
-    /// Returns what follows a full page.
+    /// Returns whether more events follow a full page.
     fn rest(&mut self, cx: &mut Context<'_>) -> Rest {
         match self.poll_available(cx) {
             Poll::Ready(Ok(false)) => Rest::Closed,
@@ -297,14 +297,15 @@ impl Reading {
         }
     }
 
-    /// Returns whether the topic is finished, and the reader has all of its events.
+    /// Returns `true` if the topic is finished, and the reader has read all of its events.
     pub(super) async fn is_closed(&mut self) -> bool {
         poll_fn(|cx| Poll::Ready(self.rest(cx))).await == Rest::Closed
     }
 
     /// Reads the available events as one page of about `size` bytes. Does not wait for new events.
-    /// Waits for at most 10 seconds for old events from the backend. If the reader has found none by
-    /// then, the page is empty, and its offset is the end of the part that was searched.
+    /// Waits for at most 10 seconds for old events from the backend. If no event was found by then,
+    /// the page is empty, and its offset is the end of the part that was searched. If nothing was
+    /// searched, returns an error.
     pub(super) async fn page(&mut self, content: &Content, size: usize) -> Result<(Page, Rest), ReadError> {
         let mut page = Page::new(content);
         let read = poll_fn(|cx| {

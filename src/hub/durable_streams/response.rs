@@ -30,7 +30,7 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The mode of a read.
+/// The mode of a read, set by the query parameter `live`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     CatchUp,
@@ -38,7 +38,7 @@ pub(super) enum Mode {
     Events,
 }
 
-/// The query of a read.
+/// The query parameters of a request that reads a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Query<'a> {
     /// The offset, decoded. `None` if the query has no offset.

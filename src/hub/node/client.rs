@@ -1,4 +1,5 @@
-//! The client of the backend: the known state of the log, history reads and appends.
+//! The client of the backend: it appends records, reads old records, and remembers where the log
+//! ends.
 
 use super::{
     dyn_backend::DynBackend,
@@ -60,7 +61,8 @@ pub(in crate::hub) struct BackendClient {
     /// half of the queue is free. Both moments are logged with `tracing`. Reads are rejected only
     /// while the queue is full.
     is_overloaded: AtomicBool,
-    /// The runtime for requests and tasks. Set when the hub connects to its backend.
+    /// The tokio runtime for requests to the backend and for tasks of the hub. Set when the hub
+    /// connects to its backend.
     runtime: OnceLock<Handle>,
     follower: OnceLock<AbortHandle>,
 }
@@ -104,8 +106,8 @@ pub(in crate::hub) struct EncodedPage {
     /// Contains every topic that has a record in the page. The value is the position of the last
     /// record of the topic if this record finishes the topic. Otherwise the value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
-    /// The removals of the requested topics that the node has read. The page has no event from
-    /// before them.
+    /// The newest removal of each requested topic that was removed, as far as this node has read
+    /// the log. The page contains no event of such a topic from before its removal.
     pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
 
@@ -152,7 +154,8 @@ impl BackendClient {
         self.follower.get_or_init(|| follower);
     }
 
-    /// Stores the runtime for requests and tasks. Later calls have no effect.
+    /// Stores the tokio runtime for requests to the backend and for tasks of the hub. Later calls
+    /// have no effect.
     pub(super) fn set_runtime(&self, runtime: &Handle) {
         self.runtime.get_or_init(|| runtime.clone());
     }
@@ -187,26 +190,29 @@ impl BackendClient {
         }
     }
 
-    /// Notes that the topic was removed. The caller removes its events afterwards.
+    /// Records that a topic was removed, so that later reads leave out its earlier events. The
+    /// caller deletes these events from memory after this call.
     pub(in crate::hub) fn note_removal(&self, topic: &Arc<str>, removal: Removal) {
         self.state().removals.note(topic, removal);
     }
 
-    /// Returns the eviction watermark that the removal of a topic has left, if it was removed.
+    /// Returns the eviction watermark of a removed topic: its events up to this position may be
+    /// missing. Returns [`Position::START`] if this node knows no removal of the topic.
     pub(in crate::hub) fn removed_through(&self, topic: &str) -> Position {
         self.state().removals.get(topic).map_or(Position::START, |removal| removal.evicted_through)
     }
 
-    /// Returns the position after which to read these topics, at least `after`. It skips the
-    /// records that were removed from all of them.
+    /// Returns the position after which a read of these topics can begin, at least `after`. If all
+    /// of the topics were removed after `after`, this is the position of the earliest removal,
+    /// because the records before it are hidden.
     pub(in crate::hub) fn after_removed(&self, topics: &[Arc<str>], after: Position) -> Position {
         let state = self.state();
         let after_removal = |topic| state.removals.get(topic).map_or(after, |removal| removal.at.max(after));
         topics.iter().map(|topic| after_removal(topic)).min().unwrap_or(after)
     }
 
-    /// Forgets the removals whose records the log has evicted. The watermark of the log reports the
-    /// removed events from then on.
+    /// Forgets the removals whose records the log has evicted. From then on, the eviction watermark
+    /// of the log covers the removed events.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
         self.state().removals.forget_through(evicted_through);
     }
@@ -285,7 +291,8 @@ impl BackendClient {
         page
     }
 
-    /// Returns `true` if the node has read a removal of one of these topics that is not in `page`.
+    /// Returns `true` if one of these topics was removed after `page` was read. The page can then
+    /// contain events that are hidden by now.
     pub(in crate::hub) fn is_removed_since<'a>(
         &self,
         page: &EncodedPage,
@@ -460,7 +467,7 @@ impl EncodedPage {
             let end = (record.kind == RecordKind::Finish).then_some(position);
             topics.entry(record.topic.clone()).or_insert(end);
             match record.kind {
-                // A removal that the node has not read yet takes effect when it has.
+                // A removal takes effect when the follower, the task that reads the log, reads it.
                 RecordKind::Finish | RecordKind::Remove => continue,
                 // Records are visited from the newest to the oldest. A newer state replaces the
                 // earlier states of its topic.

@@ -149,8 +149,9 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 /// an error. So every two seconds, the function also asks the backend for the bounds of the log,
 /// and records a failed request in `outage`.
 ///
-/// Returns an error if the log has another epoch than `epoch`. Also returns an error if the log did
-/// not end at `after` in `max_missed` successive checks, and then doubles `max_missed`.
+/// Returns an error if the log has another epoch than `epoch`. Also returns an error if the backend
+/// returns no page although `max_missed` checks in a row have found another end of the log than
+/// `after`. Then doubles `max_missed`.
 async fn next(
     backend: &dyn DynBackend,
     after: Position,

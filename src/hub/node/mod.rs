@@ -1,6 +1,7 @@
-//! The machinery of a node: the client of its backend, and the follower.
+//! The parts of a node, one process of several that share a log: the client of the backend, and the
+//! follower. The follower is the task that reads the log.
 //!
-//! This module uses the [contract of a backend](super::backend) and does not know the topics. The
+//! This module depends on the [contract of a backend](super::backend), but not on the topics. The
 //! follower delivers records to the topics through the trait [`Node`].
 
 mod client;

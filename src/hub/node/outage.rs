@@ -1,4 +1,5 @@
-//! Outages of a backend: every failure is counted, and each outage is logged once.
+//! Tracks outages of a backend: counts every failed request, and logs the begin and the end of each
+//! outage once.
 
 use crate::{BoxError, metrics, trace};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,8 +23,8 @@ struct State {
 }
 
 impl Outage {
-    /// Creates the state for an operation without an outage. `operation` is the name of the
-    /// operation in the metric and in the log.
+    /// Creates a tracker for one operation of the backend, at first without an outage. `operation`
+    /// is the name of the operation in the metric and in log messages.
     pub(super) fn of(operation: &'static str) -> Self {
         Self { operation, state: Mutex::default() }
     }

@@ -1,5 +1,5 @@
-//! The removals of topics that this node has read in the log. Removing a topic appends a record,
-//! and hides the earlier records of the topic.
+//! Remembers which topics were removed, as far as this node has read the log. Removing a topic
+//! appends a record to the log, and hides the earlier records of the topic.
 
 use crate::hub::backend::Position;
 use std::{
@@ -13,8 +13,8 @@ pub(in crate::hub) struct Removal {
     /// The position of the removal record in the log. Records of the topic up to this position are
     /// not delivered any more.
     pub(in crate::hub) at: Position,
-    /// Eviction watermark of the topic: events of the topic up to and including this position may
-    /// be missing.
+    /// Eviction watermark of the topic after the removal: its events up to and including this
+    /// position may be missing.
     pub(in crate::hub) evicted_through: Position,
 }
 
@@ -26,8 +26,8 @@ pub(in crate::hub) struct Removal {
 #[derive(Default)]
 pub(super) struct Removals {
     topics: HashMap<Arc<str>, Removal>,
-    /// The same topics, by the position of their removal record. The removal with the smallest
-    /// position is forgotten first.
+    /// The same topics as in `topics`, sorted by the position of their removal record. The removal
+    /// with the smallest position is forgotten first.
     order: BTreeMap<Position, Arc<str>>,
 }
 

@@ -18,8 +18,8 @@ use tokio::{
 /// Runs calls of a function so that concurrent requests with equal keys share one call.
 ///
 /// Each call runs in its own task, so a caller that is not polled cannot block the other callers. A
-/// call waits for a semaphore permit before it starts. If all of its callers are dropped before the
-/// call starts, the call is dropped, too.
+/// call waits for a semaphore permit before it starts, because the number of running calls is
+/// limited. If all of its callers are dropped before the call starts, the call is dropped, too.
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T> {
     shared: Arc<Shared<K, T>>,
@@ -31,8 +31,8 @@ pub(super) struct SingleFlight<K, T> {
 pub(in crate::hub) enum RunError {
     /// The call returned `None`, panicked or was aborted.
     Failed,
-    /// A call for this key would be one too many: the calls for other keys that run or wait have
-    /// reached their limit.
+    /// The request was rejected: the number of other keys whose calls run or wait has reached its
+    /// limit.
     Full,
 }
 
@@ -55,8 +55,8 @@ struct Call<T> {
     /// Distinguishes this call from an earlier or later call with an equal key.
     number: u64,
     is_running: bool,
-    /// The channel to the callers that wait for the next value. A caller subscribes to the channel
-    /// while it holds the lock of [`Calls`].
+    /// The channel to the callers that wait for the next value. Callers subscribe only under the
+    /// lock of [`Calls`]. So no caller can join a call that is being removed.
     callers: Callers<T>,
 }
 
@@ -117,8 +117,8 @@ impl<K: Eq + Hash, T> Shared<K, T> {
 
 impl<K: Clone + Eq + Hash, T> Shared<K, T> {
     /// Adds a caller for `key`. If there is no call for this key yet, also returns a new call,
-    /// which the caller has to start. Returns [`RunError::Full`] if that call would be one too
-    /// many.
+    /// which the caller has to start. Returns [`RunError::Full`] if a new call would exceed the
+    /// limit.
     fn join(self: &Arc<Self>, key: K) -> Result<Joined<K, T>, RunError> {
         let mut calls = self.calls();
         let Calls { by_key, next_number } = &mut *calls;
@@ -154,7 +154,8 @@ impl<K: Eq + Hash, T> Calls<K, T> {
     }
 }
 
-/// A caller, and the call that this caller has to start. `None` if the call exists already.
+/// The result of [`Shared::join`]: a caller, and the call that this caller has to start. The call
+/// is `None` if it exists already.
 type Joined<K, T> = (Caller<K, T>, Option<InFlight<K, T>>);
 
 /// A caller that waits for the value of a call. The order of the fields matters: the receiver has

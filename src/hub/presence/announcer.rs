@@ -29,8 +29,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The maximum time that a task here waits until this node has read the log up to a position: the
-/// end of the log, or the task's own append.
+/// The maximum time that a task of this module waits for this node to read the log up to a
+/// position. The position is the end of the log, or the task's own append.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
@@ -54,9 +54,9 @@ impl Presences {
     }
 }
 
-/// Applies the joins and leaves on this node. A hub in memory updates its members before this
-/// returns. With a backend, this starts or wakes the announcer, the task that appends the joins and
-/// leaves to the log.
+/// Applies the joins and leaves on this node. A hub without a backend updates its members before
+/// this function returns. With a backend, the function starts or wakes the announcer, the task that
+/// appends the joins and leaves to the log.
 pub(super) fn apply(core: &Arc<Core>) {
     if core.backend.is_none() {
         apply_in_memory(core);
@@ -117,8 +117,8 @@ fn publish_in_memory(core: &Arc<Core>) {
     }
 }
 
-/// Returns `true` if a topic is finished, or was finished and removed. An event would open or
-/// create it again.
+/// Returns `true` if a topic is finished, or was finished and removed. Joins and leaves then get no
+/// events, because an event would open or create the topic again.
 fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     // The registry is locked before the state of presence, never after it.
     let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));

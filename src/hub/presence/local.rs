@@ -19,7 +19,8 @@ pub(super) struct Locals {
     /// of these ends. The number makes each key unique.
     leaving: BTreeMap<(Instant, u64), Key>,
     next_key: u64,
-    /// The joins and leaves on this node that it has not announced in the log yet, in their order.
+    /// The members that have joined or left since this node last announced them in the log, in the
+    /// order of these changes.
     changed: BTreeMap<u64, Key>,
 }
 
@@ -34,9 +35,11 @@ struct Local {
     /// Set if the newest announcement of this node includes the member. The flag is set before the
     /// announcement is appended. If that append fails, all members are announced again.
     is_announced: bool,
-    /// Set if the log had the member when this node last missed records of the log.
+    /// Set if the log already had the member when this node last missed records of the log. The
+    /// next announcement of the member is then no new join.
     was_announced: bool,
-    /// The key of this member in [`Locals::changed`]. `None` if its join or leave is announced.
+    /// The key of this member in [`Locals::changed`]. `None` if this node has announced the last
+    /// join or leave of the member.
     changed: Option<u64>,
 }
 
@@ -58,8 +61,8 @@ impl Locals {
         self.compare(topic, member);
     }
 
-    /// Adds the member to the unannounced changes if it has joined or left since its last
-    /// announcement. Otherwise removes it from them. Forgets a member that has left and is not
+    /// Updates whether a change of this member has to be announced in the log: whether the member
+    /// has joined or left since its last announcement. Forgets a member that has left and is not
     /// announced.
     fn compare(&mut self, topic: &Arc<str>, member: &Arc<str>) {
         let local = self.topics.get_mut(topic).and_then(|members| members.get_mut(member));
@@ -130,7 +133,7 @@ impl Locals {
     }
 
     /// Takes the joins and leaves that this node has not announced in the log yet, in their order.
-    /// From now on they count as announced, so the caller must append them.
+    /// From now on they count as announced, so the caller must append them to the log.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
         for (topic, member) in mem::take(&mut self.changed).into_values() {
@@ -154,14 +157,16 @@ impl Locals {
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
     }
 
-    /// Notes that this node has missed records.
+    /// Stores which members the log has, because this node has missed records of the log.
+    /// [`was_announced`](Self::was_announced) uses this.
     pub(super) fn note_loss(&mut self) {
         for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
             local.was_announced = local.is_announced;
         }
     }
 
-    /// Returns `true` if a member joins that the log had when this node last missed records.
+    /// Returns `true` if `transition` is the join of a member that the log already had when this
+    /// node last missed records. Such a join only repeats an earlier announcement.
     pub(super) fn was_announced(&self, transition: &Transition) -> bool {
         let local = self.topics.get(&transition.topic).and_then(|members| members.get(transition.change.member()));
         matches!(transition.change, Presence::Joined(_)) && local.is_some_and(|local| local.was_announced)
@@ -176,8 +181,8 @@ impl Locals {
         }
     }
 
-    /// Returns all members of this node by topic, for records that replace its earlier ones. From
-    /// now on exactly these members count as announced.
+    /// Returns all members of this node by topic, for records that replace the earlier records of
+    /// this node. From now on exactly these members count as announced.
     pub(super) fn take_all(&mut self) -> Members {
         self.changed.clear();
         let mut all = Members::new();

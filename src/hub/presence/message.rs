@@ -1,5 +1,5 @@
-//! The records of presence: nodes inform each other with them about members of topics. The log has
-//! them in the topic `tower-sse/nodes`.
+//! The records that nodes append to the log to inform each other about the members of topics. They
+//! are in the topic `tower-sse/nodes`.
 
 use super::{MAX_MEMBER_BYTES, MAX_TOPIC_BYTES, Presence};
 use crate::{

@@ -1,5 +1,5 @@
 //! Presence: the members of each topic, on all nodes. A member is a name with at least one open
-//! subscription. After the last one ends, the name stays a member for the grace time.
+//! subscription. After its last subscription ends, the name stays a member for the grace time.
 //!
 //! A node counts the subscriptions of each member. It appends a record to the log when the first
 //! subscription begins, and when the grace time ends. Every node computes the members from these
@@ -51,12 +51,13 @@ use tokio::{
 /// The maximum length of the name of a member, in bytes.
 pub(super) const MAX_MEMBER_BYTES: usize = 256;
 
-/// The maximum length of the name of a topic with members, in bytes. A record with a longer name
-/// could exceed the limit of the backend. After that, this node could not announce any member.
+/// The maximum length of the name of a topic with members, in bytes. With a longer name, the
+/// records of this node about members could be too large for the backend. The node could then
+/// announce no member at all.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
-/// The maximum number of concurrent appends of events of joins and leaves on this node. Each append
-/// is for one topic. Further topics wait.
+/// The maximum number of topics whose join and leave events this node appends to the log at the
+/// same time. Further topics wait.
 const MAX_PUBLISHING: usize = 16;
 
 /// The time that [`members`] waits for the members of other nodes, in addition to the lease and the
@@ -68,7 +69,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// [`Builder::presence_events`](super::Builder::presence_events) makes events of them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Presence {
-    /// The first subscription of the member has begun, on any node.
+    /// The member has joined: its first subscription to the topic has begun, on any node.
     Joined(Arc<str>),
     /// The member has left: it had no subscription on any node for the
     /// [grace time](super::Builder::presence_grace).
@@ -146,8 +147,8 @@ impl Presences {
         wake(wakers);
     }
 
-    /// Returns whether the state is done. Each change after this call notifies the waiting tasks,
-    /// also if it restores an earlier state.
+    /// Returns the result of `is_done` for the current state. Each change after this call notifies
+    /// the callers of [`until`](Self::until), even if the change restores an earlier state.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -239,7 +240,8 @@ impl Presences {
         state.watchers.take_wakers()
     }
 
-    /// Notes the end of a topic of the log in memory.
+    /// Records that a topic was finished, so that its later joins and leaves get no events. For
+    /// hubs without a backend; with a backend, the node reads the end of the topic in the log.
     pub(super) fn note_finished(&self, topic: &Arc<str>) {
         if self.events.is_some() {
             self.state().note_end(topic);
@@ -330,7 +332,8 @@ fn free_if_empty<K, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// Wakes streams. The caller holds no lock.
+/// Wakes these streams. The caller must hold no lock, because waking can run code of the
+/// application.
 pub(super) fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         contain_panic("waker", || waker.wake());
@@ -384,8 +387,8 @@ impl Drop for Membership {
     }
 }
 
-/// Returns the names of the members of a topic on all nodes, sorted. With a backend, waits until
-/// this node knows them.
+/// Returns the names of the members of a topic on all nodes, sorted. With a backend, first waits
+/// until this node knows the members of all nodes.
 ///
 /// Returns an error if the backend does not respond, or if the hub is shut down. Also returns an
 /// error if the members are still unknown after the lease, the grace time and five seconds.

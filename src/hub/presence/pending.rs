@@ -11,10 +11,10 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-/// The maximum number of events in one append.
+/// The maximum number of events of joins and leaves that one append to the log contains.
 pub(super) const MAX_BATCH: usize = 1_000;
-/// The maximum size of one event in bytes. A larger event is not published. One append has at most
-/// twice this size.
+/// The maximum size of the event of a join or a leave, in bytes. A larger event is not published.
+/// One append has at most twice this size.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
 /// The minimum pause before this node publishes the event of a join or a leave that another node
@@ -40,9 +40,11 @@ struct OfTopic {
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
     /// Set while a task of this node publishes the pending events of the topic.
     is_publishing: bool,
-    /// The handle of that task. `None` until the caller of [`Pending::begin`] has spawned the task.
+    /// The handle of the task that publishes the pending events of the topic. `None` until the
+    /// caller of [`Pending::begin`] has spawned the task.
     task: Option<AbortHandle>,
-    /// Wakes that task when an event of the topic is not pending any more.
+    /// Wakes the task that publishes the pending events of the topic, when one of them is not
+    /// pending any more.
     changed: Arc<Notify>,
 }
 
@@ -182,7 +184,7 @@ impl Pending {
     }
 
     /// Returns the topics that have pending events and no task that publishes them. From now on
-    /// they count as topics with a task, so the caller must spawn a task for each of them. The
+    /// these topics count as topics with a task, so the caller must spawn a task for each. The
     /// second value wakes the task when an event of the topic is not pending any more.
     pub(super) fn begin(&mut self) -> Vec<(Arc<str>, Arc<Notify>)> {
         let begin = |topic: Arc<str>| {

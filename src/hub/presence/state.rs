@@ -33,21 +33,23 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 /// request doubles the pause, because every node answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// The number of finished topics after which those without members are forgotten.
+/// The number of remembered finished topics at which a cleanup takes place. The cleanup forgets the
+/// topics without members.
 const MAX_ENDED: usize = 1000;
 
 /// The maximum number of questions of other nodes that wait for answers, and of messages that wait
-/// for the announcer. Beyond this number, questions get no answer, and messages are not sent.
+/// for the announcer, the task that appends them to the log. Beyond this number, questions get no
+/// answer, and messages are not sent.
 const MAX_WAITING: usize = 10_000;
 
-/// The maximum number of messages to other nodes in one append.
+/// The maximum number of messages to other nodes that one append to the log contains.
 const MAX_MESSAGES: usize = 64;
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) noted_through: Position,
     /// The end of the log when this node connected to it. This node publishes no events of the
-    /// joins and leaves up to this position, because other nodes do.
+    /// joins and leaves up to this position, because other nodes have published them.
     pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
@@ -77,8 +79,9 @@ pub(super) struct State {
     is_appending: bool,
     /// The number of the newest append of records about the members of this node.
     job: u64,
-    /// The number of the newest of these appends that has succeeded. It contained all earlier
-    /// changes, too.
+    /// The number of the newest append of records about the members of this node that has
+    /// succeeded. The log then has all earlier changes, too: after a failed append, the next append
+    /// lists all members.
     done: u64,
     /// The number of the append that lists all members of this node again, after this node has
     /// missed records or was declared dead. Before `done` has reached this number, the members of
@@ -93,13 +96,16 @@ pub(super) struct State {
     cleanup_at: usize,
     /// The time of the last request for the members of the other nodes.
     asked_at: Option<Instant>,
-    /// The number of such requests that were appended since this node last knew all members.
+    /// The number of requests for the members of the other nodes that this node has appended since
+    /// it last knew all members. The pause between two requests depends on this number.
     asked: u32,
-    /// The time when the announcer, the task that appends, wakes up by itself.
+    /// The time when the announcer, the task that appends the records about members, wakes up by
+    /// itself.
     pub(super) wakes_at: Option<Instant>,
     /// Set if another node has answered a question of this node about a topic.
     pub(super) has_answer: bool,
-    /// The conditions that callers wait for, with their values when the callers were last woken.
+    /// The conditions that callers of [`Presences::until`] wait for, with their values when the
+    /// callers were last woken.
     conditions: (bool, bool, u64, bool),
     /// The time when this node sends a roster, the list of nodes with members, and the position of
     /// the newest request for it. `None` if no request is open.
@@ -137,7 +143,7 @@ pub(super) enum Knowledge {
     },
 }
 
-/// The records that the announcer appends next.
+/// The records that the announcer, the task that appends the records of presence, appends next.
 pub(super) enum Job {
     /// Records about the members of this node: joins and leaves, or the list of all members. If the
     /// append fails, the next record lists all members.
@@ -174,14 +180,16 @@ impl State {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
     }
 
-    /// Returns `true` if a condition may have become true that a caller waits for.
+    /// Returns `true` if a condition has changed that a caller of [`Presences::until`] may wait
+    /// for.
     pub(super) fn take_update(&mut self) -> bool {
         let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
         let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
         std::mem::take(&mut self.has_answer) || has_changed
     }
 
-    /// Notes the end of a topic. Its members stay, but their joins and leaves have no events.
+    /// Records that a topic was finished. Its members stay, but their joins and leaves get no
+    /// events any more.
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
@@ -192,12 +200,12 @@ impl State {
         self.ended.insert(topic.clone());
     }
 
-    /// Notes that an ended topic is used again: events of joins and leaves may create it.
+    /// Records that a finished topic is used again, so that its joins and leaves get events again.
     pub(super) fn note_reopened(&mut self, topic: &str) {
         self.ended.remove(topic);
     }
 
-    /// Forgets the ends of topics, because another log has replaced this one.
+    /// Forgets which topics were finished, because another log has replaced the log of this node.
     pub(super) fn forget_ends(&mut self) {
         self.ended.clear();
     }
@@ -222,8 +230,8 @@ impl State {
         self.roster = None;
     }
 
-    /// Lists all members of this node in its next record. Callers of `members` wait for that
-    /// record.
+    /// Requests that the next record of this node lists all of its members. Callers of `members`
+    /// wait for that record.
     fn announce_all(&mut self) {
         self.needs_full = true;
         self.needed = self.job + 1;
@@ -570,7 +578,8 @@ mod tests {
         assert!(state.has_written(ticket));
     }
 
-    /// The time is not paused, because it passes between two readings of the clock.
+    /// The clock is not paused, because this test needs the time that passes between two readings
+    /// of the clock.
     #[tokio::test]
     async fn first_request_is_due_at_once() {
         let own = own();

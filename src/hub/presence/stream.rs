@@ -11,8 +11,8 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The number of joins and leaves that a stream collects between two polls. After more of them, it
-/// compares all members of its topic.
+/// The number of joins and leaves that a stream collects between two polls. After more changes, the
+/// stream forgets them, and compares all members of its topic at the next poll.
 const MAX_CHANGED: usize = 10_000;
 
 /// A stream of the joins and leaves of the members of a topic.
@@ -77,7 +77,7 @@ impl Watchers {
     }
 
     /// Removes a stream, and returns its waker. The caller drops the waker after it has released
-    /// the lock, because that runs code of the application.
+    /// the lock, because dropping a waker can run code of the application.
     fn leave(&mut self, topic: &Arc<str>, key: u64) -> Option<Waker> {
         let watchers = self.topics.get_mut(topic)?;
         let watcher = watchers.remove(&key);

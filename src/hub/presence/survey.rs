@@ -1,4 +1,5 @@
-//! Questions of one node about a topic, which all other nodes answer through the log.
+//! Questions of a node about a topic: does the topic exist on other nodes, and how many
+//! subscriptions has it there? Questions and answers are records in the log.
 
 use super::{Presences, message::Message};
 use crate::{
@@ -14,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The maximum number of nodes whose answers to one question are counted.
 const MAX_ANSWERS: usize = 10_000;
 
-/// The answers to a question: the number of subscriptions to the topic on each node that has
-/// answered.
+/// The answers to a question of this node about a topic: the number of subscriptions to the topic
+/// on each node that has answered.
 #[derive(Default)]
 pub(super) struct Survey(HashMap<u64, usize>);
 
@@ -28,8 +29,8 @@ impl Survey {
     }
 }
 
-/// A question of this node that waits for answers. Dropping this value removes the question and its
-/// answers, also if the waiting future is dropped.
+/// A question of this node about a topic that waits for the answers of other nodes. Dropping this
+/// value removes the question and its answers, also if the waiting future is dropped.
 struct Asked<'a> {
     presence: &'a Presences,
     id: u64,

@@ -14,12 +14,13 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The number of nodes without members that are remembered when older ones are forgotten. They are
-/// remembered because late records of a dead node are recognized by their numbers.
+/// The number of nodes without members that a cleanup keeps. It forgets the nodes that have been
+/// silent for longest. A node without members is remembered because its last number shows which of
+/// its records arrive late.
 const MAX_EMPTY_NODES: usize = 1_000;
 
-/// The maximum of the random pause before this node declares a silent node dead. Because of the
-/// pause, usually a single node declares it dead first.
+/// The maximum of the random pause before this node declares a silent node dead. The pause differs
+/// from node to node, so usually only one node declares the silent node dead.
 const JITTER: Duration = Duration::from_millis(200);
 
 #[derive(Default)]
@@ -27,8 +28,8 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic. The value counts the nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The next cleanup of `nodes` takes place at this number of nodes: twice the number after the
-    /// last cleanup. So the cost per record does not grow with the number of nodes.
+    /// The number of entries in `nodes` at which the next cleanup takes place: twice the number
+    /// after the last cleanup. So the cost per record does not grow with the number of nodes.
     cleanup_at: usize,
 }
 
@@ -56,8 +57,9 @@ struct Node {
     /// The members in the parts of a new list that this node has read so far. `None` if no list is
     /// incomplete.
     incoming: Option<Members>,
-    /// Set if `members` are exactly the members of the node: this node has read its whole list, or
-    /// its death. Otherwise earlier records that this node has not read may have other members.
+    /// Set if `members` are exactly the members of the node. This is the case after its list of all
+    /// members, or its death, was read. Otherwise earlier records that this node has not read may
+    /// have further members.
     is_exact: bool,
     /// The random pause before this node declares the silent node dead. It differs from node to
     /// node.
@@ -161,7 +163,8 @@ impl View {
     }
 
     /// Applies joins and leaves on the node `author`. Empty `changes` mean that this node is shut
-    /// down. Returns the joins and leaves in the topics that result.
+    /// down. Returns the resulting joins and leaves in the topics. There is none for a member that
+    /// is also present on another node.
     pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(node) = self.note(author, |number| author.number > number) else { return transitions };
@@ -176,8 +179,8 @@ impl View {
         transitions
     }
 
-    /// Adds a part of the list of all members of a node. The last part replaces the members of the
-    /// node. Returns the joins and leaves that this causes.
+    /// Adds a part of the list of all members of a node. With the last part, the whole list
+    /// replaces the known members of the node. Returns the joins and leaves that this causes.
     pub(super) fn part(&mut self, author: Author, part: Part) -> Vec<Transition> {
         let is_first = part.is_first;
         let is_new = |number| if is_first { author.number > number } else { author.number == number };
@@ -293,7 +296,8 @@ impl View {
         dead
     }
 
-    /// Forgets the oldest nodes without members if there are too many of them.
+    /// Forgets nodes without members if there are too many of them. Those that have been silent for
+    /// longest are forgotten first.
     fn forget_empty(&mut self) {
         if self.nodes.len() < self.cleanup_at.max(2 * MAX_EMPTY_NODES) {
             return;
@@ -321,8 +325,8 @@ impl View {
         *self = Self::default();
     }
 
-    /// Takes all members and nodes, because the hub is shut down. The caller drops them without a
-    /// lock.
+    /// Takes all members and nodes, because the hub is shut down. The caller drops them after it
+    /// has released the lock, because this can take long.
     pub(super) fn take(&mut self) -> Self {
         mem::take(self)
     }

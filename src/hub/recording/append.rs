@@ -1,4 +1,5 @@
-//! Appends that are in the log once, whatever happens to the connection and to the node.
+//! Appends of recordings: each record is in the log once, even after a lost response or while
+//! another node takes over the recording.
 
 use super::nodes::Local;
 use crate::{

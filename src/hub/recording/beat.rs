@@ -1,4 +1,5 @@
-//! The records of the nodes of a hub: each node announces its recordings to the others.
+//! The records that the nodes of a hub append to the log to inform each other about their
+//! recordings.
 
 use crate::{
     Event,
@@ -13,7 +14,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
 /// The approximate maximum size in bytes of a record that contains a sign of life of a node. A
-/// larger one is split. NATS accepts messages of up to 1 MiB by default.
+/// larger sign of life is split into several records. NATS accepts messages of up to 1 MiB by
+/// default.
 const MAX_BYTES: usize = 64 << 10;
 
 /// The minimum and the maximum of a lease: the silence after which other nodes consider a node
@@ -28,33 +30,35 @@ pub(super) enum Message {
     Stop(Arc<str>),
 }
 
-/// A sign of life of a node, with all recordings of the node. A node that has missed earlier beats
-/// needs only the newest of them. A large beat is split into parts, and each part is one record.
+/// A sign of life of a node, with all recordings of the node. Each such beat replaces the earlier
+/// beats of the node. A large beat is split into parts, and each part is one record.
 ///
-/// Between two such beats, an [addition](Self::is_addition) announces only the recordings that have
-/// begun since. So the start of a recording does not announce the others again.
+/// When a recording begins between two such beats, an [addition](Self::is_addition) announces it.
+/// The addition does not announce the other recordings again.
 #[derive(Debug, PartialEq)]
 pub(super) struct Beat {
-    /// The random number that identifies the node that sends the beat.
+    /// The random number that identifies the node that sends this sign of life.
     pub(super) node: u64,
-    /// If no further beat of this node is read for this time, other nodes consider the node dead.
+    /// If no further sign of life of this node is read for this time, other nodes consider the node
+    /// dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// The topics with subscribers on the node of this beat, among the topics that other nodes
-    /// record.
+    /// The topics that other nodes record, and that have subscribers on the node of this beat. The
+    /// other nodes then do not end these recordings for lack of subscribers.
     pub(super) watching: HashSet<Arc<str>>,
-    /// The number of the beat. It increases with each beat of a node. All parts of one beat have
-    /// the same number.
+    /// The number of this sign of life. It increases with each sign of life of a node. All parts of
+    /// one beat have the same number.
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
-    /// Set if the beat adds recordings and watched topics to those of the beats before it. Each
-    /// part of such a beat is applied by itself.
+    /// Set if this sign of life adds recordings and watched topics to those of earlier beats,
+    /// instead of replacing them. Each part of an addition takes effect by itself.
     pub(super) is_addition: bool,
 }
 
 impl Beat {
-    /// Splits the beat into parts of about 64 KiB each. Each part is appended as one record.
+    /// Splits the beat, a sign of life, into parts of about 64 KiB. Each part is appended to the
+    /// log as one record.
     pub(super) fn into_parts(self) -> Vec<Self> {
         let part =
             |is_first| Self { recordings: Vec::new(), watching: HashSet::new(), is_first, is_last: false, ..self };
@@ -143,11 +147,12 @@ impl Message {
     }
 }
 
-/// The beats of a page: the position, the node and the number of each.
+/// The beats (signs of life of nodes) in one page of the log: the position of each, its node, and
+/// its number.
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
-    /// Returns the kind of the records of the recording's events.
+    /// Returns the kind of the records that contain the events of this recording.
     pub(super) fn kind(&self) -> RecordKind {
         if self.latest_only { RecordKind::State } else { RecordKind::Event }
     }

@@ -36,12 +36,12 @@ const RETRY: Duration = Duration::from_millis(200);
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
-/// The shortest time limit of a request to the backend. Otherwise, with a short lease, a beat would
-/// fail whenever the backend is slow.
+/// The minimum time limit of a request of the keeper to the backend. The limit is a third of the
+/// lease. If the lease is short, a slow backend could not respond in that time.
 const MIN_TIME: Duration = Duration::from_millis(500);
 
-/// The shortest pause between two contacts with the backend that counts as an outage. A shorter one
-/// can be a slow response.
+/// The minimum pause between two successful contacts with the backend that counts as an outage. A
+/// shorter pause can be due to a slow response.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
 /// Starts the keeper, the task that announces the recordings of this node, takes over those of dead
@@ -71,8 +71,8 @@ struct Keeper {
     /// The time of the last beat, the sign of life that this node appends to the log. `None` before
     /// the first beat.
     beat_at: Option<Instant>,
-    /// The topics with subscribers on this node that its last beat has reported. A beat is a sign
-    /// of life of a node.
+    /// The topics that the last beat of this node has reported as topics with subscribers here. A
+    /// beat is a sign of life of a node.
     watching: HashSet<Arc<str>>,
     /// Set if the last beat of this node contained a recording or a topic with subscribers. A beat
     /// is a sign of life of a node.
@@ -97,8 +97,8 @@ struct Plan {
 }
 
 impl Plan {
-    /// Collects the state of the recordings. Returns `None` if no recording and no other node is
-    /// left, or if the hub is shut down and its recordings have ended.
+    /// Collects the state of the recordings. Returns `None` if no recording, no other node and no
+    /// member is left, or if the hub is shut down and its recordings have ended.
     fn new(core: &Core) -> Option<Self> {
         let is_shut_down = core.is_shut_down();
         let state = core.recordings.state();
@@ -333,7 +333,7 @@ async fn probe(
 async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     let Some(backend) = &core.backend else { return };
     let claim = core.recordings.claim(&announced.topic);
-    // So that all nodes do not try at once.
+    // The pause is random, so that the nodes do not all try at once.
     sleep(RETRY.mul_f64(random::fraction())).await;
     let mut failures = 0;
     let mut has_published_will = false;

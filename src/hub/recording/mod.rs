@@ -1,4 +1,4 @@
-//! Recordings: streams that are produced into a topic, independently of any client.
+//! Recordings: tasks that publish a stream into a topic, whether clients are connected or not.
 
 pub(super) mod append;
 pub(super) mod beat;

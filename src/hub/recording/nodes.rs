@@ -1,4 +1,4 @@
-//! The recordings of this node and of the others, as far as this node has read the log.
+//! The recordings of this node and of the other nodes, as far as this node has read the log.
 
 use super::{
     beat::{Announced, Beat, Beats, Message},
@@ -55,7 +55,7 @@ pub(super) struct State {
 }
 
 /// The contact of this node with the backend. `last` is the last time when this node was known to
-/// have read the whole log.
+/// have read the whole log, and `None` after a failed request.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Contact {
     pub(super) last: Option<Instant>,
@@ -144,7 +144,8 @@ struct LocalState {
     /// recording can be stopped before the append has succeeded.
     is_retrying: bool,
     /// The end of the log when the recording was started. A request to stop this topic's recordings
-    /// is ignored if its position is not after this one: it is meant for an earlier recording.
+    /// is ignored if its position is not after `started_at`, because it was meant for an earlier
+    /// recording.
     started_at: Position,
     /// The position of the last record that this recording is known to have appended.
     appended: Position,
@@ -209,8 +210,8 @@ impl Recordings {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
     }
 
-    /// Requests all recordings of this node to end. Each of them publishes its will, the event for
-    /// an interruption, and finishes its topic.
+    /// Requests all recordings of this node to end as interrupted. Each of them publishes its will,
+    /// the event for this case, and finishes its topic.
     pub(super) fn interrupt(&self) {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
@@ -229,8 +230,8 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Notes that the topic of this recording of node `node` is finished. Later announcements of
-    /// the recording are ignored.
+    /// Records that the topic of this recording of the node `node` is finished. Later announcements
+    /// of the recording are ignored.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
         let mut state = self.state();
         state.settled.note(announced.id);
@@ -276,7 +277,8 @@ impl Recordings {
         beats
     }
 
-    /// Notes that the backend does not accept records. The other nodes may have the same outage.
+    /// Records that the backend does not accept records. The other nodes may have the same outage,
+    /// so their silence does not count until this node has read the whole log again.
     pub(in crate::hub) fn lose_contact(&self) {
         self.state().contact.last = None;
     }
@@ -372,7 +374,8 @@ impl State {
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
     }
 
-    /// Handles a message of a node. Returns its position, its node and its number if it is a beat.
+    /// Handles a message of a node. If the message is a beat, a sign of life, returns its position,
+    /// its node and its number.
     fn note_message(&mut self, own_node: u64, position: Position, record: &Record) -> Option<(Position, u64, u64)> {
         match Message::parse(record)? {
             Message::Stop(topic) => {
@@ -441,7 +444,8 @@ impl Peer {
         }
     }
 
-    /// Applies a beat with all recordings of the node.
+    /// Replaces the known recordings of the other node by the recordings in `beat`, which lists all
+    /// of them. A known recording that is not in the list becomes an orphan.
     fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.clear();
         let mut known = std::mem::take(&mut self.recordings);
@@ -458,7 +462,8 @@ impl Peer {
         }
     }
 
-    /// Adds the recordings and the watched topics of a beat to the known ones.
+    /// Adds the recordings and the watched topics of a beat, a sign of life, to those that this
+    /// node knows of the other node.
     fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.extend(beat.watching);
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {

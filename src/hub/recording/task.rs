@@ -160,7 +160,7 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
                 });
                 match published.await {
                     Ok(Ok(())) if local.is_over() => break (Outcome::Interrupted, None),
-                    // So that a stream that is always ready does not block its thread.
+                    // A stream that is always ready would otherwise block its thread.
                     Ok(Ok(())) => {
                         yield_now().await;
                         continue;
