@@ -1,4 +1,5 @@
-//! Checks of the contract of every [`Backend`], for authors of one (feature `backend-contract`).
+//! Checks an implementation of [`Backend`] against the rules of the trait, for the tests of its
+//! authors (feature `backend-contract`).
 //!
 //! The checks run against a real server as well as in memory. They take seconds, and do not delete
 //! the logs that they create. They test a log only through the trait, so two parts of the contract
@@ -32,9 +33,10 @@ const SOON: Duration = Duration::from_secs(20);
 const A_WHILE: Duration = Duration::from_millis(200);
 /// The longest time that the check of retention waits for evictions in the background.
 const SETTLING: Duration = Duration::from_secs(1);
-/// The time without a change of the bounds after which the evictions count as finished.
+/// The check of retention takes the evictions for finished if the bounds of the log have not
+/// changed for this time.
 const SETTLED: Duration = Duration::from_millis(250);
-/// The pause between two requests of the bounds.
+/// The pause between two requests of the bounds, while the check of retention waits for evictions.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// The number of records that the log of each check has to retain, except in the check of
 /// retention. The other checks append fewer records, so none of their records is evicted.
@@ -65,7 +67,7 @@ pub async fn check<B: Backend>(open: impl AsyncFn(&str, usize) -> B) {
     Box::pin(evicted_records_are_reported(&open("retention", 1000).await, 1000)).await;
 }
 
-/// Checks that a log without appended records is empty, and that its eviction watermark
+/// Checks a log without appended records: reading it returns no record, and its eviction watermark
 /// (`evicted_through`) equals its last position.
 async fn an_empty_log_ends_where_it_begins<B: Backend>(log: &B) {
     let bounds = log.bounds().await.expect("bounds");

@@ -64,9 +64,9 @@
 //! - Records after `since` that were evicted or deleted may have been of the topic. Return `None`.
 //! - If many other records come after `since`, the comparison can stop and return `None`. The hub
 //!   then calls with a later `since`. [`contract::check`] has about 300 such records.
-//! - If the implementation sends a request again, the first request may have been stored, and then
-//!   makes the topic a changed one. Find out whether the record is the own one before you return
-//!   `None`. If that is unknown, return an error.
+//! - If the implementation sends a request again, the server may already have stored the records of
+//!   the first request. The topic has then changed. Find out whether the new records are these
+//!   before you return `None`. If that is unknown, return an error.
 //!
 //! # How a hub calls it
 //!

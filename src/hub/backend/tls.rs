@@ -21,7 +21,8 @@ use tokio_rustls::{
 #[derive(Default)]
 pub(super) struct Tls {
     pub(super) files: Files,
-    /// The root certificates of the operating system, after the first connection that needs them.
+    /// The root certificates of the operating system, loaded by the first connection that needs
+    /// them.
     system_roots: OnceLock<Arc<RootCertStore>>,
 }
 
@@ -29,10 +30,11 @@ pub(super) struct Tls {
 /// renewed at any time.
 #[derive(Clone, Default)]
 pub(super) struct Files {
-    /// The trusted root certificates. `None` means those of the operating system.
+    /// The file with the trusted root certificates. `None` means the root certificates of the
+    /// operating system.
     pub(super) roots: Option<PathBuf>,
-    /// The client's certificate chain and its private key. `None` means that the client sends no
-    /// certificate.
+    /// The files with the client's certificate chain and its private key. `None` means that the
+    /// client sends no certificate.
     pub(super) own: Option<(PathBuf, PathBuf)>,
 }
 

@@ -1,4 +1,5 @@
-//! The file below the database.
+//! The files that the database can use as its storage, in addition to a normal file: one without
+//! syncs, and one that is only read.
 
 use redb::{StorageBackend, backends::FileBackend};
 use std::{
@@ -10,7 +11,8 @@ use std::{
     },
 };
 
-/// A file whose writes are not synced to the disk.
+/// A file whose writes are not synced to the disk, for
+/// [`Durability::Process`](super::Durability::Process).
 #[derive(Debug)]
 pub(super) struct Unsynced(pub(super) FileBackend);
 
@@ -46,7 +48,8 @@ impl StorageBackend for Unsynced {
 pub(super) struct ReadOnly {
     file: FileBackend,
     len: AtomicU64,
-    /// The part of the file that was never cut off. Everything after it is zero, or in a block.
+    /// The length of the part of the file that the database has never cut off. The bytes after it
+    /// are zero, unless `blocks` contains them.
     visible: AtomicU64,
     blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
 }
@@ -63,7 +66,8 @@ impl ReadOnly {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads from the file. The part after its end is zero.
+    /// Reads the bytes of the file itself, without the writes that stay in memory. The bytes after
+    /// `visible` are zero.
     fn read_file(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let available = self.visible.load(Relaxed).saturating_sub(offset);
         let available = usize::try_from(available).unwrap_or(usize::MAX);
@@ -73,8 +77,8 @@ impl ReadOnly {
     }
 }
 
-/// Splits a range of a file into parts of blocks: the number of the block, the offset in the block,
-/// and the range of the part.
+/// Splits a range of a file at the boundaries of blocks. The items are the number of the block, the
+/// offset in the block, and the part of the range.
 fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut at = 0;
     std::iter::from_fn(move || {

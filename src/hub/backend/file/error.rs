@@ -7,7 +7,8 @@ use std::{
     sync::Arc,
 };
 
-/// An error that all publishers of a commit get.
+/// An error of a log in a file. All publishers whose appends share a failed commit get clones of
+/// one error.
 #[derive(Clone, Debug)]
 pub(super) struct FileError(Arc<Inner>);
 
@@ -17,7 +18,7 @@ struct Inner {
     kind: Kind,
 }
 
-/// The consequence of an error.
+/// The consequence of an error for the database of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The request failed, and the database is as before.

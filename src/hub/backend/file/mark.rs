@@ -1,4 +1,5 @@
-//! The mark beside a log: what the database must contain, unless it was replaced or damaged.
+//! The mark of a log: a small file beside the database with the state of the log. When the log is
+//! opened, the mark shows whether the database was replaced by a copy, or has lost records.
 
 use super::error::{FileError, file_error};
 use crate::hub::backend::Position;
@@ -11,20 +12,20 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The first line of a mark. A later format has another number.
+/// The first line of a mark file, with the version of its format.
 const TITLE: &str = "tower-sse mark 1";
 
 /// The maximum time from the time in a mark to the modification time of its file, in milliseconds.
-/// If it is longer, the mark is a copy. Each write sets the modification time to the time in the
-/// mark. If the process is killed before that, the file keeps the time of the write, which is a
-/// little later.
+/// If it is longer, an older mark was copied into the file. Each write sets the modification time
+/// to the time in the mark. If the process is killed before that, the file keeps the time of the
+/// write, which is a little later.
 const MAX_DELAY_MS: u64 = 20;
 
-/// The same maximum after a crash of the machine. The disk may then have the contents of an earlier
-/// write than the modification time.
+/// The maximum like [`MAX_DELAY_MS`], but after a crash of the machine. The disk may then have the
+/// contents of an earlier write than the modification time.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
-/// The contents of a mark.
+/// The contents of a mark: the state of the log when the mark was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Contents {
     /// The epoch of the log.
@@ -35,7 +36,8 @@ pub(super) struct Contents {
     time: u64,
     /// Identifies the file of the database in its file system.
     file: FileId,
-    /// The boot of the machine that wrote this mark. `None` if the log was closed.
+    /// Identifies the boot of the machine during which the mark was written. `None` if the log was
+    /// closed properly.
     boot: Option<u128>,
     /// Set while the log is open with `Durability::Process`: a crash of the machine may lose
     /// records.
@@ -62,7 +64,8 @@ impl FileId {
     }
 }
 
-/// The reason why a log that is opened is not the log that was closed.
+/// The reason why the log in the database is not the log that the mark describes. A new epoch then
+/// begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Replaced {
     /// There is no mark.
@@ -78,7 +81,8 @@ pub(super) enum Replaced {
 }
 
 impl Contents {
-    /// Returns the contents of the file. Their length is always the same.
+    /// Returns the contents as text for the file. The length of the text is always the same, so a
+    /// write replaces the whole earlier text.
     fn encode(&self) -> String {
         let Self { epoch, last, time, file, boot, is_lost_with_machine } = self;
         let mut text = String::new();
@@ -95,7 +99,8 @@ impl Contents {
         text
     }
 
-    /// Returns whether the machine has crashed while the log was open.
+    /// Returns `true` if the machine has restarted since this mark was written, and the log was not
+    /// closed before.
     fn is_after_crash(&self) -> bool {
         self.boot.is_some_and(|boot| Some(boot) != boot_id())
     }
@@ -123,7 +128,8 @@ pub(super) struct Mark {
     locked: Option<File>,
     is_read_only: bool,
     contents: Contents,
-    /// The contents of the file when it was opened, and the time of its last change.
+    /// The contents of the file when it was opened, and the time of its last change. `None` if the
+    /// file was new or could not be decoded.
     found: Option<(Contents, u64)>,
 }
 
@@ -163,8 +169,8 @@ impl Mark {
         Ok(Some(Self { path, file, locked: None, is_read_only, contents: none, found }))
     }
 
-    /// Opens a mark that could not be opened for writing again. Has no effect if it still cannot be
-    /// opened, or if another file has taken its place.
+    /// If the mark could only be opened for reading, tries again to open it for writing. Has no
+    /// effect if this fails, or if another file has taken the place of the mark.
     pub(super) fn reopen(&mut self) {
         if !self.is_read_only {
             return;
@@ -177,7 +183,8 @@ impl Mark {
         }
     }
 
-    /// Returns why the log is not the log of this mark, or `None` if it is.
+    /// Compares the log in the database with the mark. Returns the reason if it is not the log that
+    /// the mark describes, and `None` if it is. `file` identifies the file of the database.
     pub(super) fn compare(&self, epoch: u64, last: Position, file: FileId) -> Option<Replaced> {
         let Some((found, changed)) = &self.found else { return Some(Replaced::NoMark) };
         let max_delay = if found.is_after_crash() { MAX_DELAY_AFTER_CRASH_MS } else { MAX_DELAY_MS };
@@ -221,13 +228,13 @@ impl Mark {
         Ok(())
     }
 
-    /// Records the last position, without waiting for the disk.
+    /// Writes the last position of the log to the mark, without waiting for the disk.
     pub(super) fn advance(&mut self, last: Position) -> Result<(), FileError> {
         self.contents.last = last;
         self.write()
     }
 
-    /// Records that everything is on the disk.
+    /// Writes to the mark that the log was closed, and that all of its records are on the disk.
     pub(super) fn end(&mut self) -> Result<(), FileError> {
         (self.contents.boot, self.contents.is_lost_with_machine) = (None, false);
         self.write()?;
@@ -258,7 +265,8 @@ pub(super) fn beside(log: &Path, extension: &str) -> PathBuf {
     path.into()
 }
 
-/// Returns whether an error of opening a file for writing means that it can only be read.
+/// Returns `true` if this error, from opening a file for writing, means that the file can only be
+/// read.
 pub(super) fn is_read_only(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
@@ -268,7 +276,8 @@ pub(super) fn milliseconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis().try_into().unwrap_or(u64::MAX))
 }
 
-/// Returns a number that differs in each run of the machine, on Linux.
+/// Returns a number that identifies the current boot of the machine. Returns `None` on systems
+/// other than Linux.
 fn boot_id() -> Option<u128> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     u128::from_str_radix(&id.trim().replace('-', ""), 16).ok()

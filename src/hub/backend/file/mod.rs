@@ -99,8 +99,8 @@ use tokio::{
 /// # Size of the file
 ///
 /// The file takes 1.1 to 1.5 times the size of the retained records on the disk, and at least about
-/// 100 KB. The listed length of the file can be greater. If a smaller part of the file is in use,
-/// the space is freed when the log is opened the next time.
+/// 100 KB. The length of the file can be greater. If less than about half of the file is in use,
+/// the file is made smaller when the log is opened the next time.
 ///
 /// # Opening
 ///
@@ -135,7 +135,8 @@ pub struct FileBackend {
     retention: Retention,
     durability: Durability,
     log: Arc<OnceCell<Log>>,
-    /// The task that opens the log. A call that gives up leaves it here, for the next call.
+    /// The task that opens the log. If the future that waits for the task is dropped, the task
+    /// stays here, and the next call waits for it.
     opening: Arc<Mutex<Option<Opening>>>,
 }
 
@@ -207,7 +208,7 @@ impl FileBackend {
         self
     }
 
-    /// Returns the log. The first call opens it.
+    /// Returns the open log. The first call opens the log, and concurrent calls wait for it.
     async fn log(&self) -> Result<&Log, BoxError> {
         let open = || async {
             let mut opening = self.opening.lock().await;
@@ -302,7 +303,8 @@ impl Shared {
         self.store.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the records up to the end of the log visible.
+    /// Announces the bounds of the log. Readers then see the records up to its end, and `follow`
+    /// wakes up.
     fn announce(&self, tail: &Tail) {
         self.bounds.send_if_modified(|known| std::mem::replace(known, bounds(tail)) != *known);
     }

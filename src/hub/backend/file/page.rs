@@ -1,22 +1,24 @@
-//! A page of a log while it is read.
+//! Collects the records of a page while the database is read.
 
 use super::record::{self, PART};
 use crate::hub::backend::{Page, Position, Record, RecordKind};
 use bytes::{Bytes, BytesMut};
 use std::{collections::HashSet, mem, sync::Arc};
 
-/// The number of records in a full page, and of records that are examined for it.
+/// A page ends when it has [`RECORDS`] records, or when [`EXAMINED`] records of any topic were read
+/// for it.
 const RECORDS: usize = 1000;
 const EXAMINED: usize = 20_000;
-/// The size of the events in a full page.
+/// A page ends when its events have this size in bytes.
 const BYTES: usize = 1 << 20;
 
-/// The part of a page that was read.
+/// A page of the log that is being read: the records that were read so far.
 ///
-/// A damaged or missing record counts as evicted, and can only be at the begin of a page: a page
-/// with records ends before it.
+/// A damaged or missing record counts as evicted. A page reports evicted records only at its
+/// beginning. So a page that already has records ends before a damaged record.
 pub(super) struct PageReader {
-    /// The requested topics. Without a request, all topics that were read.
+    /// The requested topics. If all topics are requested, the topics of the records that were read
+    /// so far.
     topics: HashSet<Arc<str>>,
     wants_all: bool,
     evicted_through: Position,
@@ -25,7 +27,8 @@ pub(super) struct PageReader {
     /// The events of `records`, one after the other.
     events: BytesMut,
     examined: usize,
-    /// The parts of the next record, and their number.
+    /// The bytes of the next record, as far as its parts were read. `part` is the number of these
+    /// parts.
     parts: Vec<u8>,
     part: u32,
     ends_at_damage: bool,
@@ -52,13 +55,14 @@ impl PageReader {
         self.through.next()
     }
 
-    /// Returns whether the page has an end.
+    /// Returns `true` if the page is full, or ends before a damaged record. No further record is
+    /// added then.
     pub(super) fn is_complete(&self) -> bool {
         self.ends_at_damage || self.records.len() >= RECORDS || self.examined >= EXAMINED || self.events.len() >= BYTES
     }
 
-    /// Returns whether every record up to `last` was read, and no such record is on the page or
-    /// damaged.
+    /// Returns `true` if every record up to `last` was read, none of them was damaged, and none
+    /// belongs to a requested topic.
     pub(super) fn is_without_records(&self, last: Position) -> bool {
         self.records.is_empty() && self.evicted_through == Position::START && self.through == last
     }
@@ -73,7 +77,8 @@ impl PageReader {
             self.parts.clear();
             self.part = 0;
         }
-        // A part that does not continue the record is skipped, and so is the record.
+        // If a part is missing, the later parts of the record are skipped. The record then counts
+        // as damaged.
         if self.ends_at_damage || position != self.next() || part != self.part {
             return;
         }
@@ -108,7 +113,8 @@ impl PageReader {
         self.records.push((position, topic, kind, value.event.len()));
     }
 
-    /// Skips damaged records up to this position.
+    /// Skips damaged records up to this position. If the page has read records before them, it ends
+    /// there. Otherwise the page reports the damaged records as evicted.
     pub(super) fn skip_through(&mut self, through: Position) {
         if self.examined > 0 {
             self.ends_at_damage = true;

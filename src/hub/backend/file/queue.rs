@@ -1,4 +1,4 @@
-//! The queue between publishers and the writer.
+//! The queue between publishers and the writer, the thread that stores appends in the database.
 
 use super::error::FileError;
 use crate::hub::backend::{Appended, Position, Record};
@@ -37,16 +37,18 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// The number of appends that the writer waits for.
+    /// The number of waiting appends at which [`push`](Queue::push) wakes the writer.
     awaited: usize,
-    /// The number of appends that stayed when appends without a publisher were last removed.
+    /// The number of appends that stayed when the queue last removed the appends whose publishers
+    /// have given up.
     cleaned: usize,
 }
 
-/// If this number of appends waits, the queue removes appends without a publisher. Publishers give up if the disk does not respond.
+/// If at least this number of appends waits, the queue removes the appends whose publishers have
+/// given up, for example because the disk does not respond.
 const MANY: usize = 4096;
 
-/// The work of the writer.
+/// The next work of the writer, the thread that stores appends.
 pub(super) enum Work {
     Appends(Vec<Append>),
     /// No append has arrived until the deadline.
@@ -77,7 +79,8 @@ impl Queue {
         }
     }
 
-    /// Reports that a reader could not use the database.
+    /// Reports to the writer that a reader could not use the database. The writer can then open it
+    /// again.
     pub(super) fn report(&self, error: FileError) {
         self.lock().failure = Some(error);
         self.changed.notify_one();
@@ -88,7 +91,9 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits for appends until the deadline, and for up to `expected` appends during `window`.
+    /// Waits until the deadline for the first append. Then waits at most `window` until there are
+    /// `expected` appends, which can share a commit. Returns the appends of the next commit, or
+    /// other work.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Duration) -> Work {
         let mut waiting = self.wait(self.lock(), 1, deadline);
         if waiting.appends.len() < expected {

@@ -11,13 +11,14 @@
 use crate::hub::backend::{Position, RecordKind};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The size of a value without its topic and its event.
+/// The size of a value without its topic and its event, in bytes.
 const HEAD: usize = 29;
 
-/// The size of all parts of a value except the last. Eight parts fill a page of the database.
+/// The size in bytes of each part of a value except the last. Eight parts fill a page of the
+/// database.
 pub(super) const PART: usize = 480;
 
-/// A decoded value.
+/// A decoded value of the database: one record of the log.
 #[derive(Debug, PartialEq)]
 pub(super) struct Value<'a> {
     /// The time of the append, in milliseconds since 1970.
@@ -30,7 +31,7 @@ pub(super) struct Value<'a> {
     pub(super) event: &'a [u8],
 }
 
-/// Returns the size of the value of a record.
+/// Returns the size in bytes of the value with this record.
 pub(super) fn size(topic: &str, event: &[u8]) -> usize {
     HEAD + topic.len() + event.len()
 }
@@ -64,7 +65,8 @@ pub(super) fn parts(value: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
 }
 
 /// Returns the time and the total size in the first part of a value. Returns `None` if the part is
-/// damaged, which is certain only for a value of one part.
+/// known to be damaged. This can only be detected if the value has one part, because the checksum
+/// is that of the whole value.
 pub(super) fn head(position: Position, first: &[u8]) -> Option<(u64, u64)> {
     if first.len() < PART {
         return decode(position, first).map(|value| (value.time, value.total));

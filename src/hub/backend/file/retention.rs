@@ -12,7 +12,7 @@ pub(super) struct Retention {
     pub(super) max_age: Duration,
 }
 
-/// The maximum number of records over the limit.
+/// The maximum number of records over the limit before the oldest records are removed.
 const MAX_EXCESS: u64 = 1000;
 
 impl Retention {
@@ -25,18 +25,20 @@ impl Retention {
             || (tail.bytes() > self.max_bytes.saturating_add(self.max_bytes / 64) && tail.records() > 1)
     }
 
-    /// Returns whether the oldest record is over a limit. The newest record of a log is not.
+    /// Returns `true` if the log has more records or bytes than its limits, so that its oldest
+    /// record has to be removed. The last record of a log is never removed for this reason.
     pub(super) fn is_excess(&self, tail: &Tail) -> bool {
         tail.records() > 1.max(self.max_records) || (tail.bytes() > self.max_bytes && tail.records() > 1)
     }
 
-    /// Returns whether a record of this time has expired. Times are in milliseconds since 1970.
+    /// Returns `true` if a record that was appended at `time` is over the maximum age. Times are in
+    /// milliseconds since 1970.
     pub(super) fn is_expired(&self, time: u64, now: u64) -> bool {
         Duration::from_millis(now.saturating_sub(time)) >= self.max_age
     }
 
-    /// Returns the time until records should be removed for their age, with the oldest record of
-    /// this time. `None` means never.
+    /// Returns how long the writer can wait until it has to remove expired records. `oldest` is the
+    /// time of the oldest record. `None` means that records do not expire.
     ///
     /// Records that expire one after the other are removed together, within 1/16 of the age.
     pub(super) fn expires_in(&self, oldest: u64, now: u64) -> Option<Duration> {

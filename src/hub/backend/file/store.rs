@@ -24,47 +24,51 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The parts of the records, by the position of the record and the number of the part.
+/// The table of the records. Each row is a part of a record. The key is the position of the record
+/// and the number of the part.
 pub(super) const RECORDS: TableDefinition<'static, (u64, u32), &[u8]> = TableDefinition::new("records");
-/// Numbers of the log by name.
+/// The table of the numbers that describe the log, such as its epoch. The key is a name.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
-/// The names in [`NUMBERS`].
+/// The names of the numbers in the table [`NUMBERS`].
 pub(super) const FORMAT: &str = "format";
 pub(super) const EPOCH: &str = "epoch";
 pub(super) const EVICTED_THROUGH: &str = "evicted_through";
 pub(super) const EVICTED_BYTES: &str = "evicted_bytes";
 
-/// The format of this version.
+/// The number of the database format that this version of the crate writes.
 pub(super) const FORMAT_VERSION: u64 = 1;
 
-/// The memory for pages of the database. The system caches the file, too.
+/// The memory that the database uses as its cache, in bytes. The operating system caches the file,
+/// too.
 const CACHE: usize = 16 << 20;
 
-/// The time that opening waits for another process that has opened the log.
+/// The maximum time that opening a log waits until another process has closed it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// If this number of records at the end of a log is damaged, the log cannot be opened.
 const MAX_DAMAGED: usize = 1000;
 
-/// The first bytes of a database. They are zero if its creation was interrupted.
+/// The number of bytes at the beginning of a database that identify it. They are zero if the
+/// creation of the database was interrupted.
 const MAGIC: usize = 9;
 const MAX_NEW: u64 = 8 << 20;
 
 /// The open database of a log.
 pub(super) struct Store {
     pub(super) database: Database,
-    /// The reason why nothing can be written.
+    /// The error of appends if the file can only be read. `None` if the file can be written.
     pub(super) read_only: Option<FileError>,
 }
 
-/// The state of the log in the database.
+/// The state of the log in the database: its epoch, the range of its records, and their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tail {
     pub(super) epoch: u64,
     pub(super) evicted_through: Position,
     pub(super) last: Position,
-    /// The size of all values that were ever stored, and of the evicted values.
+    /// The size in bytes of all values that were ever stored. `evicted_bytes` is the size of the
+    /// evicted values among them.
     pub(super) total_bytes: u64,
     pub(super) evicted_bytes: u64,
 }
@@ -75,13 +79,13 @@ impl Tail {
         self.last.get() - self.evicted_through.get()
     }
 
-    /// Returns the size of the retained records.
+    /// Returns the size of the retained records in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.total_bytes.saturating_sub(self.evicted_bytes)
     }
 }
 
-/// Waits for a lock until [`LOCK_TIMEOUT`].
+/// Calls `lock` again and again until it returns a value. Returns an error after [`LOCK_TIMEOUT`].
 pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) -> Result<T, FileError> {
     let begin = Instant::now();
     loop {
@@ -171,7 +175,8 @@ impl Store {
         Ok(Some(tail))
     }
 
-    /// Reads a page up to the position `last`. `topics` is `None` for all topics.
+    /// Reads a page of the records after the position `after`, and at most up to `last`. `topics`
+    /// is `None` for all topics.
     pub(super) fn page(&self, topics: Option<&[Arc<str>]>, after: Position, last: Position) -> Result<Page, FileError> {
         let snapshot = self.snapshot()?;
         if after >= last {
@@ -236,8 +241,9 @@ impl Store {
     }
 }
 
-/// Returns the total size that the newest undamaged record contains. Returns `None` if
-/// [`MAX_DAMAGED`] records come after it.
+/// Returns the size of all values that were ever stored. Each record contains this number, so it is
+/// read from the newest undamaged record. Returns `None` if the last [`MAX_DAMAGED`] records are
+/// damaged.
 fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Option<u64>, FileError> {
     let (mut parts, mut damaged) = (Vec::new(), 0);
     for entry in records.iter()?.rev() {
@@ -260,7 +266,7 @@ fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Op
     Ok(None)
 }
 
-/// Returns the error for a database whose contents are not possible.
+/// Returns the error for a database with invalid contents.
 pub(super) fn damaged(message: impl Into<String>) -> FileError {
     FileError::new(Kind::Damage, message)
 }
@@ -282,7 +288,7 @@ fn reset_unfinished(file: &mut File) -> std::io::Result<()> {
     if begin.iter().all(|byte| *byte == 0) { file.set_len(0) } else { Ok(()) }
 }
 
-/// The records at one time.
+/// The contents of the database at one moment: later commits do not change them.
 struct Snapshot {
     epoch: u64,
     evicted_through: Position,
@@ -307,7 +313,8 @@ impl Snapshot {
         })
     }
 
-    /// Returns the first position from `next` whose page of the database can be read.
+    /// Returns the first position after damaged records, from `next` to `last`, whose record can be
+    /// read. Returns `None` if there is no such position.
     fn first_readable(&self, next: Position, last: Position) -> Option<Position> {
         let probe = |from: u64| {
             let first = guarded(|| Ok(self.records.range(keys(from.into(), last))?.next().transpose()?));

@@ -29,19 +29,20 @@ use std::{
 /// The number of records that a commit may evict, in addition to as many as it appends.
 const EVICTIONS: u64 = 1000;
 
-/// The number of records after its position that a conditional append compares.
+/// The maximum number of records that a conditional append compares. If more records follow its
+/// position, it appends nothing.
 const MAX_COMPARED: u64 = 10_000;
 
 /// The pause after a failed commit. Until its end, publishing returns the same error.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest time between two looks at the age of the oldest record.
+/// The maximum time between two checks of the age of the oldest record.
 const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The size of a file that is not worth compacting.
+/// A file is compacted only if it has this number of bytes more than twice the size of its records.
 const SMALL: u64 = 4 << 20;
 
-/// The longest time that the writer waits for more appends.
+/// The maximum time that the writer waits for further appends, which then share a commit.
 const MAX_WINDOW: Duration = Duration::from_micros(500);
 
 pub(super) struct Writer {
@@ -55,7 +56,7 @@ pub(super) struct Writer {
     oldest: Option<u64>,
     /// The error of the last commit, and the time until which publishing returns it.
     refusal: Option<(FileError, Instant)>,
-    /// The time when the database was opened.
+    /// The time when the database was last opened.
     reopened: Instant,
     /// The number of appends in the last commit, and the time that the commit took.
     last_commit: (usize, Duration),
@@ -63,7 +64,8 @@ pub(super) struct Writer {
 
 type Records<'a> = Table<'a, (u64, u32), &'static [u8]>;
 
-/// The outcome of a transaction: the new state, and the last position of each append.
+/// The outcome of a transaction: the new state of the log, and the last position of each append.
+/// The position is `None` if the condition of the append does not hold.
 struct Stored {
     tail: Tail,
     oldest: Option<u64>,
@@ -89,7 +91,8 @@ impl Writer {
         self.close();
     }
 
-    /// Returns the error that publishing gets now, if it gets one.
+    /// Returns the error that appends get at the moment. Returns `None` if the log can be written.
+    /// Opens the database again at most once a second, to check this.
     fn refused(&mut self) -> Option<FileError> {
         self.refusal.take_if(|(_, until)| Instant::now() >= *until);
         if let Some((error, _)) = &self.refusal {
@@ -114,7 +117,8 @@ impl Writer {
         matches!(&*self.shared.store(), Ok(store) if store.read_only.is_none())
     }
 
-    /// Returns when there is work without an append.
+    /// Returns the time when the writer has to apply the retention, even if no append arrives.
+    /// Returns `None` if there is no such time.
     fn deadline(&self) -> Option<Instant> {
         if !self.is_writable() || self.tail.records() == 0 {
             return None;
@@ -158,7 +162,8 @@ impl Writer {
         }
     }
 
-    /// Runs one transaction. If it changes nothing, it is not committed.
+    /// Stores appends and applies the retention in one transaction. A transaction that changes
+    /// nothing is not committed.
     fn store(&mut self, appends: &[Append]) -> Result<Stored, FileError> {
         let stored = {
             let store = self.shared.store();
@@ -182,7 +187,7 @@ impl Writer {
         Ok(stored)
     }
 
-    /// Returns whether the log in the database fulfils the condition of an append.
+    /// Returns `true` if the append has no condition, or if the log in the database fulfils it.
     ///
     /// This method reads the database outside of the transaction. Within it, a damaged page would
     /// make the whole transaction fail, with all other appends.
@@ -295,8 +300,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Closes the database, and opens it again. After an I/O error, the database does not even
-    /// read.
+    /// Closes the database, and opens it again, because after an I/O error the database cannot even
+    /// be read.
     fn reopen(&mut self, error: &FileError) {
         self.reopened = Instant::now();
         // Opening a database with a damaged page fails if the database was not closed properly. But

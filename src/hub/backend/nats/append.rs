@@ -105,7 +105,8 @@ impl NatsBackend {
                 Published::Stored(sequence) => Some((before, sequence)),
                 Published::Refused { .. } => None,
             },
-            // The future of a plain append stays small.
+            // The future of a conditional append is boxed, so that the future of a plain append
+            // stays small.
             Some(condition) => Box::pin(self.publish_if_unchanged(&stream, &new, condition)).await?,
         };
         let Some((before, sequence)) = published else { return Ok(None) };
@@ -124,9 +125,9 @@ impl NatsBackend {
         Ok(Some(Appended { epoch, position: position(sequence) }))
     }
 
-    /// Publishes the message `new` if the log fulfils `condition`. Returns what this node knew of
-    /// the log before, and the sequence of the stored message. Returns `None` if the condition does
-    /// not hold.
+    /// Publishes the message `new` if the log fulfils `condition`. Returns the log as this node
+    /// knew it before the publication, and the sequence of the stored message. Returns `None` if
+    /// the condition does not hold.
     ///
     /// If the stream has several replicas, servers before 2.9.21 also refuse the message when
     /// another topic has a new message. The function then tries again, and returns an error after

@@ -67,7 +67,8 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// The number of messages that this process has received through the consumer.
+    /// The number of messages that this process has received through the consumer. If the server
+    /// counts more messages, a message was lost.
     received: u64,
 }
 
@@ -241,7 +242,7 @@ impl Consumer {
     }
 }
 
-/// A page that is not complete yet.
+/// A page of the log that the follower is filling with messages.
 struct NewPage {
     page: Page,
     after: Position,

@@ -1,4 +1,4 @@
-//! The connection to the servers. The client library reconnects by itself.
+//! The connection to the NATS servers. The client library reconnects by itself.
 
 use crate::{BoxError, random};
 use async_nats::{

@@ -83,8 +83,8 @@ pub(super) fn mark_subject(stream: &str) -> String {
     format!("{stream}._log")
 }
 
-/// Sets the header that says that the records replace the earlier events of their topic, or finish
-/// the topic. Plain events have no such header.
+/// Sets the header with the kind of the records of a message: states, the end of a topic, or its
+/// removal. Plain events have no such header.
 pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     match kind {
         RecordKind::Event => {}

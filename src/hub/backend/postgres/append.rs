@@ -1,4 +1,4 @@
-//! Appending: the appends that wait at the same time share a transaction.
+//! Appends of records. Appends that wait at the same time share a transaction.
 
 use super::{Log, error::RequestError, page, schema::MAX_RECORD_BYTES};
 use crate::{
@@ -24,10 +24,11 @@ const MAX_BYTES: usize = 1 << 20;
 /// transaction of its own.
 const MAX_RECORDS: usize = 1000;
 
-/// The maximum number of records that `append_if_unchanged` compares, about 3 ms.
+/// The maximum number of records that `append_if_unchanged` compares, which takes about 3 ms. If
+/// more records follow its position, it appends nothing.
 const MAX_EXAMINED: i64 = 5000;
 
-/// The appends that wait for the transaction before them.
+/// The queue of the appends that wait until the transaction before them has ended.
 #[derive(Default)]
 pub(super) struct Appends(Mutex<Queue>);
 
@@ -44,14 +45,16 @@ struct Waiting {
 }
 
 impl Appends {
-    /// Adds an append. Returns whether the caller has to start the task that runs it.
+    /// Adds an append to the queue. Returns `true` if no task runs the appends, so that the caller
+    /// has to start this task.
     fn push(&self, append: Waiting) -> bool {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         queue.waiting.push_back(append);
         !mem::replace(&mut queue.is_running, true)
     }
 
-    /// Returns the appends of the next transaction. If there are none, the task ends.
+    /// Takes the appends of the next transaction from the queue. If there are none, records that
+    /// the calling task ends.
     fn next_group(&self) -> Vec<Waiting> {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut group, mut bytes, mut records) = (Vec::new(), 0, 0);
@@ -77,7 +80,8 @@ impl Appends {
     }
 }
 
-/// The task that runs the appends. If its runtime ends, the next append starts another task.
+/// A guard in the task that runs the appends. If the runtime of the task ends, the guard makes all
+/// waiting appends fail. The next append then starts another task.
 struct Running<'a> {
     appends: &'a Appends,
     /// Set if the queue knows that this task has ended. Another task may run already.
@@ -97,8 +101,8 @@ impl Drop for Running<'_> {
 }
 
 impl Log {
-    /// Appends records. Shares the transaction with other appends that wait at the same time: each
-    /// commit waits for the disk of the server.
+    /// Appends records. Shares the transaction with other appends that wait at the same time,
+    /// because each commit waits for the disk of the server.
     pub(super) async fn append(self: &Arc<Self>, records: Vec<Record>) -> Result<Appended, BoxError> {
         self.check_sizes(&records)?;
         let (result, appended) = oneshot::channel();
@@ -174,7 +178,9 @@ impl Log {
         }
     }
 
-    /// Appends records in one transaction. The condition is an epoch and a position.
+    /// Appends records in one transaction. `condition` is the epoch that the log must have, and the
+    /// position after which it must have no record of the topic. Returns `None` if the condition
+    /// does not hold.
     async fn append_now(
         self: &Arc<Self>,
         records: &[&Record],
@@ -184,7 +190,8 @@ impl Log {
         let topics: Vec<_> = records.iter().map(|record| record.topic.as_bytes()).collect();
         let events: Vec<_> = records.iter().map(|record| &*record.event).collect();
         let (epoch, since) = condition.unzip();
-        // The server gives up before this process does.
+        // The server stops waiting for the lock of the log before the request of this process times
+        // out.
         let lock_timeout = i64::try_from(self.settings.timeout.mul_f64(0.75).as_millis()).unwrap_or(i64::MAX).max(1);
         let known = KnownParameters::of(self.known());
         let mut parameters: Vec<(&(dyn ToSql + Sync), Type)> = vec![
@@ -210,7 +217,8 @@ impl Log {
     }
 }
 
-/// Decodes the position of the last appended record. Returns `None` if the topic has changed.
+/// Decodes the position of the last appended record. Returns `None` if the condition of the append
+/// did not hold.
 fn appended(row: &Row) -> Result<Option<Known>, tokio_postgres::Error> {
     let Some(position) = row.try_get(1)? else { return Ok(None) };
     Ok(Some(Known { epoch: row.try_get(0)?, position, stored_at: row.try_get(2)? }))

@@ -114,7 +114,8 @@ pub(super) struct Connection {
     driver: AbortHandle,
 }
 
-/// Notifies the follower.
+/// Wakes the follower, the task that reads the log, after a notification of the server and at the
+/// end of the connection.
 #[derive(Default)]
 struct Signal {
     /// Has a permit after a notification, and after the end of the connection.

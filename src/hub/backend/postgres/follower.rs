@@ -16,8 +16,9 @@ use tokio::time::timeout;
 /// The application name of the follower's connection.
 const FOLLOW: &str = "tower-sse-follow";
 
-/// The time without a notification after which the follower reads. A notification may get lost, for
-/// example in a pool of connections. It is also the interval of eviction by age.
+/// The time without a notification after which the follower reads the log. A notification may get
+/// lost, for example in a pool of connections. At this interval, the follower also checks whether
+/// an eviction by age is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Log {
@@ -57,8 +58,8 @@ impl Log {
         }
     }
 
-    /// Opens the connection of the follower. It listens before it reads, so that it misses no
-    /// notification in between.
+    /// Opens the connection of the follower, and executes `LISTEN` on it. The follower reads the
+    /// log after that, so that it misses no notification.
     async fn listen(&self) -> Result<Connection, RequestError> {
         let settings = &self.settings;
         let server = settings.follower.as_ref().unwrap_or(&settings.server);

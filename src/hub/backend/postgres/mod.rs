@@ -39,7 +39,8 @@ pub struct PostgresBackend {
 #[derive(Clone)]
 struct Settings {
     server: Server,
-    /// The server for the follower, if it differs.
+    /// The server for the connection of the follower, the task that reads the log. `None` means
+    /// `server`.
     follower: Option<Server>,
     #[cfg(feature = "postgres-tls")]
     tls_files: super::tls::Files,
@@ -61,7 +62,7 @@ struct Log {
     known: SyncMutex<Option<Known>>,
 }
 
-/// The statements of this schema.
+/// The SQL statements of the backend, with the name of its schema.
 struct Statements {
     append: String,
     bounds: String,
@@ -215,7 +216,8 @@ impl Log {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that the log has this record.
+    /// Stores the newest record that this process knows. Has no effect if a newer record of the
+    /// same epoch is known.
     fn note_known(&self, newer: Known) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_none_or(|known| known.epoch != newer.epoch || known.position < newer.position) {
@@ -223,7 +225,8 @@ impl Log {
         }
     }
 
-    /// Returns the bounds. Starts another epoch first, if the server has replaced its data.
+    /// Returns the bounds of the log. If the log is not the one that this process knows, for
+    /// example after a failover, first starts a new epoch.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let known = KnownParameters::of(self.known());
         let rows = self.query(&self.sql.bounds, &known.all()).await?;

@@ -1,4 +1,4 @@
-//! Pages of the log, and their decoding.
+//! Pages of the log: the query for a page, and the decoding of its response.
 
 use super::{Log, error::RequestError};
 use crate::{
@@ -13,9 +13,11 @@ use tokio_postgres::{
 
 /// The maximum number of records in a page.
 const MAX_RECORDS: i64 = 1000;
-/// The maximum number of records that one page of some topics examines, about 10 ms.
+/// The maximum number of records of all topics that are examined for a page of some topics. This
+/// takes about 10 ms.
 const MAX_EXAMINED: i64 = 10_000;
-/// The size of a page in bytes. Its last record can exceed it.
+/// The maximum size in bytes of a page of some topics, and of a page of all topics. The last record
+/// of a page can exceed it.
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
 /// The newest record that this process knows, in an epoch. If the log does not have this record,
@@ -27,7 +29,8 @@ pub(super) struct Known {
     pub(super) stored_at: SystemTime,
 }
 
-/// Parameters that name the newest known record.
+/// The parameters of a query that name the newest record that this process knows. The server checks
+/// that the log still has this record.
 pub(super) struct KnownParameters {
     epoch: Option<i64>,
     position: Option<i64>,
@@ -54,17 +57,19 @@ pub(super) struct LogPage {
     pub(super) last: Position,
     /// Set if the log has the newest record that this process knows, and is on the same server.
     pub(super) is_current: bool,
-    /// The number of records in the page, with those of other programs.
+    /// The number of rows in the page, including the records of other programs that this crate
+    /// cannot decode.
     pub(super) count: usize,
 }
 
-/// The part of the log to read.
+/// The topics whose records a page contains.
 pub(super) enum Wanted<'a> {
     All,
     Topics(&'a [Arc<str>]),
 }
 
-/// A query for a page, as an argument for either connection.
+/// The parameters of a query for a page, and the decoder of its response. The query can run on the
+/// shared connection, or on the connection of the follower.
 pub(super) struct PageQuery<'a> {
     wanted: Wanted<'a>,
     after: i64,
@@ -100,7 +105,7 @@ impl<'a> PageQuery<'a> {
         parameters
     }
 
-    /// Decodes the response.
+    /// Decodes the rows of the response, and remembers the newest record in them.
     pub(super) fn decode(&self, log: &Log, rows: &[Row]) -> Result<LogPage, BoxError> {
         let Some((state, rows)) = rows.split_last() else { return Err("the page has no end".into()) };
         let epoch: i64 = state.try_get("epoch")?;
@@ -151,7 +156,8 @@ impl Log {
         Ok(page.page)
     }
 
-    /// The error of a read from another log than before. `bounds` starts the epoch of that log.
+    /// Returns the error of a read that finds another log than before. The hub then calls `bounds`,
+    /// which starts a new epoch for that log.
     pub(super) fn is_replaced(&self) -> RequestError {
         RequestError::broken(format!("{} is another one than before", self.what()))
     }

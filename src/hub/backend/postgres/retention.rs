@@ -13,18 +13,18 @@ use tokio_postgres::types::{ToSql, Type};
 /// The maximum number of records that one transaction deletes, which takes about 10 ms. A
 /// transaction deletes more if this node has appended or read more since the transaction before it.
 const MAX_DELETED: u64 = 1000;
-/// A transaction deletes no more records after the record that reaches this size in bytes, with the
-/// same exception.
+/// A transaction stops after the record with which the deleted records reach this size in bytes. It
+/// deletes more if this node has appended or read more bytes since the transaction before it.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
 /// records, it runs after a quarter of the limit.
 const MAX_NEW: u64 = 1000;
 
-/// The longest interval between two checks of the age.
+/// The maximum interval between two checks of the age of records.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The state of a node's eviction.
+/// The state of the eviction on this node: the task that deletes the oldest records.
 #[derive(Default)]
 pub(super) struct Eviction {
     /// The number of records that this node has appended or read since the last eviction.
@@ -63,7 +63,9 @@ impl Log {
         }
     }
 
-    /// Starts an eviction if the last one is long ago. The follower calls it while it waits.
+    /// Starts an eviction if the last eviction was a quarter of the maximum age ago, or ten seconds
+    /// if this is shorter. The follower, the task that reads the log, calls this function at least
+    /// once a second.
     pub(super) fn evict_by_age(self: &Arc<Self>) {
         let interval = (self.settings.max_age / 4).min(MAX_INTERVAL);
         let last = *self.eviction.last.lock().unwrap_or_else(PoisonError::into_inner);

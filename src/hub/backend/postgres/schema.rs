@@ -20,7 +20,7 @@ pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 /// more, so that positions do not overflow.
 const MAX_POSITION: u64 = 1 << 62;
 
-/// The names of a log in SQL.
+/// The name of the schema that contains a log. Other names in SQL are derived from it.
 #[derive(Clone, Debug)]
 pub(super) struct Schema {
     name: String,
@@ -48,7 +48,8 @@ impl Schema {
         &self.name
     }
 
-    /// Replaces the placeholders in a text.
+    /// Replaces the placeholders in an SQL text, such as `{schema}`, with the names and limits of
+    /// this log.
     pub(super) fn sql(&self, text: &str) -> String {
         // FNV-1a, because all nodes have to compute the same hash, whatever their compiler is.
         let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_rustls::client;
 
-/// Connects with these settings.
+/// Creates a [`Connector`] with these settings for each connection of the Postgres client.
 pub(super) struct MakeTls(pub(super) Arc<Tls>);
 
 /// A connector for one host.
@@ -44,7 +44,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsConnect<S> for Conne
 pub(super) struct Stream<S>(client::TlsStream<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
-    /// The certificate of the server is verified, so the password needs no binding to it.
+    /// Returns no channel binding. The certificate of the server is verified, so the password need
+    /// not be bound to the TLS connection.
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
     }

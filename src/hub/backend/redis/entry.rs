@@ -9,8 +9,9 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the field that contains the event of an entry: `e` for an event, `s` for an
-/// event that replaces the previous one, `f` for the end of a topic.
+/// Returns the name of the field that contains the event of an entry. It is `e` for an event, `s`
+/// for an event that replaces the previous one, `f` for the end of a topic, and `r` for its
+/// removal.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",

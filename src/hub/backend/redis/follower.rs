@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-/// A mark is an entry that reports a loss. Before a process adds a mark, the server searches the
-/// log for an equal mark of another process. This is the maximum length of one search, in pages of
-/// about 1 MiB.
+/// A mark is an entry that reports a loss of entries. Before a process adds a mark, the server
+/// searches the log for an equal mark of another process. This is the maximum length of one search,
+/// in pages of about 1 MiB.
 const MARK_SEARCH_PAGES: usize = 8;
 
 /// The maximum time that one `XREAD` waits for a new entry. After it, the end of the log is
