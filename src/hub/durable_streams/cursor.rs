@@ -1,4 +1,4 @@
-//! The cursor of the protocol: a number in each response that the client repeats in its next
+//! The cursor of the protocol: a number in each live response, which the client repeats in its next
 //! request. So a cache does not answer that request with the same response (§10.1).
 
 use crate::random;

@@ -101,9 +101,9 @@ pub(super) enum Rest {
 pub(super) enum Fill {
     /// The page has reached its size, or the next call returns an error.
     Full,
-    /// No further event is available. The waker is registered.
+    /// No further event is available. The next event wakes the task.
     Waits,
-    /// The backend has not yet sent the events that follow. The waker is registered.
+    /// The backend has not yet sent the events that follow. Their arrival wakes the task.
     AwaitsBackend,
     /// The topic is finished, and the page ends with its last event.
     Closed,
@@ -142,7 +142,8 @@ impl Reading {
         let (start, position) = match begin {
             Begin::Now if is_known => (Start::Latest, None),
             Begin::Now | Begin::Oldest => (Start::Earliest, None),
-            // The epoch of the request: if the log was replaced in the meantime, the offset is a gap.
+            // The epoch is that of the request. If the log was replaced in the meantime, the offset
+            // is a gap.
             Begin::After(epoch, position) => (Start::After(epoch.id(position)), Some(position)),
         };
         let subscription = core.subscribe(vec![(topic.clone(), None)], start).await?.without_control_events();
@@ -188,7 +189,7 @@ impl Reading {
         self.subscription.epoch
     }
 
-    /// Returns the position up to which the client has all events of the topic.
+    /// Returns a position. The client has all events of the topic up to this position.
     pub(super) fn position(&self) -> Position {
         self.position.unwrap_or_else(|| {
             // The cursor may be after the last event of the topic. No event of the topic is between
@@ -345,7 +346,7 @@ impl Reading {
         let read = poll_fn(|cx| {
             committed = self.core.committed();
             let fill = self.fill(&mut page, size, cx);
-            // At a shutdown, the value before it is needed.
+            // After a shutdown of the hub, the value from before the shutdown is needed.
             if let Ok(fill) = &fill {
                 awaits_backend = *fill == Fill::AwaitsBackend;
             }

@@ -57,9 +57,9 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// `true` from the first read that was rejected because the read queue was full, until at least
-    /// half of the queue is free. Both moments are logged with `tracing`. Reads are rejected only
-    /// while the queue is full.
+    /// Set while the read queue counts as overloaded: from the first read that is rejected because
+    /// the queue is full, until at least half of the queue is free. Used to log the begin and the
+    /// end of each overload once.
     is_overloaded: AtomicBool,
     /// The tokio runtime for requests to the backend and for tasks of the hub. Set when the hub
     /// connects to its backend.
@@ -81,8 +81,8 @@ struct LogState {
     /// position.
     evicted_through: Position,
     /// The topics that this node has finished, each with the position of the record that finishes
-    /// the topic. A topic is removed from the map when the follower, the task that reads the log,
-    /// has read this record.
+    /// the topic. When the follower, the task that reads the log, has read this record, the topic
+    /// itself shows that it is finished, and is removed from this map.
     finished: HashMap<Arc<str>, Position>,
     removals: Removals,
 }
@@ -100,11 +100,11 @@ pub(in crate::hub) struct EncodedPage {
     /// The position of the first event in the page. `None` if the page has no event.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics of the events in the page. Consecutive events of one topic are a run: the name of
-    /// the topic and the number of events.
+    /// The topics of the events in the page, as runs: the name of a topic, and the number of
+    /// consecutive events of this topic.
     pub(in crate::hub) runs: Runs,
-    /// Contains every topic that has a record in the page. The value is the position of the last
-    /// record of the topic if this record finishes the topic. Otherwise the value is `None`.
+    /// The topics that have records in the page. If the last of these records finishes its topic,
+    /// the value is the position of this record. Otherwise the value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
     /// The newest removal of each requested topic that was removed, as far as this node has read
     /// the log. The page contains no event of such a topic from before its removal.
@@ -347,7 +347,7 @@ impl BackendClient {
     }
 
     /// Returns the greatest position that this node knows in the log. The log may have greater
-    /// positions.
+    /// positions, because other nodes append, too.
     pub(in crate::hub) fn last(&self) -> Position {
         self.state().last
     }

@@ -150,7 +150,7 @@ impl Locals {
         changes
     }
 
-    /// Returns the number of entries, and the capacity of the map of topics.
+    /// Returns the number of entries of all maps, and the capacity of the map of topics.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> [usize; 2] {
         let members = self.topics.values().map(HashMap::len).sum::<usize>();

@@ -125,7 +125,7 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record is a message about members: it is in the topic of the nodes, and
+/// Returns `true` if a record is a message about members: it is in the topic `tower-sse/nodes`, and
 /// begins with the prefix of these messages. The topic is checked because an event of another topic
 /// can have the same bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
@@ -227,8 +227,8 @@ impl Author {
     }
 }
 
-/// Parses the name of a topic with members. Returns `None` for the topic of the nodes, which has no
-/// members, and for a name that is too long.
+/// Parses the name of a topic with members. Returns `None` for the topic `tower-sse/nodes`, which
+/// has no members, and for a name that is too long.
 fn parse_topic(value: &Value) -> Option<Arc<str>> {
     let name = value.as_str().filter(|name| name.len() <= MAX_TOPIC_BYTES)?;
     check_reserved(name).ok()?;

@@ -259,8 +259,8 @@ impl Presences {
     }
 
     /// Ends presence on this node, its streams and its tasks. If the log has members of this node,
-    /// returns a record for the caller to append. When the other nodes read it, they begin the
-    /// grace times of these members at once. Without the record, they would first wait for the
+    /// returns a record for the caller to append. When the other nodes read this record, they begin
+    /// the grace times of these members at once. Without the record, they would first wait for the
     /// lease of this node.
     pub(super) fn shut_down(&self) -> Option<Record> {
         let mut state = self.state();
@@ -273,7 +273,7 @@ impl Presences {
         last
     }
 
-    /// Ends the tasks of presence, because the hub is shut down or is being dropped.
+    /// Aborts the tasks of presence on this node, because the hub is shut down or is being dropped.
     pub(super) fn stop(&self) {
         let mut state = self.state();
         let tasks = state.task.take().into_iter().chain(state.pending.end());

@@ -43,8 +43,8 @@ struct OfTopic {
     /// The handle of the task that publishes the pending events of the topic. `None` until the
     /// caller of [`Pending::begin`] has spawned the task.
     task: Option<AbortHandle>,
-    /// Wakes the task that publishes the pending events of the topic, when one of them is not
-    /// pending any more.
+    /// Wakes the task that publishes the pending events of the topic, when an event is not pending
+    /// any more.
     changed: Arc<Notify>,
 }
 
@@ -236,7 +236,7 @@ mod tests {
         events.into_iter().map(|event| String::from_utf8(event.to_vec()).unwrap()).collect()
     }
 
-    /// Returns the change of an event such as `a+` or `a-`.
+    /// Returns the join of the member `a` for the event `a+`, and its leave for `a-`.
     fn change(event: &str) -> Presence {
         let (member, change) = event.split_at(1);
         if change == "+" { Presence::Joined(member.into()) } else { Presence::Left(member.into()) }

@@ -33,7 +33,7 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 /// request doubles the pause, because every node answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// The number of remembered finished topics at which a cleanup takes place. The cleanup forgets the
+/// A cleanup takes place when this number of finished topics is remembered. The cleanup forgets the
 /// topics without members.
 const MAX_ENDED: usize = 1000;
 
@@ -85,7 +85,7 @@ pub(super) struct State {
     done: u64,
     /// The number of the append that lists all members of this node again, after this node has
     /// missed records or was declared dead. Before `done` has reached this number, the members of
-    /// this node are missing in its view.
+    /// this node are missing in `view`.
     needed: u64,
     /// The topics that were finished. A topic that is then removed stays in this set, so that no
     /// event of a join creates it again.
@@ -113,10 +113,11 @@ pub(super) struct State {
     /// The announcer: the task that appends the records about members, and ends the memberships
     /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
-    /// In a hub without a backend: the runtime of the newest call inside of a runtime. The
-    /// announcer is spawned there.
+    /// In a hub without a backend: the tokio runtime of the last call that was made inside of one.
+    /// The announcer is spawned on this runtime.
     pub(super) runtime: Option<Handle>,
-    /// Set if the runtime of the announcer has no timers. Then the announcer does not run.
+    /// Set if the runtime of the announcer has no timers. Then the announcer does not run, and
+    /// grace times end only at a later join or leave.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
@@ -423,7 +424,7 @@ impl State {
             self.knowledge = Knowledge::Asked { id, at: now, position: None, nodes: None };
             self.asked_at = Some(now);
             self.asked = self.asked.saturating_add(1);
-            // Goes before answers that wait for the announcer.
+            // The request goes before answers that wait for the announcer.
             self.outgoing.push_front(Message::Ask { id });
         }
         if self.roster.take_if(|(at, _)| *at <= now).is_some() && self.is_complete() {

@@ -18,8 +18,8 @@ const MAX_CHANGED: usize = 10_000;
 /// A stream of the joins and leaves of the members of a topic.
 /// [`Topic::presence`](super::super::Topic::presence) creates it.
 ///
-/// It begins with [`Joined`](Presence::Joined) for each member that the topic has, sorted by name.
-/// After them it yields each join and each leave, on any node. Joins and leaves of one member
+/// The stream begins with [`Joined`](Presence::Joined) for each member that the topic has, sorted
+/// by name. Then it yields each join and each leave, on any node. Joins and leaves of one member
 /// alternate.
 ///
 /// If the reader is slow, the stream skips changes: it yields only the differences between the
@@ -29,8 +29,8 @@ const MAX_CHANGED: usize = 10_000;
 /// While this node does not know all members, because it has missed records of the log, the stream
 /// waits. Then it yields the differences.
 ///
-/// The stream ends when the hub is [shut down](super::super::Hub::shutdown). It does not count as a
-/// subscriber. It keeps its hub alive.
+/// The stream ends when the hub is [shut down](super::super::Hub::shutdown). The stream does not
+/// count as a subscriber, and keeps its hub alive.
 #[must_use = "a stream yields changes only if it is polled"]
 pub struct PresenceStream {
     core: Arc<Core>,

@@ -28,7 +28,7 @@ pub(super) struct View {
     nodes: HashMap<u64, Node>,
     /// The members of each topic. The value counts the nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The number of entries in `nodes` at which the next cleanup takes place: twice the number
+    /// The next cleanup of `nodes` takes place when it has this number of entries: twice the number
     /// after the last cleanup. So the cost per record does not grow with the number of nodes.
     cleanup_at: usize,
 }

@@ -59,7 +59,7 @@ impl Fence {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 
-    /// Like [`passed`](Self::passed), but does not keep the hub alive while it waits.
+    /// Waits like [`passed`](Self::passed), but does not keep the hub alive in the meantime.
     pub(in crate::hub) async fn passed_unless_dropped(&self, core: &Weak<Core>) {
         caught_up_unless_dropped(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
@@ -71,8 +71,8 @@ pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: 
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }
 
-/// Like [`caught_up`], but does not keep the hub alive while it waits. Returns `None` if the hub
-/// was dropped.
+/// Waits like [`caught_up`], but does not keep the hub alive in the meantime. Returns `None` if the
+/// hub was dropped.
 pub(in crate::hub) async fn caught_up_unless_dropped(
     core: &Weak<Core>,
     through: Position,

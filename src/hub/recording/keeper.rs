@@ -61,7 +61,7 @@ pub(in crate::hub) fn start(core: &Arc<Core>) {
 async fn keep(core: Weak<Core>) {
     let mut keeper = Keeper::default();
     while let Some((next, recordings)) = keeper.run_once(&core).await {
-        // Either something has changed, or it is time.
+        // Waits until something has changed, or until the time of the next run.
         let _elapsed = timeout_at(next, recordings.changed.notified()).await;
     }
 }
@@ -74,8 +74,8 @@ struct Keeper {
     /// The topics that the last beat of this node has reported as topics with subscribers here. A
     /// beat is a sign of life of a node.
     watching: HashSet<Arc<str>>,
-    /// Set if the last beat of this node contained a recording or a topic with subscribers. A beat
-    /// is a sign of life of a node.
+    /// Set if the last beat, a sign of life of this node, announced a recording, a topic with
+    /// subscribers, or members. If nothing is left to announce, the node sends one more beat.
     has_content: bool,
 }
 

@@ -43,7 +43,8 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The recordings are updated from the records of the log up to this position.
+    /// The recordings were updated from all records of the log up to this position. Records that
+    /// are read a second time have no effect.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -130,7 +131,7 @@ pub(super) struct Claim {
 pub(in crate::hub) struct Local {
     pub(super) announced: Announced,
     pub(super) lease: Duration,
-    /// The requested end of the recording, or `None` if no end was requested.
+    /// The outcome of the requested end of the recording, or `None` if no end was requested.
     pub(super) stop: watch::Sender<Option<Outcome>>,
     state: Mutex<LocalState>,
 }
@@ -462,8 +463,8 @@ impl Peer {
         }
     }
 
-    /// Adds the recordings and the watched topics of a beat, a sign of life, to those that this
-    /// node knows of the other node.
+    /// Adds the recordings and the watched topics of a beat, a sign of life of the other node, to
+    /// its known recordings and watched topics.
     fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.extend(beat.watching);
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
@@ -566,7 +567,7 @@ impl Local {
     pub(super) fn begin_append(&self) {
         let mut state = self.lock();
         state.is_retrying = false;
-        // The append before may have been given up.
+        // The previous append may have been given up, so its records were not examined yet.
         for (_, kind, event) in state.seen.take().into_iter().flatten() {
             state.note_foreign(kind, &event, &self.announced.will);
         }

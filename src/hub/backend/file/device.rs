@@ -1,5 +1,5 @@
-//! The files that the database can use as its storage, in addition to a normal file: one without
-//! syncs, and one that is only read.
+//! Storage for the database, in addition to a normal file: a file whose writes are not synced, and
+//! a file that is only read.
 
 use redb::{StorageBackend, backends::FileBackend};
 use std::{

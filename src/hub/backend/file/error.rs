@@ -74,7 +74,7 @@ pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, 
     })
 }
 
-/// Returns the conversion of an error of this operation on a file.
+/// Returns a function that converts an I/O error of this operation on a file.
 pub(super) fn file_error(operation: &str, path: &Path) -> impl Fn(io::Error) -> FileError {
     move |error| FileError::new(Kind::Database, format!("cannot {operation} the file {path:?}: {error}"))
 }

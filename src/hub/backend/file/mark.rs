@@ -68,7 +68,7 @@ impl FileId {
 /// begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Replaced {
-    /// There is no mark.
+    /// There is no mark, or its contents cannot be decoded.
     NoMark,
     /// The mark belongs to another epoch.
     OtherEpoch,
@@ -99,8 +99,8 @@ impl Contents {
         text
     }
 
-    /// Returns `true` if the machine has restarted since this mark was written, and the log was not
-    /// closed before.
+    /// Returns `true` if the log was not closed, and the machine has restarted since this mark was
+    /// written. On systems other than Linux, any restart of the process counts.
     fn is_after_crash(&self) -> bool {
         self.boot.is_some_and(|boot| Some(boot) != boot_id())
     }
@@ -123,8 +123,8 @@ impl Contents {
 pub(super) struct Mark {
     path: PathBuf,
     file: File,
-    /// The file that holds the lock, if it was opened for reading only and is now open for writing
-    /// as `file`.
+    /// The handle that holds the lock, if the mark was first opened for reading only, and later for
+    /// writing as `file`.
     locked: Option<File>,
     is_read_only: bool,
     contents: Contents,
@@ -201,7 +201,8 @@ impl Mark {
         }
     }
 
-    /// Returns whether the machine has crashed while the log was open with `Durability::Process`.
+    /// Returns `true` if the machine has crashed while the log was open with `Durability::Process`.
+    /// The log may then have lost records.
     pub(super) fn is_after_machine_crash(&self) -> bool {
         self.found.as_ref().is_some_and(|(found, _)| found.is_lost_with_machine && found.is_after_crash())
     }

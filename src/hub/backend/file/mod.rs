@@ -47,8 +47,7 @@ use tokio::{
 ///   after the given position. If there are more than 10,000, it appends nothing.
 /// - **Retention**: [`max_records`](Self::max_records), [`max_bytes`](Self::max_bytes) and
 ///   [`max_age`](Self::max_age), whichever limit is reached first. Each commit removes at most
-///   1,000 records, and as many as it appends. A client gets a [gap](crate::hub::Gap) for removed
-///   events.
+///   1,000 records more than it appends. A client gets a [gap](crate::hub::Gap) for removed events.
 /// - **One process** at a time can use the log. A second process waits for up to a second, and then
 ///   gets an error. A process that is killed frees the log at once.
 ///
@@ -238,7 +237,7 @@ struct Log {
     writer: Option<Writer>,
 }
 
-/// The thread of the writer. Dropping it waits for its end.
+/// The thread of the writer. Dropping this value waits until the thread has ended.
 struct Writer(Option<thread::JoinHandle<()>>);
 
 impl Drop for Writer {

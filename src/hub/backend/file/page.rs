@@ -61,7 +61,7 @@ impl PageReader {
         self.ends_at_damage || self.records.len() >= RECORDS || self.examined >= EXAMINED || self.events.len() >= BYTES
     }
 
-    /// Returns `true` if every record up to `last` was read, none of them was damaged, and none
+    /// Returns `true` if every record up to `last` was read, no record was damaged, and no record
     /// belongs to a requested topic.
     pub(super) fn is_without_records(&self, last: Position) -> bool {
         self.records.is_empty() && self.evicted_through == Position::START && self.through == last

@@ -37,7 +37,7 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// The number of waiting appends at which [`push`](Queue::push) wakes the writer.
+    /// [`push`](Queue::push) wakes the writer when this number of appends waits.
     awaited: usize,
     /// The number of appends that stayed when the queue last removed the appends whose publishers
     /// have given up.

@@ -16,10 +16,11 @@ pub(super) struct Retention {
 const MAX_EXCESS: u64 = 1000;
 
 impl Retention {
-    /// Returns whether there are so many records over a limit that some should be removed.
+    /// Returns `true` if the log is so far over a limit of records or bytes that its oldest records
+    /// should be removed.
     ///
-    /// Removing a few at a time costs less than removing one with each append. So a log has up to
-    /// 1/64 more records or bytes than its limit.
+    /// Removing a few records at a time costs less than removing one record with each append. So a
+    /// log has up to 1/64 more records or bytes than its limit.
     pub(super) fn is_due(&self, tail: &Tail) -> bool {
         tail.records() > 1.max(self.max_records).saturating_add((self.max_records / 64).min(MAX_EXCESS))
             || (tail.bytes() > self.max_bytes.saturating_add(self.max_bytes / 64) && tail.records() > 1)

@@ -54,7 +54,7 @@ pub(super) struct Writer {
     tail: Tail,
     /// The time of the oldest record in milliseconds since 1970, if it is known.
     oldest: Option<u64>,
-    /// The error of the last commit, and the time until which publishing returns it.
+    /// The error of the last failed commit, and the time until which appends return it.
     refusal: Option<(FileError, Instant)>,
     /// The time when the database was last opened.
     reopened: Instant,
@@ -359,7 +359,7 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     };
     begin_mark(&mut mark, &mut store, &file, &tail, durability);
     if store.read_only.is_none() {
-        // The log can be used without it, for example while the disk is full.
+        // If compacting fails, for example while the disk is full, the log can still be used.
         if compact(&mut store, &file, &tail).is_err() {
             drop(store);
             (store, file, _) = open_store(path, durability, true)?;
@@ -412,7 +412,7 @@ fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(
     Ok((store, file, tail))
 }
 
-/// Begins a new epoch after the records of this log.
+/// Begins a new epoch of the log. Its records stay, and new records get later positions.
 fn begin_epoch(store: &Store, tail: Tail) -> Result<Tail, FileError> {
     let tail = Tail { epoch: random::bits(), ..tail };
     guarded(|| {

@@ -159,7 +159,7 @@ impl Log {
             return Err("records of several topics cannot be compared with the log together".into());
         }
         self.check_sizes(&records)?;
-        // This backend has made no other epoch.
+        // This backend never issues an epoch outside of this range.
         let Ok(epoch) = i64::try_from(epoch) else { return Ok(None) };
         let records: Vec<_> = records.iter().collect();
         Ok(self.append_now(&records, Some((epoch, page::to_sql(since)))).await?)

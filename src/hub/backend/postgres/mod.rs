@@ -103,8 +103,9 @@ impl PostgresBackend {
     /// Sets another URL for the connection of the follower, which uses `LISTEN`.
     ///
     /// Use it if the main URL is that of a connection pool in transaction mode, such as PgBouncer.
-    /// The URL of the follower then names the server itself, or a pool in session mode. Without it,
-    /// `LISTEN` has no effect in such a pool, and a node reads new records once in a second.
+    /// The URL of the follower then names the server itself, or a pool in session mode. Without
+    /// such a URL, `LISTEN` has no effect in the pool, and a node reads new records only once a
+    /// second.
     ///
     /// # Errors
     ///
@@ -159,7 +160,8 @@ impl PostgresBackend {
     }
 
     /// Sets the approximate number of records that the log retains, for all topics together.
-    /// Default: 1,000,000. Nodes delete older records in batches of at most 1,000.
+    /// Default: 1,000,000. Nodes delete older records in batches of 1,000, or of as many records as
+    /// they have appended or read since their last batch.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.settings.max_records = records;
@@ -225,8 +227,8 @@ impl Log {
         }
     }
 
-    /// Returns the bounds of the log. If the log is not the one that this process knows, for
-    /// example after a failover, first starts a new epoch.
+    /// Returns the bounds of the log. If another log has replaced the log that this process knows,
+    /// for example after a failover, first starts a new epoch.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let known = KnownParameters::of(self.known());
         let rows = self.query(&self.sql.bounds, &known.all()).await?;

@@ -13,8 +13,8 @@ use tokio_postgres::types::{ToSql, Type};
 /// The maximum number of records that one transaction deletes, which takes about 10 ms. A
 /// transaction deletes more if this node has appended or read more since the transaction before it.
 const MAX_DELETED: u64 = 1000;
-/// A transaction stops after the record with which the deleted records reach this size in bytes. It
-/// deletes more if this node has appended or read more bytes since the transaction before it.
+/// A transaction stops when the deleted records have reached this size in bytes. It deletes more if
+/// this node has appended or read more bytes since the transaction before it.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000

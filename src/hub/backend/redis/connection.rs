@@ -299,15 +299,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Returns the sequence number with which this server begins the entry ids of a millisecond. 0
-    /// if the connection is not for publishing.
+    /// Returns the first sequence number that this server uses in the entry ids of each
+    /// millisecond. 0 if the connection is not for publishing.
     pub(super) fn region(&self) -> u64 {
         self.region
     }
 }
 
-/// Returns the sequence number with which a server begins the entry ids of a millisecond. It is
-/// derived from the `run_id` of the server, and random if the server does not report its `run_id`.
+/// Returns the first sequence number that a server uses in the entry ids of each millisecond. The
+/// number is derived from the `run_id` of the server. It is random if the server does not report
+/// its `run_id`.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
         Err(error) if is_connection_error(&error) => return Err(error),

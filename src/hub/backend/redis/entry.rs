@@ -34,8 +34,8 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the Redis stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry, as this entry contains it. `None` if other software
-    /// than a hub has added this entry, or if this entry was deleted during the read.
+    /// The position of the preceding entry, as this entry contains or implies it. `None` if other
+    /// software than a hub has added this entry, or if this entry was deleted during the read.
     pub(super) previous: Option<Position>,
     /// Set if entries directly before this entry were lost. A reader has missed lost entries if it
     /// has not read the log up to the position in this field.
@@ -169,9 +169,9 @@ pub(super) struct DecodedBatch {
 /// Decodes these entries for a reader that has read the log up to the position `after`. `topic`
 /// gets the name of a topic and returns it, or `None` if the records of the topic are not wanted.
 ///
-/// Every entry contains the position of the entry before it. The batch ends before the first entry
-/// whose predecessor is missing, so a loss is always at the start of a batch. Entries of other
-/// software have no record.
+/// Every entry of a hub contains the position of the entry before it, or follows that entry
+/// directly. The batch ends before the first entry whose predecessor is missing, so a loss is
+/// always at the start of a batch. Entries of other software have no record.
 pub(super) fn decode(
     entries: Vec<Value>,
     after: Position,
@@ -187,7 +187,7 @@ pub(super) fn decode(
         }) {
             Ok(entry) => entry,
             Err(error) if batch.entries == 0 => return Err(error),
-            // The entries before it can be read.
+            // The entries before the invalid entry can be read.
             Err(_) => break,
         };
         let through = batch.through;
@@ -389,7 +389,7 @@ mod tests {
         for answer in [Value::Int(1), Value::Array(vec![bulk("7-0")]), value("x".into(), &[])] {
             assert!(decode(vec![answer], at(0, 1), all).is_err());
         }
-        // The entries before it can be read.
+        // The entries before the invalid entry can be read.
         let entries = vec![value("7-3".into(), &[("t", "a"), ("f", "")]), value("x".into(), &[])];
         let batch = decode(entries, at(7, 2), all).unwrap();
         assert_eq!((batch.entries, batch.through), (1, at(7, 3)));
