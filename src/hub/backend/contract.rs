@@ -33,8 +33,8 @@ const SOON: Duration = Duration::from_secs(20);
 const A_WHILE: Duration = Duration::from_millis(200);
 /// The longest time that the check of retention waits for evictions in the background.
 const SETTLING: Duration = Duration::from_secs(1);
-/// The check of retention takes the evictions for finished if the bounds of the log have not
-/// changed for this time.
+/// The check of retention counts evictions in the background as finished if the bounds of the log
+/// have not changed for this time.
 const SETTLED: Duration = Duration::from_millis(250);
 /// The pause between two requests of the bounds, while the check of retention waits for evictions.
 const INTERVAL: Duration = Duration::from_millis(50);

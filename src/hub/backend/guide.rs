@@ -65,8 +65,8 @@
 //! - If many other records come after `since`, the comparison can stop and return `None`. The hub
 //!   then calls with a later `since`. [`contract::check`] has about 300 such records.
 //! - If the implementation sends a request again, the server may already have stored the records of
-//!   the first request. The topic has then changed. Find out whether the new records are these
-//!   before you return `None`. If that is unknown, return an error.
+//!   the first request. The topic has then changed. Find out whether the new records of the topic
+//!   are those of the first request before you return `None`. If that is unknown, return an error.
 //!
 //! # How a hub calls it
 //!

@@ -1,14 +1,14 @@
 //! Logs that outlive the process or that several processes share, and the trait to write another
 //! one.
 //!
-//! `FileBackend` (feature `file`) keeps the log of one process in a file. All other backends
-//! connect several processes. A [`Hub`](super::Hub) without a backend is one process. With a
-//! backend, the log is in a server, and each process that connects to the server is a node. A node
-//! reads each record once, whatever the number of its clients, into topics in its own memory.
-//! Clients get the records from there, as from a hub in memory. A client that resumes before the
-//! oldest event of the node gets the records in between from the backend, page by page. If the
-//! backend has evicted a record in between, the client gets a [`Gap`](super::Gap). See
-//! [several nodes](super#several-nodes).
+//! `FileBackend` (feature `file`) keeps the log of one process in a file, and [`MemoryBackend`] is
+//! for tests. All other backends connect several processes. A [`Hub`](super::Hub) without a backend
+//! is one process. With a backend, the log is in a server, and each process that connects to the
+//! server is a node. A node reads each record once, whatever the number of its clients, into topics
+//! in its own memory. Clients get the records from there, as from a hub in memory. A client that
+//! resumes before the oldest event of the node gets the records in between from the backend, page
+//! by page. If the backend has evicted a record in between, the client gets a [`Gap`](super::Gap).
+//! See [several nodes](super#several-nodes).
 
 #[cfg(feature = "backend-contract")]
 pub mod contract;
@@ -46,12 +46,13 @@ use crate::BoxError;
 use bytes::Bytes;
 use std::sync::Arc;
 
-/// A log of events in a server, which several processes share, and which outlives each of them.
+/// A log of events outside of the hub. Usually the log is in a server, several processes share it,
+/// and it outlives each of them.
 ///
 /// All processes whose [`Hub`](super::Hub)s are [connected](super::Builder::backend) to one log
 /// share its topics and events, as if they were one hub. The log consists of records. A record is
-/// one event of a topic, or finishes a topic. Each record has a [`Position`]. Positions begin at 1
-/// and increase, not necessarily by one. All topics share one order.
+/// one event of a topic, or finishes or removes a topic. Each record has a [`Position`]. Positions
+/// begin at 1 and increase, not necessarily by one. All topics share one order.
 ///
 /// # Rules for every implementation
 ///

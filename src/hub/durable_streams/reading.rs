@@ -189,7 +189,7 @@ impl Reading {
         self.subscription.epoch
     }
 
-    /// Returns a position. The client has all events of the topic up to this position.
+    /// Returns the position of the client, which has all events of the topic up to this position.
     pub(super) fn position(&self) -> Position {
         self.position.unwrap_or_else(|| {
             // The cursor may be after the last event of the topic. No event of the topic is between

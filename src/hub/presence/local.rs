@@ -157,8 +157,8 @@ impl Locals {
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
     }
 
-    /// Stores which members the log has, because this node has missed records of the log.
-    /// [`was_announced`](Self::was_announced) uses this.
+    /// Stores which members of this node the log has, because this node has missed records of the
+    /// log. [`was_announced`](Self::was_announced) uses this.
     pub(super) fn note_loss(&mut self) {
         for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
             local.was_announced = local.is_announced;

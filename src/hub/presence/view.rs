@@ -163,8 +163,8 @@ impl View {
     }
 
     /// Applies joins and leaves on the node `author`. Empty `changes` mean that this node is shut
-    /// down. Returns the resulting joins and leaves in the topics. There is none for a member that
-    /// is also present on another node.
+    /// down. Returns the resulting joins and leaves in the topics. A member that is also present on
+    /// another node causes no join or leave.
     pub(super) fn change(&mut self, author: Author, changes: &[(Arc<str>, Presence)]) -> Vec<Transition> {
         let mut transitions = Vec::new();
         let Some(node) = self.note(author, |number| author.number > number) else { return transitions };
@@ -296,8 +296,8 @@ impl View {
         dead
     }
 
-    /// Forgets nodes without members if there are too many of them. Those that have been silent for
-    /// longest are forgotten first.
+    /// Forgets nodes without members if there are too many of them. The nodes that have been silent
+    /// for longest are forgotten first.
     fn forget_empty(&mut self) {
         if self.nodes.len() < self.cleanup_at.max(2 * MAX_EMPTY_NODES) {
             return;

@@ -63,7 +63,7 @@ impl Server {
         })
     }
 
-    /// Sets the files of TLS, if the server has TLS.
+    /// Sets the PEM files for TLS. Has no effect if connections to the server do not use TLS.
     #[cfg(feature = "postgres-tls")]
     pub(super) fn set_tls_files(&mut self, files: &Files) {
         if let Some(tls) = &mut self.tls {

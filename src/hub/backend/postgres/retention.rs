@@ -18,7 +18,7 @@ const MAX_DELETED: u64 = 1000;
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
 /// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
-/// records, it runs after a quarter of the limit.
+/// records, the node runs an eviction after a quarter of the limit.
 const MAX_NEW: u64 = 1000;
 
 /// The maximum interval between two checks of the age of records.
