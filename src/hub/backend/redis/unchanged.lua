@@ -43,7 +43,7 @@ local function has_changed(at, id, fields)
     elseif name == 'g' then
       -- The entry reports to every reader that entries before it were lost.
       return true
-    elseif name == 'e' or name == 's' or name == 'f' then
+    elseif name == 'e' or name == 's' or name == 'f' or name == 'r' then
       kind = true
     end
   end

@@ -7,7 +7,7 @@ use crate::{
 };
 use e2e::{Store, StoreKind};
 use std::time::Instant;
-use tower_sse::hub::backend::{Backend, Position};
+use tower_sse::hub::backend::{Backend, Position, Record, RecordKind};
 
 fn id(position: Position) -> String {
     format!("{}-{}", position.get() >> 20, position.get() & ((1 << 20) - 1))
@@ -35,17 +35,22 @@ async fn missing_entries_refuse_an_append() {
     for since in [begin, positions[3], before] {
         assert_eq!(append_if_unchanged(&log, "topic", "refused", since).await, None, "{since}");
     }
-    // An entry of one append, which does not name the entry before it.
-    let batch = log.append((0..3).map(|n| record("other", n)).collect()).await.expect("the server responds").position;
-    let first = Position::new(batch.get() - 2);
-    assert_eq!(cli(&store, &["xdel", "tower-sse", &id(first.next())]), "1");
-    assert_eq!(append_if_unchanged(&log, "topic", "refused", first).await, None, "the second entry is missing");
-    let deleted = first.next();
+    // The entries of one append do not contain the id of the entry before them.
+    let (mut batch, mut deleted) = (before, before);
+    for kind in [RecordKind::Remove, RecordKind::Finish, RecordKind::State, RecordKind::Event] {
+        let records = (0..3).map(|n| Record { kind, ..record("other", n) }).collect();
+        batch = log.append(records).await.expect("the server responds").position;
+        let first = Position::new(batch.get() - 2);
+        deleted = first.next();
+        assert_eq!(cli(&store, &["xdel", "tower-sse", &id(deleted)]), "1");
+        let refused = append_if_unchanged(&log, "topic", "refused", first).await;
+        assert_eq!(refused, None, "the second entry is missing, before a {kind:?}");
+    }
     let last = append_if_unchanged(&log, "topic", 8, deleted).await.expect("no entry after it is missing");
     assert!(append_if_unchanged(&log, "other", 9, batch).await.is_some());
     // All entries are trimmed.
     let end = append(&log, "other", 10).await;
-    assert_eq!(cli(&store, &["xtrim", "tower-sse", "maxlen", "0"]).parse::<u32>().expect("a number"), 11);
+    assert_eq!(cli(&store, &["xtrim", "tower-sse", "maxlen", "0"]).parse::<u32>().expect("a number"), 17);
     assert_eq!(append_if_unchanged(&log, "topic", "refused", last).await, None, "entries after it were trimmed");
     assert!(append_if_unchanged(&log, "topic", 11, end).await.is_some(), "no entry after it was trimmed");
     assert_eq!(append_if_unchanged(&log, "news", "refused", last).await, None, "an entry before 11 is missing");
