@@ -24,8 +24,8 @@ pub(crate) struct AppliedLayer {
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
-    /// The time when the response passed this layer. The duration that the layer's `on_close`
-    /// callback gets counts from this time. `None` if the layer has no such callback.
+    /// The time when the response passed this layer. The stream duration in the summary for the
+    /// layer's `on_close` callback begins then. `None` if the layer has no such callback.
     pub(super) at: Option<Instant>,
 }
 

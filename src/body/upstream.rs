@@ -130,7 +130,8 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
     }
 }
 
-/// The treatment of a body by the layer. Bodies that pass unchanged have no treatment.
+/// The changes that a layer makes to the body of a response. A body that passes unchanged has no
+/// `Treatment`.
 #[expect(clippy::large_enum_variant, reason = "the enum is boxed, and most treated bodies are the largest variant")]
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
@@ -172,8 +173,8 @@ impl<E> Treatment<E> {
     }
 }
 
-/// An event stream of the inner service and the inner body with its bytes, borrowed together for
-/// one poll.
+/// The state of an event stream that passes the layer, and the inner body that produces its bytes.
+/// Both are borrowed for one poll.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
@@ -221,15 +222,15 @@ where
     }
 }
 
-/// The maximum number of empty frames that are skipped in one poll. Then the body returns `Pending`
-/// once, so that other tasks can run.
+/// The maximum number of empty frames of an inner body that are skipped in one poll. Then the outer
+/// body returns `Pending` once, so that other tasks can run.
 const MAX_EMPTY_FRAMES: usize = 64;
 
 /// Polls a body until it returns a frame that is not empty, an error or its end. Returns `Pending`
 /// after 64 empty frames, and wakes the task.
 ///
-/// An HTTP/2 server would send an empty frame as an empty DATA frame. Node.js closes an HTTP/2
-/// session after 1,000 empty DATA frames.
+/// Empty frames are skipped because an HTTP/2 server would send each of them as an empty DATA
+/// frame. Node.js closes an HTTP/2 session after 1,000 empty DATA frames.
 #[inline]
 fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
     for _ in 0..MAX_EMPTY_FRAMES {
@@ -243,7 +244,7 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     Poll::Pending
 }
 
-/// Sets the error as the reason of the end, and logs that the body has failed.
+/// Sets the close reason of the stream to `Error`, and logs that the inner body has failed.
 fn record_failure(observation: &mut Observation) {
     observation.set_reason(CloseReason::Error);
     trace::failed(None);
@@ -275,8 +276,8 @@ struct PassthroughStream<E> {
 struct EventHeartbeat {
     /// Measures the time since the last event that a client dispatches.
     timer: IdleTimer,
-    /// Set if no event that ended in the last chunk has data. A client has then dispatched nothing,
-    /// so a heartbeat may be due although the stream sends bytes.
+    /// Set if the last chunk of the stream completed no event with data. A client has then
+    /// dispatched nothing, so a heartbeat may be due although the stream sends bytes.
     is_invisible: bool,
 }
 
@@ -465,9 +466,10 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Returns the next frame for an `outcome` of the inner body that is not simply forwarded. It
-    /// is data that may begin with a byte order mark, data of a stream that a layer ends, trailers,
-    /// an error or the end. If the data is only a part of the mark, polls `body` again.
+    /// Returns the next frame for an `outcome` of the inner body that is not simply forwarded. Such
+    /// an outcome is data that may begin with a byte order mark, data of a stream that a layer
+    /// ends, trailers, an error or the end. If the data is only a part of the mark, polls `body`
+    /// again.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
@@ -501,7 +503,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Returns the outcome that was kept: trailers, an error or the end of the inner body. An error
+    /// Returns the outcome of the inner body that was kept: trailers, an error or the end. An error
     /// is returned only after a delay, so that the transport can flush the frames before it.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {

@@ -226,14 +226,16 @@ impl ser::SerializeStructVariant for StructContent<'_, '_> {
     }
 }
 
-/// The fields of a struct, or the entries of a map. If the first one is the tag of an enum, the
-/// others are the content of the variant. Otherwise the value fails as not tagged.
+/// Receives the fields of a struct or the entries of a map. If the first of them is the tag of an
+/// enum, the others are the content of the variant. Otherwise serialization fails with
+/// [`TaggedError::NotTagged`].
 struct TaggedFields<'a, 'b> {
     struct_name: Option<&'static str>,
     state: State<'a, 'b>,
 }
 
-/// The progress in the fields of a struct or in the entries of a map.
+/// The part of a tagged variant that the next field of a struct, or the next entry of a map, has to
+/// be.
 enum State<'a, 'b> {
     /// The next field is the tag.
     Tag(&'a mut Json<'b>),

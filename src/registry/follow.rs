@@ -299,7 +299,7 @@ impl Publisher {
                     next_attempt = Some(Instant::now());
                 }
                 Some(None) if self.pending.is_empty() => return,
-                // No further announcement can come.
+                // All handles are dropped, so no further announcement can come.
                 Some(None) => sleep(RETRY_PAUSE).await,
                 None => {}
             }
@@ -360,7 +360,7 @@ where
     /// Reads announcements until the hub is shut down, or until all handles of the registry are
     /// dropped.
     async fn run(self, mut subscription: Subscription) {
-        // Begins when the node reads an event.
+        // The time when the node last read an event, or was last found to be cut off.
         let mut silent_since = Instant::now();
         loop {
             let deadline = self.silence.and_then(|silence| silent_since.checked_add(silence));

@@ -25,7 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The unit of the ages of streams. With 32 bits, an age can be 497 days.
+/// The unit in which the ages of registered streams are stored. With 32 bits, an age can be 497
+/// days.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The open streams of a server by key: a user, a session, a tenant.

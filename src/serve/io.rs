@@ -1,4 +1,4 @@
-//! Connections as hyper sees them.
+//! The wrappers of a connection through which hyper reads and writes.
 
 use super::{closing::Closing, handover::Handover};
 use bytes::{Buf, Bytes};
