@@ -1,4 +1,5 @@
-//! The queue of topics with a large audience that is due, and the task that wakes it.
+//! The queue of changed topics that have many waiting readers, and the task that wakes these
+//! readers.
 
 use super::{
     sync::{AtomicU64, Mutex, Ordering, lock},
@@ -16,7 +17,8 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of topics that were added since the queue was created.
+    /// The number of entries that were added since the queue was created. The next entry gets this
+    /// number.
     added: AtomicU64,
 }
 
@@ -117,7 +119,7 @@ impl WakeQueue {
         drop(queue);
         let has_more = (0..Self::BATCHES).all(|_| topic.wake_batch());
         let mut queue = lock(&self.queue);
-        // Another thread may have removed it.
+        // Another thread may have removed the entry of the topic.
         if let Some(index) = queue.topics.iter().position(|due| due.number == number) {
             let due = queue.topics.remove(index);
             queue.topics.extend(due.filter(|_| has_more));
@@ -130,8 +132,8 @@ impl WakeQueue {
     }
 }
 
-/// Held by the task that wakes waiters. If the task is dropped because its runtime shuts down,
-/// dropping this value wakes all remaining waiters.
+/// A guard of the task that wakes the readers of the queued topics. If the task is dropped because
+/// its runtime shuts down, dropping this guard wakes all remaining readers.
 struct Running {
     queue: Arc<WakeQueue>,
     has_ended: bool,
@@ -168,7 +170,7 @@ impl Runtime {
     }
 }
 
-/// A thread that replaces the tokio task in tests with loom.
+/// Starts a thread in place of a tokio task, for tests with loom.
 #[cfg(tower_sse_loom)]
 struct Runtime;
 
