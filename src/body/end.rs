@@ -88,7 +88,8 @@ impl Registrations {
         }
     }
 
-    /// Returns ready when a registry has closed the stream, with the bytes to send before the end.
+    /// Returns ready when a stream registry has closed the stream, with the bytes to send before
+    /// the end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         if self.as_slice().is_empty() {
             return Poll::Pending;

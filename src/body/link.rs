@@ -49,8 +49,8 @@ impl AppliedLayer {
     }
 
     /// Returns whether streams of this layer need a
-    /// [`StreamObserver`](super::observer::StreamObserver). They do if the layer limits streams,
-    /// can end streams, or has an `on_close` callback.
+    /// [`StreamObserver`](super::observer::StreamObserver), which records a stream and can end it.
+    /// They do if the layer limits streams, can end streams, or has an `on_close` callback.
     pub(crate) fn is_observed(&self) -> bool {
         let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
         let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();

@@ -193,16 +193,16 @@ impl Observation {
         }
     }
 
-    /// Stores the number of events in a chunk that the body keeps for its next frame. These events
-    /// are counted when that frame is returned.
+    /// Stores the number of events in a chunk that does not fit into the current frame, and that
+    /// the body keeps for its next frame. These events are counted when that frame is returned.
     pub(super) fn defer_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {
             observer.deferred_events = events;
         }
     }
 
-    /// Returns the number of events in the chunk that the body has kept for the current frame, and
-    /// resets the stored number to 0.
+    /// Returns the number of events in the chunk that the previous poll has kept for the current
+    /// frame, and resets the stored number to 0.
     #[inline]
     pub(super) fn take_deferred_events(&mut self) -> u64 {
         self.observer.as_mut().map_or(0, |observer| mem::take(&mut observer.deferred_events))
@@ -351,8 +351,8 @@ impl StreamObserver {
         self.counts.events_sent(events);
     }
 
-    /// Marks the stream as being polled, and enters its tracing span until the returned value is
-    /// dropped.
+    /// Records that the stream is being polled, and enters its tracing span until the returned
+    /// value is dropped.
     #[inline]
     fn enter(&mut self) -> trace::Entered {
         if self.progress == Progress::Waiting {

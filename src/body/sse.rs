@@ -302,7 +302,7 @@ where
     }
 }
 
-/// The frame that is being built, and the number of its events.
+/// The frame that the current poll of the body builds, and the number of its events.
 struct FrameBuilder {
     buffer: FrameBuffer,
     events: u64,

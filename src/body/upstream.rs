@@ -57,7 +57,7 @@ pin_project! {
 }
 
 impl<B: Body> ResponseBody<B> {
-    /// Wraps a body that passes unchanged.
+    /// Wraps the body of a response that passes the layer unchanged.
     pub(crate) fn untouched(body: B) -> Self {
         Self { body, treatment: None }
     }
@@ -75,7 +75,8 @@ impl<B: Body> ResponseBody<B> {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
 
-    /// Creates a body that sends `bytes` instead of `body`, which is never polled.
+    /// Creates a body that sends `bytes` instead of `body`, which is never polled. Used for
+    /// requests that a stream limit rejects.
     pub(crate) fn replaced(body: B, bytes: Bytes) -> Self {
         Self::treated(body, Treatment::Replaced(bytes))
     }
@@ -136,7 +137,8 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
-    /// The bytes that are sent instead of the inner body.
+    /// The bytes that are sent instead of the inner body, because a stream limit has rejected the
+    /// request.
     Replaced(Bytes),
 }
 
@@ -291,7 +293,7 @@ enum Phase<E> {
     /// Before `outcome` is returned, the bytes of an incomplete byte order mark are sent. An error
     /// also waits for `delay`.
     Held { outcome: NextFrame<E>, delay: FlushDelay },
-    /// The trailers were returned. Only the end of the body can follow.
+    /// The trailers of the inner body were returned. Only its end can follow.
     Trailers,
     /// The response has ended. The inner body is not polled again.
     Ended,

@@ -234,8 +234,8 @@ struct TaggedFields<'a, 'b> {
     state: State<'a, 'b>,
 }
 
-/// The part of a tagged variant that the next field of a struct, or the next entry of a map, has to
-/// be.
+/// The part of a tagged variant that the next field of the struct, or the next entry of the map, is
+/// expected to be.
 enum State<'a, 'b> {
     /// The next field is the tag.
     Tag(&'a mut Json<'b>),
@@ -250,8 +250,9 @@ enum State<'a, 'b> {
 }
 
 impl TaggedFields<'_, '_> {
-    /// Accepts the value of the next field or entry: the tag first, and then the content. `key` is
-    /// the name of a field. It is `None` for the entry of a map, whose key was written before.
+    /// Accepts the value of the next field of the struct, or of the next entry of the map: the tag
+    /// first, and then the content. `key` is the name of a field. It is `None` for an entry of a
+    /// map, whose key was written before.
     fn value<T: Serialize + ?Sized>(&mut self, key: Option<&'static str>, value: &T) -> Result<(), TaggedError> {
         if let State::Fields(_, object) = &mut self.state {
             match key {

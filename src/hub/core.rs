@@ -52,7 +52,7 @@ const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
-    /// The client of the backend, if the hub has one.
+    /// The client of the backend, or `None` for a hub in memory.
     pub(super) backend: Option<Arc<BackendClient>>,
     /// The current epoch, a number that identifies one lifetime of the log. It changes only when
     /// another log has replaced the log of the backend. The lock of the `registry` is held during
@@ -213,7 +213,7 @@ impl Core {
             contents.retention =
                 if limits == self.config.retention { registry.limits(&self.config) } else { Arc::new(limits) };
             registry.retained = registry.retained - contents.evict(now);
-            // The topic was scheduled for the expiry under the old limits.
+            // A removal of expired events may be scheduled under the old limits.
             registry.unschedule(&topic, &mut contents);
         }
         // The limits have to wait for the event of a slow backend. If no event follows, the topic
@@ -274,7 +274,8 @@ impl Core {
         is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Removes a topic. With a backend, waits until this node has read the removal.
+    /// Removes a topic. With a backend, waits until this node has read the removal in the log, for
+    /// at most 10 seconds.
     pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else {
             self.remove_in_memory(name);
@@ -366,8 +367,8 @@ impl Core {
         self.registry.lock().is_shut_down
     }
 
-    /// Removes a subscription from one of its topics. `ticket` identifies the subscription's waiter
-    /// in this topic, if it waits.
+    /// Removes a subscription from one of its topics. `ticket` identifies the entry of the
+    /// subscription in the topic's queue of waiting readers, if the subscription waits.
     pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waiter = contents.waiters.leave(ticket);

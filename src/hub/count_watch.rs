@@ -1,4 +1,5 @@
-//! The number of subscribers of a topic, for the streams that watch it.
+//! The number of subscribers of a topic, for the [`SubscriberCounts`](super::SubscriberCounts)
+//! streams that report it.
 
 use super::sync::{Mutex, lock};
 use crate::callback::contain_panic;

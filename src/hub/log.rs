@@ -78,7 +78,7 @@ impl Sub for Amount {
 /// The result of reading a topic after a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// The next events, and the position of the last of them.
+    /// The next events after the cursor, and the position of the last of these events.
     Events(EncodedEvents, Position),
     /// No event follows the cursor yet.
     Nothing,
@@ -90,8 +90,8 @@ pub(super) enum Read {
 pub(super) struct Log {
     sealed: VecDeque<Segment<Bytes>>,
     open: Segment<Vec<u8>>,
-    /// The last read of the open segment, which takes new events. The read contains a copy of
-    /// events. Readers at the same position share this copy.
+    /// The result of the last read of the open segment, the block of memory that takes new events.
+    /// It contains a copy of the events, which readers at the same position share.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
     last: Position,

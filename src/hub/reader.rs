@@ -96,8 +96,8 @@ impl Reader {
         self.next = state.and(self.next).or(state);
     }
 
-    /// Returns the position after which the events of this topic follow. Events up to this position
-    /// were delivered, reported as missing, or are before the topic's own start.
+    /// Returns the position after which the reader looks for the next event of its topic. Events up
+    /// to this position were delivered, reported as missing, or are before the topic's own start.
     pub(super) fn resumes_after(&self, cursor: Position) -> Position {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }

@@ -26,8 +26,8 @@ pub(super) struct Registry {
     /// before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The numbers of subscribers that streams watch, by the names of the topics. An entry can
-    /// exist without a topic.
+    /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
+    /// report, by the names of the topics. An entry can exist without a topic.
     pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
     /// The topics whose expired events have to be removed, sorted by the time of this removal. The
     /// number is the address of the topic, and distinguishes topics with the same time.
@@ -206,7 +206,7 @@ impl Registry {
     }
 }
 
-/// Returns an error if the hub uses the topic itself.
+/// Returns an error for the name of the topic that the hub uses for its own records.
 pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
     if *name == *beat::TOPIC { Err(Error::reserved_topic(name)) } else { Ok(()) }
 }

@@ -56,8 +56,8 @@ impl Topics {
         Self { names, starts }
     }
 
-    /// Returns the start after the id with the greatest position in the log of this epoch, or any
-    /// start if no start has such an id. If this process has not read the log up to that position,
+    /// Returns the [`Start::After`] whose id has the greatest position in the log of this epoch, or
+    /// any start if there is no such id. If this process has not read the log up to that position,
     /// the caller asks the backend for the end of the log.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
@@ -135,7 +135,8 @@ impl Core {
                 end = Some(backend.end(self.committed(), topics.newest_start(self.epoch())).await);
             }
             let subscription = match self.subscribe_to_known(&topics, end.as_ref()) {
-                // The hub was shut down in the meantime.
+                // The hub was shut down in the meantime. The next attempt returns a subscription
+                // that ends at once.
                 Err(error) if error.kind() == ErrorKind::Shutdown => continue,
                 subscription => subscription?,
             };

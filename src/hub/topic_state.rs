@@ -27,8 +27,9 @@ pub(super) struct Contents {
     /// topics share.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
-    /// The subscriptions that pause after a write. Events do not wake them during the pause, but
-    /// the end of the topic does, through the list. The key is the address of this list.
+    /// The ready lists of the subscriptions that pause after their writes. Events do not wake a
+    /// subscription during its pause, but the end of the topic does, through its list. The key is
+    /// the address of the list.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
@@ -157,8 +158,8 @@ pub(super) struct Change {
     /// The wakers of subscriptions that pause after a write. Empty unless the topic is finished or
     /// shut down.
     lingering: Vec<Waker>,
-    /// Set if the topic has more than 32 waiters to wake, which are more than the publisher wakes
-    /// itself. Each waiter has a number, and all remaining waiters with a smaller number than this
+    /// Set if the topic has more than 32 waiters to wake, because the publisher wakes only 32 of
+    /// them itself. Each waiter has a number. All remaining waiters with a smaller number than this
     /// value have to be woken.
     pub(super) rest: Option<u64>,
 }

@@ -18,7 +18,8 @@ pub(super) struct Waiters {
     /// The number of the first entry in the queue. The numbers of the following entries are
     /// consecutive.
     first: u64,
-    /// All entries with a smaller number are due: the topic has changed since they were added.
+    /// All entries with a smaller number than this value are due to be woken: the topic has changed
+    /// since they were added.
     due: u64,
     /// The numbers of empty entries that new waiters can use. Entries that are due are not reused.
     vacant: Vec<u64>,

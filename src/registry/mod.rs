@@ -247,7 +247,7 @@ impl<K> Shared<K> {
         self.hasher.hash_one(key)
     }
 
-    /// Returns the time since the registry was created, in ticks.
+    /// Returns the time since the registry was created, in ticks of 10 milliseconds.
     fn now(&self) -> u32 {
         // The number wraps around after 497 days. The difference of two times is still right.
         (self.created.elapsed().as_millis() / TICK.as_millis()) as u32

@@ -50,9 +50,9 @@ impl Index {
 pub(super) struct Block {
     registry: Arc<dyn AnyRegistry>,
     number: u32,
-    /// The bit of a stream is set when the stream is closed. It changes only while the registry is
-    /// locked. Before it is set, the closing event is stored in the registry. So a task that finds
-    /// the bit set also finds the event.
+    /// One bit for each stream, which is set when the stream is closed. A bit changes only while
+    /// the registry is locked. Before a bit is set, the closing event of the stream is stored in
+    /// the registry. So a task that finds the bit set also finds the event.
     closed: AtomicU32,
     /// The wakers of the tasks that last polled the streams. A close wakes these tasks.
     wakers: Mutex<[Option<Waker>; BLOCK]>,
@@ -97,7 +97,8 @@ impl Block {
         self.wakers()[slot].take()
     }
 
-    /// Prepares a slot for its next stream. Returns the waker of the former stream.
+    /// Prepares the slot of a removed stream for another stream. Returns the waker of the removed
+    /// stream, which the caller drops after it has unlocked the registry.
     pub(super) fn reset(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_and(!(1 << slot), Release);
         self.counts[slot].events.store(0, Relaxed);

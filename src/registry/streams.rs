@@ -103,8 +103,8 @@ impl<K> Streams<K> {
         self.list(first).count()
     }
 
-    /// Adds a stream. `hash` is the hash of `key`, and `hash_of` returns the hash of another key.
-    /// Returns `None` at 4 billion streams.
+    /// Adds a stream. `hash` is the hash of `key`. `hash_of` computes the hashes of other keys, in
+    /// case the table has to grow. Returns `None` at 4 billion streams.
     pub(super) fn add(
         &mut self,
         key: K,

@@ -74,7 +74,8 @@ struct Input {
 pub(super) enum Ended {
     /// The connection waits for the next request. These bytes of that request have already arrived.
     KeepAlive(Bytes),
-    /// The stream is completely written, and the server closes the connection.
+    /// All frames of the body are written, or all frames before its error. The server closes the
+    /// connection.
     Close,
     /// The connection is dropped at once: the client has closed it, it is broken, or a body without
     /// chunked framing has failed.
