@@ -12,7 +12,7 @@ pub(super) struct LineTracker {
 }
 
 impl Default for LineTracker {
-    /// Creates the tracker of a new stream, which is at the start of its first line.
+    /// Creates the line tracker of a new stream, which is at the start of its first line.
     fn default() -> Self {
         Self { last: b'\n' }
     }
@@ -92,9 +92,9 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offsets where the chunk can be cut without an incomplete event: after the first and
-    /// after the last line end of this kind. If a layer ends the stream, the chunk is cut at one of
-    /// these offsets. `None` if the chunk has no such line end.
+    /// Two offsets where the chunk can be cut: after the first and after the last line end at which
+    /// no event is incomplete. If a layer ends the stream, the chunk is cut at one of these
+    /// offsets. `None` if the chunk has no such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 

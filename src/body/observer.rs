@@ -160,8 +160,9 @@ impl Observation {
         self.observer.as_ref().is_some_and(|observer| !observer.registrations.as_slice().is_empty())
     }
 
-    /// Returns whether a registry has closed the stream. The body then discards the events that it
-    /// has taken from its stream in the current poll, because they may be newer than the close.
+    /// Returns whether a stream registry has closed the stream. The body then discards the events
+    /// that it has taken from its stream in the current poll, because they may be newer than the
+    /// close.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_closed())

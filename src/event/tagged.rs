@@ -234,8 +234,8 @@ struct TaggedFields<'a, 'b> {
     state: State<'a, 'b>,
 }
 
-/// The part of a tagged variant that the next field of the struct, or the next entry of the map, is
-/// expected to be.
+/// Shows what the next field of the struct, or the next entry of the map, has to be: the tag of a
+/// variant, or a part of its content.
 enum State<'a, 'b> {
     /// The next field is the tag.
     Tag(&'a mut Json<'b>),

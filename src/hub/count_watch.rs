@@ -96,7 +96,7 @@ impl Wakers {
         self.0.append(&mut others.0);
     }
 
-    /// Wakes all streams. The caller must hold no lock.
+    /// Wakes the tasks of all these streams. The caller must hold no lock.
     pub(super) fn wake(self) {
         for waker in self.0 {
             contain_panic("waker", || waker.wake());

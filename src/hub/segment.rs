@@ -66,8 +66,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
-    /// Returns the offset of the first byte of the event with this index. For an index equal to the
-    /// number of events, returns the length of the buffer.
+    /// Returns the offset in the segment of the first byte of the event with this index. For an
+    /// index equal to the number of events, returns the length of the segment.
     fn start_of(&self, entry: usize) -> usize {
         match entry.checked_sub(1) {
             None => 0,

@@ -117,8 +117,8 @@ pub struct Subscription {
     pub(super) origin: Origin,
     /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set when the subscription must not begin with the event that contains the cursor any more:
-    /// the response has already taken this event, or the subscription was polled.
+    /// Set once a response has taken the event with the cursor, or the subscription was polled. The
+    /// stream of the subscription then no longer begins with this event.
     has_preamble: AtomicBool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.

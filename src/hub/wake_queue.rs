@@ -31,7 +31,7 @@ struct Queue {
 }
 
 struct Due {
-    /// The number of topics that were added to the queue before this topic. It identifies the
+    /// The number of topics that were added to the queue before this topic. It identifies this
     /// entry.
     number: u64,
     topic: Arc<TopicState>,
@@ -48,10 +48,11 @@ impl WakeQueue {
     const STALLED: Duration = Duration::from_millis(10);
 
     /// The number of batches of one topic that the task wakes before it yields. A batch has up to
-    /// 32 waiters, so the task yields after up to 512 waiters.
+    /// 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
-    /// Adds a topic that has changed and has waiters to wake. Returns the number of the entry.
+    /// Adds a topic that has changed and has waiting readers to wake. Returns the number of the
+    /// entry.
     ///
     /// The caller makes the position of the change visible after this call. So a subscription that
     /// sees this position also finds the topic in the queue.
@@ -77,12 +78,13 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Makes sure that all waiters of `topic` are woken. `number` is the number of its entry, the
-    /// result of [`add`](Self::add). Starts the task that wakes waiters, unless it is running.
-    /// Outside of a runtime, wakes the waiters with a number smaller than `through` itself.
+    /// Makes sure that all readers that wait for `topic` are woken. `number` is the number of its
+    /// entry, the result of [`add`](Self::add). Starts the task that wakes readers, unless it is
+    /// running. Outside of a runtime, wakes the waiting readers with a number smaller than
+    /// `through` itself.
     ///
-    /// If more than 1,024 topics are queued, also wakes waiters of queued topics. The caller must
-    /// hold no lock.
+    /// If more than 1,024 topics are queued, also wakes readers of queued topics, until the queue
+    /// is short enough. The caller must hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);
@@ -106,8 +108,9 @@ impl WakeQueue {
         }
     }
 
-    /// Wakes up to 512 waiters of the first topic in the queue. If the topic has more waiters,
-    /// moves it to the end. Returns `false` if the queue is empty afterwards.
+    /// Wakes up to 512 readers that wait for the first topic in the queue. If more readers wait for
+    /// it, moves the topic to the end of the queue. Returns `false` if the queue is empty
+    /// afterwards.
     fn wake_slice(&self) -> bool {
         let mut queue = lock(&self.queue);
         let Some(next) = queue.topics.front() else {
