@@ -267,7 +267,7 @@ impl<S> SseStream<TryJsonEvents<S>> {
     }
 }
 
-/// The form in which a value becomes an event: only data, or a name and data.
+/// The form of the event that a value becomes: only data, or a name and data.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     /// [`Event::json`].

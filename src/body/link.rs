@@ -91,7 +91,7 @@ impl LayerLink {
         (Self::Open(state), handle)
     }
 
-    /// Creates a closed link. Layers cannot attach settings to its body.
+    /// Creates a link that is already closed, so that layers cannot attach settings to the body.
     pub(crate) fn closed() -> Self {
         Self::Closed(None)
     }

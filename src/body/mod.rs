@@ -1,5 +1,5 @@
-//! The bodies of event stream responses. They join events into frames, and send heartbeats while a
-//! stream is silent.
+//! The bodies of responses with event streams. They join events into frames, and send heartbeats
+//! while a stream is silent.
 
 mod end;
 mod flush_delay;

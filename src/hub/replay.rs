@@ -255,8 +255,8 @@ impl Subscription {
     }
 
     /// Returns `true` if an application has removed a topic of this subscription, and with it
-    /// events that the client has not received. Removed events for which a gap was already reported
-    /// do not count.
+    /// events that the client has not received. Removed events do not count if a gap has already
+    /// reported them.
     fn has_missed_removed(&self, page: &EncodedPage) -> bool {
         let after =
             self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref()).map(|pending_gap| pending_gap.after);

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The unit in which the ages of registered streams are stored. With 32 bits, an age can be 497
+/// The unit of the stored ages of registered streams. An age has 32 bits, so it can be up to 497
 /// days.
 const TICK: Duration = Duration::from_millis(10);
 

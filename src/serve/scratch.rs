@@ -1,4 +1,4 @@
-//! A buffer per thread, in which a connection gathers the bytes of one write. So a connection that
+//! A buffer per thread, where a connection gathers the bytes of one write. So a connection that
 //! waits needs no buffer of its own.
 
 use std::cell::Cell;
