@@ -214,9 +214,9 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
 /// The eviction watermark of each dropped topic: events up to and including this position may be
 /// missing. If a topic is created again, a returning client still gets a gap.
 ///
-/// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. Topics
-/// with the same hash, and topics beyond the limit, share the greatest of their watermarks. A gap
-/// may then be reported although no event is missing.
+/// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. At this
+/// limit, the greatest of them replaces all of them, and applies to every topic. For this reason,
+/// or if two names have the same hash, a gap may be reported although no event is missing.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,

@@ -166,7 +166,7 @@ where
                     }
                 }
                 StateProjection::Http2 { http2 } => return http2.as_mut().poll(cx),
-                // All bytes are sent, so an error while the connection closes loses nothing.
+                // All bytes are written to the socket, so there is nothing to do about an error.
                 StateProjection::Closing { io, closing } => return closing.poll(io, cx).map(drop),
                 StateProjection::Closed => return Poll::Ready(()),
             };
