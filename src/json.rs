@@ -117,7 +117,8 @@ impl Event {
         })
     }
 
-    /// `json` must be JSON.
+    /// Creates an event whose data is `json`, which must be valid JSON. Replaces line ends by
+    /// spaces, and escapes the line separators of Unicode.
     fn from_json(json: &mut [u8]) -> Self {
         if memchr::memchr2(b'\n', b'\r', json).is_some() {
             json.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
@@ -266,7 +267,7 @@ impl<S> SseStream<TryJsonEvents<S>> {
     }
 }
 
-/// The form of the events that values become.
+/// The form of the event that a value becomes: only data, or a name and data.
 #[derive(Clone, Copy, Debug)]
 enum Form {
     /// [`Event::json`].
@@ -354,7 +355,7 @@ pub struct JsonError(Reason);
 #[derive(Debug)]
 enum Reason {
     Json(serde_json::Error),
-    /// The type is not a tagged enum.
+    /// The type with this name is not a tagged enum.
     NotTagged(&'static str),
     Name(FieldError),
 }

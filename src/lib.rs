@@ -148,12 +148,13 @@
 //!
 //! All fields but the first two are recorded at the end, with the event `stream ended` (`DEBUG`).
 //! An error of a stream is the event `stream failed` (`WARN`), with the field `error` if the stream
-//! is an [`SseStream`]. A panic in `on_close` is the event `callback panicked` (`ERROR`), with the
-//! field `callback`. A request over a [limit](SseLayer::when_full) is the event `stream refused`
-//! (`DEBUG`). A close of a [`StreamRegistry`] that cannot be announced to other nodes is the event
-//! `close not announced` (`ERROR`), with the field `error`. A connection of `serve` whose socket
-//! does not accept the options of its `ClientTimeout` is the event `socket options not set`
-//! (`WARN`), with the field `error`.
+//! is an [`SseStream`]. A panic in a callback of the application, such as `on_close`, is the event
+//! `callback panicked` (`ERROR`), with the field `callback`. A request over a
+//! [limit](SseLayer::when_full) is the event `stream refused` (`DEBUG`). A close of a
+//! [`StreamRegistry`] that cannot be announced to other nodes is the event `close not announced`
+//! (`ERROR`), with the field `error`. A connection of `serve` whose socket does not accept the
+//! options of its `ClientTimeout` is the event `socket options not set` (`WARN`), with the field
+//! `error`.
 //!
 //! If a hub waits longer than five seconds for its backend to open a log, it logs
 //! `backend is still opening its log` (`WARN`), with the field `seconds`.
@@ -168,14 +169,19 @@
 //! `history reads rejected` (`WARN`) once, with `limit`. It logs `history reads accepted` (`INFO`)
 //! with the first read that finds at most half of the limit in use.
 //!
+//! A node that finishes the [recording](hub::Topic::record) of a dead node logs
+//! `recording of a dead node finished` (`WARN`), with the field `topic`.
+//!
 //! # Runtime
 //!
 //! Heartbeats, lifetimes, drain timeouts and the delay before an error need tokio's timer. A body
 //! that needs the timer panics in a runtime without timers. Outside of any tokio runtime, the error
 //! comes without the delay. So a stream without heartbeats ([`SseStream::without_heartbeat`]) and
-//! without time limits runs on any executor. A stream has no task. `serve` has one for each
-//! connection. A [`hub`] has one task. With a backend it has one more that follows the log, and one
-//! for each running history read.
+//! without time limits runs on any executor. A stream has no task. `serve` has one task for each
+//! connection, and over HTTP/2 one for each running handler. A [`hub`] has one task that removes
+//! expired events. With a backend, it has one more that follows the log, and one for each running
+//! history read. Further tasks run while they are needed: to wake many subscribers, for recordings
+//! and for members.
 //!
 //! # Scope
 //!

@@ -1,7 +1,7 @@
 //! Metrics for the `metrics` facade. No other file uses the crate `metrics`. Without the feature,
 //! all functions are empty.
 //!
-//! The names are listed in the documentation of the crate.
+//! The documentation of the crate lists the names of the metrics.
 
 #[cfg(not(feature = "metrics"))]
 pub(crate) use off::{Stream, refused};

@@ -42,8 +42,8 @@ thread_local! {
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
 }
 
-/// A guard for a thread-local [`Call`]. When it is dropped, even during a panic of the stream, it
-/// restores the previous value.
+/// A guard that sets the thread-local [`Call`]. When the guard is dropped, even during a panic of
+/// the stream, it restores the previous value.
 struct Scope(Call);
 
 impl Scope {

@@ -187,7 +187,8 @@ mod on {
             !self.0.is_disabled()
         }
 
-        /// Enters the span until the result is dropped. Drop the result before this span.
+        /// Enters the span of the stream until the result is dropped. Drop the result before the
+        /// span itself.
         #[inline]
         pub(crate) fn enter(&self) -> Entered {
             Entered(self.0.with_subscriber(|(id, dispatch)| {

@@ -17,9 +17,9 @@ pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 /// A condition that ends a stream before the stream ends by itself.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// A shutdown has begun, but the stream is finite: its handler has declared that it ends by
-    /// itself. The layer whose settings are stored here ends the stream when the `Lifetime` is
-    /// over, which is the drain timeout of this layer.
+    /// A shutdown has begun, but the handler has declared that the stream is finite: it ends by
+    /// itself. The `Lifetime` is the drain timeout of the layer with these settings. If the stream
+    /// has not ended by then, the layer ends it.
     Drain(Lifetime, Arc<Settings>),
     MaxLifetime(Lifetime),
     /// The `end_when` future of the handler. The mutex is never locked: it makes the body `Sync`
@@ -27,8 +27,8 @@ pub(super) enum EndSignal {
     When(Mutex<EndFuture>),
 }
 
-/// A time span, and the timer that measures it. The timer is created at the first poll, because
-/// creating a timer outside of a tokio runtime panics.
+/// A time span after which a stream ends, and the timer that measures it. The timer is created at
+/// the first poll, because creating a timer outside of a tokio runtime panics.
 pub(super) struct Lifetime {
     time: Duration,
     timer: Option<Pin<Box<Sleep>>>,
@@ -61,7 +61,8 @@ pub(super) struct Registrations {
     waker: Option<Waker>,
 }
 
-/// Most registered streams are in one registry, and need no list.
+/// The registrations of one stream. Most streams are in a single registry, and one registration
+/// needs no `Vec`.
 enum List {
     One(Registration),
     Several(Vec<Registration>),
@@ -87,7 +88,8 @@ impl Registrations {
         }
     }
 
-    /// Returns ready when a registry has closed the stream, with the bytes to send before the end.
+    /// Returns ready when a stream registry has closed the stream, with the bytes to send before
+    /// the end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         if self.as_slice().is_empty() {
             return Poll::Pending;
@@ -106,10 +108,10 @@ impl Registrations {
 
 impl EndSignal {
     /// Returns ready when the stream has to end, with the reason and the bytes to send before the
-    /// end. At a shutdown, these bytes contain a reconnect delay: `retry`, the delay of the
-    /// handler, or else the delay of the layer. `is_finite` is set if the handler has declared that
-    /// the stream ends by itself. A shutdown then ends the stream only after the drain timeout of
-    /// the layer, if the layer has one.
+    /// end. At a shutdown, these bytes contain a reconnect delay: `retry`, which the handler has
+    /// set, or else the delay of the layer. If the handler has declared that the stream ends by
+    /// itself (`is_finite`), a shutdown ends the stream only after the layer's drain timeout.
+    /// Without a drain timeout, it ends the stream at once.
     pub(super) fn poll(
         &mut self,
         retry: Option<Duration>,

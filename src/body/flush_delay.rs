@@ -1,4 +1,4 @@
-//! Delays the error of a body, so that the transport can flush.
+//! Delays the error of a body, so that the transport can flush the frames before the error.
 
 use std::{
     pin::Pin,

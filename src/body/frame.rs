@@ -1,4 +1,4 @@
-//! Joins events that are ready at the same time into one frame.
+//! Joins events that are ready at the same time into one frame of the response body.
 
 use bytes::Bytes;
 

@@ -14,8 +14,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 #[derive(Debug, Default)]
 pub(super) struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,
-    /// The time of the first [`poll_due`](Self::poll_due) since the last bytes were sent. `None` if
-    /// there was no such call.
+    /// The time when the current silence began: the first [`poll_due`](Self::poll_due) after the
+    /// last bytes were sent. `None` if there was no such call.
     silent_since: Option<Instant>,
 }
 

@@ -1,4 +1,5 @@
-//! The position within an upstream stream: its line, its event, and its byte order mark.
+//! Tracks the bytes of an upstream stream (an event stream that an inner service has made without
+//! `SseStream`): its lines, its events, and its byte order mark.
 
 use bytes::Bytes;
 use memchr::memchr2_iter;
@@ -11,7 +12,7 @@ pub(super) struct LineTracker {
 }
 
 impl Default for LineTracker {
-    /// Creates the tracker of a new stream, which is at the start of its first line.
+    /// Creates the line tracker of a new stream, which is at the start of its first line.
     fn default() -> Self {
         Self { last: b'\n' }
     }
@@ -37,8 +38,8 @@ impl LineTracker {
 /// Counts the complete events of an upstream stream, and tracks whether the current event is
 /// incomplete. An upstream stream is a body of an inner service that a layer forwards.
 ///
-/// The tracker reads every line. So it is used only for streams that a layer observes, and for
-/// streams whose heartbeat is an event.
+/// The tracker reads every line, which takes time. So it is used only for streams that a layer
+/// observes, and for streams whose heartbeat is an event.
 #[derive(Clone, Default)]
 pub(super) struct EventTracker {
     /// The number of bytes at the beginning of the stream that match a byte order mark (EF BB BF).
@@ -49,8 +50,8 @@ pub(super) struct EventTracker {
     /// and is not an empty line.
     after_cr: bool,
     /// Set if the current event has a line that begins with `d`, `e` or `i`, such as `data`,
-    /// `event` or `id`. Until the blank line of the event, nothing may then be inserted. Comments
-    /// and `retry` need no blank line.
+    /// `event` or `id`. The event is then incomplete until its blank line, and no other event may
+    /// be inserted before that. Comments and `retry` lines alone are no incomplete event.
     has_fields: bool,
     /// Set if the current event has a `data` line. A client dispatches only events with data.
     has_data: bool,
@@ -91,9 +92,9 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// The offsets in the chunk after the first and after the last line end that leaves no event
-    /// incomplete. A stream that a layer ends is cut at one of these offsets. `None` if the chunk
-    /// has no such line end.
+    /// Two offsets where the chunk can be cut: after the first and after the last line end that
+    /// leaves no event incomplete. If a layer ends the stream, the chunk is cut at one of these
+    /// offsets. `None` if the chunk has no such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 

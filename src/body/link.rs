@@ -24,8 +24,8 @@ pub(crate) struct AppliedLayer {
     pub(super) permits: Vec<Permit>,
     pub(super) registrations: Vec<Registration>,
     pub(super) request: trace::Request,
-    /// The time when the response passed this layer. The duration that the layer's `on_close`
-    /// callback gets counts from this time. `None` if the layer has no such callback.
+    /// The time when the response passed this layer. The stream duration in the summary for the
+    /// layer's `on_close` callback begins then. `None` if the layer has no such callback.
     pub(super) at: Option<Instant>,
 }
 
@@ -49,8 +49,8 @@ impl AppliedLayer {
     }
 
     /// Returns whether streams of this layer need a
-    /// [`StreamObserver`](super::observer::StreamObserver). They do if the layer limits streams,
-    /// can end streams, or has an `on_close` callback.
+    /// [`StreamObserver`](super::observer::StreamObserver), which records a stream and can end it.
+    /// They do if the layer limits streams, can end streams, or has an `on_close` callback.
     pub(crate) fn is_observed(&self) -> bool {
         let Settings { shutdown, max_lifetime, on_close, .. } = &*self.settings;
         let is_ended = shutdown.is_some() || max_lifetime.is_some() || !self.registrations.is_empty();
@@ -91,7 +91,7 @@ impl LayerLink {
         (Self::Open(state), handle)
     }
 
-    /// Creates a closed link. Layers cannot attach settings to its body.
+    /// Creates a link that is already closed, so that layers cannot attach settings to the body.
     pub(crate) fn closed() -> Self {
         Self::Closed(None)
     }

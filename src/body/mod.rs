@@ -1,4 +1,5 @@
-//! Bodies: they join events into frames, and fill silence with heartbeats.
+//! The bodies of responses with event streams. They join events into frames, and send heartbeats
+//! while a stream is silent.
 
 mod end;
 mod flush_delay;

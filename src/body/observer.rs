@@ -31,14 +31,16 @@ use tokio::time::Instant;
 /// The result of a body's `poll_frame` when it is ready: a frame, an error, or `None` at the end.
 pub(super) type NextFrame<E> = Option<Result<Frame<Bytes>, E>>;
 
-/// The `on_close` callback of a handler, and the time when the handler set the callback.
+/// The `on_close` callback of a handler, and the time when the handler set it. The duration in the
+/// summary of the stream begins at this time.
 pub(crate) type OnClose = (Instant, Callback);
 
 type Callback = Box<dyn FnOnce(StreamSummary) + Send>;
 
 type LayerOnClose = Arc<dyn Fn(StreamSummary) + Send + Sync>;
 
-/// The handler's settings for the end of its stream, and the handler's callback for the end.
+/// The settings that a handler has made for the end of its stream: conditions that end the stream,
+/// and the `on_close` callback.
 #[derive(Default)]
 pub(crate) struct HandlerEnd {
     pub(crate) on_close: Option<OnClose>,
@@ -158,8 +160,9 @@ impl Observation {
         self.observer.as_ref().is_some_and(|observer| !observer.registrations.as_slice().is_empty())
     }
 
-    /// Returns whether a registry has closed the stream. The body then discards the events that it
-    /// has taken from its stream in the current poll, because they may be newer than the close.
+    /// Returns whether a stream registry has closed the stream. The body then discards the events
+    /// that it has taken from its stream in the current poll, because they may be newer than the
+    /// close.
     #[inline]
     pub(super) fn is_closed(&self) -> bool {
         self.observer.as_ref().is_some_and(|observer| observer.is_closed())
@@ -173,8 +176,8 @@ impl Observation {
         }
     }
 
-    /// Adds `events`, the number of events in the frame that the current poll returns, to the event
-    /// count of the stream.
+    /// Adds `events` to the event count of the stream. This is the number of events in the frame
+    /// that the current poll returns.
     #[inline]
     pub(super) fn record_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {
@@ -191,24 +194,25 @@ impl Observation {
         }
     }
 
-    /// Stores the number of events in a chunk that the body keeps for its next frame. They are
-    /// counted when that frame is returned.
+    /// Stores the number of events in a chunk that does not fit into the current frame, and that
+    /// the body keeps for its next frame. These events are counted when that frame is returned.
     pub(super) fn defer_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {
             observer.deferred_events = events;
         }
     }
 
-    /// Returns the number of events in the chunk that the body has kept for the current frame, and
-    /// resets the stored number to 0.
+    /// Returns the number of events in the chunk that the previous poll has kept for the current
+    /// frame, and resets the stored number to 0.
     #[inline]
     pub(super) fn take_deferred_events(&mut self) -> u64 {
         self.observer.as_mut().map_or(0, |observer| mem::take(&mut observer.deferred_events))
     }
 }
 
-/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll. For a
-/// body with a callback of the handler, `SseBody` has already run all callbacks.
+/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll. An
+/// `SseBody` has already run all callbacks in its own `drop`, because the handler can have a
+/// callback, too.
 impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));
@@ -222,8 +226,8 @@ pub(super) struct StreamObserver {
     events: u64,
     bytes: u64,
     heartbeats: u64,
-    /// The number of events in a chunk that the body keeps for its next frame. They are not counted
-    /// yet.
+    /// The number of events in a chunk that the body keeps for its next frame. `events` does not
+    /// include them yet.
     deferred_events: u64,
     /// The reason why the stream ends. `None` until the reason is known.
     reason: Option<CloseReason>,
@@ -244,7 +248,8 @@ pub(super) struct StreamObserver {
     counts: metrics::Stream,
 }
 
-/// The progress of a stream.
+/// The state of a stream between and during the polls of its body. It shows why the body is
+/// dropped.
 #[derive(Clone, Copy, PartialEq)]
 enum Progress {
     /// The body waits for its next poll. If the body is dropped in this state, the client has
@@ -347,8 +352,8 @@ impl StreamObserver {
         self.counts.events_sent(events);
     }
 
-    /// Marks the stream as being polled, and enters its tracing span until the returned value is
-    /// dropped.
+    /// Records that the stream is being polled, and enters its tracing span until the returned
+    /// value is dropped.
     #[inline]
     fn enter(&mut self) -> trace::Entered {
         if self.progress == Progress::Waiting {

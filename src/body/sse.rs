@@ -68,7 +68,8 @@ fn take_unlocked<T>(mutex: &mut Mutex<Option<T>>) -> Option<T> {
     mutex.get_mut().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// Returns all settings except the heartbeat, or `None` if the handler has set no such value.
+/// Returns the settings of the handler except the heartbeat, or `None` if the handler has made no
+/// such setting.
 fn rare(options: &mut Option<Box<Options>>) -> Option<&mut RareOptions> {
     options.as_mut()?.rare.as_deref_mut()
 }
@@ -77,7 +78,7 @@ fn take_end(options: &mut Option<Box<Options>>) -> HandlerEnd {
     rare(options).map(|options| mem::take(options.end())).unwrap_or_default()
 }
 
-/// A chunk or an error that the body keeps until it has returned the current frame.
+/// A chunk or an error of the stream that the body keeps until it has returned the current frame.
 enum Held {
     /// The first bytes of the next frame.
     Chunk(Bytes),
@@ -86,11 +87,12 @@ enum Held {
     Failure { error: BoxError, delay: FlushDelay },
 }
 
-/// The maximum number of items that the body takes from its stream while the stream is always
-/// ready. Then the body returns `Pending` once, so that other tasks of the thread can run.
+/// The maximum number of items that the body takes in a row from a stream that is always ready.
+/// Then the body returns `Pending` once, so that other tasks of the thread can run.
 ///
-/// Without this limit, hyper polls a body that is always ready until the socket is full or the
-/// budget of its task is spent. That can be more than 100 frames of 1,000 small events each.
+/// Without this limit, hyper polls a body that is always ready until the socket is full or tokio's
+/// cooperative budget of the task is spent. That can be more than 100 frames of 1,000 small events
+/// each.
 const MAX_ITEMS_PER_TURN: u32 = 64;
 
 pin_project! {
@@ -123,7 +125,7 @@ pin_project! {
         idle_timer: IdleTimer,
         options: Option<Box<Options>>,
         held: Option<Box<Held>>,
-        // The number of items since the body was pending.
+        // The number of items that were taken from the stream since the body was last pending.
         items_in_turn: u32,
         // Whether the heartbeat is an event. Known after the first poll.
         has_event_heartbeat: bool,
@@ -300,7 +302,7 @@ where
     }
 }
 
-/// The frame that is being built, and the number of its events.
+/// The frame that the current poll of the body builds, and the number of its events.
 struct FrameBuilder {
     buffer: FrameBuffer,
     events: u64,
@@ -450,7 +452,7 @@ where
             };
             return self.add(frame, retry_line(delay), 0);
         }
-        // A slow client is not a failure.
+        // A client that was too slow (`Lagged`) is not a failure, and is not logged.
         if reason == CloseReason::Error {
             trace::failed(Some(&error));
         }
@@ -462,8 +464,8 @@ where
     }
 }
 
-/// Returns the close reason of a stream that ends with this error. Errors of a hub subscription
-/// have the reason `Lagged` or `Shutdown`. All other errors have the reason `Error`.
+/// Returns the close reason of a stream that ends with this error. The errors of a hub subscription
+/// have the reasons `Lagged` and `Shutdown`. All other errors have the reason `Error`.
 fn reason_of(error: &BoxError) -> CloseReason {
     #[cfg(feature = "hub")]
     if let Some(error) = error.downcast_ref() {

@@ -57,7 +57,7 @@ pin_project! {
 }
 
 impl<B: Body> ResponseBody<B> {
-    /// Wraps a body that passes unchanged.
+    /// Wraps the body of a response that passes the layer unchanged.
     pub(crate) fn untouched(body: B) -> Self {
         Self { body, treatment: None }
     }
@@ -75,7 +75,8 @@ impl<B: Body> ResponseBody<B> {
         Self::treated(body, Treatment::Encoded(EncodedStream { observation: Observation::new(link), is_ended: false }))
     }
 
-    /// Creates a body that sends `bytes` instead of `body`, which is never polled.
+    /// Creates a body that sends `bytes` instead of `body`, which is never polled. Used for
+    /// requests that a stream limit rejects.
     pub(crate) fn replaced(body: B, bytes: Bytes) -> Self {
         Self::treated(body, Treatment::Replaced(bytes))
     }
@@ -130,12 +131,14 @@ impl<B: Body + fmt::Debug> fmt::Debug for ResponseBody<B> {
     }
 }
 
-/// The treatment of a body by the layer. Bodies that pass unchanged have no treatment.
+/// The changes that a layer makes to the body of a response. A body that passes unchanged has no
+/// `Treatment`.
 #[expect(clippy::large_enum_variant, reason = "the enum is boxed, and most treated bodies are the largest variant")]
 enum Treatment<E> {
     Stream(PassthroughStream<E>),
     Encoded(EncodedStream),
-    /// The bytes that are sent instead of the inner body.
+    /// The bytes that are sent instead of the inner body, because a stream limit has rejected the
+    /// request.
     Replaced(Bytes),
 }
 
@@ -172,8 +175,8 @@ impl<E> Treatment<E> {
     }
 }
 
-/// An event stream of the inner service and the inner body with its bytes, borrowed together for
-/// one poll.
+/// The state of an event stream that passes the layer, and the inner body that produces its bytes.
+/// Both are borrowed for one poll.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
@@ -221,15 +224,15 @@ where
     }
 }
 
-/// The maximum number of empty frames that are skipped in one poll. Then the body returns `Pending`
-/// once, so that other tasks can run.
+/// The maximum number of empty frames of an inner body that are skipped in one poll. Then the outer
+/// body returns `Pending` once, so that other tasks can run.
 const MAX_EMPTY_FRAMES: usize = 64;
 
 /// Polls a body until it returns a frame that is not empty, an error or its end. Returns `Pending`
 /// after 64 empty frames, and wakes the task.
 ///
-/// An HTTP/2 server would send an empty frame as an empty DATA frame. Node.js closes an HTTP/2
-/// session after 1,000 empty DATA frames.
+/// Empty frames are skipped because an HTTP/2 server would send each of them as an empty DATA
+/// frame. Node.js closes an HTTP/2 session after 1,000 empty DATA frames.
 #[inline]
 fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<B::Error>> {
     for _ in 0..MAX_EMPTY_FRAMES {
@@ -243,7 +246,7 @@ fn poll_nonempty<B: Body<Data = Bytes>>(mut body: Pin<&mut B>, cx: &mut Context<
     Poll::Pending
 }
 
-/// Sets the error as the reason of the end, and logs that the body has failed.
+/// Sets the close reason of the stream to `Error`, and logs that the inner body has failed.
 fn record_failure(observation: &mut Observation) {
     observation.set_reason(CloseReason::Error);
     trace::failed(None);
@@ -275,8 +278,8 @@ struct PassthroughStream<E> {
 struct EventHeartbeat {
     /// Measures the time since the last event that a client dispatches.
     timer: IdleTimer,
-    /// Set if no event that ended in the last chunk has data. A client has then dispatched nothing,
-    /// so a heartbeat may be due although the stream sends bytes.
+    /// Set if the last chunk of the stream completed no event with data. A client has then
+    /// dispatched nothing, so a heartbeat may be due although the stream sends bytes.
     is_invisible: bool,
 }
 
@@ -290,7 +293,7 @@ enum Phase<E> {
     /// Before `outcome` is returned, the bytes of an incomplete byte order mark are sent. An error
     /// also waits for `delay`.
     Held { outcome: NextFrame<E>, delay: FlushDelay },
-    /// The trailers were returned. Only the end of the body can follow.
+    /// The trailers of the inner body were returned. Only its end can follow.
     Trailers,
     /// The response has ended. The inner body is not polled again.
     Ended,
@@ -465,9 +468,10 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Returns the next frame for an `outcome` of the inner body that is not simply forwarded. It
-    /// is data that may begin with a byte order mark, data of a stream that a layer ends, trailers,
-    /// an error or the end. If the data is only a part of the mark, polls `body` again.
+    /// Returns the next frame for an `outcome` of the inner body that is not simply forwarded. Such
+    /// an outcome is data that may begin with a byte order mark, data of a stream that a layer
+    /// ends, trailers, an error or the end. If the data is only a part of the mark, polls `body`
+    /// again.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,
@@ -501,7 +505,7 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Returns the outcome that was kept: trailers, an error or the end of the inner body. An error
+    /// Returns the outcome of the inner body that was kept: trailers, an error or the end. An error
     /// is returned only after a delay, so that the transport can flush the frames before it.
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<NextFrame<E>> {
         if let Phase::Held { outcome: Some(Err(_)), delay } = &mut self.phase {

@@ -19,8 +19,9 @@ pub(super) const ID: &[u8; 4] = b"id: ";
 pub(super) const RETRY: &[u8; 7] = b"retry: ";
 pub(super) const COMMENT: &[u8; 2] = b": ";
 
-/// The number of bytes that are reserved in front of data for fields that are set later. 64 bytes
-/// are enough for an id, a name and a `retry` of usual length. Longer fields enlarge the buffer.
+/// The number of bytes that are reserved in front of an event's data for fields that are set later.
+/// 64 bytes are enough for an id, a name and a `retry` of usual length. Longer fields enlarge the
+/// buffer.
 const ROOM_FOR_FIELDS: usize = 64;
 
 /// The minimum number of bytes that are reserved when an id, a name or `retry` is set before the
@@ -162,8 +163,8 @@ pub(crate) fn retry_line(delay: Duration) -> Bytes {
     Bytes::from(line)
 }
 
-/// Returns the text as comment lines, without a blank line. They may be sent in the middle of an
-/// event.
+/// Returns the text as comment lines, without a blank line. So the comment may be sent in the
+/// middle of an event.
 pub(crate) fn comment_lines(text: &str) -> Bytes {
     let mut lines = Vec::new();
     Lines::of(COMMENT, text.as_bytes()).write(&mut lines);

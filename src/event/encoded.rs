@@ -29,7 +29,7 @@ pub struct EncodedEvents {
 }
 
 impl EncodedEvents {
-    /// Creates a value from bytes that contain `count` complete events.
+    /// Creates encoded events from wire bytes that contain `count` complete events.
     pub(crate) fn from_parts(bytes: Bytes, count: usize) -> Self {
         Self { bytes, count }
     }

@@ -310,7 +310,7 @@ macro_rules! field {
             }
         }
 
-        /// Converts a string literal, and checks it.
+        /// Converts a string literal into an event name or id, and checks the text.
         ///
         /// # Panics
         ///
@@ -381,7 +381,7 @@ macro_rules! field {
             }
         }
 
-        /// Returns the hash of the text, as `Borrow<str>` requires.
+        /// Hashes the text like a `str`, as `Borrow<str>` requires.
         impl hash::Hash for $Field {
             fn hash<H: hash::Hasher>(&self, state: &mut H) {
                 self.as_str().hash(state);

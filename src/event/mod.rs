@@ -1,4 +1,5 @@
-//! Event types and encoding. Invalid field values cannot be constructed.
+//! The types of events and their encoding. An [`EventName`] or [`EventId`] that would break the
+//! format cannot be constructed.
 
 mod decode;
 mod encode;
@@ -258,8 +259,8 @@ impl Event {
         Some(Self { wire: Wire::read(bytes)?, fields: 0 })
     }
 
-    /// Determines which fields an event has that was parsed from wire bytes. After that, a setter
-    /// replaces the existing field instead of adding a second one.
+    /// Detects the fields of an event that was parsed from wire bytes. After that, a setter
+    /// replaces an existing field instead of adding a second one.
     #[cfg(feature = "hub")]
     pub(crate) fn with_fields(mut self) -> Self {
         let fields = [

@@ -226,14 +226,16 @@ impl ser::SerializeStructVariant for StructContent<'_, '_> {
     }
 }
 
-/// The fields of a struct, or the entries of a map. If the first one is the tag of an enum, the
-/// others are the content of the variant. Otherwise the value fails as not tagged.
+/// Receives the fields of a struct or the entries of a map. If the first of them is the tag of an
+/// enum, the others are the content of the variant. Otherwise serialization fails with
+/// [`TaggedError::NotTagged`].
 struct TaggedFields<'a, 'b> {
     struct_name: Option<&'static str>,
     state: State<'a, 'b>,
 }
 
-/// The progress in the fields of a struct or in the entries of a map.
+/// Shows what the next field of the struct, or the next entry of the map, has to be: the tag of a
+/// variant, or a part of its content.
 enum State<'a, 'b> {
     /// The next field is the tag.
     Tag(&'a mut Json<'b>),
@@ -248,8 +250,9 @@ enum State<'a, 'b> {
 }
 
 impl TaggedFields<'_, '_> {
-    /// Accepts the value of the next field or entry: the tag first, and then the content. `key` is
-    /// the name of a field. It is `None` for the entry of a map, whose key was written before.
+    /// Accepts the value of the next field of the struct, or of the next entry of the map: the tag
+    /// first, and then the content. `key` is the name of a field. It is `None` for an entry of a
+    /// map, whose key was written before.
     fn value<T: Serialize + ?Sized>(&mut self, key: Option<&'static str>, value: &T) -> Result<(), TaggedError> {
         if let State::Fields(_, object) = &mut self.state {
             match key {

@@ -9,15 +9,16 @@ pub(super) struct HubConfig {
     pub(super) retention: Limits,
     pub(super) max_topics: usize,
     pub(super) max_topics_per_subscription: usize,
-    /// The treatment of subscribers that are slower than the retention. A subscription can override
-    /// it.
+    /// The treatment of subscribers that are slower than the retention, so that their next events
+    /// were evicted. A subscription can override it.
     pub(super) lag_policy: LagPolicy,
     /// The time that a subscription waits for more events after a write, so that the next write can
     /// carry several events. Zero means no wait. A subscription can override it.
     pub(super) linger: Duration,
-    /// The time for which a member without a subscription is present.
+    /// The time that a member of a topic stays present after its last subscription was dropped.
     pub(super) presence_grace: Duration,
-    /// The time without a sign of life after which the members of a node begin to leave.
+    /// The time without a sign of life after which the other nodes declare this node dead, so that
+    /// its members leave.
     pub(super) presence_lease: Duration,
     pub(super) presence_events: Option<PresenceEvents>,
 }

@@ -37,10 +37,12 @@ use tokio::{
 /// table of all topics, is released. Processing 1,000 of them takes about 0.2 ms.
 pub(super) const SLICE: usize = 1_000;
 
-/// The time that a removal waits for the follower of this node.
+/// The maximum time that [`Core::remove`] waits until this node has read the removal of the topic
+/// in the log of the backend.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time limit of the append after a [shutdown](Core::shut_down).
+/// The time limit of the last append after a [shutdown](Core::shut_down): a record after which the
+/// members of this node leave without waiting for its lease.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
 /// The time that the hub keeps the retention of a topic without events and subscribers. It is
@@ -50,7 +52,7 @@ const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
     pub(super) config: HubConfig,
-    /// The client of the backend, if the hub has one.
+    /// The client of the backend, or `None` for a hub in memory.
     pub(super) backend: Option<Arc<BackendClient>>,
     /// The current epoch, a number that identifies one lifetime of the log. It changes only when
     /// another log has replaced the log of the backend. The lock of the `registry` is held during
@@ -60,7 +62,8 @@ pub(super) struct Core {
     committed: AtomicU64,
     pub(super) wake_queue: Arc<WakeQueue>,
     pub(super) recordings: Arc<Recordings>,
-    /// Wakes the janitor early.
+    /// Wakes the janitor, the task that removes expired events, when a topic expires before the
+    /// time until which the janitor sleeps.
     pub(super) earlier_expiry: Arc<Notify>,
     pub(super) presence: Arc<Presences>,
     subscriptions: AtomicUsize,
@@ -210,7 +213,7 @@ impl Core {
             contents.retention =
                 if limits == self.config.retention { registry.limits(&self.config) } else { Arc::new(limits) };
             registry.retained = registry.retained - contents.evict(now);
-            // The topic was scheduled for the expiry under the old limits.
+            // A removal of expired events may be scheduled under the old limits.
             registry.unschedule(&topic, &mut contents);
         }
         // The limits have to wait for the event of a slow backend. If no event follows, the topic
@@ -271,7 +274,8 @@ impl Core {
         is_finishing || topic.is_some_and(|topic| topic.lock().finished.is_some())
     }
 
-    /// Removes a topic. With a backend, waits until this node has read the removal.
+    /// Removes a topic. With a backend, waits until this node has read the removal in the log, for
+    /// at most 10 seconds.
     pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
         let Some(backend) = &self.backend else {
             self.remove_in_memory(name);
@@ -302,15 +306,18 @@ impl Core {
         registry.forget_if_idle(&topic, now);
     }
 
-    /// Removes the events and the state of a topic. The caller forgets the topic if it is idle.
+    /// Removes the events and the settings of a topic. The caller then drops the topic if it has no
+    /// subscribers.
     pub(super) fn remove_contents(&self, registry: &mut Registry, topic: &Arc<TopicState>, contents: &mut Contents) {
-        // The next event expires under the limits of the hub.
+        // The own limits of the topic are removed, too. The next event expires under the limits of
+        // the hub.
         registry.unschedule(topic, contents);
         let last = contents.log.last().max(contents.log.evicted_through());
         registry.retained = registry.retained - contents.log.truncate_through(last);
         contents.latest_only = false;
         contents.retention = registry.limits(&self.config);
-        // Open subscriptions still have to end. The end is forgotten with the last of them.
+        // A finished topic stays finished until its open subscriptions have ended. Then the hub
+        // drops it.
         contents.is_removed = contents.finished.is_some();
     }
 
@@ -360,8 +367,8 @@ impl Core {
         self.registry.lock().is_shut_down
     }
 
-    /// Removes a subscription from one of its topics. `ticket` identifies the subscription's waiter
-    /// in this topic, if it waits.
+    /// Removes a subscription from one of its topics. `ticket` identifies the entry of the
+    /// subscription in the topic's queue of waiting readers, if the subscription waits.
     pub(super) fn leave(self: &Arc<Self>, topic: &Arc<TopicState>, ticket: &mut Option<Ticket>) {
         let mut contents = topic.lock();
         let waiter = contents.waiters.leave(ticket);
@@ -373,7 +380,8 @@ impl Core {
             contents.left_at = Some(now);
         }
         let is_empty = contents.log.retained().events == 0;
-        // A state begins to age now. If it is due, it is checked at that time.
+        // The event of a `latest_only` topic begins to age now. If a check of the topic is already
+        // scheduled (`due`), that check is enough.
         let needs_check = is_last && (is_empty || (contents.latest_only && contents.due.is_none()));
         drop(contents);
         drop(waiter);
@@ -483,7 +491,7 @@ impl Core {
         // runtime outside of `block_on`.
         let is_late = !late.is_zero() && late > first.lock().retention.max_age / 16;
         if registry.next_sweep.is_some_and(|next| due < next) {
-            // A topic has a shorter retention than those before.
+            // A topic expires before the time until which the janitor sleeps.
             registry.next_sweep = None;
             self.earlier_expiry.notify_one();
         }

@@ -1,4 +1,5 @@
-//! The number of subscribers of a topic, for the streams that watch it.
+//! The number of subscribers of a topic, for the [`SubscriberCounts`](super::SubscriberCounts)
+//! streams that report it.
 
 use super::sync::{Mutex, lock};
 use crate::callback::contain_panic;
@@ -95,7 +96,7 @@ impl Wakers {
         self.0.append(&mut others.0);
     }
 
-    /// Wakes all streams. The caller must hold no lock.
+    /// Wakes the tasks of all these streams. The caller must hold no lock.
     pub(super) fn wake(self) {
         for waker in self.0 {
             contain_panic("waker", || waker.wake());

@@ -49,7 +49,7 @@ impl Node for Core {
     /// process.
     fn deliver(self: &Arc<Self>, page: Page) {
         let now = Instant::now();
-        // Before any of it is committed.
+        // Recordings and presence process the records before the position of the page is committed.
         let beats = self.recordings.note(&page);
         self.presence.note(&page, beats);
         keeper::start(self);
@@ -81,8 +81,8 @@ impl Core {
         let [(_, Record { topic: name, .. }), ..] = run else { return };
         let mut registry = self.registry.lock();
         let Ok(topic) = registry.topic(name, &self.config) else {
-            // The limit of topics is reached, so there are no subscribers. Later subscribers read
-            // the event from the backend.
+            // The limit of topics is reached, so this topic has no subscribers here. Later
+            // subscribers read the events from the backend.
             for (position, record) in run {
                 registry.note_skipped(name, *position);
                 if record.kind == RecordKind::Remove {
@@ -128,7 +128,9 @@ impl Core {
         }
     }
 
-    /// Notes the removal of a topic whose record has this position.
+    /// Records that a topic was removed, so that later reads of the log leave out the earlier
+    /// events of the topic. `at` is the position of the removal record. Events up to
+    /// `evicted_through` may be missing.
     fn note_removal(&self, topic: &Arc<str>, at: Position, evicted_through: Position) {
         if let Some(backend) = &self.backend {
             backend.note_removal(topic, Removal { at, evicted_through });
@@ -160,7 +162,7 @@ impl Core {
         let now = Instant::now();
         let registry = self.registry.lock();
         let is_current = registry.topics.get(&topic.name).is_some_and(|there| Arc::ptr_eq(there, topic));
-        // If this is `false`, the follower has not read all earlier events yet.
+        // If this is `false`, this process has not read all events before the finish record yet.
         let was_read = registry.last >= end;
         let mut contents = topic.lock();
         if is_current && was_read && contents.finished.is_none() && contents.log.ends_at(through) {

@@ -83,6 +83,7 @@ impl Hub {
     ///   [`max_topics_per_subscription`](super::Builder::max_topics_per_subscription).
     /// - [`TooManyTopics`](super::ErrorKind::TooManyTopics) if the hub would have more than
     ///   `max_topics` topics. No topic is then created.
+    /// - [`ReservedTopic`](super::ErrorKind::ReservedTopic) for a topic that the hub uses itself.
     /// - [`Overloaded`](super::ErrorKind::Overloaded) if the client needs history from the backend,
     ///   and 1,024 other history reads run or wait. The client can reconnect with the same id.
     ///

@@ -1,4 +1,5 @@
-//! Linger: a pause after a write. Further events gather in it.
+//! The linger of a subscription: a pause after each write, so that the next write can carry several
+//! events.
 
 use super::ready_list::ReadyList;
 use std::{
@@ -8,8 +9,8 @@ use std::{
 };
 use tokio::time::{Sleep, sleep};
 
-/// The pauses of a subscription after its writes, during which further events gather. The timer is
-/// allocated at the first pause.
+/// The pauses of a subscription after its writes. Events that arrive during a pause are delivered
+/// together. The timer is allocated at the first pause.
 #[derive(Debug)]
 pub(super) struct Linger {
     time: Duration,

@@ -16,8 +16,8 @@ use std::{
 };
 use tokio_stream::Stream;
 
-/// The maximum number of events that a listener yields without being pending. After them, it is
-/// pending once and wakes itself, so that other tasks can run.
+/// The maximum number of events that a listener yields in a row. After these events, it returns
+/// `Pending` once and wakes its task, so that other tasks can run.
 const MAX_EVENTS_PER_TURN: u32 = 64;
 
 /// An event that a [`Listener`] yields, decoded and with its topic and its id.

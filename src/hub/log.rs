@@ -24,9 +24,9 @@ const SEGMENT: usize = 16 * 1024;
 /// bytes are never copied.
 const LARGE: usize = 4 * 1024;
 
-/// New events are added to the open segment, a block of memory. Evicted events leave unused bytes
-/// at its beginning. If these bytes exceed the retained bytes of the segment by more than this
-/// number, the retained events are moved to the beginning.
+/// The tolerance for unused bytes in the open segment, the block of memory that takes new events.
+/// Evicted events leave unused bytes at its beginning. If these exceed the retained bytes by more
+/// than this number, the retained events are moved to the beginning.
 const SLACK: usize = 512;
 
 /// The limits for the events that a topic retains. An event is evicted when it exceeds any of them.
@@ -78,7 +78,7 @@ impl Sub for Amount {
 /// The result of reading a topic after a cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// The next events, and the position of the last of them.
+    /// The next events after the cursor, and the position of the last of these events.
     Events(EncodedEvents, Position),
     /// No event follows the cursor yet.
     Nothing,
@@ -90,8 +90,8 @@ pub(super) enum Read {
 pub(super) struct Log {
     sealed: VecDeque<Segment<Bytes>>,
     open: Segment<Vec<u8>>,
-    /// The last read of the open segment, which takes new events. The read contains a copy of
-    /// events. Readers at the same position share this copy.
+    /// The result of the last read of the open segment, the block of memory that takes new events.
+    /// It contains a copy of the events, which readers at the same position share.
     cached_read: Option<Box<CachedRead>>,
     retained: Amount,
     last: Position,
@@ -161,7 +161,7 @@ impl Log {
     }
 
     /// Adds an event at this position, which must be greater than all earlier positions. Evicts
-    /// nothing. `limits` determines the size of the memory blocks for events.
+    /// nothing: `limits` only determines the size of the memory blocks for events.
     pub(super) fn push(&mut self, position: Position, event: Event, limits: &Limits, now: Instant) {
         let size = event.as_bytes().len();
         let segment = limits.segment();
@@ -223,7 +223,8 @@ impl Log {
         while self.retained.events > 1 {
             self.evict_oldest();
         }
-        // The watermark does not change, so a cached read would still return the replaced events.
+        // The eviction watermark does not change, so a cached read would still return the replaced
+        // events.
         self.cached_read = None;
         self.evicted_through = evicted_through;
     }
@@ -274,7 +275,7 @@ impl Log {
     /// block of memory, so it may contain only some of these events.
     ///
     /// If events after `after` were evicted, returns [`Read::Evicted`]. Evicted events up to
-    /// `gap_reported_through` do not count, because they need no further report.
+    /// `gap_reported_through` do not count, because a gap was already reported for them.
     pub(super) fn read(&mut self, after: Position, gap_reported_through: Position, through: Position) -> Read {
         let after = after.max(gap_reported_through);
         if self.evicted_through > after {

@@ -1,4 +1,5 @@
-//! The merge: the topics of a subscription to several topics, in the order of the log.
+//! The merge of a subscription to several topics: it delivers the events of all topics in the order
+//! of the log.
 
 use super::{
     backend::Position,
@@ -15,8 +16,8 @@ use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, task::Waker};
 /// 50 µs.
 const SLICE: usize = 256;
 
-/// Merges the topics of one subscription in the order of the log. An event costs O(log n), where n
-/// is the number of topics with an undelivered event.
+/// Merges the events of the topics of one subscription, in the order of the log. The delivery of an
+/// event costs O(log n), where n is the number of topics with an undelivered event.
 ///
 /// Each topic has a reader, which is in one of three states:
 ///
@@ -30,8 +31,8 @@ pub(super) struct Merge {
     /// The indices of the readers that have to look at their topics. An index can be in the list
     /// twice.
     unchecked: Vec<u32>,
-    /// The readers that know the position of their next event, with this position. The reader with
-    /// the smallest position is the first to deliver its event.
+    /// The readers that know the position of their next event, each with this position. The reader
+    /// with the smallest position delivers next.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
     /// The number of topics that are finished and whose events were all delivered.
     finished: usize,
@@ -39,8 +40,8 @@ pub(super) struct Merge {
     /// is after the cursor of the subscription. When no topic has a further event, the cursor moves
     /// to this position.
     delivered_through: Position,
-    /// The number of the first entry of the wake queue that this merge has not looked at. An entry
-    /// is a topic that has changed and has not yet notified all of its waiting readers.
+    /// The number of the first entry of the hub's wake queue that this merge has not looked at. An
+    /// entry is a topic that has changed and has not yet notified all of its waiting readers.
     looked_at: u64,
     /// The index of the reader whose events the last call of `step` has returned.
     pub(super) last_turn: u32,
@@ -92,9 +93,9 @@ impl Merge {
         cursor: Position,
         waker: Option<&Waker>,
     ) -> Step {
-        // A state that a gap has passed over. The id of the gap is that of the state as well, so
-        // the state can precede the next gap. Otherwise a topic that lags all the time would starve
-        // it.
+        // The next event can be at or before the cursor if a gap has passed over a `latest_only`
+        // topic. Its event is delivered first, with the id of the gap. Otherwise another topic that
+        // lags all the time, with gap after gap, would starve this topic.
         while let Some(place) = self.next_place().filter(|place| *place <= cursor) {
             if let Some(step) = self.take_turn(readers, cursor, place) {
                 return step;
@@ -129,9 +130,9 @@ impl Merge {
             match self.turns.peek().copied() {
                 // This event is after the committed position, so an event with a smaller position
                 // may not be visible yet. A topic is unlocked after its last event was committed,
-                // so the next committed position is enough. The exception: another log was read
-                // since, and its positions are smaller. Then the topic is shut down, or will be in
-                // a moment.
+                // so the loop continues with the next committed position. The exception: another
+                // log has replaced the log, and its positions are smaller. Then the topic is shut
+                // down, or will be in a moment.
                 Some(Reverse((next, index))) if next > committed => {
                     if readers[index as usize].topic.lock().is_shut_down {
                         return Step::Shutdown;
@@ -143,7 +144,9 @@ impl Merge {
                     }
                 }
                 None => {
-                    // An event before an uncommitted state may not be visible yet.
+                    // The delivered event of a `latest_only` topic can be after the committed
+                    // position. Events of other topics before it may not be visible yet, so the
+                    // cursor does not pass the committed position.
                     let caught_up = self.delivered_through.min(committed);
                     if caught_up > cursor {
                         return Step::CaughtUp(caught_up);
@@ -176,9 +179,9 @@ impl Merge {
         self.ready.take(unchecked);
     }
 
-    /// Returns the next events of the topic whose next event is the oldest. They are not after
-    /// `through`, and precede the events of all other topics. If a newer event of a `latest_only`
-    /// topic has replaced them, returns the newer event.
+    /// Returns the next events of the reader with the smallest position in `turns`: its events up
+    /// to `through` that precede the events of all other topics. If a newer event of a
+    /// `latest_only` topic has replaced them, returns the newer event.
     ///
     /// Returns `None` if the topic has no undelivered event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
@@ -193,8 +196,8 @@ impl Merge {
         step
     }
 
-    /// Updates `turns` and `finished` after the reader with this index has looked at its topic.
-    /// `was_finished` is `true` if the reader was finished before it looked.
+    /// Updates `turns` and `finished` after the reader with this index has looked for its next
+    /// event. `was_finished` is the value of `reader.is_finished` before that.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);

@@ -1,4 +1,4 @@
-//! Readers: a subscription has one reader for each of its topics.
+//! The readers of subscriptions. A subscription has one reader for each of its topics.
 
 use super::{
     backend::Position,
@@ -60,7 +60,7 @@ pub(super) struct Reader {
     pub(super) ticket: Option<Ticket>,
 }
 
-/// Describes how a subscription to a single topic waits for the next change of the topic.
+/// The wait of a subscription to a single topic for the next change of the topic.
 pub(super) struct Wait {
     /// A copy of the waker that is registered with the topic. If the subscription is polled with
     /// another waker, it registers the other waker.
@@ -88,16 +88,16 @@ impl Reader {
         self.next = None;
     }
 
-    /// Prepares the reader for continuing after a gap. `state` is the position of the newest event
-    /// if the topic is `latest_only` and retains an event. This event is then delivered at the
-    /// known position of the next event, or otherwise at `state`. With `None`, the reader looks for
-    /// its next event again.
+    /// Prepares the reader to continue after a gap. With `None`, the reader looks for its next
+    /// event again. In a `latest_only` topic that retains an event, `state` is the position of this
+    /// event. The event is then delivered at the position in `next`, if there is one, and otherwise
+    /// at `state`.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
 
-    /// Returns the position after which the events of this topic follow. Events up to this position
-    /// were delivered, reported as missing, or are before the topic's own start.
+    /// Returns the position after which the reader looks for the next event of its topic. Events up
+    /// to this position were delivered, reported as missing, or are before the topic's own start.
     pub(super) fn resumes_after(&self, cursor: Position) -> Position {
         cursor.max(self.gap_reported_through).max(self.delivered_through)
     }
@@ -177,20 +177,21 @@ impl Reader {
         }
         let replaced;
         (self.next, replaced) = look(&mut contents, from, &mut self.ticket, waiter);
-        // This can change: in the log of a backend, an event can follow the finish record of its
-        // topic.
+        // A finished topic can continue: in the log of a backend, an event can follow the finish
+        // record of its topic.
         self.is_finished = self.next.is_none() && contents.finished.is_some();
         TopicState::unlock_and_help(contents);
         drop(replaced);
         Ok(())
     }
 
-    /// Returns the events of this topic after `cursor` and up to `through`. If a newer event of a
-    /// `latest_only` topic has replaced them, returns the newer event, at the greater of `place`
-    /// and `cursor`. Returns `None` if the topic has no event after `cursor`.
+    /// Returns the events of this topic after `cursor` and up to `through`. Returns `None` if the
+    /// topic has no event after `cursor`. If a newer event of a `latest_only` topic has replaced
+    /// the events, returns the newer event. The cursor then moves to `place`, the known position of
+    /// the replaced event, and never backwards.
     ///
-    /// Also looks for the next event after the returned events. If there is none, registers the
-    /// waiter for the next change.
+    /// Also looks for the next event after the returned events, and stores its position in `next`.
+    /// If there is no such event, registers the waiter for the next change of the topic.
     pub(super) fn take_turn(
         &mut self,
         place: Position,
@@ -227,9 +228,9 @@ impl Reader {
     }
 }
 
-/// Returns the position of the first event after `from`. If there is none, returns `None` and
-/// registers a new waiter, in place of the waiter that `ticket` identifies. The second result is
-/// the replaced waiter, which the caller drops after it has unlocked the topic.
+/// Returns the position of the topic's first event after `from`. If there is no such event, returns
+/// `None` and registers a new waiter, in place of the waiter that `ticket` identifies. The second
+/// result is the replaced waiter, which the caller drops after it has unlocked the topic.
 fn look(
     contents: &mut Contents,
     from: Position,

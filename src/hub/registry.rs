@@ -22,17 +22,18 @@ pub(super) struct Registry {
     pub(super) last: Position,
     pub(super) retained: Amount,
     pub(super) published: u64,
-    /// The limits of topics without limits of their own. `None` before the first topic.
+    /// The retention limits of the hub, which topics without limits of their own share. `None`
+    /// before the first topic.
     limits: Option<Arc<Limits>>,
     tombstones: Tombstones,
-    /// The numbers of subscribers that streams watch, by the names of the topics. An entry can
-    /// exist without a topic.
+    /// The numbers of subscribers that [`SubscriberCounts`](super::SubscriberCounts) streams
+    /// report, by the names of the topics. An entry can exist without a topic.
     pub(super) count_watches: HashMap<Arc<str>, Arc<CountWatch>>,
     /// The topics whose expired events have to be removed, sorted by the time of this removal. The
     /// number is the address of the topic, and distinguishes topics with the same time.
     pub(super) due: BTreeMap<(Instant, u64), Arc<TopicState>>,
     pub(super) janitor: Option<AbortHandle>,
-    /// The time until which the janitor sleeps.
+    /// The time until which the janitor, the task that removes expired events, sleeps.
     pub(super) next_sweep: Option<Instant>,
     pub(super) is_shut_down: bool,
     /// Set if the hub has a backend, which may retain events that this process has evicted.
@@ -63,7 +64,7 @@ impl Registry {
         Ok(topic)
     }
 
-    /// Returns the limits of the hub, which apply to topics without limits of their own.
+    /// Returns the retention limits of the hub, which apply to topics without limits of their own.
     pub(super) fn limits(&mut self, config: &HubConfig) -> Arc<Limits> {
         self.limits.get_or_insert_with(|| Arc::new(config.retention)).clone()
     }
@@ -115,8 +116,8 @@ impl Registry {
         (self.topics.drain().map(|(_, topic)| topic).collect(), wakers)
     }
 
-    /// Records that the backend has evicted all events up to `through`. Returns all topics, and the
-    /// caller removes these events from each of them.
+    /// Records that the backend has evicted all events up to `through`. Returns all topics, so that
+    /// the caller removes these events from each topic.
     pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
@@ -137,7 +138,8 @@ impl Registry {
         self.due.insert((due, Arc::as_ptr(topic).addr() as u64), topic.clone());
     }
 
-    /// Cancels the scheduled removal of expired events, because the topic has no events.
+    /// Cancels the scheduled removal of the topic's expired events. Has no effect if no removal is
+    /// scheduled.
     pub(super) fn unschedule(&mut self, topic: &Arc<TopicState>, contents: &mut Contents) {
         if let Some(due) = contents.due.take() {
             self.due.remove(&(due, Arc::as_ptr(topic).addr() as u64));
@@ -204,7 +206,7 @@ impl Registry {
     }
 }
 
-/// Returns an error if the hub uses the topic itself.
+/// Returns an error for the name of the topic that the hub uses for its own records.
 pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
     if *name == *beat::TOPIC { Err(Error::reserved_topic(name)) } else { Ok(()) }
 }
@@ -212,9 +214,9 @@ pub(super) fn check_reserved(name: &str) -> Result<(), Error> {
 /// The eviction watermark of each dropped topic: events up to and including this position may be
 /// missing. If a topic is created again, a returning client still gets a gap.
 ///
-/// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. If a
-/// hash or the limit makes topics share the greatest watermark, a gap may be reported although no
-/// event is missing.
+/// Topics are identified by the hashes of their names. At most 10,000 watermarks are kept. At this
+/// limit, the greatest of them replaces all of them, and applies to every topic. For this reason,
+/// or if two names have the same hash, a gap may be reported although no event is missing.
 #[derive(Default)]
 struct Tombstones {
     topics: HashMap<u64, Position>,

@@ -24,16 +24,16 @@ use tokio::time::{Instant, Sleep, sleep, timeout_at};
 /// between this time and twice this time, so that not all subscriptions read at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The maximum time that a new subscription waits for old events from the backend. After this time,
-/// the client gets its response, and the events follow when they arrive.
+/// The maximum time that subscribing waits for old events from the backend. After this time, the
+/// client gets its response, and the events follow when they arrive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A replay reads old events from the backend for one subscription. It ends as soon as this process
 /// retains all events that follow.
 pub(super) struct Replay {
     pending_gap: Option<PendingGap>,
-    /// Set if the id of the client may be newer than the end of the log. The backend has not
-    /// responded yet, so this is unknown.
+    /// Set if the id of the client may be newer than the end of the log. This is unknown until the
+    /// backend responds.
     is_unsure: bool,
     state: State,
 }
@@ -44,8 +44,8 @@ struct PendingGap {
     /// The client has its events up to this position. If a later event was evicted, there is a gap.
     after: Position,
     reason: GapReason,
-    /// Set if events are certainly missing. The gap event is sent when the first event after the
-    /// gap is known, because the gap event contains the id of that event.
+    /// Set if it is known that events are missing. The gap event is sent when the first event after
+    /// the gap is known, because the gap event contains the id of that event.
     is_confirmed: bool,
     /// Set if the client continues from its last id. Without a gap, the subscription then counts as
     /// resumed.
@@ -57,13 +57,13 @@ enum State {
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// Events to yield at the next poll, their topics, and the page of the backend that they are
-    /// from. The new cursor after these events is the end of the page.
+    /// Events to yield at the next poll, their topics, and the page of the backend that contains
+    /// them. After these events, the cursor moves to the end of the page.
     Yields(EncodedEvents, Runs, Arc<EncodedPage>),
 }
 
-/// The future of a read from the backend. The mutex is never locked: it only makes the subscription
-/// `Sync`, which the future is not.
+/// The future of a read from the backend. The mutex is never locked: it makes the subscription
+/// `Sync` although the future is not `Sync`.
 struct PageRequest(Mutex<Pin<Box<PageFuture>>>);
 
 type PageFuture = dyn Future<Output = Result<Arc<EncodedPage>, RunError>> + Send;
@@ -175,7 +175,7 @@ impl Subscription {
                     let (events, runs, page) = (events.clone(), runs.clone(), page.clone());
                     self.replay = None;
                     if self.is_removed_since(&page) {
-                        // The topics then report the removal like a lag.
+                        // Reading the topics then reports the removed events as a gap, like a lag.
                         return Poll::Ready(None);
                     }
                     self.cursor = self.cursor.max(page.through);
@@ -254,8 +254,9 @@ impl Subscription {
         self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
     }
 
-    /// Returns whether events were removed from the topics of this subscription that the client has
-    /// not received, and that no gap has reported.
+    /// Returns `true` if an application has removed a topic of this subscription, and with it
+    /// events that the client has not received. Removed events do not count if a gap has already
+    /// reported them.
     fn has_missed_removed(&self, page: &EncodedPage) -> bool {
         let after =
             self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref()).map(|pending_gap| pending_gap.after);

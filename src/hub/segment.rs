@@ -33,8 +33,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Self { bytes, entries: Vec::new(), dead: 0, born: None }
     }
 
-    /// Returns `true` if an event at time `now` can be added: the first event of the segment is at
-    /// most 49 days older. Times within a segment are stored as `u32` milliseconds.
+    /// Returns `true` if the segment can take an event at time `now`: the first event of the
+    /// segment is at most 49 days older. Times within a segment are stored as `u32` milliseconds.
     pub(super) fn takes(&self, now: Instant) -> bool {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
@@ -66,8 +66,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
-    /// Returns the offset of the first byte of the event with this index. For an index equal to the
-    /// number of events, returns the length of the buffer.
+    /// Returns the offset in the segment of the first byte of the event with this index. For an
+    /// index equal to the number of events, returns the length of the segment.
     fn start_of(&self, entry: usize) -> usize {
         match entry.checked_sub(1) {
             None => 0,

@@ -19,7 +19,7 @@ use crate::EventId;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The topics of a new subscription, and where it begins in each of them.
+/// The topics of a new subscription, and the start of the subscription in each topic.
 struct Topics {
     /// The names of the topics, sorted and without duplicates.
     names: Vec<Arc<str>>,
@@ -56,8 +56,8 @@ impl Topics {
         Self { names, starts }
     }
 
-    /// Returns the start after the id with the greatest position in the log of this epoch, or any
-    /// start if no start has such an id. If this process has not read the log up to that position,
+    /// Returns the [`Start::After`] whose id has the greatest position in the log of this epoch, or
+    /// any start if there is no such id. If this process has not read the log up to that position,
     /// the caller asks the backend for the end of the log.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
@@ -90,7 +90,7 @@ impl Beginning {
                 Ok(position) if position <= last => (position, Some(id.clone()), None, false),
                 Ok(position) if is_unsure => (position, Some(id.clone()), None, true),
                 Ok(_) => (Position::START, Some(id.clone()), Some(GapReason::Ahead), false),
-                // The client chooses the length.
+                // The client chooses the length of this id, so the id is shortened.
                 Err(reason) => (Position::START, Some(id.clone().shortened()), Some(reason), false),
             },
             Start::Earliest => (Position::START, None, None, false),
@@ -100,7 +100,7 @@ impl Beginning {
     }
 }
 
-/// The topics that a new subscription has joined so far, and where it resumes.
+/// The topics that a new subscription has joined so far, and the point in the log where it resumes.
 struct Joined {
     readers: Vec<Reader>,
     point: ResumePoint,
@@ -135,7 +135,8 @@ impl Core {
                 end = Some(backend.end(self.committed(), topics.newest_start(self.epoch())).await);
             }
             let subscription = match self.subscribe_to_known(&topics, end.as_ref()) {
-                // The hub was shut down in the meantime.
+                // The hub was shut down in the meantime. The next attempt returns a subscription
+                // that ends at once.
                 Err(error) if error.kind() == ErrorKind::Shutdown => continue,
                 subscription => subscription?,
             };
@@ -167,7 +168,8 @@ impl Core {
             None => (registry.last, false),
         };
         let has_own_starts = topics.starts.len() > 1;
-        // Without an answer of the backend, a topic's own start after the known end is a gap.
+        // If the topics have different starts and the backend has not responded, a start after the
+        // known end of the log is reported as a gap.
         let is_unsure = is_unsure && !has_own_starts;
         let beginnings: Vec<_> =
             topics.starts.iter().map(|start| Beginning::of(start, epoch, last, is_unsure)).collect();
@@ -189,7 +191,8 @@ impl Core {
             let mut subscription =
                 Subscription::new(self.clone(), epoch, readers, self.config.lag_policy, cursor, last, origin);
             if is_unsure || has_own_starts {
-                // The client keeps its id, which may be newer, or returns without an id.
+                // The subscription sends no cursor. So the client keeps its own id, which may be
+                // newer, or returns without an id.
                 return Ok(Some(subscription.without_control_events()));
             }
             subscription.resume(requested.filter(|_| is_resume || reason.is_some()), reason, None);
@@ -290,7 +293,7 @@ impl Core {
                 }
             }
             let first = contents.log.first_after(base.max(evicted_through));
-            // The follower has not read the events after the last position of the registry yet.
+            // This process has not read the events after the last position of the registry yet.
             joined.point = joined.point.and(ResumePoint::of(first, registry.last.max(base)));
             drop(contents);
             let mut reader = Reader::new(topic, evicted_through.min(evicted_by_backend));

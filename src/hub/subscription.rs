@@ -96,8 +96,8 @@ pub struct Subscription {
     pub(super) epoch: Epoch,
     /// The readers of the topics, one for each topic. Empty after the end of the subscription.
     pub(super) readers: Readers,
-    /// Puts the events of several topics in order. Also present for a single topic if the
-    /// subscription pauses after writes.
+    /// Merges the events of several topics in the order of the log. Also present for a single topic
+    /// if the subscription pauses after writes.
     merge: Option<Box<Merge>>,
     /// Every event up to this position was delivered to the client, or reported as missing.
     pub(super) cursor: Position,
@@ -117,13 +117,14 @@ pub struct Subscription {
     pub(super) origin: Origin,
     /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set when it is too late to send the event with the cursor first: the response has already
-    /// taken it, or the subscription was polled.
+    /// Set once a response has taken the event with the cursor, or the subscription was polled. The
+    /// stream of the subscription then no longer begins with this event.
     has_preamble: AtomicBool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
     has_failed: bool,
-    /// The memberships that last as long as the subscription.
+    /// The members that [`Topic::join`](super::Topic::join) makes present in topics as long as this
+    /// subscription exists.
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
@@ -492,7 +493,8 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Replaces the id of an event by the cursor.
+    /// Replaces the id of an event by the cursor. Used for an event that is delivered in place of
+    /// an older event, which it has replaced.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();
@@ -542,7 +544,8 @@ impl Subscription {
             let from = reader.resumes_after(self.cursor);
             let first = contents.log.first_after(from);
             point = point.and(ResumePoint::of(first, from.max(through)));
-            // A state keeps its place. Otherwise a topic that lags all the time would starve it.
+            // A `latest_only` topic keeps its place in the order of delivery. Otherwise another
+            // topic that lags all the time, with gap after gap, would starve it.
             let is_state = contents.latest_only;
             drop(contents);
             reader.reset_after_gap(first.filter(|_| is_state));

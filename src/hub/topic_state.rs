@@ -1,4 +1,4 @@
-//! The state of one topic: its log, and the readers that wait for its next change.
+//! The state of one topic of a hub: its log, and the readers that wait for its next change.
 
 use super::{
     backend::Position,
@@ -23,19 +23,20 @@ pub(super) struct TopicState {
 
 pub(super) struct Contents {
     pub(super) log: Log,
-    /// The limits of the hub, which its topics share, or the own limits of this topic.
+    /// The retention limits of this topic: limits of its own, or the limits of the hub, which
+    /// topics share.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
-    /// The subscriptions that pause after a write. Events do not wake them during the pause, but
-    /// the end of the topic does, through the list. The key is the address of this list.
+    /// The ready lists of the subscriptions that pause after their writes. Events do not wake a
+    /// subscription during its pause, but the end of the topic does, through its list. The key is
+    /// the address of the list.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// Reports each change of the number of subscribers to the streams that watch this number.
     /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The last time when the number of subscribers became zero. `None` if the topic never had
-    /// subscribers, or still has its first ones.
+    /// The last time when the number of subscribers became zero. `None` if that has never happened.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
@@ -126,8 +127,8 @@ impl TopicState {
         has_more
     }
 
-    /// Unlocks the contents. If waiters are due, because the topic has changed, wakes up to four of
-    /// them.
+    /// Unlocks the contents of a topic. If the topic has changed and waiting readers were not woken
+    /// yet, wakes up to four of them.
     ///
     /// Readers call this. So waiters are woken even if the task that should wake them does not run.
     #[inline]
@@ -141,24 +142,24 @@ impl TopicState {
     }
 }
 
-/// The maximum number of waiters that a publisher wakes itself. A task wakes the remaining waiters,
-/// also in batches of this size.
+/// The maximum number of waiting readers that a publisher wakes itself after a change of a topic. A
+/// task wakes the remaining readers, also in batches of this size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
-/// The maximum number of other waiters that a reader wakes if the topic has changed and they were
-/// not woken yet.
+/// The maximum number of other waiting readers that a reader of a topic wakes, if the topic has
+/// changed and they were not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
-/// The waiters to wake after a change of the topic. A change is large, so it is filled and woken in
-/// place, and never moved.
+/// The waiting readers to wake after a change of a topic. A `Change` is large, so it is filled and
+/// woken in place, and never moved.
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
     /// The wakers of subscriptions that pause after a write. Empty unless the topic is finished or
     /// shut down.
     lingering: Vec<Waker>,
-    /// Set if the topic has more than 32 waiters to wake, which are more than the publisher wakes
-    /// itself. Each waiter has a number, and all remaining waiters with a smaller number than this
+    /// Set if the topic has more than 32 waiters to wake, because the publisher wakes only 32 of
+    /// them itself. Each waiter has a number. All remaining waiters with a smaller number than this
     /// value have to be woken.
     pub(super) rest: Option<u64>,
 }
@@ -211,7 +212,8 @@ impl Contents {
         self.log.evict(&self.retention, now)
     }
 
-    /// Returns when the oldest event expires, or when the end of the topic is forgotten.
+    /// Returns the time when the oldest event expires. If no event expires, returns the time when
+    /// the hub forgets that the topic is finished. `None` if neither happens.
     pub(super) fn expiry(&self) -> Option<Instant> {
         self.ages_since().or(self.finished).and_then(|since| self.retention.expiry(since))
     }

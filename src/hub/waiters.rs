@@ -1,4 +1,4 @@
-//! The queue of the readers that wait for a topic.
+//! The queue of the readers that wait for the next change of a topic.
 
 use super::ready_list::ReadyList;
 use crate::callback::contain_panic;
@@ -18,7 +18,8 @@ pub(super) struct Waiters {
     /// The number of the first entry in the queue. The numbers of the following entries are
     /// consecutive.
     first: u64,
-    /// All entries with a smaller number are due: the topic has changed since they were added.
+    /// All entries with a smaller number than this value are due to be woken: the topic has changed
+    /// since they were added.
     due: u64,
     /// The numbers of empty entries that new waiters can use. Entries that are due are not reused.
     vacant: Vec<u64>,
@@ -34,8 +35,8 @@ pub(super) enum Waiter {
     Merged(Arc<ReadyList>, u32),
 }
 
-/// Identifies the entry of one waiter in the queue. Stores the number of the entry plus one, so
-/// that an `Option<Ticket>` takes no more memory.
+/// Identifies the entry of one waiting reader in the queue of a topic. Stores the number of the
+/// entry plus one, so that an `Option<Ticket>` takes no more memory.
 #[derive(Debug)]
 pub(super) struct Ticket(NonZeroU64);
 
@@ -53,8 +54,8 @@ impl Waiters {
     /// Adds a waiter, or replaces the waiter that `ticket` identifies. Stores the ticket of the new
     /// entry. Returns the replaced waiter, which the caller drops after it has released its locks.
     ///
-    /// The caller has seen all changes of the topic. So if its old entry is due to be woken, the
-    /// entry is emptied, and the waiter gets a new entry that is not due.
+    /// The caller has seen all changes of the topic. So if its old entry is still due to be woken
+    /// for a change, the entry is emptied, and the waiter gets a new entry that is not due.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);

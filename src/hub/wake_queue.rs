@@ -1,4 +1,5 @@
-//! The queue of topics with a large audience that is due, and the task that wakes it.
+//! The queue of changed topics that have many waiting readers, and the task that wakes these
+//! readers.
 
 use super::{
     sync::{AtomicU64, Mutex, Ordering, lock},
@@ -16,7 +17,8 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of topics that were added since the queue was created.
+    /// The number of entries that were added since the queue was created. The next entry gets this
+    /// number.
     added: AtomicU64,
 }
 
@@ -29,7 +31,7 @@ struct Queue {
 }
 
 struct Due {
-    /// The number of topics that were added to the queue before this topic. It identifies the
+    /// The number of topics that were added to the queue before this topic. It identifies this
     /// entry.
     number: u64,
     topic: Arc<TopicState>,
@@ -46,10 +48,11 @@ impl WakeQueue {
     const STALLED: Duration = Duration::from_millis(10);
 
     /// The number of batches of one topic that the task wakes before it yields. A batch has up to
-    /// 32 waiters, so the task yields after up to 512 waiters.
+    /// 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
-    /// Adds a topic that has changed and has waiters to wake. Returns the number of the entry.
+    /// Adds a topic that has changed and has waiting readers to wake. Returns the number of the
+    /// entry.
     ///
     /// The caller makes the position of the change visible after this call. So a subscription that
     /// sees this position also finds the topic in the queue.
@@ -75,12 +78,13 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Makes sure that all waiters of `topic` are woken. `number` is the number of its entry, the
-    /// result of [`add`](Self::add). Starts the task that wakes waiters, unless it is running.
-    /// Outside of a runtime, wakes the waiters with a number smaller than `through` itself.
+    /// Makes sure that all readers that wait for `topic` are woken. `number` is the number of its
+    /// entry, the result of [`add`](Self::add). Starts the task that wakes readers, unless it is
+    /// running. Outside of a runtime, wakes the waiting readers with a number smaller than
+    /// `through` itself.
     ///
-    /// If more than 1,024 topics are queued, also wakes waiters of queued topics. The caller must
-    /// hold no lock.
+    /// If more than 1,024 topics are queued, also wakes readers of queued topics, until the queue
+    /// is short enough. The caller must hold no lock.
     pub(super) fn wake(self: &Arc<Self>, number: u64, topic: &TopicState, through: u64, now: Instant) {
         let Some(runtime) = Runtime::current() else {
             topic.wake_through(through);
@@ -104,8 +108,9 @@ impl WakeQueue {
         }
     }
 
-    /// Wakes up to 512 waiters of the first topic in the queue. If the topic has more waiters,
-    /// moves it to the end. Returns `false` if the queue is empty afterwards.
+    /// Wakes up to 512 readers that wait for the first topic in the queue. If more readers wait for
+    /// it, moves the topic to the end of the queue. Returns `false` if the queue is empty
+    /// afterwards.
     fn wake_slice(&self) -> bool {
         let mut queue = lock(&self.queue);
         let Some(next) = queue.topics.front() else {
@@ -117,7 +122,7 @@ impl WakeQueue {
         drop(queue);
         let has_more = (0..Self::BATCHES).all(|_| topic.wake_batch());
         let mut queue = lock(&self.queue);
-        // Another thread may have removed it.
+        // Another thread may have removed the entry of the topic.
         if let Some(index) = queue.topics.iter().position(|due| due.number == number) {
             let due = queue.topics.remove(index);
             queue.topics.extend(due.filter(|_| has_more));
@@ -130,8 +135,8 @@ impl WakeQueue {
     }
 }
 
-/// Held by the task that wakes waiters. If the task is dropped because its runtime shuts down,
-/// dropping this value wakes all remaining waiters.
+/// A guard of the task that wakes the readers of the queued topics. If the task is dropped because
+/// its runtime shuts down, dropping this guard wakes all remaining readers.
 struct Running {
     queue: Arc<WakeQueue>,
     has_ended: bool,
@@ -168,7 +173,7 @@ impl Runtime {
     }
 }
 
-/// A thread that replaces the tokio task in tests with loom.
+/// Starts a thread in place of a tokio task, for tests with loom.
 #[cfg(tower_sse_loom)]
 struct Runtime;
 

@@ -13,7 +13,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// A variant of an enum: an event with the same name.
+/// A variant of an enum. The stream sends it as an event with the same name.
 #[derive(Debug, PartialEq)]
 pub(super) struct Variant {
     pub(super) name: String,
@@ -156,7 +156,7 @@ fn remove(object: &mut Value, key: &str) {
     object.retain(|name, value| !(matches!(&**name, "properties" | "required") && is_empty(value)));
 }
 
-/// Returns `true` if a schema says no more than the type of the value.
+/// Returns `true` if a schema specifies nothing but the type of the value.
 fn is_empty(schema: &Value) -> bool {
     schema.as_object().is_some_and(|schema| schema.keys().all(|key| key == "type"))
 }

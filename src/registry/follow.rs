@@ -34,8 +34,8 @@ use tokio_stream::Stream;
 
 /// The topic for closed streams. Each node of a hub announces the keys whose streams it has closed.
 const TOPIC: &str = "tower-sse/closed-streams";
-/// The pause before a failed announcement of a close is published again, and before a subscription
-/// that has ended is replaced.
+/// The pause before a failed announcement of a close is published again. Also the pause before a
+/// node subscribes again, after its subscription to the announcements has ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl<K> StreamRegistry<K>
@@ -187,8 +187,8 @@ where
     }
 }
 
-/// The announcement of a close. If it is dropped before [`publish`](Self::publish) has succeeded, a
-/// background task publishes it.
+/// The announcement to the other nodes that this node has closed the streams of a key. If it is
+/// dropped before [`publish`](Self::publish) has succeeded, a background task publishes it.
 struct Announcement {
     topic: Topic,
     queue: UnboundedSender<Event>,
@@ -299,7 +299,7 @@ impl Publisher {
                     next_attempt = Some(Instant::now());
                 }
                 Some(None) if self.pending.is_empty() => return,
-                // No further announcement can come.
+                // All handles are dropped, so no further announcement can come.
                 Some(None) => sleep(RETRY_PAUSE).await,
                 None => {}
             }
@@ -360,7 +360,7 @@ where
     /// Reads announcements until the hub is shut down, or until all handles of the registry are
     /// dropped.
     async fn run(self, mut subscription: Subscription) {
-        // Begins when the node reads an event.
+        // The time when the node last read an event, or was last found to be cut off.
         let mut silent_since = Instant::now();
         loop {
             let deadline = self.silence.and_then(|silence| silent_since.checked_add(silence));
@@ -385,7 +385,8 @@ where
             }
             drop(registry);
             sleep(RETRY_PAUSE).await;
-            // If there is no new subscription, the old one has ended, which leads here again.
+            // If subscribing fails, the old subscription is kept. It has ended, so the loop comes
+            // here again.
             let again = until(deadline, self.topic.subscribe(Start::After(subscription.cursor()))).await;
             let Some(registry) = self.registry.upgrade() else { return };
             // An ended subscription is ready each time, so the wait for its next item never sees

@@ -25,7 +25,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The unit of the ages of streams. With 32 bits, an age can be 497 days.
+/// The unit of the stored ages of registered streams. An age has 32 bits, so it can be up to 497
+/// days.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The open streams of a server by key: a user, a session, a tenant.
@@ -246,7 +247,7 @@ impl<K> Shared<K> {
         self.hasher.hash_one(key)
     }
 
-    /// Returns the time since the registry was created, in ticks.
+    /// Returns the time since the registry was created, in ticks of 10 milliseconds.
     fn now(&self) -> u32 {
         // The number wraps around after 497 days. The difference of two times is still right.
         (self.created.elapsed().as_millis() / TICK.as_millis()) as u32

@@ -15,7 +15,8 @@ use std::{
     task::Waker,
 };
 
-/// The number of streams in a block. One bit of a `u32` shows whether a stream is closed.
+/// The number of registered streams in a [`Block`]. A `u32` has one bit for each of them, which is
+/// set when the stream is closed.
 pub(super) const BLOCK: usize = 32;
 
 /// Identifies a registered stream in its registry until its registration is dropped. Stores the
@@ -24,8 +25,8 @@ pub(super) const BLOCK: usize = 32;
 pub(super) struct Index(NonZeroU32);
 
 impl Index {
-    /// Returns the index of the stream in a block. Returns `None` if the numbers are exhausted, at
-    /// 4 billion streams.
+    /// Returns the index of the stream at `slot` in the block with the number `block`. Returns
+    /// `None` if the numbers are exhausted, at 4 billion streams.
     pub(super) fn new(block: usize, slot: usize) -> Option<Self> {
         let number = block.checked_mul(BLOCK)?.checked_add(slot)?.checked_add(1)?;
         NonZeroU32::new(u32::try_from(number).ok()?).map(Self)
@@ -44,14 +45,14 @@ impl Index {
     }
 }
 
-/// The part of 32 registered streams that their bodies use. A body locks the registry only when it
-/// is dropped, and to get its closing event.
+/// The state of 32 registered streams that their bodies use without a lock. A body locks the
+/// registry only when it is dropped, and to get its closing event.
 pub(super) struct Block {
     registry: Arc<dyn AnyRegistry>,
     number: u32,
-    /// The bit of a stream is set when the stream is closed. It changes only while the registry is
-    /// locked. Before it is set, the closing event is stored in the registry. So a task that finds
-    /// the bit set also finds the event.
+    /// One bit for each stream, which is set when the stream is closed. A bit changes only while
+    /// the registry is locked. Before a bit is set, the closing event of the stream is stored in
+    /// the registry. So a task that finds the bit set also finds the event.
     closed: AtomicU32,
     /// The wakers of the tasks that last polled the streams. A close wakes these tasks.
     wakers: Mutex<[Option<Waker>; BLOCK]>,
@@ -65,7 +66,7 @@ struct Counts {
     bytes: AtomicU64,
 }
 
-/// A registry with keys of any type.
+/// A registry whose type of keys is erased, so that the bodies of streams need not know the type.
 pub(super) trait AnyRegistry: Send + Sync {
     /// Removes a stream when its registration is dropped.
     fn remove(&self, index: Index);
@@ -96,7 +97,8 @@ impl Block {
         self.wakers()[slot].take()
     }
 
-    /// Prepares a slot for its next stream. Returns the waker of the former stream.
+    /// Prepares the slot of a removed stream for another stream. Returns the waker of the removed
+    /// stream, which the caller drops after it has unlocked the registry.
     pub(super) fn reset(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_and(!(1 << slot), Release);
         self.counts[slot].events.store(0, Relaxed);

@@ -22,10 +22,10 @@ use std::{
 /// catches the panic.
 pub(super) struct Streams<K> {
     blocks: Vec<Option<Slots<K>>>,
-    /// The numbers of the blocks with a free slot. They include the indices of `blocks` that have
-    /// no block.
+    /// The numbers of the blocks with a free slot. They include the indices of `blocks` whose entry
+    /// is `None`.
     with_room: BTreeSet<usize>,
-    /// The first stream of each key.
+    /// The first open stream of each key, by the hash of the key.
     first: HashTable<Index>,
     /// The events that closed streams send before their end. Empty events are not stored.
     closing_events: BTreeMap<Index, Bytes>,
@@ -33,13 +33,14 @@ pub(super) struct Streams<K> {
     open: usize,
 }
 
-/// The part of a block that is used only while the registry is locked.
+/// The part of a [`Block`] of 32 streams that is used only while the registry is locked.
 struct Slots<K> {
     block: Arc<Block>,
     streams: Box<[Option<Stream<K>>; BLOCK]>,
-    /// The time when each stream was registered, in the unit of the caller.
+    /// The time when each stream was registered, in ticks of 10 milliseconds since the registry was
+    /// created.
     began: Box<[u32; BLOCK]>,
-    /// The number of slots with a stream.
+    /// The number of slots of this block that contain a stream.
     used: usize,
 }
 
@@ -102,8 +103,8 @@ impl<K> Streams<K> {
         self.list(first).count()
     }
 
-    /// Adds a stream. `hash` is the hash of `key`, and `hash_of` returns the hash of another key.
-    /// Returns `None` at 4 billion streams.
+    /// Adds a stream. `hash` is the hash of `key`. `hash_of` computes the hashes of other keys, in
+    /// case the table has to grow. Returns `None` at 4 billion streams.
     pub(super) fn add(
         &mut self,
         key: K,

@@ -33,7 +33,7 @@ pub(super) struct Gathered {
     /// The chunk sizes and the frames that are copied. The buffer is borrowed from the thread, and
     /// is returned when this value is dropped.
     copied: Vec<u8>,
-    /// The frames that are not copied. The number is the offset in `copied` where the frame is
+    /// The frames that are not copied, each with the offset in `copied` where its bytes are
     /// inserted.
     shared: Vec<(usize, Bytes)>,
     length: usize,
@@ -42,7 +42,7 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Creates a value without frames. `can_share` is set if the connection supports vectored
+    /// Begins a write without any frames. `can_share` is set if the connection supports vectored
     /// writes.
     pub(super) fn new(framing: Framing, can_share: bool) -> Self {
         Self { framing, copied: scratch::take(), shared: Vec::new(), length: 0, frames: 0, can_share }
@@ -167,8 +167,8 @@ fn push_chunk_size(buffer: &mut Vec<u8>, size: usize) {
     buffer.extend_from_slice(b"\r\n");
 }
 
-/// The bytes that the socket of a client has not accepted yet. Exists only while the client reads
-/// too slowly.
+/// The bytes of an event stream that the socket of the client has not accepted yet. Exists only
+/// while the client reads too slowly.
 #[derive(Debug)]
 pub(super) struct Unsent {
     pieces: VecDeque<Bytes>,

@@ -1,4 +1,4 @@
-//! The task of one connection.
+//! The task that serves one connection, from its accept to its close.
 
 use super::{
     closing::Closing,
@@ -53,8 +53,8 @@ pin_project! {
 struct Idle {
     /// The bytes of the next request that have arrived so far.
     received: Vec<u8>,
-    /// Set if the connection already had a request. Then it was an HTTP/1 request, and the next one
-    /// is, too.
+    /// Set if the connection has already served a request. That was an HTTP/1 request, so the next
+    /// request is HTTP/1, too.
     is_http1: bool,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -142,7 +142,8 @@ where
                         Begun::Request(Protocol::Http2) => {
                             State::Http2 { http2: http2::serve(this.server, peer, received) }
                         }
-                        // The connection had a response.
+                        // The connection has sent a response, which the client may not have
+                        // received completely.
                         Begun::Shutdown if idle.is_http1 => State::Closing { io: peer.io, closing: Closing::default() },
                         Begun::Shutdown | Begun::Disconnected => return Poll::Ready(()),
                     }
@@ -165,7 +166,7 @@ where
                     }
                 }
                 StateProjection::Http2 { http2 } => return http2.as_mut().poll(cx),
-                // The last bytes are sent. An error concerns only the end of the connection.
+                // All bytes are written to the socket, so there is nothing to do about an error.
                 StateProjection::Closing { io, closing } => return closing.poll(io, cx).map(drop),
                 StateProjection::Closed => return Poll::Ready(()),
             };

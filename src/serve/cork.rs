@@ -1,4 +1,5 @@
-//! The socket of an HTTP/2 connection: it reads in turns, and its writes can be gathered.
+//! The socket of an HTTP/2 connection. It limits what hyper reads in one poll, and can gather
+//! several writes into one.
 //!
 //! h2 keeps the requests that were not accepted yet, and the frames that were not written yet, in
 //! two lists that never shrink. So the connection reads few bytes before it accepts requests, and
@@ -17,7 +18,8 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The limit of gathered bytes. From this number on, they are sent before more bytes are gathered.
+/// The limit of the bytes that an HTTP/2 connection gathers for one write. From this number on, the
+/// gathered bytes are sent before more bytes are added.
 const MAX_GATHERED: usize = 64 * 1024;
 
 /// Controls the socket of an HTTP/2 connection: how much hyper reads in one poll, and whether
@@ -86,7 +88,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
                 Poll::Pending => break Poll::Pending,
             }
         };
-        // The buffer of the thread is not kept for a slow client.
+        // A slow client does not keep the buffer of the thread, but only a copy of the bytes that
+        // are not sent.
         if written > 0 || self.gathered.capacity() > 2 * self.gathered.len() {
             let rest = self.gathered[written..].to_vec();
             scratch::put_back(mem::replace(&mut self.gathered, rest));
@@ -101,7 +104,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;
         }
-        // Bytes that follow others which are not sent are gathered as well.
+        // Bytes must not overtake gathered bytes that are not sent yet, so they are gathered as
+        // well.
         let gathers = self.cork.is_set() || !self.gathered.is_empty();
         if gathers && self.gathered.is_empty() {
             self.gathered = scratch::take();
@@ -114,7 +118,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Corked<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let readable = self.cork.0.readable.load(Ordering::Relaxed);
         if readable == 0 {
-            // The next turn follows at once.
+            // The task polls the connection again at once, with a new number of readable bytes.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -1,4 +1,5 @@
-//! An event stream whose connection has left hyper.
+//! An event stream over HTTP/1 that this server writes itself, after it has taken the connection
+//! from hyper.
 
 use super::{
     chunks::{Gathered, Unsent},
@@ -16,11 +17,12 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The maximum number of bytes that are kept while a stream runs, such as a pipelined request. If
-/// the client sends more, all of them are discarded, and the connection closes after the stream.
+/// The maximum number of bytes from the client that are kept while its event stream runs, such as a
+/// pipelined request. If the client sends more, all of these bytes are discarded, and the
+/// connection closes after the stream.
 const MAX_UNREAD: usize = 16 * 1024;
-/// The maximum number of reads in one poll. So a client that sends all the time does not keep the
-/// thread busy.
+/// The maximum number of reads from the client in one poll of an event stream. So a client that
+/// sends all the time does not keep the thread busy.
 const MAX_READS: usize = 8;
 
 pin_project! {
@@ -72,10 +74,11 @@ struct Input {
 pub(super) enum Ended {
     /// The connection waits for the next request. These bytes of that request have already arrived.
     KeepAlive(Bytes),
-    /// The stream is completely written, and the server closes the connection.
+    /// All frames of the body are written, or all frames before its error. The server closes the
+    /// connection.
     Close,
     /// The connection is dropped at once: the client has closed it, it is broken, or a body without
-    /// chunks has failed.
+    /// chunked framing has failed.
     Disconnected,
 }
 

@@ -1,8 +1,8 @@
-//! The hand-over of an event stream, and of its connection, from hyper.
+//! The hand-over of an event stream and its connection from hyper to this server.
 //!
 //! 1. The service keeps the body of an event stream ([`Handover::offer`]), and gives hyper a
 //!    placeholder that is always pending.
-//! 2. hyper writes the head into its buffer, and polls the placeholder.
+//! 2. hyper writes the head of the response into its buffer, and polls the placeholder.
 //! 3. hyper flushes the connection. From now on the connection can be taken ([`Handover::take`]).
 
 use bytes::Bytes;
@@ -50,7 +50,7 @@ pub(super) struct Handover<B> {
 const IDLE: u8 = 0;
 /// hyper has written the head of the event stream into its buffer, which is not flushed yet.
 const HEAD_ENCODED: u8 = 1;
-/// hyper has flushed the head of the event stream, and the body is next.
+/// hyper has flushed the head of the event stream, so this server can take the connection.
 const HEAD_FLUSHED: u8 = 2;
 
 impl<B> Handover<B> {
@@ -100,7 +100,7 @@ impl<B> Handover<B> {
 }
 
 pin_project! {
-    /// The response body that hyper gets.
+    /// The body of a response that is passed to hyper.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
         /// The body of the application, which hyper writes.

@@ -1,4 +1,4 @@
-//! A connection of HTTP/1 while hyper has it.
+//! An HTTP/1 connection while hyper serves it.
 
 use super::{
     event_stream::EventStream,

@@ -1,4 +1,4 @@
-//! A connection of HTTP/2, whose streams run in the task of the connection.
+//! An HTTP/2 connection, whose streams run in the task of the connection.
 
 use super::{
     cork::{Cork, Corked},
@@ -65,7 +65,8 @@ struct Http2<I, S: App, A: Address> {
     streams: Streams,
 }
 
-/// hyper's part of an HTTP/2 connection, without the futures of its streams.
+/// The part of an HTTP/2 connection that hyper runs. The futures of its streams run outside of
+/// hyper.
 struct Connected<I, S: App, A: Address> {
     connection: Connection<TokioIo<Corked<I>>, Http2Service<S, A>, Spawner>,
     /// A future that completes when the server shuts down. `None` after it has completed.
@@ -84,8 +85,8 @@ const MIN_READ: usize = 512;
 /// bodies.
 const MAX_READ: usize = 256 * 1024;
 
-/// The number of times that the streams and the connection are polled in one run of the task. Then
-/// other tasks can run.
+/// The number of times that an HTTP/2 connection and its streams are polled in one run of their
+/// task. Then other tasks can run.
 const ROUNDS: usize = 4;
 
 impl<I, S, A> Future for Http2<I, S, A>
@@ -105,7 +106,7 @@ where
                     connection.cork.set(true);
                     is_over = connection.poll(streams, &mut Context::from_waker(&waker)).is_ready();
                     connection.cork.set(false);
-                    // It has to send what was gathered.
+                    // The connection has to be polled again, to send the gathered bytes.
                     streams.wake_connection();
                 }
             });

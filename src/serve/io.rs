@@ -1,4 +1,4 @@
-//! Connections as hyper sees them.
+//! The wrappers of a connection through which hyper reads and writes.
 
 use super::{closing::Closing, handover::Handover};
 use bytes::{Buf, Bytes};
@@ -68,7 +68,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
     }
 }
 
-/// A connection that reports to the hand-over when hyper has flushed all its bytes.
+/// A connection that notifies its [`Handover`] when hyper has flushed all bytes. If hyper has
+/// written the head of an event stream, this server then takes the connection from hyper.
 #[derive(Debug)]
 pub(super) struct Watched<I, B> {
     pub(super) io: Rewound<I>,
@@ -98,8 +99,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin, B> AsyncWrite for Watched<I, B> {
         self.io.is_write_vectored()
     }
 
-    /// Flushes the connection, and reports the flush to the hand-over. hyper flushes a connection
-    /// only after it has written its whole buffer.
+    /// Flushes the connection, and notifies the [`Handover`]. hyper flushes a connection only after
+    /// it has written its whole buffer.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.handover.flushed();

@@ -1,5 +1,5 @@
-//! The buffer of a thread, where what is written at once is gathered. A connection that waits has
-//! no buffer.
+//! A buffer per thread, where a connection gathers the bytes of one write. So a connection that
+//! waits needs no buffer of its own.
 
 use std::cell::Cell;
 
@@ -10,12 +10,13 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Takes the buffer of this thread, which is always empty.
+/// Takes the write buffer of this thread, without content. Returns a new buffer if the buffer of
+/// the thread is in use.
 pub(super) fn take() -> Vec<u8> {
     SCRATCH.take()
 }
 
-/// Gives a buffer back to this thread for reuse. A buffer of more than 512 KiB is freed.
+/// Gives a write buffer back to this thread for reuse. A buffer of more than 512 KiB is freed.
 pub(super) fn put_back(mut buffer: Vec<u8>) {
     if buffer.capacity() <= MAX_KEPT {
         buffer.clear();

@@ -1,4 +1,5 @@
-//! The parts of a connection that exist in all of its states.
+//! The state that all connections of a server share, and the parts of a connection that outlast a
+//! request.
 
 use hyper::server::conn::http1;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -8,13 +9,14 @@ pub(super) struct Server {
     /// Cancelled when the graceful shutdown begins.
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
-    /// Cancels a token when the last connection drops this state. The server waits for that token.
+    /// Cancels a token when the last connection drops this state. A server that shuts down waits
+    /// for that token.
     _open: DropGuard,
 }
 
 impl Server {
-    /// Creates the state. `open` cancels its token when it is dropped, which happens after the last
-    /// connection has ended.
+    /// Creates the state that all connections share. `open` cancels its token when the last
+    /// connection drops the state.
     pub(super) fn new(shutdown: CancellationToken, open: DropGuard) -> Self {
         Self { shutdown, http1: http1::Builder::new(), _open: open }
     }

@@ -1,4 +1,4 @@
-//! Services of tower as services of hyper.
+//! Converts tower services into services of hyper.
 
 use super::handover::{Framing, Handover, HyperBody, Offer};
 use crate::{BoxError, headers, layer};
@@ -84,8 +84,8 @@ struct Facts {
     version: Version,
     /// Set if the client asks to close the connection after the response (RFC 9112, §9.6).
     closes: bool,
-    /// Set if the response has a usual body: the method is neither `HEAD` nor `CONNECT`, and there
-    /// is no `Upgrade` header.
+    /// Set if the response can have a body that this server writes: the request's method is neither
+    /// `HEAD` nor `CONNECT`, and the request has no `Upgrade` header.
     is_plain: bool,
     is_connect: bool,
     body: RequestProgress,
@@ -119,8 +119,9 @@ impl Facts {
     /// Returns the framing of an event stream that this server can take over from hyper, and `None`
     /// for any other response.
     ///
-    /// hyper keeps a connection whose request it has not read completely. It also keeps a response
-    /// with a framing of its own: a known length, trailers or other transfer codings.
+    /// This server does not take over a connection whose request hyper has not read completely. Nor
+    /// does it take over a response with a framing of its own: a known length, trailers or other
+    /// transfer codings.
     fn framing<B: Body>(&self, response: &Response<B>) -> Option<Framing> {
         let is_request_read = match &self.body {
             RequestProgress::Complete => true,

@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A signal that begins a graceful shutdown: a [`CancellationToken`], or a future that completes.
 ///
-/// The compiler always infers `M`, which distinguishes the two.
+/// `M` distinguishes the two kinds of signals, and is always inferred.
 pub trait ShutdownSignal<M>: sealed::Sealed<M> {
     #[doc(hidden)]
     fn wait(self) -> impl Future<Output = ()> + Send + 'static;

@@ -1,8 +1,8 @@
-//! The streams of a connection of HTTP/2, in the task of the connection.
+//! The streams of an HTTP/2 connection, which run in the task of the connection.
 //!
-//! This is a set of futures with a queue of ready futures, and with one more waker for the
+//! The streams are a set of futures with a queue of ready futures, and with one more waker for the
 //! connection itself. A future that is woken while the task runs is polled in the same run, without
-//! a detour through the scheduler.
+//! a detour through tokio's scheduler.
 
 use crate::callback::contain_panic;
 use std::{
@@ -19,8 +19,8 @@ use std::{
 
 type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The number of streams that are polled before the connection takes their frames. A larger number
-/// would need more memory: h2 uses 624 bytes for each frame that waits for the connection.
+/// The number of HTTP/2 streams that are polled before the connection takes their frames. A larger
+/// number would need more memory: h2 uses 624 bytes for each frame that waits for the connection.
 const SLICE: usize = 4;
 
 /// The index that stands for the connection itself in the queue of ready streams.
@@ -43,8 +43,8 @@ struct Slot {
     woken: Arc<Woken>,
 }
 
-/// The streams that are ready to be polled, whether the connection is ready, and the streams that
-/// hyper has begun.
+/// The queue of an HTTP/2 connection: its streams that are ready to be polled, the readiness of the
+/// connection itself, and new streams that hyper has begun.
 #[derive(Default)]
 struct Queue(Mutex<Ready>);
 
@@ -100,7 +100,8 @@ impl Wake for Woken {
     }
 }
 
-/// The executor that hyper gets. It spawns no tasks, but collects the streams that hyper begins.
+/// The executor that hyper uses for the streams of an HTTP/2 connection. It spawns no tasks, but
+/// collects the streams in the queue of the connection.
 #[derive(Clone)]
 pub(super) struct Spawner(Arc<Queue>);
 
@@ -142,8 +143,9 @@ impl Streams {
         self.connection.wake_by_ref();
     }
 
-    /// Polls each ready stream once. Calls `between` after every four streams if more streams
-    /// follow. `between` polls the connection, which takes the frames of these streams.
+    /// Polls each ready stream of the connection once. Calls `between` after every four streams if
+    /// more streams follow. `between` polls the connection, which takes the frames of these four
+    /// streams.
     pub(super) fn poll_ready(&mut self, mut between: impl FnMut(&Self)) {
         let mut polling = mem::take(&mut self.polling);
         let mut ready = self.queue.lock();

@@ -36,7 +36,7 @@ pub struct EventReader {
 #[derive(Clone, Debug)]
 enum End {
     Clean,
-    /// The body has ended with an error, whose text is this.
+    /// The body has failed with an error. Contains the text of the error.
     Failed(String),
 }
 
@@ -331,7 +331,7 @@ impl fmt::Debug for EventReader {
     }
 }
 
-/// A response body of any type, behind one object type. Errors are converted to text.
+/// A response body whose type is erased. Errors are converted to text.
 trait EventBody: Send {
     /// Polls the next data of the body. Returns `None` at the end of the body, and the text of the
     /// error if the body fails. Trailers are skipped.
