@@ -33,6 +33,12 @@ fn data(subscription: &mut Task) -> Vec<String> {
 }
 
 #[test]
+fn reserved_topic_cannot_be_removed() {
+    let error = now(Hub::new().topic("tower-sse/nodes").remove()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ReservedTopic);
+}
+
+#[test]
 fn removed_topic_leaves_nothing_and_reports_evicted() {
     let hub = Hub::new();
     let (topic, other) = (hub.topic("a"), hub.topic("b"));

@@ -277,11 +277,11 @@ impl Core {
     /// Removes a topic. With a backend, waits until this node has read the removal in the log, for
     /// at most 10 seconds.
     pub(super) async fn remove(self: &Arc<Self>, name: &Arc<str>) -> Result<(), Error> {
+        check_reserved(name)?;
         let Some(backend) = &self.backend else {
             self.remove_in_memory(name);
             return Ok(());
         };
-        check_reserved(name)?;
         if self.is_shut_down() {
             return Err(Error::shut_down());
         }

@@ -226,7 +226,7 @@ impl fmt::Display for Error {
                 write!(f, "{limit} history reads are waiting for the backend; subscribe again later with the same id")
             }
             ErrorKind::Backend if self.topic.is_empty() => f.write_str("the backend cannot be used"),
-            ErrorKind::Backend => write!(f, "the backend has not confirmed what was published to {topic}"),
+            ErrorKind::Backend => write!(f, "the backend has not confirmed a write to the topic {topic}"),
         }
     }
 }

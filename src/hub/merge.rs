@@ -96,8 +96,8 @@ impl Merge {
         // The next event can be at or before the cursor if a gap has passed over a `latest_only`
         // topic. Its event is delivered first, with the id of the gap. Otherwise another topic that
         // lags all the time, with gap after gap, would starve this topic.
-        while let Some(place) = self.next_place().filter(|place| *place <= cursor) {
-            if let Some(step) = self.take_turn(readers, cursor, place) {
+        while let Some(position) = self.next_position().filter(|position| *position <= cursor) {
+            if let Some(step) = self.take_turn(readers, cursor, position) {
                 return step;
             }
         }
@@ -162,8 +162,8 @@ impl Merge {
         }
     }
 
-    fn next_place(&self) -> Option<Position> {
-        self.turns.peek().map(|Reverse((place, _))| *place)
+    fn next_position(&self) -> Option<Position> {
+        self.turns.peek().map(|Reverse((position, _))| *position)
     }
 
     /// Adds to `unchecked` the readers whose topics have changed. They are in the ready list, or
@@ -185,12 +185,13 @@ impl Merge {
     ///
     /// Returns `None` if the topic has no undelivered event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
-        let Reverse((place, index)) = self.turns.pop()?;
-        let through = self.next_place().map_or(through, |second| through.min(second.previous()));
+        let Reverse((position, index)) = self.turns.pop()?;
+        let through = self.next_position().map_or(through, |second| through.min(second.previous()));
         self.last_turn = index;
         let reader = &mut readers[index as usize];
         let was_finished = reader.is_finished;
-        let step = reader.take_turn(place, cursor, through.max(place), || Waiter::Merged(self.ready.clone(), index));
+        let step =
+            reader.take_turn(position, cursor, through.max(position), || Waiter::Merged(self.ready.clone(), index));
         self.note(index, reader, was_finished);
         self.delivered_through = self.delivered_through.max(reader.delivered_through);
         step

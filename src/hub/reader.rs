@@ -187,14 +187,14 @@ impl Reader {
 
     /// Returns the events of this topic after `cursor` and up to `through`. Returns `None` if the
     /// topic has no event after `cursor`. If a newer event of a `latest_only` topic has replaced
-    /// the events, returns the newer event. The cursor then moves to `place`, the known position of
-    /// the replaced event, and never backwards.
+    /// the events, returns the newer event. The cursor then moves to `position`, the known position
+    /// of the replaced event, and never backwards.
     ///
     /// Also looks for the next event after the returned events, and stores its position in `next`.
     /// If there is no such event, registers the waiter for the next change of the topic.
     pub(super) fn take_turn(
         &mut self,
-        place: Position,
+        position: Position,
         cursor: Position,
         through: Position,
         waiter: impl FnOnce() -> Waiter,
@@ -213,7 +213,7 @@ impl Reader {
         let (read_through, step) = match read {
             Read::Events(events, last) if is_replaced => {
                 self.delivered_through = last;
-                (last, Some(Step::Replacement(events, place.max(cursor))))
+                (last, Some(Step::Replacement(events, position.max(cursor))))
             }
             Read::Events(events, last) => (last, Some(Step::Events(events, last))),
             Read::Evicted => return Some(Step::Evicted),

@@ -51,9 +51,9 @@ pub(super) struct Contents {
 }
 
 impl TopicState {
-    pub(super) fn new(name: Arc<str>, lost: Position, retention: Arc<Limits>) -> Self {
+    pub(super) fn new(name: Arc<str>, evicted_through: Position, retention: Arc<Limits>) -> Self {
         let contents = Contents {
-            log: Log::new(lost),
+            log: Log::new(evicted_through),
             retention,
             waiters: Waiters::default(),
             lingering: BTreeMap::new(),

@@ -99,10 +99,8 @@ async fn page_reports_failed_publish_and_recovers_after_outage() {
         for node in [0, 1] {
             page.press(node, "Publish").await;
             let address = nodes.addresses[node];
-            page.wait_for_note(&format!(
-                "{address} says: the backend has not confirmed what was published to \"news\""
-            ))
-            .await;
+            page.wait_for_note(&format!("{address} says: the backend has not confirmed a write to the topic \"news\""))
+                .await;
         }
         page.wait_for_node(nodes.addresses[0]).await;
         nodes.store.restart().await;
