@@ -56,7 +56,8 @@ impl IntoResponse for crate::JsonError {
     }
 }
 
-/// Wraps the subscription with [`SseStream::new`], and returns the response of that stream.
+/// Returns a response with the events of this hub subscription: the response of [`SseStream::new`]
+/// with its default settings.
 #[cfg(feature = "hub")]
 impl IntoResponse for crate::hub::Subscription {
     fn into_response(self) -> Response {

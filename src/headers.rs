@@ -129,9 +129,9 @@ fn has_directive(headers: &HeaderMap, list: HeaderName, name: &str) -> bool {
     })
 }
 
-/// Returns a `Cache-Control` value with the present directives and `no-transform`. All directives
-/// are in one value, because some middleware reads only the first value of a header. Returns `None`
-/// if there are no directives.
+/// Returns a `Cache-Control` value with the directives in `headers`, followed by `no-transform`.
+/// All directives are in one value, because some middleware reads only the first value of a header.
+/// Returns `None` if `headers` contain no directive.
 fn with_no_transform(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut value = Vec::new();
     for directive in items(headers, CACHE_CONTROL).filter(|directive| !directive.is_empty()) {

@@ -68,14 +68,14 @@ impl Heartbeat {
         Self { interval: interval.max(Duration::from_millis(1)), ..Self::DEFAULT }
     }
 
-    /// Sends this text as a comment, with one comment line for each line of the text. Replaces an
-    /// event that was set with [`event`](Self::event).
+    /// Sets the heartbeat to a comment with this text: one comment line for each line of the text.
+    /// Replaces an event that was set with [`event`](Self::event).
     pub fn comment(self, text: impl AsRef<str>) -> Self {
         let content = Content { comment: comment_lines(text.as_ref()), event: None };
         Self { content: Some(Arc::new(content)), ..self }
     }
 
-    /// Sends an event instead of a comment.
+    /// Sets the heartbeat to an event instead of a comment.
     ///
     /// A page can monitor its connection with this event, because comments are invisible to a page.
     /// The event is sent when the interval has passed since the last event with data. Comments,
@@ -141,8 +141,8 @@ pub(crate) enum HeartbeatSetting {
 }
 
 impl HeartbeatSetting {
-    /// Copies the setting of `outer`, an outer layer, if this setting is unset. Returns `true` if
-    /// this setting has changed.
+    /// If this heartbeat setting is unset, copies the setting of `outer`, an outer layer. Returns
+    /// `true` if this setting has changed.
     pub(crate) fn inherit(&mut self, outer: &Self) -> bool {
         let is_inherited = matches!((&*self, outer), (Self::Inherit, Self::Off | Self::On(_)));
         if is_inherited {
@@ -165,7 +165,7 @@ impl HeartbeatSetting {
 static DEFAULT_HEARTBEAT: Heartbeat = Heartbeat::DEFAULT;
 
 impl Default for Heartbeat {
-    /// Sends an empty comment after every 15 seconds of silence.
+    /// Returns the default heartbeat: an empty comment after every 15 seconds of silence.
     fn default() -> Self {
         Self::DEFAULT
     }

@@ -1,4 +1,4 @@
-//! The conditions that end a stream before it ends by itself.
+//! The conditions that end a response stream early, such as a shutdown or a maximum lifetime.
 
 use crate::{CloseReason, Event, random, registry::Registration, settings::FinalBytes, settings::Settings};
 use std::{
@@ -14,12 +14,13 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 /// the future completes, the stream sends the event that the future returns, if any, and ends.
 pub(crate) type EndFuture = Pin<Box<dyn Future<Output = Option<Event>> + Send>>;
 
-/// A condition that ends a stream before the stream ends by itself.
+/// A condition that ends a response stream early: a shutdown, a maximum lifetime, or the `end_when`
+/// future of the handler.
 pub(super) enum EndSignal {
     Shutdown(Pin<Box<WaitForCancellationFutureOwned>>, Arc<Settings>),
-    /// A shutdown has begun, but the handler has declared that the stream is finite: it ends by
-    /// itself. The `Lifetime` is the drain timeout of the layer with these settings. If the stream
-    /// has not ended by then, the layer ends it.
+    /// A shutdown has begun. The stream may continue, because the handler has declared that the
+    /// stream ends by itself. The `Lifetime` is the drain timeout: when it is over, the layer ends
+    /// the stream. The `Settings` are those of this layer.
     Drain(Lifetime, Arc<Settings>),
     MaxLifetime(Lifetime),
     /// The `end_when` future of the handler. The mutex is never locked: it makes the body `Sync`
@@ -52,17 +53,17 @@ impl Lifetime {
     }
 }
 
-/// The registrations of one stream in [`StreamRegistry`](crate::StreamRegistry)s, which can close
-/// the stream.
+/// The registrations of one stream in [`StreamRegistry`](crate::StreamRegistry)s. A registry can
+/// close each stream that is registered in it.
 pub(super) struct Registrations {
     list: List,
-    /// The waker that was last stored in the registrations, so that the same waker is not stored
-    /// again. `None` before the first poll.
+    /// A copy of the waker that the stream registries wake when they close the stream. A poll with
+    /// the same waker does not store it again. `None` before the first poll of the body.
     waker: Option<Waker>,
 }
 
-/// The registrations of one stream. Most streams are in a single registry, and one registration
-/// needs no `Vec`.
+/// The registrations of one stream in stream registries. Most streams are in a single registry, and
+/// `One` avoids the allocation of a `Vec` for them.
 enum List {
     One(Registration),
     Several(Vec<Registration>),

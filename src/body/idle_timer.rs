@@ -14,8 +14,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 #[derive(Debug, Default)]
 pub(super) struct IdleTimer {
     timer: Option<Pin<Box<Sleep>>>,
-    /// The time when the current silence began: the first [`poll_due`](Self::poll_due) after the
-    /// last bytes were sent. `None` if there was no such call.
+    /// The time when the current silence of the stream began: the first call of
+    /// [`poll_due`](Self::poll_due) after the last bytes were sent. `None` if `poll_due` was not
+    /// called since the last bytes.
     silent_since: Option<Instant>,
 }
 

@@ -78,8 +78,8 @@ impl LineStart {
         self.bytes[..self.length].first().copied()
     }
 
-    /// Returns whether the line is a `data` field. Call it only when the whole line was added: the
-    /// bytes `data` could also begin a longer field name.
+    /// Returns whether the current line of the stream is a `data` field. Call this method only at
+    /// the end of the line: before that, the bytes `data` could begin a longer field name.
     fn is_data(&self) -> bool {
         matches!(&self.bytes[..self.length], b"data" | b"data:")
     }
@@ -171,8 +171,9 @@ pub(super) enum ByteOrderMark {
     /// Neither the layer nor the stream has sent a byte yet.
     #[default]
     Undecided,
-    /// The layer has sent bytes, and a byte order mark at the start of the stream will be removed.
-    /// This number of bytes of a possible mark has arrived and is held back.
+    /// The layer has sent bytes before the stream, so a byte order mark at the start of the stream
+    /// has to be removed. The number counts the bytes of a possible mark that have arrived and are
+    /// held back.
     Expected(usize),
     /// The beginning of the stream has passed. A byte order mark is now forwarded like any other
     /// bytes.

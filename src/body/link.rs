@@ -17,8 +17,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A layer that a response has passed through: the settings of the layer, and its permits and
-/// registrations for the stream.
+/// A layer that a response has passed through: the settings of the layer, the permits of its stream
+/// limits, and the registrations of the stream in its stream registries.
 pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,
@@ -155,8 +155,8 @@ impl LayerHandle {
         }
     }
 
-    /// Returns whether an inner layer already holds a permit of `limit` for this stream. Returns
-    /// `false` if the body was polled or dropped.
+    /// Returns whether an inner layer already holds a permit of the stream limit `limit` for this
+    /// stream. Returns `false` if the body was polled or dropped.
     pub(crate) fn holds_permit_of(&self, limit: &Limit) -> bool {
         let Some(state) = self.0.upgrade() else { return false };
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);

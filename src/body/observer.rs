@@ -1,9 +1,10 @@
-//! Records the life of a stream (counters, span, reason of its end), and ends the stream when a
-//! layer requests it.
+//! Records the life of a stream (its counters, its tracing span, the reason of its end), and ends
+//! the stream when a layer requests it.
 //!
-//! This file implements the observation for both kinds of bodies: [`poll_observed`] runs each poll
-//! of a body, and [`Observation`] is the body's part of the state. A body reports only the facts
-//! that its frames do not show: events, heartbeats, and the reason of its end.
+//! There are two kinds of bodies: the body of an `SseStream`, and the body of a response that
+//! passed a layer. [`poll_observed`] runs each poll of both, and both contain an [`Observation`],
+//! which stores the observer of the stream. A body reports only the facts that its frames do not
+//! show: events, heartbeats, and the reason of its end.
 
 use super::{
     end::{EndFuture, EndSignal, Lifetime, Registrations},
@@ -63,7 +64,7 @@ pub(super) trait ObservedBody {
         HandlerEnd::default()
     }
 
-    /// Produces the next frame. `is_first` is set only in the first poll of the body.
+    /// Produces the next frame of the body. `is_first` is set only in the first poll of the body.
     fn poll_next(&mut self, is_first: bool, cx: &mut Context<'_>) -> Poll<NextFrame<Self::Error>>;
 
     /// Returns whether the body has returned its last frame.
@@ -94,12 +95,13 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The part of a body that the layers around it need: the link through which they attach their
-/// settings, and the observer, which records the stream and can end it.
+/// The state that each body of an event stream keeps for the layers around the body: the link
+/// through which layers attach their settings, and the observer, which records the stream and can
+/// end it.
 pub(super) struct Observation {
     link: LayerLink,
-    /// Records the stream for metrics, spans, limits and callbacks. `None` before the first poll,
-    /// and if none of these is in use.
+    /// The observer, which records the stream for metrics, spans, limits and callbacks. `None`
+    /// before the first poll of the body, and if none of these four is in use.
     observer: Option<Box<StreamObserver>>,
 }
 
@@ -176,8 +178,8 @@ impl Observation {
         }
     }
 
-    /// Adds `events` to the event count of the stream. This is the number of events in the frame
-    /// that the current poll returns.
+    /// Adds `events`, the number of events in the frame that the current poll returns, to the event
+    /// count of the stream.
     #[inline]
     pub(super) fn record_events(&mut self, events: u64) {
         if let Some(observer) = &mut self.observer {
@@ -210,9 +212,9 @@ impl Observation {
     }
 }
 
-/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll. An
-/// `SseBody` has already run all callbacks in its own `drop`, because the handler can have a
-/// callback, too.
+/// Runs the `on_close` callbacks of the layers if the body is dropped before its first poll. Has no
+/// effect in the body of an `SseStream`, whose own `drop` has already run the callbacks of the
+/// layers and of the handler.
 impl Drop for Observation {
     fn drop(&mut self) {
         drop(self.close_unpolled(HandlerEnd::default));
@@ -226,8 +228,8 @@ pub(super) struct StreamObserver {
     events: u64,
     bytes: u64,
     heartbeats: u64,
-    /// The number of events in a chunk that the body keeps for its next frame. `events` does not
-    /// include them yet.
+    /// The number of events in a chunk that the body keeps for its next frame. The field `events`,
+    /// the event count of the stream, does not include these events yet.
     deferred_events: u64,
     /// The reason why the stream ends. `None` until the reason is known.
     reason: Option<CloseReason>,
@@ -382,8 +384,8 @@ impl StreamObserver {
     }
 }
 
-/// Returns whether `on_close` is already in the list of callbacks. Clones of a layer share one
-/// callback, which runs once for each stream.
+/// Returns whether `callbacks`, the `on_close` callbacks of the layers of a stream, already contain
+/// `on_close`. Clones of a layer share one callback, which runs once for each stream.
 fn contains(callbacks: &[LayerOnClose], on_close: &LayerOnClose) -> bool {
     callbacks.iter().any(|other| ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(on_close)))
 }

@@ -33,8 +33,8 @@ type OnError = Box<dyn FnOnce(&BoxError) -> Option<Event> + Send>;
 #[derive(Default)]
 pub(crate) struct Options {
     pub(crate) heartbeat: HeartbeatSetting,
-    /// All settings except the heartbeat. They are allocated separately, because many handlers set
-    /// only the heartbeat.
+    /// The handler's settings for its stream, except the heartbeat. They are allocated separately,
+    /// because many handlers set only the heartbeat.
     rare: Option<Box<RareOptions>>,
 }
 
@@ -51,14 +51,15 @@ pub(crate) struct RareOptions {
 }
 
 impl Options {
-    /// Returns all settings except the heartbeat. Creates them with their defaults if none is set.
+    /// Returns the handler's settings for its stream, except the heartbeat. Creates these settings
+    /// with their defaults if the handler has made none of them yet.
     pub(crate) fn rare(&mut self) -> &mut RareOptions {
         self.rare.get_or_insert_default()
     }
 }
 
 impl RareOptions {
-    /// Returns the settings for the end of the stream, such as `on_close` and `end_when`.
+    /// Returns the handler's settings for the end of its stream, such as `on_close` and `end_when`.
     pub(crate) fn end(&mut self) -> &mut HandlerEnd {
         self.end.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
@@ -302,7 +303,7 @@ where
     }
 }
 
-/// The frame that the current poll of the body builds, and the number of its events.
+/// The frame that the current poll of the body builds, and the number of events in this frame.
 struct FrameBuilder {
     buffer: FrameBuffer,
     events: u64,

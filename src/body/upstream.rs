@@ -1,4 +1,4 @@
-//! The body of a response that passed through the layer.
+//! The body of a response that passed through an `SseLayer`.
 
 use super::{
     LayerLink,
@@ -175,8 +175,8 @@ impl<E> Treatment<E> {
     }
 }
 
-/// The state of an event stream that passes the layer, and the inner body that produces its bytes.
-/// Both are borrowed for one poll.
+/// One poll of an event stream that passes the layer: the state of the stream, and the inner body
+/// that produces its bytes.
 struct Upstream<'a, S, B> {
     stream: &'a mut S,
     body: Pin<&'a mut B>,
@@ -255,8 +255,9 @@ fn record_failure(observation: &mut Observation) {
 /// An event stream that the inner service has made without `SseStream`. The layer sees only its
 /// bytes.
 struct PassthroughStream<E> {
-    /// The link through which layers attach their settings, and the observer of the stream. The
-    /// link also shows an outer layer that an inner layer already handles the stream.
+    /// The link through which layers attach their settings, and the observer of the stream. An
+    /// outer layer that finds the open link does not wrap the body again, because an inner layer
+    /// already handles the stream.
     observation: Observation,
     /// Measures the time since the last byte, for heartbeats that are comments.
     idle_timer: IdleTimer,
@@ -468,10 +469,10 @@ impl<E> PassthroughStream<E> {
         (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
     }
 
-    /// Returns the next frame for an `outcome` of the inner body that is not simply forwarded. Such
-    /// an outcome is data that may begin with a byte order mark, data of a stream that a layer
-    /// ends, trailers, an error or the end. If the data is only a part of the mark, polls `body`
-    /// again.
+    /// Returns the next frame for `outcome`, the result of polling the inner body, if more is to be
+    /// done than forwarding it. This concerns data that may begin with a byte order mark, data of a
+    /// stream that a layer ends, trailers, an error, and the end. If the data is only a part of a
+    /// byte order mark, polls `body` again.
     fn pass<B>(&mut self, outcome: NextFrame<E>, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<NextFrame<E>>
     where
         B: Body<Data = Bytes, Error = E>,

@@ -73,8 +73,8 @@ impl Event {
         self.lines(ID).next()
     }
 
-    /// Returns the decimal digits of the reconnect delay in milliseconds, or `None` if the event
-    /// has no delay.
+    /// Returns the reconnect delay of this event in milliseconds, as decimal digits, or `None` if
+    /// the event has no delay.
     pub(super) fn retry_digits(&self) -> Option<&str> {
         self.lines(RETRY).next()
     }
@@ -107,7 +107,8 @@ impl PartialEq for Event {
 
 impl Eq for Event {}
 
-/// Shows the data, name, id, reconnect delay and comments that are set.
+/// Formats the data, name, id, reconnect delay and comments of the event. Fields that are not set
+/// are left out.
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fields = f.debug_struct("Event");

@@ -31,8 +31,8 @@ const ROOM_FOR_DATA: usize = 256;
 /// The wire bytes of one event, including its blank line.
 #[derive(Clone, Default)]
 pub(super) struct Wire {
-    /// The reserved space, followed by the bytes of the event. Empty for an event without a field,
-    /// whose wire bytes are one LF.
+    /// The reserved space, followed by the bytes of the event. The buffer of an event without a
+    /// field is empty, although the wire bytes of such an event are one LF.
     buffer: Vec<u8>,
     start: usize,
 }
@@ -207,7 +207,8 @@ impl<'a, const N: usize> Lines<'a, N> {
         lines
     }
 
-    /// Returns the exact number of bytes that [`write`](Self::write) writes.
+    /// Returns the number of bytes that the field lines of this text take: exactly as many as
+    /// [`write`](Self::write) writes.
     fn len(&self) -> usize {
         let breaks = self.lf + self.cr - self.crlf;
         self.text.len() - self.lf - self.cr + (breaks + 1) * (N + 1)

@@ -40,7 +40,7 @@ impl EncodedEvents {
         self.count
     }
 
-    /// Returns `true` if there are no bytes at all: no event, and no comment or `id` line.
+    /// Returns `true` if this value has no bytes at all: no event, and no comment or `id` line.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()

@@ -381,7 +381,7 @@ macro_rules! field {
             }
         }
 
-        /// Hashes the text like a `str`, as `Borrow<str>` requires.
+        /// Hashes the event name or id like a `str` with the same text, as `Borrow<str>` requires.
         impl hash::Hash for $Field {
             fn hash<H: hash::Hasher>(&self, state: &mut H) {
                 self.as_str().hash(state);

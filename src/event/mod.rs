@@ -70,8 +70,8 @@ use std::{fmt, time::Duration};
 #[must_use = "an event does nothing until a stream yields it"]
 pub struct Event {
     wire: Wire,
-    /// The fields that are set, as a union of the `HAS_…` flags. The type is `usize` so that the
-    /// compiler keeps the event in registers.
+    /// The fields of this event that are set, as a union of the `HAS_…` flags. The type is `usize`
+    /// so that the compiler keeps the event in registers.
     fields: usize,
 }
 
@@ -240,9 +240,9 @@ impl Event {
 /// log, it encodes everything except the id. It adds the id when the log has assigned the id.
 #[cfg(feature = "hub")]
 impl Event {
-    /// Returns the name if a setter has set it. Unlike [`name`](Self::name), it does not search the
-    /// wire bytes. For an event that was parsed from wire bytes, it returns `None` before
-    /// [`with_fields`](Self::with_fields).
+    /// Returns the name of this event if a setter has set it. Unlike [`name`](Self::name), this
+    /// method does not search the wire bytes. So an event that was parsed from wire bytes has the
+    /// result `None` until [`with_fields`](Self::with_fields) has detected its fields.
     pub(crate) fn name_if_set(&self) -> Option<&str> {
         if self.fields & HAS_NAME == 0 { None } else { self.name() }
     }
@@ -273,8 +273,9 @@ impl Event {
         self
     }
 
-    /// Returns the wire bytes of an event. Call [`complete`](Self::complete) first. The bytes are
-    /// the same bytes that [`encode`](Self::encode) returns.
+    /// Returns the wire bytes of this event, the same bytes that [`encode`](Self::encode) returns.
+    /// Call [`complete`](Self::complete) first: it adds an empty `data` line to an event that has a
+    /// name and no data.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.wire.as_bytes()
     }

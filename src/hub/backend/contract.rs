@@ -1,5 +1,5 @@
-//! Checks an implementation of [`Backend`] against the rules of the trait, for the tests of its
-//! authors (feature `backend-contract`).
+//! Checks an implementation of [`Backend`] against the rules of the trait (feature
+//! `backend-contract`). Authors of backends call the checks in their tests.
 //!
 //! The checks run against a real server as well as in memory. They take seconds, and do not delete
 //! the logs that they create. They test a log only through the trait, so two parts of the contract
@@ -25,21 +25,23 @@ use super::{Appended, Backend, Bounds, Position, Record, RecordKind};
 use std::{collections::BTreeMap, fmt::Write, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::time::{sleep, timeout};
 
-/// The time limit of a `read`, `follow` or `append_if_unchanged` call that has to return. A check
-/// panics if the call takes longer.
+/// The time limit of a `read`, `follow` or `append_if_unchanged` call that does not have to wait
+/// for a new record. A check of a backend panics if the call takes longer.
 const SOON: Duration = Duration::from_secs(20);
-/// The time after which a check assumes that a call waits for a new record. If the call returns
-/// within this time, the check fails.
+/// If a call of the backend has not returned after this time, a check assumes that the call waits
+/// for a new record. If the call returns earlier, the check fails.
 const A_WHILE: Duration = Duration::from_millis(200);
-/// The longest time that the check of retention waits for evictions in the background.
+/// The longest time that the check of a backend's retention waits until the backend has evicted
+/// records in the background.
 const SETTLING: Duration = Duration::from_secs(1);
-/// The check of retention counts evictions in the background as finished if the bounds of the log
-/// have not changed for this time.
+/// The check of a backend's retention counts evictions in the background as finished if the bounds
+/// of the log (the range of its retained positions) have not changed for this time.
 const SETTLED: Duration = Duration::from_millis(250);
-/// The pause between two requests of the bounds, while the check of retention waits for evictions.
+/// The pause between two calls of `bounds`, while the check of a backend's retention waits until
+/// records are evicted in the background.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// The number of records that the log of each check has to retain, except in the check of
-/// retention. The other checks append fewer records, so none of their records is evicted.
+/// The number of records that the log has to retain in each check of a backend, except in the check
+/// of the retention. The other checks append fewer records, so none of their records is evicted.
 const PLENTY: usize = 100_000;
 
 /// Checks an implementation of [`Backend`] against the rules of the trait. Each check uses a log of
@@ -386,8 +388,9 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     }
 }
 
-/// Waits until the bounds have not changed for [`SETTLED`], but at most for [`SETTLING`], and
-/// returns them. An implementation may evict records in the background.
+/// Waits until the bounds of the log (the range of its retained positions) have not changed for 250
+/// milliseconds ([`SETTLED`]), but at most for a second ([`SETTLING`]). Returns the bounds. An
+/// implementation may evict records in the background.
 async fn settled_bounds<B: Backend>(log: &B) -> Bounds {
     let mut bounds = log.bounds().await.expect("bounds");
     let (mut waited, mut unchanged) = (Duration::ZERO, Duration::ZERO);

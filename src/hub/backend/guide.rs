@@ -70,6 +70,10 @@
 //!
 //! # How a hub calls it
 //!
+//! The follower is the task of a hub that reads the whole log. A node *records* a topic if it
+//! publishes a stream of the application into the topic. If this node dies, another node takes over
+//! the recording.
+//!
 //! | method | caller | concurrency | after an error |
 //! |---|---|---|---|
 //! | [`open`](Backend::open) | once, when a hub connects, before all other methods | one | `connect` returns it |

@@ -1,5 +1,5 @@
-//! Storage for the database, in addition to a normal file: a file whose writes are not synced, and
-//! a file that is only read.
+//! Two kinds of storage for the database `redb`, in addition to a normal file: a file whose writes
+//! are not synced, and a file that is only read.
 
 use redb::{StorageBackend, backends::FileBackend};
 use std::{
@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-/// A file whose writes are not synced to the disk, for
+/// A database file whose writes are not synced to the disk, for a log with
 /// [`Durability::Process`](super::Durability::Process).
 #[derive(Debug)]
 pub(super) struct Unsynced(pub(super) FileBackend);
@@ -42,14 +42,14 @@ impl StorageBackend for Unsynced {
     }
 }
 
-/// A file that is only read. The database writes when it is opened, for instance after a crash.
-/// These writes stay in memory.
+/// A database file that is only read. The database writes when it is opened, for instance after a
+/// crash. These writes are kept in memory and do not change the file.
 #[derive(Debug)]
 pub(super) struct ReadOnly {
     file: FileBackend,
     len: AtomicU64,
-    /// The length of the part of the file that the database has never cut off. The bytes after it
-    /// are zero, unless `blocks` contains them.
+    /// The length of the first part of the file, which the database has never truncated. The bytes
+    /// after this part read as zero, unless `blocks`, the writes in memory, contain them.
     visible: AtomicU64,
     blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
 }
@@ -66,8 +66,8 @@ impl ReadOnly {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the bytes of the file itself, without the writes that stay in memory. The bytes after
-    /// `visible` are zero.
+    /// Reads bytes of the file, without the writes that are kept in memory. Bytes after the length
+    /// `visible` were cut off by the database, and read as zero.
     fn read_file(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let available = self.visible.load(Relaxed).saturating_sub(offset);
         let available = usize::try_from(available).unwrap_or(usize::MAX);
@@ -77,8 +77,9 @@ impl ReadOnly {
     }
 }
 
-/// Splits a range of a file at the boundaries of blocks. The items are the number of the block, the
-/// offset in the block, and the part of the range.
+/// Splits a range of a file at the boundaries of its blocks. Each item contains the number of a
+/// block, the offset in this block, and the indices of these bytes in the buffer for the whole
+/// range.
 fn parts(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut at = 0;
     std::iter::from_fn(move || {

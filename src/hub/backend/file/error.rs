@@ -38,7 +38,7 @@ impl FileError {
         self.0.kind
     }
 
-    /// Adds the failed operation and the path to the message.
+    /// Adds the failed operation and the path of the log to the message of this error.
     pub(super) fn context(&self, operation: &str, path: &Path) -> Self {
         Self::new(self.kind(), format!("cannot {operation} the log {path:?}: {self}"))
     }
@@ -65,8 +65,8 @@ impl<E: Into<redb::Error>> From<E> for FileError {
     }
 }
 
-/// Calls a function that uses the database. A panic is an error: the database panics when it
-/// interprets some damaged pages.
+/// Calls a function that uses the database, and converts a panic into an error. The database panics
+/// when it interprets some damaged pages.
 pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
@@ -74,7 +74,8 @@ pub(super) fn guarded<T>(f: impl FnOnce() -> Result<T, FileError>) -> Result<T, 
     })
 }
 
-/// Returns a function that converts an I/O error of this operation on a file.
+/// Returns a function that converts an I/O error into a [`FileError`]. The message of the result
+/// contains `operation`, the operation that failed, and the path of the file.
 pub(super) fn file_error(operation: &str, path: &Path) -> impl Fn(io::Error) -> FileError {
     move |error| FileError::new(Kind::Database, format!("cannot {operation} the file {path:?}: {error}"))
 }

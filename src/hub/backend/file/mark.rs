@@ -15,32 +15,37 @@ use std::{
 /// The first line of a mark file, with the version of its format.
 const TITLE: &str = "tower-sse mark 1";
 
-/// The maximum time from the time in a mark to the modification time of its file, in milliseconds.
-/// If it is longer, an older mark was copied into the file. Each write sets the modification time
-/// to the time in the mark. If the process is killed before that, the file keeps the time of the
-/// write, which is a little later.
+/// The maximum difference in milliseconds between the time in a mark (a small file with the state
+/// of a log) and the modification time of this file. A greater difference shows that an older mark
+/// was copied into the file.
+///
+/// Each write of a mark sets the modification time to the time in the mark. If the process is
+/// killed before that, the file keeps the time of the write, which is a little later.
 const MAX_DELAY_MS: u64 = 20;
 
-/// The maximum like [`MAX_DELAY_MS`], but after a crash of the machine. The disk may then have the
-/// contents of an earlier write than the modification time.
+/// The maximum difference between the time in a mark and the modification time of its file, like
+/// [`MAX_DELAY_MS`], but after a crash of the machine. The disk may then have the contents of an
+/// earlier write than the modification time.
 const MAX_DELAY_AFTER_CRASH_MS: u64 = 60_000;
 
-/// The contents of a mark: the state of the log when the mark was written.
+/// The contents of a mark, the small file beside the database: the state of the log when the mark
+/// was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Contents {
     /// The epoch of the log.
     pub(super) epoch: u64,
-    /// The last position that the log has stored. Every acknowledged record is up to here.
+    /// The last position that the log has stored. No acknowledged record has a greater position.
     pub(super) last: Position,
-    /// The time when this mark was written, in milliseconds since 1970.
+    /// The time when this state of the log was written to the mark file, in milliseconds since
+    /// 1970.
     time: u64,
-    /// Identifies the file of the database in its file system.
+    /// Identifies the database file of the log in its file system.
     file: FileId,
-    /// Identifies the boot of the machine during which the mark was written. `None` if the log was
-    /// closed properly.
+    /// Identifies the boot of the machine during which this state of the log was written. `None` if
+    /// the log was closed properly.
     boot: Option<u128>,
-    /// Set while the log is open with `Durability::Process`: a crash of the machine may lose
-    /// records.
+    /// Set if the log was open with `Durability::Process` when this state was written. A crash of
+    /// the machine may then lose records.
     is_lost_with_machine: bool,
 }
 
@@ -48,7 +53,7 @@ pub(super) struct Contents {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     inode: u64,
-    /// The time when the file was created, in nanoseconds since 1970. 0 if it is unknown.
+    /// The time when this file was created, in nanoseconds since 1970. 0 if the time is unknown.
     created: u128,
 }
 
@@ -64,25 +69,26 @@ impl FileId {
     }
 }
 
-/// The reason why the log in the database is not the log that the mark describes. A new epoch then
-/// begins.
+/// The reason why the log in the database is not the log that the mark describes. (A mark is a
+/// small file beside the database with the state of the log.) The log then gets a new epoch, the
+/// number that identifies one lifetime of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Replaced {
-    /// There is no mark, or its contents cannot be decoded.
+    /// The log has no mark file, or the contents of the mark file cannot be decoded.
     NoMark,
     /// The mark belongs to another epoch.
     OtherEpoch,
-    /// The last position of the log is smaller than the last position in the mark.
+    /// The last position of the log is smaller than the last position in the mark file.
     Shorter,
-    /// The log is another file than the one in the mark, or the mark was copied.
+    /// The mark file describes another database file, or the mark file was copied.
     Copied,
     /// The machine has crashed while the log was open with `Durability::Process`.
     MachineCrash,
 }
 
 impl Contents {
-    /// Returns the contents as text for the file. The length of the text is always the same, so a
-    /// write replaces the whole earlier text.
+    /// Returns this state of the log as the text of the mark file. All texts have the same length,
+    /// so a write replaces the whole earlier text.
     fn encode(&self) -> String {
         let Self { epoch, last, time, file, boot, is_lost_with_machine } = self;
         let mut text = String::new();
@@ -99,8 +105,9 @@ impl Contents {
         text
     }
 
-    /// Returns `true` if the log was not closed, and the machine has restarted since this mark was
-    /// written. On systems other than Linux, any restart of the process counts.
+    /// Returns `true` if the log was not closed properly, and the machine has restarted since this
+    /// state was written. On systems other than Linux, a restart of the process counts as a restart
+    /// of the machine.
     fn is_after_crash(&self) -> bool {
         self.boot.is_some_and(|boot| Some(boot) != boot_id())
     }
@@ -119,25 +126,25 @@ impl Contents {
     }
 }
 
-/// The open mark of a log. Its lock belongs to the process that has opened the log.
+/// The open mark file of a log. The process that has opened the log holds the lock of this file.
 pub(super) struct Mark {
     path: PathBuf,
     file: File,
-    /// The handle that holds the lock, if the mark was first opened for reading only, and later for
-    /// writing as `file`.
+    /// The handle that holds the lock of the mark file, if the file was first opened for reading
+    /// only. `file` is then another handle, which was opened for writing later.
     locked: Option<File>,
     is_read_only: bool,
     contents: Contents,
-    /// The contents of the file when it was opened, and the time of its last change. `None` if the
-    /// file was new or could not be decoded.
+    /// The contents of the mark file when it was opened, and the time of its last change in
+    /// milliseconds since 1970. `None` if the mark file was new or could not be decoded.
     found: Option<(Contents, u64)>,
 }
 
 impl Mark {
-    /// Opens and locks the mark of a log, and creates it if it does not exist. Returns `None` if
-    /// another process has locked it.
+    /// Opens and locks the mark file of a log, and creates the file if it does not exist. Returns
+    /// `None` if the file is already locked, usually by another process.
     ///
-    /// The caller may have no permission to write. Then an existing mark is opened for reading.
+    /// If the process has no permission to write, an existing mark file is opened for reading.
     pub(super) fn open(log: &Path) -> Result<Option<Self>, FileError> {
         let path = beside(log, ".mark");
         let write = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -169,8 +176,8 @@ impl Mark {
         Ok(Some(Self { path, file, locked: None, is_read_only, contents: none, found }))
     }
 
-    /// If the mark could only be opened for reading, tries again to open it for writing. Has no
-    /// effect if this fails, or if another file has taken the place of the mark.
+    /// If the mark file could only be opened for reading, tries again to open it for writing. The
+    /// mark file stays open for reading if this fails, or if its path now leads to another file.
     pub(super) fn reopen(&mut self) {
         if !self.is_read_only {
             return;
@@ -183,8 +190,9 @@ impl Mark {
         }
     }
 
-    /// Compares the log in the database with the mark. Returns the reason if it is not the log that
-    /// the mark describes, and `None` if it is. `file` identifies the file of the database.
+    /// Compares the log in the database with the state in the mark file. Returns `None` if the mark
+    /// describes this log, and otherwise the reason why it does not. `file` identifies the database
+    /// file.
     pub(super) fn compare(&self, epoch: u64, last: Position, file: FileId) -> Option<Replaced> {
         let Some((found, changed)) = &self.found else { return Some(Replaced::NoMark) };
         let max_delay = if found.is_after_crash() { MAX_DELAY_AFTER_CRASH_MS } else { MAX_DELAY_MS };
@@ -207,8 +215,8 @@ impl Mark {
         self.found.as_ref().is_some_and(|(found, _)| found.is_lost_with_machine && found.is_after_crash())
     }
 
-    /// Writes the mark of an open log to the disk. If `is_lost_with_machine` is set, a crash of the
-    /// machine begins a new epoch.
+    /// Writes the state of an open log to the mark file, and waits until it is on the disk. If
+    /// `is_lost_with_machine` is set, a crash of the machine begins a new epoch of the log.
     pub(super) fn begin(
         &mut self,
         epoch: u64,
@@ -229,13 +237,14 @@ impl Mark {
         Ok(())
     }
 
-    /// Writes the last position of the log to the mark, without waiting for the disk.
+    /// Writes the last position of the log to the mark file, without waiting for the disk.
     pub(super) fn advance(&mut self, last: Position) -> Result<(), FileError> {
         self.contents.last = last;
         self.write()
     }
 
-    /// Writes to the mark that the log was closed, and that all of its records are on the disk.
+    /// Writes to the mark file that the log was closed properly, and waits for the disk. Call this
+    /// method only when all records of the log are on the disk.
     pub(super) fn end(&mut self) -> Result<(), FileError> {
         (self.contents.boot, self.contents.is_lost_with_machine) = (None, false);
         self.write()?;

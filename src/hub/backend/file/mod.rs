@@ -134,8 +134,8 @@ pub struct FileBackend {
     retention: Retention,
     durability: Durability,
     log: Arc<OnceCell<Log>>,
-    /// The task that opens the log. If the future that waits for the task is dropped, the task
-    /// stays here, and the next call waits for it.
+    /// The task that opens the log. If a future that waits for the task is dropped, this field
+    /// keeps the task, and the next call waits for the same task.
     opening: Arc<Mutex<Option<Opening>>>,
 }
 
@@ -237,7 +237,8 @@ struct Log {
     writer: Option<Writer>,
 }
 
-/// The thread of the writer. Dropping this value waits until the thread has ended.
+/// The thread that stores the appends of a log. Dropping a `Writer` waits until the thread has
+/// ended.
 struct Writer(Option<thread::JoinHandle<()>>);
 
 impl Drop for Writer {
@@ -247,7 +248,8 @@ impl Drop for Writer {
     }
 }
 
-/// The parts of a log that its readers and its writer share.
+/// The state of an open log that the writer (the thread that stores appends) shares with the
+/// readers of the log.
 struct Shared {
     path: PathBuf,
     /// The database, or the error that prevents its use now.
@@ -302,8 +304,8 @@ impl Shared {
         self.store.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Announces the bounds of the log. Readers then see the records up to its end, and `follow`
-    /// wakes up.
+    /// Sets the bounds of the log, the range of its positions, for its readers. Readers can then
+    /// read the records up to the new end, and waiting `follow` calls wake up.
     fn announce(&self, tail: &Tail) {
         self.bounds.send_if_modified(|known| std::mem::replace(known, bounds(tail)) != *known);
     }

@@ -1,15 +1,16 @@
-//! Collects the records of a page while the database is read.
+//! Collects the records of a page, the result of one read of the log, while the database is read.
 
 use super::record::{self, PART};
 use crate::hub::backend::{Page, Position, Record, RecordKind};
 use bytes::{Bytes, BytesMut};
 use std::{collections::HashSet, mem, sync::Arc};
 
-/// A page ends when it has [`RECORDS`] records, or when [`EXAMINED`] records of any topic were read
-/// for it.
+/// A page, the result of one read of the log, is complete when it has this number of records.
 const RECORDS: usize = 1000;
+/// A page is also complete when this number of records was read for it, with the records of topics
+/// that the reader has not requested.
 const EXAMINED: usize = 20_000;
-/// A page ends when its events have this size in bytes.
+/// A page, the result of one read of the log, is complete when its events have this size in bytes.
 const BYTES: usize = 1 << 20;
 
 /// A page of the log that is being read: the records that were read so far.
@@ -17,18 +18,18 @@ const BYTES: usize = 1 << 20;
 /// A damaged or missing record counts as evicted. A page reports evicted records only at its
 /// beginning. So a page that already has records ends before a damaged record.
 pub(super) struct PageReader {
-    /// The requested topics. If all topics are requested, the topics of the records that were read
-    /// so far.
+    /// The topics that the reader of the log has requested. If the reader has requested all topics,
+    /// the topics of the records that were read so far.
     topics: HashSet<Arc<str>>,
     wants_all: bool,
     evicted_through: Position,
     through: Position,
     records: Vec<(Position, Arc<str>, RecordKind, usize)>,
-    /// The events of `records`, one after the other.
+    /// The events of all records of the page, one after the other.
     events: BytesMut,
     examined: usize,
-    /// The bytes of the next record, as far as its parts were read. `part` is the number of these
-    /// parts.
+    /// The bytes of the record that is being read. The database stores a record in parts: this
+    /// field contains the parts that were read so far, and `part` is their number.
     parts: Vec<u8>,
     part: u32,
     ends_at_damage: bool,
@@ -50,7 +51,8 @@ impl PageReader {
         }
     }
 
-    /// Returns the first position that was not read.
+    /// Returns the position that the page needs next: the first one after the records that were
+    /// read or skipped.
     pub(super) fn next(&self) -> Position {
         self.through.next()
     }
@@ -61,8 +63,8 @@ impl PageReader {
         self.ends_at_damage || self.records.len() >= RECORDS || self.examined >= EXAMINED || self.events.len() >= BYTES
     }
 
-    /// Returns `true` if every record up to `last` was read, no record was damaged, and no record
-    /// belongs to a requested topic.
+    /// Returns `true` if every record of the log up to `last` was read, no record was damaged, and
+    /// no record belongs to a topic that the reader has requested.
     pub(super) fn is_without_records(&self, last: Position) -> bool {
         self.records.is_empty() && self.evicted_through == Position::START && self.through == last
     }

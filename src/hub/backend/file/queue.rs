@@ -37,15 +37,17 @@ struct Waiting {
     appends: Vec<Append>,
     failure: Option<FileError>,
     is_closed: bool,
-    /// [`push`](Queue::push) wakes the writer when this number of appends waits.
+    /// [`push`](Queue::push) wakes the writer, the thread that stores appends, when the queue has
+    /// this number of appends.
     awaited: usize,
-    /// The number of appends that stayed when the queue last removed the appends whose publishers
-    /// have given up.
+    /// The number of appends that remained when the queue last removed the appends of publishers
+    /// that have stopped waiting.
     cleaned: usize,
 }
 
-/// If at least this number of appends waits, the queue removes the appends whose publishers have
-/// given up, for example because the disk does not respond.
+/// If at least this number of appends waits for a commit, the queue removes the appends of
+/// publishers that have stopped waiting. So many appends wait, for example, if the disk does not
+/// respond.
 const MANY: usize = 4096;
 
 /// The next work of the writer, the thread that stores appends.
@@ -79,8 +81,8 @@ impl Queue {
         }
     }
 
-    /// Reports to the writer that a reader could not use the database. The writer can then open it
-    /// again.
+    /// Reports to the writer, the thread that stores appends, that a reader could not use the
+    /// database. The writer can then open the database again.
     pub(super) fn report(&self, error: FileError) {
         self.lock().failure = Some(error);
         self.changed.notify_one();
@@ -91,9 +93,9 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Waits until the deadline for the first append. Then waits at most `window` until there are
-    /// `expected` appends, which can share a commit. Returns the appends of the next commit, or
-    /// other work.
+    /// Waits for the first append until the deadline. Then waits at most `window` until the queue
+    /// has `expected` appends, which can share a commit. Returns the appends of the next commit, or
+    /// other work for the writer, such as the report of a failed read.
     pub(super) fn take(&self, deadline: Option<Instant>, expected: usize, window: Duration) -> Work {
         let mut waiting = self.wait(self.lock(), 1, deadline);
         if waiting.appends.len() < expected {
@@ -117,7 +119,8 @@ impl Queue {
         Work::Appends(mem::replace(&mut waiting.appends, rest))
     }
 
-    /// Waits until there are `count` appends or other work, or until the deadline.
+    /// Waits until the queue has `count` appends, a reader has reported a failure, or the log is
+    /// closed. Waits at most until the deadline.
     fn wait<'a>(
         &self,
         mut waiting: MutexGuard<'a, Waiting>,

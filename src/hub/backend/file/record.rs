@@ -11,11 +11,12 @@
 use crate::hub::backend::{Position, RecordKind};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The size of a value without its topic and its event, in bytes.
+/// The size in bytes of a database value, which contains one record, without the record's topic and
+/// event.
 const HEAD: usize = 29;
 
-/// The size in bytes of each part of a value except the last. Eight parts fill a page of the
-/// database.
+/// The size in bytes of a part of a database value. A value contains one record, and is stored in
+/// parts of this size and a shorter last part. Eight parts fill a page of the database.
 pub(super) const PART: usize = 480;
 
 /// A decoded value of the database: one record of the log.
@@ -23,15 +24,17 @@ pub(super) const PART: usize = 480;
 pub(super) struct Value<'a> {
     /// The time of the append, in milliseconds since 1970.
     pub(super) time: u64,
-    /// The size of all values that the log has ever stored, up to and including this one.
+    /// The size in bytes of all values (records with their headers) that the log has ever stored,
+    /// up to and including this value.
     pub(super) total: u64,
-    /// `None` if the value is of a later version of this crate.
+    /// The kind of the record. `None` if a later version of this crate has written a kind that this
+    /// version does not know.
     pub(super) kind: Option<RecordKind>,
     pub(super) topic: &'a str,
     pub(super) event: &'a [u8],
 }
 
-/// Returns the size in bytes of the value with this record.
+/// Returns the size in bytes of the database value for a record with this topic and event.
 pub(super) fn size(topic: &str, event: &[u8]) -> usize {
     HEAD + topic.len() + event.len()
 }
@@ -57,16 +60,16 @@ pub(super) fn encode(buffer: &mut Vec<u8>, position: Position, value: &Value<'_>
     buffer[..8].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// Returns the parts of a value with their numbers.
+/// Splits a database value into the parts that are stored, and numbers the parts from 0.
 pub(super) fn parts(value: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     // A value of full parts ends with an empty part.
     let end = value.len().is_multiple_of(PART).then_some(&[][..]);
     (0..).zip(value.chunks(PART).chain(end))
 }
 
-/// Returns the time and the total size in the first part of a value. Returns `None` if the part is
-/// known to be damaged. This can only be detected if the value has one part, because the checksum
-/// is that of the whole value.
+/// Returns the time and the total size from `first`, the first part of a database value. Returns
+/// `None` if this part is known to be damaged. Damage can only be detected if the value has a
+/// single part, because the checksum covers the whole value.
 pub(super) fn head(position: Position, first: &[u8]) -> Option<(u64, u64)> {
     if first.len() < PART {
         return decode(position, first).map(|value| (value.time, value.total));
@@ -76,7 +79,8 @@ pub(super) fn head(position: Position, first: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_le_bytes(*time), u64::from_le_bytes(*total)))
 }
 
-/// Decodes a value. Returns `None` if it is damaged, or belongs to another position.
+/// Decodes a database value, which contains one record. Returns `None` if the value is damaged, or
+/// belongs to another position.
 pub(super) fn decode(position: Position, bytes: &[u8]) -> Option<Value<'_>> {
     let (expected, rest) = bytes.split_first_chunk()?;
     if checksum(position, rest) != u64::from_le_bytes(*expected) {

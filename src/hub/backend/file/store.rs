@@ -1,4 +1,4 @@
-//! The database of a log: opening it, and reading pages.
+//! The database of a log in a file: opens the database, and reads pages of records.
 
 use super::{
     Durability,
@@ -27,10 +27,12 @@ use std::{
 /// The table of the records. Each row is a part of a record. The key is the position of the record
 /// and the number of the part.
 pub(super) const RECORDS: TableDefinition<'static, (u64, u32), &[u8]> = TableDefinition::new("records");
-/// The table of the numbers that describe the log, such as its epoch. The key is a name.
+/// The table of the numbers that describe the log, such as its epoch. The key of each number is its
+/// name.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
-/// The names of the numbers in the table [`NUMBERS`].
+/// The name of the database format in the table [`NUMBERS`]. The next three constants are the other
+/// names in this table.
 pub(super) const FORMAT: &str = "format";
 pub(super) const EPOCH: &str = "epoch";
 pub(super) const EVICTED_THROUGH: &str = "evicted_through";
@@ -67,8 +69,8 @@ pub(super) struct Tail {
     pub(super) epoch: u64,
     pub(super) evicted_through: Position,
     pub(super) last: Position,
-    /// The size in bytes of all values that were ever stored. `evicted_bytes` is the size of the
-    /// evicted values among them.
+    /// The size in bytes of all records that the log has ever stored. `evicted_bytes` is the size
+    /// of the evicted records alone.
     pub(super) total_bytes: u64,
     pub(super) evicted_bytes: u64,
 }
@@ -85,7 +87,8 @@ impl Tail {
     }
 }
 
-/// Calls `lock` again and again until it returns a value. Returns an error after [`LOCK_TIMEOUT`].
+/// Calls `lock`, which tries to lock a file, again and again until it returns a value. Returns an
+/// error after a second ([`LOCK_TIMEOUT`]).
 pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) -> Result<T, FileError> {
     let begin = Instant::now();
     loop {
@@ -101,8 +104,8 @@ pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) 
 }
 
 impl Store {
-    /// Opens the database. Creates it if it does not exist and `is_created` is set. Also returns a
-    /// handle of its file.
+    /// Opens the database of a log, and returns it with a handle of its file. If the file does not
+    /// exist, it is created if `is_created` is set. Otherwise the result is an error.
     pub(super) fn open(path: &Path, durability: Durability, is_created: bool) -> Result<(Self, File), FileError> {
         locked(|| Self::try_open(path, durability, is_created))
     }
@@ -241,9 +244,9 @@ impl Store {
     }
 }
 
-/// Returns the size of all values that were ever stored. Each record contains this number, so it is
-/// read from the newest undamaged record. Returns `None` if the last [`MAX_DAMAGED`] records are
-/// damaged.
+/// Returns the size in bytes of all records that the log has ever stored. Each record contains this
+/// size up to itself, so the size is read from the newest undamaged record. Returns `None` if the
+/// last 1,000 records ([`MAX_DAMAGED`]) are damaged.
 fn newest_total(records: &ReadOnlyTable<(u64, u32), &'static [u8]>) -> Result<Option<u64>, FileError> {
     let (mut parts, mut damaged) = (Vec::new(), 0);
     for entry in records.iter()?.rev() {
@@ -271,7 +274,8 @@ pub(super) fn damaged(message: impl Into<String>) -> FileError {
     FileError::new(Kind::Damage, message)
 }
 
-/// Returns the keys of all parts of the records from `first` to `last`.
+/// Returns the range of the database keys of the records from `first` to `last`. The database
+/// stores a record in parts, and each part has its own key.
 pub(super) fn keys(first: Position, last: Position) -> RangeInclusive<(u64, u32)> {
     (first.get(), 0)..=(last.get(), u32::MAX)
 }
@@ -313,8 +317,9 @@ impl Snapshot {
         })
     }
 
-    /// Returns the first position after damaged records, from `next` to `last`, whose record can be
-    /// read. Returns `None` if there is no such position.
+    /// Finds the end of a damaged part of the log that begins at `next`. Returns the first position
+    /// after the damage, up to `last`, whose record can be read. Returns `None` if there is no such
+    /// position.
     fn first_readable(&self, next: Position, last: Position) -> Option<Position> {
         let probe = |from: u64| {
             let first = guarded(|| Ok(self.records.range(keys(from.into(), last))?.next().transpose()?));

@@ -26,11 +26,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// The number of records that a commit may evict, in addition to as many as it appends.
+/// The number of records that a commit may evict in addition to the number that it appends. For
+/// example, a commit that appends 5 records evicts at most 1,005.
 const EVICTIONS: u64 = 1000;
 
-/// The maximum number of records that a conditional append compares. If more records follow its
-/// position, it appends nothing.
+/// The maximum number of records that a conditional append compares. If the log has more records
+/// after the position in the condition, the append stores nothing.
 const MAX_COMPARED: u64 = 10_000;
 
 /// The pause after a failed commit. Until its end, publishing returns the same error.
@@ -39,7 +40,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The maximum time between two checks of the age of the oldest record.
 const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A file is compacted only if it has this number of bytes more than twice the size of its records.
+/// A database file is compacted (made smaller) only if it is longer than twice the size of its
+/// records plus this number of bytes.
 const SMALL: u64 = 4 << 20;
 
 /// The maximum time that the writer waits for further appends, which then share a commit.
@@ -91,8 +93,9 @@ impl Writer {
         self.close();
     }
 
-    /// Returns the error that appends get at the moment. Returns `None` if the log can be written.
-    /// Opens the database again at most once a second, to check this.
+    /// Returns the error for appends if the log cannot be written now, and `None` if the log can be
+    /// written. Opens the database again at most once a second, to find out whether the log can be
+    /// written again.
     fn refused(&mut self) -> Option<FileError> {
         self.refusal.take_if(|(_, until)| Instant::now() >= *until);
         if let Some((error, _)) = &self.refusal {
@@ -383,9 +386,10 @@ pub(super) fn open(path: &Path, retention: Retention, durability: Durability) ->
     Ok(Log::new(shared, thread))
 }
 
-/// Returns the absolute path of the file, with symbolic links to the file resolved. The mark is
-/// beside the file itself, so every link to the file leads to the same mark. A relative path would
-/// lead to another file after a change of the current folder.
+/// Returns the absolute path of the database file, with symbolic links to the file resolved. The
+/// mark, a small file with the state of the log, is beside the database file itself. So every link
+/// to the database file leads to the same mark. A relative path would lead to another file after a
+/// change of the current folder.
 fn resolved(path: &Path) -> PathBuf {
     const MAX_LINKS: usize = 40;
 
@@ -397,7 +401,8 @@ fn resolved(path: &Path) -> PathBuf {
     absolute(&path).unwrap_or(path)
 }
 
-/// Writes the mark of an open log. If this fails, the log is read-only.
+/// Writes the mark of an open log: a small file beside the database with the state of the log. If
+/// this fails, the log is read-only.
 fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, durability: Durability) {
     if store.read_only.is_none() {
         let begun = mark.begin(tail.epoch, tail.last, file, durability == Durability::Process);
@@ -405,14 +410,16 @@ fn begin_mark(mark: &mut Mark, store: &mut Store, file: &File, tail: &Tail, dura
     }
 }
 
-/// Opens the database of a log, and reads its state. A new database has none.
+/// Opens the database of a log, and reads the state of the log, which is `None` if the database is
+/// new. Also returns a handle of the file.
 fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(Store, File, Option<Tail>), FileError> {
     let (store, file) = Store::open(path, durability, is_created)?;
     let tail = store.tail()?;
     Ok((store, file, tail))
 }
 
-/// Begins a new epoch of the log. Its records stay, and new records get later positions.
+/// Begins a new epoch of the log: another number that identifies one lifetime of the log. The
+/// records of the log stay, and new records get later positions.
 fn begin_epoch(store: &Store, tail: Tail) -> Result<Tail, FileError> {
     let tail = Tail { epoch: random::bits(), ..tail };
     guarded(|| {
@@ -427,7 +434,7 @@ fn begin_epoch(store: &Store, tail: Tail) -> Result<Tail, FileError> {
     Ok(tail)
 }
 
-/// Makes the file smaller if most of it is unused.
+/// Makes the database file of a log smaller if most of it is unused.
 fn compact(store: &mut Store, file: &File, tail: &Tail) -> Result<(), FileError> {
     let used = tail.bytes();
     let len = file.metadata().map_or(0, |metadata| metadata.len());

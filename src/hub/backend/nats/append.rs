@@ -1,4 +1,5 @@
-//! Appends: publishing one message, and finding the log that has stored it.
+//! Appends to a log in a NATS stream: publishes the records as one message, and finds out which log
+//! has stored the message, because another log can replace the log in the stream.
 
 use super::{
     NatsBackend,
@@ -49,16 +50,17 @@ struct NewMessage {
 /// Otherwise the server refuses to store the message.
 struct Expected {
     log: KnownLog,
-    /// The sequence of the last message of the subject. 0 if the subject has no message.
+    /// The sequence that the last message of the topic's subject must have. 0 if the subject must
+    /// have no message.
     subject: u64,
-    /// The sequence of the last message of the stream. `None` if the server can compare the last
-    /// sequence of one subject. The comparison of `subject` is then enough.
+    /// The sequence that the last message of the whole stream must have. `None` if the server can
+    /// compare the last sequence of a single subject: the comparison of `subject` is then enough.
     stream: Option<u64>,
 }
 
 /// The response of the server to a published message.
 enum Published {
-    /// The server has stored the message under this sequence.
+    /// The server has stored the message. The number is the sequence of the message in the stream.
     Stored(u64),
     /// The server refused the message, because the last sequence is not the expected one. If
     /// `is_certain` is `false`, an earlier attempt got no response, and may have stored the
@@ -67,9 +69,9 @@ enum Published {
 }
 
 impl NatsBackend {
-    /// Appends records as one message, and returns their epoch and position. Returns `None`, and
-    /// appends nothing, if `condition` does not hold. Without a condition, the result is never
-    /// `None`.
+    /// Appends records as one message of the NATS stream, and returns the epoch of the log and the
+    /// position of the last record. Returns `None`, and appends nothing, if `condition` does not
+    /// hold. Without a condition, the result is never `None`.
     pub(super) async fn store(
         &self,
         records: &[Record],
@@ -125,9 +127,9 @@ impl NatsBackend {
         Ok(Some(Appended { epoch, position: position(sequence) }))
     }
 
-    /// Publishes the message `new` if the log fulfils `condition`. Returns the log as this node
-    /// knew it before the publication, and the sequence of the stored message. Returns `None` if
-    /// the condition does not hold.
+    /// Publishes the message `new` if the log fulfils `condition`. Returns the state of the log
+    /// that this node knew before the publication, and the sequence of the stored message. Returns
+    /// `None` if the condition does not hold.
     ///
     /// If the stream has several replicas, servers before 2.9.21 also refuse the message when
     /// another topic has a new message. The function then tries again, and returns an error after

@@ -1,7 +1,8 @@
-//! Confirmation of published messages by the follower of the same node.
+//! Confirmation of published messages by the follower of the same node, the task that reads the
+//! NATS stream.
 //!
-//! A message that the follower has received is in the log that it follows. So the publisher needs
-//! no further request to verify which log has stored the message.
+//! A message that the follower has received is in the log that the follower reads. So the publisher
+//! needs no further request to verify which log has stored the message.
 
 use super::message::{self, Stored};
 use std::{
@@ -76,9 +77,9 @@ impl Confirmations {
 }
 
 impl Pending<'_> {
-    /// Returns the epoch (the identity) of the log that has stored the message. Returns `None` if
-    /// the follower, the task that reads the stream, does not receive the message within
-    /// [`FOLLOWER_TIMEOUT`].
+    /// Returns the epoch (the identity) of the log that has stored the published message. Returns
+    /// `None` if the follower, the task that reads the stream, does not receive the message within
+    /// 5 milliseconds ([`FOLLOWER_TIMEOUT`]). Does not wait if the follower has no consumer.
     pub(super) async fn epoch(mut self) -> Option<u64> {
         if !self.confirmations.is_following.load(Relaxed) {
             return self.epoch.try_recv().ok();

@@ -1,5 +1,5 @@
-//! Consumers of a stream. They are ephemeral: the server deletes a consumer [`INACTIVE_TIMEOUT`]
-//! after its last request.
+//! Consumers of a NATS stream, which deliver its messages to this process. They are ephemeral: the
+//! server deletes a consumer five seconds ([`INACTIVE_TIMEOUT`]) after its last request.
 
 use super::{link::Link, message::Delivered};
 use crate::BoxError;
@@ -13,7 +13,7 @@ pub(super) const PAGE_MESSAGES: usize = 1000;
 /// adds room for the largest message.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
-/// The time without a request after which the server deletes a consumer.
+/// The NATS server deletes a consumer if it gets no request of the consumer for this time.
 const INACTIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The interval of the heartbeats that the server sends to a consumer while there are no new

@@ -1,5 +1,5 @@
-//! The follower: it reads new messages of the stream through a consumer, or one by one while there
-//! is no consumer.
+//! The follower of a log in a NATS stream. It reads the new messages through a consumer, or
+//! requests them one by one while there is no consumer.
 
 use super::{
     confirmation::Confirmations,
@@ -26,36 +26,38 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 
-/// The interval of reading new messages one by one, while the server creates a consumer. With the
-/// consumer, the follower receives messages without asking for each. The follower is the task that
-/// reads the stream.
+/// The interval of the requests for new messages while the NATS server creates a consumer. When the
+/// consumer exists, the follower, the task that reads the stream, receives messages without a
+/// request for each.
 const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 
-/// The pause between a failed attempt to create a consumer and the next attempt.
+/// The pause between a failed attempt to create a NATS consumer and the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// The number of consecutive failed attempts to create a consumer after which `follow` returns an
 /// error to the hub.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// Reads the new messages of one log, page by page.
+/// The follower of a log in a NATS stream: reads the new messages of the log, page by page.
 pub(super) struct Follower {
-    /// The end of the last page that the follower has returned. The next page begins after this
-    /// position.
+    /// The position at the end of the last page that this follower has returned to the hub. The
+    /// next page begins after this position.
     pub(super) after: Position,
-    /// The epoch of the log that the follower reads: the number that identifies the log.
+    /// The epoch of the log that this follower reads: the number that identifies one lifetime of
+    /// the log.
     pub(super) epoch: u64,
     log: KnownLog,
     source: Source,
     losses: Losses,
-    /// A message that has already arrived and begins the next page.
+    /// A message that the consumer has already delivered, and that begins the next page, because
+    /// the previous page had to end before it.
     next: Option<Stored>,
     runtime: Handle,
 }
 
 enum Source {
-    /// A consumer is being created, with the number of failed attempts so far. Meanwhile, messages
-    /// are read one by one.
+    /// The NATS server is creating a consumer. The number counts the failed attempts so far.
+    /// Meanwhile, the follower requests messages one by one.
     ///
     /// In a cluster, only the meta leader can create a consumer. While the meta leader is being
     /// elected, the leader of the stream can already return single messages.
@@ -84,7 +86,8 @@ async fn start(link: Link, stream: String, from: u64) -> Result<Consumer, BoxErr
 }
 
 impl Follower {
-    /// Creates a follower of `log` whose first page begins after the position `after`.
+    /// Creates a follower, which reads the new messages of `log`. Its first page begins after the
+    /// position `after`.
     pub(super) fn new(stream: &Stream<'_>, log: &KnownLog, after: Position) -> Self {
         let mut follower = Self {
             after,
@@ -110,8 +113,9 @@ impl Follower {
         self.source = Source::Starting(Box::pin(starting), failures);
     }
 
-    /// Waits for the next page of the log, which contains at least one message. Cancel safe:
-    /// dropping the future loses no message. After an error, the follower cannot be used any more.
+    /// Waits for the next page of the log that this follower reads. The page contains at least one
+    /// message. Cancel safe: dropping the future loses no message. After an error, the follower
+    /// cannot be used any more.
     pub(super) async fn page(
         &mut self,
         stream: &Stream<'_>,
@@ -147,8 +151,8 @@ impl Follower {
         }
     }
 
-    /// Reads a page of messages one by one, without a consumer. Returns `None` if there are no new
-    /// messages.
+    /// Requests the messages of the next page from the NATS server one by one, without a consumer.
+    /// Returns `None` if there are no new messages.
     async fn read_page(
         &mut self,
         stream: &Stream<'_>,
@@ -207,15 +211,16 @@ impl Follower {
         NewPage { page, after: self.after, count: 0, witness: None }
     }
 
-    /// Waits for the next message of the consumer. Returns an error if the connection or the
-    /// consumer is lost, or a message is missing.
+    /// Waits until the NATS consumer delivers its next message. Returns an error if the connection
+    /// or the consumer is lost, or if a message between the previous one and this one is missing.
     async fn receive(&mut self) -> Result<Stored, BoxError> {
         let Source::Consumer(consumer) = &mut self.source else { return Err(CONSUMER_ENDED.into()) };
         let message = self.losses.unless_lost(consumer.messages.next()).await?;
         consumer.accept(message.ok_or(CONSUMER_ENDED)??)
     }
 
-    /// Returns the next message of the consumer, or `None` if no message has arrived yet.
+    /// Returns the next message that the NATS consumer has delivered, without waiting. Returns
+    /// `None` if no message has arrived yet.
     fn try_receive(&mut self) -> Result<Option<Stored>, BoxError> {
         let Source::Consumer(consumer) = &mut self.source else { return Err(CONSUMER_ENDED.into()) };
         // No waker is needed here: `receive` polls the same stream and registers the waker of its
@@ -242,7 +247,8 @@ impl Consumer {
     }
 }
 
-/// A page of the log that the follower is filling with messages.
+/// A page of the log that the follower, the task that reads the NATS stream, is filling with
+/// messages.
 struct NewPage {
     page: Page,
     after: Position,
@@ -251,9 +257,10 @@ struct NewPage {
 }
 
 impl NewPage {
-    /// Adds a message to the page. If messages directly before it are missing from the stream, the
-    /// message has to begin a page, which reports the gap. If the page already has messages in this
-    /// case, the message is not added, and the result is `false`.
+    /// Adds a message of the NATS stream to the page. If messages directly before it are missing
+    /// from the stream, there is a gap, and only the beginning of a page can report a gap. So if
+    /// the page already has messages, the message after the gap is not added, and the result is
+    /// `false`.
     fn add(&mut self, stream: &str, log: &mut KnownLog, message: &Stored) -> Result<bool, BoxError> {
         let is_mark = *message.subject == *message::mark_subject(stream);
         if is_mark && !log.accept(message) {

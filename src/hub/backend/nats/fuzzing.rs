@@ -1,4 +1,5 @@
-//! Access to the decoder of messages, for the fuzz targets only.
+//! Access to the functions of the NATS backend that encode and decode messages, for the fuzz
+//! targets only.
 
 use super::{
     super::{Page, Position, Record},
@@ -8,28 +9,29 @@ pub use async_nats::HeaderMap;
 use async_nats::{HeaderName, HeaderValue};
 use bytes::Bytes;
 
-/// Returns the subject of a topic in a stream with this name, or `None` if the subject is too long.
+/// Returns the subject of a topic in the NATS stream with the name `stream`. Returns `None` if the
+/// subject is too long.
 pub fn subject(stream: &str, topic: &str) -> Option<String> {
     message::subject(stream, topic)
 }
 
-/// Returns the headers and the payload of the message that contains these records. Panics if there
-/// is no record.
+/// Returns the headers and the payload of the NATS message that stores these records. Panics if
+/// `records` is empty.
 pub fn write(records: &[Record]) -> (HeaderMap, Bytes) {
     let mut headers = HeaderMap::new();
     message::set_kind(&mut headers, records[0].kind);
     (headers, message::join(records))
 }
 
-/// Returns a header map of these names and values. Fields with an invalid name or value are left
-/// out.
+/// Creates the headers of a NATS message from names and values. A header with an invalid name or
+/// value is left out.
 pub fn headers<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> HeaderMap {
     let valid = fields.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)));
     HeaderMap::from_iter(valid.map(|field: (HeaderName, HeaderValue)| field))
 }
 
-/// Decodes one message of the stream as a page of records. The page contains the records that come
-/// after the position `after`.
+/// Decodes one message of a NATS stream into a page. The page contains the records of the message
+/// that come after the position `after`.
 pub fn read(
     stream: &str,
     subject: &str,
