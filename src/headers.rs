@@ -49,8 +49,8 @@ pub(crate) fn is_event_stream_accepted(headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether `ranges`, the value of an `Accept` header, contains `text/event-stream` with a
-/// weight above 0. The function runs for every request, so it must be fast: it looks only at the
-/// hyphens of the value. Most `Accept` headers have one hyphen or none.
+/// weight above 0. The function runs for every request, so it must be fast: it searches only for
+/// the hyphen of `text/event-stream`. Most `Accept` headers have one hyphen or none.
 fn has_event_stream(ranges: &[u8]) -> bool {
     let starts = memchr_iter(b'-', ranges).filter_map(|hyphen| hyphen.checked_sub("text/event".len()));
     starts.into_iter().any(|start| {

@@ -90,7 +90,7 @@ impl Registrations {
     }
 
     /// Returns ready when a stream registry has closed the stream, with the bytes to send before
-    /// the end.
+    /// the end of the response.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<FinalBytes> {
         if self.as_slice().is_empty() {
             return Poll::Pending;

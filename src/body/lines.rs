@@ -92,9 +92,8 @@ pub(super) struct ChunkEvents {
     pub(super) events: u64,
     /// Set if at least one event that ends in this chunk has data, so that a client dispatches it.
     pub(super) is_visible: bool,
-    /// Two offsets where the chunk can be cut: after the first and after the last line end that
-    /// leaves no event incomplete. If a layer ends the stream, the chunk is cut at one of these
-    /// offsets. `None` if the chunk has no such line end.
+    /// Two offsets where a layer that ends the stream can cut this chunk: after the first and after
+    /// the last line end that leaves no event incomplete. `None` if the chunk has no such line end.
     pub(super) complete_at: Option<(usize, usize)>,
 }
 

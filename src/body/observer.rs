@@ -59,7 +59,8 @@ pub(super) trait ObservedBody {
     fn observation(&mut self) -> &mut Observation;
 
     /// Takes the handler's `on_close` callback and settings for the end of the stream out of the
-    /// body. Called once, at the beginning of the first poll. By default, there is nothing to take.
+    /// body. Called once, at the beginning of the first poll. The default implementation is for
+    /// bodies without such settings.
     fn take_handler_end(&mut self) -> HandlerEnd {
         HandlerEnd::default()
     }

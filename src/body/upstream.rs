@@ -256,7 +256,7 @@ fn record_failure(observation: &mut Observation) {
 /// bytes.
 struct PassthroughStream<E> {
     /// The link through which layers attach their settings, and the observer of the stream. An
-    /// outer layer that finds the open link does not wrap the body again, because an inner layer
+    /// outer layer that finds the open link only attaches its settings, because an inner layer
     /// already handles the stream.
     observation: Observation,
     /// Measures the time since the last byte, for heartbeats that are comments.
@@ -544,7 +544,8 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Updates the line state, the event count and the heartbeat timers for data that is forwarded.
+    /// Updates the state of the body for data that is forwarded: whether the stream is at the start
+    /// of a line, the number of its events, and the heartbeat timers.
     fn record_data(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;

@@ -28,8 +28,8 @@ use tokio::time::{sleep, timeout};
 /// The time limit of a `read`, `follow` or `append_if_unchanged` call that does not have to wait
 /// for a new record. A check of a backend panics if the call takes longer.
 const SOON: Duration = Duration::from_secs(20);
-/// If a call of the backend has not returned after this time, a check assumes that the call waits
-/// for a new record. If the call returns earlier, the check fails.
+/// If a `follow` call of the checked backend has not returned after this time, a check assumes that
+/// the call waits for a new record. If the call returns earlier, the check fails.
 const A_WHILE: Duration = Duration::from_millis(200);
 /// The longest time that the check of a backend's retention waits until the backend has evicted
 /// records in the background.

@@ -51,8 +51,8 @@ impl PageReader {
         }
     }
 
-    /// Returns the position that the page needs next: the first one after the records that were
-    /// read or skipped.
+    /// Returns the position that the page needs next: the first position after the records that
+    /// were read or skipped.
     pub(super) fn next(&self) -> Position {
         self.through.next()
     }

@@ -12,7 +12,8 @@ pub(super) struct Retention {
     pub(super) max_age: Duration,
 }
 
-/// The maximum number of records over the limit before the oldest records are removed.
+/// A log may have at most this number of records more than its limit before its oldest records are
+/// removed.
 const MAX_EXCESS: u64 = 1000;
 
 impl Retention {

@@ -44,7 +44,8 @@ const MAX_AGE_INTERVAL: Duration = Duration::from_secs(60);
 /// records plus this number of bytes.
 const SMALL: u64 = 4 << 20;
 
-/// The maximum time that the writer waits for further appends, which then share a commit.
+/// The maximum time that the writer, the thread that stores appends, waits for further appends to
+/// share a commit.
 const MAX_WINDOW: Duration = Duration::from_micros(500);
 
 pub(super) struct Writer {
@@ -120,8 +121,8 @@ impl Writer {
         matches!(&*self.shared.store(), Ok(store) if store.read_only.is_none())
     }
 
-    /// Returns the time when the writer has to apply the retention, even if no append arrives.
-    /// Returns `None` if there is no such time.
+    /// Returns the time when the writer, the thread that stores appends, has to apply the
+    /// retention, even if no append arrives. Returns `None` if there is no such time.
     fn deadline(&self) -> Option<Instant> {
         if !self.is_writable() || self.tail.records() == 0 {
             return None;

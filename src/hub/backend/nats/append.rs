@@ -38,16 +38,16 @@ pub(super) struct Unchanged {
     pub(super) since: Position,
 }
 
-/// A message that is to be published. Its random `id` is the message id: the server uses it to
-/// detect duplicates.
+/// A NATS message that is to be published. Its random `id` is the message id: the NATS server uses
+/// this id to detect duplicates.
 struct NewMessage {
     subject: String,
     id: String,
     message: PublishMessage,
 }
 
-/// The state that the log must have when the server stores the message of a conditional append.
-/// Otherwise the server refuses to store the message.
+/// The state that the log must have when the NATS server stores the message of a conditional
+/// append. Otherwise the server refuses to store the message.
 struct Expected {
     log: KnownLog,
     /// The sequence that the last message of the topic's subject must have. 0 if the subject must
@@ -58,13 +58,13 @@ struct Expected {
     stream: Option<u64>,
 }
 
-/// The response of the server to a published message.
+/// The response of the NATS server to a published message.
 enum Published {
     /// The server has stored the message. The number is the sequence of the message in the stream.
     Stored(u64),
-    /// The server refused the message, because the last sequence is not the expected one. If
-    /// `is_certain` is `false`, an earlier attempt got no response, and may have stored the
-    /// message.
+    /// The NATS server refused the message, because the last sequence is not the expected one. If
+    /// `is_certain` is `false`, an earlier attempt to publish the message got no response, and may
+    /// have stored the message.
     Refused { is_certain: bool },
 }
 
@@ -165,7 +165,7 @@ impl NatsBackend {
         }
     }
 
-    /// Returns the state that the log must still have when the server stores the message of a
+    /// Returns the state that the log must still have when the NATS server stores the message of a
     /// conditional append. Returns `None` if `condition` does not hold, or if messages after its
     /// position `since` are missing. `subject` is the subject of the message.
     async fn expected(
@@ -191,9 +191,10 @@ impl NatsBackend {
         Ok(Some(Expected { log, subject: last, stream: (!compares_subjects).then_some(state.last) }))
     }
 
-    /// Publishes a message. Sends the message again if there is no response within half of the
-    /// request timeout, or if the connection is lost. The server detects the duplicate by the
-    /// message id. Returns an error if the whole request timeout passes without a response.
+    /// Publishes a message to the NATS server. Sends the message again if there is no response
+    /// within half of the request timeout, or if the connection is lost. The server detects the
+    /// duplicate by the message id. Returns an error if the whole request timeout passes without a
+    /// response.
     async fn publish(&self, link: &Link, subject: &str, message: &PublishMessage) -> Result<Published, BoxError> {
         let deadline = Instant::now() + self.timeout;
         link.soon(async {
@@ -225,8 +226,9 @@ impl NatsBackend {
         Err(format!("it was stored in another stream, {:?}, which has the same subjects", ack.stream).into())
     }
 
-    /// Returns the epoch of the log that has stored a message, by its sequence and its message id.
-    /// Returns an error if the stream does not have this message.
+    /// Returns the epoch (the identity) of the log that has stored a message. The message has this
+    /// sequence and message id in the NATS stream. Returns an error if the stream does not have
+    /// this message.
     async fn log_of(&self, stream: &Stream<'_>, sequence: u64, id: &str) -> Result<u64, BoxError> {
         let mut epoch = self.identity.check_witness(stream).await?.epoch;
         loop {
@@ -243,9 +245,9 @@ impl NatsBackend {
     }
 }
 
-/// Returns the sequence of the message `new` if an earlier attempt to publish it was successful.
-/// Called when the server has refused a later attempt: servers may compare the sequence before they
-/// look for a duplicate.
+/// Returns the sequence of the NATS message `new` if an earlier attempt to publish it was
+/// successful. Called when the server has refused a later attempt: servers may compare the sequence
+/// before they look for a duplicate.
 ///
 /// `before` is the last sequence of the subject before the first attempt. Returns `None` if the
 /// next message of the subject is another one, and an error if there is no next message.
@@ -265,8 +267,8 @@ async fn stored_by_earlier_attempt(
     }
 }
 
-/// Returns `true` if the server may have stored the message in spite of this error. The caller then
-/// sends the message again, and the server ignores a duplicate.
+/// Returns `true` if the NATS server may have stored the message in spite of this error. The caller
+/// then sends the message again, and the server ignores a duplicate.
 fn is_unsure(error: &PublishError) -> bool {
     matches!(error.kind(), PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe)
 }

@@ -15,24 +15,24 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// The maximum time that a publisher, after the server's acknowledgement, waits until this process
-/// reads the message back from the stream. After this time, the publisher asks the server which log
-/// has the message.
+/// The maximum time that a publisher, after the NATS server's acknowledgement, waits until this
+/// process reads the message back from the stream. After this time, the publisher asks the server
+/// which log has the message.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// The published messages whose publishers wait for a confirmation. Another log can replace the log
-/// in the stream, and the server's acknowledgement does not say which of them has stored a message.
-/// A message is confirmed when the follower, the task that reads the stream, has received it from
-/// one of the logs.
+/// in the NATS stream, and the server's acknowledgement does not say which of them has stored a
+/// message. A message is confirmed when the follower, the task that reads the stream, has received
+/// it from one of the logs.
 #[derive(Default)]
 pub(super) struct Confirmations {
     pending: Mutex<HashMap<u64, oneshot::Sender<u64>>>,
-    /// `true` while the follower, the task that reads the stream, receives new messages through a
-    /// consumer.
+    /// `true` while the follower, the task that reads the NATS stream, receives new messages
+    /// through a consumer.
     is_following: AtomicBool,
 }
 
-/// Waits until the follower, the task that reads the stream, receives one published message.
+/// Waits until the follower, the task that reads the NATS stream, receives one published message.
 /// Dropping the value ends the wait.
 pub(super) struct Pending<'a> {
     confirmations: &'a Confirmations,
@@ -45,17 +45,17 @@ impl Confirmations {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a message before it is published. `id` is the message id. The returned value waits
-    /// until the follower, the task that reads the stream, receives the message.
+    /// Registers a NATS message before it is published. `id` is the message id. The returned value
+    /// waits until the follower, the task that reads the stream, receives the message.
     pub(super) fn expect(&self, id: &str) -> Pending<'_> {
         let (identity, (sender, epoch)) = (message::identity(id), oneshot::channel());
         self.pending().insert(identity, sender);
         Pending { confirmations: self, identity, epoch }
     }
 
-    /// Sends `epoch` to the publisher of `message` if the publisher waits for it. The follower, the
-    /// task that reads the stream, calls this when it has received the message. `epoch` identifies
-    /// the log that has stored the message.
+    /// Sends `epoch` to the publisher of the NATS message `message` if the publisher waits for it.
+    /// The follower, the task that reads the stream, calls this method when it has received the
+    /// message. `epoch` identifies the log that has stored the message.
     pub(super) fn received(&self, epoch: u64, message: &Stored) {
         let mut pending = self.pending();
         if pending.is_empty() {
@@ -69,8 +69,8 @@ impl Confirmations {
         }
     }
 
-    /// Sets whether the follower, the task that reads the stream, receives new messages through a
-    /// consumer. If it does not, publishers do not wait for a confirmation.
+    /// Sets whether the follower, the task that reads the NATS stream, receives new messages
+    /// through a consumer. If it does not, publishers do not wait for a confirmation.
     pub(super) fn set_following(&self, is_following: bool) {
         self.is_following.store(is_following, Relaxed);
     }

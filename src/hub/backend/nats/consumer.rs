@@ -6,23 +6,23 @@ use crate::BoxError;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use std::{mem, time::Duration};
 
-/// The maximum number of messages that one read of the log returns, as a page.
+/// The maximum number of NATS messages that one read of the log returns, as a page.
 pub(super) const PAGE_MESSAGES: usize = 1000;
 
-/// The approximate number of bytes that one read of the log returns, as a page. [`max_page_bytes`]
-/// adds room for the largest message.
+/// The approximate number of bytes that one read of the log in the NATS stream returns, as a page.
+/// [`max_page_bytes`] adds room for the largest message.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
 /// The NATS server deletes a consumer if it gets no request of the consumer for this time.
 const INACTIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The interval of the heartbeats that the server sends to a consumer while there are no new
-/// messages. If the client receives nothing for twice this time, the read fails. The hub then reads
-/// again, through a new consumer.
+/// The interval of the heartbeats that the NATS server sends to a consumer while there are no new
+/// messages. If this process receives nothing for twice this time, the read fails. The hub then
+/// reads again, through a new consumer.
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(400);
 
-/// Creates a consumer that delivers the messages of these subjects from the sequence `from` on. If
-/// `subjects` is empty, the consumer delivers the messages of all subjects.
+/// Creates a NATS consumer that delivers the messages of these subjects from the sequence `from`
+/// on. If `subjects` is empty, the consumer delivers the messages of all subjects.
 pub(super) async fn consume(
     link: &Link,
     stream: &str,
@@ -51,8 +51,8 @@ pub(super) fn max_page_bytes(link: &Link) -> usize {
     PAGE_BYTES + 2 * link.client.server_info().max_payload
 }
 
-/// Returns an error if the number of the message, counted from the start of the consumer, is not
-/// `expected`. In this case, a message was lost between the server and this client.
+/// Returns an error if the number of the NATS message, counted from the start of its consumer, is
+/// not `expected`. In this case, a message was lost between the server and this process.
 pub(super) fn check_sequence(delivered: &Delivered, expected: u64) -> Result<(), BoxError> {
     if delivered.number == expected { Ok(()) } else { Err("a message from the NATS server was lost".into()) }
 }

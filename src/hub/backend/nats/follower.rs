@@ -34,8 +34,8 @@ const WITHOUT_CONSUMER: Duration = Duration::from_millis(150);
 /// The pause between a failed attempt to create a NATS consumer and the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
-/// The number of consecutive failed attempts to create a consumer after which `follow` returns an
-/// error to the hub.
+/// The number of consecutive failed attempts to create a NATS consumer after which `follow` returns
+/// an error to the hub.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// The follower of a log in a NATS stream: reads the new messages of the log, page by page.
@@ -69,8 +69,8 @@ type Starting = Pin<Box<dyn Future<Output = Result<Consumer, BoxError>> + Send>>
 
 struct Consumer {
     messages: pull::Stream,
-    /// The number of messages that this process has received through the consumer. If the server
-    /// counts more messages, a message was lost.
+    /// The number of messages that this process has received through the NATS consumer. If the
+    /// server has sent more messages, a message was lost.
     received: u64,
 }
 
@@ -232,8 +232,8 @@ impl Follower {
     }
 }
 
-/// Returns an error if the stream is not the log with this epoch any more. The epoch identifies one
-/// lifetime of a log.
+/// Returns an error if the NATS stream is not the log with this epoch any more. The epoch
+/// identifies one lifetime of a log.
 async fn expect_log(stream: &Stream<'_>, identity: &Identity, epoch: u64) -> Result<(), BoxError> {
     if identity.check_witness(stream).await?.epoch == epoch { Ok(()) } else { Err(OTHER_LOG.into()) }
 }
