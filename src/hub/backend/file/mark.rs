@@ -105,9 +105,9 @@ impl Contents {
         text
     }
 
-    /// Returns `true` if the log was not closed properly, and the machine has restarted since this
-    /// state was written. On systems other than Linux, a restart of the process counts as a restart
-    /// of the machine.
+    /// Returns `true` if the machine has restarted since this state was written, and the log was
+    /// not closed properly before that. On systems other than Linux, each restart of the process
+    /// counts as a restart of the machine.
     fn is_after_crash(&self) -> bool {
         self.boot.is_some_and(|boot| Some(boot) != boot_id())
     }

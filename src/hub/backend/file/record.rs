@@ -15,8 +15,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// event.
 const HEAD: usize = 29;
 
-/// The size in bytes of a part of a database value. A value contains one record, and is stored in
-/// parts of this size and a shorter last part. Eight parts fill a page of the database.
+/// The database stores a value, which contains one record, in parts of this size in bytes. The last
+/// part is shorter. Eight parts fill a page of the database.
 pub(super) const PART: usize = 480;
 
 /// A decoded value of the database: one record of the log.

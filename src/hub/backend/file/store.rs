@@ -31,8 +31,8 @@ pub(super) const RECORDS: TableDefinition<'static, (u64, u32), &[u8]> = TableDef
 /// name.
 pub(super) const NUMBERS: TableDefinition<'static, &str, u64> = TableDefinition::new("numbers");
 
-/// The name of the database format in the table [`NUMBERS`]. The next three constants are the other
-/// names in this table.
+/// The key of the format's version in the table [`NUMBERS`]. The next three constants are the other
+/// keys of this table.
 pub(super) const FORMAT: &str = "format";
 pub(super) const EPOCH: &str = "epoch";
 pub(super) const EVICTED_THROUGH: &str = "evicted_through";
@@ -104,8 +104,8 @@ pub(super) fn locked<T>(mut lock: impl FnMut() -> Result<Option<T>, FileError>) 
 }
 
 impl Store {
-    /// Opens the database of a log, and returns it with a handle of its file. If the file does not
-    /// exist, it is created if `is_created` is set. Otherwise the result is an error.
+    /// Opens the database of a log, and returns it with a handle of its file. A missing file is
+    /// created if `is_created` is set, and is an error otherwise.
     pub(super) fn open(path: &Path, durability: Durability, is_created: bool) -> Result<(Self, File), FileError> {
         locked(|| Self::try_open(path, durability, is_created))
     }

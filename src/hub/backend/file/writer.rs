@@ -419,8 +419,8 @@ fn open_store(path: &Path, durability: Durability, is_created: bool) -> Result<(
     Ok((store, file, tail))
 }
 
-/// Begins a new epoch of the log: another number that identifies one lifetime of the log. The
-/// records of the log stay, and new records get later positions.
+/// Begins a new epoch of the log: stores another random number that identifies this lifetime of the
+/// log. The records of the log stay, and new records get later positions.
 fn begin_epoch(store: &Store, tail: Tail) -> Result<Tail, FileError> {
     let tail = Tail { epoch: random::bits(), ..tail };
     guarded(|| {
