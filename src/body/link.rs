@@ -17,8 +17,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// A layer that a response has passed through: the settings of the layer, the permits of its stream
-/// limits, and the registrations of the stream in its stream registries.
+/// A layer that a response has passed through. Contains the settings of the layer, the permits of
+/// its stream limits, and the registrations of the stream in its stream registries.
 pub(crate) struct AppliedLayer {
     pub(crate) settings: Arc<Settings>,
     pub(super) permits: Vec<Permit>,

@@ -96,9 +96,8 @@ pub(super) fn poll_observed<B: ObservedBody>(body: &mut B, cx: &mut Context<'_>)
     polled
 }
 
-/// The state that each body of an event stream keeps for the layers around the body: the link
-/// through which layers attach their settings, and the observer, which records the stream and can
-/// end it.
+/// The state that each body of an event stream keeps for the layers around the body. Layers attach
+/// their settings through the link. The observer records the stream and can end it.
 pub(super) struct Observation {
     link: LayerLink,
     /// The observer, which records the stream for metrics, spans, limits and callbacks. `None`

@@ -544,8 +544,8 @@ impl<E> PassthroughStream<E> {
         }
     }
 
-    /// Updates the state of the body for data that is forwarded: whether the stream is at the start
-    /// of a line, the number of its events, and the heartbeat timers.
+    /// Updates the state of the body for forwarded data: the position within a line, the number of
+    /// events, and the heartbeat timers.
     fn record_data(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;

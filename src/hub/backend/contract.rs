@@ -35,7 +35,7 @@ const A_WHILE: Duration = Duration::from_millis(200);
 /// records in the background.
 const SETTLING: Duration = Duration::from_secs(1);
 /// The check of a backend's retention counts evictions in the background as finished if the bounds
-/// of the log (the range of its retained positions) have not changed for this time.
+/// of the log have not changed for this time. The bounds are the range of retained positions.
 const SETTLED: Duration = Duration::from_millis(250);
 /// The pause between two calls of `bounds`, while the check of a backend's retention waits until
 /// records are evicted in the background.
@@ -388,8 +388,8 @@ async fn evicted_records_are_reported<B: Backend>(log: &B, max_records: usize) {
     }
 }
 
-/// Waits until the bounds of the log (the range of its retained positions) have not changed for 250
-/// milliseconds ([`SETTLED`]), but at most for a second ([`SETTLING`]). Returns the bounds. An
+/// Waits until the bounds of the log have not changed for 250 milliseconds ([`SETTLED`]), but at
+/// most for a second ([`SETTLING`]). Returns the bounds, the range of retained positions. An
 /// implementation may evict records in the background.
 async fn settled_bounds<B: Backend>(log: &B) -> Bounds {
     let mut bounds = log.bounds().await.expect("bounds");

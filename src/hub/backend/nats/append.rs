@@ -1,5 +1,5 @@
 //! Appends to a log in a NATS stream: publishes the records as one message, and finds out which log
-//! has stored the message, because another log can replace the log in the stream.
+//! has stored the message. (Another log can replace the log in the stream at any time.)
 
 use super::{
     NatsBackend,
