@@ -169,8 +169,9 @@ impl BackendClient {
         self.follower.get().inspect(|follower| follower.abort());
     }
 
-    /// Replaces the remembered state of the log by these bounds, because the node switches to
-    /// another log. Returns the epoch of that log: the number that identifies it.
+    /// Forgets the state of the current log and stores `bounds`, the epoch and the limits of
+    /// another log, because the node switches to that log. Returns the epoch of that log: the
+    /// number that identifies it.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
         *self.state() = LogState { epoch, last, evicted_through, ..LogState::default() };
@@ -211,8 +212,8 @@ impl BackendClient {
         topics.iter().map(|topic| after_removal(topic)).min().unwrap_or(after)
     }
 
-    /// Forgets the removals whose records the log has evicted. From then on, the eviction watermark
-    /// of the log covers the removed events.
+    /// Forgets the removals of topics whose removal records the log has evicted. From then on, the
+    /// eviction watermark of the log covers the events of these topics.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
         self.state().removals.forget_through(evicted_through);
     }
@@ -368,7 +369,8 @@ impl BackendClient {
         self.append_records(vec![record]).await
     }
 
-    /// Appends records of the same topic and kind.
+    /// Appends records of the same topic and kind to the log. The kind of a record is, for example,
+    /// event, finish or removal.
     pub(in crate::hub) async fn append_records(&self, records: Vec<Record>) -> Result<Appended, Error> {
         let topic = records.first().map_or_else(|| "".into(), |record| record.topic.clone());
         self.append(&topic, records).await
@@ -440,7 +442,8 @@ impl BackendClient {
 }
 
 impl LogState {
-    /// Returns the removals of these topics that this node has read.
+    /// Returns the newest removal of each of these topics, as far as this node has read the log. A
+    /// topic that was never removed is not in the result.
     fn removals_of(&self, topics: &[Arc<str>]) -> HashMap<Arc<str>, Removal> {
         if self.removals.is_empty() {
             return HashMap::new();

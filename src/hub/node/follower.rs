@@ -49,8 +49,9 @@ const SLOW_OPENING: Duration = Duration::from_secs(5);
 /// Receives the log that the follower reads. The follower is a task that reads the log page by
 /// page. The implementation of this trait adds the records of each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
-    /// Switches to another log, which replaces the current log. The first page of that log begins
-    /// after [`Bounds::evicted_through`] in `bounds`.
+    /// Switches to another log, which replaces the current log. `bounds` describes the other log.
+    /// The first page of that log contains the records after those that it has evicted (removed by
+    /// retention).
     fn reset(&self, bounds: &Bounds);
 
     /// Adds the records of the next page of the log to the topics in memory.
