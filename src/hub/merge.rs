@@ -27,8 +27,8 @@ const SLICE: usize = 256;
 /// - It knows the position of the next event of its topic. The reader is then in the heap `turns`.
 pub(super) struct Merge {
     pub(super) ready: Arc<ReadyList>,
-    /// The settings of the pauses that the subscription makes after it has written events to the
-    /// client. `None` if the subscription makes no pauses.
+    /// The pauses that the subscription makes after it has written events to the client: their
+    /// length, and the timer of the current pause. `None` if the subscription makes no pauses.
     pub(super) linger: Option<Linger>,
     /// The readers of the subscription that have to look at their topics, as indices. A reader
     /// reads one topic. An index can be in this list twice.

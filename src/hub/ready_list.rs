@@ -65,7 +65,7 @@ impl ReadyList {
 
     /// Stores the waker of the subscription for a pause after it has written events to the client,
     /// and returns `true`. Returns `false` if a topic was finished or the hub was shut down since
-    /// the subscription last waited. The subscription then makes no pause.
+    /// the subscription last waited. The pause is then over.
     pub(super) fn pause(&self, waker: &Waker) -> bool {
         self.store(waker, true, |state| !state.has_end)
     }

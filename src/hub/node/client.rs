@@ -57,9 +57,9 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// Set while the read queue counts as overloaded: from the first read that is rejected because
-    /// the queue is full, until at least half of the queue is free. Used to log the begin and the
-    /// end of each overload once.
+    /// Set while the queue of history reads counts as overloaded: from the first read that is
+    /// rejected because the queue is full, until at least half of the queue is free. Used to log
+    /// the begin and the end of each overload once.
     is_overloaded: AtomicBool,
     /// The tokio runtime for requests to the backend and for tasks of the hub. Set when the hub
     /// connects to its backend.
@@ -97,17 +97,19 @@ pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) evicted_through: Position,
     pub(in crate::hub) through: Position,
-    /// The position of the first event in the page. `None` if the page has no event.
+    /// The position of the first event in this page of old records. `None` if the page has no
+    /// event.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics of the events in the page, as runs: the name of a topic, and the number of
-    /// consecutive events of this topic.
+    /// The topics of the events in this page of old records, as runs: the name of a topic, and the
+    /// number of consecutive events of this topic.
     pub(in crate::hub) runs: Runs,
-    /// The topics that have records in the page. If the last of these records finishes its topic,
-    /// the value is the position of this record. Otherwise the value is `None`.
+    /// The topics that have records in this page of the log. If the last of these records finishes
+    /// its topic, the value is the position of this record. Otherwise the value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
-    /// The newest removal of each requested topic that was removed, as far as this node has read
-    /// the log. The page contains no event of such a topic from before its removal.
+    /// The newest removal of each requested topic of this page that an application has removed, as
+    /// far as this node has read the log. The page contains no event of such a topic from before
+    /// its removal.
     pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
 
@@ -313,8 +315,9 @@ impl BackendClient {
         }
     }
 
-    /// Logs the end of an overload of the read queue, once at least half of the queue is free.
-    /// Without this distance between begin and end, a queue near its limit would log at every read.
+    /// Logs the end of an overload of the queue of history reads, once at least half of the queue
+    /// is free. Without this distance between begin and end, a queue near its limit would log at
+    /// every read.
     fn note_accepted_read(&self) {
         let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
         if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {

@@ -173,8 +173,8 @@ struct Caller<K: Eq + Hash, T> {
     _withdraw: Withdraw<K, T>,
 }
 
-/// Removes a shared function call from the map when this guard of one request is dropped, if the
-/// call is not running and no other request waits for its result.
+/// A guard of one request for a shared function call. When the guard is dropped, the call is
+/// removed from the map if it is not running and no other request waits for its result.
 struct Withdraw<K: Eq + Hash, T> {
     shared: Arc<Shared<K, T>>,
     key: K,

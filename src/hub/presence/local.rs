@@ -134,8 +134,8 @@ impl Locals {
         self.topics.is_empty()
     }
 
-    /// Takes the joins and leaves that this node has not announced in the log yet, in their order.
-    /// From now on they count as announced, so the caller must append them to the log.
+    /// Takes the joins and leaves of members that this node has not announced in the log yet, in
+    /// their order. From now on they count as announced, so the caller must append them to the log.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
         for (topic, member) in mem::take(&mut self.changed).into_values() {

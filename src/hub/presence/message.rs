@@ -109,8 +109,8 @@ pub(super) fn into_parts(members: Members) -> Vec<Part> {
     parts
 }
 
-/// Returns how many joins and leaves at the beginning of `changes` fit into one record of about 64
-/// KiB. At least 1, even if the first change is larger.
+/// Returns how many joins and leaves of members at the beginning of `changes` fit into one record
+/// of about 64 KiB. At least 1, even if the first change is larger.
 pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
     let mut bytes = 0;
     let fits = |(topic, change): &(Arc<str>, Presence)| {
@@ -127,9 +127,9 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record is a message about members: it is in the topic `tower-sse/nodes`, and
-/// begins with the prefix of these messages. The topic is checked because an event of another topic
-/// can have the same bytes.
+/// Returns `true` if a record is a message about members of topics: it is in the topic
+/// `tower-sse/nodes`, and begins with the prefix of these messages. The topic is checked because an
+/// event of another topic can have the same bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
     *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
 }
@@ -167,8 +167,8 @@ impl Message {
         Record { topic: beat::TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses the message in a record. Returns `None` if the record is not about members, or if it
-    /// has another format because another program has written it.
+    /// Parses a message about members of topics from a record. Returns `None` if the record is not
+    /// about members, or if it has another format because another program has written it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let is_message = is_of(record) && record.kind == RecordKind::State;
         let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;

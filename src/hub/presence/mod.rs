@@ -56,8 +56,8 @@ pub(super) const MAX_MEMBER_BYTES: usize = 256;
 /// announce no member at all.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
-/// The maximum number of topics whose join and leave events this node appends to the log at the
-/// same time. Further topics wait.
+/// The maximum number of topics for which this node appends events of joins and leaves of members
+/// to the log at the same time. Further topics wait.
 const MAX_PUBLISHING: usize = 16;
 
 /// The time that [`members`] waits for the members of topics on other nodes, in addition to two
@@ -88,7 +88,7 @@ impl Presence {
 
 type EventOf = dyn Fn(&str, &Presence) -> Option<Event> + Send + Sync;
 
-/// The function of the application that makes the event of a join or a leave.
+/// The function of the application that makes the event of a join or a leave of a member.
 /// [`Builder::presence_events`](super::Builder::presence_events) sets it.
 #[derive(Clone)]
 pub(super) struct PresenceEvents(pub(super) Arc<EventOf>);
@@ -246,16 +246,17 @@ impl Presences {
         state.watchers.take_wakers()
     }
 
-    /// Records that a topic was finished, so that its later joins and leaves get no events. For
-    /// hubs without a backend; with a backend, the node reads the end of the topic in the log.
+    /// Notes that a topic was finished, so that its later joins and leaves of members get no
+    /// events. For hubs without a backend; with a backend, the node reads the end of the topic in
+    /// the log.
     pub(super) fn note_finished(&self, topic: &Arc<str>) {
         if self.events.is_some() {
             self.state().note_end(topic);
         }
     }
 
-    /// Returns the event of a join or a leave, ready to be published. Returns `None` if the
-    /// application has set no function for events. Also returns `None` if the function returns
+    /// Returns the event of a join or a leave of a member, ready to be published. Returns `None` if
+    /// the application has set no function for events. Also returns `None` if the function returns
     /// `None`, panics, or uses a reserved name.
     fn event(&self, Transition { topic, change, .. }: &Transition) -> Option<Event> {
         let PresenceEvents(event_of) = self.events.as_ref()?;
@@ -341,8 +342,8 @@ fn free_if_empty<K, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// Wakes the tasks that poll streams of joins and leaves. The caller must hold no lock, because
-/// waking can run code of the application.
+/// Wakes the tasks that poll streams of joins and leaves of members. The caller must hold no lock,
+/// because waking can run code of the application.
 pub(super) fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         contain_panic("waker", || waker.wake());

@@ -1,4 +1,4 @@
-//! The events of joins and leaves that this node has not found in the log yet.
+//! The events of joins and leaves of members that this node has not found in the log yet.
 
 use super::{Presence, free_if_empty};
 use crate::random;
@@ -11,15 +11,15 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-/// The maximum number of events of joins and leaves that one append to the log contains.
+/// The maximum number of events of joins and leaves of members that one append to the log contains.
 pub(super) const MAX_BATCH: usize = 1_000;
-/// The maximum size of the event of a join or a leave, in bytes. A larger event is not published.
-/// One append has at most twice this size.
+/// The maximum size of the event of a join or a leave of a member, in bytes. A larger event is not
+/// published. One append has at most twice this size.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
-/// The minimum pause before this node publishes the event of a join or a leave that another node
-/// has caused. The pause is random, and at most twice as long. The other node usually publishes the
-/// event first.
+/// The minimum pause before this node publishes the event of a join or a leave of a member that
+/// another node has caused. The pause is random, and at most twice as long. The other node usually
+/// publishes the event first.
 const PAUSE: Duration = Duration::from_millis(300);
 
 /// The events of joins and leaves that are not in the log yet, by topic. Every node that knows all
@@ -28,8 +28,8 @@ const PAUSE: Duration = Duration::from_millis(300);
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
-    /// The topics that may have events of joins and leaves that are not in the log yet, but have no
-    /// task that publishes these events.
+    /// The topics that may have events of joins and leaves of members that are not in the log yet,
+    /// but have no task that publishes these events.
     idle: HashSet<Arc<str>>,
 }
 
@@ -39,13 +39,14 @@ struct OfTopic {
     next_number: u64,
     by_event: HashMap<Bytes, BTreeSet<u64>>,
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
-    /// Set while a task of this node publishes the events of the joins and leaves of the topic.
+    /// Set while a task of this node publishes the events of the joins and leaves of members of the
+    /// topic.
     is_publishing: bool,
-    /// The handle of the task that publishes the events of the joins and leaves of the topic.
-    /// `None` until the task was spawned.
+    /// The handle of the task that publishes the events of the joins and leaves of members of the
+    /// topic. `None` until the task was spawned.
     task: Option<AbortHandle>,
-    /// Wakes the task that publishes the events of the joins and leaves of the topic, when one of
-    /// these events needs no publishing any more.
+    /// Wakes the task that publishes the events of the joins and leaves of members of the topic,
+    /// when one of these events needs no publishing any more.
     changed: Arc<Notify>,
 }
 
@@ -53,8 +54,8 @@ struct PendingEvent {
     member: Arc<str>,
     is_leave: bool,
     event: Bytes,
-    /// The time when this node publishes this event of a join or a leave, unless another node has
-    /// published it before.
+    /// The time when this node publishes this event of a join or a leave of a member, unless
+    /// another node has published it before.
     due: Instant,
 }
 
@@ -95,14 +96,15 @@ impl Pending {
         self.topics.is_empty()
     }
 
-    /// Returns `true` if a topic has events of joins and leaves that are not in the log yet.
+    /// Returns `true` if a topic has events of joins and leaves of members that are not in the log
+    /// yet.
     pub(super) fn has(&self, topic: &str) -> bool {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
     }
 
-    /// Adds the event of a join or a leave in `topic` to the events that are not in the log yet.
-    /// `is_own` is `true` if the join or leave was caused by this node, which then publishes its
-    /// event immediately.
+    /// Adds the event of a join or a leave of a member in `topic` to the events that are not in the
+    /// log yet. `is_own` is `true` if the join or leave was caused by this node, which then
+    /// publishes its event immediately.
     pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
@@ -130,15 +132,15 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up all events of joins and leaves of a topic that are not in the log yet, because the
-    /// topic is finished or the backend refuses the events.
+    /// Gives up all unpublished events of a topic: the events of joins and leaves of members that
+    /// are not in the log yet. The topic is finished, or the backend refuses the events.
     pub(super) fn forget(&mut self, topic: &str) {
         self.topics.get_mut(topic).into_iter().for_each(OfTopic::clear);
         self.remove_if_done(topic);
     }
 
-    /// Gives up the first event of a join or a leave in a topic that is not in the log yet. The
-    /// backend refuses this event, or it is a leave in a topic that does not exist.
+    /// Gives up the first unpublished event of a join or a leave of a member in a topic. The
+    /// backend refuses this event, or it is the event of a leave and the topic does not exist.
     pub(super) fn forget_first(&mut self, topic: &str) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             let first = of_topic.events.first_key_value().map(|(number, _)| *number);
@@ -147,9 +149,9 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up the unpublished events of a topic that come before its first unpublished join. They
-    /// are leaves. The topic does not exist on this node, and the event of a leave creates no
-    /// topic.
+    /// Gives up the unpublished events of a topic that come before its first unpublished join of a
+    /// member. They are leaves. The topic does not exist on this node, and the event of a leave
+    /// creates no topic.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
         let is_leave = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| event.is_leave);
         while self.topics.get(topic).is_some_and(is_leave) {
@@ -163,16 +165,16 @@ impl Pending {
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
     }
 
-    /// Gives up all events of joins and leaves that are not in the log yet, and returns the tasks
-    /// that publish them. The caller aborts the tasks after it has released its lock, because
-    /// dropping a task takes the same lock.
+    /// Gives up all events of joins and leaves of members that are not in the log yet, and returns
+    /// the tasks that publish them. The caller aborts the tasks after it has released its lock,
+    /// because dropping a task takes the same lock.
     pub(super) fn end(&mut self) -> Vec<AbortHandle> {
         let topics = mem::take(self).topics;
         topics.into_values().filter_map(|of_topic| of_topic.task).collect()
     }
 
-    /// Stores the handle of the task that publishes the events of the joins and leaves of a topic.
-    /// Has no effect if the task has already ended.
+    /// Stores the handle of the task that publishes the events of the joins and leaves of members
+    /// of a topic. Has no effect if the task has already ended.
     pub(super) fn set_task(&mut self, topic: &str, task: AbortHandle) {
         let of_topic = self.topics.get_mut(topic).filter(|of_topic| of_topic.is_publishing && !task.is_finished());
         of_topic.into_iter().for_each(|of_topic| of_topic.task = Some(task.clone()));
@@ -189,9 +191,9 @@ impl Pending {
         free_if_empty(&mut self.topics);
     }
 
-    /// Returns the topics that have unpublished events of joins and leaves, but no task that
-    /// publishes these events. The caller must spawn a task for each of these topics, because they
-    /// count as topics with a task from now on.
+    /// Returns the topics that have unpublished events of joins and leaves of members, but no task
+    /// that publishes these events. The caller must spawn a task for each of these topics, because
+    /// they count as topics with a task from now on.
     ///
     /// The second part of each pair wakes the task when one of these events needs no publishing any
     /// more.
@@ -204,10 +206,10 @@ impl Pending {
         mem::take(&mut self.idle).into_iter().filter_map(begin).collect()
     }
 
-    /// Returns the first events of joins and leaves of a topic that are not in the log yet, at most
-    /// `max`, for one append. If the other nodes still have time to publish the first event,
-    /// returns the end of this time as `Err`. Returns `None` if the topic has no such events. The
-    /// task that publishes them must then end.
+    /// Returns the first unpublished events of joins and leaves of members of a topic, at most
+    /// `max`, for one append to the log. If the other nodes still have time to publish the first
+    /// event, returns the end of this time as `Err`. Returns `None` if the topic has no such
+    /// events. The task that publishes them must then end.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
         let Some((_, first)) = of_topic.events.first_key_value() else {
@@ -226,9 +228,9 @@ impl Pending {
         Some(Ok(batch.map(|pending| pending.event.clone()).collect()))
     }
 
-    /// Stores that a topic has no task any more that publishes its joins and leaves, because the
-    /// task was dropped or has ended early. The unpublished events stay, and [`begin`](Self::begin)
-    /// returns the topic again, for the start of another task.
+    /// Stores that a topic has no task any more that publishes its joins and leaves of members,
+    /// because the task was dropped or has ended early. The unpublished events stay, and
+    /// [`begin`](Self::begin) returns the topic again, for the start of another task.
     pub(super) fn stop(&mut self, topic: &Arc<str>) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             (of_topic.is_publishing, of_topic.task) = (false, None);
@@ -282,8 +284,8 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// If each published event of a join needed a walk over all unpublished events, this test would
-    /// take minutes.
+    /// If each published event of a join of a member needed a walk over all unpublished events,
+    /// this test would take minutes.
     #[tokio::test]
     async fn cost_of_an_event_does_not_depend_on_the_number_of_pending_ones() {
         const EVENTS: usize = 100_000;

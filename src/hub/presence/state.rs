@@ -38,9 +38,9 @@ const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)
 /// them get no events.
 const MAX_ENDED: usize = 1000;
 
-/// The maximum number of questions of other nodes that wait for answers, and of messages that wait
-/// for the announcer, the task that appends them to the log. Beyond this number, questions get no
-/// answer, and messages are not sent.
+/// The maximum number of questions of other nodes that wait for answers. Also the maximum number of
+/// messages that wait for the announcer, the task that appends them to the log. Beyond this number,
+/// questions get no answer, and messages are not sent.
 const MAX_WAITING: usize = 10_000;
 
 /// The maximum number of messages to other nodes about members of topics that one append to the log
@@ -51,19 +51,21 @@ const MAX_MESSAGES: usize = 64;
 pub(super) struct State {
     pub(super) noted_through: Position,
     /// The end of the log when this node connected to it. This node publishes no events of the
-    /// joins and leaves up to this position, because other nodes have published them.
+    /// joins and leaves of members up to this position, because other nodes have published them.
     pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
-    /// In a hub without a backend: the joins and leaves whose events are not published yet.
+    /// In a hub without a backend: the joins and leaves of members whose events are not published
+    /// yet.
     pub(super) unpublished: VecDeque<Transition>,
-    /// Set while a thread publishes the events of joins and leaves, in a hub without a backend.
+    /// Set while a thread publishes the events of joins and leaves of members, in a hub without a
+    /// backend.
     pub(super) is_publishing: bool,
     /// The messages to other nodes that the announcer, a task, has to append to the log. They are
-    /// requests and answers. The joins and leaves on this node are not among them.
+    /// requests and answers. The joins and leaves of members on this node are not among them.
     outgoing: VecDeque<Message>,
     /// The questions of other nodes about topics that this node has not answered yet: their ids and
     /// topics.
@@ -90,7 +92,7 @@ pub(super) struct State {
     /// node are missing in `view`, the members that this node has read in the log.
     needed: u64,
     /// The topics that were finished. A topic that is then removed stays in this set, so that no
-    /// event of a join creates it again.
+    /// event of a join of a member creates it again.
     ended: HashSet<Arc<str>>,
     /// The number of remembered finished topics at which the next cleanup takes place: twice the
     /// number after the last cleanup. So the cost per topic does not grow with the number of
@@ -106,9 +108,9 @@ pub(super) struct State {
     pub(super) wakes_at: Option<Instant>,
     /// Set if another node has answered a question of this node about a topic.
     pub(super) has_answer: bool,
-    /// The conditions that callers wait for, as they were when the callers were last woken. They
-    /// are: all members are known, all joins and leaves of this node are in the log, the number of
-    /// the newest successful append, and the hub is shut down.
+    /// The conditions that async calls about members of topics wait for, as they were when the
+    /// calls were last woken. The parts are: all members are known; all joins and leaves of this
+    /// node are in the log; the number of the newest successful append; the hub is shut down.
     conditions: (bool, bool, u64, bool),
     /// The time when this node sends a roster, the list of nodes with members, and the position of
     /// the newest request for it. `None` if no request is open.
@@ -117,11 +119,11 @@ pub(super) struct State {
     /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
     /// The tokio runtime on which the announcer, the task that ends grace times, is spawned in a
-    /// hub without a backend. It is the runtime of the last join, leave or other call of the
-    /// application that was made inside of a runtime.
+    /// hub without a backend. It is the runtime of the last join or leave of a member, or other
+    /// call of the application that was made inside of a runtime.
     pub(super) runtime: Option<Handle>,
     /// Set if the runtime of the announcer has no timers. Then the announcer does not run, and
-    /// grace times end only at a later join or leave.
+    /// grace times of members end only at a later join or leave.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
@@ -171,19 +173,21 @@ impl State {
         matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
 
-    /// Returns the number of the append to the log that contains the newest join or leave on this
-    /// node so far. When this append has succeeded, all of them are in the log.
+    /// Returns the number of the append to the log that contains the newest join or leave of a
+    /// member on this node so far. When this append has succeeded, all of them are in the log.
     pub(super) fn ticket(&self) -> u64 {
         self.job + u64::from(self.locals.has_changes() || self.needs_full)
     }
 
-    /// Returns `true` if the log has all joins and leaves that happened on this node before a call
-    /// of [`ticket`](Self::ticket). `ticket` is the number that this call has returned.
+    /// Returns `true` if the log has all joins and leaves of members that happened on this node
+    /// before a call of [`ticket`](Self::ticket). `ticket` is the number that this call has
+    /// returned.
     pub(super) fn has_written(&self, ticket: u64) -> bool {
         self.done >= ticket.max(self.needed) || self.is_flushed()
     }
 
-    /// Returns `true` if the log has all joins and leaves that have happened on this node so far.
+    /// Returns `true` if the log has all joins and leaves of members that have happened on this
+    /// node so far.
     fn is_flushed(&self) -> bool {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
     }
@@ -196,8 +200,8 @@ impl State {
         std::mem::take(&mut self.has_answer) || has_changed
     }
 
-    /// Records that a topic was finished. Its members stay, but their joins and leaves get no
-    /// events any more.
+    /// Notes that a topic was finished. Its members stay, but their joins and leaves get no events
+    /// any more.
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
@@ -208,7 +212,8 @@ impl State {
         self.ended.insert(topic.clone());
     }
 
-    /// Records that a finished topic is used again, so that its joins and leaves get events again.
+    /// Notes that a finished topic is used again, so that its joins and leaves of members get
+    /// events again.
     pub(super) fn note_reopened(&mut self, topic: &str) {
         self.ended.remove(topic);
     }
@@ -426,9 +431,9 @@ impl State {
         }
     }
 
-    /// Takes the next records for the announcer to append. First adds a request for the members of
-    /// other nodes if this node needs them, and a roster (the list of nodes with members) if one is
-    /// due. Returns `None` if there is nothing to append.
+    /// Takes the next records for the announcer to append. If this node needs the members of other
+    /// nodes, first adds a request for them. If a roster is due, the list of nodes with members,
+    /// adds it, too. Returns `None` if there is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {

@@ -76,9 +76,9 @@ impl Watchers {
         self.next_key
     }
 
-    /// Removes a stream of joins and leaves, because it was dropped, and returns the waker of the
-    /// task that polls it. The caller drops the waker after it has released the lock, because
-    /// dropping a waker can run code of the application.
+    /// Removes a stream of joins and leaves of members, because it was dropped, and returns the
+    /// waker of the task that polls it. The caller drops the waker after it has released the lock,
+    /// because dropping a waker can run code of the application.
     fn leave(&mut self, topic: &Arc<str>, key: u64) -> Option<Waker> {
         let watchers = self.topics.get_mut(topic)?;
         let watcher = watchers.remove(&key);
@@ -115,14 +115,15 @@ impl Watchers {
         }
     }
 
-    /// Ends each [`PresenceStream`], a stream of joins and leaves, because the hub is shut down.
+    /// Ends each [`PresenceStream`], a stream of joins and leaves of members, because the hub is
+    /// shut down.
     pub(super) fn end(&mut self) {
         self.is_ended = true;
         self.note_loss();
     }
 
-    /// Takes the wakers of the [`PresenceStream`]s that have new joins and leaves to yield. The
-    /// caller wakes them after it has released the lock.
+    /// Takes the wakers of the [`PresenceStream`]s that have new joins and leaves of members to
+    /// yield. The caller wakes them after it has released the lock.
     pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
         mem::take(&mut self.to_wake)
     }
@@ -140,8 +141,8 @@ impl PresenceStream {
     }
 
     /// Compares `members` with what this stream of joins and leaves has yielded. Queues a join for
-    /// each of them that has become a member of the topic, and a leave for each of them that is not
-    /// a member any more.
+    /// each name that has become a member of the topic, and a leave for each name that is not a
+    /// member any more.
     fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);

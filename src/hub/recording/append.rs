@@ -17,13 +17,13 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The maximum time to wait for this node to read more of the log after a rejected append of a
-/// recording, a task that publishes a stream into a topic. An append is rejected if the log has
-/// records of the topic that this node has not read yet. After the wait, the append is tried again.
+/// The maximum wait after a rejected append of a recording, a task that publishes a stream into a
+/// topic. An append is rejected if the log has records of the topic that this node has not read
+/// yet. When this node has read more of the log, or after this time, the append is tried again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time for which a recording, a task that publishes a stream into a topic, repeats an
-/// append that the backend refuses while it responds to other requests. Then the recording fails.
+/// The maximum time for which a recording, a task that publishes a stream into a topic, repeats a
+/// refused append. The backend responds to other requests in this time. Then the recording fails.
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
 /// is too large for the backend is never accepted.
@@ -89,8 +89,8 @@ pub(in crate::hub) async fn caught_up_unless_dropped(
     (core.strong_count() > 0).then_some(is_in_time)
 }
 
-/// Returns a random pause after `failures` consecutive failures: 25 to 50 ms after the first
-/// failure, doubled after each further failure, and at most 400 ms.
+/// Returns a random pause before an append is repeated, after `failures` consecutive failures: 25
+/// to 50 ms after the first failure, doubled after each further failure, and at most 400 ms.
 pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     let longest = Duration::from_millis(25 << failures.clamp(1, 4));
     longest.mul_f64(0.5 + random::fraction() / 2.0)

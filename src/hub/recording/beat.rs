@@ -52,7 +52,7 @@ pub(super) struct Beat {
     /// subscribers.
     pub(super) watching: HashSet<Arc<str>>,
     /// The number of this sign of life. It increases with each sign of life of a node. All parts of
-    /// one beat have the same number.
+    /// one sign of life have the same number.
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,

@@ -46,8 +46,8 @@ const MIN_TIME: Duration = Duration::from_millis(500);
 const MIN_GAP: Duration = Duration::from_millis(600);
 
 /// Starts the keeper. This task announces the recordings of this node (tasks that publish streams
-/// into topics), takes over those of dead nodes, and notices the death of nodes with members of
-/// topics.
+/// into topics), and takes over those of dead nodes. It also notices the death of nodes with
+/// members of topics.
 ///
 /// Has no effect without a backend, without a recording or a member on any known node, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is

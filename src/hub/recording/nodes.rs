@@ -295,8 +295,8 @@ impl Recordings {
         beats
     }
 
-    /// Records that the backend does not accept records. The other nodes may have the same outage,
-    /// so their silence does not count until this node has read the whole log again.
+    /// Notes that the backend does not accept records. The other nodes may have the same outage, so
+    /// their silence does not count until this node has read the whole log again.
     pub(in crate::hub) fn lose_contact(&self) {
         self.state().contact.last = None;
     }

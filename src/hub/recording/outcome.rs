@@ -17,7 +17,8 @@
 pub enum Outcome {
     /// The stream has ended without an error.
     Finished,
-    /// The stream returned an error or panicked, or an event could not be published.
+    /// The stream of the recording returned an error or panicked, or one of its events could not be
+    /// published.
     Failed,
     /// [`Recording::stop`](super::Recording::stop) or
     /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.

@@ -287,8 +287,7 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     append::append(core, local, vec![record]).await
 }
 
-/// Calls a function of the application. If it panics, the panic is reported and the result is
-/// `None`.
+/// Calls a function of the application. If it panics, the panic is logged and the result is `None`.
 fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
     let mut event = None;
     contain_panic("recording", || event = f());
