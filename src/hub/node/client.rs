@@ -184,7 +184,7 @@ impl BackendClient {
         self.state().evicted_through
     }
 
-    /// Records that the log has evicted (removed by retention) its records up to and including
+    /// Notes that the log has evicted (removed by retention) its records up to and including
     /// `through`. Has no effect if the node follows a log with another epoch by now.
     pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut state = self.state();
@@ -193,8 +193,8 @@ impl BackendClient {
         }
     }
 
-    /// Records that a topic was removed, so that later reads leave out its earlier events. The
-    /// caller deletes these events from memory after this call.
+    /// Notes that a topic was removed, so that later reads leave out its earlier events. The caller
+    /// deletes these events from memory after this call.
     pub(in crate::hub) fn note_removal(&self, topic: &Arc<str>, removal: Removal) {
         self.state().removals.note(topic, removal);
     }

@@ -147,8 +147,8 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 }
 
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
-/// an error. So every two seconds, the function also asks the backend for the bounds of the log,
-/// and records a failed request in `outage`.
+/// an error. So every two seconds, the function also asks the backend for the epoch and the end of
+/// the log. A failed request is counted in `outage`.
 ///
 /// Returns an error if the log has another epoch than `epoch`. Also returns an error if the backend
 /// returns no page although `max_missed` checks in a row have found another end of the log than

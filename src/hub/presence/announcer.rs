@@ -309,7 +309,7 @@ struct Publishing {
     has_ended: bool,
 }
 
-/// What the task that publishes the joins and leaves of members of one topic does next.
+/// The next action of the task that publishes the joins and leaves of members of one topic.
 enum Next {
     Append,
     /// Wait until this time, because another node has caused the next join or leave of a member,

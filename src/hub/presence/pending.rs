@@ -22,9 +22,9 @@ pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 /// publishes the event first.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The events of joins and leaves that are not in the log yet, by topic. Every node that knows all
-/// members has the same pending events, so if one node dies, another one publishes them. An event
-/// is removed when this node reads it from the log.
+/// The events of joins and leaves of members that are not in the log yet, by topic. Every node that
+/// knows all members has the same such events, so if one node dies, another one publishes them. An
+/// event is removed when this node reads it from the log.
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
@@ -159,7 +159,8 @@ impl Pending {
         }
     }
 
-    /// Gives up all pending events.
+    /// Gives up all events of joins and leaves of members that are not in the log yet. Tasks that
+    /// publish events continue.
     pub(super) fn clear(&mut self) {
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);

@@ -1,5 +1,5 @@
-//! The state of presence on this node: all that it knows about the members of topics, and the
-//! records that it has to append.
+//! The knowledge of this node about the members of topics on all nodes, and the records about
+//! members that this node has to append to the log.
 
 use super::{
     Presences,
@@ -112,8 +112,8 @@ pub(super) struct State {
     /// calls were last woken. The parts are: all members are known; all joins and leaves of this
     /// node are in the log; the number of the newest successful append; the hub is shut down.
     conditions: (bool, bool, u64, bool),
-    /// The time when this node sends a roster, the list of nodes with members, and the position of
-    /// the newest request for it. `None` if no request is open.
+    /// The time when this node sends the list of all nodes with members to the other nodes, and the
+    /// position of the newest request for this list in the log. `None` if no request is open.
     roster: Option<(Instant, Position)>,
     /// The announcer: the task that appends the records about members, and ends the memberships
     /// whose grace time is over.
@@ -137,7 +137,7 @@ pub(super) enum Knowledge {
     Unknown,
     /// This node has requested the members of the other nodes.
     Asked {
-        /// The random number of the request.
+        /// The random number that identifies this request for members.
         id: u64,
         /// The time when this node has created its request for the members of the other nodes, or
         /// later has read the request in the log.

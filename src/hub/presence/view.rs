@@ -26,15 +26,15 @@ const JITTER: Duration = Duration::from_millis(200);
 #[derive(Default)]
 pub(super) struct View {
     nodes: HashMap<u64, Node>,
-    /// The members of each topic. The value counts the nodes where the member is present.
+    /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
     /// The number of known nodes at which the next cleanup takes place: twice the number after the
     /// last cleanup. So the cost per record does not grow with the number of nodes.
     cleanup_at: usize,
 }
 
-/// A join or a leave in a topic. `author` is the node whose record has caused it: usually the node
-/// of the member, or the node that has declared that node dead.
+/// A join or a leave of a member of a topic. `author` is the node whose record has caused it:
+/// usually the node of the member, or the node that has declared that node dead.
 #[derive(Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
@@ -43,7 +43,7 @@ pub(super) struct Transition {
 }
 
 struct Node {
-    /// The number of the newest record of this node about its members. Each node numbers its
+    /// The number of the newest record of the node about its members. Each node numbers its
     /// records. A record without a greater number has arrived late, and is ignored. The parts of
     /// one long list of members have the same number, and are not late.
     number: u64,

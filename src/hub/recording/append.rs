@@ -29,8 +29,9 @@ const FOLLOWER: Duration = Duration::from_secs(1);
 /// is too large for the backend is never accepted.
 pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
-/// A condition for appends: the log has no record of the same topic after the position up to which
-/// this node had read the log when the fence was created. Otherwise the append is rejected.
+/// A fence, which is a condition for appends: the log has no record of the same topic after the
+/// position up to which this node had read the log when the fence was created. Otherwise the append
+/// is rejected.
 pub(in crate::hub) struct Fence {
     epoch: u64,
     since: Position,

@@ -95,7 +95,8 @@ impl Beat {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Announced {
     pub(super) topic: Arc<str>,
-    /// The random number that identifies the recording.
+    /// The random number that identifies this recording, a task that publishes a stream into a
+    /// topic.
     pub(super) id: u64,
     /// The wire bytes of the will: the event that another node publishes if the node of this
     /// recording dies. A recording is a task that publishes a stream into a topic. Without a will,

@@ -82,8 +82,8 @@ struct Keeper {
     has_content: bool,
 }
 
-/// What the keeper has to announce in one run. The keeper is the task that announces the recordings
-/// of this node, the tasks that publish streams into topics, and takes over those of dead nodes.
+/// The content of one run of the keeper. The keeper is the task that announces the recordings of
+/// this node (tasks that publish streams into topics), and takes over those of dead nodes.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,

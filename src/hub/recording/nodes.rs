@@ -110,10 +110,10 @@ impl Settled {
     }
 }
 
-/// A recording of another node.
+/// A recording of another node: a task there that publishes a stream into a topic.
 pub(super) struct Foreign {
     pub(super) announced: Announced,
-    /// Set if the will of this recording, a task of a dead node that has published a stream, is
+    /// Set if the will of this recording, a task of another node that publishes a stream, is
     /// already in the topic. The will is the event that another node publishes after the
     /// recording's node has died.
     pub(super) has_will: bool,
@@ -135,7 +135,7 @@ pub(super) struct Claim {
     is_finished: AtomicBool,
 }
 
-/// A recording of this node.
+/// A recording of this node: a task that publishes a stream into a topic.
 pub(in crate::hub) struct Local {
     pub(super) announced: Announced,
     pub(super) lease: Duration,
@@ -538,7 +538,8 @@ impl Local {
         });
     }
 
-    /// Ends the recording immediately, without another event.
+    /// Ends the recording, the task that publishes a stream into a topic, immediately, and without
+    /// another event.
     pub(super) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);

@@ -47,7 +47,7 @@ const MAX_TOPIC_BYTES: usize = 16 << 10;
 type Item = Option<Result<EncodedEvents, BoxError>>;
 type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
-/// The stream of a recording.
+/// The stream that a recording, a task, publishes into a topic. The type of the stream is erased.
 pub(super) struct Items(Box<PollItem>);
 
 impl Items {
