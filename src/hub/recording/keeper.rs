@@ -307,9 +307,9 @@ impl Keeper {
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
 /// Returns `false` if this fails or takes longer than `time`.
 ///
-/// If the last success was more than `longest_gap` before this call, this node has had an outage.
-/// The silence of other nodes is then measured from the end of this call, because they may have had
-/// the same outage.
+/// If the previous call failed, or the last success was more than `longest_gap` before this call,
+/// this node has had an outage. The silence of other nodes is then measured from the end of this
+/// call, because they may have had the same outage.
 async fn probe(
     core: &Weak<Core>,
     recordings: &Recordings,
