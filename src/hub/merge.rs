@@ -19,31 +19,36 @@ const SLICE: usize = 256;
 /// Merges the events of the topics of one subscription, in the order of the log. The delivery of an
 /// event costs O(log n), where n is the number of topics with an undelivered event.
 ///
-/// Each topic has a reader, which is in one of three states:
+/// The subscription has one reader for each of its topics. Each reader is in one of three states:
 ///
-/// - The reader waits until its topic changes. The change adds the reader to the [`ReadyList`].
-/// - The reader has to look at its topic (`unchecked`), for example because the topic has changed.
-/// - The reader knows the position of its next event (`turns`).
+/// - It waits until its topic changes. The change adds the reader to the [`ReadyList`].
+/// - It has to look at its topic, for example because the topic has changed. The reader is then in
+///   the list `unchecked`.
+/// - It knows the position of the next event of its topic. The reader is then in the heap `turns`.
 pub(super) struct Merge {
     pub(super) ready: Arc<ReadyList>,
-    /// The pauses after writes, or `None` if the subscription does not pause after writes.
+    /// The pauses that the subscription makes after it has written events to the client: their
+    /// length, and the timer of the current pause. `None` if the subscription makes no pauses.
     pub(super) linger: Option<Linger>,
-    /// The indices of the readers that have to look at their topics. An index can be in the list
-    /// twice.
+    /// The readers of the subscription that have to look at their topics, as indices. A reader
+    /// reads one topic. An index can be in this list twice.
     unchecked: Vec<u32>,
-    /// The readers that know the position of their next event, each with this position. The reader
-    /// with the smallest position delivers next.
+    /// The readers of the subscription that know the position of the next event of their topics. A
+    /// reader reads one topic. The topic with the smallest position is delivered next.
     turns: BinaryHeap<Reverse<(Position, u32)>>,
-    /// The number of topics that are finished and whose events were all delivered.
+    /// The number of topics of the subscription that are finished and whose events were all
+    /// delivered to the client.
     finished: usize,
-    /// The greatest position that a reader has reached in the delivery of its topic, even if this
+    /// The greatest position up to which any topic of the subscription was delivered, even if this
     /// is after the cursor of the subscription. When no topic has a further event, the cursor moves
     /// to this position.
     delivered_through: Position,
-    /// The number of the first entry of the hub's wake queue that this merge has not looked at. An
-    /// entry is a topic that has changed and has not yet notified all of its waiting readers.
+    /// The point that this merge has reached in the wake queue of the hub, as the number of the
+    /// first entry after it. The wake queue has an entry for each topic that has changed and has
+    /// not yet notified all of its waiting readers.
     looked_at: u64,
-    /// The index of the reader whose events the last call of `step` has returned.
+    /// The topic from which [`step`](Self::step) has last returned events, as the index of the
+    /// reader that reads this topic.
     pub(super) last_turn: u32,
 }
 
@@ -63,8 +68,9 @@ impl Merge {
         merge
     }
 
-    /// Rebuilds the lists of this merge from the state of the readers, after a caller has changed
-    /// the readers, for example at a gap.
+    /// Rebuilds `turns` and `unchecked` from the readers: the lists of the readers that know their
+    /// next event, and of those that have to look for it. The caller has changed the readers, for
+    /// example because a gap was reported.
     pub(super) fn reset(&mut self, readers: &[Reader]) {
         self.turns.clear();
         self.unchecked.clear();
@@ -79,12 +85,13 @@ impl Merge {
         }
     }
 
-    /// Returns the next events after `cursor`, all from one topic. If a newer event of a
-    /// `latest_only` topic has replaced the next event, returns the newer event in its place.
+    /// Returns the next events of the subscription after `cursor`, all from one topic. If the topic
+    /// is `latest_only` (each event replaces the previous one) and the next event was replaced,
+    /// returns the newest event of the topic instead.
     ///
-    /// Events after the position that `committed` returns are not delivered yet. If no event is
-    /// available, registers `waker` for the next change, and returns [`Step::Wait`]. If `waker` is
-    /// `None`, registers nothing.
+    /// `committed` returns the position up to which all events of the hub are visible. Later events
+    /// are not delivered yet. If no event is available, registers `waker` for the next change of a
+    /// topic, and returns [`Step::Wait`]. If `waker` is `None`, registers nothing.
     pub(super) fn step(
         &mut self,
         readers: &mut [Reader],
@@ -166,9 +173,10 @@ impl Merge {
         self.turns.peek().map(|Reverse((position, _))| *position)
     }
 
-    /// Adds to `unchecked` the readers whose topics have changed. They are in the ready list, or
-    /// their topics are in the wake queue, which contains topics that have not notified all of
-    /// their readers yet.
+    /// Collects the readers whose topics have changed in `unchecked`, the list of the readers that
+    /// have to look at their topics. These readers are in the ready list of the subscription, or
+    /// their topics are in the wake queue. The wake queue contains the topics that have not
+    /// notified all of their readers yet.
     fn collect(&mut self, readers: &[Reader], wake_queue: &WakeQueue) {
         let unchecked = &mut self.unchecked;
         wake_queue.look_through(&mut self.looked_at, |topic| {
@@ -179,9 +187,10 @@ impl Merge {
         self.ready.take(unchecked);
     }
 
-    /// Returns the next events of the reader with the smallest position in `turns`: its events up
-    /// to `through` that precede the events of all other topics. If a newer event of a
-    /// `latest_only` topic has replaced them, returns the newer event.
+    /// Returns events of the topic whose next event has the smallest position: its events up to
+    /// `through` that precede the events of all other topics. If the topic is `latest_only` (each
+    /// event replaces the previous one) and these events were replaced, returns the newest event of
+    /// the topic.
     ///
     /// Returns `None` if the topic has no undelivered event any more.
     fn take_turn(&mut self, readers: &mut [Reader], cursor: Position, through: Position) -> Option<Step> {
@@ -197,8 +206,9 @@ impl Merge {
         step
     }
 
-    /// Updates `turns` and `finished` after the reader with this index has looked for its next
-    /// event. `was_finished` is the value of `reader.is_finished` before that.
+    /// Updates the merge after one reader has looked for the next event of its topic: adds the
+    /// reader to `turns` if there is an event, and counts the topic in `finished` if it has ended.
+    /// `was_finished` is `true` if the topic was counted before.
     fn note(&mut self, index: u32, reader: &Reader, was_finished: bool) {
         self.turns.extend(reader.next.map(|next| Reverse((next, index))));
         self.finished = self.finished + usize::from(reader.is_finished) - usize::from(was_finished);

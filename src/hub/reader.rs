@@ -12,16 +12,18 @@ use std::{sync::Arc, task::Waker};
 /// The result of looking for the next events of a subscription. The cursor is the position up to
 /// which the client has all events.
 pub(super) enum Step {
-    /// The next events after the cursor, and the position of the last of them.
+    /// The next events of the subscription after its cursor, and the position of the last of them.
     Events(EncodedEvents, Position),
-    /// The newest event of a `latest_only` topic, delivered in place of an older event that it has
-    /// replaced. The position is that of the older event, and becomes the cursor.
+    /// The newest event of a `latest_only` topic, in which each event replaces the previous one.
+    /// The event is delivered in place of an older event that it has replaced. The position is that
+    /// of the older event, and becomes the cursor of the subscription.
     Replacement(EncodedEvents, Position),
     /// No event follows, and the client has all events up to this position, which is after the
     /// cursor. The subscription sends this position to the client as its new cursor.
     CaughtUp(Position),
     Evicted,
-    /// No event follows yet. The waker is registered, and the next change of a topic wakes it.
+    /// No event follows yet. The waker of the subscription is registered, and the next change of a
+    /// topic wakes it.
     Wait,
     /// Too many topics were looked at in one poll. The subscription wakes itself, to be polled
     /// again for the remaining topics.
@@ -33,22 +35,22 @@ pub(super) enum Step {
 /// Reads one topic for one subscription. A subscription has one reader for each of its topics.
 pub(super) struct Reader {
     pub(super) topic: Arc<TopicState>,
-    /// The eviction of events up to this position was already reported to the client, so it is not
-    /// reported again.
+    /// The position up to which the eviction of events of this topic was already reported to the
+    /// client. A gap up to this position is not reported again.
     pub(super) gap_reported_through: Position,
     /// Events of this topic up to this position are not delivered, even if the position is after
     /// the cursor of the subscription.
     ///
     /// It is the start position of the topic, if the topic has a start of its own. In a
-    /// `latest_only` topic, it can be the position of an event that was delivered early, in place
-    /// of an older event.
+    /// `latest_only` topic, each event replaces the previous one. There it can be the position of
+    /// an event that was delivered early, in place of an older event.
     pub(super) delivered_through: Position,
-    /// The position of the topic's first event after the cursor, if it is known. The topic with the
-    /// smallest `next` is delivered first.
+    /// The position of this topic's first event after the cursor of the subscription, if it is
+    /// known. The topic with the smallest such position is delivered first.
     ///
-    /// If a newer event replaces the event of a `latest_only` topic, `next` does not change.
-    /// Otherwise a topic with constant updates would never be delivered. Only a subscription to
-    /// several topics uses this field.
+    /// In a `latest_only` topic, each event replaces the previous one. If the event at this
+    /// position is replaced, the position stays the same. Otherwise a topic with constant updates
+    /// would never be delivered. Only a subscription to several topics uses this field.
     pub(super) next: Option<Position>,
     /// Set if the topic is finished and all of its events were delivered. Only a subscription to
     /// several topics uses this field.
@@ -62,11 +64,11 @@ pub(super) struct Reader {
 
 /// The wait of a subscription to a single topic for the next change of the topic.
 pub(super) struct Wait {
-    /// A copy of the waker that is registered with the topic. If the subscription is polled with
-    /// another waker, it registers the other waker.
+    /// A copy of the waker of the subscription, which the next change of the topic wakes. If the
+    /// subscription is polled with another waker, it registers the other waker.
     waker: Waker,
-    /// The version of the topic when the wait began. While the topic has this version, it has not
-    /// changed.
+    /// The version of the topic when the subscription began to wait. Each change of the topic
+    /// changes the version.
     version: u64,
 }
 
@@ -83,15 +85,18 @@ impl Reader {
         }
     }
 
-    /// Forgets the position of the next event, so that the next poll looks for it in the topic.
+    /// Forgets which event of the topic is the next one to deliver, so that the next poll of the
+    /// subscription looks for it in the topic.
     pub(super) fn reset(&mut self) {
         self.next = None;
     }
 
-    /// Prepares the reader to continue after a gap. With `None`, the reader looks for its next
-    /// event again. In a `latest_only` topic that retains an event, `state` is the position of this
-    /// event. The event is then delivered at the position in `next`, if there is one, and otherwise
-    /// at `state`.
+    /// Prepares the reader of one topic to continue after a gap. `state` is the position of the
+    /// retained event of a `latest_only` topic, in which each event replaces the previous one. This
+    /// event is then delivered at the position of the next event that the reader knew before, if
+    /// any, and otherwise at `state`.
+    ///
+    /// With `state` as `None`, the reader looks for the next event of its topic again.
     pub(super) fn reset_after_gap(&mut self, state: Option<Position>) {
         self.next = state.and(self.next).or(state);
     }
@@ -115,11 +120,11 @@ impl Reader {
         is_cut
     }
 
-    /// Returns the events of the topic after `cursor`. If there are none, registers `waker` for the
-    /// next change and returns [`Step::Wait`].
+    /// Returns the events of the topic after `cursor`. If there are none and the topic is not
+    /// finished, registers `waker` for the next change of the topic, and returns [`Step::Wait`].
     ///
-    /// `wait` describes the registration of the previous call, and is updated. If the topic has not
-    /// changed since, the topic is not locked.
+    /// `wait` stores for the next call which waker is registered, and since which version of the
+    /// topic. If neither has changed, the call returns [`Step::Wait`] without a lock.
     pub(super) fn read(&mut self, cursor: Position, waker: &Waker, wait: &mut Option<Wait>) -> Step {
         let is_known = wait.as_ref().is_some_and(|wait| wait.waker.will_wake(waker));
         if is_known && wait.as_ref().is_some_and(|wait| wait.version == self.topic.version()) {
@@ -162,10 +167,11 @@ impl Reader {
     }
 
     /// Looks for the topic's next event after `cursor`, and stores its position in `next`. If there
-    /// is no such event, registers the waiter, which the next change of the topic wakes.
+    /// is no such event, registers `waiter`, the waker or ready list that the next change of the
+    /// topic notifies.
     ///
-    /// Returns `Err` with the step that the subscription has to take if the hub is shut down, or if
-    /// events after `cursor` were evicted.
+    /// Returns [`Step::Shutdown`] as `Err` if the hub is shut down, and [`Step::Evicted`] if events
+    /// after `cursor` were evicted.
     pub(super) fn peek(&mut self, cursor: Position, waiter: impl FnOnce() -> Waiter) -> Result<(), Step> {
         let from = self.resumes_after(cursor);
         let mut contents = self.topic.lock();
@@ -186,12 +192,15 @@ impl Reader {
     }
 
     /// Returns the events of this topic after `cursor` and up to `through`. Returns `None` if the
-    /// topic has no event after `cursor`. If a newer event of a `latest_only` topic has replaced
-    /// the events, returns the newer event. The cursor then moves to `position`, the known position
-    /// of the replaced event, and never backwards.
+    /// topic has no event after `cursor`.
+    ///
+    /// In a `latest_only` topic, each event replaces the previous one. If the events up to
+    /// `through` were replaced, returns the newest event of the topic. The cursor of the
+    /// subscription then moves to `position`, the known position of the replaced event, but never
+    /// backwards.
     ///
     /// Also looks for the next event after the returned events, and stores its position in `next`.
-    /// If there is no such event, registers the waiter for the next change of the topic.
+    /// If there is no such event, registers `waiter`, which the next change of the topic notifies.
     pub(super) fn take_turn(
         &mut self,
         position: Position,
@@ -229,8 +238,11 @@ impl Reader {
 }
 
 /// Returns the position of the topic's first event after `from`. If there is no such event, returns
-/// `None` and registers a new waiter, in place of the waiter that `ticket` identifies. The second
-/// result is the replaced waiter, which the caller drops after it has unlocked the topic.
+/// `None` and registers a new waiter: a waker or ready list that the next change of the topic
+/// notifies. The new waiter replaces the waiter with the number `ticket`.
+///
+/// The second result is the replaced waiter, which the caller drops after it has unlocked the
+/// topic.
 fn look(
     contents: &mut Contents,
     from: Position,

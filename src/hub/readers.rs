@@ -6,8 +6,8 @@ use std::{
     slice,
 };
 
-/// The readers of one subscription, one for each topic. Most subscriptions have a single topic, and
-/// then need no allocation.
+/// The readers of one subscription. A subscription has one reader for each of its topics. Most
+/// subscriptions have a single topic, and then need no allocation for it.
 pub(super) enum Readers {
     One(Reader),
     Many(Box<[Reader]>),

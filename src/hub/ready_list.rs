@@ -19,16 +19,18 @@ struct State {
     marked: Vec<u32>,
     /// The waker of the subscription, if the subscription waits.
     waker: Option<Waker>,
-    /// Set while the subscription pauses after a write. During the pause, events do not wake the
-    /// subscription, but the end of a topic does.
+    /// Set while the subscription pauses after it has written events to the client. During the
+    /// pause, events do not wake the subscription, but the end of a topic does.
     is_paused: bool,
-    /// Set if a topic was finished, or the hub was shut down, since the subscription last waited.
+    /// Set if a topic of the subscription was finished, or the hub was shut down, since the
+    /// subscription last waited.
     has_end: bool,
 }
 
 impl ReadyList {
-    /// Adds the index of a reader whose topic has changed. Returns the waker of the subscription if
-    /// the subscription waits for events. The caller wakes it after it has released all locks.
+    /// Adds a topic of the subscription that has changed to this list, as the index of the reader
+    /// that reads the topic. Returns the waker of the subscription if the subscription waits for
+    /// events. The caller wakes it after it has released all locks.
     pub(super) fn mark(&self, reader: u32) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.marked.push(reader);
@@ -43,7 +45,8 @@ impl ReadyList {
         state.waker.take()
     }
 
-    /// Removes all readers from the list, and appends their indices to `readers`.
+    /// Takes the topics that have changed out of this list, and appends the indices of their
+    /// readers to `readers`. Each topic of the subscription has one reader.
     pub(super) fn take(&self, readers: &mut Vec<u32>) {
         let mut state = lock(&self.state);
         if readers.is_empty() {
@@ -53,14 +56,16 @@ impl ReadyList {
         }
     }
 
-    /// Stores the waker of the subscription and returns `true` if no topic has changed. Returns
-    /// `false` if a topic has changed. The caller then takes the changed readers from the list.
+    /// Stores the waker of the subscription and returns `true` if this list is empty: no topic of
+    /// the subscription has changed. Otherwise stores nothing and returns `false`. The caller then
+    /// takes the changed topics from the list.
     pub(super) fn wait(&self, waker: &Waker) -> bool {
         self.store(waker, false, |state| state.marked.is_empty())
     }
 
-    /// Stores the waker for a pause after a write, and returns `true`. Returns `false` if a topic
-    /// has ended since the subscription last waited. The pause is then over.
+    /// Stores the waker of the subscription for a pause after it has written events to the client,
+    /// and returns `true`. Returns `false` if a topic was finished or the hub was shut down since
+    /// the subscription last waited. The pause is then over.
     pub(super) fn pause(&self, waker: &Waker) -> bool {
         self.store(waker, true, |state| !state.has_end)
     }

@@ -116,15 +116,15 @@ impl Registry {
         (self.topics.drain().map(|(_, topic)| topic).collect(), wakers)
     }
 
-    /// Records that the backend has evicted all events up to `through`. Returns all topics, so that
+    /// Notes that the backend has evicted all events up to `through`. Returns all topics, so that
     /// the caller removes these events from each topic.
     pub(super) fn truncate_through(&mut self, through: Position) -> Vec<Arc<TopicState>> {
         self.tombstones = Tombstones { topics: HashMap::new(), others: through };
         self.topics.values().cloned().collect()
     }
 
-    /// Records that this process does not retain the event at `position`, because the limit of
-    /// topics was reached. Later subscribers read it from the backend.
+    /// Notes that this process does not retain the event at `position`, because the limit of topics
+    /// was reached. Later subscribers read it from the backend.
     pub(super) fn note_skipped(&mut self, topic: &Arc<str>, position: Position) {
         self.tombstones.note(self.topics.hasher().hash_one(topic), position);
     }

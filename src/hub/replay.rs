@@ -41,24 +41,26 @@ pub(super) struct Replay {
 /// A gap that is reported to the client once it is known that events are missing.
 struct PendingGap {
     requested: EventId,
-    /// The client has its events up to this position. If a later event was evicted, there is a gap.
+    /// The position up to which the client has its events of this subscription. If a later event
+    /// was evicted, there is a gap.
     after: Position,
     reason: GapReason,
     /// Set if it is known that events are missing. The gap event is sent when the first event after
     /// the gap is known, because the gap event contains the id of that event.
     is_confirmed: bool,
-    /// Set if the client continues from its last id. Without a gap, the subscription then counts as
-    /// resumed.
+    /// Set if the client continues from its last id. Without a gap, the subscription then reports
+    /// to the application that it has resumed.
     is_resume: bool,
 }
 
 enum State {
-    /// No read is in flight. The next poll sends a read to the backend.
+    /// No read of old events from the backend is in flight. The next poll of the replay sends one.
     Idle,
     Reads(PageRequest),
     Pauses(Pin<Box<Sleep>>),
-    /// Events to yield at the next poll, their topics, and the page of the backend that contains
-    /// them. After these events, the cursor moves to the end of the page.
+    /// Old events for the next poll of the replay to yield, their topics, and the page from the
+    /// backend that contains them. After these events, the cursor of the subscription moves to the
+    /// end of the page.
     Yields(EncodedEvents, Runs, Arc<EncodedPage>),
 }
 
@@ -77,8 +79,9 @@ impl Future for PageRequest {
 }
 
 impl Subscription {
-    /// Starts reading old events from the backend, after the cursor. `requested` is the id that the
-    /// client sent, with its position. With `reason`, a gap after this id is reported in any case.
+    /// Starts reading old events from the backend, after the cursor of the subscription.
+    /// `requested` is the id that the client sent, with its position. If it is already known why
+    /// events after this id are missing, `reason` is the reason, and a gap is reported in any case.
     /// Otherwise a gap is reported only if events after this id are missing.
     ///
     /// `is_resume` is `true` if the client continues from its last id, and `is_unsure` if the
@@ -119,8 +122,8 @@ impl Subscription {
         self.replay.as_ref().is_some_and(|replay| replay.pending_gap.is_some())
     }
 
-    /// Returns `true` while the cursor may be after the end of the log, because the backend has not
-    /// responded yet.
+    /// Returns `true` while the cursor of the subscription may be after the end of the log, because
+    /// the backend has not responded yet.
     pub(super) fn is_unsure(&self) -> bool {
         self.replay.as_ref().is_some_and(|replay| replay.is_unsure)
     }
@@ -254,9 +257,9 @@ impl Subscription {
         self.readers.iter().all(|reader| reader.topic.lock().log.evicted_through() <= reader.resumes_after(cursor))
     }
 
-    /// Returns `true` if an application has removed a topic of this subscription, and with it
-    /// events that the client has not received. Removed events do not count if a gap has already
-    /// reported them.
+    /// Returns `true` if events are missing because an application has removed a topic of this
+    /// subscription, with events that the client has not received. Returns `false` if a gap has
+    /// already reported the removed events.
     fn has_missed_removed(&self, page: &EncodedPage) -> bool {
         let after =
             self.replay.as_ref().and_then(|replay| replay.pending_gap.as_ref()).map(|pending_gap| pending_gap.after);

@@ -5,17 +5,18 @@ use super::backend::Position;
 /// The point in the log where a subscription resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ResumePoint {
-    /// The position after which the subscription continues, smaller than `first`. For a single
-    /// topic, all missing events are at or before this position. So a client that reconnects with
-    /// this position as its id gets no second gap for them.
+    /// The position after which the subscription continues, smaller than `first`, the position of
+    /// its next event. For a single topic, all missing events are at or before this position. So a
+    /// client that reconnects with this position as its id gets no second gap for them.
     pub(super) cursor: Position,
-    /// The position of the first event after the cursor, or `None` if no event follows yet.
+    /// The position of the first event that the resumed subscription delivers. `None` if no event
+    /// follows yet.
     pub(super) first: Option<Position>,
 }
 
 impl ResumePoint {
-    /// The first value for combining resume points with [`and`](Self::and): combined with any other
-    /// resume point, it gives that point.
+    /// The neutral element of [`and`](Self::and), which combines the resume points of several
+    /// topics. Combined with any other resume point, it gives that point.
     pub(super) const START: Self = Self { cursor: Position::MAX, first: None };
 
     /// Returns the resume point for one topic. `first` is the position of the topic's next event.

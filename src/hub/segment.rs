@@ -12,19 +12,23 @@ use tokio::time::Instant;
 pub(super) struct Segment<B> {
     pub(super) bytes: B,
     pub(super) entries: Vec<Entry>,
-    /// The number of evicted events, counted from the beginning of the segment.
+    /// The number of events that were evicted (removed by retention) at the beginning of this
+    /// segment, a buffer with consecutive events of one topic.
     pub(super) dead: usize,
-    /// The time when the first event was added, or `None` for an empty segment.
+    /// The time when the first event was added to this segment, a buffer with consecutive events of
+    /// one topic. `None` for an empty segment.
     pub(super) born: Option<Instant>,
 }
 
 #[derive(Debug)]
 pub(super) struct Entry {
     position: Position,
-    /// The offset in the segment where the bytes of this event end. Not used for the last event,
-    /// because the last event ends with the segment.
+    /// The offset where the bytes of this event end in its segment, a buffer with consecutive
+    /// events of one topic. Not used for the last event, because the last event ends with the
+    /// segment.
     end: u32,
-    /// The number of milliseconds between the first event of the segment and this event.
+    /// The number of milliseconds from the first event to this event of the segment, a buffer with
+    /// consecutive events of one topic.
     age: u32,
 }
 
@@ -33,14 +37,15 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Self { bytes, entries: Vec::new(), dead: 0, born: None }
     }
 
-    /// Returns `true` if the segment can take an event at time `now`: the first event of the
-    /// segment is at most 49 days older. Times within a segment are stored as `u32` milliseconds.
+    /// Returns `true` if an event that is published at time `now` can be added to this segment, a
+    /// buffer with consecutive events of one topic. The first event of the segment must be at most
+    /// 49 days older, because times within a segment are stored as `u32` milliseconds.
     pub(super) fn takes(&self, now: Instant) -> bool {
         self.born.is_none_or(|born| now.saturating_duration_since(born).as_millis() <= u128::from(u32::MAX))
     }
 
-    /// Adds the entry of an event whose bytes are already in the buffer. `end` is the offset where
-    /// the event ends.
+    /// Adds the position and the time of an event whose bytes are already in this segment, a buffer
+    /// with consecutive events of one topic. `end` is the offset where the bytes of the event end.
     pub(super) fn note(&mut self, position: Position, end: usize, now: Instant) {
         let born = *self.born.get_or_insert(now);
         let age = now.saturating_duration_since(born).as_millis();
@@ -66,8 +71,9 @@ impl<B: AsRef<[u8]>> Segment<B> {
         Some(self.born? + Duration::from_millis(self.entries.last()?.age.into()))
     }
 
-    /// Returns the offset in the segment of the first byte of the event with this index. For an
-    /// index equal to the number of events, returns the length of the segment.
+    /// Returns the offset in this segment, a buffer with consecutive events of one topic, where the
+    /// event with this index begins. For an index equal to the number of events, returns the length
+    /// of the segment.
     fn start_of(&self, entry: usize) -> usize {
         match entry.checked_sub(1) {
             None => 0,
@@ -84,8 +90,9 @@ impl<B: AsRef<[u8]>> Segment<B> {
         self.bytes.as_ref().len() - self.dead_bytes()
     }
 
-    /// Evicts the oldest retained event, and returns its position and its size in bytes. Panics if
-    /// all events of the segment are evicted.
+    /// Evicts the oldest event that this segment, a buffer with consecutive events of one topic,
+    /// still retains. Returns its position and its size in bytes. Panics if all events of the
+    /// segment are evicted.
     pub(super) fn evict_oldest(&mut self) -> (Position, usize) {
         let size = self.start_of(self.dead + 1) - self.start_of(self.dead);
         self.dead += 1;
@@ -128,7 +135,8 @@ impl<B: AsRef<[u8]>> Segment<B> {
 }
 
 impl Segment<Vec<u8>> {
-    /// Frees the memory of evicted events by moving the retained events to the beginning.
+    /// Frees the memory of the evicted events of this segment, a buffer with consecutive events of
+    /// one topic. Moves the retained events to the beginning of the buffer.
     pub(super) fn compact(&mut self) {
         let start = self.dead_bytes();
         self.bytes.drain(..start);

@@ -57,9 +57,9 @@ pub(in crate::hub) struct BackendClient {
     bounds_outage: Arc<Outage>,
     reads: SingleFlight<ReadKey, Arc<EncodedPage>>,
     reads_outage: Arc<Outage>,
-    /// Set while the read queue counts as overloaded: from the first read that is rejected because
-    /// the queue is full, until at least half of the queue is free. Used to log the begin and the
-    /// end of each overload once.
+    /// Set while the queue of history reads counts as overloaded: from the first read that is
+    /// rejected because the queue is full, until at least half of the queue is free. Used to log
+    /// the begin and the end of each overload once.
     is_overloaded: AtomicBool,
     /// The tokio runtime for requests to the backend and for tasks of the hub. Set when the hub
     /// connects to its backend.
@@ -97,17 +97,19 @@ pub(in crate::hub) struct EncodedPage {
     pub(in crate::hub) epoch: Epoch,
     pub(in crate::hub) evicted_through: Position,
     pub(in crate::hub) through: Position,
-    /// The position of the first event in the page. `None` if the page has no event.
+    /// The position of the first event in this page of old records. `None` if the page has no
+    /// event.
     pub(in crate::hub) first: Option<Position>,
     pub(in crate::hub) events: EncodedEvents,
-    /// The topics of the events in the page, as runs: the name of a topic, and the number of
-    /// consecutive events of this topic.
+    /// The topics of the events in this page of old records, as runs: the name of a topic, and the
+    /// number of consecutive events of this topic.
     pub(in crate::hub) runs: Runs,
-    /// The topics that have records in the page. If the last of these records finishes its topic,
-    /// the value is the position of this record. Otherwise the value is `None`.
+    /// The topics that have records in this page of the log. If the last of these records finishes
+    /// its topic, the value is the position of this record. Otherwise the value is `None`.
     pub(in crate::hub) topics: HashMap<Arc<str>, Option<Position>>,
-    /// The newest removal of each requested topic that was removed, as far as this node has read
-    /// the log. The page contains no event of such a topic from before its removal.
+    /// The newest removal of each requested topic of this page that an application has removed, as
+    /// far as this node has read the log. The page contains no event of such a topic from before
+    /// its removal.
     pub(in crate::hub) removals: HashMap<Arc<str>, Removal>,
 }
 
@@ -169,8 +171,9 @@ impl BackendClient {
         self.follower.get().inspect(|follower| follower.abort());
     }
 
-    /// Replaces the remembered state of the log by these bounds, because the node switches to
-    /// another log. Returns the epoch of that log: the number that identifies it.
+    /// Forgets the state of the current log and stores `bounds`, the epoch and the limits of
+    /// another log, because the node switches to that log. Returns the epoch of that log: the
+    /// number that identifies it.
     pub(in crate::hub) fn reset(&self, bounds: &Bounds) -> Epoch {
         let Bounds { epoch, evicted_through, last } = *bounds;
         *self.state() = LogState { epoch, last, evicted_through, ..LogState::default() };
@@ -181,7 +184,7 @@ impl BackendClient {
         self.state().evicted_through
     }
 
-    /// Records that the log has evicted (removed by retention) its records up to and including
+    /// Notes that the log has evicted (removed by retention) its records up to and including
     /// `through`. Has no effect if the node follows a log with another epoch by now.
     pub(in crate::hub) fn advance_evicted(&self, epoch: Epoch, through: Position) {
         let mut state = self.state();
@@ -190,8 +193,8 @@ impl BackendClient {
         }
     }
 
-    /// Records that a topic was removed, so that later reads leave out its earlier events. The
-    /// caller deletes these events from memory after this call.
+    /// Notes that a topic was removed, so that later reads leave out its earlier events. The caller
+    /// deletes these events from memory after this call.
     pub(in crate::hub) fn note_removal(&self, topic: &Arc<str>, removal: Removal) {
         self.state().removals.note(topic, removal);
     }
@@ -211,8 +214,8 @@ impl BackendClient {
         topics.iter().map(|topic| after_removal(topic)).min().unwrap_or(after)
     }
 
-    /// Forgets the removals whose records the log has evicted. From then on, the eviction watermark
-    /// of the log covers the removed events.
+    /// Forgets the removals of topics whose removal records the log has evicted. From then on, the
+    /// eviction watermark of the log covers the events of these topics.
     pub(in crate::hub) fn forget_removals(&self, evicted_through: Position) {
         self.state().removals.forget_through(evicted_through);
     }
@@ -312,8 +315,9 @@ impl BackendClient {
         }
     }
 
-    /// Logs the end of an overload of the read queue, once at least half of the queue is free.
-    /// Without this distance between begin and end, a queue near its limit would log at every read.
+    /// Logs the end of an overload of the queue of history reads, once at least half of the queue
+    /// is free. Without this distance between begin and end, a queue near its limit would log at
+    /// every read.
     fn note_accepted_read(&self) {
         let is_over = self.is_overloaded.load(Ordering::Relaxed) && self.reads.len() <= MAX_QUEUED_READS / 2;
         if is_over && self.is_overloaded.swap(false, Ordering::Relaxed) {
@@ -368,7 +372,8 @@ impl BackendClient {
         self.append_records(vec![record]).await
     }
 
-    /// Appends records of the same topic and kind.
+    /// Appends records of the same topic and kind to the log. The kind of a record is, for example,
+    /// event, finish or removal.
     pub(in crate::hub) async fn append_records(&self, records: Vec<Record>) -> Result<Appended, Error> {
         let topic = records.first().map_or_else(|| "".into(), |record| record.topic.clone());
         self.append(&topic, records).await
@@ -440,7 +445,8 @@ impl BackendClient {
 }
 
 impl LogState {
-    /// Returns the removals of these topics that this node has read.
+    /// Returns the newest removal of each of these topics, as far as this node has read the log. A
+    /// topic that was never removed is not in the result.
     fn removals_of(&self, topics: &[Arc<str>]) -> HashMap<Arc<str>, Removal> {
         if self.removals.is_empty() {
             return HashMap::new();

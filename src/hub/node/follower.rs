@@ -49,8 +49,9 @@ const SLOW_OPENING: Duration = Duration::from_secs(5);
 /// Receives the log that the follower reads. The follower is a task that reads the log page by
 /// page. The implementation of this trait adds the records of each page to the topics in memory.
 pub(in crate::hub) trait Node: Send + Sync + 'static {
-    /// Switches to another log, which replaces the current log. The first page of that log begins
-    /// after [`Bounds::evicted_through`] in `bounds`.
+    /// Switches to another log, which replaces the current log. `bounds` describes the other log.
+    /// The first page of that log contains the records after those that it has evicted (removed by
+    /// retention).
     fn reset(&self, bounds: &Bounds);
 
     /// Adds the records of the next page of the log to the topics in memory.
@@ -146,8 +147,8 @@ async fn follow<N: Node>(backend: Arc<dyn DynBackend>, node: Weak<N>, mut after:
 }
 
 /// Waits for the next page of the log after the position `after`. A connection can be dead without
-/// an error. So every two seconds, the function also asks the backend for the bounds of the log,
-/// and records a failed request in `outage`.
+/// an error. So every two seconds, the function also asks the backend for the epoch and the end of
+/// the log. A failed request is counted in `outage`.
 ///
 /// Returns an error if the log has another epoch than `epoch`. Also returns an error if the backend
 /// returns no page although `max_missed` checks in a row have found another end of the log than

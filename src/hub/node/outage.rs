@@ -33,7 +33,8 @@ impl Outage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Awaits `request`, records whether it succeeded, and returns its result.
+    /// Awaits `request`, a request to the backend, and returns its result. A failure is counted and
+    /// can begin an outage. A success can end an outage.
     pub(super) async fn watch<T>(&self, request: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let failures = self.state().failures;
         let outcome = request.await;
@@ -44,7 +45,8 @@ impl Outage {
         outcome
     }
 
-    /// Counts a failure of the operation. Logs the failure if it begins an outage.
+    /// Counts a failed request of the operation that this tracker watches. Logs the failure if it
+    /// begins an outage.
     pub(super) fn failed(&self, error: &BoxError) {
         metrics::backend_failed(self.operation);
         let mut state = self.state();
@@ -58,8 +60,8 @@ impl Outage {
         }
     }
 
-    /// Records a success of a request that was sent after every failure so far. This ends the
-    /// outage, if there is one, and logs its end.
+    /// Notes a success of the operation that this tracker watches. The request was sent after every
+    /// failure so far, so the success ends the outage, if there is one. Logs the end of the outage.
     pub(super) fn succeeded(&self) {
         let failures = self.state().failures;
         self.succeeded_after(failures);

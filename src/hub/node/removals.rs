@@ -26,8 +26,8 @@ pub(in crate::hub) struct Removal {
 #[derive(Default)]
 pub(super) struct Removals {
     topics: HashMap<Arc<str>, Removal>,
-    /// The same topics as in `topics`, sorted by the position of their removal record. The removal
-    /// with the smallest position is forgotten first.
+    /// The removed topics, sorted by the position of their newest removal record in the log. The
+    /// removal with the smallest position is forgotten first.
     order: BTreeMap<Position, Arc<str>>,
 }
 

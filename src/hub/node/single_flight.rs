@@ -29,10 +29,11 @@ pub(super) struct SingleFlight<K, T> {
 /// The reasons why [`SingleFlight::run`] has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum RunError {
-    /// The call returned `None`, panicked or was aborted.
+    /// The function call that the requests for this key share has returned `None`, panicked or was
+    /// aborted.
     Failed,
-    /// The request was rejected: the number of other keys whose calls run or wait has reached its
-    /// limit.
+    /// The request was rejected, because it needs a new function call and too many calls for other
+    /// keys run or wait to run.
     Full,
 }
 
@@ -49,24 +50,28 @@ struct Calls<K, T> {
     next_number: u64,
 }
 
-/// The call for one key, which runs or waits for a semaphore permit.
+/// One call of the function, which all requests for one key share. The call runs, or waits for a
+/// semaphore permit.
 #[derive(Debug)]
 struct Call<T> {
-    /// Distinguishes this call from an earlier or later call with an equal key.
+    /// A number that distinguishes this function call from earlier and later calls for an equal
+    /// key.
     number: u64,
     is_running: bool,
-    /// The channel to the callers that wait for the next value. Callers subscribe only under the
-    /// lock of [`Calls`]. So no caller can join a call that is being removed.
+    /// The channel to the requests that wait for the next result of the shared function call.
+    /// Requests subscribe to it only under the lock of all calls. So no request can join a call
+    /// that is being removed.
     callers: Callers<T>,
 }
 
-/// A channel from a call to its callers. Its content is `None` until the call has returned a value.
-/// The channel is closed without a value if the call fails.
+/// The channel on which a shared function call sends its result to all requests that wait for it.
+/// Its content is `None` until the call has returned a value. The channel is closed without a value
+/// if the call fails.
 type Callers<T> = watch::Sender<Option<T>>;
 
 impl<K, T> SingleFlight<K, T> {
-    /// Creates an instance that runs at most `max_running` calls at the same time. At most
-    /// `max_keys` calls run or wait to run; a request with one more key fails with
+    /// Creates a [`SingleFlight`] that runs at most `max_running` function calls at the same time.
+    /// At most `max_keys` calls run or wait to run. A request for one more key fails with
     /// [`RunError::Full`].
     pub(super) fn new(max_running: usize, max_keys: usize) -> Self {
         let calls = Mutex::new(Calls { by_key: HashMap::new(), next_number: 0 });
@@ -76,7 +81,7 @@ impl<K, T> SingleFlight<K, T> {
 }
 
 impl<K: Eq + Hash, T> SingleFlight<K, T> {
-    /// Returns the number of different keys whose calls run or wait to run.
+    /// Returns the number of keys for which a shared function call runs or waits to run.
     pub(super) fn len(&self) -> usize {
         self.shared.calls().by_key.len()
     }
@@ -116,9 +121,9 @@ impl<K: Eq + Hash, T> Shared<K, T> {
 }
 
 impl<K: Clone + Eq + Hash, T> Shared<K, T> {
-    /// Adds a caller for `key`. If there is no call for this key yet, also returns a new call,
-    /// which the caller has to start. Returns [`RunError::Full`] if a new call would exceed the
-    /// limit.
+    /// Adds a request for `key` that waits for the result of the shared function call. If there is
+    /// no call for this key yet, creates it and also returns it: the request has to start it.
+    /// Returns [`RunError::Full`] if a new call would exceed the limit.
     fn join(self: &Arc<Self>, key: K) -> Result<Joined<K, T>, RunError> {
         let mut calls = self.calls();
         let Calls { by_key, next_number } = &mut *calls;
@@ -146,26 +151,30 @@ impl<K: Eq + Hash, T> Calls<K, T> {
         self.by_key.get_mut(key).filter(|call| call.number == number)
     }
 
-    /// Removes and returns the call of `key` if the call is not running and no caller waits for its
-    /// value. Ignores a later call for an equal key, which has another `number`.
+    /// Removes and returns the shared function call for `key` that has this `number`, if the call
+    /// is not running and no request waits for its result. Does not touch another call for an equal
+    /// key, which has another number.
     fn remove_if_unused(&mut self, key: &K, number: u64) -> Option<Call<T>> {
         let call = self.get_mut(key, number)?;
         if call.is_running || call.callers.receiver_count() > 0 { None } else { self.by_key.remove(key) }
     }
 }
 
-/// The result of [`Shared::join`]: a caller, and the call that this caller has to start. The call
-/// is `None` if it exists already.
+/// The result of [`Shared::join`], which adds a request for a key: the waiting request, and the
+/// shared function call that it has to start. The second part is `None` if an earlier request has
+/// created the call.
 type Joined<K, T> = (Caller<K, T>, Option<InFlight<K, T>>);
 
-/// A caller that waits for the value of a call. The order of the fields matters: the receiver has
-/// to be dropped before `_withdraw`, which removes the call if no receiver remains.
+/// A request that waits for the result of a shared function call. The fields must be dropped in
+/// this order: first the receiver of the result, then `_withdraw`, which removes a call that has no
+/// receiver left.
 struct Caller<K: Eq + Hash, T> {
     value: watch::Receiver<Option<T>>,
     _withdraw: Withdraw<K, T>,
 }
 
-/// Removes a call when it is dropped, if the call is not running and no other caller waits for it.
+/// A guard of one request for a shared function call. When the guard is dropped, the call is
+/// removed from the map if it is not running and no other request waits for its result.
 struct Withdraw<K: Eq + Hash, T> {
     shared: Arc<Shared<K, T>>,
     key: K,
@@ -179,7 +188,7 @@ impl<K: Eq + Hash, T> Drop for Withdraw<K, T> {
     }
 }
 
-/// The task that runs the call for one key.
+/// The task that runs the shared function call for one key.
 struct InFlight<K: Eq + Hash, T> {
     shared: Arc<Shared<K, T>>,
     key: K,
@@ -187,8 +196,8 @@ struct InFlight<K: Eq + Hash, T> {
 }
 
 impl<K: Eq + Hash, T> InFlight<K, T> {
-    /// Runs `f` and sends its value to all callers that wait at its start. Repeats this for the
-    /// callers that arrived in the meantime, until no caller waits.
+    /// Calls `f` and sends its value to all requests that were waiting when the call began. Repeats
+    /// this for the requests that arrived in the meantime, until no request waits.
     async fn serve<F: Future<Output = Option<T>>>(self, f: impl Fn() -> F) {
         while let Some(permit) = self.permit().await {
             let Some(callers) = self.begin() else { return };
@@ -201,8 +210,8 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         }
     }
 
-    /// Waits for a semaphore permit to run the call. Returns `None` if all callers of the call are
-    /// dropped before.
+    /// Waits for a semaphore permit to run the shared function call. Returns `None` if all requests
+    /// that wait for the result are dropped before.
     async fn permit(&self) -> Option<SemaphorePermit<'_>> {
         let mut permit = pin!(self.shared.permits.acquire());
         loop {
@@ -221,8 +230,9 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         }
     }
 
-    /// Marks the call as running, and returns the channel to its callers. Callers that arrive later
-    /// get a new channel. Returns `None` and removes the call if all callers were dropped.
+    /// Marks the shared function call as running, and returns the channel to the requests that wait
+    /// for its result. Requests that arrive later get a new channel. If no request waits any more,
+    /// removes the call and returns `None`.
     fn begin(&self) -> Option<Callers<T>> {
         let mut calls = self.shared.calls();
         let withdrawn = calls.remove_if_unused(&self.key, self.number);
@@ -235,7 +245,8 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
         callers
     }
 
-    /// Marks the call as not running. Removes the call if no caller has arrived while the call ran.
+    /// Marks the shared function call as not running. Removes the call if no further request for
+    /// its key has arrived while it ran.
     fn end(&self) {
         let mut calls = self.shared.calls();
         if let Some(call) = calls.get_mut(&self.key, self.number) {
@@ -247,8 +258,8 @@ impl<K: Eq + Hash, T> InFlight<K, T> {
     }
 }
 
-/// Removes the call from the map if its task panicked or was aborted. The callers of the call then
-/// get [`RunError::Failed`].
+/// Removes the shared function call from the map if its task panicked or was aborted. The requests
+/// that wait for its result then fail with [`RunError::Failed`].
 impl<K: Eq + Hash, T> Drop for InFlight<K, T> {
     fn drop(&mut self) {
         let mut calls = self.shared.calls();

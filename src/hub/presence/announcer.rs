@@ -29,13 +29,14 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-/// The maximum time that a task of this module waits for this node to read the log up to a
-/// position. The position is the end of the log, or the task's own append.
+/// The maximum time that a presence task waits for this node to read the log up to a position: the
+/// end of the log, or the records that the task has appended. Presence is the tracking of the
+/// members of topics.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
 impl Presences {
-    /// Stores that the application reads members on this node. The node then requests the members
-    /// of other nodes, even if it has no members itself.
+    /// Stores that the application on this node asks for the members of a topic. The node then
+    /// requests the members of other nodes, even if it has no members itself.
     pub(super) fn want(&self) {
         self.state().is_wanted = true;
     }
@@ -54,9 +55,9 @@ impl Presences {
     }
 }
 
-/// Applies the joins and leaves on this node. A hub without a backend updates its members before
-/// this function returns. With a backend, the function starts or wakes the announcer, the task that
-/// appends the joins and leaves to the log.
+/// Makes the joins and leaves of members on this node take effect. A hub without a backend updates
+/// the members of its topics before this function returns. With a backend, the function starts or
+/// wakes the announcer, the task that appends the joins and leaves to the log.
 pub(super) fn apply(core: &Arc<Core>) {
     if core.backend.is_none() {
         apply_in_memory(core);
@@ -87,9 +88,9 @@ fn apply_in_memory(core: &Arc<Core>) {
     publish_in_memory(core);
 }
 
-/// Publishes the events of joins and leaves in a hub without a backend. To keep their order, only
-/// one thread publishes at a time: other threads return at once and leave their events to it. The
-/// function of the application that creates the events runs without a lock.
+/// Publishes the events of joins and leaves of members in a hub without a backend. To keep their
+/// order, only one thread publishes at a time: other threads return at once and leave their events
+/// to it. The function of the application that creates the events runs without a lock.
 fn publish_in_memory(core: &Arc<Core>) {
     let presence = &core.presence;
     let mut is_publishing = false;
@@ -117,8 +118,8 @@ fn publish_in_memory(core: &Arc<Core>) {
     }
 }
 
-/// Returns `true` if a topic is finished, or was finished and removed. Joins and leaves then get no
-/// events, because an event would open or create the topic again.
+/// Returns `true` if a topic is finished, or was finished and removed. Joins and leaves of members
+/// then get no events, because an event would open or create the topic again.
 fn is_over(core: &Core, topic: &Arc<str>) -> bool {
     // The registry is locked before the state of presence, never after it.
     let (is_finished, exists) = (core.is_finished(topic), core.exists(topic));
@@ -287,31 +288,33 @@ fn answer_questions(core: &Arc<Core>) {
     }
 }
 
-/// The task that publishes the events of the joins and leaves of one topic. It does not keep the
-/// hub alive.
+/// The task that publishes the events of the joins and leaves of members of one topic. It does not
+/// keep the hub alive.
 struct Publishing {
     core: Weak<Core>,
     presence: Arc<Presences>,
     topic: Arc<str>,
-    /// Notified when an event of the topic is not pending any more, because another node has
-    /// published it.
+    /// Notified when an event of a join or a leave of a member in this topic needs no publishing
+    /// any more, for example because another node has published it.
     changed: Arc<Notify>,
     failures: u32,
-    /// The time since when the backend refuses the events while it responds to other requests.
-    /// `None` after a successful append, and if the backend does not respond at all.
+    /// The time since when the backend has refused the events of the joins and leaves of members of
+    /// this topic, although it responds to other requests. `None` after a successful append, and if
+    /// the backend does not respond at all.
     refused_since: Option<Instant>,
-    /// The maximum number of events in the next append. A refused append halves it, and a
-    /// successful one doubles it, up to 1,000.
+    /// The maximum number of events that this task appends to the log at once. A refused append
+    /// halves it, and a successful one doubles it, up to 1,000.
     max: usize,
     has_given_up: bool,
     has_ended: bool,
 }
 
-/// The result of one step of a [`Publishing`] task: what the task does next.
+/// The next action of the task that publishes the joins and leaves of members of one topic.
 enum Next {
     Append,
-    /// Wait until another node has published an event of the topic. After this time, this node
-    /// publishes the events itself.
+    /// Wait until this time, because another node has caused the next join or leave of a member,
+    /// and probably publishes its event itself. Then, this node publishes the event if it is still
+    /// missing in the log.
     Wait(Instant),
     Retry,
     End,
@@ -344,9 +347,9 @@ impl Publishing {
         next
     }
 
-    /// Publishes at most one batch of the pending events of the topic. The append succeeds only if
-    /// the log has no record of the topic that this node has not read. So each event is published
-    /// once, even if several nodes try.
+    /// Publishes at most one batch of the unpublished events of the joins and leaves of members in
+    /// this topic. The append succeeds only if the log has no record of the topic that this node
+    /// has not read. So each event is published once, even if several nodes try.
     async fn run_once(&mut self) -> Next {
         // Waits for the permit first. A fence and events that are taken before the wait would be
         // outdated.
@@ -396,9 +399,10 @@ impl Publishing {
         }
     }
 
-    /// Halves the number of events in the next append, after the backend has refused `count`
-    /// events. If the backend refuses a single event for a minute, that event is given up. If it
-    /// then refuses the next event, too, all pending events of the topic are given up.
+    /// Halves the number of events in the next append, after the backend has refused `count` events
+    /// of joins and leaves of members in one append. If the backend refuses a single event for a
+    /// minute, that event is not published. If the backend then refuses the next event, too, no
+    /// unpublished event of the topic is published.
     fn note_refused(&mut self, count: usize) {
         self.max = (count / 2).max(1);
         let since = *self.refused_since.get_or_insert_with(Instant::now);
@@ -424,8 +428,8 @@ impl Drop for Publishing {
     }
 }
 
-/// Publishes the pending events of the joins and leaves of one topic. Returns when no event is
-/// left, or when the hub was dropped.
+/// Publishes the events of the joins and leaves of members of one topic. Returns when no
+/// unpublished event is left, or when the hub was dropped.
 async fn publish(mut publishing: Publishing) {
     loop {
         match publishing.run_once().await {

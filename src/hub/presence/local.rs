@@ -29,17 +29,19 @@ pub(super) struct Locals {
 #[derive(Default)]
 struct Local {
     subscriptions: usize,
-    /// The key of this member in [`Locals::leaving`], with the time when it leaves. `None` if the
-    /// member has a subscription, or has left.
+    /// The time when the grace time of this member ends, with a number that makes the pair unique:
+    /// the key of the member in `Locals::leaving`. `None` if the member has a subscription, or has
+    /// left.
     leaving: Option<(Instant, u64)>,
-    /// Set if the newest announcement of this node includes the member. The flag is set before the
-    /// announcement is appended. If that append fails, all members are announced again.
+    /// Set if the newest record of this node about this name announces it as a member of the topic.
+    /// The flag is set before the record is appended. If that append fails, all members of this
+    /// node are announced again.
     is_announced: bool,
-    /// Set if the log already had the member when this node last missed records of the log. The
-    /// next announcement of the member is then no new join.
+    /// Set if the log already contained this member when this node last missed records of the log.
+    /// When this node announces the member again, the record is then not the join of a new member.
     was_announced: bool,
-    /// The key of this member in [`Locals::changed`]. `None` if this node has announced the last
-    /// join or leave of the member.
+    /// The number of the last join or leave of this member, if this node has not announced it in
+    /// the log yet: the key of the member in `Locals::changed`. Otherwise `None`.
     changed: Option<u64>,
 }
 
@@ -132,8 +134,8 @@ impl Locals {
         self.topics.is_empty()
     }
 
-    /// Takes the joins and leaves that this node has not announced in the log yet, in their order.
-    /// From now on they count as announced, so the caller must append them to the log.
+    /// Takes the joins and leaves of members that this node has not announced in the log yet, in
+    /// their order. From now on they count as announced, so the caller must append them to the log.
     pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, Presence)> {
         let mut changes = Vec::new();
         for (topic, member) in mem::take(&mut self.changed).into_values() {
@@ -150,15 +152,16 @@ impl Locals {
         changes
     }
 
-    /// Returns the number of entries of all maps, and the capacity of the map of topics.
+    /// Returns the number of entries about members on this node, and the capacity of the map of
+    /// topics. For a test of the memory use.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> [usize; 2] {
         let members = self.topics.values().map(HashMap::len).sum::<usize>();
         [members + self.leaving.len() + self.changed.len(), self.topics.capacity()]
     }
 
-    /// Stores which members of this node the log has, because this node has missed records of the
-    /// log. [`was_announced`](Self::was_announced) uses this.
+    /// Marks the members of this node that the log contains, because this node has missed records
+    /// of the log. [`was_announced`](Self::was_announced) later reads these marks.
     pub(super) fn note_loss(&mut self) {
         for local in self.topics.values_mut().flat_map(HashMap::values_mut) {
             local.was_announced = local.is_announced;
@@ -181,8 +184,8 @@ impl Locals {
         }
     }
 
-    /// Returns all members of this node by topic, for records that replace the earlier records of
-    /// this node. From now on exactly these members count as announced.
+    /// Returns all members of this node by topic, for records that replace all earlier records of
+    /// this node about its members. From now on exactly these members count as announced.
     pub(super) fn take_all(&mut self) -> Members {
         self.changed.clear();
         let mut all = Members::new();

@@ -13,15 +13,15 @@ use crate::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Duration};
 
-/// The approximate maximum size of a record in bytes. Longer content is split into several records.
-/// NATS accepts messages of up to 1 MiB by default.
+/// The approximate maximum size in bytes of a record about the members of topics. Longer content is
+/// split into several records. NATS accepts messages of up to 1 MiB by default.
 const MAX_BYTES: usize = 64 << 10;
 
-/// The first bytes of each record of presence. Other records in the same topic are signs of life of
-/// nodes.
+/// The first bytes of each record about the members of topics. Other records in the same topic,
+/// `tower-sse/nodes`, are signs of life of nodes.
 const PREFIX: &[u8] = br#"data: {"presence":"#;
 
-/// The names of the members of each topic.
+/// A map from the name of each topic to the names of its members on one node.
 pub(super) type Members = BTreeMap<Arc<str>, BTreeSet<Arc<str>>>;
 
 /// A message from one node to the other nodes about the members of topics. Each message is one
@@ -40,13 +40,15 @@ pub(super) enum Message {
     /// with a number above `beat`.
     Dead { by: u64, node: u64, number: u64, beat: u64 },
     /// A request for the members of all nodes, from a node that does not know them because the log
-    /// has evicted records. Each node with records about members answers with [`Full`](Self::Full),
-    /// and a node that knows all members also with [`Roster`](Self::Roster). The asking node
-    /// recognizes its own request by the random `id`.
+    /// has evicted records. Each node that has written records about members answers with the list
+    /// of its members, [`Full`](Self::Full). A node that knows all members also answers with the
+    /// list of all nodes with members, [`Roster`](Self::Roster). The asking node recognizes its own
+    /// request by the random `id`.
     Ask { id: u64 },
-    /// The nodes with members: an answer to [`Ask`](Self::Ask). Its sender had read the whole log
-    /// up to and including `through`. The asking node then waits until each of these nodes has sent
-    /// its members, or was declared dead.
+    /// The list of all nodes with members: an answer to [`Ask`](Self::Ask), the request for the
+    /// members of all nodes. The sender of this list had read the whole log up to and including
+    /// `through`. The asking node then waits until each listed node has sent a list of its members,
+    /// or was declared dead.
     Roster { through: Position, nodes: Vec<Listed> },
     /// A question of the node `node` to the other nodes: does `topic` exist there, and how many
     /// subscriptions has it? The answers contain the random `id`.
@@ -75,8 +77,8 @@ pub(super) struct Part {
     pub(super) is_last: bool,
 }
 
-/// A node with members in a [`Message::Roster`]. `lease` is the silence after which other nodes
-/// declare it dead.
+/// An entry of a [`Message::Roster`], the list of all nodes with members. `lease` is the silence
+/// after which other nodes declare the node dead.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Listed {
     pub(super) node: u64,
@@ -107,8 +109,8 @@ pub(super) fn into_parts(members: Members) -> Vec<Part> {
     parts
 }
 
-/// Returns how many joins and leaves at the beginning of `changes` fit into one record of about 64
-/// KiB. At least 1, even if the first change is larger.
+/// Returns how many joins and leaves of members at the beginning of `changes` fit into one record
+/// of about 64 KiB. At least 1, even if the first change is larger.
 pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
     let mut bytes = 0;
     let fits = |(topic, change): &(Arc<str>, Presence)| {
@@ -125,9 +127,9 @@ pub(super) fn fitting(changes: &[(Arc<str>, Presence)]) -> usize {
         .max(1)
 }
 
-/// Returns `true` if a record is a message about members: it is in the topic `tower-sse/nodes`, and
-/// begins with the prefix of these messages. The topic is checked because an event of another topic
-/// can have the same bytes.
+/// Returns `true` if a record is a message about members of topics: it is in the topic
+/// `tower-sse/nodes`, and begins with the prefix of these messages. The topic is checked because an
+/// event of another topic can have the same bytes.
 pub(in crate::hub) fn is_of(record: &Record) -> bool {
     *record.topic == *beat::TOPIC && record.event.starts_with(PREFIX)
 }
@@ -165,8 +167,8 @@ impl Message {
         Record { topic: beat::TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses the message in a record. Returns `None` if the record is not about members, or if it
-    /// has another format because another program has written it.
+    /// Parses a message about members of topics from a record. Returns `None` if the record is not
+    /// about members, or if it has another format because another program has written it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let is_message = is_of(record) && record.kind == RecordKind::State;
         let text = record.event.strip_prefix(b"data: ").filter(|_| is_message)?;

@@ -56,12 +56,13 @@ pub(super) const MAX_MEMBER_BYTES: usize = 256;
 /// announce no member at all.
 pub(super) const MAX_TOPIC_BYTES: usize = 1024;
 
-/// The maximum number of topics whose join and leave events this node appends to the log at the
-/// same time. Further topics wait.
+/// The maximum number of topics for which this node appends events of joins and leaves of members
+/// to the log at the same time. Further topics wait.
 const MAX_PUBLISHING: usize = 16;
 
-/// The time that [`members`] waits for the members of other nodes, in addition to the lease and the
-/// grace time. After it, the call returns an error.
+/// The time that [`members`] waits for the members of topics on other nodes, in addition to two
+/// settings: the lease (the silence after which a node is declared dead) and the grace time of
+/// members. After it, the call returns an error.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A join or a leave of a member of a topic, on any node.
@@ -87,7 +88,7 @@ impl Presence {
 
 type EventOf = dyn Fn(&str, &Presence) -> Option<Event> + Send + Sync;
 
-/// The function of the application that makes the event of a join or a leave.
+/// The function of the application that makes the event of a join or a leave of a member.
 /// [`Builder::presence_events`](super::Builder::presence_events) sets it.
 #[derive(Clone)]
 pub(super) struct PresenceEvents(pub(super) Arc<EventOf>);
@@ -98,7 +99,8 @@ impl fmt::Debug for PresenceEvents {
     }
 }
 
-/// The members of all topics, as this node knows them, and the settings of presence of its hub.
+/// The members of all topics, as this node knows them, and the settings for members of topics of
+/// its hub.
 pub(super) struct Presences {
     /// The random number that identifies this node in the log.
     node: u64,
@@ -107,11 +109,11 @@ pub(super) struct Presences {
     events: Option<PresenceEvents>,
     has_backend: bool,
     state: Mutex<State>,
-    /// Notified when the announcer, the task that appends the records of presence, has something to
-    /// do.
+    /// Notified when the announcer, the task that appends the records about members of topics, has
+    /// something to do.
     changed: Notify,
-    /// Notified when the state has changed, so that callers of [`until`](Self::until) check their
-    /// condition again.
+    /// Notified when the known members of topics have changed, so that the callers that wait in
+    /// [`until`](Self::until) check their condition again.
     updated: Notify,
     publishing: Semaphore,
 }
@@ -135,8 +137,9 @@ impl Presences {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unlocks the state. Then wakes the streams of topics whose members have changed, and the
-    /// callers that wait in [`until`](Self::until).
+    /// Unlocks what this node knows about the members of topics. Then wakes the streams of topics
+    /// whose members have changed, and the callers that wait in [`until`](Self::until) for a
+    /// change.
     fn release(&self, mut state: MutexGuard<'_, State>) {
         let wakers = state.watchers.take_wakers();
         let is_updated = state.take_update();
@@ -147,8 +150,9 @@ impl Presences {
         wake(wakers);
     }
 
-    /// Returns the result of `is_done` for the current state. Each change after this call notifies
-    /// the callers of [`until`](Self::until), even if the change restores an earlier state.
+    /// Returns the result of `is_done` for what this node now knows about the members of topics.
+    /// Each later change notifies the callers of [`until`](Self::until), even if the change
+    /// restores an earlier value.
     fn check(&self, is_done: impl Fn(&State) -> bool) -> bool {
         let state = self.state();
         let is_done = is_done(&state);
@@ -156,8 +160,8 @@ impl Presences {
         is_done
     }
 
-    /// Waits until `is_done` returns `true` for the state. `is_done` is called immediately, and
-    /// again after each change of the state.
+    /// Waits until `is_done` returns `true` for what this node knows about the members of topics.
+    /// Calls `is_done` immediately, and again after each change of this knowledge.
     async fn until(&self, is_done: impl Fn(&State) -> bool) {
         loop {
             let mut updated = pin!(self.updated.notified());
@@ -169,9 +173,9 @@ impl Presences {
         }
     }
 
-    /// Updates the members from the records of `page`, the next part of the log. `beats` are the
-    /// signs of life in this page: the position, the node, and the number of each. The caller adds
-    /// the records to their topics after this call.
+    /// Updates the members of topics from the records of `page`, the next part of the log. `beats`
+    /// are the signs of life of nodes in this page: the position, the node, and the number of each.
+    /// The caller adds the other records of the page to their topics after this call.
     pub(super) fn note(&self, page: &Page, beats: Beats) {
         let mut beats = beats.into_iter().peekable();
         let mut state = self.state();
@@ -220,11 +224,13 @@ impl Presences {
         self.release(state);
     }
 
-    /// Forgets all members, because this node begins to read a log: after it has connected, or
-    /// after another log has replaced the current one. The node reads the records after the
-    /// position `after`, because earlier records may have been evicted. `last` is the end of the
-    /// log at this time. Returns the wakers of the streams. The caller must release its locks
-    /// before it wakes them.
+    /// Forgets the members of all topics, because this node begins to read a log: after it has
+    /// connected, or after another log has replaced the current one. The node reads the records
+    /// after the position `after`, because earlier records may have been evicted. `last` is the end
+    /// of the log at this time.
+    ///
+    /// Returns the wakers of the streams that yield joins and leaves. The caller must release its
+    /// locks before it wakes them.
     pub(super) fn reset(&self, after: Position, last: Position) -> Vec<Waker> {
         let mut state = self.state();
         state.lose();
@@ -240,16 +246,17 @@ impl Presences {
         state.watchers.take_wakers()
     }
 
-    /// Records that a topic was finished, so that its later joins and leaves get no events. For
-    /// hubs without a backend; with a backend, the node reads the end of the topic in the log.
+    /// Notes that a topic was finished, so that its later joins and leaves of members get no
+    /// events. For hubs without a backend; with a backend, the node reads the end of the topic in
+    /// the log.
     pub(super) fn note_finished(&self, topic: &Arc<str>) {
         if self.events.is_some() {
             self.state().note_end(topic);
         }
     }
 
-    /// Returns the event of a join or a leave, ready to be published. Returns `None` if the
-    /// application has set no function for events. Also returns `None` if the function returns
+    /// Returns the event of a join or a leave of a member, ready to be published. Returns `None` if
+    /// the application has set no function for events. Also returns `None` if the function returns
     /// `None`, panics, or uses a reserved name.
     fn event(&self, Transition { topic, change, .. }: &Transition) -> Option<Event> {
         let PresenceEvents(event_of) = self.events.as_ref()?;
@@ -258,10 +265,11 @@ impl Presences {
         complete(event?).ok()
     }
 
-    /// Ends presence on this node, its streams and its tasks. If the log has members of this node,
-    /// returns a record for the caller to append. When the other nodes read this record, they begin
-    /// the grace times of these members at once. Without the record, they would first wait for the
-    /// lease of this node.
+    /// Ends the tracking of members of topics on this node, because the hub is shut down: ends the
+    /// streams of joins and leaves, and the tasks. If the log has members of this node, returns a
+    /// record for the caller to append. When the other nodes read this record, they begin the grace
+    /// times of these members at once. Without the record, they would first wait until this node
+    /// counts as dead.
     pub(super) fn shut_down(&self) -> Option<Record> {
         let mut state = self.state();
         let last = state.end(self);
@@ -273,7 +281,8 @@ impl Presences {
         last
     }
 
-    /// Aborts the tasks of presence on this node, because the hub is shut down or is being dropped.
+    /// Aborts the tasks of this node that track the members of topics and publish joins and leaves,
+    /// because the hub is shut down or is being dropped.
     pub(super) fn stop(&self) {
         let mut state = self.state();
         let tasks = state.task.take().into_iter().chain(state.pending.end());
@@ -309,8 +318,9 @@ impl Presences {
         self.state().view.next_death(self.node, contact_since, self.grace)
     }
 
-    /// Announces in the log the death of each node with members that was silent for its lease and
-    /// the grace time. The caller must have just read the whole log. Silence before
+    /// Queues a record that declares the death of each node with members that has been silent for
+    /// too long: for its lease, the grace time and a random pause. Its lease is the silence that
+    /// the node has allowed itself. The caller must have just read the whole log. Silence before
     /// `contact_since`, the end of the last outage of the backend, does not count.
     pub(super) fn declare_deaths(&self, contact_since: Option<Instant>) {
         let mut state = self.state();
@@ -332,16 +342,17 @@ fn free_if_empty<K, V>(map: &mut HashMap<K, V>) {
     }
 }
 
-/// Wakes these streams. The caller must hold no lock, because waking can run code of the
-/// application.
+/// Wakes the tasks that poll streams of joins and leaves of members. The caller must hold no lock,
+/// because waking can run code of the application.
 pub(super) fn wake(wakers: Vec<Waker>) {
     for waker in wakers {
         contain_panic("waker", || waker.wake());
     }
 }
 
-/// A membership of one subscription in one topic. When the last membership of a member on this node
-/// is dropped, its grace time begins: it stays a member for this time, and then leaves.
+/// One subscription that counts as a member of one topic under a name. When the last such
+/// subscription of the name on this node is dropped, its grace time begins: the name stays a member
+/// for this time, and then leaves.
 pub(super) struct Membership {
     core: Arc<Core>,
     topic: Arc<str>,
@@ -368,8 +379,9 @@ impl Membership {
     }
 }
 
-/// The memberships of one subscription, one for each call of [`Topic::join`](super::Topic::join).
-/// Most subscriptions have none, and then use only the memory of one pointer.
+/// The members of topics as which one subscription counts: one entry for each call of
+/// [`Topic::join`](super::Topic::join). Most subscriptions have no entry, and then need no
+/// allocation.
 #[derive(Default)]
 pub(super) struct Memberships(Vec<Membership>);
 
@@ -391,7 +403,8 @@ impl Drop for Membership {
 /// until this node knows the members of all nodes.
 ///
 /// Returns an error if the backend does not respond, or if the hub is shut down. Also returns an
-/// error if the members are still unknown after the lease, the grace time and five seconds.
+/// error if the members are not known in time. The time limit is the sum of the lease (the silence
+/// after which a node is declared dead), the grace time of members and five seconds.
 pub(super) async fn members(core: &Arc<Core>, topic: &Arc<str>) -> Result<Vec<Arc<str>>, Error> {
     let presence = &core.presence;
     announcer::apply(core);

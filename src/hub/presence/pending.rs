@@ -1,4 +1,4 @@
-//! The events of joins and leaves that this node has not found in the log yet.
+//! The events of joins and leaves of members that this node has not found in the log yet.
 
 use super::{Presence, free_if_empty};
 use crate::random;
@@ -11,24 +11,25 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
-/// The maximum number of events of joins and leaves that one append to the log contains.
+/// The maximum number of events of joins and leaves of members that one append to the log contains.
 pub(super) const MAX_BATCH: usize = 1_000;
-/// The maximum size of the event of a join or a leave, in bytes. A larger event is not published.
-/// One append has at most twice this size.
+/// The maximum size of the event of a join or a leave of a member, in bytes. A larger event is not
+/// published. One append has at most twice this size.
 pub(super) const MAX_BATCH_BYTES: usize = 256 << 10;
 
-/// The minimum pause before this node publishes the event of a join or a leave that another node
-/// has written. The pause is random, and at most twice as long. The other node usually publishes
-/// the event before.
+/// The minimum pause before this node publishes the event of a join or a leave of a member that
+/// another node has caused. The pause is random, and at most twice as long. The other node usually
+/// publishes the event first.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The events of joins and leaves that are not in the log yet, by topic. Every node that knows all
-/// members has the same pending events, so if one node dies, another one publishes them. An event
-/// is removed when this node reads it from the log.
+/// The events of joins and leaves of members that are not in the log yet, by topic. Every node that
+/// knows all members has the same such events, so if one node dies, another one publishes them. An
+/// event is removed when this node reads it from the log.
 #[derive(Default)]
 pub(super) struct Pending {
     topics: HashMap<Arc<str>, OfTopic>,
-    /// The topics that may have pending events, and have no task that publishes them.
+    /// The topics that may have events of joins and leaves of members that are not in the log yet,
+    /// but have no task that publishes these events.
     idle: HashSet<Arc<str>>,
 }
 
@@ -38,13 +39,14 @@ struct OfTopic {
     next_number: u64,
     by_event: HashMap<Bytes, BTreeSet<u64>>,
     by_member: HashMap<Arc<str>, BTreeSet<u64>>,
-    /// Set while a task of this node publishes the pending events of the topic.
+    /// Set while a task of this node publishes the events of the joins and leaves of members of the
+    /// topic.
     is_publishing: bool,
-    /// The handle of the task that publishes the pending events of the topic. `None` until the
-    /// caller of [`Pending::begin`] has spawned the task.
+    /// The handle of the task that publishes the events of the joins and leaves of members of the
+    /// topic. `None` until the task was spawned.
     task: Option<AbortHandle>,
-    /// Wakes the task that publishes the pending events of the topic, when an event is not pending
-    /// any more.
+    /// Wakes the task that publishes the events of the joins and leaves of members of the topic,
+    /// when one of these events needs no publishing any more.
     changed: Arc<Notify>,
 }
 
@@ -52,7 +54,8 @@ struct PendingEvent {
     member: Arc<str>,
     is_leave: bool,
     event: Bytes,
-    /// The time when this node publishes the event, unless another node has published it before.
+    /// The time when this node publishes this event of a join or a leave of a member, unless
+    /// another node has published it before.
     due: Instant,
 }
 
@@ -93,13 +96,15 @@ impl Pending {
         self.topics.is_empty()
     }
 
-    /// Returns `true` if a topic has pending events.
+    /// Returns `true` if a topic has events of joins and leaves of members that are not in the log
+    /// yet.
     pub(super) fn has(&self, topic: &str) -> bool {
         self.topics.get(topic).is_some_and(|of_topic| !of_topic.events.is_empty())
     }
 
-    /// Adds the event of a join or a leave in `topic`. `is_own` is `true` if this node has caused
-    /// the change.
+    /// Adds the event of a join or a leave of a member in `topic` to the events that are not in the
+    /// log yet. `is_own` is `true` if the join or leave was caused by this node, which then
+    /// publishes its event immediately.
     pub(super) fn add(&mut self, topic: &Arc<str>, change: &Presence, event: Bytes, is_own: bool) {
         let pause = if is_own { Duration::ZERO } else { PAUSE.mul_f64(1.0 + random::fraction()) };
         let due = Instant::now() + pause;
@@ -111,9 +116,9 @@ impl Pending {
         }
     }
 
-    /// Removes an event from the pending ones, because this node has read it from the log. Also
-    /// removes the earlier pending events of the same member. An event that is not pending has no
-    /// effect.
+    /// Removes the event of a join or a leave from the events that are still to be published,
+    /// because this node has read it from the log. Also removes the earlier unpublished events of
+    /// the same member. Has no effect for any other event.
     pub(super) fn note(&mut self, topic: &str, event: &Bytes) {
         let Some(of_topic) = self.topics.get_mut(topic) else { return };
         let Some(number) = of_topic.by_event.get(event).and_then(BTreeSet::first).copied() else { return };
@@ -127,14 +132,15 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up all pending events of a topic, because the topic is finished or the backend refuses
-    /// the events.
+    /// Gives up all unpublished events of a topic: the events of joins and leaves of members that
+    /// are not in the log yet. The topic is finished, or the backend refuses the events.
     pub(super) fn forget(&mut self, topic: &str) {
         self.topics.get_mut(topic).into_iter().for_each(OfTopic::clear);
         self.remove_if_done(topic);
     }
 
-    /// Gives up the first pending event of a topic, because the backend refuses it.
+    /// Gives up the first unpublished event of a join or a leave of a member in a topic. The
+    /// backend refuses this event, or it is the event of a leave and the topic does not exist.
     pub(super) fn forget_first(&mut self, topic: &str) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             let first = of_topic.events.first_key_value().map(|(number, _)| *number);
@@ -143,8 +149,9 @@ impl Pending {
         self.remove_if_done(topic);
     }
 
-    /// Gives up the pending events of a topic that come before the first join. The topic does not
-    /// exist on this node, and a leave creates no topic.
+    /// Gives up the unpublished events of a topic that come before its first unpublished join of a
+    /// member. They are leaves. The topic does not exist on this node, and the event of a leave
+    /// creates no topic.
     pub(super) fn forget_leaves(&mut self, topic: &str) {
         let is_leave = |of_topic: &OfTopic| of_topic.events.first_key_value().is_some_and(|(_, event)| event.is_leave);
         while self.topics.get(topic).is_some_and(is_leave) {
@@ -152,21 +159,23 @@ impl Pending {
         }
     }
 
-    /// Gives up all pending events.
+    /// Gives up all events of joins and leaves of members that are not in the log yet. Tasks that
+    /// publish events continue.
     pub(super) fn clear(&mut self) {
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
     }
 
-    /// Gives up all pending events, and returns the tasks that publish them. The caller aborts the
-    /// tasks without a lock, because dropping a task locks the state.
+    /// Gives up all events of joins and leaves of members that are not in the log yet, and returns
+    /// the tasks that publish them. The caller aborts the tasks after it has released its lock,
+    /// because dropping a task takes the same lock.
     pub(super) fn end(&mut self) -> Vec<AbortHandle> {
         let topics = mem::take(self).topics;
         topics.into_values().filter_map(|of_topic| of_topic.task).collect()
     }
 
-    /// Stores the task that publishes the events of a topic. Has no effect if the task has already
-    /// ended.
+    /// Stores the handle of the task that publishes the events of the joins and leaves of members
+    /// of a topic. Has no effect if the task has already ended.
     pub(super) fn set_task(&mut self, topic: &str, task: AbortHandle) {
         let of_topic = self.topics.get_mut(topic).filter(|of_topic| of_topic.is_publishing && !task.is_finished());
         of_topic.into_iter().for_each(|of_topic| of_topic.task = Some(task.clone()));
@@ -183,9 +192,12 @@ impl Pending {
         free_if_empty(&mut self.topics);
     }
 
-    /// Returns the topics that have pending events and no task that publishes them. From now on
-    /// these topics count as topics with a task, so the caller must spawn a task for each. The
-    /// second value wakes the task when an event of the topic is not pending any more.
+    /// Returns the topics that have unpublished events of joins and leaves of members, but no task
+    /// that publishes these events. The caller must spawn a task for each of these topics, because
+    /// they count as topics with a task from now on.
+    ///
+    /// The second part of each pair wakes the task when one of these events needs no publishing any
+    /// more.
     pub(super) fn begin(&mut self) -> Vec<(Arc<str>, Arc<Notify>)> {
         let begin = |topic: Arc<str>| {
             let idle = self.topics.get_mut(&topic).filter(|it| !it.is_publishing && !it.events.is_empty())?;
@@ -195,9 +207,10 @@ impl Pending {
         mem::take(&mut self.idle).into_iter().filter_map(begin).collect()
     }
 
-    /// Returns the first pending events of a topic for one append, at most `max`. If the first
-    /// event is not due yet, returns the time when it is due as `Err`. Returns `None` if the topic
-    /// has no pending events. Its task must end then.
+    /// Returns the first unpublished events of joins and leaves of members of a topic, at most
+    /// `max`, for one append to the log. If the other nodes still have time to publish the first
+    /// event, returns the end of this time as `Err`. Returns `None` if the topic has no such
+    /// events. The task that publishes them must then end.
     pub(super) fn next(&mut self, topic: &str, now: Instant, max: usize) -> Option<Result<Vec<Bytes>, Instant>> {
         let of_topic = self.topics.get_mut(topic)?;
         let Some((_, first)) = of_topic.events.first_key_value() else {
@@ -216,8 +229,9 @@ impl Pending {
         Some(Ok(batch.map(|pending| pending.event.clone()).collect()))
     }
 
-    /// Stores that a topic has no task any more, because its task was dropped or has ended early.
-    /// The pending events stay, and [`begin`](Self::begin) returns the topic again.
+    /// Stores that a topic has no task any more that publishes its joins and leaves of members,
+    /// because the task was dropped or has ended early. The unpublished events stay, and
+    /// [`begin`](Self::begin) returns the topic again, for the start of another task.
     pub(super) fn stop(&mut self, topic: &Arc<str>) {
         if let Some(of_topic) = self.topics.get_mut(topic) {
             (of_topic.is_publishing, of_topic.task) = (false, None);
@@ -271,7 +285,8 @@ mod tests {
         assert!(pending.is_empty());
     }
 
-    /// If each published event needed a walk over all pending events, this test would take minutes.
+    /// If each published event of a join of a member needed a walk over all unpublished events,
+    /// this test would take minutes.
     #[tokio::test]
     async fn cost_of_an_event_does_not_depend_on_the_number_of_pending_ones() {
         const EVENTS: usize = 100_000;

@@ -1,5 +1,5 @@
-//! The state of presence on this node: all that it knows about the members of topics, and the
-//! records that it has to append.
+//! The knowledge of this node about the members of topics on all nodes, and the records about
+//! members that this node has to append to the log.
 
 use super::{
     Presences,
@@ -33,35 +33,39 @@ const ROSTER_PAUSE: Duration = Duration::from_millis(100);
 /// request doubles the pause, because every node answers a request with all of its members.
 const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(8)];
 
-/// A cleanup takes place when this number of finished topics is remembered. The cleanup forgets the
-/// topics without members.
+/// The number of remembered finished topics at which a cleanup takes place. The cleanup forgets
+/// finished topics that have no members. Finished topics are remembered because joins and leaves in
+/// them get no events.
 const MAX_ENDED: usize = 1000;
 
-/// The maximum number of questions of other nodes that wait for answers, and of messages that wait
-/// for the announcer, the task that appends them to the log. Beyond this number, questions get no
-/// answer, and messages are not sent.
+/// The maximum number of questions of other nodes that wait for answers. Also the maximum number of
+/// messages that wait for the announcer, the task that appends them to the log. Beyond this number,
+/// questions get no answer, and messages are not sent.
 const MAX_WAITING: usize = 10_000;
 
-/// The maximum number of messages to other nodes that one append to the log contains.
+/// The maximum number of messages to other nodes about members of topics that one append to the log
+/// contains.
 const MAX_MESSAGES: usize = 64;
 
 #[derive(Default)]
 pub(super) struct State {
     pub(super) noted_through: Position,
     /// The end of the log when this node connected to it. This node publishes no events of the
-    /// joins and leaves up to this position, because other nodes have published them.
+    /// joins and leaves of members up to this position, because other nodes have published them.
     pub(super) begin: Position,
     pub(super) locals: Locals,
     pub(super) view: View,
     pub(super) knowledge: Knowledge,
     pub(super) watchers: Watchers,
     pub(super) pending: Pending,
-    /// In a hub without a backend: the joins and leaves whose events are not published yet.
+    /// In a hub without a backend: the joins and leaves of members whose events are not published
+    /// yet.
     pub(super) unpublished: VecDeque<Transition>,
-    /// Set while a thread publishes the events of `unpublished`.
+    /// Set while a thread publishes the events of joins and leaves of members, in a hub without a
+    /// backend.
     pub(super) is_publishing: bool,
-    /// The messages to other nodes that the announcer has to append. Messages about the members of
-    /// this node are not among them.
+    /// The messages to other nodes that the announcer, a task, has to append to the log. They are
+    /// requests and answers. The joins and leaves of members on this node are not among them.
     outgoing: VecDeque<Message>,
     /// The questions of other nodes about topics that this node has not answered yet: their ids and
     /// topics.
@@ -84,14 +88,14 @@ pub(super) struct State {
     /// lists all members.
     done: u64,
     /// The number of the append that lists all members of this node again, after this node has
-    /// missed records or was declared dead. Before `done` has reached this number, the members of
-    /// this node are missing in `view`.
+    /// missed records or was declared dead. Until this append has succeeded, the members of this
+    /// node are missing in `view`, the members that this node has read in the log.
     needed: u64,
     /// The topics that were finished. A topic that is then removed stays in this set, so that no
-    /// event of a join creates it again.
+    /// event of a join of a member creates it again.
     ended: HashSet<Arc<str>>,
-    /// The next cleanup of `ended` takes place at this number of finished topics: twice the number
-    /// after the last cleanup. So the cost per topic does not grow with the number of
+    /// The number of remembered finished topics at which the next cleanup takes place: twice the
+    /// number after the last cleanup. So the cost per topic does not grow with the number of
     /// finished topics.
     cleanup_at: usize,
     /// The time of the last request for the members of the other nodes.
@@ -104,20 +108,22 @@ pub(super) struct State {
     pub(super) wakes_at: Option<Instant>,
     /// Set if another node has answered a question of this node about a topic.
     pub(super) has_answer: bool,
-    /// The conditions that callers of [`Presences::until`] wait for, with their values when the
-    /// callers were last woken.
+    /// The conditions that async calls about members of topics wait for, as they were when the
+    /// calls were last woken. The parts are: all members are known; all joins and leaves of this
+    /// node are in the log; the number of the newest successful append; the hub is shut down.
     conditions: (bool, bool, u64, bool),
-    /// The time when this node sends a roster, the list of nodes with members, and the position of
-    /// the newest request for it. `None` if no request is open.
+    /// The time when this node sends the list of all nodes with members to the other nodes, and the
+    /// position of the newest request for this list in the log. `None` if no request is open.
     roster: Option<(Instant, Position)>,
     /// The announcer: the task that appends the records about members, and ends the memberships
     /// whose grace time is over.
     pub(super) task: Option<AbortHandle>,
-    /// In a hub without a backend: the tokio runtime of the last call that was made inside of one.
-    /// The announcer is spawned on this runtime.
+    /// The tokio runtime on which the announcer, the task that ends grace times, is spawned in a
+    /// hub without a backend. It is the runtime of the last join or leave of a member, or other
+    /// call of the application that was made inside of a runtime.
     pub(super) runtime: Option<Handle>,
     /// Set if the runtime of the announcer has no timers. Then the announcer does not run, and
-    /// grace times end only at a later join or leave.
+    /// grace times of members end only at a later join or leave.
     pub(super) is_without_timers: bool,
     pub(super) is_shut_down: bool,
 }
@@ -131,20 +137,23 @@ pub(super) enum Knowledge {
     Unknown,
     /// This node has requested the members of the other nodes.
     Asked {
-        /// The random number of the request.
+        /// The random number that identifies this request for members.
         id: u64,
-        /// The time when this node has created the request, or has read it in the log.
+        /// The time when this node has created its request for the members of the other nodes, or
+        /// later has read the request in the log.
         at: Instant,
-        /// The position of the request in the log. `None` until this node has read the request.
+        /// The position of this node's request for members in the log. `None` until this node has
+        /// read the request.
         position: Option<Position>,
-        /// The roster: the nodes with members, from another node that knows all members. Each of
-        /// them answers, or another node announces its death. `None` until this node has read a
-        /// roster.
+        /// The list of all nodes with members, sent by another node that knows all members. This
+        /// node then waits until each listed node has sent its members, or was declared dead.
+        /// `None` until this node has read such a list.
         nodes: Option<Vec<Listed>>,
     },
 }
 
-/// The records that the announcer, the task that appends the records of presence, appends next.
+/// The records about members of topics that the announcer, the task that appends them to the log,
+/// appends next.
 pub(super) enum Job {
     /// Records about the members of this node: joins and leaves, or the list of all members. If the
     /// append fails, the next record lists all members.
@@ -164,33 +173,35 @@ impl State {
         matches!(self.knowledge, Knowledge::Complete) && self.noted_through >= self.begin
     }
 
-    /// Returns the number of the append after which the log has all joins and leaves that have
-    /// happened on this node so far.
+    /// Returns the number of the append to the log that contains the newest join or leave of a
+    /// member on this node so far. When this append has succeeded, all of them are in the log.
     pub(super) fn ticket(&self) -> u64 {
         self.job + u64::from(self.locals.has_changes() || self.needs_full)
     }
 
-    /// Returns `true` if the log has all joins and leaves from before the call of
-    /// [`ticket`](Self::ticket) that has returned this number.
+    /// Returns `true` if the log has all joins and leaves of members that happened on this node
+    /// before a call of [`ticket`](Self::ticket). `ticket` is the number that this call has
+    /// returned.
     pub(super) fn has_written(&self, ticket: u64) -> bool {
         self.done >= ticket.max(self.needed) || self.is_flushed()
     }
 
-    /// Returns `true` if the log has all joins and leaves that have happened on this node so far.
+    /// Returns `true` if the log has all joins and leaves of members that have happened on this
+    /// node so far.
     fn is_flushed(&self) -> bool {
         !self.locals.has_changes() && !self.needs_full && !self.is_appending
     }
 
-    /// Returns `true` if a condition has changed that a caller of [`Presences::until`] may wait
-    /// for.
+    /// Returns `true` if anything has changed since the last call that a caller of
+    /// [`Presences::until`] may wait for, such as the arrival of all members.
     pub(super) fn take_update(&mut self) -> bool {
         let conditions = (self.is_complete(), self.is_flushed(), self.done, self.is_shut_down);
         let has_changed = std::mem::replace(&mut self.conditions, conditions) != conditions;
         std::mem::take(&mut self.has_answer) || has_changed
     }
 
-    /// Records that a topic was finished. Its members stay, but their joins and leaves get no
-    /// events any more.
+    /// Notes that a topic was finished. Its members stay, but their joins and leaves get no events
+    /// any more.
     pub(super) fn note_end(&mut self, topic: &Arc<str>) {
         self.pending.forget(topic);
         if self.ended.len() >= self.cleanup_at.max(MAX_ENDED) {
@@ -201,7 +212,8 @@ impl State {
         self.ended.insert(topic.clone());
     }
 
-    /// Records that a finished topic is used again, so that its joins and leaves get events again.
+    /// Notes that a finished topic is used again, so that its joins and leaves of members get
+    /// events again.
     pub(super) fn note_reopened(&mut self, topic: &str) {
         self.ended.remove(topic);
     }
@@ -216,9 +228,9 @@ impl State {
         self.ended.contains(topic)
     }
 
-    /// Forgets the members of all nodes and the pending events, because records were evicted before
-    /// this node has read them, or because another log begins. If the node needs the members, it
-    /// requests them again.
+    /// Forgets the members of all nodes, and the events of joins and leaves that are not published
+    /// yet. The reason is that records were evicted before this node has read them, or that another
+    /// log begins. If the node needs the members, it requests them again.
     pub(super) fn lose(&mut self) {
         self.locals.note_loss();
         self.view.clear();
@@ -231,8 +243,8 @@ impl State {
         self.roster = None;
     }
 
-    /// Requests that the next record of this node lists all of its members. Callers of `members`
-    /// wait for that record.
+    /// Makes the next record of this node about its members list all of them. Callers that ask for
+    /// the members of a topic wait until that record is in the log.
     fn announce_all(&mut self) {
         self.needs_full = true;
         self.needed = self.job + 1;
@@ -244,8 +256,8 @@ impl State {
         self.watchers.note_loss();
     }
 
-    /// Updates the state from a record of the log at `position`. Returns the joins and leaves that
-    /// the record causes.
+    /// Updates what this node knows about the members of topics from a record of the log at
+    /// `position`. Returns the joins and leaves that the record causes.
     pub(super) fn note_record(&mut self, own: &Presences, position: Position, record: &Record) -> Vec<Transition> {
         if *record.topic != *beat::TOPIC {
             match record.kind {
@@ -338,10 +350,13 @@ impl State {
         transitions
     }
 
-    /// Returns the time when all nodes have had time to answer the request of this node: the
-    /// longest lease has passed since this node has read the request. A node that has not answered
-    /// by then is dead. Returns `None` if there is no request, or if this node has a roster and
-    /// waits for the listed nodes instead.
+    /// Returns the time when every node has had time to answer this node's request for members. At
+    /// this time, the longest lease has passed since this node has read its request in the log. A
+    /// lease is the silence after which a node counts as dead, so a node that has not answered by
+    /// then is dead.
+    ///
+    /// Returns `None` without a request that was read. Also returns `None` if this node has a list
+    /// of the nodes with members, because it then waits for these nodes instead.
     fn answered_at(&self, own: &Presences) -> Option<Instant> {
         // With a roster, this node waits for the answers or the deaths of the listed nodes.
         let Knowledge::Asked { at, position: Some(_), nodes: None, .. } = self.knowledge else { return None };
@@ -349,8 +364,8 @@ impl State {
         Some(at + longest)
     }
 
-    /// Returns the id of this node's request for members if all nodes have had time to answer it.
-    /// Otherwise returns `None`.
+    /// Returns the id of this node's request for members if every other node has had enough time to
+    /// answer it. Otherwise returns `None`.
     pub(super) fn answered(&self, own: &Presences) -> Option<u64> {
         let is_over = self.answered_at(own).is_some_and(|at| at <= Instant::now());
         match self.knowledge {
@@ -382,12 +397,12 @@ impl State {
     }
 
     /// Returns the time when this node repeats its request for the members of the other nodes. `at`
-    /// is the time of the request, and `nodes` are the nodes with members, if this node has read a
-    /// roster.
+    /// is the time of the request. `nodes` are all nodes with members, if another node has sent
+    /// this list.
     ///
-    /// Without a roster, this node repeats a request that it has not read in the log. With a
-    /// roster, a node may neither answer nor be declared dead, because the node that would declare
-    /// it dead has died, too. So this node repeats the request when every listed node should have
+    /// Without the list, this node repeats a request that it has not read in the log. With the
+    /// list, a node may neither answer nor be declared dead, because the node that would declare it
+    /// dead has died, too. So this node repeats the request when every listed node should have
     /// answered, or been declared dead.
     fn repeats_at(&self, own: &Presences, at: Instant, was_read: bool, nodes: Option<&[Listed]>) -> Option<Instant> {
         let at = at + self.ask_pause();
@@ -396,8 +411,9 @@ impl State {
         Some(at + longest + own.grace)
     }
 
-    /// Returns the earliest time for the next request for the members of other nodes. If the
-    /// answers are evicted before this node reads them, it repeats the request after a pause.
+    /// Returns the earliest time for the next request of this node for the members of other nodes.
+    /// If the answers to one request are evicted before this node reads them, it repeats the
+    /// request after a pause.
     fn asks_at(&self, now: Instant) -> Instant {
         self.asked_at.map_or(now, |at| at + self.ask_pause())
     }
@@ -407,16 +423,17 @@ impl State {
         longest.min(first * (1 << self.asked.saturating_sub(1).min(8)))
     }
 
-    /// Queues a message for the announcer to append. A message over the limit is dropped.
+    /// Queues a message to other nodes for the announcer, the task that appends it to the log.
+    /// Drops the message if 10,000 messages are already waiting.
     pub(super) fn send(&mut self, message: Message) {
         if self.outgoing.len() < MAX_WAITING {
             self.outgoing.push_back(message);
         }
     }
 
-    /// Takes the next records for the announcer to append. First adds a request for the members of
-    /// other nodes if this node needs them, and a roster (the list of nodes with members) if one is
-    /// due. Returns `None` if there is nothing to append.
+    /// Takes the next records for the announcer to append. If this node needs the members of other
+    /// nodes, first adds a request for them. If a roster is due, the list of nodes with members,
+    /// adds it, too. Returns `None` if there is nothing to append.
     pub(super) fn take_job(&mut self, own: &Presences) -> Option<Job> {
         let now = Instant::now();
         if self.needs_knowledge(own, now) {
@@ -464,8 +481,9 @@ impl State {
         Author { node: own.node, number: self.number, lease: own.lease }
     }
 
-    /// Updates the state after the append of `job`. `is_appended` is `false` if the append has
-    /// failed.
+    /// Updates the state after the append of `job`, records about members of topics. `is_appended`
+    /// is `false` if the append has failed. Records about the members of this node are then
+    /// appended again later.
     pub(super) fn end_job(&mut self, job: Job, is_appended: bool) {
         match job {
             Job::Members(_) => {
@@ -496,9 +514,9 @@ impl State {
         }
     }
 
-    /// Ends presence on this node, because its hub is shut down. If the log has members of this
-    /// node, returns the last record about them. When the other nodes read it, they begin the grace
-    /// times of these members.
+    /// Ends the tracking of members on this node, because its hub is shut down. If the log has
+    /// members of this node, returns the last record of this node about them. When the other nodes
+    /// read that record, they begin the grace times of these members.
     pub(super) fn end(&mut self, own: &Presences) -> Option<Record> {
         let was_shut_down = std::mem::replace(&mut self.is_shut_down, true);
         let has_members = !self.locals.is_empty() || self.needs_full || self.is_appending;
@@ -512,14 +530,16 @@ impl State {
         Some(Message::Changes { author, changes: Vec::new() }.record())
     }
 
-    /// Returns the number of entries about members, and the capacity of the maps of topics.
+    /// Returns the number of entries about members, and the capacity of the maps of topics. For a
+    /// test of the memory use.
     #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn size(&self) -> (usize, usize) {
         let ([locals, local_topics], [members, topics]) = (self.locals.size(), self.view.size());
         (locals + members + self.unpublished.len(), local_topics + topics)
     }
 
-    /// Returns the time when the announcer must run next. Returns `None` if it has nothing to do.
+    /// Returns the time when the announcer must run next. The announcer is the task that appends
+    /// records about members and ends grace times. Returns `None` if it has nothing to do.
     pub(super) fn next_time(&self, own: &Presences) -> Option<Instant> {
         let now = Instant::now();
         let next = self.locals.next_end();

@@ -36,8 +36,8 @@ pub struct PresenceStream {
     core: Arc<Core>,
     topic: Arc<str>,
     key: u64,
-    /// The members that the stream has yielded as joined, or will yield from `queue`, and that have
-    /// not left.
+    /// The members that have joined and not left according to the changes that the stream has
+    /// yielded or will yield from `queue`, its next joins and leaves.
     known: HashSet<Arc<str>>,
     queue: VecDeque<Presence>,
 }
@@ -76,8 +76,9 @@ impl Watchers {
         self.next_key
     }
 
-    /// Removes a stream, and returns its waker. The caller drops the waker after it has released
-    /// the lock, because dropping a waker can run code of the application.
+    /// Removes a stream of joins and leaves of members, because it was dropped, and returns the
+    /// waker of the task that polls it. The caller drops the waker after it has released the lock,
+    /// because dropping a waker can run code of the application.
     fn leave(&mut self, topic: &Arc<str>, key: u64) -> Option<Waker> {
         let watchers = self.topics.get_mut(topic)?;
         let watcher = watchers.remove(&key);
@@ -88,7 +89,7 @@ impl Watchers {
         watcher?.waker
     }
 
-    /// Adds these joins and leaves to the streams of their topics.
+    /// Reports joins and leaves of members to the [`PresenceStream`]s of their topics.
     /// [`take_wakers`](Self::take_wakers) then returns the wakers of these streams.
     pub(super) fn note(&mut self, transitions: &[Transition]) {
         for Transition { topic, change, .. } in transitions {
@@ -104,8 +105,9 @@ impl Watchers {
         }
     }
 
-    /// Marks all members of all topics as possibly changed: this node has lost its knowledge of
-    /// them, or has it again. Each stream compares them at its next poll.
+    /// Makes each [`PresenceStream`] compare all members of its topic at its next poll. The reason
+    /// is that this node has missed records and does not know the members any more, or that it
+    /// knows them again.
     pub(super) fn note_loss(&mut self) {
         for watcher in self.topics.values_mut().flat_map(HashMap::values_mut) {
             watcher.change_entirely();
@@ -113,14 +115,15 @@ impl Watchers {
         }
     }
 
-    /// Ends all streams, because the hub is shut down.
+    /// Ends each [`PresenceStream`], a stream of joins and leaves of members, because the hub is
+    /// shut down.
     pub(super) fn end(&mut self) {
         self.is_ended = true;
         self.note_loss();
     }
 
-    /// Takes the wakers of the streams that have changes. The caller wakes them after it has
-    /// released the lock.
+    /// Takes the wakers of the [`PresenceStream`]s that have new joins and leaves of members to
+    /// yield. The caller wakes them after it has released the lock.
     pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
         mem::take(&mut self.to_wake)
     }
@@ -137,8 +140,9 @@ impl PresenceStream {
         Self { core: core.clone(), topic: topic.clone(), key, known: HashSet::new(), queue: VecDeque::new() }
     }
 
-    /// Checks which of `members` are present now, and adds the differences from what the stream has
-    /// yielded to the queue.
+    /// Compares `members` with what this stream of joins and leaves has yielded. Queues a join for
+    /// each name that has become a member of the topic, and a leave for each name that is not a
+    /// member any more.
     fn compare(&mut self, state: &State, members: impl IntoIterator<Item = Arc<str>>) {
         for member in members {
             let is_member = state.view.contains(&self.topic, &member);

@@ -9,10 +9,11 @@ use crate::{
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
-/// The time that a question waits for the answers of other nodes.
+/// The time limit for the answers of other nodes to a question about a topic, such as: how many
+/// subscriptions has it?
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The maximum number of nodes whose answers to one question are counted.
+/// The maximum number of nodes whose answers to one question about a topic are counted.
 const MAX_ANSWERS: usize = 10_000;
 
 /// The answers to a question of this node about a topic: the number of subscriptions to the topic
@@ -21,7 +22,9 @@ const MAX_ANSWERS: usize = 10_000;
 pub(super) struct Survey(HashMap<u64, usize>);
 
 impl Survey {
-    /// Stores the answer of a node. Ignores answers of further nodes over the limit.
+    /// Stores the answer of one node to this node's question about a topic: the number of
+    /// subscriptions there. Beyond 10,000 answering nodes, the answers of further nodes are
+    /// ignored.
     pub(super) fn note(&mut self, node: u64, subscribers: usize) {
         if self.0.len() < MAX_ANSWERS || self.0.contains_key(&node) {
             self.0.insert(node, subscribers);
@@ -58,8 +61,8 @@ impl Drop for Asked<'_> {
 /// the topic and has answered within one second. If `is_first_enough` is set, returns after the
 /// first answer.
 ///
-/// Without a backend, there are no other nodes. Returns an error if the backend does not accept the
-/// question.
+/// Without a backend, there are no other nodes, and the result is empty. Returns an error if the
+/// backend does not accept the question, or if the hub is shut down.
 async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Result<HashMap<u64, usize>, Error> {
     let Some(backend) = &core.backend else { return Ok(HashMap::new()) };
     if core.is_shut_down() {

@@ -14,9 +14,9 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The number of nodes without members that a cleanup keeps. It forgets the nodes that have been
-/// silent for longest. A node without members is remembered because its last number shows which of
-/// its records arrive late.
+/// The number of nodes without members of topics that are still remembered after a cleanup. The
+/// cleanup forgets those that have been silent for longest. A node without members is remembered
+/// for the number of its newest record, which shows whether another of its records arrives late.
 const MAX_EMPTY_NODES: usize = 1_000;
 
 /// The maximum of the random pause before this node declares a silent node dead. The pause differs
@@ -26,15 +26,15 @@ const JITTER: Duration = Duration::from_millis(200);
 #[derive(Default)]
 pub(super) struct View {
     nodes: HashMap<u64, Node>,
-    /// The members of each topic. The value counts the nodes where the member is present.
+    /// The members of each topic, each with the number of nodes where the member is present.
     topics: HashMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// The next cleanup of `nodes` takes place when it has this number of entries: twice the number
-    /// after the last cleanup. So the cost per record does not grow with the number of nodes.
+    /// The number of known nodes at which the next cleanup takes place: twice the number after the
+    /// last cleanup. So the cost per record does not grow with the number of nodes.
     cleanup_at: usize,
 }
 
-/// A join or a leave in a topic. `author` is the node whose record has caused it: usually the node
-/// of the member, or the node that has declared that node dead.
+/// A join or a leave of a member of a topic. `author` is the node whose record has caused it:
+/// usually the node of the member, or the node that has declared that node dead.
 #[derive(Debug, PartialEq)]
 pub(super) struct Transition {
     pub(super) topic: Arc<str>,
@@ -43,8 +43,9 @@ pub(super) struct Transition {
 }
 
 struct Node {
-    /// The number of the newest record of the node about its members. A record without a greater
-    /// number has arrived late, and is ignored. Further parts of the same list are not late.
+    /// The number of the newest record of the node about its members. Each node numbers its
+    /// records. A record without a greater number has arrived late, and is ignored. The parts of
+    /// one long list of members have the same number, and are not late.
     number: u64,
     /// The number of the newest sign of life of the node.
     beat: u64,
@@ -54,18 +55,18 @@ struct Node {
     is_shut_down: bool,
     seen_at: Instant,
     members: Members,
-    /// The members in the parts of a new list that this node has read so far. `None` if no list is
-    /// incomplete.
+    /// The members that were read so far from a new list of all members of the node, which has
+    /// several parts. `None` if no list is incomplete.
     incoming: Option<Members>,
-    /// Set if `members` are exactly the members of the node. This is the case after its list of all
-    /// members, or its death, was read. Otherwise earlier records that this node has not read may
-    /// have further members.
+    /// Set if `members` are exactly the members of the node, because a list of all its members, or
+    /// its death, was read. Otherwise the node may have further members, from earlier records that
+    /// were not read.
     is_exact: bool,
     /// The random pause before this node declares the silent node dead. It differs from node to
     /// node.
     jitter: Duration,
-    /// The time when this node has last declared the silent node dead. `None` if a record or a sign
-    /// of life has arrived since.
+    /// The time when this process has last declared the silent node dead. `None` if the node has
+    /// written a record or a sign of life since.
     declared_at: Option<Instant>,
 }
 
@@ -89,9 +90,10 @@ impl Node {
         !self.members.is_empty() || self.incoming.is_some()
     }
 
-    /// Returns the time when this node declares the other node dead: its lease, the time `grace`
-    /// and a random pause after its last record. Silence before `contact_since`, the end of the
-    /// last outage of the backend, does not count.
+    /// Returns the time when this process declares the node dead unless it reads another record of
+    /// that node. The node is silent until then for its lease (the silence that the node has
+    /// allowed itself), the time `grace` and a random pause. Silence before `contact_since`, the
+    /// end of the last outage of the backend, does not count.
     fn dies_at(&self, contact_since: Option<Instant>, grace: Duration) -> Instant {
         let seen_at = contact_since.map_or(self.seen_at, |since| since.max(self.seen_at));
         let dies_at = seen_at + self.lease + grace + self.jitter;
@@ -148,9 +150,12 @@ impl View {
         changes.push(Transition { topic: topic.clone(), change: Presence::Left(member.clone()), author });
     }
 
-    /// Updates the number and the lease of the node that has written a record about its members,
-    /// and the time of its last record. Returns the node. Returns `None` if the record has arrived
-    /// late: if `is_new` returns `false` for the number of the newest record.
+    /// Updates what is known about the node that has written a record about its members: the number
+    /// of its newest record, the time, and its lease (the silence after which it counts as dead).
+    /// Returns the node.
+    ///
+    /// Returns `None` if the record has arrived late. This is the case if `is_new` returns `false`
+    /// for the number of the newest record so far.
     fn note(&mut self, author: Author, is_new: impl Fn(u64) -> bool) -> Option<&mut Node> {
         self.forget_empty();
         let node = self.nodes.entry(author.node).or_insert_with(Node::new);

@@ -1,5 +1,5 @@
-//! Appends of recordings: each record is in the log once, even after a lost response or while
-//! another node takes over the recording.
+//! Appends the records of recordings: tasks that publish a stream into a topic. Each record is in
+//! the log once, even after a lost response or while another node takes over the recording.
 
 use super::nodes::Local;
 use crate::{
@@ -17,27 +17,30 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// An append of a recording is rejected if the log has records of the topic that this node has not
-/// read yet. The node then waits at most this time to read more of the log, and tries again.
+/// The maximum wait after a rejected append of a recording, a task that publishes a stream into a
+/// topic. An append is rejected if the log has records of the topic that this node has not read
+/// yet. When this node has read more of the log, or after this time, the append is tried again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time of the retries of a failing append while the backend responds to other
-/// requests. Then the recording fails.
+/// The maximum time for which a recording, a task that publishes a stream into a topic, repeats a
+/// refused append. The backend responds to other requests in this time. Then the recording fails.
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
 /// is too large for the backend is never accepted.
 pub(in crate::hub) const REFUSED: Duration = Duration::from_secs(60);
 
-/// The end of the log, as far as this node has read it. An append with this fence succeeds only if
-/// the log has no later record of the same topic.
+/// A fence, which is a condition for appends: the log has no record of the same topic after the
+/// position up to which this node had read the log when the fence was created. Otherwise the append
+/// is rejected.
 pub(in crate::hub) struct Fence {
     epoch: u64,
     since: Position,
 }
 
 impl Fence {
-    /// Creates a fence at the last position that this node has read. Returns `None` if the hub is
-    /// shut down or has no backend.
+    /// Creates a condition for appends, a fence: the log has no record of the same topic after the
+    /// last position that this node has read. Returns `None` if the hub is shut down or has no
+    /// backend.
     pub(in crate::hub) fn new(core: &Core) -> Option<Self> {
         // The epoch and the position change together while the registry is locked.
         let registry = core.registry.lock();
@@ -53,13 +56,15 @@ impl Fence {
         backend.append_if_unchanged(records, self.epoch, self.since).await
     }
 
-    /// Waits until this node has read at least one more position than at the creation of the fence.
-    /// Returns after one second in any case.
+    /// Waits until this node has read a record of the log after the position of this fence, a
+    /// condition for appends. The position is the last that the node had read when the fence was
+    /// created. Returns after one second in any case.
     pub(in crate::hub) async fn passed(&self, core: &Core) {
         caught_up(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
 
-    /// Waits like [`passed`](Self::passed), but does not keep the hub alive in the meantime.
+    /// Waits for at most one second until this node has read a record of the log after the position
+    /// of this fence. Unlike [`passed`](Self::passed), does not keep the hub alive in the meantime.
     pub(in crate::hub) async fn passed_unless_dropped(&self, core: &Weak<Core>) {
         caught_up_unless_dropped(core, self.since.next(), Instant::now() + FOLLOWER).await;
     }
@@ -71,8 +76,9 @@ pub(in crate::hub) async fn caught_up(core: &Core, through: Position, deadline: 
     timeout_at(deadline, core.recordings.progressed(|| core.committed() >= through)).await.is_ok()
 }
 
-/// Waits like [`caught_up`], but does not keep the hub alive in the meantime. Returns `None` if the
-/// hub was dropped.
+/// Waits until this node has read the log up to and including `through`, but not after `deadline`.
+/// Returns `true` if the node has read that far in time. Unlike [`caught_up`], does not keep the
+/// hub alive in the meantime. Returns `None` if the hub was dropped.
 pub(in crate::hub) async fn caught_up_unless_dropped(
     core: &Weak<Core>,
     through: Position,
@@ -84,25 +90,27 @@ pub(in crate::hub) async fn caught_up_unless_dropped(
     (core.strong_count() > 0).then_some(is_in_time)
 }
 
-/// Returns a random pause after `failures` consecutive failures: 25 to 50 ms after the first
-/// failure, doubled after each further failure, and at most 400 ms.
+/// Returns a random pause before an append is repeated, after `failures` consecutive failures: 25
+/// to 50 ms after the first failure, doubled after each further failure, and at most 400 ms.
 pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
     let longest = Duration::from_millis(25 << failures.clamp(1, 4));
     longest.mul_f64(0.5 + random::fraction() / 2.0)
 }
 
-/// The reason why an append of a recording was given up.
+/// The reason why a recording, a task that publishes a stream into a topic, has given up an append
+/// to the log.
 pub(super) enum Failure {
-    /// The recording must publish nothing more: its topic is finished, the hub is shut down, or
-    /// another node has taken over the recording.
+    /// The recording, a task that publishes a stream into a topic, must publish nothing more. Its
+    /// topic is finished, the hub is shut down, or another node has taken over the recording.
     Ended,
-    /// The hub or the backend does not accept the records. The recording then fails with this
-    /// error.
+    /// The hub or the backend does not accept the records of the recording, a task that publishes a
+    /// stream into a topic. The recording then fails with this error.
     Refused(BoxError),
 }
 
-/// Appends records of a recording, and tries again after each failure. If an earlier attempt
-/// without a response has succeeded, the records are not appended a second time.
+/// Appends records of a recording, a task that publishes a stream into a topic, and tries again
+/// after each failure. If an earlier attempt without a response has succeeded, the records are not
+/// appended a second time.
 ///
 /// Returns an error if the recording must publish nothing more, or if the backend refuses the
 /// records for 60 seconds.

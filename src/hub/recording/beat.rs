@@ -1,5 +1,5 @@
 //! The records that the nodes of a hub append to the log to inform each other about their
-//! recordings.
+//! recordings, the tasks that publish streams into topics.
 
 use crate::{
     Event,
@@ -9,8 +9,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// The topic of the log that nodes use to announce their recordings to each other. Nodes read its
-/// records, but do not retain them as events of a topic.
+/// The topic of the log in which nodes inform each other about their recordings (tasks that publish
+/// streams into topics) and about members of topics. Nodes read its records, but do not retain them
+/// as events of a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
 /// The approximate maximum size in bytes of a record that contains a sign of life of a node. A
@@ -22,19 +23,22 @@ const MAX_BYTES: usize = 64 << 10;
 /// dead. A received lease outside of this range is set to the nearer limit.
 pub(in crate::hub) const LEASES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
 
-/// A message from one node to the other nodes of the hub. Each message is a record in the log.
+/// A message about recordings (tasks that publish streams into topics), from one node to the other
+/// nodes of the hub. Each message is a record in the log.
 #[derive(Debug, PartialEq)]
 pub(super) enum Message {
     Beat(Beat),
-    /// Requests every node to stop its recordings of this topic.
+    /// Requests every node to stop its recordings of this topic: the tasks that publish a stream
+    /// into it.
     Stop(Arc<str>),
 }
 
-/// A sign of life of a node, with all recordings of the node. Each such beat replaces the earlier
-/// beats of the node. A large beat is split into parts, and each part is one record.
+/// A beat: a sign of life of a node, with all recordings of the node. A recording is a task that
+/// publishes a stream into a topic. Each beat replaces the earlier beats of the node. A large beat
+/// is split into parts, and each part is one record.
 ///
-/// When a recording begins between two such beats, an [addition](Self::is_addition) announces it.
-/// The addition does not announce the other recordings again.
+/// When a recording begins between two such beats, an [addition](Self::is_addition) announces it: a
+/// beat that does not repeat the other recordings.
 #[derive(Debug, PartialEq)]
 pub(super) struct Beat {
     /// The random number that identifies the node that sends this sign of life.
@@ -43,16 +47,18 @@ pub(super) struct Beat {
     /// dead.
     pub(super) lease: Duration,
     pub(super) recordings: Vec<Announced>,
-    /// The topics that other nodes record, and that have subscribers on the node of this beat. The
-    /// other nodes then do not end these recordings for lack of subscribers.
+    /// The topics into which other nodes publish recordings (streams), and that have subscribers on
+    /// the node of this sign of life. The other nodes then do not end these recordings for lack of
+    /// subscribers.
     pub(super) watching: HashSet<Arc<str>>,
     /// The number of this sign of life. It increases with each sign of life of a node. All parts of
-    /// one beat have the same number.
+    /// one sign of life have the same number.
     pub(super) number: u64,
     pub(super) is_first: bool,
     pub(super) is_last: bool,
-    /// Set if this sign of life adds recordings and watched topics to those of earlier beats,
-    /// instead of replacing them. Each part of an addition takes effect by itself.
+    /// Set if this sign of life contains only new recordings and new topics with subscribers, in
+    /// addition to those of earlier beats (signs of life). Otherwise its content replaces that of
+    /// earlier beats. Each part of an addition takes effect by itself.
     pub(super) is_addition: bool,
 }
 
@@ -84,25 +90,29 @@ impl Beat {
     }
 }
 
-/// A running recording, as its node announces it to the other nodes.
+/// A running recording (a task that publishes a stream into a topic), as its node announces it to
+/// the other nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Announced {
     pub(super) topic: Arc<str>,
-    /// The random number that identifies the recording.
+    /// The random number that identifies this recording, a task that publishes a stream into a
+    /// topic.
     pub(super) id: u64,
-    /// The wire bytes of the will: the event that another node publishes if the node of the
-    /// recording dies. Empty if that node only finishes the topic.
+    /// The wire bytes of the will: the event that another node publishes if the node of this
+    /// recording dies. A recording is a task that publishes a stream into a topic. Without a will,
+    /// this is empty, and the other node only finishes the topic.
     pub(super) will: Bytes,
-    /// Set if the recording ends after some time without subscribers. Other nodes then report
-    /// whether its topic has subscribers there.
+    /// Set if this recording, a task that publishes a stream into a topic, ends after some time
+    /// without subscribers. Other nodes then report whether its topic has subscribers there.
     pub(super) needs_subscribers: bool,
-    /// Set if each event of the recording replaces the previous event of the topic.
+    /// Set if each event that this recording publishes replaces the previous event of the topic. A
+    /// recording is a task that publishes a stream into a topic.
     pub(super) latest_only: bool,
 }
 
 impl Message {
-    /// Returns `true` if `record` is a message between nodes, which [`parse`](Self::parse) decodes.
-    /// Other records are events of topics.
+    /// Returns `true` if `record` is a message between nodes about themselves: it is in the topic
+    /// `tower-sse/nodes`. Records in other topics are events of the application.
     pub(super) fn is_of(record: &Record) -> bool {
         *record.topic == *TOPIC
     }
@@ -124,8 +134,9 @@ impl Message {
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses the message in a record. Returns `None` if the record has another format, for example
-    /// because another version of this crate wrote it.
+    /// Parses a message about recordings, the tasks that publish streams into topics, from a record
+    /// of another node. Returns `None` if the record has another format, for example because
+    /// another version of this crate wrote it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let text = record.event.strip_prefix(b"data: ").filter(|_| record.kind == RecordKind::State)?;
         let message: Value = serde_json::from_slice(text).ok()?;
@@ -152,7 +163,8 @@ impl Message {
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
-    /// Returns the kind of the records that contain the events of this recording.
+    /// Returns the kind of the records with the events of this recording, a task that publishes a
+    /// stream into a topic. With the kind `State`, each event replaces the previous one.
     pub(super) fn kind(&self) -> RecordKind {
         if self.latest_only { RecordKind::State } else { RecordKind::Event }
     }

@@ -1,5 +1,5 @@
-//! The keeper: the task of a node that announces its recordings, sends signs of life, and notices
-//! the death of other nodes.
+//! The keeper: the task of a node that announces its recordings (tasks that publish streams into
+//! topics), sends signs of life, and notices the death of other nodes.
 
 use super::{
     append::{Fence, caught_up, caught_up_unless_dropped, retry_pause},
@@ -23,29 +23,31 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// The maximum pause between two runs of the keeper, the task that announces the recordings of this
-/// node. After each pause, the keeper checks which topics that other nodes record have subscribers
-/// on this node.
+/// The maximum pause between two runs of the keeper, the task that sends the signs of life of this
+/// node. After each pause, the keeper checks into which topics other nodes publish recordings
+/// (streams), and which of these topics have subscribers on this node.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The pause after a failed request to the backend. Then the keeper, the task that announces the
-/// recordings of this node, tries again.
+/// The pause after a failed request to the backend. Then the keeper, the task that sends the signs
+/// of life of this node, tries again.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The number of beats (signs of life) that a node sends within one lease. A lease is the silence
 /// after which a node counts as dead.
 const BEATS: u32 = 3;
 
-/// The minimum time limit of a request of the keeper to the backend. The limit is a third of the
-/// lease. If the lease is short, a slow backend could not respond in that time.
+/// The minimum time limit of a request to the backend by the keeper, the task that sends the signs
+/// of life of this node. Otherwise the limit is a third of the lease, the silence after which the
+/// node counts as dead. If the lease is short, a slow backend could not respond in a third of it.
 const MIN_TIME: Duration = Duration::from_millis(500);
 
 /// The minimum pause between two successful contacts with the backend that counts as an outage. A
 /// shorter pause can be due to a slow response.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
-/// Starts the keeper, the task that announces the recordings of this node, takes over those of dead
-/// nodes, and notices the death of nodes with members of topics.
+/// Starts the keeper. This task announces the recordings of this node (tasks that publish streams
+/// into topics), and takes over those of dead nodes. It also notices the death of nodes with
+/// members of topics.
 ///
 /// Has no effect without a backend, without a recording or a member on any known node, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is
@@ -74,31 +76,36 @@ struct Keeper {
     /// The topics that the last beat of this node has reported as topics with subscribers here. A
     /// beat is a sign of life of a node.
     watching: HashSet<Arc<str>>,
-    /// Set if the last beat, a sign of life of this node, announced a recording, a topic with
-    /// subscribers, or members. If nothing is left to announce, the node sends one more beat.
+    /// Set if the last sign of life of this node announced anything: a recording (a task that
+    /// publishes a stream into a topic), a topic with subscribers, or members of topics. If nothing
+    /// is left to announce, the node sends one more sign of life.
     has_content: bool,
 }
 
-/// The state of the recordings at the beginning of one run of the keeper. The keeper is the task
-/// that announces the recordings of this node and takes over those of dead nodes.
+/// The content of one run of the keeper. The keeper is the task that announces the recordings of
+/// this node (tasks that publish streams into topics), and takes over those of dead nodes.
 struct Plan {
     locals: Vec<Arc<Local>>,
     watching: HashSet<Arc<str>>,
     /// Set if this node has members of topics.
     has_members: bool,
-    /// The shortest lease of this node's own recordings and members, or the default lease if the
-    /// node has none. A lease is the silence after which a node counts as dead.
+    /// The shortest lease of the recordings of this node (tasks that publish streams into topics)
+    /// and of its members of topics. The default lease if the node has neither. A lease is the
+    /// silence after which a node counts as dead.
     lease: Duration,
-    /// The shortest lease of the recordings and the members of all nodes. A lease is the silence
-    /// after which a node counts as dead.
+    /// The shortest lease of all nodes with recordings (tasks that publish streams into topics) or
+    /// members of topics. A lease is the silence after which a node counts as dead.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
 }
 
 impl Plan {
-    /// Collects the state of the recordings. Returns `None` if no recording, no other node and no
-    /// member is left, or if the hub is shut down and its recordings have ended.
+    /// Collects what the keeper, the task that sends signs of life, has to announce in this run:
+    /// the recordings (tasks that publish streams into topics) and the members of this node.
+    ///
+    /// Returns `None` if no recording, no other node and no member is left, or if the hub is shut
+    /// down and its recordings have ended.
     fn new(core: &Core) -> Option<Self> {
         let is_shut_down = core.is_shut_down();
         let state = core.recordings.state();
@@ -130,9 +137,10 @@ impl Plan {
 }
 
 impl Keeper {
-    /// Runs the keeper once: appends a beat, the sign of life of this node, if it is due, and takes
-    /// over the recordings of dead nodes. Returns the time of the next run. Returns `None` if the
-    /// keeper has to end. The hub is not kept alive during requests to the backend.
+    /// Runs the keeper once: appends the sign of life of this node if it is due, and takes over the
+    /// recordings of dead nodes. A recording is a task that publishes a stream into a topic.
+    /// Returns the time of the next run. Returns `None` if the keeper has to end. The hub is not
+    /// kept alive during requests to the backend.
     async fn run_once(&mut self, weak: &Weak<Core>) -> Option<(Instant, Arc<Recordings>)> {
         let core = weak.upgrade()?;
         let (recordings, backend) = (core.recordings.clone(), core.backend.clone()?);
@@ -191,10 +199,13 @@ impl Keeper {
         Some((next.max(now + TICK / 100), recordings))
     }
 
-    /// Appends a beat, the sign of life of this node. The beat contains the recordings of this node
-    /// and the watched topics in `plan`, or nothing if `plan` is `None`. A large beat consists of
-    /// several records. Each record has a time limit of a third of `lease`, but at least half a
-    /// second. Returns `None` if the backend does not confirm a record in time.
+    /// Appends a beat, the sign of life of this node. The beat lists the recordings in `plan`, the
+    /// tasks of this node that publish streams into topics. It also lists the recorded topics of
+    /// other nodes that have subscribers here. If `plan` is `None`, the beat lists nothing.
+    ///
+    /// A large beat consists of several records. Each record has a time limit of a third of
+    /// `lease`, but at least half a second. Returns `None` if the backend does not confirm a record
+    /// in time.
     async fn beat(
         &mut self,
         recordings: &Recordings,
@@ -226,9 +237,10 @@ impl Keeper {
         Some(())
     }
 
-    /// Announces the recordings that have begun since the last beat, and the topics that have got
-    /// subscribers since. Returns `None` if the backend does not confirm each record in the time
-    /// limit of [`beat`](Self::beat).
+    /// Announces what is new since the last sign of life of this node: recordings (tasks that
+    /// publish streams into topics) that have begun, and recorded topics of other nodes that have
+    /// got subscribers here. Returns `None` if the backend does not confirm a record in time. The
+    /// time limit is that of [`beat`](Self::beat).
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();
@@ -252,9 +264,10 @@ impl Keeper {
         Some(())
     }
 
-    /// Appends the records of a beat. Returns `None` if the backend does not confirm each of them
-    /// within a third of `lease`, or within half a second if that is longer. The log may have them
-    /// nevertheless, so the next beat then contains everything.
+    /// Appends the records of a beat, the sign of life of this node. Returns `None` if the backend
+    /// does not confirm each record within a third of `lease`, or within half a second if that is
+    /// longer. The log may contain the records nevertheless, so the next beat lists everything
+    /// again.
     async fn append(&mut self, backend: &BackendClient, beat: Beat, lease: Duration) -> Option<()> {
         for part in beat.into_parts() {
             let record = Message::Beat(part).record();
@@ -267,9 +280,9 @@ impl Keeper {
         Some(())
     }
 
-    /// Starts one task for each recording of a dead node, to take over the recording. Returns the
-    /// earliest time when one of the living nodes counts as dead unless it gives a sign of life.
-    /// Returns `None` without such a node.
+    /// Starts one task for each recording of a dead node, to take over the recording: to publish
+    /// its last event and finish its topic. Returns the earliest time when one of the living nodes
+    /// counts as dead unless it gives a sign of life. Returns `None` without such a node.
     fn take_over(&self, core: &Arc<Core>) -> Option<Instant> {
         let now = Instant::now();
         let mut state = core.recordings.state();
@@ -294,9 +307,9 @@ impl Keeper {
 /// Asks the backend for the end of the log, and waits until this node has read the log up to there.
 /// Returns `false` if this fails or takes longer than `time`.
 ///
-/// If the last success was more than `longest_gap` before this call, this node has had an outage.
-/// The silence of other nodes is then measured from the end of this call, because they may have had
-/// the same outage.
+/// If the previous call failed, or the last success was more than `longest_gap` before this call,
+/// this node has had an outage. The silence of other nodes is then measured from the end of this
+/// call, because they may have had the same outage.
 async fn probe(
     core: &Weak<Core>,
     recordings: &Recordings,
@@ -325,8 +338,9 @@ async fn probe(
     true
 }
 
-/// Publishes the will of a recording whose node, `node`, has died, and finishes its topic. The will
-/// is the event that the recording has announced for this case.
+/// Takes over a recording, a task that has published a stream into a topic, after its node `node`
+/// has died: publishes its will and finishes its topic. The will is the event that the recording
+/// has announced for this case.
 ///
 /// Several nodes may try this at the same time, and the dead node may come back. An append succeeds
 /// only if the appending node has read all records of the topic. So the will is published once.
@@ -372,9 +386,10 @@ async fn take_over(core: Arc<Core>, node: u64, announced: Announced) {
     core.recordings.end_claim(&claim);
 }
 
-/// Returns the kind and the event of the next record for a recording of the dead node `node`: first
-/// its will, then the finish record. `has_published_will` means that this node has published the
-/// will before.
+/// Returns the kind and the event of the record that has to be appended next for a recording of the
+/// dead node `node`. A recording is a task that publishes a stream into a topic. The first record
+/// is its will, the event that it has announced for this case. The second record finishes its
+/// topic. `has_published_will` means that this node has published the will before.
 ///
 /// Returns `None` if this node must not take over the recording, for example because the other node
 /// is alive.

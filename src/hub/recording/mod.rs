@@ -21,12 +21,13 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_stream::Stream;
 
-/// The maximum size of a will, in bytes. The will is the event that another node publishes if the
-/// node of a recording dies. Each sign of life of a node contains the wills of all its recordings.
+/// The maximum size of the will of a recording, in bytes. A recording is a task that publishes a
+/// stream into a topic. The will is the event that another node publishes if the node of the
+/// recording dies. Each sign of life of a node contains the wills of all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
-/// The pause after which [`drain`] interrupts the recordings again, to include recordings that were
-/// started in the meantime.
+/// The pause in [`drain`], which ends all recordings (tasks that publish streams into topics),
+/// before it ends those that were started in the meantime.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`].
@@ -117,8 +118,9 @@ impl Recorder {
         Self { core, topic, latest_only, items: Items::new(stream), settings }
     }
 
-    /// Ends the recording when its topic has had no subscribers on any node for this time. By
-    /// default, the recording continues without subscribers.
+    /// Ends the recording, the task that publishes the stream, when its topic has had no
+    /// subscribers on any node for this time. By default, the recording continues without
+    /// subscribers.
     ///
     /// The time begins with the recording, so the first client has this long to subscribe. With a
     /// backend, another node reports its first subscriber after at most about one second, or a
@@ -129,39 +131,42 @@ impl Recorder {
         self
     }
 
-    /// Ends the recording when it has run for this time. Default: no limit.
+    /// Ends the recording, the task that publishes the stream, when it has run for this time.
+    /// Default: no limit.
     pub fn time_limit(mut self, time: Duration) -> Self {
         self.settings.time_limit = Some(time);
         self
     }
 
-    /// Sets the last event of a recording whose stream returns an error or panics, or whose event
-    /// cannot be published. `f` gets the error and returns the event. If `f` returns `None`, or by
+    /// Sets the last event of the recording for the case that its stream returns an error or
+    /// panics, or that an event cannot be published. The recording is the task that publishes the
+    /// stream into a topic. `f` gets the error and returns the event. If `f` returns `None`, or by
     /// default, the topic is finished without another event.
     pub fn on_error(mut self, f: impl FnOnce(BoxError) -> Option<Event> + Send + 'static) -> Self {
         self.settings.on_error = Some(Box::new(f));
         self
     }
 
-    /// Sets a function that returns the last event of a recording that ends as
-    /// [`Stopped`](Outcome::Stopped), [`Abandoned`](Outcome::Abandoned) or
+    /// Sets a function that returns the last event of the recording, the task that publishes the
+    /// stream, if it ends as [`Stopped`](Outcome::Stopped), [`Abandoned`](Outcome::Abandoned) or
     /// [`TimedOut`](Outcome::TimedOut). `f` gets this outcome. The recording publishes the event,
-    /// and then finishes the topic. By default, or if `f` returns `None`, it finishes the topic
-    /// without another event.
+    /// and then finishes the topic. By default, or if `f` returns `None`, the recording finishes
+    /// the topic without another event.
     pub fn on_stop(mut self, f: impl FnOnce(Outcome) -> Option<Event> + Send + 'static) -> Self {
         self.settings.on_stop = Some(Box::new(f));
         self
     }
 
-    /// Sets the last event of a recording whose stream ends without an error. By default, the topic
-    /// is finished without another event.
+    /// Sets the last event of the recording, the task that publishes the stream, for the case that
+    /// the stream ends without an error. By default, the topic is finished without another event.
     pub fn end_with(mut self, event: Event) -> Self {
         self.settings.end = Some(event);
         self
     }
 
-    /// Sets the last event of a recording whose node dies. By default, the topic is finished
-    /// without another event.
+    /// Sets the will: the last event of the recording for the case that its node dies. The
+    /// recording is the task that publishes the stream into a topic. By default, the topic is
+    /// finished without another event.
     ///
     /// If this process dies during the recording, another node of the hub publishes this event and
     /// finishes the topic. The other node does so after at most the [`lease`](Self::lease) and
@@ -177,8 +182,9 @@ impl Recorder {
         self
     }
 
-    /// Sets how long this node may be silent before another node takes over the recording. Default:
-    /// 10 seconds. Values below 100 milliseconds or above one hour are set to that limit.
+    /// Sets how long this node may be silent before another node takes over the recording:
+    /// publishes its [`will`](Self::will) and finishes its topic. Default: 10 seconds. Values below
+    /// 100 milliseconds or above one hour are set to that limit.
     ///
     /// This node sends three signs of life within the shortest lease of its recordings. Each sign
     /// of life covers all of its recordings.
@@ -187,7 +193,8 @@ impl Recorder {
         self
     }
 
-    /// Starts the recording on the current tokio runtime.
+    /// Starts the recording, a task that publishes the stream into the topic, on the current tokio
+    /// runtime.
     ///
     /// # Panics
     ///
@@ -215,8 +222,9 @@ impl Recorder {
 }
 
 impl Recording {
-    /// Stops the recording. The recording then publishes the event of [`Recorder::on_stop`] and
-    /// finishes its topic. Calling this again, or after the end of the recording, has no effect.
+    /// Stops the recording, the task that publishes a stream into a topic. The recording then
+    /// publishes the event of [`Recorder::on_stop`] and finishes its topic. Calling this again, or
+    /// after the end of the recording, has no effect.
     ///
     /// To stop a recording on another node, call
     /// [`Topic::stop_recording`](super::Topic::stop_recording).
@@ -224,8 +232,9 @@ impl Recording {
         self.local.stop(Outcome::Stopped);
     }
 
-    /// Waits for the end of the recording, and returns the outcome. The topic is then finished,
-    /// except after some [interruptions](Outcome::Interrupted).
+    /// Waits for the end of the recording, the task that publishes a stream into a topic, and
+    /// returns why it has ended. The topic is then finished, except after some
+    /// [interruptions](Outcome::Interrupted).
     ///
     /// # Cancel safety
     ///
@@ -251,8 +260,8 @@ fn check_size(will: &Bytes) -> Result<(), BoxError> {
     }
 }
 
-/// Stops the recordings of this topic on all nodes. Returns an error if the backend does not
-/// acknowledge the request to the other nodes.
+/// Stops the recordings of this topic on all nodes: the tasks that publish a stream into it.
+/// Returns an error if the backend does not acknowledge the request to the other nodes.
 pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error> {
     core.recordings.stop(topic);
     match &core.backend {
@@ -261,9 +270,10 @@ pub(super) async fn stop(core: &Arc<Core>, topic: &Arc<str>) -> Result<(), Error
     }
 }
 
-/// Waits for up to `time` until all recordings of this node have ended. After this time, interrupts
-/// the remaining recordings, and waits for their ends without a limit. Returns the number of
-/// interrupted recordings.
+/// Waits for up to `time` until all recordings of this node have ended: the tasks that publish
+/// streams into topics. Then makes each remaining recording publish its will, the event for this
+/// case, and finish its topic. Waits for their ends without a limit. Returns the number of
+/// recordings that were running when `time` was over.
 pub(super) async fn drain(core: &Arc<Core>, time: Duration) -> usize {
     let mut running = core.recordings.running.subscribe();
     let is_drained = tokio::time::timeout(time, running.wait_for(|running| *running == 0)).await.is_ok();

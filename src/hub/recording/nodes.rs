@@ -1,4 +1,5 @@
-//! The recordings of this node and of the other nodes, as far as this node has read the log.
+//! The recordings of this node and of the other nodes, as far as this node has read the log. A
+//! recording is a task that publishes a stream into a topic.
 
 use super::{
     beat::{Announced, Beat, Beats, Message},
@@ -27,12 +28,13 @@ use tokio::{
 };
 
 /// The recordings of this node, and those of the other nodes, as far as this node has read the log.
+/// A recording is a task that publishes a stream into a topic.
 pub(in crate::hub) struct Recordings {
     /// The random number that identifies this node.
     pub(in crate::hub) node: u64,
     state: Mutex<State>,
-    /// Wakes the keeper, the task that announces recordings, when a recording of this node begins
-    /// or ends.
+    /// Wakes the keeper, the task that sends the signs of life of this node, when a recording of
+    /// this node begins or ends. A recording is a task that publishes a stream into a topic.
     pub(in crate::hub) changed: Notify,
     /// Wakes the tasks that wait for this node to read more of the log.
     progressed: Notify,
@@ -43,14 +45,15 @@ pub(in crate::hub) struct Recordings {
 
 #[derive(Default)]
 pub(super) struct State {
-    /// The recordings were updated from all records of the log up to this position. Records that
-    /// are read a second time have no effect.
+    /// The position of the log up to which all records were applied to this state of the
+    /// recordings, the tasks that publish streams into topics. Records that are read a second time
+    /// have no effect.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
     claims: Vec<Arc<Claim>>,
     settled: Settled,
-    /// Set while the keeper runs, the task that announces the recordings of this node.
+    /// Set while the keeper runs, the task that sends the signs of life of this node.
     is_kept: bool,
     pub(super) contact: Contact,
 }
@@ -65,24 +68,25 @@ pub(super) struct Contact {
     pub(super) since: Option<Instant>,
 }
 
-/// Another node of the hub, as its beats describe it. A beat is a sign of life with the recordings
-/// of its node.
+/// Another node of the hub, as its beats describe it. A beat is a sign of life that lists the
+/// recordings of its node: the tasks that publish streams into topics.
 pub(super) struct Peer {
     lease: Duration,
     /// The time when this node read the newest sign of life of the other node.
     seen_at: Instant,
     pub(super) recordings: HashMap<Arc<str>, Foreign>,
     watching: HashSet<Arc<str>>,
-    /// The parts, read so far, of a beat whose last part was not read yet. A beat is a sign of life
-    /// of the other node, with its recordings. A large beat has several parts.
+    /// The parts that were read so far of a beat whose last part is still missing. A beat is a sign
+    /// of life of the other node. A large beat has several parts.
     incoming: Option<Beat>,
     /// The number of the newest beat of the other node that was read. A beat is a sign of life. A
     /// beat with a smaller number arrived late, and is ignored.
     number: u64,
 }
 
-/// The recordings of other nodes whose topics were finished. If a node that was paused announces
-/// such a recording again, the announcement is ignored.
+/// The recordings of other nodes that are over, because their topics were finished. A recording is
+/// a task that publishes a stream into a topic. If a node that was paused announces such a
+/// recording again, the announcement is ignored.
 #[derive(Default)]
 struct Settled {
     ids: HashSet<u64>,
@@ -90,8 +94,8 @@ struct Settled {
 }
 
 impl Settled {
-    /// The number of finished recordings that are remembered. Beyond it, the oldest of them is
-    /// forgotten.
+    /// The number of recordings of other nodes that are remembered after their topics were
+    /// finished. Beyond this number, the oldest of them is forgotten.
     const MAX: usize = 10_000;
 
     fn note(&mut self, id: u64) {
@@ -106,58 +110,67 @@ impl Settled {
     }
 }
 
-/// A recording of another node.
+/// A recording of another node: a task there that publishes a stream into a topic.
 pub(super) struct Foreign {
     pub(super) announced: Announced,
-    /// Set if the topic contains the will: the event that another node publishes after the
+    /// Set if the will of this recording, a task of another node that publishes a stream, is
+    /// already in the topic. The will is the event that another node publishes after the
     /// recording's node has died.
     pub(super) has_will: bool,
-    /// Set while a task of this node takes over the recording.
+    /// Set while a task of this node takes over this recording of a dead node: publishes its last
+    /// event and finishes its topic.
     pub(super) is_claimed: bool,
-    /// Set if the newest sign of life of its node does not contain the recording, although the
-    /// topic is not finished. This node then takes over the recording immediately, without waiting
-    /// until the other node counts as dead.
+    /// Set if the newest sign of life of the other node does not list this recording any more,
+    /// although its topic is not finished. A recording is a task that publishes a stream into a
+    /// topic. This node then takes over the recording immediately, without waiting until the other
+    /// node counts as dead.
     pub(super) is_orphan: bool,
 }
 
-/// Marks a recording of a dead node that this node is taking over. It records whether the topic was
-/// finished in the meantime.
+/// A note that this node is taking over a recording of a dead node: it is about to publish the last
+/// event of that task and to finish its topic. The note stores whether the topic was finished in
+/// the meantime.
 pub(super) struct Claim {
     topic: Arc<str>,
     is_finished: AtomicBool,
 }
 
-/// A recording of this node.
+/// A recording of this node: a task that publishes a stream into a topic.
 pub(in crate::hub) struct Local {
     pub(super) announced: Announced,
     pub(super) lease: Duration,
-    /// The outcome of the requested end of the recording, or `None` if no end was requested.
+    /// The outcome with which this recording, a task that publishes a stream into a topic, was
+    /// requested to end. `None` if no end was requested.
     pub(super) stop: watch::Sender<Option<Outcome>>,
     state: Mutex<LocalState>,
 }
 
 #[derive(Default)]
 struct LocalState {
-    /// Set once this node has announced the recording to the other nodes, so that they take over if
-    /// this node dies.
+    /// Set once this node has announced this recording to the other nodes. If this node dies, they
+    /// publish the last event of the recording and finish its topic.
     is_announced: bool,
-    /// Set while an append that was rejected or had no response is tried again. In this case, the
-    /// recording can be stopped before the append has succeeded.
+    /// Set while the recording, a task that publishes a stream into a topic, repeats an append to
+    /// the log that was rejected or had no response. The recording can then be stopped before the
+    /// append has succeeded.
     is_retrying: bool,
-    /// The end of the log when the recording was started. A request to stop this topic's recordings
-    /// is ignored if its position is not after `started_at`, because it was meant for an earlier
-    /// recording.
+    /// The end of the log when this recording, a task that publishes a stream into a topic, was
+    /// started. A request to stop the recordings of the topic is ignored if its position is not
+    /// after `started_at`, because it was meant for an earlier recording.
     started_at: Position,
-    /// The position of the last record that this recording is known to have appended.
+    /// The position of the last record that this recording, a task that publishes a stream into a
+    /// topic, is known to have appended to the log.
     appended: Position,
-    /// Set if the topic is finished, or the hub is shut down. The recording then publishes nothing
-    /// more.
+    /// Set if the topic of this recording (a task that publishes a stream into a topic) is
+    /// finished, or the hub is shut down. The recording then publishes nothing more.
     has_ended: bool,
-    /// Set if another node has published the will, because it considered this node dead. The
-    /// recording then publishes nothing more.
+    /// Set if another node has published the will of this recording, because it considered this
+    /// node dead. The will is the event that other nodes publish in this case. The recording, the
+    /// task that publishes a stream into the topic, then publishes nothing more.
     has_will: bool,
-    /// The records of the topic that were read during an append, after `appended`. If the append
-    /// gets no response, they show whether it has succeeded. `None` if no append is in progress.
+    /// The records of the topic that this node has read while the recording is appending records to
+    /// the log. If the append gets no response, they show whether it has succeeded. `None` if no
+    /// append is in progress. A recording is a task that publishes a stream into a topic.
     seen: Option<Vec<(Position, RecordKind, Bytes)>>,
 }
 
@@ -179,8 +192,8 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node. `last` is the known end of the backend's log, or `None` for a
-    /// hub in memory.
+    /// Adds a recording of this node, a task that publishes a stream into a topic. `last` is the
+    /// known end of the backend's log, or `None` for a hub in memory.
     pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -206,33 +219,35 @@ impl Recordings {
         self.changed.notify_one();
     }
 
-    /// Stops the recordings of a topic on this node.
+    /// Stops the recordings of a topic on this node: the tasks that publish a stream into it. They
+    /// publish the last event for this case and finish the topic.
     pub(super) fn stop(&self, topic: &str) {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
     }
 
-    /// Requests all recordings of this node to end as interrupted. Each of them publishes its will,
-    /// the event for this case, and finishes its topic.
+    /// Requests all recordings of this node, the tasks that publish streams into topics, to end
+    /// with the outcome [`Outcome::Interrupted`]. Each of them publishes its will, the event for
+    /// this case, and finishes its topic.
     pub(super) fn interrupt(&self) {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
 
-    /// Ends the recordings of this topic on this node, because the topic was finished. They publish
-    /// nothing more.
+    /// Ends the recordings of this topic on this node (the tasks that publish a stream into it),
+    /// because the topic was finished. They publish nothing more.
     pub(in crate::hub) fn note_finished(&self, topic: &str) {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.end());
     }
 
-    /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
-    /// their topics.
+    /// Ends all recordings of this node, the tasks that publish streams into topics, immediately.
+    /// They publish nothing more, and do not finish their topics.
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
         self.progressed.notify_waiters();
         self.changed.notify_one();
     }
 
-    /// Records that the topic of this recording of the node `node` is finished. Later announcements
-    /// of the recording are ignored.
+    /// Notes that a recording of the node `node`, a task that publishes a stream, is over, because
+    /// its topic is finished. Later announcements of this recording are ignored.
     pub(super) fn settle(&self, node: u64, announced: &Announced) {
         let mut state = self.state();
         state.settled.note(announced.id);
@@ -241,8 +256,9 @@ impl Recordings {
         }
     }
 
-    /// Registers that this node is about to take over a recording of this topic from a dead node.
-    /// The returned claim shows whether the topic was finished since this call.
+    /// Registers that this node is about to take over a recording of this topic from a dead node:
+    /// to publish the last event of that task and finish the topic. The returned [`Claim`] later
+    /// shows whether the topic was finished since this call.
     pub(super) fn claim(&self, topic: &Arc<str>) -> Arc<Claim> {
         let claim = Arc::new(Claim { topic: topic.clone(), is_finished: AtomicBool::new(false) });
         self.state().claims.push(claim.clone());
@@ -253,9 +269,10 @@ impl Recordings {
         self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
     }
 
-    /// Updates the recordings from the records of a page, the next part of the backend's log. The
-    /// caller adds the events of the page to their topics after this call. Returns the beats of the
-    /// page, the signs of life of the nodes, in the order of the log.
+    /// Updates the recordings, the tasks that publish streams into topics, from the records of a
+    /// page, the next part of the backend's log. The caller adds the events of the page to their
+    /// topics after this call. Returns the beats of the page, the signs of life of the nodes, in
+    /// the order of the log.
     pub(in crate::hub) fn note(&self, page: &Page) -> Beats {
         let mut beats = Beats::new();
         let mut state = self.state();
@@ -278,29 +295,31 @@ impl Recordings {
         beats
     }
 
-    /// Records that the backend does not accept records. The other nodes may have the same outage,
-    /// so their silence does not count until this node has read the whole log again.
+    /// Notes that the backend does not accept records. The other nodes may have the same outage, so
+    /// their silence does not count until this node has read the whole log again.
     pub(in crate::hub) fn lose_contact(&self) {
         self.state().contact.last = None;
     }
 
-    /// Returns `true` if a recording or a member exists and the keeper, the task that announces
-    /// recordings, does not run. The caller must then start the keeper. If the start fails, it
-    /// calls [`release_keeper`](Self::release_keeper).
+    /// Returns `true` if the caller must start the keeper, the task that sends the signs of life of
+    /// this node. This is the case if the keeper does not run, and a recording (a task that
+    /// publishes a stream) or a member of a topic exists. The keeper then counts as running. If its
+    /// start fails, the caller calls [`release_keeper`](Self::release_keeper).
     pub(super) fn needs_keeper(&self, has_members: bool) -> bool {
         let mut state = self.state();
         let has_recordings = !state.local.is_empty() || state.peers.values().any(|peer| !peer.recordings.is_empty());
         (has_recordings || has_members) && !std::mem::replace(&mut state.is_kept, true)
     }
 
-    /// Records that the keeper, the task that announces recordings, does not run. It can then be
-    /// started again.
+    /// Notes that the keeper, the task that sends the signs of life of this node, does not run. It
+    /// can then be started again.
     pub(super) fn release_keeper(&self) {
         self.state().is_kept = false;
     }
 
-    /// Returns `true` if `record` is a message between nodes about their recordings. The caller
-    /// then does not add it to a topic.
+    /// Returns `true` if `record` is a message between nodes about their recordings (tasks that
+    /// publish streams) or their members of topics. The caller then does not add the record to a
+    /// topic.
     pub(in crate::hub) fn is_own(record: &Record) -> bool {
         Message::is_of(record)
     }
@@ -311,9 +330,9 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Adapts the recordings to another log that has replaced the log of the backend. The
-    /// recordings continue in the other log. Their state is updated from its records after the
-    /// position `after`.
+    /// Adapts the recordings, the tasks that publish streams into topics, to another log that has
+    /// replaced the log of the backend. The recordings continue in the other log. Their state is
+    /// updated from its records after the position `after`.
     pub(in crate::hub) fn reset(&self, after: Position) {
         let mut state = self.state();
         state.noted_through = after;
@@ -354,9 +373,9 @@ impl State {
         self.local.is_empty() && self.peers.is_empty()
     }
 
-    /// Returns `true` if the keeper must end, because no recording, no member and no other node is
-    /// left. In this case, also records that the keeper no longer runs, so that it can be started
-    /// again.
+    /// Returns `true` if the keeper must end, the task that sends the signs of life of this node.
+    /// This is the case if no recording (a task that publishes a stream), no member of a topic and
+    /// no other node is left. The keeper then counts as ended, so that it can be started again.
     pub(super) fn release_keeper(&mut self, has_members: bool) -> bool {
         let is_idle = self.is_idle() && !has_members;
         self.is_kept &= !is_idle;
@@ -367,16 +386,17 @@ impl State {
         self.local.values().flatten()
     }
 
-    /// Returns the topics of other nodes' recordings that are configured to end after some time
-    /// without subscribers. This node reports to the other nodes which of these topics have
+    /// Returns the topics into which other nodes publish recordings (streams) that end after some
+    /// time without subscribers. This node reports to the other nodes which of these topics have
     /// subscribers here.
     pub(super) fn topics_to_watch(&self) -> HashSet<Arc<str>> {
         let foreign = self.peers.values().flat_map(|peer| peer.recordings.values());
         foreign.map(|it| &it.announced).filter(|it| it.needs_subscribers).map(|it| it.topic.clone()).collect()
     }
 
-    /// Handles a message of a node. If the message is a beat, a sign of life, returns its position,
-    /// its node and its number.
+    /// Applies a message of a node about recordings, the tasks that publish streams: a request to
+    /// stop recordings, or a beat. A beat is a sign of life that lists the recordings of its node.
+    /// For a beat, returns its position, its node and its number.
     fn note_message(&mut self, own_node: u64, position: Position, record: &Record) -> Option<(Position, u64, u64)> {
         match Message::parse(record)? {
             Message::Stop(topic) => {
@@ -445,8 +465,10 @@ impl Peer {
         }
     }
 
-    /// Replaces the known recordings of the other node by the recordings in `beat`, which lists all
-    /// of them. A known recording that is not in the list becomes an orphan.
+    /// Replaces the known recordings (tasks that publish streams) of the other node by those in
+    /// `beat`, a sign of life that lists all of them. If a known recording is not in the list, its
+    /// node has given it up without finishing its topic. It is then marked as an orphan, which this
+    /// node takes over.
     fn apply(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.clear();
         let mut known = std::mem::take(&mut self.recordings);
@@ -463,8 +485,8 @@ impl Peer {
         }
     }
 
-    /// Adds the recordings and the watched topics of a beat, a sign of life of the other node, to
-    /// its known recordings and watched topics.
+    /// Adds the content of a beat, a sign of life of the other node, to what is known about that
+    /// node: its recordings (tasks that publish streams), and the topics with subscribers there.
     fn add(&mut self, beat: Beat, settled: &HashSet<u64>) {
         self.watching.extend(beat.watching);
         for announced in beat.recordings.into_iter().filter(|announced| !settled.contains(&announced.id)) {
@@ -506,8 +528,8 @@ impl Local {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests the end of the recording with this outcome. Has no effect if an end was requested
-    /// earlier.
+    /// Requests this recording, a task that publishes a stream into a topic, to end with this
+    /// outcome. Has no effect if an end was requested earlier.
     pub(super) fn stop(&self, outcome: Outcome) {
         self.stop.send_if_modified(|stop| {
             let is_first = stop.is_none();
@@ -516,7 +538,8 @@ impl Local {
         });
     }
 
-    /// Ends the recording immediately, without another event.
+    /// Ends the recording, the task that publishes a stream into a topic, immediately, and without
+    /// another event.
     pub(super) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
@@ -562,8 +585,9 @@ impl Local {
         state.seen = state.seen.take().map(|_| Vec::new());
     }
 
-    /// Prepares an append: from now on, the records of the topic that this node reads are kept, to
-    /// detect whether the append has succeeded.
+    /// Prepares an append to the log by this recording, a task that publishes a stream. From now
+    /// on, the records of its topic that this node reads are kept, to detect whether the append has
+    /// succeeded.
     pub(super) fn begin_append(&self) {
         let mut state = self.lock();
         state.is_retrying = false;
@@ -574,12 +598,13 @@ impl Local {
         state.seen = Some(Vec::new());
     }
 
-    /// Returns `true` if the log already contains `records`, from an earlier attempt that got no
-    /// response. Returns `false` if they have to be appended. `is_unsure` is `true` if there was
-    /// such an attempt.
+    /// Returns `true` if the log already contains `records`, from an earlier attempt of this
+    /// recording that got no response. Returns `false` if they have to be appended. `is_unsure` is
+    /// `true` if there was such an attempt. A recording is a task that publishes a stream into a
+    /// topic.
     ///
     /// Returns `None` if the recording must not append `records`: its topic was finished, or
-    /// another node has published its will.
+    /// another node has published its will, the event for the death of this node.
     pub(super) fn has_appended(&self, records: &[Record], is_unsure: bool) -> Option<bool> {
         let mut state = self.lock();
         // The records of an append may be in two pages, so those of all attempts are kept.
@@ -604,20 +629,22 @@ impl Local {
         (!state.has_ended && (is_finish || !state.has_will)).then_some(false)
     }
 
-    /// Records that the append has succeeded, and that `position` is the position of its last
-    /// record.
+    /// Notes that an append to the log by this recording, a task that publishes a stream, has
+    /// succeeded. `position` is the position of the last appended record.
     pub(super) fn note_appended(&self, position: Position) {
         self.lock().complete_append(position, &self.announced.will);
     }
 
     /// Returns `true` if another node has published the will of this recording, because it
-    /// considered this node dead.
+    /// considered this node dead. The will is the event that a recording, a task that publishes a
+    /// stream, has announced for this case.
     pub(super) fn has_foreign_will(&self) -> bool {
         self.lock().has_will
     }
 
-    /// Returns `true` if the recording must publish nothing more. Its topic is finished, another
-    /// node has published its will, or the hub is shut down.
+    /// Returns `true` if this recording, a task that publishes a stream into a topic, must publish
+    /// nothing more. Its topic is finished, another node has taken over the recording, or the hub
+    /// is shut down.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.has_ended || state.has_will
@@ -625,9 +652,10 @@ impl Local {
 }
 
 impl LocalState {
-    /// Handles a record of the topic that this recording has not appended. A finish record, or an
-    /// event equal to `will`, means that the recording must publish nothing more. `will` is the
-    /// event that another node publishes if it considers this node dead.
+    /// Handles a record of the topic that this recording, a task that publishes a stream into the
+    /// topic, has not appended itself. The recording must publish nothing more if the record
+    /// finishes the topic, or if its event is equal to `will`. `will` is the event that another
+    /// node publishes if it considers this node dead.
     fn note_foreign(&mut self, kind: RecordKind, event: &Bytes, will: &Bytes) {
         self.has_ended |= kind == RecordKind::Finish;
         self.has_will |= matches!(kind, RecordKind::Event | RecordKind::State) && event == will;

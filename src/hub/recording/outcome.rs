@@ -1,5 +1,5 @@
-/// The possible outcomes of a [`Recording`](super::Recording). The topic of the recording is
-/// finished in each case, except after some [interruptions](Self::Interrupted).
+/// The reasons why a [`Recording`](super::Recording), a task that publishes a stream into a topic,
+/// has ended. The topic is then finished, except after some [interruptions](Self::Interrupted).
 ///
 /// # Examples
 ///
@@ -17,18 +17,20 @@
 pub enum Outcome {
     /// The stream has ended without an error.
     Finished,
-    /// The stream returned an error or panicked, or an event could not be published.
+    /// The stream of the recording returned an error or panicked, or one of its events could not be
+    /// published.
     Failed,
     /// [`Recording::stop`](super::Recording::stop) or
     /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.
     Stopped,
     /// The topic had no subscribers for the time of
-    /// [`abandon_after`](super::Recorder::abandon_after).
+    /// [`Recorder::abandon_after`](super::Recorder::abandon_after).
     Abandoned,
     /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
     TimedOut,
-    /// The recording was ended from outside. In the first two cases, its topic is finished; in the
-    /// other cases, it may not be:
+    /// Something outside of the recording, the task that publishes a stream into a topic, has ended
+    /// it. After the first two of these causes, its topic is finished; after the others, it may not
+    /// be:
     ///
     /// - [`Topic::finish`](crate::hub::Topic::finish) was called for its topic.
     /// - The hub was [drained](crate::hub::Hub::drain_recordings).

@@ -1,4 +1,5 @@
-//! The task of a recording: it reads the stream and publishes its events.
+//! The task of a recording: it reads the stream of the application and publishes its events into a
+//! topic.
 
 use super::{
     Settings,
@@ -33,20 +34,20 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-/// The maximum number of stream items in one batch. Items that are ready at the same time are
-/// published as one batch.
+/// The maximum number of items of the recorded stream that are published at once. Items that are
+/// ready at the same time are published as one batch.
 const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 64 << 10;
 
-/// The maximum length of the name of a recorded topic, in bytes. A longer name could make the signs
-/// of life of its node so large that the backend refuses them. Other nodes would then take over all
-/// recordings of the node.
+/// The maximum length of the name of a topic into which a task of this node, a recording, publishes
+/// a stream, in bytes. A longer name could make the signs of life of this node so large that the
+/// backend refuses them. Other nodes would then take over all recordings of this node.
 const MAX_TOPIC_BYTES: usize = 16 << 10;
 
 type Item = Option<Result<EncodedEvents, BoxError>>;
 type PollItem = dyn FnMut(&mut Context<'_>) -> Poll<Item> + Send;
 
-/// The stream of a recording.
+/// The stream that a recording, a task, publishes into a topic. The type of the stream is erased.
 pub(super) struct Items(Box<PollItem>);
 
 impl Items {
@@ -59,22 +60,24 @@ impl Items {
         Self(Box::new(move |cx| stream.as_mut().poll_next(cx).map(|item| item.map(SseItem::into_events))))
     }
 
-    /// Polls the stream. A panic of the stream is returned as an error. The caller must not poll
-    /// again after an error or the end.
+    /// Polls the stream that is published into a topic. A panic of the stream is returned as an
+    /// error. The caller must not poll again after an error or the end.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
         let polled = catch_unwind(AssertUnwindSafe(|| (self.0)(cx)));
         polled.unwrap_or_else(|_| Poll::Ready(Some(Err("the stream has panicked".into()))))
     }
 }
 
-/// The next action of a recording: publish events, or end.
+/// The next action of a recording, a task that publishes a stream into a topic: publish events, or
+/// end.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),
     End(Outcome),
 }
 
-/// Runs a recording to its end, and then sends its outcome through `outcome`.
+/// Runs a recording, a task that publishes a stream into a topic, to its end. Then sends its
+/// outcome through `outcome`.
 pub(super) async fn run(
     registered: Registered,
     items: Items,
@@ -86,8 +89,9 @@ pub(super) async fn run(
     outcome.send_replace(Some(ended));
 }
 
-/// A recording that is registered in the list of this node's recordings. Dropping this value
-/// removes it from the list, for example when the tokio runtime is shut down.
+/// An entry in the list of this node's recordings, the tasks that publish streams into topics.
+/// Dropping this value removes the recording from the list, for example when the tokio runtime is
+/// shut down.
 pub(super) struct Registered {
     core: Arc<Core>,
     local: Arc<Local>,
@@ -197,8 +201,8 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     }
 }
 
-/// Polls the stream for the next batch: all items that are ready now, up to 64 items or about 64
-/// KiB. Returns the end or the error of the stream if no item precedes it.
+/// Polls the stream of a recording for the events to publish next: all items that are ready now, up
+/// to 64 items or about 64 KiB. Returns the end or the error of the stream if no item precedes it.
 fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     let mut events = Vec::new();
     let mut bytes = 0;
@@ -236,7 +240,8 @@ fn next(items: &mut Items, cx: &mut Context<'_>) -> Poll<Step> {
     Poll::Ready(Step::Publish(events))
 }
 
-/// Decodes wire bytes into single events, and removes their ids.
+/// Decodes the wire bytes of a stream's item into single events. Removes their ids, because the hub
+/// assigns ids when it publishes the events.
 fn decode(encoded: &EncodedEvents) -> impl Iterator<Item = Event> {
     let text = std::str::from_utf8(encoded.as_bytes()).unwrap_or_default();
     text.split_inclusive("\n\n").filter_map(|event| {
@@ -282,8 +287,7 @@ async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     append::append(core, local, vec![record]).await
 }
 
-/// Calls a function of the application. If it panics, the panic is reported and the result is
-/// `None`.
+/// Calls a function of the application. If it panics, the panic is logged and the result is `None`.
 fn contained(f: impl FnOnce() -> Option<Event>) -> Option<Event> {
     let mut event = None;
     contain_panic("recording", || event = f());
@@ -297,14 +301,15 @@ async fn after(time: Option<Duration>) {
     }
 }
 
-/// Waits until this node has announced the recording in the log, so that other nodes can take it
-/// over.
+/// Waits until this node has announced the recording in the log. The recording is a task that
+/// publishes a stream into a topic. If this node dies, the other nodes then publish its last event
+/// and finish its topic.
 async fn announced(core: &Core, local: &Local) {
     core.recordings.progressed(|| local.is_announced()).await;
 }
 
-/// Waits until the topic has had no subscribers on any node for this time. Without a time, never
-/// returns.
+/// Waits until the topic of the recording has had no subscribers on any node for this time. If
+/// `time` is `None`, never returns.
 async fn abandoned(core: &Core, local: &Local, time: Option<Duration>) {
     let Some(time) = time else { return pending().await };
     let topic = &local.announced.topic;
