@@ -100,7 +100,7 @@ impl<B> Handover<B> {
 }
 
 pin_project! {
-    /// The body of a response that is passed to hyper.
+    /// The body that hyper gets for a response.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
         /// The body of the application, which hyper writes.
