@@ -106,7 +106,8 @@ impl Beginning {
     }
 }
 
-/// The topics that a new subscription has joined so far, and the point in the log where it resumes.
+/// The topics that a new subscription has joined so far, and the position in the log where the
+/// subscription resumes.
 struct Joined {
     readers: Vec<Reader>,
     point: ResumePoint,

@@ -46,9 +46,9 @@ pub(super) struct Contents {
     /// if the hub has scheduled no time.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
-    /// Set if the topic was removed by the application after it was finished, and not reopened by
-    /// another event. The hub then forgets that the topic is finished when its last subscriber
-    /// leaves.
+    /// Set if the application has removed the topic after the topic was finished, and no event and
+    /// no finish has followed. The hub then forgets that the topic is finished when its last
+    /// subscriber leaves.
     pub(super) is_removed: bool,
 }
 
@@ -234,7 +234,8 @@ impl Contents {
     }
 }
 
-/// Ends the subscriptions of these topics, and wakes their readers. The caller must hold no lock.
+/// Ends all subscriptions to these topics, because the hub is shut down, and wakes the waiting
+/// readers. The caller must hold no lock.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));

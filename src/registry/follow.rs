@@ -284,8 +284,8 @@ impl<K> Announcer<K> {
 }
 
 /// The background task that publishes the announcements of this node. An announcement is an event
-/// that reports which streams this node has closed. The task publishes a failed announcement again
-/// every 200 milliseconds until that succeeds. Other announcements do not wait for a failed one.
+/// that reports which streams this node has closed. A failed announcement moves to the end of the
+/// queue, and the task tries again after 200 milliseconds, until that succeeds.
 struct Publisher {
     topic: Topic,
     queue: UnboundedReceiver<Event>,

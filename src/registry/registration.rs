@@ -94,8 +94,8 @@ impl Block {
         self.closed.load(Acquire) & (1 << slot) != 0
     }
 
-    /// Closes a stream. Returns the waker of its task, which the caller wakes after it has unlocked
-    /// the registry.
+    /// Closes the stream `slot` (0 to 31) of this block. Returns the waker of the task of the
+    /// stream. The caller wakes this task after it has unlocked the registry.
     pub(super) fn close(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_or(1 << slot, Release);
         self.wakers()[slot].take()
@@ -111,7 +111,8 @@ impl Block {
         self.wakers()[slot].take()
     }
 
-    /// Returns the number of events and bytes that a stream has sent.
+    /// Returns the number of events and the number of bytes that the stream `slot` (0 to 31) of
+    /// this block has sent.
     pub(super) fn counts(&self, slot: usize) -> (u64, u64) {
         let Counts { events, bytes } = &self.counts[slot];
         (events.load(Relaxed), bytes.load(Relaxed))

@@ -17,7 +17,8 @@ use std::{
     task::{Context, Poll},
 };
 
-/// An event stream that leaves hyper as soon as hyper has written the head of its response.
+/// An event stream that hyper begins and this server continues: hyper writes the head of the
+/// response, and this server writes the body.
 #[derive(Debug)]
 pub(super) struct Offer<B> {
     pub(super) body: B,
