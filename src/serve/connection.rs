@@ -52,7 +52,7 @@ pin_project! {
 
 /// The state of a connection that waits for a request.
 struct Idle {
-    /// The first bytes of the next request, which were read while the connection was idle.
+    /// The bytes of the next request that this server has read from the connection so far.
     received: Vec<u8>,
     /// Set if the connection has already served a request. That was an HTTP/1 request, so the next
     /// request is HTTP/1, too.
