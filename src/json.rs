@@ -344,7 +344,8 @@ where
 }
 
 /// The error of a value that does not serialize to JSON, or that is not a variant of a tagged enum.
-/// Its [source](Error::source) is the reason.
+/// The [source](Error::source) is the error of the serialization or of the event name, if there is
+/// one.
 ///
 /// As a response of an axum handler, this error is `500 Internal Server Error`. It converts into
 /// [`hub::Error`](crate::hub::Error), so a handler that also uses a hub can return that type for
@@ -355,7 +356,8 @@ pub struct JsonError(Reason);
 #[derive(Debug)]
 enum Reason {
     Json(serde_json::Error),
-    /// The type with this name is not a tagged enum.
+    /// The value is not a variant of a tagged enum, so its event has no name. Contains the Rust
+    /// type of the value.
     NotTagged(&'static str),
     Name(FieldError),
 }

@@ -7,8 +7,8 @@ use std::{error::Error, fmt, str::FromStr};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// The names of the query parameters that clients use for the id if they cannot set the
-/// `Last-Event-ID` header.
+/// The names of the query parameters that clients use for their last event id, if they cannot set
+/// the `Last-Event-ID` header.
 const QUERY_NAMES: [&str; 6] =
     ["lastEventId", "last-event-id", "Last-Event-ID", "lastEventID", "last_event_id", "evs_last_event_id"];
 
@@ -63,13 +63,15 @@ const QUERY_NAMES: [&str; 6] =
 pub struct LastEventId(Option<EventId>);
 
 impl LastEventId {
-    /// Reads the id from the header or the query of a request.
+    /// Reads the id of the client's last event from the `Last-Event-ID` header or the query of a
+    /// request.
     #[must_use]
     pub fn from_request<B>(request: &Request<B>) -> Self {
         Self::read(request.headers(), request.uri())
     }
 
-    /// Reads the id from the header or the query in the head of a request.
+    /// Reads the id of the client's last event from the `Last-Event-ID` header or the query in the
+    /// head of a request.
     #[must_use]
     pub fn from_parts(parts: &Parts) -> Self {
         Self::read(&parts.headers, &parts.uri)
@@ -89,25 +91,27 @@ impl LastEventId {
         Self(id.or(malformed))
     }
 
-    /// Returns the id, or `None` if the client has sent no id.
+    /// Returns the id of the client's last event, or `None` if the client has sent no id.
     #[must_use]
     pub fn id(&self) -> Option<&EventId> {
         self.0.as_ref()
     }
 
-    /// Returns the id as text, or `None` if the client has sent no id.
+    /// Returns the id of the client's last event as text, or `None` if the client has sent no id.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         self.id().map(EventId::as_str)
     }
 
-    /// Converts this value into the id, or `None` if the client has sent no id.
+    /// Converts this value into the id of the client's last event, or `None` if the client has sent
+    /// no id.
     #[must_use]
     pub fn into_id(self) -> Option<EventId> {
         self.0
     }
 
-    /// Parses the id, for example as a number. Returns `None` if the client has sent no id.
+    /// Parses the id of the client's last event, for example as a number. Returns `None` if the
+    /// client has sent no id.
     ///
     /// # Errors
     ///
@@ -128,14 +132,14 @@ impl LastEventId {
 }
 
 impl From<EventId> for LastEventId {
-    /// Converts an id. An empty id counts as no id.
+    /// Creates a `LastEventId` from the id of an event. An empty id counts as no id.
     fn from(id: EventId) -> Self {
         Self((!id.as_bytes().is_empty()).then_some(id))
     }
 }
 
-/// Splits one `name=value` pair of the query. Returns the decoded value if the name is one of
-/// [`QUERY_NAMES`], and `None` otherwise.
+/// Splits one `name=value` pair of the query. Returns the decoded value if the name is one of the
+/// [names](QUERY_NAMES) for the last event id, and `None` otherwise.
 fn id_in_query(pair: &str) -> Option<Vec<u8>> {
     let (name, value) = pair.split_once('=')?;
     let is_known = QUERY_NAMES.contains(&std::str::from_utf8(&form_decode(name)).ok()?);

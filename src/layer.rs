@@ -482,10 +482,10 @@ fn make_correct<B: Body>(
     }
 }
 
-/// Returns whether the response to this request may have `Connection: keep-alive`. It may in
-/// HTTP/1.1, unless the client asks to close the connection.
+/// Returns whether the response to this request may have the header `Connection: keep-alive`. The
+/// header is allowed in HTTP/1.1, unless the client asks to close the connection.
 ///
-/// The header is illegal in HTTP/2 (RFC 9113, §8.2.2). In HTTP/1.0, the header would be wrong,
+/// In HTTP/2, the header is illegal (RFC 9113, §8.2.2). In HTTP/1.0, the header would be wrong,
 /// because a body without a length ends with the connection (RFC 9112, §6.3).
 fn can_keep_connection<B>(request: &Request<B>) -> bool {
     request.version() == Version::HTTP_11 && !headers::has_connection_close(request.headers())

@@ -18,7 +18,7 @@ use tokio_stream::Stream;
 /// or the status 204 instead of a body.
 #[derive(Debug, Default)]
 pub(crate) struct Preamble {
-    /// The bytes that are sent before the first item.
+    /// The bytes that the response sends before the first item of its stream.
     pub(crate) bytes: Bytes,
     /// Set if the stream has no items and will never have any. The response is then
     /// `204 No Content`.
@@ -42,8 +42,8 @@ thread_local! {
     static CALL: RefCell<Call> = const { RefCell::new(Call::None) };
 }
 
-/// A guard that sets the thread-local [`Call`]. When the guard is dropped, even during a panic of
-/// the stream, it restores the previous value.
+/// A guard that records, in a thread-local variable, which call a response is making to its stream.
+/// When the guard is dropped, even during a panic of the stream, it restores the previous value.
 struct Scope(Call);
 
 impl Scope {

@@ -1,4 +1,4 @@
-//! The response to a request over a limit.
+//! The response to a request that is over a limit of open streams.
 
 use crate::{
     Overload,

@@ -25,8 +25,8 @@ pub(crate) struct Settings {
     pub(crate) on_close: Option<Arc<dyn Fn(StreamSummary) + Send + Sync>>,
 }
 
-/// A function that registers the stream of a request in a registry. It returns `None` if the
-/// request has no key.
+/// A function that registers the stream of a request in a
+/// [`StreamRegistry`](crate::StreamRegistry). It returns `None` if the request has no key.
 pub(crate) type Registrar = Arc<dyn Fn(&Parts) -> Option<Registration> + Send + Sync>;
 
 impl Settings {
@@ -36,8 +36,8 @@ impl Settings {
     /// over a limit.
     const JITTER: Duration = Duration::from_secs(5);
 
-    /// Returns whether the settings need the head of every request, to read keys of limits and
-    /// registries.
+    /// Returns whether a layer with these settings needs the head of every request, to read the
+    /// keys for limits and stream registries.
     pub(crate) fn reads_head(&self) -> bool {
         !self.limits.is_empty() || !self.registrars.is_empty()
     }

@@ -34,10 +34,10 @@ pub struct StreamSummary {
     /// In an upstream stream, each blank line that ends an event counts. For an upstream stream
     /// with a `Content-Encoding`, the number is 0.
     pub events: u64,
-    /// The number of bytes that were handed to the transport, including heartbeats.
+    /// The number of bytes of this stream that were handed to the transport, including heartbeats.
     pub bytes: u64,
-    /// The number of heartbeats that were handed to the transport. A stream begins with a comment
-    /// if no event is ready. This comment also counts.
+    /// The number of heartbeats of this stream that were handed to the transport. A stream begins
+    /// with a comment if no event is ready. This comment also counts.
     pub heartbeats: u64,
 }
 

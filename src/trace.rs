@@ -211,8 +211,9 @@ mod on {
         }
     }
 
-    /// Exits the span when it is dropped. Unlike the guard of `tracing`, it does not borrow the
-    /// span. So the struct that contains the span can be changed while the span is entered.
+    /// A guard that exits the span when the guard is dropped. Unlike the guard of `tracing`, it
+    /// does not borrow the span. So the struct that contains the span can be changed while the span
+    /// is entered.
     pub(crate) struct Entered(Option<(Id, Dispatch)>);
 
     impl Drop for Entered {

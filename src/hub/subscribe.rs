@@ -19,19 +19,21 @@ use crate::EventId;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// The topics of a new subscription, and the start of the subscription in each topic.
+/// The topics of a new subscription, and its [`Start`] in each topic. A subscription starts with
+/// the oldest retained event, with live events, or after an id.
 struct Topics {
-    /// The names of the topics, sorted and without duplicates.
+    /// The names of the topics of the subscription, sorted and without duplicates.
     names: Vec<Arc<str>>,
-    /// The starts of the topics, in the order of `names`. A list with one start applies to all
-    /// topics.
+    /// The [`Start`] of the subscription in each topic, in the order of `names`. If the list has
+    /// only one entry, the entry applies to all topics.
     starts: Vec<Start>,
 }
 
 impl Topics {
-    /// Determines the start of each topic. Each entry of `topics` has a name and, optionally, a
-    /// start of its own. If `start` is [`Start::After`] an id, it applies to all topics. Otherwise
-    /// it applies to the topics without a start of their own.
+    /// Combines the topics of a new subscription with its [`Start`]s. Each entry of `topics` has a
+    /// name and, optionally, a `Start` of its own. The argument `start` applies to the topics
+    /// without a `Start` of their own. If the argument is [`Start::After`], it applies to all
+    /// topics.
     fn new(mut topics: Vec<(Arc<str>, Option<Start>)>, start: Start) -> Self {
         topics.sort_by(|(one, _), (other, _)| one.cmp(other));
         topics.dedup_by(|(name, start), (earlier, earlier_start)| {
@@ -56,9 +58,10 @@ impl Topics {
         Self { names, starts }
     }
 
-    /// Returns the [`Start::After`] whose id has the greatest position in the log of this epoch, or
-    /// any start if there is no such id. If this process has not read the log up to that position,
-    /// the caller asks the backend for the end of the log.
+    /// Returns the [`Start::After`] of the subscription whose id has the greatest position in
+    /// `epoch`, one lifetime of the log. If no id belongs to this epoch, returns any `Start` of the
+    /// subscription. If this node has not read the log up to that position, the caller asks the
+    /// backend for the end of the log.
     fn newest_start(&self, epoch: Epoch) -> &Start {
         let position = |start: &Start| match start {
             Start::After(id) => epoch.position(id).ok(),
@@ -72,18 +75,21 @@ impl Topics {
 struct Beginning {
     /// The position after which events are delivered.
     base: Position,
-    /// The id in [`Start::After`], or `None` for the other starts.
+    /// The id in [`Start::After`], after which the client wants events. `None` for
+    /// [`Start::Earliest`] and [`Start::Latest`].
     requested: Option<EventId>,
-    /// The reason for a gap if the requested id is invalid, or `None`. Evicted events are not
-    /// detected here.
+    /// The reason for a gap if the id in `requested` is not valid, for example because it belongs
+    /// to another log. `None` if the id is valid, even if events after it were evicted.
     reason: Option<GapReason>,
-    /// Set if `base` may be after the end of the log, because the backend has not responded.
+    /// Set if the position `base` may be after the end of the log. The end is not known, because
+    /// the backend has not responded.
     is_unsure: bool,
 }
 
 impl Beginning {
-    /// Computes the beginning for `start`. `last` is the known end of the log. `is_unsure` means
-    /// that the log may have greater positions, because the backend has not responded.
+    /// Computes the position where a subscription with this `start` begins. `last` is the end of
+    /// the log, as far as this node knows it. `is_unsure` means that the backend has not responded,
+    /// so the log may continue after `last`.
     fn of(start: &Start, epoch: Epoch, last: Position, is_unsure: bool) -> Self {
         let (base, requested, reason, is_unsure) = match start {
             Start::After(id) => match epoch.position(id) {
@@ -100,18 +106,21 @@ impl Beginning {
     }
 }
 
-/// The topics that a new subscription has joined so far, and the point in the log where it resumes.
+/// The topics that a new subscription has joined so far, and the position in the log where the
+/// subscription resumes.
 struct Joined {
     readers: Vec<Reader>,
     point: ResumePoint,
-    /// The id after which events are missing, because neither this process nor the backend retains
-    /// them.
+    /// The id in [`Start::After`] if the client misses events after this id, because neither this
+    /// process nor the backend retains them.
     evicted_after: Option<EventId>,
     needs_no_replay: bool,
-    /// The wakers of the streams that watch the numbers of subscribers. They are woken after the
-    /// locks are released.
+    /// The wakers of the streams that watch the number of subscribers of a topic. The new
+    /// subscription changes this number. The caller wakes them after it has released the locks of
+    /// the hub and of the topics.
     count_wakers: Wakers,
-    /// Set if the topics of the subscription have different starts.
+    /// Set if the subscription has a [`Start`] of its own in each topic. Then each topic has its
+    /// own position after which events are delivered.
     has_own_starts: bool,
 }
 
@@ -152,7 +161,8 @@ impl Core {
     /// `None` without a backend.
     ///
     /// Returns `Ok(None)` if `end` belongs to another log, because the log was replaced in the
-    /// meantime. The caller then tries again. Returns an error at the limit of topics.
+    /// meantime. The caller then tries again. Returns an error if the hub would have more than
+    /// `max_topics` topics.
     fn subscribe_to_known(
         self: &Arc<Self>,
         topics: &Topics,
@@ -256,11 +266,12 @@ impl Core {
         Ok(Some(subscription))
     }
 
-    /// Adds the subscription to some of its topics, `names`, and collects the results in `joined`.
-    /// `beginnings` has one entry for each of these topics, or a single entry for all of them.
+    /// Adds a new subscription to `names`, which are some of its topics. Stores the result in
+    /// `joined`: one reader for each topic, and the position where the subscription resumes.
+    /// `beginnings` has one entry for each name, or a single entry for all names.
     ///
-    /// `last` is the known end of the log. The backend has evicted events up to and including the
-    /// position `evicted_by_backend`.
+    /// `last` is the end of the log, as far as this node knows it. The backend has evicted events
+    /// up to and including the position `evicted_by_backend`.
     #[expect(clippy::too_many_arguments, reason = "the state of one loop, which releases the lock between slices")]
     fn join(
         &self,

@@ -22,7 +22,7 @@ pub struct SubscriberCounts {
     topic: Arc<str>,
     watch: Arc<CountWatch>,
     key: u64,
-    /// The last number that the stream has yielded, or `None` before the first item.
+    /// The last number of subscribers that this stream has yielded. `None` before the first item.
     seen: Option<usize>,
 }
 

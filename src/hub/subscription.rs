@@ -94,43 +94,48 @@ pub struct Subscription {
     pub(super) core: Arc<Core>,
     /// The epoch of the cursor: it identifies one lifetime of the log.
     pub(super) epoch: Epoch,
-    /// The readers of the topics, one for each topic. Empty after the end of the subscription.
+    /// The readers of this subscription. Each reader reads one topic, and each topic has one
+    /// reader. Empty after the end of the subscription.
     pub(super) readers: Readers,
-    /// Merges the events of several topics in the order of the log. Also present for a single topic
-    /// if the subscription pauses after writes.
+    /// The state that merges the events of several topics in the order of the log. A subscription
+    /// to a single topic has this state if it pauses after each write to its client.
     merge: Option<Box<Merge>>,
-    /// Every event up to this position was delivered to the client, or reported as missing.
+    /// Every event of the subscription's topics up to this position was delivered to the client, or
+    /// reported as missing.
     pub(super) cursor: Position,
     /// The position of the newest event in the hub when the subscription was created. If a snapshot
     /// takes the place of a gap event, the subscription continues after this position.
     subscribed_at: Position,
-    /// The item that is yielded before all events of the topics, such as a snapshot or a gap event.
+    /// The item that the subscription yields before all events of its topics, such as a snapshot or
+    /// a gap event.
     pub(super) beginning: Option<Box<Beginning>>,
     gap: Option<Box<Gap>>,
     /// The replay in progress: it reads old events from the backend, because this process has
     /// evicted them. `None` if no replay is in progress.
     pub(super) replay: Option<Box<Replay>>,
-    /// The registered waker for the next change of the topic, if the subscription has a single
-    /// topic and no `merge`.
+    /// The waker that the next change of the topic wakes, and the version of the topic when the
+    /// wait began. Used only by a subscription to a single topic without `merge`.
     wait: Option<Wait>,
     pub(super) lag_policy: LagPolicy,
     pub(super) origin: Origin,
     /// Set if the client gets the events `hub-cursor` and `gap`, which the hub itself sends.
     pub(super) has_control_events: bool,
-    /// Set once a response has taken the event with the cursor, or the subscription was polled. The
-    /// stream of the subscription then no longer begins with this event.
+    /// Set once a response has sent the event that contains only the cursor, or the subscription
+    /// was polled. After that, the subscription does not begin its stream with this event.
     has_preamble: AtomicBool,
     /// Set if the subscription has ended with an error. Such a subscription does not count as
     /// finished.
     has_failed: bool,
-    /// The members that [`Topic::join`](super::Topic::join) makes present in topics as long as this
-    /// subscription exists.
+    /// The members that this subscription makes present in topics, such as the user of the client.
+    /// A member is present while a subscription for it exists. [`Topic::join`](super::Topic::join)
+    /// adds members.
     pub(super) memberships: Option<Box<Memberships>>,
 }
 
 /// The item that a subscription yields before all events of its topics.
 pub(super) enum Beginning {
-    /// The gap event, because events are missing at the beginning of the subscription.
+    /// The gap event. It reports to the client that events before the first event of the
+    /// subscription are missing.
     Gap(EncodedEvents),
     /// A snapshot from the application.
     Snapshot(EncodedEvents),
@@ -138,7 +143,8 @@ pub(super) enum Beginning {
     Cursor(EncodedEvents),
 }
 
-/// The kind of the first events of a subscription, as far as it is known yet.
+/// The beginning of a subscription: with live events, with retained events, or as the continuation
+/// from the last id of its client. `Replay` as long as the beginning is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// The subscription began with live events: it delivers only events that were published after
@@ -493,8 +499,8 @@ impl Subscription {
         Event::display(data).event("gap").id(self.cursor())
     }
 
-    /// Replaces the id of an event by the cursor. Used for an event that is delivered in place of
-    /// an older event, which it has replaced.
+    /// Replaces the id of `event` by the cursor. Used in a topic where each event replaces the
+    /// previous event, if the newest event is delivered in place of an older event.
     fn at_cursor(&self, event: EncodedEvents) -> EncodedEvents {
         let count = event.count();
         let bytes = event.into_bytes();
@@ -506,8 +512,8 @@ impl Subscription {
         }
     }
 
-    /// Makes all readers look for their next event again, because the cursor or the topics have
-    /// changed.
+    /// Makes the readers, one for each topic, forget the positions of their next events, because
+    /// the cursor or the topics have changed. The next poll looks for these events again.
     pub(super) fn reset_readers(&mut self) {
         self.readers.iter_mut().for_each(Reader::reset);
         self.reset_merge();
@@ -576,9 +582,10 @@ impl Subscription {
         self.core.left();
     }
 
-    /// Returns the next events together with their topics. In contrast to
-    /// [`poll_next`](Stream::poll_next), never begins with the event that contains only the cursor,
-    /// unless the application has asked for it.
+    /// Polls for the next events of the subscription. Returns them together with the topics that
+    /// they belong to. In contrast to [`poll_next`](Stream::poll_next), does not begin with the
+    /// event that contains only the cursor, unless the application has called
+    /// [`begin_with_cursor`](Self::begin_with_cursor).
     pub(super) fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Item, SubscriptionError>>> {
         if let Some(beginning) = self.beginning.take() {
             let (Beginning::Gap(item) | Beginning::Snapshot(item) | Beginning::Cursor(item)) = *beginning;
@@ -644,7 +651,8 @@ impl Subscription {
         }
     }
 
-    /// Combines `events`, which a reader has just returned, with the topic of this reader.
+    /// Combines `events`, which the subscription has just read from one of its topics, with this
+    /// topic.
     fn item(&self, events: EncodedEvents) -> Item {
         let reader = self.merge.as_ref().map_or(0, |merge| merge.last_turn);
         Item { events, topics: Topics::Reader(reader) }

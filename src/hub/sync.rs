@@ -45,15 +45,15 @@ pub(super) struct TurnMutex<T> {
 }
 
 impl<T> TurnMutex<T> {
-    /// The maximum time that [`give_way`](Self::give_way) waits until a waiting thread has the
-    /// lock.
+    /// The maximum time that [`give_way`](Self::give_way) waits until one of the waiting threads
+    /// has locked the mutex.
     const PATIENCE: Duration = Duration::from_micros(200);
 
-    /// The pause of a waiting thread between two attempts.
+    /// The time between two attempts of a thread to lock the mutex.
     const PAUSE: Duration = Duration::from_micros(10);
 
-    /// The number of attempts after which a waiting thread parks. The thread that has the lock may
-    /// not be running.
+    /// The number of attempts to lock the mutex after which a waiting thread parks. More attempts
+    /// may be useless, because the thread that has locked the mutex may not be running.
     const ATTEMPTS: usize = if cfg!(tower_sse_loom) { 0 } else { 8 };
 
     #[inline]

@@ -153,7 +153,8 @@ impl Topic {
         self
     }
 
-    /// Applies the retention of this handle to the topic.
+    /// Sets the retention limits of the topic to the limits of this handle. Without limits in this
+    /// handle, has no effect.
     fn apply_retention(&self) -> Result<(), Error> {
         self.retention.map_or(Ok(()), |retention| self.core.set_retention(&self.name, retention))
     }
@@ -388,7 +389,9 @@ impl Topic {
         Recorder::new(self.core.clone(), self.name.clone(), self.latest_only, stream)
     }
 
-    /// Stops the recordings of this topic on all nodes. Has no effect if there is no recording.
+    /// Stops the recordings of this topic on all nodes. A recording is a task that publishes the
+    /// items of a stream to the topic: see [`record`](Self::record). Has no effect if the topic has
+    /// no recording.
     /// With a backend, the method returns when the log contains the request to stop. A recording on
     /// another node ends when that node reads the request.
     ///
@@ -618,15 +621,17 @@ impl Topic {
     /// Returns the names of the [members](Self::join) of the topic on all nodes, sorted and without
     /// duplicates.
     ///
-    /// The result includes each join and leave on this node before the call, and each join and
-    /// leave that was in the log before the call. With a backend, each call asks it for the end of
-    /// the log. Concurrent calls share this request.
+    /// The result includes each join and leave of a member on this node before the call. It also
+    /// includes each join and leave that was in the log before the call. With a backend, each call
+    /// asks the backend for the end of the log. Concurrent calls share this request.
     ///
-    /// A node does not know all members if the log has evicted records before the node has read
-    /// them. This can happen when the node starts, and when it was cut off. Then it asks the other
-    /// nodes, and this method waits for the answers: usually milliseconds. If there is no other
-    /// node, it waits for the [lease](super::Builder::presence_lease) of this node. If another node
-    /// with members has died, it waits for the lease and the grace time.
+    /// A node does not know all members if the log has evicted records of joins and leaves before
+    /// the node has read these records. This can happen when the node starts, or after it was cut
+    /// off from the backend. The node then asks the other nodes, and this method waits for their
+    /// answers: usually milliseconds. If there is no other node, the method waits for the
+    /// [lease](super::Builder::presence_lease) of this node, the time after which a silent node
+    /// counts as dead. If another node with members has died, the method waits for the lease and
+    /// the grace time.
     ///
     /// # Errors
     ///
@@ -660,8 +665,10 @@ impl Topic {
         presence::members(&self.core, &self.name).await
     }
 
-    /// Returns a stream of the [members](Self::join) of the topic on all nodes. It yields each
-    /// present member as [`Joined`](super::Presence::Joined) first, and then each join and leave.
+    /// Returns a stream of the [members](Self::join) of the topic on all nodes. Members are names,
+    /// such as users, that are present through a subscription. The stream yields each present
+    /// member as [`Joined`](super::Presence::Joined) first, and then each later join and leave of a
+    /// member.
     ///
     /// # Examples
     ///

@@ -1,4 +1,5 @@
-//! The state of one topic of a hub: its log, and the readers that wait for its next change.
+//! The state of one topic of a hub: its log, and the readers that wait for its next change. A
+//! reader reads one topic for one subscription.
 
 use super::{
     backend::Position,
@@ -15,8 +16,8 @@ use tokio::time::Instant;
 
 pub(super) struct TopicState {
     pub(super) name: Arc<str>,
-    /// A counter that each change of the topic increments. With it, a reader detects a change
-    /// without locking the topic.
+    /// A counter that each change of the topic increments. With this counter, a subscription
+    /// detects a change without locking the topic.
     version: AtomicU64,
     contents: Mutex<Contents>,
 }
@@ -27,26 +28,27 @@ pub(super) struct Contents {
     /// topics share.
     pub(super) retention: Arc<Limits>,
     pub(super) waiters: Waiters,
-    /// The ready lists of the subscriptions that pause after their writes. Events do not wake a
-    /// subscription during its pause, but the end of the topic does, through its list. The key is
-    /// the address of the list.
+    /// The ready lists of the subscriptions that pause after each write to their client. A ready
+    /// list contains the changed topics of one subscription. Events do not wake a subscription
+    /// during its pause, but the end of a topic does, through the ready list. The key of the map is
+    /// the address of the ready list in memory.
     pub(super) lingering: BTreeMap<usize, Arc<ReadyList>>,
     pub(super) finished: Option<Instant>,
     pub(super) subscribers: usize,
     /// Reports each change of the number of subscribers to the streams that watch this number.
     /// `None` if there is no such stream.
     pub(super) count_watch: Option<Arc<CountWatch>>,
-    /// The last time when the number of subscribers became zero. `None` if that has never happened.
+    /// The last time when the topic lost its last subscriber. `None` if that has never happened.
     pub(super) left_at: Option<Instant>,
     /// Set if each event of the topic replaces the previous event.
     pub(super) latest_only: bool,
-    /// The time when the hub removes the expired events of this topic. `None` if no time is
-    /// scheduled.
+    /// The time when the hub removes the expired events of this topic, or the topic itself. `None`
+    /// if the hub has scheduled no time.
     pub(super) due: Option<Instant>,
     pub(super) is_shut_down: bool,
-    /// Set if the topic was removed by the application after it was finished, and not reopened by
-    /// another event. The hub then forgets that the topic is finished when its last subscriber
-    /// leaves.
+    /// Set if the application has removed the topic after the topic was finished, and no event and
+    /// no finish has followed. The hub then forgets that the topic is finished when its last
+    /// subscriber leaves.
     pub(super) is_removed: bool,
 }
 
@@ -87,8 +89,9 @@ impl TopicState {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Makes a change of the topic visible to its readers, and selects the waiting readers to wake.
-    /// The caller wakes them through `change`, after it has released all locks.
+    /// Makes a change of the topic visible to its readers. A reader reads the topic for one
+    /// subscription. Moves up to 32 of the waiting readers into `change`. The caller wakes the
+    /// readers in `change` after it has released all locks.
     pub(super) fn changed(&self, contents: &mut Contents, change: &mut Change) {
         self.version.fetch_add(1, Ordering::Release);
         let through = contents.waiters.make_due();
@@ -99,9 +102,9 @@ impl TopicState {
         change.rest = contents.waiters.has_due().then_some(through);
     }
 
-    /// Wakes the waiters that are due and have a number smaller than `through`. A waiter is due if
-    /// the topic has changed since the waiter began to wait. Each waiter of a topic has its own
-    /// number.
+    /// Wakes the waiting readers of the topic that are due, if their number is smaller than
+    /// `through`. A reader is due if the topic has changed since the reader began to wait. Each
+    /// waiting reader of a topic has its own number.
     pub(super) fn wake_through(&self, through: u64) {
         loop {
             let mut contents = self.lock();
@@ -115,8 +118,8 @@ impl TopicState {
         }
     }
 
-    /// Wakes up to 32 waiters that are due, because the topic has changed since they began to wait.
-    /// Returns `true` if more waiters are due.
+    /// Wakes up to 32 waiting readers of the topic that are due: the topic has changed since they
+    /// began to wait. Returns `true` if more waiting readers of the topic are due.
     pub(super) fn wake_batch(&self) -> bool {
         let mut contents = self.lock();
         let mut batch = Batch::<BATCH>::new();
@@ -142,12 +145,13 @@ impl TopicState {
     }
 }
 
-/// The maximum number of waiting readers that a publisher wakes itself after a change of a topic. A
-/// task wakes the remaining readers, also in batches of this size.
+/// The maximum number of waiting readers that a publisher wakes itself after a change of a topic.
+/// The task of the [wake queue](super::wake_queue) wakes the remaining readers, also in batches of
+/// this size.
 pub(super) const BATCH: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 
-/// The maximum number of other waiting readers that a reader of a topic wakes, if the topic has
-/// changed and they were not woken yet.
+/// The number of waiting readers that another reader of the same topic wakes when it reads. It does
+/// so only if the topic has changed and the waiting readers were not woken yet.
 const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 
 /// The waiting readers to wake after a change of a topic. A `Change` is large, so it is filled and
@@ -155,12 +159,12 @@ const HELP: usize = if cfg!(tower_sse_loom) { 1 } else { 4 };
 #[must_use]
 pub(super) struct Change {
     first: Batch<BATCH>,
-    /// The wakers of subscriptions that pause after a write. Empty unless the topic is finished or
-    /// shut down.
+    /// The wakers of the topic's subscriptions that currently pause after a write to their client.
+    /// Contains wakers only if the topic is finished or the hub is shut down, which ends the pause.
     lingering: Vec<Waker>,
-    /// Set if the topic has more than 32 waiters to wake, because the publisher wakes only 32 of
-    /// them itself. Each waiter has a number. All remaining waiters with a smaller number than this
-    /// value have to be woken.
+    /// Set if more than 32 readers wait for the change. The publisher itself wakes only the first
+    /// 32. The value is a number: all remaining waiting readers with a smaller number have to be
+    /// woken.
     pub(super) rest: Option<u64>,
 }
 
@@ -169,9 +173,9 @@ impl Change {
         Self { first: Batch::new(), lingering: Vec::new(), rest: None }
     }
 
-    /// Wakes up to 32 waiting readers. After a finish or shutdown, also wakes all subscriptions
-    /// that pause after a write to the client, because that ends the pause. The caller must hold no
-    /// lock.
+    /// Wakes up to 32 readers that wait for the change of the topic. If the topic is finished or
+    /// the hub is shut down, also wakes all subscriptions that pause after a write to their client.
+    /// This ends their pause. The caller must hold no lock.
     pub(super) fn wake(&mut self) {
         self.first.wake();
         for waker in self.lingering.drain(..) {
@@ -181,7 +185,8 @@ impl Change {
 }
 
 impl Contents {
-    /// Returns the start time for the age of the oldest event, or `None` if there is no event.
+    /// Returns the start time for the age of the topic's oldest event. The caller computes the
+    /// expiry of the event from this time. Returns `None` if the topic has no event.
     ///
     /// Also returns `None` for a `latest_only` topic with subscribers, because its event does not
     /// expire while it has subscribers. Without subscribers, the age of this event counts from the
@@ -195,15 +200,15 @@ impl Contents {
         }
     }
 
-    /// Sets the number of subscribers. Returns the wakers of the streams that watch this number.
-    /// The caller wakes them after it has released all locks.
+    /// Sets the number of subscribers of the topic. Returns the wakers of the streams that watch
+    /// this number. The caller wakes them after it has released all locks.
     pub(super) fn set_subscribers(&mut self, subscribers: usize) -> Wakers {
         self.subscribers = subscribers;
         self.count_watch.as_ref().map(|watch| watch.set(subscribers)).unwrap_or_default()
     }
 
-    /// Evicts the events that exceed the retention at time `now`. Returns the number and the size
-    /// of the evicted events.
+    /// Evicts the events of the topic that exceed its retention limits at the time `now`. Returns
+    /// the number and the size of the evicted events.
     pub(super) fn evict(&mut self, now: Instant) -> Amount {
         let expiry = self.ages_since().and_then(|since| self.retention.expiry(since));
         if self.latest_only && expiry.is_none_or(|expiry| expiry > now) {
@@ -212,15 +217,16 @@ impl Contents {
         self.log.evict(&self.retention, now)
     }
 
-    /// Returns the time when the oldest event expires. If no event expires, returns the time when
-    /// the hub forgets that the topic is finished. `None` if neither happens.
+    /// Returns the time when the topic's oldest event expires. If the topic has no event that
+    /// expires, returns the time when the hub forgets that the topic is finished. Returns `None` if
+    /// neither will happen.
     pub(super) fn expiry(&self) -> Option<Instant> {
         self.ages_since().or(self.finished).and_then(|since| self.retention.expiry(since))
     }
 
     /// Returns `true` if the topic can be dropped: it has no subscribers and no events, and the hub
-    /// need not remember that it is finished. A finished topic is remembered for the maximum
-    /// age of its retention.
+    /// need not remember that the topic is finished. The hub remembers a finished topic for the
+    /// maximum age of the topic's retention, unless the application has removed the topic.
     pub(super) fn is_idle(&self, now: Instant) -> bool {
         let is_remembered =
             |finished| !self.is_removed && self.retention.expiry(finished).is_none_or(|expiry| expiry > now);
@@ -228,7 +234,8 @@ impl Contents {
     }
 }
 
-/// Ends the subscriptions of these topics, and wakes their readers. The caller must hold no lock.
+/// Ends all subscriptions to these topics, because the hub is shut down, and wakes the waiting
+/// readers. The caller must hold no lock.
 pub(super) fn shut_down(mut topics: Vec<Arc<TopicState>>) {
     // The order is fixed because `tests/interleavings` needs deterministic runs.
     topics.sort_unstable_by(|a, b| a.name.cmp(&b.name));

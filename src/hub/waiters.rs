@@ -1,37 +1,43 @@
-//! The queue of the readers that wait for the next change of a topic.
+//! The queue of the readers that wait for the next change of a topic. A reader reads one topic for
+//! one subscription.
 
 use super::ready_list::ReadyList;
 use crate::callback::contain_panic;
 use std::{collections::VecDeque, mem, num::NonZeroU64, sync::Arc, task::Waker};
 
-/// The readers that wait for the next change of a topic. A change makes all readers in the queue
-/// due, which means that they have to be woken. They leave the queue in batches, so several threads
-/// can share the work.
+/// The queue of the readers that wait for the next change of one topic. A reader reads the topic
+/// for one subscription. A change makes all readers in the queue due, which means that they have to
+/// be woken. They leave the queue in batches, so several threads can share the work.
 ///
 /// Waking or dropping a waker runs code of the application, and must not happen while a lock is
 /// held. So methods return wakers, and the caller wakes or drops them after it has released its
 /// locks.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    /// The waiters, in the order of their numbers. The entry of a waiter that has left is `None`.
+    /// The waiting readers of the topic, in the order of their numbers. The entry of a reader that
+    /// no longer waits is `None`.
     queue: VecDeque<Option<Waiter>>,
-    /// The number of the first entry in the queue. The numbers of the following entries are
+    /// The number of the first entry in `queue`. The numbers of the following entries are
     /// consecutive.
     first: u64,
-    /// All entries with a smaller number than this value are due to be woken: the topic has changed
-    /// since they were added.
+    /// All entries of `queue` with a smaller number than this field are due to be woken: the topic
+    /// has changed since they were added.
     due: u64,
-    /// The numbers of empty entries that new waiters can use. Entries that are due are not reused.
+    /// The numbers of the empty entries of `queue` that new waiting readers can use. Entries that
+    /// are due to be woken are not used again.
     vacant: Vec<u64>,
 }
 
-/// A reader that waits for the next change of a topic.
+/// A reader that waits for the next change of its topic. A reader reads one topic for one
+/// subscription.
 #[derive(Debug)]
 pub(super) enum Waiter {
-    /// The reader of a subscription to a single topic. A change wakes the task of the subscription.
+    /// A reader of a subscription to a single topic. A change of the topic wakes the task of the
+    /// subscription.
     Task(Waker),
-    /// A reader of a subscription to several topics. A change adds the index of the reader to the
-    /// list, and wakes the task of the subscription if it waits.
+    /// A reader of a subscription to several topics, by its index. A change of the topic adds the
+    /// index to the ready list, the subscription's list of changed topics. If the subscription
+    /// waits, the change also wakes its task.
     Merged(Arc<ReadyList>, u32),
 }
 
@@ -51,11 +57,12 @@ impl Ticket {
 }
 
 impl Waiters {
-    /// Adds a waiter, or replaces the waiter that `ticket` identifies. Stores the ticket of the new
-    /// entry. Returns the replaced waiter, which the caller drops after it has released its locks.
+    /// Adds a waiting reader to the queue, or replaces the waiting reader whose entry `ticket`
+    /// identifies. Stores the ticket of the new entry in `ticket`. Returns the replaced reader,
+    /// which the caller drops after it has released its locks.
     ///
     /// The caller has seen all changes of the topic. So if its old entry is still due to be woken
-    /// for a change, the entry is emptied, and the waiter gets a new entry that is not due.
+    /// for a change, the old entry is emptied. The caller then gets a new entry that is not due.
     pub(super) fn wait(&mut self, ticket: &mut Option<Ticket>, waiter: Waiter) -> Option<Waiter> {
         let due = self.due;
         let is_due = ticket.as_ref().is_some_and(|ticket| ticket.number() < due);
@@ -83,8 +90,8 @@ impl Waiters {
         replaced
     }
 
-    /// Removes the waiter that `ticket` identifies. Returns this waiter, which the caller drops
-    /// after it has released its locks.
+    /// Removes the waiting reader whose entry in the queue `ticket` identifies. Returns this
+    /// reader, which the caller drops after it has released its locks.
     pub(super) fn leave(&mut self, ticket: &mut Option<Ticket>) -> Option<Waiter> {
         let ticket = ticket.take();
         let waiter = self.entry(ticket.as_ref())?.take();
@@ -92,16 +99,16 @@ impl Waiters {
         waiter
     }
 
-    /// Makes all waiters in the queue due to be woken, because the topic has changed. Returns the
-    /// number of the next waiter. The due waiters are the waiters with smaller numbers.
+    /// Makes all waiting readers in the queue due to be woken, because the topic has changed.
+    /// Returns the number that the next new entry gets. The entries with smaller numbers are due.
     pub(super) fn make_due(&mut self) -> u64 {
         self.due = self.end();
         self.vacant.clear();
         self.due
     }
 
-    /// Returns `true` if the queue has an entry that is due to be woken and has a smaller number
-    /// than `number`.
+    /// Returns `true` if the queue of waiting readers has an entry that is due to be woken and
+    /// whose number is smaller than `number`.
     pub(super) fn has_due_before(&self, number: u64) -> bool {
         self.first < self.due.min(number)
     }
@@ -110,8 +117,8 @@ impl Waiters {
         self.first < self.due
     }
 
-    /// Takes up to `N` due waiters out of the queue, oldest first, and adds their wakers to
-    /// `batch`. `batch` must be empty. The caller wakes it.
+    /// Takes up to `N` entries that are due out of the queue of waiting readers, oldest first. Adds
+    /// their wakers to `batch`, which must be empty. The caller wakes the batch.
     pub(super) fn take_due<const N: usize>(&mut self, batch: &mut Batch<N>) {
         for _ in 0..N {
             if self.first >= self.due {
@@ -185,7 +192,7 @@ mod tests {
         Waiter::Task(count.clone().into())
     }
 
-    /// Wakes up to `N` waiters that are due.
+    /// Takes up to `N` due entries out of a queue of waiting readers, and wakes these readers.
     fn wake<const N: usize>(waiters: &mut Waiters) {
         let mut batch = Batch::<N>::new();
         waiters.take_due(&mut batch);

@@ -17,29 +17,29 @@ use tokio::time::Instant;
 #[derive(Default)]
 pub(super) struct WakeQueue {
     queue: Mutex<Queue>,
-    /// The number of entries that were added since the queue was created. The next entry gets this
-    /// number.
+    /// The number of topics that were added to the wake queue since the queue was created. The next
+    /// added topic gets this number.
     added: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queue {
     topics: VecDeque<Due>,
-    /// The time when the task that wakes readers was started, or last began with the readers of a
-    /// topic. `None` if the task is not running.
+    /// The time when the task that wakes waiting readers was started, or last began with a topic of
+    /// the queue. `None` if the task is not running.
     active_at: Option<Instant>,
 }
 
 struct Due {
-    /// The number of topics that were added to the queue before this topic. It identifies this
-    /// entry.
+    /// The number of this entry in the wake queue. Entries are numbered from zero, in the order in
+    /// which topics are added.
     number: u64,
     topic: Arc<TopicState>,
 }
 
 impl WakeQueue {
-    /// The maximum length of the queue, in topics. A publisher that exceeds it wakes readers itself
-    /// until the queue is short enough.
+    /// The maximum number of topics in the wake queue. A publisher that exceeds this number wakes
+    /// readers of the queued topics itself, until the queue is short enough.
     const MAX: usize = 1024;
 
     /// The time after which the task that wakes readers counts as stopped if it has not begun with
@@ -51,11 +51,11 @@ impl WakeQueue {
     /// 32 waiting readers, so the task yields after up to 512 readers.
     const BATCHES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
-    /// Adds a topic that has changed and has waiting readers to wake. Returns the number of the
-    /// entry.
+    /// Adds a topic that has changed and has waiting readers to wake. Returns the number of the new
+    /// entry in the queue.
     ///
-    /// The caller makes the position of the change visible after this call. So a subscription that
-    /// sees this position also finds the topic in the queue.
+    /// The caller makes the log position of the change visible only after this call. So a
+    /// subscription that sees this position also finds the topic in the queue.
     pub(super) fn add(&self, topic: &Arc<TopicState>) -> u64 {
         let mut queue = lock(&self.queue);
         let number = self.added.load(Ordering::Relaxed);
@@ -64,8 +64,9 @@ impl WakeQueue {
         number
     }
 
-    /// Calls `found` for each topic in the queue whose entry has a number of at least `looked_at`.
-    /// Then sets `looked_at` to the number that the next added entry gets.
+    /// Calls `found` for each queued topic that was added since the previous call. `looked_at` is
+    /// the number of the first entry that the caller has not seen yet. This method sets it to the
+    /// number that the next added topic gets.
     pub(super) fn look_through(&self, looked_at: &mut u64, mut found: impl FnMut(&TopicState)) {
         if self.added.load(Ordering::Acquire) == *looked_at {
             return;
@@ -78,10 +79,10 @@ impl WakeQueue {
         topics.iter().for_each(|topic| found(topic));
     }
 
-    /// Makes sure that all readers that wait for `topic` are woken. `number` is the number of its
-    /// entry, the result of [`add`](Self::add). Starts the task that wakes readers, unless it is
-    /// running. Outside of a runtime, wakes the waiting readers with a number smaller than
-    /// `through` itself.
+    /// Makes sure that all readers that wait for `topic` are woken. `number` is the number of the
+    /// topic's entry in the queue, which [`add`](Self::add) has returned. Starts the task that
+    /// wakes readers, unless the task is running. Outside of a runtime, this method itself wakes
+    /// the waiting readers of `topic` whose number is smaller than `through`.
     ///
     /// If more than 1,024 topics are queued, also wakes readers of queued topics, until the queue
     /// is short enough. The caller must hold no lock.

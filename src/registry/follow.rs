@@ -34,23 +34,25 @@ use tokio_stream::Stream;
 
 /// The topic for closed streams. Each node of a hub announces the keys whose streams it has closed.
 const TOPIC: &str = "tower-sse/closed-streams";
-/// The pause before a failed announcement of a close is published again. Also the pause before a
-/// node subscribes again, after its subscription to the announcements has ended.
+/// The pause before a node retries to announce closed streams, after publishing the announcement
+/// has failed. Also the pause before a node subscribes to the announcements again, after its
+/// subscription has ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl<K> StreamRegistry<K>
 where
     K: Serialize + DeserializeOwned + Hash + Eq + Clone + Send + Sync + 'static,
 {
-    /// Closes streams together with the other nodes of the hub. Every [`close`](Self::close) of
-    /// this node is announced to the other nodes, and this node applies the closes of the others.
-    /// Call this method once on each node, at its start.
+    /// Connects this registry with a hub, so that a [`close`](Self::close) on one node closes the
+    /// streams of the key on all nodes. This node announces its closes in a topic of the hub, and
+    /// applies the closes that other nodes announce. Call this method once on each node, at its
+    /// start.
     ///
     /// A node that is cut off from the backend closes the announced streams as soon as it can read
-    /// the log again. If the log no longer retains all announcements by then, the node closes all
-    /// of its registered streams. It cannot know which of them were closed. Their clients then
-    /// reconnect and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits the
-    /// time that a node keeps its streams while it is cut off.
+    /// the log again. If the log no longer retains all announcements by then, the node cannot know
+    /// which of its streams were closed. So it closes all of its registered streams. Their clients
+    /// then reconnect and authenticate again. [`fail_closed_after`](Self::fail_closed_after) limits
+    /// the time that a node keeps its streams while it is cut off.
     ///
     /// Key and closing event are published as JSON in the topic `tower-sse/closed-streams` of the
     /// hub. The retention of the hub applies to them. Clients must not be able to subscribe to this
@@ -163,8 +165,10 @@ where
         self.close_everywhere_sending(key, Bytes::new()).await
     }
 
-    /// Sends this event to the streams and then ends them, like [`close_with`](Self::close_with),
-    /// but on all nodes like [`close_everywhere`](Self::close_everywhere).
+    /// Sends `event` to all streams of the key on all nodes, and then ends these streams. Combines
+    /// [`close_with`](Self::close_with), which sends an event, and
+    /// [`close_everywhere`](Self::close_everywhere), which waits until the announcement for the
+    /// other nodes is in the log.
     ///
     /// # Errors
     ///
@@ -212,8 +216,8 @@ impl Drop for Announcement {
     }
 }
 
-/// The part of a registry that announces closes to other nodes, and knows whether this node is cut
-/// off.
+/// The part of a stream registry that follows hubs. It announces to the other nodes which streams
+/// this node has closed. It also knows whether this node is cut off from the log of a hub.
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
     /// Set while this node is cut off: it has read nothing from the log of the hub for the
@@ -260,10 +264,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Announces to the other nodes of one hub which streams this node has closed.
+/// Announces to the other nodes of a hub which streams this node has closed. A stream registry has
+/// one `Announcer` for each hub that it follows.
 struct Announcer<K> {
     topic: Topic,
-    /// The random name of this node. The node ignores announcements with its own name.
+    /// The random name of this node, which all of its announcements contain. This node ignores
+    /// announcements with this name.
     node: String,
     queue: UnboundedSender<Event>,
     encode: fn(&K) -> Result<Value, serde_json::Error>,
@@ -277,19 +283,20 @@ impl<K> Announcer<K> {
     }
 }
 
-/// The background task that publishes the announcements of this node. It publishes a failed
-/// announcement again every 200 milliseconds until that succeeds. Other announcements do not wait
-/// for a failed one.
+/// The background task that publishes the announcements of this node. An announcement is an event
+/// that reports which streams this node has closed. A failed announcement moves to the end of the
+/// queue, and the task tries again after 200 milliseconds, until that succeeds.
 struct Publisher {
     topic: Topic,
     queue: UnboundedReceiver<Event>,
-    /// The announcements that are not in the log yet.
+    /// The announcements of closed streams that are not in the log of the hub yet.
     pending: VecDeque<Event>,
 }
 
 impl Publisher {
-    /// Publishes announcements until all handles of the registry are dropped and nothing is left to
-    /// publish. After a shutdown of the hub, ends at the next announcement.
+    /// Publishes announcements of closed streams, until all handles of the stream registry are
+    /// dropped and no announcement is left. After a shutdown of the hub, ends when it tries to
+    /// publish the next announcement.
     async fn run(mut self) {
         let mut next_attempt = None;
         loop {
@@ -318,8 +325,9 @@ impl Publisher {
     }
 }
 
-/// Publishes the signs of life of this node, which are events of the topic, until the hub is shut
-/// down. As long as the node reads events of the topic, it is not cut off from the log.
+/// Publishes signs of life of this node until the hub is shut down. They are events in the topic
+/// where nodes announce closed streams. As long as the node reads events of this topic, it is not
+/// cut off from the log.
 async fn beat(topic: Topic, sign: Event, interval: Duration) {
     loop {
         let next = Instant::now().checked_add(interval);
@@ -343,13 +351,15 @@ async fn until<F: Future>(time: Option<Instant>, future: F) -> Option<F::Output>
     }
 }
 
-/// Reads the announcements of all nodes, and closes the announced streams of this node.
+/// The task that reads the announcements of all nodes, and closes the streams of this node that are
+/// announced. An announcement is an event that reports which streams a node has closed.
 struct Follower<K> {
     topic: Topic,
     node: String,
     registry: Weak<Shared<K>>,
-    /// The time of [`fail_closed_after`](StreamRegistry::fail_closed_after). If this node reads no
-    /// event of the topic for this time, it closes all its streams. `None` for no limit.
+    /// The maximum time that this node waits for an event in the topic of the announcements, as
+    /// [`fail_closed_after`](StreamRegistry::fail_closed_after) has set it. After this time, the
+    /// node closes all its streams. `None` for no limit.
     silence: Option<Duration>,
 }
 
@@ -357,8 +367,8 @@ impl<K> Follower<K>
 where
     K: DeserializeOwned + Hash + Eq,
 {
-    /// Reads announcements until the hub is shut down, or until all handles of the registry are
-    /// dropped.
+    /// Reads the announcements of closed streams until the hub is shut down, or until all handles
+    /// of the stream registry are dropped.
     async fn run(self, mut subscription: Subscription) {
         // The time when the node last read an event, or was last found to be cut off.
         let mut silent_since = Instant::now();
@@ -404,8 +414,9 @@ where
         }
     }
 
-    /// Closes the streams whose keys are announced in `events`, the bytes of encoded events. A
-    /// `gap` event means that announcements are missing, so it closes all streams.
+    /// Closes the streams of this node that other nodes announce as closed. `events` contains the
+    /// bytes of encoded events. If it contains a `gap` event, announcements are missing, so this
+    /// method closes all streams of this node.
     fn apply(&self, registry: &Shared<K>, events: &[u8]) {
         for event in events.split(|byte| *byte == b'\n') {
             if event == b"event: gap" {

@@ -96,9 +96,9 @@ pub struct RegisteredStream<K> {
     pub key: K,
     /// The time since the request of the stream was registered, in steps of 10 milliseconds.
     pub age: Duration,
-    /// The number of events that were handed to the transport.
+    /// The number of events of this stream that were handed to the transport.
     pub events: u64,
-    /// The number of bytes that were handed to the transport, including heartbeats.
+    /// The number of bytes of this stream that were handed to the transport, including heartbeats.
     pub bytes: u64,
 }
 
@@ -234,7 +234,8 @@ impl<K> Shared<K> {
         closed
     }
 
-    /// Closes all streams of this node, without a closing event.
+    /// Closes all streams of the registry, which are the streams of this node, without a closing
+    /// event.
     fn close_all(&self) {
         let wakers = self.lock().close_all();
         wake(wakers);
@@ -283,8 +284,8 @@ mod not_following {
     use bytes::Bytes;
     use std::marker::PhantomData;
 
-    /// The state of a registry that cannot follow a hub, because the features `hub` and `json` are
-    /// not both enabled.
+    /// Replaces the part of a stream registry that announces closed streams to the other nodes of a
+    /// hub. This type does nothing, because the features `hub` and `json` are not both enabled.
     pub(super) struct Following<K>(PhantomData<fn(&K)>);
 
     impl<K> Default for Following<K> {

@@ -1,4 +1,5 @@
-//! The registration of one stream, and the part of the registry that streams use without a lock.
+//! The registration of one stream in a stream registry, and the state of registered streams that
+//! their bodies use without locking the registry.
 
 use crate::callback::contain_panic;
 use bytes::Bytes;
@@ -15,8 +16,8 @@ use std::{
     task::Waker,
 };
 
-/// The number of registered streams in a [`Block`]. A `u32` has one bit for each of them, which is
-/// set when the stream is closed.
+/// The number of registered streams whose state one [`Block`] contains. A `u32` in the block has
+/// one bit for each of these streams. The bit is set when the stream is closed.
 pub(super) const BLOCK: usize = 32;
 
 /// Identifies a registered stream in its registry until its registration is dropped. Stores the
@@ -25,8 +26,9 @@ pub(super) const BLOCK: usize = 32;
 pub(super) struct Index(NonZeroU32);
 
 impl Index {
-    /// Returns the index of the stream at `slot` in the block with the number `block`. Returns
-    /// `None` if the numbers are exhausted, at 4 billion streams.
+    /// Returns the index of a registered stream: of stream `slot` (0 to 31) in the group of 32
+    /// streams with the number `block`. Returns `None` if the index would be too large, at 4
+    /// billion streams.
     pub(super) fn new(block: usize, slot: usize) -> Option<Self> {
         let number = block.checked_mul(BLOCK)?.checked_add(slot)?.checked_add(1)?;
         NonZeroU32::new(u32::try_from(number).ok()?).map(Self)
@@ -50,16 +52,17 @@ impl Index {
 pub(super) struct Block {
     registry: Arc<dyn AnyRegistry>,
     number: u32,
-    /// One bit for each stream, which is set when the stream is closed. A bit changes only while
-    /// the registry is locked. Before a bit is set, the closing event of the stream is stored in
-    /// the registry. So a task that finds the bit set also finds the event.
+    /// One bit for each of the 32 streams of this block, which is set when the stream is closed. A
+    /// bit changes only while the registry is locked. Before a bit is set, the closing event of the
+    /// stream is stored in the registry. So a task that finds the bit set also finds the event.
     closed: AtomicU32,
-    /// The wakers of the tasks that last polled the streams. A close wakes these tasks.
+    /// The wakers of the tasks that last polled the 32 streams of this block. Closing a stream
+    /// wakes its task.
     wakers: Mutex<[Option<Waker>; BLOCK]>,
     counts: [Counts; BLOCK],
 }
 
-/// The numbers of events and bytes that a stream has sent.
+/// The numbers of events and bytes that one registered stream has sent.
 #[derive(Default)]
 struct Counts {
     events: AtomicU64,
@@ -68,7 +71,8 @@ struct Counts {
 
 /// A registry whose type of keys is erased, so that the bodies of streams need not know the type.
 pub(super) trait AnyRegistry: Send + Sync {
-    /// Removes a stream when its registration is dropped.
+    /// Removes the stream with this index from the registry. Called when the registration of the
+    /// stream is dropped.
     fn remove(&self, index: Index);
 
     /// Returns the event that a closed stream sends before its end, or empty bytes for no event.
@@ -90,15 +94,16 @@ impl Block {
         self.closed.load(Acquire) & (1 << slot) != 0
     }
 
-    /// Closes a stream. Returns the waker of its task, which the caller wakes after it has unlocked
-    /// the registry.
+    /// Closes the stream `slot` (0 to 31) of this block. Returns the waker of the task of the
+    /// stream. The caller wakes this task after it has unlocked the registry.
     pub(super) fn close(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_or(1 << slot, Release);
         self.wakers()[slot].take()
     }
 
-    /// Prepares the slot of a removed stream for another stream. Returns the waker of the removed
-    /// stream, which the caller drops after it has unlocked the registry.
+    /// Resets the state of the removed stream `slot` (0 to 31) of this block, so that a new stream
+    /// can use it. Returns the waker of the removed stream, which the caller drops after it has
+    /// unlocked the registry.
     pub(super) fn reset(&self, slot: usize) -> Option<Waker> {
         self.closed.fetch_and(!(1 << slot), Release);
         self.counts[slot].events.store(0, Relaxed);
@@ -106,7 +111,8 @@ impl Block {
         self.wakers()[slot].take()
     }
 
-    /// Returns the number of events and bytes that a stream has sent.
+    /// Returns the number of events and the number of bytes that the stream `slot` (0 to 31) of
+    /// this block has sent.
     pub(super) fn counts(&self, slot: usize) -> (u64, u64) {
         let Counts { events, bytes } = &self.counts[slot];
         (events.load(Relaxed), bytes.load(Relaxed))

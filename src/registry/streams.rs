@@ -22,8 +22,9 @@ use std::{
 /// catches the panic.
 pub(super) struct Streams<K> {
     blocks: Vec<Option<Slots<K>>>,
-    /// The numbers of the blocks with a free slot. They include the indices of `blocks` whose entry
-    /// is `None`.
+    /// The numbers of the blocks that have room for another stream. A block has room for 32
+    /// streams. An entry of `blocks` that is `None` is a block without streams, so its number is
+    /// included.
     with_room: BTreeSet<usize>,
     /// The first open stream of each key, by the hash of the key.
     first: HashTable<Index>,
@@ -40,16 +41,18 @@ struct Slots<K> {
     /// The time when each stream was registered, in ticks of 10 milliseconds since the registry was
     /// created.
     began: Box<[u32; BLOCK]>,
-    /// The number of slots of this block that contain a stream.
+    /// The number of streams in this block, at most 32.
     used: usize,
 }
 
 /// A registered stream. It may be closed already.
 struct Stream<K> {
     key: K,
-    /// The next open stream with the same key. For the last of these streams, its own index.
+    /// The next stream in the linked list of the open streams with this key. The last stream of the
+    /// list contains its own index.
     next: Index,
-    /// The previous open stream with the same key, or `None` for the first.
+    /// The previous stream in the linked list of the open streams with this key. `None` for the
+    /// first stream of the list.
     previous: Option<Index>,
 }
 
@@ -103,8 +106,9 @@ impl<K> Streams<K> {
         self.list(first).count()
     }
 
-    /// Adds a stream. `hash` is the hash of `key`. `hash_of` computes the hashes of other keys, in
-    /// case the table has to grow. Returns `None` at 4 billion streams.
+    /// Adds a stream with the key `key` to the registry. `hash` is the hash of `key`. `hash_of`
+    /// computes the hashes of other keys, in case the table of keys has to grow. Returns `None` if
+    /// the registry has 4 billion streams.
     pub(super) fn add(
         &mut self,
         key: K,
@@ -224,7 +228,7 @@ impl<K> Streams<K> {
         })
     }
 
-    /// Removes an open stream from the list of its key.
+    /// Removes an open stream from the linked list of the open streams with the same key.
     fn unlink(&mut self, index: Index, hash_of: impl Fn(&K) -> u64) {
         let Some((previous, next)) = self.stream(index).map(|stream| (stream.previous, stream.after(index))) else {
             return;
@@ -250,7 +254,8 @@ impl<K> Streams<K> {
         }
     }
 
-    /// Makes room for another key in the table.
+    /// Makes room for another key in the table `first`, which contains the first open stream of
+    /// each key.
     ///
     /// `HashTable::reserve` would lose entries if hashing a key panics. This method builds another
     /// table instead, so a panic changes nothing.
@@ -275,7 +280,8 @@ impl<K> Streams<K> {
         self.stream(index).is_some_and(|stream| stream.key == *key)
     }
 
-    /// Returns the streams of a key, beginning with `first`.
+    /// Returns the open streams of a key. `first` is the first stream of the key, or `None` if the
+    /// key has no open stream.
     fn list(&self, first: Option<Index>) -> impl Iterator<Item = Index> {
         std::iter::successors(first, |index| self.stream(*index)?.after(*index))
     }

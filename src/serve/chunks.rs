@@ -30,11 +30,11 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// body.
 pub(super) struct Gathered {
     framing: Framing,
-    /// The chunk sizes and the frames that are copied. The buffer is borrowed from the thread, and
-    /// is returned when this value is dropped.
+    /// The sizes of the chunks, and the frames that are copied because they are small. The buffer
+    /// belongs to the thread, which gets it back when this value is dropped.
     copied: Vec<u8>,
-    /// The frames that are not copied, each with the offset in `copied` where its bytes are
-    /// inserted.
+    /// The large frames, which are not copied. The number is the offset in `copied` where the bytes
+    /// of the frame are inserted.
     shared: Vec<(usize, Bytes)>,
     length: usize,
     frames: usize,
@@ -58,7 +58,8 @@ impl Gathered {
         self.length >= MAX_WRITE || self.frames >= MAX_FRAMES
     }
 
-    /// Adds a frame. An empty frame adds no bytes, because a chunk of size 0 would end the body.
+    /// Adds a frame to this write. An empty frame adds no bytes, because in a chunked body a chunk
+    /// of size 0 would end the body.
     pub(super) fn push(&mut self, frame: Bytes) {
         if frame.is_empty() {
             self.frames += 1;
@@ -82,7 +83,7 @@ impl Gathered {
         self.frames += 1;
     }
 
-    /// Adds the last chunk, which ends a chunked body.
+    /// Adds the last chunk to this write if the body is chunked. The last chunk ends the body.
     pub(super) fn end(&mut self) {
         if self.framing == Framing::Chunked {
             self.copied.extend_from_slice(LAST_CHUNK);
@@ -130,9 +131,9 @@ impl Gathered {
         Box::new(Unsent { pieces })
     }
 
-    /// Calls `f` with each part of the gathered bytes, in order. Leaves out the first `skip` bytes,
-    /// which were written before. The second argument of `f` is the frame of the part, or `None` if
-    /// the part was copied.
+    /// Calls `f` with each contiguous part of the gathered bytes, in order. Leaves out the first
+    /// `skip` bytes, which were written before. The second argument of `f` is the frame that
+    /// contains the part, or `None` if the part is in the buffer `copied`.
     fn pieces<'a>(&'a self, mut skip: usize, mut f: impl FnMut(&'a [u8], Option<&'a Bytes>)) {
         let mut visit = |piece: &'a [u8], frame| {
             let skipped = skip.min(piece.len());
@@ -175,7 +176,8 @@ pub(super) struct Unsent {
 }
 
 impl Unsent {
-    /// Writes the bytes. Returns ready when all of them are written, or when the connection fails.
+    /// Writes these bytes to the socket. Returns ready when all of them are written, or when the
+    /// connection fails.
     pub(super) fn poll_write<I: AsyncWrite + Unpin>(
         &mut self,
         io: &mut I,

@@ -19,7 +19,8 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-/// The first bytes of a client that uses HTTP/2 from the beginning (RFC 9113, §3.4).
+/// The connection preface of HTTP/2: the first bytes of a client that uses HTTP/2 without an
+/// upgrade (RFC 9113, §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 pin_project! {
@@ -51,7 +52,7 @@ pin_project! {
 
 /// The state of a connection that waits for a request.
 struct Idle {
-    /// The bytes of the next request that have arrived so far.
+    /// The bytes of the next request that this server has read from the connection so far.
     received: Vec<u8>,
     /// Set if the connection has already served a request. That was an HTTP/1 request, so the next
     /// request is HTTP/1, too.

@@ -58,13 +58,14 @@ impl Cork {
     }
 }
 
-/// A connection that gathers its writes in a buffer while its [`Cork`] is set. After the cork is
-/// cleared, the next flush sends the buffer.
+/// The socket of an HTTP/2 connection. While its [`Cork`] is set, the socket gathers in a buffer
+/// what hyper writes. After the cork is cleared, the next flush sends the buffer.
 #[derive(Debug)]
 pub(super) struct Corked<I> {
     io: Rewound<I>,
     cork: Cork,
-    /// The bytes that are gathered and not written yet. An empty buffer takes no memory.
+    /// The bytes that hyper has written and that are not written to the socket yet. An empty buffer
+    /// takes no memory.
     gathered: Vec<u8>,
 }
 
@@ -73,7 +74,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         Self { io, cork, gathered: Vec::new() }
     }
 
-    /// Writes the gathered bytes to the connection. Bytes that the connection does not accept stay
+    /// Writes the gathered bytes to the socket. Bytes that the socket does not accept stay
     /// gathered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut written = 0;
@@ -88,8 +89,8 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
                 Poll::Pending => break Poll::Pending,
             }
         };
-        // A slow client does not keep the buffer of the thread, but only a copy of the bytes that
-        // are not sent.
+        // A slow client does not keep a large buffer of the thread. If some bytes were sent, or the
+        // buffer is more than twice as large as its content, only a copy of the rest is kept.
         if written > 0 || self.gathered.capacity() > 2 * self.gathered.len() {
             let rest = self.gathered[written..].to_vec();
             scratch::put_back(mem::replace(&mut self.gathered, rest));
@@ -97,9 +98,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Corked<I> {
         sent
     }
 
-    /// Returns `true` if the bytes of a write have to be gathered: if the cork is set, or if
-    /// earlier bytes are not written yet. If 64 KiB or more are gathered already, they are written
-    /// first.
+    /// Returns `true` if the next bytes from hyper have to be gathered in the buffer. This is so
+    /// while the [`Cork`] is set, and while the buffer contains earlier bytes. If the buffer
+    /// contains 64 KiB or more, they are first written to the socket.
     fn poll_gathers(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.gathered.len() >= MAX_GATHERED {
             ready!(self.poll_send(cx))?;

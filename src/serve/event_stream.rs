@@ -35,8 +35,8 @@ pin_project! {
     }
 }
 
-/// The sending side of a connection: the framing, and the bytes that are not written or flushed
-/// yet.
+/// The sending side of an event stream: the framing of its body, and the bytes that are not yet
+/// written to the connection or not yet flushed.
 #[derive(Debug)]
 struct Output {
     /// The bytes that the socket has not accepted because it was full. They are written before the
@@ -60,12 +60,13 @@ enum Phase {
     Failed,
 }
 
-/// The receiving side of a connection: what the client sends while the stream runs.
+/// The receiving side of an event stream: what the client sends on the connection while the event
+/// stream runs.
 #[derive(Debug)]
 struct Input {
     /// The bytes of the next request, which arrived while the stream was running.
     unread: Option<Box<BytesMut>>,
-    /// Set if the connection accepts another request after the stream.
+    /// Set if the connection stays open for another request after the event stream.
     keep_alive: bool,
 }
 
@@ -92,8 +93,9 @@ impl From<io::Error> for Disconnected {
 }
 
 impl<B> EventStream<B> {
-    /// Creates the stream of a connection that hyper has handed over. `offer` contains the body and
-    /// its framing. `unread` contains bytes that the client has sent after its request.
+    /// Creates the event stream of a connection that this server has taken over from hyper. `offer`
+    /// contains the body of the response and its framing. `unread` contains bytes that the client
+    /// has sent after its request.
     pub(super) fn new(offer: Offer<B>, unread: BytesMut) -> Self {
         let unread = Some(unread).filter(|unread| !unread.is_empty()).map(Box::new);
         Self {

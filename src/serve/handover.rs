@@ -17,7 +17,8 @@ use std::{
     task::{Context, Poll},
 };
 
-/// An event stream that leaves hyper as soon as hyper has written the head of its response.
+/// An event stream that hyper begins and this server continues: hyper writes the head of the
+/// response, and this server writes the body.
 #[derive(Debug)]
 pub(super) struct Offer<B> {
     pub(super) body: B,
@@ -100,7 +101,7 @@ impl<B> Handover<B> {
 }
 
 pin_project! {
-    /// The body of a response that is passed to hyper.
+    /// The body that hyper gets for a response.
     #[project = HyperBodyProjection]
     pub(super) enum HyperBody<B> {
         /// The body of the application, which hyper writes.

@@ -30,7 +30,8 @@ pub(super) struct Http1<I, S: App, A: Address> {
     shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-/// The state of a connection that hyper no longer serves.
+/// The end of an HTTP/1 connection in hyper: either the connection is closed, or this server
+/// continues the connection with an event stream.
 pub(super) enum Next<I, S: App, A> {
     Closed,
     EventStream(Peer<I, S, A>, EventStream<S::Body>),

@@ -68,8 +68,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Rewound<I> {
     }
 }
 
-/// A connection that notifies its [`Handover`] when hyper has flushed all bytes. If hyper has
-/// written the head of an event stream, this server then takes the connection from hyper.
+/// A connection that reports each complete flush of hyper to its [`Handover`], the state of handing
+/// an event stream from hyper to this server. If hyper has written the head of an event stream,
+/// this server then takes the connection from hyper.
 #[derive(Debug)]
 pub(super) struct Watched<I, B> {
     pub(super) io: Rewound<I>,
@@ -99,8 +100,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin, B> AsyncWrite for Watched<I, B> {
         self.io.is_write_vectored()
     }
 
-    /// Flushes the connection, and notifies the [`Handover`]. hyper flushes a connection only after
-    /// it has written its whole buffer.
+    /// Flushes the connection. Then reports the flush to the [`Handover`], so that this server can
+    /// take over an event stream whose head is flushed. hyper flushes a connection only after it
+    /// has written its whole buffer.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.handover.flushed();

@@ -10,13 +10,13 @@ pub(super) struct Server {
     pub(super) shutdown: CancellationToken,
     pub(super) http1: http1::Builder,
     /// Cancels a token when the last connection drops this state. A server that shuts down waits
-    /// for that token.
+    /// until this token is cancelled.
     _open: DropGuard,
 }
 
 impl Server {
-    /// Creates the state that all connections share. `open` cancels its token when the last
-    /// connection drops the state.
+    /// Creates the state that all connections of a server share. `open` is a guard: it cancels its
+    /// token when the last connection drops this state.
     pub(super) fn new(shutdown: CancellationToken, open: DropGuard) -> Self {
         Self { shutdown, http1: http1::Builder::new(), _open: open }
     }

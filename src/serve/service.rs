@@ -91,7 +91,7 @@ struct Facts {
     body: RequestProgress,
 }
 
-/// Shows whether hyper has read the body of a request to its end.
+/// The progress of reading the body of a request: shows whether hyper has read the body to its end.
 #[derive(Debug)]
 enum RequestProgress {
     Complete,
@@ -144,7 +144,7 @@ impl Facts {
     }
 }
 
-/// The body of a request. It records in `is_complete` that it was read to its end.
+/// The body of a request, with a record of whether the body was read to its end.
 #[derive(Debug)]
 struct TrackedBody {
     body: Incoming,

@@ -123,8 +123,8 @@ impl Streams {
         Spawner(Arc::clone(&self.queue))
     }
 
-    /// Returns the waker for the next poll of the connection, or `None` if the connection is not
-    /// ready to be polled.
+    /// Returns the waker for the next poll of the HTTP/2 connection itself. Returns `None` if the
+    /// connection itself is not ready to be polled.
     pub(super) fn take_connection(&self) -> Option<Waker> {
         let is_ready = mem::take(&mut self.queue.lock().is_connection_ready);
         is_ready.then(|| {
@@ -138,7 +138,8 @@ impl Streams {
         !self.queue.lock().spawned.is_empty()
     }
 
-    /// Marks the connection as ready, so that it is polled again.
+    /// Marks the HTTP/2 connection itself as ready, in contrast to its streams, so that it is
+    /// polled again.
     pub(super) fn wake_connection(&self) {
         self.connection.wake_by_ref();
     }
@@ -201,8 +202,9 @@ impl Streams {
         index
     }
 
-    /// Returns whether the task can wait because nothing is ready. In this case, `task` is woken
-    /// when a stream or the connection becomes ready.
+    /// Returns whether the task of the connection can wait, because no stream is ready, and neither
+    /// is the connection itself. In this case, stores `task`, which is woken when a stream or the
+    /// connection becomes ready.
     pub(super) fn wait(&self, task: &Waker) -> bool {
         let mut ready = self.queue.lock();
         let can_wait = ready.streams.is_empty() && ready.spawned.is_empty() && !ready.is_connection_ready;

@@ -27,7 +27,8 @@ pub struct EventReader {
     deadline: Duration,
     ignored: Vec<String>,
     interpreter: whatwg::Interpreter,
-    /// The number of events of `interpreter` that were returned or ignored so far.
+    /// The number of events that the parser, `interpreter`, has found and that were returned or
+    /// ignored so far.
     read: usize,
     end: Option<End>,
 }

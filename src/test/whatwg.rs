@@ -52,10 +52,11 @@ pub struct Interpreter {
     /// The result of all parts so far.
     pub source: EventSource,
     line: Vec<u8>,
-    /// Set if the last byte was a CR. An LF immediately after it belongs to the same line end.
+    /// Set if the last interpreted byte of the stream was a CR. An LF immediately after this CR
+    /// belongs to the same line end.
     is_after_cr: bool,
-    /// Set after the first line. A byte order mark is removed only at the beginning of the first
-    /// line.
+    /// Set once the first line of the stream was interpreted. A byte order mark is removed only at
+    /// the beginning of the first line.
     is_after_first_line: bool,
     data: String,
     event_type: String,
