@@ -10,8 +10,8 @@ use std::{
 };
 
 /// The number of subscribers of one topic, shared with the streams that report this number to the
-/// application. The hub has a watch for a topic while at least one such stream exists, even if the
-/// topic itself does not exist.
+/// application. The hub has a `CountWatch` for a topic while at least one such stream exists, even
+/// if the topic itself does not exist.
 #[derive(Debug, Default)]
 pub(super) struct CountWatch {
     state: Mutex<State>,
@@ -21,15 +21,16 @@ pub(super) struct CountWatch {
 struct State {
     count: usize,
     streams: usize,
-    /// The wakers of the streams that wait for a change of `count`, by the keys of the streams.
+    /// The wakers of the streams that wait for a change of the number of subscribers, by the keys
+    /// of the streams.
     wakers: BTreeMap<u64, Waker>,
     next_key: u64,
     is_ended: bool,
 }
 
 impl CountWatch {
-    /// Registers a stream that watches the number of subscribers. Returns the key that identifies
-    /// the stream.
+    /// Registers a stream that watches the number of subscribers of the topic. Returns the key that
+    /// identifies the stream.
     pub(super) fn join(&self) -> u64 {
         let mut state = lock(&self.state);
         state.streams += 1;
@@ -46,8 +47,8 @@ impl CountWatch {
         (state.wakers.remove(&key), state.streams == 0)
     }
 
-    /// Sets the number of subscribers. Returns the wakers of the waiting streams if the number has
-    /// changed. The caller wakes them after it has released its locks.
+    /// Sets the number of subscribers of the topic. Returns the wakers of the waiting streams if
+    /// the number has changed. The caller wakes them after it has released its locks.
     pub(super) fn set(&self, count: usize) -> Wakers {
         let mut state = lock(&self.state);
         match mem::replace(&mut state.count, count) == count {

@@ -20,10 +20,11 @@ pub(super) struct Linger {
 
 #[derive(Debug)]
 enum Phase {
-    /// No event was delivered since the last pause, so the next event is delivered immediately.
+    /// The subscription has delivered no event since its last pause, so it delivers the next event
+    /// immediately.
     Silent,
-    /// Events were delivered since the last pause. The next pause begins when the subscription has
-    /// no further event.
+    /// The subscription has delivered events since its last pause. The next pause begins when it
+    /// has no further event.
     Delivers,
     Pauses,
 }

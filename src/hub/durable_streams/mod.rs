@@ -262,8 +262,9 @@ impl DurableStreams {
         self.with(|settings| settings.existing = Arc::new(filter))
     }
 
-    /// Sets the content of each topic. The default is [`Content::json`] for all topics. The result
-    /// for a topic must not change while clients or caches read it.
+    /// Sets the [`Content`] of each topic: the format and the content type of its durable stream.
+    /// The default is [`Content::json`] for all topics. The result for a topic must not change
+    /// while clients or caches read the topic.
     pub fn content(self, content: impl Fn(&str) -> Content + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.content = Arc::new(content))
     }
@@ -433,8 +434,9 @@ impl DurableStreams {
         Reading::open(&self.core, topic, begin, (self.settings.existing)(topic)).await
     }
 
-    /// Returns the `Cache-Control` of a page (§10.1). An empty page is checked with each request,
-    /// because a cached copy would hide new events and the end of the topic.
+    /// Returns the `Cache-Control` header of a page (§10.1 of the Durable Streams protocol). A
+    /// cache must check an empty page with each request, because a cached copy would hide new
+    /// events and the end of the topic.
     fn cache_control(&self, is_empty: bool) -> HeaderValue {
         HeaderValue::from_static(match (self.settings.is_shared, is_empty) {
             (true, false) => "public, max-age=60, stale-while-revalidate=300",

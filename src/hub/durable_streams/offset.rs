@@ -1,4 +1,5 @@
-//! Offsets: positions of the log as text. Their order as text is the order of the positions.
+//! Offsets of the Durable Streams protocol: positions of the log as text. Their order as text is
+//! the order of the positions.
 
 use super::super::{
     backend::{IdFormat, Position},
@@ -73,7 +74,7 @@ mod tests {
         });
     }
 
-    /// A client can send any number as its offset.
+    /// An offset of a client can contain any number, so every number needs an id.
     #[test]
     fn every_position_has_an_id() {
         arbtest(|u| {

@@ -101,9 +101,10 @@ pub(super) enum Rest {
 pub(super) enum Fill {
     /// The page has reached its size, or the next call returns an error.
     Full,
-    /// No further event is available. The next event wakes the task.
+    /// No further event is available. The next event wakes the task that fills the page.
     Waits,
-    /// The backend has not yet sent the events that follow. Their arrival wakes the task.
+    /// The backend has not yet returned the events that follow. Their arrival wakes the task that
+    /// fills the page.
     AwaitsBackend,
     /// The topic is finished, and the page ends with its last event.
     Closed,
@@ -123,7 +124,8 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Begins to read a topic. With `is_declared`, the topic exists even if it has no event yet.
+    /// Begins to read a topic. If `is_declared` is `true`, the topic exists even if it has no event
+    /// yet.
     pub(super) async fn open(
         core: &Arc<Core>,
         topic: &Arc<str>,
@@ -252,8 +254,8 @@ impl Reading {
         Poll::Ready(Ok(true))
     }
 
-    /// Removes the next event from the pending bytes, and moves the position to it. Returns `None`
-    /// if the event cannot be decoded.
+    /// Removes the next event from the pending bytes. The position of this event becomes the
+    /// position of the client. Returns `None` if the event cannot be decoded.
     fn take_event(&mut self) -> Option<Event> {
         let before = self.pending.len();
         let Some((id, event)) = decode_first(&mut self.pending) else {
@@ -373,7 +375,8 @@ impl Reading {
     }
 
     /// Reads the available events as the next part of an event stream. If no event is available,
-    /// [advances](Self::advance) the position.
+    /// moves the position of the client towards the end of the log, like
+    /// [`advance`](Self::advance).
     pub(super) fn part(
         &mut self,
         content: &Content,
@@ -390,8 +393,9 @@ impl Reading {
     }
 }
 
-/// Returns the step size of [`Reading::advance`]: 256 events (`Positions`), 256 messages
-/// (`Messages`) or 65 seconds (`Times`).
+/// Returns the step size of [`Reading::advance`], which moves the position of a client in a topic
+/// without new events. The step depends on the ids of the log: 256 events (`Positions`), 256
+/// messages of NATS (`Messages`) or 65 seconds (`Times`).
 fn step(ids: IdFormat) -> u64 {
     match ids {
         IdFormat::Positions => 256,

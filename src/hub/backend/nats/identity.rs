@@ -1,9 +1,10 @@
-//! The identity of the log that the stream holds.
+//! The identity of the log that a JetStream stream holds.
 //!
-//! Neither the name of a stream nor its configuration identifies a log. Both stay the same if a
-//! server loses its disk, if a copy is restored, and if an operator creates the stream again. The
-//! stream then issues the same sequences again. So the log itself contains its identity. A *mark*
-//! is a message with a random id, and the newest mark names the log.
+//! Neither the name of a JetStream stream nor its configuration identifies a log. Both stay the
+//! same if a server loses its disk, if an old copy of the stream is restored, and if an operator
+//! creates the stream again. The stream then issues the same sequences again. So the log itself
+//! contains its identity. A *mark* is a message with a random id, and the newest mark names the
+//! log.
 //!
 //! Each node also remembers a *witness*: a recent message and its sequence. Before a node uses a
 //! position, it checks that the stream still has the witness at that sequence. If the witness is
@@ -27,9 +28,9 @@ use tokio::time::{Instant, sleep};
 /// size of its payload, because each check fetches the whole message from the server.
 const MAX_WITNESS_BYTES: usize = 4096;
 
-/// If a stream seems to have lost its newest messages, this is the number of further checks, and
-/// the pause before each of them. A leader that was just elected may not have applied all messages
-/// yet that its predecessor acknowledged.
+/// If a JetStream stream with replicas seems to have lost its newest messages, its state is read
+/// again, this many times and with this pause before each read. A newly elected leader may not have
+/// applied all messages yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
 /// In a stream with a maximum age of messages, a node that has just connected adds another mark
@@ -53,8 +54,8 @@ const REPLACES: &str = "Tower-Sse-Replaces";
 /// mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The state of the log in the stream, as far as this node knows it, and the messages that identify
-/// the log.
+/// The knowledge of this node about the log in the JetStream stream. It includes the two messages
+/// that identify the log: the newest mark, and the witness, a recent message.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload of each mark, a message that identifies the log in the
@@ -71,8 +72,8 @@ pub(super) struct KnownLog {
     /// since.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The maximum age of messages in the stream. The server removes older messages. `None` means
-    /// no limit.
+    /// The maximum age of messages in the JetStream stream. The server removes older messages.
+    /// `None` means no limit.
     max_age: Option<Duration>,
     /// The time when the node adds another mark, a message that identifies the log. A message that
     /// arrives before postpones this time. Without another mark, retention could remove all marks.
@@ -110,9 +111,9 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the eviction watermark of the log whose stream is in this state. Evicted events have
-    /// positions up to the watermark, and retained events have greater positions. Marks, the
-    /// messages that identify the log, are not events and do not count.
+    /// Returns the eviction watermark of this log: events up to this position were evicted, and
+    /// later events are retained. `state` is the state of the JetStream stream that holds the log.
+    /// Marks, the messages that identify the log, do not count as events.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -130,10 +131,10 @@ impl KnownLog {
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark that the follower has read. A mark is a message that identifies the log.
-    /// Returns `true` if the mark belongs to this log or is not newer than the known mark, and
-    /// records a newer mark. Returns `false`, and records nothing, if a newer mark begins another
-    /// log.
+    /// Handles a mark that the follower, the task that reads new messages, has read. A mark is a
+    /// message that identifies the log. Returns `true` if the mark belongs to this log or is not
+    /// newer than the known mark, and records a newer mark. Returns `false`, and records nothing,
+    /// if a newer mark begins another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -173,14 +174,15 @@ fn epoch_of(id: &str) -> u64 {
     message::fnv(id.as_bytes())
 }
 
-/// The result of comparing a stream with the log that a node has used so far.
+/// The result of comparing a JetStream stream with the log that a node has used so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
-    /// The stream ends before messages that the node has seen, so it has lost its newest messages.
+    /// The last sequence of the JetStream stream is smaller than a sequence that the node has seen.
+    /// So the stream has lost its newest messages.
     Shorter,
-    /// The stream was replaced: it has a different message at the sequence of the message that the
-    /// node remembers.
+    /// The JetStream stream was replaced: it has a different message at the sequence of the message
+    /// that the node remembers.
     Different,
 }
 
@@ -188,11 +190,12 @@ enum Verdict {
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Checks that look only for the witness, one remembered message, in the stream. Concurrent
-    /// callers share one check.
+    /// Runs [`check_witness`](Self::check_witness) once for concurrent callers. This check only
+    /// looks for the witness, one remembered message, in the JetStream stream.
     witness_checks: SharedCheck<KnownLog>,
-    /// Complete checks, which also compare the bounds and the newest mark of the stream, see
-    /// [`check`](Self::check). Concurrent callers share one check.
+    /// Runs the complete [`check`](Self::check) once for concurrent callers. This check compares
+    /// the bounds, the witness and the newest mark of the JetStream stream with the known log.
+    /// Witness and mark are messages that identify the log.
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -205,10 +208,11 @@ impl Identity {
         self.lock().clone()
     }
 
-    /// Records that the follower has read the log up to the sequence `newest`. `log` is the log as
-    /// the follower knows it. If the follower has read a newer mark, a message that identifies the
-    /// log, stores this mark, too. `witness` is a recent message for later checks that the stream
-    /// still has this log. Has no effect if the node has changed to another log in the meantime.
+    /// Records that the follower, the task that reads new messages, has read the log up to the
+    /// sequence `newest`. `log` is the copy of the known log that the follower has. If the follower
+    /// has read a newer mark, a message that identifies the log, records this mark, too. `witness`
+    /// is a recent message for later checks that the stream still has this log. Has no effect if
+    /// the node has changed to another log in the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -218,8 +222,8 @@ impl Identity {
     }
 
     /// Records that the log with this epoch has a message with the sequence `newest`. `witness` is
-    /// a recent message for later checks that the stream still has this log. Older values, and
-    /// values of another log, have no effect.
+    /// a recent message for later checks that the JetStream stream still has this log. A smaller
+    /// sequence, an older witness and the epoch of another log have no effect.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -320,7 +324,8 @@ impl Identity {
 
     /// Continues with the log that this node has used so far. Replaces the witness, the message
     /// that the node remembers, if the stream has removed it. Publishes another mark, a message
-    /// that identifies the log, if the time for it has come.
+    /// that identifies the log, if the stream is empty. Also does so before retention could remove
+    /// all marks.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -375,9 +380,9 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
     })
 }
 
-/// Returns the mark of the log in a stream that this node has not used yet. A mark is a message
-/// that identifies the log. If retention has removed all marks, the newest message names the log.
-/// Begins a log if the stream has none.
+/// Returns the mark of the log in a JetStream stream, for a node that has not used this stream yet.
+/// A mark is a message that identifies the log. If retention has removed all marks, takes the id of
+/// the log from a header of the newest message. Begins a log if the stream has none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
@@ -461,8 +466,8 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 }
 
 /// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
-/// the expected last sequence of the stream or of its marks. Returns `None` if the server refuses
-/// the mark, because another message was stored since.
+/// the sequence that the newest message or the newest mark of the stream must have. If a newer
+/// message was stored meanwhile, the server refuses the mark, and this function returns `None`.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

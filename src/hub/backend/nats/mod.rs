@@ -275,8 +275,9 @@ impl NatsBackend {
         self
     }
 
-    /// Returns the connection, and opens it if there is none. Returns an error immediately if the
-    /// client is disconnected: a request does not wait for a reconnect.
+    /// Returns the connection to NATS. Opens a connection if there is none, or if the client no
+    /// longer tries to reconnect. Returns an error immediately while the client reconnects: a
+    /// request does not wait for a reconnect.
     async fn link(&self) -> Result<Link, BoxError> {
         let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| DISCONNECTED)?;
         match &*kept {
@@ -291,7 +292,7 @@ impl NatsBackend {
         Ok(kept.insert(link).clone())
     }
 
-    /// Returns the configuration for a stream that the backend creates.
+    /// Returns the configuration with which the backend creates a JetStream stream.
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());

@@ -1,4 +1,4 @@
-//! History reads: pages of the retained messages of a stream.
+//! Reads of old events: pages of the retained messages of a JetStream stream.
 
 use super::{
     consumer::{PAGE_BYTES, PAGE_MESSAGES, consume, max_page_bytes},
@@ -14,9 +14,9 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
-/// The time to wait for the server to create a consumer. After it, messages are read one by one,
-/// which needs no consumer. In a cluster, only the meta leader can create a consumer. While the
-/// meta leader is being elected, the leader of the stream can already return single messages.
+/// The time to wait for the server to create a JetStream consumer. After it, messages are read one
+/// by one, which needs no consumer. In a cluster, only the meta leader can create a consumer. While
+/// the meta leader is being elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Reads one page of the messages that come after the position `after`. The page contains the

@@ -24,32 +24,32 @@ const DELETION: Duration = Duration::from_secs(1);
 /// The JetStream error code of a response that says that the requested message does not exist.
 const NO_MESSAGE: u64 = 10_037;
 
-/// Sends requests about one stream over one connection.
+/// Sends requests about one JetStream stream over one connection to NATS.
 pub(super) struct Stream<'a> {
     pub(super) link: &'a Link,
     pub(super) config: &'a Config,
 }
 
-/// The bounds of a stream at one moment, and the settings of the stream that matter for them.
+/// The bounds of a JetStream stream at one moment, its maximum age, and its number of replicas.
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    /// The sequence of the oldest message in the stream. If the stream is empty, this is the
-    /// sequence of the next message.
+    /// The sequence of the oldest message in the JetStream stream. If the stream is empty, this is
+    /// the sequence of the next message.
     pub(super) first: u64,
-    /// The sequence of the newest message that was ever in the stream, even if it was removed
-    /// since.
+    /// The sequence of the newest message that was ever in the JetStream stream, even if the
+    /// message was removed since.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The maximum age of messages in the stream. The server removes older messages. `None` means
-    /// no limit.
+    /// The maximum age of messages in the JetStream stream. The server removes older messages.
+    /// `None` means no limit.
     pub(super) max_age: Option<Duration>,
-    /// The number of servers that store the stream (`num_replicas`).
+    /// The number of NATS servers that store the JetStream stream (`num_replicas`).
     pub(super) replicas: u64,
 }
 
 impl State {
     /// Returns `true` if messages were deleted between the oldest and the newest message of the
-    /// stream.
+    /// JetStream stream.
     pub(super) fn has_holes(&self) -> bool {
         self.last.checked_sub(self.first).is_some_and(|span| self.messages <= span)
     }
@@ -60,11 +60,11 @@ impl Stream<'_> {
         &self.config.name
     }
 
-    /// Returns the state of the stream, and creates the stream if it does not exist. Returns an
-    /// error if an existing stream cannot be used as a log.
+    /// Returns the state of the JetStream stream, and creates the stream if it does not exist.
+    /// Returns an error if an existing stream cannot be used as a log.
     ///
     /// Set `existed` to `true` if the stream is known to have existed: the function then waits for
-    /// [`DELETION`] before it creates a missing stream.
+    /// one second ([`DELETION`]) before it creates a missing stream.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);

@@ -55,7 +55,8 @@ struct Log {
     settings: Settings,
     sql: Statements,
     commands: Mutex<Commands>,
-    /// The connection of the follower. `None` before its first use, and after it is lost.
+    /// The connection of the follower, the task that reads new records. `None` before its first
+    /// use, and after the connection is lost.
     follower: Mutex<Option<Connection>>,
     appends: Appends,
     eviction: Eviction,
@@ -100,7 +101,8 @@ impl PostgresBackend {
         })
     }
 
-    /// Sets another URL for the connection of the follower, which uses `LISTEN`.
+    /// Sets another URL for the connection of the follower, the task that reads new records. This
+    /// connection uses `LISTEN`.
     ///
     /// Use it if the main URL is that of a connection pool in transaction mode, such as PgBouncer.
     /// The URL of the follower then names the server itself, or a pool in session mode. Without
@@ -213,13 +215,13 @@ impl Log {
         format!("the log {:?} of Postgres", self.settings.schema.name())
     }
 
-    /// Returns the newest record that this process knows.
+    /// Returns the newest record of the log that this process knows.
     fn known(&self) -> Option<Known> {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores the newest record that this process knows. Has no effect if a newer record of the
-    /// same epoch is known.
+    /// Stores the newest record of the log that this process knows. Has no effect if this process
+    /// already knows a newer record of the same epoch.
     fn note_known(&self, newer: Known) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_none_or(|known| known.epoch != newer.epoch || known.position < newer.position) {

@@ -1,4 +1,4 @@
-//! Pages of the log: the query for a page, and the decoding of its response.
+//! Pages of the log in Postgres: the query for a page, and the decoding of its rows.
 
 use super::{Log, error::RequestError};
 use crate::{
@@ -11,13 +11,13 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The maximum number of records in a page.
+/// The maximum number of records in a page of the log.
 const MAX_RECORDS: i64 = 1000;
-/// The maximum number of records of all topics that are examined for a page of some topics. This
-/// takes about 10 ms.
+/// The maximum number of records that a query examines to find the records of the wanted topics.
+/// Records of other topics count, too. Examining them takes about 10 ms.
 const MAX_EXAMINED: i64 = 10_000;
-/// The maximum size in bytes of a page of some topics, and of a page of all topics. The last record
-/// of a page can exceed it.
+/// The maximum size in bytes of a page. The first value applies to a query for some topics, and the
+/// second to a query for all topics. The last record of a page can exceed the size.
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
 /// The newest record that this process knows, in an epoch. If the log does not have this record,
@@ -55,7 +55,8 @@ impl KnownParameters {
 pub(super) struct LogPage {
     pub(super) page: Page,
     pub(super) last: Position,
-    /// Set if the log has the newest record that this process knows, and is on the same server.
+    /// `true` if the log is still the known log: it is on the Postgres server that has issued its
+    /// epoch, and it has the newest record that this process knows.
     pub(super) is_current: bool,
     /// The number of rows in the page, including the records of other programs that this crate
     /// cannot decode.
@@ -68,8 +69,8 @@ pub(super) enum Wanted<'a> {
     Topics(&'a [Arc<str>]),
 }
 
-/// The parameters of a query for a page, and the decoder of its response. The query can run on the
-/// shared connection, or on the connection of the follower.
+/// A query for a page of the log: its parameters, and the decoder of its rows. The query can run on
+/// the shared connection, or on the connection of the follower, the task that reads new records.
 pub(super) struct PageQuery<'a> {
     wanted: Wanted<'a>,
     after: i64,
@@ -105,7 +106,8 @@ impl<'a> PageQuery<'a> {
         parameters
     }
 
-    /// Decodes the rows of the response, and remembers the newest record in them.
+    /// Decodes the rows that this query has returned. Remembers the newest of these records as the
+    /// newest record that this process knows.
     pub(super) fn decode(&self, log: &Log, rows: &[Row]) -> Result<LogPage, BoxError> {
         let Some((state, rows)) = rows.split_last() else { return Err("the page has no end".into()) };
         let epoch: i64 = state.try_get("epoch")?;

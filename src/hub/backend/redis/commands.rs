@@ -1,4 +1,5 @@
-//! The shared connection: all requests of a process use it, except the requests of its follower.
+//! The shared connection to Redis. All requests of this process use it, except those of the
+//! follower, the task that waits for new entries.
 
 use super::{
     RedisBackend,
@@ -7,7 +8,8 @@ use super::{
 use redis::{Cmd, FromRedisValue, RedisError, ScriptInvocation};
 use std::time::{Duration, Instant};
 
-/// The connection that all requests of this process share, except those of `follow`.
+/// The connection to Redis that all requests of this process share, except requests that wait for
+/// new entries.
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
@@ -96,8 +98,8 @@ impl RedisBackend {
         }
     }
 
-    /// Drops the shared connection, so that the next request opens a new one. If `number` is given,
-    /// has an effect only while this number identifies the shared connection.
+    /// Drops the shared connection to Redis, so that the next request opens a new connection. If
+    /// `number` is given, drops only the connection with this number.
     pub(super) async fn disconnect(&self, number: Option<u64>) {
         let mut commands = self.commands.lock().await;
         if number.is_none_or(|number| number == commands.number) {

@@ -33,8 +33,8 @@ use tokio::{
     time::timeout,
 };
 
-/// The client name of the shared connection. All requests of this process use it, except requests
-/// that wait for new entries.
+/// The client name of the connection to Redis that all requests of this process share, except
+/// requests that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
 /// The range of the first sequence number of a server in a millisecond. An entry id consists of a
@@ -56,8 +56,8 @@ pub(super) struct Server {
     settings: RedisConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) tls: Option<Tls>,
-    /// The sentinels that know the address of the master. If this is not empty, `address` contains
-    /// the name of the master instead of an address.
+    /// The sentinels that know the address of the master. If there are sentinels, `address`
+    /// contains the name of the master instead of an address.
     pub(super) sentinels: Vec<Server>,
     /// The index of the sentinel that has last led to a connection. The next connection attempt
     /// asks this sentinel first.

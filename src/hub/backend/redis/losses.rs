@@ -32,8 +32,9 @@ const MAX_ATTEMPTS: u32 = 4;
 /// the loss to all readers.
 #[derive(Default)]
 pub(super) struct Losses {
-    /// This process has read all entries after the position `from` and up to `through`. `runs`
-    /// contains the positions of these entries, as ranges of consecutive positions.
+    /// The part of the log that this process has read: all entries after the position `from` and up
+    /// to `through`. `runs` contains the positions of these entries, as ranges of consecutive
+    /// positions.
     from: Position,
     through: Position,
     runs: VecDeque<(Position, Position)>,

@@ -146,8 +146,8 @@ pub struct RedisBackend {
     newest: Script,
     mark: Script,
     commands: Mutex<Commands>,
-    /// The connection that waits for new entries. `None` while `follow` uses it, and after the
-    /// connection is lost.
+    /// The connection to Redis that waits for new entries. `None` before its first use, while it
+    /// waits, and after it is lost.
     follower: Mutex<Option<Connection>>,
     /// The estimated size of the largest entries in bytes. It determines how many entries one
     /// request asks for.
