@@ -463,8 +463,8 @@ impl Core {
         }
     }
 
-    /// Removes the expired events of up to 64 topics in which the removal is due. Returns the time
-    /// when the next removal is due, or `None` if no removal is scheduled.
+    /// Removes the expired events of up to 64 topics whose removal of events is due. Returns the
+    /// time when the next removal is due, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
         registry.sweep(64);

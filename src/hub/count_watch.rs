@@ -38,9 +38,9 @@ impl CountWatch {
         state.next_key
     }
 
-    /// Removes the stream with this key. Returns the waker of the stream if the stream waits. The
-    /// caller drops the waker after it has released its locks. The second result is `true` if no
-    /// other stream watches the number.
+    /// Removes the stream with this key from the streams that watch the number of subscribers.
+    /// Returns the waker of the stream if the stream waits. The caller drops the waker after it has
+    /// released its locks. The second result is `true` if no other stream watches the number.
     pub(super) fn leave(&self, key: u64) -> (Option<Waker>, bool) {
         let mut state = lock(&self.state);
         state.streams -= 1;
@@ -57,8 +57,8 @@ impl CountWatch {
         }
     }
 
-    /// Ends all streams that watch the number of subscribers. Returns the wakers of the waiting
-    /// streams. The caller wakes them after it has released its locks.
+    /// Ends all streams that watch the number of subscribers of the topic. Returns the wakers of the
+    /// waiting streams. The caller wakes them after it has released its locks.
     pub(super) fn end(&self) -> Wakers {
         let mut state = lock(&self.state);
         state.is_ended = true;
@@ -86,8 +86,8 @@ impl CountWatch {
     }
 }
 
-/// The wakers of streams that wait for a number of subscribers, to be woken after all locks are
-/// released.
+/// The wakers of the streams that wait for a change of the number of subscribers. They are woken
+/// after all locks are released.
 #[derive(Debug, Default)]
 #[must_use]
 pub(super) struct Wakers(Vec<Waker>);
@@ -97,7 +97,7 @@ impl Wakers {
         self.0.append(&mut others.0);
     }
 
-    /// Wakes the tasks of all these streams. The caller must hold no lock.
+    /// Wakes the tasks of all streams in this list. The caller must hold no lock.
     pub(super) fn wake(self) {
         for waker in self.0 {
             contain_panic("waker", || waker.wake());

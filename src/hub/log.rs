@@ -52,7 +52,7 @@ impl Limits {
     }
 }
 
-/// A number of events, and their total size in bytes.
+/// The number of events and their total size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) events: usize,

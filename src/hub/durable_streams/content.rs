@@ -6,14 +6,15 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde_core::de::IgnoredAny;
 
-/// The format and the content type of a stream: how it encodes the data of the events of a topic.
+/// The format and the content type of a durable stream: how it encodes the data of the events of a
+/// topic.
 ///
-/// A stream contains only the data of events, not their names and ids. An event without data, such
-/// as [`Event::checkpoint`], adds nothing to the stream.
+/// A durable stream contains only the data of events, not their names and ids. An event without
+/// data, such as [`Event::checkpoint`], adds nothing to the stream.
 ///
 /// | format | content type | the stream contains |
 /// |---|---|---|
-/// | [`json`](Self::json) | `application/json` | one JSON value for each event; the protocol keeps their boundaries |
+/// | [`json`](Self::json) | `application/json` | one JSON value for each event; the Durable Streams protocol keeps their boundaries |
 /// | [`text`](Self::text) | `text/plain; charset=utf-8` | the data of all events without separators, such as the tokens of an answer |
 /// | [`lines`](Self::lines) | `application/x-ndjson` | the data of each event, followed by a line feed |
 /// | [`base64`](Self::base64) | `application/octet-stream` | the bytes that the data of each event encodes |
@@ -41,7 +42,8 @@ enum Encoding {
     Base64,
 }
 
-/// The error for an event whose data is not base64, in a stream of the format [`Content::base64`].
+/// The error for an event whose data is not base64, in a durable stream of the format
+/// [`Content::base64`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotBase64;
 

@@ -12,8 +12,8 @@ const FIRST_INTERVAL: u64 = 1_728_432_000;
 /// The length of the intervals that the cursor of the Durable Streams protocol counts, in seconds.
 const INTERVAL: u64 = 20;
 
-/// The maximum number of intervals by which a new cursor of the Durable Streams protocol exceeds
-/// the cursor that the client has sent: one hour.
+/// The maximum difference between a new cursor of the Durable Streams protocol and the cursor that
+/// the client has sent, if that is not smaller than the current interval. In intervals: one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
 /// Returns the cursor of a response in the Durable Streams protocol: the number of the current

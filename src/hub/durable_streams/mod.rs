@@ -319,7 +319,8 @@ impl DurableStreams {
         Some(offset::format(epoch, epoch.position(id).ok()?))
     }
 
-    /// Returns the topic of a request. Returns the status of the error if the topic cannot be read.
+    /// Returns the topic in the path of a request. Returns the status of the error if the topic
+    /// cannot be read.
     fn check(&self, request: &Parts) -> Result<Arc<str>, StatusCode> {
         if request.method != Method::GET && request.method != Method::HEAD {
             return Err(StatusCode::METHOD_NOT_ALLOWED);

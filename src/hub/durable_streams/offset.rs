@@ -10,7 +10,7 @@ use super::super::{
 /// positions get leading zeros. So offsets can be compared as text.
 const DIGITS: usize = 20;
 
-/// The reason why a text is not an offset of this log.
+/// The reason why a text is not an offset of the current log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InvalidOffset {
     /// The text does not have the format of an offset.

@@ -23,11 +23,11 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// The maximum time that a request waits for old events from the backend.
+/// The maximum time that a request to read a topic waits for old events from the backend.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that a request waits for this node to read events that it knows to be in the
-/// log, for example its own.
+/// The maximum time that a request to read a topic waits for this node to read events that it knows
+/// to be in the log, for example its own.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The point in a topic where a read begins.
@@ -96,10 +96,10 @@ pub(super) enum Rest {
     Closed,
 }
 
-/// The outcome of filling a page with the events that are available.
+/// The outcome of filling a page with the available events of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// The page has reached its size, or the next call returns an error.
+    /// The page has reached its size, or an error follows its events.
     Full,
     /// No further event is available. The next event wakes the task that fills the page.
     Waits,
@@ -291,7 +291,7 @@ impl Reading {
         Ok(Fill::Full)
     }
 
-    /// Returns whether more events follow a full page.
+    /// Returns whether more events of the topic follow the events of a full page.
     fn rest(&mut self, cx: &mut Context<'_>) -> Rest {
         match self.poll_available(cx) {
             Poll::Ready(Ok(false)) => Rest::Closed,

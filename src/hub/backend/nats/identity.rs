@@ -33,25 +33,25 @@ const MAX_WITNESS_BYTES: usize = 4096;
 /// applied all messages yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// In a stream with a maximum age of messages, a node that has just connected adds another mark
-/// after this time, unless a message arrives before. A mark is a message that identifies the log.
-/// The existing mark could be so old that retention removes it soon. If a quarter of the maximum
-/// age is shorter, the node adds the mark after that time.
+/// If a JetStream stream has a maximum age of messages, a node that has just connected adds another
+/// mark after this time, unless a message arrives before. A mark is a message that identifies the
+/// log. The existing mark could be so old that retention removes it soon. If a quarter of the
+/// maximum age is shorter, the node adds the mark after that time.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
-/// The pauses in milliseconds before a mark is published again because no stream has accepted it. A
-/// mark is a message that identifies the log.
+/// The pauses in milliseconds before a mark is published again because no JetStream stream has
+/// accepted it. A mark is a message that identifies the log.
 ///
 /// If two nodes create the stream at the same time, the server may respond before the stream can
 /// receive messages.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
-/// A mark is a message in the stream that identifies the log. If the log replaces a lost log, its
-/// first mark has this header with the id of the lost log.
+/// A mark is a message in the JetStream stream that identifies the log. If the log replaces a lost
+/// log, its first mark has this header with the id of the lost log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// A mark is a message in the stream that is not an event and identifies the log. This header of a
-/// mark contains the sequence of the last event before the mark.
+/// A mark is a message in the JetStream stream that is not an event and identifies the log. This
+/// header of a mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
 /// The knowledge of this node about the log in the JetStream stream. It includes the two messages
@@ -59,7 +59,7 @@ const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload of each mark, a message that identifies the log in the
-    /// stream.
+    /// JetStream stream.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
     /// The sequence of the newest mark that this node has read. A mark is a message that identifies
@@ -80,8 +80,8 @@ pub(super) struct KnownLog {
     renewal: Instant,
 }
 
-/// A recent message that identifies the log: the node checks that the stream still has this message
-/// at this sequence.
+/// A recent message that identifies the log: the node checks that the JetStream stream still has
+/// this message at this sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Witness {
     sequence: u64,
@@ -186,7 +186,8 @@ enum Verdict {
     Different,
 }
 
-/// The log that a node reads and publishes to, and the checks that the stream still has this log.
+/// The log that a node reads and publishes to, and the checks that the JetStream stream still has
+/// this log.
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
@@ -236,9 +237,9 @@ impl Identity {
         }
     }
 
-    /// Returns the current log of the stream, from a check that begins after this call. If the
-    /// stream still has the witness, a message that this node remembers, the result is the log that
-    /// the node has used so far. Otherwise a complete [`check`](Self::check) decides.
+    /// Returns the current log of the JetStream stream, from a check that begins after this call.
+    /// If the stream still has the witness, a message that this node remembers, the result is the
+    /// log that the node has used so far. Otherwise a complete [`check`](Self::check) decides.
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
@@ -257,8 +258,9 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Compares the stream with the log that this node has used so far. Returns the current log and
-    /// the state of the stream. Concurrent callers share a check, which begins after their calls.
+    /// Compares the JetStream stream with the log that this node has used so far. Returns the
+    /// current log and the state of the stream. Concurrent callers share a check, which begins
+    /// after their calls.
     ///
     /// Creates the stream if it does not exist. If the stream has lost messages or was replaced,
     /// begins a new log in it.
@@ -401,8 +403,8 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
 }
 
 /// Returns the mark of the log that replaces the log `lost`. A mark is a message that identifies a
-/// log, and `mark` is the newest one in the stream. If no other node has begun the new log yet,
-/// this function begins it.
+/// log, and `mark` is the newest mark in the JetStream stream. If no other node has begun the new
+/// log yet, this function begins it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -410,9 +412,9 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Begins a new log: publishes a mark, the message that identifies it, and returns the newest mark
-/// of the stream. `replaces` is the id of a lost log. `previous` is the sequence of the newest mark
-/// so far, or 0.
+/// Begins a new log: publishes a mark, the message that identifies the log, and returns the newest
+/// mark of the JetStream stream. `replaces` is the id of a lost log. `previous` is the sequence of
+/// the newest mark so far, or 0.
 ///
 /// If two nodes do this at the same time, the stream stores only the first mark. Both nodes then
 /// use that mark.
@@ -433,8 +435,8 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
     })
 }
 
-/// Returns the newest mark of a stream in this state, or `None` if the stream has no mark. A mark
-/// is a message that identifies the log.
+/// Returns the newest mark of a JetStream stream in this state, or `None` if the stream has no
+/// mark. A mark is a message that identifies the log.
 ///
 /// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
 /// stream is still empty, so this function sends no request if `state` says so.
@@ -447,9 +449,9 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Returns the newest message of the stream as a witness, a remembered message that identifies the
-/// log in later checks. Returns `None` if the stream is empty, or if the message is too large or
-/// from another program.
+/// Returns the newest message of the JetStream stream as a witness, a remembered message that
+/// identifies the log in later checks. Returns `None` if the stream is empty, or if the message is
+/// too large or from another program.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
@@ -458,7 +460,7 @@ async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, B
 }
 
 /// Creates a mark: a message with the id of a log, `log`, as its payload. The server uses
-/// `message_id` to detect a duplicate.
+/// `message_id` to detect a mark that is sent twice.
 fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use std::{error::Error, time::Duration};
 use tokio::time::sleep;
 
-/// The pause after a stream was found deleted, before the client creates a stream with the same
-/// name.
+/// The pause after a JetStream stream was found deleted, before the client creates a stream with
+/// the same name.
 ///
 /// nats-server, up to version 2.9 at least, confirms a deletion before it has removed the files. It
 /// then also removes the files of a new stream with this name. The new stream stores messages but
@@ -89,8 +89,8 @@ impl Stream<'_> {
         state(name, &info)
     }
 
-    /// Returns the state of the stream, and the sequences of the messages that were deleted between
-    /// its oldest and its newest message, in rising order.
+    /// Returns the state of the JetStream stream, and the sequences of the messages that were
+    /// deleted between its oldest and its newest message, in rising order.
     pub(super) async fn state_with_holes(&self) -> Result<(State, Vec<u64>), BoxError> {
         let info = self.info(&Value::Null).await?;
         let now = state(self.name(), &info)?;
@@ -104,24 +104,25 @@ impl Stream<'_> {
         Ok((state(self.name(), &info)?, deleted))
     }
 
-    /// Returns the message with this sequence, or `None` if the stream does not have it.
+    /// Returns the message with this sequence, or `None` if the JetStream stream does not have it.
     pub(super) async fn get(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "seq": sequence })).await
     }
 
-    /// Returns the first message with this sequence or a greater one. Returns `None` if there is no
-    /// such message.
+    /// Returns the first message of the JetStream stream with this sequence or a greater one.
+    /// Returns `None` if there is no such message.
     pub(super) async fn next(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.next_of(">", sequence).await
     }
 
-    /// Returns the first message of a subject with this sequence or a greater one. `subject` can
-    /// contain wildcards. Returns `None` if there is no such message.
+    /// Returns the first message of a NATS subject with this sequence or a greater one. `subject`
+    /// can contain wildcards. Returns `None` if there is no such message.
     pub(super) async fn next_of(&self, subject: &str, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "seq": sequence, "next_by_subj": subject })).await
     }
 
-    /// Returns the newest message of a subject, or `None` if the stream has no message of it.
+    /// Returns the newest message of a NATS subject, or `None` if the JetStream stream has no
+    /// message of it.
     pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "last_by_subj": subject })).await
     }
@@ -146,7 +147,7 @@ impl Stream<'_> {
     }
 }
 
-/// Returns an error if a stream with this configuration cannot be used as a log.
+/// Returns an error if a JetStream stream with this configuration cannot be used as a log.
 fn check(name: &str, config: &Value) -> Result<(), BoxError> {
     let subjects: Vec<_> = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let wanted = format!("{name}.>");
@@ -218,9 +219,9 @@ async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, Requ
     })
 }
 
-/// Returns `true` if the server has refused a message because the message expects another last
-/// sequence. Servers from 2.12 on have a second error code for this. They use it while they store
-/// another message of the same subject.
+/// Returns `true` if the NATS server has refused a message because the message expects another last
+/// sequence than the stream has. Servers from 2.12 on have a second error code for this. They use
+/// it while they store another message of the same subject.
 pub(super) fn is_refusal(error: &PublishError) -> bool {
     let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
     error.kind() == PublishErrorKind::WrongLastSequence

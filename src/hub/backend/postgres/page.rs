@@ -174,7 +174,7 @@ pub(super) fn from_sql(position: i64) -> Position {
     Position::new(u64::try_from(position).unwrap_or(0))
 }
 
-/// Returns the character of a kind of record in SQL.
+/// Returns the character that stands for a kind of record in SQL.
 pub(super) fn kind_to_sql(kind: RecordKind) -> i8 {
     let byte = match kind {
         RecordKind::Event => b'e',

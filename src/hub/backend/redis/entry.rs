@@ -56,8 +56,8 @@ impl Entry {
     }
 }
 
-/// Decodes an entry. `wants` is called with the topic of the entry, and decides whether the record
-/// is decoded, too.
+/// Decodes an entry of the Redis stream. `wants` is called with the topic of the entry, and decides
+/// whether the record is decoded, too.
 fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
     let Value::Array(parts) = value else { return Err(not_a_stream()) };
     let mut parts = parts.into_iter();
@@ -110,7 +110,8 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     Ok(Entry { position, previous, lost_for_readers_before, newest_lost, record, bytes })
 }
 
-/// Decodes the first of these entries, without its record. Returns `None` if there is no entry.
+/// Decodes the first of these entries of the Redis stream, without its record. Returns `None` if
+/// there is no entry.
 pub(super) fn first(entries: Vec<Value>) -> Result<Option<Entry>, BoxError> {
     entries.into_iter().next().map(|value| entry(value, |_| false)).transpose()
 }
@@ -137,7 +138,7 @@ fn not_a_stream() -> BoxError {
     "the answer of the server is none of a stream".into()
 }
 
-/// The decoded contents of consecutive entries that one read has returned.
+/// The decoded contents of consecutive entries of the Redis stream that one read has returned.
 #[derive(Default)]
 pub(super) struct DecodedBatch {
     /// The eviction watermark, if the reader of this batch has missed entries that were evicted or
@@ -145,8 +146,8 @@ pub(super) struct DecodedBatch {
     /// no entry.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
-    /// The position of the last entry of the batch. If the batch is empty, this is the position up
-    /// to which its reader had read the log before.
+    /// The position of the last entry of the batch. If the batch is empty, this is the position of
+    /// the entry that the reader has read last.
     pub(super) through: Position,
     /// `true` if other software than a hub has added the first entry. Such an entry does not
     /// contain the position of the entry before it.
