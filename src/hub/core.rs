@@ -293,8 +293,8 @@ impl Core {
         Ok(())
     }
 
-    /// Removes all events of a topic from the log in memory, and forgets that the topic is
-    /// `latest_only`.
+    /// Removes all events of a topic from the log in memory. The topic also loses its own retention
+    /// and the setting `latest_only`.
     ///
     /// No waiting reader is woken, because a reader waits only after it has read all events.
     fn remove_in_memory(&self, name: &Arc<str>) {
