@@ -65,10 +65,10 @@ impl CountWatch {
         Wakers(mem::take(&mut state.wakers).into_values().collect())
     }
 
-    /// Returns the number of subscribers if it differs from `seen`, the last number that the stream
-    /// has yielded. `seen` is `None` before the first number. If the number is the same, registers
-    /// `waker` for the stream with this key, and returns `Pending`. Returns `Ready(None)` after
-    /// [`end`](Self::end).
+    /// Returns the number of subscribers of the topic if it differs from `seen`, the last number
+    /// that the stream has yielded. `seen` is `None` before the first number. If the number is the
+    /// same, registers `waker` for the stream with this key, and returns `Pending`. Returns
+    /// `Ready(None)` after [`end`](Self::end).
     pub(super) fn poll(&self, seen: Option<usize>, key: u64, waker: &Waker) -> Poll<Option<usize>> {
         // Clone the waker before the watch is locked, because `clone` runs code of the application.
         let waker = waker.clone();

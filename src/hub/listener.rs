@@ -110,7 +110,7 @@ pub struct Listener {
     subscription: Subscription,
     /// The wire bytes of events that were read from the hub, but not yielded yet.
     pending: Bytes,
-    /// The topics of the pending events, each with the number of its consecutive events.
+    /// The topics of the events in `pending`, each with the number of its consecutive events.
     topics: VecDeque<(Arc<str>, usize)>,
     /// The id of the last yielded event, while events that were read together with this event are
     /// still in `pending`. Otherwise `None`.

@@ -109,7 +109,8 @@ struct CachedRead {
 }
 
 impl Log {
-    /// Creates an empty log. Events up to and including `evicted_through` may have been evicted.
+    /// Creates an empty log of a topic. Events up to and including `evicted_through` may have been
+    /// evicted.
     pub(super) fn new(evicted_through: Position) -> Self {
         Self {
             sealed: VecDeque::new(),

@@ -1,4 +1,5 @@
-//! Reads one topic for one request: the events after an offset, and whether more events follow.
+//! Reads one topic for one request of the Durable Streams protocol: the events after an offset, and
+//! whether more events follow.
 
 use super::{
     super::{
@@ -41,7 +42,7 @@ pub(super) enum Begin {
     After(Epoch, Position),
 }
 
-/// The reason why a topic cannot be read.
+/// The reason why a request to read a topic fails.
 #[derive(Debug)]
 pub(super) enum ReadError {
     /// The topic does not exist.
@@ -117,8 +118,8 @@ pub(super) struct Reading {
     topic: Arc<TopicState>,
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
-    /// The client has all events up to this position. `None` if the reader did not begin after a
-    /// position and has not read an event yet.
+    /// The position up to which the client has all events. `None` if the reader did not begin after
+    /// a position and has not read an event yet.
     position: Option<Position>,
     failure: Option<Failure>,
 }

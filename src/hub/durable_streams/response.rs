@@ -30,7 +30,7 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The mode of a read, set by the query parameter `live`.
+/// The mode of a request that reads a topic, set by the query parameter `live`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     CatchUp,

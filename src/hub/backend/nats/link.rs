@@ -52,9 +52,9 @@ enum Login {
 }
 
 impl Servers {
-    /// Parses the URLs of one or more servers, separated by commas. The user and password, or the
-    /// token, come from the first URL that has them. They apply to all servers. Returns an error if
-    /// a URL is invalid.
+    /// Parses the URLs of one or more NATS servers, separated by commas. The user and password, or
+    /// the token, come from the first URL that has them. They apply to all servers. Returns an
+    /// error if a URL is invalid.
     pub(super) fn parse(urls: &str) -> Result<Self, BoxError> {
         let mut servers = Self::default();
         for url in urls.split(',') {

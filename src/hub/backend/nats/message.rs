@@ -17,8 +17,8 @@ use std::{borrow::Cow, sync::Arc};
 /// takes.
 pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
-/// The maximum length of a subject in bytes. A NATS server closes the connection of a client that
-/// sends a protocol line of more than 4,096 bytes. This line contains the subject.
+/// The maximum length of a NATS subject in bytes. A NATS server closes the connection of a client
+/// that sends a protocol line of more than 4,096 bytes. This line contains the subject.
 const MAX_SUBJECT_BYTES: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
@@ -62,8 +62,8 @@ pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     (subject.len() <= MAX_SUBJECT_BYTES).then_some(subject)
 }
 
-/// Returns the name of the topic that has this subject. Returns `None` if `subject` is not of a
-/// topic of the stream with the name `stream`.
+/// Returns the name of the topic that has this NATS subject. Returns `None` if `subject` is not of
+/// a topic of the JetStream stream with the name `stream`.
 pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     let mut rest = subject.strip_prefix(stream)?.strip_prefix('.')?.strip_suffix('=')?;
     let mut topic = Vec::with_capacity(rest.len());
@@ -222,7 +222,7 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
 /// Returns the reason why these records cannot be one NATS message of at most `max_payload` bytes.
 /// Returns `None` if they can.
 pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'static, str>> {
-    /// The number of bytes that are reserved for the headers of a message. They count towards
+    /// The number of bytes that are reserved for the headers of a NATS message. They count towards
     /// `max_payload`.
     const HEADERS: usize = 256;
     let [first, ..] = records else { return Some("there is nothing to add".into()) };

@@ -1,4 +1,5 @@
-//! Requests to JetStream about the stream: its configuration, its state, and single messages.
+//! Requests to JetStream about the stream that holds the log: its configuration, its state, and
+//! single messages.
 
 use super::{link::Link, message::Stored};
 use crate::BoxError;
@@ -189,8 +190,8 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
     Ok(State { first: first.max(1), last, messages, max_age, replicas })
 }
 
-/// The reason why a request to JetStream failed: the server refused it, or there was no valid
-/// response.
+/// The reason why a request to JetStream failed: the server refused the request, or there was no
+/// valid response.
 enum RequestError {
     Refused { code: u64, error: u64, description: String },
     Other(BoxError),

@@ -50,7 +50,7 @@ struct Settings {
     timeout: Duration,
 }
 
-/// The state of a connected backend, which its tasks share.
+/// The state of a Postgres backend, which its tasks share.
 struct Log {
     settings: Settings,
     sql: Statements,
@@ -150,8 +150,9 @@ impl PostgresBackend {
         follower.iter_mut().for_each(|follower| follower.set_tls_files(tls_files));
     }
 
-    /// Sets the schema of the log. Default: `tower_sse`. Hubs with the same schema are one hub. The
-    /// schema also is the name of the channel of `NOTIFY`.
+    /// Sets the name of the Postgres schema that contains the log. Default: `tower_sse`. All hubs
+    /// with the same schema share their topics and events. The channel of `NOTIFY` has the same
+    /// name.
     ///
     /// # Errors
     ///
@@ -179,7 +180,7 @@ impl PostgresBackend {
         self
     }
 
-    /// Sets the timeout of a request, and of a connection attempt. Default: 2 seconds.
+    /// Sets the timeout of a request to Postgres, and of a connection attempt. Default: 2 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = timeout;
@@ -230,7 +231,8 @@ impl Log {
     }
 
     /// Returns the bounds of the log. If another log has replaced the log that this process knows,
-    /// for example after a failover, first starts a new epoch.
+    /// for example after a failover, first starts a new epoch, so that old ids are not valid any
+    /// more.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let known = KnownParameters::of(self.known());
         let rows = self.query(&self.sql.bounds, &known.all()).await?;

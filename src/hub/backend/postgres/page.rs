@@ -20,8 +20,8 @@ const MAX_EXAMINED: i64 = 10_000;
 /// second to a query for all topics. The last record of a page can exceed the size.
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
-/// The newest record that this process knows, in an epoch. If the log does not have this record,
-/// another log has replaced it.
+/// The newest record that this process knows, and its epoch. If the log in Postgres does not have
+/// this record, another log has replaced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) epoch: i64,
@@ -51,7 +51,7 @@ impl KnownParameters {
     }
 }
 
-/// A page, and the state of the log when it was read.
+/// A page of the log, and the state of the log when the page was read.
 pub(super) struct LogPage {
     pub(super) page: Page,
     pub(super) last: Position,
@@ -147,7 +147,7 @@ impl<'a> PageQuery<'a> {
 }
 
 impl Log {
-    /// Returns the records of these topics after a position.
+    /// Returns a page with the records of these topics that come after a position.
     pub(super) async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let query = PageQuery::new(self, Wanted::Topics(topics), after);
         let rows = self.query(&self.sql.page, &query.parameters()).await?;
@@ -165,7 +165,8 @@ impl Log {
     }
 }
 
-/// Converts a position for SQL, whose integers are signed.
+/// Converts a position for SQL, whose integers are signed. A position above their range becomes the
+/// greatest integer.
 pub(super) fn to_sql(position: Position) -> i64 {
     i64::try_from(position.get()).unwrap_or(i64::MAX)
 }

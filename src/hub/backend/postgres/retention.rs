@@ -1,4 +1,4 @@
-//! Retention: every node deletes the oldest records, in small batches.
+//! Retention of the log in Postgres: every node deletes the oldest records, in small batches.
 
 use super::Log;
 use std::{

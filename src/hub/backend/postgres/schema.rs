@@ -1,4 +1,4 @@
-//! The schema of a log: its tables and functions in SQL, and how they are created.
+//! The schema of a log in Postgres: its tables and functions in SQL, and how they are created.
 
 use crate::BoxError;
 use tokio_postgres::{Client, error::SqlState, types::Type};

@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
-    /// The number of connections that were opened so far, which identifies the current connection.
+    /// The number of connections to Redis that were opened so far, which identifies the current
+    /// connection.
     number: u64,
-    /// The time and the error of the last failed connection attempt. A caller that has waited for
-    /// this attempt returns the same error.
+    /// The time and the error of the last failed attempt to connect to Redis. A caller that has
+    /// waited for this attempt returns the same error.
     last_failure: Option<(Instant, RequestError)>,
 }
 
-/// A command that can be sent several times, for example again on another connection.
+/// A Redis command that can be sent several times, for example again on another connection.
 pub(super) enum Command<'a> {
     Plain(Cmd),
     Script(ScriptInvocation<'a>),
@@ -36,7 +37,8 @@ impl Command<'_> {
 }
 
 impl RedisBackend {
-    /// Runs a command on the shared connection, and opens this connection if there is none.
+    /// Runs a command on the connection to Redis that all requests of this process share. Opens the
+    /// connection if there is none.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, RequestError> {
         self.run_on(self.shared_connection().await?, command).await
     }
@@ -70,8 +72,9 @@ impl RedisBackend {
         }
     }
 
-    /// Returns the shared connection and the number that identifies it. Opens the connection if
-    /// there is none. Concurrent callers share one connection attempt, and its error.
+    /// Returns the connection to Redis that all requests of this process share, and the number that
+    /// identifies this connection. Opens the connection if there is none. Concurrent callers share
+    /// one connection attempt, and its error.
     pub(super) async fn shared_connection(&self) -> Result<(Connection, u64), RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;

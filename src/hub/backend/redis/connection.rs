@@ -236,8 +236,8 @@ impl Server {
         }
     }
 
-    /// Remembers the address in a `MOVED` error. The next connection attempt tries this address
-    /// first. Other errors have no effect.
+    /// Remembers the address in a `MOVED` error of a Redis cluster. The next connection attempt
+    /// tries this address first. Other errors have no effect.
     pub(super) fn follow_redirect(&self, error: &RedisError) {
         if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
             return;
@@ -334,8 +334,8 @@ impl Drop for Driver {
     }
 }
 
-/// Returns `true` if the connection or the server cannot be used any more, and the caller has to
-/// open another connection. Returns `false` if only this command failed.
+/// Returns `true` if, after this error, the connection or the server cannot be used any more. The
+/// caller then has to open another connection. Returns `false` if only one command failed.
 pub(super) fn is_connection_error(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => is_redirect(error) || kind == ServerErrorKind::MasterDown,

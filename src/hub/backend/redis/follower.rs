@@ -22,8 +22,8 @@ const MARK_SEARCH_PAGES: usize = 8;
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
-    /// Waits for new entries after the position `after`, and returns them as a page. Implements
-    /// [`Backend::follow`](crate::hub::backend::Backend::follow).
+    /// Waits for new entries of the Redis stream after the position `after`, and returns them as a
+    /// page. Implements [`Backend::follow`](crate::hub::backend::Backend::follow).
     pub(super) async fn next_page(&self, after: Position) -> Result<Page, BoxError> {
         self.losses().begin(after);
         loop {

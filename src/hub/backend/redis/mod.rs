@@ -158,11 +158,11 @@ pub struct RedisBackend {
     losses: SyncMutex<Losses>,
 }
 
-/// The approximate number of bytes that one read returns: 64 KiB for a read of old entries, and 1
-/// MiB for new entries.
+/// The approximate number of bytes that one read of the Redis stream returns: 64 KiB for a read of
+/// old entries, and 1 MiB for new entries.
 const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// The maximum number of entries that one read returns.
+/// The maximum number of entries that one read of the Redis stream returns.
 const MAX_ENTRIES: usize = 1024;
 /// The number of entries that a read of old entries asks for before the size of entries is known.
 const INITIAL_ENTRIES: usize = 64;
