@@ -57,8 +57,8 @@ impl CountWatch {
         }
     }
 
-    /// Ends all streams that watch the number of subscribers of the topic. Returns the wakers of the
-    /// waiting streams. The caller wakes them after it has released its locks.
+    /// Ends all streams that watch the number of subscribers of the topic. Returns the wakers of
+    /// the waiting streams. The caller wakes them after it has released its locks.
     pub(super) fn end(&self) -> Wakers {
         let mut state = lock(&self.state);
         state.is_ended = true;

@@ -45,8 +45,9 @@ impl Limits {
         then.checked_add(self.max_age)
     }
 
-    /// Returns the maximum size in bytes of a segment with several events: a quarter of `max_bytes`,
-    /// but at most 16 KiB. So the memory of a log does not exceed a small `max_bytes` by much.
+    /// Returns the maximum size in bytes of a segment with several events: a quarter of
+    /// `max_bytes`, but at most 16 KiB. So the memory of a log does not exceed a small `max_bytes`
+    /// by much.
     fn segment(&self) -> usize {
         (self.max_bytes / 4).min(SEGMENT)
     }

@@ -118,8 +118,8 @@ pub(super) struct Reading {
     topic: Arc<TopicState>,
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
-    /// The position up to which the client has all events. `None` if the reader did not begin after
-    /// a position and has not read an event yet.
+    /// The position of the client, which has all events of the topic up to this position. `None` if
+    /// the reader did not begin after a position and has not read an event yet.
     position: Option<Position>,
     failure: Option<Failure>,
 }
