@@ -47,8 +47,8 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
 /// The time that the hub keeps the limits that were set for a topic without events and subscribers.
-/// The time is longer than the timeout of a request to the backend, so that the limits apply to an
-/// event whose publication has begun.
+/// The default timeout of a request to the backend is shorter, so that the limits apply to an event
+/// whose publication has begun.
 const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
