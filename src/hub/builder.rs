@@ -322,9 +322,9 @@ impl Builder {
         self.of(PostgresBackend::new(url), PostgresBackend::max_age)
     }
 
-    /// Creates a connector for `backend`. If `backend` is an `Err`, [`Connector::connect`] returns
-    /// this error later. `with_max_age` passes the `max_age` of the hub to the backend when the hub
-    /// connects.
+    /// Creates a [`Connector`], the settings of a hub with a backend. If `backend` is an `Err`,
+    /// [`Connector::connect`] returns this error later. `with_max_age` passes the `max_age` of the
+    /// hub to the backend when the hub connects.
     fn of<B: Backend>(self, backend: Result<B, BoxError>, with_max_age: fn(B, Duration) -> B) -> Connector {
         let resolve = |backend| -> Resolve { Box::new(move |age| Arc::new(with_max_age(backend, age))) };
         Connector { settings: self, backend: backend.map(resolve) }

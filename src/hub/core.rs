@@ -41,13 +41,14 @@ pub(super) const SLICE: usize = 1_000;
 /// in the log of the backend.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time limit of the last append after a [shutdown](Core::shut_down): a record after which the
-/// members of this node leave without waiting for its lease.
+/// The time limit of the last append after a [shutdown](Core::shut_down) of the hub. The record
+/// lets the members of this node leave early. Otherwise they leave only when the other nodes have
+/// had no sign of life of this node for the time of its lease.
 const LAST_RECORD: Duration = Duration::from_secs(1);
 
-/// The time that the hub keeps the retention of a topic without events and subscribers. It is
-/// longer than the timeout of a request to the backend, so that the retention applies to the event
-/// that is being published.
+/// The time that the hub keeps the limits that were set for a topic without events and subscribers.
+/// The default timeout of a request to the backend is shorter, so that the limits apply to an event
+/// whose publication has begun.
 const UNUSED: Duration = Duration::from_secs(60);
 
 pub(super) struct Core {
@@ -292,8 +293,8 @@ impl Core {
         Ok(())
     }
 
-    /// Removes all events of a topic from the log in memory, and forgets that the topic is
-    /// `latest_only`.
+    /// Removes all events of a topic from the log in memory. The topic also loses its own retention
+    /// and the setting `latest_only`.
     ///
     /// No waiting reader is woken, because a reader waits only after it has read all events.
     fn remove_in_memory(&self, name: &Arc<str>) {
@@ -462,8 +463,8 @@ impl Core {
         }
     }
 
-    /// Removes the expired events of up to 64 topics whose scheduled time has come. Returns the
-    /// next scheduled time, or `None` if no removal is scheduled.
+    /// Removes the expired events of up to 64 topics whose removal of events is due. Returns the
+    /// time when the next removal is due, or `None` if no removal is scheduled.
     pub(super) fn sweep(&self) -> Option<Instant> {
         let mut registry = self.registry.lock();
         registry.sweep(64);

@@ -10,8 +10,8 @@ use std::{
 };
 
 /// The number of subscribers of one topic, shared with the streams that report this number to the
-/// application. The hub has a watch for a topic while at least one such stream exists, even if the
-/// topic itself does not exist.
+/// application. The hub has a `CountWatch` for a topic while at least one such stream exists, even
+/// if the topic itself does not exist.
 #[derive(Debug, Default)]
 pub(super) struct CountWatch {
     state: Mutex<State>,
@@ -21,15 +21,16 @@ pub(super) struct CountWatch {
 struct State {
     count: usize,
     streams: usize,
-    /// The wakers of the streams that wait for a change of `count`, by the keys of the streams.
+    /// The wakers of the streams that wait for a change of the number of subscribers, by the keys
+    /// of the streams.
     wakers: BTreeMap<u64, Waker>,
     next_key: u64,
     is_ended: bool,
 }
 
 impl CountWatch {
-    /// Registers a stream that watches the number of subscribers. Returns the key that identifies
-    /// the stream.
+    /// Registers a stream that watches the number of subscribers of the topic. Returns the key that
+    /// identifies the stream.
     pub(super) fn join(&self) -> u64 {
         let mut state = lock(&self.state);
         state.streams += 1;
@@ -37,17 +38,17 @@ impl CountWatch {
         state.next_key
     }
 
-    /// Removes the stream with this key. Returns the waker of the stream if the stream waits. The
-    /// caller drops the waker after it has released its locks. The second result is `true` if no
-    /// other stream watches the number.
+    /// Removes the stream with this key from the streams that watch the number of subscribers.
+    /// Returns the waker of the stream if the stream waits. The caller drops the waker after it has
+    /// released its locks. The second result is `true` if no other stream watches the number.
     pub(super) fn leave(&self, key: u64) -> (Option<Waker>, bool) {
         let mut state = lock(&self.state);
         state.streams -= 1;
         (state.wakers.remove(&key), state.streams == 0)
     }
 
-    /// Sets the number of subscribers. Returns the wakers of the waiting streams if the number has
-    /// changed. The caller wakes them after it has released its locks.
+    /// Sets the number of subscribers of the topic. Returns the wakers of the waiting streams if
+    /// the number has changed. The caller wakes them after it has released its locks.
     pub(super) fn set(&self, count: usize) -> Wakers {
         let mut state = lock(&self.state);
         match mem::replace(&mut state.count, count) == count {
@@ -56,18 +57,18 @@ impl CountWatch {
         }
     }
 
-    /// Ends all streams that watch the number of subscribers. Returns the wakers of the waiting
-    /// streams. The caller wakes them after it has released its locks.
+    /// Ends all streams that watch the number of subscribers of the topic. Returns the wakers of
+    /// the waiting streams. The caller wakes them after it has released its locks.
     pub(super) fn end(&self) -> Wakers {
         let mut state = lock(&self.state);
         state.is_ended = true;
         Wakers(mem::take(&mut state.wakers).into_values().collect())
     }
 
-    /// Returns the number of subscribers if it differs from `seen`, the last number that the stream
-    /// has yielded. `seen` is `None` before the first number. If the number is the same, registers
-    /// `waker` for the stream with this key, and returns `Pending`. Returns `Ready(None)` after
-    /// [`end`](Self::end).
+    /// Returns the number of subscribers of the topic if it differs from `seen`, the last number
+    /// that the stream has yielded. `seen` is `None` before the first number. If the number is the
+    /// same, registers `waker` for the stream with this key, and returns `Pending`. Returns
+    /// `Ready(None)` after [`end`](Self::end).
     pub(super) fn poll(&self, seen: Option<usize>, key: u64, waker: &Waker) -> Poll<Option<usize>> {
         // Clone the waker before the watch is locked, because `clone` runs code of the application.
         let waker = waker.clone();
@@ -85,8 +86,8 @@ impl CountWatch {
     }
 }
 
-/// The wakers of streams that wait for a number of subscribers, to be woken after all locks are
-/// released.
+/// The wakers of the streams that wait for a change of the number of subscribers. They are woken
+/// after all locks are released.
 #[derive(Debug, Default)]
 #[must_use]
 pub(super) struct Wakers(Vec<Waker>);
@@ -96,7 +97,7 @@ impl Wakers {
         self.0.append(&mut others.0);
     }
 
-    /// Wakes the tasks of all these streams. The caller must hold no lock.
+    /// Wakes the tasks of all streams in this list. The caller must hold no lock.
     pub(super) fn wake(self) {
         for waker in self.0 {
             contain_panic("waker", || waker.wake());

@@ -1,4 +1,4 @@
-//! The items of a subscription: encoded events, and the topics that they belong to.
+//! The items that a subscription yields: encoded events, and the topics that they belong to.
 
 use crate::{EncodedEvents, Event, EventId};
 use bytes::Bytes;

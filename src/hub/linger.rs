@@ -20,10 +20,11 @@ pub(super) struct Linger {
 
 #[derive(Debug)]
 enum Phase {
-    /// No event was delivered since the last pause, so the next event is delivered immediately.
+    /// The subscription has delivered no event since its last pause, so it delivers the next event
+    /// immediately.
     Silent,
-    /// Events were delivered since the last pause. The next pause begins when the subscription has
-    /// no further event.
+    /// The subscription has delivered events since its last pause. The next pause begins when it
+    /// has no further event.
     Delivers,
     Pauses,
 }
@@ -33,7 +34,8 @@ impl Linger {
         Self { time, timer: None, phase: Phase::Silent }
     }
 
-    /// Records that an event was delivered. A pause follows when no further event is available.
+    /// Records that the subscription has delivered an event. A pause follows when no further event
+    /// is available.
     pub(super) fn note_delivery(&mut self) {
         self.phase = Phase::Delivers;
     }
@@ -51,9 +53,9 @@ impl Linger {
         }
     }
 
-    /// Returns `Ready` if no pause is running, or when the pause is over. A pause ends early when a
-    /// topic is finished or the hub is shut down. `ready` is the list of the topics that have
-    /// changed, and reports such an end.
+    /// Returns `Ready` if no pause of the subscription is running, or when the pause is over. A
+    /// pause ends early when a topic is finished or the hub is shut down. `ready` is the list of
+    /// the topics that have changed, and reports such an end.
     pub(super) fn poll(&mut self, ready: &ReadyList, cx: &mut Context<'_>) -> Poll<()> {
         if let (Phase::Pauses, Some(timer)) = (&self.phase, &mut self.timer) {
             if timer.as_mut().poll(cx).is_pending() && ready.pause(cx.waker()) {

@@ -110,12 +110,12 @@ pub struct Listener {
     subscription: Subscription,
     /// The wire bytes of events that were read from the hub, but not yielded yet.
     pending: Bytes,
-    /// The topics of the pending events, each with the number of its consecutive events.
+    /// The topics of the events in `pending`, each with the number of its consecutive events.
     topics: VecDeque<(Arc<str>, usize)>,
-    /// The id of the last yielded event, while events that were read together with it are still in
-    /// `pending`. Otherwise `None`.
+    /// The id of the last yielded event, while events that were read together with this event are
+    /// still in `pending`. Otherwise `None`.
     last: Option<EventId>,
-    /// The cursor from before the error, if the stream has ended with an error.
+    /// If the listener has ended with an error, the position of its cursor before the error.
     failed_at: Option<Position>,
     /// The number of events that were yielded since the listener was last pending.
     events_in_turn: u32,

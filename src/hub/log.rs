@@ -1,9 +1,9 @@
 //! The log of one topic: its newest events as wire bytes. Any number of cursors read it.
 //!
 //! Events are contiguous in segments of up to 16 KiB, so the next events of a cursor are one slice
-//! of memory. A full segment is sealed: its slices are shared without a copy. The last segment is
-//! open and still grows. A slice of it is copied once, and the copy is cached for other readers at
-//! the same position.
+//! of memory. An event of 4 KiB or more has a segment of its own. A full segment is sealed: its
+//! slices are shared without a copy. The last segment is open and still grows. A slice of the open
+//! segment is copied once, and the copy is cached for other readers at the same position.
 
 use super::{backend::Position, segment::Segment};
 use crate::{EncodedEvents, Event};
@@ -16,8 +16,8 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// The maximum size in bytes of a segment, a block of memory with consecutive events. It equals the
-/// maximum size of a frame of an [`SseBody`](crate::SseBody).
+/// The maximum size in bytes of a segment with several events. A segment is a block of memory with
+/// consecutive events. A frame of an [`SseBody`](crate::SseBody) is full at the same size.
 const SEGMENT: usize = 16 * 1024;
 
 /// The minimum size in bytes of a large event. A large event gets a segment of its own, and its
@@ -45,14 +45,15 @@ impl Limits {
         then.checked_add(self.max_age)
     }
 
-    /// Returns the maximum size of a segment in bytes: a quarter of `max_bytes`, but at most 16
-    /// KiB. So the memory of a log does not exceed a small `max_bytes` by much.
+    /// Returns the maximum size in bytes of a segment with several events: a quarter of
+    /// `max_bytes`, but at most 16 KiB. So the memory of a log does not exceed a small `max_bytes`
+    /// by much.
     fn segment(&self) -> usize {
         (self.max_bytes / 4).min(SEGMENT)
     }
 }
 
-/// A number of events, and their total size in bytes.
+/// The number of events and their total size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) events: usize,
@@ -109,7 +110,8 @@ struct CachedRead {
 }
 
 impl Log {
-    /// Creates an empty log. Events up to and including `evicted_through` may have been evicted.
+    /// Creates an empty log of a topic. Events up to and including `evicted_through` may have been
+    /// evicted.
     pub(super) fn new(evicted_through: Position) -> Self {
         Self {
             sealed: VecDeque::new(),

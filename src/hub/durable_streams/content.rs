@@ -1,4 +1,4 @@
-//! The format of a stream: how it encodes the data of events.
+//! The format of a durable stream: how it encodes the data of the events of a topic.
 
 use crate::Event;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -6,14 +6,15 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde_core::de::IgnoredAny;
 
-/// The format and the content type of a stream: how it encodes the data of the events of a topic.
+/// The format and the content type of a durable stream: how it encodes the data of the events of a
+/// topic.
 ///
-/// A stream contains only the data of events, not their names and ids. An event without data, such
-/// as [`Event::checkpoint`], adds nothing to the stream.
+/// A durable stream contains only the data of events, not their names and ids. An event without
+/// data, such as [`Event::checkpoint`], adds nothing to the stream.
 ///
 /// | format | content type | the stream contains |
 /// |---|---|---|
-/// | [`json`](Self::json) | `application/json` | one JSON value for each event; the protocol keeps their boundaries |
+/// | [`json`](Self::json) | `application/json` | one JSON value for each event; the Durable Streams protocol keeps their boundaries |
 /// | [`text`](Self::text) | `text/plain; charset=utf-8` | the data of all events without separators, such as the tokens of an answer |
 /// | [`lines`](Self::lines) | `application/x-ndjson` | the data of each event, followed by a line feed |
 /// | [`base64`](Self::base64) | `application/octet-stream` | the bytes that the data of each event encodes |
@@ -41,7 +42,8 @@ enum Encoding {
     Base64,
 }
 
-/// The error for an event whose data is not base64, in a stream of the format [`Content::base64`].
+/// The error for an event whose data is not base64, in a durable stream of the format
+/// [`Content::base64`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotBase64;
 
@@ -50,25 +52,27 @@ impl Content {
         Self { encoding, content_type: HeaderValue::from_static(content_type) }
     }
 
-    /// A stream of JSON values, one for each event. Responses are JSON arrays of these values.
+    /// A durable stream of JSON values, one for each event. Each response is a JSON array of such
+    /// values.
     ///
     /// Data that is not JSON, such as `[DONE]`, becomes a JSON string with the same text.
     pub fn json() -> Self {
         Self::new(Encoding::Json, "application/json")
     }
 
-    /// A text that consists of the data of all events, without separators.
+    /// A durable stream of text: the data of all events, without separators.
     pub fn text() -> Self {
         Self::new(Encoding::Text, "text/plain; charset=utf-8")
     }
 
-    /// A text with the data of each event and a line feed after it, for example NDJSON.
+    /// A durable stream of text: the data of each event with a line feed after it, for example
+    /// NDJSON.
     pub fn lines() -> Self {
         Self::new(Encoding::Lines, "application/x-ndjson")
     }
 
-    /// A stream of bytes. The data of each event is standard base64 with padding (RFC 4648, §4).
-    /// White space at the ends of the data is ignored.
+    /// A durable stream of bytes. The data of each event is standard base64 with padding (RFC 4648,
+    /// §4). White space at the ends of the data is ignored.
     ///
     /// If the data of an event is not base64, reading the stream fails with 500 at this event, and
     /// later events cannot be read. No event is skipped silently.
@@ -76,13 +80,12 @@ impl Content {
         Self::new(Encoding::Base64, "application/octet-stream")
     }
 
-    /// Sets the content type of the stream.
+    /// Sets the content type of the durable stream.
     ///
-    /// In the mode `live=sse`, the protocol sends streams of the types `text/*` and
-    /// `application/json` as text, and all other streams as base64. For
-    /// [`base64`](Self::base64) with such a type, each event must be complete UTF-8 without carriage
-    /// returns: in this mode, other bytes are replaced with U+FFFD, and each carriage return becomes
-    /// a line feed.
+    /// In the mode `live=sse`, the Durable Streams protocol sends streams of the types `text/*` and
+    /// `application/json` as text, and all other streams as base64. For [`base64`](Self::base64)
+    /// with such a type, each event must be complete UTF-8 without carriage returns: in this mode,
+    /// other bytes are replaced with U+FFFD, and each carriage return becomes a line feed.
     pub fn content_type(mut self, content_type: HeaderValue) -> Self {
         self.content_type = content_type;
         self
@@ -92,16 +95,16 @@ impl Content {
         &self.content_type
     }
 
-    /// Returns whether the `data` events of an event stream encode this content as base64 (§5.8 of
-    /// the protocol). They do for all content types except `text/*` and `application/json`.
+    /// Returns `true` if the mode `live=sse` sends this content as base64 (§5.8 of the Durable
+    /// Streams protocol). It does so for all content types except `text/*` and `application/json`.
     pub(super) fn is_base64_in_events(&self) -> bool {
         let essence = self.content_type.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
         let essence = essence.trim_ascii().to_ascii_lowercase();
         !essence.starts_with(b"text/") && essence != b"application/json"
     }
 
-    /// Returns the data of the `data` event for a page of this content. If the content type is a
-    /// text, bytes that are not UTF-8 are replaced with U+FFFD.
+    /// Returns a page as the data of a `data` event in the mode `live=sse`. The result is base64,
+    /// except for texts and JSON. In these, bytes that are not UTF-8 are replaced with U+FFFD.
     pub(super) fn data_of_event(&self, page: &[u8]) -> String {
         match self.is_base64_in_events() {
             true => STANDARD.encode(page),
@@ -117,7 +120,8 @@ impl Default for Content {
     }
 }
 
-/// The data of the events in one response, or in one `data` event of an event stream.
+/// The data of the events in one response of a durable stream, or in one `data` event of its mode
+/// `live=sse`.
 #[derive(Debug)]
 pub(super) struct Page {
     encoding: Encoding,

@@ -1,23 +1,25 @@
-//! The cursor of the protocol: a number in each live response, which the client repeats in its next
-//! request. So a cache does not answer that request with the same response (§10.1).
+//! The cursor of the Durable Streams protocol: a number in each live response, which the client
+//! repeats in its next request. So a cache does not answer that request with the same response
+//! (§10.1 of the protocol). This cursor is not a position of the log.
 
 use crate::random;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The beginning of the first interval that a cursor counts: October 9, 2024, 00:00 UTC, in seconds
-/// since 1970.
+/// The beginning of the first interval that the cursor of the Durable Streams protocol counts:
+/// October 9, 2024, 00:00 UTC, in seconds since 1970.
 const FIRST_INTERVAL: u64 = 1_728_432_000;
 
-/// The length of the intervals that a cursor counts, in seconds.
+/// The length of the intervals that the cursor of the Durable Streams protocol counts, in seconds.
 const INTERVAL: u64 = 20;
 
-/// The maximum distance of a cursor from the cursor of the client, in intervals: one hour.
+/// The maximum difference between a new cursor of the Durable Streams protocol and the cursor that
+/// the client has sent, if that is not smaller than the current interval. In intervals: one hour.
 const MAX_JITTER: u64 = 60 * 60 / INTERVAL;
 
-/// Returns the cursor of a response: the number of the current interval. If `requested`, the cursor
-/// that the client has sent, is not smaller, returns `requested` plus a random number of intervals.
-/// So the new cursor is always greater. A text that is not a number, or a number that is too large,
-/// is ignored.
+/// Returns the cursor of a response in the Durable Streams protocol: the number of the current
+/// interval of 20 seconds. If `requested`, the cursor that the client has sent, is not smaller,
+/// returns `requested` plus a random number of intervals. So the new cursor is always greater. A
+/// text that is not a number, or a number that is too large, is ignored.
 pub(super) fn next(requested: Option<&str>) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     after(since_1970.saturating_sub(FIRST_INTERVAL) / INTERVAL, requested)

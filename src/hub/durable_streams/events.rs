@@ -1,4 +1,4 @@
-//! The mode `live=sse`: a topic as an event stream of the protocol (§5.8).
+//! The mode `live=sse` of the Durable Streams protocol: a topic as an event stream (§5.8).
 
 use super::{
     content::{Content, Page},
@@ -15,16 +15,16 @@ use std::{
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 
-/// The event stream of one client: `data` events with the data of the topic, each followed by a
-/// `control` event with the next offset.
+/// The event stream of one client in the Durable Streams protocol: `data` events with the data of
+/// the topic, each followed by a `control` event with the next offset.
 pub(super) struct Events {
     reading: Reading,
     content: Content,
     page_size: usize,
     /// The cursor that the client sent.
     cursor: Option<String>,
-    /// The timer that ends the stream. The clients then reconnect, and a cache can join their
-    /// requests again.
+    /// The timer that ends the event stream. All clients then reconnect, and a cache can again join
+    /// their requests into one.
     lifetime: Pin<Box<Sleep>>,
     state: State,
 }
@@ -39,8 +39,8 @@ enum State {
 }
 
 impl Events {
-    /// Creates a stream that ends after `lifetime`, or up to a tenth later, so that not all clients
-    /// reconnect at the same time.
+    /// Creates an event stream that ends after `lifetime`, or up to a tenth later, so that not all
+    /// clients reconnect at the same time.
     pub(super) fn new(
         reading: Reading,
         content: Content,
@@ -53,8 +53,8 @@ impl Events {
         Self { reading, content, page_size, cursor, lifetime, state: State::Behind }
     }
 
-    /// Returns the `data` event of a page, and the `control` event after it. A page without data
-    /// has only the `control` event.
+    /// Returns the `data` event with the data of the events in `page`, and the `control` event
+    /// after it. If the page has no data, returns only the `control` event.
     fn item(&self, page: Page, is_up_to_date: bool, is_closed: bool) -> EncodedEvents {
         let data = (page.count > 0).then(|| Event::new(self.content.data_of_event(&page.into_bytes())).event("data"));
         let mut control = serde_json::Map::new();
@@ -75,9 +75,9 @@ impl Events {
     }
 }
 
-/// Removes the space after `data:`, which the HTML standard makes optional. The server of the
-/// protocol's authors sends no such space, and their conformance tests expect none. If the data
-/// itself begins with a space, both spaces stay.
+/// Removes the space after `data:`, which the HTML standard makes optional. The reference server of
+/// the Durable Streams protocol sends no such space, and the conformance tests of the protocol
+/// expect none. If the data itself begins with a space, both spaces stay.
 fn without_optional_spaces(events: &[u8]) -> Bytes {
     let mut bytes = Vec::with_capacity(events.len());
     for line in events.split_inclusive(|byte| *byte == b'\n') {

@@ -262,8 +262,9 @@ impl DurableStreams {
         self.with(|settings| settings.existing = Arc::new(filter))
     }
 
-    /// Sets the content of each topic. The default is [`Content::json`] for all topics. The result
-    /// for a topic must not change while clients or caches read it.
+    /// Sets the [`Content`] of each topic: the format and the content type of its durable stream.
+    /// The default is [`Content::json`] for all topics. The result for a topic must not change
+    /// while clients or caches read the topic.
     pub fn content(self, content: impl Fn(&str) -> Content + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.content = Arc::new(content))
     }
@@ -318,7 +319,8 @@ impl DurableStreams {
         Some(offset::format(epoch, epoch.position(id).ok()?))
     }
 
-    /// Returns the topic of a request. Returns the status of the error if the topic cannot be read.
+    /// Returns the topic in the path of a request. Returns the status of the error if the topic
+    /// cannot be read.
     fn check(&self, request: &Parts) -> Result<Arc<str>, StatusCode> {
         if request.method != Method::GET && request.method != Method::HEAD {
             return Err(StatusCode::METHOD_NOT_ALLOWED);
@@ -433,8 +435,9 @@ impl DurableStreams {
         Reading::open(&self.core, topic, begin, (self.settings.existing)(topic)).await
     }
 
-    /// Returns the `Cache-Control` of a page (§10.1). An empty page is checked with each request,
-    /// because a cached copy would hide new events and the end of the topic.
+    /// Returns the `Cache-Control` header of a page (§10.1 of the Durable Streams protocol). A
+    /// cache must check an empty page with each request, because a cached copy would hide new
+    /// events and the end of the topic.
     fn cache_control(&self, is_empty: bool) -> HeaderValue {
         HeaderValue::from_static(match (self.settings.is_shared, is_empty) {
             (true, false) => "public, max-age=60, stale-while-revalidate=300",

@@ -1,4 +1,5 @@
-//! Offsets: positions of the log as text. Their order as text is the order of the positions.
+//! Offsets of the Durable Streams protocol: positions of the log as text. Their order as text is
+//! the order of the positions.
 
 use super::super::{
     backend::{IdFormat, Position},
@@ -9,7 +10,7 @@ use super::super::{
 /// positions get leading zeros. So offsets can be compared as text.
 const DIGITS: usize = 20;
 
-/// The reason why a text is not an offset of this log.
+/// The reason why a text is not an offset of the current log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InvalidOffset {
     /// The text does not have the format of an offset.
@@ -73,7 +74,7 @@ mod tests {
         });
     }
 
-    /// A client can send any number as its offset.
+    /// An offset of a client can contain any number, so every number needs an id.
     #[test]
     fn every_position_has_an_id() {
         arbtest(|u| {

@@ -1,4 +1,5 @@
-//! Reads one topic for one request: the events after an offset, and whether more events follow.
+//! Reads one topic for one request of the Durable Streams protocol: the events after an offset, and
+//! whether more events follow.
 
 use super::{
     super::{
@@ -23,11 +24,11 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// The maximum time that a request waits for old events from the backend.
+/// The maximum time that a request to read a topic waits for old events from the backend.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum time that a request waits for this node to read events that it knows to be in the
-/// log, for example its own.
+/// The maximum time that a request to read a topic waits for this node to read events that it knows
+/// to be in the log, for example its own.
 const OWN_EVENTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The point in a topic where a read begins.
@@ -41,7 +42,7 @@ pub(super) enum Begin {
     After(Epoch, Position),
 }
 
-/// The reason why a topic cannot be read.
+/// The reason why a request to read a topic fails.
 #[derive(Debug)]
 pub(super) enum ReadError {
     /// The topic does not exist.
@@ -96,14 +97,15 @@ pub(super) enum Rest {
     Closed,
 }
 
-/// The outcome of filling a page with the events that are available.
+/// The outcome of filling a page with the available events of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
-    /// The page has reached its size, or the next call returns an error.
+    /// The page has reached its size, or an error follows its events.
     Full,
-    /// No further event is available. The next event wakes the task.
+    /// No further event is available. The next event wakes the task that fills the page.
     Waits,
-    /// The backend has not yet sent the events that follow. Their arrival wakes the task.
+    /// The backend has not yet returned the events that follow. Their arrival wakes the task that
+    /// fills the page.
     AwaitsBackend,
     /// The topic is finished, and the page ends with its last event.
     Closed,
@@ -116,14 +118,15 @@ pub(super) struct Reading {
     topic: Arc<TopicState>,
     /// The wire bytes of events that were read, but not added to a page yet.
     pending: Bytes,
-    /// The client has all events up to this position. `None` if the reader did not begin after a
-    /// position and has not read an event yet.
+    /// The position of the client, which has all events of the topic up to this position. `None` if
+    /// the reader did not begin after a position and has not read an event yet.
     position: Option<Position>,
     failure: Option<Failure>,
 }
 
 impl Reading {
-    /// Begins to read a topic. With `is_declared`, the topic exists even if it has no event yet.
+    /// Begins to read a topic. If `is_declared` is `true`, the topic exists even if it has no event
+    /// yet.
     pub(super) async fn open(
         core: &Arc<Core>,
         topic: &Arc<str>,
@@ -252,8 +255,8 @@ impl Reading {
         Poll::Ready(Ok(true))
     }
 
-    /// Removes the next event from the pending bytes, and moves the position to it. Returns `None`
-    /// if the event cannot be decoded.
+    /// Removes the next event from the pending bytes. The position of this event becomes the
+    /// position of the client. Returns `None` if the event cannot be decoded.
     fn take_event(&mut self) -> Option<Event> {
         let before = self.pending.len();
         let Some((id, event)) = decode_first(&mut self.pending) else {
@@ -289,7 +292,7 @@ impl Reading {
         Ok(Fill::Full)
     }
 
-    /// Returns whether more events follow a full page.
+    /// Returns whether more events of the topic follow the events of a full page.
     fn rest(&mut self, cx: &mut Context<'_>) -> Rest {
         match self.poll_available(cx) {
             Poll::Ready(Ok(false)) => Rest::Closed,
@@ -373,7 +376,8 @@ impl Reading {
     }
 
     /// Reads the available events as the next part of an event stream. If no event is available,
-    /// [advances](Self::advance) the position.
+    /// moves the position of the client towards the end of the log, like
+    /// [`advance`](Self::advance).
     pub(super) fn part(
         &mut self,
         content: &Content,
@@ -390,8 +394,9 @@ impl Reading {
     }
 }
 
-/// Returns the step size of [`Reading::advance`]: 256 events (`Positions`), 256 messages
-/// (`Messages`) or 65 seconds (`Times`).
+/// Returns the step size of [`Reading::advance`], which moves the position of a client in a topic
+/// without new events. The step depends on the ids of the log: 256 events (`Positions`), 256
+/// messages of NATS (`Messages`) or 65 seconds (`Times`).
 fn step(ids: IdFormat) -> u64 {
     match ids {
         IdFormat::Positions => 256,

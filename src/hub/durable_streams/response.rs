@@ -1,4 +1,4 @@
-//! Requests and responses of the protocol as HTTP.
+//! Requests and responses of the Durable Streams protocol as HTTP.
 
 use super::{
     content::Page,
@@ -30,7 +30,7 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 pub(super) const TRUE: HeaderValue = HeaderValue::from_static("true");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// The mode of a read, set by the query parameter `live`.
+/// The mode of a request that reads a topic, set by the query parameter `live`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     CatchUp,
@@ -79,7 +79,8 @@ impl<'a> Query<'a> {
     }
 }
 
-/// The body of a response of [`DurableStreams`](super::DurableStreams): a page, or an event stream.
+/// The body of a response of [`DurableStreams`](super::DurableStreams): a page of events, or an
+/// event stream.
 #[must_use]
 pub struct StreamBody(Inner);
 
@@ -149,13 +150,13 @@ impl fmt::Debug for StreamBody {
     }
 }
 
-/// Adds the headers that every response has (§12.7).
+/// Adds the security headers that every response of the Durable Streams protocol has (§12.7).
 pub(super) fn secure(headers: &mut HeaderMap) {
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
 }
 
-/// Returns a response without a body that no cache stores.
+/// Returns an empty response that no cache stores.
 pub(super) fn uncached(status: StatusCode) -> Response<StreamBody> {
     let mut response = Response::new(StreamBody::empty());
     *response.status_mut() = status;
@@ -163,7 +164,7 @@ pub(super) fn uncached(status: StatusCode) -> Response<StreamBody> {
     response
 }
 
-/// Returns an error with a text for developers. No cache stores it.
+/// Returns an error response with a text for developers. No cache stores the response.
 pub(super) fn error(status: StatusCode, text: impl Into<Bytes>) -> Response<StreamBody> {
     let mut response = uncached(status);
     let headers = response.headers_mut();
@@ -198,8 +199,8 @@ pub(super) fn of_error(read: ReadError) -> Response<StreamBody> {
     }
 }
 
-/// Adds `Stream-Up-To-Date` if no event follows yet, and also `Stream-Closed` if the topic is
-/// finished.
+/// Adds the header `Stream-Up-To-Date` to a response if no event follows yet, and also
+/// `Stream-Closed` if the topic is finished.
 pub(super) fn set_rest(headers: &mut HeaderMap, rest: Rest) {
     if rest != Rest::More {
         headers.insert(UP_TO_DATE, TRUE);
@@ -209,15 +210,16 @@ pub(super) fn set_rest(headers: &mut HeaderMap, rest: Rest) {
     }
 }
 
-/// Adds the header of event streams whose data is base64 (§5.8).
+/// Adds the header `Stream-SSE-Data-Encoding` for event streams whose data is base64 (§5.8 of the
+/// Durable Streams protocol).
 pub(super) fn set_base64(headers: &mut HeaderMap) {
     headers.insert(DATA_ENCODING, HeaderValue::from_static("base64"));
 }
 
-/// Adds a page to a response, and its `ETag` if a cache may store the response. If the client
-/// already has the page, turns the response into a 304.
+/// Adds a page of events to a response, and the `ETag` of the page if caches may store it. If the
+/// client already has the page, turns the response into a 304.
 ///
-/// `requested` is the offset of the request, or `None` for a response that no cache stores.
+/// `requested` is the offset in the request, or `None` for a response that no cache stores.
 pub(super) fn page(
     mut response: Response<StreamBody>,
     request: &HeaderMap,

@@ -1,9 +1,10 @@
-//! The identity of the log that the stream holds.
+//! The identity of the log that a JetStream stream holds.
 //!
-//! Neither the name of a stream nor its configuration identifies a log. Both stay the same if a
-//! server loses its disk, if a copy is restored, and if an operator creates the stream again. The
-//! stream then issues the same sequences again. So the log itself contains its identity. A *mark*
-//! is a message with a random id, and the newest mark names the log.
+//! Neither the name of a JetStream stream nor its configuration identifies a log. Both stay the
+//! same if a server loses its disk, if an old copy of the stream is restored, and if an operator
+//! creates the stream again. The stream then issues the same sequences again. So the log itself
+//! contains its identity. A *mark* is a message with a random id, and the newest mark names the
+//! log.
 //!
 //! Each node also remembers a *witness*: a recent message and its sequence. Before a node uses a
 //! position, it checks that the stream still has the witness at that sequence. If the witness is
@@ -27,38 +28,38 @@ use tokio::time::{Instant, sleep};
 /// size of its payload, because each check fetches the whole message from the server.
 const MAX_WITNESS_BYTES: usize = 4096;
 
-/// If a stream seems to have lost its newest messages, this is the number of further checks, and
-/// the pause before each of them. A leader that was just elected may not have applied all messages
-/// yet that its predecessor acknowledged.
+/// If a JetStream stream with replicas seems to have lost its newest messages, its state is read
+/// again, this many times and with this pause before each read. A newly elected leader may not have
+/// applied all messages yet that its predecessor acknowledged.
 const SETTLING: (usize, Duration) = (5, Duration::from_millis(300));
 
-/// In a stream with a maximum age of messages, a node that has just connected adds another mark
-/// after this time, unless a message arrives before. A mark is a message that identifies the log.
-/// The existing mark could be so old that retention removes it soon. If a quarter of the maximum
-/// age is shorter, the node adds the mark after that time.
+/// If a JetStream stream has a maximum age of messages, a node that has just connected adds another
+/// mark after this time, unless a message arrives before. A mark is a message that identifies the
+/// log. The existing mark could be so old that retention removes it soon. If a quarter of the
+/// maximum age is shorter, the node adds the mark after that time.
 const FIRST_RENEWAL: Duration = Duration::from_secs(2);
 
-/// The pauses in milliseconds before a mark is published again because no stream has accepted it. A
-/// mark is a message that identifies the log.
+/// The pauses in milliseconds before a mark is published again because no JetStream stream has
+/// accepted it. A mark is a message that identifies the log.
 ///
 /// If two nodes create the stream at the same time, the server may respond before the stream can
 /// receive messages.
 const CREATION_PAUSES: [u64; 6] = [10, 20, 40, 80, 160, 320];
 
-/// A mark is a message in the stream that identifies the log. If the log replaces a lost log, its
-/// first mark has this header with the id of the lost log.
+/// A mark is a message in the JetStream stream that identifies the log. If the log replaces a lost
+/// log, its first mark has this header with the id of the lost log.
 const REPLACES: &str = "Tower-Sse-Replaces";
 
-/// A mark is a message in the stream that is not an event and identifies the log. This header of a
-/// mark contains the sequence of the last event before the mark.
+/// A mark is a message in the JetStream stream that is not an event and identifies the log. This
+/// header of a mark contains the sequence of the last event before the mark.
 const LAST_EVENT: &str = "Tower-Sse-Last-Event";
 
-/// The state of the log in the stream, as far as this node knows it, and the messages that identify
-/// the log.
+/// The knowledge of this node about the log in the JetStream stream. It includes the two messages
+/// that identify the log: the newest mark, and the witness, a recent message.
 #[derive(Clone, Debug)]
 pub(super) struct KnownLog {
     /// The id of the log. It is the payload of each mark, a message that identifies the log in the
-    /// stream.
+    /// JetStream stream.
     pub(super) id: Arc<str>,
     pub(super) epoch: u64,
     /// The sequence of the newest mark that this node has read. A mark is a message that identifies
@@ -71,16 +72,16 @@ pub(super) struct KnownLog {
     /// since.
     pub(super) newest: u64,
     witness: Option<Witness>,
-    /// The maximum age of messages in the stream. The server removes older messages. `None` means
-    /// no limit.
+    /// The maximum age of messages in the JetStream stream. The server removes older messages.
+    /// `None` means no limit.
     max_age: Option<Duration>,
     /// The time when the node adds another mark, a message that identifies the log. A message that
     /// arrives before postpones this time. Without another mark, retention could remove all marks.
     renewal: Instant,
 }
 
-/// A recent message that identifies the log: the node checks that the stream still has this message
-/// at this sequence.
+/// A recent message that identifies the log: the node checks that the JetStream stream still has
+/// this message at this sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Witness {
     sequence: u64,
@@ -110,9 +111,9 @@ impl Witness {
 }
 
 impl KnownLog {
-    /// Returns the eviction watermark of the log whose stream is in this state. Evicted events have
-    /// positions up to the watermark, and retained events have greater positions. Marks, the
-    /// messages that identify the log, are not events and do not count.
+    /// Returns the eviction watermark of this log: events up to this position were evicted, and
+    /// later events are retained. `state` is the state of the JetStream stream that holds the log.
+    /// Marks, the messages that identify the log, do not count as events.
     pub(super) fn evicted_through(&self, state: &State) -> Position {
         let first = state.first;
         position(match () {
@@ -130,10 +131,10 @@ impl KnownLog {
         if is_before_marks { through.max(position(self.mark)) } else { through }
     }
 
-    /// Handles a mark that the follower has read. A mark is a message that identifies the log.
-    /// Returns `true` if the mark belongs to this log or is not newer than the known mark, and
-    /// records a newer mark. Returns `false`, and records nothing, if a newer mark begins another
-    /// log.
+    /// Handles a mark that the follower, the task that reads new messages, has read. A mark is a
+    /// message that identifies the log. Returns `true` if the mark belongs to this log or is not
+    /// newer than the known mark, and records a newer mark. Returns `false`, and records nothing,
+    /// if a newer mark begins another log.
     pub(super) fn accept(&mut self, mark: &Stored) -> bool {
         let mark = Mark::read(mark);
         let is_news = mark.sequence > self.mark;
@@ -173,26 +174,29 @@ fn epoch_of(id: &str) -> u64 {
     message::fnv(id.as_bytes())
 }
 
-/// The result of comparing a stream with the log that a node has used so far.
+/// The result of comparing a JetStream stream with the log that a node has used so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Same,
-    /// The stream ends before messages that the node has seen, so it has lost its newest messages.
+    /// The last sequence of the JetStream stream is smaller than a sequence that the node has seen.
+    /// So the stream has lost its newest messages.
     Shorter,
-    /// The stream was replaced: it has a different message at the sequence of the message that the
-    /// node remembers.
+    /// The JetStream stream was replaced: it has a different message at the sequence of the message
+    /// that the node remembers.
     Different,
 }
 
-/// The log that a node reads and publishes to, and the checks that the stream still has this log.
+/// The log that a node reads and publishes to, and the checks that the JetStream stream still has
+/// this log.
 #[derive(Default)]
 pub(super) struct Identity {
     known: Mutex<Option<KnownLog>>,
-    /// Checks that look only for the witness, one remembered message, in the stream. Concurrent
-    /// callers share one check.
+    /// Runs [`check_witness`](Self::check_witness) once for concurrent callers. This check only
+    /// looks for the witness, one remembered message, in the JetStream stream.
     witness_checks: SharedCheck<KnownLog>,
-    /// Complete checks, which also compare the bounds and the newest mark of the stream, see
-    /// [`check`](Self::check). Concurrent callers share one check.
+    /// Runs the complete [`check`](Self::check) once for concurrent callers. This check compares
+    /// the bounds, the witness and the newest mark of the JetStream stream with the known log.
+    /// Witness and mark are messages that identify the log.
     checks: SharedCheck<(KnownLog, State)>,
 }
 
@@ -205,10 +209,11 @@ impl Identity {
         self.lock().clone()
     }
 
-    /// Records that the follower has read the log up to the sequence `newest`. `log` is the log as
-    /// the follower knows it. If the follower has read a newer mark, a message that identifies the
-    /// log, stores this mark, too. `witness` is a recent message for later checks that the stream
-    /// still has this log. Has no effect if the node has changed to another log in the meantime.
+    /// Records that the follower, the task that reads new messages, has read the log up to the
+    /// sequence `newest`. `log` is the copy of the known log that the follower has. If the follower
+    /// has read a newer mark, a message that identifies the log, records this mark, too. `witness`
+    /// is a recent message for later checks that the stream still has this log. Has no effect if
+    /// the node has changed to another log in the meantime.
     pub(super) fn note_followed(&self, log: &KnownLog, newest: u64, witness: Option<Witness>) {
         self.note_message(log.epoch, newest, witness);
         let mut known = self.lock();
@@ -218,8 +223,8 @@ impl Identity {
     }
 
     /// Records that the log with this epoch has a message with the sequence `newest`. `witness` is
-    /// a recent message for later checks that the stream still has this log. Older values, and
-    /// values of another log, have no effect.
+    /// a recent message for later checks that the JetStream stream still has this log. A smaller
+    /// sequence, an older witness and the epoch of another log have no effect.
     pub(super) fn note_message(&self, epoch: u64, newest: u64, witness: Option<Witness>) {
         let mut known = self.lock();
         let Some(known) = known.as_mut().filter(|known| known.epoch == epoch) else { return };
@@ -232,9 +237,9 @@ impl Identity {
         }
     }
 
-    /// Returns the current log of the stream, from a check that begins after this call. If the
-    /// stream still has the witness, a message that this node remembers, the result is the log that
-    /// the node has used so far. Otherwise a complete [`check`](Self::check) decides.
+    /// Returns the current log of the JetStream stream, from a check that begins after this call.
+    /// If the stream still has the witness, a message that this node remembers, the result is the
+    /// log that the node has used so far. Otherwise a complete [`check`](Self::check) decides.
     ///
     /// Every message that the stream had before the call belongs to the returned log. This can be
     /// wrong only if the stream is replaced twice during the check.
@@ -253,8 +258,9 @@ impl Identity {
         self.witness_checks.run(check_witness).await
     }
 
-    /// Compares the stream with the log that this node has used so far. Returns the current log and
-    /// the state of the stream. Concurrent callers share a check, which begins after their calls.
+    /// Compares the JetStream stream with the log that this node has used so far. Returns the
+    /// current log and the state of the stream. Concurrent callers share a check, which begins
+    /// after their calls.
     ///
     /// Creates the stream if it does not exist. If the stream has lost messages or was replaced,
     /// begins a new log in it.
@@ -320,7 +326,8 @@ impl Identity {
 
     /// Continues with the log that this node has used so far. Replaces the witness, the message
     /// that the node remembers, if the stream has removed it. Publishes another mark, a message
-    /// that identifies the log, if the time for it has come.
+    /// that identifies the log, if the stream is empty. Also does so before retention could remove
+    /// all marks.
     async fn keep(
         &self,
         stream: &Stream<'_>,
@@ -375,9 +382,9 @@ async fn compare(stream: &Stream<'_>, known: &KnownLog, state: &State) -> Result
     })
 }
 
-/// Returns the mark of the log in a stream that this node has not used yet. A mark is a message
-/// that identifies the log. If retention has removed all marks, the newest message names the log.
-/// Begins a log if the stream has none.
+/// Returns the mark of the log in a JetStream stream, for a node that has not used this stream yet.
+/// A mark is a message that identifies the log. If retention has removed all marks, takes the id of
+/// the log from a header of the newest message. Begins a log if the stream has none.
 async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
     if let Some(mark) = mark_of(stream, state).await? {
         return Ok(mark);
@@ -396,8 +403,8 @@ async fn first(stream: &Stream<'_>, state: &State) -> Result<Mark, BoxError> {
 }
 
 /// Returns the mark of the log that replaces the log `lost`. A mark is a message that identifies a
-/// log, and `mark` is the newest one in the stream. If no other node has begun the new log yet,
-/// this function begins it.
+/// log, and `mark` is the newest mark in the JetStream stream. If no other node has begun the new
+/// log yet, this function begins it.
 async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Result<Mark, BoxError> {
     match mark {
         Some(mark) if mark.replaces.as_ref() == Some(&lost.id) => Ok(mark),
@@ -405,9 +412,9 @@ async fn replace(stream: &Stream<'_>, lost: &KnownLog, mark: Option<Mark>) -> Re
     }
 }
 
-/// Begins a new log: publishes a mark, the message that identifies it, and returns the newest mark
-/// of the stream. `replaces` is the id of a lost log. `previous` is the sequence of the newest mark
-/// so far, or 0.
+/// Begins a new log: publishes a mark, the message that identifies the log, and returns the newest
+/// mark of the JetStream stream. `replaces` is the id of a lost log. `previous` is the sequence of
+/// the newest mark so far, or 0.
 ///
 /// If two nodes do this at the same time, the stream stores only the first mark. Both nodes then
 /// use that mark.
@@ -428,8 +435,8 @@ async fn begin(stream: &Stream<'_>, replaces: Option<&str>, previous: u64) -> Re
     })
 }
 
-/// Returns the newest mark of a stream in this state, or `None` if the stream has no mark. A mark
-/// is a message that identifies the log.
+/// Returns the newest mark of a JetStream stream in this state, or `None` if the stream has no
+/// mark. A mark is a message that identifies the log.
 ///
 /// nats-server 2.9 crashes if it is asked for a message of a stream that is being created. Such a
 /// stream is still empty, so this function sends no request if `state` says so.
@@ -442,9 +449,9 @@ async fn last_mark(stream: &Stream<'_>) -> Result<Option<Mark>, BoxError> {
     Ok(message.as_ref().map(Mark::read))
 }
 
-/// Returns the newest message of the stream as a witness, a remembered message that identifies the
-/// log in later checks. Returns `None` if the stream is empty, or if the message is too large or
-/// from another program.
+/// Returns the newest message of the JetStream stream as a witness, a remembered message that
+/// identifies the log in later checks. Returns `None` if the stream is empty, or if the message is
+/// too large or from another program.
 async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, BoxError> {
     if state.messages == 0 {
         return Ok(None);
@@ -453,7 +460,7 @@ async fn newest(stream: &Stream<'_>, state: &State) -> Result<Option<Witness>, B
 }
 
 /// Creates a mark: a message with the id of a log, `log`, as its payload. The server uses
-/// `message_id` to detect a duplicate.
+/// `message_id` to detect a mark that is sent twice.
 fn mark_message(message_id: &str, log: &str) -> PublishMessage {
     let mut headers = HeaderMap::new();
     message::set_log(&mut headers, log);
@@ -461,8 +468,8 @@ fn mark_message(message_id: &str, log: &str) -> PublishMessage {
 }
 
 /// Publishes a mark, a message that identifies the log, and returns its sequence. `mark` contains
-/// the expected last sequence of the stream or of its marks. Returns `None` if the server refuses
-/// the mark, because another message was stored since.
+/// the sequence that the newest message or the newest mark of the stream must have. If a newer
+/// message was stored meanwhile, the server refuses the mark, and this function returns `None`.
 async fn publish(stream: &Stream<'_>, mark: PublishMessage) -> Result<Option<u64>, BoxError> {
     use async_nats::jetstream::context::PublishErrorKind::StreamNotFound;
 

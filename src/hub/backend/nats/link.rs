@@ -1,4 +1,5 @@
-//! The connection to the NATS servers. The client library reconnects by itself.
+//! The connection of this process to the NATS servers. The client library `async_nats` reconnects
+//! by itself.
 
 use crate::{BoxError, random};
 use async_nats::{
@@ -18,20 +19,21 @@ use std::{
 };
 use tokio::{sync::watch, time::timeout};
 
-/// The interval of the client's pings. The client closes a connection after three unanswered pings,
-/// so it also detects a network that drops everything silently.
+/// The interval of the pings that the NATS client sends. The client closes a connection after three
+/// unanswered pings, so it also detects a network that drops everything silently.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A disconnected client counts as stuck if it has not tried to connect for this time. The backend
-/// then replaces the client. A stuck client waits forever for a server that has accepted the
-/// connection and sends nothing. Newer versions of `async_nats` have a timeout for this case.
+/// A NATS client that has lost its connection counts as stuck if it has not tried to connect for
+/// this time. The backend then replaces the client. A stuck client waits forever for a server that
+/// has accepted the connection and sends nothing. Newer versions of `async_nats` have a timeout for
+/// this case.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The time to wait for a response before a read-only request is sent again.
+/// The time to wait for a response of JetStream before a read-only request is sent again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The addresses of the servers, and the credentials for them. The type does not implement `Debug`,
-/// because it contains secrets.
+/// The addresses of the NATS servers, and the credentials for them. The type does not implement
+/// `Debug`, because it contains secrets.
 #[derive(Clone, Default)]
 pub(super) struct Servers {
     addresses: Vec<ServerAddr>,
@@ -50,9 +52,9 @@ enum Login {
 }
 
 impl Servers {
-    /// Parses the URLs of one or more servers, separated by commas. The user and password, or the
-    /// token, come from the first URL that has them. They apply to all servers. Returns an error if
-    /// a URL is invalid.
+    /// Parses the URLs of one or more NATS servers, separated by commas. The user and password, or
+    /// the token, come from the first URL that has them. They apply to all servers. Returns an
+    /// error if a URL is invalid.
     pub(super) fn parse(urls: &str) -> Result<Self, BoxError> {
         let mut servers = Self::default();
         for url in urls.split(',') {
@@ -75,7 +77,7 @@ impl Servers {
         Ok(servers)
     }
 
-    /// Connects to the first server that responds, and tries each address once.
+    /// Connects to the first NATS server that responds, and tries each address once.
     /// `timeout_per_request` limits each later request. The time limit for connecting is this
     /// timeout, multiplied by the number of addresses.
     pub(super) async fn connect(&self, timeout_per_request: Duration) -> Result<Link, BoxError> {
@@ -147,10 +149,11 @@ pub(super) struct Link {
 
 #[derive(Default)]
 struct Health {
-    /// The number of times that the connection was lost, and `true` if the client is connected now.
+    /// The number of times that the connection to NATS was lost. The second value is `true` if
+    /// there is a connection now.
     losses: watch::Sender<(u64, bool)>,
-    /// The time when the connection was lost, or when the client last tried to reconnect after
-    /// that. `None` while the client is connected.
+    /// The time when the connection to NATS was lost, or of the latest attempt to reconnect. A
+    /// forced reconnect sets the time, too. `None` while the connection works.
     trouble: Mutex<Option<Instant>>,
 }
 
@@ -178,15 +181,15 @@ impl Health {
     }
 }
 
-/// Detects that the connection was lost since this value was created.
+/// Detects a loss of the connection to NATS after this value was created.
 pub(super) struct Losses {
     losses: watch::Receiver<(u64, bool)>,
     before: u64,
 }
 
 impl Losses {
-    /// Awaits a future and returns its output. Returns an error if the connection is lost first, or
-    /// was lost since this value was created.
+    /// Awaits a future and returns its output. Returns an error if the connection to NATS is lost
+    /// first, or was lost since this value was created.
     pub(super) async fn unless_lost<T>(&mut self, future: impl Future<Output = T>) -> Result<T, BoxError> {
         let mut future = pin!(future);
         // `wait_for` fails if the sender was dropped. The connection was then dropped, too.
@@ -198,7 +201,7 @@ impl Losses {
         .await
     }
 
-    /// Waits until the client is connected again. Also returns if the client is dropped.
+    /// Waits until the NATS client is connected again. Also returns if the NATS client is dropped.
     pub(super) async fn reconnected(&mut self) {
         // `wait_for` fails if the sender was dropped. The next request then fails.
         drop(self.losses.wait_for(|(_, is_connected)| *is_connected).await);
@@ -210,22 +213,22 @@ impl Link {
         self.client.connection_state() == State::Connected
     }
 
-    /// Returns `true` if the client is disconnected and has not tried to connect for
-    /// [`RECONNECT_TIMEOUT`]. The caller has to replace such a client, because it does not recover
-    /// by itself.
+    /// Returns `true` if the NATS client has no connection and has not tried to connect for 15
+    /// seconds ([`RECONNECT_TIMEOUT`]). The caller has to replace such a client, because it does
+    /// not recover by itself.
     pub(super) fn is_stuck(&self) -> bool {
         self.health.trouble().is_some_and(|since| since.elapsed() > RECONNECT_TIMEOUT)
     }
 
-    /// Returns a value that detects every loss of the connection from now on.
+    /// Returns a value that detects every loss of the connection to NATS from now on.
     pub(super) fn losses(&self) -> Losses {
         let losses = self.health.losses.subscribe();
         let before = losses.borrow().0;
         Losses { losses, before }
     }
 
-    /// Awaits the response to a request. Returns an error if the request timeout passes, or if the
-    /// connection is lost.
+    /// Awaits the response to a request to NATS. Returns an error if the request timeout of the
+    /// backend passes, or if the connection is lost.
     pub(super) async fn request<T, E>(&self, request: impl Future<Output = Result<T, E>>) -> Result<T, BoxError>
     where
         BoxError: From<E>,
@@ -237,10 +240,10 @@ impl Link {
         Ok(self.soon(losses.unless_lost(request)).await??)
     }
 
-    /// Sends a request and awaits the response, like [`request`](Self::request). If there is no
-    /// response within [`RETRY_INTERVAL`], calls `request` to send the request again, until the
-    /// request timeout. A response can be missing because the server died, or because the stream
-    /// had no leader.
+    /// Sends a request to NATS and awaits the response. Calls `request` to send the request again
+    /// after each 250 ms ([`RETRY_INTERVAL`]) without a response. A response can be missing because
+    /// the server died, or because the JetStream stream had no leader. Returns an error if the
+    /// request timeout of the backend passes, or if the connection is lost.
     pub(super) async fn request_repeatedly<T, E, A>(&self, request: impl Fn() -> A) -> Result<T, BoxError>
     where
         BoxError: From<E>,
@@ -256,9 +259,9 @@ impl Link {
         self.request(again).await
     }
 
-    /// Awaits a future, and returns an error if the future takes longer than the request timeout.
-    /// If no byte has arrived from the server by then, also forces a reconnect, because a dead
-    /// connection may never report an error.
+    /// Awaits a future, and returns an error if the future takes longer than the request timeout of
+    /// the backend. If no byte has arrived from the NATS server by then, also forces the client to
+    /// reconnect, because a dead connection may never report an error.
     pub(super) async fn soon<T>(&self, future: impl Future<Output = Result<T, BoxError>>) -> Result<T, BoxError> {
         let received = || self.client.statistics().in_bytes.load(Relaxed);
         let before = received();

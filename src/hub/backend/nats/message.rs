@@ -1,5 +1,5 @@
-//! Records as messages of NATS. The topic is the subject, the kind is a header, and the events of
-//! one append are the payload.
+//! The format of records in NATS messages. The topic is the subject, the kind is a header, and the
+//! events of one append are the payload.
 
 use crate::{
     BoxError,
@@ -13,30 +13,30 @@ use async_nats::{
 use bytes::Bytes;
 use std::{borrow::Cow, sync::Arc};
 
-/// The maximum number of events in one message, and the number of positions that each message
+/// The maximum number of events in one NATS message, and the number of positions that each message
 /// takes.
 pub(super) const EVENTS: u64 = IdFormat::MESSAGE;
 
-/// The maximum length of a subject in bytes. A NATS server closes the connection of a client that
-/// sends a protocol line of more than 4,096 bytes. This line contains the subject.
+/// The maximum length of a NATS subject in bytes. A NATS server closes the connection of a client
+/// that sends a protocol line of more than 4,096 bytes. This line contains the subject.
 const MAX_SUBJECT_BYTES: usize = 2048;
 
 const KIND: &str = "Tower-Sse-Kind";
 const LOG: &str = "Tower-Sse-Log";
 
-/// Returns the position of the last event of the message with this sequence. Each message takes
-/// [`EVENTS`] positions, and its last event has the greatest of them.
+/// Returns the position of the last event in the NATS message with this sequence. Each message
+/// takes 65,536 positions ([`EVENTS`]), and its last event has the greatest of them.
 pub(super) fn position(sequence: u64) -> Position {
     sequence.saturating_mul(EVENTS).into()
 }
 
-/// Returns the sequence of the last message whose events all have positions up to and including
-/// `position`.
+/// Returns the sequence of the last NATS message whose events all have positions up to and
+/// including `position`.
 pub(super) fn sequence(position: Position) -> u64 {
     position.get() / EVENTS
 }
 
-/// Returns the sequence of the message that contains the first event after `position`.
+/// Returns the sequence of the NATS message that contains the first event after `position`.
 pub(super) fn sequence_after(position: Position) -> u64 {
     position.get() / EVENTS + 1
 }
@@ -62,8 +62,8 @@ pub(super) fn subject(stream: &str, topic: &str) -> Option<String> {
     (subject.len() <= MAX_SUBJECT_BYTES).then_some(subject)
 }
 
-/// Returns the name of the topic that has this subject. Returns `None` if `subject` is not of a
-/// topic of the stream with the name `stream`.
+/// Returns the name of the topic that has this NATS subject. Returns `None` if `subject` is not of
+/// a topic of the JetStream stream with the name `stream`.
 pub(super) fn topic(stream: &str, subject: &str) -> Option<Arc<str>> {
     let mut rest = subject.strip_prefix(stream)?.strip_prefix('.')?.strip_suffix('=')?;
     let mut topic = Vec::with_capacity(rest.len());
@@ -83,8 +83,9 @@ pub(super) fn mark_subject(stream: &str) -> String {
     format!("{stream}._log")
 }
 
-/// Sets the header with the kind of the records of a message: states, the end of a topic, or its
-/// removal. Plain events have no such header.
+/// Sets the header of a NATS message that contains the kind of its records: events that replace all
+/// earlier events of their topic, the end of a topic, or the removal of a topic. Plain events have
+/// no such header.
 pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     match kind {
         RecordKind::Event => {}
@@ -94,8 +95,8 @@ pub(super) fn set_kind(headers: &mut HeaderMap, kind: RecordKind) {
     }
 }
 
-/// Sets the header with the id of the log that the publisher writes to, as far as the publisher
-/// knows.
+/// Sets the header of a NATS message that contains the id of the log. If the log was replaced and
+/// the publisher does not know that yet, this is the id of the old log.
 pub(super) fn set_log(headers: &mut HeaderMap, id: &str) {
     headers.insert(LOG, id);
 }
@@ -113,20 +114,22 @@ impl Stored {
         Some(self.headers.as_ref()?.get(name)?.as_str())
     }
 
-    /// Returns the id of the log that the publisher has written into a header. Returns `None` for a
-    /// message of another program.
+    /// Returns the id of the log, which a hub writes into a header of each message. Returns `None`
+    /// for a message of another program.
     pub(super) fn log(&self) -> Option<&str> {
         self.header(LOG)
     }
 
-    /// Returns a hash of the random message id, or `None` if the message has no such id. The hash
-    /// distinguishes this message from another message that has the same sequence in another log.
+    /// Returns a hash of the message id, the header `Nats-Msg-Id` of this message. Returns `None`
+    /// if the message has no id. The hash distinguishes this message from another message that has
+    /// the same sequence in another log.
     pub(super) fn identity(&self) -> Option<u64> {
         self.header(NATS_MESSAGE_ID).map(identity)
     }
 }
 
-/// Returns the hash of a message id. See [`Stored::identity`].
+/// Returns the hash of a NATS message id. The hash distinguishes messages that have the same
+/// sequence in different logs.
 pub(super) fn identity(id: &str) -> u64 {
     fnv(id.as_bytes())
 }
@@ -146,9 +149,9 @@ impl From<StreamMessage> for Stored {
 /// A message that a NATS consumer has delivered.
 pub(super) struct Delivered {
     pub(super) stored: Stored,
-    /// The number of messages that the consumer has delivered, including this one.
+    /// The number of messages that the NATS consumer has delivered, including this message.
     pub(super) number: u64,
-    /// The number of messages in the stream that the consumer has not delivered yet.
+    /// The number of messages in the stream that the NATS consumer has not delivered yet.
     pub(super) pending: u64,
 }
 
@@ -163,8 +166,8 @@ impl TryFrom<jetstream::Message> for Delivered {
     }
 }
 
-/// Returns the payload of a message with these records: the bytes of their events, one after the
-/// other.
+/// Returns the payload of a NATS message with these records: the bytes of their events, one after
+/// the other.
 pub(super) fn join(records: &[Record]) -> Bytes {
     match records {
         [only] => only.event.clone(),
@@ -172,8 +175,8 @@ pub(super) fn join(records: &[Record]) -> Bytes {
     }
 }
 
-/// Splits the payload of a message into its events, each with the blank line at its end. An event
-/// contains no other blank line. An empty payload is one empty event.
+/// Splits the payload of a NATS message into its events, each with the blank line at its end. An
+/// event contains no other blank line. An empty payload is one empty event.
 fn split(payload: &Bytes) -> Vec<Bytes> {
     let mut events = Vec::new();
     let mut start = 0;
@@ -193,9 +196,9 @@ fn split(payload: &Bytes) -> Vec<Bytes> {
     events
 }
 
-/// Appends those events of `message` to `page` that come after the position `after`. `stream` is
-/// the name of the stream. The page then ends at the end of the message, even if the message has no
-/// events. A message of another program has no events.
+/// Appends the events of a NATS message to `page`, but only events after the position `after`.
+/// `stream` is the name of the JetStream stream. Afterwards the page ends at the position of the
+/// message, even if no event was appended. A message of another program has no events.
 pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stored) {
     let last = position(message.sequence);
     page.through = last;
@@ -216,10 +219,10 @@ pub(super) fn add(page: &mut Page, after: Position, stream: &str, message: &Stor
     page.records.extend(records.map(|(position, event)| (position, Record { topic: topic.clone(), kind, event })));
 }
 
-/// Returns the reason why these records cannot be one message of at most `max_payload` bytes.
+/// Returns the reason why these records cannot be one NATS message of at most `max_payload` bytes.
 /// Returns `None` if they can.
 pub(super) fn refusal(records: &[Record], max_payload: usize) -> Option<Cow<'static, str>> {
-    /// The number of bytes that are reserved for the headers of a message. They count towards
+    /// The number of bytes that are reserved for the headers of a NATS message. They count towards
     /// `max_payload`.
     const HEADERS: usize = 256;
     let [first, ..] = records else { return Some("there is nothing to add".into()) };

@@ -155,17 +155,17 @@ pub struct NatsBackend {
     confirmations: Confirmations,
     follower: Mutex<Option<Follower>>,
     /// The epoch that the last call of [`bounds`](Backend::bounds) has returned. 0 before the first
-    /// call. If the stream has a log with another epoch, `follow` returns an error.
+    /// call. If the JetStream stream has a log with another epoch, `follow` returns an error.
     reported: AtomicU64,
 }
 
-/// The maximum number of topics that a read sends to the server as a filter. For more topics, the
-/// backend reads the messages of all topics and filters them itself.
+/// The maximum number of topics that a read sends to the NATS server as a filter. For more topics,
+/// the backend reads the messages of all topics and filters them itself.
 const MAX_FILTERS: usize = 200;
 
-/// The time within which the server detects that a message is sent twice. If four request timeouts
-/// are longer, the stream uses these instead. If the maximum age of messages is shorter, the stream
-/// uses the maximum age.
+/// The time within which the NATS server detects that a message is sent twice. If four request
+/// timeouts are longer, the backend configures this time instead. The result is at most the maximum
+/// age of messages.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(30);
 
 const DISCONNECTED: &str = "there is no connection to the NATS server at the moment";
@@ -221,62 +221,63 @@ impl NatsBackend {
         self
     }
 
-    /// Sets the name of the stream, which is also the first part of its subjects. Default:
-    /// `tower-sse`. All hubs with the same stream share their topics and events.
+    /// Sets the name of the JetStream stream, which is also the first part of its subjects.
+    /// Default: `tower-sse`. All hubs with the same stream share their topics and events.
     ///
-    /// The backend creates the stream if it does not exist. An existing stream
-    /// [keeps its configuration](Self#retention).
+    /// The backend creates the stream if it does not exist. An existing stream [keeps its
+    /// configuration](Self#retention).
     #[must_use]
     pub fn stream(mut self, name: impl Into<String>) -> Self {
         self.config.name = name.into();
         self
     }
 
-    /// Sets the number of messages that the stream retains, for all topics together. The server
-    /// removes the oldest messages beyond this number. Default: 1,000,000. Has no effect on an
-    /// existing stream.
+    /// Sets the number of messages that the JetStream stream retains, for all topics together. The
+    /// server removes the oldest messages beyond this number. Default: 1,000,000. Has no effect on
+    /// an existing stream.
     #[must_use]
     pub fn max_messages(mut self, messages: u32) -> Self {
         self.config.max_messages = messages.into();
         self
     }
 
-    /// Sets the number of bytes that the stream retains, for all topics together. The server
-    /// removes the oldest messages beyond this number. Default: no limit. Has no effect on an
-    /// existing stream.
+    /// Sets the number of bytes that the JetStream stream retains, for all topics together. The
+    /// server removes the oldest messages beyond this number. Default: no limit. Has no effect on
+    /// an existing stream.
     #[must_use]
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.config.max_bytes = bytes.try_into().unwrap_or(i64::MAX);
         self
     }
 
-    /// Sets the maximum age of messages. The server removes older messages. Default: one hour.
-    /// [`Duration::MAX`] and zero mean that the age is not limited. Has no effect on an existing
-    /// stream.
+    /// Sets the maximum age of messages in the JetStream stream. The server removes older messages.
+    /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited. Has no
+    /// effect on an existing stream.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.config.max_age = if age == Duration::MAX { Duration::ZERO } else { age };
         self
     }
 
-    /// Sets the number of servers of a cluster that store the stream. Default: 1. Has no effect on
-    /// an existing stream.
+    /// Sets the number of servers of a NATS cluster that store the JetStream stream. Default: 1.
+    /// Has no effect on an existing stream.
     #[must_use]
     pub fn replicas(mut self, replicas: u8) -> Self {
         self.config.num_replicas = replicas.into();
         self
     }
 
-    /// Sets the time after which a request without a response fails. Default: 2 seconds. Maximum:
-    /// one hour; a greater value has the same effect as one hour.
+    /// Sets the time after which a request to NATS without a response fails. Default: 2 seconds.
+    /// Maximum: one hour; a greater value has the same effect as one hour.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout.min(Duration::from_secs(60 * 60));
         self
     }
 
-    /// Returns the connection, and opens it if there is none. Returns an error immediately if the
-    /// client is disconnected: a request does not wait for a reconnect.
+    /// Returns the connection to NATS. Opens a connection if there is none, or if the client no
+    /// longer tries to reconnect. Returns an error immediately while the client reconnects: a
+    /// request does not wait for a reconnect.
     async fn link(&self) -> Result<Link, BoxError> {
         let mut kept = timeout(self.timeout, self.link.lock()).await.map_err(|_| DISCONNECTED)?;
         match &*kept {
@@ -291,7 +292,7 @@ impl NatsBackend {
         Ok(kept.insert(link).clone())
     }
 
-    /// Returns the configuration for a stream that the backend creates.
+    /// Returns the configuration of the JetStream stream, if the backend has to create the stream.
     fn config(&self) -> Config {
         let duplicates = DUPLICATE_WINDOW.max(self.timeout * 4);
         let max_age = Some(self.config.max_age).filter(|age| !age.is_zero());

@@ -1,4 +1,4 @@
-//! History reads: pages of the retained messages of a stream.
+//! Reads of old events: pages of the retained messages of a JetStream stream.
 
 use super::{
     consumer::{PAGE_BYTES, PAGE_MESSAGES, consume, max_page_bytes},
@@ -14,15 +14,15 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
-/// The time to wait for the server to create a consumer. After it, messages are read one by one,
-/// which needs no consumer. In a cluster, only the meta leader can create a consumer. While the
-/// meta leader is being elected, the leader of the stream can already return single messages.
+/// The time to wait for the server to create a JetStream consumer. After it, messages are read one
+/// by one, which needs no consumer. In a cluster, only the meta leader can create a consumer. While
+/// the meta leader is being elected, the leader of the stream can already return single messages.
 const CONSUMER_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Reads one page of the messages that come after the position `after`. The page contains the
-/// messages of these subjects, and possibly messages of other subjects. If `subjects` is empty, it
-/// contains all messages. `state` is the state of the stream before the read. A page that reaches
-/// the end of the stream ends at the last position in `state`, or later.
+/// Reads one page of the messages of a JetStream stream that come after the position `after`. The
+/// page contains the messages of these subjects, and possibly messages of other subjects. If
+/// `subjects` is empty, it contains all messages. `state` is the state of the stream before the
+/// read. A page that reaches the end of the stream ends at the last position in `state`, or later.
 pub(super) async fn read(
     stream: &Stream<'_>,
     state: &State,
@@ -65,8 +65,8 @@ pub(super) async fn read(
     Ok(page)
 }
 
-/// Adds the remaining messages of `subjects` to the page, up to the end of the stream in `state`.
-/// Returns `false` if the page is full before that.
+/// Adds the remaining messages of `subjects` to the page, up to the end of the JetStream stream in
+/// `state`. Returns `false` if the page is full before that.
 ///
 /// The consumer that has filled the page can be on another server than the leader of the stream.
 /// That server may not have the newest messages yet, but the leader has them. The leader returns
@@ -111,8 +111,9 @@ async fn read_one_by_one(stream: &Stream<'_>, state: &State, after: Position) ->
     Ok(page)
 }
 
-/// Returns messages from this sequence on, up to 1,000 messages or about 4 MiB. Sends one request
-/// for each message, and needs no consumer. The result is empty at the end of the stream.
+/// Returns messages of the JetStream stream from this sequence on, up to 1,000 messages or about 4
+/// MiB. Sends one request for each message, and needs no consumer. The result is empty at the end
+/// of the stream.
 pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Result<Vec<Stored>, BoxError> {
     let (mut messages, mut bytes) = (Vec::new(), 0);
     while messages.len() < PAGE_MESSAGES && bytes < PAGE_BYTES {
@@ -127,7 +128,7 @@ pub(super) async fn next_messages(stream: &Stream<'_>, mut sequence: u64) -> Res
 }
 
 /// Adapts a page that begins after the position `after` to messages that were deleted from the
-/// middle of the stream. `deleted` has the sequences of these messages in rising order.
+/// middle of the JetStream stream. `deleted` has the sequences of these messages in rising order.
 ///
 /// If the first deleted message directly follows `after`, the page reports a gap: its eviction
 /// watermark becomes the last deleted message of this range. The page ends before the next deleted

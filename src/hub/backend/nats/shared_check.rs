@@ -1,4 +1,4 @@
-//! A check of the stream that concurrent callers share.
+//! Single-flight for checks of the JetStream stream: concurrent callers share one check.
 
 use crate::BoxError;
 use std::sync::{
@@ -7,14 +7,15 @@ use std::sync::{
 };
 use tokio::sync::Mutex;
 
-/// Runs a check of the stream, and shares it between concurrent callers.
+/// Runs a check of whether the JetStream stream still holds the known log, and shares the check
+/// between concurrent callers.
 ///
 /// A caller gets the result of a check that began after its call. So the result is never older than
 /// the call. A caller that arrives during a check waits for the next check.
 pub(super) struct SharedCheck<T> {
     begun: AtomicU64,
-    /// The number and the result of the last check that has ended. `None` before the first check. A
-    /// check runs while this lock is held.
+    /// The last check that has ended: its number in the order of the checks, and its result. `None`
+    /// before the first check has ended. The lock is held while a check runs.
     last: Mutex<Option<Ended<T>>>,
 }
 

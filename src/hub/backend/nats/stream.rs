@@ -1,4 +1,5 @@
-//! Requests to JetStream about the stream: its configuration, its state, and single messages.
+//! Requests to JetStream about the stream that holds the log: its configuration, its state, and
+//! single messages.
 
 use super::{link::Link, message::Stored};
 use crate::BoxError;
@@ -13,8 +14,8 @@ use serde_json::{Value, json};
 use std::{error::Error, time::Duration};
 use tokio::time::sleep;
 
-/// The pause after a stream was found deleted, before the client creates a stream with the same
-/// name.
+/// The pause after a JetStream stream was found deleted, before the client creates a stream with
+/// the same name.
 ///
 /// nats-server, up to version 2.9 at least, confirms a deletion before it has removed the files. It
 /// then also removes the files of a new stream with this name. The new stream stores messages but
@@ -24,32 +25,32 @@ const DELETION: Duration = Duration::from_secs(1);
 /// The JetStream error code of a response that says that the requested message does not exist.
 const NO_MESSAGE: u64 = 10_037;
 
-/// Sends requests about one stream over one connection.
+/// Sends requests about one JetStream stream over one connection to NATS.
 pub(super) struct Stream<'a> {
     pub(super) link: &'a Link,
     pub(super) config: &'a Config,
 }
 
-/// The bounds of a stream at one moment, and the settings of the stream that matter for them.
+/// The bounds of a JetStream stream at one moment, its maximum age, and its number of replicas.
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    /// The sequence of the oldest message in the stream. If the stream is empty, this is the
-    /// sequence of the next message.
+    /// The sequence of the oldest message in the JetStream stream. If the stream is empty, this is
+    /// the sequence of the next message.
     pub(super) first: u64,
-    /// The sequence of the newest message that was ever in the stream, even if it was removed
-    /// since.
+    /// The sequence of the newest message that was ever in the JetStream stream, even if the
+    /// message was removed since.
     pub(super) last: u64,
     pub(super) messages: u64,
-    /// The maximum age of messages in the stream. The server removes older messages. `None` means
-    /// no limit.
+    /// The maximum age of messages in the JetStream stream. The server removes older messages.
+    /// `None` means no limit.
     pub(super) max_age: Option<Duration>,
-    /// The number of servers that store the stream (`num_replicas`).
+    /// The number of NATS servers that store the JetStream stream (`num_replicas`).
     pub(super) replicas: u64,
 }
 
 impl State {
     /// Returns `true` if messages were deleted between the oldest and the newest message of the
-    /// stream.
+    /// JetStream stream.
     pub(super) fn has_holes(&self) -> bool {
         self.last.checked_sub(self.first).is_some_and(|span| self.messages <= span)
     }
@@ -60,11 +61,11 @@ impl Stream<'_> {
         &self.config.name
     }
 
-    /// Returns the state of the stream, and creates the stream if it does not exist. Returns an
-    /// error if an existing stream cannot be used as a log.
+    /// Returns the state of the JetStream stream, and creates the stream if it does not exist.
+    /// Returns an error if an existing stream cannot be used as a log.
     ///
     /// Set `existed` to `true` if the stream is known to have existed: the function then waits for
-    /// [`DELETION`] before it creates a missing stream.
+    /// one second ([`DELETION`]) before it creates a missing stream.
     pub(super) async fn state_or_create(&self, existed: bool) -> Result<State, BoxError> {
         let name = self.name();
         let is_name = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
@@ -89,8 +90,8 @@ impl Stream<'_> {
         state(name, &info)
     }
 
-    /// Returns the state of the stream, and the sequences of the messages that were deleted between
-    /// its oldest and its newest message, in rising order.
+    /// Returns the state of the JetStream stream, and the sequences of the messages that were
+    /// deleted between its oldest and its newest message, in rising order.
     pub(super) async fn state_with_holes(&self) -> Result<(State, Vec<u64>), BoxError> {
         let info = self.info(&Value::Null).await?;
         let now = state(self.name(), &info)?;
@@ -104,24 +105,25 @@ impl Stream<'_> {
         Ok((state(self.name(), &info)?, deleted))
     }
 
-    /// Returns the message with this sequence, or `None` if the stream does not have it.
+    /// Returns the message with this sequence, or `None` if the JetStream stream does not have it.
     pub(super) async fn get(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "seq": sequence })).await
     }
 
-    /// Returns the first message with this sequence or a greater one. Returns `None` if there is no
-    /// such message.
+    /// Returns the first message of the JetStream stream with this sequence or a greater one.
+    /// Returns `None` if there is no such message.
     pub(super) async fn next(&self, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.next_of(">", sequence).await
     }
 
-    /// Returns the first message of a subject with this sequence or a greater one. `subject` can
-    /// contain wildcards. Returns `None` if there is no such message.
+    /// Returns the first message of a NATS subject with this sequence or a greater one. `subject`
+    /// can contain wildcards. Returns `None` if there is no such message.
     pub(super) async fn next_of(&self, subject: &str, sequence: u64) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "seq": sequence, "next_by_subj": subject })).await
     }
 
-    /// Returns the newest message of a subject, or `None` if the stream has no message of it.
+    /// Returns the newest message of a NATS subject, or `None` if the JetStream stream has no
+    /// message of it.
     pub(super) async fn last_of(&self, subject: &str) -> Result<Option<Stored>, BoxError> {
         self.message(&json!({ "last_by_subj": subject })).await
     }
@@ -146,7 +148,7 @@ impl Stream<'_> {
     }
 }
 
-/// Returns an error if a stream with this configuration cannot be used as a log.
+/// Returns an error if a JetStream stream with this configuration cannot be used as a log.
 fn check(name: &str, config: &Value) -> Result<(), BoxError> {
     let subjects: Vec<_> = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let wanted = format!("{name}.>");
@@ -188,8 +190,8 @@ fn state(name: &str, info: &Value) -> Result<State, BoxError> {
     Ok(State { first: first.max(1), last, messages, max_age, replicas })
 }
 
-/// The reason why a request to JetStream failed: the server refused it, or there was no valid
-/// response.
+/// The reason why a request to JetStream failed: the server refused the request, or there was no
+/// valid response.
 enum RequestError {
     Refused { code: u64, error: u64, description: String },
     Other(BoxError),
@@ -218,9 +220,9 @@ async fn send(link: &Link, subject: &str, request: &Value) -> Result<Value, Requ
     })
 }
 
-/// Returns `true` if the server has refused a message because the message expects another last
-/// sequence. Servers from 2.12 on have a second error code for this. They use it while they store
-/// another message of the same subject.
+/// Returns `true` if the NATS server has refused a message because the message expects another last
+/// sequence than the stream has. Servers from 2.12 on have a second error code for this. They use
+/// it while they store another message of the same subject.
 pub(super) fn is_refusal(error: &PublishError) -> bool {
     let code = || Some(error.source()?.downcast_ref::<jetstream::Error>()?.error_code());
     error.kind() == PublishErrorKind::WrongLastSequence

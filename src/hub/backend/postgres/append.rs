@@ -1,4 +1,5 @@
-//! Appends of records. Appends that wait at the same time share a transaction.
+//! The appending of records to the log in Postgres. Appends that wait at the same time share a
+//! transaction.
 
 use super::{Log, error::RequestError, page, schema::MAX_RECORD_BYTES};
 use crate::{
@@ -17,18 +18,19 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The maximum size of the events in a shared transaction, in bytes. A larger append has a
-/// transaction of its own.
+/// The maximum size in bytes of the events in a transaction that several appends share. A larger
+/// append has a transaction of its own.
 const MAX_BYTES: usize = 1 << 20;
-/// The maximum number of records in a shared transaction. An append with more records has a
-/// transaction of its own.
+/// The maximum number of records in a transaction that several appends share. An append with more
+/// records has a transaction of its own.
 const MAX_RECORDS: usize = 1000;
 
 /// The maximum number of records that `append_if_unchanged` compares, which takes about 3 ms. If
-/// more records follow its position, it appends nothing.
+/// more records follow the position `since`, `append_if_unchanged` appends nothing.
 const MAX_EXAMINED: i64 = 5000;
 
-/// The queue of the appends that wait until the transaction before them has ended.
+/// The queue of the appends to the log in Postgres that wait until the transaction before them has
+/// ended.
 #[derive(Default)]
 pub(super) struct Appends(Mutex<Queue>);
 
@@ -53,8 +55,8 @@ impl Appends {
         !mem::replace(&mut queue.is_running, true)
     }
 
-    /// Takes the appends of the next transaction from the queue. If there are none, records that
-    /// the calling task ends.
+    /// Takes the appends of the next transaction from the queue. If the queue is empty, the calling
+    /// task must end, and the next append starts another task.
     fn next_group(&self) -> Vec<Waiting> {
         let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut group, mut bytes, mut records) = (Vec::new(), 0, 0);
@@ -84,7 +86,8 @@ impl Appends {
 /// waiting appends fail. The next append then starts another task.
 struct Running<'a> {
     appends: &'a Appends,
-    /// Set if the queue knows that this task has ended. Another task may run already.
+    /// `true` if the queue knows that the task with this guard has ended. The guard then has no
+    /// effect, because another task may run already.
     has_ended: bool,
 }
 
@@ -147,7 +150,8 @@ impl Log {
         }
     }
 
-    /// Appends records of one topic, if the log has no record of the topic after `since`.
+    /// Appends records of one topic, if the log still has this epoch, and has no record of the
+    /// topic after the position `since`. Otherwise returns `None`.
     pub(super) async fn append_if_unchanged(
         self: &Arc<Self>,
         records: Vec<Record>,
@@ -179,8 +183,8 @@ impl Log {
     }
 
     /// Appends records in one transaction. `condition` is the epoch that the log must have, and the
-    /// position after which it must have no record of the topic. Returns `None` if the condition
-    /// does not hold.
+    /// position after which the log must have no record of the topic. Returns `None` if the
+    /// condition does not hold.
     async fn append_now(
         self: &Arc<Self>,
         records: &[&Record],

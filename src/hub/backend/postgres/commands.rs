@@ -1,4 +1,5 @@
-//! The shared connection: all requests of a process use it, except the requests of its follower.
+//! The shared connection to Postgres. All requests of this process use it, except those of the
+//! follower, the task that reads new records.
 
 use super::{Log, connection::Connection, error::RequestError};
 use std::{sync::Arc, time::Instant};
@@ -10,16 +11,17 @@ use tokio_postgres::{
 /// The application name of the shared connection.
 const COMMANDS: &str = "tower-sse-commands";
 
-/// The connection for requests, which all tasks of this node share.
+/// The connection to Postgres for requests, which all tasks of this node share.
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Arc<Connection>>,
-    /// The time and the error of the last failed attempt to connect.
+    /// The time and the error of the last failed attempt to connect to Postgres.
     last_failure: Option<(Instant, RequestError)>,
 }
 
 impl Log {
-    /// Sends a query on the shared connection. Opens the connection first if there is none.
+    /// Sends a query on the connection to Postgres that all tasks of this node share. Opens the
+    /// connection first if there is none.
     pub(super) async fn query(
         &self,
         sql: &str,
@@ -37,7 +39,8 @@ impl Log {
         rows
     }
 
-    /// Returns the shared connection. Opens it if there is none.
+    /// Returns the connection to Postgres that all tasks of this node share. Opens the connection
+    /// if there is none.
     async fn shared_connection(&self) -> Result<Arc<Connection>, RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;

@@ -24,7 +24,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The address of a server, and the settings of a connection.
+/// The address of a Postgres server, and the settings for connections to this server.
 #[derive(Clone)]
 pub(super) struct Server {
     config: Config,
@@ -71,7 +71,8 @@ impl Server {
         }
     }
 
-    /// Connects with this application name, and creates the schema unless the database has it.
+    /// Connects to Postgres with the application name `name`. Creates the schema of the log unless
+    /// the database has it.
     pub(super) async fn connect(
         &self,
         name: &str,
@@ -114,11 +115,12 @@ pub(super) struct Connection {
     driver: AbortHandle,
 }
 
-/// Wakes the follower, the task that reads the log, after a notification of the server and at the
-/// end of the connection.
+/// Wakes the follower, the task that reads the log, after a Postgres notification and at the end of
+/// the connection.
 #[derive(Default)]
 struct Signal {
-    /// Has a permit after a notification, and after the end of the connection.
+    /// The permit of this [`Notify`] means that a Postgres notification has arrived, or that the
+    /// connection has ended.
     notify: Notify,
     has_ended: AtomicBool,
 }
@@ -143,8 +145,8 @@ impl Connection {
         Self { client, signal, driver: driver.abort_handle() }
     }
 
-    /// Waits for a notification, or for the end of the connection. A notification that arrived
-    /// since the previous call counts.
+    /// Waits for a Postgres notification (`NOTIFY`), or for the end of the connection. Returns
+    /// immediately if a notification has arrived since the previous call.
     pub(super) async fn notified(&self) {
         self.signal.notify.notified().await;
     }

@@ -4,11 +4,13 @@ use super::schema;
 use std::{error::Error, fmt, sync::Arc};
 use tokio_postgres::error::SqlState;
 
-/// A failed request or connection attempt. Several callers can return the same error.
+/// A failed request to Postgres, or a failed connection attempt. Several callers can return the
+/// same error.
 #[derive(Clone, Debug)]
 pub(super) struct RequestError {
     text: Arc<str>,
-    /// Set if the next request needs a new connection.
+    /// `true` if the connection cannot be used after this error, so that the next request needs a
+    /// new connection.
     breaks_connection: bool,
 }
 

@@ -1,4 +1,5 @@
-//! The follower's connection: it waits for notifications, and reads the next page.
+//! The connection of the follower, the task that reads new records. The follower waits for Postgres
+//! notifications on this connection, and reads the next page.
 
 use super::{
     Log,
@@ -16,13 +17,13 @@ use tokio::time::timeout;
 /// The application name of the follower's connection.
 const FOLLOW: &str = "tower-sse-follow";
 
-/// The time without a notification after which the follower reads the log. A notification may get
-/// lost, for example in a pool of connections. At this interval, the follower also checks whether
-/// an eviction by age is due.
+/// The time without a Postgres notification after which the follower, the task that reads new
+/// records, looks for records nevertheless. A notification may get lost, for example in a pool of
+/// connections. At this interval, the follower also checks whether an eviction by age is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Log {
-    /// Waits for records after a position, and returns the next page.
+    /// Waits for records after a position, and returns the next page of the log.
     pub(super) async fn next_page(self: &Arc<Self>, after: Position) -> Result<Page, BoxError> {
         // The connection stays in the slot, so dropping this future does not close it.
         let mut slot = self.follower.lock().await;
@@ -58,8 +59,9 @@ impl Log {
         }
     }
 
-    /// Opens the connection of the follower, and executes `LISTEN` on it. The follower reads the
-    /// log after that, so that it misses no notification.
+    /// Opens the connection of the follower, the task that reads new records, and executes `LISTEN`
+    /// on the connection. The follower reads the log only after `LISTEN`, so that it misses no
+    /// notification.
     async fn listen(&self) -> Result<Connection, RequestError> {
         let settings = &self.settings;
         let server = settings.follower.as_ref().unwrap_or(&settings.server);

@@ -50,12 +50,13 @@ struct Settings {
     timeout: Duration,
 }
 
-/// The state of a connected backend, which its tasks share.
+/// The state of a Postgres backend, which its tasks share.
 struct Log {
     settings: Settings,
     sql: Statements,
     commands: Mutex<Commands>,
-    /// The connection of the follower. `None` before its first use, and after it is lost.
+    /// The connection of the follower, the task that reads new records. `None` before its first
+    /// use, and after the connection is lost.
     follower: Mutex<Option<Connection>>,
     appends: Appends,
     eviction: Eviction,
@@ -100,7 +101,8 @@ impl PostgresBackend {
         })
     }
 
-    /// Sets another URL for the connection of the follower, which uses `LISTEN`.
+    /// Sets another URL for the connection of the follower, the task that reads new records. This
+    /// connection uses `LISTEN`.
     ///
     /// Use it if the main URL is that of a connection pool in transaction mode, such as PgBouncer.
     /// The URL of the follower then names the server itself, or a pool in session mode. Without
@@ -148,8 +150,9 @@ impl PostgresBackend {
         follower.iter_mut().for_each(|follower| follower.set_tls_files(tls_files));
     }
 
-    /// Sets the schema of the log. Default: `tower_sse`. Hubs with the same schema are one hub. The
-    /// schema also is the name of the channel of `NOTIFY`.
+    /// Sets the name of the Postgres schema that contains the log. Default: `tower_sse`. All hubs
+    /// with the same schema share their topics and events. The channel of `NOTIFY` has the same
+    /// name.
     ///
     /// # Errors
     ///
@@ -177,7 +180,7 @@ impl PostgresBackend {
         self
     }
 
-    /// Sets the timeout of a request, and of a connection attempt. Default: 2 seconds.
+    /// Sets the timeout of a request to Postgres, and of a connection attempt. Default: 2 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = timeout;
@@ -213,13 +216,13 @@ impl Log {
         format!("the log {:?} of Postgres", self.settings.schema.name())
     }
 
-    /// Returns the newest record that this process knows.
+    /// Returns the newest record of the log that this process knows.
     fn known(&self) -> Option<Known> {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores the newest record that this process knows. Has no effect if a newer record of the
-    /// same epoch is known.
+    /// Stores the newest record of the log that this process knows. Has no effect if this process
+    /// already knows a newer record of the same epoch.
     fn note_known(&self, newer: Known) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_none_or(|known| known.epoch != newer.epoch || known.position < newer.position) {
@@ -228,7 +231,8 @@ impl Log {
     }
 
     /// Returns the bounds of the log. If another log has replaced the log that this process knows,
-    /// for example after a failover, first starts a new epoch.
+    /// for example after a failover, first starts a new epoch, so that old ids are not valid any
+    /// more.
     async fn bounds(&self) -> Result<Bounds, BoxError> {
         let known = KnownParameters::of(self.known());
         let rows = self.query(&self.sql.bounds, &known.all()).await?;

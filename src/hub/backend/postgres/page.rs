@@ -1,4 +1,4 @@
-//! Pages of the log: the query for a page, and the decoding of its response.
+//! Pages of the log in Postgres: the query for a page, and the decoding of its rows.
 
 use super::{Log, error::RequestError};
 use crate::{
@@ -11,17 +11,17 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-/// The maximum number of records in a page.
+/// The maximum number of records in a page of the log.
 const MAX_RECORDS: i64 = 1000;
-/// The maximum number of records of all topics that are examined for a page of some topics. This
-/// takes about 10 ms.
+/// The maximum number of records that a query examines to find the records of the wanted topics.
+/// Records of other topics count, too. Examining them takes about 10 ms.
 const MAX_EXAMINED: i64 = 10_000;
-/// The maximum size in bytes of a page of some topics, and of a page of all topics. The last record
-/// of a page can exceed it.
+/// The maximum size in bytes of a page. The first value applies to a query for some topics, and the
+/// second to a query for all topics. The last record of a page can exceed the size.
 const MAX_BYTES: [i64; 2] = [64 << 10, 1 << 20];
 
-/// The newest record that this process knows, in an epoch. If the log does not have this record,
-/// another log has replaced it.
+/// The newest record that this process knows, and its epoch. If the log in Postgres does not have
+/// this record, another log has replaced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) epoch: i64,
@@ -51,11 +51,12 @@ impl KnownParameters {
     }
 }
 
-/// A page, and the state of the log when it was read.
+/// A page of the log, and the state of the log when the page was read.
 pub(super) struct LogPage {
     pub(super) page: Page,
     pub(super) last: Position,
-    /// Set if the log has the newest record that this process knows, and is on the same server.
+    /// `true` if the log is still the known log: it is on the Postgres server that has issued its
+    /// epoch, and it has the newest record that this process knows.
     pub(super) is_current: bool,
     /// The number of rows in the page, including the records of other programs that this crate
     /// cannot decode.
@@ -68,8 +69,8 @@ pub(super) enum Wanted<'a> {
     Topics(&'a [Arc<str>]),
 }
 
-/// The parameters of a query for a page, and the decoder of its response. The query can run on the
-/// shared connection, or on the connection of the follower.
+/// A query for a page of the log: its parameters, and the decoder of its rows. The query can run on
+/// the shared connection, or on the connection of the follower, the task that reads new records.
 pub(super) struct PageQuery<'a> {
     wanted: Wanted<'a>,
     after: i64,
@@ -105,7 +106,8 @@ impl<'a> PageQuery<'a> {
         parameters
     }
 
-    /// Decodes the rows of the response, and remembers the newest record in them.
+    /// Decodes the rows that this query has returned. Remembers the newest of these records as the
+    /// newest record that this process knows.
     pub(super) fn decode(&self, log: &Log, rows: &[Row]) -> Result<LogPage, BoxError> {
         let Some((state, rows)) = rows.split_last() else { return Err("the page has no end".into()) };
         let epoch: i64 = state.try_get("epoch")?;
@@ -145,7 +147,7 @@ impl<'a> PageQuery<'a> {
 }
 
 impl Log {
-    /// Returns the records of these topics after a position.
+    /// Returns a page with the records of these topics that come after a position.
     pub(super) async fn read(&self, topics: &[Arc<str>], after: Position) -> Result<Page, BoxError> {
         let query = PageQuery::new(self, Wanted::Topics(topics), after);
         let rows = self.query(&self.sql.page, &query.parameters()).await?;
@@ -163,7 +165,8 @@ impl Log {
     }
 }
 
-/// Converts a position for SQL, whose integers are signed.
+/// Converts a position for SQL, whose integers are signed. A position above their range becomes the
+/// greatest integer.
 pub(super) fn to_sql(position: Position) -> i64 {
     i64::try_from(position.get()).unwrap_or(i64::MAX)
 }
@@ -172,7 +175,7 @@ pub(super) fn from_sql(position: i64) -> Position {
     Position::new(u64::try_from(position).unwrap_or(0))
 }
 
-/// Returns the character of a kind of record in SQL.
+/// Returns the character that stands for a kind of record in SQL.
 pub(super) fn kind_to_sql(kind: RecordKind) -> i8 {
     let byte = match kind {
         RecordKind::Event => b'e',

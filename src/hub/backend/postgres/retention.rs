@@ -1,4 +1,4 @@
-//! Retention: every node deletes the oldest records, in small batches.
+//! Retention of the log in Postgres: every node deletes the oldest records, in small batches.
 
 use super::Log;
 use std::{
@@ -17,20 +17,20 @@ const MAX_DELETED: u64 = 1000;
 /// this node has appended or read more bytes since the transaction before it.
 const MAX_DELETED_BYTES: u64 = 8 << 20;
 
-/// A node runs an eviction after this number of new records. If the limit of the log is below 4,000
-/// records, the node runs an eviction after a quarter of the limit.
+/// A node starts an eviction, the deletion of the oldest records, after this number of new records.
+/// If the limit of the log is below 4,000 records, the node does so after a quarter of the limit.
 const MAX_NEW: u64 = 1000;
 
 /// The maximum interval between two checks of the age of records.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The state of the eviction on this node: the task that deletes the oldest records.
+/// The state of the task on this node that deletes the oldest records.
 #[derive(Default)]
 pub(super) struct Eviction {
     /// The number of records that this node has appended or read since the last eviction.
     new: AtomicU64,
-    /// The number and bytes of the records that this node has appended or read since the last batch
-    /// of an eviction.
+    /// The number of the records that this node has appended or read since the last batch of an
+    /// eviction. `bytes_since_batch` is their size.
     since_batch: AtomicU64,
     bytes_since_batch: AtomicU64,
     is_running: AtomicBool,
@@ -38,7 +38,8 @@ pub(super) struct Eviction {
 }
 
 impl Log {
-    /// Counts new records. Returns whether there are enough of them for an eviction.
+    /// Counts new records. Returns `true` if there are enough of them for an eviction, the deletion
+    /// of the oldest records, and then begins to count at 0.
     fn counts_enough(&self, records: usize) -> bool {
         let enough = (self.settings.max_records / 4).clamp(1, MAX_NEW);
         let is_enough = self.eviction.new.fetch_add(records as u64, Relaxed) + records as u64 >= enough;

@@ -1,4 +1,4 @@
-//! The schema of a log: its tables and functions in SQL, and how they are created.
+//! The schema of a log in Postgres: its tables and functions in SQL, and how they are created.
 
 use crate::BoxError;
 use tokio_postgres::{Client, error::SqlState, types::Type};
@@ -27,7 +27,7 @@ pub(super) struct Schema {
 }
 
 impl Schema {
-    /// The maximum length of an identifier in bytes.
+    /// The maximum length of an identifier in Postgres, in bytes.
     const MAX_LENGTH: usize = 63;
 
     /// Checks the name of a schema. The name is part of SQL texts, so only simple names are

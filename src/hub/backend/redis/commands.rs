@@ -1,4 +1,5 @@
-//! The shared connection: all requests of a process use it, except the requests of its follower.
+//! The shared connection to Redis. All requests of this process use it, except those of the
+//! follower, the task that waits for new entries.
 
 use super::{
     RedisBackend,
@@ -7,18 +8,20 @@ use super::{
 use redis::{Cmd, FromRedisValue, RedisError, ScriptInvocation};
 use std::time::{Duration, Instant};
 
-/// The connection that all requests of this process share, except those of `follow`.
+/// The connection to Redis that all requests of this process share, except requests that wait for
+/// new entries.
 #[derive(Default)]
 pub(super) struct Commands {
     connection: Option<Connection>,
-    /// The number of connections that were opened so far, which identifies the current connection.
+    /// The number of connections to Redis that were opened so far, which identifies the current
+    /// connection.
     number: u64,
-    /// The time and the error of the last failed connection attempt. A caller that has waited for
-    /// this attempt returns the same error.
+    /// The time and the error of the last failed attempt to connect to Redis. A caller that has
+    /// waited for this attempt returns the same error.
     last_failure: Option<(Instant, RequestError)>,
 }
 
-/// A command that can be sent several times, for example again on another connection.
+/// A Redis command that can be sent several times, for example again on another connection.
 pub(super) enum Command<'a> {
     Plain(Cmd),
     Script(ScriptInvocation<'a>),
@@ -34,7 +37,8 @@ impl Command<'_> {
 }
 
 impl RedisBackend {
-    /// Runs a command on the shared connection, and opens this connection if there is none.
+    /// Runs a command on the connection to Redis that all requests of this process share. Opens the
+    /// connection if there is none.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Command<'_>) -> Result<T, RequestError> {
         self.run_on(self.shared_connection().await?, command).await
     }
@@ -68,8 +72,9 @@ impl RedisBackend {
         }
     }
 
-    /// Returns the shared connection and the number that identifies it. Opens the connection if
-    /// there is none. Concurrent callers share one connection attempt, and its error.
+    /// Returns the connection to Redis that all requests of this process share, and the number that
+    /// identifies this connection. Opens the connection if there is none. Concurrent callers share
+    /// one connection attempt, and its error.
     pub(super) async fn shared_connection(&self) -> Result<(Connection, u64), RequestError> {
         let begin = Instant::now();
         let mut commands = self.commands.lock().await;
@@ -96,8 +101,8 @@ impl RedisBackend {
         }
     }
 
-    /// Drops the shared connection, so that the next request opens a new one. If `number` is given,
-    /// has an effect only while this number identifies the shared connection.
+    /// Drops the shared connection to Redis, so that the next request opens a new connection. If
+    /// `number` is given, drops only the connection with this number.
     pub(super) async fn disconnect(&self, number: Option<u64>) {
         let mut commands = self.commands.lock().await;
         if number.is_none_or(|number| number == commands.number) {

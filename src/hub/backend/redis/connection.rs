@@ -33,13 +33,13 @@ use tokio::{
     time::timeout,
 };
 
-/// The client name of the shared connection. All requests of this process use it, except requests
-/// that wait for new entries.
+/// The client name of the connection to Redis that all requests of this process share, except
+/// requests that wait for new entries.
 pub(super) const COMMANDS: &str = "tower-sse-commands";
 
-/// The range of the first sequence number of a server in a millisecond. An entry id consists of a
-/// time in milliseconds and a sequence number. Each server has its own number in this range, so two
-/// masters of a split brain hardly ever issue the same id.
+/// The range of the first sequence number of a Redis server in a millisecond. An entry id consists
+/// of a time in milliseconds and a sequence number. Each server has its own number in this range,
+/// so two masters of a split brain hardly ever issue the same id.
 ///
 /// A new stream begins with a smaller number (`BEGINNINGS` in `log.lua`). Above the range, at least
 /// 65,535 numbers remain for further entries of the same millisecond.
@@ -56,13 +56,13 @@ pub(super) struct Server {
     settings: RedisConnectionInfo,
     #[cfg(feature = "redis-tls")]
     pub(super) tls: Option<Tls>,
-    /// The sentinels that know the address of the master. If this is not empty, `address` contains
-    /// the name of the master instead of an address.
+    /// The sentinels that know the address of the master. If there are sentinels, `address`
+    /// contains the name of the master instead of an address.
     pub(super) sentinels: Vec<Server>,
     /// The index of the sentinel that has last led to a connection. The next connection attempt
     /// asks this sentinel first.
     sentinel: AtomicUsize,
-    /// The address of the cluster node that has the stream, as a server has reported it in a
+    /// The address of the cluster node that has the Redis stream, as a server has reported it in a
     /// `MOVED` error. `None` before the first such error.
     moved: Mutex<Option<Address>>,
 }
@@ -108,9 +108,9 @@ impl Server {
         })
     }
 
-    /// Connects to the server that has the stream now. `name` is the client name of the connection.
-    /// `time` limits each connection attempt. `wait` is the maximum time that a blocking command
-    /// may block. A request on the connection fails after `time` plus `wait`.
+    /// Connects to the Redis server that has the stream now. `name` is the client name of the
+    /// connection. `time` limits each connection attempt. `wait` is the maximum time that a
+    /// blocking command may block. A request on the connection fails after `time` plus `wait`.
     pub(super) async fn connect(&self, name: &str, time: Duration, wait: Duration) -> Result<Connection, RequestError> {
         if !self.sentinels.is_empty() {
             return self.connect_by_sentinels(name, time, wait).await;
@@ -236,8 +236,8 @@ impl Server {
         }
     }
 
-    /// Remembers the address in a `MOVED` error. The next connection attempt tries this address
-    /// first. Other errors have no effect.
+    /// Remembers the address in a `MOVED` error of a Redis cluster. The next connection attempt
+    /// tries this address first. Other errors have no effect.
     pub(super) fn follow_redirect(&self, error: &RedisError) {
         if error.kind() != ErrorKind::Server(ServerErrorKind::Moved) {
             return;
@@ -299,16 +299,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Returns the first sequence number that this server uses in the entry ids of each
+    /// Returns the first sequence number that this Redis server uses in the entry ids of each
     /// millisecond. 0 if the connection is not for publishing.
     pub(super) fn region(&self) -> u64 {
         self.region
     }
 }
 
-/// Returns the first sequence number that a server uses in the entry ids of each millisecond. The
-/// number is derived from the `run_id` of the server. It is random if the server does not report
-/// its `run_id`.
+/// Returns the first sequence number that a Redis server uses in the entry ids of each millisecond.
+/// The number is derived from the `run_id` of the server. It is random if the server does not
+/// report its `run_id`.
 async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError> {
     let bits = match cmd("INFO").arg("server").query_async::<String>(commands).await {
         Err(error) if is_connection_error(&error) => return Err(error),
@@ -317,8 +317,8 @@ async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError>
     Ok(REGIONS.start + bits % (REGIONS.end - REGIONS.start))
 }
 
-/// Returns a hash of the `run_id` in a response to `INFO`, or `None` if there is no `run_id`. A
-/// server gets another `run_id` each time it starts.
+/// Returns a hash of the `run_id` in the response of Redis to `INFO`, or `None` if there is no
+/// `run_id`. A server gets another `run_id` each time it starts.
 fn identity(info: &str) -> Option<u64> {
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?.trim();
     let mut hasher = DefaultHasher::new();
@@ -334,8 +334,8 @@ impl Drop for Driver {
     }
 }
 
-/// Returns `true` if the connection or the server cannot be used any more, and the caller has to
-/// open another connection. Returns `false` if only this command failed.
+/// Returns `true` if, after this error, the connection or the server cannot be used any more. The
+/// caller then has to open another connection. Returns `false` if only one command failed.
 pub(super) fn is_connection_error(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => is_redirect(error) || kind == ServerErrorKind::MasterDown,
@@ -352,7 +352,7 @@ pub(super) fn is_redirect(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | ClusterDown))
 }
 
-/// The error of a request or of a connection attempt: what failed, and the cause.
+/// The error of a request to Redis or of a connection attempt: what failed, and the cause.
 #[derive(Clone, Debug)]
 pub(super) struct RequestError {
     what: Arc<str>,

@@ -1,4 +1,4 @@
-//! Decoding of the entries of a stream: each entry is a position and a record.
+//! Decoding of the entries of a Redis stream: each entry is a position and a record.
 
 use super::entry_id::{self, OVERFLOW_SEQUENCE, TOO_LATE, expect_position};
 use crate::{
@@ -9,9 +9,9 @@ use bytes::Bytes;
 use redis::Value;
 use std::sync::Arc;
 
-/// Returns the name of the field that contains the event of an entry. It is `e` for an event, `s`
-/// for an event that replaces the previous one, `f` for the end of a topic, and `r` for its
-/// removal.
+/// Returns the name of the field that contains the event in an entry of the Redis stream. The name
+/// is `e` for an event, `s` for an event that replaces the previous one, `f` for the end of a
+/// topic, and `r` for its removal.
 pub(super) fn name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Event => "e",
@@ -34,7 +34,8 @@ fn kind(name: &[u8]) -> Option<RecordKind> {
 /// One decoded entry of the Redis stream.
 pub(super) struct Entry {
     pub(super) position: Position,
-    /// The position of the preceding entry, as this entry contains or implies it. `None` if other
+    /// The position of the preceding entry. Each entry of a hub has a field with this position,
+    /// unless the preceding entry has the position directly before its own. `None` if other
     /// software than a hub has added this entry, or if this entry was deleted during the read.
     pub(super) previous: Option<Position>,
     /// Set if entries directly before this entry were lost. A reader has missed lost entries if it
@@ -48,15 +49,15 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Returns the eviction watermark that a log has if this entry is its oldest one: all entries
+    /// Returns the eviction watermark of a log whose oldest retained entry is this one. All entries
     /// up to the watermark were removed.
     pub(super) fn evicted_through(&self) -> Position {
         self.previous.unwrap_or(self.position.previous())
     }
 }
 
-/// Decodes an entry. `wants` is called with the topic of the entry, and decides whether the record
-/// is decoded, too.
+/// Decodes an entry of the Redis stream. `wants` is called with the topic of the entry, and decides
+/// whether the record is decoded, too.
 fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, BoxError> {
     let Value::Array(parts) = value else { return Err(not_a_stream()) };
     let mut parts = parts.into_iter();
@@ -109,7 +110,8 @@ fn entry(value: Value, mut wants: impl FnMut(&str) -> bool) -> Result<Entry, Box
     Ok(Entry { position, previous, lost_for_readers_before, newest_lost, record, bytes })
 }
 
-/// Decodes the first of these entries, without its record. Returns `None` if there is no entry.
+/// Decodes the first of these entries of the Redis stream, without its record. Returns `None` if
+/// there is no entry.
 pub(super) fn first(entries: Vec<Value>) -> Result<Option<Entry>, BoxError> {
     entries.into_iter().next().map(|value| entry(value, |_| false)).transpose()
 }
@@ -136,15 +138,16 @@ fn not_a_stream() -> BoxError {
     "the answer of the server is none of a stream".into()
 }
 
-/// The decoded contents of consecutive entries that one read has returned.
+/// The decoded contents of consecutive entries of the Redis stream that one read has returned.
 #[derive(Default)]
 pub(super) struct DecodedBatch {
-    /// Set if entries that the reader of this batch has not read yet were evicted or lost. All of
-    /// these entries are at or before this position.
+    /// The eviction watermark, if the reader of this batch has missed entries that were evicted or
+    /// lost. All of these entries are at or before this position. `None` if the reader has missed
+    /// no entry.
     pub(super) evicted_through: Option<Position>,
     pub(super) records: Vec<(Position, Record)>,
-    /// The position of the last entry of the batch. If the batch is empty, this is the position
-    /// after which the entries were requested.
+    /// The position of the last entry of the batch. If the batch is empty, this is the position of
+    /// the entry that the reader has read last.
     pub(super) through: Position,
     /// `true` if other software than a hub has added the first entry. Such an entry does not
     /// contain the position of the entry before it.
@@ -265,8 +268,8 @@ mod tests {
         Some(name.into())
     }
 
-    /// Generates the positions of the entries of a stream. The flag is `true` if a hub, and not
-    /// other software, has written the entry.
+    /// Generates the positions of the entries of a Redis stream, each with `true` if a hub has
+    /// written the entry, and `false` if other software has.
     fn stream(u: &mut Unstructured<'_>) -> arbitrary::Result<Vec<(Position, bool)>> {
         let mut at = 1_000_000_u64 << SEQUENCE_BITS;
         let mut stream = Vec::new();
@@ -283,7 +286,7 @@ mod tests {
         Ok(stream)
     }
 
-    /// Returns a position before the first entry of the stream.
+    /// Returns a position before the first entry of a generated Redis stream.
     fn before(stream: &[(Position, bool)]) -> Position {
         Position::new(stream[0].0.get() - 10)
     }

@@ -1,4 +1,5 @@
-//! The follower: it waits for new entries, and detects a log that has lost its newest entries.
+//! The follower, the task that reads the log of Redis: it waits for new entries, and detects that
+//! the log has lost its newest entries.
 
 use super::{PAGE_BYTES, RedisBackend, commands::Command, connection::is_connection_error, entry, entry_id};
 use crate::{
@@ -16,13 +17,13 @@ use std::{
 /// in pages of about 1 MiB.
 const MARK_SEARCH_PAGES: usize = 8;
 
-/// The maximum time that one `XREAD` waits for a new entry. After it, the end of the log is
+/// The maximum time that one `XREAD` waits for a new entry. After this time, the end of the log is
 /// checked, and the next `XREAD` begins.
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 
 impl RedisBackend {
-    /// Waits for new entries after the position `after`, and returns them as a page. Implements
-    /// [`Backend::follow`](crate::hub::backend::Backend::follow).
+    /// Waits for new entries of the Redis stream after the position `after`, and returns them as a
+    /// page. Implements [`Backend::follow`](crate::hub::backend::Backend::follow).
     pub(super) async fn next_page(&self, after: Position) -> Result<Page, BoxError> {
         self.losses().begin(after);
         loop {

@@ -1,5 +1,5 @@
-//! Detection of lost entries: positions that this process has published or read, and that the log
-//! does not have any more.
+//! Detection of lost entries of a Redis stream: positions that this process has published or read,
+//! and that the stream does not have any more.
 
 use super::{super::Position, entry::DecodedBatch, entry_id};
 use std::{
@@ -32,8 +32,9 @@ const MAX_ATTEMPTS: u32 = 4;
 /// the loss to all readers.
 #[derive(Default)]
 pub(super) struct Losses {
-    /// This process has read all entries after the position `from` and up to `through`. `runs`
-    /// contains the positions of these entries, as ranges of consecutive positions.
+    /// The part of the log that this process has read: all entries after the position `from` and up
+    /// to `through`. `runs` contains the positions of these entries, as ranges of consecutive
+    /// positions.
     from: Position,
     through: Position,
     runs: VecDeque<(Position, Position)>,
@@ -127,8 +128,9 @@ impl Losses {
     }
 
     /// Returns the position of the newest lost entry that has to be reported in the log, and counts
-    /// an attempt to report it. Returns `None` if no entry has to be reported. The flag is `true`
-    /// after too many attempts: the report then has to be added even if an equal one may exist.
+    /// an attempt to report the loss. Returns `None` if no loss has to be reported. The `bool` is
+    /// `true` after too many attempts: the report then has to be added even if an equal report may
+    /// exist.
     pub(super) fn attempt(&mut self) -> Option<(Position, bool)> {
         let lost = self.lost?;
         self.attempts += 1;

@@ -146,11 +146,11 @@ pub struct RedisBackend {
     newest: Script,
     mark: Script,
     commands: Mutex<Commands>,
-    /// The connection that waits for new entries. `None` while `follow` uses it, and after the
-    /// connection is lost.
+    /// The connection to Redis that waits for new entries. `None` before its first use, while it
+    /// waits, and after it is lost.
     follower: Mutex<Option<Connection>>,
-    /// The estimated size of the largest entries in bytes. It determines how many entries one
-    /// request asks for.
+    /// The estimated size in bytes of the largest entries of the Redis stream. It determines how
+    /// many entries one request asks for.
     entry_size: AtomicUsize,
     /// The greatest position that this process has ever seen in the log. The server may have lost
     /// the entry with this position in a failover.
@@ -158,11 +158,11 @@ pub struct RedisBackend {
     losses: SyncMutex<Losses>,
 }
 
-/// The approximate number of bytes that one read returns: 64 KiB for a read of old entries, and 1
-/// MiB for new entries.
+/// The approximate number of bytes that one read of the Redis stream returns: 64 KiB for a read of
+/// old entries, and 1 MiB for new entries.
 const PAGE_BYTES: [usize; 2] = [64 << 10, 1 << 20];
 
-/// The maximum number of entries that one read returns.
+/// The maximum number of entries that one read of the Redis stream returns.
 const MAX_ENTRIES: usize = 1024;
 /// The number of entries that a read of old entries asks for before the size of entries is known.
 const INITIAL_ENTRIES: usize = 64;
@@ -273,35 +273,35 @@ impl RedisBackend {
         self
     }
 
-    /// Sets the approximate number of records that the stream retains, for all topics together.
-    /// Default: 1,000,000. The server [trims](https://redis.io/docs/latest/commands/xtrim/) the
-    /// oldest entries in blocks of about a hundred, so the stream may retain some hundred records
-    /// more.
+    /// Sets the approximate number of records that the Redis stream retains, for all topics
+    /// together. Default: 1,000,000. The server
+    /// [trims](https://redis.io/docs/latest/commands/xtrim/) the oldest entries in blocks of about
+    /// a hundred, so the stream may retain some hundred records more.
     #[must_use]
     pub fn max_records(mut self, records: u64) -> Self {
         self.max_records = records;
         self
     }
 
-    /// Sets the approximate maximum age of records. Older records are removed. Default: one hour.
-    /// [`Duration::MAX`] and zero mean that the age is not limited.
+    /// Sets the approximate maximum age of records in the Redis stream. Older records are removed.
+    /// Default: one hour. [`Duration::MAX`] and zero mean that the age is not limited.
     #[must_use]
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = if age.is_zero() { Duration::MAX } else { age };
         self
     }
 
-    /// Sets the time after which a request without a response fails, and after which a connection
-    /// attempt fails. Default: 2 seconds.
+    /// Sets the time after which a request to Redis without a response fails, and after which a
+    /// connection attempt fails. Default: 2 seconds.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Returns the epoch, the number that identifies the log: a hash of the name of the stream. A
-    /// stream that is deleted and created again keeps the epoch. Positions contain times, so the
-    /// positions of the new stream are greater.
+    /// Returns the epoch, the number that identifies the log: a hash of the name of the Redis
+    /// stream. A stream that is deleted and created again keeps the epoch. Positions contain times,
+    /// so the positions of the new stream are greater.
     fn epoch(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.stream.hash(&mut hasher);
@@ -330,8 +330,8 @@ impl RedisBackend {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many entries of a stream have about `bytes` bytes together: at least 1, at most
-    /// [`MAX_ENTRIES`]. A read passes this number to the server as `COUNT`.
+    /// Returns how many entries of the Redis stream have about `bytes` bytes together: at least 1,
+    /// at most [`MAX_ENTRIES`]. A read passes this number to the server as `COUNT`.
     fn count(&self, bytes: usize) -> usize {
         (bytes / self.entry_size.load(Relaxed).max(1)).clamp(1, MAX_ENTRIES)
     }
