@@ -358,6 +358,12 @@ async fn recording_that_cannot_create_its_topic_fails() {
     hub.topic("only").publish(Event::new("x")).await.unwrap();
     let recording = hub.topic("more").record(tokio_stream::once(Event::new("1"))).start();
     assert_eq!(recording.outcome().await, Outcome::Failed);
+    // A recording without events cannot finish a topic that does not exist.
+    let topic = hub.topic("more");
+    let recording = topic.record(tokio_stream::empty::<Event>()).start();
+    assert_eq!(recording.outcome().await, Outcome::Failed);
+    hub.topic("only").remove().await.unwrap();
+    topic.publish(Event::new("not finished")).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,12 +16,13 @@ use serde_json::{Value, json};
 use std::{
     collections::VecDeque,
     hash::Hash,
+    mem,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
-            AtomicBool,
-            Ordering::{Acquire, Release},
+            AtomicUsize,
+            Ordering::{AcqRel, Acquire},
         },
     },
     time::Duration,
@@ -94,8 +95,13 @@ where
         let announcer =
             Announcer { topic: topic.clone(), node: node.clone(), queue, encode: |key| serde_json::to_value(key) };
         let silence = *lock(&self.shared.following.fail_closed_after);
-        let follower =
-            Follower { topic: topic.clone(), node: node.clone(), registry: Arc::downgrade(&self.shared), silence };
+        let follower = Follower {
+            topic: topic.clone(),
+            node: node.clone(),
+            registry: Arc::downgrade(&self.shared),
+            silence,
+            is_cut_off: false,
+        };
         let sign = Event::json(&json!({ "node": node }))?;
         // The signs of life have a task of their own, so that a slow announcement does not delay
         // them.
@@ -220,15 +226,15 @@ impl Drop for Announcement {
 /// this node has closed. It also knows whether this node is cut off from the log of a hub.
 pub(super) struct Following<K> {
     announcers: Mutex<Vec<Announcer<K>>>,
-    /// Set while this node is cut off: it has read nothing from the log of the hub for the
-    /// configured time. Every stream that is registered meanwhile is closed at once.
-    is_cut_off: AtomicBool,
+    /// The number of hubs from which this node is cut off: it has read nothing from their logs for
+    /// the configured time. While it is not zero, every stream that is registered is closed at once.
+    cut_off_hubs: AtomicUsize,
     fail_closed_after: Mutex<Option<Duration>>,
 }
 
 impl<K> Default for Following<K> {
     fn default() -> Self {
-        Self { announcers: Mutex::default(), is_cut_off: AtomicBool::new(false), fail_closed_after: Mutex::default() }
+        Self { announcers: Mutex::default(), cut_off_hubs: AtomicUsize::new(0), fail_closed_after: Mutex::default() }
     }
 }
 
@@ -245,18 +251,7 @@ impl<K> Following<K> {
     }
 
     pub(super) fn is_cut_off(&self) -> bool {
-        self.is_cut_off.load(Acquire)
-    }
-}
-
-impl<K> Shared<K> {
-    /// Sets whether this node is cut off: it has read nothing from the log of the hub for too long.
-    /// If `is_cut_off` is true, closes all streams of this node.
-    fn set_cut_off(&self, is_cut_off: bool) {
-        self.following.is_cut_off.store(is_cut_off, Release);
-        if is_cut_off {
-            self.close_all();
-        }
+        self.cut_off_hubs.load(Acquire) > 0
     }
 }
 
@@ -361,6 +356,8 @@ struct Follower<K> {
     /// [`fail_closed_after`](StreamRegistry::fail_closed_after) has set it. After this time, the
     /// node closes all its streams. `None` for no limit.
     silence: Option<Duration>,
+    /// Set while this node is cut off from the log of this hub.
+    is_cut_off: bool,
 }
 
 impl<K> Follower<K>
@@ -369,7 +366,7 @@ where
 {
     /// Reads the announcements of closed streams until the hub is shut down, or until all handles
     /// of the stream registry are dropped.
-    async fn run(self, mut subscription: Subscription) {
+    async fn run(mut self, mut subscription: Subscription) {
         // The time when the node last read an event, or was last found to be cut off.
         let mut silent_since = Instant::now();
         loop {
@@ -379,13 +376,13 @@ where
             match next {
                 Some(Some(Ok(events))) => {
                     silent_since = Instant::now();
-                    registry.set_cut_off(false);
+                    self.set_cut_off(&registry, false);
                     self.apply(&registry, events.as_bytes());
                     continue;
                 }
                 None => {
                     silent_since = Instant::now();
-                    registry.set_cut_off(true);
+                    self.set_cut_off(&registry, true);
                     continue;
                 }
                 Some(Some(Err(SubscriptionError::Shutdown))) if self.topic.is_shut_down() => return,
@@ -403,7 +400,7 @@ where
             // the deadline.
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 silent_since = Instant::now();
-                registry.set_cut_off(true);
+                self.set_cut_off(&registry, true);
             }
             if let Some(Ok(again)) = again {
                 if again.gap().is_some() {
@@ -411,6 +408,20 @@ where
                 }
                 subscription = again;
             }
+        }
+    }
+
+    /// Sets whether this node is cut off from the log of this hub. If it is, closes all streams of
+    /// this node.
+    fn set_cut_off(&mut self, registry: &Shared<K>, is_cut_off: bool) {
+        let hubs = &registry.following.cut_off_hubs;
+        match (mem::replace(&mut self.is_cut_off, is_cut_off), is_cut_off) {
+            (false, true) => _ = hubs.fetch_add(1, AcqRel),
+            (true, false) => _ = hubs.fetch_sub(1, AcqRel),
+            (false, false) | (true, true) => {}
+        }
+        if is_cut_off {
+            registry.close_all();
         }
     }
 

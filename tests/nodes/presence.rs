@@ -501,6 +501,20 @@ async fn questions_are_answered_by_all_nodes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn shutdown_ends_a_question() {
+    let shared = Shared::new(PLENTY);
+    let (hubs, connections) = nodes::<2>(&shared).await;
+    let topic = hubs[0].topic("jobs");
+    connections[1].set(Mode::Hangs);
+    let asking = tokio::spawn(async move { topic.subscribers_anywhere().await });
+    sleep(SECOND / 10).await;
+    let begin = Instant::now();
+    hubs[0].shutdown();
+    assert_eq!(asking.await.unwrap().unwrap_err().kind(), ErrorKind::Shutdown);
+    assert!(begin.elapsed() < SECOND / 10, "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn nodes_without_members_send_nothing() {
     let shared = Shared::new(PLENTY);
     let (hubs, _) = nodes::<2>(&shared).await;

@@ -36,12 +36,16 @@ async fn two_registries(max_records: usize) -> (Shared, [Hub; 2], [Faulty; 2], [
 
 /// Opens a stream of this user.
 fn open(registry: &Registry, user: &str) -> Polled {
+    let mut body = request(registry, user);
+    body.assert_pending();
+    body
+}
+
+fn request(registry: &Registry, user: &str) -> Polled {
     let user = user.to_owned();
     let layer = SseLayer::new().without_heartbeat().register(registry, move |_: &Parts| Some(user.clone()));
     let stream = SseStream::new(stream::pending::<Event>());
-    let mut body = Polled::new(respond(&layer, Request::new(()), stream.into_http_response()));
-    body.assert_pending();
-    body
+    Polled::new(respond(&layer, Request::new(()), stream.into_http_response()))
 }
 
 async fn ends(body: &mut Polled) -> String {
@@ -171,14 +175,38 @@ async fn node_that_cannot_read_the_log_fails_closed() {
         assert_eq!(ends(&mut body).await, "");
         assert!(begun.elapsed() < LIMIT + Duration::from_secs(3), "{:?}", begun.elapsed());
         // New streams end at once until the node reads the log again.
-        let user = ALICE.to_owned();
-        let layer = SseLayer::new().register(&registry, move |_: &Parts| Some(user.clone()));
-        let response = SseStream::new(stream::pending::<Event>()).into_http_response();
-        assert_eq!(Polled::new(respond(&layer, Request::new(()), response)).rest(), "");
+        assert_eq!(request(&registry, ALICE).rest(), "");
         connection.set(Mode::Works);
         sleep(LIMIT).await;
         stays_open(&mut open(&registry, ALICE)).await;
     }
+}
+
+/// A node that is cut off from one of its hubs accepts no stream, although it reads the log of the
+/// other hub.
+#[tokio::test(start_paused = true)]
+async fn node_cut_off_from_one_of_two_hubs_fails_closed() {
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    let shared = [Shared::new(PLENTY), Shared::new(PLENTY)];
+    let connections = shared.each_ref().map(Shared::connect);
+    let registry = Registry::new().fail_closed_after(LIMIT);
+    let mut hubs = Vec::new();
+    for connection in &connections {
+        let hub = hub(connection.clone()).await;
+        registry.follow(&hub).await.unwrap();
+        hubs.push(hub);
+    }
+    stays_open(&mut open(&registry, ALICE)).await;
+    connections[0].set(Mode::Hangs);
+    sleep(2 * LIMIT).await;
+    for _ in 0..10 {
+        sleep(LIMIT / 7).await;
+        assert_eq!(request(&registry, ALICE).rest(), "");
+    }
+    connections[0].set(Mode::Works);
+    sleep(LIMIT).await;
+    stays_open(&mut open(&registry, ALICE)).await;
 }
 
 /// The subscription of the node ends again and again, as another program has finished the topic.

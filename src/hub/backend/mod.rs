@@ -15,6 +15,8 @@ pub mod contract;
 #[cfg(feature = "file")]
 #[clippy::msrv = "1.90"] // the version that the feature needs
 mod file;
+#[cfg(any(feature = "nats", feature = "postgres", feature = "redis"))]
+mod fnv;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;

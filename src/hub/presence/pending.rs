@@ -164,6 +164,7 @@ impl Pending {
     pub(super) fn clear(&mut self) {
         self.topics.values_mut().for_each(OfTopic::clear);
         self.topics.retain(|_, of_topic| of_topic.is_publishing);
+        free_if_empty(&mut self.topics);
     }
 
     /// Gives up all events of joins and leaves of members that are not in the log yet, and returns

@@ -74,10 +74,10 @@ async fn ask(core: &Arc<Core>, topic: &Arc<str>, is_first_enough: bool) -> Resul
     backend.append_records(vec![question.record()]).await?;
     let answered = presence.until(|state| {
         let survey = state.surveys.get(&asked.id);
-        is_first_enough && survey.is_some_and(|survey| !survey.0.is_empty())
+        state.is_shut_down || (is_first_enough && survey.is_some_and(|survey| !survey.0.is_empty()))
     });
     let _elapsed = timeout_at(Instant::now() + PATIENCE, answered).await;
-    Ok(asked.answers())
+    if core.is_shut_down() { Err(Error::shut_down()) } else { Ok(asked.answers()) }
 }
 
 /// Returns `true` if a topic exists on this node, or on another node that answers within one

@@ -17,13 +17,13 @@ use std::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// The maximum wait after a rejected append of a recording, a task that publishes a stream into a
-/// topic. An append is rejected if the log has records of the topic that this node has not read
-/// yet. When this node has read more of the log, or after this time, the append is tried again.
+/// The maximum wait after a rejected append of a recording. An append is rejected if the log has
+/// records of the topic that this node has not read yet. When this node has read more of the log,
+/// or after this time, the append is tried again.
 const FOLLOWER: Duration = Duration::from_secs(1);
 
-/// The maximum time for which a recording, a task that publishes a stream into a topic, repeats a
-/// refused append. The backend responds to other requests in this time. Then the recording fails.
+/// The maximum time for which a recording repeats a refused append. The backend responds to other
+/// requests in this time. Then the recording fails.
 ///
 /// A server without memory, or a cluster without a leader, may recover in this time. An event that
 /// is too large for the backend is never accepted.
@@ -100,17 +100,16 @@ pub(in crate::hub) fn retry_pause(failures: u32) -> Duration {
 /// The reason why a recording, a task that publishes a stream into a topic, has given up an append
 /// to the log.
 pub(super) enum Failure {
-    /// The recording, a task that publishes a stream into a topic, must publish nothing more. Its
-    /// topic is finished, the hub is shut down, or another node has taken over the recording.
+    /// The recording must publish nothing more. Its topic is finished, the hub is shut down, or
+    /// another node has taken over the recording.
     Ended,
-    /// The hub or the backend does not accept the records of the recording, a task that publishes a
-    /// stream into a topic. The recording then fails with this error.
+    /// The hub or the backend does not accept the records of the recording. The recording then
+    /// fails with this error.
     Refused(BoxError),
 }
 
-/// Appends records of a recording, a task that publishes a stream into a topic, and tries again
-/// after each failure. If an earlier attempt without a response has succeeded, the records are not
-/// appended a second time.
+/// Appends records of a recording and tries again after each failure. If an earlier attempt without
+/// a response has succeeded, the records are not appended a second time.
 ///
 /// Returns an error if the recording must publish nothing more, or if the backend refuses the
 /// records for 60 seconds.

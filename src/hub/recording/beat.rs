@@ -9,9 +9,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// The topic of the log in which nodes inform each other about their recordings (tasks that publish
-/// streams into topics) and about members of topics. Nodes read its records, but do not retain them
-/// as events of a topic.
+/// The topic of the log in which nodes inform each other about their recordings and about members
+/// of topics. Nodes read its records, but do not retain them as events of a topic.
 pub(in crate::hub) const TOPIC: &str = "tower-sse/nodes";
 
 /// The approximate maximum size in bytes of a record that contains a sign of life of a node. A
@@ -90,20 +89,18 @@ impl Beat {
     }
 }
 
-/// A running recording (a task that publishes a stream into a topic), as its node announces it to
-/// the other nodes.
+/// A running recording, as its node announces it to the other nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Announced {
     pub(super) topic: Arc<str>,
-    /// The random number that identifies this recording, a task that publishes a stream into a
-    /// topic.
+    /// The random number that identifies this recording.
     pub(super) id: u64,
     /// The wire bytes of the will: the event that another node publishes if the node of this
     /// recording dies. A recording is a task that publishes a stream into a topic. Without a will,
     /// this is empty, and the other node only finishes the topic.
     pub(super) will: Bytes,
-    /// Set if this recording, a task that publishes a stream into a topic, ends after some time
-    /// without subscribers. Other nodes then report whether its topic has subscribers there.
+    /// Set if this recording ends after some time without subscribers. Other nodes then report
+    /// whether its topic has subscribers there.
     pub(super) needs_subscribers: bool,
     /// Set if each event that this recording publishes replaces the previous event of the topic. A
     /// recording is a task that publishes a stream into a topic.
@@ -134,9 +131,8 @@ impl Message {
         Record { topic: TOPIC.into(), kind: RecordKind::State, event: Event::display(text).encode() }
     }
 
-    /// Parses a message about recordings, the tasks that publish streams into topics, from a record
-    /// of another node. Returns `None` if the record has another format, for example because
-    /// another version of this crate wrote it.
+    /// Parses a message about recordings from a record of another node. Returns `None` if the
+    /// record has another format, for example because another version of this crate wrote it.
     pub(super) fn parse(record: &Record) -> Option<Self> {
         let text = record.event.strip_prefix(b"data: ").filter(|_| record.kind == RecordKind::State)?;
         let message: Value = serde_json::from_slice(text).ok()?;
@@ -163,8 +159,8 @@ impl Message {
 pub(in crate::hub) type Beats = Vec<(Position, u64, u64)>;
 
 impl Announced {
-    /// Returns the kind of the records with the events of this recording, a task that publishes a
-    /// stream into a topic. With the kind `State`, each event replaces the previous one.
+    /// Returns the kind of the records with the events of this recording. With the kind `State`,
+    /// each event replaces the previous one.
     pub(super) fn kind(&self) -> RecordKind {
         if self.latest_only { RecordKind::State } else { RecordKind::Event }
     }

@@ -45,9 +45,8 @@ const MIN_TIME: Duration = Duration::from_millis(500);
 /// shorter pause can be due to a slow response.
 const MIN_GAP: Duration = Duration::from_millis(600);
 
-/// Starts the keeper. This task announces the recordings of this node (tasks that publish streams
-/// into topics), and takes over those of dead nodes. It also notices the death of nodes with
-/// members of topics.
+/// Starts the keeper. This task announces the recordings of this node, and takes over those of dead
+/// nodes. It also notices the death of nodes with members of topics.
 ///
 /// Has no effect without a backend, without a recording or a member on any known node, or if the
 /// keeper is already running. The keeper ends when no recording, no member and no other node is
@@ -76,9 +75,9 @@ struct Keeper {
     /// The topics that the last beat of this node has reported as topics with subscribers here. A
     /// beat is a sign of life of a node.
     watching: HashSet<Arc<str>>,
-    /// Set if the last sign of life of this node announced anything: a recording (a task that
-    /// publishes a stream into a topic), a topic with subscribers, or members of topics. If nothing
-    /// is left to announce, the node sends one more sign of life.
+    /// Set if the last sign of life of this node announced anything: a recording, a topic with
+    /// subscribers, or members of topics. If nothing is left to announce, the node sends one more
+    /// sign of life.
     has_content: bool,
 }
 
@@ -89,12 +88,11 @@ struct Plan {
     watching: HashSet<Arc<str>>,
     /// Set if this node has members of topics.
     has_members: bool,
-    /// The shortest lease of the recordings of this node (tasks that publish streams into topics)
-    /// and of its members of topics. The default lease if the node has neither. A lease is the
-    /// silence after which a node counts as dead.
+    /// The shortest lease of the recordings of this node and of its members of topics. The default
+    /// lease if the node has neither. A lease is the silence after which a node counts as dead.
     lease: Duration,
-    /// The shortest lease of all nodes with recordings (tasks that publish streams into topics) or
-    /// members of topics. A lease is the silence after which a node counts as dead.
+    /// The shortest lease of all nodes with recordings or members of topics. A lease is the silence
+    /// after which a node counts as dead.
     shortest: Duration,
     is_announced: bool,
     has_dead_peers: bool,
@@ -102,7 +100,7 @@ struct Plan {
 
 impl Plan {
     /// Collects what the keeper, the task that sends signs of life, has to announce in this run:
-    /// the recordings (tasks that publish streams into topics) and the members of this node.
+    /// the recordings and the members of this node.
     ///
     /// Returns `None` if no recording, no other node and no member is left, or if the hub is shut
     /// down and its recordings have ended.
@@ -237,10 +235,9 @@ impl Keeper {
         Some(())
     }
 
-    /// Announces what is new since the last sign of life of this node: recordings (tasks that
-    /// publish streams into topics) that have begun, and recorded topics of other nodes that have
-    /// got subscribers here. Returns `None` if the backend does not confirm a record in time. The
-    /// time limit is that of [`beat`](Self::beat).
+    /// Announces what is new since the last sign of life of this node: recordings that have begun,
+    /// and recorded topics of other nodes that have got subscribers here. Returns `None` if the
+    /// backend does not confirm a record in time. The time limit is that of [`beat`](Self::beat).
     async fn add(&mut self, recordings: &Recordings, backend: &BackendClient, plan: Plan) -> Option<()> {
         let new = |local: &Arc<Local>| !local.is_announced() && !local.is_over();
         let locals: Vec<_> = plan.locals.into_iter().filter(new).collect();

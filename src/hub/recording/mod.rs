@@ -26,8 +26,8 @@ use tokio_stream::Stream;
 /// recording dies. Each sign of life of a node contains the wills of all its recordings.
 const MAX_WILL_BYTES: usize = 16 << 10;
 
-/// The pause in [`drain`], which ends all recordings (tasks that publish streams into topics),
-/// before it ends those that were started in the meantime.
+/// The pause in [`drain`], which ends all recordings, before it ends those that were started in the
+/// meantime.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The default of [`Recorder::lease`].
@@ -222,9 +222,8 @@ impl Recorder {
 }
 
 impl Recording {
-    /// Stops the recording, the task that publishes a stream into a topic. The recording then
-    /// publishes the event of [`Recorder::on_stop`] and finishes its topic. Calling this again, or
-    /// after the end of the recording, has no effect.
+    /// Stops the recording. The recording then publishes the event of [`Recorder::on_stop`] and
+    /// finishes its topic. Calling this again, or after the end of the recording, has no effect.
     ///
     /// To stop a recording on another node, call
     /// [`Topic::stop_recording`](super::Topic::stop_recording).
@@ -232,9 +231,8 @@ impl Recording {
         self.local.stop(Outcome::Stopped);
     }
 
-    /// Waits for the end of the recording, the task that publishes a stream into a topic, and
-    /// returns why it has ended. The topic is then finished, except after some
-    /// [interruptions](Outcome::Interrupted).
+    /// Waits for the end of the recording and returns why it has ended. The topic is then finished,
+    /// except after some [interruptions](Outcome::Interrupted).
     ///
     /// # Cancel safety
     ///

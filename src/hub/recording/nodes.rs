@@ -46,8 +46,7 @@ pub(in crate::hub) struct Recordings {
 #[derive(Default)]
 pub(super) struct State {
     /// The position of the log up to which all records were applied to this state of the
-    /// recordings, the tasks that publish streams into topics. Records that are read a second time
-    /// have no effect.
+    /// recordings. Records that are read a second time have no effect.
     noted_through: Position,
     local: HashMap<Arc<str>, Vec<Arc<Local>>>,
     pub(super) peers: HashMap<u64, Peer>,
@@ -139,8 +138,7 @@ pub(super) struct Claim {
 pub(in crate::hub) struct Local {
     pub(super) announced: Announced,
     pub(super) lease: Duration,
-    /// The outcome with which this recording, a task that publishes a stream into a topic, was
-    /// requested to end. `None` if no end was requested.
+    /// The outcome with which this recording was requested to end. `None` if no end was requested.
     pub(super) stop: watch::Sender<Option<Outcome>>,
     state: Mutex<LocalState>,
 }
@@ -150,19 +148,17 @@ struct LocalState {
     /// Set once this node has announced this recording to the other nodes. If this node dies, they
     /// publish the last event of the recording and finish its topic.
     is_announced: bool,
-    /// Set while the recording, a task that publishes a stream into a topic, repeats an append to
-    /// the log that was rejected or had no response. The recording can then be stopped before the
-    /// append has succeeded.
+    /// Set while the recording repeats an append to the log that was rejected or had no response.
+    /// The recording can then be stopped before the append has succeeded.
     is_retrying: bool,
-    /// The end of the log when this recording, a task that publishes a stream into a topic, was
-    /// started. A request to stop the recordings of the topic is ignored if its position is not
-    /// after `started_at`, because it was meant for an earlier recording.
+    /// The end of the log when this recording was started. A request to stop the recordings of the
+    /// topic is ignored if its position is not after `started_at`, because it was meant for an
+    /// earlier recording.
     started_at: Position,
-    /// The position of the last record that this recording, a task that publishes a stream into a
-    /// topic, is known to have appended to the log.
+    /// The position of the last record that this recording is known to have appended to the log.
     appended: Position,
-    /// Set if the topic of this recording (a task that publishes a stream into a topic) is
-    /// finished, or the hub is shut down. The recording then publishes nothing more.
+    /// Set if the topic of this recording is finished, or the hub is shut down. The recording then
+    /// publishes nothing more.
     has_ended: bool,
     /// Set if another node has published the will of this recording, because it considered this
     /// node dead. The will is the event that other nodes publish in this case. The recording, the
@@ -192,8 +188,8 @@ impl Recordings {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a recording of this node, a task that publishes a stream into a topic. `last` is the
-    /// known end of the backend's log, or `None` for a hub in memory.
+    /// Adds a recording of this node. `last` is the known end of the backend's log, or `None` for a
+    /// hub in memory.
     pub(super) fn add(&self, local: &Arc<Local>, last: Option<Position>) {
         let mut state = self.state();
         state.local.entry(local.announced.topic.clone()).or_default().push(local.clone());
@@ -225,9 +221,8 @@ impl Recordings {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.stop(Outcome::Stopped));
     }
 
-    /// Requests all recordings of this node, the tasks that publish streams into topics, to end
-    /// with the outcome [`Outcome::Interrupted`]. Each of them publishes its will, the event for
-    /// this case, and finishes its topic.
+    /// Requests all recordings of this node to end with the outcome [`Outcome::Interrupted`]. Each
+    /// of them publishes its will, the event for this case, and finishes its topic.
     pub(super) fn interrupt(&self) {
         self.state().local.values().flatten().for_each(|local| local.stop(Outcome::Interrupted));
     }
@@ -238,8 +233,8 @@ impl Recordings {
         self.state().local.get(topic).into_iter().flatten().for_each(|local| local.end());
     }
 
-    /// Ends all recordings of this node, the tasks that publish streams into topics, immediately.
-    /// They publish nothing more, and do not finish their topics.
+    /// Ends all recordings of this node immediately. They publish nothing more, and do not finish
+    /// their topics.
     pub(in crate::hub) fn shut_down(&self) {
         self.state().local.values().flatten().for_each(|local| local.end());
         self.progressed.notify_waiters();
@@ -269,10 +264,9 @@ impl Recordings {
         self.state().claims.retain(|other| !Arc::ptr_eq(other, claim));
     }
 
-    /// Updates the recordings, the tasks that publish streams into topics, from the records of a
-    /// page, the next part of the backend's log. The caller adds the events of the page to their
-    /// topics after this call. Returns the beats of the page, the signs of life of the nodes, in
-    /// the order of the log.
+    /// Updates the recordings from the records of a page, the next part of the backend's log. The
+    /// caller adds the events of the page to their topics after this call. Returns the beats of the
+    /// page, the signs of life of the nodes, in the order of the log.
     pub(in crate::hub) fn note(&self, page: &Page) -> Beats {
         let mut beats = Beats::new();
         let mut state = self.state();
@@ -330,9 +324,9 @@ impl Recordings {
         self.progressed.notify_waiters();
     }
 
-    /// Adapts the recordings, the tasks that publish streams into topics, to another log that has
-    /// replaced the log of the backend. The recordings continue in the other log. Their state is
-    /// updated from its records after the position `after`.
+    /// Adapts the recordings to another log that has replaced the log of the backend. The
+    /// recordings continue in the other log. Their state is updated from its records after the
+    /// position `after`.
     pub(in crate::hub) fn reset(&self, after: Position) {
         let mut state = self.state();
         state.noted_through = after;
@@ -528,8 +522,8 @@ impl Local {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests this recording, a task that publishes a stream into a topic, to end with this
-    /// outcome. Has no effect if an end was requested earlier.
+    /// Requests this recording to end with this outcome. Has no effect if an end was requested
+    /// earlier.
     pub(super) fn stop(&self, outcome: Outcome) {
         self.stop.send_if_modified(|stop| {
             let is_first = stop.is_none();
@@ -538,8 +532,7 @@ impl Local {
         });
     }
 
-    /// Ends the recording, the task that publishes a stream into a topic, immediately, and without
-    /// another event.
+    /// Ends the recording immediately, and without another event.
     pub(super) fn end(&self) {
         self.lock().has_ended = true;
         self.stop(Outcome::Interrupted);
@@ -642,9 +635,8 @@ impl Local {
         self.lock().has_will
     }
 
-    /// Returns `true` if this recording, a task that publishes a stream into a topic, must publish
-    /// nothing more. Its topic is finished, another node has taken over the recording, or the hub
-    /// is shut down.
+    /// Returns `true` if this recording must publish nothing more. Its topic is finished, another
+    /// node has taken over the recording, or the hub is shut down.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.has_ended || state.has_will

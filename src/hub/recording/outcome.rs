@@ -1,5 +1,6 @@
 /// The reasons why a [`Recording`](super::Recording), a task that publishes a stream into a topic,
-/// has ended. The topic is then finished, except after some [interruptions](Self::Interrupted).
+/// has ended. The topic is then finished, except after some [interruptions](Self::Interrupted), and
+/// except if it [does not exist](Self::Failed).
 ///
 /// # Examples
 ///
@@ -18,7 +19,8 @@ pub enum Outcome {
     /// The stream has ended without an error.
     Finished,
     /// The stream of the recording returned an error or panicked, or one of its events could not be
-    /// published.
+    /// published. Also if the hub is in memory and has too many topics for the topic of the
+    /// recording, which then does not exist.
     Failed,
     /// [`Recording::stop`](super::Recording::stop) or
     /// [`Topic::stop_recording`](crate::hub::Topic::stop_recording) was called.
@@ -28,9 +30,8 @@ pub enum Outcome {
     Abandoned,
     /// The recording has reached its [`time_limit`](super::Recorder::time_limit).
     TimedOut,
-    /// Something outside of the recording, the task that publishes a stream into a topic, has ended
-    /// it. After the first two of these causes, its topic is finished; after the others, it may not
-    /// be:
+    /// Something outside of the recording has ended it. After the first two of these causes, its
+    /// topic is finished; after the others, it may not be:
     ///
     /// - [`Topic::finish`](crate::hub::Topic::finish) was called for its topic.
     /// - The hub was [drained](crate::hub::Hub::drain_recordings).

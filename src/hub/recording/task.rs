@@ -68,16 +68,14 @@ impl Items {
     }
 }
 
-/// The next action of a recording, a task that publishes a stream into a topic: publish events, or
-/// end.
+/// The next action of a recording: publish events, or end.
 enum Step {
     Publish(Vec<Event>),
     Fail(BoxError),
     End(Outcome),
 }
 
-/// Runs a recording, a task that publishes a stream into a topic, to its end. Then sends its
-/// outcome through `outcome`.
+/// Runs a recording to its end. Then sends its outcome through `outcome`.
 pub(super) async fn run(
     registered: Registered,
     items: Items,
@@ -89,9 +87,8 @@ pub(super) async fn run(
     outcome.send_replace(Some(ended));
 }
 
-/// An entry in the list of this node's recordings, the tasks that publish streams into topics.
-/// Dropping this value removes the recording from the list, for example when the tokio runtime is
-/// shut down.
+/// An entry in the list of this node's recordings. Dropping this value removes the recording from
+/// the list, for example when the tokio runtime is shut down.
 pub(super) struct Registered {
     core: Arc<Core>,
     local: Arc<Local>,
@@ -197,6 +194,8 @@ async fn record(core: &Arc<Core>, local: &Local, mut items: Items, settings: Set
     // If another node has published the will and died, this node finishes the topic.
     match finish(core, local).await {
         Ok(()) if !local.has_foreign_will() => ended,
+        // The topic does not exist, because the hub has too many topics.
+        Err(Failure::Refused(_)) if core.backend.is_none() => Outcome::Failed,
         _ => Outcome::Interrupted,
     }
 }
@@ -280,8 +279,11 @@ async fn publish(core: &Arc<Core>, local: &Local, events: Vec<Event>) -> Result<
 async fn finish(core: &Arc<Core>, local: &Local) -> Result<(), Failure> {
     let topic = &local.announced.topic;
     if core.backend.is_none() {
-        // The only other error is `TooManyTopics`.
-        return if core.finish(topic).await.is_err() && core.is_shut_down() { Err(Failure::Ended) } else { Ok(()) };
+        return match core.finish(topic).await {
+            Ok(()) => Ok(()),
+            Err(_) if core.is_shut_down() => Err(Failure::Ended),
+            Err(error) => Err(Failure::Refused(error.into())),
+        };
     }
     let record = Record { topic: topic.clone(), kind: RecordKind::Finish, event: Bytes::new() };
     append::append(core, local, vec![record]).await

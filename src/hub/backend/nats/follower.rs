@@ -62,6 +62,9 @@ enum Source {
     /// In a cluster, only the meta leader can create a consumer. While the meta leader is being
     /// elected, the leader of the stream can already return single messages.
     Starting(Starting, u32),
+    /// The NATS server has created a consumer. The follower has not checked yet that the stream is
+    /// still the same log.
+    Unchecked(Box<Consumer>),
     Consumer(Box<Consumer>),
 }
 
@@ -125,13 +128,18 @@ impl Follower {
         loop {
             let page = match &mut self.source {
                 Source::Consumer(_) => Some(self.receive_page(stream, confirmations).await?),
+                Source::Unchecked(_) => {
+                    // If the future is dropped here, the next call checks again.
+                    expect_log(stream, identity, self.epoch).await?;
+                    self.use_consumer();
+                    confirmations.set_following(true);
+                    None
+                }
                 Source::Starting(starting, failures) => {
                     let failures = *failures;
                     match timeout(WITHOUT_CONSUMER, starting).await {
                         Ok(Ok(consumer)) => {
-                            self.source = Source::Consumer(Box::new(consumer));
-                            expect_log(stream, identity, self.epoch).await?;
-                            confirmations.set_following(true);
+                            self.source = Source::Unchecked(Box::new(consumer));
                             None
                         }
                         Ok(Err(error)) if failures + 1 >= MAX_ATTEMPTS => return Err(error),
@@ -149,6 +157,15 @@ impl Follower {
                 return Ok(page);
             }
         }
+    }
+
+    /// Receives the next messages through the NATS consumer, now that the log is checked.
+    fn use_consumer(&mut self) {
+        let idle = Source::Starting(Box::pin(std::future::pending()), 0);
+        self.source = match std::mem::replace(&mut self.source, idle) {
+            Source::Unchecked(consumer) => Source::Consumer(consumer),
+            other => other,
+        };
     }
 
     /// Requests the messages of the next page from the NATS server one by one, without a consumer.

@@ -16,7 +16,11 @@ use super::{
     shared_check::SharedCheck,
     stream::{State, Stream, is_refusal},
 };
-use crate::{BoxError, hub::backend::Position, random};
+use crate::{
+    BoxError,
+    hub::backend::{Position, fnv::fnv},
+    random,
+};
 use async_nats::{HeaderMap, jetstream::message::PublishMessage};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -171,7 +175,7 @@ impl Mark {
 }
 
 fn epoch_of(id: &str) -> u64 {
-    message::fnv(id.as_bytes())
+    fnv(id)
 }
 
 /// The result of comparing a JetStream stream with the log that a node has used so far.

@@ -3,7 +3,7 @@
 
 use crate::{
     BoxError,
-    hub::backend::{IdFormat, Page, Position, Record, RecordKind},
+    hub::backend::{IdFormat, Page, Position, Record, RecordKind, fnv::fnv},
 };
 use async_nats::{
     HeaderMap, Subject,
@@ -131,12 +131,7 @@ impl Stored {
 /// Returns the hash of a NATS message id. The hash distinguishes messages that have the same
 /// sequence in different logs.
 pub(super) fn identity(id: &str) -> u64 {
-    fnv(id.as_bytes())
-}
-
-/// Returns the FNV-1a hash of these bytes. The hash is the same on every machine.
-pub(super) fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    fnv(id)
 }
 
 impl From<StreamMessage> for Stored {

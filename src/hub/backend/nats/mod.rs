@@ -372,13 +372,18 @@ impl Backend for NatsBackend {
         let reported = self.reported.load(Relaxed);
         if log.is_some_and(|log| reported != 0 && reported != log.epoch) {
             *kept = None;
+            self.confirmations.set_following(false);
             return Err("the stream was replaced".into());
         }
         let follower = match kept.take().filter(|follower| follower.after == after) {
             Some(follower) => follower,
-            None => Follower::new(&stream, &self.identity.check(&stream).await?.0, after),
+            None => {
+                self.confirmations.set_following(false);
+                Follower::new(&stream, &self.identity.check(&stream).await?.0, after)
+            }
         };
         if reported != 0 && follower.epoch != reported {
+            self.confirmations.set_following(false);
             return Err("the stream was replaced".into());
         }
         // A failed follower is dropped. If this future is dropped early, the follower is kept for

@@ -1,6 +1,6 @@
 //! The schema of a log in Postgres: its tables and functions in SQL, and how they are created.
 
-use crate::BoxError;
+use crate::{BoxError, hub::backend::fnv::fnv};
 use tokio_postgres::{Client, error::SqlState, types::Type};
 
 /// The version of the schema that this crate uses.
@@ -51,9 +51,7 @@ impl Schema {
     /// Replaces the placeholders in an SQL text, such as `{schema}`, with the names and limits of
     /// this log.
     pub(super) fn sql(&self, text: &str) -> String {
-        // FNV-1a, because all nodes have to compute the same hash, whatever their compiler is.
-        let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        let hash = self.name.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+        let hash = fnv(&self.name);
         text.replace("{schema}", &format!("\"{}\"", self.name))
             .replace("{channel}", &self.name)
             // The key is positive, and smaller than the greatest one. The next key is used, too.

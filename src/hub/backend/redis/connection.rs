@@ -2,7 +2,7 @@
 
 #[cfg(feature = "redis-tls")]
 use crate::hub::backend::tls::Tls;
-use crate::{BoxError, random};
+use crate::{BoxError, hub::backend::fnv::fnv, random};
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisConnectionInfo,
     RedisError, ServerErrorKind, Value,
@@ -14,9 +14,7 @@ use redis::{
 use std::path::PathBuf;
 use std::{
     error::Error,
-    fmt,
-    hash::{DefaultHasher, Hash, Hasher},
-    io,
+    fmt, io,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
@@ -321,9 +319,7 @@ async fn region(commands: &mut MultiplexedConnection) -> Result<u64, RedisError>
 /// `run_id`. A server gets another `run_id` each time it starts.
 fn identity(info: &str) -> Option<u64> {
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:"))?.trim();
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    (!id.is_empty()).then(|| hasher.finish())
+    (!id.is_empty()).then(|| fnv(id))
 }
 
 struct Driver(AbortHandle);

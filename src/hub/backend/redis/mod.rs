@@ -9,7 +9,7 @@ mod follower;
 pub mod fuzzing;
 mod losses;
 
-use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record};
+use super::{Appended, Backend, Bounds, IdFormat, Page, Position, Record, fnv::fnv};
 use crate::BoxError;
 use commands::{Command, Commands};
 use connection::{Connection, RequestError, Server};
@@ -20,7 +20,6 @@ use std::path::PathBuf;
 use std::{
     collections::HashSet,
     fmt,
-    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex as SyncMutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -303,9 +302,7 @@ impl RedisBackend {
     /// stream. A stream that is deleted and created again keeps the epoch. Positions contain times,
     /// so the positions of the new stream are greater.
     fn epoch(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.stream.hash(&mut hasher);
-        hasher.finish()
+        fnv(&self.stream)
     }
 
     /// Returns the maximum age of entries in milliseconds. 0 means that the age is not limited.
