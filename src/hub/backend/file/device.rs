@@ -1,10 +1,11 @@
-//! Two kinds of storage for the database `redb`, in addition to a normal file: a file whose writes
-//! are not synced, and a file that is only read.
+//! The kinds of storage for the database `redb`: a file whose blocks are allocated ahead of the
+//! writes, a file whose writes are not synced, and a file that is only read.
 
-use redb::{StorageBackend, backends::FileBackend};
+use redb::{BackendError, StorageBackend, backends::FileBackend};
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
+    ops::Bound,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -39,6 +40,109 @@ impl StorageBackend for Unsynced {
 
     fn close(&self) -> io::Result<()> {
         self.0.close()
+    }
+}
+
+/// The maximum number of zero bytes that are written to the file after a new block.
+const AHEAD: u64 = 1 << 20;
+
+/// The zero bytes of one write to the file. A longer part of the file takes several writes.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A database file whose blocks are allocated before the database writes to them.
+///
+/// A new block changes the metadata of the file system, and `fdatasync` then also writes this
+/// metadata. So a write to a new block also writes zeros to the blocks after it: up to an eighth of
+/// the file, and up to [`AHEAD`]. The writes to these blocks need no new metadata.
+#[derive(Debug)]
+pub(super) struct Allocated {
+    file: FileBackend,
+    /// The offset in the file from which nothing was written yet. The part after it reads as zero.
+    unwritten: Mutex<u64>,
+}
+
+impl Allocated {
+    pub(super) fn new(file: FileBackend) -> io::Result<Self> {
+        let unwritten = Mutex::new(file.len()?);
+        Ok(Self { file, unwritten })
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, u64> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes zeros to a part of the file that was not written before.
+    fn allocate(&self, mut begin: u64, end: u64) -> io::Result<()> {
+        while begin < end {
+            let zeros = &ZEROS[..(end - begin).min(ZEROS.len() as u64) as usize];
+            self.file.write(begin, zeros)?;
+            begin += zeros.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for Allocated {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut unwritten = self.unwritten();
+        self.file.set_len(len)?;
+        *unwritten = len.min(*unwritten);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        // Readers write pages, too, if the cache is full. The lock prevents that zeros replace such
+        // a page.
+        let mut unwritten = self.unwritten();
+        self.file.write(offset, data)?;
+        let end = offset + data.len() as u64;
+        if end > *unwritten {
+            let ahead = end.saturating_add(AHEAD.min(end / 8)).min(self.file.len()?).max(end);
+            *unwritten = ahead;
+            // The disk may be full, but the database does not need these blocks yet.
+            let _not_needed_yet = self.allocate(end, ahead);
+        }
+        Ok(())
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.query_lock_range(start, end)
     }
 }
 
@@ -143,5 +247,74 @@ impl StorageBackend for ReadOnly {
 
     fn close(&self) -> io::Result<()> {
         self.file.close()
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::{env, fs, fs::File, os::unix::fs::MetadataExt, path::PathBuf, process};
+
+    struct TestFile(PathBuf);
+
+    impl TestFile {
+        fn open(name: &str) -> (Self, Allocated) {
+            let path = env::temp_dir().join(format!("tower-sse-device-{name}-{}", process::id()));
+            let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+            (Self(path), Allocated::new(FileBackend::new(file).unwrap()).unwrap())
+        }
+    }
+
+    impl Drop for TestFile {
+        fn drop(&mut self) {
+            fs::remove_file(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn blocks_after_a_new_block_are_allocated() {
+        let (file, device) = TestFile::open("blocks");
+        let allocated = || fs::metadata(&file.0).unwrap().blocks() * 512;
+        device.set_len(64 << 20).unwrap();
+        device.write(16 << 20, &[1; 4096]).unwrap();
+        device.sync_data().unwrap();
+        let after_first = allocated();
+        assert!((AHEAD + 4096..2 * AHEAD).contains(&after_first), "{after_first}");
+        for block in 1..=AHEAD / 4096 {
+            device.write((16 << 20) + block * 4096, &[1; 4096]).unwrap();
+        }
+        device.sync_data().unwrap();
+        let after_all = allocated();
+        // The file system may need blocks for its own metadata.
+        assert!(after_all < after_first + AHEAD / 8, "{after_first} {after_all}");
+
+        let len = device.len().unwrap();
+        device.write(len - 4096, &[1; 4096]).unwrap();
+        assert_eq!(device.len().unwrap(), len, "the length does not change");
+    }
+
+    #[test]
+    fn zeros_replace_no_data() {
+        let (_file, device) = TestFile::open("zeros");
+        let mut random = 1_u64;
+        let mut random = |limit: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % limit
+        };
+        let mut expected = Vec::new();
+        for n in 0..3000_u32 {
+            if expected.is_empty() || random(20) == 0 {
+                let len = 4096 * (1 + random(100));
+                device.set_len(len).unwrap();
+                expected.resize(len as usize, 0);
+            }
+            let at = 4096 * random(expected.len() as u64 / 4096);
+            let data = [n as u8 | 1; 4096];
+            device.write(at, &data).unwrap();
+            expected[at as usize..][..4096].copy_from_slice(&data);
+            let mut found = vec![0; expected.len()];
+            device.read(0, &mut found).unwrap();
+            assert!(found == expected, "write {n} at {at}");
+        }
     }
 }

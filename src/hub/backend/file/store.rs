@@ -2,7 +2,7 @@
 
 use super::{
     Durability,
-    device::{ReadOnly, Unsynced},
+    device::{Allocated, ReadOnly, Unsynced},
     error::{FileError, Kind, file_error, guarded},
     mark::is_read_only,
     page::PageReader,
@@ -134,7 +134,9 @@ impl Store {
         let database = guarded(|| {
             Ok(match (&read_only, durability) {
                 (Some(_), _) => builder.create_with_backend(ReadOnly::new(device).map_err(redb::Error::Io)?)?,
-                (None, Durability::Disk) => builder.create_with_backend(device)?,
+                (None, Durability::Disk) => {
+                    builder.create_with_backend(Allocated::new(device).map_err(redb::Error::Io)?)?
+                }
                 (None, Durability::Process) => builder.create_with_backend(Unsynced(device))?,
             })
         })?;
